@@ -1,0 +1,1 @@
+"""What takes long: data sets, models, training, and building a bundle."""
