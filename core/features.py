@@ -1,0 +1,78 @@
+"""Tangent features: the sketched Jacobian of a measurement at given images, for training images and queries alike."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.jacobians import Outer, forward_with_penultimate, jacobian_blocks
+from core.kernels import FactorKernel, Kernel, LinearKernel
+from core.sketches import Sketch, SketchSpec, make_sketch
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass gives: logits (B, C) and penultimate features (B, D), both float32."""
+
+    logits: np.ndarray
+    penultimate: np.ndarray
+
+
+class FeatureMap:
+    """A trained network and a sketch: maps images and classes to features; the same numbers on every call."""
+
+    def __init__(self, model: nn.Module, spec: SketchSpec, *, ntk: bool, batch_size: int = 1000) -> None:
+        """Put the model in eval mode and fix the sketch.
+
+        Args:
+            model: the trained network, on the device where features are to be computed.
+            spec: the sketch.
+            ntk: whether weight blocks are scaled as in the NTK parameterisation.
+            batch_size: examples whose Jacobian is in memory at a time.
+
+        Raises:
+            ValueError: if the sketch cannot be made.
+        """
+        self.model = model.eval()
+        self.sketch: Sketch = make_sketch(spec)
+        self.ntk, self.batch_size = ntk, batch_size
+        self._device = next(model.parameters()).device
+
+    def features(self, inputs: Tensor, targets: Tensor | np.ndarray, *, measurement: str = "logit") -> np.ndarray:
+        """Give (N, W) float32 features of the measurement at `targets` (N,) for inputs (N, ...)."""
+        targets = torch.as_tensor(targets, dtype=torch.int64)
+        parts = []
+        for start in range(0, len(inputs), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            batch, classes = inputs[part].to(self._device), targets[part].to(self._device)
+            blocks = jacobian_blocks(self.model, batch, classes, measurement=measurement, ntk=self.ntk)
+            parts.append(self.sketch(blocks).cpu().numpy())
+        return np.concatenate(parts)
+
+    def outputs(self, inputs: Tensor) -> Outputs:
+        """Give logits and penultimate features for inputs (N, ...)."""
+        pairs = []
+        for start in range(0, len(inputs), self.batch_size):
+            batch = inputs[start : start + self.batch_size].to(self._device)
+            pairs.append(tuple(t.cpu().numpy() for t in forward_with_penultimate(self.model, batch)))
+        logits, penultimate = zip(*pairs, strict=True)
+        return Outputs(np.concatenate(logits), np.concatenate(penultimate))
+
+    def layout(self, example: Tensor) -> tuple[tuple[int, int], ...] | None:
+        """Give the (fan_out, fan_in) of every layer if all parameters are weights of `Linear` layers, else None.
+
+        Args:
+            example: (1, ...), any input.
+        """
+        blocks = jacobian_blocks(self.model, example.to(self._device), torch.zeros(1, dtype=torch.int64, device=self._device))
+        return tuple(b.shape for b in blocks) if all(isinstance(b, Outer) for b in blocks) else None
+
+
+def kernel_of(spec: SketchSpec, layout: tuple[tuple[int, int], ...] | None) -> Kernel:
+    """Give the kernel that multiplies a sketch's features; the exact one needs the layers' layout."""
+    if spec.kind != "exact":
+        return LinearKernel()
+    if layout is None:
+        raise ValueError("The exact kernel needs a network of Linear weights alone.")
+    return FactorKernel(layout)

@@ -1,0 +1,273 @@
+"""Greedy subset selection by InfoLoss, InfoGain and InfoGain (approx).
+
+All three are one recursion. Let A be a positive definite matrix over the candidates with diagonal a, and c a column of
+covariances with the query. Picking i changes the query's variance by c_i^2 / a_i, and then A and c are updated by one column of a
+Cholesky factor. With A = K + sigma2 I and c = k_*, picks are *added* to an empty set and the variance falls: InfoGain.
+With A = P = (K + sigma2 I)^-1 and c = P k_*, picks are *taken away* from D and the variance rises: InfoLoss. One pick
+costs a column of A and O(n m); nothing K x K or n x n is formed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.pool import Pool
+from core.posterior import Columns, Conditioning
+from core.search import InnerProductIndex
+
+_TIE = 1e-10  # scores this close (relatively) are a tie: duplicates differ in their last bits only
+_PREFETCH = 32  # columns computed together when a column is not free
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The picks of one method, in the order they were made; M may be below the budget when the pool is smaller.
+
+    Args:
+        indices: (M,) int64 rows of the pool.
+        scores: (M,) float64, the criterion's value at the time of the pick.
+        signs: (M,) int8, sign of the covariance with the query at the time of the pick: +1 proponent, -1 opponent.
+        nats: (M,) float64 information of the first m + 1 picks (mean over queries), or None where a method has none.
+    """
+
+    indices: np.ndarray
+    scores: np.ndarray
+    signs: np.ndarray
+    nats: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Make the arrays read-only."""
+        for array in (self.indices, self.scores, self.signs, self.nats):
+            if array is not None:
+                array.setflags(write=False)
+
+
+def info_gain(
+    features: np.ndarray | Pool, queries: np.ndarray, sigma2: float, budget: int, *, exclude: Sequence[int] = ()
+) -> Selection:
+    """Select greedily by InfoGain: argmax over x of ||v_x*||^2 / (sigma2 + v_x), given the picks so far.
+
+    Args:
+        features: (N, K) features of the pool, or a `Pool` that keeps its Gram between calls.
+        queries: (K,) or (Q, K); with several, the mean information is reported.
+        sigma2: observation noise variance, positive.
+        budget: picks M, at least 1.
+        exclude: rows that may not be picked.
+
+    Returns:
+        The picks; `nats` is InfoGain(S) = 1/2 log(v_*(empty) / v_*(S)).
+
+    Raises:
+        ValueError: for a budget, sigma2, shape or value that cannot be used.
+    """
+    pool, queries = _checked(features, queries, sigma2, budget)
+    return _gain(pool, queries, sigma2, budget, exclude, divide=True)
+
+
+def info_gain_approx(
+    features: np.ndarray | Pool,
+    queries: np.ndarray,
+    sigma2: float,
+    budget: int,
+    *,
+    exclude: Sequence[int] = (),
+    index: InnerProductIndex | None = None,
+) -> Selection:
+    """Select by InfoGain without its denominator: argmax over x of ||v_x*||^2 = (phi_x^T S_A^-1 phi_*)^2.
+
+    Args:
+        features: (N, K), or a `Pool`.
+        queries: (K,) or (Q, K).
+        sigma2: observation noise variance, positive.
+        budget: picks M, at least 1.
+        exclude: rows that may not be picked.
+        index: an inner-product index over the same rows; every pick is then two searches, with r = S_A^-1 phi_* and
+            with -r, in place of a scan. One query only. A flat index gives what the scan gives.
+
+    Returns:
+        The picks; `nats` is the exact InfoGain(S) of what was picked.
+
+    Raises:
+        ValueError: for a budget, sigma2, shape or value that cannot be used.
+    """
+    pool, queries = _checked(features, queries, sigma2, budget)
+    if index is None:
+        return _gain(pool, queries, sigma2, budget, exclude, divide=False)
+    if len(queries) != 1:
+        raise ValueError("An index serves one query at a time; leave index out for several.")
+    return _gain_by_index(pool.features, queries[0], sigma2, budget, exclude, index)
+
+
+def info_loss(
+    features: np.ndarray | Pool,
+    queries: np.ndarray,
+    sigma2: float,
+    budget: int,
+    *,
+    exclude: Sequence[int] = (),
+    conditioning: Conditioning | None = None,
+) -> Selection:
+    """Select greedily by InfoLoss: argmax over x of ||v_x*||^2 / (sigma2 - v_x), given D without the picks so far.
+
+    Args:
+        features: (N, K), or a `Pool` that keeps its eigendecomposition between calls.
+        queries: (K,) or (Q, K).
+        sigma2: observation noise variance, positive.
+        budget: picks M, at least 1.
+        exclude: rows taken out of the conditioning set beforehand, and never picked (a query that is itself in D).
+        conditioning: a larger set D that contains the pool, such as all training examples; the pool itself by default.
+
+    Returns:
+        The picks; `nats` is InfoLoss(S) = 1/2 log(v_*(D without S) / v_*(D)).
+
+    Raises:
+        ValueError: for a budget, sigma2, shape or value that cannot be used.
+    """
+    pool, queries = _checked(features, queries, sigma2, budget)
+    posterior = (conditioning or pool).posterior(queries, sigma2)
+    # Without any of the others, x alone has precision 1 / (sigma2 + k_xx): rounding must not take it lower.
+    floor = 1 / (sigma2 + pool.diagonal)
+    run = _Recursion(np.maximum(posterior.precision, floor), posterior.alpha, floor, posterior.precision_columns, budget, exclude)
+    for index in exclude:
+        run.pick(index)
+    before = posterior.variance + run.change
+    nats = []
+    while run.open(budget + len(exclude)):
+        run.pick(run.best(divide=True))
+        nats.append(_half_log_ratio(posterior.variance + run.change, before))
+    return run.selection(nats, skip=len(exclude))
+
+
+def _gain(
+    pool: Pool, queries: np.ndarray, sigma2: float, budget: int, exclude: Sequence[int], *, divide: bool
+) -> Selection:
+    prior = pool.prior(queries)
+    floor = np.full(len(pool), sigma2)
+    run = _Recursion(pool.diagonal + sigma2, pool.cross(queries), floor, pool.columns, budget, exclude, free=pool.has_gram)
+    nats = []
+    while run.open(budget):
+        run.pick(run.best(divide=divide))
+        nats.append(_half_log_ratio(prior, prior - run.change))
+    return run.selection(nats)
+
+
+class _Recursion:
+    """The state of the recursion in this file's head: diagonal a, covariances c, and the factor's columns so far."""
+
+    def __init__(
+        self,
+        diagonal: np.ndarray,
+        cross: np.ndarray,
+        floor: np.ndarray,
+        columns: Columns,
+        budget: int,
+        exclude: Sequence[int],
+        *,
+        free: bool = False,
+    ) -> None:
+        self.a, self.c, self.floor, self.columns = diagonal.copy(), cross.copy(), floor, columns
+        self.prefetch = 1 if free else _PREFETCH
+        self.change = np.zeros(cross.shape[1])  # by how much the picks moved each query's variance
+        self.closed = np.zeros(len(diagonal), dtype=bool)
+        self.closed[list(exclude)] = True
+        self.factor = np.empty((min(budget + len(exclude), len(diagonal)), len(diagonal)))
+        self.picks: list[int] = []
+        self.scores: list[float] = []
+        self.signs: list[int] = []
+        self.fetched: dict[int, np.ndarray] = {}
+
+    def open(self, limit: int) -> bool:
+        return len(self.picks) < limit and not self.closed.all()
+
+    def best(self, *, divide: bool) -> int:
+        scores = np.einsum("nq,nq->n", self.c, self.c)
+        if divide:
+            scores /= self.a
+        scores[self.closed] = -1.0
+        self.ranking = scores
+        index = first_of_best(scores)
+        self.scores.append(float(scores[index]))
+        return index
+
+    def pick(self, index: int) -> None:
+        count = len(self.picks)
+        done = self.factor[:count]
+        root = np.sqrt(self.a[index])
+        column = (self.column(index) - done[:, index] @ done) / root
+        cross = self.c[index] / root
+        column[index] = 0.0  # its own entry never matters again, and here the diagonal of A may lack sigma2
+        self.signs.append(int(np.sign(cross.sum())))
+        self.change += cross**2
+        self.c -= np.outer(column, cross)
+        np.maximum(self.a - column**2, self.floor, out=self.a)
+        self.factor[count] = column
+        self.picks.append(index)
+        self.closed[index] = True
+
+    def column(self, index: int) -> np.ndarray:
+        if index not in self.fetched:
+            wanted = [index]
+            if self.prefetch > 1 and hasattr(self, "ranking"):
+                likely = np.argsort(-self.ranking, kind="stable")[: self.prefetch]
+                wanted += [int(i) for i in likely if i != index and not self.closed[i]]
+            self.fetched = dict(zip(wanted, self.columns(wanted).T, strict=True))
+        return self.fetched[index]
+
+    def selection(self, nats: list[float], *, skip: int = 0) -> Selection:
+        return Selection(
+            np.array(self.picks[skip:], dtype=np.int64),
+            np.array(self.scores),
+            np.array(self.signs[skip:], dtype=np.int8),
+            np.array(nats),
+        )
+
+
+def _gain_by_index(
+    features: np.ndarray, query: np.ndarray, sigma2: float, budget: int, exclude: Sequence[int], index: InnerProductIndex
+) -> Selection:
+    query = query.astype(np.float64)
+    prior = variance = float(query @ query)
+    residual = query.copy()  # r = S_A^-1 phi_*
+    directions: list[tuple[np.ndarray, float]] = []  # S_A^-1 phi_i and sigma2 + v_i of each pick, given those before it
+    picks, scores, signs, nats = [], [], [], []
+    while len(picks) < min(budget, len(features) - len(exclude)):
+        best, covariance = index.largest_square(residual, features, excluded=[*exclude, *picks])
+        phi = features[best].astype(np.float64)
+        direction = phi - sum((d * (d @ phi) / noise for d, noise in directions), start=np.zeros_like(phi))
+        noise = max(float(phi @ direction), 0.0) + sigma2
+        residual -= direction * covariance / noise
+        variance -= covariance**2 / noise
+        directions.append((direction, noise))
+        picks.append(best)
+        scores.append(covariance**2)
+        signs.append(int(np.sign(covariance)))
+        nats.append(_half_log_ratio(np.array([prior]), np.array([variance])))
+    return Selection(np.array(picks, dtype=np.int64), np.array(scores), np.array(signs, dtype=np.int8), np.array(nats))
+
+
+def first_of_best(scores: np.ndarray) -> int:
+    """Give the lowest index whose score ties with the largest, (n,) non-negative scores."""
+    return int(np.argmax(scores >= scores.max() * (1 - _TIE)))
+
+
+def _half_log_ratio(above: np.ndarray, below: np.ndarray) -> float:
+    """Mean over queries of 1/2 log(above / below), in nats; a query without variance carries no information."""
+    tiny = np.finfo(float).tiny
+    return float(np.mean(0.5 * np.log(np.maximum(above, tiny) / np.maximum(below, tiny))))
+
+
+def _checked(
+    features: np.ndarray | Pool, queries: np.ndarray, sigma2: float, budget: int
+) -> tuple[Pool, np.ndarray]:
+    pool = features if isinstance(features, Pool) else Pool(np.asarray(features))
+    queries = np.atleast_2d(queries)
+    if queries.ndim != 2 or queries.shape[1] != pool.features.shape[1]:
+        raise ValueError(f"Queries need {pool.features.shape[1]} features like the pool's, not shape {queries.shape}.")
+    if not np.isfinite(queries).all():
+        raise ValueError("The query's features hold values that are not finite.")
+    if not (np.isfinite(sigma2) and sigma2 > 0):
+        raise ValueError(f"sigma2 is a variance and must be a positive number, not {sigma2}.")
+    if budget < 1:
+        raise ValueError(f"The budget M must be at least 1, not {budget}.")
+    return pool, queries

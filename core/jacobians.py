@@ -1,0 +1,241 @@
+"""Per-example Jacobians of a scalar measurement, layer by layer, without a loop over examples.
+
+One forward and one backward pass give, for every layer, its input a and the gradient delta of the measurement with
+respect to its output. The gradient of a weight is then delta (x) a for `Linear` (kept as the two factors), a product with the
+unfolded input for `Conv2d`, and a sum over positions for `BatchNorm`. Any other parameter goes through `torch.func`.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from core.measurements import MEASUREMENTS
+
+KAIMING_GAIN = 2.0**0.5
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The gradient of one weight as factors: for example b it is `scale * delta[b] (x) activation[b]`."""
+
+    name: str
+    delta: Tensor  # (B, fan_out)
+    activation: Tensor  # (B, fan_in)
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the weight, (fan_out, fan_in)."""
+        return self.delta.shape[1], self.activation.shape[1]
+
+    def form(self) -> Tensor:
+        """Give the gradient itself, (B, fan_out, fan_in)."""
+        return self.scale * self.delta[:, :, None] * self.activation[:, None, :]
+
+
+@dataclass(frozen=True)
+class Formed:
+    """The gradient of one parameter, written out as a matrix an example."""
+
+    name: str
+    gradient: Tensor  # (B, rows, columns)
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the parameter seen as a matrix."""
+        return self.gradient.shape[1], self.gradient.shape[2]
+
+    def form(self) -> Tensor:
+        """Give the gradient itself, (B, rows, columns)."""
+        return self.scale * self.gradient
+
+
+Block = Outer | Formed
+
+
+def jacobian_blocks(
+    model: nn.Module, inputs: Tensor, targets: Tensor, *, measurement: str = "logit", ntk: bool = False
+) -> list[Block]:
+    """Differentiate `measurement(model(x), y)` by every parameter, for each example of a batch.
+
+    Examples must not influence each other, so the model has to be in eval mode. Memory is that of one training step, and
+    for convolutions that of one weight gradient an example: choose the batch accordingly.
+
+    Args:
+        model: any module that maps (B, ...) to logits (B, C).
+        inputs: (B, ...).
+        targets: (B,) int64, the class whose measurement is taken.
+        measurement: a name of `core.measurements.MEASUREMENTS`.
+        ntk: scale each weight's block by gain / sqrt(fan_in), gain = sqrt(2) (the NTK parameterisation of
+            Kaiming-normal layers, Jacot et al. 2018); predictions are not changed.
+
+    Returns:
+        One block a parameter that the model has, in the order of `named_parameters`; blocks carry no autograd graph.
+
+    Raises:
+        ValueError: if the model is in training mode, or a batch norm keeps no running statistics.
+    """
+    if model.training:
+        raise ValueError("Jacobians need the model in eval mode: call model.eval() first.")
+    measure = MEASUREMENTS[measurement]
+    layers = _supported_layers(model)
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    with torch.enable_grad(), _recorded(layers, calls):
+        total = measure(model(inputs), targets).sum()
+        outputs = [output for records in calls.values() for _, output in records]
+        deltas = iter(torch.autograd.grad(total, outputs, allow_unused=True) if outputs else ())
+
+    blocks: dict[str, Block] = {}
+    for name, records in calls.items():
+        triples = [(a.detach(), _or_zeros(next(deltas), output)) for a, output in records]
+        blocks |= {block.name: block for block in _layer_blocks(name, layers[name], triples, ntk=ntk)}
+    names = [name for name, _ in model.named_parameters()]
+    missing = [name for name in names if name not in blocks]
+    if missing:
+        blocks |= {block.name: block for block in _fallback(model, missing, inputs, targets, measure)}
+    return [blocks[name] for name in names]
+
+
+def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the model once and also give what enters its last `Linear` layer (the penultimate features).
+
+    Args:
+        model: a module with at least one `Linear` layer.
+        inputs: (B, ...).
+
+    Returns:
+        Logits (B, C) and penultimate features (B, D).
+
+    Raises:
+        ValueError: if no `Linear` layer runs.
+    """
+    seen: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            logits = model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise ValueError("The model has no Linear layer, so it has no penultimate features.")
+    return logits, seen[-1].flatten(1)
+
+
+def _supported_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Pick the layers differentiated by hand: exact types only, and no parameter shared with another module."""
+    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    layers = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(f"Batch norm '{name}' keeps no running statistics, so examples influence each other.")
+        own = list(module.parameters(recurse=False))
+        if type(module) in _RULES and own and all(uses[id(p)] == 1 for p in own):
+            layers[name] = module
+    return layers
+
+
+@contextmanager
+def _recorded(layers: dict[str, nn.Module], calls: dict[str, list[tuple[Tensor, Tensor]]]) -> Iterator[None]:
+    """Record each layer's input and output; the network goes on with a copy, so in-place operations do no harm."""
+
+    def record(name: str):
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+            calls[name].append((args[0], output))
+            return output.clone()
+
+        return hook
+
+    hooks = [module.register_forward_hook(record(name)) for name, module in layers.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if gradient is None else gradient.detach()
+
+
+def _layer_blocks(
+    name: str, layer: nn.Module, records: list[tuple[Tensor, Tensor]], *, ntk: bool
+) -> Iterable[Block]:
+    """Turn the recorded (input, delta) pairs of one layer into blocks; several calls of a layer add up."""
+    prefix = f"{name}." if name else ""
+    weight_rule, bias_rule = _RULES[type(layer)]
+    if layer.weight is not None:
+        fan_in = layer.weight[0].numel()
+        scale = KAIMING_GAIN / fan_in**0.5 if ntk and isinstance(layer, nn.Linear | nn.Conv2d) else 1.0
+        activation, delta = records[0]
+        if isinstance(layer, nn.Linear) and len(records) == 1 and activation.dim() == 2:
+            yield Outer(f"{prefix}weight", delta, activation, scale)
+        else:
+            yield Formed(f"{prefix}weight", sum(weight_rule(layer, a, d) for a, d in records), scale)
+    if layer.bias is not None:
+        yield Formed(f"{prefix}bias", sum(bias_rule(d) for _, d in records))
+
+
+def _linear_weight(_: nn.Linear, activation: Tensor, delta: Tensor) -> Tensor:
+    return torch.einsum("b...o,b...i->boi", delta, activation)
+
+
+def _linear_bias(delta: Tensor) -> Tensor:
+    return delta.flatten(1, -2).sum(1)[:, None, :] if delta.dim() > 2 else delta[:, None, :]
+
+
+def _conv_weight(layer: nn.Conv2d, activation: Tensor, delta: Tensor) -> Tensor:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        activation = nn.functional.pad(activation, layer._reversed_padding_repeated_twice, mode=mode)
+        padding: tuple[int, ...] = (0, 0)
+    else:
+        padding = layer.padding
+    patches = nn.functional.unfold(activation, layer.kernel_size, layer.dilation, padding, layer.stride)
+    groups, batch = layer.groups, len(delta)
+    patches = patches.view(batch, groups, -1, patches.shape[-1])
+    delta = delta.reshape(batch, groups, -1, patches.shape[-1])
+    return (delta @ patches.transpose(-1, -2)).flatten(1, 2)
+
+
+def _batch_norm_weight(layer: nn.BatchNorm2d, activation: Tensor, delta: Tensor) -> Tensor:
+    shape = (1, -1) + (1,) * (activation.dim() - 2)
+    scale = (layer.running_var + layer.eps).rsqrt()
+    return _channel_sum(delta * (activation - layer.running_mean.view(shape)) * scale.view(shape))
+
+
+def _channel_sum(delta: Tensor) -> Tensor:
+    return delta.reshape(*delta.shape[:2], -1).sum(-1)[:, None, :]
+
+
+_RULES = {
+    nn.Linear: (_linear_weight, _linear_bias),
+    nn.Conv2d: (_conv_weight, _channel_sum),
+    nn.BatchNorm1d: (_batch_norm_weight, _channel_sum),
+    nn.BatchNorm2d: (_batch_norm_weight, _channel_sum),
+}
+
+
+def _fallback(model: nn.Module, names: list[str], inputs: Tensor, targets: Tensor, measure) -> Iterable[Formed]:
+    """Differentiate the named parameters by torch.func, one example at a time under vmap."""
+    parameters = {name: p.detach() for name, p in model.named_parameters() if name in names}
+
+    def scalar(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return measure(functional_call(model, values, (x[None],)), y[None])[0]
+
+    for name, gradient in vmap(grad(scalar), in_dims=(None, 0, 0))(parameters, inputs, targets).items():
+        batch = len(gradient)
+        rows = gradient.shape[1] if gradient.dim() > 2 else 1
+        yield Formed(name, gradient.detach().reshape(batch, rows, -1))

@@ -1,0 +1,74 @@
+"""Inner products between features, whatever form the sketch gave them; always computed in float64."""
+
+from typing import Protocol
+
+import numpy as np
+
+_ROWS_AT_ONCE = 2048
+
+
+class Kernel(Protocol):
+    """Inner products of Jacobians from their stored form.
+
+    `explicit` tells whether a row is a feature vector, so that an index and a K x K Gram make sense.
+    """
+
+    explicit: bool
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Give k(x, y), (n, m) float64, for stored rows x (n, W) and y (m, W)."""
+        ...
+
+    def diagonal(self, x: np.ndarray) -> np.ndarray:
+        """Give k(x_i, x_i), (n,) float64."""
+        ...
+
+
+class LinearKernel:
+    """Rows are feature vectors phi: k(x, y) = <phi(x), phi(y)>."""
+
+    explicit = True
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:  # noqa: D102
+        right = _double(y).T
+        return np.concatenate([_double(part) @ right for part in _chunks(x)]) if len(x) else np.zeros((0, len(y)))
+
+    def diagonal(self, x: np.ndarray) -> np.ndarray:  # noqa: D102
+        return np.concatenate([np.einsum("nk,nk->n", p, p) for p in map(_double, _chunks(x))]) if len(x) else np.zeros(0)
+
+
+class FactorKernel:
+    """Rows are the factors of `ExactFactors`: k(x, y) = sum over layers of <delta, delta'> <a, a'>, without error."""
+
+    explicit = False
+
+    def __init__(self, layout: tuple[tuple[int, int], ...]) -> None:
+        """Keep the (fan_out, fan_in) of each layer, in stored order."""
+        self.layout = layout
+
+    def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:  # noqa: D102
+        total = np.zeros((len(x), len(y)))
+        for (delta, activation), (delta_y, activation_y) in zip(self._layers(x), self._layers(y), strict=True):
+            total += (delta @ delta_y.T) * (activation @ activation_y.T)
+        return total
+
+    def diagonal(self, x: np.ndarray) -> np.ndarray:  # noqa: D102
+        return sum(
+            (np.einsum("ni,ni->n", delta, delta) * np.einsum("ni,ni->n", a, a) for delta, a in self._layers(x)),
+            start=np.zeros(len(x)),
+        )
+
+    def _layers(self, x: np.ndarray):
+        start = 0
+        for fan_out, fan_in in self.layout:
+            middle, end = start + fan_out, start + fan_out + fan_in
+            yield _double(x[:, start:middle]), _double(x[:, middle:end])
+            start = end
+
+
+def _double(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, dtype=np.float64)
+
+
+def _chunks(x: np.ndarray) -> list[np.ndarray]:
+    return [x[start : start + _ROWS_AT_ONCE] for start in range(0, len(x), _ROWS_AT_ONCE)]

@@ -1,0 +1,38 @@
+"""Scalar measurements of a network's output: the function of the logits whose Jacobian is attributed."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Measurement = Callable[[Tensor, Tensor], Tensor]
+
+
+def logit(logits: Tensor, targets: Tensor) -> Tensor:
+    """Give z_y, the logit of the target class, the measurement of the information methods.
+
+    Args:
+        logits: (B, C).
+        targets: (B,) int64, one class an example.
+
+    Returns:
+        (B,), in logit units.
+    """
+    return logits.gather(1, targets[:, None])[:, 0]
+
+
+def margin(logits: Tensor, targets: Tensor) -> Tensor:
+    """Give TRAK's multiclass margin z_y - logsumexp(z over the other classes) (Park et al. 2023, section 3.3).
+
+    Args:
+        logits: (B, C), C at least 2.
+        targets: (B,) int64.
+
+    Returns:
+        (B,), the log odds of the target class.
+    """
+    others = logits.masked_fill(torch.nn.functional.one_hot(targets, logits.shape[1]).bool(), -torch.inf)
+    return logit(logits, targets) - others.logsumexp(dim=1)
+
+
+MEASUREMENTS: dict[str, Measurement] = {"logit": logit, "margin": margin}

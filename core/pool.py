@@ -1,0 +1,105 @@
+"""The candidate pool: prior covariances of its members and of queries, computed once, in float64, and shared."""
+
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from core.kernels import Kernel, LinearKernel
+from core.posterior import FeatureConditioning, FeatureSpectrum, Posterior, SampleSpectrum, blocks
+
+LARGEST_GRAM = 6000  # members; above this, columns are computed when they are asked for
+
+
+class Pool:
+    """Candidates with their Gram matrix K = Phi Phi^T.
+
+    A pool belongs to one class and one measurement and knows no sigma2 and no query, so that one pool serves every visitor: the
+    Gram and its eigendecomposition are computed when first needed, under a lock, and kept.
+    """
+
+    def __init__(self, features: np.ndarray, *, kernel: Kernel | None = None, gram: np.ndarray | None = None) -> None:
+        """Wrap stored features.
+
+        Args:
+            features: (n, W), any float type; a memory map is read in blocks.
+            kernel: how rows are multiplied; inner products of feature vectors by default.
+            gram: (n, n) float64, when a bundle holds it already.
+
+        Raises:
+            ValueError: if features are not a matrix, or hold NaN or infinity.
+        """
+        if features.ndim != 2 or not len(features):
+            raise ValueError(f"A pool needs features of shape (n, K) with n at least 1, not {features.shape}.")
+        self.features = features
+        self.kernel: Kernel = kernel or LinearKernel()
+        self.diagonal = self.kernel.diagonal(features)
+        if not np.isfinite(self.diagonal).all():
+            raise ValueError("The pool's features hold values that are not finite.")
+        self._given_gram = gram
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        """Give n, the number of candidates."""
+        return len(self.features)
+
+    @property
+    def fits_gram(self) -> bool:
+        """Whether the n x n Gram is the way to condition on this pool."""
+        return len(self) <= LARGEST_GRAM or (self.kernel.explicit and len(self) <= self.features.shape[1])
+
+    def cross(self, queries: np.ndarray) -> np.ndarray:
+        """Give the prior covariance of members and queries, (n, Q) float64, for query rows (Q, W)."""
+        return self.kernel(self.features, queries)
+
+    def prior(self, queries: np.ndarray) -> np.ndarray:
+        """Give the prior variance of each query, (Q,) float64."""
+        return self.kernel.diagonal(queries)
+
+    def columns(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Give the columns of K at `indices`, (n, len(indices)) float64."""
+        if self.has_gram or self.fits_gram:
+            return self.gram[:, indices]
+        return self.kernel(self.features, self.features[indices])
+
+    @property
+    def has_gram(self) -> bool:
+        """Whether the Gram is at hand, so that a column costs nothing."""
+        return self._given_gram is not None or "_gram" in self.__dict__
+
+    @property
+    def gram(self) -> np.ndarray:
+        """K, (n, n) float64."""
+        with self._lock:
+            return self._gram
+
+    def posterior(self, queries: np.ndarray, sigma2: float) -> Posterior:
+        """Condition queries (Q, W) and the members on the pool itself, with noise variance sigma2.
+
+        The first call decomposes the Gram, or Phi^T Phi when the pool is too large for one; later ones are cheap.
+
+        Raises:
+            ValueError: for a pool too large for its Gram whose rows are no feature vectors.
+        """
+        if self.fits_gram:
+            with self._lock:
+                spectrum = self._spectrum
+            return spectrum.posterior(self.cross(queries), self.prior(queries), sigma2)
+        if not self.kernel.explicit:
+            raise ValueError(f"A pool of {len(self)} is too large to condition on with the exact kernel; use a sketch.")
+        with self._lock:
+            conditioning = self._feature_conditioning
+        return conditioning.posterior(queries, sigma2)
+
+    @cached_property
+    def _gram(self) -> np.ndarray:
+        return self.kernel(self.features, self.features) if self._given_gram is None else self._given_gram
+
+    @cached_property
+    def _spectrum(self) -> SampleSpectrum:
+        return SampleSpectrum.of(self._gram)
+
+    @cached_property
+    def _feature_conditioning(self) -> FeatureConditioning:
+        return FeatureConditioning.of(FeatureSpectrum.of(blocks(self.features)), self.features)

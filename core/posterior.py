@@ -1,0 +1,169 @@
+"""The Gaussian posterior given a whole conditioning set D, at any sigma2, from one eigendecomposition.
+
+Notation: K the Gram of D, P = (K + sigma2 I)^-1 its precision, k_* the covariance of D with a query, alpha = P k_*. Then
+for x in D: Var(f_x | D) = sigma2 - sigma2^2 P_xx, Cov(f_x, f_* | D) = sigma2 alpha_x, and taking x out of D raises
+Var(f_* | D) by alpha_x^2 / P_xx (leave-one-out, Rasmussen & Williams 2006, section 5.4.2).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import scipy.linalg
+
+Columns = Callable[[Sequence[int] | np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What is known of n candidates and Q queries after conditioning on D, which contains the candidates.
+
+    Args:
+        variance: (Q,) Var(f_* | D).
+        alpha: (n, Q) the candidates' rows of P k_*; Cov(f_x, f_* | D) = sigma2 alpha.
+        precision: (n,) the candidates' diagonal of P.
+        precision_columns: gives the candidates' block of columns of P, (n, len(indices)).
+        pool_variance: (n,) Var(f_x | D).
+    """
+
+    variance: np.ndarray
+    alpha: np.ndarray
+    precision: np.ndarray
+    precision_columns: Columns
+    pool_variance: np.ndarray
+
+
+class Conditioning(Protocol):
+    """A conditioning set D, prepared so that any query at any sigma2 is cheap."""
+
+    def posterior(self, queries: np.ndarray, sigma2: float) -> Posterior:
+        """Condition queries (Q, K) and the candidates on D with noise variance sigma2."""
+        ...
+
+
+@dataclass(frozen=True)
+class SampleSpectrum:
+    """K = U diag(eigenvalues) U^T for a conditioning set that is the pool itself, (n,) and (n, n) float64."""
+
+    eigenvalues: np.ndarray
+    eigenvectors: np.ndarray
+
+    @classmethod
+    def of(cls, gram: np.ndarray) -> "SampleSpectrum":
+        """Decompose a Gram matrix (n, n); eigenvalues that rounding made negative become 0."""
+        eigenvalues, eigenvectors = _eigh(gram)
+        return cls(eigenvalues, eigenvectors)
+
+    def posterior(self, cross: np.ndarray, prior: np.ndarray, sigma2: float) -> Posterior:
+        """Condition on the pool.
+
+        Args:
+            cross: (n, Q) prior covariances of candidates and queries.
+            prior: (Q,) prior variances of the queries.
+            sigma2: noise variance, positive.
+        """
+        eigenvalues, vectors = self.eigenvalues, self.eigenvectors
+        weights = 1 / (eigenvalues + sigma2)
+        rotated = vectors.T @ cross
+        # The query's prior variance, split over the eigenvectors; what is left is out of the pool's reach.
+        kept = eigenvalues > len(eigenvalues) * np.finfo(float).eps * eigenvalues[-1]
+        explained = np.zeros_like(rotated)
+        explained[kept] = rotated[kept] ** 2 / eigenvalues[kept, None]
+        residual = np.maximum(prior - explained.sum(0), 0)
+        precision, pool_variance = (vectors**2 @ np.stack([weights, sigma2 * eigenvalues * weights], axis=1)).T
+
+        def columns(indices: Sequence[int] | np.ndarray) -> np.ndarray:
+            return vectors @ (weights[:, None] * vectors[indices].T)
+
+        return Posterior(
+            variance=residual + sigma2 * weights @ explained,
+            alpha=vectors @ (weights[:, None] * np.where(kept[:, None], rotated, 0)),
+            precision=precision,
+            precision_columns=columns,
+            pool_variance=pool_variance,
+        )
+
+
+@dataclass(frozen=True)
+class FeatureSpectrum:
+    """Phi^T Phi = V diag(eigenvalues) V^T of a conditioning set D with more examples than features, (K,) and (K, K)."""
+
+    eigenvalues: np.ndarray
+    eigenvectors: np.ndarray
+
+    @classmethod
+    def of(cls, features: Iterable[np.ndarray]) -> "FeatureSpectrum":
+        """Accumulate Phi^T Phi over blocks (n_b, K) in float64, in a stream, and decompose it."""
+        return cls.of_gram(feature_gram(features))
+
+    @classmethod
+    def of_gram(cls, gram: np.ndarray) -> "FeatureSpectrum":
+        """Decompose Phi^T Phi, (K, K) float64; eigenvalues that rounding made negative become 0."""
+        eigenvalues, eigenvectors = _eigh(gram)
+        return cls(eigenvalues, eigenvectors)
+
+    def rotate(self, features: np.ndarray) -> np.ndarray:
+        """Give features (n, K) in the eigenbasis, (n, K) float64: candidates are rotated once, then kept."""
+        return np.concatenate([block.astype(np.float64) @ self.eigenvectors for block in blocks(features)])
+
+
+@dataclass(frozen=True)
+class FeatureConditioning:
+    """A pool whose conditioning set D is larger than K, by the eigendecomposition of Phi^T Phi.
+
+    Args:
+        spectrum: of D.
+        candidates: (n, K) float64, the pool's features in the eigenbasis; each candidate is a member of D.
+    """
+
+    spectrum: FeatureSpectrum
+    candidates: np.ndarray
+
+    @classmethod
+    def of(cls, spectrum: FeatureSpectrum, features: np.ndarray) -> "FeatureConditioning":
+        """Rotate the pool's features (n, K), once."""
+        return cls(spectrum, spectrum.rotate(features))
+
+    def posterior(self, queries: np.ndarray, sigma2: float) -> Posterior:
+        """Condition queries (Q, K) and the candidates on D with noise variance sigma2."""
+        candidates, rotated = self.candidates, self.spectrum.rotate(queries)
+        shrink = sigma2 / (self.spectrum.eigenvalues + sigma2)
+        pool_variance = candidates**2 @ shrink
+
+        def columns(indices: Sequence[int] | np.ndarray) -> np.ndarray:
+            block = -(candidates @ (shrink[:, None] * candidates[indices].T)) / sigma2**2
+            block[indices, np.arange(len(indices))] += 1 / sigma2
+            return block
+
+        return Posterior(
+            variance=rotated**2 @ shrink,
+            alpha=candidates @ (shrink[:, None] * rotated.T) / sigma2,
+            precision=np.maximum(sigma2 - pool_variance, 0) / sigma2**2,
+            precision_columns=columns,
+            pool_variance=pool_variance,
+        )
+
+
+def feature_gram(features: Iterable[np.ndarray]) -> np.ndarray:
+    """Accumulate Phi^T Phi, (K, K) float64, over blocks (n_b, K) of any float type."""
+    total: np.ndarray | None = None
+    for block in features:
+        double = np.asarray(block, dtype=np.float64, order="C")
+        if total is None:
+            total = np.zeros((double.shape[1],) * 2, order="F")
+        # double.T is Fortran-ordered, so syrk reads it in place and fills the upper triangle only.
+        total = scipy.linalg.blas.dsyrk(1.0, double.T, beta=1.0, c=total, overwrite_c=True)
+    if total is None:
+        raise ValueError("A conditioning set needs at least one example.")
+    return np.triu(total) + np.triu(total, 1).T
+
+
+def blocks(features: np.ndarray, rows: int = 2048) -> Iterable[np.ndarray]:
+    """Cut features (n, K) into blocks of rows, so that float64 copies stay small."""
+    return (features[start : start + rows] for start in range(0, len(features), rows))
+
+
+def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    eigenvalues, eigenvectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
+    return np.maximum(eigenvalues, 0), eigenvectors

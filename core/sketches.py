@@ -1,0 +1,243 @@
+"""Sketches: seeded random linear maps from a Jacobian (P numbers) to K numbers that keep inner products on average.
+
+Every sketch takes the blocks of `core.jacobians` and adds each layer's contribution to the same K coordinates. Its random
+numbers come from (seed, parameter name) alone, so a query seen a year later lands in the same coordinates.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.jacobians import Block, Outer
+
+DEFAULT_DIM = 4096
+_EXAMPLES_AT_ONCE = 256  # the accumulator of this many examples stays in the processor's cache
+_ROWS_A_GROUP = 8  # rows of a large weight that share one shift: see CountSketch
+_SMALL_WEIGHT = 2**15  # weights up to this size get a shift for every row
+_DENSE_CHUNK = 2048  # parameters whose K signs are in memory at a time
+
+
+@dataclass(frozen=True)
+class SketchSpec:
+    """What fixes a sketch: features of different specifications must never be compared."""
+
+    kind: str = "countsketch"
+    dim: int = DEFAULT_DIM
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, str | int]:
+        """Give the JSON form."""
+        return asdict(self)
+
+
+class Sketch:
+    """A linear map of Jacobian blocks; call it on the blocks of a batch to get features (B, width)."""
+
+    def __init__(self, spec: SketchSpec) -> None:
+        """Keep the specification; tables are drawn when a parameter is first met."""
+        if spec.dim < 1:
+            raise ValueError(f"A sketch needs at least one dimension, not {spec.dim}.")
+        self.spec = spec
+        self._tables: dict[tuple, tuple[Tensor, ...]] = {}
+
+    def __call__(self, blocks: Sequence[Block]) -> Tensor:
+        """Sketch one batch.
+
+        Args:
+            blocks: the Jacobian of B examples, as `jacobian_blocks` gives it.
+
+        Returns:
+            (B, K) float32 features on the blocks' device, E[<f(x), f(y)>] = <J(x), J(y)>.
+        """
+        raise NotImplementedError
+
+    def _random(self, name: str) -> np.random.Generator:
+        digest = hashlib.sha256(f"{self.spec.seed}/{name}".encode()).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+    def _table(self, block: Block) -> tuple[Tensor, ...]:
+        device = _tensor(block).device
+        key = (block.name, block.shape, device)
+        if key not in self._tables:
+            self._tables[key] = tuple(t.to(device) for t in self._draw(block.name, block.shape))
+        return self._tables[key]
+
+    def _draw(self, name: str, shape: tuple[int, int]) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+
+class CountSketch(Sketch):
+    """CountSketch (Charikar et al. 2002): every weight goes to one of K buckets with a random sign of its own.
+
+    The hash is blocked so that it runs at the speed of matrix products. A weight (i, j) goes to bucket
+    (j + shift[i // 8]) mod K. The signs are independent, so the estimate is unbiased whatever the hash; the eight rows
+    that share a shift collide in the same column only, which adds a few per cent to the variance of a fully random hash. For a factored gradient delta (x) a the sum over the eight rows is a product of delta with the signs, so
+    the gradient is never formed.
+    """
+
+    def __call__(self, blocks: Sequence[Block]) -> Tensor:  # noqa: D102
+        batch = len(_tensor(blocks[0]))
+        out = torch.empty(batch, self.spec.dim, device=_tensor(blocks[0]).device)
+        for start in range(0, batch, _EXAMPLES_AT_ONCE):
+            part = slice(start, start + _EXAMPLES_AT_ONCE)
+            out[part] = self._sketch([_rows(block, part) for block in blocks])
+        return out
+
+    def _sketch(self, blocks: Sequence[Block]) -> Tensor:
+        dim, first = self.spec.dim, _tensor(blocks[0])
+        # Shifted rows run past the end of the K buckets; the second half is folded back once, at the end.
+        buckets = torch.zeros(len(first), 2 * dim, device=first.device)
+        for block in blocks:
+            self.add(block, buckets)
+        return buckets[:, :dim] + buckets[:, dim:]
+
+    def add(self, block: Block, buckets: Tensor) -> None:
+        """Add one block's sketch to buckets (B, 2 K), where bucket k stands for k mod K."""
+        signs, shifts = self._table(block)
+        rows, columns = block.shape
+        height = _group_height(block.shape)
+        for chunk, left in enumerate(range(0, columns, self.spec.dim)):
+            right = min(left + self.spec.dim, columns)
+            for group, top in enumerate(range(0, rows, height)):
+                shift = int(shifts[chunk, group])
+                target = buckets[:, shift : shift + right - left]
+                sign = signs[top : top + height, left:right]
+                if isinstance(block, Outer):
+                    summed = (block.scale * block.delta[:, top : top + height]).float() @ sign
+                    target.addcmul_(block.activation[:, left:right].float(), summed)
+                else:
+                    part = block.gradient[:, top : top + height, left:right].float()
+                    target.add_((part * sign).sum(1), alpha=block.scale)
+
+    def _draw(self, name: str, shape: tuple[int, int]) -> tuple[Tensor, ...]:
+        random = self._random(name)
+        groups, chunks = math.ceil(shape[0] / _group_height(shape)), math.ceil(shape[1] / self.spec.dim)
+        shifts = torch.from_numpy(random.integers(0, self.spec.dim, (chunks, groups)))
+        return _signs(random, shape), shifts
+
+
+class TensorSketch(CountSketch):
+    """TensorSketch (Pham & Pagh 2013) of delta (x) a, left in the Fourier domain: the outer product is never formed.
+
+    By Parseval the K real numbers sqrt(2/K) [Re, Im] of rfft(CS delta) * rfft(CS' a) (sqrt(1/K) at frequency 0 and
+    Nyquist) have the same inner products as the sketch itself. Parameters that are no factored weight are count-sketched.
+    """
+
+    def __init__(self, spec: SketchSpec) -> None:
+        """Check that K is even."""
+        super().__init__(spec)
+        if spec.dim % 2:
+            raise ValueError(f"TensorSketch needs an even number of dimensions, not {spec.dim}.")
+
+    def _sketch(self, blocks: Sequence[Block]) -> Tensor:
+        dim, first = self.spec.dim, _tensor(blocks[0])
+        spectrum = torch.zeros(len(first), dim // 2 + 1, dtype=torch.complex64, device=first.device)
+        formed = [block for block in blocks if not isinstance(block, Outer)]
+        for block in blocks:
+            if isinstance(block, Outer):
+                sign_rows, hash_rows, sign_columns, hash_columns = self._factor_table(block)
+                left = _count(block.scale * block.delta, sign_rows, hash_rows, dim)
+                spectrum += torch.fft.rfft(left) * torch.fft.rfft(_count(block.activation, sign_columns, hash_columns, dim))
+        spectrum *= math.sqrt(2 / dim)
+        spectrum[:, [0, -1]] *= math.sqrt(0.5)
+        features = torch.cat([spectrum.real, spectrum.imag[:, 1:-1]], dim=1)
+        return features + super()._sketch(formed) if formed else features
+
+    def _factor_table(self, block: Outer) -> tuple[Tensor, ...]:
+        key = ("factors", block.name, block.shape, block.delta.device)
+        if key not in self._tables:
+            random = self._random(block.name)
+            tables = []
+            for size in block.shape:
+                tables += [_signs(random, (size,)), torch.from_numpy(random.integers(0, self.spec.dim, size))]
+            self._tables[key] = tuple(t.to(block.delta.device) for t in tables)
+        return self._tables[key]
+
+
+class DenseRademacher(Sketch):
+    """Dense Rademacher projection, the paper's: signs / sqrt(K), drawn chunk by chunk, never stored. The slow reference."""
+
+    def __call__(self, blocks: Sequence[Block]) -> Tensor:  # noqa: D102
+        first, dim = _tensor(blocks[0]), self.spec.dim
+        out = torch.zeros(len(first), dim, device=first.device)
+        for block in blocks:
+            random = self._random(block.name)
+            rows_at_once = max(1, _DENSE_CHUNK // block.shape[1])
+            for top in range(0, block.shape[0], rows_at_once):
+                if isinstance(block, Outer):
+                    part = Outer(block.name, block.delta[:, top : top + rows_at_once], block.activation).form()
+                else:
+                    part = block.gradient[:, top : top + rows_at_once]
+                flat = part.flatten(1).float()
+                for left in range(0, flat.shape[1], _DENSE_CHUNK):
+                    piece = flat[:, left : left + _DENSE_CHUNK]
+                    signs = _signs(random, (piece.shape[1], dim)).to(first.device)
+                    out.addmm_(piece, signs, alpha=block.scale / math.sqrt(dim))
+        return out
+
+
+class ExactFactors(Sketch):
+    """No sketch: the factors (scale * delta, a) of every layer side by side, for networks of `Linear` weights alone.
+
+    Kernels are then exact, `core.kernels.FactorKernel`; there is no feature vector, so no index and no K x K Gram.
+    """
+
+    def __call__(self, blocks: Sequence[Block]) -> Tensor:
+        """Give (B, sum over layers of fan_out + fan_in) float32.
+
+        Raises:
+            ValueError: if a parameter is no factored weight.
+        """
+        for block in blocks:
+            if not isinstance(block, Outer):
+                raise ValueError(f"The exact kernel needs a network of Linear weights alone; '{block.name}' is not one.")
+        return torch.cat([part for b in blocks for part in (b.scale * b.delta, b.activation)], dim=1).float()  # type: ignore[union-attr]
+
+
+SKETCHES: dict[str, type[Sketch]] = {
+    "countsketch": CountSketch,
+    "tensorsketch": TensorSketch,
+    "dense": DenseRademacher,
+    "exact": ExactFactors,
+}
+
+
+def make_sketch(spec: SketchSpec) -> Sketch:
+    """Build the sketch that a specification names.
+
+    Raises:
+        ValueError: if the kind is unknown or the dimension does not fit it.
+    """
+    if spec.kind not in SKETCHES:
+        raise ValueError(f"There is no sketch '{spec.kind}'; choose one of {', '.join(SKETCHES)}.")
+    return SKETCHES[spec.kind](spec)
+
+
+def _group_height(shape: tuple[int, int]) -> int:
+    return 1 if math.prod(shape) <= _SMALL_WEIGHT else _ROWS_A_GROUP
+
+
+def _tensor(block: Block) -> Tensor:
+    return block.delta if isinstance(block, Outer) else block.gradient
+
+
+def _rows(block: Block, part: slice) -> Block:
+    if isinstance(block, Outer):
+        return Outer(block.name, block.delta[part], block.activation[part], block.scale)
+    return type(block)(block.name, block.gradient[part], block.scale)
+
+
+def _signs(random: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
+    """Draw +1 and -1 as float32, one random bit each."""
+    count = math.prod(shape)
+    bits = np.unpackbits(np.frombuffer(random.bytes((count + 7) // 8), dtype=np.uint8), count=count)
+    return torch.from_numpy(bits.reshape(shape)).float().mul_(2).sub_(1)
+
+
+def _count(values: Tensor, signs: Tensor, buckets: Tensor, dim: int) -> Tensor:
+    return torch.zeros(len(values), dim, device=values.device).index_add_(1, buckets, (values * signs).float())
