@@ -6,7 +6,7 @@ import numpy as np
 import scipy.linalg
 
 from core.pool import Pool
-from core.posterior import Conditioning
+from core.posterior import Conditioning, Posterior
 
 
 def information_gain(pool: Pool, queries: np.ndarray, sigma2: float, subset: Sequence[int] | np.ndarray) -> float:
@@ -44,15 +44,24 @@ def information_loss(
     """
     subset = np.asarray(subset, dtype=np.int64)
     posterior = (conditioning or pool).posterior(np.atleast_2d(queries), sigma2)
-    alpha, block = posterior.alpha[subset], posterior.precision_columns(subset)[subset]
-    rise = np.einsum("sq,sq->q", alpha, scipy.linalg.solve(block, alpha, assume_a="pos"))
-    return _mean_half_log(posterior.variance + rise, posterior.variance)
+    return _mean_half_log(posterior.variance + _rise(posterior, subset), posterior.variance)
 
 
-def total_information(conditioning: Conditioning, pool: Pool, queries: np.ndarray, sigma2: float) -> float:
-    """Give 1/2 log(v_*(empty) / v_*(D)) in nats: all that the conditioning set tells about the queries."""
-    queries = np.atleast_2d(queries)
-    return _mean_half_log(pool.prior(queries), conditioning.posterior(queries, sigma2).variance)
+def total_information(
+    conditioning: Conditioning, pool: Pool, queries: np.ndarray, sigma2: float, *, exclude: Sequence[int] = ()
+) -> float:
+    """Give 1/2 log(v_*(empty) / v_*(D without exclude)) in nats: all that the conditioning set tells about the queries.
+
+    Args:
+        conditioning: D; it contains the pool.
+        pool: the candidates.
+        queries: (K,) or (Q, K).
+        sigma2: noise variance.
+        exclude: rows of the pool that are taken out of D.
+    """
+    queries, rows = np.atleast_2d(queries), np.asarray(exclude, dtype=np.int64)
+    posterior = conditioning.posterior(queries, sigma2)
+    return _mean_half_log(pool.prior(queries), posterior.variance + _rise(posterior, rows))
 
 
 def relative_information(
@@ -105,6 +114,14 @@ def redundancy(pool: Pool, subset: Sequence[int] | np.ndarray) -> float:
         return float("nan")
     cosines = pool.kernel(rows, rows) / np.outer(length, length)
     return float((cosines.sum() - np.trace(cosines)) / (len(subset) * (len(subset) - 1)))
+
+
+def _rise(posterior: Posterior, subset: np.ndarray) -> np.ndarray:
+    """By how much each query's variance rises when a subset is taken out of D: alpha_S^T (P_SS)^-1 alpha_S, (Q,)."""
+    if not len(subset):
+        return np.zeros_like(posterior.variance)
+    alpha, block = posterior.alpha[subset], posterior.precision_columns(subset)[subset]
+    return np.einsum("sq,sq->q", alpha, scipy.linalg.solve(block, alpha, assume_a="pos"))
 
 
 def _mean_half_log(above: np.ndarray, below: np.ndarray) -> float:

@@ -1,0 +1,60 @@
+# `make demo` and `make test` need Python 3.11 or newer, make and the package registries; all else is brought by them.
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+SOURCES := pyproject.toml constraints.txt
+ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: help demo test lint format bench clean
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/'
+
+demo: $(VENV)/.installed ## install, build the embedded bundle, open the app (ARGS="--port 8600 --no-browser")
+	@$(BIN)/natscope demo $(ARGS)
+
+test: $(VENV)/.installed-dev ## install what tests need, a browser too, and run them (PYTEST_ARGS="-k greedy")
+	@$(BIN)/python -m tests.browser
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev ## check style and types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## format the code
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(VENV)/.installed-bench ## print the measured ratios (needs a few minutes)
+	@$(BIN)/python -m benchmarks
+
+clean: ## remove the environment and caches of tools
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "natscope needs Python 3.11 or newer: install it, or name it with make PYTHON=/path/to/python." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments: install its venv module (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# A stamp is written only when everything is installed, so an interrupted install is simply done again.
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	@$(call install,.)
+	@touch $@
+
+$(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
+	@$(call install,.[dev])
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet setuptools wheel
+	@$(call install,.[bench])
+	@touch $@
+
+# Tested versions first; where they do not exist (another Python or platform), whatever the lower bounds allow.
+define install
+echo "Installing natscope and its libraries (a few minutes the first time) ..."; \
+$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(1)' || { \
+	echo "The tested versions do not install here; trying the newest that fit."; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '$(1)' || { \
+	echo "The libraries could not be installed: check the network and the package registry, then run make again." >&2; exit 1; }; }
+endef

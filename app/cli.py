@@ -1,0 +1,300 @@
+"""The command `natscope`. Heavy libraries are imported inside the commands, so that --help is instant."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from core.errors import NatscopeError
+
+EXISTING = click.Path(path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="natscope")
+def natscope() -> None:
+    """Which training images does a prediction owe its certainty to, and how much, in nats?"""
+
+
+@natscope.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port of the app.")
+@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+def demo(port: int, no_browser: bool) -> None:
+    """Build what is missing of the embedded bundle, then serve it."""
+    from app.serve import serve
+    from precompute.build import BuildSpec, build
+
+    _check_port(port)
+    folder = home() / "bundles"
+    out = folder / "fashion-mnist"
+    if not out.exists():
+        click.echo(f"Building the embedded bundle, once, about a minute, in {out}")
+    with _Bars() as bars:
+        build(BuildSpec(), out, bars)
+    serve(folder, port=port, browser=not no_browser)
+
+
+@natscope.command()
+@click.option("--bundles", type=EXISTING, required=True, help="A bundle, or a folder of bundles.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port of the app.")
+@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+def app(bundles: Path, port: int, no_browser: bool) -> None:
+    """Serve bundles that exist."""
+    from app.serve import serve
+    from core.bundle import find_bundles
+    from core.errors import BundleError
+
+    _check_port(port)
+    if not bundles.is_dir() or not find_bundles(bundles):
+        raise BundleError(f"There is no bundle in {bundles}; `natscope demo` or `natscope precompute` makes one.")
+    serve(bundles, port=port, browser=not no_browser)
+
+
+@natscope.command()
+@click.option("--out", type=EXISTING, required=True, help="Folder of the bundle to make.")
+@click.option("--dataset", default="fashion-mnist-quarter", show_default=True, help="fashion-mnist-quarter or fashion-mnist.")
+@click.option("--model", default="mlp", show_default=True, help="Architecture.")
+@click.option("--widths", default="784,512,256,10", show_default=True, help="Layer widths of the MLP, from pixels to classes.")
+@click.option("--bias", is_flag=True, help="Give the layers biases.")
+@click.option("--weights", type=EXISTING, help="Load trained weights (safetensors) in place of training.")
+@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--learning-rate", type=float, default=0.03, show_default=True)
+@click.option("--momentum", type=float, default=0.9, show_default=True)
+@click.option("--weight-decay", type=float, default=1e-3, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of initial weights and of the order of training.")
+@click.option("--sketch", default="countsketch", show_default=True, help="countsketch, tensorsketch, dense or exact.")
+@click.option("--dim", type=click.IntRange(1), default=4096, show_default=True, help="Dimensions K of the sketch.")
+@click.option("--sketch-seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--ntk/--no-ntk", default=True, show_default=True, help="Scale Jacobians as in the NTK parameterisation.")
+@click.option(
+    "--outputs",
+    type=click.Choice(["own", "all"]),
+    default="own",
+    show_default=True,
+    help="Features under each image's own label, or under every class.",
+)
+@click.option("--name", help="A title for people.")
+def precompute(out: Path, name: str | None, **options: Any) -> None:
+    """Build a bundle; after an interruption the same command goes on where it was."""
+    from precompute.build import build
+
+    spec = _build_spec(name, **options)
+    existed = out.exists()
+    with _Bars() as bars:
+        bundle = build(spec, out, bars)
+    results = bundle.manifest.results
+    click.echo(
+        f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). "
+        f"Look at it with `natscope app --bundles {out}`."
+    )
+
+
+@natscope.command()
+@click.option("--bundle", type=EXISTING, required=True, help="The bundle.")
+@click.option("--test-index", type=int, help="The query: a test image by its number.")
+@click.option("--train-index", type=int, help="The query: a training image by its number; it is left out of the ranking.")
+@click.option("--image", type=EXISTING, help="The query: an image file.")
+@click.option("--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides.")
+@click.option("--method", default="info_loss", show_default=True, help="Name of the method.")
+@click.option("--sigma2", type=float, default=1.0, show_default=True, help="Observation noise variance σ².")
+@click.option("--budget", type=int, default=10, show_default=True, help="How many training images, M.")
+@click.option("--pool", type=click.Choice(["same-class", "all"]), default="same-class", show_default=True)
+@click.option(
+    "--conditioning",
+    type=click.Choice(["pool", "train"]),
+    default="pool",
+    show_default=True,
+    help="What InfoLoss and RelatIF condition on.",
+)
+@click.option("--target", help="Class to attribute, by number or name; the predicted one by default.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the method random.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def attribute(
+    bundle: Path,
+    test_index: int | None,
+    train_index: int | None,
+    image: Path | None,
+    invert: bool | None,
+    target: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Rank the training images that one prediction owes its certainty to."""
+    from core.attribution import Request
+    from core.errors import QueryError
+    from precompute.attributor import open_attributor
+
+    if sum(choice is not None for choice in (test_index, train_index, image)) != 1:
+        raise QueryError("Name one query: --test-index I, --train-index I or --image FILE.")
+    attributor = open_attributor(bundle)
+    classes = attributor.bundle.classes
+    if image is not None:
+        query = attributor.upload(_read_upload(image, attributor.bundle.array("train_images").shape[1:], invert))
+    else:
+        origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
+        query = attributor.query(origin, int(index))  # type: ignore[arg-type]
+    request = Request(target=None if target is None else _class_number(target, classes), **settings)
+    result = attributor.attribute(query, request)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(query, classes), allow_nan=False))
+        return
+    chance = query.probabilities[query.predicted]
+    click.echo(f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}.")
+    if result.nats is not None and result.total_nats:
+        share = result.nats / result.total_nats
+        click.echo(f"These {len(result.items)} images carry {result.nats:.3f} nats, {share:.0%} of what the pool tells.")
+    click.echo(f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign")
+    for i in result.items:
+        nats = "" if i.nats is None else f"{i.nats:.4f}"
+        click.echo(f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  {'-0+'[i.sign + 1]}")
+
+
+@natscope.command()
+@click.option("--bundle", type=EXISTING, required=True, help="The bundle.")
+def verify(bundle: Path) -> None:
+    """Check every checksum of a bundle; exit 1 and a sentence per fault."""
+    from core.bundle import Bundle, check_bundle
+
+    with _Bars(unit="B") as bars:
+        faults = check_bundle(bundle, lambda done, total: bars("Reading", done, total))
+    for fault in faults:
+        click.echo(fault, err=True)
+    if faults:
+        sys.exit(1)
+    click.echo(f"{bundle} is whole: {len(Bundle(bundle).manifest.files)} files, every checksum right.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; every error a user can mend is one sentence on stderr and exit code 2."""
+    try:
+        code = natscope.main(args=arguments, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = 2
+    except click.ClickException as error:
+        click.echo(f"natscope: {error.format_message()}", err=True)
+        code = 2
+    except NatscopeError as error:
+        click.echo(f"natscope: {error}", err=True)
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("natscope: stopped; what was built so far is kept.", err=True)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def home() -> Path:
+    """Give the folder where natscope keeps bundles and downloads: $NATSCOPE_HOME, else the user's cache folder."""
+    import os
+
+    import platformdirs
+
+    named = os.environ.get("NATSCOPE_HOME")
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("natscope")
+
+
+def _build_spec(name: str | None, **options: Any) -> Any:
+    from core.errors import BuildError
+    from core.sketches import SKETCHES, SketchSpec
+    from precompute.build import BuildSpec
+    from precompute.models import ModelSpec
+    from precompute.training import TrainingSpec
+
+    if options["sketch"] not in SKETCHES:
+        raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
+    try:
+        widths = tuple(int(w) for w in options["widths"].split(","))
+    except ValueError as error:
+        raise BuildError(f"--widths takes whole numbers with commas, such as 784,512,256,10, not {options['widths']}.") from error
+    model = ModelSpec(options["model"], widths, options["bias"])
+    recipe = {key: options[key] for key in ("epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "seed")}
+    title = name or f"{options['dataset']}, {options['model']} {'-'.join(map(str, widths))}, seed {options['seed']}"
+    return BuildSpec(
+        name=title,
+        dataset=options["dataset"],
+        model=model,
+        training=TrainingSpec(**recipe),
+        sketch=SketchSpec(options["sketch"], options["dim"], options["sketch_seed"]),
+        ntk=options["ntk"],
+        outputs=options["outputs"],
+        weights=options["weights"],
+        command=_command(options),
+    )
+
+
+def _command(options: dict[str, Any]) -> str:
+    """Write the command that builds this bundle, naming only what differs from the defaults."""
+    words = ["natscope precompute"]
+    for parameter in precompute.params:
+        value = options.get(parameter.name or "")
+        if isinstance(parameter, click.Option) and value is not None and value != parameter.default:
+            flag = parameter.opts[0] if value is not False or not parameter.secondary_opts else parameter.secondary_opts[0]
+            words.append(flag if parameter.is_flag else f"{flag} {value}")
+    return " ".join(words)
+
+
+def _read_upload(file: Path, shape: tuple[int, ...], invert: bool | None) -> Any:
+    from app.uploads import read_image
+    from core.errors import QueryError
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise QueryError(f"The image {file} cannot be read: {error.strerror}.") from error
+    return read_image(data, file.name, size=(shape[0], shape[1]), channels=3 if len(shape) == 3 else 1, invert=invert).image
+
+
+def _class_number(text: str, classes: tuple[str, ...]) -> int:
+    from core.errors import QueryError
+
+    names = [name.casefold() for name in classes]
+    if text.casefold() in names:
+        return names.index(text.casefold())
+    if text.isdecimal() and int(text) < len(classes):
+        return int(text)
+    raise QueryError(f"There is no class '{text}'; choose a number from 0 to {len(classes) - 1} or one of {', '.join(classes)}.")
+
+
+def _check_port(port: int) -> None:
+    import socket
+
+    from core.errors import QueryError
+
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise QueryError(f"Port {port} is in use; stop what uses it, or choose another with --port.")
+
+
+class _Bars:
+    """Progress bars on stderr, one a stage, with the time left."""
+
+    def __init__(self, unit: str = "it") -> None:
+        self._unit, self._stage, self._bar = unit, "", None
+
+    def __enter__(self) -> "Callable[[str, int, int], None] | Any":
+        return self
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if stage != self._stage:
+            self._close()
+            self._stage = stage
+            self._bar = tqdm(desc=stage, total=total, unit=self._unit, unit_scale=True, file=sys.stderr, dynamic_ncols=True)
+        self._bar.update(done - self._bar.n)  # type: ignore[attr-defined]
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()  # type: ignore[unreachable]
+            self._bar = None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,384 @@
+"""From an image to ranked training images: a bundle and its network, asked by pages and commands alike."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from core.bundle import Bundle
+from core.cache import BoundedCache
+from core.errors import QueryError
+from core.features import FeatureMap, kernel_of
+from core.images import to_input
+from core.methods import METHODS, Candidates, Query, Settings
+from core.metrics import redundancy, total_information
+from core.pool import Pool
+from core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
+
+POOLS = ("same-class", "all")
+CONDITIONINGS = ("pool", "train")
+Progress = Callable[[str, int, int], None]
+_SHARD = 1000
+
+
+@dataclass(frozen=True)
+class QueryImage:
+    """An image whose prediction is to be attributed, as the network sees it.
+
+    Args:
+        image: (H, W) or (H, W, 3) uint8.
+        probabilities: (C,) softmax of the logits.
+        penultimate: (D,) float32.
+        origin: "test", "train" or "upload".
+        index: its number in that split; None for an upload.
+        label: its true class; None for an upload.
+        novelty: distance to the nearest training image in penultimate features, over the distance that 99.5 % of test
+            images stay within: above 1 it is unlike anything in training.
+    """
+
+    image: np.ndarray
+    probabilities: np.ndarray
+    penultimate: np.ndarray
+    origin: str
+    index: int | None
+    label: int | None
+    novelty: float
+
+    @property
+    def predicted(self) -> int:
+        """The class with the largest logit."""
+        return int(self.probabilities.argmax())
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a query: one method and its settings.
+
+    Args:
+        method: a name of the registry.
+        sigma2: observation noise variance.
+        budget: how many training images, M.
+        pool: "same-class" (images labelled as the target) or "all".
+        conditioning: "pool" or "train", what InfoLoss and RelatIF condition on.
+        target: the class whose logit is attributed; the predicted one when None.
+        seed: of the random method.
+    """
+
+    method: str = "info_loss"
+    sigma2: float = 1.0
+    budget: int = 10
+    pool: str = "same-class"
+    conditioning: str = "pool"
+    target: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Item:
+    """One ranked training image; `nats` is cumulative, None where a method has none; `variance` is its own prior variance."""
+
+    rank: int
+    train_index: int
+    label: int
+    score: float
+    nats: float | None
+    sign: int
+    variance: float
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The answer: ranked training images, and how much they carry of all that the conditioning set tells.
+
+    `total_nats` is 1/2 log(v_*(empty) / v_*(D)); None where the method has no information or it would take minutes.
+    """
+
+    request: Request
+    target: int
+    pool_size: int
+    items: tuple[Item, ...]
+    total_nats: float | None
+    redundancy: float
+    seconds: float
+
+    @property
+    def nats(self) -> float | None:
+        """The information of all items together."""
+        return self.items[-1].nats if self.items else None
+
+    def to_dict(self, query: QueryImage, classes: tuple[str, ...]) -> dict[str, Any]:
+        """Give the JSON object of `natscope attribute` (nats in nats, seconds in seconds)."""
+        return {
+            "query": {
+                "origin": query.origin,
+                "index": query.index,
+                "label": query.label,
+                "predicted": query.predicted,
+                "probability": float(query.probabilities[query.predicted]),
+                "unlike_training": query.novelty > 1,
+            },
+            "target": self.target,
+            "target_name": classes[self.target],
+            "method": self.request.method,
+            "sigma2": self.request.sigma2,
+            "pool": self.request.pool,
+            "pool_size": self.pool_size,
+            "conditioning": self.request.conditioning,
+            "seconds": self.seconds,
+            "total_nats": self.total_nats,
+            "redundancy": None if np.isnan(self.redundancy) else self.redundancy,
+            "items": [
+                {
+                    "rank": i.rank,
+                    "train_index": i.train_index,
+                    "label": i.label,
+                    "score": i.score,
+                    "nats": i.nats,
+                    "sign": i.sign,
+                }
+                for i in self.items
+            ],
+        }
+
+
+class Attributor:
+    """A bundle and its network, ready to attribute; thread-safe, with bounded caches that visitors share."""
+
+    def __init__(self, bundle: Bundle, model: nn.Module) -> None:
+        """Load the bundle's weights into a freshly built network.
+
+        Args:
+            bundle: an open bundle.
+            model: a network of the bundle's architecture.
+
+        Raises:
+            QueryError: if the weights do not fit the network.
+        """
+        self.bundle = bundle
+        try:
+            model.load_state_dict(bundle.weights())
+        except RuntimeError as error:
+            raise QueryError(f"The weights in {bundle.path} do not fit the network that its manifest names.") from error
+        self.features = FeatureMap(model, bundle.sketch_spec, ntk=bundle.manifest.ntk, batch_size=_SHARD)
+        self.kernel = kernel_of(bundle.sketch_spec, bundle.manifest.layout)
+        self.train_labels = np.asarray(bundle.array("train_labels"))
+        self.test_labels = np.asarray(bundle.array("test_labels"))
+        self._linear = all(
+            isinstance(m, nn.Linear) for m in model.modules() if next(m.parameters(recurse=False), None) is not None
+        )
+        self._own: BoundedCache[Candidates] = BoundedCache(12)
+        self._all: BoundedCache[Candidates] = BoundedCache(2)
+        self._spectra: BoundedCache[FeatureSpectrum] = BoundedCache(2)
+        self._conditionings: BoundedCache[FeatureConditioning] = BoundedCache(2)
+        self._neighbours = np.asarray(bundle.array("penultimate"), dtype=np.float32)
+        self._neighbour_norms = np.einsum("nd,nd->n", self._neighbours, self._neighbours)
+
+    def query(self, origin: str, index: int) -> QueryImage:
+        """Take a query from the "test" or the "train" images.
+
+        Raises:
+            QueryError: if there is no such image.
+        """
+        images = self.bundle.array(f"{origin}_images")
+        if not 0 <= index < len(images):
+            raise QueryError(f"There is no {origin} image {index}; choose a number from 0 to {len(images) - 1}.")
+        labels = self.test_labels if origin == "test" else self.train_labels
+        return self._seen(np.asarray(images[index]), origin, index, int(labels[index]))
+
+    def upload(self, image: np.ndarray) -> QueryImage:
+        """Take an image of the data set's form, uint8 (H, W) or (H, W, 3), as the query."""
+        return self._seen(image, "upload", None, None)
+
+    def inputs(self, images: np.ndarray) -> torch.Tensor:
+        """Give images (B, H, W) or (B, H, W, 3) uint8 as the network's input."""
+        dataset = self.bundle.manifest.dataset
+        return to_input(images, mean=dataset["mean"], std=dataset["std"])
+
+    def attribute(
+        self, query: QueryImage, request: Request, progress: Progress = lambda stage, done, total: None
+    ) -> Attribution:
+        """Rank training images for a query.
+
+        Args:
+            query: from `query` or `upload`.
+            request: the method and its settings.
+            progress: called with a stage's name, steps done and steps in all, while something long is computed once.
+
+        Raises:
+            QueryError: for a setting that cannot be used here, in one sentence.
+        """
+        started = time.perf_counter()
+        target = self._checked(request, query)
+        method = METHODS[request.method]
+        # A training image asks which *others* it leans on: it is taken out of the pool and of what is conditioned on.
+        conditioning = request.conditioning if method.conditions else "none"
+        candidates, rows = self.candidates(target, request.pool, conditioning, progress)
+        exclude = tuple(int(r) for r in np.flatnonzero(rows == query.index)) if query.origin == "train" else ()
+        if len(rows) == len(exclude):
+            raise QueryError(f"There is no other training image labelled {self.bundle.classes[target]} to rank.")
+        features = self.query_features(query, target)
+        settings = Settings(request.sigma2, request.budget, request.seed, exclude)
+        try:
+            selection = method.select(candidates, Query(features, query.penultimate), settings)
+        except ValueError as error:
+            raise QueryError(str(error)) from error
+        total = None
+        if method.information and (candidates.pool.fits_gram or candidates.conditioning):
+            everything = candidates.conditioning or candidates.pool
+            total = total_information(everything, candidates.pool, features, request.sigma2, exclude=exclude)
+        nats = selection.nats
+        items = tuple(
+            Item(
+                rank=place + 1,
+                train_index=int(rows[row]),
+                label=int(self.train_labels[rows[row]]),
+                score=float(selection.scores[place]),
+                nats=None if nats is None else float(nats[place]),
+                sign=int(selection.signs[place]),
+                variance=float(candidates.pool.diagonal[row]),
+            )
+            for place, row in enumerate(selection.indices)
+        )
+        return Attribution(
+            request=request,
+            target=target,
+            pool_size=len(rows) - len(exclude),
+            items=items,
+            total_nats=total,
+            redundancy=redundancy(candidates.pool, selection.indices),
+            seconds=time.perf_counter() - started,
+        )
+
+    def query_features(self, query: QueryImage, target: int) -> np.ndarray:
+        """Give the query's features (W,) under the target's logit.
+
+        Raises:
+            QueryError: if the network does not respond to the image at all.
+        """
+        features = self.features.features(self.inputs(query.image[None]), np.array([target]))[0]
+        if not np.isfinite(features).all():
+            raise QueryError("The network's response to this image is not a finite number, so nothing can be attributed.")
+        if not features.any():
+            raise QueryError("The network does not respond to this image at all, so there is no certainty to attribute.")
+        return features
+
+    def candidates(
+        self, target: int, pool: str, conditioning: str, progress: Progress
+    ) -> tuple[Candidates, np.ndarray]:
+        """Give the candidates of a target class and the training index of each, (n,) int64.
+
+        Args:
+            target: the class whose logit is attributed.
+            pool: "same-class" or "all".
+            conditioning: "pool", "train", or "none" for methods that condition on nothing.
+            progress: called while something long is computed once.
+        """
+        if pool == "all":
+            rows = np.arange(len(self.train_labels))
+            found = self._all.get(target, lambda: self._all_candidates(target, progress))
+        else:
+            rows = np.flatnonzero(self.train_labels == target)
+            if not len(rows):
+                raise QueryError(f"No training image is labelled {self.bundle.classes[target]}; choose the pool 'all'.")
+            found = self._own.get(target, lambda: self._own_candidates(target, rows))
+        if conditioning == "train" or (conditioning == "pool" and not found.pool.fits_gram):
+            return self._conditioned(found, target, pool, progress), rows
+        return found, rows
+
+    def _own_candidates(self, target: int, rows: np.ndarray) -> Candidates:
+        features = np.asarray(self.bundle.array("features")[rows])
+        gram = self.bundle.array(f"gram_{target}") if self.bundle.has(f"gram_{target}") else None
+        index = self.bundle.index(f"index_{target}") if self.bundle.has(f"index_{target}") else None
+        pool = Pool(features, kernel=self.kernel, gram=gram)
+        return Candidates(pool, self._neighbours[rows], index=index)
+
+    def _all_candidates(self, target: int, progress: Progress) -> Candidates:
+        return Candidates(Pool(self._all_features(target, progress), kernel=self.kernel), self._neighbours)
+
+    def _conditioned(self, candidates: Candidates, target: int, pool: str, progress: Progress) -> Candidates:
+        if not self.kernel.explicit:
+            raise QueryError("Conditioning on all training images needs feature vectors; the exact kernel has none.")
+
+        def compute() -> FeatureConditioning:
+            spectrum = self._spectra.get(target, lambda: self._spectrum(target, progress))
+            progress("Turning the candidates into its axes", 3, 4)
+            return FeatureConditioning.of(spectrum, candidates.pool.features)
+
+        conditioning = self._conditionings.get((target, pool), compute)
+        return Candidates(candidates.pool, candidates.penultimate, conditioning)
+
+    def _spectrum(self, target: int, progress: Progress) -> FeatureSpectrum:
+        name = f"train_gram_{target}"
+        if self.bundle.has(name):
+            gram = np.asarray(self.bundle.array(name))
+        else:
+            features = self._all.get(target, lambda: self._all_candidates(target, progress)).pool.features
+            progress("Gathering what all training images tell", 1, 4)
+            gram = feature_gram(blocks(features))
+        progress("Sorting it by importance", 2, 4)
+        return FeatureSpectrum.of_gram(gram)
+
+    def _all_features(self, target: int, progress: Progress) -> np.ndarray:
+        name = f"features_all_{target}"
+        if self.bundle.has(name):
+            return self.bundle.array(name)
+        if not self._linear:
+            raise QueryError(
+                "This bundle holds each training image's features under its own class only, and this network is too slow "
+                "to compute the others here; build the bundle with `--outputs all`."
+            )
+        images = self.bundle.array("train_images")
+        parts = []
+        for start in range(0, len(images), _SHARD):
+            progress(f"Reading every training image as a {self.bundle.classes[target]}", start, len(images))
+            part = self.inputs(images[start : start + _SHARD])
+            parts.append(self.features.features(part, np.full(len(part), target)))
+        return np.concatenate(parts)
+
+    def _seen(self, image: np.ndarray, origin: str, index: int | None, label: int | None) -> QueryImage:
+        outputs = self.features.outputs(self.inputs(image[None]))
+        logits = outputs.logits[0].astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise QueryError("The network's response to this image is not a finite number, so nothing can be attributed.")
+        shifted = np.exp(logits - logits.max())
+        return QueryImage(
+            image=image,
+            probabilities=shifted / shifted.sum(),
+            penultimate=outputs.penultimate[0],
+            origin=origin,
+            index=index,
+            label=label,
+            novelty=self._novelty(outputs.penultimate[0]) if origin == "upload" else 0.0,
+        )
+
+    def _novelty(self, penultimate: np.ndarray) -> float:
+        return float(
+            nearest_distances(penultimate[None], self._neighbours, self._neighbour_norms)[0]
+            / self.bundle.manifest.results["usual_distance"]
+        )
+
+    def _checked(self, request: Request, query: QueryImage) -> int:
+        if request.method not in METHODS:
+            raise QueryError(f"There is no method '{request.method}'; choose one of {', '.join(METHODS)}.")
+        if request.pool not in POOLS:
+            raise QueryError(f"There is no pool '{request.pool}'; choose one of {', '.join(POOLS)}.")
+        if request.conditioning not in CONDITIONINGS:
+            raise QueryError(f"There is no conditioning set '{request.conditioning}'; choose pool or train.")
+        if not (np.isfinite(request.sigma2) and request.sigma2 > 0):
+            raise QueryError(f"σ² is a variance and must be a positive number, not {request.sigma2}.")
+        if request.budget < 1:
+            raise QueryError(f"M must be at least 1, not {request.budget}.")
+        target = query.predicted if request.target is None else request.target
+        if not 0 <= target < len(self.bundle.classes):
+            raise QueryError(f"There is no class {target}; choose one from 0 to {len(self.bundle.classes) - 1}.")
+        return target
+
+
+def nearest_distances(queries: np.ndarray, members: np.ndarray, member_norms: np.ndarray) -> np.ndarray:
+    """Give each query's Euclidean distance to its nearest member, (Q,), for rows (Q, D), (n, D) and squared norms (n,)."""
+    squared = np.einsum("qd,qd->q", queries, queries)[:, None] - 2 * queries @ members.T + member_norms
+    return np.sqrt(np.maximum(squared.min(1), 0))

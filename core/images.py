@@ -1,0 +1,34 @@
+"""From stored pixels to the network's input: the same scaling for training images, test images and uploads."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_input(images: np.ndarray, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scale pixels to [0, 1], subtract the mean of each channel and divide by its standard deviation.
+
+    Args:
+        images: (B, H, W) grey or (B, H, W, 3) colour, uint8.
+        mean: of each channel, in units where white is 1.
+        std: of each channel, in the same units, positive.
+
+    Returns:
+        (B, C, H, W) float32, contiguous, sharing no memory with `images`.
+
+    Raises:
+        ValueError: if the images' type or shape is another, or mean and std do not have one value a channel.
+    """
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
+        raise ValueError(f"Images must be uint8 of shape (B, H, W) or (B, H, W, 3), not {images.dtype} {images.shape}.")
+    channels = 1 if images.ndim == 3 else 3
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(f"Images of {channels} channels need {channels} means and deviations, not {len(mean)} and {len(std)}.")
+    if not all(deviation > 0 for deviation in std):
+        raise ValueError(f"Standard deviations must be positive, not {tuple(std)}.")
+    first = images[:, None] if channels == 1 else np.moveaxis(images, 3, 1)
+    scaled = torch.from_numpy(np.array(first, dtype=np.float32, order="C")) / 255
+    shape = (1, channels, 1, 1)
+    return scaled.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))

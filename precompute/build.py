@@ -1,0 +1,369 @@
+"""Building a bundle: data set, network, Jacobians, sketch, Grams, index, manifest; resumable and byte for byte repeatable.
+
+Work happens in OUT.partial. Arrays are filled shard by shard and a journal records each shard only after it is on disk, so a build
+that was killed goes on where it was. The finished folder is renamed to OUT in one step.
+"""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from core.attribution import nearest_distances
+from core.bundle import MANIFEST, WEIGHTS, Bundle, FileRecord, Manifest, sha256_of, write_atomically
+from core.errors import BuildError, BundleError
+from core.features import FeatureMap, kernel_of
+from core.images import to_input
+from core.kernels import Kernel
+from core.pool import LARGEST_GRAM
+from core.posterior import blocks, feature_gram
+from core.search import InnerProductIndex
+from core.sketches import SketchSpec
+from precompute.datasets import Dataset, load_dataset
+from precompute.models import ModelSpec, build_model
+from precompute.training import TrainingSpec, accuracy, train
+
+Progress = Callable[[str, int, int], None]
+_SHARD = 1000
+_JOURNAL, _SETTINGS, _CHECKPOINT = "journal.json", "settings.json", "training.safetensors"
+_VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
+_USUAL = 0.995  # share of test images that count as usual
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """Every setting of a bundle; the same settings on the same machine give the same bytes.
+
+    Args:
+        name: a title for people.
+        dataset: a name of `precompute.datasets`.
+        model: the architecture.
+        training: the recipe; ignored when `weights` is given.
+        sketch: kind, dimension K and seed.
+        ntk: scale Jacobians as in the NTK parameterisation.
+        outputs: "own", or "all" to store features under every class's logit.
+        weights: safetensors file of trained weights to load in place of training.
+        command: what to type to build this bundle (without --out), for messages.
+    """
+
+    name: str = "Fashion-MNIST (25 %), MLP"
+    dataset: str = "fashion-mnist-quarter"
+    model: ModelSpec = field(default_factory=ModelSpec)
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    sketch: SketchSpec = field(default_factory=SketchSpec)
+    ntk: bool = True
+    outputs: str = "own"
+    weights: Path | None = None
+    command: str = "natscope precompute"
+
+    def settings(self) -> dict[str, Any]:
+        """Give the settings as JSON-able values, loaded weights by their checksum."""
+        values = asdict(self)
+        if self.weights is not None:
+            if not self.weights.is_file():
+                raise BuildError(f"There is no file of weights at {self.weights}.")
+            values["training"], values["weights"] = None, sha256_of(self.weights)
+        return json.loads(json.dumps(values))
+
+
+def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, total: None) -> Bundle:
+    """Build a bundle, go on with one that was interrupted, or open the one that is there.
+
+    Args:
+        spec: the settings.
+        out: the folder to publish.
+        progress: called with the stage's name, steps done and steps in all.
+
+    Raises:
+        BuildError: if settings contradict each other, weights are not finite, or the disk is too full.
+        BundleError: if `out` holds something else, or another process is building it.
+        DataError: if the data set cannot be had.
+    """
+    settings = spec.settings()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(out.with_name(out.name + ".lock"))
+    try:
+        with lock.acquire(timeout=0):
+            if out.exists():
+                return _existing(out, settings)
+            work = _Work(out.with_name(out.name + ".partial"), settings)
+            if not work.published:
+                _Builder(spec, work, progress).run()
+            work.publish(out)
+    except filelock.Timeout as error:
+        raise BundleError(f"Another natscope is building {out} right now; wait for it, or stop it first.") from error
+    except OSError as error:
+        raise BuildError(f"The bundle {out} cannot be written: {error.strerror or error}.") from error
+    return Bundle(out)
+
+
+def _existing(out: Path, settings: dict[str, Any]) -> Bundle:
+    bundle = Bundle(out)
+    if bundle.manifest.results["settings"] != settings:
+        raise BundleError(f"{out} holds a bundle with other settings; choose another folder, or delete that one first.")
+    return bundle
+
+
+class _Work:
+    """The folder OUT.partial and its journal of what is already on disk."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        identity = {"settings": settings, "versions": versions()}
+        known = path / _SETTINGS
+        if path.exists() and not (known.is_file() and json.loads(known.read_text()) == identity):
+            if not known.is_file() and any(path.iterdir()):
+                raise BundleError(f"{path} is in the way and was not made by natscope; move it away.")
+            shutil.rmtree(path)
+        path.mkdir(exist_ok=True)
+        write_atomically(known, json.dumps(identity).encode())
+        journal = path / _JOURNAL
+        self.done: dict[str, int] = json.loads(journal.read_text()) if journal.is_file() else {}
+
+    @property
+    def published(self) -> bool:
+        """Whether everything is written and only the rename is missing."""
+        return (self.path / MANIFEST).is_file()
+
+    def mark(self, name: str, count: int = 1) -> None:
+        self.done[name] = count
+        write_atomically(self.path / _JOURNAL, json.dumps(self.done).encode())
+
+    def publish(self, out: Path) -> None:
+        for name in (_JOURNAL, _CHECKPOINT, _SETTINGS):
+            (self.path / name).unlink(missing_ok=True)
+        self.path.rename(out)
+
+
+class _Builder:
+    """One run of a build, stage by stage; each stage asks the journal what is left to do."""
+
+    def __init__(self, spec: BuildSpec, work: _Work, progress: Progress) -> None:
+        self.spec, self.work, self.progress = spec, work, progress
+        self.data = load_dataset(spec.dataset)
+        self.records: dict[str, FileRecord] = {}
+
+    def run(self) -> None:
+        spec, data = self.spec, self.data
+        model = build_model(spec.model, seed=spec.training.seed)
+        images = self._inputs(data.train_images)
+        _check_fits(model, images[:1], len(data.classes))
+        layout = FeatureMap(model, spec.sketch, ntk=spec.ntk).layout(images[:1])
+        if spec.sketch.kind == "exact" and (layout is None or spec.outputs == "all"):
+            raise BuildError("The exact kernel needs a network of Linear weights alone, and --outputs own.")
+        self._check_disk(layout)
+        self._train(model, images)
+        features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=_SHARD)
+        for split in ("train", "test"):
+            self._small(f"{split}_images", getattr(data, f"{split}_images"))
+            self._small(f"{split}_labels", getattr(data, f"{split}_labels"))
+        results = self._outputs(features, images)
+        own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
+        self._per_class(own, kernel_of(spec.sketch, layout))
+        if spec.outputs == "all":
+            self._every_output(features, images)
+        self._finish(layout, results)
+
+    def _inputs(self, images: np.ndarray) -> torch.Tensor:
+        return to_input(images, mean=self.data.mean, std=self.data.std)
+
+    def _train(self, model: nn.Module, images: torch.Tensor) -> None:
+        path = self.work.path / WEIGHTS
+        if "weights" in self.work.done:
+            model.load_state_dict(safetensors.torch.load_file(path))
+        else:
+            if self.spec.weights is None:
+                labels = torch.from_numpy(np.array(self.data.train_labels))
+                train(
+                    model,
+                    images,
+                    labels,
+                    self.spec.training,
+                    checkpoint=self.work.path / _CHECKPOINT,
+                    progress=lambda done, total: self.progress("Training", done, total),
+                )
+            else:
+                _load(model, self.spec.weights)
+            weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+            write_atomically(path, safetensors.torch.save(weights))
+            self.work.mark("weights")
+        if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+            raise BuildError("The weights hold values that are not finite numbers; train with a smaller learning rate.")
+        model.eval()
+
+    def _outputs(self, features: FeatureMap, train_images: torch.Tensor) -> dict[str, float]:
+        data = self.data
+        train_out, test_out = features.outputs(train_images), features.outputs(self._inputs(data.test_images))
+        self._small("train_logits", train_out.logits)
+        self._small("test_logits", test_out.logits)
+        self._small("penultimate", train_out.penultimate)
+        norms = np.einsum("nd,nd->n", train_out.penultimate, train_out.penultimate)
+        distances = [nearest_distances(block, train_out.penultimate, norms) for block in blocks(test_out.penultimate)]
+        return {
+            "train_accuracy": accuracy(train_out.logits, data.train_labels),
+            "test_accuracy": accuracy(test_out.logits, data.test_labels),
+            "usual_distance": float(np.quantile(np.concatenate(distances), _USUAL)),
+        }
+
+    def _features(
+        self, name: str, features: FeatureMap, images: torch.Tensor, targets: np.ndarray, stage: str
+    ) -> np.ndarray:
+        width = features.features(images[:1], targets[:1]).shape[1]
+
+        def shard(part: slice) -> np.ndarray:
+            block = features.features(images[part], targets[part])
+            if not np.isfinite(block).all():
+                raise BuildError("A Jacobian is not finite; the network's weights have run away.")
+            return block
+
+        return self._large(name, (len(images), width), np.dtype("float32"), shard, stage)
+
+    def _per_class(self, own: np.ndarray, kernel: Kernel) -> None:
+        classes = len(self.data.classes)
+        for label in range(classes):
+            self.progress("Grams and indexes, class by class", label, classes)
+            rows = np.flatnonzero(self.data.train_labels == label)
+            if not len(rows):
+                continue
+            members = np.asarray(own[rows])
+            if len(rows) <= LARGEST_GRAM:
+                self._small(f"gram_{label}", lambda members=members: kernel(members, members))
+            if kernel.explicit:
+                self._index(f"index_{label}", members)
+        self.progress("Grams and indexes, class by class", classes, classes)
+
+    def _every_output(self, features: FeatureMap, images: torch.Tensor) -> None:
+        for label, title in enumerate(self.data.classes):
+            targets = np.full(len(images), label)
+            found = self._features(f"features_all_{label}", features, images, targets, f"Jacobians as {title}")
+            self._small(f"train_gram_{label}", lambda found=found: feature_gram(blocks(found)))
+
+    def _small(self, name: str, values: np.ndarray | Callable[[], np.ndarray]) -> None:
+        """Write an array in one go."""
+        file = self.work.path / f"{name}.npy"
+        if name not in self.work.done:
+            array = np.ascontiguousarray(values() if callable(values) else values)
+            temporary = file.with_suffix(".tmp")
+            with temporary.open("wb") as handle:
+                np.save(handle, array, allow_pickle=False)
+            temporary.replace(file)
+            self.work.mark(name)
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        self._record(name, file, array)
+
+    def _large(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype, shard: Callable[[slice], np.ndarray], stage: str
+    ) -> np.ndarray:
+        """Fill an array shard by shard; a shard is in the journal only once it is on disk."""
+        file, done = self.work.path / f"{name}.npy", self.work.done.get(name, 0)
+        array = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=dtype, shape=None if done else shape)
+        for start in range(done, shape[0], _SHARD):
+            self.progress(stage, start, shape[0])
+            part = slice(start, min(start + _SHARD, shape[0]))
+            array[part] = shard(part)
+            array.flush()
+            self.work.mark(name, part.stop)
+        self.progress(stage, shape[0], shape[0])
+        self._record(name, file, array)
+        return array
+
+    def _index(self, name: str, members: np.ndarray) -> None:
+        file = self.work.path / f"{name}.faiss"
+        if name not in self.work.done:
+            temporary = file.with_suffix(".tmp")
+            InnerProductIndex.flat(members).save(temporary)
+            temporary.replace(file)
+            self.work.mark(name)
+        self._record(name, file)
+
+    def _record(self, name: str, file: Path, array: np.ndarray | None = None) -> None:
+        shape, dtype = (None, None) if array is None else (array.shape, str(array.dtype))
+        self.records[name] = FileRecord(file.name, file.stat().st_size, "", shape, dtype)
+
+    def _finish(self, layout: tuple[tuple[int, int], ...] | None, results: dict[str, Any]) -> None:
+        spec, data = self.spec, self.data
+        self._record("weights", self.work.path / WEIGHTS)
+        files = {}
+        for count, (name, record) in enumerate(sorted(self.records.items())):
+            self.progress("Checksums", count, len(self.records))
+            digest = sha256_of(self.work.path / record.file)
+            files[name] = FileRecord(record.file, record.bytes, digest, record.shape, record.dtype)
+        settings = spec.settings()
+        manifest = Manifest(
+            name=spec.name,
+            dataset={"name": data.name, "classes": data.classes, "mean": data.mean, "std": data.std},
+            model=spec.model.to_dict(),
+            training=settings["training"] or {"weights": settings["weights"]},
+            sketch=spec.sketch.to_dict(),
+            ntk=spec.ntk,
+            outputs=spec.outputs,
+            poison=None,
+            results=results | {"settings": settings},
+            layout=layout,
+            versions=versions(),
+            command=spec.command,
+            files=files,
+        )
+        write_atomically(self.work.path / MANIFEST, manifest.to_json().encode())
+        self.progress("Checksums", len(files), len(files))
+
+    def _check_disk(self, layout: tuple[tuple[int, int], ...] | None) -> None:
+        needed = estimated_bytes(self.spec, self.data, layout)
+        present = sum(f.stat().st_size for f in self.work.path.iterdir())
+        free = shutil.disk_usage(self.work.path).free
+        if free + present < needed:
+            raise BuildError(
+                f"The bundle needs about {needed / 1e9:.1f} GB and only {free / 1e9:.1f} GB are free at "
+                f"{self.work.path.parent}; make room or choose another folder with --out."
+            )
+
+
+def estimated_bytes(spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None) -> int:
+    """Estimate the size of a bundle, with a tenth to spare."""
+    count, classes = len(data.train_images), len(data.classes)
+    exact = spec.sketch.kind == "exact" and layout is not None
+    width = sum(o + i for o, i in layout) if exact and layout else spec.sketch.dim
+    members = np.bincount(data.train_labels, minlength=classes)
+    grams = sum(8 * int(n) ** 2 for n in members if n <= LARGEST_GRAM)
+    features = 4 * count * width * (1 if exact else 2)
+    every = classes * (4 * count * width + 8 * width**2) if spec.outputs == "all" else 0
+    return int(1.1 * (data.train_images.nbytes + data.test_images.nbytes + features + grams + every + 4 * count * 600))
+
+
+def versions() -> dict[str, str]:
+    """Name what could change the bytes of a bundle: libraries, processor architecture, threads."""
+    found = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    return found | {"machine": platform.machine(), "threads": str(torch.get_num_threads())}
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except safetensors.SafetensorError as error:
+        raise BuildError(f"{path} is no safetensors file of weights.") from error
+    except RuntimeError as error:
+        raise BuildError(f"The weights in {path} do not fit the network; check --widths and --model.") from error
+
+
+def _check_fits(model: nn.Module, image: torch.Tensor, classes: int) -> None:
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(image)
+    except RuntimeError as error:
+        pixels = image.numel()
+        raise BuildError(f"The network does not take images of {pixels} pixels; the first width must be {pixels}.") from error
+    if outputs.shape[-1] != classes:
+        raise BuildError(f"The network has {outputs.shape[-1]} outputs and the data set {classes} classes.")
+
+

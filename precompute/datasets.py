@@ -1,0 +1,171 @@
+"""Data sets by name: images as stored, labels, class names and the scaling that networks expect."""
+
+import gzip
+import math
+import socket
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+import assets
+from core.errors import DataError
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
+_IDX_TYPES = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}
+_TIMEOUT = 30.0  # seconds without an answer before a download counts as failed
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory; its arrays are read-only.
+
+    Args:
+        name: key in `DATASETS`.
+        classes: a title for each label.
+        train_images: (N, H, W) or (N, H, W, 3) uint8.
+        train_labels: (N,) int64.
+        test_images: (M, H, W) or (M, H, W, 3) uint8.
+        test_labels: (M,) int64.
+        mean: of each channel, in units where white is 1.
+        std: standard deviation of each channel, in the same units.
+
+    Raises:
+        DataError: if images and labels do not fit each other.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the arrays fit each other and lock them."""
+        for split in ("train", "test"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            if len(images) != len(labels) or not len(labels):
+                raise DataError(f"The {split} part of {self.name} has {len(images)} images and {len(labels)} labels.")
+            if labels.min() < 0 or labels.max() >= len(self.classes):
+                raise DataError(f"The {split} part of {self.name} has labels outside 0..{len(self.classes) - 1}.")
+            for array in (images, labels):
+                array.flags.writeable = False
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise DataError(f"Training and test images of {self.name} have different sizes.")
+
+
+def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
+    """Load a data set, fetching it first if it does not ship with natscope.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: where downloads are kept; the user's cache folder by default.
+
+    Raises:
+        DataError: if the name is unknown, a file is missing or damaged, or a download fails.
+    """
+    if name not in DATASETS:
+        raise DataError(f"There is no data set {name!r}; choose one of: {', '.join(sorted(DATASETS))}.")
+    return DATASETS[name](root or platformdirs.user_cache_path("natscope") / "datasets")
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read an IDX file, compressed if its name ends in .gz, as an array of uint8 or int32 of native byte order.
+
+    Raises:
+        DataError: if the file is missing or damaged.
+    """
+    try:
+        raw = path.read_bytes()
+        data = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except FileNotFoundError as error:
+        raise DataError(f"The file {path} is missing; fetch it or reinstall what it came with.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"The file {path} is damaged or unreadable; delete it and fetch it again.") from error
+    damaged = DataError(f"The file {path} is damaged: it is no whole IDX file; delete it and fetch it again.")
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
+        raise damaged
+    dtype, start = _IDX_TYPES[data[2]], 4 + 4 * data[3]
+    if len(data) < start:
+        raise damaged
+    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", data[3], 4))
+    if len(data) - start != math.prod(shape) * dtype.itemsize:
+        raise damaged
+    return np.frombuffer(data, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _fashion_mnist_quarter(root: Path) -> Dataset:
+    return _fashion_mnist_from("fashion-mnist-quarter", assets.path("fashion_mnist"), ".gz")
+
+
+def _fashion_mnist(root: Path) -> Dataset:
+    if DEBIAN_FOLDER.is_dir():
+        return _fashion_mnist_from("fashion-mnist", DEBIAN_FOLDER, ".gz")
+    raw = root / "FashionMNIST" / "raw"
+    if not all((raw / name).is_file() for name in _FILES):
+        _download_fashion_mnist(root)
+    return _fashion_mnist_from("fashion-mnist", raw, "")
+
+
+_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def _fashion_mnist_from(name: str, folder: Path, suffix: str) -> Dataset:
+    paths = [folder / (file + suffix) for file in _FILES]
+    train_images, train_labels, test_images, test_labels = (read_idx(path) for path in paths)
+    for path, array, axes in zip(paths, (train_images, train_labels, test_images, test_labels), (3, 1, 3, 1), strict=True):
+        if array.ndim != axes or array.dtype != np.uint8:
+            raise DataError(f"The file {path} is damaged: it holds something else than its name says; fetch it again.")
+    return Dataset(
+        name=name,
+        classes=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        train_images=train_images,
+        train_labels=train_labels.astype(np.int64),
+        test_images=test_images,
+        test_labels=test_labels.astype(np.int64),
+        mean=(0.2860,),
+        std=(0.3530,),
+    )
+
+
+def _download_fashion_mnist(root: Path) -> None:
+    instead = "or use the data set fashion-mnist-quarter, which ships with natscope"
+    try:
+        from torchvision.datasets import FashionMNIST
+    except ImportError as error:
+        raise DataError(f"Downloading Fashion-MNIST needs torchvision; install it, {instead}.") from error
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)
+    try:
+        FashionMNIST(str(root), download=True)
+    except (OSError, EOFError, RuntimeError, ValueError, HTTPException, zlib.error) as error:
+        raise DataError(
+            f"Fashion-MNIST could not be downloaded to {root}; check the network and the disk, install the Debian package "
+            f"dataset-fashion-mnist, {instead}."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+DATASETS: dict[str, Callable[[Path], Dataset]] = {
+    "fashion-mnist-quarter": _fashion_mnist_quarter,
+    "fashion-mnist": _fashion_mnist,
+}

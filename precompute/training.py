@@ -1,0 +1,151 @@
+"""Training by stochastic gradient descent that can be killed at any time and ends with the same bits."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from core.bundle import write_atomically
+from core.errors import BuildError
+
+_WEIGHT, _MOMENTUM = "weight/", "momentum/"
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """The recipe: SGD with momentum at a constant rate on the mean cross-entropy.
+
+    Args:
+        epochs: passes over the data.
+        batch_size: images a step; the last step of an epoch takes what is left.
+        learning_rate: constant.
+        momentum: of the gradient's running sum.
+        weight_decay: added to the gradient as a multiple of the weights.
+        seed: of the order of images, and of the initial weights where `build` makes them.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as JSON-able values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainingSpec":
+        """Undo `to_dict`; raises TypeError if a key is unknown."""
+        return cls(**values)
+
+
+def train(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    spec: TrainingSpec,
+    *,
+    checkpoint: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Train in place and leave the model in eval mode.
+
+    The order of images in epoch e depends on (seed, e) alone, so training that goes on from a checkpoint takes the same steps.
+
+    Args:
+        model: the network with its initial weights, on the device to train on.
+        images: (N, C, H, W) float32.
+        labels: (N,) int64.
+        spec: the recipe.
+        checkpoint: file written after every epoch; if it is there, training goes on from it.
+        progress: called with epochs done and epochs in all, at the start and after each epoch's checkpoint.
+
+    Raises:
+        BuildError: if the recipe makes no sense, the loss is not finite, or the checkpoint is damaged or of another training.
+    """
+    _check(spec, images, labels)
+    parameter = next(model.parameters())
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay
+    )
+    identity = _identity(model, images, labels, spec) if checkpoint else ""
+    start = _restore(checkpoint, model, optimizer, identity) if checkpoint and checkpoint.exists() else 0
+    images, labels = images.to(parameter.device), labels.to(parameter.device)
+    progress(start, spec.epochs)
+    model.train()
+    for epoch in range(start, spec.epochs):
+        order = torch.from_numpy(np.random.default_rng([spec.seed, epoch]).permutation(len(images))).to(parameter.device)
+        for batch in order.split(spec.batch_size):
+            loss = cross_entropy(model(images[batch]), labels[batch])
+            if not math.isfinite(loss.item()):
+                raise BuildError(
+                    f"The loss is not a finite number any more in epoch {epoch + 1}; train with a smaller learning rate."
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if checkpoint:
+            _save(checkpoint, model, optimizer, identity, epoch + 1)
+        progress(epoch + 1, spec.epochs)
+    model.eval()
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Give the share of rows of logits (N, C) whose largest entry is at the label (N,)."""
+    return float(np.mean(logits.argmax(axis=1) == labels))
+
+
+def _check(spec: TrainingSpec, images: Tensor, labels: Tensor) -> None:
+    if spec.epochs < 0 or spec.batch_size < 1 or spec.seed < 0:
+        raise BuildError("Epochs and seed must be 0 or more and the batch size 1 or more.")
+    if not (0 < spec.learning_rate < math.inf and 0 <= spec.momentum < 1 and 0 <= spec.weight_decay < math.inf):
+        raise BuildError("The learning rate must be positive, the momentum in [0, 1) and the weight decay 0 or more.")
+    if len(images) != len(labels) or not len(images):
+        raise BuildError(f"Training needs one label an image, not {len(labels)} labels for {len(images)} images.")
+
+
+def _identity(model: nn.Module, images: Tensor, labels: Tensor, spec: TrainingSpec) -> str:
+    """Hash what a checkpoint must agree on: the recipe, the shapes of the weights, and the data."""
+    shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
+    digest = hashlib.sha256(json.dumps([spec.to_dict(), shapes, list(images.shape)]).encode())
+    for tensor in (images, labels):
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+    return digest.hexdigest()
+
+
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str, epoch: int) -> None:
+    tensors = {_WEIGHT + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
+            tensors[_MOMENTUM + name] = buffer.contiguous()
+    write_atomically(path, safetensors.torch.save(tensors, {"epoch": str(epoch), "identity": identity}))
+
+
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str) -> int:
+    """Load weights and momentum, and give the number of epochs they have seen."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise BuildError(f"The checkpoint {path} is damaged; delete it to train from the start.") from error
+    if metadata.get("identity") != identity:
+        raise BuildError(f"The checkpoint {path} is of another training (recipe, data or network); delete it to start anew.")
+    weights = {name.removeprefix(_WEIGHT): t for name, t in tensors.items() if name.startswith(_WEIGHT)}
+    model.load_state_dict(weights)
+    for name, parameter in model.named_parameters():
+        if _MOMENTUM + name in tensors:
+            optimizer.state[parameter]["momentum_buffer"] = tensors[_MOMENTUM + name].to(parameter.device)
+    return int(metadata["epoch"])
