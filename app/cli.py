@@ -63,6 +63,7 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
 @click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--learning-rate", type=float, default=0.03, show_default=True)
+@click.option("--decay-epochs", type=click.IntRange(0), default=1, show_default=True, help="Epochs at the end over which the rate falls to 0.")
 @click.option("--momentum", type=float, default=0.9, show_default=True)
 @click.option("--weight-decay", type=float, default=1e-3, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of initial weights and of the order of training.")
@@ -211,7 +212,7 @@ def _build_spec(name: str | None, **options: Any) -> Any:
     except ValueError as error:
         raise BuildError(f"--widths takes whole numbers with commas, such as 784,512,256,10, not {options['widths']}.") from error
     model = ModelSpec(options["model"], widths, options["bias"])
-    recipe = {key: options[key] for key in ("epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "seed")}
+    recipe = {key: options[key] for key in ("epochs", "batch_size", "learning_rate", "decay_epochs", "momentum", "weight_decay", "seed")}
     title = name or f"{options['dataset']}, {options['model']} {'-'.join(map(str, widths))}, seed {options['seed']}"
     return BuildSpec(
         name=title,

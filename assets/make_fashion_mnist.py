@@ -1,7 +1,7 @@
-"""Make `assets/fashion_mnist`, the 25 % of Fashion-MNIST that natscope ships; run `python -m assets.make_fashion_mnist`.
+"""Make `assets/fashion_mnist`, the 25 % of Fashion-MNIST that natscope ships: `python -m assets.make_fashion_mnist`.
 
-The training part holds 1,500 images a class, drawn without replacement by numpy's default_rng(0), class by class, and sorted by
-their original index; the test part is whole. Files are IDX as in the original, compressed the same way on every run.
+The training part holds 1,500 images a class, drawn without replacement by numpy's default_rng(0), class by class, and
+sorted by their original index; the test part is whole. Files are IDX as in the original.
 """
 
 import argparse

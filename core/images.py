@@ -25,7 +25,9 @@ def to_input(images: np.ndarray, *, mean: Sequence[float], std: Sequence[float])
         raise ValueError(f"Images must be uint8 of shape (B, H, W) or (B, H, W, 3), not {images.dtype} {images.shape}.")
     channels = 1 if images.ndim == 3 else 3
     if len(mean) != channels or len(std) != channels:
-        raise ValueError(f"Images of {channels} channels need {channels} means and deviations, not {len(mean)} and {len(std)}.")
+        raise ValueError(
+            f"Images of {channels} channels need {channels} means and deviations, not {len(mean)} and {len(std)}."
+        )
     if not all(deviation > 0 for deviation in std):
         raise ValueError(f"Standard deviations must be positive, not {tuple(std)}.")
     first = images[:, None] if channels == 1 else np.moveaxis(images, 3, 1)

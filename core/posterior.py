@@ -165,5 +165,5 @@ def blocks(features: np.ndarray, rows: int = 2048) -> Iterable[np.ndarray]:
 
 
 def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    eigenvalues, eigenvectors = scipy.linalg.eigh(matrix, driver="evd", check_finite=False)
+    eigenvalues, eigenvectors = np.linalg.eigh(matrix)  # lets other threads run meanwhile
     return np.maximum(eigenvalues, 0), eigenvectors

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -16,7 +17,7 @@ import assets
 from core.errors import DataError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
-_IDX_TYPES = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}
+_IDX_TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}
 _TIMEOUT = 30.0  # seconds without an answer before a download counts as failed
 
 
@@ -120,7 +121,9 @@ _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx
 def _fashion_mnist_from(name: str, folder: Path, suffix: str) -> Dataset:
     paths = [folder / (file + suffix) for file in _FILES]
     train_images, train_labels, test_images, test_labels = (read_idx(path) for path in paths)
-    for path, array, axes in zip(paths, (train_images, train_labels, test_images, test_labels), (3, 1, 3, 1), strict=True):
+    for path, array, axes in zip(
+        paths, (train_images, train_labels, test_images, test_labels), (3, 1, 3, 1), strict=True
+    ):
         if array.ndim != axes or array.dtype != np.uint8:
             raise DataError(f"The file {path} is damaged: it holds something else than its name says; fetch it again.")
     return Dataset(
@@ -158,8 +161,8 @@ def _download_fashion_mnist(root: Path) -> None:
         FashionMNIST(str(root), download=True)
     except (OSError, EOFError, RuntimeError, ValueError, HTTPException, zlib.error) as error:
         raise DataError(
-            f"Fashion-MNIST could not be downloaded to {root}; check the network and the disk, install the Debian package "
-            f"dataset-fashion-mnist, {instead}."
+            f"Fashion-MNIST could not be downloaded to {root}; check the network and the disk, install the Debian "
+            f"package dataset-fashion-mnist, {instead}."
         ) from error
     finally:
         socket.setdefaulttimeout(before)

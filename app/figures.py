@@ -1,0 +1,100 @@
+"""Figures: the information curve on the page, and the ranking as a picture to take away."""
+
+import io
+
+import matplotlib as mpl
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+
+from app.words import nats
+from core.attribution import Attribution, QueryImage
+from core.methods import Method
+
+_COLUMNS = 10
+
+
+def curve(result: Attribution, selected: int | None, *, colours: tuple[str, str]) -> go.Figure:
+    """Draw cumulative nats against M; the selected image's point is larger.
+
+    Args:
+        result: an attribution whose items have nats.
+        selected: place of the marked item, or None.
+        colours: of the line and of the total.
+    """
+    line, muted = colours
+    ranks = [i.rank for i in result.items]
+    values = [i.nats for i in result.items]
+    marked = [13 if place == selected else 7 for place in range(len(ranks))]
+    figure = go.Figure(
+        go.Scatter(
+            x=ranks,
+            y=values,
+            mode="lines+markers",
+            marker={"size": marked, "color": line},
+            line={"color": line, "width": 2},
+            customdata=[i.train_index for i in result.items],
+            hovertemplate="first %{x}: %{y:.4g} nats<br>training image %{customdata}<extra></extra>",
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 1}},
+        )
+    )
+    top = max(v for v in values if v is not None)
+    if result.total_nats is not None and result.total_nats < 4 * max(top, 1e-12):
+        figure.add_hline(
+            y=result.total_nats, line={"color": muted, "dash": "dot"}, annotation={"text": "all candidates", "font": {"color": muted}}
+        )
+    figure.update_layout(
+        height=260,
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        xaxis={"title": "images taken together, M", "rangemode": "tozero", "tickformat": "d", "fixedrange": True},
+        yaxis={"title": "nats", "rangemode": "tozero", "fixedrange": True},
+        showlegend=False,
+        dragmode=False,
+    )
+    return figure
+
+
+def ranking_png(
+    query: QueryImage, images: np.ndarray, result: Attribution, method: Method, classes: tuple[str, ...]
+) -> bytes:
+    """Draw the query and its ranked images as a PNG, 200 dots an inch.
+
+    Args:
+        query: the query.
+        images: (M, H, W) or (M, H, W, 3) uint8, in the order of the ranking.
+        result: the attribution.
+        method: the method that made it.
+        classes: names by label.
+    """
+    rows = -(-len(images) // _COLUMNS)
+    figure = Figure(figsize=(1.05 * (_COLUMNS + 2), 1.35 * max(rows, 2) + 0.5), dpi=200, layout="constrained")
+    with mpl.rc_context({"font.size": 7}):
+        left, right = figure.subfigures(1, 2, width_ratios=(2, _COLUMNS))
+        axes = left.subplots()
+        _show(axes, query.image, f"{_title(query, classes)}\npredicted {classes[query.predicted]}")
+        cells = right.subplots(rows, _COLUMNS, squeeze=False).ravel()
+        for cell in cells:
+            cell.axis("off")
+        before = 0.0
+        for cell, image, item in zip(cells, images, result.items, strict=False):
+            amount = f"{item.score:.3g}" if item.nats is None else f"{'−' if item.sign < 0 else '+'}{nats(item.nats - before)}"
+            before = item.nats or 0.0
+            _show(cell, image, f"{item.rank}  {classes[item.label]}\n{amount}")
+        sigma2 = f", σ² = {result.request.sigma2:.3g}" if method.uses_sigma2 else ""
+        figure.suptitle(f"{method.title}{sigma2}: training images behind “{classes[result.target]}”", fontsize=9)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _show(axes, image: np.ndarray, title: str) -> None:  # noqa: ANN001
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_title(title, pad=2)
+    axes.axis("off")
+
+
+def _title(query: QueryImage, classes: tuple[str, ...]) -> str:
+    if query.index is None:
+        return "uploaded image"
+    return f"{query.origin} image {query.index}: {classes[query.label or 0]}"

@@ -1,0 +1,50 @@
+// A grid of images: one element, however many images. Clicks and keys go to Python as triggers.
+export default function ({ data, parentElement, setTriggerValue }) {
+  const grid = parentElement.querySelector(".grid");
+  grid.style.setProperty("--size", data.size + "px");
+  grid.setAttribute("aria-label", data.label);
+  grid.replaceChildren(...data.items.map(card));
+
+  function card(item, place) {
+    const cell = element("figure", "card" + (item.framed ? " framed" : "") + (place === data.selected ? " selected" : ""));
+    const button = element("button", "picture");
+    button.type = "button";
+    button.title = item.title;
+    button.setAttribute("aria-label", item.alt);
+    if (place === data.selected) button.setAttribute("aria-pressed", "true");
+    const image = element("img");
+    image.src = item.src;
+    image.alt = "";
+    button.append(image);
+    button.onclick = () => setTriggerValue("picked", place);
+    cell.append(button);
+    if (item.strength !== undefined) {
+      const bar = element("span", "strength");
+      bar.style.width = Math.max(2, 100 * item.strength) + "%";
+      cell.append(bar);
+    }
+    if (item.caption) {
+      const caption = element("figcaption");
+      const head = element("span", "head");
+      head.append(element("span", "rank", item.rank), element("span", "value " + item.tone, item.value));
+      caption.append(head, element("span", "label", item.caption));
+      cell.append(caption);
+    }
+    if (data.reuse) {
+      const reuse = element("button", "reuse", "⌕");
+      reuse.type = "button";
+      reuse.title = data.reuse;
+      reuse.setAttribute("aria-label", data.reuse + ": " + item.alt);
+      reuse.onclick = () => setTriggerValue("reused", place);
+      cell.append(reuse);
+    }
+    return cell;
+  }
+
+  function element(tag, name, text) {
+    const made = document.createElement(tag);
+    if (name) made.className = name;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+}

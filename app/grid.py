@@ -1,0 +1,99 @@
+"""Images on pages: one component that draws a whole grid, and the conversion of arrays to inline PNGs."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import streamlit as st
+from PIL import Image
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image of a grid.
+
+    Args:
+        src: data URI of the picture.
+        alt: what a screen reader says.
+        title: the tooltip.
+        rank: its place, such as "1".
+        value: its number with unit and sign.
+        caption: its label; a card without one is a bare thumbnail.
+        tone: "for" or "against".
+        strength: share of the strongest card, 0 to 1, drawn as a bar.
+        framed: whether it is framed as an outlier.
+    """
+
+    src: str
+    alt: str
+    title: str = ""
+    rank: str = ""
+    value: str = ""
+    caption: str = ""
+    tone: str = "for"
+    strength: float = 0.0
+    framed: bool = False
+
+
+@lru_cache(maxsize=1)
+def _component() -> Callable:
+    return st.components.v2.component(
+        "natscope_grid",
+        html='<div class="grid" role="group"></div>',
+        css=(_FOLDER / "grid.css").read_text(encoding="utf-8"),
+        js=(_FOLDER / "grid.js").read_text(encoding="utf-8"),
+    )
+
+
+def grid(
+    cards: Sequence[Card],
+    *,
+    key: str,
+    label: str,
+    size: int,
+    selected: int | None = None,
+    reuse: str = "",
+    on_pick: Callable[[int], None],
+    on_reuse: Callable[[int], None] | None = None,
+) -> None:
+    """Draw cards in one element.
+
+    Args:
+        cards: what to draw.
+        key: unique on the page.
+        label: what the grid is, for screen readers.
+        size: least width of a card, in pixels.
+        selected: place of the card that is marked.
+        reuse: tooltip of the small button on each card; none when empty.
+        on_pick: called with a card's place when it is clicked.
+        on_reuse: called with a card's place when its small button is clicked.
+    """
+
+    def call(trigger: str, function: Callable[[int], None] | None) -> Callable[[], None]:
+        def handle() -> None:
+            place = st.session_state[key][trigger]
+            if function is not None and isinstance(place, int) and 0 <= place < len(cards):
+                function(place)
+
+        return handle
+
+    _component()(
+        key=key,
+        data={"items": [asdict(card) for card in cards], "label": label, "size": size, "selected": selected, "reuse": reuse},
+        on_picked_change=call("picked", on_pick),
+        on_reused_change=call("reused", on_reuse),
+    )
+
+
+def data_uri(image: np.ndarray | Image.Image) -> str:
+    """Encode an image, (H, W) or (H, W, 3) uint8, as an inline PNG."""
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,34 @@
+"""The app's entry: theme, navigation, and the choice of a bundle."""
+
+import streamlit as st
+
+
+from app.views import attribute, methods
+from core.errors import NatscopeError
+
+
+def main() -> None:
+    """Draw the page that the address names."""
+    st.set_page_config(page_title="natscope", page_icon=":material/search_insights:", layout="wide")
+    st.html("<style>" + STYLE + "</style>")
+    pages = [
+        st.Page(attribute.page, title="Attribute", url_path="attribute", default=True),
+        st.Page(methods.page, title="Methods", url_path="methods"),
+    ]
+    chosen = st.navigation(pages, position="top")
+    try:
+        chosen.run()
+    except NatscopeError as error:
+        st.error(str(error), icon=":material/error:")
+
+
+STYLE = """
+.block-container, [data-testid="stMainBlockContainer"] { padding-top: 4.2rem; padding-bottom: 3rem; max-width: 1500px; }
+h1 { font-size: 1.9rem !important; padding: 0 !important; letter-spacing: -0.01em; }
+h3 { font-size: 1.05rem !important; padding: 0.4rem 0 0 !important; }
+[data-testid="stMetricValue"] { font-size: 1.2rem; }
+"""
+
+if __name__ in ("__main__", "__mp_main__"):
+    main()
+

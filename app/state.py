@@ -1,0 +1,130 @@
+"""What a page shows, as a link: read from the address once, checked, and written back whenever it changes."""
+
+import base64
+import binascii
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from core.attribution import CONDITIONINGS, POOLS, Attributor, QueryImage
+from core.errors import QueryError
+from core.methods import METHODS
+
+LARGEST_BUDGET = 100
+SIGMA2_EXPONENTS = (-6.0, 5.0)
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything worth reopening on the Attribute page; `query` is "test:I", "train:I" or "image:DATA"."""
+
+    query: str = "test:0"
+    method: str = "info_loss"
+    sigma2: float = 1.0
+    budget: int = 10
+    pool: str = "same-class"
+    conditioning: str = "pool"
+    target: int | None = None
+
+    def to_link(self) -> dict[str, str]:
+        """Give the address's parameters, leaving out what is at its default."""
+        default = View()
+        texts = {
+            "q": self.query,
+            "method": self.method,
+            "sigma2": f"{self.sigma2:.6g}",
+            "m": str(self.budget),
+            "pool": self.pool,
+            "given": self.conditioning,
+            "target": "" if self.target is None else str(self.target),
+        }
+        defaults = {"method": default.method, "pool": default.pool, "given": default.conditioning, "target": ""}
+        return {key: text for key, text in texts.items() if defaults.get(key) != text}
+
+
+def read_link(parameters: Mapping[str, str], classes: int) -> tuple[View, list[str]]:
+    """Read an address; what cannot be used is left at its default and named in a sentence.
+
+    Args:
+        parameters: of the address.
+        classes: how many classes there are.
+
+    Returns:
+        The view and one sentence for each parameter that was not understood.
+    """
+    view, complaints = View(), []
+    readers = {
+        "q": ("query", _query),
+        "method": ("method", lambda text: _one_of(text, tuple(METHODS))),
+        "sigma2": ("sigma2", _sigma2),
+        "m": ("budget", lambda text: _whole(text, 1, LARGEST_BUDGET)),
+        "pool": ("pool", lambda text: _one_of(text, POOLS)),
+        "given": ("conditioning", lambda text: _one_of(text, CONDITIONINGS)),
+        "target": ("target", lambda text: _whole(text, 0, classes - 1)),
+    }
+    for key, (field, read) in readers.items():
+        if key in parameters:
+            try:
+                view = replace(view, **{field: read(parameters[key])})
+            except ValueError:
+                shown = parameters[key][:40]
+                complaints.append(f"The link's {key} “{shown}” is not one that natscope knows; the default is shown.")
+    return view, complaints
+
+
+def pack_image(image: np.ndarray) -> str:
+    """Write a small image into a query, so that a link can reopen an upload."""
+    return "image:" + base64.urlsafe_b64encode(zlib.compress(image.tobytes(), 9)).decode().rstrip("=")
+
+
+def open_query(text: str, attributor: Attributor) -> QueryImage:
+    """Find the image that a view's query names.
+
+    Raises:
+        QueryError: if there is no such image, or the link's image is damaged.
+    """
+    kind, _, value = text.partition(":")
+    if kind != "image":
+        return attributor.query(kind, int(value))
+    shape = attributor.bundle.array("train_images").shape[1:]
+    try:
+        packed = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
+        unpacker = zlib.decompressobj()
+        raw = unpacker.decompress(packed, math.prod(shape) + 1)
+    except (binascii.Error, zlib.error, ValueError) as error:
+        raise QueryError("The image in this link is damaged; upload it again.") from error
+    if len(raw) != math.prod(shape):
+        raise QueryError("The image in this link has another size than this bundle's images; upload it again.")
+    return attributor.upload(np.frombuffer(raw, np.uint8).reshape(shape))
+
+
+def _query(text: str) -> str:
+    kind, _, value = text.partition(":")
+    if kind in ("test", "train") and value.isdecimal() and len(value) < 10:
+        return text
+    if kind == "image" and value:
+        return text
+    raise ValueError(text)
+
+
+def _one_of(text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise ValueError(text)
+    return text
+
+
+def _whole(text: str, low: int, high: int) -> int:
+    value = int(text)
+    if not low <= value <= high:
+        raise ValueError(text)
+    return value
+
+
+def _sigma2(text: str) -> float:
+    value = float(text)
+    if not 10 ** SIGMA2_EXPONENTS[0] * 0.999 <= value <= 10 ** SIGMA2_EXPONENTS[1] * 1.001:
+        raise ValueError(text)
+    return value

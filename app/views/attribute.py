@@ -1,0 +1,307 @@
+"""Attribute: pick an image, see which training images the prediction owes its certainty to."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import streamlit as st
+
+from app import shared, state, words
+from app.figures import curve, ranking_png
+from app.grid import Card, data_uri, grid
+from app.state import View
+from app.views.query import picker, prediction
+from core.attribution import Attribution, Attributor, QueryImage, Request
+from core.errors import QueryError
+from core.methods import METHODS, Method
+
+_WIDGETS = ("method", "exponent", "budget", "pool", "conditioning", "target")
+
+
+def page() -> None:
+    """Draw the page."""
+    heading, switches = st.columns([3.6, 1], vertical_alignment="bottom")
+    heading.title("What does this prediction lean on?")
+    heading.markdown(
+        "Choose an image. natscope ranks the training images that the network’s answer owes its certainty to, "
+        "and says how much each one carries."
+    )
+    with switches:
+        path = _bundle()
+        plain = st.toggle("Plain words", key="plain_words", help="Explain without technical terms.")
+    attributor = shared.attributor(path)
+    view = _view(attributor, path)
+    left, right = st.columns([1, 2.6], gap="large")
+    with left:
+        query = _query(view, attributor)
+        prediction(query, attributor)
+        picker(attributor, query, _take)
+    with right:
+        _answer(attributor, query, st.session_state["view"].query, plain)
+
+
+def _bundle() -> Path:
+    """Choose among the bundles that are served; the choice is hidden when there is one."""
+    paths = shared.bundle_paths()
+    names = list(paths)
+    if len(names) == 1:
+        return paths[names[0]]
+    wanted = st.query_params.get("bundle")
+    st.session_state.setdefault("bundle", wanted if wanted in names else names[0])
+    chosen = st.selectbox(
+        "Bundle", names, key="bundle", format_func=lambda name: shared.bundle_title(paths[name]), on_change=_forget_query
+    )
+    return paths[chosen]
+
+
+def _view(attributor: Attributor, path: Path) -> View:
+    """Give the session's view; a new session takes it from the address."""
+    if "view" not in st.session_state or st.session_state.get("view_bundle") != str(path):
+        view, complaints = state.read_link(st.query_params, len(attributor.bundle.classes))
+        st.session_state["view"], st.session_state["view_bundle"] = view, str(path)
+        for complaint in complaints:
+            st.warning(complaint, icon=":material/link_off:")
+    view = st.session_state["view"]
+    values = (view.method, math.log10(view.sigma2), view.budget, view.pool, view.conditioning, view.target)
+    for key, value in zip(_WIDGETS, values, strict=True):
+        st.session_state.setdefault(key, value)
+    return view
+
+
+def _query(view: View, attributor: Attributor) -> QueryImage:
+    try:
+        return state.open_query(view.query, attributor)
+    except QueryError as error:
+        st.warning(str(error), icon=":material/image_not_supported:")
+        st.session_state["view"] = replace(view, query=View().query)
+        return attributor.query("test", 0)
+
+
+def _take(query: str) -> None:
+    """Make an image the query; what was asked of the last one is kept, except its target class."""
+    st.session_state["view"] = replace(st.session_state["view"], query=query, target=None)
+    st.session_state["target"] = None
+    st.session_state["picked"] = None
+
+
+def _forget_query() -> None:
+    for key in ("view", "picked", "upload", "upload_error", *_WIDGETS):
+        st.session_state.pop(key, None)
+    st.query_params.clear()
+
+
+@st.fragment
+def _answer(attributor: Attributor, query: QueryImage, shown: str, plain: bool) -> None:
+    """Draw the controls and the ranking; changing one reruns this part alone, until it makes another image the query."""
+    if st.session_state["view"].query != shown:
+        st.rerun()
+    view = _controls(attributor, query, words.PLAIN if plain else words.EXPERT)
+    st.session_state["view"] = view
+    link = view.to_link()
+    if len(shared.bundle_paths()) > 1:
+        link["bundle"] = attributor.bundle.path.name
+    if dict(st.query_params) != link:
+        st.query_params.from_dict(link)
+    request = Request(view.method, view.sigma2, view.budget, view.pool, view.conditioning, view.target)
+    try:
+        result = shared.with_progress(lambda progress: attributor.attribute(query, request, progress))
+    except QueryError as error:
+        st.error(str(error), icon=":material/error:")
+        return
+    method, classes = METHODS[view.method], attributor.bundle.classes
+    st.markdown(f"#### {words.finding(result, method, classes[result.target], plain=plain)}", help=words.NAT)
+    picked = st.session_state.get("picked")
+    picked = picked if picked is not None and picked < len(result.items) else None
+    images = np.stack([np.asarray(attributor.bundle.array("train_images")[i.train_index]) for i in result.items])
+    _ranking(result, method, images, classes, picked)
+    chart, details = st.columns([1.35, 1], gap="medium")
+    with chart:
+        _curve(result, picked)
+    with details:
+        _details(attributor, result, images, picked)
+    _downloads(query, images, result, method, classes)
+
+
+def _controls(attributor: Attributor, query: QueryImage, labels: words.Labels) -> View:
+    view: View = st.session_state["view"]
+    classes = attributor.bundle.classes
+    first, second, third = st.columns([1.1, 1.3, 1.1])
+    name = first.selectbox(
+        "Method", list(METHODS), key="method", format_func=lambda n: METHODS[n].title, help="The page Methods explains each."
+    )
+    method = METHODS[name]
+    target = second.selectbox(
+        "Explain",
+        [None, *(c for c in range(len(classes)) if c != query.predicted)],
+        key="target",
+        format_func=lambda c: f"{classes[query.predicted]} (its answer)" if c is None else f"why not {classes[c]}?",
+        help="The class whose support is attributed: the model’s answer, or another class.",
+    )
+    pool = third.segmented_control(
+        labels.pool, list(labels.pools), key="pool", format_func=labels.pools.__getitem__, help=labels.pool_help, required=True
+    )
+    first, second, third = st.columns([1.1, 1.3, 1.1])
+    budget = first.slider(labels.budget, 1, state.LARGEST_BUDGET, key="budget", help=labels.budget_help)
+    low, high = state.SIGMA2_EXPONENTS
+    exponent = st.session_state["exponent"]
+    if method.uses_sigma2:
+        exponent = second.slider(
+            f"{labels.sigma2} = {words.sigma2_text(10**exponent)}",
+            low,
+            high,
+            step=0.25,
+            key="exponent",
+            format="10^%.2f",
+            help=labels.sigma2_help,
+        )
+    conditioning = st.session_state["conditioning"]
+    if method.conditions:
+        conditioning = third.segmented_control(
+            labels.conditioning,
+            list(labels.conditionings),
+            key="conditioning",
+            format_func=labels.conditionings.__getitem__,
+            help=labels.conditioning_help,
+            required=True,
+        )
+    return View(view.query, name, 10**exponent, budget, pool or "same-class", conditioning or "pool", target)
+
+
+def _ranking(
+    result: Attribution, method: Method, images: np.ndarray, classes: tuple[str, ...], picked: int | None
+) -> None:
+    grid(
+        _cards(result, images, classes),
+        key="ranking",
+        label=f"Training images ranked by {method.title}",
+        size=92,
+        selected=picked,
+        reuse="Make it the query",
+        on_pick=_pick,
+        on_reuse=lambda place: _take(f"train:{result.items[place].train_index}"),
+    )
+    unit = "the nats it adds" if result.nats is not None else f"its {method.score}"
+    signs = "" if not any(i.sign for i in result.items) else " · ▲ pulls the same way as the query, ▼ the other way"
+    alike = "" if math.isnan(result.redundancy) else f" · redundancy {result.redundancy:.2f}"
+    st.caption(
+        f"Each image: its rank, {unit}, its label{signs}{alike}",
+        help="Redundancy: the mean cosine of the features of all pairs in this list; near 1, they all say the same.",
+    )
+
+
+def _cards(result: Attribution, images: np.ndarray, classes: tuple[str, ...]) -> list[Card]:
+    amounts = [abs(a) for a in _amounts(result)]
+    strongest = max(amounts) or 1.0
+    cards = []
+    for item, image, amount in zip(result.items, images, _amounts(result), strict=True):
+        arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign]
+        unit = "nats" if item.nats is not None else "score"
+        told = f"{classes[item.label]}, training image {item.train_index}: {amount:.4g} {unit}"
+        cards.append(
+            Card(
+                src=data_uri(image),
+                alt=f"rank {item.rank}, {told}",
+                title=told if item.nats is None else f"{told}; the first {item.rank} carry {item.nats:.4g} nats",
+                rank=str(item.rank),
+                value=f"{_short(amount)}{arrow}",
+                caption=classes[item.label],
+                tone="against" if item.sign < 0 else "for",
+                strength=abs(amount) / strongest,
+            )
+        )
+    return cards
+
+
+def _amounts(result: Attribution) -> list[float]:
+    """Give what each image adds: nats, or its score where a method has none."""
+    if result.nats is None:
+        return [i.score for i in result.items]
+    return np.diff([i.nats for i in result.items], prepend=0.0).tolist()
+
+
+def _short(value: float) -> str:
+    return f"{value:.1e}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+
+
+def _pick(place: int) -> None:
+    st.session_state["picked"] = None if st.session_state.get("picked") == place else place
+
+
+def _curve(result: Attribution, picked: int | None) -> None:
+    st.subheader("How the information adds up")
+    if result.nats is None:
+        st.caption("This method orders images and has no unit of information, so there is no curve. InfoLoss and InfoGain have one.")
+        return
+    colours = ("#5cc3d6", "#a8b3bd") if st.context.theme.type == "dark" else ("#0f6e84", "#6b7280")
+
+    def clicked() -> None:
+        points = st.session_state["curve"]["selection"]["points"]
+        if points:
+            st.session_state["picked"] = int(points[0]["point_index"])
+
+    st.plotly_chart(
+        curve(result, picked, colours=colours),
+        key="curve",
+        on_select=clicked,
+        selection_mode="points",
+        config={"displayModeBar": False},
+    )
+
+
+def _details(attributor: Attributor, result: Attribution, images: np.ndarray, picked: int | None) -> None:
+    st.subheader("A closer look")
+    if picked is None:
+        st.caption("Click an image, or a point of the curve, to see what the model makes of it.")
+        return
+    item, classes = result.items[picked], attributor.bundle.classes
+    logits = np.asarray(attributor.bundle.array("train_logits")[item.train_index], dtype=np.float64)
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    answer = int(shares.argmax())
+    picture, facts = st.columns([1, 1.7])
+    picture.html(f'<img class="ns-seen" src="{data_uri(images[picked])}" alt="training image {item.train_index}">')
+    cumulative = "" if item.nats is None else f"first {item.rank} together: **{words.nats(item.nats)}**  \n"
+    facts.markdown(
+        f"Training image **{item.train_index}**  \nlabelled **{classes[item.label]}**  \n"
+        f"the model says {classes[answer]} ({shares[answer]:.1%})  \n{cumulative}"
+        f"score {item.score:.4g} · prior variance {item.variance:.3g}"
+    )
+    st.button(
+        "Make it the query",
+        icon=":material/my_location:",
+        key="make_query",
+        on_click=_take,
+        args=(f"train:{item.train_index}",),
+    )
+
+
+def _downloads(
+    query: QueryImage, images: np.ndarray, result: Attribution, method: Method, classes: tuple[str, ...]
+) -> None:
+    name = f"natscope-{query.origin}{'' if query.index is None else f'-{query.index}'}-{method.name}"
+    picture, table, record, _ = st.columns([1, 1, 1, 2])
+    picture.download_button(
+        "PNG", lambda: ranking_png(query, images, result, method, classes), f"{name}.png", "image/png", on_click="ignore",
+        icon=":material/image:", width="stretch", help="The figure, in print quality.",
+    )
+    table.download_button(
+        "CSV", _table(result, classes), f"{name}.csv", "text/csv", on_click="ignore", icon=":material/table:", width="stretch",
+        help="The ranking as a table.",
+    )
+    record.download_button(
+        "JSON", json.dumps(result.to_dict(query, classes), indent=2), f"{name}.json", "application/json", on_click="ignore",
+        icon=":material/data_object:", width="stretch", help="The ranking with every setting.",
+    )
+
+
+def _table(result: Attribution, classes: tuple[str, ...]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["rank", "train_index", "label", "label_name", "score", "nats_cumulative", "sign"])
+    for i in result.items:
+        writer.writerow([i.rank, i.train_index, i.label, classes[i.label], i.score, "" if i.nats is None else i.nats, i.sign])
+    return buffer.getvalue()
