@@ -18,7 +18,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     button.append(image);
     button.onclick = () => setTriggerValue("picked", place);
     cell.append(button);
-    if (item.strength !== undefined) {
+    if (item.caption) {
       const bar = element("span", "strength");
       bar.style.width = Math.max(2, 100 * item.strength) + "%";
       cell.append(bar);

@@ -1,15 +1,20 @@
 """The app's entry: theme, navigation, and the choice of a bundle."""
 
+from pathlib import Path
+
 import streamlit as st
 
 
 from app.views import attribute, methods
 from core.errors import NatscopeError
 
+_FOLDER = Path(__file__).parent
+
 
 def main() -> None:
     """Draw the page that the address names."""
-    st.set_page_config(page_title="natscope", page_icon=":material/search_insights:", layout="wide")
+    st.set_page_config(page_title="natscope", page_icon=str(_FOLDER / "icon.png"), layout="wide")
+    st.logo(str(_FOLDER / "logo.svg"), size="large")
     st.html("<style>" + STYLE + "</style>")
     pages = [
         st.Page(attribute.page, title="Attribute", url_path="attribute", default=True),

@@ -16,7 +16,7 @@ def open_attributor(path: Path) -> Attributor:
     """
     bundle = Bundle(path)
     try:
-        model = build_model(ModelSpec.from_dict(bundle.manifest.model))
+        model = build_model(ModelSpec.from_dict(bundle.manifest.model), seed=0)
     except (BuildError, KeyError, TypeError) as error:
         raise BundleError(f"The bundle {path} names a network that this natscope cannot build.") from error
     return Attributor(bundle, model)

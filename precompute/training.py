@@ -26,8 +26,8 @@ _WEIGHT, _MOMENTUM = "weight/", "momentum/"
 class TrainingSpec:
     """The recipe: SGD with momentum on the mean cross-entropy, at a rate that is constant but for the end.
 
-    The paper's recipe has a constant rate. Its last steps leave the test accuracy of the embedded data anywhere from 84.7 to
-    86.3 % by the seed; lowered to 0 over the last epoch it is 87.5 to 87.7 %.
+    The paper's recipe has a constant rate. Its last steps leave the test accuracy of the embedded data anywhere from
+    84.7 to 86.3 % by the seed; lowered to 0 over the last epoch it is 87.5 to 87.7 %.
 
     Args:
         epochs: passes over the data.
@@ -80,7 +80,8 @@ def train(
         progress: called with epochs done and in all, at the start and after each epoch's checkpoint.
 
     Raises:
-        BuildError: if the recipe makes no sense, the loss is not finite, or the checkpoint is damaged or of another training.
+        BuildError: if the recipe makes no sense, the loss is not finite, or the checkpoint is damaged or of another
+            training.
     """
     _check(spec, images, labels)
     device = next(model.parameters()).device

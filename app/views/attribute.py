@@ -20,6 +20,7 @@ from core.errors import QueryError
 from core.methods import METHODS, Method
 
 _WIDGETS = ("method", "exponent", "budget", "pool", "conditioning", "target")
+_ITS_ANSWER = -1  # choice of the target: whatever the model predicts
 
 
 def page() -> None:
@@ -66,10 +67,14 @@ def _view(attributor: Attributor, path: Path) -> View:
         for complaint in complaints:
             st.warning(complaint, icon=":material/link_off:")
     view = st.session_state["view"]
-    values = (view.method, math.log10(view.sigma2), view.budget, view.pool, view.conditioning, view.target)
+    values = (view.method, math.log10(view.sigma2), view.budget, view.pool, view.conditioning, _choice(view))
     for key, value in zip(_WIDGETS, values, strict=True):
         st.session_state.setdefault(key, value)
     return view
+
+
+def _choice(view: View) -> int:
+    return _ITS_ANSWER if view.target is None else view.target
 
 
 def _query(view: View, attributor: Attributor) -> QueryImage:
@@ -84,7 +89,7 @@ def _query(view: View, attributor: Attributor) -> QueryImage:
 def _take(query: str) -> None:
     """Make an image the query; what was asked of the last one is kept, except its target class."""
     st.session_state["view"] = replace(st.session_state["view"], query=query, target=None)
-    st.session_state["target"] = None
+    st.session_state["target"] = _ITS_ANSWER
     st.session_state["picked"] = None
 
 
@@ -113,7 +118,7 @@ def _answer(attributor: Attributor, query: QueryImage, shown: str, plain: bool) 
         st.error(str(error), icon=":material/error:")
         return
     method, classes = METHODS[view.method], attributor.bundle.classes
-    st.markdown(f"#### {words.finding(result, method, classes[result.target], plain=plain)}", help=words.NAT)
+    st.markdown(f"##### {words.finding(result, method, classes[result.target], plain=plain)}", help=words.NAT)
     picked = st.session_state.get("picked")
     picked = picked if picked is not None and picked < len(result.items) else None
     images = np.stack([np.asarray(attributor.bundle.array("train_images")[i.train_index]) for i in result.items])
@@ -136,9 +141,9 @@ def _controls(attributor: Attributor, query: QueryImage, labels: words.Labels) -
     method = METHODS[name]
     target = second.selectbox(
         "Explain",
-        [None, *(c for c in range(len(classes)) if c != query.predicted)],
+        [_ITS_ANSWER, *(c for c in range(len(classes)) if c != query.predicted)],
         key="target",
-        format_func=lambda c: f"{classes[query.predicted]} (its answer)" if c is None else f"why not {classes[c]}?",
+        format_func=lambda c: f"{classes[query.predicted]} (its answer)" if c == _ITS_ANSWER else f"why not {classes[c]}?",
         help="The class whose support is attributed: the model’s answer, or another class.",
     )
     pool = third.segmented_control(
@@ -168,7 +173,7 @@ def _controls(attributor: Attributor, query: QueryImage, labels: words.Labels) -
             help=labels.conditioning_help,
             required=True,
         )
-    return View(view.query, name, 10**exponent, budget, pool or "same-class", conditioning or "pool", target)
+    return View(view.query, name, 10**exponent, budget, pool or "same-class", conditioning or "pool", None if target == _ITS_ANSWER else target)
 
 
 def _ranking(
@@ -178,7 +183,7 @@ def _ranking(
         _cards(result, images, classes),
         key="ranking",
         label=f"Training images ranked by {method.title}",
-        size=92,
+        size=80,
         selected=picked,
         reuse="Make it the query",
         on_pick=_pick,
@@ -283,19 +288,19 @@ def _downloads(
     query: QueryImage, images: np.ndarray, result: Attribution, method: Method, classes: tuple[str, ...]
 ) -> None:
     name = f"natscope-{query.origin}{'' if query.index is None else f'-{query.index}'}-{method.name}"
-    picture, table, record, _ = st.columns([1, 1, 1, 2])
-    picture.download_button(
-        "PNG", lambda: ranking_png(query, images, result, method, classes), f"{name}.png", "image/png", on_click="ignore",
-        icon=":material/image:", width="stretch", help="The figure, in print quality.",
+    offers = (
+        ("PNG", "image/png", ":material/image:", "The figure, in print quality.",
+         lambda: ranking_png(query, images, result, method, classes)),
+        ("CSV", "text/csv", ":material/table:", "The ranking as a table.", lambda: _table(result, classes)),
+        ("JSON", "application/json", ":material/data_object:", "The ranking with every setting.",
+         lambda: json.dumps(result.to_dict(query, classes), indent=2)),
     )
-    table.download_button(
-        "CSV", _table(result, classes), f"{name}.csv", "text/csv", on_click="ignore", icon=":material/table:", width="stretch",
-        help="The ranking as a table.",
-    )
-    record.download_button(
-        "JSON", json.dumps(result.to_dict(query, classes), indent=2), f"{name}.json", "application/json", on_click="ignore",
-        icon=":material/data_object:", width="stretch", help="The ranking with every setting.",
-    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for label, mime, icon, about, make in offers:
+            st.download_button(
+                label, make, f"{name}.{label.lower()}", mime, on_click="ignore", icon=icon, help=about, key=f"download_{label}"
+            )
+        st.caption("The address of this page reopens what you see.", width="content")
 
 
 def _table(result: Attribution, classes: tuple[str, ...]) -> str:

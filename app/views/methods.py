@@ -39,7 +39,7 @@ def page() -> None:
     st.title("Methods")
     st.markdown("Each method answers *which training images does this prediction depend on?* in its own way.")
     st.subheader("Which one?")
-    st.table({m.title: m.advice for m in METHODS.values()})
+    st.markdown("\n".join(f"- **{m.title}.** {m.advice}" for m in METHODS.values()))
     for method in METHODS.values():
         with st.container(border=True):
             st.subheader(method.title, anchor=method.name)

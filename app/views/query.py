@@ -98,22 +98,41 @@ def _gallery(attributor: Attributor, split: str, take: Take) -> None:
             size=44,
             on_pick=lambda place: take(f"{split}:{shown[place]}"),
         )
-    back, where, forward, chance = st.columns([1, 2.2, 1, 1.6], vertical_alignment="center")
-    back.button("‹", key=f"{split}_back", disabled=page == 0, on_click=_turn, args=(split, page - 1), width="stretch", help="Earlier images")
-    where.html(f'<div class="ns-where">{len(numbers):,} images<br>page {page + 1} of {pages:,}</div>')
-    forward.button("›", key=f"{split}_forward", disabled=page + 1 >= pages, on_click=_turn, args=(split, page + 1), width="stretch",
-                   help="Later images")
-    chance.button("Random", key=f"{split}_random", disabled=not len(numbers), width="stretch",
-                  on_click=lambda: take(f"{split}:{random.choice(numbers)}"))
-    st.number_input(
-        "Or by number",
-        min_value=0,
-        max_value=len(labels) - 1,
-        value=None,
-        step=1,
-        placeholder=f"0 to {len(labels) - 1:,}",
-        key=f"{split}_number",
-        on_change=lambda: _by_number(split, take),
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        _turner("‹", split, page - 1, disabled=page == 0, help_text="Earlier images")
+        st.html(f'<div class="ns-where">{len(numbers):,} images<br>page {page + 1} of {pages:,}</div>', width="content")
+        _turner("›", split, page + 1, disabled=page + 1 >= pages, help_text="Later images")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.button(
+            "Random",
+            icon=":material/shuffle:",
+            key=f"{split}_random",
+            disabled=not len(numbers),
+            on_click=lambda: take(f"{split}:{random.choice(numbers)}"),
+            width=130,
+        )
+        st.number_input(
+            "By number",
+            min_value=0,
+            max_value=len(labels) - 1,
+            value=None,
+            step=1,
+            placeholder=f"0 – {len(labels) - 1:,}",
+            key=f"{split}_number",
+            on_change=lambda: _by_number(split, take),
+            width="stretch",
+        )
+
+
+def _turner(text: str, split: str, page: int, *, disabled: bool, help_text: str) -> None:
+    st.button(
+        text,
+        key=f"{split}_turn_{text}",
+        disabled=disabled,
+        on_click=_turn,
+        args=(split, page),
+        width=56,
+        help=help_text,
     )
 
 
@@ -191,10 +210,10 @@ def _bar(name: str, share: float, *, strong: bool) -> str:
 
 _STYLE = """
 .ns-query { display: flex; gap: 1rem; align-items: center; }
-.ns-query img { width: 8.5rem; height: 8.5rem; image-rendering: pixelated; border-radius: 8px; flex: none; }
+.ns-query img { width: 7.5rem; height: 7.5rem; image-rendering: pixelated; border-radius: 8px; flex: none; }
 .ns-query > div { flex: 1; min-width: 0; }
 .ns-answer { font-size: 1.35rem; font-weight: 650; margin-bottom: .35rem; }
-.ns-bar { display: grid; grid-template-columns: minmax(0, 5.6rem) 1fr 3rem; gap: .4rem; align-items: center; font-size: .8rem;
+.ns-bar { display: grid; grid-template-columns: minmax(0, 1fr) minmax(2rem, 1fr) 2.8rem; gap: .4rem; align-items: center; font-size: .8rem;
   line-height: 1.5; opacity: .8; }
 .ns-bar.strong { opacity: 1; font-weight: 600; }
 .ns-name { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }

@@ -38,8 +38,20 @@ class _Killed(Exception):
     pass
 
 
-def test_two_epochs_are_momentum_sgd_written_out(data):
-    spec = TrainingSpec(epochs=2, batch_size=32, learning_rate=0.1, momentum=0.8, weight_decay=0.01, seed=5)
+@pytest.mark.parametrize(
+    ("decay_epochs", "factors"),
+    [
+        (0, [1, 1, 1, 1, 1, 1]),
+        (1, [1, 1, 1, 1, 2 / 3, 1 / 3]),
+        (2, [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        (4, [3 / 6, 5 / 12, 4 / 12, 3 / 12, 2 / 12, 1 / 12]),
+    ],
+)
+def test_two_epochs_are_momentum_sgd_written_out(data, decay_epochs, factors):
+    spec = TrainingSpec(
+        2, batch_size=32, learning_rate=0.1, decay_epochs=decay_epochs, momentum=0.8, weight_decay=0.01, seed=5
+    )
+    factor = iter(factors)
     images, labels = data[0].double(), data[1]
     model = build_model(ModelSpec(widths=(12, 3)), seed=0).double()
     w = model[1].weight.detach().numpy().copy()
@@ -52,7 +64,7 @@ def test_two_epochs_are_momentum_sgd_written_out(data):
             p = np.exp(x[rows] @ w.T)
             p /= p.sum(axis=1, keepdims=True)
             v = 0.8 * v + (p - one_hot[rows]).T @ x[rows] / len(rows) + 0.01 * w
-            w -= 0.1 * v
+            w -= 0.1 * next(factor) * v
     train(model, images, labels, spec)
     np.testing.assert_allclose(model[1].weight.detach().numpy(), w, rtol=1e-10)
 
@@ -149,9 +161,10 @@ def test_a_loss_that_runs_away_is_refused(data):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": -1}, "Epochs and seed"),
+        ({"epochs": -1}, "Epochs, decay epochs and seed"),
+        ({"decay_epochs": -1}, "Epochs, decay epochs and seed"),
         ({"batch_size": 0}, "batch size 1 or more"),
-        ({"seed": -1}, "Epochs and seed"),
+        ({"seed": -1}, "Epochs, decay epochs and seed"),
         ({"learning_rate": 0.0}, "learning rate must be positive"),
         ({"learning_rate": math.nan}, "learning rate must be positive"),
         ({"momentum": 1.0}, "momentum in"),
