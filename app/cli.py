@@ -55,18 +55,34 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
 
 @natscope.command()
 @click.option("--out", type=EXISTING, required=True, help="Folder of the bundle to make.")
-@click.option("--dataset", default="fashion-mnist-quarter", show_default=True, help="fashion-mnist-quarter or fashion-mnist.")
+@click.option(
+    "--dataset", default="fashion-mnist-quarter", show_default=True, help="fashion-mnist-quarter or fashion-mnist."
+)
 @click.option("--model", default="mlp", show_default=True, help="Architecture.")
-@click.option("--widths", default="784,512,256,10", show_default=True, help="Layer widths of the MLP, from pixels to classes.")
+@click.option(
+    "--widths", default="784,512,256,10", show_default=True, help="Layer widths of the MLP, from pixels to classes."
+)
 @click.option("--bias", is_flag=True, help="Give the layers biases.")
 @click.option("--weights", type=EXISTING, help="Load trained weights (safetensors) in place of training.")
 @click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--learning-rate", type=float, default=0.03, show_default=True)
-@click.option("--decay-epochs", type=click.IntRange(0), default=1, show_default=True, help="Epochs at the end over which the rate falls to 0.")
+@click.option(
+    "--decay-epochs",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Epochs at the end over which the rate falls to 0.",
+)
 @click.option("--momentum", type=float, default=0.9, show_default=True)
 @click.option("--weight-decay", type=float, default=1e-3, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of initial weights and of the order of training.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of initial weights and of the order of training.",
+)
 @click.option("--sketch", default="countsketch", show_default=True, help="countsketch, tensorsketch, dense or exact.")
 @click.option("--dim", type=click.IntRange(1), default=4096, show_default=True, help="Dimensions K of the sketch.")
 @click.option("--sketch-seed", type=click.IntRange(0), default=0, show_default=True)
@@ -89,17 +105,21 @@ def precompute(out: Path, name: str | None, **options: Any) -> None:
         bundle = build(spec, out, bars)
     results = bundle.manifest.results
     click.echo(
-        f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). "
-        f"Look at it with `natscope app --bundles {out}`."
+        f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). Look at it "
+        f"with `natscope app --bundles {out}`."
     )
 
 
 @natscope.command()
 @click.option("--bundle", type=EXISTING, required=True, help="The bundle.")
 @click.option("--test-index", type=int, help="The query: a test image by its number.")
-@click.option("--train-index", type=int, help="The query: a training image by its number; it is left out of the ranking.")
+@click.option(
+    "--train-index", type=int, help="The query: a training image by its number; it is left out of the ranking."
+)
 @click.option("--image", type=EXISTING, help="The query: an image file.")
-@click.option("--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides.")
+@click.option(
+    "--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides."
+)
 @click.option("--method", default="info_loss", show_default=True, help="Name of the method.")
 @click.option("--sigma2", type=float, default=1.0, show_default=True, help="Observation noise variance σ².")
 @click.option("--budget", type=int, default=10, show_default=True, help="How many training images, M.")
@@ -147,11 +167,15 @@ def attribute(
     click.echo(f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}.")
     if result.nats is not None and result.total_nats:
         share = result.nats / result.total_nats
-        click.echo(f"These {len(result.items)} images carry {result.nats:.3f} nats, {share:.0%} of what the pool tells.")
+        click.echo(
+            f"These {len(result.items)} images carry {result.nats:.3f} nats, {share:.0%} of what the pool tells."
+        )
     click.echo(f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign")
     for i in result.items:
         nats = "" if i.nats is None else f"{i.nats:.4f}"
-        click.echo(f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  {'-0+'[i.sign + 1]}")
+        click.echo(
+            f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  {'-0+'[i.sign + 1]}"
+        )
 
 
 @natscope.command()
@@ -210,9 +234,14 @@ def _build_spec(name: str | None, **options: Any) -> Any:
     try:
         widths = tuple(int(w) for w in options["widths"].split(","))
     except ValueError as error:
-        raise BuildError(f"--widths takes whole numbers with commas, such as 784,512,256,10, not {options['widths']}.") from error
+        raise BuildError(
+            f"--widths takes whole numbers with commas, such as 784,512,256,10, not {options['widths']}."
+        ) from error
     model = ModelSpec(options["model"], widths, options["bias"])
-    recipe = {key: options[key] for key in ("epochs", "batch_size", "learning_rate", "decay_epochs", "momentum", "weight_decay", "seed")}
+    recipe = {
+        key: options[key]
+        for key in ("epochs", "batch_size", "learning_rate", "decay_epochs", "momentum", "weight_decay", "seed")
+    }
     title = name or f"{options['dataset']}, {options['model']} {'-'.join(map(str, widths))}, seed {options['seed']}"
     return BuildSpec(
         name=title,
@@ -233,7 +262,9 @@ def _command(options: dict[str, Any]) -> str:
     for parameter in precompute.params:
         value = options.get(parameter.name or "")
         if isinstance(parameter, click.Option) and value is not None and value != parameter.default:
-            flag = parameter.opts[0] if value is not False or not parameter.secondary_opts else parameter.secondary_opts[0]
+            flag = (
+                parameter.opts[0] if value is not False or not parameter.secondary_opts else parameter.secondary_opts[0]
+            )
             words.append(flag if parameter.is_flag else f"{flag} {value}")
     return " ".join(words)
 
@@ -246,7 +277,9 @@ def _read_upload(file: Path, shape: tuple[int, ...], invert: bool | None) -> Any
         data = file.read_bytes()
     except OSError as error:
         raise QueryError(f"The image {file} cannot be read: {error.strerror}.") from error
-    return read_image(data, file.name, size=(shape[0], shape[1]), channels=3 if len(shape) == 3 else 1, invert=invert).image
+    return read_image(
+        data, file.name, size=(shape[0], shape[1]), channels=3 if len(shape) == 3 else 1, invert=invert
+    ).image
 
 
 def _class_number(text: str, classes: tuple[str, ...]) -> int:
@@ -257,7 +290,9 @@ def _class_number(text: str, classes: tuple[str, ...]) -> int:
         return names.index(text.casefold())
     if text.isdecimal() and int(text) < len(classes):
         return int(text)
-    raise QueryError(f"There is no class '{text}'; choose a number from 0 to {len(classes) - 1} or one of {', '.join(classes)}.")
+    raise QueryError(
+        f"There is no class '{text}'; choose a number from 0 to {len(classes) - 1} or one of {', '.join(classes)}."
+    )
 
 
 def _check_port(port: int) -> None:
@@ -285,7 +320,9 @@ class _Bars:
         if stage != self._stage:
             self._close()
             self._stage = stage
-            self._bar = tqdm(desc=stage, total=total, unit=self._unit, unit_scale=True, file=sys.stderr, dynamic_ncols=True)
+            self._bar = tqdm(
+                desc=stage, total=total, unit=self._unit, unit_scale=True, file=sys.stderr, dynamic_ncols=True
+            )
         self._bar.update(done - self._bar.n)  # type: ignore[attr-defined]
 
     def __exit__(self, *_: object) -> None:

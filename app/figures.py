@@ -42,7 +42,9 @@ def curve(result: Attribution, selected: int | None, *, colours: tuple[str, str]
     top = max(v for v in values if v is not None)
     if result.total_nats is not None and result.total_nats < 4 * max(top, 1e-12):
         figure.add_hline(
-            y=result.total_nats, line={"color": muted, "dash": "dot"}, annotation={"text": "all candidates", "font": {"color": muted}}
+            y=result.total_nats,
+            line={"color": muted, "dash": "dot"},
+            annotation={"text": "all candidates", "font": {"color": muted}},
         )
     figure.update_layout(
         height=260,
@@ -78,7 +80,11 @@ def ranking_png(
             cell.axis("off")
         before = 0.0
         for cell, image, item in zip(cells, images, result.items, strict=False):
-            amount = f"{item.score:.3g}" if item.nats is None else f"{'−' if item.sign < 0 else '+'}{nats(item.nats - before)}"
+            amount = (
+                f"{item.score:.3g}"
+                if item.nats is None
+                else f"{'−' if item.sign < 0 else '+'}{nats(item.nats - before)}"
+            )
             before = item.nats or 0.0
             _show(cell, image, f"{item.rank}  {classes[item.label]}\n{amount}")
         sigma2 = f", σ² = {result.request.sigma2:.3g}" if method.uses_sigma2 else ""
@@ -88,7 +94,7 @@ def ranking_png(
     return buffer.getvalue()
 
 
-def _show(axes, image: np.ndarray, title: str) -> None:  # noqa: ANN001
+def _show(axes, image: np.ndarray, title: str) -> None:
     axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set_title(title, pad=2)
     axes.axis("off")

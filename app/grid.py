@@ -85,7 +85,13 @@ def grid(
 
     _component()(
         key=key,
-        data={"items": [asdict(card) for card in cards], "label": label, "size": size, "selected": selected, "reuse": reuse},
+        data={
+            "items": [asdict(card) for card in cards],
+            "label": label,
+            "size": size,
+            "selected": selected,
+            "reuse": reuse,
+        },
         on_picked_change=call("picked", on_pick),
         on_reused_change=call("reused", on_reuse),
     )

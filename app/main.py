@@ -4,7 +4,6 @@ from pathlib import Path
 
 import streamlit as st
 
-
 from app.views import attribute, methods
 from core.errors import NatscopeError
 
@@ -36,4 +35,3 @@ h3 { font-size: 1.05rem !important; padding: 0.4rem 0 0 !important; }
 
 if __name__ in ("__main__", "__mp_main__"):
     main()
-

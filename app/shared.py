@@ -62,7 +62,7 @@ def _workers() -> ThreadPoolExecutor:
 
 
 def with_progress(work: Callable[[Progress], Result]) -> Result:
-    """Run work in a thread that all visitors share, with a progress bar once it takes long; the page can be left meanwhile.
+    """Run work in a thread of the app's own, with a progress bar once it takes long; the page can be left meanwhile.
 
     Args:
         work: called with a progress function (stage, done, total).

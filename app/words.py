@@ -1,4 +1,4 @@
-"""The words of the pages: what was found, in a sentence, and the terms' explanations; plain ones for people who are no experts."""
+"""The words of the pages: what was found, in a sentence, and the terms explained, for experts and for everyone."""
 
 import math
 from dataclasses import dataclass
@@ -25,23 +25,25 @@ class Labels:
 
 EXPERT = Labels(
     sigma2="σ²",
-    sigma2_help="Observation noise variance of the Gaussian surrogate. Small: each image counts as exact, near-duplicates are redundant. "
-    "Large: every image tells little, and all criteria tend to the squared correlation.",
+    sigma2_help="Observation noise variance of the Gaussian surrogate. Small: each image counts as exact, "
+    "near-duplicates are redundant. Large: every image tells little, and all criteria tend to the squared "
+    "correlation.",
     budget="M",
     budget_help="How many training images to select.",
     pool="Pool",
-    pool_help="Which training images are candidates: those labelled with the target class, or all of them. For all, every image's "
-    "Jacobian under the target's logit is needed; it is computed once (a few seconds) and kept.",
+    pool_help="Which training images are candidates: those labelled with the target class, or all of them. For all, "
+    "every image's Jacobian under the target's logit is needed; it is computed once (a few seconds) and kept.",
     pools={"same-class": "same class", "all": "all classes"},
     conditioning="Conditioned on",
-    conditioning_help="What the model is taken to know before images are taken away: the pool of the target class, or all training data "
-    "under the target's logit. The first look at a class under all training data takes about half a minute.",
+    conditioning_help="What the model is taken to know before images are taken away: the pool of the target class, "
+    "or all training data under the target's logit. The first look at a class under all training data takes about "
+    "half a minute.",
     conditionings={"pool": "pool", "train": "all training data"},
 )
 PLAIN = Labels(
     sigma2="How noisy a single image is",
-    sigma2_help="To the left, one image can settle a question and look-alikes add nothing. To the right, it takes many images to "
-    "settle anything, and look-alikes add up.",
+    sigma2_help="To the left, one image can settle a question and look-alikes add nothing. To the right, it takes "
+    "many images to settle anything, and look-alikes add up.",
     budget="How many images",
     budget_help="The length of the list.",
     pool="Look among",
@@ -53,8 +55,8 @@ PLAIN = Labels(
 )
 
 NAT = (
-    "A nat measures information, like a bit (1 nat = 1.44 bits). n nats make the model's uncertainty about its answer "
-    "eⁿ times as narrow: 0.7 nats halve it."
+    "A nat measures information, like a bit (1 nat = 1.44 bits). n nats make the model's uncertainty about its "
+    "answer eⁿ times as narrow: 0.7 nats halve it."
 )
 
 
@@ -65,16 +67,24 @@ def finding(result: Attribution, method: Method, target: str, *, plain: bool) ->
     whole = f"the {result.pool_size:,} candidates" if result.request.conditioning == "pool" else "all training images"
     if result.nats is None:
         kind = "is ranked" if count == 1 else "are ranked"
-        return f"{images} {kind} first by {method.title}, which has no unit of information: it orders images and does not weigh them."
+        return (
+            f"{images} {kind} first by {method.title}, which has no unit of information: it orders images and does "
+            "not weigh them."
+        )
     if result.total_nats is not None and result.total_nats < 1e-12:
         return "The candidates tell the model nothing about this answer: there is no information to share out."
-    share = "" if not result.total_nats else f", {_share(result.nats / result.total_nats)} of what {whole} tell about “{target}” here"
+    share = (
+        ""
+        if not result.total_nats
+        else f", {_share(result.nats / result.total_nats)} of what {whole} tell about “{target}” here"
+    )
     factor = math.exp(min(result.nats, 50))
     verb = "carries" if count == 1 else "carry"
     if method.information == "loss":
         tail = f"Without {'it' if count == 1 else 'them'}, the model's uncertainty would be {factor:.3g} times as wide."
     else:
-        tail = f"{'It alone makes' if count == 1 else 'They alone make'} the model's uncertainty {factor:.3g} times as narrow."
+        alone = "It alone makes" if count == 1 else "They alone make"
+        tail = f"{alone} the model's uncertainty {factor:.3g} times as narrow."
     amount = f"**{nats(result.nats)}**"
     if plain:
         return f"{images} {verb} {amount} of information{share}. {tail}"

@@ -79,7 +79,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Item:
-    """One ranked training image; `nats` is cumulative, None where a method has none; `variance` is its own prior variance."""
+    """A ranked training image; `nats` is cumulative, None where a method has none; `variance` is its prior variance."""
 
     rank: int
     train_index: int
@@ -261,9 +261,13 @@ class Attributor:
         """
         features = self.features.features(self.inputs(query.image[None]), np.array([target]))[0]
         if not np.isfinite(features).all():
-            raise QueryError("The network's response to this image is not a finite number, so nothing can be attributed.")
+            raise QueryError(
+                "The network's response to this image is not a finite number, so nothing can be attributed."
+            )
         if not features.any():
-            raise QueryError("The network does not respond to this image at all, so there is no certainty to attribute.")
+            raise QueryError(
+                "The network does not respond to this image at all, so there is no certainty to attribute."
+            )
         return features
 
     def candidates(
@@ -328,8 +332,8 @@ class Attributor:
             return self.bundle.array(name)
         if not self._linear:
             raise QueryError(
-                "This bundle holds each training image's features under its own class only, and this network is too slow "
-                "to compute the others here; build the bundle with `--outputs all`."
+                "This bundle holds each training image's features under its own class only, and this network is too "
+                "slow to compute the others here; build the bundle with `--outputs all`."
             )
         images = self.bundle.array("train_images")
         parts = []
@@ -343,7 +347,9 @@ class Attributor:
         outputs = self.features.outputs(self.inputs(image[None]))
         logits = outputs.logits[0].astype(np.float64)
         if not np.isfinite(logits).all():
-            raise QueryError("The network's response to this image is not a finite number, so nothing can be attributed.")
+            raise QueryError(
+                "The network's response to this image is not a finite number, so nothing can be attributed."
+            )
         shifted = np.exp(logits - logits.max())
         return QueryImage(
             image=image,
@@ -379,6 +385,6 @@ class Attributor:
 
 
 def nearest_distances(queries: np.ndarray, members: np.ndarray, member_norms: np.ndarray) -> np.ndarray:
-    """Give each query's Euclidean distance to its nearest member, (Q,), for rows (Q, D), (n, D) and squared norms (n,)."""
+    """Give each query's distance to its nearest member, (Q,), for rows (Q, D), (n, D) and squared norms (n,)."""
     squared = np.einsum("qd,qd->q", queries, queries)[:, None] - 2 * queries @ members.T + member_norms
     return np.sqrt(np.maximum(squared.min(1), 0))

@@ -164,9 +164,8 @@ class Bundle:
         return self.manifest.files[name]
 
     def _damaged(self, file: str) -> BundleError:
-        return BundleError(
-            f"The bundle {self.path} is damaged: '{file}' cannot be read. To mend it, {_mend(self.manifest, self.path)}."
-        )
+        mend = _mend(self.manifest, self.path)
+        return BundleError(f"The bundle {self.path} is damaged: '{file}' cannot be read. To mend it, {mend}.")
 
 
 def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
@@ -228,9 +227,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         schema = json.loads(text)["schema"]
         if schema != SCHEMA:
-            raise BundleError(
-                f"The bundle {path} has schema {schema}, this natscope reads schema {SCHEMA}: {rebuild}."
-            )
+            raise BundleError(f"The bundle {path} has schema {schema}, this natscope reads schema {SCHEMA}: {rebuild}.")
         return Manifest.from_json(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BundleError(f"The bundle {path} is damaged: its {MANIFEST} cannot be read; {rebuild}.") from error

@@ -65,7 +65,9 @@ class FeatureMap:
         Args:
             example: (1, ...), any input.
         """
-        blocks = jacobian_blocks(self.model, example.to(self._device), torch.zeros(1, dtype=torch.int64, device=self._device))
+        blocks = jacobian_blocks(
+            self.model, example.to(self._device), torch.zeros(1, dtype=torch.int64, device=self._device)
+        )
         return tuple(b.shape for b in blocks) if all(isinstance(b, Outer) for b in blocks) else None
 
 

@@ -1,10 +1,10 @@
 """Greedy subset selection by InfoLoss, InfoGain and InfoGain (approx).
 
 All three are one recursion. Let A be a positive definite matrix over the candidates with diagonal a, and c a column of
-covariances with the query. Picking i changes the query's variance by c_i^2 / a_i, and then A and c are updated by one column of a
-Cholesky factor. With A = K + sigma2 I and c = k_*, picks are *added* to an empty set and the variance falls: InfoGain.
-With A = P = (K + sigma2 I)^-1 and c = P k_*, picks are *taken away* from D and the variance rises: InfoLoss. One pick
-costs a column of A and O(n m); nothing K x K or n x n is formed.
+covariances with the query. Picking i changes the query's variance by c_i^2 / a_i, and then A and c are updated by one
+column of a Cholesky factor. With A = K + sigma2 I and c = k_*, picks are *added* to an empty set and the variance
+falls: InfoGain. With A = P = (K + sigma2 I)^-1 and c = P k_*, picks are *taken away* from D and the variance rises:
+InfoLoss. One pick costs a column of A and O(n m); nothing K x K or n x n is formed.
 """
 
 from collections.abc import Sequence
@@ -128,7 +128,9 @@ def info_loss(
     posterior = (conditioning or pool).posterior(queries, sigma2)
     # Without any of the others, x alone has precision 1 / (sigma2 + k_xx): rounding must not take it lower.
     floor = 1 / (sigma2 + pool.diagonal)
-    run = _Recursion(np.maximum(posterior.precision, floor), posterior.alpha, floor, posterior.precision_columns, budget, exclude)
+    run = _Recursion(
+        np.maximum(posterior.precision, floor), posterior.alpha, floor, posterior.precision_columns, budget, exclude
+    )
     for index in exclude:
         run.pick(index)
     before = posterior.variance + run.change
@@ -144,7 +146,9 @@ def _gain(
 ) -> Selection:
     prior = pool.prior(queries)
     floor = np.full(len(pool), sigma2)
-    run = _Recursion(pool.diagonal + sigma2, pool.cross(queries), floor, pool.columns, budget, exclude, free=pool.has_gram)
+    run = _Recursion(
+        pool.diagonal + sigma2, pool.cross(queries), floor, pool.columns, budget, exclude, free=pool.has_gram
+    )
     nats = []
     while run.open(budget):
         run.pick(run.best(divide=divide))
@@ -224,7 +228,12 @@ class _Recursion:
 
 
 def _gain_by_index(
-    features: np.ndarray, query: np.ndarray, sigma2: float, budget: int, exclude: Sequence[int], index: InnerProductIndex
+    features: np.ndarray,
+    query: np.ndarray,
+    sigma2: float,
+    budget: int,
+    exclude: Sequence[int],
+    index: InnerProductIndex,
 ) -> Selection:
     query = query.astype(np.float64)
     prior = variance = float(query @ query)
@@ -257,9 +266,7 @@ def _half_log_ratio(above: np.ndarray, below: np.ndarray) -> float:
     return float(np.mean(0.5 * np.log(np.maximum(above, tiny) / np.maximum(below, tiny))))
 
 
-def _checked(
-    features: np.ndarray | Pool, queries: np.ndarray, sigma2: float, budget: int
-) -> tuple[Pool, np.ndarray]:
+def _checked(features: np.ndarray | Pool, queries: np.ndarray, sigma2: float, budget: int) -> tuple[Pool, np.ndarray]:
     pool = features if isinstance(features, Pool) else Pool(np.asarray(features))
     queries = np.atleast_2d(queries)
     if queries.ndim != 2 or queries.shape[1] != pool.features.shape[1]:

@@ -1,8 +1,9 @@
 """Per-example Jacobians of a scalar measurement, layer by layer, without a loop over examples.
 
 One forward and one backward pass give, for every layer, its input a and the gradient delta of the measurement with
-respect to its output. The gradient of a weight is then delta (x) a for `Linear` (kept as the two factors), a product with the
-unfolded input for `Conv2d`, and a sum over positions for `BatchNorm`. Any other parameter goes through `torch.func`.
+respect to its output. The gradient of a weight is then delta (x) a for `Linear` (kept as the two factors), a product
+with the unfolded input for `Conv2d`, and a sum over positions for `BatchNorm`. Any other parameter goes through
+`torch.func`.
 """
 
 from collections import Counter, defaultdict
@@ -64,8 +65,8 @@ def jacobian_blocks(
 ) -> list[Block]:
     """Differentiate `measurement(model(x), y)` by every parameter, for each example of a batch.
 
-    Examples must not influence each other, so the model has to be in eval mode. Memory is that of one training step, and
-    for convolutions that of one weight gradient an example: choose the batch accordingly.
+    Examples must not influence each other, so the model has to be in eval mode. Memory is that of one training step,
+    and for convolutions that of one weight gradient an example: choose the batch accordingly.
 
     Args:
         model: any module that maps (B, ...) to logits (B, C).
@@ -170,9 +171,7 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient.detach()
 
 
-def _layer_blocks(
-    name: str, layer: nn.Module, records: list[tuple[Tensor, Tensor]], *, ntk: bool
-) -> Iterable[Block]:
+def _layer_blocks(name: str, layer: nn.Module, records: list[tuple[Tensor, Tensor]], *, ntk: bool) -> Iterable[Block]:
     """Turn the recorded (input, delta) pairs of one layer into blocks; several calls of a layer add up."""
     prefix = f"{name}." if name else ""
     weight_rule, bias_rule = _RULES[type(layer)]

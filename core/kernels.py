@@ -34,7 +34,9 @@ class LinearKernel:
         return np.concatenate([_double(part) @ right for part in _chunks(x)]) if len(x) else np.zeros((0, len(y)))
 
     def diagonal(self, x: np.ndarray) -> np.ndarray:  # noqa: D102
-        return np.concatenate([np.einsum("nk,nk->n", p, p) for p in map(_double, _chunks(x))]) if len(x) else np.zeros(0)
+        return (
+            np.concatenate([np.einsum("nk,nk->n", p, p) for p in map(_double, _chunks(x))]) if len(x) else np.zeros(0)
+        )
 
 
 class FactorKernel:

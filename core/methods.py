@@ -1,7 +1,7 @@
 """The attribution methods, each one object in a registry: what it is, what it needs, and one verb, `select`.
 
-To add a method, write a function (candidates, query, settings) -> Selection and decorate it with `method(...)`. Pages and
-commands draw themselves from these objects.
+To add a method, write a function (candidates, query, settings) -> Selection and decorate it with `method(...)`. Pages
+and commands draw themselves from these objects.
 """
 
 from collections.abc import Callable
@@ -101,9 +101,9 @@ def method(name: str, title: str, **about) -> Callable[[Select], Select]:
 @method(
     "info_loss",
     "InfoLoss",
-    summary="Asks what would be lost: it takes training images away, one at a time, and always takes the one without which "
-    "the model would be least sure of this prediction. Images that repeat each other cover for one another, so a near-duplicate "
-    "counts for little until its twins are gone.",
+    summary="Asks what would be lost: it takes training images away, one at a time, and always takes the one "
+    "without which the model would be least sure of this prediction. Images that repeat each other cover for one "
+    "another, so a near-duplicate counts for little until its twins are gone.",
     formula=r"\arg\max_x \frac{(v_{x*}^{D\setminus A})^2}{\sigma^2 - v_x^{D\setminus A}},\qquad "
     r"\mathrm{InfoLoss}(S)=\tfrac12\log\frac{v_*(D\setminus S)}{v_*(D)}",
     advice="The first choice for finding what one prediction really depends on, or whom to remove to change it.",
@@ -126,8 +126,9 @@ def _info_loss(candidates: Candidates, query: Query, settings: Settings) -> Sele
 @method(
     "info_gain",
     "InfoGain",
-    summary="Asks what is learnt: it starts with no training images and adds, one at a time, the one that makes the model surest "
-    "of this prediction. What earlier picks already taught counts no more, so the images it shows differ from one another.",
+    summary="Asks what is learnt: it starts with no training images and adds, one at a time, the one that makes the "
+    "model surest of this prediction. What earlier picks already taught counts no more, so the images it shows "
+    "differ from one another.",
     formula=r"\arg\max_x \frac{(v_{x*}^{A})^2}{\sigma^2 + v_x^{A}},\qquad "
     r"\mathrm{InfoGain}(S)=\tfrac12\log\frac{v_*(\emptyset)}{v_*(S)}",
     advice="For a small, varied set that explains the prediction by itself. At large σ² it agrees with InfoLoss.",
@@ -136,16 +137,14 @@ def _info_loss(candidates: Candidates, query: Query, settings: Settings) -> Sele
     score="(covariance)² ÷ (σ² + variance)",
 )
 def _info_gain(candidates: Candidates, query: Query, settings: Settings) -> Selection:
-    return greedy.info_gain(
-        candidates.pool, query.features, settings.sigma2, settings.budget, exclude=settings.exclude
-    )
+    return greedy.info_gain(candidates.pool, query.features, settings.sigma2, settings.budget, exclude=settings.exclude)
 
 
 @method(
     "info_gain_approx",
     "InfoGain (approx)",
-    summary="InfoGain with one shortcut: it does not ask how much an image's own uncertainty dilutes what it says. Each pick is "
-    "then one search for the largest inner product, which an index can do over very many images.",
+    summary="InfoGain with one shortcut: it does not ask how much an image's own uncertainty dilutes what it says. "
+    "Each pick is then one search for the largest inner product, which an index can do over very many images.",
     formula=r"\arg\max_x (\phi_x^\top r)^2,\qquad r=S_A^{-1}\phi_*",
     advice="For pools too large to scan, and at σ² of about 10³ and above, where it is close to InfoGain.",
     information="gain",
@@ -166,9 +165,9 @@ def _info_gain_approx(candidates: Candidates, query: Query, settings: Settings) 
 @method(
     "relatif",
     "RelatIF",
-    summary="Scores every image by itself: how strongly the model's opinion of that image and of this one move together, given "
-    "all the training data. The score is a correlation, so unusual images do not win by being loud. Images at the top pull the "
-    "prediction up; the sign tells those that would push it down.",
+    summary="Scores every image by itself: how strongly the model's opinion of that image and of this one move "
+    "together, given all the training data. The score is a correlation, so unusual images do not win by being loud. "
+    "Images at the top pull the prediction up; the sign tells those that would push it down.",
     formula=r"\frac{v_{x*}^{D}}{\sqrt{v_x^{D}\,v_*^{D}}}",
     advice="For a quick signed look. Images are scored one by one, so near-duplicates all rank high.",
     uses_sigma2=True,
@@ -180,7 +179,11 @@ def _relatif(candidates: Candidates, query: Query, settings: Settings) -> Select
     # Barshan et al. 2020, section 3.2, with the posterior covariance in the place of the inverse Hessian's form.
     conditioning = candidates.conditioning or candidates.pool
     posterior = conditioning.posterior(np.atleast_2d(query.features), settings.sigma2)
-    covariance, variance, pool_variance = settings.sigma2 * posterior.alpha[:, 0], posterior.variance[0], posterior.pool_variance
+    covariance, variance, pool_variance = (
+        settings.sigma2 * posterior.alpha[:, 0],
+        posterior.variance[0],
+        posterior.pool_variance,
+    )
     for row in settings.exclude:
         column = settings.sigma2**2 * -posterior.precision_columns([row])[:, 0]  # Cov(f_x, f_row | D), x other than row
         noise = settings.sigma2**2 * posterior.precision[row]  # sigma2 - Var(f_row | D)
@@ -194,8 +197,8 @@ def _relatif(candidates: Candidates, query: Query, settings: Settings) -> Select
 @method(
     "repsim",
     "RepSim",
-    summary="Looks for training images that the network itself sees as similar: the angle between what its last hidden layer makes "
-    "of the two images. It knows nothing of how the model was trained.",
+    summary="Looks for training images that the network itself sees as similar: the angle between what its last "
+    "hidden layer makes of the two images. It knows nothing of how the model was trained.",
     formula=r"\cos\big(h(x), h(x_*)\big)",
     advice="A strong, cheap baseline for finding look-alikes; it cannot say how much an image matters.",
     signed=True,
@@ -211,8 +214,8 @@ def _repsim(candidates: Candidates, query: Query, settings: Settings) -> Selecti
 @method(
     "random",
     "Random",
-    summary="Images of the pool drawn by chance, always the same ones for one seed. Whatever a real method shows should look "
-    "better than this.",
+    summary="Images of the pool drawn by chance, always the same ones for one seed. Whatever a real method shows "
+    "should look better than this.",
     formula=r"x \sim \mathrm{Uniform}(\text{pool})",
     advice="As the yardstick of every comparison.",
     score="draw",

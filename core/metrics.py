@@ -73,7 +73,7 @@ def relative_information(
     *,
     conditioning: Conditioning | None = None,
 ) -> float:
-    """Give InfoLoss(subset) / InfoLoss(reference), where reference is greedy InfoLoss's choice at the same M and sigma2."""
+    """Give InfoLoss(subset) / InfoLoss(reference), the reference chosen by greedy InfoLoss at the same M and sigma2."""
     of_subset, of_reference = (
         information_loss(pool, queries, sigma2, rows, conditioning=conditioning) for rows in (subset, reference)
     )
@@ -81,7 +81,7 @@ def relative_information(
 
 
 def recall_at_k(ranking: Sequence[int] | np.ndarray, relevant: Collection[int], k: int) -> float:
-    """Give the share of the first k places held by relevant items, out of the most that could be: min(k, |relevant|)."""
+    """Give the relevant items among the first k, as a share of the most that could be: min(k, |relevant|)."""
     if not relevant:
         raise ValueError("Recall needs at least one relevant item.")
     wanted = set(relevant)

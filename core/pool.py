@@ -15,8 +15,8 @@ LARGEST_GRAM = 6000  # members; above this, columns are computed when they are a
 class Pool:
     """Candidates with their Gram matrix K = Phi Phi^T.
 
-    A pool belongs to one class and one measurement and knows no sigma2 and no query, so that one pool serves every visitor: the
-    Gram and its eigendecomposition are computed when first needed, under a lock, and kept.
+    A pool belongs to one class and one measurement and knows no sigma2 and no query, so that one pool serves every
+    visitor: the Gram and its eigendecomposition are computed when first needed, under a lock, and kept.
     """
 
     def __init__(self, features: np.ndarray, *, kernel: Kernel | None = None, gram: np.ndarray | None = None) -> None:

@@ -1,7 +1,7 @@
 """The Gaussian posterior given a whole conditioning set D, at any sigma2, from one eigendecomposition.
 
-Notation: K the Gram of D, P = (K + sigma2 I)^-1 its precision, k_* the covariance of D with a query, alpha = P k_*. Then
-for x in D: Var(f_x | D) = sigma2 - sigma2^2 P_xx, Cov(f_x, f_* | D) = sigma2 alpha_x, and taking x out of D raises
+Notation: K the Gram of D, P = (K + sigma2 I)^-1 its precision, k_* the covariance of D with a query, alpha = P k_*.
+Then for x in D: Var(f_x | D) = sigma2 - sigma2^2 P_xx, Cov(f_x, f_* | D) = sigma2 alpha_x, and taking x out of D raises
 Var(f_* | D) by alpha_x^2 / P_xx (leave-one-out, Rasmussen & Williams 2006, section 5.4.2).
 """
 

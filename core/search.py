@@ -42,8 +42,8 @@ class InnerProductIndex:
     def largest_square(self, vector: np.ndarray, features: np.ndarray, *, excluded: Sequence[int]) -> tuple[int, float]:
         """Find the row with the largest squared inner product, ties to the lowest row.
 
-        FAISS searches in float32, with `vector` and with its negative; the candidates are scored again in float64, and more are
-        asked for until no row that was left out can win, so a flat index gives exactly what a scan gives.
+        FAISS searches in float32, with `vector` and with its negative; the candidates are scored again in float64, and
+        more are asked for until no row that was left out can win, so a flat index gives exactly what a scan gives.
 
         Args:
             vector: (K,).

@@ -1,7 +1,7 @@
 """Sketches: seeded random linear maps from a Jacobian (P numbers) to K numbers that keep inner products on average.
 
-Every sketch takes the blocks of `core.jacobians` and adds each layer's contribution to the same K coordinates. Its random
-numbers come from (seed, parameter name) alone, so a query seen a year later lands in the same coordinates.
+Every sketch takes the blocks of `core.jacobians` and adds each layer's contribution to the same K coordinates. Its
+random numbers come from (seed, parameter name) alone, so a query seen a year later lands in the same coordinates.
 """
 
 import hashlib
@@ -76,8 +76,9 @@ class CountSketch(Sketch):
 
     The hash is blocked so that it runs at the speed of matrix products. A weight (i, j) goes to bucket
     (j + shift[i // 8]) mod K. The signs are independent, so the estimate is unbiased whatever the hash; the eight rows
-    that share a shift collide in the same column only, which adds a few per cent to the variance of a fully random hash. For a factored gradient delta (x) a the sum over the eight rows is a product of delta with the signs, so
-    the gradient is never formed.
+    that share a shift collide in the same column only, which adds a few per cent to the variance of a fully random
+    hash. For a factored gradient delta (x) a the sum over the eight rows is a product of delta with the signs, so the
+    gradient is never formed.
     """
 
     def __call__(self, blocks: Sequence[Block]) -> Tensor:  # noqa: D102
@@ -125,7 +126,8 @@ class TensorSketch(CountSketch):
     """TensorSketch (Pham & Pagh 2013) of delta (x) a, left in the Fourier domain: the outer product is never formed.
 
     By Parseval the K real numbers sqrt(2/K) [Re, Im] of rfft(CS delta) * rfft(CS' a) (sqrt(1/K) at frequency 0 and
-    Nyquist) have the same inner products as the sketch itself. Parameters that are no factored weight are count-sketched.
+    Nyquist) have the same inner products as the sketch itself. Parameters that are no factored weight are
+    count-sketched.
     """
 
     def __init__(self, spec: SketchSpec) -> None:
@@ -142,7 +144,9 @@ class TensorSketch(CountSketch):
             if isinstance(block, Outer):
                 sign_rows, hash_rows, sign_columns, hash_columns = self._factor_table(block)
                 left = _count(block.scale * block.delta, sign_rows, hash_rows, dim)
-                spectrum += torch.fft.rfft(left) * torch.fft.rfft(_count(block.activation, sign_columns, hash_columns, dim))
+                spectrum += torch.fft.rfft(left) * torch.fft.rfft(
+                    _count(block.activation, sign_columns, hash_columns, dim)
+                )
         spectrum *= math.sqrt(2 / dim)
         spectrum[:, [0, -1]] *= math.sqrt(0.5)
         features = torch.cat([spectrum.real, spectrum.imag[:, 1:-1]], dim=1)
@@ -160,7 +164,7 @@ class TensorSketch(CountSketch):
 
 
 class DenseRademacher(Sketch):
-    """Dense Rademacher projection, the paper's: signs / sqrt(K), drawn chunk by chunk, never stored. The slow reference."""
+    """Dense Rademacher projection, the paper's: signs / sqrt(K), drawn chunk by chunk, never stored. Slow."""
 
     def __call__(self, blocks: Sequence[Block]) -> Tensor:  # noqa: D102
         first, dim = _tensor(blocks[0]), self.spec.dim
@@ -195,7 +199,9 @@ class ExactFactors(Sketch):
         """
         for block in blocks:
             if not isinstance(block, Outer):
-                raise ValueError(f"The exact kernel needs a network of Linear weights alone; '{block.name}' is not one.")
+                raise ValueError(
+                    f"The exact kernel needs a network of Linear weights alone; '{block.name}' is not one."
+                )
         return torch.cat([part for b in blocks for part in (b.scale * b.delta, b.activation)], dim=1).float()  # type: ignore[union-attr]
 
 

@@ -1,7 +1,7 @@
-"""Building a bundle: data set, network, Jacobians, sketch, Grams, index, manifest; resumable and byte for byte repeatable.
+"""Building a bundle: data set, network, Jacobians, sketch, Grams, index, manifest; resumable, the same bytes each time.
 
-Work happens in OUT.partial. Arrays are filled shard by shard and a journal records each shard only after it is on disk, so a build
-that was killed goes on where it was. The finished folder is renamed to OUT in one step.
+Work happens in OUT.partial. Arrays are filled shard by shard and a journal records each shard only after it is on
+disk, so a build that was killed goes on where it was. The finished folder is renamed to OUT in one step.
 """
 
 import importlib.metadata
@@ -362,8 +362,8 @@ def _check_fits(model: nn.Module, image: torch.Tensor, classes: int) -> None:
             outputs = model.eval()(image)
     except RuntimeError as error:
         pixels = image.numel()
-        raise BuildError(f"The network does not take images of {pixels} pixels; the first width must be {pixels}.") from error
+        raise BuildError(
+            f"The network does not take images of {pixels} pixels; the first width must be {pixels}."
+        ) from error
     if outputs.shape[-1] != classes:
         raise BuildError(f"The network has {outputs.shape[-1]} outputs and the data set {classes} classes.")
-
-

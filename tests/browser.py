@@ -50,7 +50,9 @@ def main() -> int:
         install_on_debian()
     found = find_browser()
     if not found:
-        print("The browser tests need Chrome or Chromium: install one, or name it in NATSCOPE_CHROMIUM.", file=sys.stderr)
+        print(
+            "The browser tests need Chrome or Chromium: install one, or name it in NATSCOPE_CHROMIUM.", file=sys.stderr
+        )
         return 1
     print(f"Browser: {found}")
     return 0

@@ -28,8 +28,8 @@ def page() -> None:
     heading, switches = st.columns([3.6, 1], vertical_alignment="bottom")
     heading.title("What does this prediction lean on?")
     heading.markdown(
-        "Choose an image. natscope ranks the training images that the network’s answer owes its certainty to, "
-        "and says how much each one carries."
+        "Choose an image. natscope ranks the training images that the network’s answer owes its certainty to, and "
+        "says how much each one carries."
     )
     with switches:
         path = _bundle()
@@ -54,7 +54,11 @@ def _bundle() -> Path:
     wanted = st.query_params.get("bundle")
     st.session_state.setdefault("bundle", wanted if wanted in names else names[0])
     chosen = st.selectbox(
-        "Bundle", names, key="bundle", format_func=lambda name: shared.bundle_title(paths[name]), on_change=_forget_query
+        "Bundle",
+        names,
+        key="bundle",
+        format_func=lambda name: shared.bundle_title(paths[name]),
+        on_change=_forget_query,
     )
     return paths[chosen]
 
@@ -101,7 +105,7 @@ def _forget_query() -> None:
 
 @st.fragment
 def _answer(attributor: Attributor, query: QueryImage, shown: str, plain: bool) -> None:
-    """Draw the controls and the ranking; changing one reruns this part alone, until it makes another image the query."""
+    """Draw the controls and the ranking; a change reruns this part alone, unless it makes another image the query."""
     if st.session_state["view"].query != shown:
         st.rerun()
     view = _controls(attributor, query, words.PLAIN if plain else words.EXPERT)
@@ -136,18 +140,29 @@ def _controls(attributor: Attributor, query: QueryImage, labels: words.Labels) -
     classes = attributor.bundle.classes
     first, second, third = st.columns([1.1, 1.3, 1.1])
     name = first.selectbox(
-        "Method", list(METHODS), key="method", format_func=lambda n: METHODS[n].title, help="The page Methods explains each."
+        "Method",
+        list(METHODS),
+        key="method",
+        format_func=lambda n: METHODS[n].title,
+        help="The page Methods explains each.",
     )
     method = METHODS[name]
     target = second.selectbox(
         "Explain",
         [_ITS_ANSWER, *(c for c in range(len(classes)) if c != query.predicted)],
         key="target",
-        format_func=lambda c: f"{classes[query.predicted]} (its answer)" if c == _ITS_ANSWER else f"why not {classes[c]}?",
+        format_func=lambda c: (
+            f"{classes[query.predicted]} (its answer)" if c == _ITS_ANSWER else f"why not {classes[c]}?"
+        ),
         help="The class whose support is attributed: the model’s answer, or another class.",
     )
     pool = third.segmented_control(
-        labels.pool, list(labels.pools), key="pool", format_func=labels.pools.__getitem__, help=labels.pool_help, required=True
+        labels.pool,
+        list(labels.pools),
+        key="pool",
+        format_func=labels.pools.__getitem__,
+        help=labels.pool_help,
+        required=True,
     )
     first, second, third = st.columns([1.1, 1.3, 1.1])
     budget = first.slider(labels.budget, 1, state.LARGEST_BUDGET, key="budget", help=labels.budget_help)
@@ -173,7 +188,15 @@ def _controls(attributor: Attributor, query: QueryImage, labels: words.Labels) -
             help=labels.conditioning_help,
             required=True,
         )
-    return View(view.query, name, 10**exponent, budget, pool or "same-class", conditioning or "pool", None if target == _ITS_ANSWER else target)
+    return View(
+        view.query,
+        name,
+        10**exponent,
+        budget,
+        pool or "same-class",
+        conditioning or "pool",
+        None if target == _ITS_ANSWER else target,
+    )
 
 
 def _ranking(
@@ -239,7 +262,10 @@ def _pick(place: int) -> None:
 def _curve(result: Attribution, picked: int | None) -> None:
     st.subheader("How the information adds up")
     if result.nats is None:
-        st.caption("This method orders images and has no unit of information, so there is no curve. InfoLoss and InfoGain have one.")
+        st.caption(
+            "This method orders images and has no unit of information, so there is no curve. InfoLoss and InfoGain "
+            "have one."
+        )
         return
     colours = ("#5cc3d6", "#a8b3bd") if st.context.theme.type == "dark" else ("#0f6e84", "#6b7280")
 
@@ -289,16 +315,33 @@ def _downloads(
 ) -> None:
     name = f"natscope-{query.origin}{'' if query.index is None else f'-{query.index}'}-{method.name}"
     offers = (
-        ("PNG", "image/png", ":material/image:", "The figure, in print quality.",
-         lambda: ranking_png(query, images, result, method, classes)),
+        (
+            "PNG",
+            "image/png",
+            ":material/image:",
+            "The figure, in print quality.",
+            lambda: ranking_png(query, images, result, method, classes),
+        ),
         ("CSV", "text/csv", ":material/table:", "The ranking as a table.", lambda: _table(result, classes)),
-        ("JSON", "application/json", ":material/data_object:", "The ranking with every setting.",
-         lambda: json.dumps(result.to_dict(query, classes), indent=2)),
+        (
+            "JSON",
+            "application/json",
+            ":material/data_object:",
+            "The ranking with every setting.",
+            lambda: json.dumps(result.to_dict(query, classes), indent=2),
+        ),
     )
     with st.container(horizontal=True, vertical_alignment="center"):
         for label, mime, icon, about, make in offers:
             st.download_button(
-                label, make, f"{name}.{label.lower()}", mime, on_click="ignore", icon=icon, help=about, key=f"download_{label}"
+                label,
+                make,
+                f"{name}.{label.lower()}",
+                mime,
+                on_click="ignore",
+                icon=icon,
+                help=about,
+                key=f"download_{label}",
             )
         st.caption("The address of this page reopens what you see.", width="content")
 
@@ -308,5 +351,7 @@ def _table(result: Attribution, classes: tuple[str, ...]) -> str:
     writer = csv.writer(buffer)
     writer.writerow(["rank", "train_index", "label", "label_name", "score", "nats_cumulative", "sign"])
     for i in result.items:
-        writer.writerow([i.rank, i.train_index, i.label, classes[i.label], i.score, "" if i.nats is None else i.nats, i.sign])
+        writer.writerow(
+            [i.rank, i.train_index, i.label, classes[i.label], i.score, "" if i.nats is None else i.nats, i.sign]
+        )
     return buffer.getvalue()

@@ -7,30 +7,38 @@ from core.methods import METHODS
 
 GLOSSARY = {
     "Nat": words.NAT,
-    "Query": "The image whose prediction is explained: a test image, one of yours, or a training image (which is then left out).",
+    "Query": "The image whose prediction is explained: a test image, one of yours, or a training image (which is "
+    "then left out).",
     "Target": "The class whose logit is attributed. By default the model’s answer; another one asks “why not that?”.",
     "Pool": "The training images that may be selected: those labelled with the target, or all.",
     "M": "How many training images are selected, one after another.",
-    "σ² (noise)": "How much the surrogate distrusts a single training image. Small: one image can settle a question, duplicates are "
-    "redundant. Large: images add up, and InfoLoss, InfoGain and the squared correlation give the same order.",
-    "Jacobian": "How the target’s logit would change with each weight of the network. Two images with similar Jacobians teach the "
-    "network the same thing.",
-    "Sketch": "A random projection of the Jacobian to K numbers (4,096 by default) that keeps inner products nearly unchanged.",
-    "Surrogate": "The network linearised at its trained weights: a Gaussian process whose kernel is the inner product of Jacobians. "
-    "Its variance is what all information here is about.",
-    "Proponent, opponent": "▲ an image whose label pulls the target’s logit the same way as the query’s; ▼ one that pulls the other way.",
+    "σ² (noise)": "How much the surrogate distrusts a single training image. Small: one image can settle a "
+    "question, duplicates are redundant. Large: images add up, and InfoLoss, InfoGain and the squared correlation "
+    "give the same order.",
+    "Jacobian": "How the target’s logit would change with each weight of the network. Two images with similar "
+    "Jacobians teach the network the same thing.",
+    "Sketch": "A random projection of the Jacobian to K numbers (4,096 by default) that keeps inner products nearly "
+    "unchanged.",
+    "Surrogate": "The network linearised at its trained weights: a Gaussian process whose kernel is the inner "
+    "product of Jacobians. Its variance is what all information here is about.",
+    "Proponent, opponent": "▲ an image whose label pulls the target’s logit the same way as the query’s; ▼ one that "
+    "pulls the other way.",
     "Conditioned on": "What the surrogate has seen before images are taken away: the pool, or all training data.",
     "Redundancy": "The mean cosine between the features of the selected images. Near 1 they repeat each other.",
 }
 
 LIMITS = (
-    "**A surrogate, not retraining.** The numbers are about the network linearised at its trained weights. Taking the images out and "
-    "training again can end elsewhere.",
-    "**Certainty, not correctness.** Labels never enter the variance. An image can carry many nats and be wrongly labelled.",
-    "**Sketched.** Features are random projections; the relative error of the Gram matrix is a few per cent at K = 4,096.",
-    "**Greedy.** Images are picked one at a time. InfoGain about one query is not submodular in general: an image that tells nothing by "
-    "itself can tell much after another, so there is no guarantee that the list is the best of its length.",
-    "**The approximation pays only with an index that need not scan.** With the flat index used here InfoGain (approx) is not faster than InfoGain.",
+    "**A surrogate, not retraining.** The numbers are about the network linearised at its trained weights. Taking "
+    "the images out and training again can end elsewhere.",
+    "**Certainty, not correctness.** Labels never enter the variance. An image can carry many nats and be wrongly "
+    "labelled.",
+    "**Sketched.** Features are random projections; the relative error of the Gram matrix is a few per cent at K = "
+    "4,096.",
+    "**Greedy.** Images are picked one at a time. InfoGain about one query is not submodular in general: an image "
+    "that tells nothing by itself can tell much after another, so there is no guarantee that the list is the best "
+    "of its length.",
+    "**The approximation pays only with an index that need not scan.** With the flat index used here InfoGain "
+    "(approx) is not faster than InfoGain.",
 )
 
 
@@ -45,8 +53,10 @@ def page() -> None:
             st.subheader(method.title, anchor=method.name)
             text, formula = st.columns([1.25, 1], gap="large", vertical_alignment="center")
             text.markdown(method.summary)
-            text.caption(f"Score: {method.score} · {'counts nats' if method.information else 'has no unit of information'}"
-                         f" · σ² {'matters' if method.uses_sigma2 else 'plays no part'} · `--method {method.name}`")
+            text.caption(
+                f"Score: {method.score} · {'counts nats' if method.information else 'has no unit of information'} · "
+                f"σ² {'matters' if method.uses_sigma2 else 'plays no part'} · `--method {method.name}`"
+            )
             formula.latex(method.formula)
     left, right = st.columns(2, gap="large")
     with left:

@@ -41,8 +41,8 @@ def prediction(query: QueryImage, attributor: Attributor) -> None:
     )
     if query.novelty > 1:
         st.warning(
-            "This image is unlike anything in training: it lies further from every training image than 99.5 % of test images do. "
-            "The answer is a guess, and so is what it leans on.",
+            "This image is unlike anything in training: it lies further from every training image than 99.5 % of "
+            "test images do. The answer is a guess, and so is what it leans on.",
             icon=":material/explore:",
         )
 
@@ -70,10 +70,16 @@ def _gallery(attributor: Attributor, split: str, take: Take) -> None:
     labels = attributor.test_labels if split == "test" else attributor.train_labels
     first, second = st.columns(2)
     wanted = first.selectbox(
-        "Label", [None, *range(len(classes))], format_func=lambda c: "Any" if c is None else classes[c], key=f"{split}_class"
+        "Label",
+        [None, *range(len(classes))],
+        format_func=lambda c: "Any" if c is None else classes[c],
+        key=f"{split}_class",
     )
     outcome = second.selectbox(
-        "The model is", _OUTCOMES, key=f"{split}_outcome", help=f"Unsure: its answer has a probability below {_UNSURE:.0%}."
+        "The model is",
+        _OUTCOMES,
+        key=f"{split}_outcome",
+        help=f"Unsure: its answer has a probability below {_UNSURE:.0%}.",
     )
     numbers = _filtered(bundle.array(f"{split}_logits"), labels, wanted, outcome)
     pages = max(1, -(-len(numbers) // _THUMBNAILS))
@@ -167,8 +173,15 @@ def _upload(attributor: Attributor, take: Take) -> None:
         _read(shape, take)
 
     st.file_uploader("An image of one object, up to 10 MB", key="file", on_change=read)
-    st.radio("Light and dark", list(_INVERT), key="invert", on_change=read, horizontal=True,
-             help="The training images show light objects on black. By its border: a light border means that the image is inverted.")
+    st.radio(
+        "Light and dark",
+        list(_INVERT),
+        key="invert",
+        on_change=read,
+        horizontal=True,
+        help="The training images show light objects on black. By its border: a light border means that the image "
+        "is inverted.",
+    )
     if st.session_state.get("upload_error"):
         st.error(st.session_state["upload_error"], icon=":material/broken_image:")
     upload: Upload | None = st.session_state.get("upload")
@@ -213,12 +226,13 @@ _STYLE = """
 .ns-query img { width: 7.5rem; height: 7.5rem; image-rendering: pixelated; border-radius: 8px; flex: none; }
 .ns-query > div { flex: 1; min-width: 0; }
 .ns-answer { font-size: 1.35rem; font-weight: 650; margin-bottom: .35rem; }
-.ns-bar { display: grid; grid-template-columns: minmax(0, 1fr) minmax(2rem, 1fr) 2.8rem; gap: .4rem; align-items: center; font-size: .8rem;
+.ns-bar { display: grid; grid-template-columns: minmax(0, 1fr) minmax(2rem, 1fr) 2.8rem; gap: .4rem; align-items:
+center; font-size: .8rem;
   line-height: 1.5; opacity: .8; }
 .ns-bar.strong { opacity: 1; font-weight: 600; }
 .ns-name { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.ns-track { height: 6px; border-radius: 3px; background: color-mix(in srgb, currentColor 14%, transparent); overflow: hidden; }
-.ns-track span { display: block; height: 100%; background: #1b8aa3; border-radius: 3px; }
+.ns-track { height: 6px; border-radius: 3px; background: color-mix(in srgb, currentColor 14%, transparent); overflow:
+hidden; } .ns-track span { display: block; height: 100%; background: #1b8aa3; border-radius: 3px; }
 .ns-share { text-align: right; font-variant-numeric: tabular-nums; }
 .ns-verdict { margin-top: .5rem; font-size: .85rem; opacity: .85; }
 .ns-seen { width: 100%; image-rendering: pixelated; border-radius: 8px; }
