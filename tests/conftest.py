@@ -1,0 +1,57 @@
+"""Fixtures that several tests share: real bundles of the embedded data, the data at hand, a browser."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.attribution import Attributor
+from core.sketches import SketchSpec
+from precompute.attributor import open_attributor
+from precompute.build import BuildSpec, build
+from precompute.training import TrainingSpec
+from tests.browser import LAUNCH_FLAGS, find_browser
+
+_DATA = Path(os.environ.get("NATSCOPE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def bundle_path(tmp_path_factory) -> Path:
+    """The embedded bundle with fewer epochs and a narrower sketch: real in everything else, and built in seconds."""
+    path = tmp_path_factory.mktemp("bundles") / "fashion-mnist"
+    build(BuildSpec(training=TrainingSpec(epochs=3), sketch=SketchSpec(dim=512)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def attributor(bundle_path) -> Attributor:
+    return open_attributor(bundle_path)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The larger data sets; tests that need them skip where they are missing, unless NATSCOPE_REQUIRE_DATA is set."""
+    if not _DATA.is_dir():
+        if os.environ.get("NATSCOPE_REQUIRE_DATA"):
+            pytest.fail(f"NATSCOPE_REQUIRE_DATA is set and there is no data at {_DATA}.")
+        pytest.skip(f"needs the larger data sets; name their folder in NATSCOPE_TEST_DATA (now {_DATA})")
+    return _DATA
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    path = find_browser()
+    if path is None:
+        pytest.fail("The browser tests need Chrome or Chromium: run `make test`, which finds or installs one.")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=list(LAUNCH_FLAGS))
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
