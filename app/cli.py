@@ -309,7 +309,8 @@ class _Bars:
     """Progress bars on stderr, one a stage, with the time left."""
 
     def __init__(self, unit: str = "it") -> None:
-        self._unit, self._stage, self._bar = unit, "", None
+        self._unit, self._stage = unit, ""
+        self._bar: Any = None
 
     def __enter__(self) -> "Callable[[str, int, int], None] | Any":
         return self
@@ -323,14 +324,14 @@ class _Bars:
             self._bar = tqdm(
                 desc=stage, total=total, unit=self._unit, unit_scale=True, file=sys.stderr, dynamic_ncols=True
             )
-        self._bar.update(done - self._bar.n)  # type: ignore[attr-defined]
+        self._bar.update(done - self._bar.n)
 
     def __exit__(self, *_: object) -> None:
         self._close()
 
     def _close(self) -> None:
         if self._bar is not None:
-            self._bar.close()  # type: ignore[unreachable]
+            self._bar.close()
             self._bar = None
 
 

@@ -2,9 +2,9 @@
 
 import io
 
-import matplotlib as mpl
 import numpy as np
 import plotly.graph_objects as go
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from app.words import nats
@@ -69,34 +69,32 @@ def ranking_png(
         method: the method that made it.
         classes: names by label.
     """
-    rows = -(-len(images) // _COLUMNS)
-    figure = Figure(figsize=(1.05 * (_COLUMNS + 2), 1.35 * max(rows, 2) + 0.5), dpi=200, layout="constrained")
-    with mpl.rc_context({"font.size": 7}):
-        left, right = figure.subfigures(1, 2, width_ratios=(2, _COLUMNS))
-        axes = left.subplots()
-        _show(axes, query.image, f"{_title(query, classes)}\npredicted {classes[query.predicted]}")
-        cells = right.subplots(rows, _COLUMNS, squeeze=False).ravel()
-        for cell in cells:
-            cell.axis("off")
-        before = 0.0
-        for cell, image, item in zip(cells, images, result.items, strict=False):
-            amount = (
-                f"{item.score:.3g}"
-                if item.nats is None
-                else f"{'−' if item.sign < 0 else '+'}{nats(item.nats - before)}"
-            )
-            before = item.nats or 0.0
-            _show(cell, image, f"{item.rank}  {classes[item.label]}\n{amount}")
-        sigma2 = f", σ² = {result.request.sigma2:.3g}" if method.uses_sigma2 else ""
-        figure.suptitle(f"{method.title}{sigma2}: training images behind “{classes[result.target]}”", fontsize=9)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+    rows = max(2, -(-len(images) // _COLUMNS))  # the query is as high as two
+    figure = Figure(figsize=(1.05 * (_COLUMNS + 2), 1.35 * rows + 0.5), dpi=200, layout="constrained")
+    # Two grids side by side in one: the query takes two columns, the ranking the others.
+    cells = figure.add_gridspec(rows, _COLUMNS + 2)
+    _show(
+        figure.add_subplot(cells[:2, :2]),
+        query.image,
+        f"{_title(query, classes)}\npredicted {classes[query.predicted]}",
+    )
+    before = 0.0
+    for place, (image, item) in enumerate(zip(images, result.items, strict=True)):
+        arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign]
+        amount = f"{item.score:.3g}" if item.nats is None else nats(item.nats - before)
+        before = item.nats or 0.0
+        row, column = divmod(place, _COLUMNS)
+        _show(figure.add_subplot(cells[row, column + 2]), image, f"{item.rank}  {classes[item.label]}\n{amount}{arrow}")
+    sigma2 = f", σ² = {result.request.sigma2:.3g}" if method.uses_sigma2 else ""
+    figure.suptitle(f"{method.title}{sigma2}: training images behind “{classes[result.target]}”", fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _show(axes, image: np.ndarray, title: str) -> None:
+def _show(axes: Axes, image: np.ndarray, title: str) -> None:
     axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_title(title, pad=2)
+    axes.set_title(title, pad=2, fontsize=7)
     axes.axis("off")
 
 

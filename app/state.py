@@ -4,8 +4,9 @@ import base64
 import binascii
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def read_link(parameters: Mapping[str, str], classes: int) -> tuple[View, list[s
         The view and one sentence for each parameter that was not understood.
     """
     view, complaints = View(), []
-    readers = {
+    readers: dict[str, tuple[str, Callable[[str], Any]]] = {
         "q": ("query", _query),
         "method": ("method", lambda text: _one_of(text, tuple(METHODS))),
         "sigma2": ("sigma2", _sigma2),

@@ -239,7 +239,8 @@ def _gain_by_index(
     prior = variance = float(query @ query)
     residual = query.copy()  # r = S_A^-1 phi_*
     directions: list[tuple[np.ndarray, float]] = []  # S_A^-1 phi_i and sigma2 + v_i of each pick, given those before it
-    picks, scores, signs, nats = [], [], [], []
+    picks: list[int] = []
+    scores, signs, nats = [], [], []
     while len(picks) < min(budget, len(features) - len(exclude)):
         best, covariance = index.largest_square(residual, features, excluded=[*exclude, *picks])
         phi = features[best].astype(np.float64)

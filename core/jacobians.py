@@ -6,16 +6,18 @@ with the unfolded input for `Conv2d`, and a sum over positions for `BatchNorm`. 
 `torch.func`.
 """
 
+import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from core.measurements import MEASUREMENTS
+from core.measurements import MEASUREMENTS, Measurement
 
 KAIMING_GAIN = 2.0**0.5
 
@@ -150,7 +152,7 @@ def _supported_layers(model: nn.Module) -> dict[str, nn.Module]:
 def _recorded(layers: dict[str, nn.Module], calls: dict[str, list[tuple[Tensor, Tensor]]]) -> Iterator[None]:
     """Record each layer's input and output; the network goes on with a copy, so in-place operations do no harm."""
 
-    def record(name: str):
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
@@ -171,7 +173,7 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient.detach()
 
 
-def _layer_blocks(name: str, layer: nn.Module, records: list[tuple[Tensor, Tensor]], *, ntk: bool) -> Iterable[Block]:
+def _layer_blocks(name: str, layer: Any, records: list[tuple[Tensor, Tensor]], *, ntk: bool) -> Iterable[Block]:
     """Turn the recorded (input, delta) pairs of one layer into blocks; several calls of a layer add up."""
     prefix = f"{name}." if name else ""
     weight_rule, bias_rule = _RULES[type(layer)]
@@ -182,9 +184,13 @@ def _layer_blocks(name: str, layer: nn.Module, records: list[tuple[Tensor, Tenso
         if isinstance(layer, nn.Linear) and len(records) == 1 and activation.dim() == 2:
             yield Outer(f"{prefix}weight", delta, activation, scale)
         else:
-            yield Formed(f"{prefix}weight", sum(weight_rule(layer, a, d) for a, d in records), scale)
+            yield Formed(f"{prefix}weight", _total(weight_rule(layer, a, d) for a, d in records), scale)
     if layer.bias is not None:
-        yield Formed(f"{prefix}bias", sum(bias_rule(d) for _, d in records))
+        yield Formed(f"{prefix}bias", _total(bias_rule(d) for _, d in records))
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.add, parts)
 
 
 def _linear_weight(_: nn.Linear, activation: Tensor, delta: Tensor) -> Tensor:
@@ -211,15 +217,15 @@ def _conv_weight(layer: nn.Conv2d, activation: Tensor, delta: Tensor) -> Tensor:
 
 def _batch_norm_weight(layer: nn.BatchNorm2d, activation: Tensor, delta: Tensor) -> Tensor:
     shape = (1, -1) + (1,) * (activation.dim() - 2)
-    scale = (layer.running_var + layer.eps).rsqrt()
-    return _channel_sum(delta * (activation - layer.running_mean.view(shape)) * scale.view(shape))
+    mean, variance = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
+    return _channel_sum(delta * (activation - mean.view(shape)) * (variance + layer.eps).rsqrt().view(shape))
 
 
 def _channel_sum(delta: Tensor) -> Tensor:
     return delta.reshape(*delta.shape[:2], -1).sum(-1)[:, None, :]
 
 
-_RULES = {
+_RULES: dict[type[nn.Module], tuple[Callable[[Any, Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     nn.Linear: (_linear_weight, _linear_bias),
     nn.Conv2d: (_conv_weight, _channel_sum),
     nn.BatchNorm1d: (_batch_norm_weight, _channel_sum),
@@ -227,7 +233,9 @@ _RULES = {
 }
 
 
-def _fallback(model: nn.Module, names: list[str], inputs: Tensor, targets: Tensor, measure) -> Iterable[Formed]:
+def _fallback(
+    model: nn.Module, names: list[str], inputs: Tensor, targets: Tensor, measure: Measurement
+) -> Iterable[Formed]:
     """Differentiate the named parameters by torch.func, one example at a time under vmap."""
     parameters = {name: p.detach() for name, p in model.named_parameters() if name in names}
 

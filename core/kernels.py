@@ -1,5 +1,6 @@
 """Inner products between features, whatever form the sketch gave them; always computed in float64."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -60,7 +61,7 @@ class FactorKernel:
             start=np.zeros(len(x)),
         )
 
-    def _layers(self, x: np.ndarray):
+    def _layers(self, x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         start = 0
         for fan_out, fan_in in self.layout:
             middle, end = start + fan_out, start + fan_out + fan_in

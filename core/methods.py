@@ -6,6 +6,7 @@ and commands draw themselves from these objects.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def method(name: str, title: str, **about) -> Callable[[Select], Select]:
+def method(name: str, title: str, **about: Any) -> Callable[[Select], Select]:
     """Register the decorated function as a method; its keywords are the fields of `Method`."""
 
     def register(select: Select) -> Select:

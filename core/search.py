@@ -74,4 +74,4 @@ class InnerProductIndex:
             wanted = min(4 * wanted, left)
 
     def _parameters(self, selector: faiss.IDSelector) -> faiss.SearchParameters:
-        return faiss.SearchParameters(sel=selector)
+        return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]

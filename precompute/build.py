@@ -4,6 +4,7 @@ Work happens in OUT.partial. Arrays are filled shard by shard and a journal reco
 disk, so a build that was killed goes on where it was. The finished folder is renamed to OUT in one step.
 """
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -238,7 +239,7 @@ class _Builder:
                 continue
             members = np.asarray(own[rows])
             if len(rows) <= LARGEST_GRAM:
-                self._small(f"gram_{label}", lambda members=members: kernel(members, members))
+                self._small(f"gram_{label}", functools.partial(kernel, members, members))
             if kernel.explicit:
                 self._index(f"index_{label}", members)
         self.progress("Grams and indexes, class by class", classes, classes)
@@ -247,7 +248,7 @@ class _Builder:
         for label, title in enumerate(self.data.classes):
             targets = np.full(len(images), label)
             found = self._features(f"features_all_{label}", features, images, targets, f"Jacobians as {title}")
-            self._small(f"train_gram_{label}", lambda found=found: feature_gram(blocks(found)))
+            self._small(f"train_gram_{label}", functools.partial(_gram_of, found))
 
     def _small(self, name: str, values: np.ndarray | Callable[[], np.ndarray]) -> None:
         """Write an array in one go."""
@@ -327,6 +328,10 @@ class _Builder:
                 f"The bundle needs about {needed / 1e9:.1f} GB and only {free / 1e9:.1f} GB are free at "
                 f"{self.work.path.parent}; make room or choose another folder with --out."
             )
+
+
+def _gram_of(features: np.ndarray) -> np.ndarray:
+    return feature_gram(blocks(features))
 
 
 def estimated_bytes(spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None) -> int:
