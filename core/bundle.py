@@ -128,8 +128,8 @@ class Bundle:
         """
         record = self._record(name)
         try:
-            array = np.load(self.path / record.file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+            array = np.lib.format.open_memmap(self.path / record.file, mode="r")  # refuses pickled objects
+        except Exception as error:  # the header's parser raises nearly everything on damaged bytes
             raise self._damaged(record.file) from error
         if array.shape != record.shape or str(array.dtype) != record.dtype:
             raise self._damaged(record.file)
@@ -142,9 +142,12 @@ class Bundle:
             BundleError: if the bundle has no such index, or it cannot be read.
         """
         record = self._record(name)
+        # FAISS reads on in damaged files, for hours or past the end, so it gets none.
+        if sha256_of(self.path / record.file) != record.sha256:
+            raise self._damaged(record.file)
         try:
             return InnerProductIndex.load(self.path / record.file)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise self._damaged(record.file) from error
 
     def weights(self) -> dict[str, Tensor]:
@@ -220,11 +223,14 @@ def _read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
         raise BundleError(f"There is no bundle at {path}; `natscope precompute --out {path}` makes one.")
     try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
+        data = (path / MANIFEST).read_bytes()
     except OSError as error:
-        raise BundleError(f"{path} is no bundle: it has no readable {MANIFEST}.") from error
+        raise BundleError(
+            f"{path} is no bundle: it has no readable {MANIFEST}; `natscope precompute --out FOLDER` makes one."
+        ) from error
     rebuild = f"delete the folder and run `natscope precompute --out {path}` again"
     try:
+        text = data.decode()
         schema = json.loads(text)["schema"]
         if schema != SCHEMA:
             raise BundleError(f"The bundle {path} has schema {schema}, this natscope reads schema {SCHEMA}: {rebuild}.")

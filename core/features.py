@@ -41,7 +41,8 @@ class FeatureMap:
 
     def features(self, inputs: Tensor, targets: Tensor | np.ndarray, *, measurement: str = "logit") -> np.ndarray:
         """Give (N, W) float32 features of the measurement at `targets` (N,) for inputs (N, ...)."""
-        targets = torch.as_tensor(targets, dtype=torch.int64)
+        # Labels of a bundle are read-only, which tensors cannot be: torch warns unless it gets a copy.
+        targets = targets.long() if isinstance(targets, Tensor) else torch.from_numpy(np.array(targets, dtype=np.int64))
         parts = []
         for start in range(0, len(inputs), self.batch_size):
             part = slice(start, start + self.batch_size)

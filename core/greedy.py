@@ -96,7 +96,7 @@ def info_gain_approx(
         return _gain(pool, queries, sigma2, budget, exclude, divide=False)
     if len(queries) != 1:
         raise ValueError("An index serves one query at a time; leave index out for several.")
-    return _gain_by_index(pool.features, queries[0], sigma2, budget, exclude, index)
+    return _gain_by_index(pool, queries[0], sigma2, budget, exclude, index)
 
 
 def info_loss(
@@ -128,9 +128,8 @@ def info_loss(
     posterior = (conditioning or pool).posterior(queries, sigma2)
     # Without any of the others, x alone has precision 1 / (sigma2 + k_xx): rounding must not take it lower.
     floor = 1 / (sigma2 + pool.diagonal)
-    run = _Recursion(
-        np.maximum(posterior.precision, floor), posterior.alpha, floor, posterior.precision_columns, budget, exclude
-    )
+    precision, alpha = np.maximum(posterior.precision, floor), posterior.alpha
+    run = _Recursion(pool, precision, alpha, floor, posterior.precision_columns, budget=budget, exclude=exclude)
     for index in exclude:
         run.pick(index)
     before = posterior.variance + run.change
@@ -146,9 +145,8 @@ def _gain(
 ) -> Selection:
     prior = pool.prior(queries)
     floor = np.full(len(pool), sigma2)
-    run = _Recursion(
-        pool.diagonal + sigma2, pool.cross(queries), floor, pool.columns, budget, exclude, free=pool.has_gram
-    )
+    noisy, cross, prefetch = pool.diagonal + sigma2, pool.cross(queries), 1 if pool.has_gram else _PREFETCH
+    run = _Recursion(pool, noisy, cross, floor, pool.columns, budget=budget, exclude=exclude, prefetch=prefetch)
     nats = []
     while run.open(budget):
         run.pick(run.best(divide=divide))
@@ -161,21 +159,22 @@ class _Recursion:
 
     def __init__(
         self,
+        pool: Pool,
         diagonal: np.ndarray,
         cross: np.ndarray,
         floor: np.ndarray,
         columns: Columns,
+        *,
         budget: int,
         exclude: Sequence[int],
-        *,
-        free: bool = False,
+        prefetch: int = _PREFETCH,
     ) -> None:
         self.a, self.c, self.floor, self.columns = diagonal.copy(), cross.copy(), floor, columns
-        self.prefetch = 1 if free else _PREFETCH
+        self.pool, self.prefetch = pool, prefetch
         self.change = np.zeros(cross.shape[1])  # by how much the picks moved each query's variance
-        self.closed = np.zeros(len(diagonal), dtype=bool)
+        self.closed = np.zeros(len(pool), dtype=bool)
         self.closed[list(exclude)] = True
-        self.factor = np.empty((min(budget + len(exclude), len(diagonal)), len(diagonal)))
+        self.factor = np.empty((min(budget + len(exclude), len(pool)), len(pool)))
         self.picks: list[int] = []
         self.scores: list[float] = []
         self.signs: list[int] = []
@@ -190,7 +189,7 @@ class _Recursion:
             scores /= self.a
         scores[self.closed] = -1.0
         self.ranking = scores
-        index = first_of_best(scores)
+        index = _first_open_twin(self.pool, first_of_best(scores), self.closed)
         self.scores.append(float(scores[index]))
         return index
 
@@ -228,21 +227,20 @@ class _Recursion:
 
 
 def _gain_by_index(
-    features: np.ndarray,
-    query: np.ndarray,
-    sigma2: float,
-    budget: int,
-    exclude: Sequence[int],
-    index: InnerProductIndex,
+    pool: Pool, query: np.ndarray, sigma2: float, budget: int, exclude: Sequence[int], index: InnerProductIndex
 ) -> Selection:
-    query = query.astype(np.float64)
+    features, query = pool.features, query.astype(np.float64)
+    closed = np.zeros(len(pool), dtype=bool)
+    closed[list(exclude)] = True
     prior = variance = float(query @ query)
     residual = query.copy()  # r = S_A^-1 phi_*
     directions: list[tuple[np.ndarray, float]] = []  # S_A^-1 phi_i and sigma2 + v_i of each pick, given those before it
     picks: list[int] = []
     scores, signs, nats = [], [], []
-    while len(picks) < min(budget, len(features) - len(exclude)):
-        best, covariance = index.largest_square(residual, features, excluded=[*exclude, *picks])
+    while len(picks) < budget and not closed.all():
+        found, covariance = index.largest_square(residual, features, excluded=np.flatnonzero(closed))
+        best = _first_open_twin(pool, found, closed)
+        closed[best] = True
         phi = features[best].astype(np.float64)
         direction = phi - sum((d * (d @ phi) / noise for d, noise in directions), start=np.zeros_like(phi))
         noise = max(float(phi @ direction), 0.0) + sigma2
@@ -259,6 +257,12 @@ def _gain_by_index(
 def first_of_best(scores: np.ndarray) -> int:
     """Give the lowest index whose score ties with the largest, (n,) non-negative scores."""
     return int(np.argmax(scores >= scores.max() * (1 - _TIE)))
+
+
+def _first_open_twin(pool: Pool, index: int, closed: np.ndarray) -> int:
+    """Give the lowest open row that is the same as a row: far down a ranking, twins' scores differ by rounding."""
+    twins = pool.twins(index)
+    return int(twins[~closed[twins]][0])
 
 
 def _half_log_ratio(above: np.ndarray, below: np.ndarray) -> float:

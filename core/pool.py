@@ -63,6 +63,11 @@ class Pool:
             return self.gram[:, indices]
         return self.kernel(self.features, self.features[indices])
 
+    def twins(self, index: int) -> np.ndarray:
+        """Give the rows that are the same as a row, itself among them, in rising order."""
+        rows = np.flatnonzero(np.isclose(self.diagonal, self.diagonal[index], rtol=1e-12, atol=0))
+        return rows[[np.array_equal(self.features[row], self.features[index]) for row in rows]]
+
     @property
     def has_gram(self) -> bool:
         """Whether the Gram is at hand, so that a column costs nothing."""

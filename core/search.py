@@ -39,7 +39,9 @@ class InnerProductIndex:
         """Give the number of rows."""
         return self._index.ntotal
 
-    def largest_square(self, vector: np.ndarray, features: np.ndarray, *, excluded: Sequence[int]) -> tuple[int, float]:
+    def largest_square(
+        self, vector: np.ndarray, features: np.ndarray, *, excluded: Sequence[int] | np.ndarray
+    ) -> tuple[int, float]:
         """Find the row with the largest squared inner product, ties to the lowest row.
 
         FAISS searches in float32, with `vector` and with its negative; the candidates are scored again in float64, and

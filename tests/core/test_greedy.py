@@ -1,0 +1,249 @@
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from core import greedy
+from core.pool import Pool
+from core.posterior import FeatureConditioning, FeatureSpectrum
+from core.search import InnerProductIndex
+from tests import oracles
+
+RULES = {
+    "info_gain": (greedy.info_gain, oracles.info_gain_scores),
+    "info_gain_approx": (greedy.info_gain_approx, oracles.info_gain_approx_scores),
+    "info_loss": (greedy.info_loss, oracles.info_loss_scores),
+}
+
+
+@st.composite
+def problems(draw):
+    """Features with duplicated, zero and linearly dependent rows, queries, and a noise variance from 1e-6 to 1e5."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows, width = draw(st.integers(2, 6)), draw(st.integers(1, 5))
+    features = random.normal(size=(rows, width))
+    if draw(st.booleans()):
+        features[-1] = features[0]
+    if draw(st.booleans()):
+        features[random.integers(rows)] = 0
+    if draw(st.booleans()):
+        features[:, -1] = features[:, 0]
+    queries = random.normal(size=(draw(st.integers(1, 2)), width))
+    sigma2 = 10.0 ** draw(st.integers(-6, 5))
+    return features, queries, sigma2, draw(st.integers(1, rows))
+
+
+def assert_greedy(selection, features, sigma2, scores_of, information_of):
+    """Each pick has the largest score there is, the lowest index among ties, and the nats are those of the picks so far."""
+    for place, pick in enumerate(selection.indices):
+        before = selection.indices[:place]
+        scores = np.array([float(s) for s in scores_of(before)])
+        scores[before] = -1
+        tolerance = 1e-7 * scores.max() + 1e-20
+        assert scores[pick] >= scores.max() - tolerance
+        ties = np.flatnonzero(scores >= scores.max() - 1e-13 * scores.max())
+        exact = [i for i in ties if (features[i] == features[pick]).all()]
+        assert pick == min(exact, default=pick)
+        np.testing.assert_allclose(selection.scores[place], scores[pick], rtol=1e-5, atol=1e-14)
+        wanted = information_of(selection.indices[: place + 1])
+        np.testing.assert_allclose(selection.nats[place], wanted, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["info_gain", "info_gain_approx"])
+@given(problem=problems())
+@settings(max_examples=60, deadline=None)
+def test_gain_rules_pick_what_brute_force_picks(name, problem):
+    features, queries, sigma2, budget = problem
+    rule, scores = RULES[name]
+    selection = rule(features, queries, sigma2, budget)
+    assert len(selection.indices) == budget == len(set(selection.indices))
+    assert_greedy(
+        selection,
+        features,
+        sigma2,
+        partial(scores, features, queries, sigma2),
+        lambda picks: oracles.information(queries, features[:0], features[picks], sigma2),
+    )
+
+
+@given(problem=problems())
+@example(problem=(np.ones((3, 1)), np.ones((1, 1)), 1e-6, 3))
+@settings(max_examples=60, deadline=None)
+def test_info_loss_picks_what_brute_force_picks(problem):
+    features, queries, sigma2, budget = problem
+    selection = greedy.info_loss(features, queries, sigma2, budget)
+    assert_greedy(
+        selection,
+        features,
+        sigma2,
+        partial(oracles.info_loss_scores, features, queries, sigma2),
+        lambda picks: oracles.information(queries, np.delete(features, picks, axis=0), features, sigma2),
+    )
+
+
+@given(problem=problems(), others=st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_info_loss_conditions_on_all_training_examples_when_told_to(problem, others):
+    features, queries, sigma2, budget = problem
+    rest = np.random.default_rng(others).normal(size=(others, features.shape[1]))
+    everyone = np.concatenate([features, rest])
+    conditioning = FeatureConditioning.of(FeatureSpectrum.of([everyone]), features)
+    selection = greedy.info_loss(features, queries, sigma2, budget, conditioning=conditioning)
+    assert_greedy(
+        selection,
+        features,
+        sigma2,
+        partial(oracles.info_loss_scores, features, queries, sigma2, others=rest),
+        lambda picks: oracles.information(queries, np.delete(everyone, picks, axis=0), everyone, sigma2),
+    )
+
+
+@given(problem=problems())
+@settings(max_examples=40, deadline=None)
+def test_an_excluded_row_counts_as_never_seen(problem):
+    features, queries, sigma2, budget = problem
+    for rule, _ in RULES.values():
+        kept = np.delete(features, 1, axis=0)
+        without, never = rule(features, queries, sigma2, budget, exclude=[1]), rule(kept, queries, sigma2, budget)
+        np.testing.assert_allclose(without.nats, never.nats, rtol=1e-6, atol=1e-10)
+        assert 1 not in without.indices
+
+
+@given(problem=problems(), order=st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_information_never_falls_and_does_not_depend_on_the_order_of_the_pool(problem, order):
+    features, queries, sigma2, _ = problem
+    shuffled = list(range(len(features)))
+    order.shuffle(shuffled)
+    for rule, _ in RULES.values():
+        straight = rule(features, queries, sigma2, len(features))
+        moved = rule(features[shuffled], queries, sigma2, len(features))
+        assert (np.diff(straight.nats, prepend=0) >= -1e-12).all()
+        # All images are picked in the end, whatever the way there.
+        np.testing.assert_allclose(straight.nats[-1], moved.nats[-1], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_both_criteria_tend_to_the_squared_correlation_as_noise_grows(name):
+    # Lemma 1: 2 sigma2 k_** Info(S) / ||k_S*||^2 -> 1, with an error of the order 1 / sigma2.
+    random = np.random.default_rng(0)
+    features, query = random.normal(size=(40, 16)), random.normal(size=16)
+    errors = []
+    for sigma2 in (1e3, 1e4, 1e5):
+        selection = RULES[name][0](features, query, sigma2, 5)
+        squared = np.sum((features[selection.indices] @ query) ** 2)
+        errors.append(abs(2 * sigma2 * (query @ query) * selection.nats[-1] / squared - 1))
+    assert errors[0] < 0.2
+    assert errors[1] == pytest.approx(errors[0] / 10, rel=0.2)
+    assert errors[2] == pytest.approx(errors[1] / 10, rel=0.2)
+
+
+def test_at_large_noise_all_rules_rank_by_squared_covariance():
+    random = np.random.default_rng(1)
+    features, query = random.normal(size=(50, 20)), random.normal(size=20)
+    wanted = np.argsort(-((features @ query) ** 2))[:10]
+    for rule, _ in RULES.values():
+        assert rule(features, query, 1e8, 10).indices.tolist() == wanted.tolist()
+
+
+def test_info_gain_at_one_query_is_not_submodular():
+    # f_* = a, phi_1 = b, phi_2 = a + b, with a and b orthogonal: 1 tells nothing alone, and something after 2.
+    query, first, second = np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([1.0, 1.0])
+    alone = greedy.info_gain(first[None], query, 0.1, 1).nats[-1]
+    after = greedy.info_gain(second[None], query, 0.1, 1).nats[-1]
+    both = greedy.info_gain(np.stack([second, first]), query, 0.1, 2).nats[-1]
+    assert alone == pytest.approx(0, abs=1e-15)
+    assert both - after > 0.5
+
+
+def test_near_duplicates_cover_for_one_another_in_info_loss():
+    query = np.array([1.0, 0.0])
+    twins = np.array([[1.0, 0.0], [1.0, 0.0], [0.9, 0.1]])
+    loss = greedy.info_loss(twins, query, 1e-3, 3)
+    # Nothing is lost to speak of until the last one goes.
+    assert loss.nats[0] < 0.5
+    assert loss.nats[2] > 3
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_ties_go_to_the_lowest_row(name):
+    features = np.tile(np.random.default_rng(2).normal(size=(1, 8)), (5, 1))
+    assert RULES[name][0](features, features[0] + 0.1, 0.5, 5).indices.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_signs_tell_proponents_from_opponents(name):
+    query = np.array([1.0, 0.0])
+    selection = RULES[name][0](np.array([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), query, 10.0, 3)
+    assert dict(zip(selection.indices.tolist(), selection.signs.tolist(), strict=True)) == {0: 1, 2: -1, 1: 0}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("sigma2", [1e-6, 1.0, 1e5])
+def test_a_large_pool_without_a_gram_gives_the_same_picks(name, sigma2, monkeypatch):
+    random = np.random.default_rng(3)
+    features = random.normal(size=(300, 24)).astype(np.float32)
+    query = random.normal(size=24)
+    with_gram = RULES[name][0](features, query, sigma2, 12)
+    monkeypatch.setattr("core.pool.LARGEST_GRAM", 10)
+    assert not Pool(features).fits_gram
+    without = RULES[name][0](features, query, sigma2, 12)
+    assert with_gram.indices.tolist() == without.indices.tolist()
+    np.testing.assert_allclose(with_gram.nats, without.nats, rtol=1e-6, atol=1e-10)
+
+
+def test_a_flat_index_gives_exactly_what_a_scan_gives():
+    random = np.random.default_rng(4)
+    features = random.normal(size=(2000, 32)).astype(np.float32)
+    features[100] = features[7]
+    index = InnerProductIndex.flat(features)
+    for sigma2 in (1e-4, 1.0, 1e4):
+        for query in random.normal(size=(5, 32)):
+            scan = greedy.info_gain_approx(features, query, sigma2, 25)
+            searched = greedy.info_gain_approx(features, query, sigma2, 25, index=index)
+            assert scan.indices.tolist() == searched.indices.tolist()
+            assert scan.signs.tolist() == searched.signs.tolist()
+            np.testing.assert_allclose(scan.nats, searched.nats, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_budget_beyond_the_pool_takes_the_whole_pool(name):
+    features = np.random.default_rng(5).normal(size=(4, 3))
+    assert sorted(RULES[name][0](features, features[0], 1.0, 99).indices) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_arrays_of_a_selection_are_read_only(name):
+    selection = RULES[name][0](np.eye(3), np.ones(3), 1.0, 2)
+    assert selection.indices.dtype == np.int64
+    assert selection.nats.dtype == np.float64
+    with pytest.raises(ValueError, match="read-only"):
+        selection.nats[0] = 1
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    ("features", "query", "sigma2", "budget", "sentence"),
+    [
+        (np.eye(3), np.ones(3), 0.0, 1, "must be a positive number, not 0"),
+        (np.eye(3), np.ones(3), -1.0, 1, "must be a positive number"),
+        (np.eye(3), np.ones(3), np.nan, 1, "must be a positive number"),
+        (np.eye(3), np.ones(3), np.inf, 1, "must be a positive number"),
+        (np.eye(3), np.ones(3), 1.0, 0, "at least 1, not 0"),
+        (np.eye(3), np.ones(4), 1.0, 1, "Queries need 3 features"),
+        (np.eye(3), np.array([1, np.nan, 0]), 1.0, 1, "not finite"),
+        (np.full((2, 3), np.inf), np.ones(3), 1.0, 1, "not finite"),
+        (np.zeros((0, 3)), np.ones(3), 1.0, 1, "n at least 1"),
+        (np.ones(3), np.ones(3), 1.0, 1, "shape"),
+    ],
+)
+def test_input_that_cannot_be_used_is_refused(name, features, query, sigma2, budget, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        RULES[name][0](features, query, sigma2, budget)
+
+
+def test_an_index_serves_one_query():
+    with pytest.raises(ValueError, match="one query at a time"):
+        greedy.info_gain_approx(np.eye(3), np.eye(3), 1.0, 1, index=InnerProductIndex.flat(np.eye(3)))
