@@ -16,6 +16,7 @@ from core.features import FeatureMap, kernel_of
 from core.images import to_input
 from core.methods import METHODS, Candidates, Query, Settings
 from core.metrics import redundancy, total_information
+from core.novelty import distances
 from core.pool import Pool
 from core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
 
@@ -36,8 +37,8 @@ class QueryImage:
         origin: "test", "train" or "upload".
         index: its number in that split; None for an upload.
         label: its true class; None for an upload.
-        novelty: distance to the nearest training image in penultimate features, over the distance that 99.5 % of test
-            images stay within: above 1 it is unlike anything in training.
+        novelty: distance to the nearest training image over the distance that 99.5 % of test images stay within, in
+            pixels or in penultimate features, whichever is larger: above 1 it is unlike anything in training.
     """
 
     image: np.ndarray
@@ -174,8 +175,7 @@ class Attributor:
         self._all: BoundedCache[Candidates] = BoundedCache(2)
         self._spectra: BoundedCache[FeatureSpectrum] = BoundedCache(2)
         self._conditionings: BoundedCache[FeatureConditioning] = BoundedCache(2)
-        self._neighbours = np.asarray(bundle.array("penultimate"), dtype=np.float32)
-        self._neighbour_norms = np.einsum("nd,nd->n", self._neighbours, self._neighbours)
+        self._penultimate = np.asarray(bundle.array("penultimate"), dtype=np.float32)
 
     def query(self, origin: str, index: int) -> QueryImage:
         """Take a query from the "test" or the "train" images.
@@ -298,10 +298,10 @@ class Attributor:
         gram = self.bundle.array(f"gram_{target}") if self.bundle.has(f"gram_{target}") else None
         index = self.bundle.index(f"index_{target}") if self.bundle.has(f"index_{target}") else None
         pool = Pool(features, kernel=self.kernel, gram=gram)
-        return Candidates(pool, self._neighbours[rows], index=index)
+        return Candidates(pool, self._penultimate[rows], index=index)
 
     def _all_candidates(self, target: int, progress: Progress) -> Candidates:
-        return Candidates(Pool(self._all_features(target, progress), kernel=self.kernel), self._neighbours)
+        return Candidates(Pool(self._all_features(target, progress), kernel=self.kernel), self._penultimate)
 
     def _conditioned(self, candidates: Candidates, target: int, pool: str, progress: Progress) -> Candidates:
         if not self.kernel.explicit:
@@ -358,14 +358,17 @@ class Attributor:
             origin=origin,
             index=index,
             label=label,
-            novelty=self._novelty(outputs.penultimate[0]) if origin == "upload" else 0.0,
+            novelty=self._novelty(image, outputs.penultimate[0]) if origin == "upload" else 0.0,
         )
 
-    def _novelty(self, penultimate: np.ndarray) -> float:
-        return float(
-            nearest_distances(penultimate[None], self._neighbours, self._neighbour_norms)[0]
-            / self.bundle.manifest.results["usual_distance"]
+    def _novelty(self, image: np.ndarray, penultimate: np.ndarray) -> float:
+        found = distances(
+            image[None],
+            penultimate[None],
+            train_images=self.bundle.array("train_images"),
+            train_penultimate=self._penultimate,
         )
+        return float((found[0] / self.bundle.manifest.results["usual_distances"]).max())
 
     def _checked(self, request: Request, query: QueryImage) -> int:
         if request.method not in METHODS:
@@ -378,13 +381,9 @@ class Attributor:
             raise QueryError(f"σ² is a variance and must be a positive number, not {request.sigma2}.")
         if request.budget < 1:
             raise QueryError(f"M must be at least 1, not {request.budget}.")
+        if request.seed < 0:
+            raise QueryError(f"The seed must be 0 or more, not {request.seed}.")
         target = query.predicted if request.target is None else request.target
         if not 0 <= target < len(self.bundle.classes):
             raise QueryError(f"There is no class {target}; choose one from 0 to {len(self.bundle.classes) - 1}.")
         return target
-
-
-def nearest_distances(queries: np.ndarray, members: np.ndarray, member_norms: np.ndarray) -> np.ndarray:
-    """Give each query's distance to its nearest member, (Q,), for rows (Q, D), (n, D) and squared norms (n,)."""
-    squared = np.einsum("qd,qd->q", queries, queries)[:, None] - 2 * queries @ members.T + member_norms
-    return np.sqrt(np.maximum(squared.min(1), 0))

@@ -31,7 +31,7 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (B,), the log odds of the target class.
     """
-    others = logits.masked_fill(torch.nn.functional.one_hot(targets, logits.shape[1]).bool(), -torch.inf)
+    others = logits.scatter(1, targets[:, None], -torch.inf)
     return logit(logits, targets) - others.logsumexp(dim=1)
 
 

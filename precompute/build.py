@@ -21,12 +21,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from core.attribution import nearest_distances
 from core.bundle import MANIFEST, WEIGHTS, Bundle, FileRecord, Manifest, sha256_of, write_atomically
 from core.errors import BuildError, BundleError
 from core.features import FeatureMap, kernel_of
 from core.images import to_input
 from core.kernels import Kernel
+from core.novelty import distances, usual_distances
 from core.pool import LARGEST_GRAM
 from core.posterior import blocks, feature_gram
 from core.search import InnerProductIndex
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 _SHARD = 1000
 _JOURNAL, _SETTINGS, _CHECKPOINT = "journal.json", "settings.json", "training.safetensors"
 _VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
-_USUAL = 0.995  # share of test images that count as usual
+_SAMPLED = 2000  # test images whose distance to the training images is measured
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
         DataError: if the data set cannot be had.
     """
     settings = spec.settings()
-    out.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(out.with_name(out.name + ".lock"))
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
             if out.exists():
                 return _existing(out, settings)
@@ -110,10 +110,25 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
 
 
 def _existing(out: Path, settings: dict[str, Any]) -> Bundle:
+    if not out.is_dir():
+        raise BundleError(f"{out} is in the way and is no bundle; choose another folder.")
     bundle = Bundle(out)
     if bundle.manifest.results["settings"] != settings:
         raise BundleError(f"{out} holds a bundle with other settings; choose another folder, or delete that one first.")
     return bundle
+
+
+def _made_with(path: Path) -> dict[str, Any] | None:
+    """Give the settings and versions that an unfinished bundle was begun with; None if natscope did not make it."""
+    try:
+        if (path / _SETTINGS).is_file():
+            known = json.loads((path / _SETTINGS).read_text())
+        else:  # stopped while publishing, when only the manifest tells
+            manifest = Manifest.from_json((path / MANIFEST).read_text())
+            known = {"settings": manifest.results["settings"], "versions": manifest.versions}
+        return known if set(known) == {"settings", "versions"} else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 class _Work:
@@ -122,13 +137,12 @@ class _Work:
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
         identity = {"settings": settings, "versions": versions()}
-        known = path / _SETTINGS
-        if path.exists() and not (known.is_file() and json.loads(known.read_text()) == identity):
-            if not known.is_file() and any(path.iterdir()):
+        if path.exists() and (known := _made_with(path)) != identity:
+            if known is None and not (path.is_dir() and not any(path.iterdir())):
                 raise BundleError(f"{path} is in the way and was not made by natscope; move it away.")
             shutil.rmtree(path)
         path.mkdir(exist_ok=True)
-        write_atomically(known, json.dumps(identity).encode())
+        write_atomically(path / _SETTINGS, json.dumps(identity).encode())
         journal = path / _JOURNAL
         self.done: dict[str, int] = json.loads(journal.read_text()) if journal.is_file() else {}
 
@@ -160,7 +174,10 @@ class _Builder:
         model = build_model(spec.model, seed=spec.training.seed)
         images = self._inputs(data.train_images)
         _check_fits(model, images[:1], len(data.classes))
-        layout = FeatureMap(model, spec.sketch, ntk=spec.ntk).layout(images[:1])
+        try:
+            layout = FeatureMap(model, spec.sketch, ntk=spec.ntk).layout(images[:1])
+        except ValueError as error:
+            raise BuildError(str(error)) from error
         if spec.sketch.kind == "exact" and (layout is None or spec.outputs == "all"):
             raise BuildError("The exact kernel needs a network of Linear weights alone, and --outputs own.")
         self._check_disk(layout)
@@ -203,18 +220,22 @@ class _Builder:
             raise BuildError("The weights hold values that are not finite numbers; train with a smaller learning rate.")
         model.eval()
 
-    def _outputs(self, features: FeatureMap, train_images: torch.Tensor) -> dict[str, float]:
+    def _outputs(self, features: FeatureMap, train_images: torch.Tensor) -> dict[str, Any]:
         data = self.data
         train_out, test_out = features.outputs(train_images), features.outputs(self._inputs(data.test_images))
         self._small("train_logits", train_out.logits)
         self._small("test_logits", test_out.logits)
         self._small("penultimate", train_out.penultimate)
-        norms = np.einsum("nd,nd->n", train_out.penultimate, train_out.penultimate)
-        distances = [nearest_distances(block, train_out.penultimate, norms) for block in blocks(test_out.penultimate)]
+        found = distances(
+            data.test_images[:_SAMPLED],
+            test_out.penultimate[:_SAMPLED],
+            train_images=data.train_images,
+            train_penultimate=train_out.penultimate,
+        )
         return {
             "train_accuracy": accuracy(train_out.logits, data.train_labels),
             "test_accuracy": accuracy(test_out.logits, data.test_labels),
-            "usual_distance": float(np.quantile(np.concatenate(distances), _USUAL)),
+            "usual_distances": usual_distances(found),
         }
 
     def _features(
@@ -343,7 +364,11 @@ def estimated_bytes(spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int
     grams = sum(8 * int(n) ** 2 for n in members if n <= LARGEST_GRAM)
     features = 4 * count * width * (1 if exact else 2)
     every = classes * (4 * count * width + 8 * width**2) if spec.outputs == "all" else 0
-    return int(1.1 * (data.train_images.nbytes + data.test_images.nbytes + features + grams + every + 4 * count * 600))
+    shapes = layout or ((classes, 512),)
+    outputs = 4 * (count * (shapes[-1][1] + classes) + len(data.test_images) * classes)
+    weights = 4 * sum(o * i for o, i in shapes)
+    pixels = data.train_images.nbytes + data.test_images.nbytes
+    return int(1.1 * (pixels + features + grams + every + outputs + weights)) + 2**20
 
 
 def versions() -> dict[str, str]:

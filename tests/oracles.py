@@ -1,4 +1,4 @@
-"""Independent oracles: every variance by a dense solve in 50 digits, straight from the definitions; slow, for small problems.
+"""Independent oracles: every variance by a dense solve in 50 digits, straight from the definitions; for small problems.
 
 Everything is in weight space: S = I + sum over the rows of phi phi^T / sigma2 is the posterior precision, and
 v_xy = phi_x^T S^-1 phi_y the posterior covariance.

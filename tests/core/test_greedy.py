@@ -36,7 +36,7 @@ def problems(draw):
 
 
 def assert_greedy(selection, features, sigma2, scores_of, information_of):
-    """Each pick has the largest score there is, the lowest index among ties, and the nats are those of the picks so far."""
+    """Each pick has the largest score, the lowest index among twins, and the nats are those of the picks so far."""
     for place, pick in enumerate(selection.indices):
         before = selection.indices[:place]
         scores = np.array([float(s) for s in scores_of(before)])

@@ -1,0 +1,170 @@
+import pytest
+import torch
+from torch import nn
+
+from core.jacobians import Formed, Outer, forward_with_penultimate, jacobian_blocks
+from core.measurements import MEASUREMENTS
+from tests import oracles
+
+
+class Residual(nn.Module):
+    """A block whose convolution runs twice, with an in-place activation on top of a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(x + self.norm(self.conv(self.act(self.conv(x)))))
+
+
+class Tied(nn.Module):
+    """One weight used by two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+class Scaled(nn.Module):
+    """A parameter of no known layer, and a layer that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.idle, self.head = nn.Parameter(torch.rand(5)), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(x * self.scale)
+
+
+class Tokens(nn.Module):
+    """Linear layers over a sequence, with an embedding and a LayerNorm, as in a transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.head = nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(torch.tanh(self.inner(x))).mean(1))
+
+
+CASES = {
+    "mlp": (nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)), (3, 4)),
+    "mlp without biases": (nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False)), (6,)),
+    "convolutions": (
+        nn.Sequential(
+            nn.Conv2d(3, 4, 5, stride=2, padding=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(4, 8, 3, groups=2, dilation=2, padding=2, bias=False),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 6, (1, 3), padding="same", padding_mode="reflect"),
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 3),
+        ),
+        (3, 9, 9),
+    ),
+    "batch norm": (
+        nn.Sequential(
+            nn.Conv2d(2, 4, 3, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(16, 5),
+            nn.BatchNorm1d(5),
+            nn.Linear(5, 3),
+        ),
+        (2, 4, 4),
+    ),
+    "residual": (nn.Sequential(Residual(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), (4, 5, 5)),
+    "tied weights": (Tied(), (6,)),
+    "other parameters": (Scaled(), (5,)),
+    "tokens": (Tokens(), (4, 5)),
+}
+
+
+def prepared(name, generator):
+    model, shape = CASES[name]
+    model = model.double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            nn.init.normal_(module.weight, generator=generator)
+    inputs = torch.randn(4, *shape, generator=generator, dtype=torch.float64)
+    return model, inputs, torch.tensor([0, 2, 1, 2])
+
+
+@pytest.mark.parametrize("measurement", MEASUREMENTS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_block_is_the_gradient_that_torch_func_gives(name, measurement, generator):
+    model, inputs, targets = prepared(name, generator)
+    wanted = oracles.jacobians(model, inputs, targets, MEASUREMENTS[measurement])
+    blocks = jacobian_blocks(model, inputs, targets, measurement=measurement)
+    assert [block.name for block in blocks] == [n for n, _ in model.named_parameters()]
+    for block in blocks:
+        formed = block.form()
+        assert not formed.requires_grad
+        assert formed.shape[1:] == block.shape
+        torch.testing.assert_close(formed.reshape(wanted[block.name].shape), wanted[block.name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_network_is_left_as_it_was(name, generator):
+    model, inputs, targets = prepared(name, generator)
+    before = model(inputs)
+    jacobian_blocks(model, inputs, targets)
+    assert torch.equal(model(inputs), before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_ntk_scales_the_weights_of_linear_and_conv_layers_by_gain_over_root_fan_in(generator):
+    model, inputs, targets = prepared("batch norm", generator)
+    plain = {block.name: block.form() for block in jacobian_blocks(model, inputs, targets)}
+    for block in jacobian_blocks(model, inputs, targets, ntk=True):
+        fan_in = {"0.weight": 2 * 9, "4.weight": 16, "6.weight": 5}.get(block.name)
+        scale = (2 / fan_in) ** 0.5 if fan_in else 1.0
+        torch.testing.assert_close(block.form(), scale * plain[block.name])
+
+
+def test_weights_of_linear_layers_stay_factored(generator):
+    model, inputs, targets = prepared("mlp", generator)
+    kinds = {block.name: type(block) for block in jacobian_blocks(model, inputs, targets)}
+    assert kinds == {"1.weight": Outer, "1.bias": Formed, "3.weight": Outer, "3.bias": Formed}
+
+
+def test_the_margin_is_the_log_odds_of_the_class():
+    logits = torch.tensor([[1.0, 2.0, 4.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    targets = torch.tensor([2, 0])
+    chance = logits.softmax(1)[[0, 1], targets]
+    torch.testing.assert_close(MEASUREMENTS["margin"](logits, targets), torch.log(chance / (1 - chance)))
+
+
+def test_training_mode_is_refused():
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        jacobian_blocks(nn.Linear(2, 2), torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))
+
+
+def test_a_batch_norm_without_running_statistics_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)).eval()
+    with pytest.raises(ValueError, match="'1' keeps no running statistics"):
+        jacobian_blocks(model, torch.ones(3, 2), torch.zeros(3, dtype=torch.int64))
+
+
+def test_penultimate_features_are_what_enters_the_last_linear_layer(generator):
+    model, inputs, _ = prepared("mlp", generator)
+    logits, penultimate = forward_with_penultimate(model, inputs)
+    torch.testing.assert_close(logits, model(inputs))
+    torch.testing.assert_close(penultimate, model[:-1](inputs))
+
+
+def test_a_network_without_a_linear_layer_has_no_penultimate_features():
+    with pytest.raises(ValueError, match="no Linear layer"):
+        forward_with_penultimate(nn.Flatten(), torch.ones(1, 2))

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core import greedy, metrics
+from core.pool import Pool
+from core.posterior import FeatureConditioning, FeatureSpectrum
+from tests import oracles
+
+RANDOM = np.random.default_rng(0)
+FEATURES, QUERIES = RANDOM.normal(size=(7, 4)), RANDOM.normal(size=(2, 4))
+
+
+@pytest.mark.parametrize("sigma2", [1e-6, 1e-2, 1.0, 1e5])
+@pytest.mark.parametrize("subset", [[3], [5, 0, 2], []])
+def test_information_is_that_of_a_dense_solve(sigma2, subset):
+    pool = Pool(FEATURES)
+    gain = oracles.information(QUERIES, FEATURES[:0], FEATURES[subset], sigma2)
+    loss = oracles.information(QUERIES, np.delete(FEATURES, subset, axis=0), FEATURES, sigma2)
+    assert metrics.information_gain(pool, QUERIES, sigma2, subset) == pytest.approx(gain, rel=1e-6, abs=1e-12)
+    assert metrics.information_loss(pool, QUERIES, sigma2, subset) == pytest.approx(loss, rel=1e-6, abs=1e-12)
+
+
+def test_information_loss_takes_a_larger_conditioning_set():
+    conditioning = FeatureConditioning.of(FeatureSpectrum.of([FEATURES]), FEATURES[:3])
+    found = metrics.information_loss(Pool(FEATURES[:3]), QUERIES, 0.1, [2, 0], conditioning=conditioning)
+    wanted = oracles.information(QUERIES, np.delete(FEATURES, [0, 2], axis=0), FEATURES, 0.1)
+    assert found == pytest.approx(wanted, rel=1e-9)
+
+
+def test_total_information_is_the_gain_of_everything_that_is_left():
+    pool = Pool(FEATURES)
+    everything = metrics.total_information(pool, pool, QUERIES, 0.1)
+    assert everything == pytest.approx(oracles.information(QUERIES, FEATURES[:0], FEATURES, 0.1), rel=1e-9)
+    assert everything == pytest.approx(metrics.information_gain(pool, QUERIES, 0.1, range(7)), rel=1e-9)
+    without = metrics.total_information(pool, pool, QUERIES, 0.1, exclude=[4])
+    wanted = oracles.information(QUERIES, FEATURES[:0], np.delete(FEATURES, 4, axis=0), 0.1)
+    assert without == pytest.approx(wanted, rel=1e-9)
+
+
+@given(order=st.permutations([1, 4, 6]))
+@settings(max_examples=6, deadline=None)
+def test_information_does_not_depend_on_the_order(order):
+    pool = Pool(FEATURES)
+    for measure in (metrics.information_gain, metrics.information_loss):
+        assert measure(pool, QUERIES, 0.5, order) == pytest.approx(measure(pool, QUERIES, 0.5, [1, 4, 6]), rel=1e-9)
+
+
+def test_relative_information_is_one_for_the_reference_and_less_for_random_picks():
+    pool = Pool(FEATURES)
+    best = greedy.info_loss(pool, QUERIES, 10.0, 3).indices
+    assert metrics.relative_information(pool, QUERIES, 10.0, best, best) == pytest.approx(1)
+    worst = metrics.relative_information(pool, QUERIES, 10.0, [i for i in range(7) if i not in best][:3], best)
+    assert 0 <= worst < 1
+    assert np.isnan(metrics.relative_information(pool, QUERIES, 1.0, [0], []))
+
+
+def test_recall_counts_relevant_items_against_the_most_there_could_be():
+    ranking = [9, 3, 7, 1]
+    assert metrics.recall_at_k(ranking, {3, 1, 8}, 2) == 1 / 2
+    assert metrics.recall_at_k(ranking, {3, 1, 8}, 4) == 2 / 3
+    assert metrics.recall_at_k(np.array(ranking), {9}, 4) == 1
+    with pytest.raises(ValueError, match="at least one relevant item"):
+        metrics.recall_at_k(ranking, set(), 4)
+
+
+def test_reciprocal_rank_is_of_the_first_relevant_item_within_k():
+    assert metrics.reciprocal_rank([9, 3, 7], {7, 3}) == 1 / 2
+    assert metrics.reciprocal_rank([9, 3, 7], {7}, k=2) == 0
+    assert metrics.reciprocal_rank(np.arange(200), {100}) == 0
+    assert metrics.reciprocal_rank(np.arange(200), {99}) == 1 / 100
+
+
+def test_jaccard_is_overlap_over_union():
+    assert metrics.jaccard([1, 2, 3], np.array([2, 3, 4])) == 2 / 4
+    assert metrics.jaccard([], []) == 1
+    assert metrics.jaccard([1], []) == 0
+
+
+def test_redundancy_is_the_mean_cosine_of_pairs():
+    features = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 0.0]])
+    assert metrics.redundancy(Pool(features), [0, 1]) == pytest.approx(1)
+    assert metrics.redundancy(Pool(features), [0, 1, 2]) == pytest.approx(1 / 3)
+    assert np.isnan(metrics.redundancy(Pool(features), [0]))
+    assert np.isnan(metrics.redundancy(Pool(features), [0, 3]))

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.pool import Pool
+from core.posterior import FeatureConditioning, FeatureSpectrum, SampleSpectrum, feature_gram
+from tests import oracles
+
+
+@st.composite
+def problems(draw):
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows, width = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    features = random.normal(size=(rows, width))
+    if draw(st.booleans()):
+        features[-1] = features[0]
+    return features, random.normal(size=(2, width)), 10.0 ** draw(st.integers(-6, 5))
+
+
+def posteriors(features, queries, sigma2):
+    by_samples = SampleSpectrum.of(features @ features.T)
+    yield by_samples.posterior(features @ queries.T, np.einsum("qk,qk->q", queries, queries), sigma2)
+    yield FeatureConditioning.of(FeatureSpectrum.of([features]), features).posterior(queries, sigma2)
+
+
+@given(problem=problems())
+@settings(max_examples=80, deadline=None)
+def test_both_decompositions_give_the_posterior_of_a_dense_solve(problem):
+    features, queries, sigma2 = problem
+    inverse = oracles.inverse_precision(features, sigma2)
+    variance = [float(oracles.covariance(q, q, inverse)) for q in queries]
+    covariance = np.array([[float(oracles.covariance(x, q, inverse)) for q in queries] for x in features])
+    own = [float(oracles.covariance(x, x, inverse)) for x in features]
+    scale = np.linalg.norm(queries, axis=1)
+    for posterior in posteriors(features, queries, sigma2):
+        np.testing.assert_allclose(posterior.variance, variance, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(sigma2 * posterior.alpha, covariance, rtol=1e-6, atol=1e-9 * scale.max())
+        np.testing.assert_allclose(posterior.pool_variance, own, rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(sigma2 - sigma2**2 * posterior.precision, own, rtol=1e-5, atol=1e-9 * sigma2 + 1e-9)
+
+
+def test_precision_columns_are_columns_of_the_inverse():
+    random = np.random.default_rng(0)
+    features, queries = random.normal(size=(8, 5)), random.normal(size=(1, 5))
+    inverse = np.linalg.inv(features @ features.T + 0.3 * np.eye(8))
+    for posterior in posteriors(features, queries, 0.3):
+        np.testing.assert_allclose(posterior.precision_columns([5, 2]), inverse[:, [5, 2]], atol=1e-12)
+
+
+def test_the_feature_gram_is_accumulated_in_a_stream():
+    blocks = np.random.default_rng(0).normal(size=(5, 7, 4)).astype(np.float32)
+    stacked = blocks.reshape(-1, 4).astype(np.float64)
+    np.testing.assert_allclose(feature_gram(iter(blocks)), stacked.T @ stacked, rtol=1e-12)
+    with pytest.raises(ValueError, match="at least one example"):
+        feature_gram([])
+
+
+def test_a_pool_larger_than_its_gram_gives_the_same_posterior(monkeypatch):
+    random = np.random.default_rng(1)
+    features, queries = random.normal(size=(60, 8)).astype(np.float32), random.normal(size=(2, 8))
+    small = Pool(features).posterior(queries, 0.1)
+    monkeypatch.setattr("core.pool.LARGEST_GRAM", 10)
+    large = Pool(features).posterior(queries, 0.1)
+    np.testing.assert_allclose(small.variance, large.variance, rtol=1e-9)
+    np.testing.assert_allclose(small.alpha, large.alpha, atol=1e-9)
+
+
+def test_the_gram_is_computed_once_and_a_given_one_is_used():
+    features = np.random.default_rng(2).normal(size=(4, 3))
+    pool = Pool(features)
+    assert not pool.has_gram
+    assert pool.gram is pool.gram
+    assert pool.has_gram
+    given_gram = features @ features.T
+    assert Pool(features, gram=given_gram).gram is given_gram
+
+
+def test_twins_are_rows_with_the_same_features():
+    features = np.random.default_rng(3).normal(size=(6, 3))
+    features[4], features[2] = features[1], -features[1]
+    assert Pool(features).twins(4).tolist() == [1, 4]
+    assert Pool(features).twins(2).tolist() == [2]
