@@ -60,7 +60,7 @@ class Pool:
     def columns(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Give the columns of K at `indices`, (n, len(indices)) float64."""
         if self.has_gram or self.fits_gram:
-            return self.gram[:, indices]
+            return self.gram[indices].T  # symmetric: rows lie together in memory
         return self.kernel(self.features, self.features[indices])
 
     def twins(self, index: int) -> np.ndarray:

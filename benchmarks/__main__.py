@@ -1,0 +1,28 @@
+"""Run the benchmarks and print their tables: `python -m benchmarks [sketches] [selection]`."""
+
+import platform
+
+import click
+import numpy as np
+import torch
+
+from benchmarks import selection, sketches
+
+BENCHMARKS = {"sketches": sketches.run, "selection": selection.run}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
+def main(names: tuple[str, ...]) -> None:
+    """Run the named benchmarks, or all; each prints a table of figures and their ratios."""
+    click.echo(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, numpy {np.__version__}"
+    )
+    for name in names or BENCHMARKS:
+        click.echo(f"\n== {name}")
+        BENCHMARKS[name](click.echo)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Sketches against dense Rademacher projections (error) and against traker's CPU path (speed), on the same network."""
+
+import logging
+import tempfile
+import warnings
+
+import numpy as np
+import torch
+
+from benchmarks.network import Say, Trained, seconds, trained
+from core.features import FeatureMap, kernel_of
+from core.sketches import DEFAULT_DIM, SketchSpec
+
+_ERROR_EXAMPLES = 1000  # a hundred of each class
+_ERROR_SEEDS = 3
+_TRAK_EXAMPLES = 512  # in one batch: its projection matrix is drawn anew for every batch, so a large one favours it
+
+
+def run(say: Say) -> None:
+    """Print relative Gram errors, examples a second, and both ratios."""
+    here = trained()
+    errors = {kind: _gram_errors(here, kind) for kind in ("dense", "countsketch", "tensorsketch")}
+    reference = errors["dense"]
+    say(f"Relative error of the Gram, K = {DEFAULT_DIM}, {_ERROR_EXAMPLES} images, mean of {_ERROR_SEEDS} seeds")
+    say(f"{'sketch':<14}{'all images':>12}{'÷ dense':>9}{'same class':>13}{'÷ dense':>9}")
+    for kind, (whole, own) in errors.items():
+        say(f"{kind:<14}{whole:>12.4f}{whole / reference[0]:>9.2f}{own:>13.4f}{own / reference[1]:>9.2f}")
+
+    say(f"\nExamples a second, from images to features, K = {DEFAULT_DIM}")
+    base = _trak_speed(here)
+    say(f"{'traker, its CPU path':<24}{base:>10.1f}{'÷ traker':>10}")
+    for kind in ("countsketch", "tensorsketch"):
+        speed = _speed(here, kind)
+        say(f"{kind:<24}{speed:>10.0f}{speed / base:>10.0f}")
+
+
+def _gram_errors(here: Trained, kind: str) -> tuple[float, float]:
+    """Give the relative Frobenius error of the Gram of all images, and the mean of those of each class alone."""
+    labels = here.data.train_labels
+    rows = np.concatenate([np.flatnonzero(labels == c)[: _ERROR_EXAMPLES // 10] for c in range(10)])
+    inputs, targets = here.inputs[torch.from_numpy(rows)], labels[rows]
+    exact = FeatureMap(here.model, SketchSpec("exact"), ntk=True)
+    factors = exact.features(inputs, targets)
+    gram = kernel_of(SketchSpec("exact"), exact.layout(inputs[:1]))(factors, factors)
+    whole, own = [], []
+    for seed in range(_ERROR_SEEDS):
+        features = FeatureMap(here.model, SketchSpec(kind, seed=seed), ntk=True).features(inputs, targets)
+        difference = features.astype(np.float64) @ features.T.astype(np.float64) - gram
+        whole.append(np.linalg.norm(difference) / np.linalg.norm(gram))
+        blocks = [np.ix_(targets == c, targets == c) for c in range(10)]
+        own.append(np.mean([np.linalg.norm(difference[b]) / np.linalg.norm(gram[b]) for b in blocks]))
+    return float(np.mean(whole)), float(np.mean(own))
+
+
+def _speed(here: Trained, kind: str) -> float:
+    features = FeatureMap(here.model, SketchSpec(kind), ntk=True)
+    features.features(here.inputs[:1000], here.data.train_labels[:1000])  # draws the tables
+    taken, _ = seconds(lambda: features.features(here.inputs, here.data.train_labels))
+    return len(here.inputs) / taken
+
+
+def _trak_speed(here: Trained) -> float:
+    from trak import TRAKer
+
+    batch = here.inputs[:_TRAK_EXAMPLES], torch.from_numpy(np.array(here.data.train_labels[:_TRAK_EXAMPLES]))
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scorer = TRAKer(
+            model=here.model,
+            task="image_classification",
+            train_set_size=_TRAK_EXAMPLES,
+            save_dir=folder,
+            device="cpu",
+            proj_dim=DEFAULT_DIM,
+            use_half_precision=False,
+            logging_level=logging.ERROR,
+        )
+        scorer.load_checkpoint(here.model.state_dict(), model_id=0)
+        taken, _ = seconds(lambda: scorer.featurize(batch=batch, num_samples=_TRAK_EXAMPLES))
+    return _TRAK_EXAMPLES / taken

@@ -1,0 +1,94 @@
+"""The structure of the code, held by reading its imports."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("app", "core", "precompute", "assets")
+MAY_IMPORT = {
+    "core": {"core"},
+    "precompute": {"precompute", "core", "assets"},
+    "app": {"app", "precompute", "core", "assets"},
+    "assets": {"assets", "precompute"},  # the script that made the embedded data reads it like any other
+}
+# Each of these is imported by one module alone, or in one package alone.
+AT_HOME = {
+    "faiss": "core/search.py",
+    "trak": "core/trak.py",
+    "kronfluence": "core/kronfluence.py",
+    "streamlit": "app/",
+    "click": "app/cli.py",
+    "plotly": "app/figures.py",
+    "matplotlib": "app/figures.py",
+    "PIL": "app/",
+    "torchvision": "precompute/datasets.py",
+    "filelock": "precompute/build.py",
+}
+
+
+def modules():
+    for package in PACKAGES:
+        yield from sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(file):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            yield str(node.module)
+
+
+@pytest.mark.parametrize("file", list(modules()), ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_go_one_way(file):
+    name = str(file.relative_to(ROOT))
+    allowed = MAY_IMPORT[name.split("/")[0]]
+    for module in imported(file):
+        top = module.split(".")[0]
+        assert top not in PACKAGES or top in allowed, f"{name} must not import {module}"
+        assert top != "pickle"
+        if top in AT_HOME:
+            assert name.startswith(AT_HOME[top]), f"{name} must not import {module}: it belongs in {AT_HOME[top]}"
+
+
+def test_every_library_that_is_imported_is_declared():
+    names = {"faiss": "faiss-cpu", "PIL": "pillow", "trak": "traker"}
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    tops = {module.split(".")[0] for file in modules() for module in imported(file)}
+    import sys
+
+    outside = tops - set(sys.stdlib_module_names) - set(PACKAGES)
+    assert outside
+    for top in outside:
+        assert f'"{names.get(top, top)}' in declared, f"{top} is imported but not declared"
+
+
+def test_no_page_is_named_like_a_package():
+    names = {file.stem for file in (ROOT / "app").rglob("*.py")}
+    assert not names & {*PACKAGES, "streamlit", "torch", "numpy", "plotly"}
+
+
+def test_files_stay_short_enough_to_read():
+    for file in modules():
+        lines = len(file.read_text(encoding="utf-8").splitlines())
+        assert lines <= 420, f"{file} has {lines} lines"
+
+
+def test_the_repository_names_no_machine_and_holds_no_large_file():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.split("\n"):
+        file = ROOT / name
+        if not name or not file.is_file():
+            continue
+        assert file.stat().st_size < 12e6, f"{name} is too large"
+        if file.suffix in {".py", ".md", ".toml", ".txt", ".yml", ".cff", ""}:
+            text = file.read_text(encoding="utf-8")
+            found = re.search(r"/(?:home|root|Users|work|tmp)/\w+", text)
+            assert not found or file == Path(__file__), f"{name} holds a path of a machine: {found}"
