@@ -1,6 +1,7 @@
 """The command `natscope`. Heavy libraries are imported inside the commands, so that --help is instant."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ def demo(port: int, no_browser: bool) -> None:
     """Build what is missing of the embedded bundle, then serve it."""
     from app.serve import serve
     from precompute.build import BuildSpec, build
+    from precompute.home import home
 
     _check_port(port)
     folder = home() / "bundles"
@@ -212,16 +214,6 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def home() -> Path:
-    """Give the folder where natscope keeps bundles and downloads: $NATSCOPE_HOME, else the user's cache folder."""
-    import os
-
-    import platformdirs
-
-    named = os.environ.get("NATSCOPE_HOME")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("natscope")
-
-
 def _build_spec(name: str | None, **options: Any) -> Any:
     from core.errors import BuildError
     from core.sketches import SKETCHES, SketchSpec
@@ -252,21 +244,23 @@ def _build_spec(name: str | None, **options: Any) -> Any:
         ntk=options["ntk"],
         outputs=options["outputs"],
         weights=options["weights"],
-        command=_command(options),
+        command=_command(options | {"name": name}),
     )
 
 
 def _command(options: dict[str, Any]) -> str:
     """Write the command that builds this bundle, naming only what differs from the defaults."""
-    words = ["natscope precompute"]
+    words = ["natscope", "precompute"]
     for parameter in precompute.params:
         value = options.get(parameter.name or "")
-        if isinstance(parameter, click.Option) and value is not None and value != parameter.default:
-            flag = (
-                parameter.opts[0] if value is not False or not parameter.secondary_opts else parameter.secondary_opts[0]
-            )
-            words.append(flag if parameter.is_flag else f"{flag} {value}")
-    return " ".join(words)
+        if not isinstance(parameter, click.Option) or value is None:
+            continue
+        if parameter.is_flag:  # a flag without a default is off, whatever click calls its default
+            if value != (parameter.default is True):
+                words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
+        elif value != parameter.default:
+            words += [parameter.opts[0], str(value)]
+    return shlex.join(words)
 
 
 def _read_upload(file: Path, shape: tuple[int, ...], invert: bool | None) -> Any:

@@ -3,6 +3,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const grid = parentElement.querySelector(".grid");
   grid.style.setProperty("--size", data.size + "px");
   grid.setAttribute("aria-label", data.label);
+  grid.classList.toggle("bare", data.items.every((item) => !item.caption));
   grid.replaceChildren(...data.items.map(card));
 
   function card(item, place) {

@@ -67,7 +67,7 @@ def with_progress(work: Callable[[Progress], Result]) -> Result:
     Args:
         work: called with a progress function (stage, done, total).
     """
-    latest = [("Working", 0, 1)]
+    latest = [("Weighing the training images", 0, 1)]
     future = _workers().submit(work, lambda stage, done, total: latest.append((stage, done, total)))
     started, bar = time.monotonic(), None
     while not future.done():

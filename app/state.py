@@ -15,7 +15,7 @@ from core.errors import QueryError
 from core.methods import METHODS
 
 LARGEST_BUDGET = 100
-SIGMA2_EXPONENTS = (-6.0, 5.0)
+SIGMA2_EXPONENTS = tuple(step / 4 for step in range(-24, 21))  # of 10: the slider's steps
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ def read_link(parameters: Mapping[str, str], classes: int) -> tuple[View, list[s
     return view, complaints
 
 
+def exponent_of(sigma2: float) -> float:
+    """Give log10 of sigma2, as a step of the slider where it is one: links keep six digits."""
+    exponent = math.log10(sigma2)
+    return next((step for step in SIGMA2_EXPONENTS if abs(step - exponent) < 1e-5), exponent)
+
+
 def pack_image(image: np.ndarray) -> str:
     """Write a small image into a query, so that a link can reopen an upload."""
     return "image:" + base64.urlsafe_b64encode(zlib.compress(image.tobytes(), 9)).decode().rstrip("=")
@@ -126,6 +132,6 @@ def _whole(text: str, low: int, high: int) -> int:
 
 def _sigma2(text: str) -> float:
     value = float(text)
-    if not 10 ** SIGMA2_EXPONENTS[0] * 0.999 <= value <= 10 ** SIGMA2_EXPONENTS[1] * 1.001:
+    if not 10 ** SIGMA2_EXPONENTS[0] <= value <= 10 ** SIGMA2_EXPONENTS[-1]:
         raise ValueError(text)
     return value

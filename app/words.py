@@ -64,7 +64,8 @@ def finding(result: Attribution, method: Method, target: str, *, plain: bool) ->
     """Say in a sentence or two what was found (Markdown)."""
     count = len(result.items)
     images = "This image" if count == 1 else f"These {count} images"
-    whole = f"the {result.pool_size:,} candidates" if result.request.conditioning == "pool" else "all training images"
+    everything = method.conditions and result.request.conditioning == "train"
+    whole = "all training images" if everything else f"the {result.pool_size:,} candidates"
     if result.nats is None:
         kind = "is ranked" if count == 1 else "are ranked"
         return (
@@ -100,7 +101,9 @@ def nats(value: float) -> str:
 
 def sigma2_text(value: float) -> str:
     """Write σ² as a short number."""
-    return f"{value:.3g}" if 1e-3 <= value < 1e4 else f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e+")
+    if 1e-3 <= value < 1e4:
+        return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
 
 
 def _share(share: float) -> str:

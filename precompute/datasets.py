@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 
 import assets
 from core.errors import DataError
+from precompute.home import home
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
 _IDX_TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}
@@ -67,14 +67,14 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
 
     Args:
         name: a key of `DATASETS`.
-        root: where downloads are kept; the user's cache folder by default.
+        root: where downloads are kept; `datasets` in natscope's home by default.
 
     Raises:
         DataError: if the name is unknown, a file is missing or damaged, or a download fails.
     """
     if name not in DATASETS:
         raise DataError(f"There is no data set {name!r}; choose one of: {', '.join(sorted(DATASETS))}.")
-    return DATASETS[name](root or platformdirs.user_cache_path("natscope") / "datasets")
+    return DATASETS[name](root or home() / "datasets")
 
 
 def read_idx(path: Path) -> np.ndarray:

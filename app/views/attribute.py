@@ -70,15 +70,15 @@ def _view(attributor: Attributor, path: Path) -> View:
         st.session_state["view"], st.session_state["view_bundle"] = view, str(path)
         for complaint in complaints:
             st.warning(complaint, icon=":material/link_off:")
-    view = st.session_state["view"]
-    values = (view.method, math.log10(view.sigma2), view.budget, view.pool, view.conditioning, _choice(view))
+    return st.session_state["view"]
+
+
+def _restore_controls(view: View) -> None:
+    """Give the controls the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
+    target = _ITS_ANSWER if view.target is None else view.target
+    values = (view.method, state.exponent_of(view.sigma2), view.budget, view.pool, view.conditioning, target)
     for key, value in zip(_WIDGETS, values, strict=True):
         st.session_state.setdefault(key, value)
-    return view
-
-
-def _choice(view: View) -> int:
-    return _ITS_ANSWER if view.target is None else view.target
 
 
 def _query(view: View, attributor: Attributor) -> QueryImage:
@@ -137,6 +137,7 @@ def _answer(attributor: Attributor, query: QueryImage, shown: str, plain: bool) 
 
 def _controls(attributor: Attributor, query: QueryImage, labels: words.Labels) -> View:
     view: View = st.session_state["view"]
+    _restore_controls(view)
     classes = attributor.bundle.classes
     first, second, third = st.columns([1.1, 1.3, 1.1])
     name = first.selectbox(
@@ -166,16 +167,13 @@ def _controls(attributor: Attributor, query: QueryImage, labels: words.Labels) -
     )
     first, second, third = st.columns([1.1, 1.3, 1.1])
     budget = first.slider(labels.budget, 1, state.LARGEST_BUDGET, key="budget", help=labels.budget_help)
-    low, high = state.SIGMA2_EXPONENTS
     exponent = st.session_state["exponent"]
     if method.uses_sigma2:
-        exponent = second.slider(
-            f"{labels.sigma2} = {words.sigma2_text(10**exponent)}",
-            low,
-            high,
-            step=0.25,
+        exponent = second.select_slider(
+            labels.sigma2,
+            sorted({*state.SIGMA2_EXPONENTS, exponent}),  # a link may hold a value between two steps
             key="exponent",
-            format="10^%.2f",
+            format_func=lambda e: words.sigma2_text(10**e),
             help=labels.sigma2_help,
         )
     conditioning = st.session_state["conditioning"]
@@ -206,7 +204,7 @@ def _ranking(
         _cards(result, images, classes),
         key="ranking",
         label=f"Training images ranked by {method.title}",
-        size=80,
+        size=76,
         selected=picked,
         reuse="Make it the query",
         on_pick=_pick,

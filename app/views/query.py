@@ -68,14 +68,14 @@ def picker(attributor: Attributor, query: QueryImage, take: Take) -> None:
 def _gallery(attributor: Attributor, split: str, take: Take) -> None:
     bundle, classes = attributor.bundle, attributor.bundle.classes
     labels = attributor.test_labels if split == "test" else attributor.train_labels
-    first, second = st.columns(2)
-    wanted = first.selectbox(
+    filters = st.container(horizontal=True)
+    wanted = filters.selectbox(
         "Label",
         [None, *range(len(classes))],
         format_func=lambda c: "Any" if c is None else classes[c],
         key=f"{split}_class",
     )
-    outcome = second.selectbox(
+    outcome = filters.selectbox(
         "The model is",
         _OUTCOMES,
         key=f"{split}_outcome",

@@ -1,0 +1,12 @@
+"""Where natscope keeps bundles and downloads."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def home() -> Path:
+    """Give the folder of bundles and downloads: $NATSCOPE_HOME, else natscope's folder in the user's cache."""
+    named = os.environ.get("NATSCOPE_HOME")
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("natscope")

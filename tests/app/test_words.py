@@ -1,0 +1,122 @@
+import math
+
+import pytest
+
+from app import words
+from app.words import EXPERT, PLAIN, finding, nats, sigma2_text
+from core.attribution import CONDITIONINGS, POOLS, Attribution, Item, Request
+from core.methods import METHODS
+
+
+def _result(*cumulative, method="info_loss", total=2.0, conditioning="pool"):
+    items = tuple(
+        Item(rank=place + 1, train_index=place, label=0, score=1.0, nats=value, sign=1, variance=1.0)
+        for place, value in enumerate(cumulative)
+    )
+    request = Request(method=method, budget=len(items), conditioning=conditioning)
+    return Attribution(request, 0, 1500, items, total, redundancy=0.1, seconds=0.0)
+
+
+def _said(*cumulative, method="info_loss", plain=False, **settings):
+    return finding(_result(*cumulative, method=method, **settings), METHODS[method], "Bag", plain=plain)
+
+
+def test_several_images_carry_a_share_of_what_the_candidates_tell():
+    assert _said(0.5, 0.75, 1.0) == (
+        "These 3 images carry **1 nats**, 50 % of what the 1,500 candidates tell about “Bag” here. "
+        "Without them, the model's uncertainty would be 2.72 times as wide."
+    )
+
+
+def test_one_image_is_spoken_of_in_the_singular():
+    assert _said(math.log(2)) == (
+        "This image carries **0.693 nats**, 35 % of what the 1,500 candidates tell about “Bag” here. "
+        "Without it, the model's uncertainty would be 2 times as wide."
+    )
+    assert _said(math.log(2), method="info_gain").endswith("It alone makes the model's uncertainty 2 times as narrow.")
+
+
+def test_gain_is_told_as_what_the_images_do_by_themselves():
+    assert _said(0.5, 1.0, method="info_gain").endswith(
+        "They alone make the model's uncertainty 2.72 times as narrow."
+    )
+
+
+def test_plain_words_say_what_is_counted():
+    assert "carry **1 nats** of information, 50 % of what" in _said(0.5, 1.0, plain=True)
+    assert "of information" not in _said(0.5, 1.0, plain=False)
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.information])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_method_without_nats_claims_none(method, plain):
+    title = METHODS[method].title
+    tail = f"ranked first by {title}, which has no unit of information: it orders images and does not weigh them."
+    assert _said(None, None, method=method, total=None, plain=plain) == f"These 2 images are {tail}"
+    assert _said(None, method=method, total=None, plain=plain) == f"This image is {tail}"
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_where_nothing_is_told_nothing_is_shared_out(plain):
+    said = _said(0.0, 0.0, total=0.0, plain=plain)
+    assert said == "The candidates tell the model nothing about this answer: there is no information to share out."
+
+
+def test_an_unknown_total_leaves_the_share_out():
+    assert _said(0.5, 1.0, total=None) == (
+        "These 2 images carry **1 nats**. Without them, the model's uncertainty would be 2.72 times as wide."
+    )
+
+
+def test_the_whole_is_all_training_images_only_for_methods_that_condition_on_them():
+    assert "of what all training images tell" in _said(0.5, conditioning="train")
+    assert "of what the 1,500 candidates tell" in _said(0.5, method="info_gain", conditioning="train")
+
+
+@pytest.mark.parametrize(
+    ("total", "share"), [(2.0, "50 %"), (1.0, "100 %"), (0.999999, "100 %"), (3000.0, "0.033 %"), (100.0, "1 %")]
+)
+def test_shares_are_short_and_never_above_all(total, share):
+    assert f", {share} of what" in _said(1.0, total=total)
+
+
+def test_a_huge_amount_does_not_overflow():
+    assert "times as wide" in _said(1e5, total=2e5)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0 nats"),
+        (1.0, "1 nats"),
+        (0.123456, "0.123 nats"),
+        (12.3456, "12.3 nats"),
+        (0.001, "0.001 nats"),
+        (0.00012345, "1.2e-04 nats"),
+        (-0.5, "-0.5 nats"),
+        (-0.00012345, "-1.2e-04 nats"),
+    ],
+)
+def test_nats_have_three_digits_and_their_unit(value, text):
+    assert nats(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.0, "1"), (0.001, "0.001"), (1000.0, "1e+03"), (1e5, "1.00e+5"), (1e-6, "1.00e-6")]
+)
+def test_sigma2_is_a_short_number(value, text):
+    assert sigma2_text(value) == text
+
+
+@pytest.mark.parametrize("labels", [EXPERT, PLAIN])
+def test_every_choice_has_words(labels):
+    assert tuple(labels.pools) == POOLS
+    assert tuple(labels.conditionings) == CONDITIONINGS
+    assert all(vars(labels).values())
+
+
+def test_plain_words_have_no_symbols():
+    told = " ".join(
+        text if isinstance(text, str) else " ".join(text.values()) for name, text in vars(words.PLAIN).items()
+    )
+    assert not any(term in told for term in ("σ", "Jacobian", "logit", "surrogate", "correlation"))
