@@ -316,7 +316,13 @@ class _Bars:
             self._close()
             self._stage = stage
             self._bar = tqdm(
-                desc=stage, total=total, unit=self._unit, unit_scale=True, file=sys.stderr, dynamic_ncols=True
+                desc=stage,
+                total=total,
+                unit=self._unit,
+                unit_scale=True,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                disable=None,  # silent where stderr is no terminal
             )
         self._bar.update(done - self._bar.n)
 

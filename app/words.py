@@ -102,7 +102,7 @@ def nats(value: float) -> str:
 def sigma2_text(value: float) -> str:
     """Write σ² as a short number."""
     if 1e-3 <= value < 1e4:
-        return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+        return f"{value:.2g}" if value < 99.5 else f"{value:.0f}"
     return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
 
 

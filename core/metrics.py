@@ -6,7 +6,7 @@ import numpy as np
 import scipy.linalg
 
 from core.pool import Pool
-from core.posterior import Conditioning, Posterior
+from core.posterior import Conditioning, Posterior, blocks
 
 
 def information_gain(pool: Pool, queries: np.ndarray, sigma2: float, subset: Sequence[int] | np.ndarray) -> float:
@@ -112,8 +112,13 @@ def redundancy(pool: Pool, subset: Sequence[int] | np.ndarray) -> float:
     length = np.sqrt(pool.diagonal[subset])
     if not length.all():
         return float("nan")
+    count = len(subset)
+    if pool.kernel.explicit:  # the sum of all cosines is the squared length of the sum of unit vectors
+        parts = [(part / size[:, None]).sum(0) for part, size in zip(blocks(rows), blocks(length), strict=True)]
+        total = np.sum(parts, axis=0)
+        return float((total @ total - count) / (count * (count - 1)))
     cosines = pool.kernel(rows, rows) / np.outer(length, length)
-    return float((cosines.sum() - np.trace(cosines)) / (len(subset) * (len(subset) - 1)))
+    return float((cosines.sum() - np.trace(cosines)) / (count * (count - 1)))
 
 
 def _rise(posterior: Posterior, subset: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ disk, so a build that was killed goes on where it was. The finished folder is re
 import functools
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 from collections.abc import Callable
@@ -69,12 +70,16 @@ class BuildSpec:
     command: str = "natscope precompute"
 
     def settings(self) -> dict[str, Any]:
-        """Give the settings as JSON-able values, loaded weights by their checksum."""
+        """Give what makes the bundle as JSON-able values, loaded weights by their checksum."""
         values = asdict(self)
+        del values["command"]  # words for people: they change no other byte
         if self.weights is not None:
             if not self.weights.is_file():
                 raise BuildError(f"There is no file of weights at {self.weights}.")
-            values["training"], values["weights"] = None, sha256_of(self.weights)
+            try:
+                values["training"], values["weights"] = None, sha256_of(self.weights)
+            except OSError as error:
+                raise BuildError(f"The weights in {self.weights} cannot be read: {error.strerror}.") from error
         return json.loads(json.dumps(values))
 
 
@@ -217,7 +222,8 @@ class _Builder:
             write_atomically(path, safetensors.torch.save(weights))
             self.work.mark("weights")
         if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
-            raise BuildError("The weights hold values that are not finite numbers; train with a smaller learning rate.")
+            mend = "choose other weights" if self.spec.weights else "train with a smaller learning rate"
+            raise BuildError(f"The weights hold values that are not finite numbers; {mend}.")
         model.eval()
 
     def _outputs(self, features: FeatureMap, train_images: torch.Tensor) -> dict[str, Any]:
@@ -290,6 +296,9 @@ class _Builder:
         """Fill an array shard by shard; a shard is in the journal only once it is on disk."""
         file, done = self.work.path / f"{name}.npy", self.work.done.get(name, 0)
         array = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=dtype, shape=None if done else shape)
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process in the middle of a write
+            with file.open("r+b") as handle:
+                os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
         for start in range(done, shape[0], _SHARD):
             self.progress(stage, start, shape[0])
             part = slice(start, min(start + _SHARD, shape[0]))

@@ -39,7 +39,9 @@ def test_every_command_of_the_readme_exists_with_its_options():
         assert {word for word in words if word.startswith("--")} <= known
 
 
-@pytest.mark.parametrize("option", re.findall(r"--[a-z][a-z0-9-]+", README.split("## Settings")[1].split("## How far")[0]))
+@pytest.mark.parametrize(
+    "option", re.findall(r"--[a-z][a-z0-9-]+", README.split("## Settings")[1].split("## How far")[0])
+)
 def test_every_option_of_the_settings_table_exists(option):
     known = {o for c in natscope.commands.values() for p in c.params for o in (*p.opts, *p.secondary_opts)}
     assert option in known

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -527,14 +528,22 @@ def test_a_real_process_keeps_the_same_contract(bundle_path, attribute):
     assert _sentence(done.stderr).startswith(f"There is no bundle at {bundle_path}/missing; ")
 
 
-def test_building_is_told_and_told_again(run, bundle_path, tmp_path):
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_building_is_told_and_told_again(run, bundle_path, tmp_path, monkeypatch):
     weights, out = tmp_path / "the weights", tmp_path / "bundle"
     shutil.copy(bundle_path / WEIGHTS, weights)
     options = ("--out", out, "--weights", weights, "--dim", "256", "--no-ntk", "--name", "A title")
     accuracy = f"{Bundle(bundle_path).manifest.results['test_accuracy']:.1%}"
     look = f"{out} (test accuracy {accuracy}). Look at it with `natscope app --bundles {out}`.\n"
-    code, said, err = run("precompute", *options)
-    assert (code, said) == (0, f"Built: {look}")
+    terminal = _Terminal()
+    with monkeypatch.context() as shown:
+        shown.setattr(sys, "stderr", terminal)
+        assert run("precompute", *options) == (0, f"Built: {look}", "")
+    err = terminal.getvalue()
     for stage in ("Jacobians of the training images: 100%", "Grams and indexes, class by class: 100%"):
         assert stage in err
     assert run("precompute", *options) == (0, f"Already there: {look}", "")

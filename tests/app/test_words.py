@@ -3,6 +3,7 @@ import math
 import pytest
 
 from app import words
+from app.state import SIGMA2_EXPONENTS
 from app.words import EXPERT, PLAIN, finding, nats, sigma2_text
 from core.attribution import CONDITIONINGS, POOLS, Attribution, Item, Request
 from core.methods import METHODS
@@ -37,9 +38,7 @@ def test_one_image_is_spoken_of_in_the_singular():
 
 
 def test_gain_is_told_as_what_the_images_do_by_themselves():
-    assert _said(0.5, 1.0, method="info_gain").endswith(
-        "They alone make the model's uncertainty 2.72 times as narrow."
-    )
+    assert _said(0.5, 1.0, method="info_gain").endswith("They alone make the model's uncertainty 2.72 times as narrow.")
 
 
 def test_plain_words_say_what_is_counted():
@@ -102,10 +101,27 @@ def test_nats_have_three_digits_and_their_unit(value, text):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1.0, "1"), (0.001, "0.001"), (1000.0, "1e+03"), (1e5, "1.00e+5"), (1e-6, "1.00e-6")]
+    ("value", "text"),
+    [
+        (1e-6, "1e-6"),
+        (10**-5.75, "1.8e-6"),
+        (1e-3, "0.001"),
+        (10**-0.25, "0.56"),
+        (1.0, "1"),
+        (10**1.75, "56"),
+        (99.9, "100"),
+        (1e3, "1000"),
+        (10**3.75, "5623"),
+        (1e4, "1e4"),
+        (1e5, "1e5"),
+    ],
 )
 def test_sigma2_is_a_short_number(value, text):
     assert sigma2_text(value) == text
+
+
+def test_no_two_steps_of_sigma2_read_the_same():
+    assert len({sigma2_text(10**step) for step in SIGMA2_EXPONENTS}) == len(SIGMA2_EXPONENTS)
 
 
 @pytest.mark.parametrize("labels", [EXPERT, PLAIN])

@@ -1,0 +1,459 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from app.serve import BUNDLES
+from app.state import SIGMA2_EXPONENTS, pack_image
+from app.views import query as query_view
+from app.views.methods import GLOSSARY, LIMITS
+from core.attribution import Request
+from core.methods import METHODS
+
+_MAIN = Path(__file__).parents[2] / "app" / "main.py"
+
+
+@pytest.fixture
+def served(bundle_path, monkeypatch):
+    monkeypatch.setenv(BUNDLES, str(bundle_path.parent))
+
+
+@pytest.fixture
+def two_bundles(bundle_path, tmp_path, monkeypatch):
+    """Give a folder with the bundle under two names and titles; the files themselves are shared."""
+    for name in ("first", "second"):
+        _copy(bundle_path, tmp_path / name)
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        manifest["name"] = f"The {name} one"
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setenv(BUNDLES, str(tmp_path))
+    return tmp_path
+
+
+def _copy(bundle, folder):
+    folder.mkdir()
+    for file in bundle.iterdir():
+        if file.name == "manifest.json":
+            (folder / file.name).write_bytes(file.read_bytes())
+        else:
+            (folder / file.name).symlink_to(file)
+
+
+def _open(**link):
+    page = AppTest.from_file(str(_MAIN), default_timeout=60)
+    page.query_params.update(link)
+    return _whole(page.run())
+
+
+def _whole(page):
+    assert [error.message for error in page.exception] == []
+    return page
+
+
+def _set(page, kind, key, value):
+    getattr(page, kind)(key=key).set_value(value)
+    return _whole(page.run())
+
+
+def _click(page, key):
+    page.button(key=key).click()
+    return _whole(page.run())
+
+
+def _sentence(page):
+    return next(text.value for text in page.markdown if text.value.startswith("##### ")).removeprefix("##### ")
+
+
+def _cards(page, key):
+    """Give what a screen reader says of each card of a grid."""
+    grids = [grid for grid in page.get("bidi_component") if grid.key == key]
+    return [card["alt"] for card in json.loads(grids[0].proto.json)["items"]] if grids else []
+
+
+def _ranked(page):
+    return [int(alt.split("training image ")[1].split(":")[0]) for alt in _cards(page, "ranking")]
+
+
+def _gallery(page, split="test"):
+    return [int(alt.split(",")[0].removeprefix(f"{split} image ")) for alt in _cards(page, f"{split}_gallery")]
+
+
+def _captions(page):
+    return [caption.value for caption in page.caption]
+
+
+def _html(page):
+    return " ".join(element.value for element in page.get("html"))
+
+
+def test_the_page_opens_with_an_answer_in_nats(served, attributor):
+    page = _open()
+    assert page.title[0].value == "What does this prediction lean on?"
+    assert "nats**" in _sentence(page)
+    assert len(_ranked(page)) == 10
+    assert [page.error.len, page.warning.len] == [0, 0]
+    assert "Test image 0" in _html(page)
+
+
+def test_the_page_shows_what_the_attributor_answers(served, attributor):
+    page = _open(q="test:21", m="4")
+    result = attributor.attribute(attributor.query("test", 21), Request(budget=4))
+    assert _ranked(page) == [item.train_index for item in result.items]
+    assert f"**{result.nats:.3g} nats**" in _sentence(page)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_answers(served, name):
+    page = _set(_open(m="5"), "selectbox", "method", name)
+    method = METHODS[name]
+    assert len(_ranked(page)) == 5
+    assert page.query_params.get("method", "info_loss") == name
+    assert ("nats**" in _sentence(page)) == bool(method.information)
+    assert ("This method orders images and has no unit of information" in " ".join(_captions(page))) != bool(
+        method.information
+    )
+    assert ("exponent" in [s.key for s in page.select_slider]) == method.uses_sigma2
+    assert ("conditioning" in [control.key for control in page.segmented_control]) == method.conditions
+
+
+def test_another_method_ranks_other_images(served):
+    page = _open()
+    before = _ranked(page), _sentence(page)
+    page = _set(page, "selectbox", "method", "info_gain")
+    assert _ranked(page) != before[0]
+    assert "as narrow" in _sentence(page)
+    assert "as wide" in before[1]
+
+
+def test_settings_survive_a_method_that_does_not_show_them(served):
+    page = _open(sigma2="100", given="train")
+    before = _ranked(page), _sentence(page)
+    page = _set(page, "selectbox", "method", "repsim")
+    page = _set(page, "slider", "budget", 11)
+    page = _set(page, "slider", "budget", 10)
+    page = _set(page, "selectbox", "method", "info_loss")
+    assert (_ranked(page), _sentence(page)) == before
+    assert page.select_slider(key="exponent").value == 2
+
+
+def test_a_gain_after_conditioning_on_everything_is_shared_out_among_its_candidates(served):
+    page = _set(_open(given="train"), "selectbox", "method", "info_gain")
+    assert "of what the 1,500 candidates tell" in _sentence(page)
+
+
+def test_why_not_another_class_ranks_that_class(served, attributor):
+    page = _open()
+    predicted = attributor.query("test", 0).predicted
+    other = next(c for c in range(10) if c != predicted)
+    name = attributor.bundle.classes[other]
+    assert name not in _sentence(page)
+    page = _set(page, "selectbox", "target", other)
+    assert f"“{name}”" in _sentence(page)
+    assert {int(attributor.train_labels[i]) for i in _ranked(page)} == {other}
+    assert page.query_params["target"] == str(other)
+
+
+def test_a_link_to_why_not_its_own_answer_shows_its_answer(served, attributor):
+    predicted = attributor.query("test", 0).predicted
+    page = _open(target=str(predicted))
+    assert f"“{attributor.bundle.classes[predicted]}”" in _sentence(page)
+    assert "target" not in page.query_params
+
+
+def test_another_query_is_asked_for_its_own_answer(served, attributor):
+    other = next(c for c in range(10) if c != attributor.query("test", 0).predicted)
+    page = _set(_open(target=str(other)), "number_input", "test_number", 30)
+    assert "target" not in page.query_params
+    assert f"“{attributor.bundle.classes[attributor.query('test', 30).predicted]}”" in _sentence(page)
+
+
+def test_all_classes_may_be_ranked(served, attributor):
+    page = _set(_open(), "segmented_control", "pool", "all")
+    assert "the 15,000 candidates" in _sentence(page)
+    assert page.query_params["pool"] == "all"
+    page = _set(page, "segmented_control", "pool", "same-class")
+    assert "the 1,500 candidates" in _sentence(page)
+
+
+def test_conditioning_on_all_training_data_changes_the_amount(served):
+    page = _open()
+    before = _sentence(page)
+    page = _set(page, "segmented_control", "conditioning", "train")
+    assert "of what all training images tell" in _sentence(page)
+    assert _sentence(page).split("**")[1] != before.split("**")[1]
+    assert page.query_params["given"] == "train"
+
+
+@pytest.mark.parametrize("budget", [1, 23, 100])
+def test_the_budget_is_the_length_of_the_ranking(served, budget):
+    page = _set(_open(), "slider", "budget", budget)
+    assert len(_ranked(page)) == len(set(_ranked(page))) == budget
+    assert _sentence(page).startswith("This image carries" if budget == 1 else f"These {budget} images carry")
+    assert page.query_params["m"] == str(budget)
+
+
+def test_sigma2_changes_the_amount_and_the_link(served):
+    page = _open()
+    before = _sentence(page)
+    page = _set(page, "select_slider", "exponent", SIGMA2_EXPONENTS[-1])
+    assert _sentence(page) != before
+    assert page.query_params["sigma2"] == "100000"
+    page = _set(page, "select_slider", "exponent", SIGMA2_EXPONENTS[0])
+    assert page.query_params["sigma2"] == "1e-06"
+
+
+@pytest.mark.parametrize("sigma2", ["1e-06", "0.3", "100000"])
+def test_any_sigma2_of_the_range_can_be_linked_to(served, sigma2):
+    page = _open(sigma2=sigma2)
+    assert page.warning.len == 0
+    assert page.query_params["sigma2"] == sigma2
+
+
+def test_plain_words_name_the_controls_without_symbols(served):
+    page = _open()
+    assert [page.slider(key="budget").label, page.select_slider(key="exponent").label] == ["M", "σ²"]
+    ranked = _ranked(page)
+    page = _set(page, "toggle", "plain_words", True)
+    assert [page.slider(key="budget").label, page.select_slider(key="exponent").label] == [
+        "How many images",
+        "How noisy a single image is",
+    ]
+    assert "nats** of information" in _sentence(page)
+    assert _ranked(page) == ranked
+
+
+def test_the_gallery_filters_by_label(served, attributor):
+    page = _open()
+    assert _gallery(page) == list(range(30))
+    page = _set(page, "selectbox", "test_class", 4)
+    assert _gallery(page) == np.flatnonzero(attributor.test_labels == 4)[:30].tolist()
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+@pytest.mark.parametrize("outcome", ["Right", "Wrong", "Unsure"])
+def test_the_gallery_filters_by_what_the_model_makes_of_an_image(served, attributor, split, outcome):
+    logits = np.asarray(attributor.bundle.array(f"{split}_logits"), dtype=np.float64)
+    labels = np.asarray(attributor.bundle.array(f"{split}_labels"))
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    right = logits.argmax(1) == labels
+    expected = np.flatnonzero({"Right": right, "Wrong": ~right, "Unsure": shares.max(1) < 0.6}[outcome])
+    page = _set(_open(), "segmented_control", "source", split)
+    page = _set(page, "selectbox", f"{split}_outcome", outcome)
+    assert _gallery(page, split) == expected[:30].tolist()
+    assert f"{len(expected):,} images" in _html(page)
+
+
+def test_the_gallery_turns_its_pages(served):
+    page = _open()
+    assert page.button(key="test_turn_‹").disabled
+    page = _click(page, "test_turn_›")
+    assert _gallery(page) == list(range(30, 60))
+    assert "page 2 of 334" in _html(page)
+    page = _click(page, "test_turn_‹")
+    assert _gallery(page) == list(range(30))
+
+
+def test_a_filter_brings_a_late_page_back_into_range(served):
+    page = _open()
+    page.session_state["test_page"] = 333
+    page = _whole(page.run())
+    assert _gallery(page) == list(range(9990, 10000))
+    assert page.button(key="test_turn_›").disabled
+    page = _set(page, "selectbox", "test_class", 2)
+    assert "page 34 of 34" in _html(page)
+    assert len(_gallery(page)) == 10
+
+
+def test_a_filter_that_nothing_fits_says_so(served, monkeypatch):
+    monkeypatch.setattr(query_view, "_UNSURE", 0.0)
+    page = _set(_open(), "selectbox", "test_outcome", "Unsure")
+    assert [info.value for info in page.info] == ["No image fits these filters; widen one of them."]
+    assert _gallery(page) == []
+    assert page.button(key="test_random").disabled
+    assert "nats**" in _sentence(page)
+
+
+def test_random_takes_an_image_that_fits_the_filters(served, attributor):
+    wanted = next(c for c in range(10) if c != attributor.test_labels[0])
+    page = _set(_open(), "selectbox", "test_class", wanted)
+    page = _click(page, "test_random")
+    origin, number = page.query_params["q"].split(":")
+    assert origin == "test"
+    assert attributor.test_labels[int(number)] == wanted
+    assert f"Test image {number}" in _html(page)
+
+
+def test_a_number_takes_that_image(served):
+    page = _open()
+    before = _ranked(page)
+    page = _set(page, "number_input", "test_number", 17)
+    assert page.query_params["q"] == "test:17"
+    assert _ranked(page) != before
+    page = _set(page, "segmented_control", "source", "train")
+    page = _set(page, "number_input", "train_number", 23)
+    assert page.query_params["q"] == "train:23"
+    assert "Training image 23" in _html(page)
+
+
+@pytest.mark.parametrize("pool", ["same-class", "all"])
+@pytest.mark.parametrize("name", ["info_loss", "repsim"])
+def test_a_training_image_never_explains_itself(served, attributor, pool, name):
+    own = _open(q=pack_image(np.asarray(attributor.bundle.array("train_images")[7])), method="repsim", pool=pool, m="1")
+    assert _ranked(own) == [7]
+    page = _open(q="train:7", method=name, pool=pool, m="100", target=str(attributor.train_labels[7]))
+    assert len(_ranked(page)) == 100
+    assert 7 not in _ranked(page)
+
+
+def test_the_address_is_read(served):
+    page = _open(q="train:8", method="relatif", sigma2="10", m="6", pool="all", given="train", target="0")
+    assert page.warning.len == 0
+    assert "Training image 8" in _html(page)
+    assert page.selectbox(key="method").value == "relatif"
+    assert page.select_slider(key="exponent").value == 1
+    assert page.slider(key="budget").value == 6
+    assert page.segmented_control(key="pool").value == "all"
+    assert page.segmented_control(key="conditioning").value == "train"
+    assert page.segmented_control(key="source").value == "train"
+    assert len(_ranked(page)) == 6
+
+
+def test_a_link_shows_what_it_was_copied_from(served):
+    page = _set(_open(), "selectbox", "method", "info_gain")
+    page = _set(page, "select_slider", "exponent", 1.75)
+    page = _set(page, "number_input", "test_number", 99)
+    again = _open(**page.query_params)
+    assert (_ranked(again), _sentence(again)) == (_ranked(page), _sentence(page))
+    assert again.query_params == page.query_params
+
+
+def test_wrong_parameters_are_named_and_the_default_is_shown(served):
+    wrong = dict.fromkeys(("q", "method", "sigma2", "m", "pool", "given", "target"), "wrong")
+    page = _open(**wrong)
+    assert [warning.value.split()[2] for warning in page.warning] == list(wrong)
+    assert page.query_params == {"q": "test:0", "sigma2": "1", "m": "10"}
+    assert (_ranked(page), _sentence(page)) == (_ranked(_open()), _sentence(_open()))
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("test:10000", "There is no test image 10000; choose a number from 0 to 9999."),
+        ("train:15000", "There is no train image 15000; choose a number from 0 to 14999."),
+        ("image:AAAA", "The image in this link is damaged; upload it again."),
+    ],
+)
+def test_a_link_to_no_image_is_answered_by_a_sentence_and_the_first_image(served, query, said):
+    page = _open(q=query)
+    assert [warning.value for warning in page.warning] == [said]
+    assert page.query_params["q"] == "test:0"
+    assert _ranked(page) == _ranked(_open())
+
+
+def _file(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return ("picture.png", file.getvalue(), "image/png")
+
+
+def test_an_upload_is_the_query_and_a_broken_file_leaves_it_so(served, attributor):
+    image = Image.fromarray(np.asarray(attributor.bundle.array("test_images")[40])).resize((112, 112), 0)
+    page = _set(_open(), "segmented_control", "source", "image")
+    page.file_uploader[0].set_value(_file(image)).run()
+    assert page.query_params["q"].startswith("image:")
+    assert "Your image, as the model sees it" in _html(page)
+    assert "what the model sees" in _captions(page)
+    ranked = _ranked(page)
+    assert _ranked(_open(**page.query_params)) == ranked
+    page.file_uploader[0].set_value(("broken.png", b"\x89PNG\r\n\x1a\n" + bytes(50), "image/png")).run()
+    assert len(_whole(page).error) == 1
+    assert _ranked(page) == ranked
+
+
+def test_an_upload_may_be_inverted_by_hand(served):
+    page = _set(_open(), "segmented_control", "source", "image")
+    page.file_uploader[0].set_value(_file(Image.linear_gradient("L").point(lambda v: v // 3))).run()
+    assert "what the model sees" in _captions(page)
+    as_is = page.query_params["q"]
+    page = _set(page, "radio", "invert", "swap light and dark")
+    assert page.query_params["q"] != as_is
+    assert "what the model sees, inverted" in _captions(page)
+
+
+def test_an_image_unlike_training_is_marked(served):
+    noise = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+    page = _open(q=pack_image(noise))
+    assert len(page.warning) == 1
+    assert page.warning[0].value.startswith("This image is unlike anything in training")
+
+
+def test_one_bundle_needs_no_choice(served):
+    page = _open()
+    assert "bundle" not in [box.key for box in page.selectbox]
+    assert "bundle" not in page.query_params
+
+
+def test_among_several_bundles_one_is_chosen(two_bundles):
+    page = _open(m="5")
+    assert page.selectbox(key="bundle").options == ["The first one", "The second one"]
+    assert page.query_params["bundle"] == "first"
+    page = _set(page, "selectbox", "bundle", "second")
+    assert page.query_params == {"q": "test:0", "sigma2": "1", "m": "10", "bundle": "second"}
+    again = _open(bundle="second", q="test:3", m="5")
+    assert again.selectbox(key="bundle").value == "second"
+    assert again.query_params == {"q": "test:3", "sigma2": "1", "m": "5", "bundle": "second"}
+
+
+def test_an_unknown_bundle_in_the_link_gives_the_first(two_bundles):
+    page = _open(bundle="third")
+    assert page.selectbox(key="bundle").value == "first"
+    assert "nats**" in _sentence(page)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "features.npy", "manifest.json"])
+def test_a_damaged_bundle_is_one_sentence_with_its_mend_and_leaves_the_others(two_bundles, file):
+    (two_bundles / "first" / file).unlink()
+    (two_bundles / "first" / file).write_bytes(b"{}")
+    page = _open()
+    assert len(page.error) == 1
+    assert "is damaged" in page.error[0].value
+    assert "delete the folder and run `natscope precompute" in page.error[0].value
+    assert page.selectbox(key="bundle").options == ["first (damaged)", "The second one"]
+    page = _set(page, "selectbox", "bundle", "second")
+    assert len(page.error) == 0
+    assert "nats**" in _sentence(page)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_no_bundle_at_all_is_a_sentence_that_says_how_to_make_one(tmp_path, monkeypatch, missing):
+    folder = tmp_path / "none" if missing else tmp_path
+    monkeypatch.setenv(BUNDLES, str(folder))
+    page = _open()
+    assert [error.value for error in page.error] == [
+        f"There is no bundle in {folder}; `natscope demo` or `natscope precompute` makes one."
+    ]
+
+
+def test_the_methods_page_shows_every_method_and_every_term():
+    def script():
+        from app.views.methods import page
+
+        page()
+
+    page = _whole(AppTest.from_function(script).run())
+    titles = [heading.value for heading in page.subheader]
+    assert [title for title in titles if title in {m.title for m in METHODS.values()}] == [
+        method.title for method in METHODS.values()
+    ]
+    told = [text.value for text in page.markdown]
+    for method in METHODS.values():
+        assert method.summary in told
+        assert any(f"`--method {method.name}`" in caption for caption in _captions(page))
+        assert any(method.advice in text for text in told)
+    assert [formula.value.strip("$\n") for formula in page.latex] == [method.formula for method in METHODS.values()]
+    assert all(f"**{term}.** {meaning}" in told for term, meaning in GLOSSARY.items())
+    assert all(f"- {limit}" in told for limit in LIMITS)
