@@ -26,8 +26,9 @@ def natscope() -> None:
 def demo(port: int, no_browser: bool) -> None:
     """Build what is missing of the embedded bundle, then serve it."""
     from app.serve import serve
-    from precompute.build import BuildSpec, build
+    from precompute.build import build
     from precompute.home import home
+    from precompute.spec import BuildSpec
 
     _check_port(port)
     folder = home() / "bundles"
@@ -217,8 +218,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _build_spec(name: str | None, **options: Any) -> Any:
     from core.errors import BuildError
     from core.sketches import SKETCHES, SketchSpec
-    from precompute.build import BuildSpec
     from precompute.models import ModelSpec
+    from precompute.spec import BuildSpec
     from precompute.training import TrainingSpec
 
     if options["sketch"] not in SKETCHES:

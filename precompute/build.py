@@ -1,17 +1,13 @@
 """Building a bundle: data set, network, Jacobians, sketch, Grams, index, manifest; resumable, the same bytes each time.
 
-Work happens in OUT.partial. Arrays are filled shard by shard and a journal records each shard only after it is on
-disk, so a build that was killed goes on where it was. The finished folder is renamed to OUT in one step.
+Work happens in OUT.partial (`precompute.work`). Arrays are filled shard by shard and a journal records each shard only
+after it is on disk, so a build that was killed goes on where it was. The finished folder is renamed to OUT in one step.
 """
 
 import functools
-import importlib.metadata
-import json
 import os
-import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,56 +27,15 @@ from core.novelty import distances, usual_distances
 from core.pool import LARGEST_GRAM
 from core.posterior import blocks, feature_gram
 from core.search import InnerProductIndex
-from core.sketches import SketchSpec
-from precompute.datasets import Dataset, load_dataset
-from precompute.models import ModelSpec, build_model
-from precompute.training import TrainingSpec, accuracy, train
+from precompute.datasets import load_dataset
+from precompute.models import build_model
+from precompute.spec import BuildSpec, estimated_bytes, versions
+from precompute.training import accuracy, train
+from precompute.work import CHECKPOINT, Work
 
 Progress = Callable[[str, int, int], None]
 _SHARD = 1000
-_JOURNAL, _SETTINGS, _CHECKPOINT = "journal.json", "settings.json", "training.safetensors"
-_VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
 _SAMPLED = 2000  # test images whose distance to the training images is measured
-
-
-@dataclass(frozen=True)
-class BuildSpec:
-    """Every setting of a bundle; the same settings on the same machine give the same bytes.
-
-    Args:
-        name: a title for people.
-        dataset: a name of `precompute.datasets`.
-        model: the architecture.
-        training: the recipe; ignored when `weights` is given.
-        sketch: kind, dimension K and seed.
-        ntk: scale Jacobians as in the NTK parameterisation.
-        outputs: "own", or "all" to store features under every class's logit.
-        weights: safetensors file of trained weights to load in place of training.
-        command: what to type to build this bundle (without --out), for messages.
-    """
-
-    name: str = "Fashion-MNIST (25 %), MLP"
-    dataset: str = "fashion-mnist-quarter"
-    model: ModelSpec = field(default_factory=ModelSpec)
-    training: TrainingSpec = field(default_factory=TrainingSpec)
-    sketch: SketchSpec = field(default_factory=SketchSpec)
-    ntk: bool = True
-    outputs: str = "own"
-    weights: Path | None = None
-    command: str = "natscope precompute"
-
-    def settings(self) -> dict[str, Any]:
-        """Give what makes the bundle as JSON-able values, loaded weights by their checksum."""
-        values = asdict(self)
-        del values["command"]  # words for people: they change no other byte
-        if self.weights is not None:
-            if not self.weights.is_file():
-                raise BuildError(f"There is no file of weights at {self.weights}.")
-            try:
-                values["training"], values["weights"] = None, sha256_of(self.weights)
-            except OSError as error:
-                raise BuildError(f"The weights in {self.weights} cannot be read: {error.strerror}.") from error
-        return json.loads(json.dumps(values))
 
 
 def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, total: None) -> Bundle:
@@ -103,7 +58,7 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
         with lock.acquire(timeout=0):
             if out.exists():
                 return _existing(out, settings)
-            work = _Work(out.with_name(out.name + ".partial"), settings)
+            work = Work(out.with_name(out.name + ".partial"), settings)
             if not work.published:
                 _Builder(spec, work, progress).run()
             work.publish(out)
@@ -123,53 +78,10 @@ def _existing(out: Path, settings: dict[str, Any]) -> Bundle:
     return bundle
 
 
-def _made_with(path: Path) -> dict[str, Any] | None:
-    """Give the settings and versions that an unfinished bundle was begun with; None if natscope did not make it."""
-    try:
-        if (path / _SETTINGS).is_file():
-            known = json.loads((path / _SETTINGS).read_text())
-        else:  # stopped while publishing, when only the manifest tells
-            manifest = Manifest.from_json((path / MANIFEST).read_text())
-            known = {"settings": manifest.results["settings"], "versions": manifest.versions}
-        return known if set(known) == {"settings", "versions"} else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-class _Work:
-    """The folder OUT.partial and its journal of what is already on disk."""
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
-        identity = {"settings": settings, "versions": versions()}
-        if path.exists() and (known := _made_with(path)) != identity:
-            if known is None and not (path.is_dir() and not any(path.iterdir())):
-                raise BundleError(f"{path} is in the way and was not made by natscope; move it away.")
-            shutil.rmtree(path)
-        path.mkdir(exist_ok=True)
-        write_atomically(path / _SETTINGS, json.dumps(identity).encode())
-        journal = path / _JOURNAL
-        self.done: dict[str, int] = json.loads(journal.read_text()) if journal.is_file() else {}
-
-    @property
-    def published(self) -> bool:
-        """Whether everything is written and only the rename is missing."""
-        return (self.path / MANIFEST).is_file()
-
-    def mark(self, name: str, count: int = 1) -> None:
-        self.done[name] = count
-        write_atomically(self.path / _JOURNAL, json.dumps(self.done).encode())
-
-    def publish(self, out: Path) -> None:
-        for name in (_JOURNAL, _CHECKPOINT, _SETTINGS):
-            (self.path / name).unlink(missing_ok=True)
-        self.path.rename(out)
-
-
 class _Builder:
     """One run of a build, stage by stage; each stage asks the journal what is left to do."""
 
-    def __init__(self, spec: BuildSpec, work: _Work, progress: Progress) -> None:
+    def __init__(self, spec: BuildSpec, work: Work, progress: Progress) -> None:
         self.spec, self.work, self.progress = spec, work, progress
         self.data = load_dataset(spec.dataset)
         self.records: dict[str, FileRecord] = {}
@@ -213,7 +125,7 @@ class _Builder:
                     images,
                     labels,
                     self.spec.training,
-                    checkpoint=self.work.path / _CHECKPOINT,
+                    checkpoint=self.work.path / CHECKPOINT,
                     progress=lambda done, total: self.progress("Training", done, total),
                 )
             else:
@@ -362,28 +274,6 @@ class _Builder:
 
 def _gram_of(features: np.ndarray) -> np.ndarray:
     return feature_gram(blocks(features))
-
-
-def estimated_bytes(spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None) -> int:
-    """Estimate the size of a bundle, with a tenth to spare."""
-    count, classes = len(data.train_images), len(data.classes)
-    exact = spec.sketch.kind == "exact" and layout is not None
-    width = sum(o + i for o, i in layout) if exact and layout else spec.sketch.dim
-    members = np.bincount(data.train_labels, minlength=classes)
-    grams = sum(8 * int(n) ** 2 for n in members if n <= LARGEST_GRAM)
-    features = 4 * count * width * (1 if exact else 2)
-    every = classes * (4 * count * width + 8 * width**2) if spec.outputs == "all" else 0
-    shapes = layout or ((classes, 512),)
-    outputs = 4 * (count * (shapes[-1][1] + classes) + len(data.test_images) * classes)
-    weights = 4 * sum(o * i for o, i in shapes)
-    pixels = data.train_images.nbytes + data.test_images.nbytes
-    return int(1.1 * (pixels + features + grams + every + outputs + weights)) + 2**20
-
-
-def versions() -> dict[str, str]:
-    """Name what could change the bytes of a bundle: libraries, processor architecture, threads."""
-    found = {name: importlib.metadata.version(name) for name in _VERSIONS}
-    return found | {"machine": platform.machine(), "threads": str(torch.get_num_threads())}
 
 
 def _load(model: nn.Module, path: Path) -> None:

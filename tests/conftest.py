@@ -9,7 +9,8 @@ import torch
 from core.attribution import Attributor
 from core.sketches import SketchSpec
 from precompute.attributor import open_attributor
-from precompute.build import BuildSpec, build
+from precompute.build import build
+from precompute.spec import BuildSpec
 from precompute.training import TrainingSpec
 from tests.browser import LAUNCH_FLAGS, find_browser
 

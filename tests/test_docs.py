@@ -11,7 +11,7 @@ import pytest
 from app.cli import natscope
 from core.attribution import Request
 from core.sketches import SketchSpec
-from precompute.build import BuildSpec
+from precompute.spec import BuildSpec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -25,9 +25,10 @@ from core.bundle import (
 )
 from core.errors import BundleError
 from core.sketches import SketchSpec
-from precompute.build import BuildSpec, build
+from precompute.build import build
 from precompute.datasets import DATASETS, Dataset, load_dataset
 from precompute.models import ModelSpec
+from precompute.spec import BuildSpec
 from precompute.training import TrainingSpec
 
 _COMMAND = "natscope precompute --dataset tiny"

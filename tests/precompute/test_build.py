@@ -22,9 +22,10 @@ from core.errors import BuildError, BundleError, DataError
 from core.images import to_input
 from core.jacobians import jacobian_blocks
 from core.sketches import SketchSpec
-from precompute.build import BuildSpec, build, estimated_bytes
+from precompute.build import build
 from precompute.datasets import DATASETS, Dataset, load_dataset
 from precompute.models import ModelSpec, build_model
+from precompute.spec import BuildSpec, estimated_bytes
 from precompute.training import TrainingSpec
 
 _TRAIN, _TEST = 2300, 200  # three shards of training images

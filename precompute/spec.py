@@ -1,0 +1,83 @@
+"""The settings of a bundle, what else could change its bytes, and how large it will be."""
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.bundle import sha256_of
+from core.errors import BuildError
+from core.pool import LARGEST_GRAM
+from core.sketches import SketchSpec
+from precompute.datasets import Dataset
+from precompute.models import ModelSpec
+from precompute.training import TrainingSpec
+
+_VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """Every setting of a bundle; the same settings on the same machine give the same bytes.
+
+    Args:
+        name: a title for people.
+        dataset: a name of `precompute.datasets`.
+        model: the architecture.
+        training: the recipe; ignored when `weights` is given.
+        sketch: kind, dimension K and seed.
+        ntk: scale Jacobians as in the NTK parameterisation.
+        outputs: "own", or "all" to store features under every class's logit.
+        weights: safetensors file of trained weights to load in place of training.
+        command: what to type to build this bundle (without --out), for messages.
+    """
+
+    name: str = "Fashion-MNIST (25 %), MLP"
+    dataset: str = "fashion-mnist-quarter"
+    model: ModelSpec = field(default_factory=ModelSpec)
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    sketch: SketchSpec = field(default_factory=SketchSpec)
+    ntk: bool = True
+    outputs: str = "own"
+    weights: Path | None = None
+    command: str = "natscope precompute"
+
+    def settings(self) -> dict[str, Any]:
+        """Give what makes the bundle as JSON-able values, loaded weights by their checksum."""
+        values = asdict(self)
+        del values["command"]  # words for people: they change no other byte
+        if self.weights is not None:
+            if not self.weights.is_file():
+                raise BuildError(f"There is no file of weights at {self.weights}.")
+            try:
+                values["training"], values["weights"] = None, sha256_of(self.weights)
+            except OSError as error:
+                raise BuildError(f"The weights in {self.weights} cannot be read: {error.strerror}.") from error
+        return json.loads(json.dumps(values))
+
+
+def versions() -> dict[str, str]:
+    """Name what could change the bytes of a bundle: libraries, processor architecture, threads."""
+    found = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    return found | {"machine": platform.machine(), "threads": str(torch.get_num_threads())}
+
+
+def estimated_bytes(spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None) -> int:
+    """Estimate the size of a bundle, with a tenth to spare."""
+    count, classes = len(data.train_images), len(data.classes)
+    exact = spec.sketch.kind == "exact" and layout is not None
+    width = sum(o + i for o, i in layout) if exact and layout else spec.sketch.dim
+    members = np.bincount(data.train_labels, minlength=classes)
+    grams = sum(8 * int(n) ** 2 for n in members if n <= LARGEST_GRAM)
+    features = 4 * count * width * (1 if exact else 2)
+    every = classes * (4 * count * width + 8 * width**2) if spec.outputs == "all" else 0
+    shapes = layout or ((classes, 512),)
+    outputs = 4 * (count * (shapes[-1][1] + classes) + len(data.test_images) * classes)
+    weights = 4 * sum(o * i for o, i in shapes)
+    pixels = data.train_images.nbytes + data.test_images.nbytes
+    return int(1.1 * (pixels + features + grams + every + outputs + weights)) + 2**20

@@ -1,0 +1,331 @@
+import csv
+import io
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from playwright.sync_api import expect
+
+from app.cli import natscope
+from core.methods import METHODS
+
+pytestmark = pytest.mark.browser
+
+_ROOT = Path(__file__).parents[2]
+# On an address with a folder, Streamlit's own page looks for its server in that folder first, and expects the 404.
+_PROBE = re.compile(r"/methods/_stcore/(health|host-config)$")
+_WALK = """found => {
+  const wanted = [], walk = root => root.querySelectorAll("*").forEach(e => {
+    if (e.shadowRoot) walk(e.shadowRoot);
+    if (e.matches(found)) wanted.push(e);
+  });
+  walk(document);
+  return wanted.map(e => ({
+    alt: e.getAttribute("alt"),
+    name: e.getAttribute("aria-label") || e.textContent.trim() || e.title,
+    html: e.outerHTML.slice(0, 200),
+  }));
+}"""
+_FOCUSED = """() => {
+  let active = document.activeElement;
+  while (active && active.shadowRoot && active.shadowRoot.activeElement) active = active.shadowRoot.activeElement;
+  return (active && active.getAttribute("aria-label")) || "";
+}"""
+
+
+@pytest.fixture(scope="module")
+def server(bundle_path, tmp_path_factory):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [sys.executable, "-m", "app.cli", "app", "--bundles", bundle_path, "--port", str(port), "--no-browser"]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_healthy(f"http://localhost:{port}/_stcore/health", process, log)
+            yield f"http://localhost:{port}"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _wait_until_healthy(address, process, log):
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            if process.poll() is not None:
+                break
+            time.sleep(0.2)
+    pytest.fail(f"The server did not start:\n{log.read_text()}")
+
+
+@pytest.fixture
+def visit(browser, server):
+    """Give a function that opens an address as a new visitor; at the end, nothing may have gone wrong for any."""
+    contexts, problems = [], []
+
+    def open_page(address="/", **settings):
+        context = browser.new_context(**({"viewport": {"width": 1400, "height": 1000}} | settings))
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: _note_console(message, problems))
+        page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
+        page.on("response", lambda response: _note_response(response, problems))
+        page.goto(server + address.removeprefix(server))
+        return page
+
+    yield open_page
+    shown = [page.get_by_test_id("stException").count() for context in contexts for page in context.pages]
+    for context in contexts:
+        context.close()
+    assert problems == []
+    assert not any(shown)
+
+
+@pytest.fixture
+def page(visit):
+    opened = visit()
+    expect(_sentence(opened)).to_contain_text("nats")
+    return opened
+
+
+def _note_console(message, problems):
+    if message.type == "error" and not _PROBE.search(message.location["url"]):
+        problems.append(f"console: {message.text}")
+
+
+def _note_response(response, problems):
+    if response.status >= 400 and not _PROBE.search(response.url):
+        problems.append(f"{response.status} {response.url}")
+
+
+def _sentence(page):
+    return page.get_by_role("heading", level=5)
+
+
+def _verdict(page):
+    return page.locator(".ns-verdict")
+
+
+def _cards(page):
+    return page.get_by_role("group", name="Training images ranked by").locator(".picture")
+
+
+def _ranked(page):
+    return [card.get_attribute("aria-label") for card in _cards(page).all()]
+
+
+def _train_index(card):
+    return int(re.search(r"training image (\d+):", card.get_attribute("aria-label"))[1])
+
+
+def _choose(page, label, option):
+    page.get_by_role("combobox", name=label).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def _in_link(text):
+    return re.compile(re.escape(text) + r"(&|$)")
+
+
+def _file(name, content):
+    return {"name": name, "mimeType": "image/png", "buffer": content}
+
+
+def _png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_click_on_an_image_asks_about_it(page):
+    expect(_cards(page)).to_have_count(10)
+    before, ranked = _sentence(page).inner_text(), _ranked(page)
+    page.get_by_role("button", name="test image 2,").click()
+    expect(_verdict(page)).to_contain_text("Test image 2 ")
+    expect(page).to_have_url(_in_link("q=test%3A2"))
+    expect(_sentence(page)).not_to_have_text(before)
+    assert _ranked(page) != ranked
+
+
+def test_method_and_sigma2_change_the_answer_and_the_link_reopens_it(page, visit):
+    asked = [(_sentence(page).inner_text(), _ranked(page))]
+    _choose(page, "Method", "InfoGain")
+    expect(_sentence(page)).to_contain_text("as narrow")
+    expect(page.get_by_role("group", name="Training images ranked by InfoGain")).to_be_visible()
+    asked.append((_sentence(page).inner_text(), _ranked(page)))
+    page.get_by_role("slider", name="σ²").focus()
+    for _ in range(8):
+        page.keyboard.press("ArrowRight")
+    expect(page).to_have_url(_in_link("sigma2=100"))
+    expect(_sentence(page)).not_to_have_text(asked[1][0])
+    asked.append((_sentence(page).inner_text(), _ranked(page)))
+    for one, other in [(0, 1), (1, 2), (0, 2)]:
+        assert asked[one][0] != asked[other][0]
+        assert asked[one][1] != asked[other][1]
+    again = visit(page.url)
+    expect(_sentence(again)).to_have_text(asked[2][0])
+    expect(_cards(again)).to_have_count(10)
+    assert _ranked(again) == asked[2][1]
+
+
+def test_settings_survive_methods_that_do_not_show_them(visit):
+    page = visit("/?m=4&sigma2=100&given=train")
+    expect(_sentence(page)).to_contain_text("all training images")
+    before = _sentence(page).inner_text()
+    _choose(page, "Method", "RepSim")
+    expect(_sentence(page)).to_contain_text("no unit of information")
+    _choose(page, "Method", "Random")
+    expect(_sentence(page)).to_contain_text("ranked first by Random")
+    _choose(page, "Method", "InfoLoss")
+    expect(_sentence(page)).to_have_text(before)
+    expect(page).to_have_url(_in_link("sigma2=100"))
+
+
+def test_an_upload_is_answered_and_reopened_by_its_link_and_a_broken_file_is_a_sentence(page, visit, attributor):
+    image = Image.fromarray(np.asarray(attributor.bundle.array("test_images")[40])).resize((280, 280))
+    page.get_by_text("Upload", exact=True).click()
+    chooser = page.locator("input[type=file]")
+    chooser.set_input_files(_file("mine.png", _png(image)))
+    expect(page.get_by_text("what the model sees", exact=True)).to_be_visible()
+    expect(_verdict(page)).to_have_text("Your image, as the model sees it")
+    expect(page).to_have_url(re.compile("q=image%3A"))
+    expect(_sentence(page)).to_contain_text("nats")
+    said, link, ranked = _sentence(page).inner_text(), page.url, _ranked(page)
+    assert page.locator(".ns-seen").get_attribute("src") == page.locator(".ns-query img").get_attribute("src")
+
+    again = visit(link)
+    expect(_verdict(again)).to_have_text("Your image, as the model sees it")
+    expect(_sentence(again)).to_have_text(said)
+    expect(_cards(again)).to_have_count(10)
+    assert _ranked(again) == ranked
+    assert again.locator(".ns-query img").get_attribute("src") == page.locator(".ns-query img").get_attribute("src")
+
+    chooser.set_input_files(_file("broken.png", _png(image)[:100]))
+    expect(page.get_by_role("alert")).to_have_count(1)
+    expect(page.get_by_role("alert")).to_contain_text("The image is damaged or incomplete; open it in an image editor")
+    expect(_sentence(page)).to_have_text(said)
+    assert (page.url, _ranked(page)) == (link, ranked)
+
+
+def test_downloads_are_real_files_and_fit_the_command(visit, bundle_path, tmp_path):
+    page = visit("/?q=test:5&method=info_gain&sigma2=10&m=7")
+    expect(_cards(page)).to_have_count(7)
+    files = {}
+    for kind in ("PNG", "CSV", "JSON"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=kind).click()
+        assert download.value.suggested_filename == f"natscope-test-5-info_gain.{kind.lower()}"
+        files[kind] = tmp_path / kind
+        download.value.save_as(files[kind])
+    with Image.open(files["PNG"]) as figure:
+        figure.load()
+        assert figure.format == "PNG"
+        assert figure.width > 2000
+        assert np.asarray(figure.convert("L")).std() > 10
+    rows = list(csv.DictReader(files["CSV"].read_text(encoding="utf-8").splitlines()))
+    shown = [_train_index(card) for card in _cards(page).all()]
+    assert [int(row["rank"]) for row in rows] == list(range(1, 8))
+    assert [int(row["train_index"]) for row in rows] == shown
+    saved = json.loads(files["JSON"].read_text(encoding="utf-8"))
+    asked = ["--test-index", "5", "--method", "info_gain", "--sigma2", "10", "--budget", "7", "--json"]
+    printed = CliRunner().invoke(natscope, ["attribute", "--bundle", str(bundle_path), *asked], catch_exceptions=False)
+    told = json.loads(printed.stdout)
+    assert [item["train_index"] for item in saved["items"]] == shown
+    for answer in (saved, told):
+        del answer["seconds"]
+    items = zip(saved.pop("items"), told.pop("items"), strict=True)
+    assert all(ours == pytest.approx(theirs, rel=1e-5) for ours, theirs in items)
+    assert saved.pop("query") == pytest.approx(told.pop("query"), rel=1e-5)
+    assert saved == pytest.approx(told, rel=1e-5)
+
+
+def test_a_ranked_image_tells_more_and_becomes_the_query(page):
+    card = _cards(page).nth(2)
+    index = _train_index(card)
+    card.click()
+    expect(card).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_alt_text(f"training image {index}", exact=True)).to_be_visible()
+    expect(page.get_by_text("first 3 together")).to_be_visible()
+    page.locator(".st-key-make_query button").click()
+    expect(_verdict(page)).to_contain_text(f"Training image {index} ")
+    expect(page).to_have_url(_in_link(f"q=train%3A{index}"))
+    assert index not in [_train_index(card) for card in _cards(page).all()]
+
+
+def test_the_small_button_of_a_card_makes_it_the_query(page):
+    card = _cards(page).first
+    index = _train_index(card)
+    card.hover()
+    page.get_by_role("button", name="Make it the query: rank 1,").click()
+    expect(_verdict(page)).to_contain_text(f"Training image {index} ")
+
+
+def test_the_keyboard_reaches_a_card_and_opens_and_closes_it(page):
+    # From the last control before the grid, so that the gallery's thumbnails need not be walked through.
+    page.get_by_role("button", name="Help for Conditioned on").focus()
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        if page.evaluate(_FOCUSED).startswith("rank 1,"):
+            break
+    focused = page.evaluate(_FOCUSED)
+    assert focused.startswith("rank 1,")
+    page.keyboard.press("Enter")
+    expect(_cards(page).first).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_text("first 1 together")).to_be_visible()
+    assert page.evaluate(_FOCUSED) == focused
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Click an image, or a point of the curve")).to_be_visible()
+    assert page.evaluate(_FOCUSED) == focused
+
+
+@pytest.mark.parametrize("address", ["/", "/methods"])
+@pytest.mark.parametrize(("scheme", "background"), [("light", "rgb(251, 250, 247)"), ("dark", "rgb(18, 22, 28)")])
+def test_a_phone_shows_the_whole_width_and_everything_has_a_name(visit, address, scheme, background):
+    page = visit(address, viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True, is_mobile=True)
+    if address == "/":
+        expect(_cards(page)).to_have_count(10)
+        expect(page.get_by_role("button", name="JSON")).to_be_visible()
+    else:
+        expect(page.get_by_role("heading", name="How far to trust it")).to_be_visible()
+    expect(page.get_by_test_id("stApp")).to_have_css("background-color", background)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
+    assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth <= innerWidth + 1")
+    images, buttons = page.evaluate(_WALK, "img"), page.evaluate(_WALK, "button, [role=button]")
+    assert images
+    assert [image["html"] for image in images if image["alt"] is None] == []
+    assert [button["html"] for button in buttons if not button["name"]] == []
+    assert len(buttons) > 40 or address == "/methods"
+
+
+def test_the_methods_page_opens_by_its_address(visit):
+    page = visit("/methods")
+    for method in METHODS.values():
+        expect(page.get_by_role("heading", name=method.title, exact=True)).to_be_visible()
+    assert page.locator(".katex-error").count() == 0
+    assert page.locator(".katex-display").count() == len(METHODS)
+
+
+def test_the_navigation_leads_to_the_methods_and_back_to_the_same_answer(page):
+    _choose(page, "Method", "InfoGain")
+    expect(_sentence(page)).to_contain_text("as narrow")
+    said, link = _sentence(page).inner_text(), page.url
+    page.get_by_role("link", name="Methods").click()
+    expect(page.get_by_role("heading", name="Glossary")).to_be_visible()
+    expect(page).to_have_url(re.compile("/methods$"))
+    page.get_by_role("link", name="Attribute").click()
+    expect(_sentence(page)).to_have_text(said)
+    expect(page).to_have_url(link)
