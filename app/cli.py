@@ -148,7 +148,7 @@ def attribute(
     **settings: Any,
 ) -> None:
     """Rank the training images that one prediction owes its certainty to."""
-    from core.attribution import Request
+    from core.answers import Request
     from core.errors import QueryError
     from precompute.attributor import open_attributor
 

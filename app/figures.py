@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from app.words import nats
-from core.attribution import Attribution, QueryImage
+from core.answers import Attribution, QueryImage
 from core.methods import Method
 
 _COLUMNS = 10

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from core.attribution import CONDITIONINGS, POOLS, Attributor, QueryImage
+from core.answers import CONDITIONINGS, POOLS, QueryImage
+from core.attribution import Attributor
 from core.errors import QueryError
 from core.methods import METHODS
 

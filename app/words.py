@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from core.attribution import Attribution
+from core.answers import Attribution
 from core.methods import Method
 
 

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from app.cli import natscope
-from core.attribution import Request
+from core.answers import Request
 from core.sketches import SketchSpec
 from precompute.spec import BuildSpec
 

@@ -15,7 +15,8 @@ from app.figures import curve, ranking_png
 from app.grid import Card, data_uri, grid
 from app.state import View
 from app.views.query import picker, prediction
-from core.attribution import Attribution, Attributor, QueryImage, Request
+from core.answers import Attribution, QueryImage, Request
+from core.attribution import Attributor
 from core.errors import QueryError
 from core.methods import METHODS, Method
 

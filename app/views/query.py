@@ -11,7 +11,8 @@ import streamlit as st
 from app.grid import Card, data_uri, grid
 from app.state import pack_image
 from app.uploads import Upload, read_image
-from core.attribution import Attributor, QueryImage
+from core.answers import QueryImage
+from core.attribution import Attributor
 from core.errors import QueryError
 
 _THUMBNAILS = 30

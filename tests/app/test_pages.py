@@ -11,7 +11,7 @@ from app.serve import BUNDLES
 from app.state import SIGMA2_EXPONENTS, pack_image
 from app.views import query as query_view
 from app.views.methods import GLOSSARY, LIMITS
-from core.attribution import Request
+from core.answers import Request
 from core.methods import METHODS
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"

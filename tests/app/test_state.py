@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.state import LARGEST_BUDGET, SIGMA2_EXPONENTS, View, exponent_of, open_query, pack_image, read_link
-from core.attribution import CONDITIONINGS, POOLS
+from core.answers import CONDITIONINGS, POOLS
 from core.errors import QueryError
 from core.methods import METHODS
 

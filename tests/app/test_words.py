@@ -5,7 +5,7 @@ import pytest
 from app import words
 from app.state import SIGMA2_EXPONENTS
 from app.words import EXPERT, PLAIN, finding, nats, sigma2_text
-from core.attribution import CONDITIONINGS, POOLS, Attribution, Item, Request
+from core.answers import CONDITIONINGS, POOLS, Attribution, Item, Request
 from core.methods import METHODS
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from core import greedy
-from core.attribution import Request
+from core.answers import Request
 from core.errors import QueryError
 from core.methods import METHODS
 from core.pool import Pool

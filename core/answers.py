@@ -1,0 +1,129 @@
+"""What travels between pages, commands and the attributor: the query, what is asked of it, and the answer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+POOLS = ("same-class", "all")
+CONDITIONINGS = ("pool", "train")
+
+
+@dataclass(frozen=True)
+class QueryImage:
+    """An image whose prediction is to be attributed, as the network sees it.
+
+    Args:
+        image: (H, W) or (H, W, 3) uint8.
+        probabilities: (C,) softmax of the logits.
+        penultimate: (D,) float32.
+        origin: "test", "train" or "upload".
+        index: its number in that split; None for an upload.
+        label: its true class; None for an upload.
+        novelty: distance to the nearest training image over the distance that 99.5 % of test images stay within, in
+            pixels or in penultimate features, whichever is larger: above 1 it is unlike anything in training.
+    """
+
+    image: np.ndarray
+    probabilities: np.ndarray
+    penultimate: np.ndarray
+    origin: str
+    index: int | None
+    label: int | None
+    novelty: float
+
+    @property
+    def predicted(self) -> int:
+        """The class with the largest logit."""
+        return int(self.probabilities.argmax())
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a query: one method and its settings.
+
+    Args:
+        method: a name of the registry.
+        sigma2: observation noise variance.
+        budget: how many training images, M.
+        pool: "same-class" (images labelled as the target) or "all".
+        conditioning: "pool" or "train", what InfoLoss and RelatIF condition on.
+        target: the class whose logit is attributed; the predicted one when None.
+        seed: of the random method.
+    """
+
+    method: str = "info_loss"
+    sigma2: float = 1.0
+    budget: int = 10
+    pool: str = "same-class"
+    conditioning: str = "pool"
+    target: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Item:
+    """A ranked training image; `nats` is cumulative, None where a method has none; `variance` is its prior variance."""
+
+    rank: int
+    train_index: int
+    label: int
+    score: float
+    nats: float | None
+    sign: int
+    variance: float
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The answer: ranked training images, and how much they carry of all that the conditioning set tells.
+
+    `total_nats` is 1/2 log(v_*(empty) / v_*(D)); None where the method has no information or it would take minutes.
+    """
+
+    request: Request
+    target: int
+    pool_size: int
+    items: tuple[Item, ...]
+    total_nats: float | None
+    redundancy: float
+    seconds: float
+
+    @property
+    def nats(self) -> float | None:
+        """The information of all items together."""
+        return self.items[-1].nats if self.items else None
+
+    def to_dict(self, query: QueryImage, classes: tuple[str, ...]) -> dict[str, Any]:
+        """Give the JSON object of `natscope attribute` (nats in nats, seconds in seconds)."""
+        return {
+            "query": {
+                "origin": query.origin,
+                "index": query.index,
+                "label": query.label,
+                "predicted": query.predicted,
+                "probability": float(query.probabilities[query.predicted]),
+                "unlike_training": query.novelty > 1,
+            },
+            "target": self.target,
+            "target_name": classes[self.target],
+            "method": self.request.method,
+            "sigma2": self.request.sigma2,
+            "pool": self.request.pool,
+            "pool_size": self.pool_size,
+            "conditioning": self.request.conditioning,
+            "seconds": self.seconds,
+            "total_nats": self.total_nats,
+            "redundancy": None if np.isnan(self.redundancy) else self.redundancy,
+            "items": [
+                {
+                    "rank": i.rank,
+                    "train_index": i.train_index,
+                    "label": i.label,
+                    "score": i.score,
+                    "nats": i.nats,
+                    "sign": i.sign,
+                }
+                for i in self.items
+            ],
+        }
