@@ -168,25 +168,25 @@ def _controls(attributor: Attributor, query: QueryImage, labels: words.Labels) -
     )
     first, second, third = st.columns([1.1, 1.3, 1.1])
     budget = first.slider(labels.budget, 1, state.LARGEST_BUDGET, key="budget", help=labels.budget_help)
-    exponent = st.session_state["exponent"]
-    if method.uses_sigma2:
-        exponent = second.select_slider(
-            labels.sigma2,
-            sorted({*state.SIGMA2_EXPONENTS, exponent}),  # a link may hold a value between two steps
-            key="exponent",
-            format_func=lambda e: words.sigma2_text(10**e),
-            help=labels.sigma2_help,
-        )
-    conditioning = st.session_state["conditioning"]
-    if method.conditions:
-        conditioning = third.segmented_control(
-            labels.conditioning,
-            list(labels.conditionings),
-            key="conditioning",
-            format_func=labels.conditionings.__getitem__,
-            help=labels.conditioning_help,
-            required=True,
-        )
+    # What plays no part is disabled, not left out: a control that comes back while the page is still being drawn can
+    # show its default in place of its value.
+    exponent = second.select_slider(
+        labels.sigma2,
+        sorted({*state.SIGMA2_EXPONENTS, st.session_state["exponent"]}),  # a link may hold a value between two steps
+        key="exponent",
+        format_func=lambda e: words.sigma2_text(10**e),
+        disabled=not method.uses_sigma2,
+        help=labels.sigma2_help,
+    )
+    conditioning = third.segmented_control(
+        labels.conditioning,
+        list(labels.conditionings),
+        key="conditioning",
+        format_func=labels.conditionings.__getitem__,
+        disabled=not method.conditions,
+        help=labels.conditioning_help,
+        required=True,
+    )
     return View(
         view.query,
         name,

@@ -37,8 +37,9 @@ LIMITS = (
     "**Greedy.** Images are picked one at a time. InfoGain about one query is not submodular in general: an image "
     "that tells nothing by itself can tell much after another, so there is no guarantee that the list is the best "
     "of its length.",
-    "**The approximation pays only with an index that need not scan.** With the flat index used here InfoGain "
-    "(approx) is not faster than InfoGain.",
+    "**The approximation pays only with an index that need not scan.** With the flat index used here, 50 picks from "
+    "1,500 images take InfoGain (approx) 0.20 s and InfoGain 0.02 s; only without the pool’s Gram at hand, as with all "
+    "15,000 images, is it a little faster: 1.3 s against 1.6 s (`make bench`, 2 cores).",
 )
 
 
