@@ -4,7 +4,9 @@ export default function ({ data, parentElement, setTriggerValue }) {
   grid.style.setProperty("--size", data.size + "px");
   grid.setAttribute("aria-label", data.label);
   grid.classList.toggle("bare", data.items.every((item) => !item.caption));
+  const held = [...grid.querySelectorAll("button")].indexOf(grid.getRootNode().activeElement); // keyboards keep their place
   grid.replaceChildren(...data.items.map(card));
+  if (held >= 0) grid.querySelectorAll("button")[held]?.focus();
 
   function card(item, place) {
     const cell = element("figure", "card" + (item.framed ? " framed" : "") + (place === data.selected ? " selected" : ""));
