@@ -77,7 +77,9 @@ def test_the_command_lines_defaults_are_those_of_the_library():
 
 
 def test_links_of_the_readme_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+    targets = re.findall(r"\]\((?!http)([^)#]+)", README) + re.findall(r'src(?:set)?="([^"]+)"', README)
+    assert len(targets) > 4
+    for target in targets:
         assert (ROOT / target).exists(), target
 
 
