@@ -4,9 +4,11 @@ export default function ({ data, parentElement, setTriggerValue }) {
   grid.style.setProperty("--size", data.size + "px");
   grid.setAttribute("aria-label", data.label);
   grid.classList.toggle("bare", data.items.every((item) => !item.caption));
-  const held = [...grid.querySelectorAll("button")].indexOf(grid.getRootNode().activeElement); // keyboards keep their place
+  // Drawing anew must not take the focus from who uses the keyboard: it goes to the same button of the same place.
+  const focused = grid.getRootNode().activeElement;
+  const held = [...grid.children].findIndex((cell) => cell.contains(focused));
   grid.replaceChildren(...data.items.map(card));
-  if (held >= 0) grid.querySelectorAll("button")[held]?.focus();
+  if (held >= 0) grid.children[held]?.querySelector("." + focused.className)?.focus({ preventScroll: true });
 
   function card(item, place) {
     const cell = element("figure", "card" + (item.framed ? " framed" : "") + (place === data.selected ? " selected" : ""));

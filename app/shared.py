@@ -69,16 +69,15 @@ def with_progress(work: Callable[[Progress], Result]) -> Result:
     """
     latest = [("Weighing the training images", 0, 1)]
     future = _workers().submit(work, lambda stage, done, total: latest.append((stage, done, total)))
-    started, bar = time.monotonic(), None
+    started = time.monotonic()
+    bar = st.empty()  # always, so that what follows keeps its place on the page while it is replaced
     while not future.done():
         time.sleep(0.01)
         if time.monotonic() - started > _PATIENCE:
             stage, done, total = latest[-1]
             text = f"{stage} … {time.monotonic() - started:.0f} s"
             share = min(done / max(total, 1), 1.0)
-            bar = bar or st.empty()
             bar.progress(share, text)
             time.sleep(0.15)
-    if bar is not None:
-        bar.empty()
+    bar.empty()
     return future.result()

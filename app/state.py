@@ -30,6 +30,7 @@ class View:
     pool: str = "same-class"
     conditioning: str = "pool"
     target: int | None = None
+    plain: bool = False
 
     def to_link(self) -> dict[str, str]:
         """Give the address's parameters, leaving out what is at its default."""
@@ -42,8 +43,15 @@ class View:
             "pool": self.pool,
             "given": self.conditioning,
             "target": "" if self.target is None else str(self.target),
+            "words": "plain" if self.plain else "",
         }
-        defaults = {"method": default.method, "pool": default.pool, "given": default.conditioning, "target": ""}
+        defaults = {
+            "method": default.method,
+            "pool": default.pool,
+            "given": default.conditioning,
+            "target": "",
+            "words": "",
+        }
         return {key: text for key, text in texts.items() if defaults.get(key) != text}
 
 
@@ -66,6 +74,7 @@ def read_link(parameters: Mapping[str, str], classes: int) -> tuple[View, list[s
         "pool": ("pool", lambda text: _one_of(text, POOLS)),
         "given": ("conditioning", lambda text: _one_of(text, CONDITIONINGS)),
         "target": ("target", lambda text: _whole(text, 0, classes - 1)),
+        "words": ("plain", lambda text: bool(_one_of(text, ("plain",)))),
     }
     for key, (field, read) in readers.items():
         if key in parameters:

@@ -34,9 +34,11 @@ def page() -> None:
     )
     with switches:
         path = _bundle()
-        plain = st.toggle("Plain words", key="plain_words", help="Explain without technical terms.")
+        words_switch = st.empty()
     attributor = shared.attributor(path)
     view = _view(attributor, path)
+    st.session_state.setdefault("plain_words", view.plain)
+    plain = words_switch.toggle("Plain words", key="plain_words", help="Explain without technical terms.")
     left, right = st.columns([1, 2.6], gap="large")
     with left:
         query = _query(view, attributor)
@@ -99,7 +101,7 @@ def _take(query: str) -> None:
 
 
 def _forget_query() -> None:
-    for key in ("view", "picked", "upload", "upload_error", *_WIDGETS):
+    for key in ("view", "picked", "plain_words", "upload", "upload_error", *_WIDGETS):
         st.session_state.pop(key, None)
     st.query_params.clear()
 
@@ -109,7 +111,7 @@ def _answer(attributor: Attributor, query: QueryImage, shown: str, plain: bool) 
     """Draw the controls and the ranking; a change reruns this part alone, unless it makes another image the query."""
     if st.session_state["view"].query != shown:
         st.rerun()
-    view = _controls(attributor, query, words.PLAIN if plain else words.EXPERT)
+    view = replace(_controls(attributor, query, words.PLAIN if plain else words.EXPERT), plain=plain)
     st.session_state["view"] = view
     link = view.to_link()
     if len(shared.bundle_paths()) > 1:

@@ -224,6 +224,8 @@ def test_plain_words_name_the_controls_without_symbols(served):
     ]
     assert "nats** of information" in _sentence(page)
     assert _ranked(page) == ranked
+    assert page.query_params["words"] == "plain"
+    assert "nats** of information" in _sentence(_open(words="plain"))
 
 
 def test_the_gallery_filters_by_label(served, attributor):
