@@ -48,10 +48,10 @@ PLAIN = Labels(
     budget_help="The length of the list.",
     pool="Look among",
     pool_help="Images with the same label as the answer, or all training images.",
-    pools={"same-class": "images with this label", "all": "all training images"},
+    pools={"same-class": "this label", "all": "all images"},
     conditioning="What the model already knows",
     conditioning_help="Whether images with other labels also count as knowledge about this answer.",
-    conditionings={"pool": "images with this label", "train": "everything it was trained on"},
+    conditionings={"pool": "this label", "train": "all images"},
 )
 
 NAT = (

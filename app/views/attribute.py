@@ -300,7 +300,7 @@ def _details(attributor: Attributor, result: Attribution, images: np.ndarray, pi
     facts.markdown(
         f"Training image **{item.train_index}**  \nlabelled **{classes[item.label]}**  \n"
         f"the model says {classes[answer]} ({shares[answer]:.1%})  \n{cumulative}"
-        f"score {item.score:.4g} · prior variance {item.variance:.3g}"
+        f"score {item.score:.4g} · marginal variance {item.variance:.3g}"
     )
     st.button(
         "Make it the query",

@@ -188,7 +188,8 @@ def _upload(attributor: Attributor, take: Take) -> None:
     upload: Upload | None = st.session_state.get("upload")
     if upload is not None:
         yours, seen = st.columns(2)
-        yours.image(upload.original, caption="yours", width="stretch")
+        yours.image(upload.original, width="stretch")
+        yours.caption("yours")
         seen.html(f'<img class="ns-seen" src="{data_uri(upload.image)}" alt="the image as the model sees it">')
         seen.caption("what the model sees" + (", inverted" if upload.inverted else ""))
 
