@@ -20,7 +20,6 @@ from app.cli import natscope
 from core.methods import METHODS
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=20_000)  # a busy machine may need that
 expect.set_options(timeout=30_000)  # a busy machine is no failure
 
 _ROOT = Path(__file__).parents[2]
@@ -156,6 +155,7 @@ def _png(image):
 
 
 def test_a_click_on_an_image_asks_about_it(page):
+    expect(_cards(page)).to_have_count(10)
     before, ranked = _sentence(page).inner_text(), _ranked(page)
     page.get_by_role("button", name="test image 2,").click()
     expect(_verdict(page)).to_contain_text("Test image 2 ")
