@@ -30,7 +30,6 @@ STYLE = """
 .block-container, [data-testid="stMainBlockContainer"] { padding-top: 4.2rem; padding-bottom: 3rem; max-width: 1500px; }
 h1 { font-size: 1.9rem !important; padding: 0 !important; letter-spacing: -0.01em; }
 h3 { font-size: 1.05rem !important; padding: 0.4rem 0 0.2rem !important; }
-[data-testid="stMetricValue"] { font-size: 1.2rem; }
 """
 
 if __name__ in ("__main__", "__mp_main__"):

@@ -17,6 +17,7 @@ from core.methods import METHODS
 
 LARGEST_BUDGET = 100
 SIGMA2_EXPONENTS = tuple(step / 4 for step in range(-24, 21))  # of 10: the slider's steps
+_ALWAYS = ("q", "sigma2", "m")  # parameters that every link has
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,12 @@ class View:
     plain: bool = False
 
     def to_link(self) -> dict[str, str]:
-        """Give the address's parameters, leaving out what is at its default."""
-        default = View()
-        texts = {
+        """Give the address's parameters: the query and the numbers always, the rest where it is not at its default."""
+        usual = View()._texts()
+        return {key: text for key, text in self._texts().items() if key in _ALWAYS or text != usual[key]}
+
+    def _texts(self) -> dict[str, str]:
+        return {
             "q": self.query,
             "method": self.method,
             "sigma2": f"{self.sigma2:.6g}",
@@ -45,14 +49,6 @@ class View:
             "target": "" if self.target is None else str(self.target),
             "words": "plain" if self.plain else "",
         }
-        defaults = {
-            "method": default.method,
-            "pool": default.pool,
-            "given": default.conditioning,
-            "target": "",
-            "words": "",
-        }
-        return {key: text for key, text in texts.items() if defaults.get(key) != text}
 
 
 def read_link(parameters: Mapping[str, str], classes: int) -> tuple[View, list[str]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import nn
 
 from core.answers import CONDITIONINGS, POOLS, Attribution, Item, QueryImage, Request
@@ -227,10 +228,9 @@ class Attributor:
             raise QueryError(
                 "The network's response to this image is not a finite number, so nothing can be attributed."
             )
-        shifted = np.exp(logits - logits.max())
         return QueryImage(
             image=image,
-            probabilities=shifted / shifted.sum(),
+            probabilities=softmax(logits),
             penultimate=outputs.penultimate[0],
             origin=origin,
             index=index,

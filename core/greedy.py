@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.pool import Pool
-from core.posterior import Columns, Conditioning
+from core.posterior import Columns, Conditioning, mean_half_log_ratio
 from core.search import InnerProductIndex
 
 _TIE = 1e-10  # scores this close (relatively) are a tie: duplicates differ in their last bits only
@@ -136,7 +136,7 @@ def info_loss(
     nats = []
     while run.open(budget + len(exclude)):
         run.pick(run.best(divide=True))
-        nats.append(_half_log_ratio(posterior.variance + run.change, before))
+        nats.append(mean_half_log_ratio(posterior.variance + run.change, before))
     return run.selection(nats, skip=len(exclude))
 
 
@@ -150,7 +150,7 @@ def _gain(
     nats = []
     while run.open(budget):
         run.pick(run.best(divide=divide))
-        nats.append(_half_log_ratio(prior, prior - run.change))
+        nats.append(mean_half_log_ratio(prior, prior - run.change))
     return run.selection(nats)
 
 
@@ -250,7 +250,7 @@ def _gain_by_index(
         picks.append(best)
         scores.append(covariance**2)
         signs.append(int(np.sign(covariance)))
-        nats.append(_half_log_ratio(np.array([prior]), np.array([variance])))
+        nats.append(mean_half_log_ratio(np.array([prior]), np.array([variance])))
     return Selection(np.array(picks, dtype=np.int64), np.array(scores), np.array(signs, dtype=np.int8), np.array(nats))
 
 
@@ -263,12 +263,6 @@ def _first_open_twin(pool: Pool, index: int, closed: np.ndarray) -> int:
     """Give the lowest open row that is the same as a row: far down a ranking, twins' scores differ by rounding."""
     twins = pool.twins(index)
     return int(twins[~closed[twins]][0])
-
-
-def _half_log_ratio(above: np.ndarray, below: np.ndarray) -> float:
-    """Mean over queries of 1/2 log(above / below), in nats; a query without variance carries no information."""
-    tiny = np.finfo(float).tiny
-    return float(np.mean(0.5 * np.log(np.maximum(above, tiny) / np.maximum(below, tiny))))
 
 
 def _checked(features: np.ndarray | Pool, queries: np.ndarray, sigma2: float, budget: int) -> tuple[Pool, np.ndarray]:

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.linalg
 
 from core.pool import Pool
-from core.posterior import Conditioning, Posterior, blocks
+from core.posterior import Conditioning, Posterior, blocks, mean_half_log_ratio
 
 
 def information_gain(pool: Pool, queries: np.ndarray, sigma2: float, subset: Sequence[int] | np.ndarray) -> float:
@@ -22,7 +22,7 @@ def information_gain(pool: Pool, queries: np.ndarray, sigma2: float, subset: Seq
     prior, cross = pool.prior(queries), pool.cross(queries)[subset]
     block = pool.columns(subset)[subset] + sigma2 * np.eye(len(subset))
     fall = np.einsum("sq,sq->q", cross, scipy.linalg.solve(block, cross, assume_a="pos"))
-    return _mean_half_log(prior, prior - fall)
+    return mean_half_log_ratio(prior, prior - fall)
 
 
 def information_loss(
@@ -44,7 +44,7 @@ def information_loss(
     """
     subset = np.asarray(subset, dtype=np.int64)
     posterior = (conditioning or pool).posterior(np.atleast_2d(queries), sigma2)
-    return _mean_half_log(posterior.variance + _rise(posterior, subset), posterior.variance)
+    return mean_half_log_ratio(posterior.variance + _rise(posterior, subset), posterior.variance)
 
 
 def total_information(
@@ -61,7 +61,7 @@ def total_information(
     """
     queries, rows = np.atleast_2d(queries), np.asarray(exclude, dtype=np.int64)
     posterior = conditioning.posterior(queries, sigma2)
-    return _mean_half_log(pool.prior(queries), posterior.variance + _rise(posterior, rows))
+    return mean_half_log_ratio(pool.prior(queries), posterior.variance + _rise(posterior, rows))
 
 
 def relative_information(
@@ -127,8 +127,3 @@ def _rise(posterior: Posterior, subset: np.ndarray) -> np.ndarray:
         return np.zeros_like(posterior.variance)
     alpha, block = posterior.alpha[subset], posterior.precision_columns(subset)[subset]
     return np.einsum("sq,sq->q", alpha, scipy.linalg.solve(block, alpha, assume_a="pos"))
-
-
-def _mean_half_log(above: np.ndarray, below: np.ndarray) -> float:
-    tiny = np.finfo(float).tiny
-    return float(np.mean(0.5 * np.log(np.maximum(above, tiny) / np.maximum(below, tiny))))

@@ -145,6 +145,12 @@ class FeatureConditioning:
         )
 
 
+def mean_half_log_ratio(above: np.ndarray, below: np.ndarray) -> float:
+    """Give the mean over queries of 1/2 log(above / below), in nats, for variances (Q,); none where both are 0."""
+    tiny = np.finfo(float).tiny
+    return float(np.mean(0.5 * np.log(np.maximum(above, tiny) / np.maximum(below, tiny))))
+
+
 def feature_gram(features: Iterable[np.ndarray]) -> np.ndarray:
     """Accumulate Phi^T Phi, (K, K) float64, over blocks (n_b, K) of any float type."""
     total: np.ndarray | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import streamlit as st
+from scipy.special import softmax
 
 from app import shared, state, words
 from app.figures import curve, ranking_png
@@ -291,8 +292,7 @@ def _details(attributor: Attributor, result: Attribution, images: np.ndarray, pi
         return
     item, classes = result.items[picked], attributor.bundle.classes
     logits = np.asarray(attributor.bundle.array("train_logits")[item.train_index], dtype=np.float64)
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
+    shares = softmax(logits)
     answer = int(shares.argmax())
     picture, facts = st.columns([1, 1.7])
     picture.html(f'<img class="ns-seen" src="{data_uri(images[picked])}" alt="training image {item.train_index}">')

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
+from scipy.special import softmax
 
 from app.grid import Card, data_uri, grid
 from app.state import pack_image
@@ -152,8 +153,7 @@ def _filtered(logits: np.ndarray, labels: np.ndarray, wanted: int | None, outcom
     elif outcome == "Wrong":
         keep &= predicted != labels
     elif outcome == "Unsure":
-        shifted = np.exp(logits - logits.max(1, keepdims=True))
-        keep &= 1 / shifted.sum(1) < _UNSURE
+        keep &= softmax(logits, axis=1).max(1) < _UNSURE
     return np.flatnonzero(keep)
 
 
