@@ -97,6 +97,11 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
     show_default=True,
     help="Features under each image's own label, or under every class.",
 )
+@click.option(
+    "--methods",
+    help="Methods whose own parts the bundle is to hold, with commas, or all; graddot,trak where they can be had. More "
+    "can be added later: run the same command again.",
+)
 @click.option("--name", help="A title for people.")
 def precompute(out: Path, name: str | None, **options: Any) -> None:
     """Build a bundle; after an interruption the same command goes on where it was."""
@@ -245,8 +250,15 @@ def _build_spec(name: str | None, **options: Any) -> Any:
         ntk=options["ntk"],
         outputs=options["outputs"],
         weights=options["weights"],
-        command=_command(options | {"name": name}),
+        methods=None if options["methods"] is None else _methods(options["methods"]),
+        command=_command(options | {"name": name, "methods": None}),
     )
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    from core.methods import METHODS
+
+    return tuple(METHODS) if text.strip() == "all" else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _command(options: dict[str, Any]) -> str:

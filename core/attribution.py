@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from core.cache import BoundedCache
 from core.errors import QueryError
 from core.features import FeatureMap, kernel_of
 from core.images import to_input
-from core.methods import METHODS, Candidates, Query, Settings
+from core.methods import METHODS, Candidates, Method, Query, Settings
 from core.metrics import redundancy, total_information
 from core.novelty import distances
+from core.parts import Parts
 from core.pool import Pool
 from core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
+from core.sketches import SketchSpec
 
 Progress = Callable[[str, int, int], None]
 _SHARD = 1000
@@ -27,12 +30,13 @@ _SHARD = 1000
 class Attributor:
     """A bundle and its network, ready to attribute; thread-safe, with bounded caches that visitors share."""
 
-    def __init__(self, bundle: Bundle, model: nn.Module) -> None:
+    def __init__(self, bundle: Bundle, model: nn.Module, *, sketch: SketchSpec | None = None) -> None:
         """Load the bundle's weights into a freshly built network.
 
         Args:
             bundle: an open bundle.
             model: a network of the bundle's architecture.
+            sketch: another sketch than the bundle's; all that depends on it is then computed when it is needed.
 
         Raises:
             QueryError: if the weights do not fit the network.
@@ -42,8 +46,11 @@ class Attributor:
             model.load_state_dict(bundle.weights())
         except RuntimeError as error:
             raise QueryError(f"The weights in {bundle.path} do not fit the network that its manifest names.") from error
-        self.features = FeatureMap(model, bundle.sketch_spec, ntk=bundle.manifest.ntk, batch_size=_SHARD)
-        self.kernel = kernel_of(bundle.sketch_spec, bundle.manifest.layout)
+        spec = sketch or bundle.sketch_spec
+        self.features = FeatureMap(model, spec, ntk=bundle.manifest.ntk, batch_size=_SHARD)
+        self._margins = FeatureMap(model, spec, ntk=False, batch_size=_SHARD)
+        self.kernel = kernel_of(spec, bundle.manifest.layout)
+        self._resketched = spec != bundle.sketch_spec
         self.train_labels = np.asarray(bundle.array("train_labels"))
         self.test_labels = np.asarray(bundle.array("test_labels"))
         self._linear = all(
@@ -54,6 +61,15 @@ class Attributor:
         self._spectra: BoundedCache[FeatureSpectrum] = BoundedCache(2)
         self._conditionings: BoundedCache[FeatureConditioning] = BoundedCache(2)
         self._penultimate = np.asarray(bundle.array("penultimate"), dtype=np.float32)
+        self._parts = Parts(bundle, self._margins, self._train_inputs, fresh=self._resketched)
+
+    def resketched(self, seed: int) -> "Attributor":
+        """Give the same network and data under another seed of the sketch: what changes is due to the sketch alone."""
+        return Attributor(self.bundle, self.features.model, sketch=replace(self.bundle.sketch_spec, seed=seed))
+
+    def missing(self, method: Method) -> str | None:
+        """Say in a sentence what the bundle lacks for a method and how to add it; None where nothing is missing."""
+        return self._parts.missing(method)
 
     def query(self, origin: str, index: int) -> QueryImage:
         """Take a query from the "test" or the "train" images.
@@ -92,6 +108,8 @@ class Attributor:
         started = time.perf_counter()
         target = self._checked(request, query)
         method = METHODS[request.method]
+        if missing := self.missing(method):
+            raise QueryError(missing)
         # A training image asks which *others* it leans on: it is taken out of the pool and of what is conditioned on.
         conditioning = request.conditioning if method.conditions else "none"
         candidates, rows = self.candidates(target, request.pool, conditioning, progress)
@@ -100,8 +118,15 @@ class Attributor:
             raise QueryError(f"There is no other training image labelled {self.bundle.classes[target]} to rank.")
         features = self.query_features(query, target)
         settings = Settings(request.sigma2, request.budget, request.seed, exclude)
+        asked = Query(
+            features,
+            query.penultimate,
+            margin=lambda: self._margin(query, target),
+            input=self.inputs(query.image[None]),
+            target=target,
+        )
         try:
-            selection = method.select(candidates, Query(features, query.penultimate), settings)
+            selection = method.select(candidates, asked, settings)
         except ValueError as error:
             raise QueryError(str(error)) from error
         total = None
@@ -148,6 +173,9 @@ class Attributor:
             )
         return features
 
+    def _margin(self, query: QueryImage, target: int) -> np.ndarray:
+        return self._margins.features(self.inputs(query.image[None]), np.array([target]), measurement="margin")[0]
+
     def candidates(
         self, target: int, pool: str, conditioning: str, progress: Progress
     ) -> tuple[Candidates, np.ndarray]:
@@ -167,11 +195,19 @@ class Attributor:
             if not len(rows):
                 raise QueryError(f"No training image is labelled {self.bundle.classes[target]}; choose the pool 'all'.")
             found = self._own.get(target, lambda: self._own_candidates(target, rows))
+        found = replace(
+            found,
+            array=lambda name: _rows_of(self._parts.array(name, progress), rows),
+            influence=lambda image, label: self._parts.influence(image, label, rows),
+        )
         if conditioning == "train" or (conditioning == "pool" and not found.pool.fits_gram):
             return self._conditioned(found, target, pool, progress), rows
         return found, rows
 
     def _own_candidates(self, target: int, rows: np.ndarray) -> Candidates:
+        if self._resketched:
+            features = self.features.features(self._train_inputs(rows), np.full(len(rows), target))
+            return Candidates(Pool(features, kernel=self.kernel), self._penultimate[rows])
         features = np.asarray(self.bundle.array("features")[rows])
         gram = self.bundle.array(f"gram_{target}") if self.bundle.has(f"gram_{target}") else None
         index = self.bundle.index(f"index_{target}") if self.bundle.has(f"index_{target}") else None
@@ -191,11 +227,11 @@ class Attributor:
             return FeatureConditioning.of(spectrum, candidates.pool.features)
 
         conditioning = self._conditionings.get((target, pool), compute)
-        return Candidates(candidates.pool, candidates.penultimate, conditioning)
+        return replace(candidates, conditioning=conditioning, index=None)
 
     def _spectrum(self, target: int, progress: Progress) -> FeatureSpectrum:
         name = f"train_gram_{target}"
-        if self.bundle.has(name):
+        if self.bundle.has(name) and not self._resketched:
             gram = np.asarray(self.bundle.array(name))
         else:
             features = self._all.get(target, lambda: self._all_candidates(target, progress)).pool.features
@@ -206,20 +242,22 @@ class Attributor:
 
     def _all_features(self, target: int, progress: Progress) -> np.ndarray:
         name = f"features_all_{target}"
-        if self.bundle.has(name):
+        if self.bundle.has(name) and not self._resketched:
             return self.bundle.array(name)
         if not self._linear:
             raise QueryError(
                 "This bundle holds each training image's features under its own class only, and this network is too "
                 "slow to compute the others here; build the bundle with `--outputs all`."
             )
-        images = self.bundle.array("train_images")
-        parts = []
-        for start in range(0, len(images), _SHARD):
-            progress(f"Reading every training image as a {self.bundle.classes[target]}", start, len(images))
-            part = self.inputs(images[start : start + _SHARD])
+        count, parts = len(self.train_labels), []
+        for start in range(0, count, _SHARD):
+            progress(f"Reading every training image as a {self.bundle.classes[target]}", start, count)
+            part = self._train_inputs(slice(start, start + _SHARD))
             parts.append(self.features.features(part, np.full(len(part), target)))
         return np.concatenate(parts)
+
+    def _train_inputs(self, rows: slice | np.ndarray) -> torch.Tensor:
+        return self.inputs(np.asarray(self.bundle.array("train_images")[rows]))
 
     def _seen(self, image: np.ndarray, origin: str, index: int | None, label: int | None) -> QueryImage:
         outputs = self.features.outputs(self.inputs(image[None]))
@@ -264,3 +302,8 @@ class Attributor:
         if not 0 <= target < len(self.bundle.classes):
             raise QueryError(f"There is no class {target}; choose one from 0 to {len(self.bundle.classes) - 1}.")
         return target
+
+
+def _rows_of(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Give rows of an array; the array itself, which may be a large memory map, when they are all of them."""
+    return array if len(rows) == len(array) else np.asarray(array[rows])

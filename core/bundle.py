@@ -50,6 +50,7 @@ class Manifest:
         results: accuracy, typical distances, what was measured while building.
         layout: (fan_out, fan_in) of every layer of a network of Linear weights alone, else None.
         versions: of the libraries that built it.
+        methods: settings of each method whose own parts the bundle holds.
         files: by logical name.
     """
 
@@ -65,6 +66,7 @@ class Manifest:
     layout: tuple[tuple[int, int], ...] | None
     versions: dict[str, str]
     command: str
+    methods: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -35,4 +35,17 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
     return logit(logits, targets) - others.logsumexp(dim=1)
 
 
+def doubt(logits: Tensor, targets: Tensor) -> Tensor:
+    """Give 1 - p_y, the probability of all other classes: minus the loss's derivative by the margin.
+
+    Args:
+        logits: (B, C).
+        targets: (B,) int64.
+
+    Returns:
+        (B,) in [0, 1], without the cancellation of 1 - p_y where p_y is near 1.
+    """
+    return torch.sigmoid(-margin(logits, targets))
+
+
 MEASUREMENTS: dict[str, Measurement] = {"logit": logit, "margin": margin}

@@ -47,6 +47,46 @@ def information_loss(
     return mean_half_log_ratio(posterior.variance + _rise(posterior, subset), posterior.variance)
 
 
+def information_gain_curve(
+    pool: Pool, queries: np.ndarray, sigma2: float, ranking: Sequence[int] | np.ndarray
+) -> np.ndarray:
+    """Give InfoGain of the first 1, 2, … images of a ranking, (M,) in nats, the mean over queries.
+
+    Args:
+        pool: the candidates.
+        queries: (K,) or (Q, K).
+        sigma2: noise variance.
+        ranking: (M,) distinct rows of the pool.
+    """
+    queries, ranking = np.atleast_2d(queries), np.asarray(ranking, dtype=np.int64)
+    prior, cross = pool.prior(queries), pool.cross(queries)[ranking]
+    block = pool.columns(ranking)[ranking] + sigma2 * np.eye(len(ranking))
+    return _mean_curve(prior, prior - _explained(block, cross))
+
+
+def information_loss_curve(
+    pool: Pool,
+    queries: np.ndarray,
+    sigma2: float,
+    ranking: Sequence[int] | np.ndarray,
+    *,
+    conditioning: Conditioning | None = None,
+) -> np.ndarray:
+    """Give InfoLoss of the first 1, 2, … images of a ranking, (M,) in nats, the mean over queries.
+
+    Args:
+        pool: the candidates.
+        queries: (K,) or (Q, K).
+        sigma2: noise variance.
+        ranking: (M,) distinct rows of the pool.
+        conditioning: D; the pool itself by default.
+    """
+    ranking = np.asarray(ranking, dtype=np.int64)
+    posterior = (conditioning or pool).posterior(np.atleast_2d(queries), sigma2)
+    rise = _explained(posterior.precision_columns(ranking)[ranking], posterior.alpha[ranking])
+    return _mean_curve(posterior.variance + rise, posterior.variance)
+
+
 def total_information(
     conditioning: Conditioning, pool: Pool, queries: np.ndarray, sigma2: float, *, exclude: Sequence[int] = ()
 ) -> float:
@@ -100,6 +140,29 @@ def jaccard(first: Collection[int], second: Collection[int]) -> float:
     return len(a & b) / len(a | b) if a | b else 1.0
 
 
+def rank_biased_overlap(first: Sequence[int], second: Sequence[int], *, persistence: float = 0.9) -> float:
+    """Give the extrapolated rank-biased overlap of two rankings without ties (Webber et al. 2010, equation 32).
+
+    Like `jaccard`, but agreement at the top counts more: 1 for the same order, 0 for nothing in common.
+
+    Args:
+        first: distinct items, best first.
+        second: distinct items, best first, as many as `first`.
+        persistence: p, how far down one is expected to read: the first 1 / (1 - p) ranks carry most weight.
+
+    Raises:
+        ValueError: if the rankings differ in length or are empty, or p is not in (0, 1).
+    """
+    depth = len(first)
+    if depth != len(second) or not depth:
+        raise ValueError(f"Rank-biased overlap needs two rankings of one length, not {depth} and {len(second)}.")
+    if not 0 < persistence < 1:
+        raise ValueError(f"The persistence p must lie between 0 and 1, not {persistence}.")
+    shared = [len(set(first[:d]) & set(second[:d])) for d in range(1, depth + 1)]
+    weighted = sum(persistence**d * x / d for d, x in enumerate(shared, 1))
+    return (1 - persistence) / persistence * weighted + persistence**depth * shared[-1] / depth
+
+
 def redundancy(pool: Pool, subset: Sequence[int] | np.ndarray) -> float:
     """Give the mean cosine of the features of all pairs within a selection: 1 when they all say the same thing.
 
@@ -119,6 +182,17 @@ def redundancy(pool: Pool, subset: Sequence[int] | np.ndarray) -> float:
         return float((total @ total - count) / (count * (count - 1)))
     cosines = pool.kernel(rows, rows) / np.outer(length, length)
     return float((cosines.sum() - np.trace(cosines)) / (count * (count - 1)))
+
+
+def _explained(block: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    """Give c_S^T B_SS^-1 c_S for the first 1, 2, … rows S, (M, Q): one Cholesky factor holds those of all prefixes."""
+    factor = scipy.linalg.cholesky(block, lower=True)
+    return np.cumsum(scipy.linalg.solve_triangular(factor, cross, lower=True) ** 2, axis=0)
+
+
+def _mean_curve(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Apply `mean_half_log_ratio` at every length of the subset: variances (M, Q), or (Q,) where they stay."""
+    return np.array([mean_half_log_ratio(a, b) for a, b in zip(*np.broadcast_arrays(above, below), strict=True)])
 
 
 def _rise(posterior: Posterior, subset: np.ndarray) -> np.ndarray:

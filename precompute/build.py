@@ -5,9 +5,9 @@ after it is on disk, so a build that was killed goes on where it was. The finish
 """
 
 import functools
-import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from core.bundle import MANIFEST, WEIGHTS, Bundle, FileRecord, Manifest, sha256_of, write_atomically
+from core.bundle import MANIFEST, WEIGHTS, Bundle, Manifest, write_atomically
 from core.errors import BuildError, BundleError
 from core.features import FeatureMap, kernel_of
 from core.images import to_input
 from core.kernels import Kernel
+from core.methods import METHODS
 from core.novelty import distances, usual_distances
 from core.pool import LARGEST_GRAM
 from core.posterior import blocks, feature_gram
-from core.search import InnerProductIndex
 from precompute.datasets import load_dataset
 from precompute.models import build_model
-from precompute.spec import BuildSpec, estimated_bytes, versions
+from precompute.parts import Parts, wanted
+from precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions
+from precompute.store import Store
 from precompute.training import accuracy, train
 from precompute.work import CHECKPOINT, Work
 
@@ -52,12 +54,14 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
         DataError: if the data set cannot be had.
     """
     settings = spec.settings()
+    if out.exists() and not _missing(spec, bundle := _existing(out, settings)):
+        return bundle
     lock = filelock.FileLock(out.with_name(out.name + ".lock"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
             if out.exists():
-                return _existing(out, settings)
+                return _add(spec, _existing(out, settings), progress)
             work = Work(out.with_name(out.name + ".partial"), settings)
             if not work.published:
                 _Builder(spec, work, progress).run()
@@ -78,13 +82,46 @@ def _existing(out: Path, settings: dict[str, Any]) -> Bundle:
     return bundle
 
 
+def _missing(spec: BuildSpec, bundle: Bundle) -> tuple[str, ...]:
+    """Give the methods that were asked for and whose parts the bundle does not hold."""
+    methods = wanted(spec.methods, count=len(bundle.array("train_labels")), sketch=bundle.sketch_spec)
+    return tuple(name for name in methods if METHODS[name].needs and name not in bundle.manifest.methods)
+
+
+def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
+    """Add what is missing for the methods asked for; nothing else is computed or written again.
+
+    New files lie in the bundle before the manifest names them, so a bundle is whole whenever this is interrupted.
+    """
+    methods = _missing(spec, bundle)
+    if not methods:
+        return bundle
+    work = Work(bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity})
+    _check_room(work.path, parts_bytes(methods, len(bundle.array("train_labels")), bundle.sketch_spec.dim))
+    model = build_model(spec.model, seed=0)
+    model.load_state_dict(bundle.weights())
+    dataset, labels = bundle.manifest.dataset, np.asarray(bundle.array("train_labels"))
+    images = to_input(bundle.array("train_images"), mean=dataset["mean"], std=dataset["std"])
+    store = Store(bundle.path, work, progress)
+    added = Parts(store, model.eval(), images, labels, sketch=spec.sketch, ekfac=spec.ekfac).add(methods)
+    manifest = replace(
+        bundle.manifest,
+        methods=bundle.manifest.methods | added,
+        files=bundle.manifest.files | store.checked_records(),
+    )
+    write_atomically(bundle.path / MANIFEST, manifest.to_json().encode())
+    shutil.rmtree(work.path)
+    return Bundle(bundle.path)
+
+
 class _Builder:
     """One run of a build, stage by stage; each stage asks the journal what is left to do."""
 
     def __init__(self, spec: BuildSpec, work: Work, progress: Progress) -> None:
         self.spec, self.work, self.progress = spec, work, progress
         self.data = load_dataset(spec.dataset)
-        self.records: dict[str, FileRecord] = {}
+        self.store = Store(work.path, work, progress)
+        self.methods = wanted(spec.methods, count=len(self.data.train_images), sketch=spec.sketch)
 
     def run(self) -> None:
         spec, data = self.spec, self.data
@@ -101,14 +138,15 @@ class _Builder:
         self._train(model, images)
         features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=_SHARD)
         for split in ("train", "test"):
-            self._small(f"{split}_images", getattr(data, f"{split}_images"))
-            self._small(f"{split}_labels", getattr(data, f"{split}_labels"))
+            self.store.small(f"{split}_images", getattr(data, f"{split}_images"))
+            self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
         results = self._outputs(features, images)
         own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
         self._per_class(own, kernel_of(spec.sketch, layout))
         if spec.outputs == "all":
             self._every_output(features, images)
-        self._finish(layout, results)
+        methods = Parts(self.store, model, images, data.train_labels, sketch=spec.sketch, ekfac=spec.ekfac)
+        self._finish(layout, results, methods.add(self.methods))
 
     def _inputs(self, images: np.ndarray) -> torch.Tensor:
         return to_input(images, mean=self.data.mean, std=self.data.std)
@@ -141,9 +179,9 @@ class _Builder:
     def _outputs(self, features: FeatureMap, train_images: torch.Tensor) -> dict[str, Any]:
         data = self.data
         train_out, test_out = features.outputs(train_images), features.outputs(self._inputs(data.test_images))
-        self._small("train_logits", train_out.logits)
-        self._small("test_logits", test_out.logits)
-        self._small("penultimate", train_out.penultimate)
+        self.store.small("train_logits", train_out.logits)
+        self.store.small("test_logits", test_out.logits)
+        self.store.small("penultimate", train_out.penultimate)
         found = distances(
             data.test_images[:_SAMPLED],
             test_out.penultimate[:_SAMPLED],
@@ -167,7 +205,7 @@ class _Builder:
                 raise BuildError("A Jacobian is not finite; the network's weights have run away.")
             return block
 
-        return self._large(name, (len(images), width), np.dtype("float32"), shard, stage)
+        return self.store.large(name, (len(images), width), np.dtype("float32"), shard, stage)
 
     def _per_class(self, own: np.ndarray, kernel: Kernel) -> None:
         classes = len(self.data.classes)
@@ -178,70 +216,23 @@ class _Builder:
                 continue
             members = np.asarray(own[rows])
             if len(rows) <= LARGEST_GRAM:
-                self._small(f"gram_{label}", functools.partial(kernel, members, members))
+                self.store.small(f"gram_{label}", functools.partial(kernel, members, members))
             if kernel.explicit:
-                self._index(f"index_{label}", members)
+                self.store.index(f"index_{label}", members)
         self.progress("Grams and indexes, class by class", classes, classes)
 
     def _every_output(self, features: FeatureMap, images: torch.Tensor) -> None:
         for label, title in enumerate(self.data.classes):
             targets = np.full(len(images), label)
             found = self._features(f"features_all_{label}", features, images, targets, f"Jacobians as {title}")
-            self._small(f"train_gram_{label}", functools.partial(_gram_of, found))
+            self.store.small(f"train_gram_{label}", functools.partial(_gram_of, found))
 
-    def _small(self, name: str, values: np.ndarray | Callable[[], np.ndarray]) -> None:
-        """Write an array in one go."""
-        file = self.work.path / f"{name}.npy"
-        if name not in self.work.done:
-            array = np.ascontiguousarray(values() if callable(values) else values)
-            temporary = file.with_suffix(".tmp")
-            with temporary.open("wb") as handle:
-                np.save(handle, array, allow_pickle=False)
-            temporary.replace(file)
-            self.work.mark(name)
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-        self._record(name, file, array)
-
-    def _large(
-        self, name: str, shape: tuple[int, ...], dtype: np.dtype, shard: Callable[[slice], np.ndarray], stage: str
-    ) -> np.ndarray:
-        """Fill an array shard by shard; a shard is in the journal only once it is on disk."""
-        file, done = self.work.path / f"{name}.npy", self.work.done.get(name, 0)
-        array = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=dtype, shape=None if done else shape)
-        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process in the middle of a write
-            with file.open("r+b") as handle:
-                os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-        for start in range(done, shape[0], _SHARD):
-            self.progress(stage, start, shape[0])
-            part = slice(start, min(start + _SHARD, shape[0]))
-            array[part] = shard(part)
-            array.flush()
-            self.work.mark(name, part.stop)
-        self.progress(stage, shape[0], shape[0])
-        self._record(name, file, array)
-        return array
-
-    def _index(self, name: str, members: np.ndarray) -> None:
-        file = self.work.path / f"{name}.faiss"
-        if name not in self.work.done:
-            temporary = file.with_suffix(".tmp")
-            InnerProductIndex.flat(members).save(temporary)
-            temporary.replace(file)
-            self.work.mark(name)
-        self._record(name, file)
-
-    def _record(self, name: str, file: Path, array: np.ndarray | None = None) -> None:
-        shape, dtype = (None, None) if array is None else (array.shape, str(array.dtype))
-        self.records[name] = FileRecord(file.name, file.stat().st_size, "", shape, dtype)
-
-    def _finish(self, layout: tuple[tuple[int, int], ...] | None, results: dict[str, Any]) -> None:
+    def _finish(
+        self, layout: tuple[tuple[int, int], ...] | None, results: dict[str, Any], methods: dict[str, Any]
+    ) -> None:
         spec, data = self.spec, self.data
-        self._record("weights", self.work.path / WEIGHTS)
-        files = {}
-        for count, (name, record) in enumerate(sorted(self.records.items())):
-            self.progress("Checksums", count, len(self.records))
-            digest = sha256_of(self.work.path / record.file)
-            files[name] = FileRecord(record.file, record.bytes, digest, record.shape, record.dtype)
+        self.store.record("weights", self.work.path / WEIGHTS)
+        files = self.store.checked_records()
         settings = spec.settings()
         manifest = Manifest(
             name=spec.name,
@@ -256,20 +247,24 @@ class _Builder:
             layout=layout,
             versions=versions(),
             command=spec.command,
+            methods=methods,
             files=files,
         )
         write_atomically(self.work.path / MANIFEST, manifest.to_json().encode())
-        self.progress("Checksums", len(files), len(files))
 
     def _check_disk(self, layout: tuple[tuple[int, int], ...] | None) -> None:
-        needed = estimated_bytes(self.spec, self.data, layout)
-        present = sum(f.stat().st_size for f in self.work.path.iterdir())
-        free = shutil.disk_usage(self.work.path).free
-        if free + present < needed:
-            raise BuildError(
-                f"The bundle needs about {needed / 1e9:.1f} GB and only {free / 1e9:.1f} GB are free at "
-                f"{self.work.path.parent}; make room or choose another folder with --out."
-            )
+        needed = estimated_bytes(self.spec, self.data, layout, self.methods)
+        _check_room(self.work.path, needed)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    present = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
+    free = shutil.disk_usage(folder).free
+    if free + present < needed:
+        raise BuildError(
+            f"The bundle needs about {needed / 1e9:.1f} GB and only {free / 1e9:.1f} GB are free at {folder.parent}; "
+            "make room or choose another folder with --out."
+        )
 
 
 def _gram_of(features: np.ndarray) -> np.ndarray:

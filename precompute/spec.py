@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from core.bundle import sha256_of
+from core.ekfac import EkfacSpec
 from core.errors import BuildError
 from core.pool import LARGEST_GRAM
 from core.sketches import SketchSpec
@@ -34,6 +35,8 @@ class BuildSpec:
         ntk: scale Jacobians as in the NTK parameterisation.
         outputs: "own", or "all" to store features under every class's logit.
         weights: safetensors file of trained weights to load in place of training.
+        methods: whose own parts the bundle is to hold; the usual ones when None. More can be added later.
+        ekfac: how Kronfluence's factors are fitted.
         command: what to type to build this bundle (without --out), for messages.
     """
 
@@ -45,12 +48,15 @@ class BuildSpec:
     ntk: bool = True
     outputs: str = "own"
     weights: Path | None = None
+    methods: tuple[str, ...] | None = None
+    ekfac: EkfacSpec = field(default_factory=EkfacSpec)
     command: str = "natscope precompute"
 
     def settings(self) -> dict[str, Any]:
         """Give what makes the bundle as JSON-able values, loaded weights by their checksum."""
         values = asdict(self)
         del values["command"]  # words for people: they change no other byte
+        del values["methods"], values["ekfac"]  # parts that come and go without changing the rest
         if self.weights is not None:
             if not self.weights.is_file():
                 raise BuildError(f"There is no file of weights at {self.weights}.")
@@ -67,7 +73,15 @@ def versions() -> dict[str, str]:
     return found | {"machine": platform.machine(), "threads": str(torch.get_num_threads())}
 
 
-def estimated_bytes(spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None) -> int:
+def parts_bytes(methods: tuple[str, ...], count: int, dim: int) -> int:
+    """Estimate the size of the parts of methods for N = `count` training images, TRAK's own work in progress too."""
+    arrays = 4 * count * dim
+    return int(1.1 * arrays * (("graddot" in methods) + 4 * ("trak" in methods))) + 2**26
+
+
+def estimated_bytes(
+    spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None, methods: tuple[str, ...] = ()
+) -> int:
     """Estimate the size of a bundle, with a tenth to spare."""
     count, classes = len(data.train_images), len(data.classes)
     exact = spec.sketch.kind == "exact" and layout is not None
@@ -80,4 +94,5 @@ def estimated_bytes(spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int
     outputs = 4 * (count * (shapes[-1][1] + classes) + len(data.test_images) * classes)
     weights = 4 * sum(o * i for o, i in shapes)
     pixels = data.train_images.nbytes + data.test_images.nbytes
-    return int(1.1 * (pixels + features + grams + every + outputs + weights)) + 2**20
+    whole = int(1.1 * (pixels + features + grams + every + outputs + weights)) + 2**20
+    return whole + (parts_bytes(methods, count, width) if methods else 0)

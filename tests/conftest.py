@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from core.attribution import Attributor
+from core.ekfac import EkfacSpec
+from core.methods import METHODS
 from core.sketches import SketchSpec
 from precompute.attributor import open_attributor
 from precompute.build import build
@@ -21,7 +23,13 @@ _DATA = Path(os.environ.get("NATSCOPE_TEST_DATA", Path(__file__).parents[2] / "s
 def bundle_path(tmp_path_factory) -> Path:
     """The embedded bundle with fewer epochs and a narrower sketch: real in everything else, and built in seconds."""
     path = tmp_path_factory.mktemp("bundles") / "fashion-mnist"
-    build(BuildSpec(training=TrainingSpec(epochs=3), sketch=SketchSpec(dim=512)), path)
+    spec = BuildSpec(
+        training=TrainingSpec(epochs=3),
+        sketch=SketchSpec(dim=512),
+        methods=tuple(METHODS),
+        ekfac=EkfacSpec(covariance_directions=5000, lambda_directions=300),
+    )
+    build(spec, path)
     return path
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from core.methods import METHODS, Candidates, Query, Settings, method, rank
 from core.pool import Pool
@@ -9,12 +10,36 @@ from tests import oracles
 
 RANDOM = np.random.default_rng(0)
 FEATURES, PENULTIMATE = RANDOM.normal(size=(30, 12)), RANDOM.normal(size=(30, 6)).astype(np.float32)
-QUERY = Query(RANDOM.normal(size=12), RANDOM.normal(size=6).astype(np.float32))
+QUERY = Query(
+    RANDOM.normal(size=12),
+    RANDOM.normal(size=6).astype(np.float32),
+    margin=lambda: MARGIN,
+    input=torch.ones(1, 3),
+    target=2,
+)
+MARGIN = RANDOM.normal(size=12)
+ARRAYS = {
+    "margin_features": RANDOM.normal(size=(30, 12)),
+    "train_doubt": RANDOM.uniform(size=30),
+    "trak_features": RANDOM.normal(size=(30, 12)).astype(np.float32),
+    "trak_out_to_loss": RANDOM.uniform(size=30).astype(np.float32),
+}
+INFLUENCE = RANDOM.normal(size=30)
+
+
+def every_part(pool, penultimate=PENULTIMATE, **more):
+    return Candidates(
+        pool,
+        penultimate,
+        array=ARRAYS.__getitem__,
+        influence=lambda image, target: INFLUENCE * float(image.sum()) * target,
+        **more,
+    )
 
 
 @pytest.fixture
 def candidates():
-    return Candidates(Pool(FEATURES), PENULTIMATE, index=InnerProductIndex.flat(FEATURES))
+    return every_part(Pool(FEATURES), index=InnerProductIndex.flat(FEATURES))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -53,8 +78,7 @@ def test_a_larger_conditioning_set_matters_where_a_method_says_so(name):
     conditioning = FeatureConditioning.of(FeatureSpectrum.of([everyone]), FEATURES)
     pool = Pool(FEATURES)
     alone, among = (
-        METHODS[name].select(Candidates(pool, PENULTIMATE, conditioning=c), QUERY, Settings(0.5, 30))
-        for c in (None, conditioning)
+        METHODS[name].select(every_part(pool, conditioning=c), QUERY, Settings(0.5, 30)) for c in (None, conditioning)
     )
     same = np.allclose(np.sort(alone.scores), np.sort(among.scores))
     assert same != METHODS[name].conditions
@@ -97,6 +121,30 @@ def test_repsim_of_an_image_that_the_layer_ignores_is_zero(candidates):
     assert selected.scores.tolist() == [0, 0, 0]
 
 
+def test_graddot_is_the_product_of_the_losses_and_the_margins_gradients(candidates):
+    selected = METHODS["graddot"].select(candidates, QUERY, Settings(budget=30))
+    wanted = ARRAYS["train_doubt"] * (ARRAYS["margin_features"] @ MARGIN)
+    assert selected.indices.tolist() == np.argsort(-wanted).tolist()
+    np.testing.assert_allclose(selected.scores, np.sort(wanted)[::-1])
+
+
+def test_trak_weighs_products_by_the_out_to_loss_gradient(candidates):
+    selected = METHODS["trak"].select(candidates, QUERY, Settings(budget=30))
+    wanted = ARRAYS["trak_out_to_loss"] * (ARRAYS["trak_features"] @ MARGIN)
+    np.testing.assert_allclose(selected.scores, np.sort(wanted)[::-1], rtol=1e-5)
+
+
+def test_kronfluence_ranks_by_the_influence_on_the_target(candidates):
+    selected = METHODS["kronfluence"].select(candidates, QUERY, Settings(budget=30))
+    np.testing.assert_allclose(selected.scores, np.sort(INFLUENCE * 3 * 2)[::-1])
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.needs])
+def test_a_method_without_what_it_needs_says_so(name):
+    with pytest.raises(ValueError, match="needs more of the bundle"):
+        METHODS[name].select(Candidates(Pool(FEATURES), PENULTIMATE), QUERY, Settings())
+
+
 def test_random_is_uniform_and_the_same_for_a_seed(candidates):
     pick = METHODS["random"].select
     once, again, other = (pick(candidates, QUERY, Settings(budget=30, seed=s)).indices for s in (0, 0, 1))
@@ -119,12 +167,11 @@ def test_scores_that_are_no_numbers_are_refused():
 
 
 def test_a_method_is_added_by_one_decorated_function(monkeypatch, candidates):
-    monkeypatch.setattr("core.methods.METHODS", dict(METHODS))
-    from core import methods
+    monkeypatch.setattr("core.registry.METHODS", added := dict(METHODS))
 
     @method("norm", "Norm", summary="s", formula="f", advice="a")
     def _norm(candidates, query, settings):
         return rank(candidates.pool.diagonal, settings)
 
-    selected = methods.METHODS["norm"].select(candidates, QUERY, Settings(budget=1))
+    selected = added["norm"].select(candidates, QUERY, Settings(budget=1))
     assert selected.indices[0] == np.argmax(np.linalg.norm(FEATURES, axis=1))

@@ -1,0 +1,229 @@
+"""Influence functions with EK-FAC curvature (Grosse et al. 2023), through the library kronfluence.
+
+The measurement is TRAK's margin, the damping is the library's heuristic (a tenth of the mean eigenvalue), and the
+curvature is the true Fisher.
+"""
+
+import copy
+import shutil
+import tempfile
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from kronfluence.analyzer import Analyzer, prepare_model
+from kronfluence.arguments import FactorArguments, ScoreArguments
+from kronfluence.task import Task
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+from torch.utils.data import Dataset, TensorDataset
+
+from core.measurements import margin
+
+Progress = Callable[[str, int, int], None]
+FACTOR_FILES = (
+    "activation_eigenvalues.safetensors",
+    "activation_eigenvectors.safetensors",
+    "gradient_eigenvalues.safetensors",
+    "gradient_eigenvectors.safetensors",
+    "lambda_matrix.safetensors",
+    "num_lambda_processed.safetensors",
+    "factor_arguments.json",
+)
+_NAME = "margin"
+
+
+@dataclass(frozen=True)
+class EkfacSpec:
+    """How the factors are fitted, to the Fisher's directions: pairs of a training image and a class, see `_MarginTask`.
+
+    Args:
+        covariance_directions: at most so many directions, drawn evenly, for the Kronecker factors, which set the axes.
+        lambda_directions: at most so many, drawn by their share of the Fisher's trace, for the variances along these
+            axes, which cost most.
+        seed: of the draws.
+        batch_size: directions a step.
+    """
+
+    covariance_directions: int = 200_000
+    lambda_directions: int = 4_000
+    seed: int = 0
+    batch_size: int = 500
+
+    def to_dict(self) -> dict[str, int]:
+        """Give the JSON form."""
+        return asdict(self)
+
+
+def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec, progress: Progress) -> None:
+    """Fit EK-FAC factors and write them into a folder; a part that is there already is not fitted again.
+
+    Args:
+        model: the trained network; it is not changed. Only its Linear and Conv2d layers are seen.
+        inputs: (N, ...) all training images, as the network takes them.
+        folder: where kronfluence keeps its files, the factors in its `factors_folder`.
+        spec: the settings.
+        progress: called with a stage's name, steps done and in all.
+    """
+    shares = _probabilities(model, inputs, spec.batch_size)
+    axes, variances = _even_directions(inputs, shares, spec), _large_directions(inputs, shares, spec)
+    parts = max(1, len(variances) // spec.batch_size)
+    arguments = FactorArguments(
+        strategy="ekfac",
+        covariance_max_examples=None,
+        lambda_max_examples=None,
+        lambda_data_partitions=parts,
+    )
+    stage, common = "Kronfluence: curvature of the loss", {"factors_name": _NAME, "factor_args": arguments}
+    with _quiet():
+        analyzer = _analyzer(model, folder)
+        progress(stage, 0, parts + 2)
+        analyzer.fit_covariance_matrices(dataset=axes, per_device_batch_size=spec.batch_size, **common)
+        progress(stage, 1, parts + 2)
+        analyzer.perform_eigendecomposition(**common)
+        for part in range(parts):
+            progress(stage, part + 2, parts + 2)
+            which = [part] if parts > 1 else None
+            analyzer.fit_lambda_matrices(
+                dataset=variances, per_device_batch_size=spec.batch_size, target_data_partitions=which, **common
+            )
+        progress(stage, parts + 2, parts + 2)
+
+
+def factors_folder(home: Path) -> Path:
+    """Give the folder in which kronfluence keeps the factors of an analysis at `home`."""
+    return home / "natscope" / f"factors_{_NAME}"
+
+
+class EkfacInfluence:
+    """Factors that were fitted, ready to score training images for a query; one query at a time."""
+
+    def __init__(self, model: nn.Module, folder: Path) -> None:
+        """Prepare a copy of the network.
+
+        Args:
+            model: the network that the factors were fitted for.
+            folder: with the `FACTOR_FILES`.
+        """
+        self._lock = threading.Lock()
+        self._home = tempfile.TemporaryDirectory(prefix="natscope-ekfac-")
+        factors = factors_folder(Path(self._home.name))
+        factors.mkdir(parents=True)
+        for file in folder.iterdir():
+            shutil.copyfile(file, factors / file.name)
+        with _quiet():
+            self._analyzer = _analyzer(model, Path(self._home.name))
+
+    def scores(self, query: Tensor, target: int, inputs: Tensor, labels: np.ndarray) -> np.ndarray:
+        """Give the influence of training images on the margin of a query.
+
+        Args:
+            query: (1, ...), as the network takes it.
+            target: the class whose margin is measured.
+            inputs: (n, ...) training images, as the network takes them.
+            labels: (n,) int64, theirs.
+
+        Returns:
+            (n,) float64: the first-order change of the margin per unit of weight on an image's loss, positive for
+            proponents.
+        """
+        name = uuid.uuid4().hex  # kronfluence gives stale scores when a name is used again
+        with self._lock, _quiet():
+            self._analyzer.compute_pairwise_scores(
+                scores_name=name,
+                factors_name=_NAME,
+                query_dataset=TensorDataset(query, torch.tensor([target])),
+                train_dataset=TensorDataset(inputs, torch.from_numpy(np.array(labels, dtype=np.int64))),
+                per_device_query_batch_size=1,
+                per_device_train_batch_size=min(len(inputs), 1500),
+                score_args=ScoreArguments(damping_factor=None),
+            )
+            found = self._analyzer.load_pairwise_scores(name)
+            shutil.rmtree(self._analyzer.scores_output_dir(name))
+        return found["all_modules"][0].double().numpy()
+
+
+class _MarginTask(Task):
+    """Cross-entropy for training images, TRAK's margin for queries, as kronfluence wants them.
+
+    For the Fisher, kronfluence asks for the loss at a label drawn from the network. Its gradient by the logits,
+    e_y - p, is rare and large where the network is sure, so that two fits to all training images disagree. But the
+    covariance of that gradient is a sum over classes, sum_k p_k (e_k - p)(e_k - p)^T, and the loss here has the
+    gradient weight * sqrt(p_k) (e_k - p) for a given k: the same Fisher, with the classes summed and not drawn
+    (`python -m benchmarks ekfac` compares the two).
+    """
+
+    def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
+        logits = model(batch[0])
+        if not sample:
+            return cross_entropy(logits, batch[1], reduction="sum")
+        _, classes, weights = batch
+        shares = torch.softmax(logits.detach(), dim=1)
+        direction = one_hot(classes, shares.shape[1]) - shares
+        scale = weights * shares.gather(1, classes[:, None])[:, 0].sqrt()
+        return (logits * direction * scale[:, None]).sum()
+
+    def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
+        # Negated, so that scores are positive for images whose training raised the margin.
+        return -margin(model(batch[0]), batch[1]).sum()
+
+
+class _Directions(Dataset):
+    """Directions of the Fisher: (input, class, weight), so that their second moments add up to the mean Fisher."""
+
+    def __init__(self, inputs: Tensor, rows: Tensor, classes: Tensor, weights: Tensor) -> None:
+        self._inputs, self._rows, self._classes, self._weights = inputs, rows, classes, weights
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self._inputs[self._rows[place]], self._classes[place], self._weights[place]
+
+
+def _probabilities(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([torch.softmax(model(part), dim=1) for part in inputs.split(batch_size)])
+
+
+def _even_directions(inputs: Tensor, shares: Tensor, spec: EkfacSpec) -> _Directions:
+    """Draw directions evenly, without repetition: the inputs' covariance needs every image as often."""
+    count, classes = shares.shape
+    order = torch.from_numpy(np.random.default_rng(spec.seed).permutation(count * classes))
+    pairs = order[: spec.covariance_directions]
+    return _Directions(inputs, pairs // classes, pairs % classes, torch.full((len(pairs),), classes**0.5))
+
+
+def _large_directions(inputs: Tensor, shares: Tensor, spec: EkfacSpec) -> _Directions:
+    """Draw directions by their share of the Fisher's trace and weigh them down by it; all of them when they are few."""
+    count, classes = shares.shape
+    if count * classes <= spec.lambda_directions:
+        return _even_directions(inputs, shares, spec)
+    double = shares.double()
+    lengths = (double**2).sum(1, keepdim=True) + 1 - 2 * double  # |e_k - p|^2
+    chances = (double * lengths).flatten().numpy()
+    chances /= chances.sum()
+    drawn = np.random.default_rng(spec.seed).choice(len(chances), spec.lambda_directions, p=chances)
+    pairs = torch.from_numpy(drawn)
+    weights = torch.from_numpy(1 / np.sqrt(count * chances[drawn])).float()
+    return _Directions(inputs, pairs // classes, pairs % classes, weights)
+
+
+def _analyzer(model: nn.Module, home: Path) -> Analyzer:
+    task = _MarginTask()
+    prepared = prepare_model(copy.deepcopy(model), task)  # it changes what it is given
+    return Analyzer("natscope", prepared, task, cpu=True, output_dir=str(home), disable_tqdm=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # kronfluence calls torch's deprecated name of GradScaler
+        yield

@@ -1,0 +1,96 @@
+"""What single methods need beyond the features of the target's logit: arrays and factors that a bundle may hold."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.bundle import Bundle
+from core.cache import BoundedCache
+from core.ekfac import EkfacInfluence
+from core.features import FeatureMap
+from core.measurements import doubt
+from core.registry import Method
+from core.trak_scores import trak_features
+
+Progress = Callable[[str, int, int], None]
+Inputs = Callable[[slice | np.ndarray], Tensor]
+FACTORS = "kronfluence"  # folder of the factors within a bundle
+_DERIVED = ("train_doubt",)  # follow from what every bundle holds
+_SHARD = 1000
+
+
+class Parts:
+    """Arrays over all N training images, from the bundle, or computed anew for another sketch than the bundle's."""
+
+    def __init__(self, bundle: Bundle, margins: FeatureMap, inputs: Inputs, *, fresh: bool) -> None:
+        """Compute nothing yet.
+
+        Args:
+            bundle: an open bundle.
+            margins: maps to features of the margin, in the network's own parameterisation.
+            inputs: gives the network's inputs for a slice or for rows of the training images.
+            fresh: whether `margins` has another sketch than the bundle.
+        """
+        self._bundle, self._margins, self._inputs, self._fresh = bundle, margins, inputs, fresh
+        self._labels = np.array(bundle.array("train_labels"))
+        self._arrays: BoundedCache[dict[str, np.ndarray]] = BoundedCache(3)
+        self._influence: BoundedCache[EkfacInfluence] = BoundedCache(1)
+
+    def missing(self, method: Method) -> str | None:
+        """Say in a sentence what the bundle lacks for a method and how to add it; None where nothing is missing."""
+        if all(name in _DERIVED or self._bundle.has(name) for name in method.needs):
+            return None
+        command = f"{self._bundle.manifest.command} --out {self._bundle.path} --methods {method.name}"
+        return (
+            f"This bundle does not yet hold what {method.title} needs; `{command}` adds it and recomputes nothing else."
+        )
+
+    def array(self, name: str, progress: Progress) -> np.ndarray:
+        """Give an array (N, ...) by the name under which a method `needs` it.
+
+        Args:
+            name: its name.
+            progress: called while something long is computed once.
+        """
+        if name in _DERIVED:
+            return self._arrays.get(name, lambda: {name: self._doubt()})[name]
+        if not self._fresh:
+            return self._bundle.array(name)
+        if name == "margin_features":
+            return self._arrays.get(name, lambda: {name: self._margin_features(progress)})[name]
+        return self._arrays.get("trak", lambda: self._trak(progress))[name]
+
+    def influence(self, query: Tensor, target: int, rows: np.ndarray) -> np.ndarray:
+        """Give the EK-FAC influence of training images on a query's margin, (len(rows),).
+
+        Args:
+            query: (1, ...), as the network takes it.
+            target: the class whose margin is measured.
+            rows: numbers of training images.
+        """
+        found = self._influence.get(0, lambda: EkfacInfluence(self._margins.model, self._bundle.path / FACTORS))
+        return found.scores(query, target, self._inputs(rows), self._labels[rows])
+
+    def _doubt(self) -> np.ndarray:
+        logits = torch.from_numpy(np.array(self._bundle.array("train_logits"), dtype=np.float64))
+        return doubt(logits, torch.from_numpy(self._labels)).numpy()
+
+    def _margin_features(self, progress: Progress) -> np.ndarray:
+        parts = []
+        for start in range(0, len(self._labels), _SHARD):
+            progress("Gradients of the training images", start, len(self._labels))
+            part = slice(start, start + _SHARD)
+            parts.append(self._margins.features(self._inputs(part), self._labels[part], measurement="margin"))
+        return np.concatenate(parts)
+
+    def _trak(self, progress: Progress) -> dict[str, np.ndarray]:
+        rows = self.array("margin_features", progress)
+        with tempfile.TemporaryDirectory(prefix="natscope-trak-") as folder:
+            features, out_to_loss = trak_features(
+                self._margins.model, self._inputs, self._labels, rows, folder=Path(folder), progress=progress
+            )
+        return {"trak_features": features, "trak_out_to_loss": out_to_loss}

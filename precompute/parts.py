@@ -1,0 +1,141 @@
+"""What single methods need of a bundle beyond its features: computed with the bundle, or added to it later."""
+
+import importlib.metadata
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from core.ekfac import FACTOR_FILES, EkfacSpec, factors_folder, fit_factors
+from core.errors import BuildError
+from core.features import FeatureMap
+from core.methods import METHODS
+from core.parts import FACTORS
+from core.sketches import SketchSpec
+from core.trak_scores import trak_features
+from precompute.store import Store
+
+USUAL = ("graddot", "trak")  # built with every bundle that they can be built for
+_SHARD = 1000
+
+
+class Parts:
+    """A trained network and its training data, from which the arrays of each method are made."""
+
+    def __init__(
+        self,
+        store: Store,
+        model: nn.Module,
+        images: Tensor,
+        labels: np.ndarray,
+        *,
+        sketch: SketchSpec,
+        ekfac: EkfacSpec,
+    ) -> None:
+        """Keep what is needed.
+
+        Args:
+            store: where the arrays go.
+            model: the trained network, in eval mode.
+            images: (N, ...) all training images, as the network takes them.
+            labels: (N,) int64.
+            sketch: of the bundle.
+            ekfac: how Kronfluence's factors are fitted.
+        """
+        self.store, self.model, self.images, self.labels = store, model, images, labels
+        self.sketch, self.ekfac = sketch, ekfac
+
+    def add(self, methods: Iterable[str]) -> dict[str, Any]:
+        """Compute and store what the methods need; give the settings of each, for the manifest.
+
+        Raises:
+            BuildError: if a method cannot be had for this bundle.
+        """
+        return {name: {"needs": METHODS[name].needs} | _MAKERS[name](self) for name in methods if name in _MAKERS}
+
+    def _margins(self) -> np.ndarray:
+        features = FeatureMap(self.model, self.sketch, ntk=False, batch_size=_SHARD)
+        width = features.features(self.images[:1], self.labels[:1], measurement="margin").shape[1]
+
+        def shard(part: slice) -> np.ndarray:
+            block = features.features(self.images[part], self.labels[part], measurement="margin")
+            if not np.isfinite(block).all():
+                raise BuildError("A Jacobian is not finite; the network's weights have run away.")
+            return block
+
+        shape = (len(self.images), width)
+        return self.store.large("margin_features", shape, np.dtype("float32"), shard, "Gradients of the margins")
+
+    def _graddot(self) -> dict[str, Any]:
+        self._margins()
+        return {"measurement": "margin", "ntk": False}
+
+    def _trak(self) -> dict[str, Any]:
+        names, done = ("trak_features", "trak_out_to_loss"), self.store.work.done
+        found: tuple[np.ndarray, ...] = ()
+        if any(name not in done for name in names):
+            folder = self.store.work.path / "traker"
+            shutil.rmtree(folder, ignore_errors=True)  # a TRAKer does not go on within a pass
+            try:
+                found = trak_features(
+                    self.model,
+                    lambda part: self.images[part],
+                    self.labels,
+                    self._margins(),
+                    folder=folder,
+                    progress=self.store.progress,
+                )
+            except ValueError as error:
+                raise BuildError(str(error)) from error
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        for place, name in enumerate(names):
+            self.store.small(name, lambda place=place: found[place])  # type: ignore[misc]
+        self._margins()
+        return {"checkpoints": 1, "ridge": 0.0, "traker": importlib.metadata.version("traker")}
+
+    def _kronfluence(self) -> dict[str, Any]:
+        names = [f"{FACTORS}/{file}" for file in FACTOR_FILES]
+        home = self.store.work.path / "fitting"  # kronfluence goes on there after an interruption
+        if any(name not in self.store.work.done for name in names):
+            fit_factors(self.model, self.images, home, self.ekfac, self.store.progress)
+        for name in names:
+            self.store.copy(name, factors_folder(home) / Path(name).name)
+        shutil.rmtree(home, ignore_errors=True)
+        return self.ekfac.to_dict() | {"kronfluence": importlib.metadata.version("kronfluence")}
+
+
+_MAKERS: dict[str, Callable[[Parts], dict[str, Any]]] = {
+    "graddot": Parts._graddot,
+    "trak": Parts._trak,
+    "kronfluence": Parts._kronfluence,
+}
+
+
+def wanted(methods: tuple[str, ...] | None, *, count: int, sketch: SketchSpec) -> tuple[str, ...]:
+    """Give the methods whose parts a bundle is to hold, in order.
+
+    Args:
+        methods: names that were asked for; the usual ones, as far as they can be had, when None.
+        count: N, how many training images there are.
+        sketch: of the bundle.
+
+    Raises:
+        BuildError: for a name that no method has, or a method that cannot be had for this bundle.
+    """
+    for name in methods or ():
+        if name not in METHODS:
+            raise BuildError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
+    vectors = sketch.kind != "exact"
+    if methods is None:
+        return tuple(name for name in USUAL if name != "trak" or (vectors and count > sketch.dim))
+    if "trak" in methods and not vectors:
+        raise BuildError("TRAK needs feature vectors, and the exact kernel has none; choose another --sketch.")
+    if "trak" in methods and count <= sketch.dim:
+        raise BuildError(
+            f"TRAK needs more training images than dimensions of the sketch: choose a --dim below {count:,}."
+        )
+    return tuple(name for name in METHODS if name in methods)

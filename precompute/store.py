@@ -1,0 +1,98 @@
+"""The files of a bundle while it is written: each whole or not there, filled shard by shard, recorded in a journal."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from core.bundle import FileRecord, sha256_of
+from core.search import InnerProductIndex
+from precompute.work import Work
+
+Progress = Callable[[str, int, int], None]
+_SHARD = 1000
+
+
+class Store:
+    """Writes arrays, indexes and files into a folder and remembers a record of each."""
+
+    def __init__(self, folder: Path, work: Work, progress: Progress) -> None:
+        """Start without records.
+
+        Args:
+            folder: where the files go.
+            work: the journal; what it marks as done is read, not written again.
+            progress: called with a stage's name, steps done and in all.
+        """
+        self.folder, self.work, self.progress = folder, work, progress
+        self._records: dict[str, FileRecord] = {}
+
+    def small(self, name: str, values: np.ndarray | Callable[[], np.ndarray]) -> None:
+        """Write an array in one go."""
+        file = self.folder / f"{name}.npy"
+        if name not in self.work.done:
+            array = np.ascontiguousarray(values() if callable(values) else values)
+            temporary = file.with_suffix(".tmp")
+            with temporary.open("wb") as handle:
+                np.save(handle, array, allow_pickle=False)
+            temporary.replace(file)
+            self.work.mark(name)
+        self.record(name, file, np.load(file, mmap_mode="r", allow_pickle=False))
+
+    def large(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype, shard: Callable[[slice], np.ndarray], stage: str
+    ) -> np.ndarray:
+        """Fill an array shard by shard; a shard is in the journal only once it is on disk."""
+        file, done = self.folder / f"{name}.npy", self.work.done.get(name, 0)
+        array = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=dtype, shape=None if done else shape)
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process in the middle of a write
+            with file.open("r+b") as handle:
+                os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+        for start in range(done, shape[0], _SHARD):
+            self.progress(stage, start, shape[0])
+            part = slice(start, min(start + _SHARD, shape[0]))
+            array[part] = shard(part)
+            array.flush()
+            self.work.mark(name, part.stop)
+        self.progress(stage, shape[0], shape[0])
+        self.record(name, file, array)
+        return array
+
+    def index(self, name: str, members: np.ndarray) -> None:
+        """Write a flat inner-product index over feature vectors (n, K)."""
+        file = self.folder / f"{name}.faiss"
+        if name not in self.work.done:
+            temporary = file.with_suffix(".tmp")
+            InnerProductIndex.flat(members).save(temporary)
+            temporary.replace(file)
+            self.work.mark(name)
+        self.record(name, file)
+
+    def copy(self, name: str, source: Path) -> None:
+        """Copy a file that a library wrote; `name` may hold a folder."""
+        file = self.folder / name
+        if name not in self.work.done:
+            file.parent.mkdir(exist_ok=True)
+            temporary = file.with_name(file.name + ".tmp")
+            shutil.copyfile(source, temporary)
+            temporary.replace(file)
+            self.work.mark(name)
+        self.record(name, file)
+
+    def record(self, name: str, file: Path, array: np.ndarray | None = None) -> None:
+        """Remember a file that is in the folder, by its logical name."""
+        shape, dtype = (None, None) if array is None else (array.shape, str(array.dtype))
+        relative = file.relative_to(self.folder).as_posix()
+        self._records[name] = FileRecord(relative, file.stat().st_size, "", shape, dtype)
+
+    def checked_records(self) -> dict[str, FileRecord]:
+        """Give the records of all files, with their checksums."""
+        files = {}
+        for count, (name, record) in enumerate(sorted(self._records.items())):
+            self.progress("Checksums", count, len(self._records))
+            digest = sha256_of(self.folder / record.file)
+            files[name] = FileRecord(record.file, record.bytes, digest, record.shape, record.dtype)
+        self.progress("Checksums", len(files), len(files))
+        return files
