@@ -14,6 +14,7 @@ from trak.score_computers import BasicScoreComputer
 
 Progress = Callable[[str, int, int], None]
 _AT_ONCE = 1000
+_NEARLY = 0.99  # cosine between a vector and what the inverse and its matrix make of it
 
 
 def trak_features(
@@ -24,8 +25,9 @@ def trak_features(
     *,
     folder: Path,
     progress: Progress,
+    ridge: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Run a `TRAKer` over the training set: one checkpoint, no averaging, no ridge.
+    """Run a `TRAKer` over the training set: one checkpoint, no averaging.
 
     Args:
         model: the trained network.
@@ -34,31 +36,41 @@ def trak_features(
         margin_features: (N, K) float, sketched Jacobians of the margin at the labels; N greater than K.
         folder: an empty folder for the TRAKer's own arrays.
         progress: called with a stage's name, images done and in all.
+        ridge: traker's `lambda_reg`, added to the diagonal of Phi^T Phi / P, P the number of parameters.
 
     Returns:
         Phi (Phi^T Phi)^-1 times a positive constant, (N, K) float32, and the weights 1 - p_y, (N,) float32.
 
     Raises:
-        ValueError: if N is not greater than K: Phi^T Phi is then singular.
+        ValueError: without a ridge, if N is not greater than K, or the gradients span less: Phi^T Phi is then singular.
     """
     count, dim = margin_features.shape
-    if count <= dim:
+    if count <= dim and not ridge:
         raise ValueError(
             f"TRAK needs more training images than dimensions of the sketch, and {count:,} are not more than {dim:,}."
         )
-    traker = _traker(model, count, dim, folder)
+    used = _used(margin_features)
+    traker = _traker(model, count, len(used), folder, ridge)
     traker.load_checkpoint(model.state_dict(), model_id=0)
     for start in range(0, count, _AT_ONCE):
         progress("TRAK: weights of the training images", start, count)
         part = slice(start, min(start + _AT_ONCE, count))
-        rows = torch.from_numpy(np.array(margin_features[part], dtype=np.float32))
+        rows = torch.from_numpy(np.array(margin_features[part][:, used], dtype=np.float32))
         batch = (inputs(part), torch.from_numpy(np.array(labels[part], dtype=np.int64)), rows)
         traker.featurize(batch, num_samples=len(rows))
     progress("TRAK: inverting what the images have in common", 0, 1)
-    traker.finalize_features()
+    singular = f"TRAK cannot be computed: {dim:,} dimensions are more than this network's gradients span; choose fewer."
+    try:
+        traker.finalize_features()
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(singular) from error
     progress("TRAK: inverting what the images have in common", 1, 1)
     store = traker.saver.current_store
-    return np.array(store["features"]), np.array(store["out_to_loss"])[:, 0]
+    features = np.zeros((count, dim), dtype=np.float32)
+    features[:, used] = store["features"] / float(traker.normalize_factor)  # traker divides queries by it as well
+    if not ridge and not _is_inverse(margin_features, features, used):
+        raise ValueError(singular)
+    return features, np.array(store["out_to_loss"])[:, 0]
 
 
 def scores(features: np.ndarray, out_to_loss: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -103,7 +115,25 @@ class _Identity(AbstractProjector):
         pass
 
 
-def _traker(model: nn.Module, count: int, dim: int, folder: Path) -> TRAKer:
+def _used(features: np.ndarray) -> np.ndarray:
+    """Give the coordinates that are not zero throughout: a CountSketch of a small network may leave some empty."""
+    starts = range(0, len(features), _AT_ONCE)
+    return np.flatnonzero(np.any([features[start : start + _AT_ONCE].any(axis=0) for start in starts], axis=0))
+
+
+def _is_inverse(rows: np.ndarray, features: np.ndarray, used: np.ndarray) -> bool:
+    """Check that Phi^T times `features` is a multiple of the identity; float32 gives nonsense without a warning."""
+    probe = np.zeros(rows.shape[1], dtype=np.float32)
+    probe[used] = np.random.default_rng(0).standard_normal(len(used))
+    image = sum(
+        rows[start : start + _AT_ONCE].T @ (features[start : start + _AT_ONCE] @ probe)
+        for start in range(0, len(rows), _AT_ONCE)
+    )
+    cosine = image @ probe / (np.linalg.norm(image) * np.linalg.norm(probe))
+    return bool(cosine > _NEARLY)
+
+
+def _traker(model: nn.Module, count: int, dim: int, folder: Path, ridge: float) -> TRAKer:
     return TRAKer(
         model=model,
         task="image_classification",
@@ -114,5 +144,6 @@ def _traker(model: nn.Module, count: int, dim: int, folder: Path) -> TRAKer:
         projector=_Identity(dim),
         proj_dim=dim,
         use_half_precision=False,
+        lambda_reg=ridge,
         logging_level="ERROR",
     )

@@ -1,5 +1,6 @@
 """What single methods need of a bundle beyond its features: computed with the bundle, or added to it later."""
 
+import functools
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 from torch import Tensor, nn
 
 from core.ekfac import FACTOR_FILES, EkfacSpec, factors_folder, fit_factors
@@ -103,9 +105,16 @@ class Parts:
         if any(name not in self.store.work.done for name in names):
             fit_factors(self.model, self.images, home, self.ekfac, self.store.progress)
         for name in names:
-            self.store.copy(name, factors_folder(home) / Path(name).name)
+            self.store.file(name, functools.partial(_content, factors_folder(home) / Path(name).name))
         shutil.rmtree(home, ignore_errors=True)
         return self.ekfac.to_dict() | {"kronfluence": importlib.metadata.version("kronfluence")}
+
+
+def _content(file: Path) -> bytes:
+    """Give a file's bytes; kronfluence's tensors without their metadata, whose order is another in every run."""
+    if file.suffix == ".safetensors":
+        return safetensors.torch.save(safetensors.torch.load_file(file))
+    return file.read_bytes()
 
 
 _MAKERS: dict[str, Callable[[Parts], dict[str, Any]]] = {

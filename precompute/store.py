@@ -1,13 +1,12 @@
 """The files of a bundle while it is written: each whole or not there, filled shard by shard, recorded in a journal."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from core.bundle import FileRecord, sha256_of
+from core.bundle import FileRecord, sha256_of, write_atomically
 from core.search import InnerProductIndex
 from precompute.work import Work
 
@@ -70,14 +69,12 @@ class Store:
             self.work.mark(name)
         self.record(name, file)
 
-    def copy(self, name: str, source: Path) -> None:
-        """Copy a file that a library wrote; `name` may hold a folder."""
+    def file(self, name: str, content: Callable[[], bytes]) -> None:
+        """Write a file of any kind; `name` may hold a folder."""
         file = self.folder / name
         if name not in self.work.done:
             file.parent.mkdir(exist_ok=True)
-            temporary = file.with_name(file.name + ".tmp")
-            shutil.copyfile(source, temporary)
-            temporary.replace(file)
+            write_atomically(file, content())
             self.work.mark(name)
         self.record(name, file)
 
