@@ -24,7 +24,7 @@ lint: $(VENV)/.installed-dev ## check style and types
 format: $(VENV)/.installed-dev ## format the code
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-bench: $(VENV)/.installed-bench ## print the measured ratios (needs a few minutes)
+bench: $(VENV)/.installed-dev ## print the measured ratios (needs a few minutes)
 	@$(BIN)/python -m benchmarks
 
 clean: ## remove the environment and caches of tools
@@ -44,11 +44,6 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 $(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
 	@$(call install,.[dev])
 	@touch $@ $(VENV)/.installed
-
-$(VENV)/.installed-bench: $(VENV)/.installed
-	@$(BIN)/python -m pip install --quiet setuptools wheel
-	@$(call install,.[bench])
-	@touch $@
 
 # Tested versions first; where they do not exist (another Python or platform), whatever the lower bounds allow.
 define install

@@ -12,6 +12,7 @@ import click
 from core.errors import NatscopeError
 
 EXISTING = click.Path(path_type=Path)
+LATER = "kronfluence"  # takes about a minute to prepare, so the demo adds it while the app is already open
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -24,8 +25,10 @@ def natscope() -> None:
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port of the app.")
 @click.option("--no-browser", is_flag=True, help="Do not open a browser.")
 def demo(port: int, no_browser: bool) -> None:
-    """Build what is missing of the embedded bundle, then serve it."""
+    """Build what is missing of the embedded bundle, then serve it; what is slow is added while it is served."""
     from app.serve import serve
+    from core.bundle import Bundle
+    from precompute.background import start
     from precompute.build import build
     from precompute.home import home
     from precompute.spec import BuildSpec
@@ -37,6 +40,8 @@ def demo(port: int, no_browser: bool) -> None:
         click.echo(f"Building the embedded bundle, once, about a minute, in {out}")
     with _Bars() as bars:
         build(BuildSpec(), out, bars)
+    if LATER not in Bundle(out).manifest.methods:
+        start(out, LATER)
     serve(folder, port=port, browser=not no_browser)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from app.background import banner
 from app.views import attribute, methods
 from core.errors import NatscopeError
 
@@ -21,6 +22,7 @@ def main() -> None:
     ]
     chosen = st.navigation(pages, position="top")
     try:
+        banner()
         chosen.run()
     except NatscopeError as error:
         st.error(str(error), icon=":material/error:")

@@ -12,7 +12,6 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +25,10 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import Dataset, TensorDataset
 
 from core.measurements import margin
+from core.parts import EkfacSpec
 
 Progress = Callable[[str, int, int], None]
-FACTOR_FILES = (
-    "activation_eigenvalues.safetensors",
-    "activation_eigenvectors.safetensors",
-    "gradient_eigenvalues.safetensors",
-    "gradient_eigenvectors.safetensors",
-    "lambda_matrix.safetensors",
-    "num_lambda_processed.safetensors",
-    "factor_arguments.json",
-)
 _NAME = "margin"
-
-
-@dataclass(frozen=True)
-class EkfacSpec:
-    """How the factors are fitted, to the Fisher's directions: pairs of a training image and a class, see `_MarginTask`.
-
-    Args:
-        covariance_directions: at most so many directions, drawn evenly, for the Kronecker factors, which set the axes.
-        lambda_directions: at most so many, drawn by their share of the Fisher's trace, for the variances along these
-            axes, which cost most.
-        seed: of the draws.
-        batch_size: directions a step.
-    """
-
-    covariance_directions: int = 200_000
-    lambda_directions: int = 4_000
-    seed: int = 0
-    batch_size: int = 500
-
-    def to_dict(self) -> dict[str, int]:
-        """Give the JSON form."""
-        return asdict(self)
 
 
 def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec, progress: Progress) -> None:

@@ -2,7 +2,9 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,17 +12,49 @@ from torch import Tensor
 
 from core.bundle import Bundle
 from core.cache import BoundedCache
-from core.ekfac import EkfacInfluence
 from core.features import FeatureMap
 from core.measurements import doubt
 from core.registry import Method
-from core.trak_scores import trak_features
+
+if TYPE_CHECKING:  # the libraries behind these take a second to load, so they are loaded when they are needed
+    from core.ekfac import EkfacInfluence
 
 Progress = Callable[[str, int, int], None]
 Inputs = Callable[[slice | np.ndarray], Tensor]
 FACTORS = "kronfluence"  # folder of the factors within a bundle
+FACTOR_FILES = (
+    "activation_eigenvalues.safetensors",
+    "activation_eigenvectors.safetensors",
+    "gradient_eigenvalues.safetensors",
+    "gradient_eigenvectors.safetensors",
+    "lambda_matrix.safetensors",
+    "num_lambda_processed.safetensors",
+    "factor_arguments.json",
+)
 _DERIVED = ("train_doubt",)  # follow from what every bundle holds
 _SHARD = 1000
+
+
+@dataclass(frozen=True)
+class EkfacSpec:
+    """How the factors are fitted, to the Fisher's directions: pairs of a training image and a class, see `_MarginTask`.
+
+    Args:
+        covariance_directions: at most so many directions, drawn evenly, for the Kronecker factors, which set the axes.
+        lambda_directions: at most so many, drawn by their share of the Fisher's trace, for the variances along these
+            axes, which cost most.
+        seed: of the draws.
+        batch_size: directions a step.
+    """
+
+    covariance_directions: int = 200_000
+    lambda_directions: int = 4_000
+    seed: int = 0
+    batch_size: int = 500
+
+    def to_dict(self) -> dict[str, int]:
+        """Give the JSON form."""
+        return asdict(self)
 
 
 class Parts:
@@ -72,6 +106,8 @@ class Parts:
             target: the class whose margin is measured.
             rows: numbers of training images.
         """
+        from core.ekfac import EkfacInfluence
+
         found = self._influence.get(0, lambda: EkfacInfluence(self._margins.model, self._bundle.path / FACTORS))
         return found.scores(query, target, self._inputs(rows), self._labels[rows])
 
@@ -88,6 +124,8 @@ class Parts:
         return np.concatenate(parts)
 
     def _trak(self, progress: Progress) -> dict[str, np.ndarray]:
+        from core.trak_scores import trak_features
+
         rows = self.array("margin_features", progress)
         with tempfile.TemporaryDirectory(prefix="natscope-trak-") as folder:
             features, out_to_loss = trak_features(

@@ -11,13 +11,11 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor, nn
 
-from core.ekfac import FACTOR_FILES, EkfacSpec, factors_folder, fit_factors
 from core.errors import BuildError
 from core.features import FeatureMap
 from core.methods import METHODS
-from core.parts import FACTORS
+from core.parts import FACTOR_FILES, FACTORS, EkfacSpec
 from core.sketches import SketchSpec
-from core.trak_scores import trak_features
 from precompute.store import Store
 
 USUAL = ("graddot", "trak")  # built with every bundle that they can be built for
@@ -76,6 +74,8 @@ class Parts:
         return {"measurement": "margin", "ntk": False}
 
     def _trak(self) -> dict[str, Any]:
+        from core.trak_scores import trak_features
+
         names, done = ("trak_features", "trak_out_to_loss"), self.store.work.done
         found: tuple[np.ndarray, ...] = ()
         if any(name not in done for name in names):
@@ -100,6 +100,8 @@ class Parts:
         return {"checkpoints": 1, "ridge": 0.0, "traker": importlib.metadata.version("traker")}
 
     def _kronfluence(self) -> dict[str, Any]:
+        from core.ekfac import factors_folder, fit_factors
+
         names = [f"{FACTORS}/{file}" for file in FACTOR_FILES]
         home = self.store.work.path / "fitting"  # kronfluence goes on there after an interruption
         if any(name not in self.store.work.done for name in names):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from core.bundle import sha256_of
-from core.ekfac import EkfacSpec
 from core.errors import BuildError
+from core.parts import EkfacSpec
 from core.pool import LARGEST_GRAM
 from core.sketches import SketchSpec
 from precompute.datasets import Dataset

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from core.attribution import Attributor
-from core.ekfac import EkfacSpec
 from core.methods import METHODS
+from core.parts import EkfacSpec
 from core.sketches import SketchSpec
 from precompute.attributor import open_attributor
 from precompute.build import build

@@ -18,8 +18,8 @@ MAY_IMPORT = {
 # Each of these is imported by one module alone, or in one package alone.
 AT_HOME = {
     "faiss": "core/search.py",
-    "trak": "core/trak.py",
-    "kronfluence": "core/kronfluence.py",
+    "trak": "core/trak_scores.py",
+    "kronfluence": "core/ekfac.py",
     "streamlit": "app/",
     "click": "app/cli.py",
     "plotly": "app/figures.py",

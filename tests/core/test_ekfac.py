@@ -11,9 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from core.ekfac import (
-    FACTOR_FILES,
     EkfacInfluence,
-    EkfacSpec,
     _even_directions,
     _large_directions,
     _MarginTask,
@@ -23,6 +21,7 @@ from core.ekfac import (
 from core.features import FeatureMap
 from core.kernels import FactorKernel
 from core.measurements import doubt, margin
+from core.parts import FACTOR_FILES, EkfacSpec
 from core.sketches import SketchSpec
 
 COUNT, CLASSES = 80, 4
