@@ -6,15 +6,20 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 from core.answers import CONDITIONINGS, POOLS, QueryImage
 from core.attribution import Attributor
 from core.errors import QueryError
 from core.methods import METHODS
 
+AnyView = TypeVar("AnyView", bound="DataclassInstance")
+Readers = dict[str, tuple[str, Callable[[str], Any]]]
 LARGEST_BUDGET = 100
 SIGMA2_EXPONENTS = tuple(step / 4 for step in range(-24, 21))  # of 10: the slider's steps
 _ALWAYS = ("q", "sigma2", "m")  # parameters that every link has
@@ -61,17 +66,28 @@ def read_link(parameters: Mapping[str, str], classes: int) -> tuple[View, list[s
     Returns:
         The view and one sentence for each parameter that was not understood.
     """
-    view, complaints = View(), []
-    readers: dict[str, tuple[str, Callable[[str], Any]]] = {
-        "q": ("query", _query),
-        "method": ("method", lambda text: _one_of(text, tuple(METHODS))),
-        "sigma2": ("sigma2", _sigma2),
-        "m": ("budget", lambda text: _whole(text, 1, LARGEST_BUDGET)),
-        "pool": ("pool", lambda text: _one_of(text, POOLS)),
-        "given": ("conditioning", lambda text: _one_of(text, CONDITIONINGS)),
-        "target": ("target", lambda text: _whole(text, 0, classes - 1)),
-        "words": ("plain", lambda text: bool(_one_of(text, ("plain",)))),
+    readers: Readers = {
+        "q": ("query", parse_query),
+        "method": ("method", lambda text: parse_choice(text, tuple(METHODS))),
+        "sigma2": ("sigma2", parse_sigma2),
+        "m": ("budget", lambda text: parse_whole(text, 1, LARGEST_BUDGET)),
+        "pool": ("pool", lambda text: parse_choice(text, POOLS)),
+        "given": ("conditioning", lambda text: parse_choice(text, CONDITIONINGS)),
+        "target": ("target", lambda text: parse_whole(text, 0, classes - 1)),
+        "words": ("plain", lambda text: bool(parse_choice(text, ("plain",)))),
     }
+    return read_parameters(View(), readers, parameters)
+
+
+def read_parameters(view: AnyView, readers: Readers, parameters: Mapping[str, str]) -> tuple[AnyView, list[str]]:
+    """Set the fields of a view (a frozen dataclass) from an address; name in a sentence what cannot be read.
+
+    Args:
+        view: with the defaults.
+        readers: for each parameter the view's field and a function that reads its text or raises ValueError.
+        parameters: of the address.
+    """
+    complaints = []
     for key, (field, read) in readers.items():
         if key in parameters:
             try:
@@ -114,7 +130,8 @@ def open_query(text: str, attributor: Attributor) -> QueryImage:
     return attributor.upload(np.frombuffer(raw, np.uint8).reshape(shape))
 
 
-def _query(text: str) -> str:
+def parse_query(text: str) -> str:
+    """Check the name of a query; ValueError if it is none."""
     kind, _, value = text.partition(":")
     if kind in ("test", "train") and value.isdecimal() and len(value) < 10:
         return text
@@ -123,20 +140,23 @@ def _query(text: str) -> str:
     raise ValueError(text)
 
 
-def _one_of(text: str, choices: tuple[str, ...]) -> str:
+def parse_choice(text: str, choices: tuple[str, ...]) -> str:
+    """Check that a text is one of the choices; ValueError if not."""
     if text not in choices:
         raise ValueError(text)
     return text
 
 
-def _whole(text: str, low: int, high: int) -> int:
+def parse_whole(text: str, low: int, high: int) -> int:
+    """Read a whole number between two bounds, both allowed; ValueError if it is none."""
     value = int(text)
     if not low <= value <= high:
         raise ValueError(text)
     return value
 
 
-def _sigma2(text: str) -> float:
+def parse_sigma2(text: str) -> float:
+    """Read a variance within the slider's range; ValueError if it is none."""
     value = float(text)
     if not 10 ** SIGMA2_EXPONENTS[0] <= value <= 10 ** SIGMA2_EXPONENTS[-1]:
         raise ValueError(text)

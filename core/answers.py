@@ -90,6 +90,18 @@ class Attribution:
     seconds: float
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """The rank of each item as text; equal scores next to each other share a rank, marked "2="."""
+        scores = [item.score for item in self.items]
+        firsts = [place for place, score in enumerate(scores) if not place or score != scores[place - 1]]
+        ends = [*firsts[1:], len(scores)]
+        return tuple(
+            f"{first + 1}{'=' if end - first > 1 else ''}"
+            for first, end in zip(firsts, ends, strict=True)
+            for _ in range(first, end)
+        )
+
+    @property
     def nats(self) -> float | None:
         """The information of all items together."""
         return self.items[-1].nats if self.items else None

@@ -15,6 +15,7 @@ from app import shared, state, words
 from app.figures import curve, ranking_png
 from app.grid import Card, data_uri, grid
 from app.state import View
+from app.views.bundle import choose_bundle
 from app.views.query import picker, prediction
 from core.answers import Attribution, QueryImage, Request
 from core.attribution import Attributor
@@ -34,7 +35,7 @@ def page() -> None:
         "says how much each one carries."
     )
     with switches:
-        path = _bundle()
+        path = choose_bundle(_forget_query)
         words_switch = st.empty()
     attributor = shared.attributor(path)
     view = _view(attributor, path)
@@ -47,24 +48,6 @@ def page() -> None:
         picker(attributor, query, _take)
     with right:
         _answer(attributor, query, st.session_state["view"].query, plain)
-
-
-def _bundle() -> Path:
-    """Choose among the bundles that are served; the choice is hidden when there is one."""
-    paths = shared.bundle_paths()
-    names = list(paths)
-    if len(names) == 1:
-        return paths[names[0]]
-    wanted = st.query_params.get("bundle")
-    st.session_state.setdefault("bundle", wanted if wanted in names else names[0])
-    chosen = st.selectbox(
-        "Bundle",
-        names,
-        key="bundle",
-        format_func=lambda name: shared.bundle_title(paths[name]),
-        on_change=_forget_query,
-    )
-    return paths[chosen]
 
 
 def _view(attributor: Attributor, path: Path) -> View:

@@ -1,0 +1,83 @@
+"""The comparison figure on a page: one query, one row a method, an image that several rows share in one colour."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import streamlit as st
+
+_FOLDER = Path(__file__).parent
+# Okabe and Ito's colours, which colour-blind people can tell apart; a letter says the same.
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#B8A800")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a row; `tag` is a letter when other rows have the image too, `colour` its frame, "" for none."""
+
+    src: str
+    alt: str
+    title: str
+    caption: str
+    rank: str
+    image: int
+    tag: str = ""
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One method's row: its title, a note such as its sigma2, and its images, or a sentence in their place."""
+
+    title: str
+    note: str
+    tiles: tuple[Tile, ...]
+    failure: str = ""
+
+
+def marks(shared: Sequence[int]) -> dict[int, tuple[str, str]]:
+    """Give each shared image a letter and a colour, the first ones A, B, C and so on."""
+    return {image: (_letters(place), COLOURS[place % len(COLOURS)]) for place, image in enumerate(shared)}
+
+
+def _letters(place: int) -> str:
+    return chr(65 + place % 26) + (str(place // 26 + 1) if place >= 26 else "")
+
+
+@lru_cache(maxsize=1)
+def _component() -> Callable:
+    return st.components.v2.component(
+        "natscope_comparison",
+        html='<div class="comparison"></div>',
+        css=(_FOLDER / "comparison.css").read_text(encoding="utf-8"),
+        js=(_FOLDER / "comparison.js").read_text(encoding="utf-8"),
+    )
+
+
+def comparison(
+    query_src: str, query_text: tuple[str, str], strips: Sequence[Strip], *, key: str, on_pick: Callable[[int], None]
+) -> None:
+    """Draw the figure for one query.
+
+    Args:
+        query_src: data URI of the query's image.
+        query_text: its name and what the model says.
+        strips: the rows.
+        key: unique on the page.
+        on_pick: called with the training index of an image that is clicked.
+    """
+
+    def picked() -> None:
+        image = st.session_state[key]["picked"]
+        if isinstance(image, int) and any(tile.image == image for strip in strips for tile in strip.tiles):
+            on_pick(image)
+
+    _component()(
+        key=key,
+        data={
+            "query": {"src": query_src, "name": query_text[0], "says": query_text[1]},
+            "strips": [asdict(strip) for strip in strips],
+        },
+        on_picked_change=picked,
+    )

@@ -1,0 +1,30 @@
+"""The choice among the bundles that are served, on every page that shows one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import streamlit as st
+
+from app import shared
+
+
+def choose_bundle(on_change: Callable[[], None]) -> Path:
+    """Choose among the bundles that are served; the choice is hidden when there is one.
+
+    Args:
+        on_change: called when another bundle is chosen, to forget what belongs to the last one.
+    """
+    paths = shared.bundle_paths()
+    names = list(paths)
+    if len(names) == 1:
+        return paths[names[0]]
+    wanted = st.query_params.get("bundle")
+    st.session_state.setdefault("bundle", wanted if wanted in names else names[0])
+    chosen = st.selectbox(
+        "Bundle",
+        names,
+        key="bundle",
+        format_func=lambda name: shared.bundle_title(paths[name]),
+        on_change=on_change,
+    )
+    return paths[chosen]

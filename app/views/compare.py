@@ -1,0 +1,298 @@
+"""Compare: the same query, every method, side by side."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from app import shared, state, words
+from app.comparison import Strip, Tile, comparison, marks
+from app.comparison_link import LARGEST_BUDGET, MOST_QUERIES, ComparisonView, read_comparison
+from app.grid import data_uri
+from app.views.bundle import choose_bundle
+from app.views.compare_results import agreement_section, downloads
+from app.views.query import picker
+from core.answers import QueryImage
+from core.attribution import Attributor, Progress
+from core.cache import BoundedCache
+from core.comparison import Row, compare_one, shared_images
+from core.errors import QueryError
+from core.methods import METHODS
+
+_VIEW, _KEY = "compare_view", "compare_"
+_ITS_ANSWER = -1
+_FEWEST = 2
+
+
+def page() -> None:
+    """Draw the page."""
+    heading, choice = st.columns([3.6, 1], vertical_alignment="bottom")
+    heading.title("Every method on the same image")
+    with choice:
+        path = choose_bundle(_forget)
+    attributor = shared.attributor(path)
+    view = _view(attributor, str(path))
+    queries = _queries(view, attributor)
+    controls, figure = st.columns([1, 3.7], gap="large")
+    with controls:
+        _query_controls(attributor, queries[0])
+        view = _settings(attributor)
+    st.session_state[_VIEW] = view
+    link = view.to_link() | ({"bundle": path.name} if len(shared.bundle_paths()) > 1 else {})
+    if dict(st.query_params) != link:
+        st.query_params.from_dict(link)
+    methods = view.methods or usable(attributor)
+    with figure:
+        if len(methods) < _FEWEST:
+            st.info("Choose at least two methods to compare.", icon=":material/compare:")
+            return
+        rows = [_answers(attributor, text, query, view, methods) for text, query in _named(view, queries)]
+        for place, (query, block) in enumerate(zip(queries, rows, strict=True)):
+            _block(attributor, query, block, place)
+        st.caption(
+            "An image that several methods chose has one colour and letter in all their rows. Click any image to make "
+            "it the query."
+        )
+        downloads(attributor, queries, rows, view)
+    agreement_section(attributor, rows, view)
+
+
+def usable(attributor: Attributor) -> tuple[str, ...]:
+    """Give the methods for which the bundle holds all that they need."""
+    return tuple(name for name, method in METHODS.items() if attributor.missing(method) is None)
+
+
+def _view(attributor: Attributor, path: str) -> ComparisonView:
+    if _VIEW not in st.session_state or st.session_state.get(f"{_KEY}bundle") != path:
+        view, complaints = read_comparison(st.query_params, len(attributor.bundle.classes))
+        st.session_state[_VIEW], st.session_state[f"{_KEY}bundle"] = view, path
+        for complaint in complaints:
+            st.warning(complaint, icon=":material/link_off:")
+    return st.session_state[_VIEW]
+
+
+def _forget() -> None:
+    for key in [key for key in st.session_state if str(key).startswith(_KEY)]:
+        del st.session_state[key]
+    st.query_params.clear()
+
+
+def _named(view: ComparisonView, queries: Sequence[QueryImage]) -> list[tuple[str, QueryImage]]:
+    return list(zip((view.query, *view.pins), queries, strict=True))
+
+
+def _queries(view: ComparisonView, attributor: Attributor) -> list[QueryImage]:
+    """Open the current query and the pinned ones; what cannot be opened is said and left out."""
+    opened: list[tuple[str, QueryImage]] = []
+    for text in (view.query, *view.pins):
+        try:
+            opened.append((text, state.open_query(text, attributor)))
+        except QueryError as error:
+            st.warning(str(error), icon=":material/image_not_supported:")
+    if not opened or opened[0][0] != view.query:
+        opened.insert(0, (ComparisonView().query, attributor.query("test", 0)))
+    texts = tuple(text for text, _ in opened)
+    st.session_state[_VIEW] = replace(view, query=texts[0], pins=texts[1:])
+    return [query for _, query in opened]
+
+
+def _change(**fields: Any) -> None:
+    st.session_state[_VIEW] = replace(st.session_state[_VIEW], **fields)
+
+
+def _take(query: str) -> None:
+    _change(query=query)
+
+
+def _query_controls(attributor: Attributor, query: QueryImage) -> None:
+    view: ComparisonView = st.session_state[_VIEW]
+    split = "train" if query.origin == "train" else "test"
+    count, number = len(attributor.bundle.array(f"{split}_labels")), query.index if query.index is not None else -1
+    with st.container(horizontal=True, vertical_alignment="center"):
+        _button("‹", "Earlier image", lambda: _take(f"{split}:{(number - 1) % count}"), "earlier")
+        _button("›", "Later image", lambda: _take(f"{split}:{(number + 1) % count}"), "later")
+        _button("", "A random test image", lambda: _take(f"test:{_random(attributor)}"), "random", ":material/shuffle:")
+        full = len(view.pins) + 1 >= MOST_QUERIES
+        _button(
+            "Pin",
+            f"Keep this image in view and go on to others; {MOST_QUERIES} at most.",
+            lambda: _change(pins=(view.query, *view.pins)),
+            "pin",
+            ":material/keep:",
+            disabled=full or view.query in view.pins,
+        )
+    with st.popover("Choose an image", icon=":material/image_search:", width="stretch"):
+        picker(attributor, query, _take)
+    if view.pins:
+        gone = st.pills(
+            "Pinned: click to let go",
+            list(view.pins),
+            format_func=lambda text: "upload ✕" if text.startswith("image:") else f"{text.replace(':', ' ')} ✕",
+            key=f"{_KEY}unpin_{len(view.pins)}_{view.query[:20]}",
+        )
+        if gone:
+            _change(pins=tuple(pin for pin in view.pins if pin != gone))
+            st.rerun()
+
+
+def _random(attributor: Attributor) -> int:
+    return random.randrange(len(attributor.test_labels))
+
+
+def _button(
+    label: str, about: str, do: Callable[[], None], key: str, icon: str | None = None, *, disabled: bool = False
+) -> None:
+    st.button(label, help=about, on_click=do, key=f"{_KEY}{key}", icon=icon, disabled=disabled)
+
+
+def _settings(attributor: Attributor) -> ComparisonView:
+    """Draw the settings and give the view that they describe."""
+    view: ComparisonView = st.session_state[_VIEW]
+    classes, labels = attributor.bundle.classes, words.EXPERT
+    _restore(view, attributor)
+    names = st.multiselect(
+        "Methods",
+        list(METHODS),
+        key=f"{_KEY}methods",
+        format_func=lambda n: METHODS[n].title,
+        help="Two or more. A method that this bundle lacks says in its row how to add it.",
+    )
+    chosen = tuple(name for name in METHODS if name in names)
+    budget = st.slider(labels.budget, 1, LARGEST_BUDGET, key=f"{_KEY}budget", help=labels.budget_help)
+    target = st.selectbox(
+        "Explain",
+        [_ITS_ANSWER, *range(len(classes))],
+        key=f"{_KEY}target",
+        format_func=lambda c: "the model’s answer" if c == _ITS_ANSWER else classes[c],
+        help="The class whose support is attributed, for every image in view.",
+    )
+    exponents = sorted({*state.SIGMA2_EXPONENTS, st.session_state[f"{_KEY}exponent"]})
+    exponent = st.select_slider(
+        f"{labels.sigma2} of all, and of the judge",
+        exponents,
+        key=f"{_KEY}exponent",
+        format_func=lambda e: words.sigma2_text(10**e),
+        help=labels.sigma2_help + " The information that each subset carries is counted at this σ² too.",
+    )
+    own = _own_sigma2(view, chosen, 10**exponent)
+    pool = st.segmented_control(
+        labels.pool,
+        list(labels.pools),
+        key=f"{_KEY}pool",
+        format_func=labels.pools.__getitem__,
+        help=labels.pool_help,
+        required=True,
+        width="stretch",
+    )
+    conditioning = st.segmented_control(
+        labels.conditioning,
+        list(labels.conditionings),
+        key=f"{_KEY}conditioning",
+        format_func=labels.conditionings.__getitem__,
+        help=labels.conditioning_help,
+        required=True,
+        width="stretch",
+    )
+    return replace(
+        view,
+        methods=() if chosen == usable(attributor) else chosen,
+        budget=budget,
+        target=None if target == _ITS_ANSWER else target,
+        sigma2=10**exponent,
+        own=own,
+        pool=pool or "same-class",
+        conditioning=conditioning or "pool",
+    )
+
+
+def _restore(view: ComparisonView, attributor: Attributor) -> None:
+    """Give the controls the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
+    values = {
+        "methods": list(view.methods or usable(attributor)),
+        "budget": view.budget,
+        "target": _ITS_ANSWER if view.target is None else view.target,
+        "exponent": state.exponent_of(view.sigma2),
+        "pool": view.pool,
+        "conditioning": view.conditioning,
+        "same": not view.own,
+    }
+    for key, value in values.items():
+        st.session_state.setdefault(_KEY + key, value)
+
+
+def _own_sigma2(view: ComparisonView, methods: Sequence[str], common: float) -> dict[str, float]:
+    """Draw one σ² a method that uses one, unless one serves all."""
+    same = st.toggle("One σ² for all", key=f"{_KEY}same", help="Off: each method that uses σ² gets its own.")
+    if same:
+        return {}
+    own = {}
+    for name in (name for name in methods if METHODS[name].uses_sigma2):
+        key = f"{_KEY}own_{name}"
+        st.session_state.setdefault(key, state.exponent_of(view.own.get(name, common)))
+        exponent = st.select_slider(
+            METHODS[name].title,
+            sorted({*state.SIGMA2_EXPONENTS, st.session_state[key]}),
+            key=key,
+            format_func=lambda e: words.sigma2_text(10**e),
+        )
+        own[name] = 10**exponent
+    return own
+
+
+@st.cache_resource
+def _known() -> BoundedCache[Row]:
+    return BoundedCache(512)
+
+
+def _answers(
+    attributor: Attributor, text: str, query: QueryImage, view: ComparisonView, methods: Sequence[str]
+) -> list[Row]:
+    """Ask every method; a row that was asked before is at hand, so a change recomputes what it concerns alone."""
+    known = _known()
+
+    def work(progress: Progress) -> list[Row]:
+        rows = []
+        for place, name in enumerate(methods):
+            request = view.request(name)
+            key = (attributor.bundle.identity, text, request, view.sigma2)
+            progress(METHODS[name].title, place, len(methods))
+
+            def ask(request: Any = request) -> Row:
+                return compare_one(attributor, query, request, judge=view.sigma2, progress=progress)
+
+            rows.append(known.get(key, ask))
+        return rows
+
+    return shared.with_progress(work)
+
+
+def _block(attributor: Attributor, query: QueryImage, rows: Sequence[Row], place: int) -> None:
+    classes, images = attributor.bundle.classes, attributor.bundle.array("train_images")
+    tags = marks(list(shared_images(rows)))
+    strips = []
+    for row in rows:
+        method = METHODS[row.request.method]
+        note = f"σ² = {words.sigma2_text(row.request.sigma2)}" if method.uses_sigma2 else ""
+        tiles = []
+        items = zip(row.answer.items, row.answer.places, strict=True) if row.answer else ()
+        for item, rank in items:
+            letter, colour = tags.get(item.train_index, ("", ""))
+            amount = f"score {item.score:.4g}" + (
+                "" if item.nats is None else f", first {item.rank}: {item.nats:.4g} nats"
+            )
+            told = f"rank {rank}, {classes[item.label]}, training image {item.train_index}, {amount}"
+            picture = data_uri(np.asarray(images[item.train_index]))
+            tiles.append(Tile(picture, told, told, classes[item.label], rank, item.train_index, letter, colour))
+        strips.append(Strip(method.title, note, tuple(tiles), row.failure))
+    name = "your image" if query.index is None else f"{query.origin} image {query.index}"
+    right = "" if query.label is None else (" ✓" if query.label == query.predicted else f" ✗ is {classes[query.label]}")
+    comparison(
+        data_uri(query.image),
+        (name, classes[query.predicted] + right),
+        strips,
+        key=f"{_KEY}figure_{place}",
+        on_pick=lambda image: _take(f"train:{image}"),
+    )

@@ -1,0 +1,209 @@
+"""Under the comparison: how the methods agree, what their subsets carry, and the files to take away."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from app import words
+from app.comparison_link import ComparisonView
+from app.figures_comparison import FORMATS, agreement, comparison_file
+from core.answers import QueryImage
+from core.attribution import Attributor
+from core.comparison import OVERLAPS, Row, overlaps
+from core.methods import METHODS
+
+_MEASURES = {"jaccard": "Jaccard", "rbo": "Rank-biased overlap"}
+_COLUMNS = (
+    "query", "method", "sigma2", "rank", "train_index", "label", "label_name", "score", "nats_cumulative", "sign"
+)  # fmt: skip
+
+
+def agreement_section(attributor: Attributor, rows: Sequence[Sequence[Row]], view: ComparisonView) -> None:
+    """Draw how much the methods share, and the information, redundancy and labels of each one's subset."""
+    st.subheader("How they agree")
+    titles = [METHODS[row.request.method].title for row in rows[0]]
+    st.markdown(_finding(rows, titles, view))
+    left, right = st.columns([1, 1.25], gap="large")
+    with left:
+        measure = st.segmented_control(
+            "Overlap",
+            list(_MEASURES),
+            format_func=_MEASURES.__getitem__,
+            key="compare_measure",
+            default="jaccard",
+            required=True,
+            help="Jaccard: images that both chose over images that either chose. Rank-biased overlap: the same, but "
+            "agreement at the top counts more (Webber et al. 2010, p = 0.9). Mean over the images in view.",
+        )
+        matrix = overlaps(rows, OVERLAPS[measure or "jaccard"])
+        figure = agreement(matrix, titles, dark=st.context.theme.type == "dark")
+        st.plotly_chart(figure, key="compare_agreement", config={"displayModeBar": False})
+    with right:
+        st.dataframe(
+            [_summary(column, attributor.bundle.classes) for column in zip(*rows, strict=True)],
+            hide_index=True,
+            column_config={
+                "loss": st.column_config.ProgressColumn(
+                    "InfoLoss, nats", format="%.3g", min_value=0, max_value=_largest(rows, "loss"),
+                    help="What the model would lose without these images.",
+                ),
+                "gain": st.column_config.ProgressColumn(
+                    "InfoGain, nats", format="%.3g", min_value=0, max_value=_largest(rows, "gain"),
+                    help="What these images alone teach the model.",
+                ),
+                "redundancy": st.column_config.NumberColumn(
+                    "Redundancy", format="%.2f", help="Mean cosine between the images’ features; 1: all say the same."
+                ),
+                "seconds": st.column_config.NumberColumn("Seconds", format="%.2g", help="To answer, when first asked."),
+                "method": "Method",
+                "labels": "Labels",
+            },
+        )  # fmt: skip
+        st.caption(
+            f"Every subset is judged on one scale, whatever its method optimised: nats about the target’s logit, given "
+            f"the pool, at σ² = {words.sigma2_text(view.sigma2)}"
+            + (f"; means over {len(rows)} images." if len(rows) > 1 else ".")
+        )
+
+
+def downloads(
+    attributor: Attributor, queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], view: ComparisonView
+) -> None:
+    """Draw the buttons for the figure and the data."""
+    bundle = attributor.bundle
+
+    def picture(kind: str) -> bytes:
+        return comparison_file(queries, rows, bundle.array("train_images"), bundle.classes, kind=kind)
+
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for kind, mime in FORMATS.items():
+            st.download_button(
+                kind,
+                partial(picture, kind),
+                f"natscope-comparison.{kind.lower()}",
+                mime,
+                on_click="ignore",
+                key=f"compare_download_{kind}",
+                help="The figure, in print quality.",
+            )
+        st.download_button(
+            "CSV",
+            lambda: _table(queries, rows, bundle.classes),
+            "natscope-comparison.csv",
+            "text/csv",
+            on_click="ignore",
+            key="compare_download_CSV",
+            help="One line an image.",
+        )
+        st.download_button(
+            "JSON",
+            lambda: json.dumps(_everything(attributor, queries, rows, view), indent=2, allow_nan=False),
+            "natscope-comparison.json",
+            "application/json",
+            on_click="ignore",
+            key="compare_download_JSON",
+            help="The rankings, their agreement and every setting.",
+        )
+        st.caption("The address of this page reopens what you see.", width="content")
+
+
+def _finding(rows: Sequence[Sequence[Row]], titles: Sequence[str], view: ComparisonView) -> str:
+    matrix = overlaps(rows, OVERLAPS["jaccard"])
+    pairs = [(a, b) for a, b in combinations(range(len(titles)), 2) if not np.isnan(matrix[a, b])]
+    if not pairs:
+        return "Fewer than two methods gave an answer, so there is nothing to compare."
+    close = max(pairs, key=lambda pair: matrix[pair])
+    far = min(pairs, key=lambda pair: matrix[pair])
+    losses = [_mean(column, "loss") for column in zip(*rows, strict=True)]
+    most = max((place for place, loss in enumerate(losses) if loss is not None), key=lambda place: losses[place] or 0)
+    first = (
+        f"**{titles[close[0]]}** and **{titles[close[1]]}** agree most (overlap {matrix[close]:.2f}), "
+        f"**{titles[far[0]]}** and **{titles[far[1]]}** least ({matrix[far]:.2f})."
+        if len(pairs) > 1
+        else f"**{titles[close[0]]}** and **{titles[close[1]]}** overlap by {matrix[close]:.2f}."
+    )
+    lost = words.nats(losses[most] or 0.0)
+    return f"{first} The images of **{titles[most]}** carry most: {lost} would be lost with them."
+
+
+def _mean(column: Sequence[Row], name: str) -> float | None:
+    values = [value for row in column if (value := getattr(row, name)) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _largest(rows: Sequence[Sequence[Row]], name: str) -> float:
+    means = [_mean(column, name) for column in zip(*rows, strict=True)]
+    return max([value for value in means if value is not None], default=0.0) or 1.0
+
+
+def _summary(column: Sequence[Row], classes: tuple[str, ...]) -> dict[str, Any]:
+    answers = [row.answer for row in column if row.answer is not None]
+    labels: dict[int, int] = {}
+    for row in column:
+        for label, count in row.label_mix.items():
+            labels[label] = labels.get(label, 0) + count
+    mix = sorted(labels.items(), key=lambda item: -item[1])
+    shares = [answer.redundancy for answer in answers if not np.isnan(answer.redundancy)]
+    return {
+        "method": METHODS[column[0].request.method].title,
+        "loss": _mean(column, "loss"),
+        "gain": _mean(column, "gain"),
+        "redundancy": float(np.mean(shares)) if shares else None,
+        "seconds": float(np.mean([answer.seconds for answer in answers])) if answers else None,
+        "labels": ", ".join(f"{count} {classes[label]}" for label, count in mix) or column[0].failure,
+    }
+
+
+def _name(query: QueryImage) -> str:
+    return "upload" if query.index is None else f"{query.origin}:{query.index}"
+
+
+def _table(queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], classes: tuple[str, ...]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(_COLUMNS)
+    for query, block in zip(queries, rows, strict=True):
+        for row in block:
+            method = METHODS[row.request.method]
+            sigma2 = row.request.sigma2 if method.uses_sigma2 else ""
+            for i in row.answer.items if row.answer else ():
+                nats = "" if i.nats is None else i.nats
+                image = [i.train_index, i.label, classes[i.label], i.score, nats, i.sign]
+                writer.writerow([_name(query), method.name, sigma2, i.rank, *image])
+    return buffer.getvalue()
+
+
+def _everything(
+    attributor: Attributor, queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], view: ComparisonView
+) -> dict[str, Any]:
+    classes = attributor.bundle.classes
+    return {
+        "bundle": {"name": attributor.bundle.manifest.name, "identity": attributor.bundle.identity},
+        "judge_sigma2": view.sigma2,
+        "methods": [row.request.method for row in rows[0]],
+        "agreement": {name: _numbers(overlaps(rows, measure)) for name, measure in OVERLAPS.items()},
+        "queries": [
+            {
+                "query": _name(query),
+                "predicted": classes[query.predicted],
+                "rows": [
+                    {"method": row.request.method, "failure": row.failure or None}
+                    | {"info_loss_nats": row.loss, "info_gain_nats": row.gain}
+                    | ({"answer": row.answer.to_dict(query, classes)} if row.answer else {})
+                    for row in block
+                ],
+            }
+            for query, block in zip(queries, rows, strict=True)
+        ],
+    }
+
+
+def _numbers(matrix: np.ndarray) -> list[list[float | None]]:
+    return [[None if np.isnan(value) else float(value) for value in line] for line in matrix]
