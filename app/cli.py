@@ -66,6 +66,7 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
 @click.option(
     "--dataset", default="fashion-mnist-quarter", show_default=True, help="fashion-mnist-quarter or fashion-mnist."
 )
+@click.option("--classes", help="Keep these classes alone, by number with commas, such as 0,1; all by default.")
 @click.option("--model", default="mlp", show_default=True, help="Architecture.")
 @click.option(
     "--widths", default="784,512,256,10", show_default=True, help="Layer widths of the MLP, from pixels to classes."
@@ -192,6 +193,37 @@ def attribute(
 
 
 @natscope.command()
+@click.argument("experiment")
+@click.option("--bundle", type=EXISTING, required=True, help="The bundle.")
+@click.option("--out", type=EXISTING, required=True, help="JSON file to write; figures go beside it.")
+@click.option("--queries", type=click.IntRange(1), default=50, show_default=True, help="Test images to average over.")
+@click.option("--budget", type=click.IntRange(1), default=100, show_default=True, help="Size M of the largest subset.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawing of test images.")
+def evaluate(experiment: str, bundle: Path, out: Path, **settings: int) -> None:
+    """Run an experiment of the paper on a bundle: relative-information."""
+    from app.figures_curves import experiment_files
+    from core.errors import QueryError
+    from precompute.attributor import open_attributor
+    from precompute.experiments import EXPERIMENTS
+
+    if experiment not in EXPERIMENTS:
+        raise QueryError(f"There is no experiment '{experiment}'; choose one of {', '.join(EXPERIMENTS)}.")
+    if out.suffix != ".json":
+        raise QueryError(f"--out names a JSON file, such as {experiment}.json, not {out.name}.")
+    attributor = open_attributor(bundle)
+    with _Bars() as bars:
+        result = EXPERIMENTS[experiment](attributor, progress=bars, **settings)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        for kind, data in experiment_files(result):
+            out.with_suffix(f".{kind}").write_bytes(data)
+    except OSError as error:
+        raise QueryError(f"The result cannot be written to {out}: {error.strerror or error}.") from error
+    click.echo(f"{result['finding']}\nWritten: {out} and its figures.")
+
+
+@natscope.command()
 @click.option("--bundle", type=EXISTING, required=True, help="The bundle.")
 def verify(bundle: Path) -> None:
     """Check every checksum of a bundle; exit 1 and a sentence per fault."""
@@ -234,12 +266,7 @@ def _build_spec(name: str | None, **options: Any) -> Any:
 
     if options["sketch"] not in SKETCHES:
         raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
-    try:
-        widths = tuple(int(w) for w in options["widths"].split(","))
-    except ValueError as error:
-        raise BuildError(
-            f"--widths takes whole numbers with commas, such as 784,512,256,10, not {options['widths']}."
-        ) from error
+    widths = _numbers("--widths", options["widths"], "784,512,256,10")
     model = ModelSpec(options["model"], widths, options["bias"])
     recipe = {
         key: options[key]
@@ -249,6 +276,7 @@ def _build_spec(name: str | None, **options: Any) -> Any:
     return BuildSpec(
         name=title,
         dataset=options["dataset"],
+        classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),
         model=model,
         training=TrainingSpec(**recipe),
         sketch=SketchSpec(options["sketch"], options["dim"], options["sketch_seed"]),
@@ -258,6 +286,15 @@ def _build_spec(name: str | None, **options: Any) -> Any:
         methods=None if options["methods"] is None else _methods(options["methods"]),
         command=_command(options | {"name": name, "methods": None}),
     )
+
+
+def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
+    from core.errors import BuildError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise BuildError(f"{option} takes whole numbers with commas, such as {example}, not {text}.") from error
 
 
 def _methods(text: str) -> tuple[str, ...]:

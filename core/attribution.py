@@ -22,6 +22,7 @@ from core.parts import Parts
 from core.pool import Pool
 from core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
 from core.sketches import SketchSpec
+from core.trust import Trust, trust
 
 Progress = Callable[[str, int, int], None]
 _SHARD = 1000
@@ -70,6 +71,15 @@ class Attributor:
     def missing(self, method: Method) -> str | None:
         """Say in a sentence what the bundle lacks for a method and how to add it; None where nothing is missing."""
         return self._parts.missing(method)
+
+    def trust(self, count: int) -> Trust | None:
+        """Measure the sketch on the first training images, each under its own label; None for the exact kernel."""
+        spec, manifest = self.features.sketch.spec, self.bundle.manifest
+        if spec.kind == "exact":
+            return None
+        part = slice(0, count)
+        inputs, labels = self._train_inputs(part), self.train_labels[part]
+        return trust(self.features.model, spec, inputs, labels, ntk=manifest.ntk, layout=manifest.layout)
 
     def query(self, origin: str, index: int) -> QueryImage:
         """Take a query from the "test" or the "train" images.

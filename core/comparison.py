@@ -74,6 +74,22 @@ def judged(
     attributor: Attributor, query: QueryImage, answer: Attribution, sigma2: float, progress: Progress
 ) -> tuple[float, float]:
     """Give InfoLoss and InfoGain of an answer's images in nats, given its pool."""
+    losses, gains = information_of(attributor, query, answer, sigma2, progress)
+    return float(losses[-1]), float(gains[-1])
+
+
+def information_of(
+    attributor: Attributor, query: QueryImage, answer: Attribution, sigma2: float, progress: Progress
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give InfoLoss and InfoGain of the first 1, 2, … images of an answer, each (M,) in nats, given its pool.
+
+    Args:
+        attributor: of the bundle.
+        query: the image that was asked about.
+        answer: what any method answered.
+        sigma2: noise variance, whatever the method's own.
+        progress: called while something long is computed once.
+    """
     candidates, rows = attributor.candidates(answer.target, answer.request.pool, "pool", progress)
     features = attributor.query_features(query, answer.target)
     subset = np.searchsorted(rows, [item.train_index for item in answer.items])
@@ -82,8 +98,7 @@ def judged(
     ranking = np.concatenate([own, subset]).astype(np.int64)
     losses = information_loss_curve(candidates.pool, features, sigma2, ranking, conditioning=candidates.conditioning)
     before = losses[len(own) - 1] if len(own) else 0.0
-    gains = information_gain_curve(candidates.pool, features, sigma2, subset)
-    return float(losses[-1] - before), float(gains[-1])
+    return losses[len(own) :] - before, information_gain_curve(candidates.pool, features, sigma2, subset)
 
 
 def shared_images(rows: Sequence[Row]) -> dict[int, tuple[int, ...]]:

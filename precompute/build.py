@@ -27,7 +27,7 @@ from core.methods import METHODS
 from core.novelty import distances, usual_distances
 from core.pool import LARGEST_GRAM
 from core.posterior import blocks, feature_gram
-from precompute.datasets import load_dataset
+from precompute.datasets import load_dataset, of_classes
 from precompute.models import build_model
 from precompute.parts import Parts, wanted
 from precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions
@@ -120,6 +120,8 @@ class _Builder:
     def __init__(self, spec: BuildSpec, work: Work, progress: Progress) -> None:
         self.spec, self.work, self.progress = spec, work, progress
         self.data = load_dataset(spec.dataset)
+        if spec.classes is not None:
+            self.data = of_classes(self.data, spec.classes)
         self.store = Store(work.path, work, progress)
         self.methods = wanted(spec.methods, count=len(self.data.train_images), sketch=spec.sketch)
 

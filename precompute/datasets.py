@@ -4,8 +4,8 @@ import gzip
 import math
 import socket
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,27 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
     if name not in DATASETS:
         raise DataError(f"There is no data set {name!r}; choose one of: {', '.join(sorted(DATASETS))}.")
     return DATASETS[name](root or home() / "datasets")
+
+
+def of_classes(data: Dataset, classes: Sequence[int]) -> Dataset:
+    """Keep the images of some classes; labels are renumbered in the given order, everything else stays.
+
+    Raises:
+        DataError: if there are fewer than two, one twice, or one that the data set does not have.
+    """
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise DataError(f"Choose two or more different classes, not {', '.join(map(str, classes)) or 'none'}.")
+    unknown = [label for label in classes if not 0 <= label < len(data.classes)]
+    if unknown:
+        raise DataError(f"{data.name} has no class {unknown[0]}; choose from 0 to {len(data.classes) - 1}.")
+    number = np.full(len(data.classes), -1, dtype=np.int64)
+    number[list(classes)] = np.arange(len(classes))
+    kept: dict[str, Any] = {}
+    for split in ("train", "test"):
+        labels = number[getattr(data, f"{split}_labels")]
+        rows = labels >= 0
+        kept |= {f"{split}_images": getattr(data, f"{split}_images")[rows], f"{split}_labels": labels[rows]}
+    return replace(data, classes=tuple(data.classes[label] for label in classes), **kept)
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -29,6 +29,7 @@ class BuildSpec:
     Args:
         name: a title for people.
         dataset: a name of `precompute.datasets`.
+        classes: labels to keep, renumbered in this order; all of them when None.
         model: the architecture.
         training: the recipe; ignored when `weights` is given.
         sketch: kind, dimension K and seed.
@@ -42,6 +43,7 @@ class BuildSpec:
 
     name: str = "Fashion-MNIST (25 %), MLP"
     dataset: str = "fashion-mnist-quarter"
+    classes: tuple[int, ...] | None = None
     model: ModelSpec = field(default_factory=ModelSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
     sketch: SketchSpec = field(default_factory=SketchSpec)
@@ -57,6 +59,8 @@ class BuildSpec:
         values = asdict(self)
         del values["command"]  # words for people: they change no other byte
         del values["methods"], values["ekfac"]  # parts that come and go without changing the rest
+        if self.classes is None:
+            del values["classes"]  # as in bundles that were built before this setting
         if self.weights is not None:
             if not self.weights.is_file():
                 raise BuildError(f"There is no file of weights at {self.weights}.")

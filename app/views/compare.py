@@ -15,6 +15,7 @@ from app.grid import data_uri
 from app.views.bundle import choose_bundle
 from app.views.compare_results import agreement_section, downloads
 from app.views.query import picker
+from app.views.stability import stability
 from core.answers import QueryImage
 from core.attribution import Attributor, Progress
 from core.cache import BoundedCache
@@ -58,6 +59,7 @@ def page() -> None:
         )
         downloads(attributor, queries, rows, view)
     agreement_section(attributor, rows, view)
+    stability(attributor, view.query, queries[0], [view.request(name) for name in methods])
 
 
 def usable(attributor: Attributor) -> tuple[str, ...]:

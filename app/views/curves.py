@@ -1,0 +1,251 @@
+"""Information curves: how much of the information each ranking recovers, and how far the numbers can be trusted."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+import assets
+from app import shared, words
+from app.curves_link import DECADES, GAINS, LARGEST, MOST_QUERIES, CurvesView, read_curves
+from app.figures_curves import FORMATS, curves_file, experiment_panels, lengths, relative
+from app.views.bundle import choose_bundle
+from app.views.job import run_job
+from core.attribution import Attributor
+from core.curves import REFERENCE, Curve, Line, relative_curves, sample_queries
+from core.methods import METHODS
+from core.trust import Trust
+
+_VIEW, _KEY = "curves_view", "curves_"
+_SAMPLED = 300  # images whose Gram is compared with the exact one
+
+
+def page() -> None:
+    """Draw the page."""
+    heading, choice = st.columns([3.6, 1], vertical_alignment="bottom")
+    heading.title("How much of the information is found")
+    heading.markdown(
+        f"{METHODS[REFERENCE].title} searches for the images whose loss would cost most. Each curve says how much of "
+        "that the first M images of another ranking carry: 100 % is as good."
+    )
+    with choice:
+        path = choose_bundle(_forget)
+    attributor = shared.attributor(path)
+    view = _view(str(path))
+    controls, charts = st.columns([1, 2.9], gap="large")
+    with controls:
+        view = _settings(attributor, view)
+    st.session_state[_VIEW] = view
+    link = view.to_link() | ({"bundle": path.name} if len(shared.bundle_paths()) > 1 else {})
+    if dict(st.query_params) != link:
+        st.query_params.from_dict(link)
+    with charts:
+        _live(attributor, view)
+    st.divider()
+    left, right = st.columns([1.25, 1], gap="large")
+    with left:
+        _experiment()
+    with right:
+        _trust(attributor)
+
+
+def _view(path: str) -> CurvesView:
+    if _VIEW not in st.session_state or st.session_state.get(f"{_KEY}bundle") != path:
+        view, complaints = read_curves(st.query_params)
+        st.session_state[_VIEW], st.session_state[f"{_KEY}bundle"] = view, path
+        for complaint in complaints:
+            st.warning(complaint, icon=":material/link_off:")
+    return st.session_state[_VIEW]
+
+
+def _forget() -> None:
+    for key in [key for key in st.session_state if str(key).startswith(_KEY)]:
+        del st.session_state[key]
+    st.query_params.clear()
+
+
+def _settings(attributor: Attributor, view: CurvesView) -> CurvesView:
+    values = {
+        "mean": not view.query,
+        "count": view.count,
+        "number": int(view.query.partition(":")[2] or 0),
+        "method": view.method,
+        "sigma2s": list(view.sigma2s),
+        "fixed": view.fixed,
+        "others": list(view.others),
+        "largest": view.largest,
+    }
+    for key, value in values.items():
+        st.session_state.setdefault(_KEY + key, value)
+    mean = st.toggle("Mean over many images", key=f"{_KEY}mean", help="Off: the curves of one test image.")
+    if mean:
+        about = (
+            "Test images that the model gets right, drawn by chance, always the same ones. Bands: one standard error."
+        )
+        count, query = st.slider("Test images", 1, MOST_QUERIES, key=f"{_KEY}count", help=about), ""
+    else:
+        last = len(attributor.test_labels) - 1
+        number = st.number_input("Test image", 0, last, step=1, key=f"{_KEY}number")
+        count, query = view.count, f"test:{number}"
+    largest = st.slider("Largest M", 10, LARGEST, step=10, key=f"{_KEY}largest")
+    method = GAINS[0]
+    if len(GAINS) > 1:
+        method = st.selectbox("Method", GAINS, key=f"{_KEY}method", format_func=_title)
+    sigma2s = st.multiselect(
+        "Upper panel: σ²", DECADES, key=f"{_KEY}sigma2s", format_func=words.sigma2_text, max_selections=9
+    )
+    fixed = st.select_slider("Lower panel: σ²", DECADES, key=f"{_KEY}fixed", format_func=words.sigma2_text)
+    drawn = _compared(method)
+    others = st.multiselect(
+        "Lower panel: also show",
+        [name for name in METHODS if name not in drawn and name != REFERENCE],
+        key=f"{_KEY}others",
+        format_func=_title,
+        help="Any other method’s ranking, judged the same way.",
+    )
+    return CurvesView(query, count, method, tuple(sorted(sigma2s)), fixed, tuple(others), largest)
+
+
+def _title(name: str) -> str:
+    return METHODS[name].title
+
+
+def _compared(method: str) -> tuple[str, ...]:
+    return (method, *(name for name, m in METHODS.items() if m.approximates == method))
+
+
+def _live(attributor: Attributor, view: CurvesView) -> None:
+    if not view.sigma2s:
+        st.info("Choose at least one σ² for the upper panel.", icon=":material/show_chart:")
+        return
+    upper = [Line(view.method, sigma2) for sigma2 in view.sigma2s]
+    lower = [Line(name, view.fixed) for name in (*_compared(view.method), *view.others)]
+    lines = tuple(dict.fromkeys([*upper, *lower]))
+
+    def work(progress: Callable[[str, int, int], None]) -> dict[Line, Curve]:
+        queries = (
+            [attributor.query("test", int(view.query.partition(":")[2]))]
+            if view.query
+            else sample_queries(attributor, view.count)
+        )
+        found = relative_curves(attributor, queries, lines, largest=view.largest, progress=progress)
+        return {curve.line: curve for curve in found}
+
+    whom = view.query or view.count
+    key = ("curves", attributor.bundle.identity, whom, view.largest, lines)
+    found: dict[Line, Curve] | None = run_job(key, work, name=f"{_KEY}job", label="Compute the curves")
+    if found is None:
+        steps = (1 if view.query else view.count) * len(lines)
+        st.caption(f"{steps} rankings, about {max(1, round(0.2 * steps))} s on two cores for fast methods.")
+        return
+    panels = (
+        (f"{_title(view.method)} at several σ²", [found[line] for line in upper], False),
+        (f"At σ² = {words.sigma2_text(view.fixed)}", [found[line] for line in lower], True),
+    )
+    st.markdown(_finding(panels[0][1], panels[1][1], view))
+    for title, curves, by_method in panels:
+        st.subheader(title)
+        st.plotly_chart(
+            relative(curves, by_method=by_method), key=f"{_KEY}chart_{by_method}", config={"displayModeBar": False}
+        )
+    undefined = max(curve.undefined for curve in found.values())
+    if undefined:
+        st.caption(f"{undefined} images are left out: no subset carries information about them.")
+    _downloads(attributor, view, panels)
+
+
+def _finding(upper: Sequence[Curve], lower: Sequence[Curve], view: CurvesView) -> str:
+    """Say in words at which sigma2 nearly everything is found, and how close the approximation is."""
+    enough = [curve.line.sigma2 for curve in upper if curve.mean.min() >= 0.99]
+    worst = min(upper, key=lambda curve: curve.mean[-1])
+    size = len(worst.mean)
+    first = (
+        f"From **σ² = {words.sigma2_text(min(enough))}** on, at least 99 % is found at every M"
+        if enough
+        else "At none of these σ² is 99 % found at every M"
+    )
+    first += f"; least at σ² = {words.sigma2_text(worst.line.sigma2)}, {worst.mean[-1]:.0%} with {size} images."
+    if len(lower) < 2:
+        return first
+    gap = float(np.abs(lower[0].mean - lower[1].mean).max())
+    return (
+        f"{first} At σ² = {words.sigma2_text(view.fixed)}, {_title(lower[1].line.method)} stays within "
+        f"{100 * gap:.1f} points of {_title(lower[0].line.method)}."
+    )
+
+
+def _downloads(attributor: Attributor, view: CurvesView, panels: Sequence[tuple[str, Sequence[Curve], bool]]) -> None:
+    curves = list({curve.line: curve for _, found, _ in panels for curve in found}.values())
+
+    def table() -> str:
+        buffer = io.StringIO()
+        writer = csv.writer(buffer)
+        writer.writerow(["method", "sigma2", "m", "relative_information", "standard_error", "queries"])
+        for curve in curves:
+            for size, (mean, error) in enumerate(zip(curve.mean, curve.error, strict=True), 1):
+                writer.writerow([curve.line.method, curve.line.sigma2, size, mean, error, len(curve.values)])
+        return buffer.getvalue()
+
+    def everything() -> str:
+        settings = {"query": view.query or None, "queries": view.count, "bundle": attributor.bundle.manifest.name}
+        data = settings | {"identity": attributor.bundle.identity, "curves": [curve.to_dict() for curve in curves]}
+        return json.dumps(data, indent=2, allow_nan=False)
+
+    offers: list[tuple[str, str, Callable[[], Any]]] = [
+        (kind, mime, lambda kind=kind: curves_file(panels, kind=kind))  # type: ignore[misc]
+        for kind, mime in FORMATS.items()
+    ]
+    offers += [("CSV", "text/csv", table), ("JSON", "application/json", everything)]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for kind, mime, make in offers:
+            st.download_button(
+                kind, make, f"natscope-curves.{kind.lower()}", mime, on_click="ignore", key=f"{_KEY}download_{kind}"
+            )
+
+
+def _experiment() -> None:
+    st.subheader("The paper’s own setting, measured")
+    folder = Path(assets.__file__).parent / "results"
+    try:
+        result = json.loads((folder / "relative-information.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        st.caption("The result is not in this installation; `natscope evaluate relative-information` measures it.")
+        return
+    setting = result["setting"]
+    st.markdown(f"**The paper.** {result['claims']}")
+    st.markdown(f"**Ours.** {result['finding']}")
+    for title, curves, by_method in experiment_panels(result):
+        st.markdown(f"**{title}**")
+        figure = relative(curves, by_method=by_method)
+        st.plotly_chart(figure, key=f"{_KEY}paper_{by_method}", config={"displayModeBar": False})
+    st.caption(
+        f"{setting['data']}; {setting['network']}; {setting['queries']} test images; {result['date']}. "
+        f"`{result['command']}`"
+    )
+
+
+def _trust(attributor: Attributor) -> None:
+    st.subheader("How far the sketch can be trusted")
+    found = _measured(attributor.bundle.identity, attributor)
+    if found is None:
+        st.caption("This bundle uses the exact kernel: no sketch, no error.")
+        return
+    dark = st.context.theme.type == "dark"
+    how = "against the exact inner products" if found.exact else "estimated from independent sketches"
+    st.markdown(
+        f"Over {_SAMPLED} training images, {how}: the Gram matrix errs by **{found.error:.1%}** (relative Frobenius "
+        f"error), and squared lengths scatter by **{found.spread:.1%}**; {found.expected:.1%} is what K = "
+        f"{attributor.bundle.sketch_spec.dim:,} random dimensions allow (√(2/K))."
+    )
+    figure = lengths(found.ratios, colour="#5cc3d6" if dark else "#0f6e84")
+    st.plotly_chart(figure, key=f"{_KEY}lengths", config={"displayModeBar": False})
+
+
+@st.cache_resource(max_entries=8, show_spinner="Measuring the sketch …")
+def _measured(identity: str, _attributor: Attributor) -> Trust | None:
+    return _attributor.trust(_SAMPLED)

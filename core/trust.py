@@ -1,0 +1,72 @@
+"""How far a sketch can be trusted: the error of its Gram matrix and the spread of its squared lengths."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from core.features import FeatureMap, kernel_of
+from core.sketches import SketchSpec
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a sketch does to a sample of images.
+
+    Args:
+        error: relative Frobenius error of the sample's Gram matrix.
+        ratios: (n,) squared length of each feature over that of the Jacobian itself.
+        expected: standard deviation of these ratios for an ideal sketch of K dimensions, sqrt(2 / K).
+        exact: whether the Jacobians' own inner products were at hand; else both come from independent sketches.
+    """
+
+    error: float
+    ratios: np.ndarray
+    expected: float
+    exact: bool
+
+    @property
+    def spread(self) -> float:
+        """The root mean square deviation of the ratios from 1."""
+        return float(np.sqrt(np.mean((self.ratios - 1) ** 2)))
+
+
+def trust(
+    model: nn.Module,
+    spec: SketchSpec,
+    inputs: Tensor,
+    targets: np.ndarray,
+    *,
+    ntk: bool,
+    layout: tuple[tuple[int, int], ...] | None,
+    others: int = 8,
+) -> Trust:
+    """Measure a sketch on a sample.
+
+    Args:
+        model: the trained network.
+        spec: the sketch, not the exact kernel.
+        inputs: (n, ...).
+        targets: (n,) int64.
+        ntk: whether weight blocks are scaled as in the NTK parameterisation.
+        layout: of the layers, when all parameters are weights of Linear layers: the exact Gram is then at hand.
+        others: without a layout, how many independent sketches stand in for the exact Gram by their mean.
+    """
+    features = FeatureMap(model, spec, ntk=ntk).features(inputs, targets)
+    gram = kernel_of(spec, layout)(features, features)
+    if layout is not None:
+        exact = SketchSpec("exact", spec.dim, spec.seed)
+        rows = FeatureMap(model, exact, ntk=ntk).features(inputs, targets)
+        reference, bias = kernel_of(exact, layout)(rows, rows), 0.0
+    else:
+        seeds = range(spec.seed + 1, spec.seed + 1 + others)
+        grams = []
+        for seed in seeds:
+            rows = FeatureMap(model, SketchSpec(spec.kind, spec.dim, seed), ntk=ntk).features(inputs, targets)
+            grams.append(kernel_of(spec, None)(rows, rows))
+        reference = np.mean(grams, axis=0)
+        # The mean of the others errs too: E|G - mean|^2 = (1 + 1/others) E|G - exact|^2.
+        bias = 1 / others
+    ratios = np.diag(gram) / np.diag(reference)
+    error = np.linalg.norm(gram - reference) / np.linalg.norm(reference) / np.sqrt(1 + bias)
+    return Trust(float(error), 1 + (ratios - 1) / np.sqrt(1 + bias), float(np.sqrt(2 / spec.dim)), layout is not None)
