@@ -79,12 +79,12 @@ def ranking_png(
         f"{_title(query, classes)}\npredicted {classes[query.predicted]}",
     )
     before = 0.0
-    for place, (image, item) in enumerate(zip(images, result.items, strict=True)):
+    for place, (image, item, rank) in enumerate(zip(images, result.items, result.places, strict=True)):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign]
         amount = f"{item.score:.3g}" if item.nats is None else nats(item.nats - before)
         before = item.nats or 0.0
         row, column = divmod(place, _COLUMNS)
-        _show(figure.add_subplot(cells[row, column + 2]), image, f"{item.rank}  {classes[item.label]}\n{amount}{arrow}")
+        _show(figure.add_subplot(cells[row, column + 2]), image, f"{rank}  {classes[item.label]}\n{amount}{arrow}")
     sigma2 = f", σ² = {result.request.sigma2:.3g}" if method.uses_sigma2 else ""
     figure.suptitle(f"{method.title}{sigma2}: training images behind “{classes[result.target]}”", fontsize=9)
     buffer = io.BytesIO()

@@ -27,7 +27,7 @@ class Job:
         self.stage, self.steps, self.total = "Waiting for a free worker", 0, 1
         self.result: Any = None
         self.error = ""
-        self._stop = threading.Event()
+        self._stop, self._lock = threading.Event(), threading.Lock()
 
     @property
     def share(self) -> float:
@@ -36,7 +36,9 @@ class Job:
 
     def stop(self) -> None:
         """Ask the work to end at its next step."""
-        self._stop.set()
+        with self._lock:
+            self._stop.set()
+            self.stage = "Stopping"
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Record a step; the work calls this often, for it is also where a stopped job ends.
@@ -44,9 +46,10 @@ class Job:
         Raises:
             Cancelled: if the job was stopped.
         """
-        if self._stop.is_set():
-            raise Cancelled
-        self.stage, self.steps, self.total = stage, done, total
+        with self._lock:
+            if self._stop.is_set():
+                raise Cancelled
+            self.stage, self.steps, self.total = stage, done, total
 
     def run(self, work: Callable[[Progress], Any]) -> None:
         """Do the work and keep what came of it."""

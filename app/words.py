@@ -1,10 +1,11 @@
 """The words of the pages: what was found, in a sentence, and the terms explained, for experts and for everyone."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from core.answers import Attribution
-from core.methods import Method
+from core.methods import METHODS, Method
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ NAT = (
     "A nat measures information, like a bit (1 nat = 1.44 bits). n nats make the model's uncertainty about its "
     "answer eⁿ times as narrow: 0.7 nats halve it."
 )
+
+
+def titles(methods: Iterable[Method]) -> str:
+    """Name methods in a sentence: "A", "A and B", "A, B and C"."""
+    *first, last = (method.title for method in methods)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def informative() -> str:
+    """Name the methods that count nats."""
+    return titles(method for method in METHODS.values() if method.information)
 
 
 def finding(result: Attribution, method: Method, target: str, *, plain: bool) -> str:

@@ -61,18 +61,18 @@ def across_sketches(
         query: the image.
         requests: one a method.
         seeds: of the sketches, each another than the bundle's.
-        progress: called at every repeat; it may raise to stop.
+        progress: called at every step of every repeat; it may raise to stop.
     """
-    originals = [_asked(attributor, query, request) for request in requests]
     wanted = [place for place, request in enumerate(requests) if METHODS[request.method].sketched]
+    total = len(seeds) * len(wanted)
+    originals = [_asked(attributor, query, request, _within(progress, "Now", 0, total)) for request in requests]
     again: dict[int, list[Attribution | str]] = {place: [] for place in wanted}
     for round_, seed in enumerate(seeds):
         other = attributor.resketched(seed)
         for step, place in enumerate(wanted):
-            request, done = requests[place], round_ * len(wanted) + step
-            progress(f"Sketch {round_ + 1}: {METHODS[request.method].title}", done, len(seeds) * len(wanted))
-            again[place].append(_asked(other, query, request))
-    progress("Done", 1, 1)
+            here = _within(progress, f"Sketch {round_ + 1}", round_ * len(wanted) + step, total)
+            again[place].append(_asked(other, query, requests[place], here))
+    progress("Done", total, total)
     return [
         _judged(request, original, again.get(place, []))
         for place, (request, original) in enumerate(zip(requests, originals, strict=True))
@@ -93,20 +93,19 @@ def across_networks(
         query: an image as this bundle's network sees it.
         requests: one a method.
         others: bundles for which `differ_by_seed` holds.
-        progress: called at every repeat; it may raise to stop.
+        progress: called at every step of every repeat; it may raise to stop.
     """
-    found = []
+    found, total = [], len(requests) * len(others)
     for place, request in enumerate(requests):
-        original = _asked(attributor, query, request)
+        original = _asked(attributor, query, request, _within(progress, "Now", place * len(others), total))
         again: list[Attribution | str] = []
         for step, other in enumerate(others):
-            done = place * len(others) + step
-            progress(f"Network {step + 2}: {METHODS[request.method].title}", done, len(requests) * len(others))
+            here = _within(progress, f"Network {step + 2}", place * len(others) + step, total)
             seen = other.upload(query.image) if query.index is None else other.query(query.origin, query.index)
             target = query.predicted if request.target is None else request.target
-            again.append(_asked(other, seen, replace(request, target=target)))
+            again.append(_asked(other, seen, replace(request, target=target), here))
         found.append(_judged(request, original, again))
-    progress("Done", 1, 1)
+    progress("Done", total, total)
     return found
 
 
@@ -145,9 +144,18 @@ def rank_correlation(first: Sequence[int], second: Sequence[int]) -> float:
     return float(spearmanr(*ranks).statistic)
 
 
-def _asked(attributor: Attributor, query: QueryImage, request: Request) -> Attribution | str:
+def _within(progress: Progress, name: str, done: int, total: int) -> Callable[[str], None]:
+    """Give a way to tell what one repeat is doing, which does not move the bar but may stop the work."""
+    return lambda stage: progress(f"{name}: {stage}", done, total)
+
+
+def _asked(
+    attributor: Attributor, query: QueryImage, request: Request, tell: Callable[[str], None]
+) -> Attribution | str:
+    title = METHODS[request.method].title
+    tell(title)
     try:
-        return attributor.attribute(query, request)
+        return attributor.attribute(query, request, lambda stage, done, total: tell(f"{title}, {stage.lower()}"))
     except QueryError as error:
         return str(error)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from core.methods import METHODS
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("app", "core", "precompute", "assets")
 MAY_IMPORT = {
@@ -66,6 +68,19 @@ def test_every_library_that_is_imported_is_declared():
     assert outside
     for top in outside:
         assert f'"{names.get(top, top)}' in declared, f"{top} is imported but not declared"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [*sorted((ROOT / "app/views").glob("*.py")), ROOT / "app/words.py", *sorted((ROOT / "app").glob("figures*.py"))],
+    ids=lambda f: str(f.relative_to(ROOT)),
+)
+def test_pages_name_no_method(file):
+    """They draw methods from the registry, so that a new one needs no page to know of it."""
+    # "random" is a word as well: pages take a random image.
+    names = {name for m in METHODS.values() if m.name != "random" for name in (m.name, m.title)}
+    text = file.read_text(encoding="utf-8")
+    assert {name for name in names if re.search(rf"(?<![A-Za-z]){re.escape(name)}(?![A-Za-z])", text)} == set()
 
 
 def test_no_page_is_named_like_a_package():

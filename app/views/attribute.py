@@ -6,12 +6,14 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlencode
 
 import numpy as np
 import streamlit as st
 from scipy.special import softmax
 
 from app import shared, state, words
+from app.comparison_link import compare_link
 from app.figures import curve, ranking_png
 from app.grid import Card, data_uri, grid
 from app.state import View
@@ -45,6 +47,7 @@ def page() -> None:
     with left:
         query = _query(view, attributor)
         prediction(query, attributor)
+        _comparison_link(attributor)
         picker(attributor, query, _take)
     with right:
         _answer(attributor, query, st.session_state["view"].query, plain)
@@ -75,6 +78,19 @@ def _query(view: View, attributor: Attributor) -> QueryImage:
         st.warning(str(error), icon=":material/image_not_supported:")
         st.session_state["view"] = replace(view, query=View().query)
         return attributor.query("test", 0)
+
+
+def _comparison_link(attributor: Attributor) -> None:
+    address = compare_link(st.session_state["view"].query)
+    if len(shared.bundle_paths()) > 1:
+        address += "&" + urlencode({"bundle": attributor.bundle.path.name})
+    st.link_button(
+        "Compare methods on this image",
+        address,
+        icon=":material/compare:",
+        type="tertiary",
+        help="Opens the comparison in a new tab.",
+    )
 
 
 def _take(query: str) -> None:
@@ -131,7 +147,7 @@ def _controls(attributor: Attributor, query: QueryImage, labels: words.Labels) -
         "Method",
         list(METHODS),
         key="method",
-        format_func=lambda n: METHODS[n].title,
+        format_func=lambda n: METHODS[n].title + (" (not in this bundle)" if attributor.missing(METHODS[n]) else ""),
         help="The page Methods explains each.",
     )
     method = METHODS[name]
@@ -210,16 +226,16 @@ def _cards(result: Attribution, images: np.ndarray, classes: tuple[str, ...]) ->
     amounts = [abs(a) for a in _amounts(result)]
     strongest = max(amounts) or 1.0
     cards = []
-    for item, image, amount in zip(result.items, images, _amounts(result), strict=True):
+    for item, rank, image, amount in zip(result.items, result.places, images, _amounts(result), strict=True):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign]
         unit = "nats" if item.nats is not None else "score"
         told = f"{classes[item.label]}, training image {item.train_index}: {amount:.4g} {unit}"
         cards.append(
             Card(
                 src=data_uri(image),
-                alt=f"rank {item.rank}, {told}",
+                alt=f"rank {rank}, {told}",
                 title=told if item.nats is None else f"{told}; the first {item.rank} carry {item.nats:.4g} nats",
-                rank=str(item.rank),
+                rank=rank,
                 value=f"{_short(amount)}{arrow}",
                 caption=classes[item.label],
                 tone="against" if item.sign < 0 else "for",
@@ -248,8 +264,8 @@ def _curve(result: Attribution, picked: int | None) -> None:
     st.subheader("How the information adds up")
     if result.nats is None:
         st.caption(
-            "This method orders images and has no unit of information, so there is no curve. InfoLoss and InfoGain "
-            "have one."
+            "This method orders images and has no unit of information, so there is no curve. "
+            f"{words.informative()} have one."
         )
         return
     colours = ("#5cc3d6", "#a8b3bd") if st.context.theme.type == "dark" else ("#0f6e84", "#6b7280")

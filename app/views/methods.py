@@ -13,8 +13,8 @@ GLOSSARY = {
     "Pool": "The training images that may be selected: those labelled with the target, or all.",
     "M": "How many training images are selected, one after another.",
     "σ² (noise)": "How much the surrogate distrusts a single training image. Small: one image can settle a "
-    "question, duplicates are redundant. Large: images add up, and InfoLoss, InfoGain and the squared correlation "
-    "give the same order.",
+    "question, duplicates are redundant. Large: images add up, and "
+    f"{words.informative()} give the same order, that of the squared correlation.",
     "Jacobian": "How the target’s logit would change with each weight of the network. Two images with similar "
     "Jacobians teach the network the same thing.",
     "Sketch": "A random projection of the Jacobian to K numbers (4,096 by default) that keeps inner products nearly "
@@ -34,12 +34,9 @@ LIMITS = (
     "labelled.",
     "**Sketched.** Features are random projections; at K = 4,096 the relative error of the Gram matrix is 4 % "
     "within a class and 10 % over all classes (`make bench`).",
-    "**Greedy.** Images are picked one at a time. InfoGain about one query is not submodular in general: an image "
-    "that tells nothing by itself can tell much after another, so there is no guarantee that the list is the best "
-    "of its length.",
-    "**The approximation pays only with an index that need not scan.** With the flat index used here, 50 picks of "
-    "InfoGain (approx) from 1,500 images take 0.21 s, and 0.02 s by scanning the pool’s Gram; from all 15,000, "
-    "where no Gram is kept, the index takes 1.4 s and the scan 1.7 s (`make bench`, 2 cores).",
+    "**Greedy.** Images are picked one at a time. What they tell about one query is not submodular in general: an "
+    "image that tells nothing by itself can tell much after another, so there is no guarantee that the list is the "
+    "best of its length.",
 )
 
 
@@ -54,9 +51,13 @@ def page() -> None:
             st.subheader(method.title, anchor=method.name)
             text, formula = st.columns([1.25, 1], gap="large", vertical_alignment="center")
             text.markdown(method.summary)
+            if method.caveat:
+                text.markdown(f"**Before you rely on it.** {method.caveat}")
             text.caption(
                 f"Score: {method.score} · {'counts nats' if method.information else 'has no unit of information'} · "
-                f"σ² {'matters' if method.uses_sigma2 else 'plays no part'} · `--method {method.name}`"
+                f"σ² {'matters' if method.uses_sigma2 else 'plays no part'} · "
+                f"{'depends on' if method.sketched else 'does not use'} the sketch · `--method {method.name}`"
+                f"{f' · a bundle gets its parts by `--methods {method.name}`' if method.needs else ''}"
             )
             formula.latex(method.formula)
     left, right = st.columns(2, gap="large")

@@ -14,6 +14,7 @@ from core.bundle import Bundle
 from core.errors import BundleError
 from core.methods import METHODS
 from core.stability import Stability, across_networks, across_sketches, differ_by_seed
+from precompute.attributor import open_attributor
 
 _REPEATS = 5
 _KEY = "compare_stability_"
@@ -31,7 +32,7 @@ def stability(attributor: Attributor, name: str, query: QueryImage, requests: Se
     st.subheader("How sure is the ranking?")
     st.markdown(
         "The sketch that stands in for the Jacobian is random, and so is training. Asked again with other random "
-        "numbers, an image that stays matters; one that goes was luck."
+        "numbers, an image that stays did not get there by chance; one that goes did, at least in part."
     )
     sketches, networks = st.tabs(["Other sketches", "Other training runs"])
     asked = (attributor.bundle.identity, name, tuple(requests))
@@ -60,27 +61,37 @@ def stability(attributor: Attributor, name: str, query: QueryImage, requests: Se
             return
 
         def others(progress: Callable[[str, int, int], None]) -> list[Stability]:
-            return across_networks(attributor, query, requests, siblings, progress)
+            # Opened for this work alone: the ones that visitors share are few, and none should have to go for it.
+            opened = [open_attributor(sibling.path) for sibling in siblings]
+            return across_networks(attributor, query, requests, opened, progress)
 
-        whose = tuple(sibling.bundle.identity for sibling in siblings)
+        whose = tuple(sibling.identity for sibling in siblings)
         label = f"Ask the {len(siblings)} other network{'s' if len(siblings) > 1 else ''}"
         _results(attributor, run_job(("networks", *asked, whose), others, name=f"{_KEY}net", label=label), "networks")
 
 
-def _siblings(attributor: Attributor) -> list[Attributor]:
-    """Open the served bundles that differ from this one by their training seed alone."""
+def _siblings(attributor: Attributor) -> list[Bundle]:
+    """Give the served bundles that differ from this one by their training seed alone."""
     found = []
     for path in shared.bundle_paths().values():
         try:
-            if differ_by_seed(attributor.bundle.manifest, Bundle(path).manifest):
-                found.append(shared.attributor(path))
+            bundle = Bundle(path)
+            if differ_by_seed(attributor.bundle.manifest, bundle.manifest):
+                found.append(bundle)
         except BundleError:
             continue  # the choice of bundles names a damaged one
     return found
 
 
 def _results(attributor: Attributor, found: list[Stability] | None, kind: str) -> None:
-    for result in found or ():
+    if found is None:
+        return
+    st.caption(
+        "Under each image: its rank and in how many repeats it stayed. Overlap: images in both lists over images in "
+        "either (Jaccard). Order: Spearman’s rank correlation over the images in either list, those that a list lacks "
+        "tied below its last. Means, with the range."
+    )
+    for result in found:
         method = METHODS[result.request.method]
         st.markdown(f"**{method.title}.** {finding(result, kind)}")
         if result.original is None or not result.repeats:
@@ -88,9 +99,8 @@ def _results(attributor: Attributor, found: list[Stability] | None, kind: str) -
         images, classes = attributor.bundle.array("train_images"), attributor.bundle.classes
         cards = []
         for item, rank, stayed in zip(result.original.items, result.original.places, result.stayed, strict=True):
-            told = (
-                f"{classes[item.label]}, training image {item.train_index}: stayed {stayed} of {result.repeats} times"
-            )
+            name = f"{classes[item.label]}, training image {item.train_index}"
+            told = f"rank {rank}, {name}: stayed in {stayed} of {result.repeats}"
             cards.append(
                 Card(
                     src=data_uri(np.asarray(images[item.train_index])),
@@ -112,21 +122,33 @@ def _results(attributor: Attributor, found: list[Stability] | None, kind: str) -
 
 
 def finding(result: Stability, kind: str) -> str:
-    """Say in words what of a ranking is stable."""
+    """Say in words what of a ranking is stable (Markdown).
+
+    Args:
+        result: of one method.
+        kind: "sketches" or "networks", what was changed.
+    """
     if result.original is None:
         return result.failure
     if not result.repeats:
         return result.failure or "It does not use the sketch, so it is the same every time."
-    size = len(result.stayed)
+    size, share = len(result.stayed), result.stayed.mean() / result.repeats
+    who = {0: "None", size: "All"}.get(result.always, str(result.always))
+    where = (
+        f"all {result.repeats} {'repeats' if kind == 'sketches' else 'other networks'}"
+        if result.repeats > 1
+        else f"the {'repeat' if kind == 'sketches' else 'other network'}"
+    )
+    average = f", {100 * share:.0f} % on average" if result.repeats > 1 else ""
+    verdict = "stable" if share >= 0.8 else "partly stable" if share >= 0.4 else "unstable"
     known = result.correlations[~np.isnan(result.correlations)]
-    order = (
-        f"; the order correlates at {known.mean():.2f} ({known.min():.2f} to {known.max():.2f})" if len(known) else ""
-    )
-    what = "repeats" if kind == "sketches" else "other networks"
-    share = result.stayed.mean() / result.repeats
-    verdict = "stable" if share >= 0.8 else "partly stable" if share >= 0.4 else "mostly luck"
+    order = f"; the order correlates at {_spread(known)}" if len(known) else ""
     return (
-        f"{result.always} of its first {size} stayed in all {result.repeats} {what}, {share:.0%} on average: "
-        f"**{verdict}**. Overlap {result.overlaps.mean():.2f}{order}."
-        + (f" {result.failure}" if result.failure else "")
+        f"{who} of its first {size} stayed in {where}{average}: **{verdict}**. "
+        f"Overlap {_spread(result.overlaps)}{order}." + (f" {result.failure}" if result.failure else "")
     )
+
+
+def _spread(values: np.ndarray) -> str:
+    between = f" ({values.min():.2f} to {values.max():.2f})" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{between}"

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from app.state import SIGMA2_EXPONENTS, pack_image
 from app.views import query as query_view
 from app.views.methods import GLOSSARY, LIMITS
 from core.answers import Request
-from core.methods import METHODS
+from core.methods import METHODS, rank
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
 
@@ -113,11 +114,56 @@ def test_every_method_answers(served, name):
     assert len(_ranked(page)) == 5
     assert page.query_params.get("method", "info_loss") == name
     assert ("nats**" in _sentence(page)) == bool(method.information)
-    assert ("This method orders images and has no unit of information" in " ".join(_captions(page))) != bool(
-        method.information
+    without = (
+        "This method orders images and has no unit of information, so there is no curve. "
+        "InfoLoss, InfoGain and InfoGain (approx) have one."
     )
+    assert (without in _captions(page)) != bool(method.information)
     assert page.select_slider(key="exponent").disabled != method.uses_sigma2
     assert page.segmented_control(key="conditioning").disabled != method.conditions
+
+
+def test_a_method_that_the_bundle_lacks_is_offered_and_says_how_to_add_it(two_bundles):
+    manifest = json.loads((two_bundles / "first" / "manifest.json").read_text())
+    del manifest["files"]["trak_features"]
+    (two_bundles / "first" / "manifest.json").write_text(json.dumps(manifest))
+    page = _open()
+    assert [o for o in page.selectbox(key="method").options if "not in this bundle" in o] == [
+        "TRAK (not in this bundle)"
+    ]
+    page = _set(page, "selectbox", "method", "trak")
+    assert [error.value.split(";")[0] for error in page.error] == ["This bundle does not yet hold what TRAK needs"]
+    assert "--methods trak" in page.error[0].value
+    assert _ranked(page) == []
+    page = _set(page, "selectbox", "method", "graddot")
+    assert len(page.error) == 0
+    assert len(_ranked(page)) == 10
+
+
+def test_equal_scores_share_a_rank(served, attributor, monkeypatch):
+    def tied(candidates, query, settings):
+        return rank(np.round(np.linspace(3, 0, len(candidates.pool))), settings)
+
+    monkeypatch.setitem(METHODS, "tied", replace(METHODS["repsim"], name="tied", title="Tied", select=tied))
+    page = _set(_open(m="3"), "selectbox", "method", "tied")
+    assert [alt.split(",")[0] for alt in _cards(page, "ranking")] == ["rank 1="] * 3
+    page = _set(page, "selectbox", "method", "repsim")
+    assert [alt.split(",")[0] for alt in _cards(page, "ranking")] == ["rank 1", "rank 2", "rank 3"]
+
+
+def test_the_comparison_is_one_link_away(two_bundles, bundle_path, monkeypatch):
+    address = _compare_address(_open(q="test:7", bundle="second"))
+    assert address == "compare?q=test%3A7&bundle=second"
+    monkeypatch.setenv(BUNDLES, str(bundle_path.parent))
+    page = _open(q="test:7")
+    assert _compare_address(page) == "compare?q=test%3A7"
+    page = _set(page, "number_input", "test_number", 30)
+    assert _compare_address(page) == "compare?q=test%3A30"
+
+
+def _compare_address(page):
+    (link,) = [each for each in page.get("link_button") if each.proto.label == "Compare methods on this image"]
+    return link.proto.url
 
 
 def test_another_method_ranks_other_images(served):
@@ -455,6 +501,8 @@ def test_the_methods_page_shows_every_method_and_every_term():
     for method in METHODS.values():
         assert method.summary in told
         assert any(f"`--method {method.name}`" in caption for caption in _captions(page))
+        assert (f"`--methods {method.name}`" in " ".join(_captions(page))) == bool(method.needs)
+        assert not method.caveat or f"**Before you rely on it.** {method.caveat}" in told
         assert any(method.advice in text for text in told)
     assert [formula.value.strip("$\n") for formula in page.latex] == [method.formula for method in METHODS.values()]
     assert all(f"**{term}.** {meaning}" in told for term, meaning in GLOSSARY.items())

@@ -4,7 +4,7 @@ import pytest
 
 from app import words
 from app.state import SIGMA2_EXPONENTS
-from app.words import EXPERT, PLAIN, finding, nats, sigma2_text
+from app.words import EXPERT, PLAIN, finding, informative, nats, sigma2_text, titles
 from core.answers import CONDITIONINGS, POOLS, Attribution, Item, Request
 from core.methods import METHODS
 
@@ -44,6 +44,17 @@ def test_gain_is_told_as_what_the_images_do_by_themselves():
 def test_plain_words_say_what_is_counted():
     assert "carry **1 nats** of information, 50 % of what" in _said(0.5, 1.0, plain=True)
     assert "of information" not in _said(0.5, 1.0, plain=False)
+
+
+def test_methods_are_named_as_in_a_sentence():
+    one, two, three = list(METHODS.values())[:3]
+    assert titles([one]) == one.title
+    assert titles([one, two]) == f"{one.title} and {two.title}"
+    assert titles([one, two, three]) == f"{one.title}, {two.title} and {three.title}"
+
+
+def test_the_informative_methods_are_those_that_count_nats():
+    assert informative() == "InfoLoss, InfoGain and InfoGain (approx)"
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.information])

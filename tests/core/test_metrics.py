@@ -84,3 +84,43 @@ def test_redundancy_is_the_mean_cosine_of_pairs():
     assert metrics.redundancy(Pool(features), [0, 1, 2]) == pytest.approx(1 / 3)
     assert np.isnan(metrics.redundancy(Pool(features), [0]))
     assert np.isnan(metrics.redundancy(Pool(features), [0, 3]))
+
+
+@pytest.mark.parametrize("sigma2", [1e-4, 1.0, 1e5])
+def test_curves_are_the_information_of_every_prefix(sigma2):
+    pool, ranking = Pool(FEATURES), [4, 0, 6, 2]
+    gains = metrics.information_gain_curve(pool, QUERIES, sigma2, ranking)
+    losses = metrics.information_loss_curve(pool, QUERIES, sigma2, ranking)
+    for size in range(1, 5):
+        subset = ranking[:size]
+        gain = oracles.information(QUERIES, FEATURES[:0], FEATURES[subset], sigma2)
+        loss = oracles.information(QUERIES, np.delete(FEATURES, subset, axis=0), FEATURES, sigma2)
+        assert gains[size - 1] == pytest.approx(gain, rel=1e-6, abs=1e-12)
+        assert losses[size - 1] == pytest.approx(loss, rel=1e-6, abs=1e-12)
+
+
+def test_the_loss_curve_takes_a_larger_conditioning_set():
+    conditioning = FeatureConditioning.of(FeatureSpectrum.of([FEATURES]), FEATURES[:3])
+    found = metrics.information_loss_curve(Pool(FEATURES[:3]), QUERIES, 0.1, [2, 0], conditioning=conditioning)
+    for size in (1, 2):
+        wanted = oracles.information(QUERIES, np.delete(FEATURES, [2, 0][:size], axis=0), FEATURES, 0.1)
+        assert found[size - 1] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_rank_biased_overlap_by_hand():
+    # Shared among the first 1, 2, 3: 0, 2, 2. (1 - p)/p (0 + p^2 2/2 + p^3 2/3) + p^3 2/3 at p = 0.5.
+    found = metrics.rank_biased_overlap([1, 2, 3], [2, 1, 4], persistence=0.5)
+    assert found == pytest.approx(0.25 + 0.125 * 2 / 3 + 0.125 * 2 / 3)
+    assert metrics.rank_biased_overlap([3, 1, 2], [3, 1, 2]) == pytest.approx(1)
+    assert metrics.rank_biased_overlap([1, 2], [3, 4]) == 0
+    early, late = ([1, 2, 3, 4], [1, 5, 6, 7]), ([1, 2, 3, 4], [5, 6, 7, 1])
+    assert metrics.rank_biased_overlap(*early) > metrics.rank_biased_overlap(*late)
+
+
+def test_rank_biased_overlap_refuses_what_makes_no_sense():
+    with pytest.raises(ValueError, match="not 2 and 1"):
+        metrics.rank_biased_overlap([1, 2], [1])
+    with pytest.raises(ValueError, match="not 0 and 0"):
+        metrics.rank_biased_overlap([], [])
+    with pytest.raises(ValueError, match="between 0 and 1, not 1"):
+        metrics.rank_biased_overlap([1], [1], persistence=1)
