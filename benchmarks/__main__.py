@@ -1,4 +1,4 @@
-"""Run the benchmarks and print their tables: `python -m benchmarks [sketches] [selection]`."""
+"""Run the benchmarks and print their tables: `python -m benchmarks [sketches] [selection] [methods] [ekfac]`."""
 
 import platform
 
@@ -6,9 +6,9 @@ import click
 import numpy as np
 import torch
 
-from benchmarks import selection, sketches
+from benchmarks import ekfac, methods, selection, sketches
 
-BENCHMARKS = {"sketches": sketches.run, "selection": selection.run}
+BENCHMARKS = {"sketches": sketches.run, "selection": selection.run, "methods": methods.run, "ekfac": ekfac.run}
 
 
 @click.command()

@@ -185,8 +185,8 @@ def _large_directions(inputs: Tensor, shares: Tensor, spec: EkfacSpec) -> _Direc
     return _Directions(inputs, pairs // classes, pairs % classes, weights)
 
 
-def _analyzer(model: nn.Module, home: Path) -> Analyzer:
-    task = _MarginTask()
+def _analyzer(model: nn.Module, home: Path, task: Task | None = None) -> Analyzer:
+    task = task or _MarginTask()
     prepared = prepare_model(copy.deepcopy(model), task)  # it changes what it is given
     return Analyzer("natscope", prepared, task, cpu=True, output_dir=str(home), disable_tqdm=True)
 

@@ -44,7 +44,7 @@ def stability(attributor: Attributor, name: str, query: QueryImage, requests: Se
             seeds = tuple(range(own.seed + 1, own.seed + 1 + _REPEATS))
 
             def again(progress: Callable[[str, int, int], None]) -> list[Stability]:
-                return across_sketches(attributor, query, requests, seeds, progress)
+                return across_sketches(_apart(attributor), query, requests, seeds, progress)
 
             found = run_job(
                 ("sketches", *asked, seeds), again, name=f"{_KEY}sketch", label=f"Repeat with {_REPEATS} other sketches"
@@ -61,13 +61,17 @@ def stability(attributor: Attributor, name: str, query: QueryImage, requests: Se
             return
 
         def others(progress: Callable[[str, int, int], None]) -> list[Stability]:
-            # Opened for this work alone: the ones that visitors share are few, and none should have to go for it.
             opened = [open_attributor(sibling.path) for sibling in siblings]
-            return across_networks(attributor, query, requests, opened, progress)
+            return across_networks(_apart(attributor), query, requests, opened, progress)
 
         whose = tuple(sibling.identity for sibling in siblings)
         label = f"Ask the {len(siblings)} other network{'s' if len(siblings) > 1 else ''}"
         _results(attributor, run_job(("networks", *asked, whose), others, name=f"{_KEY}net", label=label), "networks")
+
+
+def _apart(attributor: Attributor) -> Attributor:
+    """Open the bundle once more: a minute's work in the background must not share a network with visitors' clicks."""
+    return open_attributor(attributor.bundle.path)
 
 
 def _siblings(attributor: Attributor) -> list[Bundle]:

@@ -1,0 +1,46 @@
+"""Seconds a query of every method, in one table, on the embedded bundle; `python -m benchmarks methods`."""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.network import Say
+from core.answers import Request
+from core.methods import METHODS
+from precompute.attributor import open_attributor
+from precompute.build import build
+from precompute.spec import BuildSpec
+
+_QUERIES, _BUDGET = 12, 10
+
+
+def run(say: Say) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "bundle"
+        started = time.perf_counter()
+        build(BuildSpec(), out)
+        usual = time.perf_counter() - started
+        started = time.perf_counter()
+        build(BuildSpec(methods=tuple(METHODS)), out)
+        later = time.perf_counter() - started
+        say(f"The bundle with all methods but kronfluence builds in {usual:.0f} s; kronfluence adds {later:.0f} s.")
+        attributor = open_attributor(out)
+        queries = [attributor.query("test", index) for index in range(_QUERIES)]
+        say(f"Seconds a query, pool of one class (1,500 images), M = {_BUDGET}, median of {_QUERIES} queries:")
+        say(f"{'method':<18} {'first':>8} {'then':>8} {'÷ random':>9}")
+        found = {}
+        for name in METHODS:
+            # The first look at a class opens its pool; here "first" is that of the method, "then" of warm classes.
+            times = [_seconds(attributor, query, name) for query in queries]
+            again = [_seconds(attributor, query, name) for query in queries]
+            found[name] = (times[0], statistics.median(again))
+        base = found["random"][1]
+        for name, (first, then) in found.items():
+            say(f"{name:<18} {first:8.3f} {then:8.3f} {then / base:9.1f}")
+
+
+def _seconds(attributor: object, query: object, name: str) -> float:
+    started = time.perf_counter()
+    attributor.attribute(query, Request(name, budget=_BUDGET))  # type: ignore[attr-defined]
+    return time.perf_counter() - started

@@ -1,0 +1,178 @@
+import csv
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from app.comparison import marks
+from app.comparison_link import ComparisonView, compare_link, read_comparison
+from app.figures_comparison import comparison_file
+from app.serve import BUNDLES
+from app.views import compare_results
+from core.answers import Request
+from core.comparison import compare_one
+from core.methods import METHODS
+
+SILENT = lambda stage, done, total: None  # noqa: E731
+
+
+@pytest.fixture
+def served(bundle_path, monkeypatch):
+    monkeypatch.setenv(BUNDLES, str(bundle_path.parent))
+
+
+@pytest.fixture
+def page(served):
+    """The Compare page alone, as the app's navigation would draw it."""
+
+    def draw():
+        from app.views import compare
+
+        compare.page()
+
+    def open_page(**link):
+        app = AppTest.from_function(draw, default_timeout=90)
+        app.query_params.update(link)
+        return _whole(app.run())
+
+    return open_page
+
+
+def _whole(app):
+    assert [error.message for error in app.exception] == []
+    return app
+
+
+def _figures(app):
+    return [json.loads(g.proto.json) for g in app.get("bidi_component") if "strips" in g.proto.json]
+
+
+def test_every_method_has_its_row(page):
+    (figure,) = _figures(page(q="test:5"))
+    assert [strip["title"] for strip in figure["strips"]] == [method.title for method in METHODS.values()]
+    for strip, method in zip(figure["strips"], METHODS.values(), strict=True):
+        assert len(strip["tiles"]) == 10
+        assert bool(strip["note"]) == method.uses_sigma2
+
+
+def test_shared_images_have_one_colour_and_letter_everywhere(page):
+    (figure,) = _figures(page(q="test:5"))
+    seen = {}
+    for strip in figure["strips"]:
+        for tile in strip["tiles"]:
+            seen.setdefault(tile["image"], []).append((tile["tag"], tile["colour"]))
+    for looks in seen.values():
+        assert len(set(looks)) == 1
+        assert (looks[0] != ("", "")) == (len(looks) > 1)
+    letters = [looks[0][0] for looks in seen.values() if looks[0][0]]
+    assert len(letters) == len(set(letters)) > 3
+
+
+def test_pinned_queries_stay_while_others_are_stepped_through(page):
+    app = page(q="test:5", methods="repsim,random")
+    app.button(key="compare_pin").click()
+    app = _whole(app.run())
+    app.button(key="compare_later").click()
+    app = _whole(app.run())
+    assert [figure["query"]["name"] for figure in _figures(app)] == ["test image 6", "test image 5"]
+    assert [strip["title"] for strip in _figures(app)[1]["strips"]] == ["RepSim", "Random"]
+    assert app.query_params["q"] == ["test:6"]
+    assert app.query_params["pins"] == ["test:5"]
+
+
+def test_each_method_can_have_its_own_sigma2(page):
+    app = page(q="test:5", methods="info_loss,info_gain")
+    app.toggle(key="compare_same").set_value(False)
+    app = _whole(app.run())
+    app.select_slider(key="compare_own_info_gain").set_value(3.0)
+    (figure,) = _figures(_whole(app.run()))
+    assert [strip["note"] for strip in figure["strips"]] == ["σ² = 1", "σ² = 1000"]
+    assert app.query_params["own"] == ["info_loss:1,info_gain:1000"]
+
+
+def test_a_method_that_fails_keeps_its_row_and_the_others_theirs(page, monkeypatch):
+    def fail(candidates, query, settings):
+        raise ValueError("It gave scores that are not numbers.")
+
+    monkeypatch.setitem(METHODS, "repsim", replace(METHODS["repsim"], select=fail))
+    (figure,) = _figures(page(q="test:7", methods="repsim,random"))
+    assert figure["strips"][0]["failure"] == "It gave scores that are not numbers."
+    assert figure["strips"][0]["tiles"] == []
+    assert len(figure["strips"][1]["tiles"]) == 10
+
+
+def test_a_link_that_cannot_be_read_is_said_and_the_rest_is_kept(page):
+    app = page(q="test:5", methods="repsim,random", m="900", pins="test:99999")
+    said = [warning.value for warning in app.warning]
+    assert any("m “900”" in text for text in said)
+    assert any("There is no test image 99999" in text for text in said)
+    assert [figure["query"]["name"] for figure in _figures(app)] == ["test image 5"]
+
+
+def test_one_method_is_no_comparison(page):
+    app = page(q="test:5", methods="repsim")
+    assert "at least two" in app.info[0].value
+
+
+def test_a_comparison_survives_its_link():
+    view = ComparisonView(
+        "train:7", ("test:1", "image:abc"), ("info_loss", "trak"), 10.0, {"info_loss": 100.0}, 7, "all", "train", 3
+    )
+    assert read_comparison(view.to_link(), 10) == (view, [])
+    assert ComparisonView().to_link() == {"q": "test:0", "sigma2": "1", "m": "10"}
+    assert compare_link("test:5") == "compare?q=test%3A5"
+
+
+def test_too_many_pins_and_unknown_methods_are_refused():
+    _, complaints = read_comparison({"pins": ",".join(f"test:{i}" for i in range(6)), "methods": "magic"}, 10)
+    assert len(complaints) == 2
+
+
+def test_marks_repeat_colours_but_never_letters():
+    found = marks(range(60))
+    assert len({letter for letter, _ in found.values()}) == 60
+    assert found[0][0] == "A"
+    assert found[26][0] == "A2"
+
+
+@pytest.fixture(scope="module")
+def rows(attributor):
+    query = attributor.query("test", 5)
+    names = ("info_loss", "repsim", "trak")
+    return query, [
+        compare_one(attributor, query, Request(name, budget=4), judge=1.0, progress=SILENT) for name in names
+    ]
+
+
+@pytest.mark.parametrize(("kind", "start"), [("PNG", b"\x89PNG"), ("SVG", b"<?xml"), ("PDF", b"%PDF")])
+def test_the_figure_opens_in_every_format(attributor, rows, kind, start):
+    query, block = rows
+    images = attributor.bundle.array("train_images")
+    data = comparison_file([query, query], [block, block], images, attributor.bundle.classes, kind=kind)
+    assert data.startswith(start)
+    if kind == "PNG":
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.info["dpi"][0] == pytest.approx(300, abs=1)
+            assert picture.width > 1200
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 50
+    if kind == "SVG":
+        assert data.count(b"<image") == 2 * (1 + 3 * 4)
+
+
+def test_the_data_say_what_the_rows_say(attributor, rows):
+    query, block = rows
+    lines = list(csv.DictReader(io.StringIO(compare_results._table([query], [block], attributor.bundle.classes))))
+    assert len(lines) == 12
+    assert [int(line["train_index"]) for line in lines[:4]] == list(block[0].picks)
+    assert [line["sigma2"] for line in lines[::4]] == ["1.0", "", ""]
+    view = ComparisonView(methods=("info_loss", "repsim", "trak"))
+    everything = json.loads(
+        json.dumps(compare_results._everything(attributor, [query], [block], view), allow_nan=False)
+    )
+    assert everything["queries"][0]["rows"][0]["info_loss_nats"] == block[0].loss
+    assert everything["agreement"]["jaccard"][0][0] == 1
+    assert [item["train_index"] for item in everything["queries"][0]["rows"][2]["answer"]["items"]] == [*block[2].picks]

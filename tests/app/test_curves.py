@@ -1,0 +1,102 @@
+import io
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+import assets
+from app.curves_link import CurvesView, read_curves
+from app.figures_curves import FORMATS, curves_file, experiment_files, experiment_panels
+from app.serve import BUNDLES
+from core.curves import Curve, Line
+
+
+@pytest.fixture
+def page(bundle_path, monkeypatch):
+    monkeypatch.setenv(BUNDLES, str(bundle_path.parent))
+
+    def draw():
+        from app.views import curves
+
+        curves.page()
+
+    def open_page(**link):
+        app = AppTest.from_function(draw, default_timeout=90)
+        app.query_params.update(link)
+        return _whole(app.run())
+
+    return open_page
+
+
+def _whole(app):
+    assert [error.message for error in app.exception] == []
+    return app
+
+
+def _charts(app):
+    return [chart.proto.id.rsplit("-", 1)[-1] for chart in app.get("plotly_chart")]
+
+
+def test_curves_are_computed_when_asked_for_and_said_in_words(page):
+    app = page(q="test:5", m="10", sigma2s="1,100000")
+    before = len(_charts(app))
+    app.button(key="curves_job_start").click()
+    app = _whole(app.run())
+    for _ in range(100):
+        if len(_charts(app)) > before:
+            break
+        time.sleep(0.2)
+        app = _whole(app.run())
+    assert len(_charts(app)) == before + 2
+    said = " ".join(text.value for text in app.markdown)
+    assert "at least 99 % is found at every M" in said
+    assert "stays within" in said
+
+
+def test_the_sketchs_error_and_the_papers_setting_are_shown(page):
+    said = " ".join(text.value for text in page(q="test:5").markdown)
+    assert "relative Frobenius" in said
+    assert "**The paper.**" in said
+    assert "**Ours.**" in said
+
+
+def test_no_sigma2_is_said(page):
+    app = page(q="test:5")
+    app.multiselect(key="curves_sigma2s").set_value([])
+    assert "at least one σ²" in _whole(app.run()).info[0].value
+
+
+def test_a_view_survives_its_link():
+    view = CurvesView("test:3", 7, sigma2s=(1.0, 10.0), fixed=1e2, others=("trak", "random"), largest=40)
+    assert read_curves(view.to_link()) == (view, [])
+    assert CurvesView().to_link() == {}
+    _, complaints = read_curves({"q": "image:abc", "m": "9000", "others": "magic"})
+    assert len(complaints) == 3
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_files_open(kind):
+    curves = [Curve(Line("info_gain", s), np.random.default_rng(0).uniform(0.5, 1, (4, 20))) for s in (1.0, 1e3)]
+    data = curves_file([("One", curves, False), ("Two", curves[:1], True)], kind=kind)
+    assert data.startswith({"PNG": b"\x89PNG", "SVG": b"<?xml", "PDF": b"%PDF"}[kind])
+    if kind == "PNG":
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.info["dpi"][0] == pytest.approx(300, abs=1)
+
+
+def test_the_shipped_result_says_how_it_was_made_and_can_be_drawn_again():
+    from pathlib import Path
+
+    result = json.loads((Path(assets.__file__).parent / "results" / "relative-information.json").read_text("utf-8"))
+    assert result["command"].startswith("natscope precompute --classes 0,1")
+    assert {"versions", "bundle", "date", "finding", "claims"} <= set(result)
+    assert len(result["setting"]["query_indices"]) == result["setting"]["queries"]
+    (_, upper, _), (_, lower, _) = experiment_panels(result)
+    assert [curve.line.sigma2 for curve in upper] == [1, 10, 100, 1e3, 1e4, 1e5]
+    np.testing.assert_allclose(upper[0].mean, result["panels"][0]["curves"][0]["mean"])
+    np.testing.assert_allclose(upper[0].error, result["panels"][0]["curves"][0]["standard_error"])
+    assert len(lower) == 2
+    assert {kind for kind, _ in experiment_files(result)} == {"png", "svg"}
