@@ -83,13 +83,18 @@ def _forget() -> None:
 
 
 def _named(view: ComparisonView, queries: Sequence[QueryImage]) -> list[tuple[str, QueryImage]]:
-    return list(zip((view.query, *view.pins), queries, strict=True))
+    return list(zip(_shown(view), queries, strict=True))
+
+
+def _shown(view: ComparisonView) -> tuple[str, ...]:
+    """Name the images in view, each once: the current one may be pinned too."""
+    return (view.query, *(pin for pin in view.pins if pin != view.query))
 
 
 def _queries(view: ComparisonView, attributor: Attributor) -> list[QueryImage]:
     """Open the current query and the pinned ones; what cannot be opened is said and left out."""
     opened: list[tuple[str, QueryImage]] = []
-    for text in (view.query, *view.pins):
+    for text in _shown(view):
         try:
             opened.append((text, state.open_query(text, attributor)))
         except QueryError as error:
@@ -97,7 +102,8 @@ def _queries(view: ComparisonView, attributor: Attributor) -> list[QueryImage]:
     if not opened or opened[0][0] != view.query:
         opened.insert(0, (ComparisonView().query, attributor.query("test", 0)))
     texts = tuple(text for text, _ in opened)
-    st.session_state[_VIEW] = replace(view, query=texts[0], pins=texts[1:])
+    pins = tuple(pin for pin in view.pins if pin in texts)
+    st.session_state[_VIEW] = replace(view, query=texts[0], pins=pins)
     return [query for _, query in opened]
 
 

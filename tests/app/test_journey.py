@@ -25,7 +25,7 @@ expect.set_options(timeout=30_000)  # a busy machine is no failure
 _ROOT = Path(__file__).parents[2]
 _DESKTOP = {"viewport": {"width": 1400, "height": 1000}, "reduced_motion": "reduce"}
 # On an address with a folder, Streamlit's own page looks for its server in that folder first, and expects the 404.
-_PROBE = re.compile(r"/methods/_stcore/(health|host-config)$")
+_PROBE = re.compile(r"/(methods|compare|curves)/_stcore/(health|host-config)$")
 _WALK = """found => {
   const wanted = [], walk = root => root.querySelectorAll("*").forEach(e => {
     if (e.shadowRoot) walk(e.shadowRoot);
@@ -344,3 +344,58 @@ def test_the_navigation_leads_to_the_methods_and_back_to_the_same_answer(page):
     page.get_by_role("link", name="Attribute").click()
     expect(_sentence(page)).to_have_text(said)
     expect(page).to_have_url(link)
+
+
+def test_every_method_is_compared_and_taken_away(visit, tmp_path):
+    page = visit("/compare?q=test:5")
+    rows = page.locator(".row")
+    expect(rows).to_have_count(len(METHODS), timeout=90_000)
+    expect(page.locator(".tile")).to_have_count(10 * len(METHODS))
+    page.get_by_role("button", name="Pin").click()
+    expect(page).to_have_url(re.compile("pins=test%3A5"), timeout=90_000)
+    expect(rows).to_have_count(len(METHODS))
+    page.get_by_role("button", name="›").click()
+    expect(rows).to_have_count(2 * len(METHODS), timeout=90_000)
+    assert "q=test%3A6" in page.url
+    assert "pins=test%3A5" in page.url
+    starts = {"PNG": b"\x89PNG", "SVG": b"<?xml", "PDF": b"%PDF"}
+    for kind, start in starts.items():
+        assert _taken(page, kind, tmp_path).startswith(start)
+    lines = list(csv.DictReader(io.StringIO(_taken(page, "CSV", tmp_path).decode())))
+    assert len(lines) == 2 * 10 * len(METHODS)
+    assert len(json.loads(_taken(page, "JSON", tmp_path))["queries"]) == 2
+    first = page.locator(".tile .picture").first
+    picked = first.get_attribute("data-image")
+    first.click()
+    expect(page.get_by_text(f"train image {picked}")).to_be_visible(timeout=90_000)
+
+
+def test_a_comparison_is_reopened_by_its_link_on_a_phone(visit):
+    link = "/compare?q=test:5&methods=repsim,random&m=5"
+    page = visit(link, viewport={"width": 390, "height": 844})
+    expect(page.locator(".tile")).to_have_count(10, timeout=90_000)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_curves_are_computed_and_taken_away(visit, tmp_path):
+    page = visit("/curves?q=test:5&m=10&sigma2s=1,100000")
+    page.get_by_role("button", name="Compute the curves").click()
+    expect(page.get_by_text("of what").or_(page.get_by_text("is found at every M")).first).to_be_visible(timeout=90_000)
+    assert _taken(page, "PDF", tmp_path).startswith(b"%PDF")
+    lines = list(csv.DictReader(io.StringIO(_taken(page, "CSV", tmp_path).decode())))
+    assert {int(line["m"]) for line in lines} == set(range(1, 11))
+
+
+def test_long_work_can_be_stopped(visit):
+    page = visit("/curves?n=50&m=300")
+    page.get_by_role("button", name="Compute the curves").click()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_text("Stopped.")).to_be_visible(timeout=60_000)
+
+
+def _taken(page, kind, folder):
+    with page.expect_download(timeout=60_000) as download:
+        page.get_by_role("button", name=kind, exact=True).click()
+    file = folder / download.value.suggested_filename
+    download.value.save_as(file)
+    return file.read_bytes()
