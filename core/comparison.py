@@ -12,6 +12,7 @@ from core.errors import QueryError
 from core.metrics import information_gain_curve, information_loss_curve, jaccard, rank_biased_overlap
 
 Overlap = Callable[[Sequence[int], Sequence[int]], float]
+QUANTITIES = {"loss": "InfoLoss", "gain": "InfoGain"}  # fields of a row that count nats, and their names
 OVERLAPS: dict[str, Overlap] = {"jaccard": jaccard, "rbo": rank_biased_overlap}
 
 

@@ -16,7 +16,7 @@ from app.comparison_link import ComparisonView
 from app.figures_comparison import FORMATS, agreement, comparison_file
 from core.answers import QueryImage
 from core.attribution import Attributor
-from core.comparison import OVERLAPS, Row, overlaps
+from core.comparison import OVERLAPS, QUANTITIES, Row, overlaps
 from core.methods import METHODS
 
 _MEASURES = {"jaccard": "Jaccard", "rbo": "Rank-biased overlap"}
@@ -51,11 +51,11 @@ def agreement_section(attributor: Attributor, rows: Sequence[Sequence[Row]], vie
             hide_index=True,
             column_config={
                 "loss": st.column_config.ProgressColumn(
-                    "InfoLoss, nats", format="%.3g", min_value=0, max_value=_largest(rows, "loss"),
+                    f"{QUANTITIES['loss']}, nats", format="%.3g", min_value=0, max_value=_largest(rows, "loss"),
                     help="What the model would lose without these images.",
                 ),
                 "gain": st.column_config.ProgressColumn(
-                    "InfoGain, nats", format="%.3g", min_value=0, max_value=_largest(rows, "gain"),
+                    f"{QUANTITIES['gain']}, nats", format="%.3g", min_value=0, max_value=_largest(rows, "gain"),
                     help="What these images alone teach the model.",
                 ),
                 "redundancy": st.column_config.NumberColumn(
@@ -195,7 +195,7 @@ def _everything(
                 "predicted": classes[query.predicted],
                 "rows": [
                     {"method": row.request.method, "failure": row.failure or None}
-                    | {"info_loss_nats": row.loss, "info_gain_nats": row.gain}
+                    | {"loss_nats": row.loss, "gain_nats": row.gain}
                     | ({"answer": row.answer.to_dict(query, classes)} if row.answer else {})
                     for row in block
                 ],

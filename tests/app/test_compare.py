@@ -173,6 +173,6 @@ def test_the_data_say_what_the_rows_say(attributor, rows):
     everything = json.loads(
         json.dumps(compare_results._everything(attributor, [query], [block], view), allow_nan=False)
     )
-    assert everything["queries"][0]["rows"][0]["info_loss_nats"] == block[0].loss
+    assert everything["queries"][0]["rows"][0]["loss_nats"] == block[0].loss
     assert everything["agreement"]["jaccard"][0][0] == 1
     assert [item["train_index"] for item in everything["queries"][0]["rows"][2]["answer"]["items"]] == [*block[2].picks]

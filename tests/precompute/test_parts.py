@@ -1,0 +1,140 @@
+import json
+import os
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from core.answers import Request
+from core.bundle import Bundle, check_bundle, sha256_of
+from core.errors import BuildError, QueryError
+from core.methods import METHODS
+from core.parts import FACTOR_FILES, EkfacSpec
+from core.sketches import SketchSpec
+from precompute.attributor import open_attributor
+from precompute.background import adding
+from precompute.build import build
+from precompute.datasets import DATASETS, load_dataset, of_classes
+from precompute.models import ModelSpec
+from precompute.parts import wanted
+from precompute.spec import BuildSpec
+from precompute.training import TrainingSpec
+
+_SPEC = BuildSpec(
+    dataset="two",
+    model=ModelSpec(widths=(784, 12, 2)),
+    training=TrainingSpec(epochs=1),
+    sketch=SketchSpec(dim=48),
+    methods=(),
+    ekfac=EkfacSpec(covariance_directions=400, lambda_directions=100, batch_size=100),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data():
+    """Register two classes of the embedded data, 300 images of each, as the data set "two"."""
+    two = of_classes(load_dataset("fashion-mnist-quarter"), (3, 1))
+    rows = np.concatenate([np.flatnonzero(two.train_labels == label)[:300] for label in (0, 1)])
+    two = replace(
+        two,
+        name="two",
+        train_images=two.train_images[rows],
+        train_labels=two.train_labels[rows],
+        test_images=two.test_images[:100],
+        test_labels=two.test_labels[:100],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "two", lambda root: two)
+        yield two
+
+
+def sums(folder):
+    return {str(f.relative_to(folder)): sha256_of(f) for f in folder.rglob("*") if f.is_file()}
+
+
+def test_methods_are_added_later_and_nothing_else_is_written_again(tmp_path):
+    bare, full = tmp_path / "bare", tmp_path / "full"
+    build(_SPEC, bare)
+    before, written = sums(bare), {f: f.stat().st_mtime_ns for f in bare.iterdir() if f.name != "manifest.json"}
+    with pytest.raises(QueryError, match=r"does not yet hold what TRAK needs; `natscope .* --methods trak` adds it"):
+        open_attributor(bare).attribute(open_attributor(bare).query("test", 0), Request("trak"))
+    build(replace(_SPEC, methods=("trak",)), bare)
+    build(replace(_SPEC, methods=tuple(METHODS)), bare)
+    build(replace(_SPEC, methods=tuple(METHODS)), full)
+    assert {f: f.stat().st_mtime_ns for f in written} == written
+    after = sums(bare)
+    assert {name: digest for name, digest in after.items() if name in before and name != "manifest.json"} == {
+        name: digest for name, digest in before.items() if name != "manifest.json"
+    }
+    assert check_bundle(bare) == check_bundle(full) == []
+    assert after == sums(full)
+    assert {f"kronfluence/{name}" for name in FACTOR_FILES} <= set(Bundle(bare).manifest.files)
+    assert not (tmp_path / "bare.adding").exists()
+    attributor = open_attributor(bare)
+    query = attributor.query("test", 0)
+    assert all(len(attributor.attribute(query, Request(name, budget=3)).items) == 3 for name in METHODS)
+
+
+def test_adding_goes_on_where_it_was_stopped(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(stage, done, total):
+        if stage == "Checksums":
+            raise Stopped
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for out in (whole, broken):
+        build(_SPEC, out)
+    asked = replace(_SPEC, methods=("graddot", "trak"))
+    with pytest.raises(Stopped):
+        build(asked, broken, stop)
+    assert check_bundle(broken) == []
+    assert Bundle(broken).manifest.methods == {}
+    steps = []
+    build(asked, whole)
+    build(asked, broken, lambda *step: steps.append(step))
+    assert {done for stage, done, total in steps if stage == "Gradients of the margins"} == {600}
+    assert not any(stage.startswith("TRAK") for stage, *_ in steps)
+    assert sums(whole) == sums(broken)
+
+
+def test_the_usual_methods_are_those_that_can_be_had():
+    assert wanted(None, count=100, sketch=SketchSpec(dim=50)) == ("graddot", "trak")
+    assert wanted(None, count=50, sketch=SketchSpec(dim=50)) == ("graddot",)
+    assert wanted(None, count=100, sketch=SketchSpec("exact", 50)) == ("graddot",)
+    assert wanted(("trak", "graddot"), count=100, sketch=SketchSpec(dim=50)) == ("graddot", "trak")
+
+
+@pytest.mark.parametrize(
+    ("methods", "kind", "words"),
+    [
+        (("magic",), "countsketch", "no method 'magic'; choose from info_loss"),
+        (("trak",), "exact", "the exact kernel has none"),
+        (("trak",), "countsketch", "a --dim below 40"),
+    ],
+)
+def test_methods_that_cannot_be_had_are_refused(methods, kind, words):
+    with pytest.raises(BuildError, match=words):
+        wanted(methods, count=40, sketch=SketchSpec(kind, 50))
+
+
+def test_what_is_being_added_is_told_until_it_is_stale(tmp_path):
+    bundle, file = tmp_path / "b", tmp_path / "b.adding.json"
+    assert adding(bundle) is None
+    file.write_text(json.dumps({"method": "Kronfluence", "stage": "Fitting", "share": 0.5, "error": ""}))
+    assert adding(bundle).share == 0.5
+    os.utime(file, (time.time() - 1000,) * 2)
+    assert adding(bundle) is None
+    file.write_text("{")
+    assert adding(bundle) is None
+
+
+def test_classes_are_kept_in_the_order_that_was_asked_for(data):
+    whole = load_dataset("fashion-mnist-quarter")
+    two = of_classes(whole, (3, 1))
+    assert two.classes == (whole.classes[3], whole.classes[1])
+    np.testing.assert_array_equal(two.train_images[two.train_labels == 0], whole.train_images[whole.train_labels == 3])
+    assert len(two.test_labels) == ((whole.test_labels == 3) | (whole.test_labels == 1)).sum()
+    assert BuildSpec().settings().keys() == BuildSpec(classes=(3, 1)).settings().keys() - {"classes"}
