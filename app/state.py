@@ -6,19 +6,16 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 from core.answers import CONDITIONINGS, POOLS, QueryImage
 from core.attribution import Attributor
 from core.errors import QueryError
 from core.methods import METHODS
 
-AnyView = TypeVar("AnyView", bound="DataclassInstance")
+AnyView = TypeVar("AnyView")
 Readers = dict[str, tuple[str, Callable[[str], Any]]]
 LARGEST_BUDGET = 100
 SIGMA2_EXPONENTS = tuple(step / 4 for step in range(-24, 21))  # of 10: the slider's steps
@@ -91,7 +88,7 @@ def read_parameters(view: AnyView, readers: Readers, parameters: Mapping[str, st
     for key, (field, read) in readers.items():
         if key in parameters:
             try:
-                view = replace(view, **{field: read(parameters[key])})
+                view = replace(view, **{field: read(parameters[key])})  # type: ignore[type-var]
             except ValueError:
                 shown = parameters[key][:40]
                 complaints.append(f"The link's {key} “{shown}” is not one that natscope knows; the default is shown.")

@@ -29,8 +29,8 @@ from core.pool import LARGEST_GRAM
 from core.posterior import blocks, feature_gram
 from precompute.datasets import load_dataset, of_classes
 from precompute.models import build_model
-from precompute.parts import Parts, wanted
-from precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions
+from precompute.parts import Parts
+from precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions, wanted
 from precompute.store import Store
 from precompute.training import accuracy, train
 from precompute.work import CHECKPOINT, Work
@@ -255,7 +255,7 @@ class _Builder:
         write_atomically(self.work.path / MANIFEST, manifest.to_json().encode())
 
     def _check_disk(self, layout: tuple[tuple[int, int], ...] | None) -> None:
-        needed = estimated_bytes(self.spec, self.data, layout, self.methods)
+        needed = estimated_bytes(self.spec, self.data, layout)
         _check_room(self.work.path, needed)
 
 

@@ -18,7 +18,6 @@ from core.parts import FACTOR_FILES, FACTORS, EkfacSpec
 from core.sketches import SketchSpec
 from precompute.store import Store
 
-USUAL = ("graddot", "trak")  # built with every bundle that they can be built for
 _SHARD = 1000
 
 
@@ -124,29 +123,3 @@ _MAKERS: dict[str, Callable[[Parts], dict[str, Any]]] = {
     "trak": Parts._trak,
     "kronfluence": Parts._kronfluence,
 }
-
-
-def wanted(methods: tuple[str, ...] | None, *, count: int, sketch: SketchSpec) -> tuple[str, ...]:
-    """Give the methods whose parts a bundle is to hold, in order.
-
-    Args:
-        methods: names that were asked for; the usual ones, as far as they can be had, when None.
-        count: N, how many training images there are.
-        sketch: of the bundle.
-
-    Raises:
-        BuildError: for a name that no method has, or a method that cannot be had for this bundle.
-    """
-    for name in methods or ():
-        if name not in METHODS:
-            raise BuildError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
-    vectors = sketch.kind != "exact"
-    if methods is None:
-        return tuple(name for name in USUAL if name != "trak" or (vectors and count > sketch.dim))
-    if "trak" in methods and not vectors:
-        raise BuildError("TRAK needs feature vectors, and the exact kernel has none; choose another --sketch.")
-    if "trak" in methods and count <= sketch.dim:
-        raise BuildError(
-            f"TRAK needs more training images than dimensions of the sketch: choose a --dim below {count:,}."
-        )
-    return tuple(name for name in METHODS if name in methods)

@@ -12,6 +12,7 @@ import torch
 
 from core.bundle import sha256_of
 from core.errors import BuildError
+from core.methods import METHODS
 from core.parts import EkfacSpec
 from core.pool import LARGEST_GRAM
 from core.sketches import SketchSpec
@@ -20,6 +21,7 @@ from precompute.models import ModelSpec
 from precompute.training import TrainingSpec
 
 _VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
+USUAL = ("graddot", "trak")  # built with every bundle that they can be built for
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,12 @@ def versions() -> dict[str, str]:
 
 def parts_bytes(methods: tuple[str, ...], count: int, dim: int) -> int:
     """Estimate the size of the parts of methods for N = `count` training images, TRAK's own work in progress too."""
-    arrays = 4 * count * dim
-    return int(1.1 * arrays * (("graddot" in methods) + 4 * ("trak" in methods))) + 2**26
+    margins, trak = bool({"graddot", "trak"} & {*methods}), "trak" in methods
+    factors = 2**26 if "kronfluence" in methods else 0
+    return int(1.1 * 4 * count * dim * (margins + 3 * trak)) + factors
 
 
-def estimated_bytes(
-    spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None, methods: tuple[str, ...] = ()
-) -> int:
+def estimated_bytes(spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None) -> int:
     """Estimate the size of a bundle, with a tenth to spare."""
     count, classes = len(data.train_images), len(data.classes)
     exact = spec.sketch.kind == "exact" and layout is not None
@@ -99,4 +100,30 @@ def estimated_bytes(
     weights = 4 * sum(o * i for o, i in shapes)
     pixels = data.train_images.nbytes + data.test_images.nbytes
     whole = int(1.1 * (pixels + features + grams + every + outputs + weights)) + 2**20
-    return whole + (parts_bytes(methods, count, width) if methods else 0)
+    return whole + parts_bytes(wanted(spec.methods, count=count, sketch=spec.sketch), count, width)
+
+
+def wanted(methods: tuple[str, ...] | None, *, count: int, sketch: SketchSpec) -> tuple[str, ...]:
+    """Give the methods whose parts a bundle is to hold, in order.
+
+    Args:
+        methods: names that were asked for; the usual ones, as far as they can be had, when None.
+        count: N, how many training images there are.
+        sketch: of the bundle.
+
+    Raises:
+        BuildError: for a name that no method has, or a method that cannot be had for this bundle.
+    """
+    for name in methods or ():
+        if name not in METHODS:
+            raise BuildError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
+    vectors = sketch.kind != "exact"
+    if methods is None:
+        return tuple(name for name in USUAL if name != "trak" or (vectors and count > sketch.dim))
+    if "trak" in methods and not vectors:
+        raise BuildError("TRAK needs feature vectors, and the exact kernel has none; choose another --sketch.")
+    if "trak" in methods and count <= sketch.dim:
+        raise BuildError(
+            f"TRAK needs more training images than dimensions of the sketch: choose a --dim below {count:,}."
+        )
+    return tuple(name for name in METHODS if name in methods)

@@ -17,8 +17,7 @@ from precompute.background import adding
 from precompute.build import build
 from precompute.datasets import DATASETS, load_dataset, of_classes
 from precompute.models import ModelSpec
-from precompute.parts import wanted
-from precompute.spec import BuildSpec
+from precompute.spec import BuildSpec, wanted
 from precompute.training import TrainingSpec
 
 _SPEC = BuildSpec(
