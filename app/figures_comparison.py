@@ -46,10 +46,10 @@ def agreement(matrix: np.ndarray, titles: Sequence[str], *, dark: bool) -> go.Fi
         )
     )
     figure.update_layout(
-        height=60 + 34 * len(titles) + 60,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        xaxis={"fixedrange": True, "showgrid": False, "tickangle": -40},
-        yaxis={"fixedrange": True, "showgrid": False, "autorange": "reversed"},
+        height=34 * len(titles) + 120,
+        margin={"l": 10, "r": 10, "t": 10, "b": 110},
+        xaxis={"fixedrange": True, "showgrid": False, "tickangle": -40, "automargin": True},
+        yaxis={"fixedrange": True, "showgrid": False, "automargin": True, "autorange": "reversed"},
         plot_bgcolor="rgba(0,0,0,0)",
     )
     return figure
