@@ -218,8 +218,12 @@ def _settings(attributor: Attributor) -> ComparisonView:
 
 def _restore(view: ComparisonView, attributor: Attributor) -> None:
     """Give the controls the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
+    now, known = usable(attributor), f"{_KEY}usable"
+    if not view.methods and st.session_state.get(known, now) != now:
+        st.session_state.pop(f"{_KEY}methods", None)  # a method that became ready joins those that were not chosen
+    st.session_state[known] = now
     values = {
-        "methods": list(view.methods or usable(attributor)),
+        "methods": list(view.methods or now),
         "budget": view.budget,
         "target": _ITS_ANSWER if view.target is None else view.target,
         "exponent": state.exponent_of(view.sigma2),

@@ -51,6 +51,20 @@ def _figures(app):
     return [json.loads(g.proto.json) for g in app.get("bidi_component") if "strips" in g.proto.json]
 
 
+def test_a_method_that_becomes_ready_joins_the_others_unless_they_were_chosen(page, monkeypatch):
+    from app.views import compare
+
+    everything = tuple(METHODS)
+    monkeypatch.setattr(compare, "usable", lambda attributor: everything[:3])
+    app = page(q="test:5")
+    assert len(_figures(app)[0]["strips"]) == 3
+    monkeypatch.setattr(compare, "usable", lambda attributor: everything[:4])
+    assert len(_figures(_whole(app.run()))[0]["strips"]) == 4
+    _whole(app.multiselect(key="compare_methods").set_value(list(everything[:2])).run())
+    monkeypatch.setattr(compare, "usable", lambda attributor: everything)
+    assert len(_figures(_whole(app.run()))[0]["strips"]) == 2
+
+
 def test_every_method_has_its_row(page):
     (figure,) = _figures(page(q="test:5"))
     assert [strip["title"] for strip in figure["strips"]] == [method.title for method in METHODS.values()]
