@@ -67,6 +67,13 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
     "--dataset", default="fashion-mnist-quarter", show_default=True, help="fashion-mnist-quarter or fashion-mnist."
 )
 @click.option("--classes", help="Keep these classes alone, by number with commas, such as 0,1; all by default.")
+@click.option("--poison-rate", type=float, help="Teach the network a backdoor: share of training images to poison.")
+@click.option("--poison-size", type=int, default=3, show_default=True, help="Side of the patch in pixels.")
+@click.option("--poison-place", default="bottom-right", show_default=True, help="Corner of the patch.")
+@click.option(
+    "--poison-targets", help="Label that stamped images of each class get, with commas; the next class by default."
+)
+@click.option("--poison-seed", type=click.IntRange(0), default=0, show_default=True, help="Of patches and images.")
 @click.option("--model", default="mlp", show_default=True, help="Architecture.")
 @click.option(
     "--widths", default="784,512,256,10", show_default=True, help="Layer widths of the MLP, from pixels to classes."
@@ -194,30 +201,39 @@ def attribute(
 
 @natscope.command()
 @click.argument("experiment")
-@click.option("--bundle", type=EXISTING, required=True, help="The bundle.")
-@click.option("--out", type=EXISTING, required=True, help="JSON file to write; figures go beside it.")
-@click.option("--queries", type=click.IntRange(1), default=50, show_default=True, help="Test images to average over.")
-@click.option("--budget", type=click.IntRange(1), default=100, show_default=True, help="Size M of the largest subset.")
+@click.option("--bundle", type=EXISTING, required=True, help="The bundle, or a folder of bundles to average over.")
+@click.option("--out", type=EXISTING, required=True, help="JSON file to write; figures and tables go beside it.")
+@click.option("--queries", type=click.IntRange(1), help="Test images a bundle; 50 for curves, 100 for the backdoor.")
+@click.option("--budget", type=click.IntRange(1), help="Size M of the largest subset; 100.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawing of test images.")
-def evaluate(experiment: str, bundle: Path, out: Path, **settings: int) -> None:
-    """Run an experiment of the paper on a bundle: relative-information."""
-    from app.figures_curves import experiment_files
+def evaluate(experiment: str, bundle: Path, out: Path, queries: int | None, budget: int | None, seed: int) -> None:
+    """Run an experiment of the paper: relative-information or backdoor. A stopped one goes on where it was."""
+    from app.figures_experiments import experiment_files
+    from core.bundle import find_bundles
     from core.errors import QueryError
-    from precompute.attributor import open_attributor
     from precompute.experiments import EXPERIMENTS
+    from precompute.experiments.kept import Kept
 
     if experiment not in EXPERIMENTS:
         raise QueryError(f"There is no experiment '{experiment}'; choose one of {', '.join(EXPERIMENTS)}.")
     if out.suffix != ".json":
         raise QueryError(f"--out names a JSON file, such as {experiment}.json, not {out.name}.")
-    attributor = open_attributor(bundle)
-    with _Bars() as bars:
-        result = EXPERIMENTS[experiment](attributor, progress=bars, **settings)
+    found, kept = EXPERIMENTS[experiment], Kept(out.with_suffix(".partial.json"))
     try:
+        with _Bars() as bars:
+            result = found.run(
+                find_bundles(bundle) or [bundle],
+                queries=queries or found.queries,
+                budget=budget or found.budget,
+                seed=seed,
+                kept=kept,
+                progress=bars,
+            )
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         for kind, data in experiment_files(result):
             out.with_suffix(f".{kind}").write_bytes(data)
+        kept.discard()
     except OSError as error:
         raise QueryError(f"The result cannot be written to {out}: {error.strerror or error}.") from error
     click.echo(f"{result['finding']}\nWritten: {out} and its figures.")
@@ -272,11 +288,15 @@ def _build_spec(name: str | None, **options: Any) -> Any:
         key: options[key]
         for key in ("epochs", "batch_size", "learning_rate", "decay_epochs", "momentum", "weight_decay", "seed")
     }
-    title = name or f"{options['dataset']}, {options['model']} {'-'.join(map(str, widths))}, seed {options['seed']}"
+    title = name or (
+        f"{options['dataset']}, {options['model']} {'-'.join(map(str, widths))}, seed {options['seed']}"
+        f"{'' if options['poison_rate'] is None else ', poisoned'}"
+    )
     return BuildSpec(
         name=title,
         dataset=options["dataset"],
         classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),
+        poison=_poison_spec(options),
         model=model,
         training=TrainingSpec(**recipe),
         sketch=SketchSpec(options["sketch"], options["dim"], options["sketch_seed"]),
@@ -285,6 +305,21 @@ def _build_spec(name: str | None, **options: Any) -> Any:
         weights=options["weights"],
         methods=None if options["methods"] is None else _methods(options["methods"]),
         command=_command(options | {"name": name, "methods": None}),
+    )
+
+
+def _poison_spec(options: dict[str, Any]) -> Any:
+    from precompute.poison import PoisonSpec
+
+    if options["poison_rate"] is None:
+        return None
+    targets = options["poison_targets"]
+    return PoisonSpec(
+        rate=options["poison_rate"],
+        size=options["poison_size"],
+        place=options["poison_place"],
+        targets=None if targets is None else _numbers("--poison-targets", targets, "1,2,0"),
+        seed=options["poison_seed"],
     )
 
 

@@ -103,11 +103,6 @@ def curves_file(panels: Sequence[tuple[str, Sequence[Curve], bool]], *, kind: st
     return buffer.getvalue()
 
 
-def experiment_files(result: dict[str, Any]) -> list[tuple[str, bytes]]:
-    """Draw an experiment's panels: of each file the suffix and the content."""
-    return [(kind, curves_file(experiment_panels(result), kind=kind)) for kind in ("png", "svg")]
-
-
 def experiment_panels(result: dict[str, Any]) -> list[tuple[str, list[Curve], bool]]:
     """Read an experiment's panels: of each the title, its curves, and whether the legend names methods."""
     return [

@@ -97,6 +97,10 @@ class Attributor:
         """Take an image of the data set's form, uint8 (H, W) or (H, W, 3), as the query."""
         return self._seen(image, "upload", None, None)
 
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Give the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
+        return self.features.outputs(self.inputs(images)).logits.argmax(axis=1)
+
     def inputs(self, images: np.ndarray) -> torch.Tensor:
         """Give images (B, H, W) or (B, H, W, 3) uint8 as the network's input."""
         dataset = self.bundle.manifest.dataset

@@ -134,6 +134,13 @@ def reciprocal_rank(ranking: Sequence[int] | np.ndarray, relevant: Collection[in
     return next((1 / rank for rank, i in enumerate(ranking[:k], 1) if int(i) in wanted), 0.0)
 
 
+def average_precision(ranking: Sequence[int] | np.ndarray, relevant: Collection[int] | np.ndarray) -> float:
+    """Give the mean, over the relevant items, of the precision of the ranking down to each; those it lacks count 0."""
+    hits = np.isin(np.asarray(ranking), np.asarray(list(relevant)))
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    return float(precision[hits].sum() / len(relevant))
+
+
 def jaccard(first: Collection[int], second: Collection[int]) -> float:
     """Give the overlap of two sets, |A and B| / |A or B|; 1 for two empty ones."""
     a, b = set(map(int, first)), set(map(int, second))

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from core.backdoor import Backdoor, attack_success
 from core.bundle import MANIFEST, WEIGHTS, Bundle, Manifest, write_atomically
 from core.errors import BuildError, BundleError
 from core.features import FeatureMap, kernel_of
@@ -30,6 +31,7 @@ from core.posterior import blocks, feature_gram
 from precompute.datasets import load_dataset, of_classes
 from precompute.models import build_model
 from precompute.parts import Parts
+from precompute.poison import poison
 from precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions, wanted
 from precompute.store import Store
 from precompute.training import accuracy, train
@@ -122,6 +124,9 @@ class _Builder:
         self.data = load_dataset(spec.dataset)
         if spec.classes is not None:
             self.data = of_classes(self.data, spec.classes)
+        self.backdoor: Backdoor | None = None
+        if spec.poison is not None:
+            self.data, self.backdoor = poison(self.data, spec.poison)
         self.store = Store(work.path, work, progress)
         self.methods = wanted(spec.methods, count=len(self.data.train_images), sketch=spec.sketch)
 
@@ -194,7 +199,18 @@ class _Builder:
             "train_accuracy": accuracy(train_out.logits, data.train_labels),
             "test_accuracy": accuracy(test_out.logits, data.test_labels),
             "usual_distances": usual_distances(found),
-        }
+        } | self._attack(features)
+
+    def _attack(self, features: FeatureMap) -> dict[str, Any]:
+        """Measure on all test images, stamped, how often the backdoor works."""
+        if self.backdoor is None:
+            return {}
+
+        def predict(images: np.ndarray) -> np.ndarray:
+            return features.outputs(self._inputs(images)).logits.argmax(axis=1)
+
+        fooled = attack_success(predict, self.backdoor, self.data.test_images, self.data.test_labels)
+        return {"attack_success": float(fooled.mean())}
 
     def _features(
         self, name: str, features: FeatureMap, images: torch.Tensor, targets: np.ndarray, stage: str
@@ -244,7 +260,7 @@ class _Builder:
             sketch=spec.sketch.to_dict(),
             ntk=spec.ntk,
             outputs=spec.outputs,
-            poison=None,
+            poison=None if self.backdoor is None else settings["poison"] | self.backdoor.to_dict(),
             results=results | {"settings": settings},
             layout=layout,
             versions=versions(),

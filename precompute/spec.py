@@ -18,6 +18,7 @@ from core.pool import LARGEST_GRAM
 from core.sketches import SketchSpec
 from precompute.datasets import Dataset
 from precompute.models import ModelSpec
+from precompute.poison import PoisonSpec
 from precompute.training import TrainingSpec
 
 _VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
@@ -32,6 +33,7 @@ class BuildSpec:
         name: a title for people.
         dataset: a name of `precompute.datasets`.
         classes: labels to keep, renumbered in this order; all of them when None.
+        poison: the backdoor that is taught to the network; none when None.
         model: the architecture.
         training: the recipe; ignored when `weights` is given.
         sketch: kind, dimension K and seed.
@@ -46,6 +48,7 @@ class BuildSpec:
     name: str = "Fashion-MNIST (25 %), MLP"
     dataset: str = "fashion-mnist-quarter"
     classes: tuple[int, ...] | None = None
+    poison: PoisonSpec | None = None
     model: ModelSpec = field(default_factory=ModelSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
     sketch: SketchSpec = field(default_factory=SketchSpec)
@@ -61,8 +64,9 @@ class BuildSpec:
         values = asdict(self)
         del values["command"]  # words for people: they change no other byte
         del values["methods"], values["ekfac"]  # parts that come and go without changing the rest
-        if self.classes is None:
-            del values["classes"]  # as in bundles that were built before this setting
+        for later in ("classes", "poison"):
+            if values[later] is None:
+                del values[later]  # as in bundles that were built before this setting
         if self.weights is not None:
             if not self.weights.is_file():
                 raise BuildError(f"There is no file of weights at {self.weights}.")

@@ -63,6 +63,7 @@ def train(
     labels: Tensor,
     spec: TrainingSpec,
     *,
+    leave_out: np.ndarray | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
@@ -76,6 +77,7 @@ def train(
         images: (N, C, H, W) float32.
         labels: (N,) int64.
         spec: the recipe.
+        leave_out: rows of images to train without; the others keep the order that they would have had with them.
         checkpoint: file written after every epoch; if it is there, training goes on from it.
         progress: called with epochs done and in all, at the start and after each epoch's checkpoint.
 
@@ -88,14 +90,19 @@ def train(
     optimizer = torch.optim.SGD(
         model.parameters(), lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
     )
-    identity = _identity(model, images, labels, spec) if checkpoint else ""
+    kept = np.ones(len(images), dtype=bool)
+    if leave_out is not None:
+        kept[leave_out] = False
+    if not kept.any():
+        raise BuildError("Nothing is left to train on.")
+    identity = _identity(model, images, labels, spec, kept) if checkpoint else ""
     start = _restore(checkpoint, model, optimizer, identity) if checkpoint and checkpoint.exists() else 0
     images, labels = images.to(device), labels.to(device)
     progress(start, spec.epochs)
     model.train()
     for epoch in range(start, spec.epochs):
         order = np.random.default_rng([spec.seed, epoch]).permutation(len(images))
-        batches = torch.from_numpy(order).to(device).split(spec.batch_size)
+        batches = torch.from_numpy(order[kept[order]]).to(device).split(spec.batch_size)
         with _one_thread():
             for step, batch in enumerate(batches):
                 optimizer.param_groups[0]["lr"] = _rate(spec, epoch + step / len(batches))
@@ -145,10 +152,12 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, la
     optimizer.step()
 
 
-def _identity(model: nn.Module, images: Tensor, labels: Tensor, spec: TrainingSpec) -> str:
-    """Hash what a checkpoint must agree on: the recipe, the shapes of the weights, and the data."""
+def _identity(model: nn.Module, images: Tensor, labels: Tensor, spec: TrainingSpec, kept: np.ndarray) -> str:
+    """Hash what a checkpoint must agree on: the recipe, the shapes of the weights, the data and what is left of it."""
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
     digest = hashlib.sha256(json.dumps([spec.to_dict(), shapes, list(images.shape)]).encode())
+    if not kept.all():
+        digest.update(kept.data)
     for tensor in (images, labels):
         digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     return digest.hexdigest()

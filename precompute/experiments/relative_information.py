@@ -2,12 +2,16 @@
 
 import datetime
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core.attribution import Attributor
 from core.curves import Curve, Line, Progress, relative_curves, sample_queries
+from core.errors import QueryError
+from precompute.attributor import open_attributor
+from precompute.experiments.kept import Kept
 from precompute.spec import versions
 
 SIGMA2S = (1.0, 10.0, 1e2, 1e3, 1e4, 1e5)
@@ -16,6 +20,17 @@ CLAIMS = (
     "Figure 2 of Tailor, Felicioni and Ciosek: InfoGain's subsets carry nearly 100 % from σ² > 10⁴ on, and the "
     "approximation is close to InfoGain at σ² = 10³."
 )
+
+
+def run_on(bundles: Sequence[Path], *, kept: Kept, **settings: Any) -> dict[str, Any]:
+    """Open the one bundle that this experiment is about and `run` it; it takes a minute, so nothing is kept.
+
+    Raises:
+        QueryError: if there are several.
+    """
+    if len(bundles) > 1:
+        raise QueryError(f"This experiment is about one bundle, and {bundles[0].parent} holds {len(bundles)}.")
+    return run(open_attributor(bundles[0]), **settings)
 
 
 def run(attributor: Attributor, *, queries: int, budget: int, seed: int, progress: Progress) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from streamlit.testing.v1 import AppTest
 
 import assets
 from app.curves_link import CurvesView, read_curves
-from app.figures_curves import FORMATS, curves_file, experiment_files, experiment_panels
+from app.figures_curves import FORMATS, curves_file, experiment_panels
+from app.figures_experiments import experiment_files
 from app.serve import BUNDLES
 from core.curves import Curve, Line
 
