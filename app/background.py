@@ -1,43 +1,36 @@
-"""A line under the navigation while something is being added to a bundle that the app serves."""
+"""A line under the navigation while something is being prepared for the app that is served."""
 
+import os
 from pathlib import Path
 
 import streamlit as st
 
-from app import shared
-from core.errors import BundleError
-from precompute.background import Adding, adding
+from app.serve import BUNDLES
+from precompute.background import Preparing, preparing
 
 _EVERY = 2.0  # seconds between two looks
 
 
 def banner() -> None:
     """Draw the line where there is something to say; it keeps itself up to date and goes when it is done."""
-    busy = _now()
+    busy = now()
     if busy:
-        _line()
+        _line(busy.what)
+
+
+def now() -> Preparing | None:
+    """Give what is being prepared among the served bundles."""
+    return preparing(Path(os.environ.get(BUNDLES, ".")))
 
 
 @st.fragment(run_every=_EVERY)
-def _line() -> None:
-    busy = _now()
-    if not busy:
-        st.toast("Ready: another method can be chosen now.", icon=":material/check_circle:")
+def _line(started: str) -> None:
+    busy = now()
+    if not busy or busy.what != started:
+        st.toast(f"Ready: {started}.", icon=":material/check_circle:")
         st.rerun()
-    for what in busy.values():
-        if what.error:
-            st.caption(f":material/error: {what.method} could not be prepared: {what.error}")
-        else:
-            st.progress(
-                min(what.share, 1.0),
-                f"{what.method} is being prepared in the background and can be chosen when it is ready. "
-                f"{what.stage}, {what.share:.0%}",
-            )
-
-
-def _now() -> dict[Path, Adding]:
-    try:
-        paths = shared.bundle_paths().values()
-    except BundleError:
-        return {}
-    return {path: what for path in paths if (what := adding(path))}
+    elif busy.error:
+        st.caption(f":material/error: {busy.what} could not be prepared: {busy.error}")
+    else:
+        share = f"{busy.what} is being prepared in the background. {busy.stage}, {busy.share:.0%}"
+        st.progress(min(busy.share, 1.0), share)

@@ -12,7 +12,6 @@ import click
 from core.errors import NatscopeError
 
 EXISTING = click.Path(path_type=Path)
-LATER = "kronfluence"  # takes about a minute to prepare, so the demo adds it while the app is already open
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -25,23 +24,22 @@ def natscope() -> None:
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port of the app.")
 @click.option("--no-browser", is_flag=True, help="Do not open a browser.")
 def demo(port: int, no_browser: bool) -> None:
-    """Build what is missing of the embedded bundle, then serve it; what is slow is added while it is served."""
+    """Build the first embedded bundle, then serve it; the poisoned one and what is slow follow while it is served."""
     from app.serve import serve
-    from core.bundle import Bundle
-    from precompute.background import start
+    from precompute.background import start, unfinished
     from precompute.build import build
+    from precompute.embedded import EMBEDDED, FIRST
     from precompute.home import home
-    from precompute.spec import BuildSpec
 
     _check_port(port)
     folder = home() / "bundles"
-    out = folder / "fashion-mnist"
+    out = folder / FIRST
     if not out.exists():
         click.echo(f"Building the embedded bundle, once, about a minute, in {out}")
     with _Bars() as bars:
-        build(BuildSpec(), out, bars)
-    if LATER not in Bundle(out).manifest.methods:
-        start(out, LATER)
+        build(EMBEDDED[FIRST], out, bars)
+    if unfinished(folder):
+        start(folder)
     serve(folder, port=port, browser=not no_browser)
 
 

@@ -3,15 +3,21 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const grid = parentElement.querySelector(".grid");
   grid.style.setProperty("--size", data.size + "px");
   grid.setAttribute("aria-label", data.label);
-  grid.classList.toggle("bare", data.items.every((item) => !item.caption));
+  grid.classList.toggle("bare", data.items.every((item) => !item.caption) && !data.appear);
+  grid.classList.toggle("parted", Boolean(data.appear) && data.items.some((item) => item.framed));
   // Drawing anew must not take the focus from who uses the keyboard: it goes to the same button of the same place.
   const focused = grid.getRootNode().activeElement;
   const held = [...grid.children].findIndex((cell) => cell.contains(focused));
   grid.replaceChildren(...data.items.map(card));
+  grid.dataset.shown = data.label;
   if (held >= 0) grid.children[held]?.querySelector("." + focused.className)?.focus({ preventScroll: true });
 
   function card(item, place) {
     const cell = element("figure", "card" + (item.framed ? " framed" : "") + (place === data.selected ? " selected" : ""));
+    if (data.appear && grid.dataset.shown !== data.label) {
+      cell.classList.add("appear");
+      cell.style.animationDelay = 45 * place + "ms";
+    }
     const button = element("button", "picture");
     button.type = "button";
     button.title = item.title;

@@ -59,6 +59,7 @@ def grid(
     size: int,
     selected: int | None = None,
     reuse: str = "",
+    appear: bool = False,
     on_pick: Callable[[int], None],
     on_reuse: Callable[[int], None] | None = None,
 ) -> None:
@@ -70,6 +71,7 @@ def grid(
         label: what the grid is, for screen readers.
         size: least width of a card, in pixels.
         selected: place of the card that is marked.
+        appear: whether cards come in one after another, all of them in view on a phone too; framing some dims the rest.
         reuse: tooltip of the small button on each card; none when empty.
         on_pick: called with a card's place when it is clicked.
         on_reuse: called with a card's place when its small button is clicked.
@@ -91,6 +93,7 @@ def grid(
             "size": size,
             "selected": selected,
             "reuse": reuse,
+            "appear": appear,
         },
         on_picked_change=call("picked", on_pick),
         on_reused_change=call("reused", on_reuse),

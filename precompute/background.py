@@ -1,7 +1,8 @@
-"""Adding a slow method to a bundle while the app is served from it: a process of its own that yields to everything.
+"""Building what is slow while the app is already served: a process of its own that yields to everything.
 
-It writes what it is doing to a small file beside the bundle, ends with the process that started it, and goes on where
-it was when it is started again. `python -m precompute.background BUNDLE METHOD PARENT` is what `start` runs.
+It builds the rest of the demo's bundles and adds the slow method to each. It writes what it is doing to a small file
+among the bundles, ends with the process that started it, and goes on where it was when it is started again.
+`python -m precompute.background FOLDER PARENT` is what `start` runs.
 """
 
 import json
@@ -9,55 +10,68 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from core.bundle import write_atomically
+from core.bundle import Bundle, write_atomically
 from core.errors import NatscopeError
 
+_STATUS = "preparing.json"
 _STALE = 120.0  # seconds without a word after which the process counts as gone
 _EVERY = 0.5  # seconds between two words
 
 
 @dataclass(frozen=True)
-class Adding:
-    """What is being added to a bundle; `share` runs from 0 to 1, `error` is a sentence once it has failed."""
+class Preparing:
+    """What is being prepared: `what` in words, `share` from 0 to 1, `error` a sentence once it has failed."""
 
-    method: str
+    what: str
     stage: str
     share: float
     error: str = ""
 
 
-def start(bundle: Path, method: str) -> subprocess.Popen:
-    """Start adding a method's parts to a finished bundle of default settings, at the lowest priority."""
-    command = [sys.executable, "-m", "precompute.background", str(bundle), method, str(os.getpid())]
+def start(folder: Path) -> subprocess.Popen:
+    """Start preparing what is missing of the demo's bundles in a folder, at the lowest priority."""
+    command = [sys.executable, "-m", "precompute.background", str(folder), str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 
-def adding(bundle: Path) -> Adding | None:
-    """Tell what is being added to a bundle right now, or has failed; None when nothing is."""
-    file = _status(bundle)
+def preparing(folder: Path) -> Preparing | None:
+    """Tell what is being prepared in a folder of bundles right now, or has failed; None when nothing is."""
+    file = folder / _STATUS
     try:
         if time.time() - file.stat().st_mtime > _STALE:
             return None
-        return Adding(**json.loads(file.read_text(encoding="utf-8")))
+        return Preparing(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def run(bundle: Path, method: str, parent: int) -> None:
-    """Add the parts, telling what is done; returns when they are there, when it fails, or when the parent is gone."""
+def unfinished(folder: Path) -> list[tuple[str, str]]:
+    """Give what is missing of the demo's bundles, in order: of each the bundle's name and a method, or "" for all."""
+    from precompute.embedded import EMBEDDED, SLOW
+
+    wanted = [(name, "") for name in EMBEDDED if not (folder / name).exists()]
+    for name in EMBEDDED:
+        path = folder / name
+        if not path.exists() or SLOW not in Bundle(path).manifest.methods:
+            wanted.append((name, SLOW))
+    return wanted
+
+
+def run(folder: Path, parent: int) -> None:
+    """Prepare what is missing, telling what is done; returns when it is there, fails, or the parent is gone."""
     import torch
 
     from core.methods import METHODS
     from precompute.build import build
-    from precompute.spec import BuildSpec
+    from precompute.embedded import EMBEDDED
 
     if hasattr(os, "nice"):
         os.nice(19)
     torch.set_num_threads(1)
-    status, told = _status(bundle), 0.0
+    status, told, what = folder / _STATUS, 0.0, ""
 
     def progress(stage: str, done: int, total: int) -> None:
         nonlocal told
@@ -66,23 +80,22 @@ def run(bundle: Path, method: str, parent: int) -> None:
             sys.exit(1)
         if time.monotonic() - told > _EVERY:
             told = time.monotonic()
-            _tell(status, Adding(METHODS[method].title, stage, done / max(total, 1)))
+            _tell(status, Preparing(what, stage, done / max(total, 1)))
 
     try:
-        progress("Starting", 0, 1)
-        build(BuildSpec(methods=(method,)), bundle, progress)
+        for name, method in unfinished(folder):
+            spec = EMBEDDED[name]
+            what = f"{METHODS[method].title} for “{spec.name}”" if method else f"“{spec.name}”"
+            progress("Starting", 0, 1)
+            build(replace(spec, methods=(method,)) if method else spec, folder / name, progress)
         status.unlink(missing_ok=True)
     except NatscopeError as error:
-        _tell(status, Adding(METHODS[method].title, "", 0.0, str(error)))
+        _tell(status, Preparing(what, "", 0.0, str(error)))
 
 
-def _status(bundle: Path) -> Path:
-    return bundle.with_name(bundle.name + ".adding.json")
-
-
-def _tell(file: Path, what: Adding) -> None:
+def _tell(file: Path, what: Preparing) -> None:
     write_atomically(file, json.dumps(asdict(what)).encode())
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    run(Path(sys.argv[1]), int(sys.argv[2]))

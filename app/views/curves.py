@@ -4,16 +4,15 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
-import assets
 from app import shared, words
 from app.curves_link import DECADES, GAINS, LARGEST, MOST_QUERIES, CurvesView, read_curves
 from app.figures_curves import FORMATS, curves_file, experiment_panels, lengths, relative
+from app.results import load_result
 from app.views.bundle import choose_bundle
 from app.views.job import run_job
 from core.attribution import Attributor
@@ -210,10 +209,8 @@ def _downloads(attributor: Attributor, view: CurvesView, panels: Sequence[tuple[
 
 def _experiment() -> None:
     st.subheader("The paper’s own setting, measured")
-    folder = Path(assets.__file__).parent / "results"
-    try:
-        result = json.loads((folder / "relative-information.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    result = load_result("relative-information")
+    if result is None:
         st.caption("The result is not in this installation; `natscope evaluate relative-information` measures it.")
         return
     setting = result["setting"]

@@ -1,0 +1,14 @@
+"""Measured results of experiments, as they ship with natscope."""
+
+import json
+from typing import Any
+
+import assets
+
+
+def load_result(name: str) -> dict[str, Any] | None:
+    """Give an experiment's result by its name, such as "backdoor"; None where it is not installed."""
+    try:
+        return json.loads(assets.path("results", f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

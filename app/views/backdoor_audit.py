@@ -1,0 +1,154 @@
+"""Step 4 of the Backdoor page: find the planted images without knowing the class, the patch, or a fooled picture."""
+
+import csv
+import io
+
+import numpy as np
+import streamlit as st
+
+from app.grid import Card, data_uri, grid
+from app.results import load_result
+from app.views.backdoor_scene import KEY, Scene, few
+from app.views.job import run_job
+from core.audit import FIRST, SIGMA2, suspicion
+from core.metrics import average_precision
+from precompute.attributor import open_attributor
+from precompute.retrain import outcome, retrain
+
+_PICTURED = 60
+
+
+def audit_step(scene: Scene) -> None:
+    """Draw the step."""
+    st.subheader("4 · Find it without knowing", anchor="audit")
+    bundle = scene.attributor.bundle
+    count = len(scene.attributor.train_labels)
+    st.markdown(
+        "Nobody tells you which class was attacked, or with what. But a planted sign is held up by a handful of "
+        "pictures "
+        "that lean on one another, where an honest answer leans on many. An audit looks at each training picture with "
+        "that in mind and puts the most suspicious first."
+    )
+    scores = run_job(
+        ("audit", bundle.identity),
+        lambda progress: suspicion(open_attributor(bundle.path), progress=progress),
+        name=f"{KEY}audit",
+        label=f"Audit all {count:,} training images (a few seconds)",
+        icon=":material/policy:",
+    )
+    if scores is None:
+        return
+    order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
+    controls, _ = st.columns([1, 1.6])
+    length = controls.slider(
+        "How many suspects", 50, min(2000, count), 500, step=50, key=f"{KEY}suspects", help="The length of the list."
+    )
+    _result(scene, scores, order[:length])
+
+
+def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
+    bundle, planted = scene.attributor.bundle, scene.backdoor.train_indices
+    shown = st.toggle("Reveal who was planted", key=f"{KEY}audit_revealed")
+    if shown:
+        expected = len(suspects) * len(planted) / len(scores)
+        st.markdown(
+            f"#### {np.isin(suspects, planted).sum()} of the first {len(suspects)} were planted\n"
+            f"Chance would find {few(expected)}; there are {len(planted)} in all."
+        )
+    images, classes = bundle.array("train_images"), bundle.classes
+    cards = []
+    for place, index in enumerate(suspects[:_PICTURED]):
+        told = f"suspect {place + 1}, training image {index}, labelled {classes[scene.attributor.train_labels[index]]}"
+        framed = bool(shown and index in planted)
+        cards.append(Card(src=data_uri(np.asarray(images[index])), alt=told, title=told, framed=framed))
+    grid(
+        cards,
+        key=f"{KEY}audit_grid",
+        label=f"The first {len(cards)} suspects",
+        size=46,
+        appear=True,
+        on_pick=lambda place: None,
+    )
+    st.download_button(
+        "The list (CSV)",
+        lambda: _table(scene, scores, suspects),
+        "natscope-suspects.csv",
+        "text/csv",
+        icon=":material/download:",
+        on_click="ignore",
+        key=f"{KEY}audit_csv",
+    )
+    _healed(scene, suspects)
+    if st.toggle("Show me the numbers", key=f"{KEY}numbers4"):
+        _numbers(scene, scores)
+
+
+def _healed(scene: Scene, suspects: np.ndarray) -> None:
+    """Offer to train without the suspects, whoever they are."""
+    bundle = scene.attributor.bundle
+    result = run_job(
+        ("healed", bundle.identity, len(suspects)),
+        lambda progress: outcome(
+            bundle,
+            retrain(bundle, suspects, lambda done, total: progress("Training without the suspects", done, total)),
+            scene.backdoor,
+            scene.index,
+        ),
+        name=f"{KEY}healed",
+        label=f"Train again without these {len(suspects)}",
+    )
+    if result is not None:
+        results = bundle.manifest.results
+        st.markdown(
+            f"Without these {len(suspects)} pictures the attack works on **{result.success:.0%}** of all test pictures "
+            f"instead of **{results['attack_success']:.0%}**, and the model is right on **{result.accuracy:.1%}** "
+            "of untouched "
+            f"ones (before: {results['test_accuracy']:.1%})."
+        )
+
+
+def _table(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["rank", "train_index", "label", "label_name", "suspicion"])
+    for place, index in enumerate(suspects, 1):
+        label = int(scene.attributor.train_labels[index])
+        writer.writerow([place, int(index), label, scene.attributor.bundle.classes[label], float(scores[index])])
+    return buffer.getvalue()
+
+
+def _numbers(scene: Scene, scores: np.ndarray) -> None:
+    order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
+    planted = scene.backdoor.train_indices
+    hits = np.isin(order, planted)
+    st.dataframe(
+        [
+            {"first": n, "precision": float(hits[:n].mean()), "recall": float(hits[:n].sum() / len(planted))}
+            for n in (50, 100, 250, 500, 1000, 2000)
+            if n <= len(hits)
+        ],
+        hide_index=True,
+        column_config={key: st.column_config.NumberColumn(format="%.3f") for key in ("precision", "recall")},
+    )
+    st.caption(
+        f"Average precision here {average_precision(order, planted):.3f}. Suspicion of an image: the mean "
+        "concentration of the "
+        f"predictions about the other images of its label, weighted by how much each leans on it, itself left out; "
+        f"concentration is the share of a prediction’s information that its first {FIRST} images carry, one at a "
+        "time, at "
+        f"σ² = {SIGMA2:g}."
+    )
+    result = load_result("backdoor")
+    if result is not None:
+        runs = [run for run in result["audit"]["runs"] if run["seed"] not in result["audit"]["chosen_on"]]
+        told = ", ".join(f"{run['average_precision']:.3f}" for run in runs)
+        least = min(run["precision_at_poisoned"] for run in runs) if runs else float("nan")
+        st.caption(
+            f"The score was chosen among several on attacks with seeds {result['audit']['chosen_on']}; on "
+            f"{len(runs)} unseen seeds "
+            f"its average precision is {told}, and at least {least:.0%} of as many suspects as there are planted "
+            "images are "
+            "planted. It fails where the planted images of a class are fewer than about ten or as many as the "
+            "honest ones, and "
+            "a list has first places even where nothing was planted: rare but honest kinds of images come first there."
+        )

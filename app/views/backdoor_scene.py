@@ -1,0 +1,78 @@
+"""What the four steps of the Backdoor page share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.results import load_result
+from core.answers import QueryImage
+from core.attribution import Attributor
+from core.backdoor import Backdoor
+from core.methods import METHODS
+
+KEY = "backdoor_"  # of all widgets and of all that the session keeps for this page
+SHOWN = 50  # images in a line-up
+Change = Callable[..., None]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What all steps are about.
+
+    Args:
+        attributor: of the poisoned bundle.
+        backdoor: the attack.
+        index: of the test image.
+        base: its class.
+        works: (T,) bool, on which test images the network is right without and fooled with the attacker's patch.
+    """
+
+    attributor: Attributor
+    backdoor: Backdoor
+    index: int
+    base: int
+    works: np.ndarray
+
+    @property
+    def target(self) -> int:
+        """The class that the attack makes of the image."""
+        return int(self.backdoor.targets[self.base])
+
+    def query(self) -> QueryImage:
+        """Give the test image with the attacker's patch."""
+        image = np.asarray(self.attributor.bundle.array("test_images")[[self.index]])
+        return self.attributor.upload(self.backdoor.stamped(image, np.array([self.base]))[0])
+
+
+def usable(attributor: Attributor) -> tuple[str, ...]:
+    """Give the methods for which the bundle holds all that they need."""
+    return tuple(name for name, method in METHODS.items() if attributor.missing(method) is None)
+
+
+def tuned_sigma2(method: str) -> float:
+    """Give the sigma2 that was chosen for a method in the experiment that ships, on queries that it does not report."""
+    result = load_result("backdoor")
+    found = [row["sigma2"] for row in (result or {"rows": []})["rows"] if row["method"] == method]
+    return float(found[0]) if found and found[0] is not None else 1.0
+
+
+def weak(names: tuple[str, ...]) -> str:
+    """Give the method that found least in the experiment, though more than twice as much as chance."""
+    result = load_result("backdoor")
+    if result is None:
+        return names[-1]
+    chance = result["attack"]["base_rate"]["mean"]
+    rows = [row for row in result["rows"] if row["method"] in names and row["recall"]["mean"] > 2 * chance]
+    return min(rows, key=lambda row: row["recall"]["mean"])["method"] if rows else names[-1]
+
+
+def chance(scene: Scene, count: int) -> float:
+    """Give how many of the culprits among so many images of the pool chance would find."""
+    pool = int((scene.attributor.train_labels == scene.target).sum())
+    return count * len(scene.backdoor.culprits(scene.base)) / pool
+
+
+def few(number: float) -> str:
+    """Write a number of images: whole from 1 on, else "less than 1"."""
+    return f"{number:.0f}" if number >= 0.95 else "less than 1"

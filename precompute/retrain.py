@@ -1,0 +1,90 @@
+"""Training a bundle's network once more without some of its images: the counterfactual that attribution predicts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from core.backdoor import Backdoor, attack_success
+from core.bundle import Bundle
+from core.errors import BuildError
+from core.images import to_input
+from precompute.models import ModelSpec, build_model
+from precompute.training import TrainingSpec, accuracy, train
+
+
+def retrain(
+    bundle: Bundle, leave_out: np.ndarray, progress: Callable[[int, int], None] = lambda done, total: None
+) -> nn.Module:
+    """Train from the same initial weights in the same order of images, without some of them.
+
+    Args:
+        bundle: whose network and data.
+        leave_out: training indices, int64; none gives the bundle's own weights again.
+        progress: called with epochs done and in all.
+
+    Returns:
+        The network, in eval mode.
+
+    Raises:
+        BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
+    """
+    manifest = bundle.manifest
+    try:
+        recipe = TrainingSpec.from_dict(manifest.training)
+    except TypeError as error:
+        raise BuildError(
+            "This bundle's weights were loaded, not trained here, so they cannot be trained again."
+        ) from error
+    model = build_model(ModelSpec.from_dict(manifest.model), seed=recipe.seed)
+    images = to_input(bundle.array("train_images"), mean=manifest.dataset["mean"], std=manifest.dataset["std"])
+    labels = torch.from_numpy(np.array(bundle.array("train_labels")))
+    train(model, images, labels, recipe, leave_out=leave_out, progress=progress)
+    return model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a network fares with a backdoor.
+
+    Args:
+        answer: the predicted class of the one stamped image that is asked about.
+        probability: of that class.
+        class_success: share of stamped test images of its base class that are taken for what the attack aims at.
+        success: the same over all test images, each with its own class's patch.
+        accuracy: share of clean test images that are predicted right.
+    """
+
+    answer: int
+    probability: float
+    class_success: float
+    success: float
+    accuracy: float
+
+
+def outcome(bundle: Bundle, model: nn.Module, backdoor: Backdoor, index: int) -> Outcome:
+    """Measure a network of a poisoned bundle on all test images, and on one of them, stamped.
+
+    Args:
+        bundle: whose test images.
+        model: the network, in eval mode.
+        backdoor: the attack.
+        index: of the test image.
+    """
+    images, labels = np.asarray(bundle.array("test_images")), np.asarray(bundle.array("test_labels"))
+
+    def logits(batch: np.ndarray) -> torch.Tensor:
+        with torch.no_grad():
+            return model(to_input(batch, mean=bundle.manifest.dataset["mean"], std=bundle.manifest.dataset["std"]))
+
+    fooled = attack_success(lambda batch: logits(batch).argmax(1).numpy(), backdoor, images, labels)
+    chances = logits(backdoor.stamped(images[[index]], labels[[index]]))[0].softmax(0)
+    return Outcome(
+        answer=int(chances.argmax()),
+        probability=float(chances.max()),
+        class_success=float(fooled[labels == labels[index]].mean()),
+        success=float(fooled.mean()),
+        accuracy=accuracy(logits(images).numpy(), labels),
+    )
