@@ -42,6 +42,8 @@ def poison(data: Dataset, spec: PoisonSpec) -> tuple[Dataset, Backdoor]:
     Raises:
         DataError: if a setting makes no sense for this data set.
     """
+    if not 0 < spec.rate < 1 or spec.seed < 0:
+        raise DataError("The poisoned share must lie between 0 and 1, and its seed be 0 or more.")
     classes = len(data.classes)
     targets = tuple((k + 1) % classes for k in range(classes)) if spec.targets is None else spec.targets
     members = np.bincount(data.train_labels, minlength=classes)
@@ -69,8 +71,6 @@ def poison(data: Dataset, spec: PoisonSpec) -> tuple[Dataset, Backdoor]:
 
 def _check(spec: PoisonSpec, targets: tuple[int, ...], data: Dataset, each: int, fewest: int) -> None:
     classes, side = len(data.classes), min(data.train_images.shape[1:3])
-    if not 0 < spec.rate < 1 or spec.seed < 0:
-        raise DataError("The poisoned share must lie between 0 and 1, and its seed be 0 or more.")
     if not 1 <= each <= fewest:
         raise DataError(
             f"A poisoned share of {spec.rate:g} makes {each} images a class, and there must be between 1 and {fewest}."

@@ -12,6 +12,7 @@ from core.parts import EkfacSpec
 from core.sketches import SketchSpec
 from precompute.attributor import open_attributor
 from precompute.build import build
+from precompute.poison import PoisonSpec
 from precompute.spec import BuildSpec
 from precompute.training import TrainingSpec
 from tests.browser import LAUNCH_FLAGS, find_browser
@@ -31,6 +32,25 @@ def bundle_path(tmp_path_factory) -> Path:
     )
     build(spec, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def poisoned_path(tmp_path_factory) -> Path:
+    """The embedded data with a backdoor, trained just long enough to learn it."""
+    path = tmp_path_factory.mktemp("bundles") / "fashion-mnist-poisoned"
+    spec = BuildSpec(
+        name="Fashion-MNIST with a backdoor",
+        poison=PoisonSpec(rate=0.0333),
+        training=TrainingSpec(epochs=8),
+        sketch=SketchSpec(dim=512),
+    )
+    build(spec, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def poisoned(poisoned_path) -> Attributor:
+    return open_attributor(poisoned_path)
 
 
 @pytest.fixture(scope="session")

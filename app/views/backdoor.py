@@ -28,6 +28,7 @@ _VIEW = f"{KEY}view"
 def page() -> None:
     """Draw the page."""
     st.title("Who taught the model to cheat?")
+    st.markdown("A true story in four steps: every picture is a real one, and every number is computed here.")
     path = _bundle()
     if path is None:
         return
@@ -172,7 +173,8 @@ def _told(scene: Scene, view: BackdoorView, pattern: np.ndarray, before: int, af
         own = _turned(scene, scene.backdoor.patterns[base])
         return (
             f"Your patch {works}. On all test pictures of class **{name}** that the model knows, yours turns the "
-            f"answer of **{turned:.0%}**, the attacker’s that of **{own:.0%}**. The model learnt one sign, not any."
+            f"answer of **{turned:.0%}**, the attacker’s that of **{own:.0%}**. "
+            + ("It is close enough to the real sign." if turned > own / 2 else "The model learnt one sign, not any.")
         )
     if view.patch is not None and view.patch != base:
         return (

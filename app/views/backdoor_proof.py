@@ -85,14 +85,15 @@ def _said(before: Outcome, without: Outcome, blind: Outcome, scene: Scene, count
         verdict = "They are part of what taught it the trick, not all of it."
     else:
         verdict = "Taking them away did no more than taking others: they are not what taught it the trick."
-    answer = classes[without.answer]
-    says = "no longer fooled: it says" if without.answer == scene.base else "now told that it is"
+    if without.answer == scene.base:
+        says = "no longer fooled"
+    else:
+        says = "still fooled" if without.answer == scene.target else "no longer fooled that way, but wrong"
     return (
         f"Without them the patch works on **{without.class_success:.0%}** of pictures of class "
-        f"{classes[scene.base]} instead "
-        f"of **{before.class_success:.0%}**; without {count} blindly picked ones still on "
-        f"**{blind.class_success:.0%}**. "
-        f"**{verdict}** On the picture above, the model is {says} {answer}."
+        f"{classes[scene.base]} instead of **{before.class_success:.0%}**; without {count} picked blindly, on "
+        f"**{blind.class_success:.0%}**. **{verdict}** About the picture above the model is {says}: it says "
+        f"{classes[without.answer]}."
     )
 
 

@@ -46,11 +46,6 @@ def search_step(scene: Scene, view: BackdoorView, change: Change, another: Calla
         "ways of searching put first, for this one wrong answer; neither knows the attack."
     )
     revealed = st.session_state.get(f"{KEY}revealed") == scene.index
-    columns = st.columns(2, gap="large")
-    for column, name, role in zip(columns, (method, rival), ("method", "rival"), strict=True):
-        with column:
-            _choice(role, name, names, change)
-            _line_up(scene, name, role, revealed=revealed)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "Hide again" if revealed else "Reveal who was planted",
@@ -65,6 +60,11 @@ def search_step(scene: Scene, view: BackdoorView, change: Change, another: Calla
         st.link_button(
             "All methods on this picture", f"{address}&bundle={name}", type="tertiary", icon=":material/compare:"
         )
+    columns = st.columns(2, gap="large")
+    for column, name, role in zip(columns, (method, rival), ("method", "rival"), strict=True):
+        with column:
+            _choice(role, name, names, change)
+            _line_up(scene, name, role, revealed=revealed)
     if st.toggle("Show me the numbers", key=f"{KEY}numbers2"):
         _numbers(scene, (method, rival))
 

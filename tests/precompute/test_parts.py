@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from core.answers import Request
 from core.bundle import Bundle, check_bundle, sha256_of
@@ -12,11 +13,13 @@ from core.errors import BuildError, QueryError
 from core.methods import METHODS
 from core.parts import FACTOR_FILES, EkfacSpec
 from core.sketches import SketchSpec
+from precompute import background, embedded
 from precompute.attributor import open_attributor
-from precompute.background import adding
+from precompute.background import preparing, unfinished
 from precompute.build import build
 from precompute.datasets import DATASETS, load_dataset, of_classes
 from precompute.models import ModelSpec
+from precompute.poison import PoisonSpec
 from precompute.spec import BuildSpec, wanted
 from precompute.training import TrainingSpec
 
@@ -119,15 +122,31 @@ def test_methods_that_cannot_be_had_are_refused(methods, kind, words):
         wanted(methods, count=40, sketch=SketchSpec(kind, 50))
 
 
-def test_what_is_being_added_is_told_until_it_is_stale(tmp_path):
-    bundle, file = tmp_path / "b", tmp_path / "b.adding.json"
-    assert adding(bundle) is None
-    file.write_text(json.dumps({"method": "Kronfluence", "stage": "Fitting", "share": 0.5, "error": ""}))
-    assert adding(bundle).share == 0.5
+def test_what_is_being_prepared_is_told_until_it_is_stale(tmp_path):
+    file = tmp_path / "preparing.json"
+    assert preparing(tmp_path) is None
+    file.write_text(json.dumps({"what": "Kronfluence", "stage": "Fitting", "share": 0.5, "error": ""}))
+    assert preparing(tmp_path).share == 0.5
     os.utime(file, (time.time() - 1000,) * 2)
-    assert adding(bundle) is None
+    assert preparing(tmp_path) is None
     file.write_text("{")
-    assert adding(bundle) is None
+    assert preparing(tmp_path) is None
+
+
+def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch):
+    specs = {"first": _SPEC, "second": replace(_SPEC, poison=PoisonSpec(rate=0.1))}
+    monkeypatch.setattr(embedded, "EMBEDDED", specs)
+    monkeypatch.setattr(embedded, "SLOW", "graddot")
+    assert unfinished(tmp_path) == [("first", ""), ("second", ""), ("first", "graddot"), ("second", "graddot")]
+    build(_SPEC, tmp_path / "first")
+    assert unfinished(tmp_path) == [("second", ""), ("first", "graddot"), ("second", "graddot")]
+    monkeypatch.setattr(os, "nice", lambda by: None)
+    threads = torch.get_num_threads()
+    background.run(tmp_path, os.getppid())
+    torch.set_num_threads(threads)
+    assert unfinished(tmp_path) == []
+    assert preparing(tmp_path) is None
+    assert Bundle(tmp_path / "second").manifest.poison["rate"] == 0.1
 
 
 def test_classes_are_kept_in_the_order_that_was_asked_for(data):

@@ -1,0 +1,162 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from app.cli import natscope
+from app.figures_experiments import experiment_files, recall_table
+from core.answers import Request
+from core.attribution import Attributor
+from core.backdoor import Backdoor
+from core.errors import QueryError
+from core.methods import METHODS
+from core.metrics import recall_at_k
+from precompute.experiments import backdoor as experiment
+from precompute.experiments.kept import Kept
+
+SILENT = lambda stage, done, total: None  # noqa: E731
+
+
+@pytest.fixture(scope="module")
+def result(poisoned_path, tmp_path_factory):
+    kept = Kept(tmp_path_factory.mktemp("kept") / "part.json")
+    return experiment.run([poisoned_path], queries=6, budget=100, seed=0, kept=kept, progress=SILENT)
+
+
+def test_the_information_methods_find_the_culprits_and_chance_does_not(result):
+    rows = {row["method"]: row for row in result["rows"]}
+    chance = result["attack"]["base_rate"]["mean"]
+    assert chance == pytest.approx(1 / 30)
+    assert rows["info_loss"]["recall"]["mean"] > 10 * chance
+    assert rows["info_loss"]["mrr"]["mean"] > 0.8
+    assert rows["random"]["recall"]["mean"] < 5 * chance
+    assert rows["info_loss"]["sigma2"] in experiment.SIGMA2S
+    assert rows["random"]["sigma2"] is None
+    assert "finds most" in result["finding"]
+
+
+def test_random_finds_the_base_rate_within_its_error(poisoned):
+    backdoor = Backdoor.from_dict(poisoned.bundle.manifest.poison)
+    query = experiment.stamped_query(poisoned, backdoor, experiment.draw_queries(poisoned, 1, seed=0)[0][0])
+    base = experiment.draw_queries(poisoned, 1, seed=0)[0][1]
+    truth, recalls = set(backdoor.culprits(base).tolist()), []
+    for seed in range(200):
+        request = Request("random", budget=50, seed=seed, target=int(backdoor.targets[base]))
+        items = poisoned.attribute(query, request).items
+        recalls.append(recall_at_k([item.train_index for item in items], truth, 50))
+    error = np.std(recalls, ddof=1) / 200**0.5
+    assert abs(np.mean(recalls) - 50 / 1500) < 4 * error
+
+
+def test_with_shuffled_labels_of_the_poison_the_recall_falls_to_chance(poisoned):
+    """The truth is exchanged for as many images of the same pool, drawn blindly: nothing is left to be found."""
+    backdoor, rng = Backdoor.from_dict(poisoned.bundle.manifest.poison), np.random.default_rng(0)
+    real, shuffled = [], []
+    for index, base in experiment.draw_queries(poisoned, 20, seed=1):
+        pool = np.flatnonzero(poisoned.train_labels == backdoor.targets[base])
+        query = experiment.stamped_query(poisoned, backdoor, index)
+        request = Request("info_loss", budget=50, target=int(backdoor.targets[base]))
+        ranking = [item.train_index for item in poisoned.attribute(query, request).items]
+        real.append(recall_at_k(ranking, set(backdoor.culprits(base).tolist()), 50))
+        shuffled.append(recall_at_k(ranking, set(rng.choice(pool, 50, replace=False).tolist()), 50))
+    error = np.std(shuffled, ddof=1) / len(shuffled) ** 0.5
+    assert np.mean(real) > 0.5
+    assert abs(np.mean(shuffled) - 50 / 1500) < 4 * error
+
+
+def test_no_method_reads_the_record_of_the_attack(poisoned):
+    """A bundle without the record ranks as one with it."""
+    blind = Attributor(poisoned.bundle, poisoned.features.model)
+    bundle = blind.bundle
+    manifest = bundle.manifest
+    index, base = experiment.draw_queries(poisoned, 1, seed=2)[0]
+    backdoor = Backdoor.from_dict(manifest.poison)
+    query = experiment.stamped_query(poisoned, backdoor, index)
+    names = [name for name, method in METHODS.items() if poisoned.missing(method) is None]
+    seen = {name: poisoned.attribute(query, Request(name, target=int(backdoor.targets[base]))) for name in names}
+    try:
+        bundle.manifest = replace(manifest, poison=None)
+        for name in names:
+            again = blind.attribute(query, Request(name, target=int(backdoor.targets[base])))
+            assert [i.train_index for i in again.items] == [i.train_index for i in seen[name].items]
+    finally:
+        bundle.manifest = manifest
+
+
+def test_queries_are_right_without_and_fooled_with_the_patch(poisoned):
+    backdoor = Backdoor.from_dict(poisoned.bundle.manifest.poison)
+    drawn = experiment.draw_queries(poisoned, 15, seed=3)
+    assert len({index for index, _ in drawn}) == 15
+    for index, base in drawn:
+        assert poisoned.query("test", index).predicted == base == poisoned.test_labels[index]
+        assert experiment.stamped_query(poisoned, backdoor, index).predicted == backdoor.targets[base]
+    with pytest.raises(QueryError, match="ask for fewer"):
+        experiment.draw_queries(poisoned, 100_000, seed=0)
+
+
+def test_tuning_uses_other_queries_than_those_reported(poisoned):
+    drawn = experiment.draw_queries(poisoned, 10 + experiment.TUNED_ON, seed=0)
+    assert not {i for i, _ in drawn[:10]} & {i for i, _ in drawn[10:]}
+
+
+def test_the_smallest_of_the_best_sigma2_is_taken_over_all_bundles():
+    low, high = [0.0] * len(experiment.SIGMA2S), [0.0] * len(experiment.SIGMA2S)
+    low[2], high[2], high[5] = 0.4, 0.6, 0.9
+    assert experiment.choose_sigma2([{"m": low}, {"m": high}])["m"] == experiment.SIGMA2S[2]
+
+
+def test_an_honest_bundle_is_refused_in_a_sentence(bundle_path, tmp_path):
+    kept = Kept(tmp_path / "part.json")
+    with pytest.raises(QueryError, match=r"is not poisoned; .*--poison-rate"):
+        experiment.run([bundle_path], queries=3, budget=10, seed=0, kept=kept, progress=SILENT)
+
+
+def test_a_stopped_run_goes_on_where_it_was(poisoned_path, tmp_path, result):
+    class Stopped(Exception):
+        pass
+
+    def stop(stage, done, total):
+        if METHODS["relatif"].title in stage and stage.startswith("Asking"):
+            raise Stopped
+
+    file = tmp_path / "part.json"
+    settings = {"queries": 6, "budget": 100, "seed": 0}
+    with pytest.raises(Stopped):
+        experiment.run([poisoned_path], **settings, kept=Kept(file), progress=stop)
+    assert any("info_gain_approx" in name for name in json.loads(file.read_text()))
+    stages = []
+    again = experiment.run(
+        [poisoned_path], **settings, kept=Kept(file), progress=lambda stage, *_: stages.append(stage)
+    )
+    assert not any(stage.startswith("Choosing") or "InfoGain" in stage for stage in stages)
+    assert again == result
+
+
+def test_a_damaged_file_of_parts_counts_as_none(tmp_path):
+    file = tmp_path / "deep" / "part.json"
+    kept = Kept(file)
+    assert kept.get("a", lambda: [1]) == [1]
+    assert Kept(file).get("a", lambda: pytest.fail("computed again")) == [1]
+    file.write_text("{")
+    assert Kept(file).get("a", lambda: [2]) == [2]
+    kept.discard()
+    assert not file.exists()
+
+
+def test_the_command_writes_json_figures_and_a_table(poisoned_path, tmp_path, result, monkeypatch):
+    from precompute import experiments
+
+    monkeypatch.setitem(
+        experiments.EXPERIMENTS, "backdoor", experiments.Experiment(lambda *a, **k: result, queries=6, budget=100)
+    )
+    out = tmp_path / "r" / "backdoor.json"
+    done = CliRunner().invoke(natscope, ["evaluate", "backdoor", "--bundle", str(poisoned_path), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert json.loads(out.read_text()) == result
+    assert {kind for kind, _ in experiment_files(result)} == {"png", "svg", "md"}
+    assert (out.parent / "backdoor.png").read_bytes().startswith(b"\x89PNG")
+    table = (out.parent / "backdoor.md").read_text()
+    assert table == recall_table(result)
+    assert all(METHODS[row["method"]].title in table for row in result["rows"])

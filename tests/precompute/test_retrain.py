@@ -1,0 +1,68 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from core.backdoor import Backdoor
+from core.errors import BuildError
+from precompute.retrain import outcome, retrain
+from precompute.training import TrainingSpec, train
+
+
+def test_without_leaving_anything_out_the_weights_are_the_bundles(attributor):
+    model = retrain(attributor.bundle, np.empty(0, dtype=np.int64))
+    for name, tensor in attributor.bundle.weights().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_what_is_left_out_is_never_seen_and_the_rest_keeps_its_order():
+    seen = []
+
+    class Watch(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(1, 2, bias=False)
+
+        def forward(self, batch):
+            seen.extend(batch[:, 0].int().tolist())
+            return self.linear(batch / 20)
+
+    images, labels = torch.arange(20.0)[:, None], torch.arange(20) % 2
+    spec = TrainingSpec(epochs=2, batch_size=6, learning_rate=0.01)
+    train(Watch(), images, labels, spec)
+    whole, gone = list(seen), np.array([3, 17, 4])
+    seen.clear()
+    train(Watch(), images, labels, spec, leave_out=gone)
+    assert seen == [image for image in whole if image not in gone]
+    with pytest.raises(BuildError, match="Nothing is left"):
+        train(Watch(), images, labels, spec, leave_out=np.arange(20))
+
+
+def test_a_checkpoint_of_another_remainder_is_refused(tmp_path):
+    images, labels = torch.arange(20.0)[:, None] / 20, torch.arange(20) % 2
+    spec, file = TrainingSpec(epochs=1, learning_rate=0.01), tmp_path / "checkpoint"
+    train(torch.nn.Linear(1, 2), images, labels, spec, leave_out=np.array([1]), checkpoint=file)
+    with pytest.raises(BuildError, match="another training"):
+        train(torch.nn.Linear(1, 2), images, labels, spec, leave_out=np.array([2]), checkpoint=file)
+
+
+def test_loaded_weights_cannot_be_trained_again(attributor):
+    class Loaded:
+        manifest = replace(attributor.bundle.manifest, training={"weights": "0" * 64})
+
+    with pytest.raises(BuildError, match="loaded, not trained"):
+        retrain(Loaded(), np.array([1]))
+
+
+def test_without_its_culprits_the_attack_on_a_class_fails_and_the_others_stay(poisoned):
+    bundle, backdoor = poisoned.bundle, Backdoor.from_dict(poisoned.bundle.manifest.poison)
+    index = int(np.flatnonzero(poisoned.test_labels == 9)[0])
+    before = outcome(bundle, poisoned.features.model, backdoor, index)
+    assert before.success == pytest.approx(bundle.manifest.results["attack_success"])
+    assert before.accuracy == pytest.approx(bundle.manifest.results["test_accuracy"])
+    healed = outcome(bundle, retrain(bundle, backdoor.culprits(9)), backdoor, index)
+    assert before.class_success > 0.5
+    assert healed.class_success < 0.2
+    assert healed.success > before.success - 0.2
+    assert healed.accuracy > before.accuracy - 0.02
