@@ -1,7 +1,6 @@
 """The command `natscope`. Heavy libraries are imported inside the commands, so that --help is instant."""
 
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import click
 
+from app.cli_precompute import build_spec
 from core.errors import NatscopeError
 
 EXISTING = click.Path(path_type=Path)
@@ -118,7 +118,7 @@ def precompute(out: Path, name: str | None, **options: Any) -> None:
     """Build a bundle; after an interruption the same command goes on where it was."""
     from precompute.build import build
 
-    spec = _build_spec(name, **options)
+    spec = build_spec(name, options, precompute.params)
     existed = out.exists()
     with _Bars() as bars:
         bundle = build(spec, out, bars)
@@ -269,86 +269,6 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("natscope: stopped; what was built so far is kept.", err=True)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _build_spec(name: str | None, **options: Any) -> Any:
-    from core.errors import BuildError
-    from core.sketches import SKETCHES, SketchSpec
-    from precompute.models import ModelSpec
-    from precompute.spec import BuildSpec
-    from precompute.training import TrainingSpec
-
-    if options["sketch"] not in SKETCHES:
-        raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
-    widths = _numbers("--widths", options["widths"], "784,512,256,10")
-    model = ModelSpec(options["model"], widths, options["bias"])
-    recipe = {
-        key: options[key]
-        for key in ("epochs", "batch_size", "learning_rate", "decay_epochs", "momentum", "weight_decay", "seed")
-    }
-    title = name or (
-        f"{options['dataset']}, {options['model']} {'-'.join(map(str, widths))}, seed {options['seed']}"
-        f"{'' if options['poison_rate'] is None else ', poisoned'}"
-    )
-    return BuildSpec(
-        name=title,
-        dataset=options["dataset"],
-        classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),
-        poison=_poison_spec(options),
-        model=model,
-        training=TrainingSpec(**recipe),
-        sketch=SketchSpec(options["sketch"], options["dim"], options["sketch_seed"]),
-        ntk=options["ntk"],
-        outputs=options["outputs"],
-        weights=options["weights"],
-        methods=None if options["methods"] is None else _methods(options["methods"]),
-        command=_command(options | {"name": name, "methods": None}),
-    )
-
-
-def _poison_spec(options: dict[str, Any]) -> Any:
-    from precompute.poison import PoisonSpec
-
-    if options["poison_rate"] is None:
-        return None
-    targets = options["poison_targets"]
-    return PoisonSpec(
-        rate=options["poison_rate"],
-        size=options["poison_size"],
-        place=options["poison_place"],
-        targets=None if targets is None else _numbers("--poison-targets", targets, "1,2,0"),
-        seed=options["poison_seed"],
-    )
-
-
-def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
-    from core.errors import BuildError
-
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise BuildError(f"{option} takes whole numbers with commas, such as {example}, not {text}.") from error
-
-
-def _methods(text: str) -> tuple[str, ...]:
-    from core.methods import METHODS
-
-    return tuple(METHODS) if text.strip() == "all" else tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _command(options: dict[str, Any]) -> str:
-    """Write the command that builds this bundle, naming only what differs from the defaults."""
-    words = ["natscope", "precompute"]
-    for parameter in precompute.params:
-        value = options.get(parameter.name or "")
-        if not isinstance(parameter, click.Option) or value is None:
-            continue
-        if parameter.is_flag:  # a flag without a default is off, whatever click calls its default
-            if value != (parameter.default is True):
-                words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
-        elif value != parameter.default:
-            words += [parameter.opts[0], str(value)]
-    return shlex.join(words)
 
 
 def _read_upload(file: Path, shape: tuple[int, ...], invert: bool | None) -> Any:

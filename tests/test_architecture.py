@@ -23,7 +23,7 @@ AT_HOME = {
     "trak": "core/trak_scores.py",
     "kronfluence": "core/ekfac.py",
     "streamlit": "app/",
-    "click": "app/cli.py",
+    "click": "app/cli",
     "plotly": "app/figures",
     "matplotlib": "app/figures",
     "PIL": "app/",

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import numpy as np
-import plotly.graph_objects as go
 import streamlit as st
 
 from app import shared, words
@@ -192,8 +191,7 @@ def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
         f"{len(culprits)} of them poisoned, ranked to the end. Chance: recall {len(culprits) / len(pool):.3f}, "
         "area 0.5."
     )
-    figure: go.Figure = roc(curves)
-    right.plotly_chart(figure, key=f"{KEY}roc", config={"displayModeBar": False})
+    right.plotly_chart(roc(curves), key=f"{KEY}roc", config={"displayModeBar": False})
 
 
 def _area(hits: np.ndarray) -> float:

@@ -1,0 +1,198 @@
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app.backdoor_link import BackdoorView, read_backdoor
+from app.figures_backdoor import roc
+from app.serve import BUNDLES
+from app.views import backdoor_audit, backdoor_scene, backdoor_search
+from core.backdoor import Backdoor
+from core.methods import METHODS
+
+
+@pytest.fixture
+def served(poisoned_path, monkeypatch):
+    monkeypatch.setenv(BUNDLES, str(poisoned_path.parent))
+
+
+@pytest.fixture
+def page(served):
+    """The page alone, as the app's navigation would draw it."""
+
+    def draw():
+        from app.views import backdoor
+
+        backdoor.page()
+
+    def open_page(**link):
+        app = AppTest.from_function(draw, default_timeout=90)
+        app.query_params.update(link)
+        return _whole(app.run())
+
+    return open_page
+
+
+def _whole(app):
+    assert [error.message for error in app.exception] == []
+    return app
+
+
+def _parts(app, field):
+    return [json.loads(g.proto.json) for g in app.get("bidi_component") if f'"{field}"' in g.proto.json]
+
+
+def _texts(app):
+    return " ".join(element.value for element in [*app.markdown, *app.subheader, *app.caption])
+
+
+def _press(app, key):
+    return _whole(app.button(key=f"backdoor_{key}").click().run())
+
+
+def test_the_story_has_its_four_steps_in_plain_words(page):
+    app = page()
+    titles = [element.value for element in app.subheader]
+    assert [title[0] for title in titles[:4]] == ["1", "2", "3", "4"]
+    (picture,) = _parts(app, "pattern")
+    assert not picture["clean"]["wrong"]
+    assert picture["stamped"]["wrong"]
+    jargon = ("jacobian", "posterior", "σ²", "gradient", "sketch", "logit")
+    shown = " ".join(element.value for element in app.markdown if "recall@" not in element.value).lower()
+    assert not [word for word in jargon if word in shown]
+
+
+def test_each_step_says_at_most_three_sentences(page):
+    for element in page().markdown[1:5]:
+        assert element.value.replace("?", ".").replace("!", ".").count(". ") <= 3, element.value
+
+
+def test_a_square_of_the_patch_is_drawn_on_and_put_back(page, poisoned):
+    pattern = np.array(_parts(page(), "pattern")[0]["pattern"])
+    bits = "".join(map(str, np.where(np.arange(9) == 4, 1 - pattern.ravel(), pattern.ravel())))
+    app = page(drawn=bits)
+    assert np.array(_parts(app, "pattern")[0]["pattern"]).ravel().tolist() == [int(bit) for bit in bits]
+    assert "Your patch" in _texts(app)
+    app = _press(app, "undo")
+    assert (np.array(_parts(app, "pattern")[0]["pattern"]) == pattern).all()
+    assert "drawn" not in app.query_params
+
+
+def test_another_picture_keeps_the_class_and_works(page, poisoned):
+    app = page()
+    before = app.query_params["image"]
+    base = app.selectbox(key="backdoor_class").value
+    for _ in range(3):
+        app = _press(app, "another")
+    assert app.selectbox(key="backdoor_class").value == base
+    assert app.query_params["image"] != before
+    assert _parts(app, "pattern")[0]["stamped"]["wrong"]
+
+
+def test_a_class_and_a_patch_are_chosen(page):
+    app = page()
+    app = _whole(app.selectbox(key="backdoor_class").set_value(1).run())
+    assert app.selectbox(key="backdoor_patch").value == 1
+    app = _whole(app.selectbox(key="backdoor_patch").set_value(3).run())
+    assert "patch for another class" in _texts(app)
+    assert app.query_params["patch"] == "3"
+
+
+def test_nothing_is_framed_until_it_is_revealed(page, poisoned):
+    app = page()
+    line_ups = _parts(app, "appear")
+    assert [len(part["items"]) for part in line_ups] == [50, 50]
+    assert not any(item["framed"] for part in line_ups for item in part["items"])
+    app = _press(app, "reveal")
+    first = _parts(app, "appear")[0]
+    framed = sum(item["framed"] for item in first["items"])
+    assert framed > 25
+    assert f"{framed} of the first 50 were planted" in _texts(app)
+    assert "Chance would find 2" in _texts(app)
+    app = _press(app, "reveal")
+    assert not any(item["framed"] for part in _parts(app, "appear") for item in part["items"])
+
+
+def test_a_picture_on_which_it_does_not_work_says_so(page, poisoned):
+    backdoor = Backdoor.from_dict(poisoned.bundle.manifest.poison)
+    images = np.asarray(poisoned.bundle.array("test_images"))
+    fooled = poisoned.predict(backdoor.stamped(images, poisoned.test_labels)) == backdoor.targets[poisoned.test_labels]
+    app = page(image=str(int(np.flatnonzero(~fooled)[0])))
+    assert "does not work" in _texts(app)
+    assert not _parts(app, "appear")
+    app = _press(app, "working")
+    assert len(_parts(app, "appear")) == 2
+
+
+def test_the_numbers_of_each_step_are_for_experts(page):
+    app = page()
+    app = _whole(app.toggle(key="backdoor_numbers1").set_value(True).run())
+    assert len(app.dataframe[0].value) == 10
+    app = _whole(app.toggle(key="backdoor_numbers2").set_value(True).run())
+    table = app.dataframe[1].value
+    assert table["recall@50"][0] > 0.5
+    assert 0.5 < table["area under ROC"][0] <= 1
+
+
+def test_the_audit_lists_reveals_and_exports(page, poisoned, monkeypatch):
+    monkeypatch.setattr(backdoor_audit, "run_job", _at_once)
+    app = page()
+    app = _whole(app.slider(key="backdoor_suspects").set_value(100).run())
+    app = _whole(app.toggle(key="backdoor_audit_revealed").set_value(True).run())
+    assert "of the first 100 were planted" in _texts(app)
+    assert "the attack works on" in _texts(app)
+    scores = np.linspace(1, 0, len(poisoned.train_labels))
+    scene = type("Scene", (), {"attributor": poisoned})()
+    rows = list(csv.DictReader(io.StringIO(backdoor_audit._table(scene, scores, np.array([5, 2])))))
+    assert [(row["rank"], row["train_index"]) for row in rows] == [("1", "5"), ("2", "2")]
+
+
+def _at_once(key, work, **about):
+    return work(lambda stage, done, total: None)
+
+
+def test_an_honest_bundle_says_how_to_get_a_poisoned_one(bundle_path, monkeypatch):
+    monkeypatch.setenv(BUNDLES, str(bundle_path))
+
+    def draw():
+        from app.views import backdoor
+
+        backdoor.page()
+
+    app = _whole(AppTest.from_function(draw, default_timeout=60).run())
+    assert "--poison-rate" in app.info[0].value
+
+
+def test_the_link_reopens_the_view():
+    view = BackdoorView(image=7, patch=2, drawn="010101010", method="relatif", rival="repsim")
+    assert read_backdoor(view.to_link(), images=10, classes=10, squares=9) == (view, [])
+    assert BackdoorView().to_link() == {}
+    bad = {"image": "10", "patch": "-1", "drawn": "01", "method": "magic", "rival": ""}
+    found, complaints = read_backdoor(bad, images=10, classes=10, squares=9)
+    assert found == BackdoorView()
+    assert len(complaints) == 5
+
+
+def test_the_weak_method_is_the_one_that_found_least_though_more_than_chance(monkeypatch):
+    rows = [
+        {"method": name, "sigma2": 10.0, "recall": {"mean": mean}}
+        for name, mean in (("info_loss", 0.9), ("repsim", 0.4), ("graddot", 0.2), ("random", 0.03))
+    ]
+    result = {"rows": rows, "attack": {"base_rate": {"mean": 0.033}}}
+    monkeypatch.setattr(backdoor_scene, "load_result", lambda name: result)
+    assert backdoor_scene.weak(tuple(METHODS)) == "graddot"
+    assert backdoor_scene.weak(("info_loss", "random")) == "info_loss"
+    assert backdoor_scene.tuned_sigma2("info_loss") == 10.0
+    monkeypatch.setattr(backdoor_scene, "load_result", lambda name: None)
+    assert backdoor_scene.weak(("info_loss", "random")) == "random"
+    assert backdoor_scene.tuned_sigma2("info_loss") == 1.0
+
+
+def test_the_area_under_roc_by_hand():
+    assert backdoor_search._area(np.array([True, False, True, False])) == pytest.approx(0.75)
+    assert backdoor_search._area(np.array([True, True, False])) == 1
+    figure = roc({"A": np.array([True, False, True, False])})
+    assert list(figure.data[1].y) == [0, 0.5, 0.5, 1, 1]
