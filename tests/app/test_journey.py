@@ -2,13 +2,6 @@ import csv
 import io
 import json
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,14 +11,11 @@ from playwright.sync_api import expect
 
 from app.cli import natscope
 from core.methods import METHODS
+from tests.app.conftest import serving
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=30_000)  # a busy machine is no failure
 
-_ROOT = Path(__file__).parents[2]
-_DESKTOP = {"viewport": {"width": 1400, "height": 1000}, "reduced_motion": "reduce"}
-# On an address with a folder, Streamlit's own page looks for its server in that folder first, and expects the 404.
-_PROBE = re.compile(r"/(methods|compare|curves)/_stcore/(health|host-config)$")
 _WALK = """found => {
   const wanted = [], walk = root => root.querySelectorAll("*").forEach(e => {
     if (e.shadowRoot) walk(e.shadowRoot);
@@ -47,54 +37,8 @@ _FOCUSED = """() => {
 
 @pytest.fixture(scope="module")
 def server(bundle_path, tmp_path_factory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-m", "app.cli", "app", "--bundles", bundle_path, "--port", str(port), "--no-browser"]
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            _wait_until_healthy(f"http://localhost:{port}/_stcore/health", process, log)
-            yield f"http://localhost:{port}"
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def _wait_until_healthy(address, process, log):
-    for _ in range(300):
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError):
-            if process.poll() is not None:
-                break
-            time.sleep(0.2)
-    pytest.fail(f"The server did not start:\n{log.read_text()}")
-
-
-@pytest.fixture
-def visit(browser, server):
-    """Give a function that opens an address as a new visitor; at the end, nothing may have gone wrong for any."""
-    contexts, problems = [], []
-
-    def open_page(address="/", **settings):
-        context = browser.new_context(**(_DESKTOP | settings))
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: _note_console(message, problems))
-        page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
-        page.on("response", lambda response: _note_response(response, problems))
-        page.goto(server + address.removeprefix(server))
-        return page
-
-    yield open_page
-    shown = [page.get_by_test_id("stException").count() for context in contexts for page in context.pages]
-    for context in contexts:
-        context.close()
-    assert problems == []
-    assert not any(shown)
+    with serving(bundle_path, tmp_path_factory.mktemp("server") / "log") as address:
+        yield address
 
 
 @pytest.fixture
@@ -103,16 +47,6 @@ def page(visit):
     expect(_sentence(opened)).to_contain_text("nats")
     expect(_cards(opened)).to_have_count(10)
     return opened
-
-
-def _note_console(message, problems):
-    if message.type == "error" and not _PROBE.search(message.location["url"]):
-        problems.append(f"console: {message.text}")
-
-
-def _note_response(response, problems):
-    if response.status >= 400 and not _PROBE.search(response.url):
-        problems.append(f"{response.status} {response.url}")
 
 
 def _sentence(page):

@@ -1,0 +1,80 @@
+"""A served app for browser tests: each module gives a fixture `server` with its address."""
+
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_DESKTOP = {"viewport": {"width": 1400, "height": 1000}, "reduced_motion": "reduce"}
+# On an address with a folder, Streamlit's own page looks for its server in that folder first, and expects the 404.
+_PROBE = re.compile(r"/(methods|compare|curves|backdoor)/_stcore/(health|host-config)$")
+
+
+@contextmanager
+def serving(bundles, log):
+    """Serve bundles in a process of its own and give the address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "app.cli", "app", "--bundles", bundles, "--port", str(port), "--no-browser"]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_healthy(f"http://localhost:{port}/_stcore/health", process, log)
+            yield f"http://localhost:{port}"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _wait_until_healthy(address, process, log):
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            if process.poll() is not None:
+                break
+            time.sleep(0.2)
+    pytest.fail(f"The server did not start:\n{log.read_text()}")
+
+
+@pytest.fixture
+def visit(browser, server):
+    """Give a function that opens an address as a new visitor; at the end, nothing may have gone wrong for any."""
+    contexts, problems = [], []
+
+    def open_page(address="/", **settings):
+        context = browser.new_context(**(_DESKTOP | settings))
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: _note_console(message, problems))
+        page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
+        page.on("response", lambda response: _note_response(response, problems))
+        page.goto(server + address.removeprefix(server))
+        return page
+
+    yield open_page
+    shown = [page.get_by_test_id("stException").count() for context in contexts for page in context.pages]
+    for context in contexts:
+        context.close()
+    assert problems == []
+    assert not any(shown)
+
+
+def _note_console(message, problems):
+    if message.type == "error" and not _PROBE.search(message.location["url"]):
+        problems.append(f"console: {message.text}")
+
+
+def _note_response(response, problems):
+    if response.status >= 400 and not _PROBE.search(response.url):
+        problems.append(f"{response.status} {response.url}")
