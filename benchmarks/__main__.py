@@ -1,4 +1,4 @@
-"""Run the benchmarks and print their tables: `python -m benchmarks [sketches] [selection] [methods] [ekfac]`."""
+"""Run the benchmarks and print their tables: `python -m benchmarks [sketches] [selection] [methods] [ekfac] [audit]`."""
 
 import platform
 
@@ -6,9 +6,15 @@ import click
 import numpy as np
 import torch
 
-from benchmarks import ekfac, methods, selection, sketches
+from benchmarks import audit, ekfac, methods, selection, sketches
 
-BENCHMARKS = {"sketches": sketches.run, "selection": selection.run, "methods": methods.run, "ekfac": ekfac.run}
+BENCHMARKS = {
+    "sketches": sketches.run,
+    "selection": selection.run,
+    "methods": methods.run,
+    "ekfac": ekfac.run,
+    "audit": audit.run,
+}
 
 
 @click.command()

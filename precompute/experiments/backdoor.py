@@ -224,8 +224,6 @@ def _result(
     opened: Sequence[Attributor], rows: list[dict[str, Any]], audits: Any, attacks: Any, **settings: int
 ) -> dict[str, Any]:
     manifest = opened[0].bundle.manifest
-    unseen = [a["average_precision"] for a in audits if a["seed"] not in CHOSEN_ON]
-    best = max(rows, key=lambda row: row["recall"]["mean"])
     return {
         "experiment": "backdoor",
         "date": datetime.date.today().isoformat(),
@@ -254,9 +252,22 @@ def _result(
         },
         "rows": rows,
         "audit": {"sigma2": SIGMA2, "first": FIRST, "chosen_on": list(CHOSEN_ON), "runs": audits},
-        "finding": (
-            f"{METHODS[best['method']].title} finds most: {best['recall']['mean']:.1%} of the poisoned images among "
-            f"its first {RECALL_AT}; chance would find {np.mean([a['base_rate'] for a in attacks]):.1%}."
-            + (f" The audit's average precision on unseen seeds is {np.mean(unseen):.2f}." if unseen else "")
-        ),
+        "finding": finding(rows, audits, float(np.mean([a["base_rate"] for a in attacks]))),
     }
+
+
+def finding(rows: Sequence[dict[str, Any]], audits: Sequence[dict[str, Any]], chance: float) -> str:
+    """Say in words who finds most, as far as the standard errors tell, and what the audit does on unseen seeds."""
+    best = max(rows, key=lambda row: row["recall"]["mean"])["recall"]
+    first = [
+        METHODS[row["method"]].title
+        for row in rows
+        if best["mean"] - row["recall"]["mean"] <= (best["error"] or 0.0) + (row["recall"]["error"] or 0.0)
+    ]
+    who = f"{', '.join(first[:-1])} and {first[-1]} find" if len(first) > 1 else f"{first[0]} finds"
+    unseen = [a["average_precision"] for a in audits if a["seed"] not in CHOSEN_ON]
+    return (
+        f"{who} most: {best['mean']:.1%} of the poisoned images among the first {RECALL_AT}; chance would find "
+        f"{chance:.1%}."
+        + (f" The audit's average precision on unseen seeds is {np.mean(unseen):.2f}." if unseen else "")
+    )

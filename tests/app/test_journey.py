@@ -74,6 +74,11 @@ def _choose(page, label, option):
     page.get_by_role("option", name=option, exact=True).click()
 
 
+def _settle(page):
+    """Wait until nothing is being drawn: a link changes before the answer that it leads to is on the page."""
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+
+
 def _in_link(text):
     return re.compile(re.escape(text) + r"(&|$)")
 
@@ -95,10 +100,7 @@ def test_a_click_on_an_image_asks_about_it(page):
     expect(_verdict(page)).to_contain_text("Test image 2 ")
     expect(page).to_have_url(_in_link("q=test%3A2"))
     expect(_sentence(page)).not_to_have_text(before)
-    for _ in range(100):
-        if _ranked(page) != ranked:
-            break
-        page.wait_for_timeout(100)  # the sentence comes first, the images right after it
+    _settle(page)
     assert _ranked(page) != ranked
 
 
@@ -107,11 +109,13 @@ def test_method_and_sigma2_change_the_answer_and_the_link_reopens_it(page, visit
     _choose(page, "Method", "InfoGain")
     expect(_sentence(page)).to_contain_text("as narrow")
     expect(page.get_by_role("group", name="Training images ranked by InfoGain")).to_be_visible()
+    _settle(page)
     asked.append((_sentence(page).inner_text(), _ranked(page)))
     page.get_by_role("slider", name="σ²").focus()
     for _ in range(8):
         page.keyboard.press("ArrowRight")
     expect(page).to_have_url(_in_link("sigma2=100"))
+    _settle(page)  # the slider passes other values on its way, and each may have been answered for a moment
     expect(_sentence(page)).not_to_have_text(asked[1][0])
     asked.append((_sentence(page).inner_text(), _ranked(page)))
     for one, other in [(0, 1), (1, 2), (0, 2)]:
@@ -120,12 +124,14 @@ def test_method_and_sigma2_change_the_answer_and_the_link_reopens_it(page, visit
     again = visit(page.url)
     expect(_sentence(again)).to_have_text(asked[2][0])
     expect(_cards(again)).to_have_count(10)
+    _settle(again)
     assert _ranked(again) == asked[2][1]
 
 
 def test_settings_survive_methods_that_have_no_use_for_them(visit):
     page = visit("/?m=4&sigma2=100&given=train")
     expect(_sentence(page)).to_contain_text("all training images")
+    _settle(page)
     before, sigma2 = _sentence(page).inner_text(), page.get_by_role("slider", name="σ²")
     place = sigma2.input_value()
     _choose(page, "Method", "RepSim")
@@ -151,6 +157,7 @@ def test_an_upload_is_answered_and_reopened_by_its_link_and_a_broken_file_is_a_s
     answer = re.escape(page.locator(".ns-answer").inner_text())
     expect(_sentence(page)).to_contain_text(re.compile(f"“{answer}”"))
     expect(_cards(page).first).to_have_attribute("aria-label", re.compile(answer))
+    _settle(page)
     said, link, ranked = _sentence(page).inner_text(), page.url, _ranked(page)
     assert page.locator(".ns-seen").get_attribute("src") == page.locator(".ns-query img").get_attribute("src")
 
@@ -158,6 +165,7 @@ def test_an_upload_is_answered_and_reopened_by_its_link_and_a_broken_file_is_a_s
     expect(_verdict(again)).to_have_text("Your image, as the model sees it")
     expect(_sentence(again)).to_have_text(said)
     expect(_cards(again)).to_have_count(10)
+    _settle(again)
     assert _ranked(again) == ranked
     assert again.locator(".ns-query img").get_attribute("src") == page.locator(".ns-query img").get_attribute("src")
 
@@ -214,6 +222,7 @@ def test_a_ranked_image_tells_more_and_either_button_makes_it_the_query(page):
     expect(page).to_have_url(_in_link(f"q=train%3A{index}"))
     expect(page.get_by_role("button", name=f"training image {index}:")).to_have_count(0)
     expect(_cards(page)).to_have_count(10)
+    _settle(page)
     index = _indices(page)[0]
     _cards(page).first.hover()
     page.get_by_role("button", name="Make it the query: rank 1,").click()
@@ -275,6 +284,7 @@ def test_the_methods_page_opens_by_its_address(visit):
 def test_the_navigation_leads_to_the_methods_and_back_to_the_same_answer(page):
     _choose(page, "Method", "InfoGain")
     expect(_sentence(page)).to_contain_text("as narrow")
+    _settle(page)
     said, link = _sentence(page).inner_text(), page.url
     page.get_by_role("link", name="Methods", exact=True).click()
     expect(page.get_by_role("heading", name="Glossary")).to_be_visible()
