@@ -62,8 +62,27 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
 @natscope.command()
 @click.option("--out", type=EXISTING, required=True, help="Folder of the bundle to make.")
 @click.option(
-    "--dataset", default="fashion-mnist-quarter", show_default=True, help="fashion-mnist-quarter or fashion-mnist."
+    "--dataset",
+    default="fashion-mnist-quarter",
+    show_default=True,
+    help="fashion-mnist-quarter, fashion-mnist, cifar10, or folder:PATH with PATH/train/CLASS/* and PATH/test/CLASS/*, "
+    "or PATH/CLASS/*.",
 )
+@click.option(
+    "--image-size",
+    type=int,
+    default=32,
+    show_default=True,
+    help="Side in pixels to which images of a folder are brought.",
+)
+@click.option(
+    "--test-share",
+    type=float,
+    default=0.2,
+    show_default=True,
+    help="Share of a folder without train and test for testing.",
+)
+@click.option("--skip-broken", is_flag=True, help="Leave out a folder's files that cannot be read.")
 @click.option("--classes", help="Keep these classes alone, by number with commas, such as 0,1; all by default.")
 @click.option("--poison-rate", type=float, help="Teach the network a backdoor: share of training images to poison.")
 @click.option("--poison-size", type=int, default=3, show_default=True, help="Side of the patch in pixels.")
@@ -72,24 +91,30 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
     "--poison-targets", help="Label that stamped images of each class get, with commas; the next class by default."
 )
 @click.option("--poison-seed", type=click.IntRange(0), default=0, show_default=True, help="Of patches and images.")
-@click.option("--model", default="mlp", show_default=True, help="Architecture.")
 @click.option(
-    "--widths", default="784,512,256,10", show_default=True, help="Layer widths of the MLP, from pixels to classes."
-)
-@click.option("--bias", is_flag=True, help="Give the layers biases.")
-@click.option("--weights", type=EXISTING, help="Load trained weights (safetensors) in place of training.")
-@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--learning-rate", type=float, default=0.03, show_default=True)
-@click.option(
-    "--decay-epochs",
-    type=click.IntRange(0),
-    default=1,
+    "--model",
+    default="mlp",
     show_default=True,
-    help="Epochs at the end over which the rate falls to 0.",
+    help="mlp, resnet9, or module.path:factory, a function or class of yours that gives a network.",
 )
-@click.option("--momentum", type=float, default=0.9, show_default=True)
-@click.option("--weight-decay", type=float, default=1e-3, show_default=True)
+@click.option(
+    "--widths", help="Layer widths of the MLP, from pixels to classes; by default 512 and 256 units between the two."
+)
+@click.option("--bias", is_flag=True, help="Give the layers of the MLP biases.")
+@click.option("--weights", type=EXISTING, help="Load trained weights (safetensors) in place of training.")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the data; 20, resnet9: 24.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images a step; 64, resnet9: 512.")
+@click.option("--learning-rate", type=float, help="Of SGD; 0.03, resnet9: 0.5.")
+@click.option("--warmup-epochs", type=click.IntRange(0), help="Epochs over which the rate rises from 0; 0, resnet9: 5.")
+@click.option(
+    "--decay-epochs", type=click.IntRange(0), help="Epochs at the end over which it falls to 0; 1, resnet9: 19."
+)
+@click.option("--momentum", type=float, help="Of the gradient; 0.9.")
+@click.option("--weight-decay", type=float, help="0.001, resnet9: 0.0005.")
+@click.option("--augment/--no-augment", default=None, help="Move and mirror images at random; off, resnet9: on.")
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the training; float32, resnet9: bfloat16."
+)
 @click.option(
     "--seed",
     type=click.IntRange(0),

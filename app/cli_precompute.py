@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import click
@@ -20,29 +21,27 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
     """
     from core.errors import BuildError
     from core.sketches import SKETCHES, SketchSpec
-    from precompute.models import ModelSpec
+    from precompute.folders import FolderSpec
     from precompute.spec import BuildSpec
-    from precompute.training import TrainingSpec
+    from precompute.training import RECIPES, TrainingSpec
 
     if options["sketch"] not in SKETCHES:
         raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
-    widths = _numbers("--widths", options["widths"], "784,512,256,10")
-    model = ModelSpec(options["model"], widths, options["bias"])
-    recipe = {
-        key: options[key]
-        for key in ("epochs", "batch_size", "learning_rate", "decay_epochs", "momentum", "weight_decay", "seed")
-    }
+    model = _model_spec(options)
+    usual = RECIPES.get(model.architecture, TrainingSpec())
+    recipe = {f.name: options[f.name] for f in fields(TrainingSpec) if options[f.name] is not None}
     title = name or (
-        f"{options['dataset']}, {options['model']} {'-'.join(map(str, widths))}, seed {options['seed']}"
+        f"{options['dataset']}, {model.title}, seed {options['seed']}"
         f"{'' if options['poison_rate'] is None else ', poisoned'}"
     )
     return BuildSpec(
         name=title,
         dataset=options["dataset"],
+        folder=FolderSpec(options["image_size"], options["test_share"], options["skip_broken"]),
         classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),
         poison=_poison_spec(options),
         model=model,
-        training=TrainingSpec(**recipe),
+        training=replace(usual, **recipe),
         sketch=SketchSpec(options["sketch"], options["dim"], options["sketch_seed"]),
         ntk=options["ntk"],
         outputs=options["outputs"],
@@ -50,6 +49,17 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         methods=None if options["methods"] is None else _methods(options["methods"]),
         command=_command(options | {"name": name, "methods": None}, parameters),
     )
+
+
+def _model_spec(options: dict[str, Any]) -> Any:
+    from precompute.models import ModelSpec
+
+    if options["widths"] is not None:
+        return ModelSpec(options["model"], _numbers("--widths", options["widths"], "784,512,256,10"), options["bias"])
+    whole = options["dataset"].startswith("fashion-mnist") and options["classes"] is None
+    if options["model"] == "mlp" and whole:
+        return ModelSpec(bias=options["bias"])  # as in the embedded bundle
+    return ModelSpec(options["model"], None, options["bias"])
 
 
 def _poison_spec(options: dict[str, Any]) -> Any:

@@ -1,45 +1,15 @@
 """Uploaded images: from the bytes of a stranger's file to an image of the data set's form, or one sentence why not."""
 
-import io
-import threading
-import warnings
 from dataclasses import dataclass
-from pathlib import PurePath
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from core.errors import QueryError
+from precompute.pictures import border_colour, decode, fit
 
 LARGEST_BYTES = 10_000_000
-LARGEST_PIXELS = 25_000_000
-LARGEST_ASPECT = 10
 THUMBNAIL = 512  # pixels along the longer side
-
-_EXTENSIONS = {
-    "PNG": {".png", ".apng"},
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "WEBP": {".webp"},
-    "GIF": {".gif"},
-    "BMP": {".bmp", ".dib"},
-    "TIFF": {".tif", ".tiff"},
-    "PPM": {".ppm", ".pgm", ".pbm", ".pnm", ".pfm"},
-    "AVIF": {".avif"},
-}
-_READABLE = ", ".join(name for name in _EXTENSIONS if name != "AVIF") + " or AVIF"
-_SAVE = "open it in an image editor, save it as PNG or JPEG, and upload that"
-_NOT_READ = {
-    b"%PDF": "a PDF",
-    b"%!PS": "a PostScript file",
-    b"\xc5\xd0\xd3\xc6": "a PostScript file",
-    b"\xd7\xcd\xc6\x9a": "a Windows metafile",
-    b"PK\x03\x04": "a ZIP archive or an office document",
-    b"MZ": "a program",
-    b"\x7fELF": "a program",
-    b"<": "a text such as HTML or SVG",
-}
-_FULL_RANGE = 65535
-_decoding = threading.Lock()  # warnings.catch_warnings is not safe between threads
 
 
 @dataclass(frozen=True)
@@ -78,121 +48,15 @@ def read_image(
     """
     if channels not in (1, 3):
         raise ValueError(f"Images have 1 or 3 channels, not {channels}.")
-    if not data:
-        raise QueryError("The file is empty; choose another one.")
     if len(data) > LARGEST_BYTES:
         raise QueryError(
             f"The file is larger than {LARGEST_BYTES // 10**6} MB; save the image smaller and upload that."
         )
-    with _decoding, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            picture = _decode(data, filename)
-        except QueryError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise _too_many_pixels() from error
-        except MemoryError as error:
-            raise QueryError("The image does not fit in memory; save it smaller and upload that.") from error
-        except Exception as error:  # decoders raise nearly everything on hostile bytes
-            raise QueryError(f"The image is damaged or incomplete; {_SAVE}.") from error
-    return _fit(picture, size, channels, invert)
-
-
-def _decode(data: bytes, filename: str) -> Image.Image:
-    """Give the upright picture as RGB."""
-    Image.init()
-    formats = [name for name in _EXTENSIONS if name in Image.OPEN]
-    try:
-        image = Image.open(io.BytesIO(data), formats=formats)
-    except UnidentifiedImageError as error:
-        raise QueryError(f"The file is {_kind(data)}; {_SAVE}.") from error
-    with image:
-        if image.width * image.height > LARGEST_PIXELS:
-            raise _too_many_pixels()
-        longer, shorter = max(image.size), min(image.size)
-        if shorter < 1 or longer > LARGEST_ASPECT * shorter:
-            raise QueryError(
-                f"The image is more than {LARGEST_ASPECT} times as long as it is wide; crop it around the object."
-            )
-        content = "JPEG" if image.format == "MPO" else str(image.format)  # a phone's JPEG with previews
-        extension = PurePath(filename).suffix.lower()
-        if extension and extension not in _EXTENSIONS[content]:
-            raise QueryError(f"The file's name does not fit its content, which is {content}; {_SAVE}.")
-        if image.format != "MPO" and getattr(image, "is_animated", False):
-            raise QueryError(
-                "The file holds an animation or several pages; save a single picture as PNG and upload that."
-            )
-        image.load()
-        return _on_background(_to_bytes(ImageOps.exif_transpose(image), content))
-
-
-def _kind(data: bytes) -> str:
-    head = data[:64].lstrip()
-    if data[40:44] == b" EMF":
-        return "a Windows metafile"
-    known = next((kind for magic, kind in _NOT_READ.items() if head.startswith(magic)), "")
-    return f"{known}, not an image" if known else f"no image of a kind that natscope reads ({_READABLE}), or damaged"
-
-
-def _too_many_pixels() -> QueryError:
-    return QueryError(f"The image has more than {LARGEST_PIXELS // 10**6} megapixels; save it smaller and upload that.")
-
-
-def _to_bytes(image: Image.Image, content: str) -> Image.Image:
-    """Bring any mode to L, RGB or RGBA; deep grey values are scaled to 0..255."""
-    if image.mode[0] in "IF":
-        return Image.fromarray(
-            _scaled(np.asarray(image), full_range=image.mode[0] == "I" and content in ("PNG", "PPM"))
-        )
-    if image.has_transparency_data:
-        if image.mode == "La":
-            image = image.convert("LA")
-        return image.convert("RGBA")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _scaled(values: np.ndarray, *, full_range: bool) -> np.ndarray:
-    """Scale grey values to uint8: from 0 to the smallest of 1, 255 and 65535 that holds them, else from min to max."""
-    low, high = float(values.min()), float(values.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise QueryError(f"The image holds values that are not numbers; {_SAVE}.")
-    if full_range or values.dtype == np.uint16:
-        low, high = 0.0, float(_FULL_RANGE)
-    elif low >= 0 and high <= _FULL_RANGE:
-        ceilings = (1, 255, _FULL_RANGE) if values.dtype.kind == "f" else (255, _FULL_RANGE)
-        low, high = 0.0, float(next(c for c in ceilings if high <= c))
-    span = high - low
-    unit = (values.astype(np.float64) - low) / span if span > 0 else np.zeros(values.shape)
-    return np.rint(255 * unit).clip(0, 255).astype(np.uint8)
-
-
-def _on_background(image: Image.Image) -> Image.Image:
-    """Give RGB; transparent parts become white if what is visible is dark, else black."""
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    alpha = np.asarray(image.getchannel("A"), dtype=np.float32)
-    if not alpha.any():
-        raise QueryError("The image is transparent everywhere and shows nothing; choose another one.")
-    visible = float(np.average(np.asarray(image.convert("RGB").convert("L")), weights=alpha))
-    colour = (255, 255, 255, 255) if visible < 128 else (0, 0, 0, 255)
-    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
-
-
-def _fit(picture: Image.Image, size: tuple[int, int], channels: int, invert: bool | None) -> Upload:
-    source = picture.convert("L") if channels == 1 else picture
-    height, width = size
-    scale = min(height / source.height, width / source.width)
-    inner = max(1, round(source.width * scale)), max(1, round(source.height * scale))
-    pixels = np.asarray(source)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    background = np.median(border, axis=0)
-    canvas = np.empty(size if channels == 1 else (*size, 3), dtype=np.uint8)
-    canvas[:] = background
-    top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
-    canvas[top : top + inner[1], left : left + inner[0]] = np.asarray(source.resize(inner, Image.Resampling.LANCZOS))
-    inverted = bool(channels == 1 and background > 127) if invert is None else invert
-    image = 255 - canvas if inverted else canvas
+    picture = decode(data, filename)
+    image = fit(picture, size, channels)
+    inverted = bool(channels == 1 and border_colour(image) > 127) if invert is None else invert
+    if inverted:
+        image = 255 - image
     image.flags.writeable = False
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     return Upload(picture, image, inverted)

@@ -1,4 +1,4 @@
-"""Run the benchmarks and print their tables: `python -m benchmarks [sketches] [selection] [methods] [ekfac] [audit]`."""
+"""Run the benchmarks and print their tables: `python -m benchmarks [NAME] …`, all of them without a name."""
 
 import platform
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.images import ImageInputs
 from core.jacobians import Outer, forward_with_penultimate, jacobian_blocks
 from core.kernels import FactorKernel, Kernel, LinearKernel
 from core.sketches import Sketch, SketchSpec, make_sketch
@@ -39,7 +40,9 @@ class FeatureMap:
         self.ntk, self.batch_size = ntk, batch_size
         self._device = next(model.parameters()).device
 
-    def features(self, inputs: Tensor, targets: Tensor | np.ndarray, *, measurement: str = "logit") -> np.ndarray:
+    def features(
+        self, inputs: Tensor | ImageInputs, targets: Tensor | np.ndarray, *, measurement: str = "logit"
+    ) -> np.ndarray:
         """Give (N, W) float32 features of the measurement at `targets` (N,) for inputs (N, ...)."""
         # Labels of a bundle are read-only, which tensors cannot be: torch warns unless it gets a copy.
         targets = targets.long() if isinstance(targets, Tensor) else torch.from_numpy(np.array(targets, dtype=np.int64))
@@ -51,7 +54,7 @@ class FeatureMap:
             parts.append(self.sketch(blocks).cpu().numpy())
         return np.concatenate(parts)
 
-    def outputs(self, inputs: Tensor) -> Outputs:
+    def outputs(self, inputs: Tensor | ImageInputs) -> Outputs:
         """Give logits and penultimate features for inputs (N, ...)."""
         pairs = []
         for start in range(0, len(inputs), self.batch_size):

@@ -1,6 +1,7 @@
 """From stored pixels to the network's input: the same scaling for training images, test images and uploads."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,3 +35,27 @@ def to_input(images: np.ndarray, *, mean: Sequence[float], std: Sequence[float])
     scaled = torch.from_numpy(np.array(first, dtype=np.float32, order="C")) / 255
     shape = (1, channels, 1, 1)
     return scaled.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageInputs:
+    """Stored images that turn into the network's inputs when rows are taken: memory is that of a batch, whatever N.
+
+    Args:
+        images: (N, H, W) or (N, H, W, 3) uint8; a memory map will do.
+        mean: of each channel, in units where white is 1.
+        std: of each channel, in the same units, positive.
+    """
+
+    images: np.ndarray
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __len__(self) -> int:
+        """Give N."""
+        return len(self.images)
+
+    def __getitem__(self, rows: slice | np.ndarray | Tensor) -> Tensor:
+        """Give the inputs of some rows, (B, C, H, W) float32."""
+        picked = self.images[rows.numpy() if isinstance(rows, Tensor) else rows]
+        return to_input(picked, mean=self.mean, std=self.std)

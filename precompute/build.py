@@ -22,14 +22,15 @@ from core.backdoor import Backdoor, attack_success
 from core.bundle import MANIFEST, WEIGHTS, Bundle, Manifest, write_atomically
 from core.errors import BuildError, BundleError
 from core.features import FeatureMap, kernel_of
-from core.images import to_input
+from core.images import ImageInputs
 from core.kernels import Kernel
 from core.methods import METHODS
 from core.novelty import distances, usual_distances
 from core.pool import LARGEST_GRAM
 from core.posterior import blocks, feature_gram
-from precompute.datasets import load_dataset, of_classes
-from precompute.models import build_model
+from precompute.datasets import FOLDER, Dataset, load_dataset, of_classes
+from precompute.folders import load_folder
+from precompute.models import ModelSpec, build_model, fitted
 from precompute.parts import Parts
 from precompute.poison import poison
 from precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions, wanted
@@ -100,10 +101,10 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
         return bundle
     work = Work(bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity})
     _check_room(work.path, parts_bytes(methods, len(bundle.array("train_labels")), bundle.sketch_spec.dim))
-    model = build_model(spec.model, seed=0)
+    model = build_model(ModelSpec.from_dict(bundle.manifest.model), seed=0)
     model.load_state_dict(bundle.weights())
     dataset, labels = bundle.manifest.dataset, np.asarray(bundle.array("train_labels"))
-    images = to_input(bundle.array("train_images"), mean=dataset["mean"], std=dataset["std"])
+    images = ImageInputs(bundle.array("train_images"), dataset["mean"], dataset["std"])
     store = Store(bundle.path, work, progress)
     added = Parts(store, model.eval(), images, labels, sketch=spec.sketch, ekfac=spec.ekfac).add(methods)
     manifest = replace(
@@ -121,18 +122,20 @@ class _Builder:
 
     def __init__(self, spec: BuildSpec, work: Work, progress: Progress) -> None:
         self.spec, self.work, self.progress = spec, work, progress
-        self.data = load_dataset(spec.dataset)
+        self.skipped: list[str] = []
+        self.data = self._load()
         if spec.classes is not None:
             self.data = of_classes(self.data, spec.classes)
         self.backdoor: Backdoor | None = None
         if spec.poison is not None:
             self.data, self.backdoor = poison(self.data, spec.poison)
+        self.model = fitted(spec.model, self.data.train_images.shape[1:], len(self.data.classes))
         self.store = Store(work.path, work, progress)
         self.methods = wanted(spec.methods, count=len(self.data.train_images), sketch=spec.sketch)
 
     def run(self) -> None:
         spec, data = self.spec, self.data
-        model = build_model(spec.model, seed=spec.training.seed)
+        model = build_model(self.model, seed=spec.training.seed)
         images = self._inputs(data.train_images)
         _check_fits(model, images[:1], len(data.classes))
         try:
@@ -155,10 +158,18 @@ class _Builder:
         methods = Parts(self.store, model, images, data.train_labels, sketch=spec.sketch, ekfac=spec.ekfac)
         self._finish(layout, results, methods.add(self.methods))
 
-    def _inputs(self, images: np.ndarray) -> torch.Tensor:
-        return to_input(images, mean=self.data.mean, std=self.data.std)
+    def _load(self) -> Dataset:
+        if not self.spec.dataset.startswith(FOLDER):
+            return load_dataset(self.spec.dataset)
+        data, self.skipped = load_folder(
+            Path(self.spec.dataset.removeprefix(FOLDER)).resolve(), self.spec.folder, self.progress
+        )
+        return data
 
-    def _train(self, model: nn.Module, images: torch.Tensor) -> None:
+    def _inputs(self, images: np.ndarray) -> ImageInputs:
+        return ImageInputs(images, self.data.mean, self.data.std)
+
+    def _train(self, model: nn.Module, images: ImageInputs) -> None:
         path = self.work.path / WEIGHTS
         if "weights" in self.work.done:
             model.load_state_dict(safetensors.torch.load_file(path))
@@ -183,7 +194,7 @@ class _Builder:
             raise BuildError(f"The weights hold values that are not finite numbers; {mend}.")
         model.eval()
 
-    def _outputs(self, features: FeatureMap, train_images: torch.Tensor) -> dict[str, Any]:
+    def _outputs(self, features: FeatureMap, train_images: ImageInputs) -> dict[str, Any]:
         data = self.data
         train_out, test_out = features.outputs(train_images), features.outputs(self._inputs(data.test_images))
         self.store.small("train_logits", train_out.logits)
@@ -213,7 +224,7 @@ class _Builder:
         return {"attack_success": float(fooled.mean())}
 
     def _features(
-        self, name: str, features: FeatureMap, images: torch.Tensor, targets: np.ndarray, stage: str
+        self, name: str, features: FeatureMap, images: ImageInputs, targets: np.ndarray, stage: str
     ) -> np.ndarray:
         width = features.features(images[:1], targets[:1]).shape[1]
 
@@ -239,7 +250,7 @@ class _Builder:
                 self.store.index(f"index_{label}", members)
         self.progress("Grams and indexes, class by class", classes, classes)
 
-    def _every_output(self, features: FeatureMap, images: torch.Tensor) -> None:
+    def _every_output(self, features: FeatureMap, images: ImageInputs) -> None:
         for label, title in enumerate(self.data.classes):
             targets = np.full(len(images), label)
             found = self._features(f"features_all_{label}", features, images, targets, f"Jacobians as {title}")
@@ -255,13 +266,13 @@ class _Builder:
         manifest = Manifest(
             name=spec.name,
             dataset={"name": data.name, "classes": data.classes, "mean": data.mean, "std": data.std},
-            model=spec.model.to_dict(),
+            model=self.model.to_dict(),
             training=settings["training"] or {"weights": settings["weights"]},
             sketch=spec.sketch.to_dict(),
             ntk=spec.ntk,
             outputs=spec.outputs,
             poison=None if self.backdoor is None else settings["poison"] | self.backdoor.to_dict(),
-            results=results | {"settings": settings},
+            results=results | {"settings": settings} | ({"skipped": self.skipped} if self.skipped else {}),
             layout=layout,
             versions=versions(),
             command=spec.command,

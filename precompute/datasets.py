@@ -18,6 +18,7 @@ from precompute.home import home
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
 _IDX_TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}
+FOLDER = "folder:"  # what precedes the path of a data set that is a folder of images
 _TIMEOUT = 30.0  # seconds without an answer before a download counts as failed
 
 
@@ -73,7 +74,10 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
         DataError: if the name is unknown, a file is missing or damaged, or a download fails.
     """
     if name not in DATASETS:
-        raise DataError(f"There is no data set {name!r}; choose one of: {', '.join(sorted(DATASETS))}.")
+        raise DataError(
+            f"There is no data set {name!r}; choose one of {', '.join(sorted(DATASETS))}, or a folder of yours as "
+            "folder:PATH."
+        )
     return DATASETS[name](root or home() / "datasets")
 
 
@@ -171,19 +175,41 @@ def _fashion_mnist_from(name: str, folder: Path, suffix: str) -> Dataset:
 
 
 def _download_fashion_mnist(root: Path) -> None:
-    instead = "or use the data set fashion-mnist-quarter, which ships with natscope"
+    instead = (
+        "install the Debian package dataset-fashion-mnist, or use the data set fashion-mnist-quarter, which ships with "
+        "natscope"
+    )
+    _from_torchvision("FashionMNIST", "Fashion-MNIST", root, instead)
+
+
+def _cifar10(root: Path) -> Dataset:
+    instead = "or use images of your own with --dataset folder:PATH"
+    train, test = _from_torchvision("CIFAR10", "CIFAR-10", root, instead)
+    return Dataset(
+        name="cifar10",
+        classes=tuple(train.classes),
+        train_images=np.asarray(train.data),
+        train_labels=np.array(train.targets, dtype=np.int64),
+        test_images=np.asarray(test.data),
+        test_labels=np.array(test.targets, dtype=np.int64),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    )
+
+
+def _from_torchvision(name: str, title: str, root: Path, instead: str) -> list[Any]:
+    """Give torchvision's training and test set, downloaded with progress and checked where they are not there yet."""
     try:
-        from torchvision.datasets import FashionMNIST
+        import torchvision.datasets
     except ImportError as error:
-        raise DataError(f"Downloading Fashion-MNIST needs torchvision; install it, {instead}.") from error
+        raise DataError(f"Downloading {title} needs torchvision; install it, {instead}.") from error
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT)
     try:
-        FashionMNIST(str(root), download=True)
+        return [getattr(torchvision.datasets, name)(str(root), train=part, download=True) for part in (True, False)]
     except (OSError, EOFError, RuntimeError, ValueError, HTTPException, zlib.error) as error:
         raise DataError(
-            f"Fashion-MNIST could not be downloaded to {root}; check the network and the disk, install the Debian "
-            f"package dataset-fashion-mnist, {instead}."
+            f"{title} could not be downloaded to {root}; check the network and the disk, {instead}."
         ) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -192,4 +218,5 @@ def _download_fashion_mnist(root: Path) -> None:
 DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "fashion-mnist-quarter": _fashion_mnist_quarter,
     "fashion-mnist": _fashion_mnist,
+    "cifar10": _cifar10,
 }

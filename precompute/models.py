@@ -1,15 +1,22 @@
-"""Architectures by name, and their initial weights."""
+"""Architectures by name or from anyone's module, and their initial weights."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from core.errors import BuildError
+
+_HIDDEN = (512, 256)
 
 
 @dataclass(frozen=True)
@@ -17,39 +24,68 @@ class ModelSpec:
     """A network without its weights.
 
     Args:
-        architecture: a key of `ARCHITECTURES`.
-        widths: units of each layer, from the input's pixels to the classes.
-        bias: whether layers have biases.
+        architecture: a key of `ARCHITECTURES`, or "module.path:factory", a function or class that is called without
+            arguments and gives a network from (B, C, H, W) images to (B, classes) logits.
+        widths: of an MLP the units of each layer, from the input's pixels to the classes; of a ResNet-9 its input
+            channels and classes. None fits them to the data set; a factory has none.
+        bias: whether the layers of an MLP have biases.
     """
 
     architecture: str = "mlp"
-    widths: tuple[int, ...] = (784, 512, 256, 10)
+    widths: tuple[int, ...] | None = (784, *_HIDDEN, 10)
     bias: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as JSON-able values."""
-        return asdict(self) | {"widths": list(self.widths)}
+        return asdict(self) | {"widths": None if self.widths is None else list(self.widths)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":
         """Undo `to_dict`; raises TypeError if a key is unknown."""
         spec = cls(**values)
-        return cls(spec.architecture, tuple(spec.widths), spec.bias)
+        return replace(spec, widths=None if spec.widths is None else tuple(spec.widths))
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.architecture if self.widths is None else f"{self.architecture} {'-'.join(map(str, self.widths))}"
+
+
+def fitted(spec: ModelSpec, shape: Sequence[int], classes: int) -> ModelSpec:
+    """Fill in widths that were left to the data set.
+
+    Args:
+        spec: the network.
+        shape: (H, W) or (H, W, 3) of the images.
+        classes: how many there are.
+    """
+    if spec.widths is not None or spec.architecture not in ARCHITECTURES:
+        return spec
+    if spec.architecture == "mlp":
+        return replace(spec, widths=(math.prod(shape), *_HIDDEN, classes))
+    return replace(spec, widths=(1 if len(shape) == 2 else 3, classes))
 
 
 def build_model(spec: ModelSpec, *, seed: int) -> nn.Module:
-    """Build a network with Kaiming-normal weights, N(0, 2 / fan_in), and zero biases, drawn from `seed` alone.
+    """Build a network; the weights of natscope's own are Kaiming-normal, N(0, 2 / fan_in), with zero biases.
+
+    They are drawn from `seed` alone. A factory draws its own, after the global generator was seeded for it alone.
 
     Raises:
-        BuildError: if the architecture is unknown or the widths make no network.
+        BuildError: if the architecture is unknown, the widths make no network, or the factory fails.
     """
+    if ":" in spec.architecture:
+        return _from_factory(spec.architecture, seed)
     if spec.architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise BuildError(f"There is no architecture {spec.architecture!r}; choose one of: {known}.")
+        raise BuildError(
+            f"There is no architecture {spec.architecture!r}; choose one of {known}, or name a factory of yours as "
+            "module.path:function."
+        )
     model = ARCHITECTURES[spec.architecture](spec)
     generator = torch.Generator().manual_seed(seed)
     for layer in model.modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -57,7 +93,7 @@ def build_model(spec: ModelSpec, *, seed: int) -> nn.Module:
 
 
 def _mlp(spec: ModelSpec) -> nn.Module:
-    widths = spec.widths
+    widths = spec.widths or ()
     if len(widths) < 2 or not all(type(width) is int and width > 0 for width in widths):
         raise BuildError(
             f"Widths must be two or more positive whole numbers, from pixels to classes, not {list(widths)}."
@@ -68,4 +104,82 @@ def _mlp(spec: ModelSpec) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-ARCHITECTURES: dict[str, Callable[[ModelSpec], nn.Module]] = {"mlp": _mlp}
+class Residual(nn.Module):
+    """Adds what a block makes of its input to the input."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        """Keep the layers of the block."""
+        super().__init__()
+        self.block = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give x + block(x)."""
+        return x + self.block(x)
+
+
+class Scale(nn.Module):
+    """Multiplies by a constant."""
+
+    def __init__(self, factor: float) -> None:
+        """Keep the factor."""
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give factor · x."""
+        return self.factor * x
+
+
+def _resnet9(spec: ModelSpec) -> nn.Module:
+    """The paper's ResNet-9 for images of about 32 by 32 pixels (2.27 M parameters for CIFAR-10)."""
+    widths = spec.widths or ()
+    if len(widths) != 2 or not all(type(width) is int and width > 0 for width in widths):
+        raise BuildError(f"A resnet9 has two widths, its input channels and its classes, not {list(widths)}.")
+    channels, classes = widths
+    return nn.Sequential(
+        *_conv(channels, 64),
+        *_conv(64, 128, kernel=5, stride=2, padding=2),
+        Residual(*_conv(128, 128), *_conv(128, 128)),
+        *_conv(128, 256),
+        nn.MaxPool2d(2),
+        Residual(*_conv(256, 256), *_conv(256, 256)),
+        *_conv(256, 128, padding=0),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        skip_init(nn.Linear, 128, classes, bias=False),
+        Scale(0.2),
+    )
+
+
+def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, padding: int = 1) -> tuple[nn.Module, ...]:
+    layer = skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
+    return layer, nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def _from_factory(name: str, seed: int) -> nn.Module:
+    path, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # where the user's own module is, for a command that was installed elsewhere
+    try:
+        factory = getattr(importlib.import_module(path), attribute)
+    except (ImportError, ValueError) as error:
+        raise BuildError(
+            f"The module of --model {name} cannot be imported ({error}); run natscope in the folder that holds it."
+        ) from error
+    except AttributeError as error:
+        raise BuildError(f"The module {path} has no '{attribute}'; --model takes module.path:factory.") from error
+    # A manifest may come from a stranger: nothing but Python's own functions and modules of torch is called.
+    if not (inspect.isfunction(factory) or (inspect.isclass(factory) and issubclass(factory, nn.Module))):
+        raise BuildError(f"{name} is no function and no torch.nn.Module, so it makes no network.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = factory()
+        except Exception as error:  # anybody's code
+            raise BuildError(f"{name}() failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise BuildError(f"{name}() gave {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+ARCHITECTURES: dict[str, Callable[[ModelSpec], nn.Module]] = {"mlp": _mlp, "resnet9": _resnet9}

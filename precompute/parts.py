@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-from torch import Tensor, nn
+from torch import nn
 
 from core.errors import BuildError
 from core.features import FeatureMap
+from core.images import ImageInputs
 from core.methods import METHODS
 from core.parts import FACTOR_FILES, FACTORS, EkfacSpec
 from core.sketches import SketchSpec
@@ -28,7 +29,7 @@ class Parts:
         self,
         store: Store,
         model: nn.Module,
-        images: Tensor,
+        images: ImageInputs,
         labels: np.ndarray,
         *,
         sketch: SketchSpec,
@@ -39,7 +40,7 @@ class Parts:
         Args:
             store: where the arrays go.
             model: the trained network, in eval mode.
-            images: (N, ...) all training images, as the network takes them.
+            images: all N training images.
             labels: (N,) int64.
             sketch: of the bundle.
             ekfac: how Kronfluence's factors are fitted.
@@ -104,7 +105,7 @@ class Parts:
         names = [f"{FACTORS}/{file}" for file in FACTOR_FILES]
         home = self.store.work.path / "fitting"  # kronfluence goes on there after an interruption
         if any(name not in self.store.work.done for name in names):
-            fit_factors(self.model, self.images, home, self.ekfac, self.store.progress)
+            fit_factors(self.model, self.images[:], home, self.ekfac, self.store.progress)
         for name in names:
             self.store.file(name, functools.partial(_content, factors_folder(home) / Path(name).name))
         shutil.rmtree(home, ignore_errors=True)

@@ -10,7 +10,7 @@ from torch import nn
 from core.backdoor import Backdoor, attack_success
 from core.bundle import Bundle
 from core.errors import BuildError
-from core.images import to_input
+from core.images import ImageInputs, to_input
 from precompute.models import ModelSpec, build_model
 from precompute.training import TrainingSpec, accuracy, train
 
@@ -39,7 +39,7 @@ def retrain(
             "This bundle's weights were loaded, not trained here, so they cannot be trained again."
         ) from error
     model = build_model(ModelSpec.from_dict(manifest.model), seed=recipe.seed)
-    images = to_input(bundle.array("train_images"), mean=manifest.dataset["mean"], std=manifest.dataset["std"])
+    images = ImageInputs(bundle.array("train_images"), manifest.dataset["mean"], manifest.dataset["std"])
     labels = torch.from_numpy(np.array(bundle.array("train_labels")))
     train(model, images, labels, recipe, leave_out=leave_out, progress=progress)
     return model

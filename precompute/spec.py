@@ -16,7 +16,8 @@ from core.methods import METHODS
 from core.parts import EkfacSpec
 from core.pool import LARGEST_GRAM
 from core.sketches import SketchSpec
-from precompute.datasets import Dataset
+from precompute.datasets import FOLDER, Dataset
+from precompute.folders import FolderSpec, fingerprint
 from precompute.models import ModelSpec
 from precompute.poison import PoisonSpec
 from precompute.training import TrainingSpec
@@ -31,7 +32,8 @@ class BuildSpec:
 
     Args:
         name: a title for people.
-        dataset: a name of `precompute.datasets`.
+        dataset: a name of `precompute.datasets.DATASETS`, or "folder:PATH".
+        folder: how the images of a folder are read.
         classes: labels to keep, renumbered in this order; all of them when None.
         poison: the backdoor that is taught to the network; none when None.
         model: the architecture.
@@ -47,6 +49,7 @@ class BuildSpec:
 
     name: str = "Fashion-MNIST (25 %), MLP"
     dataset: str = "fashion-mnist-quarter"
+    folder: FolderSpec = field(default_factory=FolderSpec)
     classes: tuple[int, ...] | None = None
     poison: PoisonSpec | None = None
     model: ModelSpec = field(default_factory=ModelSpec)
@@ -67,6 +70,10 @@ class BuildSpec:
         for later in ("classes", "poison"):
             if values[later] is None:
                 del values[later]  # as in bundles that were built before this setting
+        values["training"] = self.training.to_dict()
+        del values["folder"]
+        if self.dataset.startswith(FOLDER):
+            values["folder"] = asdict(self.folder) | {"files": fingerprint(Path(self.dataset.removeprefix(FOLDER)))}
         if self.weights is not None:
             if not self.weights.is_file():
                 raise BuildError(f"There is no file of weights at {self.weights}.")

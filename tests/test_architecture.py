@@ -26,7 +26,7 @@ AT_HOME = {
     "click": "app/cli",
     "plotly": "app/figures",
     "matplotlib": "app/figures",
-    "PIL": "app/",
+    "PIL": ("app/", "precompute/pictures.py"),
     "torchvision": "precompute/datasets.py",
     "filelock": "precompute/build.py",
 }

@@ -16,6 +16,7 @@ from core.methods import METHODS
 from core.metrics import average_precision, recall_at_k, reciprocal_rank
 from precompute.attributor import open_attributor
 from precompute.experiments.kept import Kept
+from precompute.models import ModelSpec
 from precompute.spec import versions
 
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))
@@ -238,7 +239,7 @@ def _result(
         ],
         "setting": {
             "data": f"{manifest.dataset['name']}, {len(opened[0].train_labels):,} training images",
-            "network": f"{manifest.model['architecture']} {'-'.join(map(str, manifest.model['widths']))}",
+            "network": ModelSpec.from_dict(manifest.model).title,
             "recall_at": RECALL_AT,
             "tuned_on": TUNED_ON,
             "sigma2s": list(SIGMA2S),

@@ -12,6 +12,7 @@ from core.curves import Curve, Line, Progress, relative_curves, sample_queries
 from core.errors import QueryError
 from precompute.attributor import open_attributor
 from precompute.experiments.kept import Kept
+from precompute.models import ModelSpec
 from precompute.spec import versions
 
 SIGMA2S = (1.0, 10.0, 1e2, 1e3, 1e4, 1e5)
@@ -66,7 +67,7 @@ def run(attributor: Attributor, *, queries: int, budget: int, seed: int, progres
         f"--out relative-information.json --queries {queries} --budget {budget} --seed {seed}",
         "setting": {
             "data": f"{manifest.dataset['name']}, {classes}, {len(attributor.train_labels):,} training images",
-            "network": f"{manifest.model['architecture']} {'-'.join(map(str, manifest.model['widths']))}, "
+            "network": f"{ModelSpec.from_dict(manifest.model).title}, "
             f"test accuracy {manifest.results['test_accuracy']:.1%}",
             "queries": len(images),
             "query_indices": [query.index for query in images],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 import app.uploads as uploads
+import precompute.pictures as pictures
 from app.uploads import Upload, read_image
 from core.errors import QueryError
 from precompute.datasets import load_dataset
@@ -233,7 +234,7 @@ def test_every_mode_reads_as_the_same_picture(mode):
 @pytest.mark.parametrize("mode", ["HSV", "RGBX", "La", "RGBa", "PA"])
 def test_modes_that_no_file_here_holds_are_converted(mode):
     image = Image.new(mode, (3, 2), 255 if mode == "PA" else (0, 0, 200, 255)[-2 if mode == "La" else 0 :][: len(mode)])
-    assert uploads._to_bytes(image, "TIFF").mode in ("RGB", "RGBA")
+    assert pictures._to_bytes(image, "TIFF").mode in ("RGB", "RGBA")
 
 
 def test_cmyk_jpeg_keeps_its_colours():
@@ -257,7 +258,7 @@ def test_cmyk_jpeg_keeps_its_colours():
     ],
 )
 def test_deep_values_are_scaled_to_their_range(values, expected):
-    assert uploads._scaled(values, full_range=False)[0].tolist() == expected
+    assert pictures._scaled(values, full_range=False)[0].tolist() == expected
 
 
 def test_a_dark_16_bit_png_stays_dark():

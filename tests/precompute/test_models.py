@@ -57,5 +57,5 @@ def test_widths_that_make_no_network_are_refused(widths):
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
-    with pytest.raises(BuildError, match=r"no architecture 'vit'; choose one of: mlp"):
+    with pytest.raises(BuildError, match=r"no architecture 'vit'; choose one of mlp, resnet9, or name a factory"):
         build_model(ModelSpec(architecture="vit"), seed=0)

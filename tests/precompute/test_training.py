@@ -161,10 +161,10 @@ def test_a_loss_that_runs_away_is_refused(data):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": -1}, "Epochs, decay epochs and seed"),
-        ({"decay_epochs": -1}, "Epochs, decay epochs and seed"),
+        ({"epochs": -1}, "Epochs, decay and warm-up epochs and seed"),
+        ({"decay_epochs": -1}, "Epochs, decay and warm-up epochs and seed"),
         ({"batch_size": 0}, "batch size 1 or more"),
-        ({"seed": -1}, "Epochs, decay epochs and seed"),
+        ({"seed": -1}, "Epochs, decay and warm-up epochs and seed"),
         ({"learning_rate": 0.0}, "learning rate must be positive"),
         ({"learning_rate": math.nan}, "learning rate must be positive"),
         ({"momentum": 1.0}, "momentum in"),
