@@ -11,6 +11,8 @@ from core.jacobians import Outer, forward_with_penultimate, jacobian_blocks
 from core.kernels import FactorKernel, Kernel, LinearKernel
 from core.sketches import Sketch, SketchSpec, make_sketch
 
+_BATCH = 64  # for networks of other layers than `Linear`: some 10 MB an example for a ResNet-9
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -30,14 +32,17 @@ class FeatureMap:
             model: the trained network, on the device where features are to be computed.
             spec: the sketch.
             ntk: whether weight blocks are scaled as in the NTK parameterisation.
-            batch_size: examples whose Jacobian is in memory at a time.
+            batch_size: examples whose Jacobian is in memory at a time, at most; fewer where layers see many positions.
 
         Raises:
             ValueError: if the sketch cannot be made.
         """
         self.model = model.eval()
         self.sketch: Sketch = make_sketch(spec)
-        self.ntk, self.batch_size = ntk, batch_size
+        linear = all(
+            isinstance(m, nn.Linear) for m in model.modules() if any(True for _ in m.parameters(recurse=False))
+        )
+        self.ntk, self.batch_size = ntk, batch_size if linear else min(batch_size, _BATCH)
         self._device = next(model.parameters()).device
 
     def features(

@@ -1,9 +1,9 @@
 """Per-example Jacobians of a scalar measurement, layer by layer, without a loop over examples.
 
 One forward and one backward pass give, for every layer, its input a and the gradient delta of the measurement with
-respect to its output. The gradient of a weight is then delta (x) a for `Linear` (kept as the two factors), a product
-with the unfolded input for `Conv2d`, and a sum over positions for `BatchNorm`. Any other parameter goes through
-`torch.func`.
+respect to its output. The gradient of a weight is then delta (x) a for `Linear` (kept as the two factors), a sum of
+such products where it is used at many positions and for `Conv2d` (kept as factors too, and multiplied out a few
+examples at a time), and a sum over positions for `BatchNorm`. Any other parameter goes through `torch.func`.
 """
 
 import functools
@@ -59,7 +59,28 @@ class Formed:
         return self.scale * self.gradient
 
 
-Block = Outer | Formed
+@dataclass(frozen=True)
+class Summed:
+    """The gradient of one weight as a sum of outer products over positions, as convolutions have, or layers on tokens."""
+
+    name: str
+    delta: Tensor  # (B, rows, L), by position of the output
+    activation: Tensor  # (B, ...), the layer's input
+    patches: Callable[[Tensor], Tensor]  # gives for inputs (b, ...) what each position saw of them, (b, columns, L)
+    columns: int
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the weight seen as a matrix."""
+        return self.delta.shape[1], self.columns
+
+    def form(self) -> Tensor:
+        """Give the gradient itself, (B, rows, columns)."""
+        return self.scale * (self.delta @ self.patches(self.activation).transpose(1, 2))
+
+
+Block = Outer | Formed | Summed
 
 
 def jacobian_blocks(
@@ -68,7 +89,7 @@ def jacobian_blocks(
     """Differentiate `measurement(model(x), y)` by every parameter, for each example of a batch.
 
     Examples must not influence each other, so the model has to be in eval mode. Memory is that of one training step,
-    and for convolutions that of one weight gradient an example: choose the batch accordingly.
+    and one gradient an example of what is no weight of a `Linear` or `Conv2d` layer.
 
     Args:
         model: any module that maps (B, ...) to logits (B, C).
@@ -183,6 +204,11 @@ def _layer_blocks(name: str, layer: Any, records: list[tuple[Tensor, Tensor]], *
         activation, delta = records[0]
         if isinstance(layer, nn.Linear) and len(records) == 1 and activation.dim() == 2:
             yield Outer(f"{prefix}weight", delta, activation, scale)
+        elif isinstance(layer, nn.Linear) and len(records) == 1:
+            yield Summed(f"{prefix}weight", _positions(delta), activation, _positions, fan_in, scale)
+        elif isinstance(layer, nn.Conv2d) and len(records) == 1 and layer.groups == 1:
+            patches = functools.partial(_patches, layer)
+            yield Summed(f"{prefix}weight", delta.flatten(2), activation, patches, fan_in, scale)
         else:
             yield Formed(f"{prefix}weight", _total(weight_rule(layer, a, d) for a, d in records), scale)
     if layer.bias is not None:
@@ -193,6 +219,11 @@ def _total(parts: Iterable[Tensor]) -> Tensor:
     return functools.reduce(torch.add, parts)
 
 
+def _positions(values: Tensor) -> Tensor:
+    """Bring what a `Linear` layer saw or gave at each position, (B, ..., D), to (B, D, L)."""
+    return values.flatten(1, -2).transpose(1, 2)
+
+
 def _linear_weight(_: nn.Linear, activation: Tensor, delta: Tensor) -> Tensor:
     return torch.einsum("b...o,b...i->boi", delta, activation)
 
@@ -201,14 +232,19 @@ def _linear_bias(delta: Tensor) -> Tensor:
     return delta.flatten(1, -2).sum(1)[:, None, :] if delta.dim() > 2 else delta[:, None, :]
 
 
-def _conv_weight(layer: nn.Conv2d, activation: Tensor, delta: Tensor) -> Tensor:
+def _patches(layer: nn.Conv2d, activation: Tensor) -> Tensor:
+    """Give what each position of the output sees of the input (B, C, H, W): (B, C k k, L)."""
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         activation = nn.functional.pad(activation, layer._reversed_padding_repeated_twice, mode=mode)
         padding: tuple[int, ...] = (0, 0)
     else:
         padding = layer.padding
-    patches = nn.functional.unfold(activation, layer.kernel_size, layer.dilation, padding, layer.stride)
+    return nn.functional.unfold(activation, layer.kernel_size, layer.dilation, padding, layer.stride)
+
+
+def _conv_weight(layer: nn.Conv2d, activation: Tensor, delta: Tensor) -> Tensor:
+    patches = _patches(layer, activation)
     groups, batch = layer.groups, len(delta)
     patches = patches.view(batch, groups, -1, patches.shape[-1])
     delta = delta.reshape(batch, groups, -1, patches.shape[-1])

@@ -7,16 +7,17 @@ random numbers come from (seed, parameter name) alone, so a query seen a year la
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from core.jacobians import Block, Outer
+from core.jacobians import Block, Formed, Outer, Summed
 
 DEFAULT_DIM = 4096
 _EXAMPLES_AT_ONCE = 256  # the accumulator of this many examples stays in the processor's cache
+_FORMED_AT_ONCE = 2**21  # numbers of a convolution's gradient that are written out at a time, to be folded in the cache
 _ROWS_A_GROUP = 8  # rows of a large weight that share one shift: see CountSketch
 _SMALL_WEIGHT = 2**15  # weights up to this size get a shift for every row
 _DENSE_CHUNK = 2048  # parameters whose K signs are in memory at a time
@@ -99,6 +100,12 @@ class CountSketch(Sketch):
 
     def add(self, block: Block, buckets: Tensor) -> None:
         """Add one block's sketch to buckets (B, 2 K), where bucket k stands for k mod K."""
+        if isinstance(block, Summed):
+            step = max(1, _FORMED_AT_ONCE // math.prod(block.shape))
+            for start in range(0, len(buckets), step):
+                some = slice(start, start + step)
+                self.add(Formed(block.name, _rows(block, some).form()), buckets[some])
+            return
         signs, shifts = self._table(block)
         rows, columns = block.shape
         height = _group_height(block.shape)
@@ -175,6 +182,8 @@ class DenseRademacher(Sketch):
             for top in range(0, block.shape[0], rows_at_once):
                 if isinstance(block, Outer):
                     part = Outer(block.name, block.delta[:, top : top + rows_at_once], block.activation).form()
+                elif isinstance(block, Summed):
+                    part = replace(block, delta=block.delta[:, top : top + rows_at_once], scale=1.0).form()
                 else:
                     part = block.gradient[:, top : top + rows_at_once]
                 flat = part.flatten(1).float()
@@ -229,13 +238,13 @@ def _group_height(shape: tuple[int, int]) -> int:
 
 
 def _tensor(block: Block) -> Tensor:
-    return block.delta if isinstance(block, Outer) else block.gradient
+    return block.gradient if isinstance(block, Formed) else block.delta
 
 
 def _rows(block: Block, part: slice) -> Block:
-    if isinstance(block, Outer):
-        return Outer(block.name, block.delta[part], block.activation[part], block.scale)
-    return type(block)(block.name, block.gradient[part], block.scale)
+    if isinstance(block, Formed):
+        return Formed(block.name, block.gradient[part], block.scale)
+    return replace(block, delta=block.delta[part], activation=block.activation[part])
 
 
 def _signs(random: np.random.Generator, shape: tuple[int, ...]) -> Tensor:

@@ -26,5 +26,6 @@ def choose_bundle(on_change: Callable[[], None]) -> Path:
         key="bundle",
         format_func=lambda name: shared.bundle_title(paths[name]),
         on_change=on_change,
+        label_visibility="collapsed",  # beside the page's title its place and its entries say what it is
     )
     return paths[chosen]

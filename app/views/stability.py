@@ -65,7 +65,7 @@ def stability(attributor: Attributor, name: str, query: QueryImage, requests: Se
             return across_networks(_apart(attributor), query, requests, opened, progress)
 
         whose = tuple(sibling.identity for sibling in siblings)
-        label = f"Ask the {len(siblings)} other network{'s' if len(siblings) > 1 else ''}"
+        label = "Ask the other network" if len(siblings) == 1 else f"Ask the {len(siblings)} other networks"
         _results(attributor, run_job(("networks", *asked, whose), others, name=f"{_KEY}net", label=label), "networks")
 
 

@@ -139,7 +139,7 @@ def test_without_another_training_run_a_sentence_says_how_to_make_one(served):
 
 
 def test_another_training_run_is_asked_for_the_same_images(siblings):
-    page = _run(_page([SKETCHED, PLAIN]), "Ask the 1 other network")
+    page = _run(_page([SKETCHED, PLAIN]), "Ask the other network")
     for method in (SKETCHED, PLAIN):  # the weights are the same here, so everything stays
         assert [card["value"] for card in _cards(page, "networks", method)] == ["1/1"] * 4
         assert _told(page, method).startswith(
