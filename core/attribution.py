@@ -19,7 +19,7 @@ from core.methods import METHODS, Candidates, Method, Query, Settings
 from core.metrics import redundancy, total_information
 from core.novelty import distances
 from core.parts import Parts
-from core.pool import Pool
+from core.pool import LIVE, Pool
 from core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
 from core.sketches import SketchSpec
 from core.trust import Trust, trust
@@ -57,7 +57,8 @@ class Attributor:
         self._linear = all(
             isinstance(m, nn.Linear) for m in model.modules() if next(m.parameters(recurse=False), None) is not None
         )
-        self._own: BoundedCache[Candidates] = BoundedCache(12)
+        largest = int(np.bincount(self.train_labels).max())
+        self._own: BoundedCache[Candidates] = BoundedCache(12 if largest <= LIVE else 3)  # 0.3 to 0.5 GB each
         self._all: BoundedCache[Candidates] = BoundedCache(2)
         self._spectra: BoundedCache[FeatureSpectrum] = BoundedCache(2)
         self._conditionings: BoundedCache[FeatureConditioning] = BoundedCache(2)

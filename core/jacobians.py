@@ -61,7 +61,7 @@ class Formed:
 
 @dataclass(frozen=True)
 class Summed:
-    """The gradient of one weight as a sum of outer products over positions, as convolutions have, or layers on tokens."""
+    """The gradient of one weight as a sum of outer products over positions: of a convolution, or a layer on tokens."""
 
     name: str
     delta: Tensor  # (B, rows, L), by position of the output

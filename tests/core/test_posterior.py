@@ -3,8 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import core.pool as pool_module
+from core.greedy import info_loss
 from core.pool import Pool
-from core.posterior import FeatureConditioning, FeatureSpectrum, SampleSpectrum, feature_gram
+from core.posterior import FeatureConditioning, FeatureSpectrum, SamplePrecision, SampleSpectrum, feature_gram
 from tests import oracles
 
 
@@ -81,3 +83,28 @@ def test_twins_are_rows_with_the_same_features():
     features[4], features[2] = features[1], -features[1]
     assert Pool(features).twins(4).tolist() == [1, 4]
     assert Pool(features).twins(2).tolist() == [2]
+
+
+def test_the_inverse_of_one_sigma2_conditions_like_the_spectrum():
+    rng = np.random.default_rng(3)
+    features, queries = rng.normal(size=(700, 40)), rng.normal(size=(3, 40))
+    gram, cross, prior = features @ features.T, features @ queries.T, (queries**2).sum(1)
+    for sigma2 in (1e-2, 1.0, 1e4):
+        slow = SampleSpectrum.of(gram).posterior(cross, prior, sigma2)
+        fast = SamplePrecision.of(gram, sigma2).posterior(cross, prior, sigma2)
+        rows = np.array([5, 600, 17])
+        for name in ("variance", "alpha", "precision"):
+            np.testing.assert_allclose(getattr(fast, name), getattr(slow, name), rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(fast.pool_variance, slow.pool_variance, rtol=1e-5)
+        np.testing.assert_allclose(fast.precision_columns(rows), slow.precision_columns(rows), rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("sigma2", [1e-6, 1e-2, 1.0, 1e3])
+def test_a_large_pool_picks_what_its_spectrum_picks(monkeypatch, sigma2):
+    rng = np.random.default_rng(4)
+    features, query = rng.normal(size=(300, 60)), rng.normal(size=60)
+    slow = info_loss(Pool(features), query, sigma2, 20)
+    monkeypatch.setattr(pool_module, "LIVE", 100)
+    fast = info_loss(Pool(features), query, sigma2, 20)
+    assert fast.indices.tolist() == slow.indices.tolist()
+    np.testing.assert_allclose(fast.nats, slow.nats, rtol=1e-6)
