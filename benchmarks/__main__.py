@@ -6,7 +6,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks import audit, ekfac, methods, selection, sketches
+from benchmarks import audit, convolutions, ekfac, methods, selection, sketches
 
 BENCHMARKS = {
     "sketches": sketches.run,
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "methods": methods.run,
     "ekfac": ekfac.run,
     "audit": audit.run,
+    "convolutions": convolutions.run,
 }
 
 

@@ -87,6 +87,8 @@ class EkfacInfluence:
         factors.mkdir(parents=True)
         for file in folder.iterdir():
             shutil.copyfile(file, factors / file.name)
+        convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
+        self._batch = 50 if convolves else 1500  # kronfluence writes out the gradients of so many images at a time
         with _quiet():
             self._analyzer = _analyzer(model, Path(self._home.name))
 
@@ -111,7 +113,7 @@ class EkfacInfluence:
                 query_dataset=TensorDataset(query, torch.tensor([target])),
                 train_dataset=TensorDataset(inputs, torch.from_numpy(np.array(labels, dtype=np.int64))),
                 per_device_query_batch_size=1,
-                per_device_train_batch_size=min(len(inputs), 1500),
+                per_device_train_batch_size=min(len(inputs), self._batch),
                 score_args=ScoreArguments(damping_factor=None),
             )
             found = self._analyzer.load_pairwise_scores(name)

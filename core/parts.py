@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.bundle import Bundle
 from core.cache import BoundedCache
@@ -55,6 +55,13 @@ class EkfacSpec:
     def to_dict(self) -> dict[str, int]:
         """Give the JSON form."""
         return asdict(self)
+
+    @classmethod
+    def usual(cls, model: nn.Module) -> "EkfacSpec":
+        """Give what fits a network: a convolution's directions cost a thousand times those of a small MLP."""
+        if any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+            return cls(covariance_directions=10_000, lambda_directions=2_000, batch_size=50)
+        return cls()
 
 
 class Parts:

@@ -1,5 +1,7 @@
 """TRAK (Park et al. 2023) through its authors' library, with natscope's sketched Jacobians plugged into its seams."""
 
+import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,8 @@ def trak_features(
     progress("TRAK: inverting what the images have in common", 0, 1)
     singular = f"TRAK cannot be computed: {dim:,} dimensions are more than this network's gradients span; choose fewer."
     try:
-        traker.finalize_features()
+        with contextlib.redirect_stderr(io.StringIO()):  # it draws a progress bar of its own
+            traker.finalize_features()
     except torch.linalg.LinAlgError as error:
         raise ValueError(singular) from error
     progress("TRAK: inverting what the images have in common", 1, 1)

@@ -21,7 +21,7 @@ from torch import nn
 from core.backdoor import Backdoor, attack_success
 from core.bundle import MANIFEST, WEIGHTS, Bundle, Manifest, write_atomically
 from core.errors import BuildError, BundleError
-from core.features import FeatureMap, kernel_of
+from core.features import FeatureMap, Outputs, kernel_of
 from core.images import ImageInputs
 from core.kernels import Kernel
 from core.methods import METHODS
@@ -196,7 +196,12 @@ class _Builder:
 
     def _outputs(self, features: FeatureMap, train_images: ImageInputs) -> dict[str, Any]:
         data = self.data
-        train_out, test_out = features.outputs(train_images), features.outputs(self._inputs(data.test_images))
+        test_out = features.outputs(self._inputs(data.test_images))
+        if "penultimate" in self.work.done:
+            train_out = Outputs(*(np.load(self.work.path / f"{name}.npy") for name in ("train_logits", "penultimate")))
+        else:
+            self.progress("Predictions", 0, 1)
+            train_out = features.outputs(train_images)
         self.store.small("train_logits", train_out.logits)
         self.store.small("test_logits", test_out.logits)
         self.store.small("penultimate", train_out.penultimate)
@@ -220,8 +225,9 @@ class _Builder:
         def predict(images: np.ndarray) -> np.ndarray:
             return features.outputs(self._inputs(images)).logits.argmax(axis=1)
 
-        fooled = attack_success(predict, self.backdoor, self.data.test_images, self.data.test_labels)
-        return {"attack_success": float(fooled.mean())}
+        fooled = functools.partial(attack_success, predict, self.backdoor, self.data.test_images, self.data.test_labels)
+        self.store.small("test_fooled", fooled)
+        return {"attack_success": float(np.load(self.work.path / "test_fooled.npy", allow_pickle=False).mean())}
 
     def _features(
         self, name: str, features: FeatureMap, images: ImageInputs, targets: np.ndarray, stage: str

@@ -33,7 +33,7 @@ class Parts:
         labels: np.ndarray,
         *,
         sketch: SketchSpec,
-        ekfac: EkfacSpec,
+        ekfac: EkfacSpec | None,
     ) -> None:
         """Keep what is needed.
 
@@ -43,10 +43,10 @@ class Parts:
             images: all N training images.
             labels: (N,) int64.
             sketch: of the bundle.
-            ekfac: how Kronfluence's factors are fitted.
+            ekfac: how Kronfluence's factors are fitted; as usual for the network when None.
         """
         self.store, self.model, self.images, self.labels = store, model, images, labels
-        self.sketch, self.ekfac = sketch, ekfac
+        self.sketch, self.ekfac = sketch, ekfac or EkfacSpec.usual(model)
 
     def add(self, methods: Iterable[str]) -> dict[str, Any]:
         """Compute and store what the methods need; give the settings of each, for the manifest.

@@ -45,6 +45,16 @@ def retrain(
     return model
 
 
+def too_slow(bundle: Bundle) -> str | None:
+    """Say in a sentence why this bundle's network is not trained again while somebody waits; None if it can be."""
+    if "weights" in bundle.manifest.training:
+        return "This network’s weights were loaded, not trained here, so it cannot be trained again."
+    model = build_model(ModelSpec.from_dict(bundle.manifest.model), seed=0)
+    if any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+        return "Training this network again takes an hour or more, so that is not done while you wait."
+    return None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a network fares with a backdoor.

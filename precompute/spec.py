@@ -43,7 +43,7 @@ class BuildSpec:
         outputs: "own", or "all" to store features under every class's logit.
         weights: safetensors file of trained weights to load in place of training.
         methods: whose own parts the bundle is to hold; the usual ones when None. More can be added later.
-        ekfac: how Kronfluence's factors are fitted.
+        ekfac: how Kronfluence's factors are fitted; as usual for the network when None.
         command: what to type to build this bundle (without --out), for messages.
     """
 
@@ -59,7 +59,7 @@ class BuildSpec:
     outputs: str = "own"
     weights: Path | None = None
     methods: tuple[str, ...] | None = None
-    ekfac: EkfacSpec = field(default_factory=EkfacSpec)
+    ekfac: EkfacSpec | None = None
     command: str = "natscope precompute"
 
     def settings(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from app.figures import curve, ranking_png
 from app.grid import Card, data_uri, grid
 from app.state import View
 from app.views.bundle import choose_bundle
+from app.views.enlarge import enlarge
 from app.views.query import picker, prediction
 from core.answers import Attribution, QueryImage, Request
 from core.attribution import Attributor
@@ -47,10 +48,16 @@ def page() -> None:
     with left:
         query = _query(view, attributor)
         prediction(query, attributor)
-        _comparison_link(attributor)
+        with st.container(horizontal=True, gap="small"):
+            enlarge(query.image, _title(query), key="enlarge_query")
+            _comparison_link(attributor)
         picker(attributor, query, _take)
     with right:
         _answer(attributor, query, st.session_state["view"].query, plain)
+
+
+def _title(query: QueryImage) -> str:
+    return "Your image" if query.index is None else f"{query.origin.capitalize()} image {query.index}"
 
 
 def _view(attributor: Attributor, path: Path) -> View:
@@ -301,13 +308,15 @@ def _details(attributor: Attributor, result: Attribution, images: np.ndarray, pi
         f"the model says {classes[answer]} ({shares[answer]:.1%})  \n{cumulative}"
         f"score {item.score:.4g} · marginal variance {item.variance:.3g}"
     )
-    st.button(
-        "Make it the query",
-        icon=":material/my_location:",
-        key="make_query",
-        on_click=_take,
-        args=(f"train:{item.train_index}",),
-    )
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+        st.button(
+            "Make it the query",
+            icon=":material/my_location:",
+            key="make_query",
+            on_click=_take,
+            args=(f"train:{item.train_index}",),
+        )
+        enlarge(images[picked], f"Training image {item.train_index}: {classes[item.label]}", key="enlarge_picked")
 
 
 def _downloads(

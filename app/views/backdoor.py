@@ -18,9 +18,10 @@ from app.views.backdoor_proof import proof_step
 from app.views.backdoor_scene import KEY, Scene
 from app.views.backdoor_search import search_step
 from core.attribution import Attributor
-from core.backdoor import Backdoor, attack_success, stamp
+from core.backdoor import Backdoor, stamp
 from core.bundle import Bundle
 from core.errors import BundleError
+from precompute.experiments.backdoor import fooled
 
 _VIEW = f"{KEY}view"
 
@@ -34,7 +35,7 @@ def page() -> None:
         return
     attributor = shared.attributor(path)
     backdoor = Backdoor.from_dict(attributor.bundle.manifest.poison or {})
-    works = _works(attributor.bundle.identity, attributor, backdoor)
+    works = _works(attributor.bundle.identity, attributor)
     view = _view(attributor, backdoor, works)
     link = view.to_link() | ({"bundle": path.name} if len(shared.bundle_paths()) > 1 else {})
     if dict(st.query_params) != link:
@@ -91,10 +92,10 @@ def _poisoned(path: Path) -> bool:
 
 
 @st.cache_data(max_entries=8, show_spinner="Trying the patch on every test image …")
-def _works(identity: str, _attributor: Attributor, _backdoor: Backdoor) -> np.ndarray:
-    images, labels = np.asarray(_attributor.bundle.array("test_images")), _attributor.test_labels
+def _works(identity: str, _attributor: Attributor) -> np.ndarray:
+    labels = _attributor.test_labels
     right = np.asarray(_attributor.bundle.array("test_logits")).argmax(axis=1) == labels
-    return right & attack_success(_attributor.predict, _backdoor, images, labels)
+    return right & fooled(_attributor)
 
 
 def _view(attributor: Attributor, backdoor: Backdoor, works: np.ndarray) -> BackdoorView:

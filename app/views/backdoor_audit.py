@@ -13,7 +13,7 @@ from app.views.job import run_job
 from core.audit import FIRST, SIGMA2, suspicion
 from core.metrics import average_precision
 from precompute.attributor import open_attributor
-from precompute.retrain import outcome, retrain
+from precompute.retrain import outcome, retrain, too_slow
 
 _PICTURED = 60
 
@@ -86,6 +86,8 @@ def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
 def _healed(scene: Scene, suspects: np.ndarray) -> None:
     """Offer to train without the suspects, whoever they are."""
     bundle = scene.attributor.bundle
+    if too_slow(bundle):
+        return
     result = run_job(
         ("healed", bundle.identity, len(suspects)),
         lambda progress: outcome(

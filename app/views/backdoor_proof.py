@@ -13,7 +13,7 @@ from core.curves import REFERENCE
 from core.errors import QueryError
 from core.methods import METHODS
 from precompute.attributor import open_attributor
-from precompute.retrain import Outcome, outcome, retrain
+from precompute.retrain import Outcome, outcome, retrain, too_slow
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,6 +39,9 @@ def proof_step(scene: Scene) -> None:
         f"again without them, and once more without {len(found)} others labelled {classes[scene.target]}, picked "
         "blindly."
     )
+    if why := too_slow(scene.attributor.bundle):
+        st.info(why + " On the model that comes with natscope this step is live.", icon=":material/hourglass_disabled:")
+        return
     result = run_job(
         ("proof", scene.attributor.bundle.identity, scene.index, name, tuple(found.tolist())),
         lambda progress: _trained(scene, found, others, progress),

@@ -93,9 +93,9 @@ def draw_queries(attributor: Attributor, count: int, *, seed: int) -> list[tuple
     Raises:
         QueryError: if there are too few.
     """
-    images, labels = np.asarray(attributor.bundle.array("test_images")), attributor.test_labels
+    labels = attributor.test_labels
     right = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) == labels
-    works = attack_success(attributor.predict, backdoor_of(attributor), images, labels)
+    works = fooled(attributor)
     found = np.flatnonzero(right & works)
     if len(found) < count:
         raise QueryError(f"The attack works on {len(found)} test images only, and {count} are needed; ask for fewer.")
@@ -116,6 +116,15 @@ def backdoor_of(attributor: Attributor) -> Backdoor:
             "FOLDER` builds one that is."
         )
     return Backdoor.from_dict(poison)
+
+
+def fooled(attributor: Attributor) -> np.ndarray:
+    """Tell for each test image whether the network takes its stamped version for what the attack aims at, (T,) bool."""
+    bundle = attributor.bundle
+    if bundle.has("test_fooled"):
+        return np.array(bundle.array("test_fooled"))
+    images = np.asarray(bundle.array("test_images"))
+    return attack_success(attributor.predict, backdoor_of(attributor), images, attributor.test_labels)
 
 
 def stamped_query(attributor: Attributor, backdoor: Backdoor, index: int) -> QueryImage:

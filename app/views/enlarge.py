@@ -1,0 +1,27 @@
+"""A button that shows an image as large as the page allows."""
+
+import html
+
+import numpy as np
+import streamlit as st
+
+from app.grid import data_uri
+
+
+def enlarge(image: np.ndarray, title: str, *, key: str) -> None:
+    """Draw the button; the image opens in a dialog.
+
+    Args:
+        image: (H, W) or (H, W, 3) uint8.
+        title: of the dialog, and what a screen reader says of the image.
+        key: unique on the page.
+    """
+    if st.button("Enlarge", icon=":material/zoom_in:", type="tertiary", key=key):
+        height, width = image.shape[:2]
+
+        @st.dialog(title, width="medium")
+        def show() -> None:
+            st.html(f'<img class="ns-seen" src="{data_uri(image)}" alt="{html.escape(title)}, enlarged">')
+            st.caption(f"{width} × {height} pixels, as the model sees it.")
+
+        show()
