@@ -140,7 +140,8 @@ def _measure(
         file = folder / f"{kind}.faiss"
         with _memory() as building:
             build, _ = seconds(lambda k=kind, f=file: build_index(features, IndexSpec(k), f))
-        about = {"build_seconds": build, "build_mb": building[0], "file_mb": file.stat().st_size / 1e6}
+        about: dict[str, Any] = {"spec": IndexSpec(kind).to_dict()}
+        about |= {"build_seconds": build, "build_mb": building[0], "file_mb": file.stat().st_size / 1e6}
         once = kind == "flat" and large
         for sigma2 in _SIGMA2[: 1 if once else None]:
             with _memory() as used:
@@ -245,7 +246,6 @@ def _setting() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "versions": {"faiss": faiss.__version__, "numpy": np.__version__},
-        "indexes": {kind: IndexSpec(kind).to_dict() for kind in KINDS},
     }
 
 

@@ -16,7 +16,8 @@ class IndexSpec:
         probes: clusters searched, of those lists.
         pieces: bytes of a product-quantised code; the largest divisor of K up to this is used.
         links: neighbours a row of HNSW keeps.
-        breadth: rows that HNSW keeps in sight while it builds and, at least, while it searches.
+        breadth: rows that HNSW keeps in sight while it builds.
+        reach: rows that HNSW keeps in sight while it searches, at least.
         seed: of the training sample and of k-means.
 
     Raises:
@@ -29,6 +30,7 @@ class IndexSpec:
     pieces: int = 128
     links: int = 32
     breadth: int = 64
+    reach: int = 512
     seed: int = 0
 
     def __post_init__(self) -> None:

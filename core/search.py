@@ -148,9 +148,9 @@ class InnerProductIndex:
             probes = min(effort * index.nprobe, index.nlist)
             return faiss.SearchParametersIVF(nprobe=probes, **options)  # type: ignore[call-arg]
         if isinstance(index, faiss.IndexHNSW):
-            breadth = max(index.hnsw.efSearch, count) * effort
+            reach = max(index.hnsw.efSearch, count) * effort
             return faiss.SearchParametersHNSW(  # type: ignore[attr-defined]
-                efSearch=min(breadth, 4 * len(self)), **options
+                efSearch=min(reach, 4 * len(self)), **options
             )
         return faiss.SearchParameters(**options)
 
@@ -193,7 +193,7 @@ def _build_hnsw(count: int, sample: np.ndarray, prepare: Prepare, spec: IndexSpe
     # A byte a feature ranks as well as four, since proposals are scored again, and a quarter of the memory is read.
     width = sample.shape[1]
     index = faiss.IndexHNSWSQ(width, _BYTE, spec.links, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = index.hnsw.efSearch = spec.breadth
+    index.hnsw.efConstruction, index.hnsw.efSearch = spec.breadth, spec.reach
     index.train(sample)
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # with several, the graph depends on which of them is first
