@@ -20,6 +20,7 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         BuildError: for an option that cannot be read.
     """
     from core.errors import BuildError
+    from core.index_spec import KINDS, IndexSpec
     from core.sketches import SKETCHES, SketchSpec
     from precompute.folders import FolderSpec
     from precompute.spec import BuildSpec
@@ -27,6 +28,8 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
 
     if options["sketch"] not in SKETCHES:
         raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
+    if options["index"] not in KINDS:
+        raise BuildError(f"There is no index '{options['index']}'; choose one of {', '.join(KINDS)}.")
     model = _model_spec(options)
     usual = RECIPES.get(model.architecture, TrainingSpec())
     recipe = {f.name: options[f.name] for f in fields(TrainingSpec) if options[f.name] is not None}
@@ -43,6 +46,7 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         model=model,
         training=replace(usual, **recipe),
         sketch=SketchSpec(options["sketch"], options["dim"], options["sketch_seed"]),
+        index=IndexSpec(options["index"]),
         ntk=options["ntk"],
         outputs=options["outputs"],
         weights=options["weights"],

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from core.answers import Attribution
+from core.index_spec import KINDS
 from core.methods import METHODS, Method
 
 
@@ -102,6 +103,13 @@ def finding(result: Attribution, method: Method, target: str, *, plain: bool) ->
     if plain:
         return f"{images} {verb} {amount} of information{share}. {tail}"
     return f"{images} {verb} {amount}{share}. {tail}"
+
+
+def searched(kind: str) -> str:
+    """Say which index found the images."""
+    if kind == "flat":
+        return "Searched with a flat index (exact)."
+    return f"Searched with an {KINDS[kind]} index: fast in large pools, but it may miss an image."
 
 
 def nats(value: float) -> str:

@@ -1,12 +1,15 @@
 """Run the benchmarks and print their tables: `python -m benchmarks [NAME] …`, all of them without a name."""
 
+import functools
 import platform
+from pathlib import Path
 
 import click
 import numpy as np
 import torch
 
-from benchmarks import audit, convolutions, ekfac, methods, selection, sketches
+from benchmarks import audit, convolutions, ekfac, methods, search, selection, sketches
+from core.index_spec import KINDS
 
 BENCHMARKS = {
     "sketches": sketches.run,
@@ -15,20 +18,29 @@ BENCHMARKS = {
     "ekfac": ekfac.run,
     "audit": audit.run,
     "convolutions": convolutions.run,
+    "search": search.run,
 }
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
-def main(names: tuple[str, ...]) -> None:
+@click.option("--sizes", default=",".join(map(str, search.SIZES)), show_default=True, help="Of search: N, with commas.")
+@click.option("--indexes", default=",".join(KINDS), show_default=True, help="Of search: kinds of index, with commas.")
+@click.option("--out", type=click.Path(path_type=Path), default=search.OUT, help="Of search: JSON file to write.")
+def main(names: tuple[str, ...], sizes: str, indexes: str, out: Path) -> None:
     """Run the named benchmarks, or all; each prints a table of figures and their ratios."""
+    found = BENCHMARKS | {
+        "search": functools.partial(
+            search.run, sizes=tuple(int(n) for n in sizes.split(",")), indexes=tuple(indexes.split(",")), out=out
+        )
+    }
     click.echo(
         f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
         f"torch {torch.__version__}, numpy {np.__version__}"
     )
     for name in names or BENCHMARKS:
         click.echo(f"\n== {name}")
-        BENCHMARKS[name](click.echo)
+        found[name](click.echo)
 
 
 if __name__ == "__main__":

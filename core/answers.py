@@ -79,6 +79,7 @@ class Attribution:
     """The answer: ranked training images, and how much they carry of all that the conditioning set tells.
 
     `total_nats` is 1/2 log(v_*(empty) / v_*(D)); None where the method has no information or it would take minutes.
+    `index` is the kind of index that was searched; None where none was.
     """
 
     request: Request
@@ -88,6 +89,7 @@ class Attribution:
     total_nats: float | None
     redundancy: float
     seconds: float
+    index: str | None = None
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -124,6 +126,7 @@ class Attribution:
             "pool": self.request.pool,
             "pool_size": self.pool_size,
             "conditioning": self.request.conditioning,
+            "index": self.index,
             "seconds": self.seconds,
             "total_nats": self.total_nats,
             "redundancy": None if np.isnan(self.redundancy) else self.redundancy,

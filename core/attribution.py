@@ -19,8 +19,9 @@ from core.methods import METHODS, Candidates, Method, Query, Settings
 from core.metrics import redundancy, total_information
 from core.novelty import distances
 from core.parts import Parts
-from core.pool import LIVE, Pool
+from core.pool import LARGEST_GRAM, LIVE, Pool
 from core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
+from core.rows import RowView
 from core.sketches import SketchSpec
 from core.trust import Trust, trust
 
@@ -157,9 +158,11 @@ class Attributor:
                 score=float(selection.scores[place]),
                 nats=None if nats is None else float(nats[place]),
                 sign=int(selection.signs[place]),
-                variance=float(candidates.pool.diagonal[row]),
+                variance=float(variance),
             )
-            for place, row in enumerate(selection.indices)
+            for place, (row, variance) in enumerate(
+                zip(selection.indices, candidates.pool.variances(selection.indices), strict=True)
+            )
         )
         return Attribution(
             request=request,
@@ -169,6 +172,7 @@ class Attributor:
             total_nats=total,
             redundancy=redundancy(candidates.pool, selection.indices),
             seconds=time.perf_counter() - started,
+            index=candidates.index.kind if method.searches and candidates.index else None,
         )
 
     def query_features(self, query: QueryImage, target: int) -> np.ndarray:
@@ -223,10 +227,12 @@ class Attributor:
         if self._resketched:
             features = self.features.features(self._train_inputs(rows), np.full(len(rows), target))
             return Candidates(Pool(features, kernel=self.kernel), self._penultimate[rows])
-        features = np.asarray(self.bundle.array("features")[rows])
+        stored = self.bundle.array("features")
+        large = len(rows) > LARGEST_GRAM and self.bundle.index_spec.kind != "flat"  # searched without being loaded
+        chosen = RowView(stored, rows) if large else np.asarray(stored[rows])
         gram = self.bundle.array(f"gram_{target}") if self.bundle.has(f"gram_{target}") else None
         index = self.bundle.index(f"index_{target}") if self.bundle.has(f"index_{target}") else None
-        pool = Pool(features, kernel=self.kernel, gram=gram)
+        pool = Pool(chosen, kernel=self.kernel, gram=gram)
         return Candidates(pool, self._penultimate[rows], index=index)
 
     def _all_candidates(self, target: int, progress: Progress) -> Candidates:

@@ -14,6 +14,7 @@ import safetensors.torch
 from torch import Tensor
 
 from core.errors import BundleError
+from core.index_spec import IndexSpec
 from core.search import InnerProductIndex
 from core.sketches import SketchSpec
 
@@ -52,6 +53,7 @@ class Manifest:
         versions: of the libraries that built it.
         methods: settings of each method whose own parts the bundle holds.
         files: by logical name.
+        index: settings of the indexes; None when they are flat.
     """
 
     name: str
@@ -68,11 +70,15 @@ class Manifest:
     command: str
     methods: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
+    index: dict[str, Any] | None = None
     schema: int = SCHEMA
 
     def to_json(self) -> str:
         """Give the text of manifest.json; the same settings give the same bytes."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        values = asdict(self)
+        if self.index is None:
+            del values["index"]  # as in bundles that were built before there was a choice
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -117,6 +123,11 @@ class Bundle:
     def sketch_spec(self) -> SketchSpec:
         """The sketch of all features in this bundle."""
         return SketchSpec(**self.manifest.sketch)
+
+    @property
+    def index_spec(self) -> IndexSpec:
+        """The indexes of the classes in this bundle."""
+        return IndexSpec(**(self.manifest.index or {}))
 
     def has(self, name: str) -> bool:
         """Whether the bundle holds an array or index of this name."""

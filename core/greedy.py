@@ -7,7 +7,7 @@ falls: InfoGain. With A = P = (K + sigma2 I)^-1 and c = P k_*, picks are *taken 
 InfoLoss. One pick costs a column of A and O(n m); nothing K x K or n x n is formed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from core.pool import Pool
 from core.posterior import Columns, Conditioning, mean_half_log_ratio
 from core.search import InnerProductIndex
+from core.shortlist import Shortlist
 
 _TIE = 1e-10  # scores this close (relatively) are a tie: duplicates differ in their last bits only
 _PREFETCH = 32  # columns computed together when a column is not free
@@ -83,7 +84,8 @@ def info_gain_approx(
         budget: picks M, at least 1.
         exclude: rows that may not be picked.
         index: an inner-product index over the same rows; every pick is then two searches, with r = S_A^-1 phi_* and
-            with -r, in place of a scan. One query only. A flat index gives what the scan gives.
+            with -r, in place of a scan. One query only. A flat index gives what the scan gives; another proposes
+            candidates, which are scored exactly, and what it does not find is not picked.
 
     Returns:
         The picks; `nats` is the exact InfoGain(S) of what was picked.
@@ -229,19 +231,15 @@ class _Recursion:
 def _gain_by_index(
     pool: Pool, query: np.ndarray, sigma2: float, budget: int, exclude: Sequence[int], index: InnerProductIndex
 ) -> Selection:
-    features, query = pool.features, query.astype(np.float64)
-    closed = np.zeros(len(pool), dtype=bool)
-    closed[list(exclude)] = True
+    next_best = _exact_search(pool, index, exclude) if index.exact else Shortlist(index, pool.features, exclude).best
+    query = query.astype(np.float64)
     prior = variance = float(query @ query)
     residual = query.copy()  # r = S_A^-1 phi_*
     directions: list[tuple[np.ndarray, float]] = []  # S_A^-1 phi_i and sigma2 + v_i of each pick, given those before it
     picks: list[int] = []
     scores, signs, nats = [], [], []
-    while len(picks) < budget and not closed.all():
-        found, covariance = index.largest_square(residual, features, excluded=np.flatnonzero(closed))
-        best = _first_open_twin(pool, found, closed)
-        closed[best] = True
-        phi = features[best].astype(np.float64)
+    for _ in range(min(budget, len(pool) - len(set(exclude)))):
+        best, phi, covariance = next_best(residual)
         direction = phi - sum((d * (d @ phi) / noise for d, noise in directions), start=np.zeros_like(phi))
         noise = max(float(phi @ direction), 0.0) + sigma2
         residual -= direction * covariance / noise
@@ -252,6 +250,22 @@ def _gain_by_index(
         signs.append(int(np.sign(covariance)))
         nats.append(mean_half_log_ratio(np.array([prior]), np.array([variance])))
     return Selection(np.array(picks, dtype=np.int64), np.array(scores), np.array(signs, dtype=np.int8), np.array(nats))
+
+
+def _exact_search(
+    pool: Pool, index: InnerProductIndex, exclude: Sequence[int]
+) -> Callable[[np.ndarray], tuple[int, np.ndarray, float]]:
+    """Search by a flat index: give the best open row, its features and its inner product, and close it."""
+    closed = np.zeros(len(pool), dtype=bool)
+    closed[list(exclude)] = True
+
+    def next_best(residual: np.ndarray) -> tuple[int, np.ndarray, float]:
+        found, covariance = index.largest_square(residual, pool.features, excluded=np.flatnonzero(closed))
+        best = _first_open_twin(pool, found, closed)
+        closed[best] = True
+        return best, pool.features[best].astype(np.float64), covariance
+
+    return next_best
 
 
 def first_of_best(scores: np.ndarray) -> int:

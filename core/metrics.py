@@ -179,7 +179,7 @@ def redundancy(pool: Pool, subset: Sequence[int] | np.ndarray) -> float:
     if len(subset) < 2:
         return float("nan")
     rows = pool.features[subset]
-    length = np.sqrt(pool.diagonal[subset])
+    length = np.sqrt(pool.variances(subset))
     if not length.all():
         return float("nan")
     count = len(subset)

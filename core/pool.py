@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Sequence
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
 from core.kernels import Kernel, LinearKernel
 from core.posterior import FeatureConditioning, FeatureSpectrum, Posterior, SamplePrecision, SampleSpectrum, blocks
+from core.rows import RowView
 
 LIVE = 2500  # members up to which the Gram is decomposed, so that every other sigma2 is there at once
 LEAST_NOISE = 1e-11  # of the Gram's trace: at a smaller sigma2 its inverse has too few right digits
@@ -22,24 +24,25 @@ class Pool:
     visitor: the Gram and its eigendecomposition are computed when first needed, under a lock, and kept.
     """
 
-    def __init__(self, features: np.ndarray, *, kernel: Kernel | None = None, gram: np.ndarray | None = None) -> None:
+    def __init__(
+        self, features: np.ndarray | RowView, *, kernel: Kernel | None = None, gram: np.ndarray | None = None
+    ) -> None:
         """Wrap stored features.
 
         Args:
-            features: (n, W), any float type; a memory map is read in blocks.
+            features: (n, W), any float type; a memory map, or a view of one, is read when it is needed, in blocks.
             kernel: how rows are multiplied; inner products of feature vectors by default.
             gram: (n, n) float64, when a bundle holds it already.
 
         Raises:
-            ValueError: if features are not a matrix, or hold NaN or infinity.
+            ValueError: if features are not a matrix, or hold NaN or infinity (of a memory map: once all are read).
         """
         if features.ndim != 2 or not len(features):
             raise ValueError(f"A pool needs features of shape (n, K) with n at least 1, not {features.shape}.")
-        self.features = features
+        self.features = cast(np.ndarray, features)
         self.kernel: Kernel = kernel or LinearKernel()
-        self.diagonal = self.kernel.diagonal(features)
-        if not np.isfinite(self.diagonal).all():
-            raise ValueError("The pool's features hold values that are not finite.")
+        if isinstance(features, np.ndarray) and not isinstance(features, np.memmap):
+            _ = self.diagonal
         self._given_gram = gram
         self._lock = threading.RLock()
         self._inverse: tuple[float, SamplePrecision] | None = None
@@ -52,6 +55,19 @@ class Pool:
     def fits_gram(self) -> bool:
         """Whether the n x n Gram is the way to condition on this pool."""
         return len(self) <= LARGEST_GRAM or (self.kernel.explicit and len(self) <= self.features.shape[1])
+
+    @cached_property
+    def diagonal(self) -> np.ndarray:
+        """Give the prior variance of every member, (n,) float64."""
+        diagonal = self.kernel.diagonal(self.features)
+        if not np.isfinite(diagonal).all():
+            raise ValueError("The pool's features hold values that are not finite.")
+        return diagonal
+
+    def variances(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Give the prior variance of some members, (len(indices),) float64, without reading the others."""
+        known = "diagonal" in self.__dict__
+        return self.diagonal[indices] if known else self.kernel.diagonal(self.features[indices])
 
     def cross(self, queries: np.ndarray) -> np.ndarray:
         """Give the prior covariance of members and queries, (n, Q) float64, for query rows (Q, W)."""

@@ -85,6 +85,7 @@ class Method:
         needs: arrays that the bundle must hold for this method alone; `natscope precompute --methods` adds them.
         sketched: whether the ranking depends on the sketch, and so on its seed.
         approximates: the name of the method that this one is a cheaper version of.
+        searches: whether it picks by the pool's index where there is one.
         caveat: what to know before relying on it, in a sentence or two; empty when there is nothing.
     """
 
@@ -102,6 +103,7 @@ class Method:
     needs: tuple[str, ...] = ()
     sketched: bool = True
     approximates: str | None = None
+    searches: bool = False
     caveat: str = ""
 
 

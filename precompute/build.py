@@ -28,6 +28,7 @@ from core.methods import METHODS
 from core.novelty import distances, usual_distances
 from core.pool import LARGEST_GRAM
 from core.posterior import blocks, feature_gram
+from core.rows import RowView
 from precompute.datasets import FOLDER, Dataset, load_dataset, of_classes
 from precompute.folders import load_folder
 from precompute.models import ModelSpec, build_model, fitted
@@ -144,6 +145,8 @@ class _Builder:
             raise BuildError(str(error)) from error
         if spec.sketch.kind == "exact" and (layout is None or spec.outputs == "all"):
             raise BuildError("The exact kernel needs a network of Linear weights alone, and --outputs own.")
+        if spec.sketch.kind == "exact" and spec.index.kind != "flat":
+            raise BuildError("The exact kernel has no feature vectors to index; choose another --sketch.")
         self._check_disk(layout)
         self._train(model, images)
         features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=_SHARD)
@@ -249,11 +252,11 @@ class _Builder:
             rows = np.flatnonzero(self.data.train_labels == label)
             if not len(rows):
                 continue
-            members = np.asarray(own[rows])
             if len(rows) <= LARGEST_GRAM:
+                members = np.asarray(own[rows])
                 self.store.small(f"gram_{label}", functools.partial(kernel, members, members))
             if kernel.explicit:
-                self.store.index(f"index_{label}", members)
+                self.store.index(f"index_{label}", RowView(own, rows), self.spec.index)
         self.progress("Grams and indexes, class by class", classes, classes)
 
     def _every_output(self, features: FeatureMap, images: ImageInputs) -> None:
@@ -284,6 +287,7 @@ class _Builder:
             command=spec.command,
             methods=methods,
             files=files,
+            index=settings.get("index"),
         )
         write_atomically(self.work.path / MANIFEST, manifest.to_json().encode())
 

@@ -12,6 +12,7 @@ import torch
 
 from core.bundle import sha256_of
 from core.errors import BuildError
+from core.index_spec import IndexSpec
 from core.methods import METHODS
 from core.parts import EkfacSpec
 from core.pool import LARGEST_GRAM
@@ -39,6 +40,7 @@ class BuildSpec:
         model: the architecture.
         training: the recipe; ignored when `weights` is given.
         sketch: kind, dimension K and seed.
+        index: over the features of each class.
         ntk: scale Jacobians as in the NTK parameterisation.
         outputs: "own", or "all" to store features under every class's logit.
         weights: safetensors file of trained weights to load in place of training.
@@ -55,6 +57,7 @@ class BuildSpec:
     model: ModelSpec = field(default_factory=ModelSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
     sketch: SketchSpec = field(default_factory=SketchSpec)
+    index: IndexSpec = field(default_factory=IndexSpec)
     ntk: bool = True
     outputs: str = "own"
     weights: Path | None = None
@@ -70,6 +73,8 @@ class BuildSpec:
         for later in ("classes", "poison"):
             if values[later] is None:
                 del values[later]  # as in bundles that were built before this setting
+        if self.index.kind == "flat":
+            del values["index"]
         values["training"] = self.training.to_dict()
         del values["folder"]
         if self.dataset.startswith(FOLDER):
@@ -104,7 +109,8 @@ def estimated_bytes(spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int
     width = sum(o + i for o, i in layout) if exact and layout else spec.sketch.dim
     members = np.bincount(data.train_labels, minlength=classes)
     grams = sum(8 * int(n) ** 2 for n in members if n <= LARGEST_GRAM)
-    features = 4 * count * width * (1 if exact else 2)
+    links = 8 * count * spec.index.links if spec.index.kind == "hnsw" else 0
+    features = 4 * count * width * (1 if exact else 2) + links
     every = classes * (4 * count * width + 8 * width**2) if spec.outputs == "all" else 0
     shapes = layout or ((classes, 512),)
     outputs = 4 * (count * (shapes[-1][1] + classes) + len(data.test_images) * classes)

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from core.bundle import FileRecord, sha256_of, write_atomically
-from core.search import InnerProductIndex
+from core.index_spec import IndexSpec
+from core.rows import Rows
+from core.search import build_index
 from precompute.work import Work
 
 Progress = Callable[[str, int, int], None]
@@ -59,12 +61,12 @@ class Store:
         self.record(name, file, array)
         return array
 
-    def index(self, name: str, members: np.ndarray) -> None:
-        """Write a flat inner-product index over feature vectors (n, K)."""
+    def index(self, name: str, members: Rows, spec: IndexSpec) -> None:
+        """Write an inner-product index over feature vectors (n, K), which are read in blocks."""
         file = self.folder / f"{name}.faiss"
         if name not in self.work.done:
             temporary = file.with_suffix(".tmp")
-            InnerProductIndex.flat(members).save(temporary)
+            build_index(members, spec, temporary)
             temporary.replace(file)
             self.work.mark(name)
         self.record(name, file)

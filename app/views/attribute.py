@@ -137,6 +137,8 @@ def _answer(attributor: Attributor, query: QueryImage, shown: str, plain: bool) 
     picked = picked if picked is not None and picked < len(result.items) else None
     images = np.stack([np.asarray(attributor.bundle.array("train_images")[i.train_index]) for i in result.items])
     _ranking(result, method, images, classes, picked)
+    if result.index is not None:
+        st.caption(words.searched(result.index))
     chart, details = st.columns([1.35, 1], gap="medium")
     with chart:
         _curve(result, picked)

@@ -147,3 +147,8 @@ def test_plain_words_have_no_symbols():
         text if isinstance(text, str) else " ".join(text.values()) for name, text in vars(words.PLAIN).items()
     )
     assert not any(term in told for term in ("σ", "Jacobian", "logit", "surrogate", "correlation"))
+
+
+def test_the_index_in_use_is_named():
+    assert words.searched("flat") == "Searched with a flat index (exact)."
+    assert words.searched("ivfpq").startswith("Searched with an IVF-PQ index")

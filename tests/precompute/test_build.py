@@ -17,11 +17,15 @@ import safetensors.torch
 import torch
 
 from app.cli import main
+from core.answers import Request
 from core.bundle import MANIFEST, WEIGHTS, Bundle, find_bundles, sha256_of
 from core.errors import BuildError, BundleError, DataError
 from core.images import to_input
+from core.index_spec import IndexSpec
 from core.jacobians import jacobian_blocks
+from core.rows import RowView
 from core.sketches import SketchSpec
+from precompute.attributor import open_attributor
 from precompute.build import build
 from precompute.datasets import DATASETS, Dataset, load_dataset
 from precompute.models import ModelSpec, build_model
@@ -591,3 +595,79 @@ def test_the_embedded_bundle_reaches_the_accuracy_that_is_promised(tmp_path):
     assert bundle.manifest.results["test_accuracy"] >= 0.86
     assert bundle.array("features").shape == (15000, 4096)
     shutil.rmtree(bundle.path)
+
+
+# Indexes
+
+
+def _indexed(kind):
+    """Two classes of 1,500 images, enough for an index that is not flat."""
+    return replace(
+        _SPEC,
+        name="Indexed",
+        dataset="fashion-mnist-quarter",
+        classes=(0, 1),
+        model=ModelSpec(widths=(784, 16, 2)),
+        index=IndexSpec(kind),
+    )
+
+
+def test_a_flat_index_changes_no_setting_and_no_word_of_the_manifest(whole):
+    assert "index" not in _SPEC.settings()
+    assert replace(_SPEC, index=IndexSpec("flat", seed=3)).settings() == _SPEC.settings()
+    assert "index" not in json.loads((whole.path / MANIFEST).read_text())
+    assert whole.index_spec == IndexSpec()
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq", "hnsw"])
+def test_a_build_with_an_index_goes_on_where_it_was_and_ends_with_the_same_bytes(tmp_path, kind):
+    spec = _indexed(kind)
+    assert spec.settings()["index"] == IndexSpec(kind).to_dict()
+    bundle = build(spec, tmp_path / "whole")
+    with pytest.raises(_Killed):
+        build(spec, tmp_path / "killed", _killer(_GRAMS, 1))
+    left = json.loads((tmp_path / "killed.partial" / "journal.json").read_text())
+    assert "index_0" in left
+    assert "index_1" not in left
+    build(spec, tmp_path / "killed")
+    assert _sums(tmp_path / "killed") == _sums(bundle.path)
+    assert bundle.index_spec == spec.index
+    assert bundle.index("index_1").kind == kind
+    assert build(spec, tmp_path / "whole").identity == bundle.identity
+    with pytest.raises(BundleError, match="holds a bundle with other settings"):
+        build(replace(spec, index=IndexSpec()), tmp_path / "whole")
+
+
+def test_the_exact_kernel_has_nothing_to_index(tmp_path):
+    spec = replace(_SPEC, sketch=SketchSpec("exact"), index=IndexSpec("ivf"))
+    with pytest.raises(
+        BuildError, match=r"^The exact kernel has no feature vectors to index; choose another --sketch\.$"
+    ):
+        build(spec, tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"IwFl" + data[4:-9] + b"truncated"]
+)
+def test_a_damaged_index_of_lists_is_one_sentence(tmp_path, damage):
+    bundle = build(_indexed("ivf"), tmp_path / "bundle")
+    file = bundle.path / "index_0.faiss"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(BundleError, match=r"^The bundle .* is damaged: 'index_0\.faiss' .*To mend it, .*\.$"):
+        Bundle(bundle.path).index("index_0")
+
+
+def test_a_large_class_is_searched_without_being_loaded(tmp_path, monkeypatch):
+    bundle = build(_indexed("ivf"), tmp_path / "bundle")
+    request = Request("info_gain_approx", 1.0, 5)
+    loaded = open_attributor(bundle.path)
+    expected = loaded.attribute(loaded.query("test", 0), request)
+    monkeypatch.setattr("core.attribution.LARGEST_GRAM", 100)
+    attributor = open_attributor(bundle.path)
+    query = attributor.query("test", 0)
+    answer = attributor.attribute(query, request)
+    assert isinstance(attributor.candidates(answer.target, "same-class", "none", print)[0].pool.features, RowView)
+    assert answer.items == expected.items
+    assert (answer.index, answer.to_dict(query, bundle.classes)["index"]) == ("ivf", "ivf")
+    assert attributor.attribute(query, replace(request, method="info_gain")).index is None
+    assert attributor.attribute(query, replace(request, pool="all")).index is None
