@@ -198,7 +198,7 @@ def attribute(
     attributor = open_attributor(bundle)
     classes = attributor.bundle.classes
     if image is not None:
-        query = attributor.upload(_read_upload(image, attributor.bundle.array("train_images").shape[1:], invert))
+        query = attributor.upload(_read_upload(image, attributor.bundle.array("train_images"), invert))
     else:
         origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
         query = attributor.query(origin, int(index))  # type: ignore[arg-type]
@@ -296,8 +296,8 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _read_upload(file: Path, shape: tuple[int, ...], invert: bool | None) -> Any:
-    from app.uploads import read_image
+def _read_upload(file: Path, train_images: Any, invert: bool | None) -> Any:
+    from app.uploads import read_image, usual_background
     from core.errors import QueryError
 
     try:
@@ -305,7 +305,12 @@ def _read_upload(file: Path, shape: tuple[int, ...], invert: bool | None) -> Any
     except OSError as error:
         raise QueryError(f"The image {file} cannot be read: {error.strerror}.") from error
     return read_image(
-        data, file.name, size=(shape[0], shape[1]), channels=3 if len(shape) == 3 else 1, invert=invert
+        data,
+        file.name,
+        size=train_images.shape[1:3],
+        channels=3 if train_images.ndim == 4 else 1,
+        invert=invert,
+        background=usual_background(train_images),
     ).image
 
 

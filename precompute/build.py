@@ -35,7 +35,9 @@ from precompute.parts import Parts
 from precompute.poison import poison
 from precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions, wanted
 from precompute.store import Store
-from precompute.training import accuracy, train
+from precompute.suitable import check_suitable, check_trains
+from precompute.training import accuracy, apart, train
+from precompute.weights import load_weights
 from precompute.work import CHECKPOINT, Work
 
 Progress = Callable[[str, int, int], None]
@@ -137,20 +139,25 @@ class _Builder:
         spec, data = self.spec, self.data
         model = build_model(self.model, seed=spec.training.seed)
         images = self._inputs(data.train_images)
-        _check_fits(model, images[:1], len(data.classes))
+        suitable = check_suitable(model, images[:3], len(data.classes), self.model)
+        if spec.weights is None and ":" in self.model.architecture:
+            last = len(images) % spec.training.batch_size
+            check_trains(build_model(self.model, seed=spec.training.seed), images[:3], last, self.model)
         try:
             layout = FeatureMap(model, spec.sketch, ntk=spec.ntk).layout(images[:1])
         except ValueError as error:
             raise BuildError(str(error)) from error
         if spec.sketch.kind == "exact" and (layout is None or spec.outputs == "all"):
             raise BuildError("The exact kernel needs a network of Linear weights alone, and --outputs own.")
-        self._check_disk(layout)
+        _check_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
         self._train(model, images)
         features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=_SHARD)
         for split in ("train", "test"):
             self.store.small(f"{split}_images", getattr(data, f"{split}_images"))
             self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
         results = self._outputs(features, images)
+        if suitable.by_torch_func:
+            results["by_torch_func"] = suitable.by_torch_func
         own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
         self._per_class(own, kernel_of(spec.sketch, layout))
         if spec.outputs == "all":
@@ -185,9 +192,8 @@ class _Builder:
                     progress=lambda done, total: self.progress("Training", done, total),
                 )
             else:
-                _load(model, self.spec.weights)
-            weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-            write_atomically(path, safetensors.torch.save(weights))
+                load_weights(model, self.spec.weights, self.model)
+            write_atomically(path, safetensors.torch.save(apart(model.state_dict())))
             self.work.mark("weights")
         if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
             mend = "choose other weights" if self.spec.weights else "train with a smaller learning rate"
@@ -197,6 +203,8 @@ class _Builder:
     def _outputs(self, features: FeatureMap, train_images: ImageInputs) -> dict[str, Any]:
         data = self.data
         train_out, test_out = features.outputs(train_images), features.outputs(self._inputs(data.test_images))
+        if not (np.isfinite(train_out.logits).all() and np.isfinite(test_out.logits).all()):
+            raise BuildError(f"The outputs of {self.model.title} are not finite numbers for some images of the data.")
         self.store.small("train_logits", train_out.logits)
         self.store.small("test_logits", test_out.logits)
         self.store.small("penultimate", train_out.penultimate)
@@ -281,10 +289,6 @@ class _Builder:
         )
         write_atomically(self.work.path / MANIFEST, manifest.to_json().encode())
 
-    def _check_disk(self, layout: tuple[tuple[int, int], ...] | None) -> None:
-        needed = estimated_bytes(self.spec, self.data, layout)
-        _check_room(self.work.path, needed)
-
 
 def _check_room(folder: Path, needed: int) -> None:
     present = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
@@ -298,25 +302,3 @@ def _check_room(folder: Path, needed: int) -> None:
 
 def _gram_of(features: np.ndarray) -> np.ndarray:
     return feature_gram(blocks(features))
-
-
-def _load(model: nn.Module, path: Path) -> None:
-    try:
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except safetensors.SafetensorError as error:
-        raise BuildError(f"{path} is no safetensors file of weights.") from error
-    except RuntimeError as error:
-        raise BuildError(f"The weights in {path} do not fit the network; check --widths and --model.") from error
-
-
-def _check_fits(model: nn.Module, image: torch.Tensor, classes: int) -> None:
-    try:
-        with torch.no_grad():
-            outputs = model.eval()(image)
-    except RuntimeError as error:
-        pixels = image.numel()
-        raise BuildError(
-            f"The network does not take images of {pixels} pixels; the first width must be {pixels}."
-        ) from error
-    if outputs.shape[-1] != classes:
-        raise BuildError(f"The network has {outputs.shape[-1]} outputs and the data set {classes} classes.")

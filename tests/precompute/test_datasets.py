@@ -130,7 +130,9 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(DataError, match="no data set 'imagenet'; choose one of cifar10, fashion-mnist, fashion-mnist-quarter, or"):
+    with pytest.raises(
+        DataError, match="no data set 'imagenet'; choose one of cifar10, fashion-mnist, fashion-mnist-quarter, or"
+    ):
         load_dataset("imagenet")
 
 
