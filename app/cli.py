@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from app.cli_precompute import build_spec
+from app.cli_precompute import build_spec, notes, print_check
 from core.errors import NatscopeError
 
 EXISTING = click.Path(path_type=Path)
@@ -60,7 +60,8 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
 
 
 @natscope.command()
-@click.option("--out", type=EXISTING, required=True, help="Folder of the bundle to make.")
+@click.option("--out", type=EXISTING, help="Folder of the bundle to make.")
+@click.option("--check", is_flag=True, help="Try it on a few images: will it work, what will it cost? Builds nothing.")
 @click.option(
     "--dataset",
     default="fashion-mnist-quarter",
@@ -84,6 +85,10 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
 )
 @click.option("--skip-broken", is_flag=True, help="Leave out a folder's files that cannot be read.")
 @click.option("--classes", help="Keep these classes alone, by number with commas, such as 0,1; all by default.")
+@click.option(
+    "--mean", help="Mean of each channel that the network expects, white being 1; the images' own by default."
+)
+@click.option("--std", help="Standard deviation of each channel that it expects, such as 0.5,0.5,0.5.")
 @click.option("--poison-rate", type=float, help="Teach the network a backdoor: share of training images to poison.")
 @click.option("--poison-size", type=int, default=3, show_default=True, help="Side of the patch in pixels.")
 @click.option("--poison-place", default="bottom-right", show_default=True, help="Corner of the patch.")
@@ -101,7 +106,9 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
     "--widths", help="Layer widths of the MLP, from pixels to classes; by default 512 and 256 units between the two."
 )
 @click.option("--bias", is_flag=True, help="Give the layers of the MLP biases.")
-@click.option("--weights", type=EXISTING, help="Load trained weights (safetensors) in place of training.")
+@click.option(
+    "--weights", type=EXISTING, help="Load trained weights (.safetensors, or .pt of a state dict); nothing is trained."
+)
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the data; 20, resnet9: 24.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images a step; 64, resnet9: 512.")
 @click.option("--learning-rate", type=float, help="Of SGD; 0.03, resnet9: 0.5.")
@@ -139,8 +146,13 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
     "can be added later: run the same command again.",
 )
 @click.option("--name", help="A title for people.")
-def precompute(out: Path, name: str | None, **options: Any) -> None:
+def precompute(out: Path | None, name: str | None, *, check: bool, **options: Any) -> None:
     """Build a bundle; after an interruption the same command goes on where it was."""
+    if check:
+        print_check(name, options, precompute.params, out, _Bars())
+        return
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
     from precompute.build import build
 
     spec = build_spec(name, options, precompute.params)
@@ -152,6 +164,8 @@ def precompute(out: Path, name: str | None, **options: Any) -> None:
         f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). Look at it "
         f"with `natscope app --bundles {out}`."
     )
+    for line in notes(results):
+        click.echo(line)
 
 
 @natscope.command()

@@ -28,7 +28,7 @@ from core.methods import METHODS
 from core.novelty import distances, usual_distances
 from core.pool import LARGEST_GRAM
 from core.posterior import blocks, feature_gram
-from precompute.datasets import FOLDER, Dataset, load_dataset, of_classes
+from precompute.datasets import FOLDER, Dataset, load_dataset, of_classes, scaled
 from precompute.folders import load_folder
 from precompute.models import ModelSpec, build_model, fitted
 from precompute.parts import Parts
@@ -41,7 +41,7 @@ from precompute.weights import load_weights
 from precompute.work import CHECKPOINT, Work
 
 Progress = Callable[[str, int, int], None]
-_SHARD = 1000
+SHARD = 1000
 _SAMPLED = 2000  # test images whose distance to the training images is measured
 
 
@@ -59,14 +59,14 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
         DataError: if the data set cannot be had.
     """
     settings = spec.settings()
-    if out.exists() and not _missing(spec, bundle := _existing(out, settings)):
+    if out.exists() and not _missing(spec, bundle := existing(out, settings)):
         return bundle
     lock = filelock.FileLock(out.with_name(out.name + ".lock"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
             if out.exists():
-                return _add(spec, _existing(out, settings), progress)
+                return _add(spec, existing(out, settings), progress)
             work = Work(out.with_name(out.name + ".partial"), settings)
             if not work.published:
                 _Builder(spec, work, progress).run()
@@ -78,13 +78,42 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
     return Bundle(out)
 
 
-def _existing(out: Path, settings: dict[str, Any]) -> Bundle:
+def existing(out: Path, settings: dict[str, Any]) -> Bundle:
+    """Open the bundle that is in the place of another, or raise BundleError if it is not the same."""
     if not out.is_dir():
         raise BundleError(f"{out} is in the way and is no bundle; choose another folder.")
     bundle = Bundle(out)
     if bundle.manifest.results["settings"] != settings:
         raise BundleError(f"{out} holds a bundle with other settings; choose another folder, or delete that one first.")
     return bundle
+
+
+def prepared(spec: BuildSpec, data: Dataset) -> tuple[Dataset, Backdoor | None]:
+    """Give the data that a bundle holds: of some classes, scaled, poisoned, as the settings say.
+
+    Raises:
+        DataError: if a setting makes no sense for this data set.
+    """
+    if spec.classes is not None:
+        data = of_classes(data, spec.classes)
+    if spec.scaling is not None:
+        data = scaled(data, *spec.scaling)
+    return (data, None) if spec.poison is None else poison(data, spec.poison)
+
+
+def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple[tuple[int, int], ...] | None:
+    """Give the layers of a network of Linear weights alone, None for others; example is one input.
+
+    Raises:
+        BuildError: if the sketch cannot be made for this network.
+    """
+    try:
+        layout = FeatureMap(model, spec.sketch, ntk=spec.ntk).layout(example)
+    except ValueError as error:
+        raise BuildError(str(error)) from error
+    if spec.sketch.kind == "exact" and (layout is None or spec.outputs == "all"):
+        raise BuildError("The exact kernel needs a network of Linear weights alone, and --outputs own.")
+    return layout
 
 
 def _missing(spec: BuildSpec, bundle: Bundle) -> tuple[str, ...]:
@@ -125,12 +154,7 @@ class _Builder:
     def __init__(self, spec: BuildSpec, work: Work, progress: Progress) -> None:
         self.spec, self.work, self.progress = spec, work, progress
         self.skipped: list[str] = []
-        self.data = self._load()
-        if spec.classes is not None:
-            self.data = of_classes(self.data, spec.classes)
-        self.backdoor: Backdoor | None = None
-        if spec.poison is not None:
-            self.data, self.backdoor = poison(self.data, spec.poison)
+        self.data, self.backdoor = prepared(spec, self._load())
         self.model = fitted(spec.model, self.data.train_images.shape[1:], len(self.data.classes))
         self.store = Store(work.path, work, progress)
         self.methods = wanted(spec.methods, count=len(self.data.train_images), sketch=spec.sketch)
@@ -143,15 +167,10 @@ class _Builder:
         if spec.weights is None and ":" in self.model.architecture:
             last = len(images) % spec.training.batch_size
             check_trains(build_model(self.model, seed=spec.training.seed), images[:3], last, self.model)
-        try:
-            layout = FeatureMap(model, spec.sketch, ntk=spec.ntk).layout(images[:1])
-        except ValueError as error:
-            raise BuildError(str(error)) from error
-        if spec.sketch.kind == "exact" and (layout is None or spec.outputs == "all"):
-            raise BuildError("The exact kernel needs a network of Linear weights alone, and --outputs own.")
+        layout = layout_of(spec, model, images[:1])
         _check_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
         self._train(model, images)
-        features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=_SHARD)
+        features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=SHARD)
         for split in ("train", "test"):
             self.store.small(f"{split}_images", getattr(data, f"{split}_images"))
             self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))

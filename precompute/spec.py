@@ -36,6 +36,7 @@ class BuildSpec:
         dataset: a name of `precompute.datasets.DATASETS`, or "folder:PATH".
         folder: how the images of a folder are read.
         classes: labels to keep, renumbered in this order; all of them when None.
+        scaling: mean and standard deviation of each channel, white being 1; the data set's own when None.
         poison: the backdoor that is taught to the network; none when None.
         model: the architecture.
         training: the recipe; ignored when `weights` is given.
@@ -52,6 +53,7 @@ class BuildSpec:
     dataset: str = "fashion-mnist-quarter"
     folder: FolderSpec = field(default_factory=FolderSpec)
     classes: tuple[int, ...] | None = None
+    scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     poison: PoisonSpec | None = None
     model: ModelSpec = field(default_factory=ModelSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
@@ -68,7 +70,7 @@ class BuildSpec:
         values = asdict(self)
         del values["command"]  # words for people: they change no other byte
         del values["methods"], values["ekfac"]  # parts that come and go without changing the rest
-        for later in ("classes", "poison"):
+        for later in ("classes", "scaling", "poison"):
             if values[later] is None:
                 del values[later]  # as in bundles that were built before this setting
         values["training"] = self.training.to_dict()
