@@ -145,6 +145,8 @@ def train(
         if checkpoint:
             _save(checkpoint, model, optimizer, identity, epoch + 1)
         progress(epoch + 1, spec.epochs)
+    if convolves:
+        model.to(memory_format=torch.contiguous_format)  # as loaded weights are: what is computed has the same bits
     model.eval()
 
 

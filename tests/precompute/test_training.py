@@ -257,8 +257,8 @@ def test_a_convolutional_training_killed_after_an_epoch_ends_bitwise_the_same(co
 
     with pytest.raises(_Killed, match=r"^$"):
         train(_small(0.3), *colour, spec, checkpoint=file, progress=kill)
-    torch.rand(7)  # the global generator is elsewhere by now
     resumed = _small(0.3)
+    torch.rand(7)  # the global generator is elsewhere by now
     train(resumed, *colour, spec, checkpoint=file)
     assert _equal(_state(resumed), _state(whole))
     other = _small(0.3)
