@@ -151,8 +151,8 @@ def _command(options: dict[str, Any], parameters: Sequence[click.Parameter]) -> 
         value = options.get(parameter.name or "")
         if not isinstance(parameter, click.Option) or value is None:
             continue
-        if parameter.is_flag:  # a flag without a default is off, whatever click calls its default
-            if value != (parameter.default is True):
+        if parameter.is_flag:  # off without a default, whatever click calls it; None leaves it to the recipe
+            if value is not (parameter.default if parameter.default in (True, None) else False):
                 words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
         elif value != parameter.default:
             words += [parameter.opts[0], str(value)]

@@ -28,6 +28,8 @@ from precompute.weights import load_weights
 Progress = Callable[[str, int, int], None]
 _SAMPLED = 2000  # files of a folder that are read
 _LISTED = 10
+_IDLE = 400e6  # bytes of Python and its libraries
+_WITHIN = 1.2  # what operations need within themselves, in terms of the tensors that they make
 
 
 def check(
@@ -217,8 +219,9 @@ def _memory(
     ]
     if spec.weights is None:
         phases.append(2 * weights + bytes_each(step) * min(spec.training.batch_size, count))
-    pixels = 2 * (data.train_images.nbytes + data.test_images.nbytes)
-    peak = 400e6 + pixels + weights + max(phases)
+    copies = 1 if spec.classes is None and spec.poison is None else 2
+    pixels = copies * (data.train_images.nbytes + data.test_images.nbytes)
+    peak = _IDLE + pixels + weights + _WITHIN * max(phases)
     found = f"about {_gigabytes(peak)} at the peak"
     try:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -95,12 +95,14 @@ def load_folder(
     if all((pixels[part, ..., :1] == pixels[part]).all() for part in np.array_split(good, len(good) // 1000 + 1)):
         pixels = pixels[..., 0]
     mean, std = _moments(pixels, good[good < len(train)])
+    parts = slice(None, len(train)), slice(len(train), None)
+    images = [np.ascontiguousarray(pixels[p][kept[p]] if broken else pixels[p]) for p in parts]
     data = Dataset(
         name=f"folder:{_shown(Path(path.resolve().name))}",
         classes=classes,
-        train_images=pixels[split & kept],
+        train_images=images[0],
         train_labels=labels[split & kept],
-        test_images=pixels[~split & kept],
+        test_images=images[1],
         test_labels=labels[~split & kept],
         mean=mean,
         std=std,

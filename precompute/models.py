@@ -194,10 +194,16 @@ def _factory(name: str) -> Callable[[], Any]:
         ) from error
     factory = getattr(module, attribute, None)
     if factory is None:
-        raise BuildError(f"The module {path} has no '{attribute}'; --model takes module.path:factory.")
-    if not (inspect.isfunction(factory) or (inspect.isclass(factory) and issubclass(factory, nn.Module))):
+        networks = [n for n, v in vars(module).items() if _is_network(v) and v.__module__ == path]
+        there = f"it has {', '.join(networks)}" if networks else "--model takes module.path:factory"
+        raise BuildError(f"The module {path} has no '{attribute}'; {there}.")
+    if not (inspect.isfunction(factory) or _is_network(factory)):
         raise BuildError(f"{name} is no function and no torch.nn.Module, so it makes no network.")
     return factory
+
+
+def _is_network(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module)
 
 
 def _from_factory(name: str, seed: int) -> nn.Module:

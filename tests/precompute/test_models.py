@@ -201,6 +201,7 @@ def test_an_edited_module_has_another_source(module, tmp_path):
     ("text", "attribute", "message"),
     [
         ("", "net", r"^The module {name} has no 'net'; --model takes module\.path:factory\.$"),
+        ("class Net(nn.Module):\n    pass", "net", r"^The module {name} has no 'net'; it has Net\.$"),
         ("net = 3", "net", r"^{name}:net is no function and no torch\.nn\.Module, so it makes no network\.$"),
         ("net = nn.Linear(2, 3)", "net", "is no function and no torch"),
         ("def net():\n    return 3", "net", r"^{name}:net\(\) gave int, not a torch\.nn\.Module\.$"),
