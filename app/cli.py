@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from app.cli_precompute import build_spec
+from app.cli_precompute import build_spec, notes, print_check
 from core.errors import NatscopeError
 
 EXISTING = click.Path(path_type=Path)
@@ -61,7 +61,8 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
 
 
 @natscope.command()
-@click.option("--out", type=EXISTING, required=True, help="Folder of the bundle to make.")
+@click.option("--out", type=EXISTING, help="Folder of the bundle to make.")
+@click.option("--check", is_flag=True, help="Try it on a few images: will it work, what will it cost? Builds nothing.")
 @click.option(
     "--dataset",
     default="fashion-mnist-quarter",
@@ -85,6 +86,10 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
 )
 @click.option("--skip-broken", is_flag=True, help="Leave out a folder's files that cannot be read.")
 @click.option("--classes", help="Keep these classes alone, by number with commas, such as 0,1; all by default.")
+@click.option(
+    "--mean", help="Mean of each channel that the network expects, white being 1; the images' own by default."
+)
+@click.option("--std", help="Standard deviation of each channel that it expects, such as 0.5,0.5,0.5.")
 @click.option("--poison-rate", type=float, help="Teach the network a backdoor: share of training images to poison.")
 @click.option("--poison-size", type=int, default=3, show_default=True, help="Side of the patch in pixels.")
 @click.option("--poison-place", default="bottom-right", show_default=True, help="Corner of the patch.")
@@ -102,7 +107,9 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
     "--widths", help="Layer widths of the MLP, from pixels to classes; by default 512 and 256 units between the two."
 )
 @click.option("--bias", is_flag=True, help="Give the layers of the MLP biases.")
-@click.option("--weights", type=EXISTING, help="Load trained weights (safetensors) in place of training.")
+@click.option(
+    "--weights", type=EXISTING, help="Load trained weights (.safetensors, or .pt of a state dict); nothing is trained."
+)
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the data; 20, resnet9: 24.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images a step; 64, resnet9: 512.")
 @click.option("--learning-rate", type=float, help="Of SGD; 0.03, resnet9: 0.5.")
@@ -147,8 +154,13 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
     "can be added later: run the same command again.",
 )
 @click.option("--name", help="A title for people.")
-def precompute(out: Path, name: str | None, **options: Any) -> None:
+def precompute(out: Path | None, name: str | None, *, check: bool, **options: Any) -> None:
     """Build a bundle; after an interruption the same command goes on where it was."""
+    if check:
+        print_check(name, options, precompute.params, out, _Bars())
+        return
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
     from precompute.build import build
 
     spec = build_spec(name, options, precompute.params)
@@ -160,6 +172,8 @@ def precompute(out: Path, name: str | None, **options: Any) -> None:
         f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). Look at it "
         f"with `natscope app --bundles {out}`."
     )
+    for line in notes(results):
+        click.echo(line)
 
 
 @natscope.command()
@@ -206,7 +220,7 @@ def attribute(
     attributor = open_attributor(bundle)
     classes = attributor.bundle.classes
     if image is not None:
-        query = attributor.upload(_read_upload(image, attributor.bundle.array("train_images").shape[1:], invert))
+        query = attributor.upload(_read_upload(image, attributor.bundle.array("train_images"), invert))
     else:
         origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
         query = attributor.query(origin, int(index))  # type: ignore[arg-type]
@@ -306,8 +320,8 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _read_upload(file: Path, shape: tuple[int, ...], invert: bool | None) -> Any:
-    from app.uploads import read_image
+def _read_upload(file: Path, train_images: Any, invert: bool | None) -> Any:
+    from app.uploads import read_image, usual_background
     from core.errors import QueryError
 
     try:
@@ -315,7 +329,12 @@ def _read_upload(file: Path, shape: tuple[int, ...], invert: bool | None) -> Any
     except OSError as error:
         raise QueryError(f"The image {file} cannot be read: {error.strerror}.") from error
     return read_image(
-        data, file.name, size=(shape[0], shape[1]), channels=3 if len(shape) == 3 else 1, invert=invert
+        data,
+        file.name,
+        size=train_images.shape[1:3],
+        channels=3 if train_images.ndim == 4 else 1,
+        invert=invert,
+        background=usual_background(train_images),
     ).image
 
 

@@ -1,11 +1,17 @@
 """From the options of `natscope precompute` to the settings of a bundle, and back to a command that builds it."""
 
 import shlex
-from collections.abc import Sequence
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import click
+
+_WIDTH = 110
+_LISTED = 10  # of the files that were skipped
 
 
 def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[click.Parameter]) -> Any:
@@ -42,6 +48,7 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         dataset=options["dataset"],
         folder=FolderSpec(options["image_size"], options["test_share"], options["skip_broken"]),
         classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),
+        scaling=_scaling(options["mean"], options["std"]),
         poison=_poison_spec(options),
         model=model,
         training=replace(usual, **recipe),
@@ -55,6 +62,38 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
     )
 
 
+def print_check(
+    name: str | None, options: dict[str, Any], parameters: Sequence[click.Parameter], out: Path | None, bars: Any
+) -> None:
+    """Print whether a build will work and what it will cost; exit with 2 if it will not."""
+    from core.errors import NatscopeError
+    from precompute.check import check
+
+    try:
+        spec = build_spec(name, options, parameters)
+        with bars:
+            for title, text in check(spec, out, bars):
+                click.echo(_paragraph(title, text))
+    except NatscopeError as error:
+        click.echo(f"Will not work: {error}", err=True)
+        sys.exit(2)
+    command = _command(options | {"name": name}, parameters)
+    click.echo(f"Ready: {command} --out {shlex.quote(str(out)) if out else 'FOLDER'}")
+
+
+def notes(results: Mapping[str, Any]) -> Iterator[str]:
+    """Give what a build has to say beyond its accuracy: layers by torch.func, files that were skipped."""
+    if layers := results.get("by_torch_func"):
+        yield _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
+    if skipped := results.get("skipped"):
+        yield _paragraph("Skipped", f"{len(skipped):,} files that cannot be read; the bundle's manifest.json names all")
+        yield from (f"{' ' * 11}{file}" for file in skipped[:_LISTED])
+
+
+def _paragraph(title: str, text: str) -> str:
+    return textwrap.fill(f"{title:<10} {text}", _WIDTH, subsequent_indent=" " * 11, break_on_hyphens=False)
+
+
 def _model_spec(options: dict[str, Any]) -> Any:
     from precompute.models import ModelSpec
 
@@ -64,6 +103,19 @@ def _model_spec(options: dict[str, Any]) -> Any:
     if options["model"] == "mlp" and whole:
         return ModelSpec(bias=options["bias"])  # as in the embedded bundle
     return ModelSpec(options["model"], None, options["bias"])
+
+
+def _scaling(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    from core.errors import BuildError
+
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise BuildError("--mean and --std go together: give both, or neither.")
+    try:
+        return tuple(map(float, mean.split(","))), tuple(map(float, std.split(",")))
+    except ValueError as error:
+        raise BuildError("--mean and --std take numbers with commas, such as 0.5,0.5,0.5.") from error
 
 
 def _poison_spec(options: dict[str, Any]) -> Any:
@@ -103,8 +155,8 @@ def _command(options: dict[str, Any], parameters: Sequence[click.Parameter]) -> 
         value = options.get(parameter.name or "")
         if not isinstance(parameter, click.Option) or value is None:
             continue
-        if parameter.is_flag:  # a flag without a default is off, whatever click calls its default
-            if value != (parameter.default is True):
+        if parameter.is_flag:  # off without a default, whatever click calls it; None leaves it to the recipe
+            if value is not (parameter.default if parameter.default in (True, None) else False):
                 words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
         elif value != parameter.default:
             words += [parameter.opts[0], str(value)]

@@ -9,6 +9,9 @@ from core.errors import QueryError
 from precompute.pictures import border_colour, decode, fit
 
 LARGEST_BYTES = 10_000_000
+_COMPARED = 1000  # images whose border tells on what background a data set shows its objects
+_MIDDLE = 127  # grey values above it are light
+_NEARLY_ALL = 0.8  # of them have to agree
 THUMBNAIL = 512  # pixels along the longer side
 
 
@@ -27,8 +30,28 @@ class Upload:
     inverted: bool
 
 
+def usual_background(images: np.ndarray) -> str:
+    """Say on what background a data set shows its objects: "dark", "light", or "mixed" for colour and for photographs.
+
+    Args:
+        images: (N, H, W) or (N, H, W, 3) uint8, the training images; about a thousand of them are looked at.
+    """
+    if images.ndim != 3 or not len(images):
+        return "mixed"
+    some = np.asarray(images[:: -(-len(images) // _COMPARED)])
+    borders = np.concatenate([some[:, 0], some[:, -1], some[:, :, 0], some[:, :, -1]], axis=1)
+    light = float((np.median(borders, axis=1) > _MIDDLE).mean())
+    return "light" if light >= _NEARLY_ALL else "dark" if light <= 1 - _NEARLY_ALL else "mixed"
+
+
 def read_image(
-    data: bytes, filename: str, *, size: tuple[int, int], channels: int, invert: bool | None = None
+    data: bytes,
+    filename: str,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    invert: bool | None = None,
+    background: str = "dark",
 ) -> Upload:
     """Read an uploaded file and bring it to the data set's form.
 
@@ -40,7 +63,9 @@ def read_image(
         filename: its name; the extension must fit the content.
         size: (H, W) of the data set's images.
         channels: 1 for grey, 3 for colour.
-        invert: exchange light and dark; None decides for grey by the border (light is inverted), and never for colour.
+        invert: exchange light and dark; None decides for grey by the border, and never for colour: it is inverted where
+            it is not the data set's background.
+        background: of the data set, as `usual_background` tells; nothing is inverted by itself where it is mixed.
 
     Raises:
         QueryError: if the file cannot be used; the sentence tells what to do.
@@ -54,7 +79,11 @@ def read_image(
         )
     picture = decode(data, filename)
     image = fit(picture, size, channels)
-    inverted = bool(channels == 1 and border_colour(image) > 127) if invert is None else invert
+    if invert is None:
+        ground = "light" if channels == 1 and border_colour(image) > _MIDDLE else "dark"
+        inverted = channels == 1 and background != "mixed" and ground != background
+    else:
+        inverted = invert
     if inverted:
         image = 255 - image
     image.flags.writeable = False

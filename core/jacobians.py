@@ -108,7 +108,7 @@ def jacobian_blocks(
     if model.training:
         raise ValueError("Jacobians need the model in eval mode: call model.eval() first.")
     measure = MEASUREMENTS[measurement]
-    layers = _supported_layers(model)
+    layers = supported_layers(model)
     calls: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     with torch.enable_grad(), _recorded(layers, calls):
         total = measure(model(inputs), targets).sum()
@@ -156,8 +156,8 @@ def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
     return logits, seen[-1].flatten(1)
 
 
-def _supported_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Pick the layers differentiated by hand: exact types only, and no parameter shared with another module."""
+def supported_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Give the layers differentiated by hand, by name: exact types only, and no parameter shared with another module."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     layers = {}
     for name, module in model.named_modules():

@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from core.attribution import Attributor
 from core.bundle import Bundle
 from core.errors import BuildError, BundleError
 from precompute.models import ModelSpec, build_model
+
+_COMPARED = 4  # test images
+_TOLERANCE = 1e-2
 
 
 def open_attributor(path: Path) -> Attributor:
@@ -16,7 +21,30 @@ def open_attributor(path: Path) -> Attributor:
     """
     bundle = Bundle(path)
     try:
-        model = build_model(ModelSpec.from_dict(bundle.manifest.model), seed=0)
-    except (BuildError, KeyError, TypeError) as error:
+        spec = ModelSpec.from_dict(bundle.manifest.model)
+        model = build_model(spec, seed=0)
+    except BuildError as error:
+        raise BundleError(f"The network of the bundle {path} cannot be built: {error}") from error
+    except (KeyError, TypeError) as error:
         raise BundleError(f"The bundle {path} names a network that this natscope cannot build.") from error
-    return Attributor(bundle, model)
+    attributor = Attributor(bundle, model)
+    if ":" in spec.architecture:
+        _check_unchanged(attributor, spec)
+    return attributor
+
+
+def _check_unchanged(attributor: Attributor, spec: ModelSpec) -> None:
+    """Compare a few outputs with those that were stored: somebody's own module may have been edited since."""
+    bundle = attributor.bundle
+    stored = np.asarray(bundle.array("test_logits")[:_COMPARED])
+    try:
+        found = attributor.features.outputs(attributor.inputs(np.asarray(bundle.array("test_images")[:_COMPARED])))
+    except Exception as error:  # anybody's code
+        raise BundleError(f"The network {spec.architecture} of the bundle {bundle.path} fails: {error}") from error
+    if found.logits.shape != stored.shape or not np.allclose(
+        found.logits, stored, rtol=_TOLERANCE, atol=_TOLERANCE * np.abs(stored).max()
+    ):
+        raise BundleError(
+            f"The network {spec.architecture} is not the one that the bundle {bundle.path} was built with: its outputs "
+            "are others; undo the changes to its module, or build the bundle again in another folder."
+        )

@@ -29,18 +29,20 @@ from core.novelty import distances, usual_distances
 from core.pool import LARGEST_GRAM
 from core.posterior import blocks, feature_gram
 from core.rows import RowView
-from precompute.datasets import FOLDER, Dataset, load_dataset, of_classes
+from precompute.datasets import FOLDER, Dataset, load_dataset, of_classes, scaled
 from precompute.folders import load_folder
 from precompute.models import ModelSpec, build_model, fitted
 from precompute.parts import Parts
 from precompute.poison import poison
 from precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions, wanted
 from precompute.store import Store
-from precompute.training import accuracy, train
+from precompute.suitable import check_suitable, check_trains
+from precompute.training import accuracy, apart, train
+from precompute.weights import load_weights
 from precompute.work import CHECKPOINT, Work
 
 Progress = Callable[[str, int, int], None]
-_SHARD = 1000
+SHARD = 1000
 _SAMPLED = 2000  # test images whose distance to the training images is measured
 
 
@@ -58,14 +60,14 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
         DataError: if the data set cannot be had.
     """
     settings = spec.settings()
-    if out.exists() and not _missing(spec, bundle := _existing(out, settings)):
+    if out.exists() and not _missing(spec, bundle := existing(out, settings)):
         return bundle
     lock = filelock.FileLock(out.with_name(out.name + ".lock"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
             if out.exists():
-                return _add(spec, _existing(out, settings), progress)
+                return _add(spec, existing(out, settings), progress)
             work = Work(out.with_name(out.name + ".partial"), settings)
             if not work.published:
                 _Builder(spec, work, progress).run()
@@ -77,13 +79,44 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
     return Bundle(out)
 
 
-def _existing(out: Path, settings: dict[str, Any]) -> Bundle:
+def existing(out: Path, settings: dict[str, Any]) -> Bundle:
+    """Open the bundle that is in the place of another, or raise BundleError if it is not the same."""
     if not out.is_dir():
         raise BundleError(f"{out} is in the way and is no bundle; choose another folder.")
     bundle = Bundle(out)
     if bundle.manifest.results["settings"] != settings:
         raise BundleError(f"{out} holds a bundle with other settings; choose another folder, or delete that one first.")
     return bundle
+
+
+def prepared(spec: BuildSpec, data: Dataset) -> tuple[Dataset, Backdoor | None]:
+    """Give the data that a bundle holds: of some classes, scaled, poisoned, as the settings say.
+
+    Raises:
+        DataError: if a setting makes no sense for this data set.
+    """
+    if spec.classes is not None:
+        data = of_classes(data, spec.classes)
+    if spec.scaling is not None:
+        data = scaled(data, *spec.scaling)
+    return (data, None) if spec.poison is None else poison(data, spec.poison)
+
+
+def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple[tuple[int, int], ...] | None:
+    """Give the layers of a network of Linear weights alone, None for others; example is one input.
+
+    Raises:
+        BuildError: if the sketch cannot be made for this network.
+    """
+    try:
+        layout = FeatureMap(model, spec.sketch, ntk=spec.ntk).layout(example)
+    except ValueError as error:
+        raise BuildError(str(error)) from error
+    if spec.sketch.kind == "exact" and (layout is None or spec.outputs == "all"):
+        raise BuildError("The exact kernel needs a network of Linear weights alone, and --outputs own.")
+    if spec.sketch.kind == "exact" and spec.index.kind != "flat":
+        raise BuildError("The exact kernel has no feature vectors to index; choose another --sketch.")
+    return layout
 
 
 def _missing(spec: BuildSpec, bundle: Bundle) -> tuple[str, ...]:
@@ -124,12 +157,7 @@ class _Builder:
     def __init__(self, spec: BuildSpec, work: Work, progress: Progress) -> None:
         self.spec, self.work, self.progress = spec, work, progress
         self.skipped: list[str] = []
-        self.data = self._load()
-        if spec.classes is not None:
-            self.data = of_classes(self.data, spec.classes)
-        self.backdoor: Backdoor | None = None
-        if spec.poison is not None:
-            self.data, self.backdoor = poison(self.data, spec.poison)
+        self.data, self.backdoor = prepared(spec, self._load())
         self.model = fitted(spec.model, self.data.train_images.shape[1:], len(self.data.classes))
         self.store = Store(work.path, work, progress)
         self.methods = wanted(spec.methods, count=len(self.data.train_images), sketch=spec.sketch)
@@ -138,22 +166,20 @@ class _Builder:
         spec, data = self.spec, self.data
         model = build_model(self.model, seed=spec.training.seed)
         images = self._inputs(data.train_images)
-        _check_fits(model, images[:1], len(data.classes))
-        try:
-            layout = FeatureMap(model, spec.sketch, ntk=spec.ntk).layout(images[:1])
-        except ValueError as error:
-            raise BuildError(str(error)) from error
-        if spec.sketch.kind == "exact" and (layout is None or spec.outputs == "all"):
-            raise BuildError("The exact kernel needs a network of Linear weights alone, and --outputs own.")
-        if spec.sketch.kind == "exact" and spec.index.kind != "flat":
-            raise BuildError("The exact kernel has no feature vectors to index; choose another --sketch.")
-        self._check_disk(layout)
+        suitable = check_suitable(model, images[:3], len(data.classes), self.model)
+        if spec.weights is None and ":" in self.model.architecture:
+            last = len(images) % spec.training.batch_size
+            check_trains(build_model(self.model, seed=spec.training.seed), images[:3], last, self.model)
+        layout = layout_of(spec, model, images[:1])
+        _check_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
         self._train(model, images)
-        features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=_SHARD)
+        features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=SHARD)
         for split in ("train", "test"):
             self.store.small(f"{split}_images", getattr(data, f"{split}_images"))
             self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
         results = self._outputs(features, images)
+        if suitable.by_torch_func:
+            results["by_torch_func"] = suitable.by_torch_func
         own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
         self._per_class(own, kernel_of(spec.sketch, layout))
         if spec.outputs == "all":
@@ -188,9 +214,8 @@ class _Builder:
                     progress=lambda done, total: self.progress("Training", done, total),
                 )
             else:
-                _load(model, self.spec.weights)
-            weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-            write_atomically(path, safetensors.torch.save(weights))
+                load_weights(model, self.spec.weights, self.model)
+            write_atomically(path, safetensors.torch.save(apart(model.state_dict())))
             self.work.mark("weights")
         if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
             mend = "choose other weights" if self.spec.weights else "train with a smaller learning rate"
@@ -205,6 +230,8 @@ class _Builder:
         else:
             self.progress("Predictions", 0, 1)
             train_out = features.outputs(train_images)
+        if not (np.isfinite(train_out.logits).all() and np.isfinite(test_out.logits).all()):
+            raise BuildError(f"The outputs of {self.model.title} are not finite numbers for some images of the data.")
         self.store.small("train_logits", train_out.logits)
         self.store.small("test_logits", test_out.logits)
         self.store.small("penultimate", train_out.penultimate)
@@ -291,10 +318,6 @@ class _Builder:
         )
         write_atomically(self.work.path / MANIFEST, manifest.to_json().encode())
 
-    def _check_disk(self, layout: tuple[tuple[int, int], ...] | None) -> None:
-        needed = estimated_bytes(self.spec, self.data, layout)
-        _check_room(self.work.path, needed)
-
 
 def _check_room(folder: Path, needed: int) -> None:
     present = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
@@ -308,25 +331,3 @@ def _check_room(folder: Path, needed: int) -> None:
 
 def _gram_of(features: np.ndarray) -> np.ndarray:
     return feature_gram(blocks(features))
-
-
-def _load(model: nn.Module, path: Path) -> None:
-    try:
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except safetensors.SafetensorError as error:
-        raise BuildError(f"{path} is no safetensors file of weights.") from error
-    except RuntimeError as error:
-        raise BuildError(f"The weights in {path} do not fit the network; check --widths and --model.") from error
-
-
-def _check_fits(model: nn.Module, image: torch.Tensor, classes: int) -> None:
-    try:
-        with torch.no_grad():
-            outputs = model.eval()(image)
-    except RuntimeError as error:
-        pixels = image.numel()
-        raise BuildError(
-            f"The network does not take images of {pixels} pixels; the first width must be {pixels}."
-        ) from error
-    if outputs.shape[-1] != classes:
-        raise BuildError(f"The network has {outputs.shape[-1]} outputs and the data set {classes} classes.")

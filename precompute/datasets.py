@@ -102,6 +102,20 @@ def of_classes(data: Dataset, classes: Sequence[int]) -> Dataset:
     return replace(data, classes=tuple(data.classes[label] for label in classes), **kept)
 
 
+def scaled(data: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:
+    """Give the same images with another scaling, that of a network which was trained elsewhere.
+
+    Raises:
+        DataError: if there is not one finite mean and one positive deviation a channel.
+    """
+    channels = 1 if data.train_images.ndim == 3 else 3
+    if len(mean) != channels or len(std) != channels:
+        raise DataError(f"Images of {channels} channels need {channels} numbers in --mean and in --std.")
+    if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+        raise DataError("--mean takes finite numbers and --std positive ones, in units where white is 1.")
+    return replace(data, mean=tuple(mean), std=tuple(std))
+
+
 def read_idx(path: Path) -> np.ndarray:
     """Read an IDX file, compressed if its name ends in .gz, as an array of uint8 or int32 of native byte order.
 

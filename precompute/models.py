@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from core.bundle import sha256_of
 from core.errors import BuildError
 
 _HIDDEN = (512, 256)
+_OWN = frozenset({"app", "assets", "core", "precompute"})
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class ModelSpec:
 
     Args:
         architecture: a key of `ARCHITECTURES`, or "module.path:factory", a function or class that is called without
-            arguments and gives a network from (B, C, H, W) images to (B, classes) logits.
+            arguments and gives a network from (B, C, H, W) images to (B, classes) logits. It runs in float32.
         widths: of an MLP the units of each layer, from the input's pixels to the classes; of a ResNet-9 its input
             channels and classes. None fits them to the data set; a factory has none.
         bias: whether the layers of an MLP have biases.
@@ -156,30 +158,74 @@ def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, paddin
     return layer, nn.BatchNorm2d(outputs), nn.ReLU()
 
 
-def _from_factory(name: str, seed: int) -> nn.Module:
+def source_of(spec: ModelSpec) -> str | None:
+    """Give the checksum of the file that a factory is written in, by which a build notices that it was edited.
+
+    Raises:
+        BuildError: if the factory cannot be imported.
+    """
+    if ":" not in spec.architecture:
+        return None
+    try:
+        file = inspect.getsourcefile(_factory(spec.architecture))
+    except TypeError:
+        file = None
+    return sha256_of(Path(file)) if file and Path(file).is_file() else None
+
+
+def _factory(name: str) -> Callable[[], Any]:
+    """Import a factory. A manifest may come from a stranger, so what it can name is kept to networks and functions."""
     path, _, attribute = name.partition(":")
+    if path.partition(".")[0] in sys.stdlib_module_names | _OWN:
+        raise BuildError(f"{path} is a module of Python or natscope; --model takes module.path:factory of your own.")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # where the user's own module is, for a command that was installed elsewhere
     try:
-        factory = getattr(importlib.import_module(path), attribute)
-    except (ImportError, ValueError) as error:
+        module = importlib.import_module(path)
+    except (ImportError, ValueError, TypeError) as error:
         raise BuildError(
-            f"The module of --model {name} cannot be imported ({error}); run natscope in the folder that holds it."
+            f"The module {path} of --model {name} cannot be imported ({_first_line(error)}); run natscope in the "
+            "folder that holds it, or install it beside natscope."
         ) from error
-    except AttributeError as error:
-        raise BuildError(f"The module {path} has no '{attribute}'; --model takes module.path:factory.") from error
-    # A manifest may come from a stranger: nothing but Python's own functions and modules of torch is called.
-    if not (inspect.isfunction(factory) or (inspect.isclass(factory) and issubclass(factory, nn.Module))):
+    except Exception as error:  # anybody's code
+        raise BuildError(
+            f"The module {path} of --model {name} fails when it is imported: {type(error).__name__}: "
+            f"{_first_line(error)}."
+        ) from error
+    factory = getattr(module, attribute, None)
+    if factory is None:
+        networks = [n for n, v in vars(module).items() if _is_network(v) and v.__module__ == path]
+        there = f"it has {', '.join(networks)}" if networks else "--model takes module.path:factory"
+        raise BuildError(f"The module {path} has no '{attribute}'; {there}.")
+    if not (inspect.isfunction(factory) or _is_network(factory)):
         raise BuildError(f"{name} is no function and no torch.nn.Module, so it makes no network.")
+    return factory
+
+
+def _is_network(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module)
+
+
+def _from_factory(name: str, seed: int) -> nn.Module:
+    factory = _factory(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model = factory()
         except Exception as error:  # anybody's code
-            raise BuildError(f"{name}() failed: {type(error).__name__}: {error}") from error
+            raise BuildError(f"{name}() failed: {type(error).__name__}: {_first_line(error)}.") from error
     if not isinstance(model, nn.Module):
         raise BuildError(f"{name}() gave {type(model).__name__}, not a torch.nn.Module.")
-    return model
+    lazy = [title for title, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise BuildError(f"The parameter '{lazy[0]}' of {name} has no shape yet; use layers that are not lazy.")
+    if next(model.parameters(), None) is None:
+        raise BuildError(f"The network of {name} has no parameters, so there is nothing to attribute by.")
+    return model.to("cpu", torch.float32)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0].rstrip(".")
 
 
 ARCHITECTURES: dict[str, Callable[[ModelSpec], nn.Module]] = {"mlp": _mlp, "resnet9": _resnet9}

@@ -19,8 +19,9 @@ from core.pool import LARGEST_GRAM
 from core.sketches import SketchSpec
 from precompute.datasets import FOLDER, Dataset
 from precompute.folders import FolderSpec, fingerprint
-from precompute.models import ModelSpec
+from precompute.models import ModelSpec, source_of
 from precompute.poison import PoisonSpec
+from precompute.suitable import Suitable
 from precompute.training import TrainingSpec
 
 _VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
@@ -36,6 +37,7 @@ class BuildSpec:
         dataset: a name of `precompute.datasets.DATASETS`, or "folder:PATH".
         folder: how the images of a folder are read.
         classes: labels to keep, renumbered in this order; all of them when None.
+        scaling: mean and standard deviation of each channel, white being 1; the data set's own when None.
         poison: the backdoor that is taught to the network; none when None.
         model: the architecture.
         training: the recipe; ignored when `weights` is given.
@@ -53,6 +55,7 @@ class BuildSpec:
     dataset: str = "fashion-mnist-quarter"
     folder: FolderSpec = field(default_factory=FolderSpec)
     classes: tuple[int, ...] | None = None
+    scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     poison: PoisonSpec | None = None
     model: ModelSpec = field(default_factory=ModelSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
@@ -70,12 +73,14 @@ class BuildSpec:
         values = asdict(self)
         del values["command"]  # words for people: they change no other byte
         del values["methods"], values["ekfac"]  # parts that come and go without changing the rest
-        for later in ("classes", "poison"):
+        for later in ("classes", "scaling", "poison"):
             if values[later] is None:
                 del values[later]  # as in bundles that were built before this setting
         if self.index.kind == "flat":
             del values["index"]
         values["training"] = self.training.to_dict()
+        if (source := source_of(self.model)) is not None:
+            values["model"]["source"] = source
         del values["folder"]
         if self.dataset.startswith(FOLDER):
             values["folder"] = asdict(self.folder) | {"files": fingerprint(Path(self.dataset.removeprefix(FOLDER)))}
@@ -102,8 +107,10 @@ def parts_bytes(methods: tuple[str, ...], count: int, dim: int) -> int:
     return int(1.1 * 4 * count * dim * (margins + 3 * trak)) + factors
 
 
-def estimated_bytes(spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None) -> int:
-    """Estimate the size of a bundle, with a tenth to spare."""
+def estimated_bytes(
+    spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None, network: Suitable | None = None
+) -> int:
+    """Estimate the size of a bundle, with a tenth to spare; `network` counts where there is no layout."""
     count, classes = len(data.train_images), len(data.classes)
     exact = spec.sketch.kind == "exact" and layout is not None
     width = sum(o + i for o, i in layout) if exact and layout else spec.sketch.dim
@@ -115,6 +122,9 @@ def estimated_bytes(spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int
     shapes = layout or ((classes, 512),)
     outputs = 4 * (count * (shapes[-1][1] + classes) + len(data.test_images) * classes)
     weights = 4 * sum(o * i for o, i in shapes)
+    if network is not None and layout is None:
+        outputs += 4 * count * (network.penultimate - shapes[-1][1])
+        weights = 12 * network.parameters  # and their momentum while training
     pixels = data.train_images.nbytes + data.test_images.nbytes
     whole = int(1.1 * (pixels + features + grams + every + outputs + weights)) + 2**20
     return whole + parts_bytes(wanted(spec.methods, count=count, sketch=spec.sketch), count, width)

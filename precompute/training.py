@@ -95,8 +95,9 @@ def train(
     """Train in place and leave the model in eval mode.
 
     The order of images in epoch e, and how they are augmented, depends on (seed, e) alone, so training that goes on
-    from a checkpoint takes the same steps. On a CPU one thread works for a network of small layers, and the bits do not
-    depend on how many threads there are; convolutions take all threads, in channels-last order.
+    from a checkpoint takes the same steps; what layers such as dropout draw depends on them too. On a CPU one thread
+    works for a network of small layers, and the bits do not depend on how many threads there are; convolutions take all
+    threads, in channels-last order.
 
     Args:
         model: the network with its initial weights, on the device to train on.
@@ -126,13 +127,17 @@ def train(
     convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
     if convolves:
         model.to(memory_format=torch.channels_last)
+        for state in optimizer.state.values():  # as they are in a training that nothing interrupted
+            if state["momentum_buffer"].dim() == 4:
+                state["momentum_buffer"] = state["momentum_buffer"].to(memory_format=torch.channels_last)
     progress(start, spec.epochs)
     model.train()
     for epoch in range(start, spec.epochs):
         random = np.random.default_rng([spec.seed, epoch])
         order = random.permutation(len(images))
         batches = torch.from_numpy(order[kept[order]]).split(spec.batch_size)
-        with nullcontext() if convolves else _one_thread():
+        with nullcontext() if convolves else _one_thread(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(random.bit_generator.seed_seq.generate_state(1)[0]))
             for step, batch in enumerate(batches):
                 optimizer.param_groups[0]["lr"] = _rate(spec, epoch + step / len(batches))
                 inputs = augmented(images[batch], random) if spec.augment else images[batch]
@@ -140,6 +145,8 @@ def train(
         if checkpoint:
             _save(checkpoint, model, optimizer, identity, epoch + 1)
         progress(epoch + 1, spec.epochs)
+    if convolves:
+        model.to(memory_format=torch.contiguous_format)  # as loaded weights are: what is computed has the same bits
     model.eval()
 
 
@@ -161,6 +168,11 @@ def augmented(images: Tensor, random: np.random.Generator) -> Tensor:
     columns = left[:, None] + torch.arange(width)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give weights as safetensors takes them: contiguous, and no two in the same memory, as tied ones are."""
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -227,7 +239,7 @@ def _identity(
 
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str, epoch: int) -> None:
-    tensors = {_WEIGHT + name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {_WEIGHT + name: tensor for name, tensor in apart(model.state_dict()).items()}
     for name, parameter in model.named_parameters():
         if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
             tensors[_MOMENTUM + name] = buffer.contiguous()

@@ -9,9 +9,11 @@ import click
 import pytest
 
 from app.cli import natscope
+from app.cli_precompute import _command
 from core.answers import Request
 from core.sketches import SketchSpec
 from precompute.spec import BuildSpec
+from precompute.training import RECIPES, TrainingSpec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,9 +23,9 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_example_runs(capsys):
-    (example,) = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
+def test_the_python_examples_run(capsys):
+    for example in blocks("python"):
+        exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.startswith("[")
 
 
@@ -69,11 +71,33 @@ def test_the_command_lines_defaults_are_those_of_the_library():
         if field.name != "target":
             assert options[field.name] == field.default, field.name
     options, spec = {p.name: p.default for p in natscope.commands["precompute"].params}, BuildSpec()
-    recipe = spec.training.to_dict()
-    for name, value in {**recipe, "dataset": spec.dataset, "outputs": spec.outputs, "ntk": spec.ntk}.items():
+    usual = {"dataset": spec.dataset, "outputs": spec.outputs, "ntk": spec.ntk, "seed": spec.training.seed}
+    for name, value in usual.items():
         assert options[name] == value, name
-    assert options["widths"] == ",".join(map(str, spec.model.widths))
     assert (options["sketch"], options["dim"]) == (spec.sketch.kind, spec.sketch.dim)
+    assert (options["image_size"], options["test_share"]) == (spec.folder.image_size, spec.folder.test_share)
+
+
+def test_the_help_of_each_setting_of_a_recipe_names_its_defaults():
+    said = {p.name: p.help for p in natscope.commands["precompute"].params}
+    words = {True: "on", False: "off"}
+    for field in fields(TrainingSpec):
+        if field.name == "seed":
+            continue
+        mlp, resnet9 = (getattr(RECIPES[name], field.name) for name in ("mlp", "resnet9"))
+        told = [words.get(v, v) if isinstance(v, bool) else str(v) for v in (mlp, resnet9)]
+        expected = f"{told[0]}, resnet9: {told[1]}." if mlp != resnet9 else f"{told[0]}."
+        assert said[field.name].endswith(f" {expected}") or said[field.name] == expected, field.name
+    assert " and ".join(map(str, BuildSpec().model.widths[1:-1])) in said["widths"]
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--no-augment"], ["--augment"], ["--skip-broken", "--no-ntk"], ["--mean", "0,0"]]
+)
+def test_a_command_that_is_written_down_is_the_one_that_was_typed(words):
+    command = natscope.commands["precompute"]
+    options = command.make_context("precompute", list(words)).params
+    assert _command(options, command.params).split()[2:] == words
 
 
 def test_links_of_the_readme_lead_somewhere():

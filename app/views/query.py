@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from app.grid import Card, data_uri, grid
 from app.state import pack_image
-from app.uploads import Upload, read_image
+from app.uploads import Upload, read_image, usual_background
 from core.answers import QueryImage
 from core.attribution import Attributor
 from core.errors import QueryError
@@ -21,6 +21,13 @@ _UNSURE = 0.6  # a prediction below this probability counts as unsure
 _SOURCES = {"test": "Test images", "train": "Training images", "image": "Upload"}
 _OUTCOMES = ("All", "Right", "Wrong", "Unsure")
 _INVERT = {"by its border": None, "as it is": False, "swap light and dark": True}
+_GROUNDS = {
+    "dark": "The training images show light objects on black. By its border: a light border means that the image is "
+    "inverted.",
+    "light": "The training images show their objects on a light ground. By its border: a dark border means that the "
+    "image is inverted.",
+    "mixed": "The training images have light and dark grounds alike, so by its border nothing is inverted.",
+}
 Take = Callable[[str], None]
 
 
@@ -168,21 +175,21 @@ def _by_number(split: str, take: Take) -> None:
 
 
 def _upload(attributor: Attributor, take: Take) -> None:
-    shape = attributor.bundle.array("train_images").shape[1:]
+    images = attributor.bundle.array("train_images")
 
     def read() -> None:
-        _read(shape, take)
+        _read(images, take)
 
     st.file_uploader("An image of one object, up to 10 MB", key="file", on_change=read)
-    st.radio(
-        "Light and dark",
-        list(_INVERT),
-        key="invert",
-        on_change=read,
-        horizontal=True,
-        help="The training images show light objects on black. By its border: a light border means that the image "
-        "is inverted.",
-    )
+    if images.ndim == 3:
+        st.radio(
+            "Light and dark",
+            list(_INVERT),
+            key="invert",
+            on_change=read,
+            horizontal=True,
+            help=_GROUNDS[usual_background(images)],
+        )
     if st.session_state.get("upload_error"):
         st.error(st.session_state["upload_error"], icon=":material/broken_image:")
     upload: Upload | None = st.session_state.get("upload")
@@ -194,7 +201,7 @@ def _upload(attributor: Attributor, take: Take) -> None:
         seen.caption("what the model sees" + (", inverted" if upload.inverted else ""))
 
 
-def _read(shape: tuple[int, ...], take: Take) -> None:
+def _read(images: np.ndarray, take: Take) -> None:
     st.session_state["upload_error"], st.session_state["upload"] = None, None
     file: Any = st.session_state.get("file")
     if file is None:
@@ -203,9 +210,10 @@ def _read(shape: tuple[int, ...], take: Take) -> None:
         upload = read_image(
             file.getvalue(),
             file.name,
-            size=(shape[0], shape[1]),
-            channels=3 if len(shape) == 3 else 1,
-            invert=_INVERT[st.session_state.get("invert", "by its border")],
+            size=images.shape[1:3],
+            channels=3 if images.ndim == 4 else 1,
+            invert=_INVERT[st.session_state.get("invert", "by its border")] if images.ndim == 3 else None,
+            background=usual_background(images),
         )
     except QueryError as error:
         st.session_state["upload_error"] = str(error)

@@ -418,7 +418,11 @@ def test_a_damaged_bundle_is_one_sentence_with_the_command_that_mends_it(refused
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--dataset", "cats"], r"There is no data set 'cats'; choose one of: fashion-mnist, fashion-mnist-quarter\."),
+        (
+            ["--dataset", "cats"],
+            r"There is no data set 'cats'; choose one of .*, or a folder of yours as folder:PATH\.",
+        ),
+        (["--dataset", "folder:missing"], r"There is no folder missing; --dataset folder:PATH names one that holds .*"),
         (
             ["--sketch", "pencil"],
             r"There is no sketch 'pencil'; choose one of countsketch, tensorsketch, dense, exact\.",
@@ -433,9 +437,11 @@ def test_a_damaged_bundle_is_one_sentence_with_the_command_that_mends_it(refused
         (["--widths", "784"], r"Widths must be two or more positive whole numbers, .*"),
         (["--widths", "100,10"], r"The network does not take images of 784 pixels; the first width must be 784\."),
         (["--widths", "784,11"], r"The network has 11 outputs and the data set 10 classes\."),
-        (["--model", "oracle"], r"There is no architecture 'oracle'; choose one of: mlp\."),
+        (["--model", "oracle"], r"There is no architecture 'oracle'; choose one of mlp, resnet9, or .*\."),
         (["--weights", "missing.safetensors"], r"There is no file of weights at missing\.safetensors\."),
-        (["--weights", __file__], r".* is no safetensors file of weights\."),
+        (["--model", "nowhere:net"], r"The module nowhere of --model nowhere:net cannot be imported .*\."),
+        (["--weights", __file__], r".* is no safetensors file of weights, nor one of torch\.save\."),
+        (["--mean", "0"], r"--mean and --std go together: give both, or neither\."),
         *((["--learning-rate", rate], r"The learning rate must be positive, .*") for rate in ("0", "-1", "nan", "inf")),
         (["--momentum", "1"], r".* the momentum in \[0, 1\) .*"),
         (["--weight-decay", "-1"], r".* the weight decay 0 or more\."),

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-import app.uploads as uploads
 import precompute.pictures as pictures
-from app.uploads import Upload, read_image
+from app.uploads import Upload, read_image, usual_background
 from core.errors import QueryError
 from precompute.datasets import load_dataset
 
@@ -138,7 +137,7 @@ def test_an_image_that_does_not_fit_in_memory_is_a_sentence(monkeypatch):
     def fail(data, filename):
         raise MemoryError
 
-    monkeypatch.setattr(uploads, "_decode", fail)
+    monkeypatch.setattr(pictures, "_decode", fail)
     with pytest.raises(QueryError, match="does not fit in memory; save it smaller"):
         read_image(b"x", "a.png", **_GREY)
 
@@ -305,6 +304,39 @@ def test_inversion_follows_the_border_unless_told(ground, invert, inverted):
     assert found.image[0, 0] == (255 - ground if inverted else ground)
     assert found.image[14, 14] == (ground if inverted else 255 - ground)
     assert found.original.getpixel((0, 0)) == (ground,) * 3
+
+
+@pytest.mark.parametrize(
+    ("ground", "background", "inverted"),
+    [
+        (0, "dark", False),
+        (255, "dark", True),
+        (0, "light", True),
+        (255, "light", False),
+        (0, "mixed", False),
+        (255, "mixed", False),
+    ],
+)
+def test_an_upload_is_brought_to_the_ground_of_the_data_set(ground, background, inverted):
+    array = np.full((28, 28), ground, np.uint8)
+    array[10:18, 10:18] = 128
+    found = read_image(_bytes(Image.fromarray(array)), "a.png", **_GREY, background=background)
+    assert found.inverted is inverted
+    assert found.image[0, 0] == (255 - ground if inverted else ground)
+    for told in (True, False):
+        assert read_image(_bytes(Image.fromarray(array)), "a.png", **_GREY, invert=told).inverted is told
+
+
+def test_the_usual_ground_is_that_of_nearly_all_images():
+    dark = load_dataset("fashion-mnist-quarter").train_images
+    assert usual_background(dark) == "dark"
+    assert usual_background(255 - dark) == "light"
+    for share, expected in ((0.1, "dark"), (0.5, "mixed"), (0.9, "light")):
+        images = dark[:100].copy()
+        images[: round(100 * share)] = 255 - images[: round(100 * share)]
+        assert usual_background(images) == expected
+    assert usual_background(np.full((5, 8, 8, 3), 255, np.uint8)) == "mixed"
+    assert usual_background(np.zeros((0, 8, 8), np.uint8)) == "mixed"
 
 
 def test_colour_is_inverted_only_when_told():

@@ -410,18 +410,19 @@ def _other_names(file):
     safetensors.torch.save_file({"weight": torch.zeros(10, 784)}, file)
 
 
-def _pickled(file):
-    torch.save(build_model(_SPEC.model, seed=0).state_dict(), file)
-
-
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (_other_widths, r"^The weights in .* do not fit the network; check --widths and --model\.$"),
-        (_other_names, r"^The weights in .* do not fit the network; check --widths and --model\.$"),
-        (_pickled, r"weights is no safetensors file of weights\.$"),
-        (lambda file: file.write_bytes(b""), r"weights is no safetensors file of weights\.$"),
-        (lambda file: file.write_text("weights"), r"weights is no safetensors file of weights\.$"),
+        (
+            _other_widths,
+            r"do not fit the network mlp 784-16-10: its '1\.weight' is 16 × 784, the file's 17 × 784; check ",
+        ),
+        (_other_names, r"the file has no '1\.weight' \(and 1 more\), but 'weight'; check --widths and --bias\.$"),
+        (lambda file: file.write_bytes(b""), r"weights is no safetensors file of weights, nor one of torch\.save\.$"),
+        (
+            lambda file: file.write_text("weights"),
+            r"weights is no safetensors file of weights, nor one of torch\.save\.$",
+        ),
         (lambda file: file.mkdir(), r"^There is no file of weights at .*/weights\.$"),
         (lambda file: None, r"^There is no file of weights at .*/weights\.$"),
     ],

@@ -1,13 +1,17 @@
 import dataclasses
 import json
 import math
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from core.errors import BuildError
-from precompute.models import ModelSpec, build_model
+from core.jacobians import jacobian_blocks
+from core.measurements import MEASUREMENTS
+from precompute.models import ModelSpec, build_model, fitted, source_of
+from tests import oracles
 
 
 def test_the_default_is_the_papers_mlp():
@@ -59,3 +63,179 @@ def test_widths_that_make_no_network_are_refused(widths):
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
     with pytest.raises(BuildError, match=r"no architecture 'vit'; choose one of mlp, resnet9, or name a factory"):
         build_model(ModelSpec(architecture="vit"), seed=0)
+
+
+# ResNet-9
+
+
+def test_the_resnet9_is_the_papers():
+    model = build_model(ModelSpec("resnet9", (3, 10)), seed=0)
+    assert sum(p.numel() for p in model.parameters()) == 2_274_880
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0], m.padding[0]) for m in convolutions] == [
+        (3, 64, 3, 1, 1),
+        (64, 128, 5, 2, 2),
+        (128, 128, 3, 1, 1),
+        (128, 128, 3, 1, 1),
+        (128, 256, 3, 1, 1),
+        (256, 256, 3, 1, 1),
+        (256, 256, 3, 1, 1),
+        (256, 128, 3, 1, 0),
+    ]
+    assert all(m.bias is None for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    assert len([m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]) == len(convolutions)
+    head = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in head] == [(128, 10)]
+    images, shapes = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), []
+    for layer in model:
+        images = layer(images)
+        shapes.append(tuple(images.shape[1:]))
+    assert shapes[2::3][:2] == [(64, 32, 32), (128, 16, 16)]
+    assert shapes[-5:] == [(128, 6, 6), (128, 1, 1), (128,), (10,), (10,)]
+    torch.testing.assert_close(images, 0.2 * model[:-1](torch.randn(2, 3, 32, 32, generator=_seeded(0))))
+
+
+def _seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_resnet9s_weights_are_kaiming_normal_and_its_norms_start_as_nothing():
+    model = build_model(ModelSpec("resnet9", (3, 10)), seed=1)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / layer.weight[0].numel()), rel=0.05)
+        if isinstance(layer, nn.BatchNorm2d):
+            assert (layer.weight == 1).all()
+            assert (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize("measurement", MEASUREMENTS)
+def test_the_resnet9s_jacobian_is_the_one_that_torch_func_gives(measurement):
+    model, generator = build_model(ModelSpec("resnet9", (3, 4)), seed=0).double(), _seeded(0)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(generator=generator)
+            layer.running_var.uniform_(0.5, 2, generator=generator)
+    images, targets = torch.randn(2, 3, 16, 16, generator=generator, dtype=torch.float64), torch.tensor([1, 3])
+    wanted = oracles.jacobians(model.eval(), images, targets, MEASUREMENTS[measurement])
+    blocks = jacobian_blocks(model, images, targets, measurement=measurement)
+    assert [block.name for block in blocks] == list(wanted)
+    for block in blocks:
+        torch.testing.assert_close(
+            block.form().reshape(wanted[block.name].shape), wanted[block.name], rtol=1e-9, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "widths"),
+    [
+        (ModelSpec("mlp", None), (8, 6), (48, 512, 256, 3)),
+        (ModelSpec("mlp", None), (8, 6, 3), (144, 512, 256, 3)),
+        (ModelSpec("mlp", (48, 3)), (8, 6), (48, 3)),
+        (ModelSpec("resnet9", None), (8, 6), (1, 3)),
+        (ModelSpec("resnet9", None), (8, 6, 3), (3, 3)),
+        (ModelSpec("my:net", None), (8, 6, 3), None),
+    ],
+)
+def test_widths_are_fitted_to_the_data(spec, shape, widths):
+    assert fitted(spec, shape, 3) == dataclasses.replace(spec, widths=widths)
+
+
+@pytest.mark.parametrize("widths", [None, (3,), (3, 10, 10), (0, 10)])
+def test_a_resnet9_has_two_widths(widths):
+    with pytest.raises(BuildError, match="A resnet9 has two widths, its input channels and its classes, not"):
+        build_model(ModelSpec("resnet9", widths), seed=0)
+
+
+# Factories
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Write a module of the user's and give its name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    names = []
+
+    def write(text):
+        names.append(f"their_module_{len(names)}")
+        (tmp_path / f"{names[-1]}.py").write_text(f"import torch\nfrom torch import nn\n{text}\n")
+        return names[-1]
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def _built(name, seed=0):
+    return build_model(ModelSpec(name, None), seed=seed)
+
+
+def test_a_factory_is_a_function_or_a_class(module):
+    name = module(
+        "def net():\n    return nn.Linear(2, 3).half()\n"
+        "class Net(nn.Module):\n    def __init__(self, width=3):\n        super().__init__()\n"
+        "        self.head = nn.Linear(2, width)\n"
+    )
+    for attribute in ("net", "Net"):
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        first, again, other = (next(_built(f"{name}:{attribute}", seed).parameters()) for seed in (3, 3, 4))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert first.dtype == torch.float32
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+
+def test_an_edited_module_has_another_source(module, tmp_path):
+    name = module("net = lambda: nn.Linear(2, 3)")
+    spec = ModelSpec(f"{name}:net", None)
+    first = source_of(spec)
+    assert source_of(spec) == first
+    (tmp_path / f"{name}.py").write_text("edited")
+    assert source_of(spec) not in (first, None)
+    assert source_of(ModelSpec()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "attribute", "message"),
+    [
+        ("", "net", r"^The module {name} has no 'net'; --model takes module\.path:factory\.$"),
+        ("class Net(nn.Module):\n    pass", "net", r"^The module {name} has no 'net'; it has Net\.$"),
+        ("net = 3", "net", r"^{name}:net is no function and no torch\.nn\.Module, so it makes no network\.$"),
+        ("net = nn.Linear(2, 3)", "net", "is no function and no torch"),
+        ("def net():\n    return 3", "net", r"^{name}:net\(\) gave int, not a torch\.nn\.Module\.$"),
+        (
+            "def net(width):\n    pass",
+            "net",
+            r"^{name}:net\(\) failed: TypeError: net\(\) missing 1 required .*'width'\.$",
+        ),
+        ("def net():\n    return nn.ReLU()", "net", "has no parameters, so there is nothing to attribute by"),
+        (
+            "def net():\n    return nn.LazyLinear(3)",
+            "net",
+            "^The parameter 'weight' of .* has no shape yet; use layers",
+        ),
+        ("import nothing_of_the_kind", "net", r"cannot be imported \(No module named 'nothing_of_the_kind'\); run nat"),
+        ("def net(:", "net", r"^The module {name} of --model {name}:net fails when it is imported: SyntaxError: "),
+        ("1 / 0", "net", "fails when it is imported: ZeroDivisionError: division by zero"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_factories_that_make_no_network_are_one_sentence(module, text, attribute, message):
+    name = module(text)
+    with pytest.raises(BuildError, match=message.format(name=name)) as caught:
+        _built(f"{name}:{attribute}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["http.server:test", "os:abort", "core.search:InnerProductIndex", "app.cli:main"])
+def test_a_strangers_manifest_calls_nothing_of_python_or_natscope(name):
+    with pytest.raises(BuildError, match=r"is a module of Python or natscope; --model takes"):
+        _built(name)
+
+
+@pytest.mark.parametrize("name", ["nowhere_at_all:net", ":net", "a b:net", "..up:net"])
+def test_a_module_that_is_not_there_is_one_sentence(name):
+    with pytest.raises(BuildError, match=r"cannot be imported \(.*\); run natscope in the folder that holds it"):
+        _built(name)

@@ -1,15 +1,17 @@
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import precompute.training as training
 from core.errors import BuildError
-from core.images import to_input
+from core.images import ImageInputs, to_input
 from precompute.datasets import load_dataset
 from precompute.models import ModelSpec, build_model
-from precompute.training import TrainingSpec, accuracy, train
+from precompute.training import RECIPES, TrainingSpec, accuracy, apart, augmented, train
 
 _SPEC = TrainingSpec(epochs=4, batch_size=16, learning_rate=0.05)
 
@@ -201,3 +203,137 @@ def test_one_epoch_on_the_embedded_data_learns():
     with torch.no_grad():
         logits = model(to_input(data.test_images, mean=data.mean, std=data.std)).numpy()
     assert accuracy(logits, data.test_labels) > 0.75
+
+
+# Convolutions, the triangular rate, augmentation
+
+
+_TRIANGLE = TrainingSpec(
+    epochs=3, batch_size=16, learning_rate=0.2, decay_epochs=2, warmup_epochs=1, augment=True, precision="bfloat16"
+)
+
+
+def _small(dropout=0.0):
+    """A network with all that must survive an interruption: batch norm's counts, momentum of convolutions, dropout."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(8, 3),
+    )
+
+
+@pytest.fixture(scope="module")
+def colour():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (70, 9, 9, 3), dtype=np.uint8)
+    return ImageInputs(images, (0.5,) * 3, (0.3,) * 3), torch.from_numpy(rng.integers(0, 3, 70))
+
+
+def _state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _equal(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first) and set(first) == set(second)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_convolutional_training_killed_after_an_epoch_ends_bitwise_the_same(colour, tmp_path, precision, epoch):
+    spec = dataclasses.replace(_TRIANGLE, precision=precision)
+    whole = _small(0.3)
+    train(whole, *colour, spec)
+    file = tmp_path / "checkpoint.safetensors"
+
+    def kill(done, total):
+        if done == epoch:
+            raise _Killed
+
+    with pytest.raises(_Killed, match=r"^$"):
+        train(_small(0.3), *colour, spec, checkpoint=file, progress=kill)
+    resumed = _small(0.3)
+    torch.rand(7)  # the global generator is elsewhere by now
+    train(resumed, *colour, spec, checkpoint=file)
+    assert _equal(_state(resumed), _state(whole))
+    other = _small(0.3)
+    train(other, *colour, dataclasses.replace(spec, seed=1))
+    assert not _equal(_state(other), _state(whole))
+
+
+def test_a_training_leaves_the_global_generator_alone(colour):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    model = _small(0.3)
+    torch.set_rng_state(before)
+    train(model, *colour, dataclasses.replace(_TRIANGLE, epochs=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_stored_images_train_as_their_inputs_do(colour):
+    spec = dataclasses.replace(_TRIANGLE, precision="float32")
+    first, second = _small(), _small()
+    train(first, *colour, spec)
+    train(second, colour[0][:], colour[1], spec)
+    assert _equal(_state(first), _state(second))
+
+
+def test_the_rate_is_a_triangle():
+    recipe = RECIPES["resnet9"]
+    assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (24, 512, 5e-4)
+    rates = [training._rate(recipe, e) for e in (0, 2.5, 5, 14.5, 24)]
+    assert rates == pytest.approx([0, 0.25, 0.5, 0.25, 0])
+    assert max(training._rate(recipe, e / 10) for e in range(241)) == 0.5
+    flat = dataclasses.replace(recipe, warmup_epochs=0, decay_epochs=0)
+    assert {training._rate(flat, e) for e in range(24)} == {0.5}
+
+
+def test_augmentation_moves_and_mirrors_and_nothing_else():
+    count, size = 200, 6
+    images = 1 + torch.arange(count * 3 * size * size, dtype=torch.float32).view(count, 3, size, size)
+    moved = augmented(images, np.random.default_rng(0))
+    assert moved.shape == images.shape
+    assert torch.equal(moved, augmented(images, np.random.default_rng(0)))
+    seen = set()
+    for image, found in zip(images, moved, strict=True):
+        padded = nn.functional.pad(image, (4,) * 4)
+        crops = {
+            (top, left, flipped): crop.flip(2) if flipped else crop
+            for top in range(9)
+            for left in range(9)
+            for flipped in (False, True)
+            if (crop := padded[:, top : top + size, left : left + size]) is not None
+        }
+        seen.add(next(key for key, crop in crops.items() if torch.equal(crop, found)))
+    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(9))
+    assert {flipped for _, _, flipped in seen} == {False, True}
+
+
+def test_bfloat16_trains_float32_weights(colour):
+    model, exact = _small(), _small()
+    train(model, *colour, _TRIANGLE)
+    train(exact, *colour, dataclasses.replace(_TRIANGLE, precision="float32"))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not _equal(_state(model), _state(exact))
+    assert (model[0].weight - exact[0].weight).norm() < 0.2 * exact[0].weight.norm()
+    with pytest.raises(BuildError, match="There is no precision 'float8'; choose one of float32, bfloat16"):
+        train(_small(), *colour, dataclasses.replace(_TRIANGLE, precision="float8"))
+
+
+def test_later_settings_are_written_only_where_they_are_used():
+    assert {"warmup_epochs", "augment", "precision"}.isdisjoint(TrainingSpec().to_dict())
+    assert TrainingSpec.from_dict(_TRIANGLE.to_dict()) == _TRIANGLE
+
+
+def test_tied_weights_are_saved_apart():
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    model = nn.Sequential(first, second, nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last))
+    saved = apart(model.state_dict())
+    assert len({tensor.data_ptr() for tensor in saved.values()}) == len(saved)
+    assert all(tensor.is_contiguous() for tensor in saved.values())

@@ -1,0 +1,195 @@
+import re
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.errors import BuildError, BundleError, DataError, NatscopeError
+from core.sketches import SketchSpec
+from precompute import measure
+from precompute.build import build
+from precompute.check import check
+from precompute.datasets import DATASETS, Dataset
+from precompute.folders import FolderSpec
+from precompute.measure import bytes_each, seconds_each
+from precompute.models import ModelSpec
+from precompute.poison import PoisonSpec
+from precompute.spec import BuildSpec
+from precompute.training import TrainingSpec
+
+_DiskUsage = namedtuple("_DiskUsage", "total used free")
+_SPEC = BuildSpec(
+    dataset="tiny", model=ModelSpec("mlp", None), training=TrainingSpec(epochs=2), sketch=SketchSpec(dim=32)
+)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Register a tiny data set, and be content with less time to measure."""
+    rng = np.random.default_rng(0)
+
+    def tiny(root):
+        return Dataset(
+            name="tiny",
+            classes=("a", "b", "c", "d", "e"),
+            train_images=rng.integers(0, 256, (100, 6, 6), dtype=np.uint8),
+            train_labels=np.repeat(np.arange(5), [10, 10, 10, 10, 60]),
+            test_images=rng.integers(0, 256, (10, 6, 6), dtype=np.uint8),
+            test_labels=np.arange(10) % 5,
+            mean=(0.5,),
+            std=(0.25,),
+        )
+
+    monkeypatch.setitem(DATASETS, "tiny", tiny)
+    monkeypatch.setattr(measure, "_LONG_ENOUGH", 0.05)
+
+
+def _report(spec, out=None):
+    return [(title, text) for title, text in check(spec, out)]
+
+
+def _text(spec, out=None):
+    return "\n".join(f"{title}: {text}" for title, text in check(spec, out))
+
+
+def test_the_report_says_what_there_is_and_what_it_costs(tmp_path):
+    report = _report(_SPEC, tmp_path / "bundle")
+    assert [title for title, _ in report] == [
+        "Data",
+        "Network",
+        "Training",
+        "Jacobians",
+        "Products",
+        "Disk",
+        "Memory",
+    ]
+    told = dict(report)
+    assert told["Data"] == (
+        "tiny: 100 training and 10 test images, 6 × 6 pixels, grey; 5 classes (a, …, e), 10 to 60 training images each"
+    )
+    assert told["Network"] == "mlp 36-512-256-5: 150,784 parameters, each layer's Jacobian exact"
+    assert re.fullmatch(
+        r"2 epochs of 2 steps, batches of 64, float32: [\d,.]+ images a second, about \d+ s", told["Training"]
+    )
+    assert re.fullmatch(
+        r"countsketch, K = 32: [\d,]+ images a second, 2 passes over the training images: about \d+ s",
+        told["Jacobians"],
+    )
+    assert told["Products"].startswith("Grams, indexes, distances, TRAK: about ")
+    assert re.fullmatch(rf"the bundle takes about \d+ MB; [\d.]+ GB are free at {tmp_path}", told["Disk"])
+    assert re.match(r"about 0\.\d GB at the peak", told["Memory"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"classes": (0, 1)}, "2 classes (a, b), 10 training images each"),
+        ({"poison": PoisonSpec(rate=0.05)}, "Training: "),
+        ({"model": ModelSpec("resnet9", None), "folder": FolderSpec()}, "Conv2d '12'"),
+        ({"outputs": "all"}, "7 passes over the training images"),
+        ({"sketch": SketchSpec("exact")}, "exact, no sketch: "),
+        ({"methods": ()}, "1 pass over the training images"),
+        ({"methods": ("kronfluence",)}, "and Kronfluence's factors, which are not timed here"),
+    ],
+)
+def test_the_report_follows_the_settings(changes, said):
+    try:
+        text = _text(replace(_SPEC, **changes))
+    except NatscopeError as error:
+        text = str(error)
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"dataset": "cats"}, DataError, "There is no data set 'cats'"),
+        ({"classes": (0, 9)}, DataError, "tiny has no class 9"),
+        ({"poison": PoisonSpec(rate=0.9)}, DataError, "A poisoned share of 0.9 makes"),
+        ({"scaling": ((0.0,), (0.0,))}, DataError, "--mean takes finite numbers and --std positive ones"),
+        ({"model": ModelSpec(widths=(784, 10))}, BuildError, "the first width must be 36"),
+        ({"model": ModelSpec(widths=(36, 10))}, BuildError, "The network has 10 outputs and the data set 5 classes"),
+        ({"training": TrainingSpec(learning_rate=-1)}, BuildError, "The learning rate must be positive"),
+        ({"training": TrainingSpec(decay_epochs=-1)}, BuildError, "Epochs, decay and warm-up epochs"),
+        ({"sketch": SketchSpec("tensorsketch", 33)}, BuildError, "TensorSketch needs an even number"),
+        ({"sketch": SketchSpec("exact"), "outputs": "all"}, BuildError, "The exact kernel needs a network of Linear"),
+        ({"methods": ("magic",)}, BuildError, "There is no method 'magic'"),
+        ({"sketch": SketchSpec(dim=200), "methods": ("trak",)}, BuildError, "TRAK needs more training images than"),
+    ],
+)
+def test_what_build_would_refuse_is_refused_in_the_same_words(tmp_path, changes, error, message):
+    spec = replace(_SPEC, **changes)
+    with pytest.raises(error, match=re.escape(message)) as checked:
+        _report(spec)
+    with pytest.raises(error, match=re.escape(message)) as built:
+        build(spec, tmp_path / "bundle")
+    assert str(checked.value) == str(built.value)
+
+
+def test_too_little_disk_and_memory_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 1000)
+    assert "MORE than the 1 MB of this machine: the build may be killed" in dict(_report(_SPEC))["Memory"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: _DiskUsage(10**12, 10**12 - 10**6, 10**6))
+    with pytest.raises(BuildError, match=rf"^The bundle needs about \d MB and only 1 MB are free at {tmp_path}; make"):
+        _report(_SPEC, tmp_path / "deep" / "bundle")
+
+
+def test_a_bundle_that_is_there_is_told(tmp_path):
+    build(_SPEC, tmp_path / "bundle")
+    assert _report(_SPEC, tmp_path / "bundle")[0] == (
+        "Bundle",
+        f"{tmp_path}/bundle is there already, with these settings",
+    )
+    with pytest.raises(BundleError, match="holds a bundle with other settings"):
+        _report(replace(_SPEC, ntk=False), tmp_path / "bundle")
+
+
+def test_a_large_folder_is_read_in_part(tmp_path, monkeypatch):
+    monkeypatch.setattr("precompute.check._SAMPLED", 12)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(50):
+            Image.new("L", (5, 5), 1 + i).save(tmp_path / name / f"{i:02}.png")
+    spec = replace(_SPEC, dataset=f"folder:{tmp_path}", folder=FolderSpec(6, test_share=0.1))
+    report = _report(spec)
+    assert report[0][1].startswith(f"folder:{tmp_path.name}: 90 training and 10 test images, 6 × 6 pixels, grey;")
+    assert report[1] == ("", "12 of 100 files were read, and all can be used")
+    for file in tmp_path.glob("cat/1*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"^\d+ of 12 images in .* cannot be read: cat/1\d\.png: The file is empty"):
+        _report(spec)
+    report = _report(replace(spec, folder=FolderSpec(6, test_share=0.1, skip_broken=True)))
+    assert re.match(r"12 of 100 files were read; \d cannot be used and will be skipped: cat/1\d\.png: ", report[1][1])
+
+
+def test_time_is_extrapolated_from_work_that_takes_long_enough(monkeypatch):
+    clock, calls = [0.0], []
+
+    def run(number):
+        calls.append(number)
+        clock[0] += 0.01 + 0.001 * number
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure, "_LONG_ENOUGH", 0.6)
+    assert seconds_each(run, 10_000) == pytest.approx(0.001, rel=0.1)
+    assert calls[:3] == [2, 2, 32]
+    calls.clear()
+    assert seconds_each(run, 5) == pytest.approx(0.003)
+    assert max(calls) == 5
+
+
+def test_memory_is_that_of_the_tensors_that_live_at_the_same_time():
+    def run(number):
+        total = torch.zeros(())
+        for _ in range(5):  # one after the other
+            total = total + (torch.ones(number, 1000) * 2).sum()
+        kept = [torch.ones(number, 500) for _ in range(3)]
+        return total, kept
+
+    # ones and their double: 2 · 4,000 bytes an image, freed before the 3 · 2,000 that are kept
+    assert bytes_each(run) == pytest.approx(8000, rel=0.01)

@@ -1,0 +1,272 @@
+import io
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core.errors import DataError
+from precompute.folders import FolderSpec, fingerprint, load_folder
+
+_SPEC = FolderSpec(image_size=8)
+_SKIP = FolderSpec(image_size=8, skip_broken=True)
+
+
+def _picture(value, mode="RGB", size=(10, 10)):
+    """Give a picture of one colour, red where the mode has colours."""
+    return Image.new("RGB", size, (value, 0, 0)).convert(mode) if mode != "L" else Image.new("L", size, value)
+
+
+def _save(file, value=100, **arguments):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _picture(value, **arguments).save(file)
+    return file
+
+
+@pytest.fixture
+def split(tmp_path):
+    """A folder with train and test of two classes."""
+    for part, count in (("train", 4), ("test", 2)):
+        for place, name in enumerate(("cat", "dog")):
+            for i in range(count):
+                _save(tmp_path / part / name / f"{i}.png", 20 + 100 * place + i)
+    return tmp_path
+
+
+@pytest.fixture
+def single(tmp_path):
+    """A folder of two classes without train and test."""
+    for name in ("cat", "dog"):
+        for i in range(10):
+            _save(tmp_path / name / f"{i}.png", i, mode="L")
+    return tmp_path
+
+
+def test_train_and_test_are_read_in_the_order_of_names(split):
+    _save(split / "train" / "cat" / "deep" / "er" / "z.PNG", 7)
+    (split / "train" / "cat" / ".hidden.png").write_text("no image")
+    (split / "train" / ".git").mkdir()
+    (split / "train" / "cat" / "notes.txt").write_text("not asked for")
+    data, skipped = load_folder(split, _SPEC)
+    assert (data.classes, skipped) == (("cat", "dog"), [])
+    assert data.name == f"folder:{split.name}"
+    assert data.train_images.shape == (9, 8, 8, 3)
+    assert data.train_labels.tolist() == [0] * 5 + [1] * 4
+    assert data.test_labels.tolist() == [0, 0, 1, 1]
+    assert data.train_images[:, 0, 0, 0].tolist() == [20, 21, 22, 23, 7, 120, 121, 122, 123]
+    assert data.mean[0] == pytest.approx(data.train_images[..., 0].mean() / 255, abs=1e-4)
+    assert data.std[0] == pytest.approx(data.train_images[..., 0].std() / 255, abs=1e-4)
+    assert data.std[1] == 0.001  # a channel that is the same everywhere must not divide by nothing
+
+
+def test_grey_images_make_a_grey_data_set_and_one_of_colour_makes_it_colour(single):
+    assert load_folder(single, _SPEC)[0].train_images.shape == (16, 8, 8)
+    _save(single / "cat" / "red.jpg")
+    assert load_folder(single, _SPEC)[0].train_images.shape == (17, 8, 8, 3)
+
+
+def test_a_folder_without_a_split_is_divided_the_same_way_each_time(single):
+    first, again = (load_folder(single, FolderSpec(8, test_share=0.3))[0] for _ in range(2))
+    assert np.bincount(first.test_labels).tolist() == [3, 3]
+    np.testing.assert_array_equal(first.test_images, again.test_images)
+    values = {*first.train_images[first.train_labels == 0, 0, 0], *first.test_images[first.test_labels == 0, 0, 0]}
+    assert values == set(range(10))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (200, 50), (3, 4), (500, 500)])
+def test_any_size_is_brought_to_one(single, size):
+    _save(single / "cat" / "other.png", 90, mode="L", size=size)
+    assert load_folder(single, _SPEC)[0].train_images.shape[1:] == (8, 8)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "CMYK", "LA", "RGBA", "I;16", "I", "F"])
+def test_every_kind_of_picture_can_be_read(single, mode):
+    file = single / "cat" / ("other.png" if mode in ("1", "P", "LA", "RGBA", "I;16") else "other.tif")
+    if mode == "I;16":
+        Image.fromarray(np.full((10, 10), 200 * 257, np.uint16)).save(file)
+    else:
+        Image.new("L", (10, 10), 255 if mode == "1" else 200).convert(mode).save(file)
+    data, skipped = load_folder(single, _SPEC)
+    assert skipped == []
+    middles = [int(image[4, 4]) for image in (*data.train_images, *data.test_images)]
+    assert max(middles) == {"1": 255}.get(mode, 200)
+
+
+def _truncated_jpeg(file):
+    data = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(data, "JPEG")
+    file.with_suffix(".jpg").write_bytes(data.getvalue()[:900])
+
+
+def _bomb(file):
+    Image.new("1", (6000, 6000)).save(file)
+
+
+BROKEN = {
+    "text": (lambda file: file.with_suffix(".jpg").write_text("Dear Sir"), "bad.jpg: The file is no image of a kind"),
+    "empty": (lambda file: file.write_bytes(b""), "bad.png: The file is empty"),
+    "truncated": (_truncated_jpeg, "bad.jpg: The image is damaged or incomplete"),
+    "bomb": (_bomb, "bad.png: The image has more than 25 megapixels"),
+    "misnamed": (lambda file: _picture(1).save(file, "JPEG"), "bad.png: The file's name does not fit its content"),
+    "dangling": (lambda file: file.symlink_to("nowhere.png"), "bad.png: No such file or directory"),
+    "loop": (lambda file: file.symlink_to(file.name), "bad.png: Too many levels of symbolic links"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_file_that_cannot_be_read_is_named_and_skipped_when_told(split, kind):
+    make, reason = BROKEN[kind]
+    make(split / "train" / "dog" / "bad.png")
+    with pytest.raises(DataError, match=rf"^1 of 13 images in {split} cannot be read: train/dog/{reason}") as caught:
+        load_folder(split, _SPEC)
+    assert str(caught.value).endswith("Remove them, or go on without them with --skip-broken.")
+    data, skipped = load_folder(split, _SKIP)
+    assert len(skipped) == 1
+    assert skipped[0].startswith(f"train/dog/{reason}")
+    assert data.train_labels.tolist() == [0] * 4 + [1] * 4
+
+
+def test_a_file_larger_than_any_picture_is_not_read_into_memory(split):
+    with (split / "train" / "dog" / "bad.tif").open("wb") as file:
+        file.truncate(2**28 + 1)  # no room on the disk is taken
+    assert load_folder(split, _SKIP)[1] == ["train/dog/bad.tif: The file is larger than 268 MB"]
+
+
+def test_many_unreadable_files_are_counted_and_the_first_named(split):
+    for i in range(14):
+        (split / "train" / "cat" / f"bad{i:02}.png").touch()
+    with pytest.raises(DataError, match=r"^14 of 26 images .*bad09\.png: The file is empty and 4 more\. Remove them"):
+        load_folder(split, _SPEC)
+    assert len(load_folder(split, _SKIP)[1]) == 14
+
+
+def test_a_sample_reads_some_files_of_every_part_and_counts_all(split):
+    whole, _ = load_folder(split, _SPEC)
+    data, _ = load_folder(split, _SPEC, sample=6)
+    np.testing.assert_array_equal(data.train_labels, whole.train_labels)
+    known = data.train_images.reshape(8, -1).any(axis=1)
+    assert 2 <= known.sum() < 8
+    np.testing.assert_array_equal(data.train_images[known], whole.train_images[known])
+    assert data.test_images.any()
+
+
+def test_links_to_folders_are_classes_but_loops_are_not_followed(split, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for part in ("train", "test"):
+        _save(elsewhere / part / "0.png")
+        (split / part / "owl").symlink_to(elsewhere / part)
+        (split / part / "cat" / "up.png").symlink_to(split)
+        (split / part / "cat" / "up").symlink_to(split)
+    data, skipped = load_folder(split, _SPEC)
+    assert (data.classes, skipped) == (("cat", "dog", "owl"), [])
+    assert len(data.train_images) == 9
+    before = fingerprint(split)
+    _save(elsewhere / "train" / "1.png")
+    assert fingerprint(split) != before
+
+
+def test_class_names_may_be_anything_that_can_be_printed(tmp_path):
+    names = ["A b", "O'Neil & <b>", "größer", "猫"]
+    for name in names:
+        for i in range(3):
+            _save(tmp_path / name / f"{i} ü.png", i)
+    data, _ = load_folder(tmp_path, _SPEC)
+    assert list(data.classes) == sorted(names)
+
+
+def _remove(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: _remove(p / "train" / "cat"), "The class cat of {path} has no training image that can be read."),
+        (lambda p: _remove(p / "test" / "dog"), "The class dog of {path} has no test image that can be read."),
+        (lambda p: (p / "train" / "owl").mkdir(), "The class owl of {path} has no training image that can be read."),
+        (lambda p: (p / "test" / "owl").mkdir(), "{path}/test has a class owl that {path}/train does not have."),
+        (lambda p: (p / "test").rename(p / "val"), "{path} has a folder train and none named test; rename the one to"),
+        (
+            lambda p: _save(p / "train" / "Cat" / "0.png"),
+            "The classes Cat and cat of {path}/train differ in nothing but upper and lower case",
+        ),
+        (
+            lambda p: [_save(p / "train" / unicodedata.normalize(f, "é") / "0.png") for f in ("NFC", "NFD")],
+            "differ in nothing but upper and lower case or the way an accent is written; merge or rename one.",
+        ),
+        (lambda p: (p / "train" / "a\nb").mkdir(), "has no printable name; rename it."),
+    ],
+)
+def test_folders_that_make_no_data_set_are_one_sentence(split, change, message):
+    change(split)
+    with pytest.raises(DataError, match=r"\.$") as caught:
+        load_folder(split, _SPEC)
+    assert message.format(path=split) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_classes_are_refused(tmp_path, count):
+    for i in range(count):
+        _save(tmp_path / f"class{i}" / "0.png")
+    with pytest.raises(DataError, match=rf"has {count} class(es)?, and a classifier needs at least two: put each"):
+        load_folder(tmp_path, _SPEC)
+
+
+def test_a_class_of_one_image_cannot_be_divided(single):
+    _save(single / "owl" / "0.png")
+    with pytest.raises(DataError, match=r"^The class owl of .* has one image; it needs at least two, one of them for"):
+        load_folder(single, _SPEC)
+
+
+def test_a_missing_folder_and_sizes_out_of_range_are_refused(tmp_path, single):
+    for call in (lambda p: load_folder(p, _SPEC), fingerprint):
+        with pytest.raises(DataError, match=r"^There is no folder .*missing; --dataset folder:PATH names one"):
+            call(tmp_path / "missing")
+    for spec in (FolderSpec(3), FolderSpec(513), FolderSpec(8, 0.0), FolderSpec(8, 1.0)):
+        with pytest.raises(DataError, match="a side of 4 to 512 pixels, and the test share must lie between"):
+            load_folder(single, spec)
+
+
+def test_a_folder_without_permission_is_named(single, monkeypatch):
+    walk = os.walk
+
+    def denied(folder, onerror):
+        if folder.name == "dog":
+            onerror(PermissionError(13, "Permission denied", str(folder)))
+        return walk(folder, onerror=onerror)
+
+    monkeypatch.setattr(os, "walk", denied)
+    with pytest.raises(DataError, match=rf"^The folder {single}/dog cannot be read: Permission denied\.$"):
+        load_folder(single, _SPEC)
+
+
+def test_a_file_without_permission_is_named(single, monkeypatch):
+    read = Path.read_bytes
+
+    def denied(file):
+        if file.name == "3.png":
+            raise PermissionError(13, "Permission denied", str(file))
+        return read(file)
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert load_folder(single, _SKIP)[1] == [f"{name}/3.png: Permission denied" for name in ("cat", "dog")]
+
+
+def test_the_fingerprint_follows_names_and_sizes(split):
+    first = fingerprint(split)
+    assert fingerprint(split) == first
+    (split / "train" / "notes.txt").write_text("no image")
+    assert fingerprint(split) == first
+    seen = {first}
+    file = split / "train" / "cat" / "0.png"
+    file.rename(file.with_name("renamed.png"))
+    seen.add(fingerprint(split))
+    _save(split / "train" / "cat" / "new.png", size=(30, 30))
+    seen.add(fingerprint(split))
+    _save(split / "train" / "cat" / "new.png", size=(60, 60))
+    seen.add(fingerprint(split))
+    assert len(seen) == 4

@@ -1,0 +1,139 @@
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from core.errors import BuildError
+from precompute.models import ModelSpec, build_model
+from precompute.weights import load_weights
+
+_SPEC = ModelSpec(widths=(6, 5, 3), bias=True)
+_OWN = ModelSpec("their.module:network", None)
+
+
+class Net(nn.Module):
+    """A network whose names begin like a prefix that training scripts add."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Linear(2, 2)
+        self.norm = nn.BatchNorm1d(2)
+
+
+@pytest.fixture
+def model():
+    return build_model(_SPEC, seed=0)
+
+
+@pytest.fixture
+def weights():
+    return build_model(_SPEC, seed=1).state_dict()
+
+
+def _same(model, weights):
+    return all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def _prefixed(weights, prefix):
+    return {prefix + name: tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: w,
+        lambda w: {"state_dict": w, "epoch": 3, "optimizer": {"lr": 0.1}},
+        lambda w: {"model": w},
+        lambda w: {"model_state_dict": w},
+        lambda w: {"state_dict": _prefixed(w, "module.")},
+        lambda w: _prefixed(w, "_orig_mod.module."),
+        lambda w: {"checkpoint": 1, "model": {"state_dict": _prefixed(w, "model.")}},
+    ],
+)
+@pytest.mark.parametrize("name", ["weights.pt", "weights.pth", "weights"])
+def test_state_dicts_of_torch_are_found_where_training_scripts_put_them(model, weights, tmp_path, wrap, name):
+    torch.save(wrap(weights), tmp_path / name)
+    load_weights(model, tmp_path / name, _SPEC)
+    assert _same(model, weights)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights"])
+def test_safetensors_are_known_by_their_content(model, weights, tmp_path, prefix, name):
+    safetensors.torch.save_file(_prefixed(weights, prefix), tmp_path / name)
+    load_weights(model, tmp_path / name, _SPEC)
+    assert _same(model, weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_load_into_float32(model, weights, tmp_path, dtype):
+    torch.save({name: tensor.to(dtype) for name, tensor in weights.items()}, tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt", _SPEC)
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+    assert _same(model, {name: tensor.to(dtype).float() for name, tensor in weights.items()})
+
+
+def test_a_prefix_that_the_network_has_itself_is_left(tmp_path):
+    weights = {name: t for name, t in Net().state_dict().items() if name.startswith("model.")}
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(BuildError, match=r"the file has no 'norm\.weight' \(and 3 more\); load weights that were"):
+        load_weights(Net(), tmp_path / "w.pt", _OWN)
+
+
+def test_batch_norm_may_lack_the_count_of_its_batches(tmp_path):
+    weights = {name: t for name, t in Net().state_dict().items() if "num_batches" not in name}
+    torch.save(weights, tmp_path / "w.pt")
+    load_weights(Net(), tmp_path / "w.pt", _OWN)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("3.bias"), "the file has no '3.bias'"),
+        (lambda w: w.update(extra=torch.zeros(1)), "the network has no 'extra', which the file holds"),
+        (lambda w: w.update({"3.weight": torch.zeros(4, 5)}), "its '3.weight' is 3 × 5, the file's 4 × 5"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("spec", "mend"),
+    [
+        (_SPEC, "mlp 6-5-3: {}; check --widths and --bias."),
+        (_OWN, "their.module:network: {}; load weights that were trained with the network of their.module:network."),
+    ],
+)
+def test_weights_of_another_network_are_told_apart(model, weights, tmp_path, change, message, spec, mend):
+    change(weights)
+    file = tmp_path / "w.pt"
+    torch.save(weights, file)
+    with pytest.raises(BuildError, match="do not fit") as caught:
+        load_weights(model, file, spec)
+    assert str(caught.value) == f"The weights in {file} do not fit the network {mend.format(message)}"
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda f: torch.save(Net(), f), "holds something else than weights, .* could run any code: save torch"),
+        (lambda f: torch.save({"a": 1}, f), "holds 'a', which is no weight of a network: save torch"),
+        (lambda f: torch.save([torch.zeros(1)], f), "holds list and not the weights of a network by name: save"),
+        (lambda f: torch.save({}, f), "holds dict and not the weights"),
+        (
+            lambda f: f.write_bytes(b"PK\x03\x04" + b"x" * 100),
+            "is damaged, or no file of weights that torch.save wrote",
+        ),
+        (lambda f: f.write_bytes(b"\x80\x04" + b"x" * 100), "holds something else than weights"),
+        (lambda f: f.write_text("weights"), "is no safetensors file of weights, nor one of torch.save"),
+        (lambda f: f.write_bytes(b""), "is no safetensors file of weights, nor one of torch.save"),
+        (lambda f: f.mkdir(), "^There is no file of weights at "),
+        (lambda f: None, "^There is no file of weights at "),
+        (lambda f: torch.save({"1.weight": torch.zeros(5, 6, dtype=torch.int8)}, f), "holds '1.weight' as int8, and"),
+    ],
+)
+def test_files_that_are_no_weights_are_one_sentence(model, tmp_path, write, message):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    write(tmp_path / "w.pt")
+    with pytest.raises(BuildError, match=message) as caught:
+        load_weights(model, tmp_path / "w.pt", _SPEC)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+    assert _same(model, before)
