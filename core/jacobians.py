@@ -157,7 +157,7 @@ def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
 
 
 def supported_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Give the layers differentiated by hand, by name: exact types only, and no parameter shared with another module."""
+    """Give the layers differentiated by hand, by name: of exact types, no parameter shared with another module."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     layers = {}
     for name, module in model.named_modules():
