@@ -134,11 +134,9 @@ def _numbers(scene: Scene, scores: np.ndarray) -> None:
     )
     st.caption(
         f"Average precision here {average_precision(order, planted):.3f}. Suspicion of an image: the mean "
-        "concentration of the "
-        f"predictions about the other images of its label, weighted by how much each leans on it, itself left out; "
-        f"concentration is the share of a prediction’s information that its first {FIRST} images carry, one at a "
-        "time, at "
-        f"σ² = {SIGMA2:g}."
+        "concentration of the predictions about the other images of its label, weighted by how much each leans on it, "
+        f"itself left out; concentration is the share of a prediction’s information that its first {FIRST} images "
+        f"carry, one at a time, at σ² = {SIGMA2:g}."
     )
     result = load_result("backdoor")
     if result is not None:
@@ -146,11 +144,9 @@ def _numbers(scene: Scene, scores: np.ndarray) -> None:
         told = ", ".join(f"{run['average_precision']:.3f}" for run in runs)
         least = min(run["precision_at_poisoned"] for run in runs) if runs else float("nan")
         st.caption(
-            f"The score was chosen among several on attacks with seeds {result['audit']['chosen_on']}; on "
-            f"{len(runs)} unseen seeds "
-            f"its average precision is {told}, and at least {least:.0%} of as many suspects as there are planted "
-            "images are "
-            "planted. It fails where the planted images of a class are fewer than about ten or as many as the "
-            "honest ones, and "
-            "a list has first places even where nothing was planted: rare but honest kinds of images come first there."
+            f"The score was chosen among several on attacks with seeds {result['audit']['chosen_on']}; on {len(runs)} "
+            f"unseen seeds its average precision is {told}, and at least {least:.0%} of as many suspects as there are "
+            "planted images are planted. It fails where the attack itself hardly works, with a few planted images a "
+            "class, and where a third of a label or more is planted. A list has first places even where nothing was "
+            "planted: rare but honest kinds of images come first there."
         )
