@@ -180,18 +180,19 @@ def _tune(attributor: Attributor, *, queries: int, seed: int, progress: Progress
     """Give each method's mean recall at every sigma2, over queries that are not reported."""
     drawn = draw_queries(attributor, queries + TUNED_ON, seed=seed)[queries:]
     names = [name for name, method in METHODS.items() if method.uses_sigma2]
-    result: dict[str, list[float]] = {name: [] for name in names}
-    steps, done = len(names) * len(SIGMA2S) * len(drawn), 0
+    recalls = {name: np.zeros((len(SIGMA2S), len(drawn))) for name in names}
     asked = [(stamped_query(attributor, backdoor_of(attributor), index), base) for index, base in drawn]
-    for name in names:
-        for sigma2 in SIGMA2S:
-            recalls = []
-            for query, base in asked:
-                progress(f"Choosing σ² for {METHODS[name].title}", done, steps)
-                recalls.append(_found(attributor, query, base, name, sigma2, RECALL_AT)[0])
-                done += 1
-            result[name].append(float(np.mean(recalls)))
-    return result
+    bases, done = np.array([base for _, base in asked]), 0
+    # Class by class and then sigma2 by sigma2: what is prepared for one of each serves all methods and queries.
+    for base in np.unique(bases):
+        for step, sigma2 in enumerate(SIGMA2S):
+            for place in np.flatnonzero(bases == base):
+                for name in names:
+                    progress("Choosing σ²", done, len(names) * len(SIGMA2S) * len(asked))
+                    found = _found(attributor, asked[place][0], int(base), name, sigma2, RECALL_AT)
+                    recalls[name][step, place] = found[0]
+                    done += 1
+    return {name: [float(mean) for mean in found.mean(axis=1)] for name, found in recalls.items()}
 
 
 def _measure(
@@ -199,8 +200,9 @@ def _measure(
 ) -> dict[str, float]:
     drawn = draw_queries(attributor, queries + TUNED_ON, seed=seed)[:queries]
     found = []
-    for place, (index, base) in enumerate(drawn):
-        progress(f"Asking {METHODS[name].title}", place, len(drawn))
+    for done, place in enumerate(sorted(range(len(drawn)), key=lambda place: drawn[place][1])):  # class by class
+        index, base = drawn[place]
+        progress(f"Asking {METHODS[name].title}", done, len(drawn))
         query = stamped_query(attributor, backdoor_of(attributor), index)
         found.append(_found(attributor, query, base, name, sigma2, budget, seed=place))
     recall, reciprocal = np.mean(found, axis=0)
