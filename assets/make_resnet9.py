@@ -1,8 +1,10 @@
-"""Make the weights that ship: those of a trained bundle in half precision, if the network then answers the same.
+"""Make the weights of a ResNet-9 that ship: in half precision, if the network then answers the same.
 
-`python -m assets.make_resnet9 BUNDLE NAME` writes assets/resnet9/NAME.safetensors.
+`python -m assets.make_resnet9 WEIGHTS DATASET NAME` writes assets/resnet9/NAME.safetensors. WEIGHTS is the file
+model.safetensors of a trained bundle, DATASET what it was trained on, as `natscope precompute --dataset` names it.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -11,28 +13,45 @@ import safetensors.torch
 import torch
 
 import assets
-from precompute.attributor import open_attributor
+from precompute.datasets import FOLDER, load_dataset
+from precompute.folders import FolderSpec, load_folder
+from precompute.models import ModelSpec, build_model, fitted
+from precompute.training import accuracy, logits_of
 
 _LEAST = 0.995  # share of test images that must keep their answer
 
 
-def main(bundle: Path, name: str) -> None:
-    """Halve the weights of a bundle, compare the answers to all its test images, and write them."""
-    attributor = open_attributor(bundle)
-    model, images = attributor.features.model, np.asarray(attributor.bundle.array("test_images"))
-    before = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1)
-    halves = {key: t.half() if t.is_floating_point() else t for key, t in model.state_dict().items()}
-    model.load_state_dict({key: t.float() if t.is_floating_point() else t for key, t in halves.items()})
-    after = attributor.predict(images)
-    labels, same = attributor.test_labels, float((before == after).mean())
-    shares = [f"{np.mean(answers == labels):.2%}" for answers in (before, after)]
+def make(weights: Path, dataset: str, name: str) -> None:
+    """Halve weights, compare the answers to all test images, and write them.
+
+    Args:
+        weights: safetensors file of a ResNet-9, float32.
+        dataset: a name of `precompute.datasets.DATASETS`, or "folder:PATH".
+        name: of the file, without its ending.
+    """
+    folder = dataset.startswith(FOLDER)
+    data = load_folder(Path(dataset.removeprefix(FOLDER)), FolderSpec())[0] if folder else load_dataset(dataset)
+    model = build_model(fitted(ModelSpec("resnet9", None), data.test_images.shape[1:], len(data.classes)), seed=0)
+    full = safetensors.torch.load_file(weights)
+    halves = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in full.items()}
+    answers = []
+    for state in (full, halves):
+        model.load_state_dict(state)
+        answers.append(logits_of(model.eval(), data.test_images, mean=data.mean, std=data.std))
+    same = float(np.mean(answers[0].argmax(axis=1) == answers[1].argmax(axis=1)))
+    shares = [f"{accuracy(found, data.test_labels):.2%}" for found in answers]
     print(f"{same:.2%} of answers are the same; test accuracy {shares[0]}, in half precision {shares[1]}")
-    if same < _LEAST or not all(torch.isfinite(t).all() for t in halves.values()):
+    if same < _LEAST or not all(torch.isfinite(tensor).all() for tensor in halves.values()):
         sys.exit("Half precision changes too many answers; the weights were not written.")
     file = assets.path("resnet9", f"{name}.safetensors")
-    safetensors.torch.save_file({key: t.contiguous() for key, t in halves.items()}, file)
-    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    file.parent.mkdir(exist_ok=True)
+    safetensors.torch.save_file(halves, file)
+    print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("dataset")
+    parser.add_argument("name")
+    make(**vars(parser.parse_args()))

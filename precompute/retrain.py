@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import nn
 
 from core.backdoor import Backdoor, attack_success
 from core.bundle import Bundle
 from core.errors import BuildError
-from core.images import ImageInputs, to_input
+from core.images import ImageInputs
 from precompute.models import ModelSpec, build_model
-from precompute.training import TrainingSpec, accuracy, train
+from precompute.training import TrainingSpec, accuracy, logits_of, train
 
 
 def retrain(
@@ -85,16 +86,17 @@ def outcome(bundle: Bundle, model: nn.Module, backdoor: Backdoor, index: int) ->
     """
     images, labels = np.asarray(bundle.array("test_images")), np.asarray(bundle.array("test_labels"))
 
-    def logits(batch: np.ndarray) -> torch.Tensor:
-        with torch.no_grad():
-            return model(to_input(batch, mean=bundle.manifest.dataset["mean"], std=bundle.manifest.dataset["std"]))
+    dataset = bundle.manifest.dataset
 
-    fooled = attack_success(lambda batch: logits(batch).argmax(1).numpy(), backdoor, images, labels)
-    chances = logits(backdoor.stamped(images[[index]], labels[[index]]))[0].softmax(0)
+    def logits(batch: np.ndarray) -> np.ndarray:
+        return logits_of(model, batch, mean=dataset["mean"], std=dataset["std"])
+
+    fooled = attack_success(lambda batch: logits(batch).argmax(axis=1), backdoor, images, labels)
+    chances = softmax(logits(backdoor.stamped(images[[index]], labels[[index]]))[0])
     return Outcome(
         answer=int(chances.argmax()),
         probability=float(chances.max()),
         class_success=float(fooled[labels == labels[index]].mean()),
         success=float(fooled.mean()),
-        accuracy=accuracy(logits(images).numpy(), labels),
+        accuracy=accuracy(logits(images), labels),
     )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from core.errors import BuildError
 from core.images import ImageInputs
 
 PRECISIONS = ("float32", "bfloat16")
+_AT_ONCE = 500  # images a forward pass
 _SHIFT = 4  # pixels by which crops move an image at most
 _WEIGHT, _MOMENTUM = "weight/", "momentum/"
 
@@ -173,6 +174,14 @@ def augmented(images: Tensor, random: np.random.Generator) -> Tensor:
 def apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give weights as safetensors takes them: contiguous, and no two in the same memory, as tied ones are."""
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+
+
+def logits_of(model: nn.Module, images: np.ndarray, *, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Give a network's logits (N, C) for stored images (N, H, W) or (N, H, W, 3) uint8, some at a time."""
+    inputs = ImageInputs(images, mean, std)
+    with torch.no_grad():
+        parts = [model(inputs[start : start + _AT_ONCE]) for start in range(0, len(inputs), _AT_ONCE)]
+    return torch.cat(parts).cpu().numpy()
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
