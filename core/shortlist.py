@@ -17,9 +17,9 @@ class Shortlist:
     """The search of InfoGain (approx) by an index that is not exact.
 
     The vector r changes little from pick to pick, so candidates are kept and scored again with each new r, in float64.
-    The index is asked again when r has moved by a share of its length since the last search, or when the best of them no
-    longer reaches the bar: the score that the 128th best candidate had then, which a row that was not proposed is
-    unlikely to exceed. Nothing here costs O(n).
+    The index is asked again when r has moved by a fifth of its length since the last search (at small sigma2 every pick
+    does that), or when the best of them no longer reaches the bar: the score that the 128th best candidate had then,
+    which a row that was not proposed is unlikely to exceed. Nothing here costs O(n).
     """
 
     def __init__(self, index: InnerProductIndex, features: Rows, excluded: Sequence[int]) -> None:
