@@ -137,7 +137,7 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
     default="flat",
     show_default=True,
     help="flat (exact), ivf, ivfpq or hnsw: how InfoGain (approx) searches each class; the others pay from about "
-    "100,000 images a class on.",
+    "10,000 images a class on.",
 )
 @click.option("--sketch-seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--ntk/--no-ntk", default=True, show_default=True, help="Scale Jacobians as in the NTK parameterisation.")

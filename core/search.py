@@ -18,7 +18,7 @@ import numpy as np
 from core.index_spec import IndexSpec
 from core.rows import Rows
 
-PROPOSED = 256  # rows that an index which is not exact is asked for in each direction
+_PROPOSED = {"ivf": 256, "ivfpq": 1024, "hnsw": 256}  # rows asked for in each direction; coarse codes need more
 _START = 16  # candidates asked of a flat index in each direction before the first check
 _BLOCK = 8192  # rows read at once
 _SAMPLE = 40  # rows a list, to train on
@@ -35,6 +35,7 @@ class InnerProductIndex:
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("The index must have been built with the inner-product metric.")
         self._index, self.exact, self.kind = index, exact, kind
+        self.proposals = _PROPOSED.get(kind, _START)
 
     @classmethod
     def flat(cls, features: np.ndarray) -> "InnerProductIndex":
@@ -97,7 +98,7 @@ class InnerProductIndex:
         left = len(self) - len(set(excluded))
         if left < 1:
             raise ValueError("Every row of the index is excluded.")
-        wanted = min(_START if self.exact else PROPOSED, left)
+        wanted = min(self.proposals, left)
         length = float(np.linalg.norm(vector))
         while True:
             candidates, reached = self._search(vector, wanted, excluded)

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from core.rows import Rows
-from core.search import PROPOSED, InnerProductIndex
+from core.search import InnerProductIndex
 
 _KEPT = 512  # candidates held in memory
 _BAR = 128  # of the candidates at hand after a search, the place whose score is the bar
+_DRIFT = 0.2  # of the length of r: how far it may move before the index is asked again
 _TIE = 1e-10
 
 
@@ -16,8 +17,9 @@ class Shortlist:
     """The search of InfoGain (approx) by an index that is not exact.
 
     The vector r changes little from pick to pick, so candidates are kept and scored again with each new r, in float64.
-    The index is asked again when the best of them no longer reaches the bar: the score that the 128th best candidate
-    had at the last search, which a row that was not proposed is unlikely to exceed. Nothing here costs O(n).
+    The index is asked again when r has moved by a fifth of its length since the last search (at small sigma2 every pick
+    does that), or when the best of them no longer reaches the bar: the score that the 128th best candidate had then,
+    which a row that was not proposed is unlikely to exceed. Nothing here costs O(n).
     """
 
     def __init__(self, index: InnerProductIndex, features: Rows, excluded: Sequence[int]) -> None:
@@ -31,7 +33,7 @@ class Shortlist:
         self._index, self._features = index, features
         self._taken = set(excluded)
         self._rows, self._vectors = np.empty(0, dtype=np.int64), np.empty((0, features.shape[1]))
-        self._bar = np.inf
+        self._bar, self._asked = np.inf, np.zeros(features.shape[1])
         self.searches = 0
 
     def best(self, vector: np.ndarray) -> tuple[int, np.ndarray, float]:
@@ -49,7 +51,7 @@ class Shortlist:
         if len(self._taken) >= len(self._features):
             raise ValueError("Every row of the index is excluded.")
         products = self._vectors @ vector
-        if not len(products) or (products**2).max() < self._bar:
+        if not len(products) or (products**2).max() < self._bar or self._moved(vector):
             products = self._search(vector)
         squares = products**2
         ties = np.flatnonzero(squares >= squares.max() * (1 - _TIE))
@@ -59,9 +61,12 @@ class Shortlist:
         self._keep(np.arange(len(squares)) != place)
         return row, features, product
 
+    def _moved(self, vector: np.ndarray) -> bool:
+        return float(np.linalg.norm(vector - self._asked)) > _DRIFT * float(np.linalg.norm(vector))
+
     def _search(self, vector: np.ndarray) -> np.ndarray:
-        self.searches += 1
-        found = self._index.propose(vector, PROPOSED, excluded=sorted(self._taken))
+        self.searches, self._asked = self.searches + 1, vector.copy()
+        found = self._index.propose(vector, self._index.proposals, excluded=sorted(self._taken))
         new = np.setdiff1d(found, self._rows)
         self._rows = np.concatenate([self._rows, new])
         self._vectors = np.concatenate([self._vectors, np.asarray(self._features[new], dtype=np.float64)])

@@ -507,3 +507,11 @@ def test_the_methods_page_shows_every_method_and_every_term():
     assert [formula.value.strip("$\n") for formula in page.latex] == [method.formula for method in METHODS.values()]
     assert all(f"**{term}.** {meaning}" in told for term, meaning in GLOSSARY.items())
     assert all(f"- {limit}" in told for limit in LIMITS)
+
+
+def test_the_index_in_use_is_named_where_one_is_searched(served):
+    method = next(m for m in METHODS.values() if m.searches)
+    said = "Searched with a flat index (exact)."
+    assert said in _captions(_open(method=method.name))
+    assert said not in _captions(_open(method=method.name, pool="all"))
+    assert said not in _captions(_open(method=method.approximates))

