@@ -184,6 +184,7 @@ def test_a_build_stopped_at_every_step_ends_with_the_same_bytes(whole, tmp_path)
             break
     assert {stage for stage, _, _ in seen} == {
         "Training",
+        "Predictions",
         _JACOBIANS,
         _GRAMS,
         "Gradients of the margins",
