@@ -61,8 +61,8 @@ def _info_gain(candidates: Candidates, query: Query, settings: Settings) -> Sele
     score="(covariance)²",
     approximates="info_gain",
     searches=True,
-    caveat="It pays only with an index that need not scan. For 50 picks from 5,000 images a flat index takes 0.22 s, "
-    "the pool's Gram 0.03 s; an IVF index (`natscope precompute --index ivf`) is ahead from about 7,500 images on, and "
+    caveat="It pays only with an index that need not scan. For 50 picks from 5,000 images a flat index takes 0.09 s, "
+    "the pool's Gram 0.02 s; an IVF index (`natscope precompute --index ivf`) is ahead from about 8,600 images on, and "
     "from a million it takes 0.7 s where a flat one takes 40 s (`python -m benchmarks search`, one thread, K = 1,024, "
     "synthetic features).",
 )
