@@ -6,6 +6,11 @@ from typing import Any
 import assets
 
 
+def backdoor_results() -> list[dict[str, Any]]:
+    """Give the results of the backdoor experiment that are installed, the embedded data's first."""
+    return [result for name in ("backdoor", "backdoor-cifar10") if (result := load_result(name)) is not None]
+
+
 def load_result(name: str) -> dict[str, Any] | None:
     """Give an experiment's result by its name, such as "backdoor"; None where it is not installed."""
     try:

@@ -7,8 +7,7 @@ import numpy as np
 import streamlit as st
 
 from app.grid import Card, data_uri, grid
-from app.results import load_result
-from app.views.backdoor_scene import KEY, Scene, few
+from app.views.backdoor_scene import KEY, Scene, few, measured_for
 from app.views.job import run_job
 from core.audit import FIRST, SIGMA2, suspicion
 from core.metrics import average_precision
@@ -138,9 +137,10 @@ def _numbers(scene: Scene, scores: np.ndarray) -> None:
         f"itself left out; concentration is the share of a prediction’s information that its first {FIRST} images "
         f"carry, one at a time, at σ² = {SIGMA2:g}."
     )
-    result = load_result("backdoor")
+    result = measured_for(scene.attributor)
     if result is not None:
-        runs = [run for run in result["audit"]["runs"] if run["seed"] not in result["audit"]["chosen_on"]]
+        chosen_on = result["audit"]["chosen_on"]
+        runs = [run for run in result["audit"]["runs"] if run["seed"] not in chosen_on] or result["audit"]["runs"]
         told = ", ".join(f"{run['average_precision']:.3f}" for run in runs)
         least = min(run["precision_at_poisoned"] for run in runs) if runs else float("nan")
         st.caption(

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from app.results import load_result
+from app.results import backdoor_results
 from core.answers import QueryImage
 from core.attribution import Attributor
 from core.backdoor import Backdoor
 from core.methods import METHODS
+from precompute.models import ModelSpec
 
 KEY = "backdoor_"  # of all widgets and of all that the session keeps for this page
 SHOWN = 50  # images in a line-up
@@ -50,16 +52,21 @@ def usable(attributor: Attributor) -> tuple[str, ...]:
     return tuple(name for name, method in METHODS.items() if attributor.missing(method) is None)
 
 
-def tuned_sigma2(method: str) -> float:
-    """Give the sigma2 that was chosen for a method in the experiment that ships, on queries that it does not report."""
-    result = load_result("backdoor")
+def measured_for(attributor: Attributor) -> dict[str, Any] | None:
+    """Give the experiment that ships about this bundle's kind of network; the first one where there is none."""
+    results, network = backdoor_results(), ModelSpec.from_dict(attributor.bundle.manifest.model).title
+    alike = [result for result in results if result["setting"]["network"] == network]
+    return next(iter(alike or results), None)
+
+
+def tuned_sigma2(method: str, result: dict[str, Any] | None) -> float:
+    """Give the sigma2 that was chosen for a method in an experiment, on queries that it does not report."""
     found = [row["sigma2"] for row in (result or {"rows": []})["rows"] if row["method"] == method]
     return float(found[0]) if found and found[0] is not None else 1.0
 
 
-def weak(names: tuple[str, ...]) -> str:
-    """Give the method that found least in the experiment, though more than twice as much as chance."""
-    result = load_result("backdoor")
+def weak(names: tuple[str, ...], result: dict[str, Any] | None) -> str:
+    """Give the method that found least in an experiment, though more than twice as much as chance."""
     if result is None:
         return names[-1]
     chance = result["attack"]["base_rate"]["mean"]

@@ -11,7 +11,7 @@ from app.comparison_link import compare_link
 from app.figures_backdoor import roc
 from app.grid import Card, data_uri, grid
 from app.state import pack_image
-from app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, tuned_sigma2, usable, weak
+from app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, measured_for, tuned_sigma2, usable, weak
 from core.answers import Attribution, Request
 from core.curves import REFERENCE
 from core.errors import QueryError
@@ -36,7 +36,7 @@ def search_step(scene: Scene, view: BackdoorView, change: Change, another: Calla
         return
     names = usable(scene.attributor)
     method = view.method if view.method in names else REFERENCE
-    rival = view.rival if view.rival in names else weak(tuple(name for name in names if name != method))
+    rival = view.rival if view.rival in names else _rival(scene, names, method)
     pool = int((scene.attributor.train_labels == scene.target).sum())
     st.markdown(
         f"The model says **{classes[scene.target]}** because somewhere among its {pool:,} training pictures labelled "
@@ -68,13 +68,19 @@ def search_step(scene: Scene, view: BackdoorView, change: Change, another: Calla
         _numbers(scene, (method, rival))
 
 
+def _rival(scene: Scene, names: tuple[str, ...], method: str) -> str:
+    return weak(tuple(name for name in names if name != method), measured_for(scene.attributor))
+
+
 def ranking(scene: Scene, method: str, budget: int = SHOWN) -> Attribution:
     """Ask a method about the stamped image, at the sigma2 that was chosen for it.
 
     Raises:
         QueryError: if the method fails on it.
     """
-    request = Request(method, sigma2=tuned_sigma2(method), budget=budget, target=scene.target)
+    request = Request(
+        method, sigma2=tuned_sigma2(method, measured_for(scene.attributor)), budget=budget, target=scene.target
+    )
     query = scene.query()
     return _asked(scene.attributor.bundle.identity, scene.index, request, scene, query)
 
@@ -159,6 +165,7 @@ def _shows(scene: Scene, index: int) -> str:
 def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
     pool = np.flatnonzero(scene.attributor.train_labels == scene.target)
     culprits = scene.backdoor.culprits(scene.base)
+    measured = measured_for(scene.attributor)
     truth, rows, curves = set(culprits.tolist()), [], {}
     for name in dict.fromkeys(names):
         try:
@@ -170,7 +177,7 @@ def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
         rows.append(
             {
                 "method": METHODS[name].title,
-                "σ²": words.sigma2_text(tuned_sigma2(name)) if METHODS[name].uses_sigma2 else "",
+                "σ²": words.sigma2_text(tuned_sigma2(name, measured)) if METHODS[name].uses_sigma2 else "",
                 f"recall@{SHOWN}": recall_at_k(order, truth, SHOWN),
                 "reciprocal rank@100": reciprocal_rank(order, truth, 100),
                 "area under ROC": _area(np.isin(order, culprits)),

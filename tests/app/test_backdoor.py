@@ -178,19 +178,17 @@ def test_the_link_reopens_the_view():
     assert len(complaints) == 5
 
 
-def test_the_weak_method_is_the_one_that_found_least_though_more_than_chance(monkeypatch):
+def test_the_weak_method_is_the_one_that_found_least_though_more_than_chance():
     rows = [
         {"method": name, "sigma2": 10.0, "recall": {"mean": mean}}
         for name, mean in (("info_loss", 0.9), ("repsim", 0.4), ("graddot", 0.2), ("random", 0.03))
     ]
     result = {"rows": rows, "attack": {"base_rate": {"mean": 0.033}}}
-    monkeypatch.setattr(backdoor_scene, "load_result", lambda name: result)
-    assert backdoor_scene.weak(tuple(METHODS)) == "graddot"
-    assert backdoor_scene.weak(("info_loss", "random")) == "info_loss"
-    assert backdoor_scene.tuned_sigma2("info_loss") == 10.0
-    monkeypatch.setattr(backdoor_scene, "load_result", lambda name: None)
-    assert backdoor_scene.weak(("info_loss", "random")) == "random"
-    assert backdoor_scene.tuned_sigma2("info_loss") == 1.0
+    assert backdoor_scene.weak(tuple(METHODS), result) == "graddot"
+    assert backdoor_scene.weak(("info_loss", "random"), result) == "info_loss"
+    assert backdoor_scene.tuned_sigma2("info_loss", result) == 10.0
+    assert backdoor_scene.weak(("info_loss", "random"), None) == "random"
+    assert backdoor_scene.tuned_sigma2("info_loss", None) == 1.0
 
 
 def test_the_area_under_roc_by_hand():
