@@ -12,8 +12,8 @@ from core.methods import METHODS
 
 PAPER = (
     "**The paper’s Table 1** is about CIFAR-10 and ResNet-9; its numbers are in the paper and not repeated here. On "
-    "Fashion-MNIST, with a network of three layers, pictures with the same patch and label look alike to every layer; so "
-    "similarity of representations does well."
+    "Fashion-MNIST, with a network of three layers, pictures with the same patch and label look alike to every layer, "
+    "so similarity of representations does well."
 )
 
 
