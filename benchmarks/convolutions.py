@@ -45,9 +45,8 @@ def run(say: Say) -> None:
         ("Jacobians alone by torch.func's vmap(grad)", each, 32),
     ):
         say(f"{title:<52}{count / took:>9.0f}{took / count / (plain / _COUNT):>9.2f}")
-    say(
-        f"memory of the pass beyond the peak of training: {grown / 2**20:.0f} MiB, of which its result {found.nbytes / 2**20:.0f}"
-    )
+    mebi = 2**20
+    say(f"memory of the pass beyond the peak of training: {grown / mebi:.0f} MiB, its result {found.nbytes / mebi:.0f}")
     _errors(say, features, inputs[:_JUDGED], labels[:_JUDGED], found[:_JUDGED])
     _half(say)
 
