@@ -15,6 +15,7 @@ from precompute.attributor import open_attributor
 from precompute.retrain import outcome, retrain, too_slow
 
 _PICTURED = 60
+_QUICK = 20_000  # training images
 
 
 def audit_step(scene: Scene) -> None:
@@ -32,7 +33,7 @@ def audit_step(scene: Scene) -> None:
         ("audit", bundle.identity),
         lambda progress: suspicion(open_attributor(bundle.path), progress=progress),
         name=f"{KEY}audit",
-        label=f"Audit all {count:,} training images (a few seconds)",
+        label=f"Audit all {count:,} training images ({'a few seconds' if count <= _QUICK else 'minutes'})",
         icon=":material/policy:",
     )
     if scores is None:
