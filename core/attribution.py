@@ -15,6 +15,7 @@ from core.cache import BoundedCache
 from core.errors import QueryError
 from core.features import FeatureMap, kernel_of
 from core.images import to_input
+from core.jacobians import linear_alone
 from core.methods import METHODS, Candidates, Method, Query, Settings
 from core.metrics import redundancy, total_information
 from core.novelty import distances
@@ -55,9 +56,7 @@ class Attributor:
         self._resketched = spec != bundle.sketch_spec
         self.train_labels = np.asarray(bundle.array("train_labels"))
         self.test_labels = np.asarray(bundle.array("test_labels"))
-        self._linear = all(
-            isinstance(m, nn.Linear) for m in model.modules() if next(m.parameters(recurse=False), None) is not None
-        )
+        self._linear = linear_alone(model)
         largest = int(np.bincount(self.train_labels).max())
         self._own: BoundedCache[Candidates] = BoundedCache(12 if largest <= LIVE else 3)  # 0.3 to 0.5 GB each
         self._all: BoundedCache[Candidates] = BoundedCache(2)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import Dataset, TensorDataset
 
+from core.jacobians import convolves
 from core.measurements import margin
 from core.parts import EkfacSpec
 
@@ -87,8 +88,8 @@ class EkfacInfluence:
         factors.mkdir(parents=True)
         for file in folder.iterdir():
             shutil.copyfile(file, factors / file.name)
-        convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
-        self._batch = 50 if convolves else 1500  # kronfluence writes out the gradients of so many images at a time
+        # kronfluence writes out the gradients of so many images at a time.
+        self._batch = 50 if convolves(model) else 1500
         with _quiet():
             self._analyzer = _analyzer(model, Path(self._home.name))
 

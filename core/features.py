@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core.images import ImageInputs
-from core.jacobians import Outer, forward_with_penultimate, jacobian_blocks
+from core.jacobians import Outer, forward_with_penultimate, jacobian_blocks, linear_alone
 from core.kernels import FactorKernel, Kernel, LinearKernel
 from core.sketches import Sketch, SketchSpec, make_sketch
 
@@ -39,10 +39,7 @@ class FeatureMap:
         """
         self.model = model.eval()
         self.sketch: Sketch = make_sketch(spec)
-        linear = all(
-            isinstance(m, nn.Linear) for m in model.modules() if any(True for _ in m.parameters(recurse=False))
-        )
-        self.ntk, self.batch_size = ntk, batch_size if linear else min(batch_size, _BATCH)
+        self.ntk, self.batch_size = ntk, batch_size if linear_alone(model) else min(batch_size, _BATCH)
         self._device = next(model.parameters()).device
 
     def features(

@@ -156,6 +156,16 @@ def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
     return logits, seen[-1].flatten(1)
 
 
+def convolves(model: nn.Module) -> bool:
+    """Whether a network has a convolution: its work and memory an image are then those of many positions."""
+    return any(isinstance(layer, nn.Conv2d) for layer in model.modules())
+
+
+def linear_alone(model: nn.Module) -> bool:
+    """Whether all parameters of a network belong to `Linear` layers."""
+    return all(isinstance(m, nn.Linear) for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
+
+
 def supported_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Give the layers differentiated by hand, by name: of exact types, no parameter shared with another module."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))

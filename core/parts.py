@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from core.bundle import Bundle
 from core.cache import BoundedCache
 from core.features import FeatureMap
+from core.jacobians import convolves
 from core.measurements import doubt
 from core.registry import Method
 
@@ -59,7 +60,7 @@ class EkfacSpec:
     @classmethod
     def usual(cls, model: nn.Module) -> "EkfacSpec":
         """Give what fits a network: a convolution's directions cost a thousand times those of a small MLP."""
-        if any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+        if convolves(model):
             return cls(covariance_directions=10_000, lambda_directions=2_000, batch_size=50)
         return cls()
 

@@ -12,6 +12,7 @@ from core.backdoor import Backdoor, attack_success
 from core.bundle import Bundle
 from core.errors import BuildError
 from core.images import ImageInputs
+from core.jacobians import convolves
 from precompute.models import ModelSpec, build_model
 from precompute.training import TrainingSpec, accuracy, logits_of, train
 
@@ -51,7 +52,7 @@ def too_slow(bundle: Bundle) -> str | None:
     if "weights" in bundle.manifest.training:
         return "This network’s weights were loaded, not trained here, so it cannot be trained again."
     model = build_model(ModelSpec.from_dict(bundle.manifest.model), seed=0)
-    if any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+    if convolves(model):
         return "Training this network again takes an hour or more, so that is not done while you wait."
     return None
 

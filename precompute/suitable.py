@@ -60,7 +60,7 @@ def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSp
                 "the last one; let it end in one."
             ) from error
         ran = set(trail.ran)
-        with _sentences(spec, trail):
+        with _sentences(spec):
             by_hand = {id(p) for name, m in supported_layers(model).items() if name in ran for p in m.parameters()}
             others = [(name, p) for name, p in model.named_parameters() if id(p) not in by_hand]
             layers = _described(model, [name for name, _ in others])
@@ -195,7 +195,7 @@ def _check_logits(model: nn.Module, logits: Any, images: Tensor, classes: int, s
 
 
 @contextmanager
-def _sentences(spec: ModelSpec, trail: _Trail) -> Iterator[None]:
+def _sentences(spec: ModelSpec) -> Iterator[None]:
     """Turn what the library says of networks that it cannot differentiate into a sentence."""
     try:
         yield

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from core.bundle import write_atomically
 from core.errors import BuildError
 from core.images import ImageInputs
+from core.jacobians import convolves
 
 PRECISIONS = ("float32", "bfloat16")
 _AT_ONCE = 500  # images a forward pass
@@ -125,8 +126,8 @@ def train(
         raise BuildError("Nothing is left to train on.")
     identity = _identity(model, images, labels, spec, kept) if checkpoint else ""
     start = _restore(checkpoint, model, optimizer, identity) if checkpoint and checkpoint.exists() else 0
-    convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
-    if convolves:
+    large = convolves(model)
+    if large:
         model.to(memory_format=torch.channels_last)
         for state in optimizer.state.values():  # as they are in a training that nothing interrupted
             if state["momentum_buffer"].dim() == 4:
@@ -137,7 +138,7 @@ def train(
         random = np.random.default_rng([spec.seed, epoch])
         order = random.permutation(len(images))
         batches = torch.from_numpy(order[kept[order]]).split(spec.batch_size)
-        with nullcontext() if convolves else _one_thread(), torch.random.fork_rng(devices=[]):
+        with nullcontext() if large else _one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(random.bit_generator.seed_seq.generate_state(1)[0]))
             for step, batch in enumerate(batches):
                 optimizer.param_groups[0]["lr"] = _rate(spec, epoch + step / len(batches))
@@ -146,7 +147,7 @@ def train(
         if checkpoint:
             _save(checkpoint, model, optimizer, identity, epoch + 1)
         progress(epoch + 1, spec.epochs)
-    if convolves:
+    if large:
         model.to(memory_format=torch.contiguous_format)  # as loaded weights are: what is computed has the same bits
     model.eval()
 
