@@ -13,8 +13,7 @@ import safetensors.torch
 import torch
 
 import assets
-from precompute.datasets import FOLDER, load_dataset
-from precompute.folders import FolderSpec, load_folder
+from precompute.folders import FolderSpec, load_named
 from precompute.models import ModelSpec, build_model, fitted
 from precompute.training import accuracy, logits_of
 
@@ -29,8 +28,7 @@ def make(weights: Path, dataset: str, name: str) -> None:
         dataset: a name of `precompute.datasets.DATASETS`, or "folder:PATH".
         name: of the file, without its ending.
     """
-    folder = dataset.startswith(FOLDER)
-    data = load_folder(Path(dataset.removeprefix(FOLDER)), FolderSpec())[0] if folder else load_dataset(dataset)
+    data, _ = load_named(dataset, FolderSpec())
     model = build_model(fitted(ModelSpec("resnet9", None), data.test_images.shape[1:], len(data.classes)), seed=0)
     full = safetensors.torch.load_file(weights)
     halves = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in full.items()}

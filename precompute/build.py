@@ -29,8 +29,8 @@ from core.novelty import distances, usual_distances
 from core.pool import LARGEST_GRAM
 from core.posterior import blocks, feature_gram
 from core.rows import RowView
-from precompute.datasets import FOLDER, Dataset, load_dataset, of_classes, scaled
-from precompute.folders import load_folder
+from precompute.datasets import Dataset, of_classes, scaled
+from precompute.folders import load_named
 from precompute.models import ModelSpec, build_model, fitted
 from precompute.parts import Parts
 from precompute.poison import poison
@@ -156,8 +156,8 @@ class _Builder:
 
     def __init__(self, spec: BuildSpec, work: Work, progress: Progress) -> None:
         self.spec, self.work, self.progress = spec, work, progress
-        self.skipped: list[str] = []
-        self.data, self.backdoor = prepared(spec, self._load())
+        data, self.skipped = load_named(spec.dataset, spec.folder, progress)
+        self.data, self.backdoor = prepared(spec, data)
         self.model = fitted(spec.model, self.data.train_images.shape[1:], len(self.data.classes))
         self.store = Store(work.path, work, progress)
         self.methods = wanted(spec.methods, count=len(self.data.train_images), sketch=spec.sketch)
@@ -186,14 +186,6 @@ class _Builder:
             self._every_output(features, images)
         methods = Parts(self.store, model, images, data.train_labels, sketch=spec.sketch, ekfac=spec.ekfac)
         self._finish(layout, results, methods.add(self.methods))
-
-    def _load(self) -> Dataset:
-        if not self.spec.dataset.startswith(FOLDER):
-            return load_dataset(self.spec.dataset)
-        data, self.skipped = load_folder(
-            Path(self.spec.dataset.removeprefix(FOLDER)).resolve(), self.spec.folder, self.progress
-        )
-        return data
 
     def _inputs(self, images: np.ndarray) -> ImageInputs:
         return ImageInputs(images, self.data.mean, self.data.std)

@@ -16,8 +16,8 @@ from core.features import FeatureMap
 from core.images import ImageInputs
 from core.pool import LARGEST_GRAM
 from precompute.build import SHARD, existing, layout_of, prepared
-from precompute.datasets import FOLDER, Dataset, load_dataset
-from precompute.folders import load_folder
+from precompute.datasets import FOLDER, Dataset
+from precompute.folders import load_named
 from precompute.measure import bytes_each, seconds_each
 from precompute.models import ModelSpec, build_model, fitted
 from precompute.spec import BuildSpec, estimated_bytes, wanted
@@ -82,12 +82,7 @@ def check(
 
 def _sampled(spec: BuildSpec, progress: Progress) -> tuple[Dataset, np.ndarray, list[str]]:
     """Give the data set (a sample of a folder), the rows of training images that were read, and unreadable files."""
-    skipped: list[str] = []
-    if spec.dataset.startswith(FOLDER):
-        path = Path(spec.dataset.removeprefix(FOLDER)).resolve()
-        data, skipped = load_folder(path, spec.folder, progress, sample=_SAMPLED)
-    else:
-        data = load_dataset(spec.dataset)
+    data, skipped = load_named(spec.dataset, spec.folder, progress, sample=_SAMPLED)
     data, _ = prepared(spec, data)
     rows = _read(data.train_images)
     return data, rows if len(rows) > 1 else np.arange(len(data.train_images)), skipped

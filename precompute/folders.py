@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import DataError, QueryError
-from precompute.datasets import Dataset
+from precompute.datasets import FOLDER, Dataset, load_dataset
 from precompute.pictures import EXTENSIONS, decode, fit
 
 _LISTED = 10  # unreadable files named in a message
@@ -35,6 +35,23 @@ class FolderSpec:
     image_size: int = 32
     test_share: float = 0.2
     skip_broken: bool = False
+
+
+def load_named(
+    name: str,
+    spec: FolderSpec,
+    progress: Progress = lambda stage, done, total: None,
+    *,
+    sample: int | None = None,
+) -> tuple[Dataset, list[str]]:
+    """Load a data set by the name that a bundle gives it: a key of `DATASETS`, or "folder:PATH", see `load_folder`.
+
+    Raises:
+        DataError: if it cannot be had.
+    """
+    if not name.startswith(FOLDER):
+        return load_dataset(name), []
+    return load_folder(Path(name.removeprefix(FOLDER)).resolve(), spec, progress, sample=sample)
 
 
 def load_folder(
