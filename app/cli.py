@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from app.cli_precompute import build_spec, notes, print_check
+from app.cli_precompute import build_spec, method_names, notes, print_check
 from core.errors import NatscopeError
 
 EXISTING = click.Path(path_type=Path)
@@ -248,22 +248,36 @@ def attribute(
 @click.argument("experiment")
 @click.option("--bundle", type=EXISTING, required=True, help="The bundle, or a folder of bundles to average over.")
 @click.option("--out", type=EXISTING, required=True, help="JSON file to write; figures and tables go beside it.")
-@click.option("--queries", type=click.IntRange(1), help="Test images a bundle; 50 for curves, 100 for the backdoor.")
-@click.option("--budget", type=click.IntRange(1), help="Size M of the largest subset; 100.")
+@click.option("--queries", type=click.IntRange(1), help="Test images; each experiment has its usual number.")
+@click.option("--budget", type=click.IntRange(1), help="Size M of the largest subset; each has its usual one.")
+@click.option("--methods", help="Names of methods, with commas, for an experiment that compares them.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawing of test images.")
-def evaluate(experiment: str, bundle: Path, out: Path, queries: int | None, budget: int | None, seed: int) -> None:
-    """Run an experiment of the paper: relative-information or backdoor. A stopped one goes on where it was."""
+def evaluate(
+    experiment: str,
+    bundle: Path,
+    out: Path,
+    queries: int | None,
+    budget: int | None,
+    methods: str | None,
+    seed: int,
+) -> None:
+    """Run EXPERIMENT: relative-information, backdoor, brittleness or retraining. A stopped one goes on where it was."""
     from app.figures_experiments import experiment_files
     from core.bundle import find_bundles
     from core.errors import QueryError
     from precompute.experiments import EXPERIMENTS
-    from precompute.experiments.kept import Kept
+    from precompute.kept import Kept
 
     if experiment not in EXPERIMENTS:
         raise QueryError(f"There is no experiment '{experiment}'; choose one of {', '.join(EXPERIMENTS)}.")
     if out.suffix != ".json":
         raise QueryError(f"--out names a JSON file, such as {experiment}.json, not {out.name}.")
     found, kept = EXPERIMENTS[experiment], Kept(out.with_suffix(".partial.json"))
+    chosen = {} if found.methods is None else {"methods": found.methods}
+    if methods is not None:
+        if found.methods is None:
+            raise QueryError(f"The experiment '{experiment}' has no choice of methods; leave out --methods.")
+        chosen = {"methods": method_names(methods)}
     try:
         with _Bars() as bars:
             result = found.run(
@@ -271,6 +285,7 @@ def evaluate(experiment: str, bundle: Path, out: Path, queries: int | None, budg
                 queries=queries or found.queries,
                 budget=budget or found.budget,
                 seed=seed,
+                **chosen,
                 kept=kept,
                 progress=bars,
             )

@@ -57,7 +57,7 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         ntk=options["ntk"],
         outputs=options["outputs"],
         weights=options["weights"],
-        methods=None if options["methods"] is None else _methods(options["methods"]),
+        methods=None if options["methods"] is None else method_names(options["methods"]),
         command=_command(options | {"name": name, "methods": None}, parameters),
     )
 
@@ -142,10 +142,18 @@ def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
         raise BuildError(f"{option} takes whole numbers with commas, such as {example}, not {text}.") from error
 
 
-def _methods(text: str) -> tuple[str, ...]:
+def method_names(text: str) -> tuple[str, ...]:
+    """Read names of methods with commas, or "all"; raises QueryError if there is no such method."""
+    from core.errors import QueryError
     from core.methods import METHODS
 
-    return tuple(METHODS) if text.strip() == "all" else tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(METHODS) if text.strip() == "all" else tuple(n.strip() for n in text.split(",") if n.strip())
+    for name in names:
+        if name not in METHODS:
+            raise QueryError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
+    if not names:
+        raise QueryError(f"Name at least one method of {', '.join(METHODS)}.")
+    return tuple(dict.fromkeys(names))
 
 
 def _command(options: dict[str, Any], parameters: Sequence[click.Parameter]) -> str:

@@ -13,6 +13,8 @@ def experiment_files(result: dict[str, Any]) -> list[tuple[str, bytes]]:
     """Draw an experiment: of each file the suffix and the content."""
     if "panels" in result:
         return [(kind, curves_file(experiment_panels(result), kind=kind)) for kind in ("png", "svg")]
+    if result["experiment"] == "retraining":
+        return [("md", retraining_table(result).encode())]
     figures = [(kind, recall_file(result, kind=kind)) for kind in ("png", "svg")]
     return [*figures, ("md", recall_table(result).encode())]
 
@@ -30,6 +32,17 @@ def recall_table(result: dict[str, Any]) -> str:
         ),
         f"| *chance* | | {attack['base_rate']['mean']:.3f} | |",
     ]
+    return "\n".join(lines) + "\n"
+
+
+def retraining_table(result: dict[str, Any]) -> str:
+    """Write what became of the backdoor as a table (Markdown)."""
+    lines = ["| trained without | of them poisoned | attack success | test accuracy |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        what = f"{row['removed']} by {METHODS[row['method']].title}" if row["method"] else "nothing"
+        lines.append(
+            f"| {what} | {row['poisoned_removed']} | {row['attack_success']:.1%} | {row['test_accuracy']:.1%} |"
+        )
     return "\n".join(lines) + "\n"
 
 

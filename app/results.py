@@ -11,6 +11,11 @@ def backdoor_results() -> list[dict[str, Any]]:
     return [result for name in ("backdoor", "backdoor-cifar10") if (result := load_result(name)) is not None]
 
 
+def retraining_results() -> list[dict[str, Any]]:
+    """Give the results of training again without what was found, for networks that take long."""
+    return [result for name in ("retraining-cifar10",) if (result := load_result(name)) is not None]
+
+
 def load_result(name: str) -> dict[str, Any] | None:
     """Give an experiment's result by its name, such as "backdoor"; None where it is not installed."""
     try:

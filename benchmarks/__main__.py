@@ -8,7 +8,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks import audit, convolutions, ekfac, methods, search, selection, sketches
+from benchmarks import audit, cold, convolutions, ekfac, methods, search, selection, sketches
 from core.index_spec import KINDS
 
 BENCHMARKS = {
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "audit": audit.run,
     "convolutions": convolutions.run,
     "search": search.run,
+    "cold": cold.run,
 }
 
 
@@ -27,12 +28,14 @@ BENCHMARKS = {
 @click.option("--sizes", default=",".join(map(str, search.SIZES)), show_default=True, help="Of search: N, with commas.")
 @click.option("--indexes", default=",".join(KINDS), show_default=True, help="Of search: kinds of index, with commas.")
 @click.option("--out", type=click.Path(path_type=Path), default=search.OUT, help="Of search: JSON file to write.")
-def main(names: tuple[str, ...], sizes: str, indexes: str, out: Path) -> None:
+@click.option("--bundle", type=click.Path(path_type=Path, exists=True), help="Of cold: the bundle.")
+def main(names: tuple[str, ...], sizes: str, indexes: str, out: Path, bundle: Path | None) -> None:
     """Run the named benchmarks, or all; each prints a table of figures and their ratios."""
     found = BENCHMARKS | {
         "search": functools.partial(
             search.run, sizes=tuple(int(n) for n in sizes.split(",")), indexes=tuple(indexes.split(",")), out=out
-        )
+        ),
+        "cold": functools.partial(cold.run, bundle=bundle),
     }
     click.echo(
         f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "

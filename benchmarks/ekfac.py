@@ -51,7 +51,7 @@ def run(say: Say) -> None:
             fitted = time.perf_counter() - started
             influence = EkfacInfluence(net.model, factors_folder(Path(folder)))
             found[name] = np.stack(
-                [influence.scores(queries[i : i + 1], int(targets[i]), net.inputs, labels) for i in range(_QUERIES)]
+                [influence.scores(queries[i : i + 1], int(targets[i]), net.inputs, labels)[0] for i in range(_QUERIES)]
             )
         say(f"{name:<26} {fitted:6.1f} s   {_agreement(found[name], exact, labels, targets)}")
     first, second = found["all images, labels drawn"], found["the same, again"]

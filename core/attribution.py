@@ -1,7 +1,7 @@
 """From an image to ranked training images: a bundle and its network, asked by pages and commands alike."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -174,6 +174,26 @@ class Attributor:
             index=candidates.index.kind if method.searches and candidates.index else None,
         )
 
+    def ahead(
+        self,
+        method: Method,
+        queries: Sequence[QueryImage],
+        target: int,
+        progress: Progress = lambda stage, done, total: None,
+    ) -> None:
+        """Compute together what a method can for queries about one class; each is then answered faster.
+
+        Args:
+            method: nothing is done for those that gain nothing by it.
+            queries: that will be asked about, in the pool of the target's class.
+            target: the class.
+            progress: called while something long is computed.
+        """
+        if method.together:
+            rows = np.flatnonzero(self.train_labels == target)
+            inputs = torch.cat([self.inputs(query.image[None]) for query in queries])
+            self._parts.influence_ahead(inputs, target, rows, progress)
+
     def query_features(self, query: QueryImage, target: int) -> np.ndarray:
         """Give the query's features (W,) under the target's logit.
 
@@ -216,7 +236,7 @@ class Attributor:
         found = replace(
             found,
             array=lambda name: _rows_of(self._parts.array(name, progress), rows),
-            influence=lambda image, label: self._parts.influence(image, label, rows),
+            influence=lambda image, label: self._parts.influence(image, label, rows, progress),
         )
         if conditioning == "train" or (conditioning == "pool" and not found.pool.fits_gram):
             return self._conditioned(found, target, pool, progress), rows

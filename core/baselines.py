@@ -75,12 +75,13 @@ def _trak(candidates: Candidates, query: Query, settings: Settings) -> Selection
     summary="Influence functions: estimates how the answer would change if an image weighed a little more in training, "
     "with an approximation of the curvature of the loss, layer by layer.",
     formula=r"\nabla_\theta f(x_*)^\top\,(\hat H+\lambda I)^{-1}\,\nabla_\theta(-L)(x),\qquad \hat H\text{: EK-FAC}",
-    advice="The strongest classical baseline for one network. It takes a second or two a query and sees only Linear "
-    "and Conv2d layers.",
+    advice="The strongest classical baseline for one network. It takes a second or two a query with a small MLP, "
+    "a minute or more with a convolutional network, and sees only Linear and Conv2d layers.",
     signed=True,
     score="influence on the margin, per unit of weight",
     needs=("kronfluence/lambda_matrix.safetensors",),
     sketched=False,
+    together=True,
     caveat="Computed by the library kronfluence; its factors are fitted on a part of the training images.",
 )
 def _kronfluence(candidates: Candidates, query: Query, settings: Settings) -> Selection:

@@ -54,6 +54,7 @@ class Manifest:
         methods: settings of each method whose own parts the bundle holds.
         files: by logical name.
         index: settings of the indexes; None when they are flat.
+        tuned: sigma2 of each method that `natscope tune` chose, and how; None before.
     """
 
     name: str
@@ -71,13 +72,15 @@ class Manifest:
     methods: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     index: dict[str, Any] | None = None
+    tuned: dict[str, Any] | None = None
     schema: int = SCHEMA
 
     def to_json(self) -> str:
         """Give the text of manifest.json; the same settings give the same bytes."""
         values = asdict(self)
-        if self.index is None:
-            del values["index"]  # as in bundles that were built before there was a choice
+        for later in ("index", "tuned"):
+            if values[later] is None:
+                del values[later]  # as in bundles that were built before there was a choice
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
@@ -113,6 +116,10 @@ class Bundle:
     def identity(self) -> str:
         """A checksum of the manifest, and so of settings and contents: the key of every cache."""
         return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()[:16]
+
+    def sigma2(self, method: str) -> float:
+        """Give the usual noise variance for a method: the tuned one, else 1."""
+        return float((self.manifest.tuned or {}).get("sigma2", {}).get(method, 1.0))
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -30,12 +30,16 @@ class BoundedCache(Generic[Value]):
                 if key in self._values:
                     return self._values[key]
             value = compute()
-            with self._lock:
-                self._values[key] = value
-                self._busy.pop(key, None)
-                while len(self._values) > self._size:
-                    self._values.popitem(last=False)
+            self.keep(key, value)
             return value
+
+    def keep(self, key: Hashable, value: Value) -> None:
+        """Remember a value that was computed elsewhere."""
+        with self._lock:
+            self._values[key] = value
+            self._busy.pop(key, None)
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
 
     def __contains__(self, key: Hashable) -> bool:
         """Whether a key's value is at hand."""

@@ -73,7 +73,7 @@ def factors_folder(home: Path) -> Path:
 
 
 class EkfacInfluence:
-    """Factors that were fitted, ready to score training images for a query; one query at a time."""
+    """Factors that were fitted, ready to score training images for queries; one thread at a time."""
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
         """Prepare a copy of the network.
@@ -93,17 +93,17 @@ class EkfacInfluence:
         with _quiet():
             self._analyzer = _analyzer(model, Path(self._home.name))
 
-    def scores(self, query: Tensor, target: int, inputs: Tensor, labels: np.ndarray) -> np.ndarray:
-        """Give the influence of training images on the margin of a query.
+    def scores(self, queries: Tensor, target: int, inputs: Tensor, labels: np.ndarray) -> np.ndarray:
+        """Give the influence of training images on the margin of queries.
 
         Args:
-            query: (1, ...), as the network takes it.
+            queries: (Q, ...), as the network takes them; a few, whose gradients are in memory together.
             target: the class whose margin is measured.
             inputs: (n, ...) training images, as the network takes them.
             labels: (n,) int64, theirs.
 
         Returns:
-            (n,) float64: the first-order change of the margin per unit of weight on an image's loss, positive for
+            (Q, n) float64: the first-order change of the margin per unit of weight on an image's loss, positive for
             proponents.
         """
         name = uuid.uuid4().hex  # kronfluence gives stale scores when a name is used again
@@ -111,15 +111,15 @@ class EkfacInfluence:
             self._analyzer.compute_pairwise_scores(
                 scores_name=name,
                 factors_name=_NAME,
-                query_dataset=TensorDataset(query, torch.tensor([target])),
+                query_dataset=TensorDataset(queries, torch.full((len(queries),), target)),
                 train_dataset=TensorDataset(inputs, torch.from_numpy(np.array(labels, dtype=np.int64))),
-                per_device_query_batch_size=1,
+                per_device_query_batch_size=len(queries),
                 per_device_train_batch_size=min(len(inputs), self._batch),
                 score_args=ScoreArguments(damping_factor=None),
             )
             found = self._analyzer.load_pairwise_scores(name)
             shutil.rmtree(self._analyzer.scores_output_dir(name))
-        return found["all_modules"][0].double().numpy()
+        return found["all_modules"].double().numpy()
 
 
 class _MarginTask(Task):

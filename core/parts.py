@@ -1,5 +1,6 @@
 """What single methods need beyond the features of the target's logit: arrays and factors that a bundle may hold."""
 
+import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -34,6 +35,7 @@ FACTOR_FILES = (
 )
 _DERIVED = ("train_doubt",)  # follow from what every bundle holds
 _SHARD = 1000
+_TOGETHER = 10  # queries for which the gradients of the training images are computed once
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Parts:
         self._labels = np.array(bundle.array("train_labels"))
         self._arrays: BoundedCache[dict[str, np.ndarray]] = BoundedCache(3)
         self._influence: BoundedCache[EkfacInfluence] = BoundedCache(1)
+        self._scores: BoundedCache[np.ndarray] = BoundedCache(256)
 
     def missing(self, method: Method) -> str | None:
         """Say in a sentence what the bundle lacks for a method and how to add it; None where nothing is missing."""
@@ -106,18 +109,36 @@ class Parts:
             return self._arrays.get(name, lambda: {name: self._margin_features(progress)})[name]
         return self._arrays.get("trak", lambda: self._trak(progress))[name]
 
-    def influence(self, query: Tensor, target: int, rows: np.ndarray) -> np.ndarray:
-        """Give the EK-FAC influence of training images on a query's margin, (len(rows),).
+    def influence(self, query: Tensor, target: int, rows: np.ndarray, progress: Progress) -> np.ndarray:
+        """Give the EK-FAC influence of training images on a query's margin, (len(rows),), and remember it.
 
         Args:
             query: (1, ...), as the network takes it.
             target: the class whose margin is measured.
             rows: numbers of training images.
+            progress: called every few hundred images.
         """
+        key = _influence_key(query, target, rows)
+        return self._scores.get(key, lambda: self._influences(query, target, rows, progress)[0])
+
+    def influence_ahead(self, queries: Tensor, target: int, rows: np.ndarray, progress: Progress) -> None:
+        """Compute `influence` for queries (Q, ...) to come: the training images' gradients serve them all."""
+        keys = [_influence_key(query[None], target, rows) for query in queries]
+        for start in range(0, len(keys), _TOGETHER):
+            part = slice(start, start + _TOGETHER)
+            for key, scores in zip(keys[part], self._influences(queries[part], target, rows, progress), strict=True):
+                self._scores.keep(key, scores)
+
+    def _influences(self, queries: Tensor, target: int, rows: np.ndarray, progress: Progress) -> np.ndarray:
         from core.ekfac import EkfacInfluence
 
         found = self._influence.get(0, lambda: EkfacInfluence(self._margins.model, self._bundle.path / FACTORS))
-        return found.scores(query, target, self._inputs(rows), self._labels[rows])
+        parts, step = [], _SHARD if convolves(self._margins.model) else len(rows)
+        for start in range(0, len(rows), step):
+            progress("Kronfluence: gradients of the training images", start, len(rows))
+            part = rows[start : start + step]
+            parts.append(found.scores(queries, target, self._inputs(part), self._labels[part]))
+        return np.concatenate(parts, axis=1)
 
     def _doubt(self) -> np.ndarray:
         logits = torch.from_numpy(np.array(self._bundle.array("train_logits"), dtype=np.float64))
@@ -140,3 +161,9 @@ class Parts:
                 self._margins.model, self._inputs, self._labels, rows, folder=Path(folder), progress=progress
             )
         return {"trak_features": features, "trak_out_to_loss": out_to_loss}
+
+
+def _influence_key(query: Tensor, target: int, rows: np.ndarray) -> tuple[str, int, str]:
+    content = (np.ascontiguousarray(query.numpy(force=True)), np.ascontiguousarray(rows))
+    first, second = (hashlib.sha256(array.data).hexdigest() for array in content)
+    return first, target, second

@@ -86,6 +86,7 @@ class Method:
         sketched: whether the ranking depends on the sketch, and so on its seed.
         approximates: the name of the method that this one is a cheaper version of.
         searches: whether it picks by the pool's index where there is one.
+        together: whether many queries about one class cost little more than one.
         caveat: what to know before relying on it, in a sentence or two; empty when there is nothing.
     """
 
@@ -104,6 +105,7 @@ class Method:
     sketched: bool = True
     approximates: str | None = None
     searches: bool = False
+    together: bool = False
     caveat: str = ""
 
 

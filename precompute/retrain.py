@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,8 +18,27 @@ from precompute.models import ModelSpec, build_model
 from precompute.training import TrainingSpec, accuracy, logits_of, train
 
 
+def recipe_of(bundle: Bundle) -> TrainingSpec:
+    """Give the recipe that a bundle's network was trained by.
+
+    Raises:
+        BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
+    """
+    try:
+        return TrainingSpec.from_dict(bundle.manifest.training)
+    except TypeError as error:
+        raise BuildError(
+            "This bundle's weights were loaded, not trained here, so they cannot be trained again."
+        ) from error
+
+
 def retrain(
-    bundle: Bundle, leave_out: np.ndarray, progress: Callable[[int, int], None] = lambda done, total: None
+    bundle: Bundle,
+    leave_out: np.ndarray,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    recipe: TrainingSpec | None = None,
+    checkpoint: Path | None = None,
 ) -> nn.Module:
     """Train from the same initial weights in the same order of images, without some of them.
 
@@ -26,24 +46,21 @@ def retrain(
         bundle: whose network and data.
         leave_out: training indices, int64; none gives the bundle's own weights again.
         progress: called with epochs done and in all.
+        recipe: of the training; the bundle's own when None.
+        checkpoint: file from which a training that was stopped goes on.
 
     Returns:
         The network, in eval mode.
 
     Raises:
-        BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
+        BuildError: if no recipe is known, or the checkpoint is damaged or of another training.
     """
     manifest = bundle.manifest
-    try:
-        recipe = TrainingSpec.from_dict(manifest.training)
-    except TypeError as error:
-        raise BuildError(
-            "This bundle's weights were loaded, not trained here, so they cannot be trained again."
-        ) from error
+    recipe = recipe or recipe_of(bundle)
     model = build_model(ModelSpec.from_dict(manifest.model), seed=recipe.seed)
     images = ImageInputs(bundle.array("train_images"), manifest.dataset["mean"], manifest.dataset["std"])
     labels = torch.from_numpy(np.array(bundle.array("train_labels")))
-    train(model, images, labels, recipe, leave_out=leave_out, progress=progress)
+    train(model, images, labels, recipe, leave_out=leave_out, checkpoint=checkpoint, progress=progress)
     return model
 
 
@@ -76,6 +93,17 @@ class Outcome:
     accuracy: float
 
 
+def attacked(bundle: Bundle, model: nn.Module, backdoor: Backdoor) -> tuple[np.ndarray, float]:
+    """Measure a network of a poisoned bundle on all test images.
+
+    Returns:
+        Whether each stamped image is taken for what the attack aims at, (T,) bool; and the accuracy on clean ones.
+    """
+    images, labels = np.asarray(bundle.array("test_images")), np.asarray(bundle.array("test_labels"))
+    fooled = attack_success(lambda batch: _logits(bundle, model, batch).argmax(axis=1), backdoor, images, labels)
+    return fooled, accuracy(_logits(bundle, model, images), labels)
+
+
 def outcome(bundle: Bundle, model: nn.Module, backdoor: Backdoor, index: int) -> Outcome:
     """Measure a network of a poisoned bundle on all test images, and on one of them, stamped.
 
@@ -85,19 +113,19 @@ def outcome(bundle: Bundle, model: nn.Module, backdoor: Backdoor, index: int) ->
         backdoor: the attack.
         index: of the test image.
     """
-    images, labels = np.asarray(bundle.array("test_images")), np.asarray(bundle.array("test_labels"))
-
-    dataset = bundle.manifest.dataset
-
-    def logits(batch: np.ndarray) -> np.ndarray:
-        return logits_of(model, batch, mean=dataset["mean"], std=dataset["std"])
-
-    fooled = attack_success(lambda batch: logits(batch).argmax(axis=1), backdoor, images, labels)
-    chances = softmax(logits(backdoor.stamped(images[[index]], labels[[index]]))[0])
+    fooled, right = attacked(bundle, model, backdoor)
+    labels = np.asarray(bundle.array("test_labels"))
+    image = np.asarray(bundle.array("test_images")[[index]])
+    chances = softmax(_logits(bundle, model, backdoor.stamped(image, labels[[index]]))[0])
     return Outcome(
         answer=int(chances.argmax()),
         probability=float(chances.max()),
         class_success=float(fooled[labels == labels[index]].mean()),
         success=float(fooled.mean()),
-        accuracy=accuracy(logits(images), labels),
+        accuracy=right,
     )
+
+
+def _logits(bundle: Bundle, model: nn.Module, images: np.ndarray) -> np.ndarray:
+    dataset = bundle.manifest.dataset
+    return logits_of(model, images, mean=dataset["mean"], std=dataset["std"])

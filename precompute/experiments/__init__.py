@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from precompute.experiments import backdoor, relative_information
+from core.methods import METHODS
+from precompute.experiments import backdoor, brittleness, relative_information, retraining
 
 
 @dataclass(frozen=True)
@@ -12,17 +13,21 @@ class Experiment:
     """An experiment and its usual size.
 
     Args:
-        run: called with bundles (paths), queries, budget, seed, kept and progress.
+        run: called with bundles (paths), queries, budget, seed, kept, progress, and methods if there is a choice.
         queries: test images to average over.
         budget: the size of the largest subset.
+        methods: the usual ones, where there is a choice.
     """
 
     run: Callable[..., dict[str, Any]]
     queries: int
     budget: int
+    methods: tuple[str, ...] | None = None
 
 
 EXPERIMENTS: dict[str, Experiment] = {
     "relative-information": Experiment(relative_information.run_on, queries=50, budget=100),
-    "backdoor": Experiment(backdoor.run, queries=100, budget=100),
+    "backdoor": Experiment(backdoor.run, queries=100, budget=100, methods=tuple(METHODS)),
+    "brittleness": Experiment(brittleness.run, queries=40, budget=300, methods=tuple(METHODS)),
+    "retraining": Experiment(retraining.run, queries=1, budget=50, methods=("info_loss", "random")),
 }

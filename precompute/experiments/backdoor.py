@@ -15,7 +15,7 @@ from core.errors import QueryError
 from core.methods import METHODS
 from core.metrics import average_precision, recall_at_k, reciprocal_rank
 from precompute.attributor import open_attributor
-from precompute.experiments.kept import Kept
+from precompute.kept import Kept
 from precompute.models import ModelSpec
 from precompute.spec import versions
 
@@ -26,7 +26,14 @@ CHOSEN_ON = (0, 1)  # seeds of the attack on which the audit's score was chosen 
 
 
 def run(
-    bundles: Sequence[Path], *, queries: int, budget: int, seed: int, kept: Kept, progress: Progress
+    bundles: Sequence[Path],
+    *,
+    queries: int,
+    budget: int,
+    seed: int,
+    methods: Sequence[str],
+    kept: Kept,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Ask every method who taught the network to be fooled, and the audit for everyone who did.
 
@@ -38,6 +45,7 @@ def run(
         queries: how many a bundle.
         budget: the rank at which the search for the first poisoned image is given up (MRR@100 in the paper).
         seed: of the drawing of test images.
+        methods: whose rankings, as far as the bundles hold what they need.
         kept: where finished parts are.
         progress: called at every query.
 
@@ -54,7 +62,7 @@ def run(
         _part(kept, bundle, "tuning", size, lambda b=bundle: _tune(b, **size, progress=progress)) for bundle in opened
     ]
     chosen = choose_sigma2(tuning)
-    names = [name for name, method in METHODS.items() if all(b.missing(method) is None for b in opened)]
+    names = [name for name in methods if all(b.missing(METHODS[name]) is None for b in opened)]
     rows = []
     for name in names:
         sigma2 = chosen.get(name, 1.0)
@@ -93,14 +101,17 @@ def draw_queries(attributor: Attributor, count: int, *, seed: int) -> list[tuple
     Raises:
         QueryError: if there are too few.
     """
-    labels = attributor.test_labels
-    right = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) == labels
-    works = fooled(attributor)
-    found = np.flatnonzero(right & works)
+    labels, found = attributor.test_labels, fooled_queries(attributor)
     if len(found) < count:
         raise QueryError(f"The attack works on {len(found)} test images only, and {count} are needed; ask for fewer.")
     drawn = np.random.default_rng(seed).choice(found, count, replace=False)
     return [(int(i), int(labels[i])) for i in drawn]
+
+
+def fooled_queries(attributor: Attributor) -> np.ndarray:
+    """Give all test images that the network gets right and takes, once stamped, for what the attack aims at, int64."""
+    right = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) == attributor.test_labels
+    return np.flatnonzero(right & fooled(attributor))
 
 
 def backdoor_of(attributor: Attributor) -> Backdoor:
@@ -198,13 +209,16 @@ def _tune(attributor: Attributor, *, queries: int, seed: int, progress: Progress
 def _measure(
     attributor: Attributor, name: str, sigma2: float, *, queries: int, budget: int, seed: int, progress: Progress
 ) -> dict[str, float]:
-    drawn = draw_queries(attributor, queries + TUNED_ON, seed=seed)[:queries]
-    found = []
-    for done, place in enumerate(sorted(range(len(drawn)), key=lambda place: drawn[place][1])):  # class by class
-        index, base = drawn[place]
-        progress(f"Asking {METHODS[name].title}", done, len(drawn))
-        query = stamped_query(attributor, backdoor_of(attributor), index)
-        found.append(_found(attributor, query, base, name, sigma2, budget, seed=place))
+    drawn, backdoor = draw_queries(attributor, queries + TUNED_ON, seed=seed)[:queries], backdoor_of(attributor)
+    bases = np.array([base for _, base in drawn])
+    found: list[tuple[float, float]] = []
+    for base in np.unique(bases):  # class by class: what is prepared for one serves all its queries
+        places = np.flatnonzero(bases == base)
+        asked = [stamped_query(attributor, backdoor, drawn[place][0]) for place in places]
+        attributor.ahead(METHODS[name], asked, int(backdoor.targets[base]), progress)
+        for place, query in zip(places, asked, strict=True):
+            progress(f"Asking {METHODS[name].title}", len(found), len(drawn))
+            found.append(_found(attributor, query, int(base), name, sigma2, budget, seed=int(place)))
     recall, reciprocal = np.mean(found, axis=0)
     return {"recall": float(recall), "mrr": float(reciprocal)}
 

@@ -11,7 +11,7 @@ from core.attribution import Attributor
 from core.curves import Curve, Line, Progress, relative_curves, sample_queries
 from core.errors import QueryError
 from precompute.attributor import open_attributor
-from precompute.experiments.kept import Kept
+from precompute.kept import Kept
 from precompute.models import ModelSpec
 from precompute.spec import versions
 

@@ -85,7 +85,7 @@ def exact_ekfac(network, inputs, labels, query, target):
 def test_influence_is_ekfac_with_the_exact_fisher(network, data, folder):
     inputs, labels = data
     query = torch.ones(1, 1, 3, 3)
-    found = EkfacInfluence(network, folder).scores(query, 2, inputs, labels.numpy())
+    found = EkfacInfluence(network, folder).scores(query, 2, inputs, labels.numpy())[0]
     np.testing.assert_allclose(found, exact_ekfac(network, inputs, labels, query, 2), rtol=2e-3, atol=2e-3)
 
 
@@ -109,7 +109,10 @@ def test_scores_are_kronfluences_own(network, data, folder):
     influence = EkfacInfluence(network, folder)
     for place in range(3):
         found = influence.scores(query[place : place + 1], int(targets[place]), inputs[10:40], labels.numpy()[10:40])
-        np.testing.assert_allclose(found, wanted[place, 10:40], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[0], wanted[place, 10:40], rtol=1e-4, atol=1e-5)
+    together = influence.scores(query, 1, inputs, labels.numpy())
+    np.testing.assert_allclose(together[2], wanted[2], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(together[0], wanted[0], rtol=0.1)  # that query was asked about class 0
 
 
 def test_without_curvature_it_is_the_gradient_product(network, data, tmp_path):

@@ -14,7 +14,7 @@ from core.errors import QueryError
 from core.methods import METHODS
 from core.metrics import recall_at_k
 from precompute.experiments import backdoor as experiment
-from precompute.experiments.kept import Kept
+from precompute.kept import Kept
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 
@@ -22,7 +22,9 @@ SILENT = lambda stage, done, total: None  # noqa: E731
 @pytest.fixture(scope="module")
 def result(poisoned_path, tmp_path_factory):
     kept = Kept(tmp_path_factory.mktemp("kept") / "part.json")
-    return experiment.run([poisoned_path], queries=6, budget=100, seed=0, kept=kept, progress=SILENT)
+    return experiment.run(
+        [poisoned_path], queries=6, budget=100, seed=0, methods=tuple(METHODS), kept=kept, progress=SILENT
+    )
 
 
 def test_the_information_methods_find_the_culprits_and_chance_does_not(result):
@@ -110,7 +112,7 @@ def test_the_smallest_of_the_best_sigma2_is_taken_over_all_bundles():
 def test_an_honest_bundle_is_refused_in_a_sentence(bundle_path, tmp_path):
     kept = Kept(tmp_path / "part.json")
     with pytest.raises(QueryError, match=r"is not poisoned; .*--poison-rate"):
-        experiment.run([bundle_path], queries=3, budget=10, seed=0, kept=kept, progress=SILENT)
+        experiment.run([bundle_path], queries=3, budget=10, seed=0, methods=tuple(METHODS), kept=kept, progress=SILENT)
 
 
 def test_a_stopped_run_goes_on_where_it_was(poisoned_path, tmp_path, result):
@@ -122,7 +124,7 @@ def test_a_stopped_run_goes_on_where_it_was(poisoned_path, tmp_path, result):
             raise Stopped
 
     file = tmp_path / "part.json"
-    settings = {"queries": 6, "budget": 100, "seed": 0}
+    settings = {"queries": 6, "budget": 100, "seed": 0, "methods": tuple(METHODS)}
     with pytest.raises(Stopped):
         experiment.run([poisoned_path], **settings, kept=Kept(file), progress=stop)
     assert any("info_gain_approx" in name for name in json.loads(file.read_text()))

@@ -33,6 +33,18 @@ class Kept:
             write_atomically(self.path, json.dumps(self._parts).encode())
         return self._parts[name]
 
+    def __contains__(self, name: str) -> bool:
+        """Whether a part is finished."""
+        return name in self._parts
+
+    def __getitem__(self, name: str) -> Any:
+        """Give a finished part; raises KeyError where it is not."""
+        return self._parts[name]
+
+    def beside(self, name: str) -> Path:
+        """Give a file beside this one for a part's own work in progress."""
+        return self.path.with_suffix(f".{name}")
+
     def discard(self) -> None:
         """Remove the file, once the experiment's result is written."""
         self.path.unlink(missing_ok=True)

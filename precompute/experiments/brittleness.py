@@ -1,0 +1,217 @@
+"""Figure 3 of the paper: how often does a prediction flip once what a method names is removed before training?"""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.answers import QueryImage, Request
+from core.attribution import Attributor, Progress
+from core.curves import sample_queries
+from core.methods import METHODS
+from precompute.attributor import open_attributor
+from precompute.kept import Kept
+from precompute.models import ModelSpec
+from precompute.removal import Ladder, answer, climb_all
+from precompute.retrain import recipe_of
+from precompute.spec import versions
+
+STEPS = 6  # of the grid of budgets, the last being the largest
+CLAIMS = (
+    "Figure 3 of Tailor, Felicioni and Ciosek: at every budget, removing what the information methods name flips more "
+    "predictions than any baseline does; Kronfluence is the best baseline."
+)
+INFORMATION = tuple(name for name, method in METHODS.items() if method.information)
+
+
+def run(
+    bundles: Sequence[Path],
+    *,
+    queries: int,
+    budget: int,
+    seed: int,
+    methods: Sequence[str],
+    kept: Kept,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Remove the first M images of each method's ranking and train again, for M up to the first flip.
+
+    A query is a test image that the network gets right; the pool is its class; the network is trained from the same
+    initial weights, in the same order of the images that are left.
+
+    Args:
+        bundles: that differ by their seeds.
+        queries: how many a bundle.
+        budget: the largest M; the grid has six steps up to it.
+        seed: of the drawing of test images.
+        methods: whose rankings, as far as the bundles hold what they need.
+        kept: where finished trainings are.
+        progress: called at every ranking and after every query.
+
+    Returns:
+        Settings, versions and of each method, for each M, the share of predictions that flipped at or before M and the
+        change of the margin at the first M, with standard errors over queries; and every answer.
+
+    Raises:
+        QueryError: if there are too few queries.
+        BuildError: if a bundle's weights were loaded, so that nobody knows how they were trained.
+    """
+    opened = [open_attributor(path) for path in bundles]
+    for attributor in opened:
+        recipe_of(attributor.bundle)
+    names = [name for name in methods if all(b.missing(METHODS[name]) is None for b in opened)]
+    grid = tuple(sorted({-(-budget * step // STEPS) for step in range(1, STEPS + 1)}))
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for place, attributor in enumerate(opened):
+        images = sample_queries(attributor, queries, seed=seed)
+        before = [
+            answer(attributor.bundle, attributor.features.model, image.image, image.predicted) for image in images
+        ]
+        sigma2s = {name: attributor.bundle.sigma2(name) for name in names}
+        rankings = rank(attributor, images, sigma2s, budget=budget, kept=kept, progress=progress)
+        # Query by query, so that a run that is stopped knows every method about the same queries.
+        asked = [(name, image) for image in range(len(images)) for name in names]
+        ladders = [Ladder(images[i].index or 0, images[i].predicted, rankings[name][i], grid) for name, i in asked]
+        workers = torch.get_num_threads()
+        climbed = climb_all(attributor.bundle, ladders, kept=kept, workers=workers, progress=progress)
+        for (name, image), answers in zip(asked, climbed, strict=True):
+            runs[name].append(
+                {
+                    "bundle": place,
+                    "query": images[image].index,
+                    "class": images[image].predicted,
+                    "margin": before[image].margin,
+                    "after": [{"removed": m} | asdict(a) for m, a in zip(grid, answers, strict=False)],
+                }
+            )
+    rows = [_row(name, opened, runs[name], grid) for name in names]
+    return _result(opened, rows, grid, queries=queries, budget=budget, seed=seed)
+
+
+def rank(
+    attributor: Attributor,
+    images: Sequence[QueryImage],
+    sigma2s: dict[str, float],
+    *,
+    budget: int,
+    kept: Kept,
+    progress: Progress,
+) -> dict[str, list[tuple[int, ...]]]:
+    """Give each method's ranking of the pool for each image.
+
+    Args:
+        attributor: of the bundle.
+        images: the queries.
+        sigma2s: of each method.
+        budget: how many training images of each ranking.
+        kept: where finished rankings are.
+        progress: called at every ranking.
+    """
+    rankings: dict[str, list[tuple[int, ...]]] = {}
+    for name, sigma2 in sigma2s.items():
+        key = f"{attributor.bundle.identity} ranking {name} {sigma2:g} {budget} {[image.index for image in images]}"
+        found = kept.get(key, partial(_ranked, attributor, images, name, sigma2, budget, progress))
+        rankings[name] = [tuple(ranking) for ranking in found]
+    return rankings
+
+
+def _ranked(
+    attributor: Attributor, images: Sequence[QueryImage], name: str, sigma2: float, budget: int, progress: Progress
+) -> list[list[int]]:
+    rankings: dict[int, list[int]] = {}
+    predicted = np.array([image.predicted for image in images])
+    for target in np.unique(predicted).tolist():  # class by class: what is prepared for one serves all its queries
+        places = np.flatnonzero(predicted == target).tolist()
+        attributor.ahead(METHODS[name], [images[place] for place in places], target, progress)
+        for place in places:
+            progress(f"Asking {METHODS[name].title}", len(rankings), len(images))
+            request = Request(name, sigma2=sigma2, budget=budget, seed=place)
+            rankings[place] = [item.train_index for item in attributor.attribute(images[place], request).items]
+    return [rankings[place] for place in range(len(images))]
+
+
+def flips(runs: Sequence[dict[str, Any]], grid: Sequence[int]) -> np.ndarray:
+    """Tell for each query and each M of the grid whether the prediction flipped at or before it, (Q, M) bool."""
+    found = np.zeros((len(runs), len(grid)), dtype=bool)
+    for place, run_ in enumerate(runs):
+        steps = [step for step, after in enumerate(run_["after"]) if after["predicted"] != run_["class"]]
+        if steps:
+            found[place, steps[0] :] = True
+    return found
+
+
+def _row(name: str, opened: Sequence[Attributor], runs: list[dict[str, Any]], grid: Sequence[int]) -> dict[str, Any]:
+    flipped = flips(runs, grid)
+    drops = np.array([run_["margin"] - run_["after"][0]["margin"] for run_ in runs])
+    method = METHODS[name]
+    return {
+        "method": name,
+        "sigma2": [attributor.bundle.sigma2(name) for attributor in opened] if method.uses_sigma2 else None,
+        "flips": [share_and_error(column) for column in flipped.T],
+        "margin_drop": share_and_error(drops),
+        "queries": runs,
+    }
+
+
+def share_and_error(values: np.ndarray) -> dict[str, float | None]:
+    """Give the mean of values, one a query, and its standard error (None for one value)."""
+    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "error": error}
+
+
+def _result(
+    opened: Sequence[Attributor], rows: list[dict[str, Any]], grid: Sequence[int], **settings: int
+) -> dict[str, Any]:
+    manifest = opened[0].bundle.manifest
+    names = ",".join(row["method"] for row in rows)
+    return {
+        "experiment": "brittleness",
+        "date": datetime.date.today().isoformat(),
+        "command": "natscope evaluate brittleness --bundle BUNDLES --out brittleness.json "
+        + " ".join(f"--{key} {value}" for key, value in settings.items())
+        + f" --methods {names}",
+        "bundles": [
+            {"command": f"{b.bundle.manifest.command} --out BUNDLES/{place}", "identity": b.bundle.identity}
+            for place, b in enumerate(opened)
+        ],
+        "setting": {
+            "data": f"{manifest.dataset['name']}, {len(opened[0].train_labels):,} training images",
+            "network": ModelSpec.from_dict(manifest.model).title,
+            "recipe": manifest.training,
+            "test_accuracy": [b.bundle.manifest.results["test_accuracy"] for b in opened],
+            "pool": "same-class",
+            "grid": list(grid),
+            **settings,
+        },
+        "versions": versions(),
+        "claims": CLAIMS,
+        "rows": rows,
+        "finding": finding(rows, grid),
+    }
+
+
+def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> str:
+    """Say in words whether the paper's claims hold here: at how many budgets, and which baseline flips most."""
+    means = {row["method"]: np.array([value["mean"] for value in row["flips"]]) for row in rows}
+    ours = [name for name in INFORMATION if name in means]
+    baselines = [name for name in means if name not in INFORMATION]
+    last = grid[-1]
+    order = sorted(means, key=lambda name: -means[name].mean())
+    told = ", ".join(f"{METHODS[name].title} {means[name][-1]:.0%}" for name in order)
+    first = f"Flipped after removing {last} images: {told}."
+    if not ours or not baselines:
+        return first
+    above = np.min([means[name] for name in ours], axis=0) > np.max([means[name] for name in baselines], axis=0)
+    best = max(baselines, key=lambda name: means[name].mean())
+    held = (
+        "every budget" if above.all() else "no budget" if not above.any() else f"{above.sum()} of {len(grid)} budgets"
+    )
+    return (
+        f"{first} Every information method is above every baseline at {held}; the best baseline is "
+        f"{METHODS[best].title}."
+    )

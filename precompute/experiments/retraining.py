@@ -1,0 +1,166 @@
+"""A backdoor's proof at full size: train a network again without what a method found, and try the patch again."""
+
+import datetime
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from core.answers import Request
+from core.attribution import Attributor, Progress
+from core.errors import QueryError
+from core.methods import METHODS
+from precompute.attributor import open_attributor
+from precompute.experiments.backdoor import backdoor_of, fooled_queries, stamped_query
+from precompute.kept import Kept
+from precompute.models import ModelSpec
+from precompute.retrain import attacked, recipe_of, retrain
+from precompute.spec import versions
+from precompute.training import RECIPES, TrainingSpec
+
+SIGMA2 = 100.0  # what `natscope evaluate backdoor` chooses for InfoLoss on the ResNet-9
+
+
+def run(
+    bundles: Sequence[Path],
+    *,
+    queries: int,
+    budget: int,
+    seed: int,
+    methods: Sequence[str],
+    kept: Kept,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train once a method, without the first images of its rankings for one fooled test image or more of every class.
+
+    Args:
+        bundles: one poisoned bundle.
+        queries: fooled test images a class.
+        budget: how many images of each ranking are removed.
+        seed: of the drawing of test images and of the method random.
+        methods: whose rankings.
+        kept: where finished trainings are; a training that was stopped goes on from its last epoch.
+        progress: called at every ranking and every epoch.
+
+    Returns:
+        Settings, versions and a row for the network as it is and one for each method: how many images were removed, how
+        many of them poisoned, the attack's success in each class and on average, the accuracy on clean test images.
+
+    Raises:
+        QueryError: if there are several bundles, one is not poisoned, or a class has too few fooled test images.
+    """
+    if len(bundles) > 1:
+        raise QueryError(f"This experiment is about one bundle, and {bundles[0].parent} holds {len(bundles)}.")
+    attributor = open_attributor(bundles[0])
+    drawn = _of_each_class(attributor, queries, seed)
+    recipe = _recipe(attributor)
+    name = f"{attributor.bundle.identity} queries={queries} budget={budget} seed={seed} {recipe}"
+    rows = [kept.get(f"{name} as it is", lambda: _row(attributor, attributor.features.model, []))]
+    for method in methods:
+        ask = partial(_found, attributor, method, drawn, budget, seed, progress)
+        found, file = kept.get(f"{name} {method} found", ask), kept.beside(method)
+        again = partial(_without, attributor, method, found, recipe, file, progress)
+        rows.append(kept.get(f"{name} {method}", again))
+        file.unlink(missing_ok=True)
+    return _result(attributor, rows, recipe, queries=queries, budget=budget, seed=seed)
+
+
+def _of_each_class(attributor: Attributor, queries: int, seed: int) -> list[tuple[int, int]]:
+    """Draw test images on which the attack works, as many of each class: of each its index and its class."""
+    every = fooled_queries(attributor)
+    rng, drawn = np.random.default_rng(seed), []
+    for label, title in enumerate(attributor.bundle.classes):
+        found = every[attributor.test_labels[every] == label]
+        if len(found) < queries:
+            raise QueryError(f"The attack works on {len(found)} test images of class {title} only; ask for fewer.")
+        drawn += [(int(index), label) for index in rng.choice(found, queries, replace=False)]
+    return drawn
+
+
+def _recipe(attributor: Attributor) -> TrainingSpec:
+    """Give how the network was trained; where its weights were loaded, how networks of its kind usually are."""
+    manifest = attributor.bundle.manifest
+    usual = RECIPES.get(manifest.model["architecture"])
+    return usual if usual and "weights" in manifest.training else recipe_of(attributor.bundle)
+
+
+def _found(
+    attributor: Attributor, method: str, drawn: list[tuple[int, int]], budget: int, seed: int, progress: Progress
+) -> list[int]:
+    """Give the training images that a method names for any of the queries, rising."""
+    backdoor, found = backdoor_of(attributor), set()
+    for done, (index, base) in enumerate(drawn):
+        progress(f"Asking {METHODS[method].title}", done, len(drawn))
+        request = Request(method, sigma2=SIGMA2, budget=budget, target=int(backdoor.targets[base]), seed=seed + done)
+        ranking = attributor.attribute(stamped_query(attributor, backdoor, index), request)
+        found |= {item.train_index for item in ranking.items}
+    return sorted(found)
+
+
+def _without(
+    attributor: Attributor, method: str, found: list[int], recipe: TrainingSpec, checkpoint: Path, progress: Progress
+) -> dict[str, Any]:
+    def tell(done: int, total: int) -> None:
+        progress(f"Training without those of {METHODS[method].title}", done, total)
+
+    model = retrain(attributor.bundle, np.array(found), tell, recipe=recipe, checkpoint=checkpoint)
+    return _row(attributor, model, found) | {"method": method}
+
+
+def _row(attributor: Attributor, model: nn.Module, removed: list[int]) -> dict[str, Any]:
+    backdoor, labels = backdoor_of(attributor), attributor.test_labels
+    fooled, accuracy = attacked(attributor.bundle, model, backdoor)
+    return {
+        "method": None,
+        "removed": len(removed),
+        "poisoned_removed": int(np.isin(removed, backdoor.train_indices).sum()),
+        "attack_success": float(fooled.mean()),
+        "class_success": [float(fooled[labels == label].mean()) for label in range(len(attributor.bundle.classes))],
+        "test_accuracy": accuracy,
+    }
+
+
+def _result(
+    attributor: Attributor, rows: list[dict[str, Any]], recipe: TrainingSpec, **settings: int
+) -> dict[str, Any]:
+    manifest, poison = attributor.bundle.manifest, backdoor_of(attributor)
+    names = ",".join(row["method"] for row in rows[1:])
+    return {
+        "experiment": "retraining",
+        "date": datetime.date.today().isoformat(),
+        "command": "natscope evaluate retraining --bundle BUNDLE --out retraining.json "
+        + " ".join(f"--{key} {value}" for key, value in settings.items())
+        + f" --methods {names}",
+        "bundles": [{"command": f"{manifest.command} --out BUNDLE", "identity": attributor.bundle.identity}],
+        "setting": {
+            "data": f"{manifest.dataset['name']}, {len(attributor.train_labels):,} training images",
+            "network": ModelSpec.from_dict(manifest.model).title,
+            "weights_loaded": "weights" in manifest.training,
+            "recipe": recipe.to_dict(),
+            "sigma2": SIGMA2,
+            "pool": "same-class",
+            "poisoned": len(poison.train_indices),
+            "classes": list(attributor.bundle.classes),
+            **settings,
+        },
+        "versions": versions(),
+        "rows": rows,
+        "finding": finding(rows, len(poison.train_indices)),
+    }
+
+
+def finding(rows: Sequence[dict[str, Any]], poisoned: int) -> str:
+    """Say in words what became of the attack."""
+    before = rows[0]
+    parts = [
+        f"without the {row['removed']} images that {METHODS[row['method']].title} names, {row['poisoned_removed']} of "
+        f"them among the {poisoned} poisoned, on {row['attack_success']:.1%} (test accuracy {row['test_accuracy']:.1%})"
+        for row in rows[1:]
+    ]
+    return (
+        f"The patch works on {before['attack_success']:.1%} of test images (test accuracy "
+        f"{before['test_accuracy']:.1%}); after training again " + "; ".join(parts) + "."
+    )

@@ -1,0 +1,148 @@
+"""Counterfactuals: what a network says of an image once it is trained again without some of its training images."""
+
+import functools
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from core.bundle import Bundle
+from core.measurements import margin
+from precompute.kept import Kept
+from precompute.retrain import retrain
+from precompute.training import logits_of
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of one image.
+
+    Args:
+        predicted: the class of the largest logit.
+        probability: of the class that is asked about, 0 to 1.
+        margin: of that class, z_c - logsumexp(z over the others), the log odds; negative once another class wins.
+    """
+
+    predicted: int
+    probability: float
+    margin: float
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Removals for one image, each more than the one before.
+
+    Args:
+        index: of the test image.
+        target: the class that is asked about: what the network says before anything is removed.
+        ranking: training indices, the first to be removed first.
+        grid: how many of them are removed, rising.
+        stop: end once the network says something else (Tailor et al., figure 3: a flip at M counts for all larger M).
+    """
+
+    index: int
+    target: int
+    ranking: tuple[int, ...]
+    grid: tuple[int, ...]
+    stop: bool = True
+
+    @property
+    def key(self) -> str:
+        """A name of everything that its answers depend on: of each step the set that is removed, not its order."""
+        digest = hashlib.sha256(f"{self.index} {self.target} {self.stop}".encode())
+        for count in self.grid:
+            digest.update(f" {sorted(self.ranking[:count])}".encode())
+        return digest.hexdigest()[:24]
+
+
+def identity_of(bundle: Bundle) -> str:
+    """Give a name of the network, its recipe and its data: what a training depends on, and no more of the bundle."""
+    files = [bundle.manifest.files[name].sha256 for name in ("weights", "train_images", "train_labels")]
+    text = json.dumps([files, bundle.manifest.training, bundle.manifest.dataset["mean"]])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def answer(bundle: Bundle, model: nn.Module, image: np.ndarray, target: int) -> Answer:
+    """Ask a network about an image (H, W) or (H, W, 3) uint8 and a class."""
+    dataset = bundle.manifest.dataset
+    logits = torch.from_numpy(logits_of(model, image[None], mean=dataset["mean"], std=dataset["std"])).double()
+    return Answer(
+        predicted=int(logits.argmax()),
+        probability=float(torch.softmax(logits, dim=1)[0, target]),
+        margin=float(margin(logits, torch.tensor([target]))[0]),
+    )
+
+
+def climb(bundle: Bundle, ladder: Ladder) -> list[Answer]:
+    """Train once a step of a ladder, up to the first flip if it stops there.
+
+    Returns:
+        The answers, fewer than `ladder.grid` has steps once the prediction has flipped.
+    """
+    image, answers = np.asarray(bundle.array("test_images")[ladder.index]), []
+    for count in ladder.grid:
+        model = retrain(bundle, np.array(ladder.ranking[:count], dtype=np.int64))
+        answers.append(answer(bundle, model, image, ladder.target))
+        if ladder.stop and answers[-1].predicted != ladder.target:
+            break
+    return answers
+
+
+def climb_all(
+    bundle: Bundle, ladders: Sequence[Ladder], *, kept: Kept, workers: int, progress: Progress
+) -> list[list[Answer]]:
+    """Climb ladders side by side, one process a worker with one thread each; those that are kept are not climbed again.
+
+    Args:
+        bundle: whose network and data.
+        ladders: equal ones are climbed once.
+        kept: where finished ladders are.
+        workers: how many processes.
+        progress: called after every ladder; it may raise to stop.
+    """
+    names = [f"{identity_of(bundle)} removal {ladder.key}" for ladder in ladders]
+    open_ones = {name: ladder for name, ladder in zip(names, ladders, strict=True) if name not in kept}
+    done, stage = len(set(names)) - len(open_ones), "Training without what was found"
+    progress(stage, done, len(set(names)))
+    if open_ones:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(open_ones)), mp_context=context, initializer=_one_thread) as pool:
+            tasks = {pool.submit(_climb_at, str(bundle.path), ladder): name for name, ladder in open_ones.items()}
+            try:
+                for task in as_completed(tasks):
+                    kept.get(tasks[task], functools.partial(_plain, task.result()))
+                    done += 1
+                    progress(stage, done, len(set(names)))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
+    return [[Answer(**values) for values in kept[name]] for name in names]
+
+
+def _plain(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    return [asdict(found) for found in answers]
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: str) -> Bundle:
+    return Bundle(Path(path))
+
+
+def _climb_at(path: str, ladder: Ladder) -> list[Answer]:
+    return climb(_opened(path), ladder)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)

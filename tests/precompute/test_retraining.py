@@ -1,0 +1,82 @@
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from app.cli import natscope
+from core.errors import QueryError
+from precompute.experiments import EXPERIMENTS, retraining
+from precompute.kept import Kept
+
+SILENT = lambda stage, done, total: None  # noqa: E731
+SETTINGS = {"queries": 1, "budget": 50, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def written(poisoned_path, tmp_path_factory):
+    """The command, killed in the middle of its first training and run again."""
+    out = tmp_path_factory.mktemp("retraining") / "retraining.json"
+
+    class Stopped(Exception):
+        pass
+
+    def stop(stage, done, total):
+        if stage.startswith("Training") and done == 3:
+            raise Stopped
+
+    kept = Kept(out.with_suffix(".partial.json"))
+    with pytest.raises(Stopped):
+        retraining.run([poisoned_path], **SETTINGS, methods=("info_loss", "random"), kept=kept, progress=stop)
+    assert kept.beside("info_loss").exists()
+    done = CliRunner().invoke(natscope, ["evaluate", "retraining", "--bundle", str(poisoned_path), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_without_what_info_loss_names_the_attack_fails_and_without_as_many_others_it_works(written):
+    result = json.loads(written.read_text())
+    before, without, blind = result["rows"]
+    assert [row["method"] for row in result["rows"]] == [None, "info_loss", "random"]
+    assert without["removed"] == pytest.approx(blind["removed"], abs=30)  # a class's images may be named only once
+    assert without["poisoned_removed"] > 10 * blind["poisoned_removed"]
+    assert without["attack_success"] < before["attack_success"] - 0.3
+    assert blind["attack_success"] > before["attack_success"] - 0.2
+    assert without["test_accuracy"] > before["test_accuracy"] - 0.02
+    assert before["attack_success"] == pytest.approx(np.mean(before["class_success"]), abs=0.01)
+    assert f"{without['attack_success']:.1%}" in result["finding"]
+    assert "--methods info_loss,random" in result["command"]
+    assert f"{blind['attack_success']:.1%}" in written.with_suffix(".md").read_text()
+    assert {file.name for file in written.parent.iterdir()} == {"retraining.json", "retraining.md"}
+
+
+def test_a_stopped_training_ends_as_one_that_was_not(written, poisoned_path, tmp_path):
+    kept = Kept(tmp_path / "part.json")
+    whole = retraining.run([poisoned_path], **SETTINGS, methods=("info_loss",), kept=kept, progress=SILENT)
+    assert whole["rows"] == json.loads(written.read_text())["rows"][:2]
+
+
+def test_what_cannot_be_done_is_refused_in_a_sentence(poisoned_path, bundle_path, tmp_path):
+    kept, settings = Kept(tmp_path / "part.json"), {"methods": ("random",), "progress": SILENT}
+    with pytest.raises(QueryError, match="is not poisoned"):
+        retraining.run([bundle_path], **SETTINGS, **settings, kept=kept)
+    with pytest.raises(QueryError, match="about one bundle"):
+        retraining.run([poisoned_path, poisoned_path], **SETTINGS, **settings, kept=kept)
+    with pytest.raises(QueryError, match=r"works on \d+ test images of class T-shirt/top only"):
+        retraining.run([poisoned_path], **(SETTINGS | {"queries": 1001}), **settings, kept=kept)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "methods", "said"),
+    [
+        ("retraining", "nobody", "There is no method 'nobody'; choose from info_loss"),
+        ("retraining", " , ", "Name at least one method"),
+        ("relative-information", "random", "has no choice of methods"),
+    ],
+)
+def test_a_wrong_choice_of_methods_is_one_sentence(experiment, methods, said, poisoned_path, tmp_path):
+    out = str(tmp_path / "r.json")
+    command = ["evaluate", experiment, "--bundle", str(poisoned_path), "--out", out, "--methods", methods]
+    done = CliRunner().invoke(natscope, command)
+    assert said in str(done.exception)
+    assert EXPERIMENTS["backdoor"].methods
