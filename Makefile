@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench results clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/'
 
@@ -26,6 +26,9 @@ format: $(VENV)/.installed-dev ## format the code
 
 bench: $(VENV)/.installed-dev ## print the measured ratios (needs a few minutes)
 	@$(BIN)/python -m benchmarks
+
+results: $(VENV)/.installed ## run a small version of every experiment into build/results (about ten minutes)
+	@$(BIN)/python -m app.rerun
 
 clean: ## remove the environment and caches of tools
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,13 +3,14 @@
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from app.cli_precompute import build_spec, method_names, notes, print_check
+from app.cli_bars import Bars
+from app.cli_experiments import evaluate, tune
+from app.cli_precompute import build_spec, notes, print_check
 from core.errors import NatscopeError
 
 EXISTING = click.Path(path_type=Path)
@@ -37,7 +38,7 @@ def demo(port: int, no_browser: bool) -> None:
     out = folder / FIRST
     if not out.exists():
         click.echo(f"Building the embedded bundle, once, about a minute, in {out}")
-    with _Bars() as bars:
+    with Bars() as bars:
         build(EMBEDDED[FIRST], out, bars)
     if unfinished(folder):
         start(folder)
@@ -157,7 +158,7 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
 def precompute(out: Path | None, name: str | None, *, check: bool, **options: Any) -> None:
     """Build a bundle; after an interruption the same command goes on where it was."""
     if check:
-        print_check(name, options, precompute.params, out, _Bars())
+        print_check(name, options, precompute.params, out, Bars())
         return
     if out is None:
         raise click.UsageError("Missing option '--out'.")
@@ -165,7 +166,7 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
 
     spec = build_spec(name, options, precompute.params)
     existed = out.exists()
-    with _Bars() as bars:
+    with Bars() as bars:
         bundle = build(spec, out, bars)
     results = bundle.manifest.results
     click.echo(
@@ -187,7 +188,7 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
     "--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides."
 )
 @click.option("--method", default="info_loss", show_default=True, help="Name of the method.")
-@click.option("--sigma2", type=float, default=1.0, show_default=True, help="Observation noise variance σ².")
+@click.option("--sigma2", type=float, help="Observation noise variance σ²; what `tune` chose for the method, else 1.")
 @click.option("--budget", type=int, default=10, show_default=True, help="How many training images, M.")
 @click.option("--pool", type=click.Choice(["same-class", "all"]), default="same-class", show_default=True)
 @click.option(
@@ -207,6 +208,8 @@ def attribute(
     image: Path | None,
     invert: bool | None,
     target: str | None,
+    sigma2: float | None,
+    method: str,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -224,6 +227,7 @@ def attribute(
     else:
         origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
         query = attributor.query(origin, int(index))  # type: ignore[arg-type]
+    settings |= {"method": method, "sigma2": attributor.bundle.sigma2(method) if sigma2 is None else sigma2}
     request = Request(target=None if target is None else _class_number(target, classes), **settings)
     result = attributor.attribute(query, request)
     if as_json:
@@ -245,73 +249,22 @@ def attribute(
 
 
 @natscope.command()
-@click.argument("experiment")
-@click.option("--bundle", type=EXISTING, required=True, help="The bundle, or a folder of bundles to average over.")
-@click.option("--out", type=EXISTING, required=True, help="JSON file to write; figures and tables go beside it.")
-@click.option("--queries", type=click.IntRange(1), help="Test images; each experiment has its usual number.")
-@click.option("--budget", type=click.IntRange(1), help="Size M of the largest subset; each has its usual one.")
-@click.option("--methods", help="Names of methods, with commas, for an experiment that compares them.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawing of test images.")
-def evaluate(
-    experiment: str,
-    bundle: Path,
-    out: Path,
-    queries: int | None,
-    budget: int | None,
-    methods: str | None,
-    seed: int,
-) -> None:
-    """Run EXPERIMENT: relative-information, backdoor, brittleness or retraining. A stopped one goes on where it was."""
-    from app.figures_experiments import experiment_files
-    from core.bundle import find_bundles
-    from core.errors import QueryError
-    from precompute.experiments import EXPERIMENTS
-    from precompute.kept import Kept
-
-    if experiment not in EXPERIMENTS:
-        raise QueryError(f"There is no experiment '{experiment}'; choose one of {', '.join(EXPERIMENTS)}.")
-    if out.suffix != ".json":
-        raise QueryError(f"--out names a JSON file, such as {experiment}.json, not {out.name}.")
-    found, kept = EXPERIMENTS[experiment], Kept(out.with_suffix(".partial.json"))
-    chosen = {} if found.methods is None else {"methods": found.methods}
-    if methods is not None:
-        if found.methods is None:
-            raise QueryError(f"The experiment '{experiment}' has no choice of methods; leave out --methods.")
-        chosen = {"methods": method_names(methods)}
-    try:
-        with _Bars() as bars:
-            result = found.run(
-                find_bundles(bundle) or [bundle],
-                queries=queries or found.queries,
-                budget=budget or found.budget,
-                seed=seed,
-                **chosen,
-                kept=kept,
-                progress=bars,
-            )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        for kind, data in experiment_files(result):
-            out.with_suffix(f".{kind}").write_bytes(data)
-        kept.discard()
-    except OSError as error:
-        raise QueryError(f"The result cannot be written to {out}: {error.strerror or error}.") from error
-    click.echo(f"{result['finding']}\nWritten: {out} and its figures.")
-
-
-@natscope.command()
 @click.option("--bundle", type=EXISTING, required=True, help="The bundle.")
 def verify(bundle: Path) -> None:
     """Check every checksum of a bundle; exit 1 and a sentence per fault."""
     from core.bundle import Bundle, check_bundle
 
-    with _Bars(unit="B") as bars:
+    with Bars(unit="B") as bars:
         faults = check_bundle(bundle, lambda done, total: bars("Reading", done, total))
     for fault in faults:
         click.echo(fault, err=True)
     if faults:
         sys.exit(1)
     click.echo(f"{bundle} is whole: {len(Bundle(bundle).manifest.files)} files, every checksum right.")
+
+
+natscope.add_command(evaluate)
+natscope.add_command(tune)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -374,42 +327,6 @@ def _check_port(port: int) -> None:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise QueryError(f"Port {port} is in use; stop what uses it, or choose another with --port.")
-
-
-class _Bars:
-    """Progress bars on stderr, one a stage, with the time left."""
-
-    def __init__(self, unit: str = "it") -> None:
-        self._unit, self._stage = unit, ""
-        self._bar: Any = None
-
-    def __enter__(self) -> "Callable[[str, int, int], None] | Any":
-        return self
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if stage != self._stage:
-            self._close()
-            self._stage = stage
-            self._bar = tqdm(
-                desc=stage,
-                total=total,
-                unit=self._unit,
-                unit_scale=True,
-                file=sys.stderr,
-                dynamic_ncols=True,
-                disable=None,  # silent where stderr is no terminal
-            )
-        self._bar.update(done - self._bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
 
 if __name__ == "__main__":

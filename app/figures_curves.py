@@ -14,8 +14,8 @@ from core.methods import METHODS
 
 FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "PDF": "application/pdf"}
 # Okabe and Ito's colours in an order whose lightness varies; dashes say the same.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8c8c8c", "#B8A800", "#7f4fc9")
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash", "dot")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8c8c8c", "#B8A800", "#7f4fc9")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash", "dot")
 
 
 def curve_name(curve: Curve, *, by_method: bool) -> str:
@@ -32,7 +32,7 @@ def relative(curves: Sequence[Curve], *, by_method: bool) -> go.Figure:
     """
     figure = go.Figure()
     for place, curve in enumerate(curves):
-        colour, dash = _COLOURS[place % len(_COLOURS)], _DASHES[place % len(_DASHES)]
+        colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
         sizes, mean, error = np.arange(1, len(curve.mean) + 1), 100 * curve.mean, 100 * curve.error
         name = curve_name(curve, by_method=by_method)
         if error.any():
@@ -88,7 +88,7 @@ def curves_file(panels: Sequence[tuple[str, Sequence[Curve], bool]], *, kind: st
     for place, (title, curves, by_method) in enumerate(panels):
         axes = figure.add_subplot(len(panels), 1, place + 1)
         for number, curve in enumerate(curves):
-            sizes, colour = np.arange(1, len(curve.mean) + 1), _COLOURS[number % len(_COLOURS)]
+            sizes, colour = np.arange(1, len(curve.mean) + 1), COLOURS[number % len(COLOURS)]
             style = ("-", "--", ":", "-.")[number % 4]
             mean, error = 100 * curve.mean, 100 * curve.error
             axes.plot(sizes, mean, style, color=colour, label=curve_name(curve, by_method=by_method), linewidth=1.6)

@@ -5,7 +5,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from app.figures_brittleness import flips_file, flips_table
 from app.figures_curves import curves_file, experiment_panels
+from app.figures_tuning import scores_file
 from core.methods import METHODS
 
 
@@ -15,6 +17,11 @@ def experiment_files(result: dict[str, Any]) -> list[tuple[str, bytes]]:
         return [(kind, curves_file(experiment_panels(result), kind=kind)) for kind in ("png", "svg")]
     if result["experiment"] == "retraining":
         return [("md", retraining_table(result).encode())]
+    if result["experiment"] == "tuning":
+        return [(kind, scores_file(result, kind=kind)) for kind in ("png", "svg")]
+    if result["experiment"] == "brittleness":
+        figures = [(kind, flips_file(result, kind=kind)) for kind in ("png", "svg")]
+        return [*figures, ("md", flips_table(result).encode())]
     figures = [(kind, recall_file(result, kind=kind)) for kind in ("png", "svg")]
     return [*figures, ("md", recall_table(result).encode())]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from app.background import banner
-from app.views import attribute, backdoor, compare, curves, methods
+from app.views import attribute, backdoor, compare, counterfactual, curves, methods, results
 from core.errors import NatscopeError
 
 _FOLDER = Path(__file__).parent
@@ -20,7 +20,9 @@ def main() -> None:
         st.Page(attribute.page, title="Attribute", url_path="attribute", default=True),
         st.Page(compare.page, title="Compare", url_path="compare"),
         st.Page(backdoor.page, title="Backdoor", url_path="backdoor"),
+        st.Page(counterfactual.page, title="Counterfactual", url_path="counterfactual"),
         st.Page(curves.page, title="Information curves", url_path="curves"),
+        st.Page(results.page, title="Results", url_path="results"),
         st.Page(methods.page, title="Methods", url_path="methods"),
     ]
     chosen = st.navigation(pages, position="top")

@@ -17,8 +17,25 @@ def retraining_results() -> list[dict[str, Any]]:
 
 
 def load_result(name: str) -> dict[str, Any] | None:
-    """Give an experiment's result by its name, such as "backdoor"; None where it is not installed."""
+    """Give an experiment's result by its name, such as "backdoor"; None where it is not installed or says not enough.
+
+    A result that does not say what made it (command, bundles, versions, seed) counts as none.
+    """
     try:
-        return json.loads(assets.path("results", f"{name}.json").read_text(encoding="utf-8"))
+        result = json.loads(assets.path("results", f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return result if provenance_missing(result) is None else None
+
+
+def provenance_missing(result: Any) -> str | None:
+    """Name the first thing that a result does not say of what made it; None where nothing is missing."""
+    if not isinstance(result, dict):
+        return "everything"
+    for name in ("experiment", "date", "command", "setting", "versions", "finding"):
+        if not result.get(name):
+            return name
+    identities = [bundle.get("identity") for bundle in result.get("bundles", [])] or [result.get("bundle")]
+    if not all(identities):
+        return "bundle"
+    return None if "seed" in result["setting"] else "seed"

@@ -112,6 +112,21 @@ def searched(kind: str) -> str:
     return f"Searched with an {KINDS[kind]} index: fast in large pools, but it may miss an image."
 
 
+def regime_hint(kind: str, *, plain: bool) -> str:
+    """Say what it means that sigma2 is where it no longer matters, or where digits are lost."""
+    if kind == "imprecise":
+        return (
+            "This value is so small that the arithmetic loses most of its digits: move it to the right for an order "
+            "that means something."
+        )
+    if plain:
+        return "This value is so large that moving it further to the right changes nothing in the order."
+    return (
+        "σ² is in the high-noise regime here: the order is already that of the squared covariance with the query (the "
+        "paper’s Lemma 1), and a larger σ² changes nothing in it."
+    )
+
+
 def nats(value: float) -> str:
     """Write an amount of information with its unit, three significant digits."""
     if value != 0 and abs(value) < 1e-3:

@@ -8,7 +8,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks import audit, cold, convolutions, ekfac, methods, search, selection, sketches
+from benchmarks import audit, cold, convolutions, ekfac, methods, retraining, search, selection, sketches
 from core.index_spec import KINDS
 
 BENCHMARKS = {
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "convolutions": convolutions.run,
     "search": search.run,
     "cold": cold.run,
+    "retraining": retraining.run,
 }
 
 

@@ -79,7 +79,8 @@ class Attribution:
     """The answer: ranked training images, and how much they carry of all that the conditioning set tells.
 
     `total_nats` is 1/2 log(v_*(empty) / v_*(D)); None where the method has no information or it would take minutes.
-    `index` is the kind of index that was searched; None where none was.
+    `index` is the kind of index that was searched; None where none was. `regime` is "high-noise" where a larger sigma2
+    changes nothing, "imprecise" where it is too small for float64, else None.
     """
 
     request: Request
@@ -90,6 +91,7 @@ class Attribution:
     redundancy: float
     seconds: float
     index: str | None = None
+    regime: str | None = None
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -127,6 +129,7 @@ class Attribution:
             "pool_size": self.pool_size,
             "conditioning": self.request.conditioning,
             "index": self.index,
+            "regime": self.regime,
             "seconds": self.seconds,
             "total_nats": self.total_nats,
             "redundancy": None if np.isnan(self.redundancy) else self.redundancy,

@@ -14,6 +14,7 @@ from core.bundle import Bundle
 from core.cache import BoundedCache
 from core.errors import QueryError
 from core.features import FeatureMap, kernel_of
+from core.greedy import Selection
 from core.images import to_input
 from core.jacobians import linear_alone
 from core.methods import METHODS, Candidates, Method, Query, Settings
@@ -22,6 +23,7 @@ from core.novelty import distances
 from core.parts import Parts
 from core.pool import LARGEST_GRAM, LIVE, Pool
 from core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
+from core.regime import regime
 from core.rows import RowView
 from core.sketches import SketchSpec
 from core.trust import Trust, trust
@@ -170,9 +172,18 @@ class Attributor:
             items=items,
             total_nats=total,
             redundancy=redundancy(candidates.pool, selection.indices),
+            regime=self._regime(method, candidates.pool, features, selection, settings),
             seconds=time.perf_counter() - started,
             index=candidates.index.kind if method.searches and candidates.index else None,
         )
+
+    def _regime(
+        self, method: Method, pool: Pool, features: np.ndarray, selection: Selection, settings: Settings
+    ) -> str | None:
+        if not method.uses_sigma2 or not pool.fits_gram or len(selection.indices) < 2:
+            return None
+        cosine = method.information is None
+        return regime(pool, features, selection, settings.sigma2, cosine=cosine, exclude=settings.exclude)
 
     def ahead(
         self,

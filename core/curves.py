@@ -13,6 +13,7 @@ from core.methods import METHODS
 from core.metrics import information_loss_curve
 
 Progress = Callable[[str, int, int], None]
+_HELD_OUT = 5  # every fifth test image is for choosing settings, and never reported
 REFERENCE = next(name for name, method in METHODS.items() if method.information == "loss")
 
 
@@ -118,14 +119,22 @@ def _losses(attributor: Attributor, query: QueryImage, line: Line, largest: int,
     return losses[len(own) :] - (losses[len(own) - 1] if len(own) else 0.0)
 
 
-def sample_queries(attributor: Attributor, count: int, *, seed: int = 0) -> list[QueryImage]:
+def sample_queries(attributor: Attributor, count: int, *, seed: int = 0, part: str = "all") -> list[QueryImage]:
     """Draw test images that the network gets right, without repetition, the same ones for one seed.
+
+    Args:
+        attributor: of the bundle.
+        count: how many.
+        seed: of the draw.
+        part: "held out" for every fifth test image, on which settings are chosen; "reported" for the others; or "all".
 
     Raises:
         QueryError: if it gets fewer right.
     """
     logits, labels = attributor.bundle.array("test_logits"), attributor.test_labels
     right = np.flatnonzero(np.asarray(logits).argmax(1) == labels)
+    if part != "all":
+        right = right[(right % _HELD_OUT == 0) == (part == "held out")]
     if count > len(right):
         raise QueryError(f"The model gets {len(right)} test images right, fewer than {count}.")
     drawn = np.random.default_rng(seed).choice(right, count, replace=False)

@@ -41,6 +41,10 @@ class Kept:
         """Give a finished part; raises KeyError where it is not."""
         return self._parts[name]
 
+    def parts(self) -> dict[str, Any]:
+        """Give all finished parts by name, the oldest first."""
+        return dict(self._parts)
+
     def beside(self, name: str) -> Path:
         """Give a file beside this one for a part's own work in progress."""
         return self.path.with_suffix(f".{name}")

@@ -72,6 +72,13 @@ def identity_of(bundle: Bundle) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def name_of(image: np.ndarray, target: int, rows: Sequence[int]) -> str:
+    """Give a name of what is asked once some training images are removed, whatever their order."""
+    digest = hashlib.sha256(np.ascontiguousarray(image).tobytes())
+    digest.update(f"{target} {sorted(rows)}".encode())
+    return digest.hexdigest()[:24]
+
+
 def answer(bundle: Bundle, model: nn.Module, image: np.ndarray, target: int) -> Answer:
     """Ask a network about an image (H, W) or (H, W, 3) uint8 and a class."""
     dataset = bundle.manifest.dataset
@@ -83,6 +90,24 @@ def answer(bundle: Bundle, model: nn.Module, image: np.ndarray, target: int) -> 
     )
 
 
+def without(
+    bundle: Bundle, image: np.ndarray, target: int, rows: Sequence[int], progress: Callable[[int, int], None]
+) -> Answer:
+    """Train again without some training images and ask about an image and a class.
+
+    Args:
+        bundle: whose network and data.
+        image: (H, W) or (H, W, 3) uint8.
+        target: the class.
+        rows: training indices.
+        progress: called with epochs done and in all.
+
+    Raises:
+        BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
+    """
+    return answer(bundle, retrain(bundle, np.array(rows, dtype=np.int64), progress), image, target)
+
+
 def climb(bundle: Bundle, ladder: Ladder) -> list[Answer]:
     """Train once a step of a ladder, up to the first flip if it stops there.
 
@@ -91,8 +116,7 @@ def climb(bundle: Bundle, ladder: Ladder) -> list[Answer]:
     """
     image, answers = np.asarray(bundle.array("test_images")[ladder.index]), []
     for count in ladder.grid:
-        model = retrain(bundle, np.array(ladder.ranking[:count], dtype=np.int64))
-        answers.append(answer(bundle, model, image, ladder.target))
+        answers.append(without(bundle, image, ladder.target, ladder.ranking[:count], lambda done, total: None))
         if ladder.stop and answers[-1].predicted != ladder.target:
             break
     return answers

@@ -17,6 +17,8 @@ from core.jacobians import convolves
 from precompute.models import ModelSpec, build_model
 from precompute.training import TrainingSpec, accuracy, logits_of, train
 
+_AT_HAND = 2**28  # bytes of inputs up to which they are in memory as a whole
+
 
 def recipe_of(bundle: Bundle) -> TrainingSpec:
     """Give the recipe that a bundle's network was trained by.
@@ -58,7 +60,10 @@ def retrain(
     manifest = bundle.manifest
     recipe = recipe or recipe_of(bundle)
     model = build_model(ModelSpec.from_dict(manifest.model), seed=recipe.seed)
-    images = ImageInputs(bundle.array("train_images"), manifest.dataset["mean"], manifest.dataset["std"])
+    stored = bundle.array("train_images")
+    images: torch.Tensor | ImageInputs = ImageInputs(stored, manifest.dataset["mean"], manifest.dataset["std"])
+    if 4 * stored.size <= _AT_HAND:
+        images = images[:]  # the same numbers, scaled once
     labels = torch.from_numpy(np.array(bundle.array("train_labels")))
     train(model, images, labels, recipe, leave_out=leave_out, checkpoint=checkpoint, progress=progress)
     return model

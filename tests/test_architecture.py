@@ -23,7 +23,7 @@ AT_HOME = {
     "trak": "core/trak_scores.py",
     "kronfluence": "core/ekfac.py",
     "streamlit": "app/",
-    "click": "app/cli",
+    "click": ("app/cli", "app/rerun.py"),
     "plotly": "app/figures",
     "matplotlib": "app/figures",
     "PIL": ("app/", "precompute/pictures.py"),

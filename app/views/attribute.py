@@ -64,6 +64,8 @@ def _view(attributor: Attributor, path: Path) -> View:
     """Give the session's view; a new session takes it from the address."""
     if "view" not in st.session_state or st.session_state.get("view_bundle") != str(path):
         view, complaints = state.read_link(st.query_params, len(attributor.bundle.classes))
+        if "sigma2" not in st.query_params:
+            view = replace(view, sigma2=attributor.bundle.sigma2(view.method))
         st.session_state["view"], st.session_state["view_bundle"] = view, str(path)
         for complaint in complaints:
             st.warning(complaint, icon=":material/link_off:")
@@ -137,6 +139,8 @@ def _answer(attributor: Attributor, query: QueryImage, shown: str, plain: bool) 
     picked = picked if picked is not None and picked < len(result.items) else None
     images = np.stack([np.asarray(attributor.bundle.array("train_images")[i.train_index]) for i in result.items])
     _ranking(result, method, images, classes, picked)
+    if result.regime is not None:
+        st.caption(f":material/info: {words.regime_hint(result.regime, plain=plain)}")
     if result.index is not None:
         st.caption(words.searched(result.index))
     chart, details = st.columns([1.35, 1], gap="medium")

@@ -1,11 +1,11 @@
 """Step 3 of the Backdoor page: train again without what was found, and without as many images at random."""
 
-import html
 from collections.abc import Callable
 
 import numpy as np
 import streamlit as st
 
+from app.bars import Bar, bars
 from app.results import retraining_results
 from app.views.backdoor_scene import KEY, SHOWN, Scene
 from app.views.backdoor_search import ranking
@@ -53,15 +53,13 @@ def proof_step(scene: Scene) -> None:
     if result is None:
         return
     before, without, blind = result
-    _bars(
-        _bar("The model as it is", before.class_success, _says(before, scene)),
-        _bar(
-            f"Without the {len(found)} that {METHODS[name].title} found",
-            without.class_success,
-            _says(without, scene),
-            "good",
-        ),
-        _bar(f"Without {len(found)} picked blindly", blind.class_success, _says(blind, scene)),
+    title = f"Without the {len(found)} that {METHODS[name].title} found"
+    bars(
+        [
+            _fooled("The model as it is", before.class_success, _says(before, scene)),
+            _fooled(title, without.class_success, _says(without, scene), "good"),
+            _fooled(f"Without {len(found)} picked blindly", blind.class_success, _says(blind, scene)),
+        ]
     )
     st.markdown(_said(before, without, blind, scene, len(found)))
     if st.toggle("Show me the numbers", key=f"{KEY}numbers3"):
@@ -123,7 +121,7 @@ def _measured_once(scene: Scene, why: str) -> None:
         "live.",
         icon=":material/hourglass_disabled:",
     )
-    bars = []
+    drawn = []
     for row in rows:
         title = METHODS[row["method"]].title if row["method"] else ""
         if row["method"] is None:
@@ -134,8 +132,10 @@ def _measured_once(scene: Scene, why: str) -> None:
             name, tone = f"Without the {row['removed']} that {title} found", "good"
         success = row["class_success"][scene.base] if own else row["attack_success"]
         planted = f"{row['poisoned_removed']} of them planted · " if row["method"] else ""
-        bars.append(_bar(name, success, f"{planted}right on {row['test_accuracy']:.1%} of untouched pictures", tone))
-    _bars(*bars)
+        drawn.append(
+            _fooled(name, success, f"{planted}right on {row['test_accuracy']:.1%} of untouched pictures", tone)
+        )
+    bars(drawn)
     st.caption(
         (f"How often the patch works on pictures of class {bundle.classes[scene.base]}. " if own else "")
         + f"Over all classes: {result['finding']}"
@@ -149,17 +149,8 @@ def _measured_once(scene: Scene, why: str) -> None:
         )
 
 
-def _bars(*bars: str) -> None:
-    st.html(f"<div class='ns-proof'>{''.join(bars)}</div><style>{_STYLE}</style>")
-
-
-def _bar(title: str, success: float, also: str, tone: str = "") -> str:
-    return (
-        f'<div class="line {tone}"><span class="name">{html.escape(title)}</span>'
-        f'<span class="track"><span style="width:{max(success, 0.004):.1%}"></span></span>'
-        f'<span class="value">fooled {success:.0%}</span>'
-        f'<span class="also">{html.escape(also)}</span></div>'
-    )
+def _fooled(title: str, success: float, also: str, tone: str = "") -> Bar:
+    return Bar(title, success, f"fooled {success:.0%}", also, tone)
 
 
 def _says(result: Outcome, scene: Scene) -> str:
@@ -192,22 +183,3 @@ def _numbers(scene: Scene, results: tuple[Outcome, ...], found: np.ndarray, name
         f"{np.isin(found, culprits).sum()} of the {len(found)} removed images are among this class’s {len(culprits)} "
         f"poisoned ones (M = {SHOWN}). Same initial weights, same order of the images that are left, same recipe."
     )
-
-
-_STYLE = """
-.ns-proof { display: flex; flex-direction: column; gap: .7rem; margin: .3rem 0 .6rem; max-width: 900px; }
-.ns-proof .line { display: grid;
-  grid-template-columns: minmax(0, 1.25fr) minmax(0, 1.6fr) 6.2rem;
-  gap: .15rem .9rem; align-items: center; }
-.ns-proof .name { font-weight: 600; line-height: 1.3; }
-.ns-proof .track { height: 14px; border-radius: 7px; background: color-mix(in srgb, currentColor 12%, transparent);
-  overflow: hidden; }
-.ns-proof .track span { display: block; height: 100%; background: #d55e00; border-radius: 7px; }
-.ns-proof .good .track span { background: #0f8a5f; }
-.ns-proof .value { font-weight: 650; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.ns-proof .also { grid-column: 2 / -1; font-size: .8rem; opacity: .8; }
-@media (max-width: 640px) {
-  .ns-proof .line { grid-template-columns: minmax(0, 1fr) 6rem; }
-  .ns-proof .name, .ns-proof .also { grid-column: 1 / -1; }
-}
-"""

@@ -70,6 +70,10 @@ def usable(attributor: Attributor) -> tuple[str, ...]:
 def _view(attributor: Attributor, path: str) -> ComparisonView:
     if _VIEW not in st.session_state or st.session_state.get(f"{_KEY}bundle") != path:
         view, complaints = read_comparison(st.query_params, len(attributor.bundle.classes))
+        if attributor.bundle.manifest.tuned and "sigma2" not in st.query_params:
+            view = replace(
+                view, own={name: attributor.bundle.sigma2(name) for name, m in METHODS.items() if m.uses_sigma2}
+            )
         st.session_state[_VIEW], st.session_state[f"{_KEY}bundle"] = view, path
         for complaint in complaints:
             st.warning(complaint, icon=":material/link_off:")

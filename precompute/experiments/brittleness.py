@@ -41,8 +41,8 @@ def run(
 ) -> dict[str, Any]:
     """Remove the first M images of each method's ranking and train again, for M up to the first flip.
 
-    A query is a test image that the network gets right; the pool is its class; the network is trained from the same
-    initial weights, in the same order of the images that are left.
+    A query is a test image that the network gets right, none of those on which `natscope tune` chooses sigma2; the pool
+    is its class; the network is trained from the same initial weights, in the same order of the images that are left.
 
     Args:
         bundles: that differ by their seeds.
@@ -68,7 +68,7 @@ def run(
     grid = tuple(sorted({-(-budget * step // STEPS) for step in range(1, STEPS + 1)}))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for place, attributor in enumerate(opened):
-        images = sample_queries(attributor, queries, seed=seed)
+        images = sample_queries(attributor, queries, seed=seed, part="reported")
         before = [
             answer(attributor.bundle, attributor.features.model, image.image, image.predicted) for image in images
         ]

@@ -1,0 +1,42 @@
+"""Progress bars of the command line."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+class Bars:
+    """Progress bars on stderr, one a stage, with the time left."""
+
+    def __init__(self, unit: str = "it") -> None:
+        self._unit, self._stage = unit, ""
+        self._bar: Any = None
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        return self
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that so much of a stage is done."""
+        from tqdm import tqdm  # takes a moment to load, and --help needs none
+
+        if stage != self._stage:
+            self._close()
+            self._stage = stage
+            self._bar = tqdm(
+                desc=stage,
+                total=total,
+                unit=self._unit,
+                unit_scale=True,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                disable=None,  # silent where stderr is no terminal
+            )
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

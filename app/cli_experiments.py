@@ -1,0 +1,91 @@
+"""The commands that measure: experiments of the paper, and the choice of sigma2."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from app.cli_bars import Bars
+from app.cli_precompute import method_names
+
+EXISTING = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("experiment")
+@click.option("--bundle", type=EXISTING, required=True, help="The bundle, or a folder of bundles to average over.")
+@click.option("--out", type=EXISTING, required=True, help="JSON file to write; figures and tables go beside it.")
+@click.option("--queries", type=click.IntRange(1), help="Test images; each experiment has its usual number.")
+@click.option("--budget", type=click.IntRange(1), help="Size M of the largest subset; each has its usual one.")
+@click.option("--methods", help="Names of methods, with commas, for an experiment that compares them.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawing of test images.")
+def evaluate(
+    experiment: str,
+    bundle: Path,
+    out: Path,
+    queries: int | None,
+    budget: int | None,
+    methods: str | None,
+    seed: int,
+) -> None:
+    """Run EXPERIMENT: relative-information, backdoor, brittleness or retraining. A stopped one goes on where it was."""
+    from core.bundle import find_bundles
+    from core.errors import QueryError
+    from precompute.experiments import EXPERIMENTS
+
+    if experiment not in EXPERIMENTS:
+        raise QueryError(f"There is no experiment '{experiment}'; choose one of {', '.join(EXPERIMENTS)}.")
+    found = EXPERIMENTS[experiment]
+    chosen = {} if found.methods is None else {"methods": found.methods}
+    if methods is not None:
+        if found.methods is None:
+            raise QueryError(f"The experiment '{experiment}' has no choice of methods; leave out --methods.")
+        chosen = {"methods": method_names(methods)}
+    size = {"queries": queries or found.queries, "budget": budget or found.budget, "seed": seed}
+    _measured(out, lambda **keeping: found.run(find_bundles(bundle) or [bundle], **size, **chosen, **keeping))
+
+
+@click.command()
+@click.option("--bundle", type=EXISTING, required=True, help="The bundle, whose manifest gets the chosen values.")
+@click.option("--out", type=EXISTING, help="JSON file to write; beside the bundle by default.")
+@click.option("--queries", type=click.IntRange(1), default=10, show_default=True, help="Held-out test images.")
+@click.option("--budget", type=click.IntRange(1), default=50, show_default=True, help="How many images are removed.")
+@click.option("--methods", help="Names of methods, with commas; those that use σ² by default.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawing of test images.")
+def tune(bundle: Path, out: Path | None, queries: int, budget: int, methods: str | None, seed: int) -> None:
+    """Choose σ² for each method on held-out images, by training again without what it names; resumable."""
+    from core.methods import METHODS
+    from precompute.tuning import record
+    from precompute.tuning import tune as run
+
+    usual = tuple(name for name, method in METHODS.items() if method.uses_sigma2)
+    names = usual if methods is None else method_names(methods)
+    size: dict[str, Any] = {"queries": queries, "budget": budget, "seed": seed, "methods": names}
+    result = _measured(out or bundle.with_name(f"{bundle.name}-tuning.json"), lambda **k: run(bundle, **size, **k))
+    record(bundle, result)
+    click.echo("The bundle's manifest holds these values; they are now its defaults.")
+
+
+def _measured(out: Path, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """Run an experiment, its finished parts kept; write its result and its figures, and say what was found."""
+    from app.figures_experiments import experiment_files
+    from core.errors import QueryError
+    from precompute.kept import Kept
+
+    if out.suffix != ".json":
+        raise QueryError(f"--out names a JSON file, such as result.json, not {out.name}.")
+    kept = Kept(out.with_suffix(".partial.json"))
+    try:
+        with Bars() as bars:
+            result = run(kept=kept, progress=bars)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        for kind, data in experiment_files(result):
+            out.with_suffix(f".{kind}").write_bytes(data)
+        kept.discard()
+    except OSError as error:
+        raise QueryError(f"The result cannot be written to {out}: {error.strerror or error}.") from error
+    click.echo(f"{result['finding']}\nWritten: {out} and its figures.")
+    return result

@@ -1,0 +1,320 @@
+"""Counterfactual: take away what a prediction leans on, train again, and ask again."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from app import shared, state, words
+from app.bars import Bar, bars
+from app.counterfactual_link import FEWEST, MOST, CounterfactualView, read_counterfactual
+from app.figures_brittleness import flips, flips_table
+from app.grid import Card, data_uri, grid
+from app.results import load_result
+from app.views.bundle import choose_bundle
+from app.views.enlarge import enlarge
+from app.views.job import run_job
+from app.views.query import picker, prediction
+from core.answers import QueryImage, Request
+from core.attribution import Attributor
+from core.bundle import Bundle
+from core.errors import QueryError
+from core.methods import METHODS
+from precompute.attributor import open_attributor
+from precompute.home import home
+from precompute.kept import Kept
+from precompute.removal import Answer, answer, identity_of, name_of, without
+from precompute.retrain import too_slow
+
+_VIEW, _KEY = "counterfactual_view", "counterfactual_"
+_SHOWN = 40  # images of the removal that are drawn
+_LISTED = 12  # earlier runs
+Progress = Callable[[str, int, int], None]
+
+
+def page() -> None:
+    """Draw the page."""
+    heading, choice = st.columns([3.6, 1], vertical_alignment="bottom")
+    heading.title("What if they had never been there?")
+    heading.markdown(
+        "Take away the training images that a prediction leans on, train the network again from the same start, and "
+        "ask it again. A method is worth its name if that changes more than taking away as many others."
+    )
+    with choice:
+        path = choose_bundle(_forget)
+    attributor = shared.attributor(path)
+    view = _view(str(path))
+    query = _query(view, attributor)
+    left, right = st.columns([1, 2.6], gap="large")
+    with left:
+        prediction(query, attributor)
+        enlarge(query.image, "The query", key=f"{_KEY}enlarge")
+        picker(attributor, query, _take)
+    with right:
+        _removal(attributor, query)
+    st.divider()
+    _measured()
+
+
+def _view(path: str) -> CounterfactualView:
+    if _VIEW not in st.session_state or st.session_state.get(f"{_KEY}bundle") != path:
+        view, complaints = read_counterfactual(st.query_params)
+        st.session_state[_VIEW], st.session_state[f"{_KEY}bundle"] = view, path
+        for complaint in complaints:
+            st.warning(complaint, icon=":material/link_off:")
+    return st.session_state[_VIEW]
+
+
+def _forget() -> None:
+    for key in [key for key in st.session_state if str(key).startswith(_KEY)]:
+        del st.session_state[key]
+    st.query_params.clear()
+
+
+def _query(view: CounterfactualView, attributor: Attributor) -> QueryImage:
+    try:
+        return state.open_query(view.query, attributor)
+    except QueryError as error:
+        st.warning(str(error), icon=":material/image_not_supported:")
+        st.session_state[_VIEW] = replace(view, query=CounterfactualView().query)
+        return attributor.query("test", 0)
+
+
+def _take(query: str) -> None:
+    st.session_state[_VIEW] = replace(st.session_state[_VIEW], query=query)
+
+
+def _controls(attributor: Attributor, query: QueryImage) -> CounterfactualView:
+    view: CounterfactualView = st.session_state[_VIEW]
+    usable = [name for name, method in METHODS.items() if attributor.missing(method) is None]
+    pool = int((attributor.train_labels == query.predicted).sum())
+    most = max(FEWEST, min(MOST, pool - 1))
+    usual = attributor.bundle.sigma2(view.method)
+    values = {
+        "method": view.method if view.method in usable else usable[0],
+        "budget": min(view.budget, most),
+        "exponent": state.exponent_of(usual if view.sigma2 is None else view.sigma2),
+    }
+    for key, value in values.items():
+        st.session_state.setdefault(_KEY + key, value)
+    st.session_state[f"{_KEY}budget"] = min(st.session_state[f"{_KEY}budget"], most)
+    first, second, third = st.columns([1, 1.2, 1.2])
+    name = first.selectbox("Found by", usable, key=f"{_KEY}method", format_func=lambda n: METHODS[n].title)
+    budget = second.slider(
+        "Images taken away", FEWEST, most, step=10, key=f"{_KEY}budget", help=f"Of the {pool:,} with this label."
+    )
+    exponent = third.select_slider(
+        words.EXPERT.sigma2,
+        sorted({*state.SIGMA2_EXPONENTS, st.session_state[f"{_KEY}exponent"]}),
+        key=f"{_KEY}exponent",
+        format_func=lambda e: words.sigma2_text(10**e),
+        disabled=not METHODS[name].uses_sigma2,
+        help=words.EXPERT.sigma2_help,
+    )
+    sigma2 = 10**exponent
+    chosen = None if np.isclose(sigma2, attributor.bundle.sigma2(name), rtol=1e-5) else sigma2
+    return replace(view, method=name, budget=budget, sigma2=chosen)
+
+
+def _removal(attributor: Attributor, query: QueryImage) -> None:
+    view = _controls(attributor, query)
+    st.session_state[_VIEW] = view
+    link = view.to_link() | ({"bundle": attributor.bundle.path.name} if len(shared.bundle_paths()) > 1 else {})
+    if dict(st.query_params) != link:
+        st.query_params.from_dict(link)
+    sigma2 = attributor.bundle.sigma2(view.method) if view.sigma2 is None else view.sigma2
+    request = Request(view.method, sigma2=sigma2, budget=view.budget)
+    try:
+        ranked = shared.with_progress(lambda progress: attributor.attribute(query, request, progress))
+    except QueryError as error:
+        st.error(str(error), icon=":material/error:")
+        return
+    found = tuple(item.train_index for item in ranked.items)
+    own = {query.index} if query.origin == "train" else set()
+    pool = [int(row) for row in np.flatnonzero(attributor.train_labels == query.predicted) if row not in own]
+    others = tuple(int(i) for i in np.random.default_rng(0).choice(pool, len(found), replace=False))
+    title, label = METHODS[view.method].title, attributor.bundle.classes[query.predicted]
+    st.markdown(
+        f"**{title}** names these {len(found)} of {len(pool):,} training images labelled {label}. Would the network "
+        f"still say **{label}** without them?"
+    )
+    _contact_sheet(attributor, found)
+    if why := too_slow(attributor.bundle):
+        st.info(
+            why + " On the models that come with natscope this is live; below is what was measured over many images.",
+            icon=":material/hourglass_disabled:",
+        )
+        return
+    kept = _kept(str(home()), identity_of(attributor.bundle))
+    about = {"query": view.query[:40], "class": label, "method": view.method, "sigma2": sigma2, "removed": len(found)}
+    result = _known(kept, query, found, others) or run_job(
+        ("counterfactual", identity_of(attributor.bundle), name_of(query.image, query.predicted, found)),
+        lambda progress: _trained(attributor.bundle, query, found, others, about, kept, progress),
+        name=f"{_KEY}job",
+        label="Take them away and train again (half a minute)",
+    )
+    if result is not None:
+        _outcome(attributor, query, [Answer(**values) for values in result], len(found), title)
+    _earlier(attributor, kept)
+
+
+def _contact_sheet(attributor: Attributor, found: tuple[int, ...]) -> None:
+    images, classes = attributor.bundle.array("train_images"), attributor.bundle.classes
+    cards = [
+        Card(
+            src=data_uri(np.asarray(images[i])),
+            alt=f"training image {i}, {classes[attributor.train_labels[i]]}",
+            title=f"rank {rank}: training image {i}; click to make it the query",
+        )
+        for rank, i in enumerate(found[:_SHOWN], 1)
+    ]
+    grid(
+        cards,
+        key=f"{_KEY}sheet",
+        label="The images that are taken away",
+        size=44,
+        on_pick=lambda place: _take(f"train:{found[place]}"),
+    )
+    if len(found) > _SHOWN:
+        st.caption(f"The first {_SHOWN}, and {len(found) - _SHOWN} more.")
+
+
+@st.cache_resource(max_entries=16)
+def _kept(folder: str, identity: str) -> Kept:
+    return Kept(home() / "counterfactuals" / f"{identity}.json")
+
+
+def _known(
+    kept: Kept, query: QueryImage, found: tuple[int, ...], others: tuple[int, ...]
+) -> list[dict[str, Any]] | None:
+    names = [name_of(query.image, query.predicted, rows) for rows in ((), found, others)]
+    return [kept[name]["answer"] for name in names] if all(name in kept for name in names) else None
+
+
+def _trained(
+    bundle: Bundle,
+    query: QueryImage,
+    found: tuple[int, ...],
+    others: tuple[int, ...],
+    about: dict[str, Any],
+    kept: Kept,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Ask the network as it is, without what was found and without others; each training is kept as it ends."""
+    own = open_attributor(bundle.path)  # a network of its own, not the one that answers visitors' clicks
+
+    def ask(rows: tuple[int, ...], stage: str) -> dict[str, Any]:
+        if not rows:
+            return asdict(answer(bundle, own.features.model, query.image, query.predicted))
+        return asdict(
+            without(bundle, query.image, query.predicted, rows, lambda done, total: progress(stage, done, total))
+        )
+
+    answers = []
+    for stage, rows, method in (
+        ("As it is", (), None),
+        ("Training without those found", found, about["method"]),
+        ("Training without others", others, "random"),
+    ):
+        told = about | {"method": method, "removed": len(rows)}
+        part = kept.get(
+            name_of(query.image, query.predicted, rows),
+            lambda rows=rows, stage=stage, told=told: told | {"answer": ask(rows, stage)},  # type: ignore[misc]
+        )
+        answers.append(part["answer"])
+    return answers
+
+
+def _outcome(attributor: Attributor, query: QueryImage, answers: list[Answer], count: int, title: str) -> None:
+    classes = attributor.bundle.classes
+    label = classes[query.predicted]
+    before, without_found, blind = answers
+
+    def bar(name: str, found: Answer, tone: str = "") -> Bar:
+        mark = "✓" if found.predicted == query.predicted else "✗"
+        return Bar(
+            name,
+            found.probability,
+            f"{found.probability:.0%} {label}",
+            f"{mark} says “{classes[found.predicted]}” · margin {found.margin:.2f}",
+            tone,
+        )
+
+    bars(
+        [
+            bar("The network as it is", before, "good"),
+            bar(f"Without the {count} that {title} named", without_found),
+            bar(f"Without {count} picked blindly", blind, "good"),
+        ]
+    )
+    st.markdown(_verdict(before, without_found, blind, classes, query.predicted))
+    st.caption(
+        "Margin: the log odds of the label against all others; below 0 another label wins. Same initial weights, same "
+        "order of the images that are left, same recipe."
+    )
+
+
+def _verdict(before: Answer, found: Answer, blind: Answer, classes: tuple[str, ...], target: int) -> str:
+    lost, by_chance = before.margin - found.margin, before.margin - blind.margin
+    if found.predicted != target:
+        tail = (
+            "so does taking away as many others: this prediction hangs by a thread"
+            if blind.predicted != target
+            else "without as many others it does not"
+        )
+        return f"**The answer flips** to “{classes[found.predicted]}”; {tail}."
+    if lost > max(by_chance, 0) + 0.1:
+        return f"The answer stays, but it is less sure: the margin falls by **{lost:.2f}**, by chance {by_chance:.2f}."
+    return (
+        f"The answer stays, and taking these away does no more than chance: the margin changes by {-lost:+.2f}, "
+        f"without others by {-by_chance:+.2f}."
+    )
+
+
+def _earlier(attributor: Attributor, kept: Kept) -> None:
+    runs = [part for part in kept.parts().values() if part["removed"] and part["method"] != "random"]
+    if not runs:
+        return
+    with st.expander(f"Earlier runs on this network ({len(runs)})"):
+        st.dataframe(
+            [
+                {
+                    "query": run["query"],
+                    "label": run["class"],
+                    "found by": METHODS[run["method"]].title,
+                    "σ²": f"{run['sigma2']:g}" if METHODS[run["method"]].uses_sigma2 else "",
+                    "taken away": run["removed"],
+                    "then says": attributor.bundle.classes[run["answer"]["predicted"]],
+                    "margin": run["answer"]["margin"],
+                }
+                for run in runs[::-1][:_LISTED]
+            ],
+            hide_index=True,
+            column_config={"margin": st.column_config.NumberColumn(format="%.2f")},
+        )
+
+
+def _measured() -> None:
+    st.subheader("Measured over many images", anchor="measured")
+    results = [found for name in ("brittleness", "brittleness-cifar10") if (found := load_result(name))]
+    if not results:
+        st.caption("The result is not in this installation; `natscope evaluate brittleness` measures it.")
+    for place, result in enumerate(results):
+        setting = result["setting"]
+        st.markdown(f"**{setting['data']}; {setting['network']}**")
+        left, right = st.columns([1.3, 1], gap="large")
+        with left:
+            st.plotly_chart(flips(result), key=f"{_KEY}flips{place}", config={"displayModeBar": False})
+        with right:
+            st.markdown(f"**The paper.** {result['claims']}")
+            st.markdown(f"**Ours.** {result['finding']}")
+            st.caption(
+                f"{setting['queries']} test images that the network gets right, {len(result['bundles'])} network"
+                f"{'s' if len(result['bundles']) > 1 else ''}; bars: one standard error; {result['date']}."
+            )
+        with st.expander("Numbers, and how it was measured"):
+            st.markdown(flips_table(result))
+            commands = [*(b["command"] for b in result["bundles"]), result["command"]]
+            st.markdown("```\n" + "\n".join(commands) + "\n```")

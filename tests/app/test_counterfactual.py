@@ -1,0 +1,115 @@
+import json
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app.counterfactual_link import CounterfactualView, read_counterfactual
+from app.serve import BUNDLES
+from app.views import counterfactual
+from precompute.kept import Kept
+from precompute.removal import Answer, identity_of, name_of
+
+
+@pytest.fixture
+def page(bundle_path, tmp_path, monkeypatch):
+    monkeypatch.setenv(BUNDLES, str(bundle_path.parent / "fashion-mnist"))
+    monkeypatch.setenv("NATSCOPE_HOME", str(tmp_path))
+
+    def draw():
+        from app.views import counterfactual
+
+        counterfactual.page()
+
+    def open_page(**link):
+        app = AppTest.from_function(draw, default_timeout=180)
+        app.query_params.update(link)
+        return _whole(app.run())
+
+    return open_page
+
+
+def _whole(app):
+    assert [error.message for error in app.exception] == []
+    return app
+
+
+def _texts(app):
+    return " ".join(element.value for element in [*app.markdown, *app.subheader, *app.caption, *app.info])
+
+
+def _trained(app):
+    for _ in range(400):
+        if not app.button(key="counterfactual_job_stop") if _has(app, "counterfactual_job_stop") else True:
+            break
+        import time
+
+        time.sleep(0.5)
+        app = _whole(app.run())
+    return app
+
+
+def _has(app, key):
+    return any(button.key == key for button in app.button)
+
+
+def test_taken_away_trained_again_and_known_the_next_time(page, attributor, tmp_path):
+    app = page(q="test:1", m="40")
+    assert "names these 40 of 1,500 training images" in _texts(app)
+    app = _whole(app.button(key="counterfactual_job_start").click().run())
+    app = _trained(app)
+    assert "margin" in _texts(app)
+    file = next((tmp_path / "counterfactuals").iterdir())
+    assert file.stem == identity_of(attributor.bundle)
+    parts = json.loads(file.read_text())
+    assert sorted(part["removed"] for part in parts.values()) == [0, 40, 40]
+    query = attributor.query("test", 1)
+    own = parts[name_of(query.image, query.predicted, ())]["answer"]
+    assert own["predicted"] == query.predicted
+    assert own["probability"] == pytest.approx(query.probabilities[query.predicted], abs=1e-6)
+    counterfactual._kept.clear()
+    again = page(q="test:1", m="40")
+    assert not _has(again, "counterfactual_job_start")
+    assert "The answer" in _texts(again)
+
+
+def test_a_link_reopens_what_it_says_and_what_it_cannot_is_said(page):
+    app = page(q="test:4", method="repsim", m="30", sigma2="10")
+    assert app.selectbox(key="counterfactual_method").value == "repsim"
+    assert app.slider(key="counterfactual_budget").value == 30
+    view, complaints = read_counterfactual(CounterfactualView("train:7", "trak", 10.0, 50).to_link())
+    assert (view, complaints) == (CounterfactualView("train:7", "trak", 10.0, 50), [])
+    app = page(q="test:99999999", m="7")
+    assert any("There is no test image" in warning.value for warning in app.warning)
+    assert any("the default is shown" in warning.value for warning in app.warning)
+
+
+def test_the_verdict_says_whether_it_is_more_than_chance():
+    def said(found, blind):
+        return counterfactual._verdict(Answer(2, 0.9, 3.0), found, blind, ("a", "b", "c"), 2)
+
+    assert "The answer flips** to “a”; without as many others it does not" in said(
+        Answer(0, 0.1, -1), Answer(2, 0.9, 3)
+    )
+    assert "hangs by a thread" in said(Answer(0, 0.1, -1), Answer(1, 0.1, -1))
+    assert "falls by **2.00**" in said(Answer(2, 0.7, 1.0), Answer(2, 0.9, 2.9))
+    assert "no more than chance" in said(Answer(2, 0.9, 2.9), Answer(2, 0.9, 2.8))
+
+
+def test_a_network_that_takes_long_is_not_trained_while_one_waits(page, monkeypatch):
+    monkeypatch.setattr("app.views.counterfactual.too_slow", lambda bundle: "It takes an hour.")
+    app = page(q="test:1", m="40")
+    assert "It takes an hour." in _texts(app)
+    assert not _has(app, "counterfactual_job_start")
+
+
+def test_what_one_visitor_did_is_listed(page, attributor, tmp_path):
+    kept = Kept(tmp_path / "counterfactuals" / f"{identity_of(attributor.bundle)}.json")
+    answer = {"predicted": 3, "probability": 0.2, "margin": -0.5}
+    kept.get(
+        "x",
+        lambda: {"query": "test:9", "class": "Coat", "method": "trak", "sigma2": 1.0, "removed": 50, "answer": answer},
+    )
+    counterfactual._kept.clear()
+    (table,) = page(q="test:2", m="40").dataframe
+    assert table.value["query"].tolist() == ["test:9"]
+    assert table.value["then says"].tolist() == ["Dress"]

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import assets
+from app.results import load_result, provenance_missing
+from app.views.results import _FIGURES, SECTIONS
+
+INSTALLED = [name for section in SECTIONS for name in section.names if assets.path("results", f"{name}.json").is_file()]
+
+
+@pytest.fixture
+def page():
+    def draw():
+        from app.views import results
+
+        results.page()
+
+    app = AppTest.from_function(draw, default_timeout=60).run()
+    assert [error.message for error in app.exception] == []
+    return app
+
+
+def test_every_result_that_is_installed_is_shown_with_what_made_it(page):
+    told = " ".join(element.value for element in [*page.markdown, *page.caption])
+    assert {"relative-information", "backdoor"} <= set(INSTALLED)
+    for name in INSTALLED:
+        result = load_result(name)
+        assert result is not None, name
+        assert result["finding"] in told
+        assert result["command"] in told
+        assert result["date"] in told
+        assert result["experiment"] in _FIGURES
+    for section in SECTIONS:
+        assert section.paper in told
+        assert section.differs in told
+
+
+@pytest.mark.parametrize("missing", ["experiment", "date", "command", "versions", "bundle", "seed"])
+def test_a_result_that_does_not_say_what_made_it_is_not_shown(missing, tmp_path, monkeypatch):
+    result = load_result("relative-information")
+    if missing == "seed":
+        del result["setting"]["seed"]
+    else:
+        del result[missing]
+    (tmp_path / "r.json").write_text(json.dumps(result))
+    monkeypatch.setattr(assets, "path", lambda *parts: tmp_path / parts[-1])
+    assert provenance_missing(result) == missing
+    assert load_result("r") is None
+
+
+def test_a_damaged_result_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(assets, "path", lambda *parts: tmp_path / parts[-1])
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "r.json").write_text(text)
+        assert load_result("r") is None
+    assert load_result("nothing") is None

@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from app.cli import natscope
+from core.errors import BuildError, QueryError
+from core.methods import METHODS
+from precompute.experiments import brittleness
+from precompute.kept import Kept
+from precompute.removal import Ladder, climb_all, identity_of
+
+NAMES = ("info_loss", "random")
+SETTINGS = {"queries": 3, "budget": 600, "seed": 0, "methods": NAMES}
+SILENT = lambda stage, done, total: None  # noqa: E731
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def written(bundle_path, tmp_path_factory):
+    """The command, stopped after its first ladder and run again."""
+    out = tmp_path_factory.mktemp("brittleness") / "brittleness.json"
+
+    def stop(stage, done, total):
+        if stage.startswith("Training") and done == 1:
+            raise Stopped
+
+    kept = Kept(out.with_suffix(".partial.json"))
+    with pytest.raises(Stopped):
+        brittleness.run([bundle_path], **SETTINGS, kept=kept, progress=stop)
+    assert sum("removal" in name for name in json.loads(kept.path.read_text())) == 1
+    command = f"evaluate brittleness --bundle {bundle_path} --out {out} --queries 3 --budget 600"
+    done = CliRunner().invoke(natscope, [*command.split(), "--methods", ",".join(NAMES)])
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_each_query_is_asked_up_to_its_flip(written, attributor):
+    result = json.loads(written.read_text())
+    grid = result["setting"]["grid"]
+    assert grid == [100, 200, 300, 400, 500, 600]
+    labels = attributor.test_labels
+    for row in result["rows"]:
+        assert len(row["queries"]) == 3
+        for query in row["queries"]:
+            flipped = [after["predicted"] != query["class"] for after in query["after"]]
+            assert query["class"] == labels[query["query"]]
+            assert query["margin"] > 0
+            assert not any(flipped[:-1])
+            assert flipped[-1] or len(flipped) == len(grid)
+            assert [after["removed"] for after in query["after"]] == grid[: len(flipped)]
+            for after in query["after"]:  # a flip is a negative margin: log odds of the class against all others
+                assert after["predicted"] == query["class"] or after["margin"] < 0
+                assert after["probability"] == pytest.approx(1 / (1 + np.exp(-after["margin"])))
+    assert {file.name for file in written.parent.iterdir()} == {
+        f"brittleness.{k}" for k in ("json", "png", "svg", "md")
+    }
+    assert "±" in written.with_suffix(".md").read_text()
+    assert f"{result['rows'][0]['flips'][-1]['mean']:.0%}" in result["finding"]
+
+
+def test_taking_away_what_info_loss_names_costs_more_margin_than_chance(written):
+    rows = {row["method"]: row for row in json.loads(written.read_text())["rows"]}
+    assert rows["info_loss"]["margin_drop"]["mean"] > rows["random"]["margin_drop"]["mean"]
+
+
+def test_without_removing_anything_the_answer_is_the_networks_own(attributor, tmp_path):
+    query = attributor.query("test", 0)
+    ladder = Ladder(0, query.predicted, (), (0,))
+    kept = Kept(tmp_path / "kept.json")
+    ((found,),) = climb_all(attributor.bundle, [ladder], kept=kept, workers=1, progress=SILENT)
+    assert found.predicted == query.predicted
+    assert found.probability == pytest.approx(query.probabilities[query.predicted], abs=1e-6)
+    assert f"{identity_of(attributor.bundle)} removal {ladder.key}" in kept
+
+
+def test_ladders_of_the_same_sets_are_climbed_once(attributor, tmp_path, monkeypatch):
+    assert Ladder(0, 1, (5, 6, 7), (2, 3)).key == Ladder(0, 1, (6, 5, 7, 9), (2, 3)).key
+    assert Ladder(0, 1, (5, 6, 7), (2, 3)).key != Ladder(0, 1, (5, 7, 6), (2, 3)).key
+    assert Ladder(0, 1, (5, 6), (2,)).key != Ladder(1, 1, (5, 6), (2,)).key
+
+
+def test_a_flip_counts_for_all_larger_budgets():
+    after = lambda *classes: [{"removed": m, "predicted": c} for m, c in enumerate(classes)]  # noqa: E731
+    runs = [{"class": 3, "after": after(3, 3, 5)}, {"class": 3, "after": after(3, 3, 3)}]
+    assert brittleness.flips(runs, (1, 2, 3)).tolist() == [[False, False, True], [False, False, False]]
+    runs = [{"class": 3, "after": after(5)}]
+    assert brittleness.flips(runs, (1, 2, 3)).tolist() == [[True, True, True]]
+
+
+def test_the_finding_says_where_the_papers_claim_holds():
+    def row(name, *means):
+        return {"method": name, "flips": [{"mean": mean} for mean in means]}
+
+    good = [row("info_loss", 0.5, 0.9), row("info_gain", 0.4, 0.8), row("trak", 0.1, 0.2), row("random", 0.0, 0.0)]
+    assert "at every budget; the best baseline is TRAK" in brittleness.finding(good, (1, 2))
+    good[1] = row("info_gain", 0.1, 0.8)
+    assert "at 1 of 2 budgets" in brittleness.finding(good, (1, 2))
+    good[0] = row("info_loss", 0.0, 0.1)
+    assert "at no budget" in brittleness.finding(good, (1, 2))
+
+
+def test_what_cannot_be_asked_is_refused_in_a_sentence(bundle_path, attributor, tmp_path, monkeypatch):
+    kept = Kept(tmp_path / "kept.json")
+    with pytest.raises(QueryError, match="fewer than 100000"):
+        brittleness.run([bundle_path], **(SETTINGS | {"queries": 100_000}), kept=kept, progress=SILENT)
+    monkeypatch.setattr(
+        "precompute.retrain.TrainingSpec.from_dict", lambda values: (_ for _ in ()).throw(TypeError("weights"))
+    )
+    with pytest.raises(BuildError, match="loaded, not trained"):
+        brittleness.run([bundle_path], **SETTINGS, kept=kept, progress=SILENT)
+
+
+def test_methods_that_the_bundle_lacks_are_left_out(poisoned_path, tmp_path):
+    settings = SETTINGS | {"queries": 1, "budget": 6, "methods": ("kronfluence", "random")}
+    kept = Kept(tmp_path / "kept.json")
+    result = brittleness.run([poisoned_path], **settings, kept=kept, progress=SILENT)
+    assert [row["method"] for row in result["rows"]] == ["random"]
+    assert METHODS["kronfluence"].needs
