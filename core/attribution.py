@@ -75,6 +75,19 @@ class Attributor:
         """Say in a sentence what the bundle lacks for a method and how to add it; None where nothing is missing."""
         return self._parts.missing(method)
 
+    def usable(self, *, fast: bool = False) -> tuple[str, ...]:
+        """Name the methods for which the bundle holds all that they need, in the registry's order.
+
+        Args:
+            fast: leave out those that take a minute or more a query on this network.
+        """
+        names = (name for name, method in METHODS.items() if self.missing(method) is None)
+        return tuple(name for name in names if not (fast and self.slow(METHODS[name])))
+
+    def slow(self, method: Method) -> bool:
+        """Tell whether a method takes a minute or more a query: it differentiates every candidate anew."""
+        return method.together and not self._linear
+
     def trust(self, count: int) -> Trust | None:
         """Measure the sketch on the first training images, each under its own label; None for the exact kernel."""
         spec, manifest = self.features.sketch.spec, self.bundle.manifest

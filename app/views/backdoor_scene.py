@@ -10,7 +10,6 @@ from app.results import backdoor_results
 from core.answers import QueryImage
 from core.attribution import Attributor
 from core.backdoor import Backdoor
-from core.methods import METHODS
 from precompute.models import ModelSpec
 
 KEY = "backdoor_"  # of all widgets and of all that the session keeps for this page
@@ -45,11 +44,6 @@ class Scene:
         """Give the test image with the attacker's patch."""
         image = np.asarray(self.attributor.bundle.array("test_images")[[self.index]])
         return self.attributor.upload(self.backdoor.stamped(image, np.array([self.base]))[0])
-
-
-def usable(attributor: Attributor) -> tuple[str, ...]:
-    """Give the methods for which the bundle holds all that they need."""
-    return tuple(name for name, method in METHODS.items() if attributor.missing(method) is None)
 
 
 def measured_for(attributor: Attributor) -> dict[str, Any] | None:

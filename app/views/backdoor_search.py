@@ -11,7 +11,7 @@ from app.comparison_link import compare_link
 from app.figures_backdoor import roc
 from app.grid import Card, data_uri, grid
 from app.state import pack_image
-from app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, measured_for, tuned_sigma2, usable, weak
+from app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, measured_for, tuned_sigma2, weak
 from core.answers import Attribution, Request
 from core.curves import REFERENCE
 from core.errors import QueryError
@@ -34,9 +34,9 @@ def search_step(scene: Scene, view: BackdoorView, change: Change, another: Calla
         st.markdown("On this picture the attacker’s patch does not work, so nobody taught the model anything about it.")
         st.button("Take one on which it works", key=f"{KEY}working", on_click=another, args=(scene,))
         return
-    names = usable(scene.attributor)
+    names = scene.attributor.usable()
     method = view.method if view.method in names else REFERENCE
-    rival = view.rival if view.rival in names else _rival(scene, names, method)
+    rival = view.rival if view.rival in names else _rival(scene, scene.attributor.usable(fast=True), method)
     pool = int((scene.attributor.train_labels == scene.target).sum())
     st.markdown(
         f"The model says **{classes[scene.target]}** because somewhere among its {pool:,} training pictures labelled "

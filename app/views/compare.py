@@ -45,7 +45,7 @@ def page() -> None:
     link = view.to_link() | ({"bundle": path.name} if len(shared.bundle_paths()) > 1 else {})
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
-    methods = view.methods or usable(attributor)
+    methods = view.methods or attributor.usable(fast=True)
     with figure:
         if len(methods) < _FEWEST:
             st.info("Choose at least two methods to compare.", icon=":material/compare:")
@@ -60,11 +60,6 @@ def page() -> None:
         downloads(attributor, queries, rows, view)
     agreement_section(attributor, rows, view)
     stability(attributor, view.query, queries[0], [view.request(name) for name in methods])
-
-
-def usable(attributor: Attributor) -> tuple[str, ...]:
-    """Give the methods for which the bundle holds all that they need."""
-    return tuple(name for name, method in METHODS.items() if attributor.missing(method) is None)
 
 
 def _view(attributor: Attributor, path: str) -> ComparisonView:
@@ -169,8 +164,9 @@ def _settings(attributor: Attributor) -> ComparisonView:
         "Methods",
         list(METHODS),
         key=f"{_KEY}methods",
-        format_func=lambda n: METHODS[n].title,
-        help="Two or more. A method that this bundle lacks says in its row how to add it.",
+        format_func=lambda n: METHODS[n].title + (" (minutes)" if attributor.slow(METHODS[n]) else ""),
+        help="Two or more. A method that this bundle lacks says in its row how to add it; one that takes minutes an "
+        "image on this network is not chosen at first.",
     )
     chosen = tuple(name for name in METHODS if name in names)
     budget = st.slider(labels.budget, 1, LARGEST_BUDGET, key=f"{_KEY}budget", help=labels.budget_help)
@@ -210,7 +206,7 @@ def _settings(attributor: Attributor) -> ComparisonView:
     )
     return replace(
         view,
-        methods=() if chosen == usable(attributor) else chosen,
+        methods=() if chosen == attributor.usable(fast=True) else chosen,
         budget=budget,
         target=None if target == _ITS_ANSWER else target,
         sigma2=10**exponent,
@@ -222,7 +218,7 @@ def _settings(attributor: Attributor) -> ComparisonView:
 
 def _restore(view: ComparisonView, attributor: Attributor) -> None:
     """Give the controls the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
-    now, known = usable(attributor), f"{_KEY}usable"
+    now, known = attributor.usable(fast=True), f"{_KEY}usable"
     if not view.methods and st.session_state.get(known, now) != now:
         st.session_state.pop(f"{_KEY}methods", None)  # a method that became ready joins those that were not chosen
     st.session_state[known] = now

@@ -88,7 +88,7 @@ def _take(query: str) -> None:
 
 def _controls(attributor: Attributor, query: QueryImage) -> CounterfactualView:
     view: CounterfactualView = st.session_state[_VIEW]
-    usable = [name for name, method in METHODS.items() if attributor.missing(method) is None]
+    usable = attributor.usable()
     pool = int((attributor.train_labels == query.predicted).sum())
     most = max(FEWEST, min(MOST, pool - 1))
     usual = attributor.bundle.sigma2(view.method)

@@ -196,3 +196,45 @@ def test_the_area_under_roc_by_hand():
     assert backdoor_search._area(np.array([True, True, False])) == 1
     figure = roc({"A": np.array([True, False, True, False])})
     assert list(figure.data[1].y) == [0, 0.5, 0.5, 1, 1]
+
+
+def test_where_training_takes_too_long_the_measured_result_is_shown_and_says_so(page, poisoned, monkeypatch):
+    from app.views import backdoor_proof
+
+    classes = list(poisoned.bundle.classes)
+
+    def row(method, removed, planted, success):
+        return {
+            "method": method,
+            "removed": removed,
+            "poisoned_removed": planted,
+            "attack_success": success,
+            "class_success": [success] * len(classes),
+            "test_accuracy": 0.9,
+        }
+
+    result = {
+        "date": "2026-01-02",
+        "command": "natscope evaluate retraining",
+        "bundles": [{"command": "natscope precompute", "identity": "0"}],
+        "setting": {"network": "mlp 784-512-256-10", "data": "some data", "queries": 1, "budget": 50, "sigma2": 10.0}
+        | {"classes": classes},
+        "rows": [row(None, 0, 0, 0.81), row("info_loss", 490, 444, 0.03), row("random", 495, 17, 0.8)],
+        "finding": "What was found.",
+    }
+    monkeypatch.setattr(backdoor_proof, "too_slow", lambda bundle: "This takes an hour.")
+    monkeypatch.setattr(backdoor_proof, "retraining_results", lambda: [result])
+    app = page()
+    (told,) = [element.value for element in app.info if "This takes an hour." in element.value]
+    assert "measured once, on 2026-01-02, with some data" in told
+    drawn = " ".join(element.proto.body for element in app.get("html"))
+    for words in (
+        "Without the 490 that InfoLoss found",
+        "444 of them planted",
+        "fooled 3%",
+        "Without 495 picked blindly",
+    ):
+        assert words in drawn
+    assert "What was found." in _texts(app)
+    monkeypatch.setattr(backdoor_proof, "retraining_results", lambda: [])
+    assert any("this step is live" in element.value for element in page().info)

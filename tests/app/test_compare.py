@@ -14,6 +14,7 @@ from app.figures_comparison import comparison_file
 from app.serve import BUNDLES
 from app.views import compare_results
 from core.answers import Request
+from core.attribution import Attributor
 from core.comparison import compare_one
 from core.methods import METHODS
 
@@ -52,16 +53,15 @@ def _figures(app):
 
 
 def test_a_method_that_becomes_ready_joins_the_others_unless_they_were_chosen(page, monkeypatch):
-    from app.views import compare
 
     everything = tuple(METHODS)
-    monkeypatch.setattr(compare, "usable", lambda attributor: everything[:3])
+    monkeypatch.setattr(Attributor, "usable", lambda self, fast=False: everything[:3])
     app = page(q="test:5")
     assert len(_figures(app)[0]["strips"]) == 3
-    monkeypatch.setattr(compare, "usable", lambda attributor: everything[:4])
+    monkeypatch.setattr(Attributor, "usable", lambda self, fast=False: everything[:4])
     assert len(_figures(_whole(app.run()))[0]["strips"]) == 4
     _whole(app.multiselect(key="compare_methods").set_value(list(everything[:2])).run())
-    monkeypatch.setattr(compare, "usable", lambda attributor: everything)
+    monkeypatch.setattr(Attributor, "usable", lambda self, fast=False: everything)
     assert len(_figures(_whole(app.run()))[0]["strips"]) == 2
 
 

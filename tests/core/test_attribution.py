@@ -10,6 +10,7 @@ from core.errors import QueryError
 from core.methods import METHODS
 from core.pool import Pool
 from core.posterior import FeatureConditioning, FeatureSpectrum
+from precompute.attributor import open_attributor
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +155,28 @@ def test_the_json_form_has_every_contracted_field(attributor, query):
     assert {"query", "method", "sigma2", "pool", "seconds", "items"} <= set(record)
     assert [set(item) for item in record["items"]] == [{"rank", "train_index", "label", "score", "nats", "sign"}] * 2
     assert record["items"][0]["nats"] is None
+
+
+def test_queries_that_are_prepared_together_get_the_same_answers(bundle_path):
+    one, many = open_attributor(bundle_path), open_attributor(bundle_path)
+    method = METHODS["kronfluence"]
+    target = one.query("test", 0).predicted
+    queries = [one.query("test", int(i)) for i in np.flatnonzero(one.test_labels == target)[:3]]
+    stages, seen = [], []
+    many.ahead(method, queries, target, lambda stage, *_: stages.append(stage))
+    assert stages
+    for query in queries:
+        request = Request("kronfluence", target=target)
+        apart = one.attribute(query, request)
+        prepared = many.attribute(query, request, lambda stage, *_: seen.append(stage))
+        assert [i.train_index for i in prepared.items] == [i.train_index for i in apart.items]
+        np.testing.assert_allclose([i.score for i in prepared.items], [i.score for i in apart.items], rtol=1e-4)
+    assert not seen  # nothing was computed again
+    many.ahead(METHODS["repsim"], queries, target, lambda stage, *_: pytest.fail("nothing to prepare"))
+
+
+def test_what_takes_minutes_on_a_network_is_named(attributor, monkeypatch):
+    assert "kronfluence" in attributor.usable(fast=True)
+    monkeypatch.setattr(attributor, "_linear", False)
+    assert "kronfluence" not in attributor.usable(fast=True)
+    assert set(attributor.usable()) - set(attributor.usable(fast=True)) == {"kronfluence"}
