@@ -129,7 +129,6 @@ class Attribution:
             "pool_size": self.pool_size,
             "conditioning": self.request.conditioning,
             "index": self.index,
-            "regime": self.regime,
             "seconds": self.seconds,
             "total_nats": self.total_nats,
             "redundancy": None if np.isnan(self.redundancy) else self.redundancy,

@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,13 @@ def run(
     """
     opened = list(_opened(bundles))
     size = {"queries": queries, "seed": seed}
+    names = [name for name in methods if all(b.missing(METHODS[name]) is None for b in opened)]
+    tuned = tuple(name for name in names if METHODS[name].uses_sigma2)
     tuning = [
-        _part(kept, bundle, "tuning", size, lambda b=bundle: _tune(b, **size, progress=progress)) for bundle in opened
+        _part(kept, bundle, f"tuning {','.join(tuned)}", size, partial(_tune, bundle, tuned, **size, progress=progress))
+        for bundle in opened
     ]
     chosen = choose_sigma2(tuning)
-    names = [name for name in methods if all(b.missing(METHODS[name]) is None for b in opened)]
     rows = []
     for name in names:
         sigma2 = chosen.get(name, 1.0)
@@ -187,10 +190,11 @@ def _part(kept: Kept, attributor: Attributor, name: str, size: dict[str, Any], c
     return kept.get(f"{attributor.bundle.identity} {name} {settings}", compute)
 
 
-def _tune(attributor: Attributor, *, queries: int, seed: int, progress: Progress) -> dict[str, list[float]]:
+def _tune(
+    attributor: Attributor, names: Sequence[str], *, queries: int, seed: int, progress: Progress
+) -> dict[str, list[float]]:
     """Give each method's mean recall at every sigma2, over queries that are not reported."""
     drawn = draw_queries(attributor, queries + TUNED_ON, seed=seed)[queries:]
-    names = [name for name, method in METHODS.items() if method.uses_sigma2]
     recalls = {name: np.zeros((len(SIGMA2S), len(drawn))) for name in names}
     asked = [(stamped_query(attributor, backdoor_of(attributor), index), base) for index, base in drawn]
     bases, done = np.array([base for _, base in asked]), 0

@@ -4,8 +4,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import assets
+from app.paper import SECTIONS
 from app.results import load_result, provenance_missing
-from app.views.results import _FIGURES, SECTIONS
+from app.views.results import _FIGURES
 
 INSTALLED = [name for section in SECTIONS for name in section.names if assets.path("results", f"{name}.json").is_file()]
 
