@@ -261,7 +261,10 @@ def evaluate(
     methods: str | None,
     seed: int,
 ) -> None:
-    """Run EXPERIMENT: relative-information, backdoor, brittleness or retraining. A stopped one goes on where it was."""
+    """Run EXPERIMENT: relative-information, backdoor, brittleness, coreset or retraining.
+
+    A stopped one goes on where it was.
+    """
     from app.figures_experiments import experiment_files
     from core.bundle import find_bundles
     from core.errors import QueryError
