@@ -86,6 +86,30 @@ def overlap(titles: Sequence[str], shares: Sequence[float], *, colour: str) -> g
     return figure
 
 
+def shares_right(titles: Sequence[str], shares: Sequence[float], *, colours: Sequence[str]) -> go.Figure:
+    """Draw the share of test images that each of some networks gets right, the first on top."""
+    figure = go.Figure(
+        go.Bar(
+            x=list(shares)[::-1],
+            y=list(titles)[::-1],
+            orientation="h",
+            marker={"color": list(colours)[::-1]},
+            text=[f"{share:.1%}" for share in shares][::-1],
+            textposition="auto",
+            hovertemplate="%{y}: %{x:.1%}<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        height=32 * len(titles) + 60,
+        margin=_MARGIN,
+        xaxis={"title": "test images it gets right", "tickformat": ".0%", "range": [0, 1], "fixedrange": True},
+        yaxis={"fixedrange": True, "automargin": True},
+        bargap=0.3,
+        dragmode=False,
+    )
+    return figure
+
+
 def accuracies(result: dict[str, Any], *, balanced: bool) -> go.Figure:
     """Draw the experiment's accuracies in per cent against the budget, with standard errors."""
     grid, figure = result["setting"]["grid"], go.Figure()

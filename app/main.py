@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from app.background import banner
-from app.views import attribute, backdoor, compare, curves, methods
+from app.views import attribute, backdoor, compare, coreset, curves, methods
 from core.errors import NatscopeError
 
 _FOLDER = Path(__file__).parent
@@ -21,6 +21,7 @@ def main() -> None:
         st.Page(compare.page, title="Compare", url_path="compare"),
         st.Page(backdoor.page, title="Backdoor", url_path="backdoor"),
         st.Page(curves.page, title="Information curves", url_path="curves"),
+        st.Page(coreset.page, title="Coreset", url_path="coreset"),
         st.Page(methods.page, title="Methods", url_path="methods"),
     ]
     chosen = st.navigation(pages, position="top")

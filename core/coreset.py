@@ -18,6 +18,7 @@ from core.pool import LIVE, Pool
 
 FEATURES = "margin_features"
 MOST_QUERIES = 500
+BLIND = "random"  # the method that every other is compared with
 _BROUGHT_BY = next(name for name, method in METHODS.items() if FEATURES in method.needs)
 
 

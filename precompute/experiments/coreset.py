@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from core.attribution import Attributor, Progress
-from core.coreset import Coresets, draw, missing
+from core.coreset import BLIND, Coresets, draw, missing
 from core.errors import QueryError
 from core.methods import METHODS
 from precompute.attributor import open_attributor
@@ -27,7 +27,6 @@ CLAIMS = (
     "Figures 5 and 6 of Tailor, Felicioni and Ciosek are about coresets, plain and with as many images of every class: "
     "the paper reports that choosing by information is competitive with the baselines."
 )
-RANDOM = "random"
 Way = tuple[str, bool]  # a method and whether every class gives as many
 
 
@@ -189,18 +188,16 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str
     parts = []
     for place in sorted({0, len(grid) - 1}):
         best = max(rows, key=lambda row: row["accuracy"][place]["mean"])
-        blind = [row for row in rows if row["method"] == RANDOM and row["balanced"] == best["balanced"]]
+        blind = [row for row in rows if row["method"] == BLIND and row["balanced"] == best["balanced"]]
         than = f", {blind[0]['accuracy'][place]['mean']:.1%} with random ones" if blind and best != blind[0] else ""
         parts.append(
             f"trained on {grid[place]:,} images the network is right on {best['accuracy'][place]['mean']:.1%} when "
             f"{title(best)} chooses{than}"
         )
-    above = _above_random(rows)
     told = "; ".join(parts)
-    return (
-        f"{told[0].upper()}{told[1:]}; with all images, on {whole['mean']:.1%}."
-        + (f" {above}" if above else "")
-    )  # fmt: skip
+    said = f"{told[0].upper()}{told[1:]}; with all images, on {whole['mean']:.1%}."
+    above = _above_random(rows)
+    return f"{said} {above}" if above else said
 
 
 def title(row: dict[str, Any]) -> str:
@@ -215,10 +212,8 @@ def _above_random(rows: Sequence[dict[str, Any]]) -> str:
         kind = {
             row["method"]: np.array([a["mean"] for a in row["accuracy"]]) for row in rows if row["balanced"] == balanced
         }
-        if RANDOM not in kind or len(kind) < 2:
+        if BLIND not in kind or len(kind) < 2:
             return ""
-        better = [
-            METHODS[name].title for name, means in kind.items() if name != RANDOM and (means > kind[RANDOM]).all()
-        ]
+        better = [METHODS[name].title for name, means in kind.items() if name != BLIND and (means > kind[BLIND]).all()]
         told.append(f"{'balanced' if balanced else 'plain'}: {', '.join(better) or 'none'}")
     return f"Above random images at every budget: {'; '.join(told)}."
