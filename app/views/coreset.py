@@ -106,14 +106,7 @@ def _known() -> BoundedCache[Chosen]:
 
 
 def _settings(attributor: Attributor, view: CoresetView) -> CoresetView:
-    usual = attributor.bundle.sigma2(view.method)
-    values = {
-        "method": view.method,
-        "balanced": view.balanced,
-        "budget": view.budget,
-        "exponent": state.exponent_of(view.sigma2 or usual),
-    }
-    for key, value in values.items():
+    for key, value in {"method": view.method, "balanced": view.balanced, "budget": view.budget}.items():
         st.session_state.setdefault(KEY + key, value)
     largest = largest_budget(len(attributor.train_labels))
     budget = st.select_slider(
@@ -126,6 +119,7 @@ def _settings(attributor: Attributor, view: CoresetView) -> CoresetView:
         "Method",
         list(METHODS),
         key=f"{KEY}method",
+        on_change=_usual_sigma2,
         format_func=lambda n: METHODS[n].title + (" (not in this bundle)" if missing(attributor, n) else ""),
         help=f"{words.informative()} choose for all test images together; the others rank by their mean score over "
         "them.",
@@ -136,6 +130,8 @@ def _settings(attributor: Attributor, view: CoresetView) -> CoresetView:
         help="On: each class gives as many, by the method’s choice within the class. Off: the method chooses among all "
         "training images at once; the first time that takes a minute.",
     )
+    usual = attributor.bundle.sigma2(name)
+    st.session_state.setdefault(f"{KEY}exponent", state.exponent_of(view.sigma2 or usual))
     exponent = st.select_slider(
         words.EXPERT.sigma2,
         sorted({*state.SIGMA2_EXPONENTS, st.session_state[f"{KEY}exponent"]}),
@@ -145,6 +141,12 @@ def _settings(attributor: Attributor, view: CoresetView) -> CoresetView:
     )
     sigma2 = None if exponent == state.exponent_of(usual) else 10**exponent
     return replace(view, method=name, balanced=balanced, budget=budget, sigma2=sigma2)
+
+
+def _usual_sigma2() -> None:
+    """Let another method have the σ² that is usual for it, unless the visitor chose one."""
+    if st.session_state[VIEW].sigma2 is None:
+        st.session_state.pop(f"{KEY}exponent", None)
 
 
 def _results(attributor: Attributor, coresets: Coresets, view: CoresetView) -> None:
