@@ -270,7 +270,7 @@ class Attributor:
         found = replace(
             found,
             array=lambda name: _rows_of(self._parts.array(name, progress), rows),
-            influence=lambda image, label: self._parts.influence(image, label, rows, progress),
+            influence=lambda image, label: self._parts.influence(image, int(label), rows, progress),
         )
         if conditioning == "train" or (conditioning == "pool" and not found.pool.fits_gram):
             return self._conditioned(found, target, pool, progress), rows

@@ -5,6 +5,7 @@ import io
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from urllib.parse import urlencode
 
 import numpy as np
@@ -180,10 +181,10 @@ def _chosen(attributor: Attributor, coresets: Coresets, view: CoresetView, rows:
 
     def work(progress: Progress) -> Chosen:
         query = coresets.ask(rows)
-        settings = {"sigma2": sigma2, "budget": view.budget, "balanced": view.balanced}
-        indices = coresets.select(view.method, query, **settings, progress=progress)
+        choose = partial(coresets.select, sigma2=sigma2, budget=view.budget, balanced=view.balanced)
+        indices = choose(view.method, query, progress=progress)
         progress("Counting what they tell", 0, 1)
-        blind = coresets.select(BLIND, query, **settings)
+        blind = choose(BLIND, query)
         nats, blind_nats = (coresets.information(ranking, query, sigma2) for ranking in (indices, blind))
         return Chosen(indices, nats, blind, blind_nats)
 
@@ -209,7 +210,8 @@ def _sheet(attributor: Attributor, indices: np.ndarray) -> None:
     counts, images = Counter(labels[indices].tolist()), attributor.bundle.array("train_images")
     for label in sorted(counts):
         own = shown[labels[shown] == label]
-        st.markdown(f"**{classes[label]}** · {counts[label]}" + ("" if len(own) else " (none of the first shown)"))
+        name, row = st.columns([1, 6], vertical_alignment="center")
+        name.markdown(f"**{classes[label]}** · {counts[label]}" + ("" if len(own) else " (none of the first shown)"))
         cards = [
             Card(
                 src=data_uri(np.asarray(images[index])),
@@ -219,13 +221,14 @@ def _sheet(attributor: Attributor, indices: np.ndarray) -> None:
             for index in own
         ]
         if cards:
-            grid(
-                cards,
-                key=f"{KEY}sheet_{label}",
-                label=f"Chosen images of class {classes[label]}",
-                size=40,
-                on_pick=lambda place, own=own: st.session_state.__setitem__(f"{KEY}picked", int(own[place])),  # type: ignore[misc]
-            )
+            with row:
+                grid(
+                    cards,
+                    key=f"{KEY}sheet_{label}",
+                    label=f"Chosen images of class {classes[label]}",
+                    size=40,
+                    on_pick=lambda place, own=own: _pick(int(own[place])),  # type: ignore[misc]
+                )
     picked = st.session_state.pop(f"{KEY}picked", None)
     if picked is not None:
         address = {"q": f"train:{picked}"}
@@ -234,6 +237,10 @@ def _sheet(attributor: Attributor, indices: np.ndarray) -> None:
         title = f"Training image {picked}: {classes[labels[picked]]}"
         link = ("Make it the query", "attribute?" + urlencode(address))
         show_large(np.asarray(images[picked]), title, link=link)
+
+
+def _pick(index: int) -> None:
+    st.session_state[f"{KEY}picked"] = index
 
 
 def _downloads(attributor: Attributor, view: CoresetView, rows: np.ndarray, sigma2: float, chosen: Chosen) -> None:

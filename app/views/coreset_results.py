@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,10 +117,10 @@ def others(
 
     def work(progress: Progress) -> dict[str, list[int]]:
         query, found = coresets.ask(asked), {}
+        choose = partial(coresets.select, budget=view.budget, balanced=view.balanced, progress=progress)
         for name in wanted:
-            settings = {"budget": view.budget, "balanced": view.balanced, "progress": progress}
             own = view.sigma2 or attributor.bundle.sigma2(name)
-            found[name] = coresets.select(name, query, sigma2=own, **settings).tolist()  # type: ignore[arg-type]
+            found[name] = choose(name, query, sigma2=own).tolist()
         return found
 
     identity = ("overlap", attributor.bundle.identity, asked.tobytes(), view.budget, view.balanced, view.sigma2)
