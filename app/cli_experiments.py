@@ -30,7 +30,10 @@ def evaluate(
     methods: str | None,
     seed: int,
 ) -> None:
-    """Run EXPERIMENT: relative-information, backdoor, brittleness or retraining. A stopped one goes on where it was."""
+    """Run EXPERIMENT: relative-information, backdoor, brittleness, coreset or retraining.
+
+    A stopped one goes on where it was.
+    """
     from core.bundle import find_bundles
     from core.errors import QueryError
     from precompute.experiments import EXPERIMENTS

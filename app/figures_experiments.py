@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from app.figures_brittleness import flips_file, flips_table
+from app.figures_coreset import coreset_file, coreset_table
 from app.figures_curves import curves_file, experiment_panels
 from app.figures_tuning import scores_file
 from core.methods import METHODS
@@ -15,6 +16,9 @@ def experiment_files(result: dict[str, Any]) -> list[tuple[str, bytes]]:
     """Draw an experiment: of each file the suffix and the content."""
     if "panels" in result:
         return [(kind, curves_file(experiment_panels(result), kind=kind)) for kind in ("png", "svg")]
+    if result["experiment"] == "coreset":
+        drawn = [(kind, coreset_file(result, kind=kind)) for kind in ("png", "svg")]
+        return [*drawn, ("md", coreset_table(result).encode())]
     if result["experiment"] == "retraining":
         return [("md", retraining_table(result).encode())]
     if result["experiment"] == "tuning":

@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from app.background import banner
-from app.views import attribute, backdoor, compare, counterfactual, curves, methods, results
+from app.views import attribute, backdoor, compare, coreset, counterfactual, curves, methods, results
 from core.errors import NatscopeError
 
 _FOLDER = Path(__file__).parent
@@ -22,6 +22,7 @@ def main() -> None:
         st.Page(backdoor.page, title="Backdoor", url_path="backdoor"),
         st.Page(counterfactual.page, title="Counterfactual", url_path="counterfactual"),
         st.Page(curves.page, title="Information curves", url_path="curves"),
+        st.Page(coreset.page, title="Coreset", url_path="coreset"),
         st.Page(results.page, title="Results", url_path="results"),
         st.Page(methods.page, title="Methods", url_path="methods"),
     ]

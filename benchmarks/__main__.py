@@ -8,12 +8,13 @@ import click
 import numpy as np
 import torch
 
-from benchmarks import audit, cold, convolutions, ekfac, methods, retraining, search, selection, sketches
+from benchmarks import audit, cold, convolutions, coreset, ekfac, methods, retraining, search, selection, sketches
 from core.index_spec import KINDS
 
 BENCHMARKS = {
     "sketches": sketches.run,
     "selection": selection.run,
+    "coreset": coreset.run,
     "methods": methods.run,
     "ekfac": ekfac.run,
     "audit": audit.run,

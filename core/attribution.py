@@ -218,6 +218,40 @@ class Attributor:
             inputs = torch.cat([self.inputs(query.image[None]) for query in queries])
             self._parts.influence_ahead(inputs, target, rows, progress)
 
+    def margin_query(self, rows: np.ndarray) -> Query:
+        """Give test images as queries about their own labels' margins, without NTK scaling.
+
+        Args:
+            rows: (Q,) their numbers.
+
+        Raises:
+            QueryError: if the network's response to one is not finite.
+        """
+        inputs, labels = self.inputs(np.asarray(self.bundle.array("test_images")[rows])), self.test_labels[rows]
+        features = self._margins.features(inputs, labels, measurement="margin")
+        if not np.isfinite(features).all():
+            raise QueryError(
+                "The network's response to one of these images is not a finite number, so nothing can be attributed."
+            )
+        penultimate = self.features.outputs(inputs).penultimate
+        return Query(features, penultimate, margin=lambda: features, input=inputs, target=labels)
+
+    def margin_candidates(self, rows: np.ndarray, progress: Progress) -> Candidates:
+        """Give training images as candidates under their own labels' margins, without NTK scaling.
+
+        Args:
+            rows: (n,) their numbers, rising.
+            progress: called while something long is computed.
+        """
+        stored = self._parts.array("margin_features", progress)
+        features = stored if len(rows) == len(stored) else RowView(stored, rows)
+        return Candidates(
+            Pool(features, kernel=self.kernel),
+            self._penultimate[rows],
+            array=lambda name: _rows_of(self._parts.array(name, progress), rows),
+            influence=lambda images, labels: self._parts.mean_influence(images, np.asarray(labels), rows, progress),
+        )
+
     def query_features(self, query: QueryImage, target: int) -> np.ndarray:
         """Give the query's features (W,) under the target's logit.
 
@@ -260,7 +294,7 @@ class Attributor:
         found = replace(
             found,
             array=lambda name: _rows_of(self._parts.array(name, progress), rows),
-            influence=lambda image, label: self._parts.influence(image, label, rows, progress),
+            influence=lambda image, label: self._parts.influence(image, int(label), rows, progress),
         )
         if conditioning == "train" or (conditioning == "pool" and not found.pool.fits_gram):
             return self._conditioned(found, target, pool, progress), rows

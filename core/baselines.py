@@ -22,10 +22,10 @@ Part = TypeVar("Part")
     sketched=False,
 )
 def _repsim(candidates: Candidates, query: Query, settings: Settings) -> Selection:
-    members, own = candidates.penultimate.astype(np.float64), query.penultimate.astype(np.float64)
-    length = np.linalg.norm(members, axis=1) * np.linalg.norm(own)
-    products = members @ own
-    return rank(np.divide(products, length, out=np.zeros_like(products), where=length > 0), settings)
+    members, own = candidates.penultimate.astype(np.float64), np.atleast_2d(query.penultimate).astype(np.float64)
+    length = np.outer(np.linalg.norm(members, axis=1), np.linalg.norm(own, axis=1))
+    products = members @ own.T
+    return rank(np.divide(products, length, out=np.zeros_like(products), where=length > 0).mean(axis=1), settings)
 
 
 @method(
@@ -43,8 +43,8 @@ def _repsim(candidates: Candidates, query: Query, settings: Settings) -> Selecti
 )
 def _graddot(candidates: Candidates, query: Query, settings: Settings) -> Selection:
     # Pruthi et al. 2020, equation 5, one checkpoint. The loss is -log p_y, whose gradient is -(1 - p_y) grad f.
-    margin = _given(query.margin)()
-    products = candidates.pool.kernel(_rows(candidates, "margin_features"), margin[None])[:, 0]
+    margins = np.atleast_2d(_given(query.margin)())
+    products = candidates.pool.kernel(_rows(candidates, "margin_features"), margins).mean(axis=1)
     return rank(_rows(candidates, "train_doubt") * products, settings)
 
 

@@ -95,8 +95,8 @@ def _relatif(candidates: Candidates, query: Query, settings: Settings) -> Select
     conditioning = candidates.conditioning or candidates.pool
     posterior = conditioning.posterior(np.atleast_2d(query.features), settings.sigma2)
     covariance, variance, pool_variance = (
-        settings.sigma2 * posterior.alpha[:, 0],
-        posterior.variance[0],
+        settings.sigma2 * posterior.alpha,
+        posterior.variance,
         posterior.pool_variance,
     )
     for row in settings.exclude:
@@ -104,6 +104,7 @@ def _relatif(candidates: Candidates, query: Query, settings: Settings) -> Select
         noise = settings.sigma2**2 * posterior.precision[row]  # sigma2 - Var(f_row | D)
         variance = variance + covariance[row] ** 2 / noise
         pool_variance = pool_variance + column**2 / noise
-        covariance = covariance + column * covariance[row] / noise
-    scale = np.sqrt(np.maximum(pool_variance, 0) * max(variance, 0))
-    return rank(np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0), settings)
+        covariance = covariance + np.outer(column, covariance[row]) / noise
+    scale = np.sqrt(np.outer(np.maximum(pool_variance, 0), np.maximum(variance, 0)))
+    scores = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0).mean(axis=1)
+    return rank(scores, settings)

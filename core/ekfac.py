@@ -30,6 +30,7 @@ from core.parts import EkfacSpec
 
 Progress = Callable[[str, int, int], None]
 _NAME = "margin"
+_QUERIES = 50  # whose gradients are in memory together
 
 
 def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec, progress: Progress) -> None:
@@ -93,33 +94,39 @@ class EkfacInfluence:
         with _quiet():
             self._analyzer = _analyzer(model, Path(self._home.name))
 
-    def scores(self, queries: Tensor, target: int, inputs: Tensor, labels: np.ndarray) -> np.ndarray:
+    def scores(
+        self, queries: Tensor, target: int | np.ndarray, inputs: Tensor, labels: np.ndarray, *, mean: bool = False
+    ) -> np.ndarray:
         """Give the influence of training images on the margin of queries.
 
         Args:
-            queries: (Q, ...), as the network takes them; a few, whose gradients are in memory together.
-            target: the class whose margin is measured.
+            queries: (Q, ...), as the network takes them; without `mean` a few, for their gradients are in memory
+                together.
+            target: the class whose margin is measured, or (Q,) int64, one a query.
             inputs: (n, ...) training images, as the network takes them.
             labels: (n,) int64, theirs.
+            mean: whether the mean over the queries is wanted, which costs what one query costs.
 
         Returns:
-            (Q, n) float64: the first-order change of the margin per unit of weight on an image's loss, positive for
-            proponents.
+            (Q, n), or (1, n), float64: the first-order change of the margin per unit of weight on an image's loss,
+            positive for proponents.
         """
         name = uuid.uuid4().hex  # kronfluence gives stale scores when a name is used again
+        targets = torch.from_numpy(np.broadcast_to(np.asarray(target, dtype=np.int64), (len(queries),)).copy())
         with self._lock, _quiet():
             self._analyzer.compute_pairwise_scores(
                 scores_name=name,
                 factors_name=_NAME,
-                query_dataset=TensorDataset(queries, torch.full((len(queries),), target)),
+                query_dataset=TensorDataset(queries, targets),
                 train_dataset=TensorDataset(inputs, torch.from_numpy(np.array(labels, dtype=np.int64))),
-                per_device_query_batch_size=len(queries),
+                per_device_query_batch_size=min(len(queries), _QUERIES),
                 per_device_train_batch_size=min(len(inputs), self._batch),
-                score_args=ScoreArguments(damping_factor=None),
+                score_args=ScoreArguments(damping_factor=None, aggregate_query_gradients=mean),
             )
             found = self._analyzer.load_pairwise_scores(name)
             shutil.rmtree(self._analyzer.scores_output_dir(name))
-        return found["all_modules"].double().numpy()
+        scores = found["all_modules"].double().numpy()
+        return scores / len(queries) if mean else scores  # kronfluence gives the sum
 
 
 class _MarginTask(Task):

@@ -1,10 +1,10 @@
 """Greedy subset selection by InfoLoss, InfoGain and InfoGain (approx).
 
-All three are one recursion. Let A be a positive definite matrix over the candidates with diagonal a, and c a column of
-covariances with the query. Picking i changes the query's variance by c_i^2 / a_i, and then A and c are updated by one
-column of a Cholesky factor. With A = K + sigma2 I and c = k_*, picks are *added* to an empty set and the variance
-falls: InfoGain. With A = P = (K + sigma2 I)^-1 and c = P k_*, picks are *taken away* from D and the variance rises:
-InfoLoss. One pick costs a column of A and O(n m); nothing K x K or n x n is formed.
+All three are one recursion (`core.recursion`) on a matrix A over the candidates and their covariances c with a query,
+in which picking i changes the query's variance by c_i^2 / a_i. With A = K + sigma2 I and c = k_*, picks are *added* to
+an empty set and the variance falls: InfoGain. With A = P = (K + sigma2 I)^-1 and c = P k_*, picks are *taken away* from
+D and the variance rises: InfoLoss. One pick costs a column of A and O(n m); for a few queries nothing K x K or n x n is
+formed.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,12 @@ import numpy as np
 
 from core.pool import Pool
 from core.posterior import Columns, Conditioning, mean_half_log_ratio
+from core.recursion import PREFETCH, ManyQueries, Recursion, first_open_twin
 from core.search import InnerProductIndex
 from core.shortlist import Shortlist
 
-_TIE = 1e-10  # scores this close (relatively) are a tie: duplicates differ in their last bits only
-_PREFETCH = 32  # columns computed together when a column is not free
+FEW_QUERIES = 32  # up to which all covariances are moved at every pick
+_ONE_BY_ONE = 100  # a column by itself costs as much as so many of a matrix product, at most
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,16 @@ def info_loss(
     # Without any of the others, x alone has precision 1 / (sigma2 + k_xx): rounding must not take it lower.
     floor = 1 / (sigma2 + pool.diagonal)
     precision, alpha = np.maximum(posterior.precision, floor), posterior.alpha
-    run = _Recursion(pool, precision, alpha, floor, posterior.precision_columns, budget=budget, exclude=exclude)
+    run = _recursion(
+        pool,
+        precision,
+        alpha,
+        floor,
+        posterior.precision_columns,
+        whole=posterior.whole,
+        budget=budget,
+        exclude=exclude,
+    )
     for index in exclude:
         run.pick(index)
     before = posterior.variance + run.change
@@ -139,7 +149,7 @@ def info_loss(
     while run.open(budget + len(exclude)):
         run.pick(run.best(divide=True))
         nats.append(mean_half_log_ratio(posterior.variance + run.change, before))
-    return run.selection(nats, skip=len(exclude))
+    return _selection(run, nats, skip=len(exclude))
 
 
 def _gain(
@@ -147,85 +157,54 @@ def _gain(
 ) -> Selection:
     prior = pool.prior(queries)
     floor = np.full(len(pool), sigma2)
-    noisy, cross, prefetch = pool.diagonal + sigma2, pool.cross(queries), 1 if pool.has_gram else _PREFETCH
-    run = _Recursion(pool, noisy, cross, floor, pool.columns, budget=budget, exclude=exclude, prefetch=prefetch)
+    noisy, cross, prefetch = pool.diagonal + sigma2, pool.cross(queries), 1 if pool.has_gram else PREFETCH
+    run = _recursion(
+        pool,
+        noisy,
+        cross,
+        floor,
+        pool.columns,
+        whole=pool.whole,
+        budget=budget,
+        exclude=exclude,
+        prefetch=prefetch,
+    )
     nats = []
     while run.open(budget):
         run.pick(run.best(divide=divide))
         nats.append(mean_half_log_ratio(prior, prior - run.change))
-    return run.selection(nats)
+    return _selection(run, nats)
 
 
-class _Recursion:
-    """The state of the recursion in this file's head: diagonal a, covariances c, and the factor's columns so far."""
-
-    def __init__(
-        self,
-        pool: Pool,
-        diagonal: np.ndarray,
-        cross: np.ndarray,
-        floor: np.ndarray,
-        columns: Columns,
-        *,
-        budget: int,
-        exclude: Sequence[int],
-        prefetch: int = _PREFETCH,
-    ) -> None:
-        self.a, self.c, self.floor, self.columns = diagonal.copy(), cross.copy(), floor, columns
-        self.pool, self.prefetch = pool, prefetch
-        self.change = np.zeros(cross.shape[1])  # by how much the picks moved each query's variance
-        self.closed = np.zeros(len(pool), dtype=bool)
-        self.closed[list(exclude)] = True
-        self.factor = np.empty((min(budget + len(exclude), len(pool)), len(pool)))
-        self.picks: list[int] = []
-        self.scores: list[float] = []
-        self.signs: list[int] = []
-        self.fetched: dict[int, np.ndarray] = {}
-
-    def open(self, limit: int) -> bool:
-        return len(self.picks) < limit and not self.closed.all()
-
-    def best(self, *, divide: bool) -> int:
-        scores = np.einsum("nq,nq->n", self.c, self.c)
-        if divide:
-            scores /= self.a
-        scores[self.closed] = -1.0
-        self.ranking = scores
-        index = _first_open_twin(self.pool, first_of_best(scores), self.closed)
-        self.scores.append(float(scores[index]))
-        return index
-
-    def pick(self, index: int) -> None:
-        count = len(self.picks)
-        done = self.factor[:count]
-        root = np.sqrt(self.a[index])
-        column = (self.column(index) - done[:, index] @ done) / root
-        cross = self.c[index] / root
-        column[index] = 0.0  # its own entry never matters again, and here the diagonal of A may lack sigma2
-        self.signs.append(int(np.sign(cross.sum())))
-        self.change += cross**2
-        self.c -= np.outer(column, cross)
-        np.maximum(self.a - column**2, self.floor, out=self.a)
-        self.factor[count] = column
-        self.picks.append(index)
-        self.closed[index] = True
-
-    def column(self, index: int) -> np.ndarray:
-        if index not in self.fetched:
-            wanted = [index]
-            if self.prefetch > 1 and hasattr(self, "ranking"):
-                likely = np.argsort(-self.ranking, kind="stable")[: self.prefetch]
-                wanted += [int(i) for i in likely if i != index and not self.closed[i]]
-            self.fetched = dict(zip(wanted, self.columns(wanted).T, strict=True))
-        return self.fetched[index]
-
-    def selection(self, nats: list[float], *, skip: int = 0) -> Selection:
-        return Selection(
-            np.array(self.picks[skip:], dtype=np.int64),
-            np.array(self.scores),
-            np.array(self.signs[skip:], dtype=np.int8),
-            np.array(nats),
+def _recursion(
+    pool: Pool,
+    diagonal: np.ndarray,
+    cross: np.ndarray,
+    floor: np.ndarray,
+    columns: Columns,
+    *,
+    whole: Callable[[], np.ndarray | None],
+    budget: int,
+    exclude: Sequence[int],
+    prefetch: int = PREFETCH,
+) -> Recursion:
+    """Start the recursion that suits the number of queries; `whole` gives all columns at once, where it can."""
+    if cross.shape[1] <= FEW_QUERIES:
+        return Recursion(pool, diagonal, cross, floor, columns, budget=budget, exclude=exclude, prefetch=prefetch)
+    if _ONE_BY_ONE * (budget + len(exclude)) >= len(pool) and (matrix := whole()) is not None:
+        return ManyQueries(
+            pool, diagonal, cross, floor, lambda rows: matrix[rows].T, budget=budget, exclude=exclude, prefetch=1
         )
+    return ManyQueries(pool, diagonal, cross, floor, columns, budget=budget, exclude=exclude, prefetch=prefetch)
+
+
+def _selection(run: Recursion, nats: list[float], *, skip: int = 0) -> Selection:
+    return Selection(
+        np.array(run.picks[skip:], dtype=np.int64),
+        np.array(run.scores),
+        np.array(run.signs[skip:], dtype=np.int8),
+        np.array(nats),
+    )
 
 
 def _gain_by_index(
@@ -261,22 +240,11 @@ def _exact_search(
 
     def next_best(residual: np.ndarray) -> tuple[int, np.ndarray, float]:
         found, covariance = index.largest_square(residual, pool.features, excluded=np.flatnonzero(closed))
-        best = _first_open_twin(pool, found, closed)
+        best = first_open_twin(pool, found, closed)
         closed[best] = True
         return best, pool.features[best].astype(np.float64), covariance
 
     return next_best
-
-
-def first_of_best(scores: np.ndarray) -> int:
-    """Give the lowest index whose score ties with the largest, (n,) non-negative scores."""
-    return int(np.argmax(scores >= scores.max() * (1 - _TIE)))
-
-
-def _first_open_twin(pool: Pool, index: int, closed: np.ndarray) -> int:
-    """Give the lowest open row that is the same as a row: far down a ranking, twins' scores differ by rounding."""
-    twins = pool.twins(index)
-    return int(twins[~closed[twins]][0])
 
 
 def _checked(features: np.ndarray | Pool, queries: np.ndarray, sigma2: float, budget: int) -> tuple[Pool, np.ndarray]:

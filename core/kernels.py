@@ -69,6 +69,16 @@ class FactorKernel:
             start = end
 
 
+def self_product(rows: np.ndarray) -> np.ndarray:
+    """Give all inner products of rows (n, K) float64 with each other, (n, n), in half the time of a whole product."""
+    found = np.empty((len(rows), len(rows)))
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        stop = start + _ROWS_AT_ONCE
+        found[start:stop, start:] = rows[start:stop] @ rows[start:].T
+        found[stop:, start:stop] = found[start:stop, stop:].T
+    return found
+
+
 def _double(x: np.ndarray) -> np.ndarray:
     return np.asarray(x, dtype=np.float64)
 

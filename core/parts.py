@@ -129,7 +129,21 @@ class Parts:
             for key, scores in zip(keys[part], self._influences(queries[part], target, rows, progress), strict=True):
                 self._scores.keep(key, scores)
 
-    def _influences(self, queries: Tensor, target: int, rows: np.ndarray, progress: Progress) -> np.ndarray:
+    def mean_influence(self, queries: Tensor, targets: np.ndarray, rows: np.ndarray, progress: Progress) -> np.ndarray:
+        """Give the mean influence of training images on the margins of queries (Q, ...), (len(rows),).
+
+        Args:
+            queries: as the network takes them.
+            targets: (Q,) int64, the class whose margin is measured of each.
+            rows: numbers of training images.
+            progress: called every few hundred images.
+        """
+        key = ("mean", *_influence_key(queries, hash(targets.tobytes()), rows))
+        return self._scores.get(key, lambda: self._influences(queries, targets, rows, progress, mean=True)[0])
+
+    def _influences(
+        self, queries: Tensor, target: int | np.ndarray, rows: np.ndarray, progress: Progress, *, mean: bool = False
+    ) -> np.ndarray:
         from core.ekfac import EkfacInfluence
 
         found = self._influence.get(0, lambda: EkfacInfluence(self._margins.model, self._bundle.path / FACTORS))
@@ -137,7 +151,7 @@ class Parts:
         for start in range(0, len(rows), step):
             progress("Kronfluence: gradients of the training images", start, len(rows))
             part = rows[start : start + step]
-            parts.append(found.scores(queries, target, self._inputs(part), self._labels[part]))
+            parts.append(found.scores(queries, target, self._inputs(part), self._labels[part], mean=mean))
         return np.concatenate(parts, axis=1)
 
     def _doubt(self) -> np.ndarray:

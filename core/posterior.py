@@ -12,8 +12,12 @@ from typing import Protocol
 import numpy as np
 import scipy.linalg
 
+from core.kernels import self_product
+
+LARGEST_WHOLE = 20_000  # candidates of whom all columns may be computed at once: 3.2 GB
 _MIRRORED = 512  # rows of a triangle that are copied at a time
 Columns = Callable[[Sequence[int] | np.ndarray], np.ndarray]
+Whole = Callable[[], np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Posterior:
         precision: (n,) the candidates' diagonal of P.
         precision_columns: gives the candidates' block of columns of P, (n, len(indices)).
         pool_variance: (n,) Var(f_x | D).
+        whole: gives the candidates' whole block of P, (n, n), for those who need so many columns that it takes less
+            time; None where single columns are cheap, or the candidates too many.
     """
 
     variance: np.ndarray
@@ -33,6 +39,7 @@ class Posterior:
     precision: np.ndarray
     precision_columns: Columns
     pool_variance: np.ndarray
+    whole: Whole = lambda: None
 
 
 class Conditioning(Protocol):
@@ -184,12 +191,21 @@ class FeatureConditioning:
             block[indices, np.arange(len(indices))] += 1 / sigma2
             return block
 
+        def whole() -> np.ndarray | None:
+            if len(candidates) > LARGEST_WHOLE:
+                return None
+            block = self_product(candidates * (np.sqrt(shrink) / sigma2))
+            np.negative(block, out=block)
+            block.flat[:: len(block) + 1] += 1 / sigma2
+            return block
+
         return Posterior(
             variance=rotated**2 @ shrink,
             alpha=candidates @ (shrink[:, None] * rotated.T) / sigma2,
             precision=np.maximum(sigma2 - pool_variance, 0) / sigma2**2,
             precision_columns=columns,
             pool_variance=pool_variance,
+            whole=whole,
         )
 
 

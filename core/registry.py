@@ -23,7 +23,8 @@ class Candidates:
         conditioning: what InfoLoss and RelatIF condition on; the pool itself when None.
         index: inner-product index over the pool's features, when there is one.
         array: gives the members' rows of an array that a method `needs`, by its name.
-        influence: gives the influence of each member on a target's margin by EK-FAC, (n,), for one input and target.
+        influence: gives the influence of each member on a target's margin by EK-FAC, (n,), for one input and target, or
+            the mean over several.
     """
 
     pool: Pool
@@ -31,26 +32,27 @@ class Candidates:
     conditioning: Conditioning | None = None
     index: InnerProductIndex | None = None
     array: Callable[[str], np.ndarray] | None = None
-    influence: Callable[[Tensor, int], np.ndarray] | None = None
+    influence: Callable[[Tensor, int | np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
 class Query:
-    """One query.
+    """One query; or Q queries, each under its own target, and a method's score is then the mean over them.
 
     Args:
-        features: (W,) of the target's logit, under NTK scaling where the bundle has it.
-        penultimate: (D,).
-        margin: gives features (W,) of the target's margin, in the network's own parameterisation.
-        input: (1, ...), what the network takes.
-        target: the class.
+        features: (W,) or (Q, W) of the target's logit, under NTK scaling where the bundle has it; with several queries,
+            of the measurement that the pool has.
+        penultimate: (D,) or (Q, D).
+        margin: gives features (W,) or (Q, W) of the target's margin, in the network's own parameterisation.
+        input: (1, ...) or (Q, ...), what the network takes.
+        target: the class, or (Q,) classes.
     """
 
     features: np.ndarray
     penultimate: np.ndarray
     margin: Callable[[], np.ndarray] | None = None
     input: Tensor | None = None
-    target: int = 0
+    target: int | np.ndarray = 0
 
 
 @dataclass(frozen=True)

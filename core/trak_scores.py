@@ -77,21 +77,21 @@ def trak_features(
 
 
 def scores(features: np.ndarray, out_to_loss: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Score training images for one query by traker's own score computer.
+    """Score training images for one query, or for several on average, by traker's own score computer.
 
     Args:
         features: (n, K), rows of what `trak_features` gave.
         out_to_loss: (n,), likewise.
-        query: (K,) sketched Jacobian of the query's margin.
+        query: (K,) or (Q, K), sketched Jacobian of the query's margin.
 
     Returns:
         (n,) float64, positive for proponents, up to one positive factor.
     """
-    total = torch.zeros(len(features), 1)
+    target = torch.from_numpy(np.array(np.atleast_2d(query), dtype=np.float32))
+    total = torch.zeros(len(features), len(target))
     rows = torch.from_numpy(np.array(features, dtype=np.float32))
-    target = torch.from_numpy(np.array(query, dtype=np.float32))[None]
     BasicScoreComputer(torch.float32, torch.device("cpu")).get_scores(rows, target, accumulator=total)
-    return total[:, 0].double().numpy() * out_to_loss
+    return total.double().numpy().mean(axis=1) * out_to_loss
 
 
 class _Sketched(FunctionalGradientComputer):

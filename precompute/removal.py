@@ -1,13 +1,9 @@
 """Counterfactuals: what a network says of an image once it is trained again without some of its training images."""
 
-import functools
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +14,8 @@ from core.bundle import Bundle
 from core.measurements import margin
 from precompute.kept import Kept
 from precompute.retrain import retrain
+from precompute.side_by_side import Progress, side_by_side
 from precompute.training import logits_of
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -135,38 +130,11 @@ def climb_all(
         progress: called after every ladder; it may raise to stop.
     """
     names = [f"{identity_of(bundle)} removal {ladder.key}" for ladder in ladders]
-    open_ones = {name: ladder for name, ladder in zip(names, ladders, strict=True) if name not in kept}
-    done, stage = len(set(names)) - len(open_ones), "Training without what was found"
-    progress(stage, done, len(set(names)))
-    if open_ones:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(open_ones)), mp_context=context, initializer=_one_thread) as pool:
-            tasks = {pool.submit(_climb_at, str(bundle.path), ladder): name for name, ladder in open_ones.items()}
-            try:
-                for task in as_completed(tasks):
-                    kept.get(tasks[task], functools.partial(_plain, task.result()))
-                    done += 1
-                    progress(stage, done, len(set(names)))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
-    return [[Answer(**values) for values in kept[name]] for name in names]
+    things = dict(zip(names, ladders, strict=True))
+    stage = "Training without what was found"
+    found = side_by_side(bundle, _climbed, things, kept=kept, workers=workers, stage=stage, progress=progress)
+    return [[Answer(**values) for values in found[name]] for name in names]
 
 
-def _plain(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    return [asdict(found) for found in answers]
-
-
-@functools.lru_cache(maxsize=1)
-def _opened(path: str) -> Bundle:
-    return Bundle(Path(path))
-
-
-def _climb_at(path: str, ladder: Ladder) -> list[Answer]:
-    return climb(_opened(path), ladder)
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _climbed(bundle: Bundle, ladder: Ladder) -> list[dict[str, Any]]:
+    return [asdict(found) for found in climb(bundle, ladder)]

@@ -17,11 +17,28 @@ def enlarge(image: np.ndarray, title: str, *, key: str) -> None:
         key: unique on the page.
     """
     if st.button("Enlarge", icon=":material/zoom_in:", type="tertiary", key=key):
-        height, width = image.shape[:2]
+        show_large(image, title)
 
-        @st.dialog(title, width="medium")
-        def show() -> None:
-            st.html(f'<img class="ns-seen" src="{data_uri(image)}" alt="{html.escape(title)}, enlarged">')
-            st.caption(f"{width} × {height} pixels, as the model sees it.")
 
-        show()
+def show_large(image: np.ndarray, title: str, *, link: tuple[str, str] | None = None) -> None:
+    """Open a dialog with the image, once.
+
+    Args:
+        image: (H, W) or (H, W, 3) uint8.
+        title: of the dialog, and what a screen reader says of the image.
+        link: a label and an address below it.
+    """
+    height, width = image.shape[:2]
+
+    @st.dialog(title, width="medium")
+    def show() -> None:
+        st.html(f"<style>{_SHARP}</style>")
+        st.html(f'<img class="ns-seen" src="{data_uri(image)}" alt="{html.escape(title)}, enlarged">')
+        st.caption(f"{width} × {height} pixels, as the model sees it.")
+        if link:
+            st.link_button(*link, icon=":material/my_location:", type="tertiary")
+
+    show()
+
+
+_SHARP = ".ns-seen { width: 100%; image-rendering: pixelated; border-radius: 8px; }"

@@ -24,6 +24,7 @@ GLOSSARY = {
     "Proponent, opponent": "▲ an image whose label pulls the target’s logit the same way as the query’s; ▼ one that "
     "pulls the other way.",
     "Conditioned on": "What the surrogate has seen before images are taken away: the pool, or all training data.",
+    "Coreset": "A few training images that stand for all of them: chosen to tell most about many test images at once.",
     "Redundancy": "The mean cosine between the features of the selected images. Near 1 they repeat each other.",
 }
 

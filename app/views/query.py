@@ -71,10 +71,11 @@ def picker(attributor: Attributor, query: QueryImage, take: Take) -> None:
     if source == "image":
         _upload(attributor, take)
     else:
-        _gallery(attributor, source or "test", take)
+        gallery(attributor, source or "test", take)
 
 
-def _gallery(attributor: Attributor, split: str, take: Take) -> None:
+def gallery(attributor: Attributor, split: str, take: Take) -> None:
+    """Draw the "test" or "train" images with filters; `take` is called with "test:I" or "train:I"."""
     bundle, classes = attributor.bundle, attributor.bundle.classes
     labels = attributor.test_labels if split == "test" else attributor.train_labels
     filters = st.container(horizontal=True)

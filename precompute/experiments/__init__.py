@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.methods import METHODS
-from precompute.experiments import backdoor, brittleness, relative_information, retraining
+from precompute.experiments import backdoor, brittleness, coreset, relative_information, retraining
 
 
 @dataclass(frozen=True)
@@ -29,5 +29,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "relative-information": Experiment(relative_information.run_on, queries=50, budget=100),
     "backdoor": Experiment(backdoor.run, queries=100, budget=100, methods=tuple(METHODS)),
     "brittleness": Experiment(brittleness.run, queries=40, budget=300, methods=tuple(METHODS)),
+    "coreset": Experiment(coreset.run, queries=500, budget=1500, methods=tuple(METHODS)),
     "retraining": Experiment(retraining.run, queries=1, budget=50, methods=("info_loss", "random")),
 }

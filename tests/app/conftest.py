@@ -15,7 +15,7 @@ import pytest
 _ROOT = Path(__file__).parents[2]
 _DESKTOP = {"viewport": {"width": 1400, "height": 1000}, "reduced_motion": "reduce"}
 # On an address with a folder, Streamlit's own page looks for its server in that folder first, and expects the 404.
-_PROBE = re.compile(r"/(methods|compare|curves|backdoor)/_stcore/(health|host-config)$")
+_PROBE = re.compile(r"/(methods|compare|curves|coreset|backdoor)/_stcore/(health|host-config)$")
 
 
 @contextmanager

@@ -113,6 +113,8 @@ def test_scores_are_kronfluences_own(network, data, folder):
     together = influence.scores(query, 1, inputs, labels.numpy())
     np.testing.assert_allclose(together[2], wanted[2], rtol=1e-4, atol=1e-5)
     assert not np.allclose(together[0], wanted[0], rtol=0.1)  # that query was asked about class 0
+    mean = influence.scores(query, targets.numpy(), inputs, labels.numpy(), mean=True)
+    np.testing.assert_allclose(mean, wanted.mean(axis=0)[None], rtol=1e-4, atol=1e-5)
 
 
 def test_without_curvature_it_is_the_gradient_product(network, data, tmp_path):

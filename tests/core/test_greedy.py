@@ -1,4 +1,5 @@
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,12 @@ RULES = {
     "info_gain_approx": (greedy.info_gain_approx, oracles.info_gain_approx_scores),
     "info_loss": (greedy.info_loss, oracles.info_loss_scores),
 }
+# How many queries count as few: none, and the recursion for many is judged.
+FEW = pytest.mark.parametrize("few", [greedy.FEW_QUERIES, 0], ids=["few", "many"])
+
+
+def recursion(few):
+    return mock.patch.object(greedy, "FEW_QUERIES", few)
 
 
 @st.composite
@@ -51,13 +58,15 @@ def assert_greedy(selection, features, sigma2, scores_of, information_of):
         np.testing.assert_allclose(selection.nats[place], wanted, rtol=1e-6, atol=1e-12)
 
 
+@FEW
 @pytest.mark.parametrize("name", ["info_gain", "info_gain_approx"])
 @given(problem=problems())
 @settings(max_examples=60, deadline=None)
-def test_gain_rules_pick_what_brute_force_picks(name, problem):
+def test_gain_rules_pick_what_brute_force_picks(name, few, problem):
     features, queries, sigma2, budget = problem
     rule, scores = RULES[name]
-    selection = rule(features, queries, sigma2, budget)
+    with recursion(few):
+        selection = rule(features, queries, sigma2, budget)
     assert len(selection.indices) == budget == len(set(selection.indices))
     assert_greedy(
         selection,
@@ -68,12 +77,14 @@ def test_gain_rules_pick_what_brute_force_picks(name, problem):
     )
 
 
+@FEW
 @given(problem=problems())
 @example(problem=(np.ones((3, 1)), np.ones((1, 1)), 1e-6, 3))
 @settings(max_examples=60, deadline=None)
-def test_info_loss_picks_what_brute_force_picks(problem):
+def test_info_loss_picks_what_brute_force_picks(few, problem):
     features, queries, sigma2, budget = problem
-    selection = greedy.info_loss(features, queries, sigma2, budget)
+    with recursion(few):
+        selection = greedy.info_loss(features, queries, sigma2, budget)
     assert_greedy(
         selection,
         features,
@@ -83,14 +94,16 @@ def test_info_loss_picks_what_brute_force_picks(problem):
     )
 
 
+@FEW
 @given(problem=problems(), others=st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
-def test_info_loss_conditions_on_all_training_examples_when_told_to(problem, others):
+def test_info_loss_conditions_on_all_training_examples_when_told_to(few, problem, others):
     features, queries, sigma2, budget = problem
     rest = np.random.default_rng(others).normal(size=(others, features.shape[1]))
     everyone = np.concatenate([features, rest])
     conditioning = FeatureConditioning.of(FeatureSpectrum.of([everyone]), features)
-    selection = greedy.info_loss(features, queries, sigma2, budget, conditioning=conditioning)
+    with recursion(few):
+        selection = greedy.info_loss(features, queries, sigma2, budget, conditioning=conditioning)
     assert_greedy(
         selection,
         features,
@@ -100,13 +113,15 @@ def test_info_loss_conditions_on_all_training_examples_when_told_to(problem, oth
     )
 
 
+@FEW
 @given(problem=problems())
 @settings(max_examples=40, deadline=None)
-def test_an_excluded_row_counts_as_never_seen(problem):
+def test_an_excluded_row_counts_as_never_seen(few, problem):
     features, queries, sigma2, budget = problem
     for rule, _ in RULES.values():
         kept = np.delete(features, 1, axis=0)
-        without, never = rule(features, queries, sigma2, budget, exclude=[1]), rule(kept, queries, sigma2, budget)
+        with recursion(few):
+            without, never = rule(features, queries, sigma2, budget, exclude=[1]), rule(kept, queries, sigma2, budget)
         np.testing.assert_allclose(without.nats, never.nats, rtol=1e-6, atol=1e-10)
         assert 1 not in without.indices
 
@@ -167,10 +182,47 @@ def test_near_duplicates_cover_for_one_another_in_info_loss():
     assert loss.nats[2] > 3
 
 
+@FEW
 @pytest.mark.parametrize("name", RULES)
-def test_ties_go_to_the_lowest_row(name):
+def test_ties_go_to_the_lowest_row(name, few):
     features = np.tile(np.random.default_rng(2).normal(size=(1, 8)), (5, 1))
-    assert RULES[name][0](features, features[0] + 0.1, 0.5, 5).indices.tolist() == [0, 1, 2, 3, 4]
+    with recursion(few):
+        assert RULES[name][0](features, features[0] + 0.1, 0.5, 5).indices.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("sigma2", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("ahead", ["Gram", "whole", "columns"])
+def test_many_queries_get_the_picks_that_moving_all_covariances_gives(name, sigma2, ahead, monkeypatch):
+    random = np.random.default_rng(6)
+    spectrum = np.arange(1, 61) ** -0.7
+    features, queries = (random.normal(size=(n, 60)) * spectrum for n in (400, 50))
+    features[200:220] = features[:20]
+    if ahead != "Gram":
+        monkeypatch.setattr("core.pool.LARGEST_GRAM", 10)
+    if ahead == "columns":
+        monkeypatch.setattr("core.pool.LARGEST_WHOLE", 10)
+        monkeypatch.setattr("core.posterior.LARGEST_WHOLE", 10)
+    with recursion(1000):
+        wanted = RULES[name][0](features, queries, sigma2, 120)
+    with mock.patch.object(greedy.ManyQueries, "start", autospec=True, side_effect=greedy.ManyQueries.start) as used:
+        found = RULES[name][0](features, queries, sigma2, 120)
+    assert used.call_count == 1
+    assert found.indices.tolist() == wanted.indices.tolist()
+    np.testing.assert_allclose(found.nats, wanted.nats, rtol=1e-7)
+    np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-6)
+    assert found.signs.tolist() == wanted.signs.tolist()
+
+
+def test_all_columns_at_once_are_the_columns():
+    features = np.random.default_rng(7).normal(size=(30, 4)).astype(np.float32)
+    pool = Pool(features)
+    with mock.patch("core.pool.LARGEST_GRAM", 10), mock.patch("core.kernels._ROWS_AT_ONCE", 8):
+        np.testing.assert_allclose(pool.whole(), pool.columns(range(30)), rtol=1e-12, atol=1e-12)
+        posterior = pool.posterior(features[:2], 0.1)
+        np.testing.assert_allclose(posterior.whole(), posterior.precision_columns(range(30)), rtol=1e-10, atol=1e-10)
+    with mock.patch("core.pool.LARGEST_GRAM", 10), mock.patch("core.pool.LARGEST_WHOLE", 10):
+        assert Pool(features).whole() is None
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -52,6 +52,21 @@ def test_every_method_ranks_within_its_budget_and_tells_what_it_is(name, candida
         assert text
 
 
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.information is None and n != "kronfluence"])
+def test_of_several_queries_a_score_is_the_mean(name, candidates):
+    random = np.random.default_rng(8)
+    features, penultimate, margins = (random.normal(size=(3, size)) for size in (12, PENULTIMATE.shape[1], 12))
+    settings, means = Settings(0.5, 30, exclude=(4,)), np.zeros(30)
+    for place in range(3):
+        single = Query(features[place], penultimate[place], margin=lambda place=place: margins[place])
+        alone = METHODS[name].select(candidates, single, settings)
+        means[alone.indices] += alone.scores / 3
+    together = METHODS[name].select(candidates, Query(features, penultimate, margin=lambda: margins), settings)
+    assert 4 not in together.indices
+    np.testing.assert_allclose(together.scores, means[together.indices], rtol=1e-5, atol=1e-9)
+    assert len(together.indices) == 29
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_leaves_out_what_it_is_told_to(name, candidates):
     free = METHODS[name].select(candidates, QUERY, Settings(0.5, 5)).indices

@@ -1,0 +1,289 @@
+"""Coreset: a few training images that tell most about many test images, and what a network learns from these alone."""
+
+import csv
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
+from urllib.parse import urlencode
+
+import numpy as np
+import streamlit as st
+
+from app import shared, state, words
+from app.coreset_link import CoresetView, largest_budget, read_coreset
+from app.figures_coreset import class_balance, information
+from app.grid import Card, data_uri, grid
+from app.views.bundle import choose_bundle
+from app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
+from app.views.coreset_results import measured, others, worth
+from app.views.enlarge import show_large
+from core.attribution import Attributor, Progress
+from core.cache import BoundedCache
+from core.coreset import BLIND, Coresets, missing
+from core.errors import QueryError
+from core.methods import METHODS
+
+_SIZES = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2500, 5000)
+_SHOWN = 300  # images of the sheet, until all are asked for
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A coreset, what its first images tell, and what as many random ones tell.
+
+    Args:
+        indices: (M,) training indices, the best first.
+        nats: (M,) InfoGain of the first 1, 2, … of them, mean over the queries.
+        blind: (M,) random training indices.
+        blind_nats: (M,) the same of these.
+    """
+
+    indices: np.ndarray
+    nats: np.ndarray
+    blind: np.ndarray
+    blind_nats: np.ndarray
+
+
+def page() -> None:
+    """Draw the page."""
+    heading, choice = st.columns([3.6, 1], vertical_alignment="bottom")
+    heading.title("A few images that stand for all")
+    heading.markdown(
+        "Choose test images. natscope picks the training images that together tell most about them, and a network that "
+        "sees only these shows what they are worth."
+    )
+    with choice:
+        path = choose_bundle(_forget)
+    attributor = shared.attributor(path)
+    try:
+        coresets = _coresets(attributor.bundle.identity, attributor)
+    except QueryError as error:
+        st.info(str(error), icon=":material/extension_off:")
+        return
+    view = _view(attributor, str(path))
+    controls, results = st.columns([1, 2.9], gap="large")
+    with controls:
+        view = _settings(attributor, query_controls(attributor, view))
+    st.session_state[VIEW] = view
+    link = view.to_link() | ({"bundle": path.name} if len(shared.bundle_paths()) > 1 else {})
+    if dict(st.query_params) != link:
+        st.query_params.from_dict(link)
+    with results:
+        _results(attributor, coresets, view)
+    st.divider()
+    measured()
+
+
+def _view(attributor: Attributor, path: str) -> CoresetView:
+    if VIEW not in st.session_state or st.session_state.get(f"{KEY}bundle") != path:
+        view, complaints = read_coreset(
+            st.query_params,
+            images=len(attributor.test_labels),
+            classes=len(attributor.bundle.classes),
+            train_images=len(attributor.train_labels),
+        )
+        st.session_state[VIEW], st.session_state[f"{KEY}bundle"] = view, path
+        for complaint in complaints:
+            st.warning(complaint, icon=":material/link_off:")
+    return st.session_state[VIEW]
+
+
+def _forget() -> None:
+    for key in [key for key in st.session_state if str(key).startswith(KEY)]:
+        del st.session_state[key]
+    st.query_params.clear()
+
+
+@st.cache_resource(max_entries=1, show_spinner=False)  # up to some GB: all training images' covariances
+def _coresets(identity: str, _attributor: Attributor) -> Coresets:
+    return Coresets(_attributor)
+
+
+@st.cache_resource
+def _known() -> BoundedCache[Chosen]:
+    return BoundedCache(64)
+
+
+def _settings(attributor: Attributor, view: CoresetView) -> CoresetView:
+    for key, value in {"method": view.method, "balanced": view.balanced, "budget": view.budget}.items():
+        st.session_state.setdefault(KEY + key, value)
+    largest = largest_budget(len(attributor.train_labels))
+    budget = st.select_slider(
+        "How many training images, M",
+        sorted({*(size for size in _SIZES if size <= largest), largest, st.session_state[f"{KEY}budget"]}),
+        key=f"{KEY}budget",
+        help=f"Up to a tenth of the {len(attributor.train_labels):,}.",
+    )
+    name = st.selectbox(
+        "Method",
+        list(METHODS),
+        key=f"{KEY}method",
+        on_change=_usual_sigma2,
+        format_func=lambda n: METHODS[n].title + (" (not in this bundle)" if missing(attributor, n) else ""),
+        help=f"{words.informative()} choose for all test images together; the others rank by their mean score over "
+        "them.",
+    )
+    balanced = st.toggle(
+        "As many of every class",
+        key=f"{KEY}balanced",
+        help="On: each class gives as many, by the method’s choice within the class. Off: the method chooses among all "
+        "training images at once; the first time that takes a minute.",
+    )
+    usual = attributor.bundle.sigma2(name)
+    st.session_state.setdefault(f"{KEY}exponent", state.exponent_of(view.sigma2 or usual))
+    exponent = st.select_slider(
+        words.EXPERT.sigma2,
+        sorted({*state.SIGMA2_EXPONENTS, st.session_state[f"{KEY}exponent"]}),
+        key=f"{KEY}exponent",
+        format_func=lambda e: words.sigma2_text(10**e),
+        help=words.EXPERT.sigma2_help + " The information of every method’s choice is counted at this σ².",
+    )
+    sigma2 = None if exponent == state.exponent_of(usual) else 10**exponent
+    return replace(view, method=name, balanced=balanced, budget=budget, sigma2=sigma2)
+
+
+def _usual_sigma2() -> None:
+    """Let another method have the σ² that is usual for it, unless the visitor chose one."""
+    if st.session_state[VIEW].sigma2 is None:
+        st.session_state.pop(f"{KEY}exponent", None)
+
+
+def _results(attributor: Attributor, coresets: Coresets, view: CoresetView) -> None:
+    try:
+        rows = asked(attributor, view)
+        sigma2 = view.sigma2 or attributor.bundle.sigma2(view.method)
+        chosen = _chosen(attributor, coresets, view, rows, sigma2)
+    except QueryError as error:
+        st.error(str(error), icon=":material/error:")
+        return
+    st.markdown(f"##### {_finding(chosen, whom(attributor, view, len(rows)))}", help=words.NAT)
+    _sheet(attributor, chosen.indices)
+    colours = ("#5cc3d6", "#a8b3bd") if st.context.theme.type == "dark" else ("#0f6e84", "#6b7280")
+    left, right = st.columns([1, 1.2], gap="large")
+    with left:
+        st.subheader("How many of each class")
+        counts = np.bincount(attributor.train_labels[chosen.indices], minlength=len(attributor.bundle.classes))
+        figure = class_balance(counts, attributor.bundle.classes, colour=colours[0])
+        st.plotly_chart(figure, key=f"{KEY}balance", config={"displayModeBar": False})
+    with right:
+        st.subheader("How the information adds up")
+        figure = information(chosen.nats, chosen.blind_nats, colours=colours)
+        st.plotly_chart(figure, key=f"{KEY}information", config={"displayModeBar": False})
+    _downloads(attributor, view, rows, sigma2, chosen)
+    worth(attributor, rows, chosen.indices, chosen.blind)
+    others(attributor, coresets, view, rows, chosen.indices)
+
+
+def _chosen(attributor: Attributor, coresets: Coresets, view: CoresetView, rows: np.ndarray, sigma2: float) -> Chosen:
+    key = (attributor.bundle.identity, rows.tobytes(), view.method, view.balanced, view.budget, sigma2)
+
+    def work(progress: Progress) -> Chosen:
+        query = coresets.ask(rows)
+        choose = partial(coresets.select, sigma2=sigma2, budget=view.budget, balanced=view.balanced)
+        indices = choose(view.method, query, progress=progress)
+        progress("Counting what they tell", 0, 1)
+        blind = choose(BLIND, query)
+        nats, blind_nats = (coresets.information(ranking, query, sigma2) for ranking in (indices, blind))
+        return Chosen(indices, nats, blind, blind_nats)
+
+    return shared.with_progress(lambda progress: _known().get(key, lambda: work(progress)))
+
+
+def _finding(chosen: Chosen, about: str) -> str:
+    count, told = len(chosen.indices), float(chosen.nats[-1])
+    these = "This image tells" if count == 1 else f"These {count:,} images tell"
+    blind = "one picked blindly tells" if count == 1 else "as many picked blindly tell"
+    return (
+        f"{these} **{words.nats(told)}** about each of {about}, on average; {blind} "
+        f"{words.nats(float(chosen.blind_nats[-1]))}."
+    )
+
+
+@st.fragment
+def _sheet(attributor: Attributor, indices: np.ndarray) -> None:
+    """Draw the chosen images class by class; a click opens one, and reruns this part alone."""
+    classes, labels = attributor.bundle.classes, attributor.train_labels
+    whole = len(indices) <= _SHOWN or st.toggle(f"Show all {len(indices):,}", key=f"{KEY}all")
+    shown = indices if whole else indices[:_SHOWN]
+    counts, images = Counter(labels[indices].tolist()), attributor.bundle.array("train_images")
+    for label in sorted(counts):
+        own = shown[labels[shown] == label]
+        name, row = st.columns([1, 6], vertical_alignment="center")
+        name.markdown(f"**{classes[label]}** · {counts[label]}" + ("" if len(own) else " (none of the first shown)"))
+        cards = [
+            Card(
+                src=data_uri(np.asarray(images[index])),
+                alt=f"{classes[label]}, training image {index}",
+                title=f"{classes[label]}, training image {index}",
+            )
+            for index in own
+        ]
+        if cards:
+            with row:
+                grid(
+                    cards,
+                    key=f"{KEY}sheet_{label}",
+                    label=f"Chosen images of class {classes[label]}",
+                    size=40,
+                    on_pick=lambda place, own=own: _pick(int(own[place])),  # type: ignore[misc]
+                )
+    picked = st.session_state.pop(f"{KEY}picked", None)
+    if picked is not None:
+        address = {"q": f"train:{picked}"}
+        if len(shared.bundle_paths()) > 1:
+            address["bundle"] = attributor.bundle.path.name
+        title = f"Training image {picked}: {classes[labels[picked]]}"
+        link = ("Make it the query", "attribute?" + urlencode(address))
+        show_large(np.asarray(images[picked]), title, link=link)
+
+
+def _pick(index: int) -> None:
+    st.session_state[f"{KEY}picked"] = index
+
+
+def _downloads(attributor: Attributor, view: CoresetView, rows: np.ndarray, sigma2: float, chosen: Chosen) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.download_button(
+            "CSV",
+            lambda: _table(attributor, chosen),
+            "natscope-coreset.csv",
+            "text/csv",
+            on_click="ignore",
+            key=f"{KEY}download_CSV",
+            help="The chosen training images, one a line.",
+        )
+        st.download_button(
+            "JSON",
+            lambda: _everything(attributor, view, rows, sigma2, chosen),
+            "natscope-coreset.json",
+            "application/json",
+            on_click="ignore",
+            key=f"{KEY}download_JSON",
+            help="The same with the test images and every setting.",
+        )
+        st.caption("The address of this page reopens what you see.", width="content")
+
+
+def _table(attributor: Attributor, chosen: Chosen) -> str:
+    classes, labels = attributor.bundle.classes, attributor.train_labels
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["rank", "train_index", "label", "label_name", "nats_cumulative"])
+    for rank, (index, nats) in enumerate(zip(chosen.indices, chosen.nats, strict=True), 1):
+        writer.writerow([rank, int(index), int(labels[index]), classes[labels[index]], float(nats)])
+    return buffer.getvalue()
+
+
+def _everything(attributor: Attributor, view: CoresetView, rows: np.ndarray, sigma2: float, chosen: Chosen) -> str:
+    data = {
+        "bundle": {"name": attributor.bundle.manifest.name, "identity": attributor.bundle.identity},
+        "test_indices": rows.tolist(),
+        "method": view.method,
+        "balanced": view.balanced,
+        "sigma2": sigma2,
+        "train_indices": chosen.indices.tolist(),
+        "nats": chosen.nats.tolist(),
+    }
+    return json.dumps(data, indent=2, allow_nan=False)

@@ -1,0 +1,124 @@
+"""Whom the Coreset page asks about: a random sample, a class, what the model gets wrong, or images marked by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from app.coreset_link import GROUPS, MOST_MARKED, CoresetView
+from app.grid import Card, data_uri, grid
+from app.views.query import gallery
+from core.attribution import Attributor
+from core.coreset import MOST_QUERIES, draw
+from core.errors import QueryError
+
+KEY = "coreset_"  # of all widgets and of all that the session keeps for this page
+VIEW = f"{KEY}view"
+_FEWEST = 10  # of the slider
+_GROUPS = dict(zip(GROUPS, ("any test images", "one class", "those the model gets wrong", "those I mark"), strict=True))
+
+
+def change(**fields: Any) -> None:
+    """Change fields of the session's view."""
+    st.session_state[VIEW] = replace(st.session_state[VIEW], **fields)
+
+
+def query_controls(attributor: Attributor, view: CoresetView) -> CoresetView:
+    """Draw the choice of test images, and give the view with it."""
+    classes = attributor.bundle.classes
+    for key, value in {"group": view.group, "label": view.label, "count": view.count}.items():
+        st.session_state.setdefault(KEY + key, value)
+    group = st.selectbox(
+        "Ask about",
+        GROUPS,
+        key=f"{KEY}group",
+        format_func=_GROUPS.__getitem__,
+        help="The test images that the chosen training images are to tell most about, all of them together.",
+    )
+    label, count = view.label, view.count
+    if group == "class":
+        label = st.selectbox("Class", range(len(classes)), key=f"{KEY}label", format_func=classes.__getitem__)
+    if group == "marked":
+        _marks(attributor, view)
+    else:
+        count = st.slider(
+            "How many of them",
+            min(_FEWEST, view.count),
+            MOST_QUERIES,
+            key=f"{KEY}count",
+            help="Drawn by chance, always the same ones; all of them where there are fewer.",
+        )
+    return replace(view, group=group, label=label, count=count)
+
+
+def asked(attributor: Attributor, view: CoresetView) -> np.ndarray:
+    """Give the numbers of the test images that a view asks about, (Q,) int64.
+
+    Raises:
+        QueryError: if there is none.
+    """
+    labels = attributor.test_labels
+    if view.group == "marked":
+        if not view.marked:
+            raise QueryError("Mark at least one test image to ask about.")
+        return np.array(sorted(view.marked), dtype=np.int64)
+    rows = np.arange(len(labels))
+    if view.group == "class":
+        rows = rows[labels == view.label]
+        if not len(rows):
+            raise QueryError(
+                f"There is no test image of class {attributor.bundle.classes[view.label]}; choose another."
+            )
+    elif view.group == "wrong":
+        rows = rows[np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) != labels]
+        if not len(rows):
+            raise QueryError("The model gets every test image right; ask about others.")
+    return draw(rows, view.count, seed=0)
+
+
+def whom(attributor: Attributor, view: CoresetView, count: int) -> str:
+    """Say in words who is asked about."""
+    name = attributor.bundle.classes[view.label]
+    return {
+        "random": f"{count} test images",
+        "class": f"{count} test images of class {name}",
+        "wrong": f"{count} test images that the model gets wrong",
+        "marked": "the test image that you marked" if count == 1 else f"the {count} test images that you marked",
+    }[view.group]
+
+
+def _marks(attributor: Attributor, view: CoresetView) -> None:
+    classes, labels = attributor.bundle.classes, attributor.test_labels
+    with st.popover("Mark test images", icon=":material/add_photo_alternate:", width="stretch"):
+        gallery(attributor, "test", _mark)
+    if not view.marked:
+        return
+    cards = [
+        Card(
+            src=data_uri(np.asarray(attributor.bundle.array("test_images")[i])),
+            alt=f"marked test image {i}, {classes[labels[i]]}; click to let it go",
+            title=f"{classes[labels[i]]}, test image {i}: click to let it go",
+        )
+        for i in view.marked
+    ]
+
+    def let_go(place: int) -> None:
+        change(marked=tuple(i for number, i in enumerate(view.marked) if number != place))
+
+    grid(cards, key=f"{KEY}marks", label="Marked test images", size=40, on_pick=let_go)
+    st.button(f"Let all {len(view.marked)} go", key=f"{KEY}unmark", type="tertiary", on_click=_unmark)
+
+
+def _mark(text: str) -> None:
+    index, marked = int(text.partition(":")[2]), st.session_state[VIEW].marked
+    if index in marked:
+        change(marked=tuple(i for i in marked if i != index))
+    elif len(marked) < MOST_MARKED:
+        change(marked=(*marked, index))
+    else:
+        st.toast(f"{MOST_MARKED} images are marked, and that is as many as can be.")
+
+
+def _unmark() -> None:
+    change(marked=())

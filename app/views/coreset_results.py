@@ -1,0 +1,163 @@
+"""Under a coreset: a network trained on it alone, its overlap with other methods' choices, and what was measured."""
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from app.coreset_link import CoresetView
+from app.figures_coreset import KINDS, accuracies, coreset_table, overlap, shares_right
+from app.results import load_result
+from app.views.coreset_queries import KEY
+from app.views.job import run_job
+from core.attribution import Attributor
+from core.coreset import Coresets, usable
+from core.methods import METHODS
+from core.metrics import jaccard
+from precompute.home import home
+from precompute.kept import Kept
+from precompute.retrain import too_slow
+from precompute.subset import Subset, train_on
+from precompute.subset import accuracies as accuracies_of
+
+Progress = Callable[[str, int, int], None]
+
+
+def worth(attributor: Attributor, asked: np.ndarray, chosen: np.ndarray, blind: np.ndarray) -> None:
+    """Draw what a network says that was trained on the chosen images alone, beside as many random ones and all.
+
+    Args:
+        attributor: of the bundle.
+        asked: test images that had a say.
+        chosen: training indices.
+        blind: as many random ones.
+    """
+    st.subheader("What they are worth")
+    bundle = attributor.bundle
+    if why := too_slow(bundle):
+        st.info(f"{why} `natscope evaluate coreset` does it in a terminal.", icon=":material/hourglass_disabled:")
+        return
+    subsets = {"these": Subset(chosen, asked), "blind": Subset(blind, asked)}
+    keys = {name: subset.key(bundle) for name, subset in subsets.items()}
+    file = home() / "coresets" / f"{bundle.identity}.json"
+    kept = Kept(file)
+    if all(key in kept for key in keys.values()):
+        found = {name: kept[key] for name, key in keys.items()}
+    else:
+        st.markdown(
+            f"Train the network again from the start on these {len(chosen):,} images alone, by the same recipe, and "
+            "once more on as many picked blindly."
+        )
+        found = run_job(
+            ("coreset", bundle.identity, *keys.values()),
+            lambda progress: _trained(attributor, subsets, keys, Kept(file), progress),
+            name=f"{KEY}train",
+            label="Train on these",
+        )
+        if found is None:
+            return
+    whole = accuracies_of(bundle, np.asarray(bundle.array("test_logits")), asked)
+    _show(found["these"], found["blind"], whole, len(chosen), attributor, len(asked))
+
+
+def _trained(
+    attributor: Attributor, subsets: dict[str, Subset], keys: dict[str, str], kept: Kept, progress: Progress
+) -> dict[str, Any]:
+    stages = {"these": "Training on these images", "blind": "Training on as many random images"}
+    found = {}
+    for name, subset in subsets.items():
+
+        def tell(done: int, total: int, stage: str = stages[name]) -> None:
+            progress(stage, done, total)
+
+        value = kept[keys[name]] if keys[name] in kept else train_on(attributor.bundle, subset, tell)
+        found[name] = value
+        with contextlib.suppress(OSError):  # where nothing can be kept it is shown all the same
+            kept.get(keys[name], lambda value=value: value)  # type: ignore[misc]
+    return found
+
+
+def _show(
+    these: dict[str, Any], blind: dict[str, Any], whole: dict[str, Any], count: int, attributor: Attributor, asked: int
+) -> None:
+    everyone, left = len(attributor.train_labels), len(attributor.test_labels) - asked
+    where = "others" if left else "asked"
+    about = f"the {left:,} other test images" if left else f"the {asked:,} test images"
+    st.markdown(
+        f"Trained on these {count:,} images alone, the network is right on **{these[where]:.1%}** of {about}; trained "
+        f"on {count:,} picked blindly, on **{blind[where]:.1%}**; on all {everyone:,}, on {whole[where]:.1%}."
+    )
+    titles = [f"all {everyone:,}", f"these {count:,}", f"{count:,} picked blindly"]
+    dark = st.context.theme.type == "dark"
+    colours = ("#a8b3bd", "#5cc3d6", "#e8a06a") if dark else ("#6b7280", "#0f6e84", "#b8541a")
+    figure = shares_right(titles, [whole[where], these[where], blind[where]], colours=colours)
+    st.plotly_chart(figure, key=f"{KEY}worth", config={"displayModeBar": False})
+    if left:
+        st.caption(
+            f"On the {asked:,} that were asked about: {these['asked']:.1%}, {blind['asked']:.1%} and "
+            f"{whole['asked']:.1%}. Same initial weights, same recipe, same order of the images."
+        )
+
+
+def others(
+    attributor: Attributor, coresets: Coresets, view: CoresetView, asked: np.ndarray, chosen: np.ndarray
+) -> None:
+    """Draw the overlap with what other methods would choose, once it is asked for."""
+    st.subheader("Would another method choose the same?")
+    names = [name for name in usable(attributor) if name != view.method]
+    key = f"{KEY}others"
+    st.session_state.setdefault(key, [name for name in names if not METHODS[name].together])
+    st.session_state[key] = [name for name in st.session_state[key] if name in names]
+    wanted = st.multiselect("Methods", names, key=key, format_func=lambda name: METHODS[name].title)
+    if not wanted:
+        return
+
+    def work(progress: Progress) -> dict[str, list[int]]:
+        query, found = coresets.ask(asked), {}
+        choose = partial(coresets.select, budget=view.budget, balanced=view.balanced, progress=progress)
+        for name in wanted:
+            own = view.sigma2 or attributor.bundle.sigma2(name)
+            found[name] = choose(name, query, sigma2=own).tolist()
+        return found
+
+    identity = ("overlap", attributor.bundle.identity, asked.tobytes(), view.budget, view.balanced, view.sigma2)
+    found = run_job((*identity, tuple(wanted)), work, name=f"{KEY}overlap", label="Ask them")
+    if found is None:
+        return
+    shares = [jaccard(chosen, found[name]) for name in wanted]
+    nearest, farthest = int(np.argmax(shares)), int(np.argmin(shares))
+    titles = [METHODS[name].title for name in wanted]
+    far = f", **{titles[farthest]}** least ({shares[farthest]:.2f})" if len(wanted) > 1 else ""
+    st.markdown(
+        f"**{titles[nearest]}** shares most with these {len(chosen):,} images (overlap {shares[nearest]:.2f}){far}.",
+        help="Jaccard: images that both chose over images that either chose.",
+    )
+    colour = "#5cc3d6" if st.context.theme.type == "dark" else "#0f6e84"
+    figure = overlap(titles, shares, colour=colour)
+    st.plotly_chart(figure, key=f"{KEY}overlap_chart", config={"displayModeBar": False})
+
+
+def measured() -> None:
+    """Draw the paper's experiment as it was measured, where the result is installed."""
+    st.subheader("Measured over many coresets")
+    result = load_result("coreset")
+    if result is None:
+        st.caption("The result is not in this installation; `natscope evaluate coreset` measures it.")
+        return
+    setting = result["setting"]
+    st.markdown(f"**The paper.** {result['claims']}")
+    st.markdown(f"**Ours.** {result['finding']}")
+    for column, (balanced, title) in zip(st.columns(2, gap="large"), KINDS, strict=True):
+        column.markdown(f"**{title}**")
+        figure = accuracies(result, balanced=balanced)
+        column.plotly_chart(figure, key=f"{KEY}measured_{balanced}", config={"displayModeBar": False})
+    with st.expander("In numbers, and how it was measured"):
+        st.markdown(coreset_table(result))
+        st.markdown(
+            f"{setting['data']}; {setting['network']}; {setting['queries']} test images had a say, accuracy on "
+            f"{setting['measured_on']}; {len(result['bundles'])} networks, mean ± standard error; {result['date']}.\n\n"
+            "```\n" + "\n".join([*(b["command"] for b in result["bundles"]), result["command"]]) + "\n```"
+        )

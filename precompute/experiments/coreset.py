@@ -1,0 +1,219 @@
+"""Figures 5 and 6 of the paper: how good is a network that saw a few training images, chosen by each method?"""
+
+import datetime
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.attribution import Attributor, Progress
+from core.coreset import BLIND, Coresets, draw, missing
+from core.errors import QueryError
+from core.methods import METHODS
+from precompute.attributor import open_attributor
+from precompute.experiments.backdoor import mean_and_error
+from precompute.kept import Kept
+from precompute.models import ModelSpec
+from precompute.retrain import recipe_of
+from precompute.side_by_side import side_by_side
+from precompute.spec import versions
+from precompute.subset import Subset, accuracies, train_on
+
+SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the training images
+CLAIMS = (
+    "Figures 5 and 6 of Tailor, Felicioni and Ciosek: the accuracy of networks trained on coresets that each method "
+    "chooses, plain and with as many images of every class."
+)
+Way = tuple[str, bool]  # a method and whether every class gives as many
+
+
+def run(
+    bundles: Sequence[Path],
+    *,
+    queries: int,
+    budget: int,
+    seed: int,
+    methods: Sequence[str],
+    kept: Kept,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Choose training images for many test images at once, train on these alone, and measure on the other test images.
+
+    Every method chooses once for the largest budget, freely and with as many images of every class; smaller coresets
+    are the first of these. The network starts from the same initial weights and sees the images in the same order.
+
+    Args:
+        bundles: that differ by their seeds.
+        queries: test images that have a say, the same ones for all bundles.
+        budget: size M of the largest coreset; the grid takes shares of the training images below it.
+        seed: of the drawing of test images; of the method random with the bundle's place added.
+        methods: those that choose, as far as the bundles hold what they need.
+        kept: where finished choices and trainings are.
+        progress: called at every choice and after every training.
+
+    Returns:
+        Settings, versions, the accuracy with all training images and of each method, plain and balanced, the accuracy
+        at each budget, with standard errors over bundles.
+
+    Raises:
+        QueryError: if no test image is left to measure on, or a bundle lacks the margin's features.
+        BuildError: if a bundle's weights were loaded, so that nobody knows how they were trained.
+    """
+    opened = [open_attributor(path) for path in bundles]
+    names = _checked(opened, methods, queries)
+    grid = budgets(min(len(attributor.train_labels) for attributor in opened), budget)
+    ways: list[Way] = [(name, balanced) for name in names for balanced in (False, True)]
+    found: dict[Way, list[list[float]]] = {way: [] for way in ways}
+    whole = []
+    for place, attributor in enumerate(opened):
+        asked = draw(np.arange(len(attributor.test_labels)), queries, seed=seed)
+        rankings = _rankings(attributor, asked, ways, budget=grid[-1], seed=seed + place, kept=kept, progress=progress)
+        subsets = [Subset(np.array(rankings[way][:size], dtype=np.int64), asked) for way in ways for size in grid]
+        keys = [subset.key(attributor.bundle) for subset in subsets]
+        trained = side_by_side(
+            attributor.bundle,
+            train_on,
+            dict(zip(keys, subsets, strict=True)),
+            kept=kept,
+            workers=torch.get_num_threads(),
+            stage="Training on what was chosen",
+            progress=progress,
+        )
+        for number, way in enumerate(ways):
+            own = keys[number * len(grid) : (number + 1) * len(grid)]
+            found[way].append([trained[key]["others"] for key in own])
+        logits = np.asarray(attributor.bundle.array("test_logits"))
+        whole.append(accuracies(attributor.bundle, logits, asked)["others"])
+    rows = [_row(way, opened, found[way]) for way in ways]
+    return _result(opened, rows, grid, mean_and_error(whole), queries=queries, budget=budget, seed=seed)
+
+
+def budgets(count: int, largest: int) -> tuple[int, ...]:
+    """Give the sizes of coresets of N = `count` training images up to the largest, rising."""
+    largest = min(largest, count)
+    return tuple(sorted({max(1, round(share * count)) for share in SHARES if share * count < largest} | {largest}))
+
+
+def _checked(opened: Sequence[Attributor], methods: Sequence[str], queries: int) -> list[str]:
+    """Give the methods that every bundle can serve."""
+    for attributor in opened:
+        recipe_of(attributor.bundle)
+        Coresets(attributor)
+        if queries >= len(attributor.test_labels):
+            raise QueryError(
+                f"There are {len(attributor.test_labels):,} test images, and some must be left to measure the accuracy "
+                "on; ask for fewer queries."
+            )
+    return [name for name in methods if all(missing(attributor, name) is None for attributor in opened)]
+
+
+def _rankings(
+    attributor: Attributor,
+    asked: np.ndarray,
+    ways: Sequence[Way],
+    *,
+    budget: int,
+    seed: int,
+    kept: Kept,
+    progress: Progress,
+) -> dict[Way, list[int]]:
+    coresets = Coresets(attributor)
+    query, rankings = coresets.ask(asked), {}
+
+    def choose(name: str, balanced: bool, sigma2: float) -> list[int]:
+        found = coresets.select(
+            name, query, sigma2=sigma2, budget=budget, balanced=balanced, seed=seed, progress=progress
+        )
+        return [int(index) for index in found]
+
+    for name, balanced in ways:
+        sigma2 = attributor.bundle.sigma2(name)
+        key = f"{attributor.bundle.identity} coreset {name} {balanced} {sigma2:g} {budget} {seed} {asked.tolist()}"
+        rankings[name, balanced] = kept.get(key, partial(choose, name, balanced, sigma2))
+    return rankings
+
+
+def _row(way: Way, opened: Sequence[Attributor], found: list[list[float]]) -> dict[str, Any]:
+    name, balanced = way
+    return {
+        "method": name,
+        "balanced": balanced,
+        "sigma2": [a.bundle.sigma2(name) for a in opened] if METHODS[name].uses_sigma2 else None,
+        "accuracy": [mean_and_error(values) for values in zip(*found, strict=True)],
+    }
+
+
+def _result(
+    opened: Sequence[Attributor],
+    rows: list[dict[str, Any]],
+    grid: Sequence[int],
+    whole: dict[str, Any],
+    **settings: int,
+) -> dict[str, Any]:
+    manifest = opened[0].bundle.manifest
+    names = ",".join(dict.fromkeys(row["method"] for row in rows))
+    return {
+        "experiment": "coreset",
+        "date": datetime.date.today().isoformat(),
+        "command": "natscope evaluate coreset --bundle BUNDLES --out coreset.json "
+        + " ".join(f"--{key} {value}" for key, value in settings.items())
+        + f" --methods {names}",
+        "bundles": [
+            {"command": f"{b.bundle.manifest.command} --out BUNDLES/{place}", "identity": b.bundle.identity}
+            for place, b in enumerate(opened)
+        ],
+        "setting": {
+            "data": f"{manifest.dataset['name']}, {len(opened[0].train_labels):,} training images",
+            "network": ModelSpec.from_dict(manifest.model).title,
+            "recipe": manifest.training,
+            "measurement": "margin, no NTK scaling",
+            "measured_on": f"the {len(opened[0].test_labels) - settings['queries']:,} other test images",
+            "training_images": len(opened[0].train_labels),
+            "grid": list(grid),
+            **settings,
+        },
+        "versions": versions(),
+        "claims": CLAIMS,
+        "all_data": whole,
+        "rows": rows,
+        "finding": finding(rows, grid, whole),
+    }
+
+
+def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str, Any]) -> str:
+    """Say in words which choice is the best at the smallest and the largest budget, and how random ones fare."""
+    parts = []
+    for place in sorted({0, len(grid) - 1}):
+        best = max(rows, key=lambda row: row["accuracy"][place]["mean"])
+        blind = [row for row in rows if row["method"] == BLIND and row["balanced"] == best["balanced"]]
+        than = f", {blind[0]['accuracy'][place]['mean']:.1%} with random ones" if blind and best != blind[0] else ""
+        parts.append(
+            f"trained on {grid[place]:,} images the network is right on {best['accuracy'][place]['mean']:.1%} when "
+            f"{title(best)} chooses{than}"
+        )
+    told = "; ".join(parts)
+    said = f"{told[0].upper()}{told[1:]}; with all images, on {whole['mean']:.1%}."
+    above = _above_random(rows)
+    return f"{said} {above}" if above else said
+
+
+def title(row: dict[str, Any]) -> str:
+    """Name a row: its method, and whether every class gives as many."""
+    return METHODS[row["method"]].title + (", balanced" if row["balanced"] else "")
+
+
+def _above_random(rows: Sequence[dict[str, Any]]) -> str:
+    """Say which choices are above random ones of the same kind at every budget."""
+    told = []
+    for balanced in (False, True):
+        kind = {
+            row["method"]: np.array([a["mean"] for a in row["accuracy"]]) for row in rows if row["balanced"] == balanced
+        }
+        if BLIND not in kind or len(kind) < 2:
+            return ""
+        better = [METHODS[name].title for name, means in kind.items() if name != BLIND and (means > kind[BLIND]).all()]
+        told.append(f"{'balanced' if balanced else 'plain'}: {', '.join(better) or 'none'}")
+    return f"Above random images at every budget: {'; '.join(told)}."

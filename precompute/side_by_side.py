@@ -1,0 +1,73 @@
+"""The same work for many things in processes side by side, kept one by one: a run that is stopped goes on there."""
+
+import functools
+import multiprocessing
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from core.bundle import Bundle
+from precompute.kept import Kept
+
+Thing = TypeVar("Thing")
+Progress = Callable[[str, int, int], None]
+
+
+def side_by_side(
+    bundle: Bundle,
+    work: Callable[[Bundle, Thing], Any],
+    things: Mapping[str, Thing],
+    *,
+    kept: Kept,
+    workers: int,
+    stage: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Do work for each thing, one process a worker with one thread each; what is kept is not done again.
+
+    Args:
+        bundle: opened again in every process.
+        work: a module's function that gives JSON-able values for the bundle and a thing.
+        things: by the names under which their results are kept.
+        kept: where finished ones are.
+        workers: how many processes.
+        stage: what is being done, for `progress`.
+        progress: called after each thing; it may raise to stop.
+
+    Returns:
+        The results by name.
+    """
+    open_ones = {name: thing for name, thing in things.items() if name not in kept}
+    done = len(things) - len(open_ones)
+    progress(stage, done, len(things))
+    if open_ones:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(open_ones)), mp_context=context, initializer=_one_thread) as pool:
+            tasks = {pool.submit(_do, str(bundle.path), work, thing): name for name, thing in open_ones.items()}
+            try:
+                for task in as_completed(tasks):
+                    kept.get(tasks[task], task.result)
+                    done += 1
+                    progress(stage, done, len(things))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
+    return {name: kept[name] for name in things}
+
+
+def _do(path: str, work: Callable[[Bundle, Thing], Any], thing: Thing) -> Any:
+    return work(_opened(path), thing)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: str) -> Bundle:
+    return Bundle(Path(path))
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,178 @@
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app.coreset_link import CoresetView, read_coreset
+from app.figures_coreset import class_balance
+from app.serve import BUNDLES
+from app.views import coreset as view
+from app.views import coreset_results
+from core.methods import METHODS
+
+SIZES = {"images": 10_000, "classes": 10, "train_images": 15_000}
+
+
+@pytest.fixture
+def page(bundle_path, monkeypatch, tmp_path):
+    monkeypatch.setenv(BUNDLES, str(bundle_path))
+    monkeypatch.setenv("NATSCOPE_HOME", str(tmp_path / "home"))
+    return _open
+
+
+def _open(**link):
+    def draw():
+        from app.views import coreset
+
+        coreset.page()
+
+    app = AppTest.from_function(draw, default_timeout=120)
+    app.query_params.update({"n": "12", "m": "20"} | link)
+    return _whole(app.run())
+
+
+def _whole(app):
+    assert [error.message for error in app.exception] == []
+    return app
+
+
+def _texts(app):
+    return " ".join(element.value for element in [*app.markdown, *app.caption])
+
+
+def _sheets(app):
+    grids = [json.loads(g.proto.json) for g in app.get("bidi_component")]
+    return {g["label"]: g["items"] for g in grids if g["label"].startswith("Chosen images")}
+
+
+def _at_once(key, work, **about):
+    return work(lambda stage, done, total: None)
+
+
+def test_a_sentence_comes_first_and_the_sheet_has_every_image_by_its_class(page):
+    app = page()
+    said = app.markdown[1].value
+    assert "These 20 images tell" in said
+    assert "about each of 12 test images, on average; as many picked blindly tell" in said
+    sheets = _sheets(app)
+    assert [len(items) for items in sheets.values()] == [2] * 10
+    assert len(app.get("plotly_chart")) == 2
+    assert dict(app.query_params) == {"n": "12", "m": "20"}
+
+
+@pytest.mark.parametrize(
+    ("link", "said"),
+    [
+        ({"ask": "class", "class": "3"}, "each of 12 test images of class Dress"),
+        ({"ask": "wrong"}, "each of 12 test images that the model gets wrong"),
+        ({"ask": "marked", "marked": "5,9,1"}, "each of the 3 test images that you marked"),
+        ({"choice": "plain", "method": "repsim"}, "each of 12 test images, on average"),
+    ],
+)
+def test_each_way_of_choosing_queries(page, link, said):
+    app = page(**link)
+    assert said in app.markdown[1].value
+    assert sum(len(items) for items in _sheets(app).values()) == 20
+    assert dict(app.query_params) == {"n": "12", "m": "20"} | link
+
+
+def test_queries_are_those_that_were_asked_for(attributor):
+    labels = attributor.test_labels
+    predicted = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1)
+    of_class = view.asked(attributor, CoresetView(group="class", label=4, count=500))
+    assert (labels[of_class] == 4).all()
+    assert len(of_class) == 500
+    wrong = view.asked(attributor, CoresetView(group="wrong", count=50))
+    assert (labels[wrong] != predicted[wrong]).all()
+
+
+def test_marking_and_letting_go(page):
+    app = page(ask="marked")
+    assert "Mark at least one test image" in app.error[0].value
+    app.number_input(key="test_number").set_value(7)
+    app = _whole(app.run())
+    assert "the test image that you marked" in _texts(app)
+    assert app.query_params["marked"] == "7"
+    app.button(key="coreset_unmark").click()
+    assert "Mark at least one test image" in _whole(app.run()).error[0].value
+
+
+def test_training_on_these_is_live_and_its_result_is_there_the_next_time(page, monkeypatch, tmp_path, bundle_path):
+    monkeypatch.setattr(coreset_results, "run_job", lambda *a, **k: None)
+    assert "Trained on these" not in _texts(page())
+    monkeypatch.setattr(coreset_results, "run_job", _at_once)
+    app = page()
+    said = next(text.value for text in app.markdown if text.value.startswith("Trained on these 20 images alone"))
+    assert "9,988 other test images" in said
+    (file,) = (tmp_path / "home" / "coresets").iterdir()
+    assert len(json.loads(file.read_text())) == 2
+    monkeypatch.setattr(coreset_results, "train_on", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(coreset_results, "run_job", lambda key, work, **k: None)
+    assert said in [text.value for text in page().markdown]
+
+
+def test_a_network_that_takes_long_is_not_trained_while_one_waits(page, monkeypatch):
+    monkeypatch.setattr(coreset_results, "too_slow", lambda bundle: "This takes an hour.")
+    app = page()
+    assert app.info[0].value == "This takes an hour. `natscope evaluate coreset` does it in a terminal."
+    assert not [button for button in app.button if button.label == "Train on these"]
+
+
+def test_overlap_with_other_methods_on_demand(page, monkeypatch):
+    app = page()
+    assert [button.label for button in app.button if button.label in ("Ask them", "Train on these")] == [
+        "Train on these",
+        "Ask them",
+    ]
+    monkeypatch.setattr(coreset_results, "run_job", _at_once)
+    app.multiselect(key="coreset_others").set_value(["info_gain_approx", "random"])
+    said = _texts(_whole(app.run()))
+    assert f"**{METHODS['info_gain_approx'].title}** shares most with these 20 images" in said
+    assert f"**{METHODS['random'].title}** least" in said
+
+
+def test_a_bundle_without_the_margins_features_says_how_to_add_them(bundle_path, tmp_path, monkeypatch):
+    for file in bundle_path.iterdir():
+        (tmp_path / file.name).symlink_to(Path(file))
+    manifest = json.loads((bundle_path / "manifest.json").read_text())
+    del manifest["files"]["margin_features"]
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setenv(BUNDLES, str(tmp_path))
+    app = _open()
+    assert "does not yet hold what GradDot needs" in app.info[0].value
+
+
+def test_the_files_hold_what_is_seen(attributor):
+    chosen = view.Chosen(np.array([4, 2]), np.array([0.5, 0.75]), np.array([1, 3]), np.array([0.1, 0.2]))
+    rows = list(csv.DictReader(io.StringIO(view._table(attributor, chosen))))
+    assert [(row["rank"], row["train_index"], row["nats_cumulative"]) for row in rows] == [
+        ("1", "4", "0.5"),
+        ("2", "2", "0.75"),
+    ]
+    data = json.loads(view._everything(attributor, CoresetView(), np.array([9]), 1.0, chosen))
+    assert data["train_indices"] == [4, 2]
+    assert data["test_indices"] == [9]
+    assert data["sigma2"] == 1.0
+
+
+def test_the_link_reopens_the_view():
+    found = CoresetView("marked", 3, 77, (4, 2), "info_loss", False, 333, 10.0)
+    assert read_coreset(found.to_link(), **SIZES) == (found, [])
+    assert CoresetView().to_link() == {}
+    bad = {
+        "ask": "everyone", "class": "10", "n": "501", "marked": "1,x", "method": "magic", "choice": "half", "m": "1501",
+        "sigma2": "-1",
+    }  # fmt: skip
+    assert read_coreset(bad, **SIZES)[0] == CoresetView()
+    assert len(read_coreset(bad, **SIZES)[1]) == 8
+    assert read_coreset({}, images=9, classes=2, train_images=60)[0].budget == 6
+
+
+def test_the_bars_name_every_class():
+    figure = class_balance(np.array([3, 0]), ["shoe", "bag"], colour="#000000")
+    assert dict(zip(figure.data[0].y, figure.data[0].x, strict=True)) == {"shoe": 3, "bag": 0}

@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.figures_coreset import accuracies as figure_of
+from app.figures_coreset import coreset_table
+from app.figures_experiments import experiment_files
+from core.errors import QueryError
+from core.methods import METHODS
+from precompute.attributor import open_attributor
+from precompute.experiments import EXPERIMENTS, coreset
+from precompute.experiments.backdoor import mean_and_error
+from precompute.kept import Kept
+from precompute.subset import Subset, accuracies, train_on
+
+SILENT = lambda stage, done, total: None  # noqa: E731
+SETTINGS = {"queries": 20, "budget": 60, "seed": 0, "methods": ("info_gain", "random")}
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def stopped(bundle_path, tmp_path_factory):
+    """Stop the experiment in the middle of its trainings, and give the file of what is kept."""
+    file = tmp_path_factory.mktemp("coreset") / "part.json"
+
+    def stop(stage, done, total):
+        if stage.startswith("Training") and done == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        coreset.run([bundle_path], **SETTINGS, kept=Kept(file), progress=stop)
+    return file
+
+
+@pytest.fixture(scope="module")
+def result(bundle_path, stopped):
+    done = []
+    found = coreset.run(
+        [bundle_path], **SETTINGS, kept=Kept(stopped), progress=lambda stage, step, _: done.append((stage, step))
+    )
+    assert done[0] == ("Training on what was chosen", 3)  # nothing was chosen anew, three trainings were kept
+    return found
+
+
+def test_a_stopped_run_goes_on_where_it_was_and_ends_as_one_that_was_not(result, bundle_path, tmp_path):
+    again = coreset.run([bundle_path], **SETTINGS, kept=Kept(tmp_path / "other.json"), progress=SILENT)
+    assert again == result
+
+
+def test_the_result_says_what_was_done(result):
+    assert [(row["method"], row["balanced"]) for row in result["rows"]] == [
+        (name, balanced) for name in ("info_gain", "random") for balanced in (False, True)
+    ]
+    assert result["setting"]["grid"] == [30, 60]
+    assert {"experiment", "date", "command", "bundles", "setting", "versions", "claims", "finding"} <= set(result)
+    assert "--queries 20 --budget 60 --seed 0 --methods info_gain,random" in result["command"]
+    for row in result["rows"]:
+        assert len(row["accuracy"]) == 2
+        assert all(0.05 < value["mean"] < result["all_data"]["mean"] for value in row["accuracy"])
+    assert result["rows"][0]["sigma2"] == [1.0]
+    assert result["rows"][2]["sigma2"] is None
+    assert "with all images, on" in result["finding"]
+    json.dumps(result, allow_nan=False)
+
+
+def test_on_all_training_images_it_is_the_bundles_own_network(bundle_path, result):
+    bundle = open_attributor(bundle_path).bundle
+    subset = Subset(np.arange(15_000), np.array([3, 4]))
+    own = accuracies(bundle, np.asarray(bundle.array("test_logits")), subset.asked)
+    assert train_on(bundle, subset) == pytest.approx(own, abs=1e-4)
+    labels = np.asarray(bundle.array("test_labels"))
+    right = np.asarray(bundle.array("test_logits")).argmax(axis=1) == labels
+    assert own == {"others": np.delete(right, [3, 4]).mean(), "asked": right[[3, 4]].mean()}
+    everyone = accuracies(bundle, np.asarray(bundle.array("test_logits")), np.arange(len(labels)))
+    assert everyone["others"] is None
+
+
+def test_a_training_depends_on_what_is_in_the_set_and_not_on_its_order(bundle_path):
+    bundle = open_attributor(bundle_path).bundle
+    first, asked = np.array([5, 1, 9]), np.array([0, 2])
+    key = Subset(first, asked).key(bundle)
+    assert Subset(first[::-1], asked[::-1]).key(bundle) == key
+    assert Subset(first[:2], asked).key(bundle) != key
+    assert Subset(first, asked[:1]).key(bundle) != key
+
+
+def test_budgets_are_shares_of_the_training_images_up_to_the_largest():
+    assert coreset.budgets(15_000, 1500) == (30, 75, 150, 300, 750, 1500)
+    assert coreset.budgets(15_000, 100) == (30, 75, 100)
+    assert coreset.budgets(40, 1500) == (1, 2, 4, 40)
+    assert EXPERIMENTS["coreset"].queries == 500
+    assert EXPERIMENTS["coreset"].budget == 1500
+
+
+def test_the_finding_says_who_is_above_chance():
+    def row(name, balanced, *means):
+        return {"method": name, "balanced": balanced, "accuracy": [mean_and_error([m]) for m in means]}
+
+    rows = [row("info_gain", False, 0.3, 0.6), row("random", False, 0.2, 0.5), row("trak", False, 0.1, 0.7)]
+    rows += [row("info_gain", True, 0.4, 0.6), row("random", True, 0.5, 0.5)]
+    said = coreset.finding(rows, (10, 20), mean_and_error([0.9]))
+    assert "on 10 images the network is right on 50.0% when Random, balanced chooses" in said
+    assert "on 20 images the network is right on 70.0% when TRAK chooses, 50.0% with random ones" in said
+    assert "plain: InfoGain; balanced: none" in said
+
+
+def test_the_figures_and_the_table_show_every_row(result):
+    files = dict(experiment_files(result))
+    assert set(files) == {"png", "svg", "md"}
+    assert files["png"].startswith(b"\x89PNG")
+    table = coreset_table(result)
+    assert f"| {METHODS['info_gain'].title}, balanced |" in table
+    assert f"{100 * result['rows'][0]['accuracy'][0]['mean']:.1f}" in table
+    assert [trace.name for trace in figure_of(result, balanced=True).data] == ["InfoGain", "Random"]
+
+
+def test_what_cannot_be_done_is_refused_in_a_sentence(bundle_path, tmp_path):
+    kept = Kept(tmp_path / "part.json")
+    with pytest.raises(QueryError, match="some must be left to measure"):
+        coreset.run([bundle_path], **(SETTINGS | {"queries": 10_000}), kept=kept, progress=SILENT)
+    with pytest.raises(QueryError, match="for 500 test images at most"):
+        coreset.run([bundle_path], **(SETTINGS | {"queries": 501}), kept=kept, progress=SILENT)
+    with pytest.raises(QueryError, match=r"does not yet hold what GradDot needs; `.* --methods graddot` adds it"):
+        coreset.run([without_margins(bundle_path, tmp_path / "bare")], **SETTINGS, kept=kept, progress=SILENT)
+
+
+def without_margins(bundle, folder):
+    folder.mkdir()
+    for file in bundle.iterdir():
+        (folder / file.name).symlink_to(Path(file))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["files"]["margin_features"]
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
