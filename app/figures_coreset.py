@@ -8,10 +8,9 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from app.figures_curves import COLOURS
 from core.methods import METHODS
 
-# Okabe and Ito's colours; markers say the same.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8c8c8c", "#B8A800", "#7f4fc9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left", "star")
 _MARGIN = {"l": 10, "r": 10, "t": 10, "b": 10}
@@ -119,7 +118,7 @@ def accuracies(result: dict[str, Any], *, balanced: bool) -> go.Figure:
             y=[100 * value["mean"] for value in row["accuracy"]],
             error_y={"type": "data", "array": [100 * (v["error"] or 0.0) for v in row["accuracy"]], "thickness": 1.2},
             mode="lines+markers",
-            line={"color": _COLOURS[place % len(_COLOURS)], "width": 2},
+            line={"color": COLOURS[place % len(COLOURS)], "width": 2},
             marker={"symbol": _SYMBOLS[place % len(_SYMBOLS)], "size": 7},
             name=METHODS[row["method"]].title,
             hovertemplate=METHODS[row["method"]].title + ", %{x} images: %{y:.1f} %<extra></extra>",
@@ -151,7 +150,7 @@ def coreset_file(result: dict[str, Any], *, kind: str) -> bytes:
                 grid,
                 [100 * value["mean"] for value in row["accuracy"]],
                 [100 * (value["error"] or 0.0) for value in row["accuracy"]],
-                color=_COLOURS[place % len(_COLOURS)],
+                color=COLOURS[place % len(COLOURS)],
                 marker=_MARKERS[place % len(_MARKERS)],
                 markersize=4,
                 capsize=2.5,

@@ -1,6 +1,7 @@
 """What stands beside an experiment's JSON: its figure, and its table where it has one."""
 
 import io
+import math
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -10,6 +11,8 @@ from app.figures_coreset import coreset_file, coreset_table
 from app.figures_curves import curves_file, experiment_panels
 from app.figures_tuning import scores_file
 from core.methods import METHODS
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def experiment_files(result: dict[str, Any]) -> list[tuple[str, bytes]]:
@@ -90,4 +93,7 @@ def _with_error(value: dict[str, Any]) -> str:
 
 
 def _sigma2(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
+    if value is None:
+        return ""
+    exponent = round(math.log10(value))
+    return f"10{str(exponent).translate(_RAISED)}" if value == 10.0**exponent and abs(exponent) > 2 else f"{value:g}"

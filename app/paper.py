@@ -40,6 +40,14 @@ SECTIONS = (
         ("brittleness", "brittleness-cifar10"),
     ),
     Section(
+        "Figures 5 and 6: coresets",
+        "coreset",
+        "The accuracy of networks that were trained on a few images alone, chosen for 500 test images together, plain "
+        "and with as many images of every class.",
+        "The largest coreset is chosen once, and smaller ones are its first images.",
+        ("coreset", "coreset-cifar10"),
+    ),
+    Section(
         "Table 1: who taught the backdoor?",
         "backdoor",
         "How many of the poisoned images each method finds, on CIFAR-10 with a ResNet-9 and 1 % poisoned. The table’s "

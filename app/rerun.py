@@ -21,6 +21,8 @@ _EXPERIMENTS = (
     "tune --bundle {folder}/clean --queries 2 --methods info_loss --out {folder}/tuning.json",
     "evaluate brittleness --bundle {folder}/clean --queries 4 --methods info_loss,trak,repsim,random "
     "--out {folder}/brittleness.json",
+    "evaluate coreset --bundle {folder}/clean --queries 100 --budget 300 --methods info_gain,info_loss,random "
+    "--out {folder}/coreset.json",
     "evaluate backdoor --bundle {folder}/poisoned --queries 10 --out {folder}/backdoor.json",
     "evaluate retraining --bundle {folder}/poisoned --out {folder}/retraining.json",
 )

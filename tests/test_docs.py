@@ -10,6 +10,8 @@ import pytest
 
 from app.cli import natscope
 from app.cli_precompute import _command
+from app.figures_experiments import recall_table, retraining_table
+from app.results import load_result
 from core.answers import Request
 from core.sketches import SketchSpec
 from precompute.spec import BuildSpec
@@ -113,3 +115,13 @@ def test_links_of_the_readme_lead_somewhere():
 def test_no_figure_is_left_to_be_filled_in():
     assert "<!--" not in README
     assert "TODO" not in README
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [("retraining-cifar10", retraining_table), ("backdoor", recall_table), ("backdoor-cifar10", recall_table)],
+)
+def test_the_tables_of_the_readme_are_those_of_the_results(name, table):
+    for line in table(load_result(name)).splitlines()[2:]:
+        if "*chance*" not in line:
+            assert line in README

@@ -7,6 +7,7 @@ import streamlit as st
 
 from app.figures_backdoor import recalls
 from app.figures_brittleness import flips, flips_table
+from app.figures_coreset import KINDS, accuracies, coreset_table
 from app.figures_curves import experiment_panels, relative
 from app.figures_experiments import ordered, recall_table, retraining_table
 from app.figures_tuning import scores
@@ -100,6 +101,14 @@ def _recalls(result: dict[str, Any], key: str) -> None:
         st.markdown(recall_table(result))
 
 
+def _coresets(result: dict[str, Any], key: str) -> None:
+    for balanced, title in KINDS:
+        st.markdown(f"*{title}*")
+        _chart(accuracies(result, balanced=balanced), f"{key}_{balanced}")
+    with st.expander("The numbers"):
+        st.markdown(coreset_table(result))
+
+
 def _retrained(result: dict[str, Any], key: str) -> None:
     st.markdown(retraining_table(result))
 
@@ -112,6 +121,7 @@ _FIGURES: dict[str, Callable[[dict[str, Any], str], None]] = {
     "relative-information": _curves,
     "brittleness": _flips,
     "backdoor": _recalls,
+    "coreset": _coresets,
     "retraining": _retrained,
     "tuning": _scores,
 }
