@@ -35,7 +35,7 @@ class Chosen:
 
     Args:
         indices: (M,) training indices, the best first.
-        nats: (M,) InfoGain of the first 1, 2, … of them, mean over the queries.
+        nats: (M,) information of the first 1, 2, … of them alone, mean over the queries.
         blind: (M,) random training indices.
         blind_nats: (M,) the same of these.
     """

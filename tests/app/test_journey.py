@@ -347,3 +347,15 @@ def _taken(page, kind, folder):
     file = folder / download.value.suggested_filename
     download.value.save_as(file)
     return file.read_bytes()
+
+
+def test_a_coreset_is_shown_class_by_class_and_any_image_opens(visit):
+    page = visit("/coreset?n=12&m=20")
+    expect(page.get_by_text("These 20 images tell")).to_be_visible()
+    page.get_by_role("button", name=re.compile("Bag, training image")).first.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("as the model sees it")
+    expect(dialog.get_by_role("img", name=re.compile(r"Training image \d+: Bag, enlarged"))).to_be_visible()
+    expect(dialog.get_by_role("link", name="Make it the query")).to_have_attribute(
+        "href", re.compile("attribute.q=train")
+    )
