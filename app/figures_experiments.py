@@ -24,7 +24,7 @@ def experiment_files(result: dict[str, Any]) -> list[tuple[str, bytes]]:
         return [*drawn, ("md", coreset_table(result).encode())]
     if result["experiment"] == "retraining":
         return [("md", retraining_table(result).encode())]
-    if result["experiment"] == "tuning":
+    if result["experiment"] == "tune":
         return [(kind, scores_file(result, kind=kind)) for kind in ("png", "svg")]
     if result["experiment"] == "brittleness":
         figures = [(kind, flips_file(result, kind=kind)) for kind in ("png", "svg")]

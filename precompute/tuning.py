@@ -1,6 +1,5 @@
 """The choice of sigma2: on images that no experiment reports, by what removing a ranking's first images does."""
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +15,10 @@ from core.errors import QueryError
 from core.methods import METHODS
 from precompute.attributor import open_attributor
 from precompute.experiments.brittleness import rank, share_and_error
+from precompute.experiments.provenance import provenance
 from precompute.kept import Kept
-from precompute.models import ModelSpec
 from precompute.removal import Ladder, answer, climb_all
 from precompute.retrain import recipe_of
-from precompute.spec import versions
 
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))  # the paper's grid
 QUERIES, BUDGET = 10, 50
@@ -89,22 +87,11 @@ def record(path: Path, result: dict[str, Any]) -> None:
 
 
 def _result(attributor: Attributor, curves: dict[str, list[dict[str, Any]]], **settings: int) -> dict[str, Any]:
-    manifest = attributor.bundle.manifest
     chosen = {name: best(curve) for name, curve in curves.items()}
-    words = " ".join(f"--{key} {value}" for key, value in settings.items())
     told = ", ".join(f"{METHODS[name].title} {sigma2:g}" for name, sigma2 in chosen.items())
-    return {
-        "experiment": "tuning",
-        "date": datetime.date.today().isoformat(),
-        "command": f"natscope tune --bundle BUNDLE --out tuning.json {words} --methods {','.join(curves)}",
-        "bundles": [{"command": f"{manifest.command} --out BUNDLE", "identity": attributor.bundle.identity}],
-        "setting": {
-            "data": f"{manifest.dataset['name']}, {len(attributor.train_labels):,} training images",
-            "network": ModelSpec.from_dict(manifest.model).title,
-            "pool": "same-class",
-            **settings,
-        },
-        "versions": versions(),
+    made = provenance("tune", [attributor], settings, methods=list(curves))
+    made["setting"] |= {"pool": "same-class"}
+    return made | {
         "score": f"margin lost without the first {settings['budget']}, mean of {settings['queries']} test images",
         "sigma2": chosen,
         "curves": curves,

@@ -123,5 +123,5 @@ _FIGURES: dict[str, Callable[[dict[str, Any], str], None]] = {
     "backdoor": _recalls,
     "coreset": _coresets,
     "retraining": _retrained,
-    "tuning": _scores,
+    "tune": _scores,
 }

@@ -1,6 +1,5 @@
 """Table 1 of the paper: how many of the images that taught a backdoor does each method find?"""
 
-import datetime
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,8 @@ from core.errors import QueryError
 from core.methods import METHODS
 from core.metrics import average_precision, recall_at_k, reciprocal_rank
 from precompute.attributor import open_attributor
+from precompute.experiments.provenance import provenance
 from precompute.kept import Kept
-from precompute.models import ModelSpec
-from precompute.spec import versions
 
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))
 RECALL_AT = 50
@@ -253,29 +251,14 @@ def _attack(attributor: Attributor) -> dict[str, float]:
 def _result(
     opened: Sequence[Attributor], rows: list[dict[str, Any]], audits: Any, attacks: Any, **settings: int
 ) -> dict[str, Any]:
-    manifest = opened[0].bundle.manifest
-    return {
-        "experiment": "backdoor",
-        "date": datetime.date.today().isoformat(),
-        "command": f"natscope evaluate backdoor --bundle BUNDLES --out backdoor.json --queries {settings['queries']} "
-        f"--budget {settings['budget']} --seed {settings['seed']}",
-        "bundles": [
-            {
-                "command": f"{b.bundle.manifest.command} --methods all --out BUNDLES/{place}",
-                "identity": b.bundle.identity,
-            }
-            for place, b in enumerate(opened)
-        ],
-        "setting": {
-            "data": f"{manifest.dataset['name']}, {len(opened[0].train_labels):,} training images",
-            "network": ModelSpec.from_dict(manifest.model).title,
-            "recall_at": RECALL_AT,
-            "tuned_on": TUNED_ON,
-            "sigma2s": list(SIGMA2S),
-            "pool": "same-class",
-            **settings,
-        },
-        "versions": versions(),
+    made = provenance("backdoor", opened, settings, methods=[row["method"] for row in rows])
+    made["setting"] |= {
+        "recall_at": RECALL_AT,
+        "tuned_on": TUNED_ON,
+        "sigma2s": list(SIGMA2S),
+        "pool": "same-class",
+    }
+    return made | {
         "attack": {
             key: mean_and_error([a[key] for a in attacks])
             for key in ("attack_success", "test_accuracy", "base_rate", "poisoned")

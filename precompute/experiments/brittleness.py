@@ -1,6 +1,5 @@
 """Figure 3 of the paper: how often does a prediction flip once what a method names is removed before training?"""
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -15,11 +14,10 @@ from core.attribution import Attributor, Progress
 from core.curves import sample_queries
 from core.methods import METHODS
 from precompute.attributor import open_attributor
+from precompute.experiments.provenance import provenance
 from precompute.kept import Kept
-from precompute.models import ModelSpec
 from precompute.removal import Ladder, answer, climb_all
 from precompute.retrain import recipe_of
-from precompute.spec import versions
 
 STEPS = 6  # of the grid of budgets, the last being the largest
 CLAIMS = (
@@ -167,28 +165,14 @@ def share_and_error(values: np.ndarray) -> dict[str, float | None]:
 def _result(
     opened: Sequence[Attributor], rows: list[dict[str, Any]], grid: Sequence[int], **settings: int
 ) -> dict[str, Any]:
-    manifest = opened[0].bundle.manifest
-    names = ",".join(row["method"] for row in rows)
-    return {
-        "experiment": "brittleness",
-        "date": datetime.date.today().isoformat(),
-        "command": "natscope evaluate brittleness --bundle BUNDLES --out brittleness.json "
-        + " ".join(f"--{key} {value}" for key, value in settings.items())
-        + f" --methods {names}",
-        "bundles": [
-            {"command": f"{b.bundle.manifest.command} --out BUNDLES/{place}", "identity": b.bundle.identity}
-            for place, b in enumerate(opened)
-        ],
-        "setting": {
-            "data": f"{manifest.dataset['name']}, {len(opened[0].train_labels):,} training images",
-            "network": ModelSpec.from_dict(manifest.model).title,
-            "recipe": manifest.training,
-            "test_accuracy": [b.bundle.manifest.results["test_accuracy"] for b in opened],
-            "pool": "same-class",
-            "grid": list(grid),
-            **settings,
-        },
-        "versions": versions(),
+    made = provenance("brittleness", opened, settings, methods=[row["method"] for row in rows])
+    made["setting"] |= {
+        "recipe": opened[0].bundle.manifest.training,
+        "test_accuracy": [b.bundle.manifest.results["test_accuracy"] for b in opened],
+        "pool": "same-class",
+        "grid": list(grid),
+    }
+    return made | {
         "claims": CLAIMS,
         "rows": rows,
         "finding": finding(rows, grid),

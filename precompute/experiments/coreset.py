@@ -1,6 +1,5 @@
 """Figures 5 and 6 of the paper: how good is a network that saw a few training images, chosen by each method?"""
 
-import datetime
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,10 @@ from core.errors import QueryError
 from core.methods import METHODS
 from precompute.attributor import open_attributor
 from precompute.experiments.backdoor import mean_and_error
+from precompute.experiments.provenance import provenance
 from precompute.kept import Kept
-from precompute.models import ModelSpec
 from precompute.retrain import recipe_of
 from precompute.side_by_side import side_by_side
-from precompute.spec import versions
 from precompute.subset import Subset, accuracies, train_on
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the training images
@@ -153,29 +151,15 @@ def _result(
     whole: dict[str, Any],
     **settings: int,
 ) -> dict[str, Any]:
-    manifest = opened[0].bundle.manifest
-    names = ",".join(dict.fromkeys(row["method"] for row in rows))
-    return {
-        "experiment": "coreset",
-        "date": datetime.date.today().isoformat(),
-        "command": "natscope evaluate coreset --bundle BUNDLES --out coreset.json "
-        + " ".join(f"--{key} {value}" for key, value in settings.items())
-        + f" --methods {names}",
-        "bundles": [
-            {"command": f"{b.bundle.manifest.command} --out BUNDLES/{place}", "identity": b.bundle.identity}
-            for place, b in enumerate(opened)
-        ],
-        "setting": {
-            "data": f"{manifest.dataset['name']}, {len(opened[0].train_labels):,} training images",
-            "network": ModelSpec.from_dict(manifest.model).title,
-            "recipe": manifest.training,
-            "measurement": "margin, no NTK scaling",
-            "measured_on": f"the {len(opened[0].test_labels) - settings['queries']:,} other test images",
-            "training_images": len(opened[0].train_labels),
-            "grid": list(grid),
-            **settings,
-        },
-        "versions": versions(),
+    made = provenance("coreset", opened, settings, methods=list(dict.fromkeys(row["method"] for row in rows)))
+    made["setting"] |= {
+        "recipe": opened[0].bundle.manifest.training,
+        "measurement": "margin, no NTK scaling",
+        "measured_on": f"the {len(opened[0].test_labels) - settings['queries']:,} other test images",
+        "training_images": len(opened[0].train_labels),
+        "grid": list(grid),
+    }
+    return made | {
         "claims": CLAIMS,
         "all_data": whole,
         "rows": rows,

@@ -1,6 +1,5 @@
 """A backdoor's proof at full size: train a network again without what a method found, and try the patch again."""
 
-import datetime
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,9 @@ from core.errors import QueryError
 from core.methods import METHODS
 from precompute.attributor import open_attributor
 from precompute.experiments.backdoor import backdoor_of, fooled_queries, stamped_query
+from precompute.experiments.provenance import provenance
 from precompute.kept import Kept
-from precompute.models import ModelSpec
 from precompute.retrain import attacked, recipe_of, retrain
-from precompute.spec import versions
 from precompute.training import RECIPES, TrainingSpec
 
 SIGMA2 = 100.0  # what `natscope evaluate backdoor` chooses for InfoLoss on the ResNet-9
@@ -126,27 +124,17 @@ def _row(attributor: Attributor, model: nn.Module, removed: list[int]) -> dict[s
 def _result(
     attributor: Attributor, rows: list[dict[str, Any]], recipe: TrainingSpec, **settings: int
 ) -> dict[str, Any]:
-    manifest, poison = attributor.bundle.manifest, backdoor_of(attributor)
-    names = ",".join(row["method"] for row in rows[1:])
-    return {
-        "experiment": "retraining",
-        "date": datetime.date.today().isoformat(),
-        "command": "natscope evaluate retraining --bundle BUNDLE --out retraining.json "
-        + " ".join(f"--{key} {value}" for key, value in settings.items())
-        + f" --methods {names}",
-        "bundles": [{"command": f"{manifest.command} --out BUNDLE", "identity": attributor.bundle.identity}],
-        "setting": {
-            "data": f"{manifest.dataset['name']}, {len(attributor.train_labels):,} training images",
-            "network": ModelSpec.from_dict(manifest.model).title,
-            "weights_loaded": "weights" in manifest.training,
-            "recipe": recipe.to_dict(),
-            "sigma2": SIGMA2,
-            "pool": "same-class",
-            "poisoned": len(poison.train_indices),
-            "classes": list(attributor.bundle.classes),
-            **settings,
-        },
-        "versions": versions(),
+    poison = backdoor_of(attributor)
+    made = provenance("retraining", [attributor], settings, methods=[row["method"] for row in rows[1:]])
+    made["setting"] |= {
+        "weights_loaded": "weights" in attributor.bundle.manifest.training,
+        "recipe": recipe.to_dict(),
+        "sigma2": SIGMA2,
+        "pool": "same-class",
+        "poisoned": len(poison.train_indices),
+        "classes": list(attributor.bundle.classes),
+    }
+    return made | {
         "rows": rows,
         "finding": finding(rows, len(poison.train_indices)),
     }

@@ -1,0 +1,51 @@
+"""What every result says of what made it: without it a result is not shown."""
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+from core.attribution import Attributor
+from precompute.models import ModelSpec
+from precompute.spec import versions
+
+
+def provenance(
+    experiment: str, opened: Sequence[Attributor], settings: dict[str, int], *, methods: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Give the fields by which a result can be made again.
+
+    Args:
+        experiment: its name.
+        opened: of the bundles, in order.
+        settings: queries, budget and seed.
+        methods: names, in order.
+
+    Returns:
+        The experiment's name, the date, the command, each bundle's command and identity, versions, and "setting": the
+        data, the network and the settings.
+    """
+    manifest = opened[0].bundle.manifest
+    words = " ".join(f"--{key} {value}" for key, value in settings.items())
+    verb = experiment if experiment == "tune" else f"evaluate {experiment}"
+    chosen = f" --methods {','.join(methods)}" if methods else ""
+    return {
+        "experiment": experiment,
+        "date": datetime.date.today().isoformat(),
+        "command": f"natscope {verb} --bundle BUNDLES --out {experiment}.json {words}{chosen}",
+        "bundles": [
+            {"command": _command(attributor, place), "identity": attributor.bundle.identity}
+            for place, attributor in enumerate(opened)
+        ],
+        "setting": {
+            "data": f"{manifest.dataset['name']}, {len(opened[0].train_labels):,} training images",
+            "network": ModelSpec.from_dict(manifest.model).title,
+            **settings,
+        },
+        "versions": versions(),
+    }
+
+
+def _command(attributor: Attributor, place: int) -> str:
+    manifest = attributor.bundle.manifest
+    parts = f" --methods {','.join(manifest.methods)}" if manifest.methods else ""
+    return f"{manifest.command}{parts} --out BUNDLES/{place}"
