@@ -94,14 +94,15 @@ def shares_right(titles: Sequence[str], shares: Sequence[float], *, colours: Seq
             orientation="h",
             marker={"color": list(colours)[::-1]},
             text=[f"{share:.1%}" for share in shares][::-1],
-            textposition="auto",
+            textposition="outside",
+            cliponaxis=False,
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
     )
     figure.update_layout(
         height=32 * len(titles) + 60,
         margin=_MARGIN,
-        xaxis={"title": "test images it gets right", "tickformat": ".0%", "range": [0, 1], "fixedrange": True},
+        xaxis={"title": "test images it gets right", "tickformat": ".0%", "range": [0, 1.06], "fixedrange": True},
         yaxis={"fixedrange": True, "automargin": True},
         bargap=0.3,
         dragmode=False,

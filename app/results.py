@@ -21,11 +21,16 @@ def load_result(name: str) -> dict[str, Any] | None:
 
     A result that does not say what made it (command, bundles, versions, seed) counts as none.
     """
+    result = load_benchmark(name)
+    return result if provenance_missing(result) is None else None
+
+
+def load_benchmark(name: str) -> Any:
+    """Give what a benchmark wrote, such as "search"; None where it is not installed."""
     try:
-        result = json.loads(assets.path("results", f"{name}.json").read_text(encoding="utf-8"))
+        return json.loads(assets.path("results", f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return result if provenance_missing(result) is None else None
 
 
 def provenance_missing(result: Any) -> str | None:

@@ -81,7 +81,8 @@ class Coresets:
             query: from `ask`.
             sigma2: observation noise variance.
             budget: how many, M; all images where there are fewer.
-            balanced: whether every class gives as many, by a ranking among its own images, in turn.
+            balanced: whether every class gives as many, in turn: those of its images that tell most about its own
+                queries, or about all where none is of the class.
             seed: of the method random.
             progress: called while something long is computed.
 
@@ -104,8 +105,8 @@ class Coresets:
             progress(f"{title}: class by class", label, len(sizes))
             if share:
                 rows = np.flatnonzero(labels == label)
-                settings = Settings(sigma2, int(share), seed * len(sizes) + label)
-                chosen.append(rows[self._picks(method, self._class(label, rows, progress), query, settings)])
+                settings, own = Settings(sigma2, int(share), seed * len(sizes) + label), _about(query, label)
+                chosen.append(rows[self._picks(method, self._class(label, rows, progress), own, settings)])
                 places.append(np.arange(len(chosen[-1])))
         turn = np.argsort(np.concatenate(places), kind="stable")
         return np.concatenate(chosen)[turn]
@@ -144,6 +145,15 @@ def shares(budget: int, sizes: np.ndarray) -> np.ndarray:
         given[still] += 1
         left -= len(still)
     return given
+
+
+def _about(query: Query, label: int) -> Query:
+    """Give the queries of a class alone; all of them where there is none."""
+    own = np.flatnonzero(np.asarray(query.target) == label)
+    if not len(own) or query.input is None:
+        return query
+    features, targets = query.features[own], np.asarray(query.target)[own]
+    return Query(features, query.penultimate[own], margin=lambda: features, input=query.input[own], target=targets)
 
 
 def draw(rows: np.ndarray, count: int, *, seed: int) -> np.ndarray:

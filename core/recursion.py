@@ -144,7 +144,7 @@ class ManyQueries(Recursion):
         if len(rows):
             exact = self.rows(rows)
             self.square[rows], self.doubt[rows] = np.einsum("nq,nq->n", exact, exact), 0.0
-        return self.square.copy()
+        return np.maximum(self.square, 0.0)
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """Give rows of C - U X, (len(rows), Q)."""

@@ -1,6 +1,7 @@
 """Fixtures that several tests share: real bundles of the embedded data, the data at hand, a browser."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,14 @@ def browser():
         opened = playwright.chromium.launch(executable_path=path, args=list(LAUNCH_FLAGS))
         yield opened
         opened.close()
+
+
+@pytest.fixture(autouse=True)
+def own_main():
+    """Streamlit's AppTest leaves a script that is gone as __main__, which new processes would try to run."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
 
 
 @pytest.fixture

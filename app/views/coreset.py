@@ -128,8 +128,9 @@ def _settings(attributor: Attributor, view: CoresetView) -> CoresetView:
     balanced = st.toggle(
         "As many of every class",
         key=f"{KEY}balanced",
-        help="On: each class gives as many, by the method’s choice within the class. Off: the method chooses among all "
-        "training images at once; the first time that takes a minute.",
+        help="On: each class gives as many, those that tell most about its own test images (about all of them, if none "
+        "is of the class). Off: the method chooses among all training images at once; the first time that takes a "
+        "minute.",
     )
     usual = attributor.bundle.sigma2(name)
     st.session_state.setdefault(f"{KEY}exponent", state.exponent_of(view.sigma2 or usual))

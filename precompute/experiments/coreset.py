@@ -40,8 +40,9 @@ def run(
 ) -> dict[str, Any]:
     """Choose training images for many test images at once, train on these alone, and measure on the other test images.
 
-    Every method chooses once for the largest budget, freely and with as many images of every class; smaller coresets
-    are the first of these. The network starts from the same initial weights and sees the images in the same order.
+    Every method chooses once for the largest budget, freely and with as many images of every class, which is then asked
+    about its own queries; smaller coresets are the first of these. The network starts from the same initial weights
+    and sees the images in the same order.
 
     Args:
         bundles: that differ by their seeds.
@@ -155,6 +156,7 @@ def _result(
     made["setting"] |= {
         "recipe": opened[0].bundle.manifest.training,
         "measurement": "margin, no NTK scaling",
+        "balanced": "each class by its own queries",
         "measured_on": f"the {len(opened[0].test_labels) - settings['queries']:,} other test images",
         "training_images": len(opened[0].train_labels),
         "grid": list(grid),

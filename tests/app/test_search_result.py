@@ -3,12 +3,12 @@ import json
 import pytest
 
 from app.figures_search import search_file
-from app.results import load_result
+from app.results import load_benchmark
 
 
 @pytest.fixture(scope="module")
 def result():
-    return load_result("search")
+    return load_benchmark("search")
 
 
 def _row(result, search, sigma2):

@@ -47,6 +47,18 @@ def test_balanced_means_as_many_of_every_class_and_the_first_are_a_smaller_cores
     assert chosen[:20].tolist() == fewer.tolist()
 
 
+def test_each_class_is_asked_about_its_own_queries_or_about_all_where_it_has_none(coresets, attributor):
+    features = np.asarray(attributor.bundle.array("margin_features"))
+    asked = np.flatnonzero(attributor.test_labels < 2)[:12]
+    query, labels = coresets.ask(asked), attributor.test_labels[asked]
+    chosen = choose(coresets, query, "info_gain", 40)
+    for label in (0, 1, 5):
+        rows = np.flatnonzero(coresets.labels == label)
+        own = query.features[labels == label] if label < 2 else query.features
+        wanted = rows[greedy.info_gain(Pool(features[rows]), own, 1.0, 4).indices]
+        assert chosen[coresets.labels[chosen] == label].tolist() == wanted.tolist()
+
+
 def test_plain_info_gain_is_the_greedy_rule_on_the_margins_features(coresets, query, attributor):
     rows = np.flatnonzero(attributor.train_labels < 2)[:600]
     features = np.asarray(attributor.bundle.array("margin_features"))
