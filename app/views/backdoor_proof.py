@@ -35,13 +35,16 @@ def proof_step(scene: Scene) -> None:
         return
     pool = np.flatnonzero(scene.attributor.train_labels == scene.target)
     others = np.random.default_rng(0).choice(pool, len(found), replace=False)
-    st.markdown(
-        f"If those {len(found)} pictures taught the trick, a model that never saw them should not fall for it. So "
-        "train it "
-        f"again without them, and once more without {len(found)} others labelled {classes[scene.target]}, picked "
-        "blindly."
+    why = too_slow(scene.attributor.bundle)
+    live = (
+        f" So train it again without them, and once more without {len(found)} others labelled "
+        f"{classes[scene.target]}, picked blindly."
     )
-    if why := too_slow(scene.attributor.bundle):
+    st.markdown(
+        f"If those {len(found)} pictures taught the trick, a model that never saw them should not fall for it."
+        + ("" if why else live)
+    )
+    if why:
         _measured_once(scene, why)
         return
     result = run_job(
@@ -116,7 +119,7 @@ def _measured_once(scene: Scene, why: str) -> None:
     own = setting["classes"] == list(bundle.classes)
     st.info(
         f"{why} So this is not live: it was measured once, on {result['date']}, with {setting['data']}. For "
-        f"{setting['queries']} fooled picture of every class the first {setting['budget']} images were named, and the "
+        f"{_pictures(setting['queries'])} of every class the first {setting['budget']} images were named, and the "
         "network was trained from scratch without all of these. On the model that comes with natscope this step is "
         "live.",
         icon=":material/hourglass_disabled:",
@@ -147,6 +150,10 @@ def _measured_once(scene: Scene, why: str) -> None:
             + "\n".join([*(b["command"] for b in result["bundles"]), result["command"]])
             + "\n```"
         )
+
+
+def _pictures(count: int) -> str:
+    return "one fooled picture" if count == 1 else f"{count} fooled pictures"
 
 
 def _fooled(title: str, success: float, also: str, tone: str = "") -> Bar:
