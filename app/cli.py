@@ -29,8 +29,7 @@ def demo(port: int, no_browser: bool) -> None:
     """Build the first embedded bundle, then serve it; the poisoned one and what is slow follow while it is served."""
     from app.serve import serve
     from precompute.background import start, unfinished
-    from precompute.build import build
-    from precompute.embedded import EMBEDDED, FIRST
+    from precompute.embedded import FIRST, build_embedded
     from precompute.home import home
 
     _check_port(port)
@@ -39,7 +38,7 @@ def demo(port: int, no_browser: bool) -> None:
     if not out.exists():
         click.echo(f"Building the embedded bundle, once, about a minute, in {out}")
     with Bars() as bars:
-        build(EMBEDDED[FIRST], out, bars)
+        build_embedded(FIRST, out, bars)
     if unfinished(folder):
         start(folder)
     serve(folder, port=port, browser=not no_browser)
@@ -87,6 +86,9 @@ def app(bundles: Path, port: int, no_browser: bool) -> None:
 )
 @click.option("--skip-broken", is_flag=True, help="Leave out a folder's files that cannot be read.")
 @click.option("--classes", help="Keep these classes alone, by number with commas, such as 0,1; all by default.")
+@click.option(
+    "--per-class", type=click.IntRange(1), help="Keep the first so many training images of each class; all by default."
+)
 @click.option(
     "--mean", help="Mean of each channel that the network expects, white being 1; the images' own by default."
 )

@@ -53,21 +53,45 @@ def evaluate(
 @click.command()
 @click.option("--bundle", type=EXISTING, required=True, help="The bundle, whose manifest gets the chosen values.")
 @click.option("--out", type=EXISTING, help="JSON file to write; beside the bundle by default.")
-@click.option("--queries", type=click.IntRange(1), default=10, show_default=True, help="Held-out test images.")
-@click.option("--budget", type=click.IntRange(1), default=50, show_default=True, help="How many images are removed.")
+@click.option(
+    "--score",
+    type=click.Choice(["margin", "coreset"]),
+    default="margin",
+    show_default=True,
+    help="What a good σ² does: removing what is named costs margin, or networks trained on coresets alone are right.",
+)
+@click.option("--queries", type=click.IntRange(1), help="Held-out test images; 10, for coresets 200 in each of 3 sets.")
+@click.option("--budget", type=click.IntRange(1), help="Images that are removed, 50; in a coreset at most, 150.")
 @click.option("--methods", help="Names of methods, with commas; those that use σ² by default.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawing of test images.")
-def tune(bundle: Path, out: Path | None, queries: int, budget: int, methods: str | None, seed: int) -> None:
-    """Choose σ² for each method on held-out images, by training again without what it names; resumable."""
+@click.option("--take", type=EXISTING, help="Measure nothing; take the values of this finished result.")
+def tune(
+    bundle: Path,
+    out: Path | None,
+    score: str,
+    queries: int | None,
+    budget: int | None,
+    methods: str | None,
+    seed: int,
+    take: Path | None,
+) -> None:
+    """Choose σ² for each method on held-out images, by training again without or with what it names; resumable."""
+    from core.bundle import Bundle
     from core.methods import METHODS
-    from precompute.tuning import record
-    from precompute.tuning import tune as run
+    from precompute import tuning
 
-    usual = tuple(name for name, method in METHODS.items() if method.uses_sigma2)
-    names = usual if methods is None else method_names(methods)
-    size: dict[str, Any] = {"queries": queries, "budget": budget, "seed": seed, "methods": names}
-    result = _measured(out or bundle.with_name(f"{bundle.name}-tuning.json"), lambda **k: run(bundle, **size, **k))
-    record(bundle, result)
+    if take is not None:
+        Bundle(bundle)
+        result = tuning.read(take)
+    else:
+        usual = tuple(name for name, method in METHODS.items() if method.uses_sigma2)
+        names = usual if methods is None else method_names(methods)
+        images, most = tuning.SCORES[score]
+        size: dict[str, Any] = {"queries": queries or images, "budget": budget or most, "seed": seed, "methods": names}
+        run = tuning.tune_coresets if score == "coreset" else tuning.tune
+        beside = bundle.with_name(f"{bundle.name}-{'coreset-' if score == 'coreset' else ''}tuning.json")
+        result = _measured(out or beside, lambda **keeping: run(bundle, **size, **keeping))
+    tuning.record(bundle, result)
     click.echo("The bundle's manifest holds these values; they are now its defaults.")
 
 

@@ -48,6 +48,7 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         dataset=options["dataset"],
         folder=FolderSpec(options["image_size"], options["test_share"], options["skip_broken"]),
         classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),
+        per_class=options["per_class"],
         scaling=_scaling(options["mean"], options["std"]),
         poison=_poison_spec(options),
         model=model,

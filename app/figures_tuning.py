@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from app.figures_curves import COLOURS, DASHES
 from core.methods import METHODS
 
-_AXES = ("σ²", "margin lost, log odds")
+_SIGMA2 = "σ²"
 
 
 def scores(result: dict[str, Any]) -> go.Figure:
@@ -31,8 +31,8 @@ def scores(result: dict[str, Any]) -> go.Figure:
     figure.update_layout(
         height=300,
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        xaxis={"title": _AXES[0], "type": "log", "exponentformat": "power", "fixedrange": True},
-        yaxis={"title": _AXES[1], "fixedrange": True},
+        xaxis={"title": _SIGMA2, "type": "log", "exponentformat": "power", "fixedrange": True},
+        yaxis={"title": result["axis"], "fixedrange": True},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
     )
     return figure
@@ -50,7 +50,7 @@ def scores_file(result: dict[str, Any], *, kind: str) -> bytes:
         axes.errorbar(at, means, yerr=errors, linestyle=style, color=colour, linewidth=1.5, capsize=2)
         chosen = result["sigma2"][name]
         axes.plot([chosen], [means[at.index(chosen)]], "o", color=colour, label=f"{METHODS[name].title}: {chosen:g}")
-    axes.set(xlabel=_AXES[0], ylabel=_AXES[1], xscale="log")
+    axes.set(xlabel=_SIGMA2, ylabel=result["axis"], xscale="log")
     axes.legend(fontsize=7, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

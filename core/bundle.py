@@ -54,7 +54,7 @@ class Manifest:
         methods: settings of each method whose own parts the bundle holds.
         files: by logical name.
         index: settings of the indexes; None when they are flat.
-        tuned: sigma2 of each method that `natscope tune` chose, and how; None before.
+        tuned: sigma2 of each method that `natscope tune` chose, and how, for coresets apart; None before.
     """
 
     name: str
@@ -117,9 +117,16 @@ class Bundle:
         """A checksum of the manifest, and so of settings and contents: the key of every cache."""
         return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()[:16]
 
-    def sigma2(self, method: str) -> float:
-        """Give the usual noise variance for a method: the tuned one, else 1."""
-        return float((self.manifest.tuned or {}).get("sigma2", {}).get(method, 1.0))
+    def sigma2(self, method: str, *, coreset: bool = False) -> float:
+        """Give the usual noise variance for a method: the tuned one, else 1.
+
+        Args:
+            method: a name of the registry.
+            coreset: to choose a coreset, for which it is tuned apart; that of single predictions where it was not.
+        """
+        tuned = self.manifest.tuned or {}
+        single = tuned.get("sigma2", {}).get(method, 1.0)
+        return float(tuned.get("coreset", {}).get("sigma2", {}).get(method, single) if coreset else single)
 
     @property
     def classes(self) -> tuple[str, ...]:

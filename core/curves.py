@@ -119,6 +119,11 @@ def _losses(attributor: Attributor, query: QueryImage, line: Line, largest: int,
     return losses[len(own) :] - (losses[len(own) - 1] if len(own) else 0.0)
 
 
+def held_out(indices: np.ndarray) -> np.ndarray:
+    """Tell of test indices (N,) which are held out: every fifth, on which settings are chosen and nothing reported."""
+    return indices % _HELD_OUT == 0
+
+
 def sample_queries(attributor: Attributor, count: int, *, seed: int = 0, part: str = "all") -> list[QueryImage]:
     """Draw test images that the network gets right, without repetition, the same ones for one seed.
 
@@ -126,7 +131,8 @@ def sample_queries(attributor: Attributor, count: int, *, seed: int = 0, part: s
         attributor: of the bundle.
         count: how many.
         seed: of the draw.
-        part: "held out" for every fifth test image, on which settings are chosen; "reported" for the others; or "all".
+        part: "held out" for every fifth test image, on which settings are chosen; "reported" for the others, of which
+            the first are the same for every count, so that a long experiment contains a short one; or "all".
 
     Raises:
         QueryError: if it gets fewer right.
@@ -134,8 +140,9 @@ def sample_queries(attributor: Attributor, count: int, *, seed: int = 0, part: s
     logits, labels = attributor.bundle.array("test_logits"), attributor.test_labels
     right = np.flatnonzero(np.asarray(logits).argmax(1) == labels)
     if part != "all":
-        right = right[(right % _HELD_OUT == 0) == (part == "held out")]
+        right = right[held_out(right) == (part == "held out")]
     if count > len(right):
         raise QueryError(f"The model gets {len(right)} test images right, fewer than {count}.")
-    drawn = np.random.default_rng(seed).choice(right, count, replace=False)
+    random = np.random.default_rng(seed)
+    drawn = random.permutation(right)[:count] if part == "reported" else random.choice(right, count, replace=False)
     return [attributor.query("test", int(index)) for index in drawn]

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from core.bundle import Bundle, write_atomically
@@ -65,8 +65,7 @@ def run(folder: Path, parent: int) -> None:
     import torch
 
     from core.methods import METHODS
-    from precompute.build import build
-    from precompute.embedded import EMBEDDED
+    from precompute.embedded import EMBEDDED, build_embedded
 
     if hasattr(os, "nice"):
         os.nice(19)
@@ -87,7 +86,7 @@ def run(folder: Path, parent: int) -> None:
             spec = EMBEDDED[name]
             what = f"{METHODS[method].title} for “{spec.name}”" if method else f"“{spec.name}”"
             progress("Starting", 0, 1)
-            build(replace(spec, methods=(method,)) if method else spec, folder / name, progress)
+            build_embedded(name, folder / name, progress, methods=(method,) if method else None)
         status.unlink(missing_ok=True)
     except NatscopeError as error:
         _tell(status, Preparing(what, "", 0.0, str(error)))

@@ -29,7 +29,7 @@ from core.novelty import distances, usual_distances
 from core.pool import LARGEST_GRAM
 from core.posterior import blocks, feature_gram
 from core.rows import RowView
-from precompute.datasets import Dataset, of_classes, scaled
+from precompute.datasets import Dataset, first_of_each, of_classes, scaled
 from precompute.folders import load_named
 from precompute.models import ModelSpec, build_model, fitted
 from precompute.parts import Parts
@@ -90,13 +90,15 @@ def existing(out: Path, settings: dict[str, Any]) -> Bundle:
 
 
 def prepared(spec: BuildSpec, data: Dataset) -> tuple[Dataset, Backdoor | None]:
-    """Give the data that a bundle holds: of some classes, scaled, poisoned, as the settings say.
+    """Give the data that a bundle holds: of some classes, some of each, scaled, poisoned, as the settings say.
 
     Raises:
         DataError: if a setting makes no sense for this data set.
     """
     if spec.classes is not None:
         data = of_classes(data, spec.classes)
+    if spec.per_class is not None:
+        data = first_of_each(data, spec.per_class)
     if spec.scaling is not None:
         data = scaled(data, *spec.scaling)
     return (data, None) if spec.poison is None else poison(data, spec.poison)

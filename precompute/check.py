@@ -215,7 +215,7 @@ def _memory(
     ]
     if spec.weights is None:
         phases.append(2 * weights + bytes_each(step) * min(spec.training.batch_size, count))
-    copies = 1 if spec.classes is None and spec.poison is None else 2
+    copies = 1 if spec.classes is spec.per_class is spec.poison is None else 2
     pixels = copies * (data.train_images.nbytes + data.test_images.nbytes)
     peak = _IDLE + pixels + weights + _WITHIN * max(phases)
     found = f"about {_gigabytes(peak)} at the peak"

@@ -102,6 +102,19 @@ def of_classes(data: Dataset, classes: Sequence[int]) -> Dataset:
     return replace(data, classes=tuple(data.classes[label] for label in classes), **kept)
 
 
+def first_of_each(data: Dataset, count: int) -> Dataset:
+    """Keep the first training images of each class, at most `count`, in their order, and all test images.
+
+    Raises:
+        DataError: if `count` is not positive.
+    """
+    if count < 1:
+        raise DataError("At least one training image of each class must be kept.")
+    labels = data.train_labels
+    rows = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(len(data.classes))]))
+    return replace(data, train_images=data.train_images[rows], train_labels=labels[rows])
+
+
 def scaled(data: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:
     """Give the same images with another scaling, that of a network which was trained elsewhere.
 

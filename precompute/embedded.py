@@ -1,7 +1,15 @@
 """The bundles of the demo, by folder name: one honest network, and one that was taught a backdoor."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import assets
+from core.bundle import Bundle
+from precompute.build import build
 from precompute.poison import PoisonSpec
 from precompute.spec import BuildSpec
+from precompute.tuning import read, record
 
 FIRST, POISONED = "fashion-mnist", "fashion-mnist-poisoned"
 # 50 images a class, as many as 1 % of the paper's CIFAR-10. With 1 % here, 15 a class, the attack works on 62 to 66 %
@@ -16,3 +24,31 @@ EMBEDDED = {
     ),
 }
 SLOW = "kronfluence"  # takes about a minute to prepare
+_TUNED = ("tuning", "coreset-tuning")  # results on the first
+
+
+def build_embedded(
+    name: str,
+    out: Path,
+    progress: Callable[[str, int, int], None],
+    *,
+    methods: tuple[str, ...] | None = None,
+) -> Bundle:
+    """Build a bundle of the demo, or add methods to it, with the sigma2 that `natscope tune` chose on the first one.
+
+    Args:
+        name: of the bundle.
+        out: its folder.
+        progress: as of `precompute.build.build`.
+        methods: to add; the usual ones when None.
+
+    Raises:
+        BuildError, BundleError, DataError: as `precompute.build.build`.
+    """
+    bundle = build(replace(EMBEDDED[name], methods=methods) if methods else EMBEDDED[name], out, progress)
+    if bundle.manifest.tuned is not None:
+        return bundle
+    for result in _TUNED:
+        if (file := assets.path("results", f"{result}.json")).exists():
+            record(out, read(file))
+    return Bundle(out)

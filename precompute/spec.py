@@ -37,6 +37,7 @@ class BuildSpec:
         dataset: a name of `precompute.datasets.DATASETS`, or "folder:PATH".
         folder: how the images of a folder are read.
         classes: labels to keep, renumbered in this order; all of them when None.
+        per_class: keep so many training images of each class, the first ones; all of them when None.
         scaling: mean and standard deviation of each channel, white being 1; the data set's own when None.
         poison: the backdoor that is taught to the network; none when None.
         model: the architecture.
@@ -55,6 +56,7 @@ class BuildSpec:
     dataset: str = "fashion-mnist-quarter"
     folder: FolderSpec = field(default_factory=FolderSpec)
     classes: tuple[int, ...] | None = None
+    per_class: int | None = None
     scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     poison: PoisonSpec | None = None
     model: ModelSpec = field(default_factory=ModelSpec)
@@ -73,7 +75,7 @@ class BuildSpec:
         values = asdict(self)
         del values["command"]  # words for people: they change no other byte
         del values["methods"], values["ekfac"]  # parts that come and go without changing the rest
-        for later in ("classes", "scaling", "poison"):
+        for later in ("classes", "per_class", "scaling", "poison"):
             if values[later] is None:
                 del values[later]  # as in bundles that were built before this setting
         if self.index.kind == "flat":

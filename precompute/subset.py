@@ -20,15 +20,19 @@ class Subset:
     Args:
         chosen: (M,) int64 training indices, in any order.
         asked: (Q,) int64 test indices, on which the accuracy is measured apart.
+        measured: (T',) int64 test indices on which it is measured besides, those of `asked` left out; all when None.
     """
 
     chosen: np.ndarray
     asked: np.ndarray
+    measured: np.ndarray | None = None
 
     def key(self, bundle: Bundle) -> str:
         """A name of everything that the accuracy depends on; not of the order in which images were chosen."""
         digest = hashlib.sha256(str(sorted(self.chosen.tolist())).encode())
         digest.update(str(sorted(self.asked.tolist())).encode())
+        if self.measured is not None:
+            digest.update(f" {sorted(self.measured.tolist())}".encode())
         return f"{identity_of(bundle)} subset {digest.hexdigest()[:24]}"
 
 
@@ -51,15 +55,21 @@ def train_on(
     everyone = np.arange(len(bundle.array("train_labels")))
     model = retrain(bundle, np.setdiff1d(everyone, subset.chosen), progress)
     dataset, images = bundle.manifest.dataset, np.asarray(bundle.array("test_images"))
-    return accuracies(bundle, logits_of(model, images, mean=dataset["mean"], std=dataset["std"]), subset.asked)
+    logits = logits_of(model, images, mean=dataset["mean"], std=dataset["std"])
+    return accuracies(bundle, logits, subset.asked, subset.measured)
 
 
-def accuracies(bundle: Bundle, logits: np.ndarray, asked: np.ndarray) -> dict[str, Any]:
+def accuracies(
+    bundle: Bundle, logits: np.ndarray, asked: np.ndarray, measured: np.ndarray | None = None
+) -> dict[str, Any]:
     """Give the accuracy of logits (T, C) on the test images that had no say, "others", and on those "asked".
 
-    A share of None says that there is no such image.
+    A share of None says that there is no such image; `measured` is as in `Subset`.
     """
     labels, said = np.asarray(bundle.array("test_labels")), np.zeros(len(logits), dtype=bool)
     said[asked] = True
-    parts = {"others": ~said, "asked": said}
+    others = ~said
+    if measured is not None:
+        others &= np.isin(np.arange(len(logits)), measured)
+    parts = {"others": others, "asked": said}
     return {name: accuracy(logits[part], labels[part]) if part.any() else None for name, part in parts.items()}

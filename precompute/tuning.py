@@ -1,7 +1,9 @@
-"""The choice of sigma2: on images that no experiment reports, by what removing a ranking's first images does."""
+"""The choice of sigma2 on test images that no experiment reports: by removing images, or by training on a few alone."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,23 @@ import torch
 
 from core.attribution import Attributor, Progress
 from core.bundle import MANIFEST, Manifest, write_atomically
-from core.curves import sample_queries
+from core.coreset import Coresets, missing
+from core.curves import held_out, sample_queries
 from core.errors import QueryError
 from core.methods import METHODS
 from precompute.attributor import open_attributor
 from precompute.experiments.brittleness import rank, share_and_error
+from precompute.experiments.coreset import budgets
 from precompute.experiments.provenance import provenance
 from precompute.kept import Kept
 from precompute.removal import Ladder, answer, climb_all
 from precompute.retrain import recipe_of
+from precompute.side_by_side import side_by_side
+from precompute.subset import Subset, train_on
 
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))  # the paper's grid
-QUERIES, BUDGET = 10, 50
+REPEATS = 3  # sets of test images that a coreset is chosen for
+SCORES = {"margin": (10, 50), "coreset": (200, 150)}  # with the usual number of queries, and of images
 
 
 def tune(
@@ -46,11 +53,7 @@ def tune(
         QueryError: if a method does not use sigma2, or there are too few queries.
         BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
     """
-    for name in methods:
-        if not METHODS[name].uses_sigma2:
-            raise QueryError(f"{METHODS[name].title} does not use σ², so there is nothing to choose.")
-    attributor = open_attributor(path)
-    recipe_of(attributor.bundle)
+    attributor = _opened(path, methods)
     images = sample_queries(attributor, queries, seed=seed, part="held out")
     before = np.array(
         [answer(attributor.bundle, attributor.features.model, i.image, i.predicted).margin for i in images]
@@ -69,7 +72,89 @@ def tune(
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for (name, sigma2), margins in zip(asked, after, strict=True):
         curves[name].append({"sigma2": sigma2} | share_and_error(before - margins))
-    return _result(attributor, curves, queries=queries, budget=budget, seed=seed)
+    return _result(
+        attributor,
+        curves,
+        score=f"margin lost without the first {budget}, mean of {queries} test images",
+        axis="margin lost, log odds",
+        finding=f"Removing the first {budget} images costs most margin",
+        goal="margin",
+        queries=queries,
+        budget=budget,
+        seed=seed,
+    )
+
+
+def tune_coresets(
+    path: Path, *, queries: int, budget: int, seed: int, methods: Sequence[str], kept: Kept, progress: Progress
+) -> dict[str, Any]:
+    """Choose each method's sigma2: the one at which networks trained on its coresets alone are right most often.
+
+    The coresets are those of the experiment, plain and balanced, of its budgets up to `budget`. They are chosen for
+    three sets of held-out test images in turn, and measured on the other held-out ones.
+
+    Args:
+        path: of the bundle.
+        queries: how many test images in a set.
+        budget: size of the largest coreset.
+        seed: of the drawing of test images.
+        methods: that use sigma2.
+        kept: where finished choices and trainings are.
+        progress: called at every choice and after every training.
+
+    Returns:
+        As `tune`, the score being the share of test images that a network gets right, the mean over budgets and over
+        plain and balanced coresets; its mean and standard error over the three sets.
+
+    Raises:
+        QueryError: if a method does not use sigma2, there are too few test images, or the bundle lacks the margin's
+            features.
+        BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
+    """
+    attributor = _opened(path, methods)
+    for name in methods:
+        if lacking := missing(attributor, name):
+            raise QueryError(lacking)
+    tests = np.arange(len(attributor.test_labels))
+    held = tests[held_out(tests)]
+    if queries * REPEATS > len(held) or queries == len(held):
+        raise QueryError(f"{len(held):,} test images are held out, too few for {REPEATS} sets of {queries}.")
+    sets = np.random.default_rng(seed).permutation(held)[: queries * REPEATS].reshape(REPEATS, queries)
+    coresets, grid = Coresets(attributor), budgets(len(attributor.train_labels), budget)
+    ways = [(name, sigma2, balanced) for name in methods for sigma2 in SIGMA2S for balanced in (False, True)]
+    subsets: list[Subset] = []
+    for number, asked in enumerate(np.sort(sets, axis=1)):
+        query = coresets.ask(asked)
+        for place, (name, sigma2, balanced) in enumerate(ways):
+            progress("Choosing coresets", number * len(ways) + place, REPEATS * len(ways))
+            choose = partial(coresets.select, name, query, sigma2=sigma2, budget=grid[-1], balanced=balanced)
+            key = f"{attributor.bundle.identity} coreset {name} {balanced} {sigma2:g} {grid[-1]} {asked.tolist()}"
+            ranking = np.array(kept.get(key, lambda choose=choose: choose().tolist()), dtype=np.int64)
+            subsets += [Subset(ranking[:size], asked, held) for size in grid]
+    keys = [subset.key(attributor.bundle) for subset in subsets]
+    things = dict(zip(keys, subsets, strict=True))
+    workers, stage = torch.get_num_threads(), "Training on what was chosen"
+    trained = side_by_side(
+        attributor.bundle, train_on, things, kept=kept, workers=workers, stage=stage, progress=progress
+    )
+    right = np.array([trained[key]["others"] for key in keys])
+    scores = right.reshape(REPEATS, len(methods), len(SIGMA2S), -1).mean(axis=-1)
+    curves = {
+        name: [{"sigma2": s} | share_and_error(scores[:, row, place]) for place, s in enumerate(SIGMA2S)]
+        for row, name in enumerate(methods)
+    }
+    sizes = ", ".join(f"{size:,}" for size in grid)
+    return _result(
+        attributor,
+        curves,
+        score=f"accuracy of networks trained on {sizes} images alone, mean of {REPEATS} sets of {queries} test images",
+        axis="right on other held-out images",
+        finding=f"Networks trained on {sizes} images alone are right most often",
+        goal="coreset",
+        queries=queries,
+        budget=budget,
+        seed=seed,
+    )
 
 
 def best(curve: Sequence[dict[str, Any]]) -> float:
@@ -77,23 +162,60 @@ def best(curve: Sequence[dict[str, Any]]) -> float:
     return float(curve[int(np.argmax([point["mean"] for point in curve]))]["sigma2"])
 
 
+def read(file: Path) -> dict[str, Any]:
+    """Read a finished result.
+
+    Raises:
+        QueryError: if it is none.
+    """
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if result["experiment"] == "tune" and set(result["sigma2"]) <= set(METHODS) and result["score"]:
+            return result
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise QueryError(f"{file} is no result of `natscope tune`.")
+
+
 def record(path: Path, result: dict[str, Any]) -> None:
     """Write what was chosen into a bundle's manifest, in one step: from then on it is the default for this bundle."""
     file = path / MANIFEST
     manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
-    known = (manifest.tuned or {}).get("sigma2", {})
-    tuned = {"sigma2": known | result["sigma2"], "score": result["score"], "date": result["date"]}
+    tuned = dict(manifest.tuned or {})
+    known = (tuned.get("coreset", {}) if result.get("for") == "coreset" else tuned).get("sigma2", {})
+    chosen = {"sigma2": known | result["sigma2"], "score": result["score"], "date": result["date"]}
+    tuned |= {"coreset": chosen} if result.get("for") == "coreset" else chosen
     write_atomically(file, replace(manifest, tuned=tuned).to_json().encode())
 
 
-def _result(attributor: Attributor, curves: dict[str, list[dict[str, Any]]], **settings: int) -> dict[str, Any]:
+def _opened(path: Path, methods: Sequence[str]) -> Attributor:
+    for name in methods:
+        if not METHODS[name].uses_sigma2:
+            raise QueryError(f"{METHODS[name].title} does not use σ², so there is nothing to choose.")
+    attributor = open_attributor(path)
+    recipe_of(attributor.bundle)
+    return attributor
+
+
+def _result(
+    attributor: Attributor,
+    curves: dict[str, list[dict[str, Any]]],
+    *,
+    score: str,
+    axis: str,
+    finding: str,
+    goal: str,
+    **settings: int,
+) -> dict[str, Any]:
     chosen = {name: best(curve) for name, curve in curves.items()}
     told = ", ".join(f"{METHODS[name].title} {sigma2:g}" for name, sigma2 in chosen.items())
     made = provenance("tune", [attributor], settings, methods=list(curves))
-    made["setting"] |= {"pool": "same-class"}
+    made["command"] += "" if goal == "margin" else f" --score {goal}"
     return made | {
-        "score": f"margin lost without the first {settings['budget']}, mean of {settings['queries']} test images",
+        "for": goal,
+        "score": score,
+        "axis": axis,
         "sigma2": chosen,
         "curves": curves,
-        "finding": f"Removing the first {settings['budget']} images costs most margin at σ² = {told}.",
+        "finding": f"{finding} at σ² = {told}.",
     }

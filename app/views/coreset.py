@@ -132,7 +132,7 @@ def _settings(attributor: Attributor, view: CoresetView) -> CoresetView:
         "is of the class). Off: the method chooses among all training images at once; the first time that takes a "
         "minute.",
     )
-    usual = attributor.bundle.sigma2(name)
+    usual = attributor.bundle.sigma2(name, coreset=True)
     st.session_state.setdefault(f"{KEY}exponent", state.exponent_of(view.sigma2 or usual))
     exponent = st.select_slider(
         words.EXPERT.sigma2,
@@ -154,7 +154,7 @@ def _usual_sigma2() -> None:
 def _results(attributor: Attributor, coresets: Coresets, view: CoresetView) -> None:
     try:
         rows = asked(attributor, view)
-        sigma2 = view.sigma2 or attributor.bundle.sigma2(view.method)
+        sigma2 = view.sigma2 or attributor.bundle.sigma2(view.method, coreset=True)
         chosen = _chosen(attributor, coresets, view, rows, sigma2)
     except QueryError as error:
         st.error(str(error), icon=":material/error:")

@@ -119,7 +119,7 @@ def others(
         query, found = coresets.ask(asked), {}
         choose = partial(coresets.select, budget=view.budget, balanced=view.balanced, progress=progress)
         for name in wanted:
-            own = view.sigma2 or attributor.bundle.sigma2(name)
+            own = view.sigma2 or attributor.bundle.sigma2(name, coreset=True)
             found[name] = choose(name, query, sigma2=own).tolist()
         return found
 

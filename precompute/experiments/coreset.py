@@ -10,6 +10,7 @@ import torch
 
 from core.attribution import Attributor, Progress
 from core.coreset import BLIND, Coresets, draw, missing
+from core.curves import held_out
 from core.errors import QueryError
 from core.methods import METHODS
 from precompute.attributor import open_attributor
@@ -38,7 +39,9 @@ def run(
     kept: Kept,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Choose training images for many test images at once, train on these alone, and measure on the other test images.
+    """Choose training images for many test images at once, train on these alone, and measure on other test images.
+
+    Neither are among those on which `natscope tune` chooses sigma2.
 
     Every method chooses once for the largest budget, freely and with as many images of every class, which is then asked
     about its own queries; smaller coresets are the first of these. The network starts from the same initial weights
@@ -68,9 +71,13 @@ def run(
     found: dict[Way, list[list[float]]] = {way: [] for way in ways}
     whole = []
     for place, attributor in enumerate(opened):
-        asked = draw(np.arange(len(attributor.test_labels)), queries, seed=seed)
+        tests = np.arange(len(attributor.test_labels))
+        reported = tests[~held_out(tests)]
+        asked = draw(reported, queries, seed=seed)
         rankings = _rankings(attributor, asked, ways, budget=grid[-1], seed=seed + place, kept=kept, progress=progress)
-        subsets = [Subset(np.array(rankings[way][:size], dtype=np.int64), asked) for way in ways for size in grid]
+        subsets = [
+            Subset(np.array(rankings[way][:size], dtype=np.int64), asked, reported) for way in ways for size in grid
+        ]
         keys = [subset.key(attributor.bundle) for subset in subsets]
         trained = side_by_side(
             attributor.bundle,
@@ -85,7 +92,7 @@ def run(
             own = keys[number * len(grid) : (number + 1) * len(grid)]
             found[way].append([trained[key]["others"] for key in own])
         logits = np.asarray(attributor.bundle.array("test_logits"))
-        whole.append(accuracies(attributor.bundle, logits, asked)["others"])
+        whole.append(accuracies(attributor.bundle, logits, asked, reported)["others"])
     rows = [_row(way, opened, found[way]) for way in ways]
     return _result(opened, rows, grid, mean_and_error(whole), queries=queries, budget=budget, seed=seed)
 
@@ -101,10 +108,11 @@ def _checked(opened: Sequence[Attributor], methods: Sequence[str], queries: int)
     for attributor in opened:
         recipe_of(attributor.bundle)
         Coresets(attributor)
-        if queries >= len(attributor.test_labels):
+        reported = int((~held_out(np.arange(len(attributor.test_labels)))).sum())
+        if queries >= reported:
             raise QueryError(
-                f"There are {len(attributor.test_labels):,} test images, and some must be left to measure the accuracy "
-                "on; ask for fewer queries."
+                f"There are {reported:,} test images to report on, and some must be left to measure the accuracy on; "
+                "ask for fewer queries."
             )
     return [name for name in methods if all(missing(attributor, name) is None for attributor in opened)]
 
@@ -129,7 +137,7 @@ def _rankings(
         return [int(index) for index in found]
 
     for name, balanced in ways:
-        sigma2 = attributor.bundle.sigma2(name)
+        sigma2 = attributor.bundle.sigma2(name, coreset=True)
         key = f"{attributor.bundle.identity} coreset {name} {balanced} {sigma2:g} {budget} {seed} {asked.tolist()}"
         rankings[name, balanced] = kept.get(key, partial(choose, name, balanced, sigma2))
     return rankings
@@ -140,7 +148,7 @@ def _row(way: Way, opened: Sequence[Attributor], found: list[list[float]]) -> di
     return {
         "method": name,
         "balanced": balanced,
-        "sigma2": [a.bundle.sigma2(name) for a in opened] if METHODS[name].uses_sigma2 else None,
+        "sigma2": [a.bundle.sigma2(name, coreset=True) for a in opened] if METHODS[name].uses_sigma2 else None,
         "accuracy": [mean_and_error(values) for values in zip(*found, strict=True)],
     }
 
@@ -152,12 +160,13 @@ def _result(
     whole: dict[str, Any],
     **settings: int,
 ) -> dict[str, Any]:
+    measured = int((~held_out(np.arange(len(opened[0].test_labels)))).sum()) - settings["queries"]
     made = provenance("coreset", opened, settings, methods=list(dict.fromkeys(row["method"] for row in rows)))
     made["setting"] |= {
         "recipe": opened[0].bundle.manifest.training,
         "measurement": "margin, no NTK scaling",
         "balanced": "each class by its own queries",
-        "measured_on": f"the {len(opened[0].test_labels) - settings['queries']:,} other test images",
+        "measured_on": f"{measured:,} other test images, every fifth one being left to the choice of sigma2",
         "training_images": len(opened[0].train_labels),
         "grid": list(grid),
     }

@@ -1,9 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from app.figures_search import search_file
 from app.results import load_benchmark
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,15 @@ def test_the_result_that_ships_reaches_its_goal_at_a_million(result):
     assert flat["seconds"] >= 20 * found["seconds"]
     for sigma2 in (1.0, 1000.0):
         assert _row(result, "ivf", sigma2)["information"] >= 0.98
+
+
+def test_what_the_readme_says_of_hnsw_at_a_million(result):
+    found = {sigma2: _row(result, "hnsw", sigma2) for sigma2 in (1.0, 1000.0)}
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    assert f"{found[1.0]['seconds']:.2f} ({found[1.0]['information']:.3f}) |" in text
+    assert f"stays below 0.98 of the nats at σ² = 1 ({found[1000.0]['information']:.3f} at 1,000)" in text
+    assert found[1.0]["information"] < 0.98
+    assert round(found[1.0]["build_seconds"] / 60) == 20
 
 
 def test_the_figure_is_drawn(result):
