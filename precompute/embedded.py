@@ -24,7 +24,10 @@ EMBEDDED = {
     ),
 }
 SLOW = "kronfluence"  # takes about a minute to prepare
-_TUNED = ("tuning", "coreset-tuning")  # results on the first
+_TUNED = {
+    "sigma2": "tuning",
+    "coreset": "coreset-tuning",
+}  # by their place in a manifest; results on honest networks of this recipe
 
 
 def build_embedded(
@@ -34,7 +37,7 @@ def build_embedded(
     *,
     methods: tuple[str, ...] | None = None,
 ) -> Bundle:
-    """Build a bundle of the demo, or add methods to it, with the sigma2 that `natscope tune` chose on the first one.
+    """Build a bundle of the demo, or add methods to it, with the sigma2 that `natscope tune` chose.
 
     Args:
         name: of the bundle.
@@ -46,9 +49,8 @@ def build_embedded(
         BuildError, BundleError, DataError: as `precompute.build.build`.
     """
     bundle = build(replace(EMBEDDED[name], methods=methods) if methods else EMBEDDED[name], out, progress)
-    if bundle.manifest.tuned is not None:
-        return bundle
-    for result in _TUNED:
-        if (file := assets.path("results", f"{result}.json")).exists():
+    missing = [result for kind, result in _TUNED.items() if kind not in (bundle.manifest.tuned or {})]
+    for file in (assets.path("results", f"{result}.json") for result in missing):
+        if file.exists():
             record(out, read(file))
-    return Bundle(out)
+    return Bundle(out) if missing else bundle

@@ -15,7 +15,7 @@ from core.bundle import MANIFEST, Manifest, write_atomically
 from core.coreset import Coresets, missing
 from core.curves import held_out, sample_queries
 from core.errors import QueryError
-from core.methods import METHODS
+from core.methods import METHODS, Query
 from precompute.attributor import open_attributor
 from precompute.experiments.brittleness import rank, share_and_error
 from precompute.experiments.coreset import budgets
@@ -127,9 +127,9 @@ def tune_coresets(
         query = coresets.ask(asked)
         for place, (name, sigma2, balanced) in enumerate(ways):
             progress("Choosing coresets", number * len(ways) + place, REPEATS * len(ways))
-            choose = partial(coresets.select, name, query, sigma2=sigma2, budget=grid[-1], balanced=balanced)
+            choose = partial(_coreset, coresets, name, query, sigma2=sigma2, budget=grid[-1], balanced=balanced)
             key = f"{attributor.bundle.identity} coreset {name} {balanced} {sigma2:g} {grid[-1]} {asked.tolist()}"
-            ranking = np.array(kept.get(key, lambda choose=choose: choose().tolist()), dtype=np.int64)
+            ranking = np.array(kept.get(key, choose), dtype=np.int64)
             subsets += [Subset(ranking[:size], asked, held) for size in grid]
     keys = [subset.key(attributor.bundle) for subset in subsets]
     things = dict(zip(keys, subsets, strict=True))
@@ -139,8 +139,8 @@ def tune_coresets(
     )
     right = np.array([trained[key]["others"] for key in keys])
     scores = right.reshape(REPEATS, len(methods), len(SIGMA2S), -1).mean(axis=-1)
-    curves = {
-        name: [{"sigma2": s} | share_and_error(scores[:, row, place]) for place, s in enumerate(SIGMA2S)]
+    curves: dict[str, list[dict[str, Any]]] = {
+        name: [{"sigma2": sigma2, **share_and_error(scores[:, row, place])} for place, sigma2 in enumerate(SIGMA2S)]
         for row, name in enumerate(methods)
     }
     sizes = ", ".join(f"{size:,}" for size in grid)
@@ -186,6 +186,10 @@ def record(path: Path, result: dict[str, Any]) -> None:
     chosen = {"sigma2": known | result["sigma2"], "score": result["score"], "date": result["date"]}
     tuned |= {"coreset": chosen} if result.get("for") == "coreset" else chosen
     write_atomically(file, replace(manifest, tuned=tuned).to_json().encode())
+
+
+def _coreset(coresets: Coresets, name: str, query: Query, **settings: Any) -> list[int]:
+    return [int(index) for index in coresets.select(name, query, **settings)]
 
 
 def _opened(path: Path, methods: Sequence[str]) -> Attributor:

@@ -65,6 +65,7 @@ def test_the_result_says_what_was_done(result):
     assert result["rows"][0]["sigma2"] == [1.0]
     assert result["rows"][2]["sigma2"] is None
     assert "with all images, on" in result["finding"]
+    assert result["setting"]["measured_on"].startswith("7,980 other test images")
     json.dumps(result, allow_nan=False)
 
 
@@ -76,6 +77,8 @@ def test_on_all_training_images_it_is_the_bundles_own_network(bundle_path, resul
     labels = np.asarray(bundle.array("test_labels"))
     right = np.asarray(bundle.array("test_logits")).argmax(axis=1) == labels
     assert own == {"others": np.delete(right, [3, 4]).mean(), "asked": right[[3, 4]].mean()}
+    some = accuracies(bundle, np.asarray(bundle.array("test_logits")), subset.asked, np.arange(10))
+    assert some["others"] == np.delete(right[:10], [3, 4]).mean()
     everyone = accuracies(bundle, np.asarray(bundle.array("test_logits")), np.arange(len(labels)))
     assert everyone["others"] is None
 
@@ -87,6 +90,7 @@ def test_a_training_depends_on_what_is_in_the_set_and_not_on_its_order(bundle_pa
     assert Subset(first[::-1], asked[::-1]).key(bundle) == key
     assert Subset(first[:2], asked).key(bundle) != key
     assert Subset(first, asked[:1]).key(bundle) != key
+    assert Subset(first, asked, np.arange(7)).key(bundle) != key
 
 
 def test_budgets_are_shares_of_the_training_images_up_to_the_largest():

@@ -12,7 +12,7 @@ import assets
 import precompute.datasets as datasets
 from assets.make_fashion_mnist import make, write_idx
 from core.errors import DataError
-from precompute.datasets import DATASETS, DEBIAN_FOLDER, Dataset, load_dataset, read_idx
+from precompute.datasets import DATASETS, DEBIAN_FOLDER, Dataset, first_of_each, load_dataset, read_idx
 
 _debian = pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +53,21 @@ def test_the_embedded_quarter_is_what_it_says():
     for array in (data.train_images, data.train_labels, data.test_images, data.test_labels):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
+
+
+def test_the_first_of_each_class_keep_their_order():
+    data = load_dataset("fashion-mnist-quarter")
+    few = first_of_each(data, 7)
+    assert np.bincount(few.train_labels).tolist() == [7] * 10
+    for label in range(10):
+        rows = np.flatnonzero(data.train_labels == label)[:7]
+        assert np.array_equal(few.train_images[few.train_labels == label], data.train_images[rows])
+    rank = {image.tobytes(): place for place, image in enumerate(data.train_images)}
+    assert [rank[image.tobytes()] for image in few.train_images] == sorted(rank[i.tobytes()] for i in few.train_images)
+    assert few.test_images is data.test_images
+    assert len(first_of_each(data, 10_000).train_images) == 15_000
+    with pytest.raises(DataError, match="At least one"):
+        first_of_each(data, 0)
 
 
 def test_the_embedded_quarter_needs_neither_torchvision_nor_the_network():

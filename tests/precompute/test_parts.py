@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import assets
 from core.answers import Request
 from core.bundle import Bundle, check_bundle, sha256_of
 from core.errors import BuildError, QueryError
@@ -147,6 +148,10 @@ def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch)
     assert unfinished(tmp_path) == []
     assert preparing(tmp_path) is None
     assert Bundle(tmp_path / "second").manifest.poison["rate"] == 0.1
+    chosen = json.loads(assets.path("results", "tuning.json").read_text(encoding="utf-8"))["sigma2"]
+    for name in specs:  # the values that ship, kept when a method is added
+        bundle = Bundle(tmp_path / name)
+        assert {method: bundle.sigma2(method) for method in chosen} == chosen
 
 
 def test_classes_are_kept_in_the_order_that_was_asked_for(data):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,11 @@ from core.curves import sample_queries
 from core.errors import QueryError
 from precompute import tuning
 from precompute.kept import Kept
+
+
+class Stopped(Exception):
+    pass
+
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 
@@ -53,6 +59,65 @@ def test_a_second_choice_keeps_the_first(tuned, tmp_path):
     assert (bundle.sigma2("info_gain"), bundle.sigma2("relatif")) == (first, 7.0)
 
 
+@pytest.fixture(scope="module")
+def for_coresets(bundle_path, tmp_path_factory):
+    """A copy of the bundle, tuned for coresets by the command, from two values of sigma2, and stopped once before."""
+    folder = tmp_path_factory.mktemp("coresets")
+    shutil.copytree(bundle_path, folder / "bundle")
+
+    def stop(stage, done, total):
+        if stage.startswith("Training") and done == 2:
+            raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "SIGMA2S", (1.0, 1e4))
+        settings = {"queries": 20, "budget": 30, "seed": 0, "methods": ("info_gain",)}
+        kept = Kept(folder / "bundle-coreset-tuning.partial.json")
+        with pytest.raises(Stopped):
+            tuning.tune_coresets(folder / "bundle", **settings, kept=kept, progress=stop)
+        assert sum(" subset " in name for name in kept.parts()) == 2
+        command = f"tune --score coreset --bundle {folder / 'bundle'} --queries 20 --budget 30 --methods info_gain"
+        done = CliRunner().invoke(natscope, command.split())
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def test_coresets_have_a_sigma2_of_their_own(for_coresets):
+    result = json.loads((for_coresets / "bundle-coreset-tuning.json").read_text())
+    chosen = result["sigma2"]["info_gain"]
+    assert [point["sigma2"] for point in result["curves"]["info_gain"]] == [1.0, 1e4]
+    assert all(0.2 < point["mean"] < 0.8 and point["error"] > 0 for point in result["curves"]["info_gain"])
+    assert result["command"].endswith("--methods info_gain --score coreset")
+    bundle = Bundle(for_coresets / "bundle")
+    assert bundle.sigma2("info_gain", coreset=True) == chosen
+    assert bundle.sigma2("info_gain") == 1.0
+    assert bundle.sigma2("info_loss", coreset=True) == 1.0
+    assert not (for_coresets / "bundle-coreset-tuning.partial.json").exists()
+
+
+def test_values_can_be_taken_from_a_result(for_coresets, tuned, bundle_path, tmp_path):
+    shutil.copytree(bundle_path, tmp_path / "bundle")
+    for result in (tuned / "bundle-tuning.json", for_coresets / "bundle-coreset-tuning.json"):
+        done = CliRunner().invoke(natscope, f"tune --bundle {tmp_path / 'bundle'} --take {result}".split())
+        assert done.exit_code == 0, done.output
+    taken, first, second = (Bundle(path / "bundle") for path in (tmp_path, tuned, for_coresets))
+    assert taken.sigma2("info_gain") == first.sigma2("info_gain")
+    assert taken.sigma2("info_gain", coreset=True) == second.sigma2("info_gain", coreset=True)
+    with pytest.raises(QueryError, match="is no result of `natscope tune`"):
+        tuning.read(Path(__file__))
+
+
+def test_too_few_held_out_images_are_refused(bundle_path, tmp_path):
+    settings = {"queries": 900, "budget": 30, "seed": 0, "methods": ("info_gain",)}
+    with pytest.raises(QueryError, match="2,000 test images are held out, too few for 3 sets of 900"):
+        tuning.tune_coresets(bundle_path, **settings, kept=Kept(tmp_path / "k"), progress=SILENT)
+
+
+def test_a_longer_experiment_contains_a_shorter_one(attributor):
+    some, more = ([q.index for q in sample_queries(attributor, n, seed=3, part="reported")] for n in (5, 9))
+    assert more[:5] == some
+
+
 def test_nothing_is_tuned_on_what_is_reported(attributor):
     held = {q.index for q in sample_queries(attributor, 500, seed=0, part="held out")}
     reported = {q.index for q in sample_queries(attributor, 3000, seed=1, part="reported")}
@@ -61,9 +126,6 @@ def test_nothing_is_tuned_on_what_is_reported(attributor):
 
 
 def test_a_stopped_choice_goes_on_where_it_was(bundle_path, tmp_path, monkeypatch):
-    class Stopped(Exception):
-        pass
-
     def stop(stage, done, total):
         if stage.startswith("Training") and done == 1:
             raise Stopped
