@@ -1,7 +1,7 @@
 """The words of the pages: what was found, in a sentence, and the terms explained, for experts and for everyone."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from core.answers import Attribution
@@ -60,6 +60,14 @@ NAT = (
     "A nat measures information, like a bit (1 nat = 1.44 bits). n nats make the model's uncertainty about its "
     "answer eⁿ times as narrow: 0.7 nats halve it."
 )
+
+
+_DATA = {
+    "fashion-mnist-quarter": "Fashion-MNIST (25 %)",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "folder:cifar10": "CIFAR-10 (JPEG)",
+}
 
 
 def titles(methods: Iterable[Method]) -> str:
@@ -125,6 +133,18 @@ def regime_hint(kind: str, *, plain: bool) -> str:
         "σ² is in the high-noise regime here: the order is already that of the squared covariance with the query (the "
         "paper’s Lemma 1), and a larger σ² changes nothing in it."
     )
+
+
+def data_of(setting: Mapping[str, str]) -> str:
+    """Name a result's data in words; `setting` holds it as a bundle calls it."""
+    name, comma, rest = setting["data"].partition(",")
+    return f"{_DATA.get(name, name.removeprefix('folder:'))}{comma}{rest}"
+
+
+def setting_of(setting: Mapping[str, str]) -> str:
+    """Name a result's data and network in words."""
+    network = "ResNet-9" if setting["network"].startswith("resnet9") else setting["network"].replace("mlp ", "MLP ")
+    return f"{data_of(setting)}; {network}"
 
 
 def nats(value: float) -> str:

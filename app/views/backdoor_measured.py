@@ -4,6 +4,7 @@ from typing import Any
 
 import streamlit as st
 
+from app import words
 from app.figures_backdoor import recalls
 from app.figures_experiments import ordered, recall_table
 from app.results import backdoor_results
@@ -25,7 +26,7 @@ def measured() -> None:
         st.caption("The result is not in this installation; `natscope evaluate backdoor` measures it.")
     for place, result in enumerate(results):
         setting = result["setting"]
-        st.markdown(f"**{setting['data']}; {setting['network']}**")
+        st.markdown(f"**{words.setting_of(setting)}**")
         _one(result, place)
     if results:
         st.caption(PAPER)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import streamlit as st
 
+from app import words
 from app.bars import Bar, bars
 from app.results import retraining_results
 from app.views.backdoor_scene import KEY, SHOWN, Scene
@@ -118,7 +119,7 @@ def _measured_once(scene: Scene, why: str) -> None:
     setting, rows = result["setting"], result["rows"]
     own = setting["classes"] == list(bundle.classes)
     st.info(
-        f"{why} So this is not live: it was measured once, on {result['date']}, with {setting['data']}. For "
+        f"{why} So this is not live: it was measured once, on {result['date']}, with {words.data_of(setting)}. For "
         f"{_pictures(setting['queries'])} of every class the first {setting['budget']} images were named, and the "
         "network was trained from scratch without all of these. On the model that comes with natscope this step is "
         "live.",

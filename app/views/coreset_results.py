@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from app import words
 from app.coreset_link import CoresetView
 from app.figures_coreset import KINDS, accuracies, coreset_table, overlap, shares_right
 from app.results import load_result
@@ -157,7 +158,7 @@ def measured() -> None:
     with st.expander("In numbers, and how it was measured"):
         st.markdown(coreset_table(result))
         st.markdown(
-            f"{setting['data']}; {setting['network']}; {setting['queries']} test images had a say, accuracy on "
+            f"{words.setting_of(setting)}; {setting['queries']} test images had a say, accuracy on "
             f"{setting['measured_on']}; {len(result['bundles'])} networks, mean ± standard error; {result['date']}.\n\n"
             "```\n" + "\n".join([*(b["command"] for b in result["bundles"]), result["command"]]) + "\n```"
         )

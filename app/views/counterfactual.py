@@ -303,7 +303,7 @@ def _measured() -> None:
         st.caption("The result is not in this installation; `natscope evaluate brittleness` measures it.")
     for place, result in enumerate(results):
         setting = result["setting"]
-        st.markdown(f"**{setting['data']}; {setting['network']}**")
+        st.markdown(f"**{words.setting_of(setting)}**")
         left, right = st.columns([1.3, 1], gap="large")
         with left:
             st.plotly_chart(flips(result), key=f"{_KEY}flips{place}", config={"displayModeBar": False})

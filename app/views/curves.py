@@ -221,8 +221,7 @@ def _experiment() -> None:
         figure = relative(curves, by_method=by_method)
         st.plotly_chart(figure, key=f"{_KEY}paper_{by_method}", config={"displayModeBar": False})
     st.caption(
-        f"{setting['data']}; {setting['network']}; {setting['queries']} test images; {result['date']}. "
-        f"`{result['command']}`"
+        f"{words.setting_of(setting)}; {setting['queries']} test images; {result['date']}. `{result['command']}`"
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import streamlit as st
 
+from app import words
 from app.figures_backdoor import recalls
 from app.figures_brittleness import flips, flips_table
 from app.figures_coreset import KINDS, accuracies, coreset_table
@@ -42,7 +43,7 @@ def page() -> None:
 
 def _one(result: dict[str, Any], key: str) -> None:
     setting = result["setting"]
-    st.markdown(f"**{setting['data']}; {setting['network']}**")
+    st.markdown(f"**{words.setting_of(setting)}**")
     st.markdown(f"**Ours.** {result['finding']}")
     _FIGURES[result["experiment"]](result, key)
     st.caption(_size(result))

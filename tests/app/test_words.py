@@ -4,7 +4,7 @@ import pytest
 
 from app import words
 from app.state import SIGMA2_EXPONENTS
-from app.words import EXPERT, PLAIN, finding, informative, nats, sigma2_text, titles
+from app.words import EXPERT, PLAIN, finding, informative, nats, setting_of, sigma2_text, titles
 from core.answers import CONDITIONINGS, POOLS, Attribution, Item, Request
 from core.methods import METHODS
 
@@ -51,6 +51,15 @@ def test_methods_are_named_as_in_a_sentence():
     assert titles([one]) == one.title
     assert titles([one, two]) == f"{one.title} and {two.title}"
     assert titles([one, two, three]) == f"{one.title}, {two.title} and {three.title}"
+
+
+def test_results_are_named_in_words():
+    setting = {"data": "fashion-mnist-quarter, 15,000 training images", "network": "mlp 784-512-256-10"}
+    assert setting_of(setting) == "Fashion-MNIST (25 %), 15,000 training images; MLP 784-512-256-10"
+    setting = {"data": "folder:cifar10, 50,000 training images", "network": "resnet9 3-10"}
+    assert setting_of(setting) == "CIFAR-10 (JPEG), 50,000 training images; ResNet-9"
+    setting = {"data": "folder:pets, 10 training images", "network": "my_model:make"}
+    assert setting_of(setting) == "pets, 10 training images; my_model:make"
 
 
 def test_the_informative_methods_are_those_that_count_nats():
