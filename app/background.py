@@ -6,7 +6,7 @@ from pathlib import Path
 import streamlit as st
 
 from app.serve import BUNDLES
-from precompute.background import Preparing, preparing
+from precompute.background import Preparing, preparing, ready
 
 _EVERY = 2.0  # seconds between two looks
 
@@ -27,7 +27,8 @@ def now() -> Preparing | None:
 def _line(started: str) -> None:
     busy = now()
     if not busy or busy.what != started:
-        st.toast(f"Ready: {started}.", icon=":material/check_circle:")
+        if busy or ready(Path(os.environ.get(BUNDLES, "."))):
+            st.toast(f"Ready: {started}.", icon=":material/check_circle:")
         st.rerun()
     elif busy.error:
         st.caption(f":material/error: {busy.what} could not be prepared: {busy.error}")

@@ -89,7 +89,8 @@ def tune(
         images, most = tuning.SCORES[score]
         size: dict[str, Any] = {"queries": queries or images, "budget": budget or most, "seed": seed, "methods": names}
         run = tuning.tune_coresets if score == "coreset" else tuning.tune
-        beside = bundle.with_name(f"{bundle.name}-{'coreset-' if score == 'coreset' else ''}tuning.json")
+        path = bundle.resolve()
+        beside = path.with_name(f"{path.name}-{'coreset-' if score == 'coreset' else ''}tuning.json")
         result = _measured(out or beside, lambda **keeping: run(bundle, **size, **keeping))
     tuning.record(bundle, result)
     click.echo("The bundle's manifest holds these values; they are now its defaults.")
@@ -98,6 +99,7 @@ def tune(
 def _measured(out: Path, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """Run an experiment, its finished parts kept; write its result and its figures, and say what was found."""
     from app.figures_experiments import experiment_files
+    from core.bundle import write_atomically
     from core.errors import QueryError
     from precompute.kept import Kept
 
@@ -108,9 +110,9 @@ def _measured(out: Path, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         with Bars() as bars:
             result = run(kept=kept, progress=bars)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         for kind, data in experiment_files(result):
             out.with_suffix(f".{kind}").write_bytes(data)
+        write_atomically(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
         kept.discard()
     except OSError as error:
         raise QueryError(f"The result cannot be written to {out}: {error.strerror or error}.") from error

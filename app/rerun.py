@@ -19,6 +19,8 @@ _PREPARE = (
 _EXPERIMENTS = (
     "evaluate relative-information --bundle {folder}/binary --queries 10 --out {folder}/relative-information.json",
     "tune --bundle {folder}/clean --queries 2 --methods info_loss --out {folder}/tuning.json",
+    "tune --score coreset --bundle {folder}/clean --queries 50 --budget 30 --methods info_gain "
+    "--out {folder}/coreset-tuning.json",
     "evaluate brittleness --bundle {folder}/clean --queries 4 --methods info_loss,trak,repsim,random "
     "--out {folder}/brittleness.json",
     "evaluate coreset --bundle {folder}/clean --queries 100 --budget 300 --methods info_gain,info_loss,random "
@@ -38,7 +40,9 @@ def main(folder: Path) -> None:
         words = shlex.split(command.format(folder=shlex.quote(str(folder))))
         out = Path(words[words.index("--out") + 1])
         if out.exists():
-            continue
+            if words[0] != "tune":
+                continue
+            words = [*words[: words.index("--bundle") + 2], "--take", str(out)]  # the manifest may not have it yet
         click.echo(f"$ natscope {shlex.join(words)}")
         if code := subprocess.run([sys.executable, "-m", "app.cli", *words], check=False).returncode:
             sys.exit(code)

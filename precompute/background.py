@@ -5,6 +5,7 @@ among the bundles, ends with the process that started it, and goes on where it w
 `python -m precompute.background FOLDER PARENT` is what `start` runs.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from core.errors import NatscopeError
 
 _STATUS = "preparing.json"
 _STALE = 120.0  # seconds without a word after which the process counts as gone
+_PAST = 24 * 3600.0  # seconds for which a failure is told
 _EVERY = 0.5  # seconds between two words
 
 
@@ -41,11 +43,16 @@ def preparing(folder: Path) -> Preparing | None:
     """Tell what is being prepared in a folder of bundles right now, or has failed; None when nothing is."""
     file = folder / _STATUS
     try:
-        if time.time() - file.stat().st_mtime > _STALE:
-            return None
-        return Preparing(**json.loads(file.read_text(encoding="utf-8")))
+        found = Preparing(**json.loads(file.read_text(encoding="utf-8")))
+        age = time.time() - file.stat().st_mtime
     except (OSError, ValueError, TypeError):
         return None
+    return found if age <= (_PAST if found.error else _STALE) else None
+
+
+def ready(folder: Path) -> bool:
+    """Tell whether nothing is being prepared in a folder of bundles because all of it is there."""
+    return not (folder / _STATUS).exists()
 
 
 def unfinished(folder: Path) -> list[tuple[str, str]]:
@@ -88,8 +95,9 @@ def run(folder: Path, parent: int) -> None:
             progress("Starting", 0, 1)
             build_embedded(name, folder / name, progress, methods=(method,) if method else None)
         status.unlink(missing_ok=True)
-    except NatscopeError as error:
-        _tell(status, Preparing(what, "", 0.0, str(error)))
+    except (NatscopeError, OSError) as error:
+        with contextlib.suppress(OSError):
+            _tell(status, Preparing(what, "", 0.0, str(error)))
 
 
 def _tell(file: Path, what: Preparing) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import assets
 from core.bundle import Bundle
 from precompute.build import build
+from precompute.experiments.provenance import TUNED
 from precompute.poison import PoisonSpec
 from precompute.spec import BuildSpec
 from precompute.tuning import read, record
@@ -24,10 +25,6 @@ EMBEDDED = {
     ),
 }
 SLOW = "kronfluence"  # takes about a minute to prepare
-_TUNED = {
-    "sigma2": "tuning",
-    "coreset": "coreset-tuning",
-}  # by their place in a manifest; results on honest networks of this recipe
 
 
 def build_embedded(
@@ -49,7 +46,7 @@ def build_embedded(
         BuildError, BundleError, DataError: as `precompute.build.build`.
     """
     bundle = build(replace(EMBEDDED[name], methods=methods) if methods else EMBEDDED[name], out, progress)
-    missing = [result for kind, result in _TUNED.items() if kind not in (bundle.manifest.tuned or {})]
+    missing = [result for kind, result in TUNED.items() if kind not in (bundle.manifest.tuned or {})]
     for file in (assets.path("results", f"{result}.json") for result in missing):
         if file.exists():
             record(out, read(file))

@@ -1,6 +1,7 @@
 """The choice of sigma2 on test images that no experiment reports: by removing images, or by training on a few alone."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -46,8 +47,8 @@ def tune(
         progress: called at every ranking and after every training.
 
     Returns:
-        Settings, versions, the chosen sigma2 of each method (the smallest of the best), and the score at every sigma2:
-        the margin lost, in log odds, its mean and standard error over queries.
+        Settings, versions, the chosen sigma2 of each method (of the best the nearest to 1), and the score at every
+        sigma2: the margin lost, in log odds, its mean and standard error over queries.
 
     Raises:
         QueryError: if a method does not use sigma2, or there are too few queries.
@@ -158,8 +159,9 @@ def tune_coresets(
 
 
 def best(curve: Sequence[dict[str, Any]]) -> float:
-    """Give the sigma2 with the highest score, the smallest of several."""
-    return float(curve[int(np.argmax([point["mean"] for point in curve]))]["sigma2"])
+    """Give the sigma2 with the highest score; of several the one nearest to 1, where solves are exact."""
+    highest = max(point["mean"] for point in curve)
+    return float(min((p["sigma2"] for p in curve if p["mean"] == highest), key=lambda s: abs(math.log10(s))))
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def _trained(
     bundle = scene.attributor.bundle
     own = open_attributor(bundle.path)  # a network of its own, not the one that answers visitors' clicks
     results = [outcome(bundle, own.features.model, scene.backdoor, scene.index)]
-    for stage, rows in (("Training without those found", found), ("Training without others", others)):
+    for stage, rows in (("Training without those found", found), ("Training without as many picked blindly", others)):
 
         def tell(done: int, total: int, stage: str = stage) -> None:
             progress(stage, done, total)

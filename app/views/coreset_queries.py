@@ -44,7 +44,7 @@ def query_controls(attributor: Attributor, view: CoresetView) -> CoresetView:
     else:
         count = st.slider(
             "How many of them",
-            min(_FEWEST, view.count),
+            1,
             MOST_QUERIES,
             key=f"{KEY}count",
             help="Drawn by chance, always the same ones; all of them where there are fewer.",

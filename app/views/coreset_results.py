@@ -20,6 +20,7 @@ from core.methods import METHODS
 from core.metrics import jaccard
 from precompute.home import home
 from precompute.kept import Kept
+from precompute.removal import identity_of
 from precompute.retrain import too_slow
 from precompute.subset import Subset, train_on
 from precompute.subset import accuracies as accuracies_of
@@ -43,7 +44,8 @@ def worth(attributor: Attributor, asked: np.ndarray, chosen: np.ndarray, blind: 
         return
     subsets = {"these": Subset(chosen, asked), "blind": Subset(blind, asked)}
     keys = {name: subset.key(bundle) for name, subset in subsets.items()}
-    file = home() / "coresets" / f"{bundle.identity}.json"
+    name = f"{identity_of(bundle)}-{bundle.manifest.files['test_images'].sha256[:8]}"
+    file = home() / "coresets" / f"{name}.json"
     kept = Kept(file)
     if all(key in kept for key in keys.values()):
         found = {name: kept[key] for name, key in keys.items()}
@@ -53,7 +55,7 @@ def worth(attributor: Attributor, asked: np.ndarray, chosen: np.ndarray, blind: 
             "once more on as many picked blindly."
         )
         found = run_job(
-            ("coreset", bundle.identity, *keys.values()),
+            ("coreset", name, *keys.values()),
             lambda progress: _trained(attributor, subsets, keys, Kept(file), progress),
             name=f"{KEY}train",
             label="Train on these",

@@ -1,5 +1,6 @@
 """Counterfactual: take away what a prediction leans on, train again, and ask again."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -101,10 +102,18 @@ def _controls(attributor: Attributor, query: QueryImage) -> CounterfactualView:
         st.session_state.setdefault(_KEY + key, value)
     st.session_state[f"{_KEY}budget"] = min(st.session_state[f"{_KEY}budget"], most)
     first, second, third = st.columns([1, 1.2, 1.2])
-    name = first.selectbox("Found by", usable, key=f"{_KEY}method", format_func=lambda n: METHODS[n].title)
-    budget = second.slider(
-        "Images taken away", FEWEST, most, step=10, key=f"{_KEY}budget", help=f"Of the {pool:,} with this label."
+    name = first.selectbox(
+        "Found by",
+        usable,
+        key=f"{_KEY}method",
+        on_change=_usual_sigma2,
+        format_func=lambda n: METHODS[n].title,
     )
+    budget = FEWEST
+    if most > FEWEST:  # a slider needs two places
+        budget = second.slider(
+            "Images taken away", FEWEST, most, step=10, key=f"{_KEY}budget", help=f"Of the {pool:,} with this label."
+        )
     exponent = third.select_slider(
         words.EXPERT.sigma2,
         sorted({*state.SIGMA2_EXPONENTS, st.session_state[f"{_KEY}exponent"]}),
@@ -116,6 +125,12 @@ def _controls(attributor: Attributor, query: QueryImage) -> CounterfactualView:
     sigma2 = 10**exponent
     chosen = None if np.isclose(sigma2, attributor.bundle.sigma2(name), rtol=1e-5) else sigma2
     return replace(view, method=name, budget=budget, sigma2=chosen)
+
+
+def _usual_sigma2() -> None:
+    """Let another method have the σ² that is usual for it, unless the visitor chose one."""
+    if st.session_state[_VIEW].sigma2 is None:
+        st.session_state.pop(f"{_KEY}exponent", None)
 
 
 def _removal(attributor: Attributor, query: QueryImage) -> None:
@@ -202,7 +217,7 @@ def _trained(
     kept: Kept,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Ask the network as it is, without what was found and without others; each training is kept as it ends."""
+    """Ask the network as it is, without what was found and without others; each training is kept where it can be."""
     own = open_attributor(bundle.path)  # a network of its own, not the one that answers visitors' clicks
 
     def ask(rows: tuple[int, ...], stage: str) -> dict[str, Any]:
@@ -216,13 +231,13 @@ def _trained(
     for stage, rows, method in (
         ("As it is", (), None),
         ("Training without those found", found, about["method"]),
-        ("Training without others", others, "random"),
+        ("Training without as many picked blindly", others, "random"),
     ):
+        name = name_of(query.image, query.predicted, rows)
         told = about | {"method": method, "removed": len(rows)}
-        part = kept.get(
-            name_of(query.image, query.predicted, rows),
-            lambda rows=rows, stage=stage, told=told: told | {"answer": ask(rows, stage)},  # type: ignore[misc]
-        )
+        part = kept[name] if name in kept else told | {"answer": ask(rows, stage)}
+        with contextlib.suppress(OSError):  # where nothing can be kept it is shown all the same
+            kept.get(name, lambda part=part: part)  # type: ignore[misc]
         answers.append(part["answer"])
     return answers
 
@@ -262,14 +277,14 @@ def _verdict(before: Answer, found: Answer, blind: Answer, classes: tuple[str, .
         tail = (
             "so does taking away as many others: this prediction hangs by a thread"
             if blind.predicted != target
-            else "without as many others it does not"
+            else "without as many picked blindly it does not"
         )
         return f"**The answer flips** to “{classes[found.predicted]}”; {tail}."
     if lost > max(by_chance, 0) + 0.1:
         return f"The answer stays, but it is less sure: the margin falls by **{lost:.2f}**, by chance {by_chance:.2f}."
     return (
         f"The answer stays, and taking these away does no more than chance: the margin changes by {-lost:+.2f}, "
-        f"without others by {-by_chance:+.2f}."
+        f"without as many picked blindly by {-by_chance:+.2f}."
     )
 
 

@@ -62,8 +62,13 @@ def _size(result: dict[str, Any]) -> str:
     count = len(result.get("bundles") or [1])
     sigma2 = {row["method"]: row["sigma2"] for row in result.get("rows", []) if row.get("sigma2")}
     told = ", ".join(f"{METHODS[name].title} {_values(value)}" for name, value in sigma2.items() if name)
+    queries = f"{setting['queries']} queries" + (" a network" if count > 1 else "")
+    if result["experiment"] == "retraining":
+        queries = "1 query a class" if setting["queries"] == 1 else f"{setting['queries']} queries a class"
+    elif result.get("for") == "coreset":
+        queries = f"three sets of {setting['queries']} queries"
     return (
-        f"{setting['queries']} queries, {count} network{'s' if count > 1 else ''}, seed {setting['seed']}, "
+        f"{queries}, {count} network{'s' if count > 1 else ''}, seed {setting['seed']}, "
         f"{result['date']}" + (f"; σ²: {told}." if told else ".")
     )
 

@@ -114,7 +114,10 @@ def _checked(opened: Sequence[Attributor], methods: Sequence[str], queries: int)
                 f"There are {reported:,} test images to report on, and some must be left to measure the accuracy on; "
                 "ask for fewer queries."
             )
-    return [name for name in methods if all(missing(attributor, name) is None for attributor in opened)]
+    lacking = {name: [m for attributor in opened if (m := missing(attributor, name))] for name in methods}
+    if all(lacking.values()):
+        raise QueryError(next(iter(lacking.values()))[0] if lacking else "Name at least one method.")
+    return [name for name in methods if not lacking[name]]
 
 
 def _rankings(

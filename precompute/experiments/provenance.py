@@ -8,6 +8,8 @@ from core.attribution import Attributor
 from precompute.models import ModelSpec
 from precompute.spec import versions
 
+TUNED = {"sigma2": "tuning", "coreset": "coreset-tuning"}  # results that ship, by their place in a manifest
+
 
 def provenance(
     experiment: str, opened: Sequence[Attributor], settings: dict[str, int], *, methods: Sequence[str] = ()
@@ -26,14 +28,14 @@ def provenance(
     """
     manifest = opened[0].bundle.manifest
     words = " ".join(f"--{key} {value}" for key, value in settings.items())
-    verb = experiment if experiment == "tune" else f"evaluate {experiment}"
+    verb, where = (experiment, "BUNDLES/0") if experiment == "tune" else (f"evaluate {experiment}", "BUNDLES")
     chosen = f" --methods {','.join(methods)}" if methods else ""
     return {
         "experiment": experiment,
         "date": datetime.date.today().isoformat(),
-        "command": f"natscope {verb} --bundle BUNDLES --out {experiment}.json {words}{chosen}",
+        "command": f"natscope {verb} --bundle {where} --out {experiment}.json {words}{chosen}",
         "bundles": [
-            {"command": _command(attributor, place), "identity": attributor.bundle.identity}
+            {"command": _command(experiment, attributor, place), "identity": attributor.bundle.identity}
             for place, attributor in enumerate(opened)
         ],
         "setting": {
@@ -45,7 +47,12 @@ def provenance(
     }
 
 
-def _command(attributor: Attributor, place: int) -> str:
+def _command(experiment: str, attributor: Attributor, place: int) -> str:
+    """Write what builds a bundle, and what gave it its sigma2: `tune` measures that itself."""
     manifest = attributor.bundle.manifest
     parts = f" --methods {','.join(manifest.methods)}" if manifest.methods else ""
-    return f"{manifest.command}{parts} --out BUNDLES/{place}"
+    built = f"{manifest.command}{parts} --out BUNDLES/{place}"
+    tuned = manifest.tuned or {}
+    results = [file for kind, file in TUNED.items() if kind in tuned]
+    taken = [f"natscope tune --bundle BUNDLES/{place} --take assets/results/{file}.json" for file in results]
+    return "\n".join([built, *(taken if experiment != "tune" else ())])

@@ -87,7 +87,7 @@ def test_the_verdict_says_whether_it_is_more_than_chance():
     def said(found, blind):
         return counterfactual._verdict(Answer(2, 0.9, 3.0), found, blind, ("a", "b", "c"), 2)
 
-    assert "The answer flips** to “a”; without as many others it does not" in said(
+    assert "The answer flips** to “a”; without as many picked blindly it does not" in said(
         Answer(0, 0.1, -1), Answer(2, 0.9, 3)
     )
     assert "hangs by a thread" in said(Answer(0, 0.1, -1), Answer(1, 0.1, -1))

@@ -16,7 +16,7 @@ from core.parts import FACTOR_FILES, EkfacSpec
 from core.sketches import SketchSpec
 from precompute import background, embedded
 from precompute.attributor import open_attributor
-from precompute.background import preparing, unfinished
+from precompute.background import preparing, ready, unfinished
 from precompute.build import build
 from precompute.datasets import DATASETS, load_dataset, of_classes
 from precompute.models import ModelSpec
@@ -130,8 +130,14 @@ def test_what_is_being_prepared_is_told_until_it_is_stale(tmp_path):
     assert preparing(tmp_path).share == 0.5
     os.utime(file, (time.time() - 1000,) * 2)
     assert preparing(tmp_path) is None
+    file.write_text(json.dumps({"what": "Kronfluence", "stage": "", "share": 0.0, "error": "No room."}))
+    os.utime(file, (time.time() - 1000,) * 2)
+    assert preparing(tmp_path).error == "No room."
+    assert not ready(tmp_path)
     file.write_text("{")
     assert preparing(tmp_path) is None
+    file.unlink()
+    assert ready(tmp_path)
 
 
 def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch):

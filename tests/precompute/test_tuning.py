@@ -143,9 +143,9 @@ def test_a_stopped_choice_goes_on_where_it_was(bundle_path, tmp_path, monkeypatc
     assert set(again["sigma2"]) == {"relatif"}
 
 
-def test_the_smallest_of_the_best_is_chosen():
-    curve = [{"sigma2": s, "mean": m} for s, m in ((0.1, 1.0), (1.0, 2.0), (10.0, 2.0))]
-    assert tuning.best(curve) == 1.0
+def test_the_nearest_to_one_of_the_best_is_chosen():
+    curve = [{"sigma2": s, "mean": m} for s, m in ((1e-6, 2.0), (1e-3, 2.0), (0.1, 2.0), (1.0, 1.0), (1e5, 2.0))]
+    assert tuning.best(curve) == 0.1
 
 
 def test_a_method_without_sigma2_is_refused(bundle_path, tmp_path):
