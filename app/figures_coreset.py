@@ -165,7 +165,8 @@ def coreset_file(result: dict[str, Any], *, kind: str) -> bytes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     first.set(ylabel="right on other test images, %")  # type: ignore[union-attr]
-    first.legend(fontsize=7, frameon=False)  # type: ignore[union-attr]
+    handles, names = first.get_legend_handles_labels()  # type: ignore[union-attr]
+    figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=300)
     return buffer.getvalue()

@@ -10,6 +10,7 @@ import pytest
 
 from app.cli import natscope
 from app.cli_precompute import _command
+from app.figures_coreset import coreset_table
 from app.figures_experiments import recall_table, retraining_table
 from app.results import load_result
 from core.answers import Request
@@ -119,7 +120,12 @@ def test_no_figure_is_left_to_be_filled_in():
 
 @pytest.mark.parametrize(
     ("name", "table"),
-    [("retraining-cifar10", retraining_table), ("backdoor", recall_table), ("backdoor-cifar10", recall_table)],
+    [
+        ("retraining-cifar10", retraining_table),
+        ("backdoor", recall_table),
+        ("backdoor-cifar10", recall_table),
+        ("coreset", coreset_table),
+    ],
 )
 def test_the_tables_of_the_readme_are_those_of_the_results(name, table):
     for line in table(load_result(name)).splitlines()[2:]:

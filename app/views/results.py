@@ -67,9 +67,8 @@ def _size(result: dict[str, Any]) -> str:
         queries = "1 query a class" if setting["queries"] == 1 else f"{setting['queries']} queries a class"
     elif result.get("for") == "coreset":
         queries = f"three sets of {setting['queries']} queries"
-    return (
-        f"{queries}, {count} network{'s' if count > 1 else ''}, seed {setting['seed']}, "
-        f"{result['date']}" + (f"; σ²: {told}." if told else ".")
+    return f"{queries}, {count} network{'s' if count > 1 else ''}, seed {setting['seed']}, {result['date']}" + (
+        f"; σ²: {told}." if told else "."
     )
 
 

@@ -69,7 +69,8 @@ def run(
     grid = budgets(min(len(attributor.train_labels) for attributor in opened), budget)
     ways: list[Way] = [(name, balanced) for name in names for balanced in (False, True)]
     found: dict[Way, list[list[float]]] = {way: [] for way in ways}
-    whole = []
+    firsts: dict[Way, list[list[int]]] = {way: [] for way in ways}
+    whole, wrong, size_told = [], [], grid[(len(grid) - 1) // 2]
     for place, attributor in enumerate(opened):
         tests = np.arange(len(attributor.test_labels))
         reported = tests[~held_out(tests)]
@@ -91,9 +92,12 @@ def run(
         for number, way in enumerate(ways):
             own = keys[number * len(grid) : (number + 1) * len(grid)]
             found[way].append([trained[key]["others"] for key in own])
+            firsts[way].append(rankings[way][:size_told])
+        wrong.append(np.asarray(attributor.bundle.array("train_logits")).argmax(axis=1) != attributor.train_labels)
         logits = np.asarray(attributor.bundle.array("test_logits"))
         whole.append(accuracies(attributor.bundle, logits, asked, reported)["others"])
-    rows = [_row(way, opened, found[way]) for way in ways]
+    labels, mistaken = opened[0].train_labels, np.array(wrong)
+    rows = [_row(way, opened, found[way]) | {"makeup": _makeup(labels, mistaken, firsts[way])} for way in ways]
     return _result(opened, rows, grid, mean_and_error(whole), queries=queries, budget=budget, seed=seed)
 
 
@@ -194,8 +198,7 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str
         )
     told = "; ".join(parts)
     said = f"{told[0].upper()}{told[1:]}; with all images, on {whole['mean']:.1%}."
-    above = _above_random(rows)
-    return f"{said} {above}" if above else said
+    return " ".join(part for part in (said, _above_random(rows), _why(rows)) if part)
 
 
 def title(row: dict[str, Any]) -> str:
@@ -204,7 +207,7 @@ def title(row: dict[str, Any]) -> str:
 
 
 def _above_random(rows: Sequence[dict[str, Any]]) -> str:
-    """Say which choices are above random ones of the same kind at every budget."""
+    """Say which choices are above random ones of the same kind, and at how many budgets."""
     told = []
     for balanced in (False, True):
         kind = {
@@ -212,6 +215,38 @@ def _above_random(rows: Sequence[dict[str, Any]]) -> str:
         }
         if BLIND not in kind or len(kind) < 2:
             return ""
-        better = [METHODS[name].title for name, means in kind.items() if name != BLIND and (means > kind[BLIND]).all()]
+        budgets_above = {METHODS[name].title: int((means > kind[BLIND]).sum()) for name, means in kind.items()}
+        better = [f"{name} at {n} of {len(kind[BLIND])}" for name, n in budgets_above.items() if n]
         told.append(f"{'balanced' if balanced else 'plain'}: {', '.join(better) or 'none'}")
-    return f"Above random images at every budget: {'; '.join(told)}."
+    return f"Above random images, {'; '.join(told)} budgets."
+
+
+def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Tell what coresets of one size, one a bundle, are made of.
+
+    Args:
+        labels: (N,) of the training images.
+        wrong: (B, N) bool, whether the network of each bundle gets them wrong.
+        chosen: training indices of each bundle.
+    """
+    rows = [np.array(picked, dtype=np.int64) for picked in chosen]
+    return {
+        "images": len(rows[0]),
+        "wrong": mean_and_error([float(wrong[place, picked].mean()) for place, picked in enumerate(rows)]),
+        "largest_class": mean_and_error([float(np.bincount(labels[picked]).max() / len(picked)) for picked in rows]),
+    }
+
+
+def _why(rows: Sequence[dict[str, Any]]) -> str:
+    """Say of which free choices most images are of one class, and of which the network gets many wrong."""
+    free = [row for row in rows if not row["balanced"] and "makeup" in row]
+    told = []
+    for field, least, text in (
+        ("largest_class", 0.5, "are of one class"),
+        ("wrong", 0.25, "are images that the whole network gets wrong"),
+    ):
+        found = {METHODS[row["method"]].title: row["makeup"][field]["mean"] for row in free}
+        much = [f"{share:.0%} with {name}" for name, share in found.items() if share > least]
+        if much:
+            told.append(f"{' and '.join(much)} {text}")
+    return f"Of the first {free[0]['makeup']['images']:,} chosen freely, {'; '.join(told)}." if told else ""

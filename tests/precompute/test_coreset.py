@@ -64,6 +64,10 @@ def test_the_result_says_what_was_done(result):
         assert all(0.05 < value["mean"] < result["all_data"]["mean"] for value in row["accuracy"])
     assert result["rows"][0]["sigma2"] == [1.0]
     assert result["rows"][2]["sigma2"] is None
+    for row in result["rows"]:
+        assert row["makeup"]["images"] == 30
+        largest = row["makeup"]["largest_class"]["mean"]
+        assert largest == 0.1 if row["balanced"] else 0.1 < largest < 1
     assert "with all images, on" in result["finding"]
     assert result["setting"]["measured_on"].startswith("7,980 other test images")
     json.dumps(result, allow_nan=False)
@@ -110,7 +114,17 @@ def test_the_finding_says_who_is_above_chance():
     said = coreset.finding(rows, (10, 20), mean_and_error([0.9]))
     assert "on 10 images the network is right on 50.0% when Random, balanced chooses" in said
     assert "on 20 images the network is right on 70.0% when TRAK chooses, 50.0% with random ones" in said
-    assert "plain: InfoGain; balanced: none" in said
+    assert "plain: InfoGain at 2 of 2, TRAK at 1 of 2; balanced: InfoGain at 1 of 2 budgets" in said
+    for name, classes, wrong in (("info_gain", 0.2, 0.0), ("random", 0.2, 0.1), ("trak", 0.6, 0.5)):
+        next(row for row in rows if row["method"] == name)["makeup"] = {
+            "images": 20,
+            "wrong": mean_and_error([wrong]),
+            "largest_class": mean_and_error([classes]),
+        }
+    assert coreset.finding(rows, (10, 20), mean_and_error([0.9])).endswith(
+        "Of the first 20 chosen freely, 60% with TRAK are of one class; 50% with TRAK are images that the whole "
+        "network gets wrong."
+    )
 
 
 def test_the_figures_and_the_table_show_every_row(result):
