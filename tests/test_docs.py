@@ -10,6 +10,7 @@ import pytest
 
 from app.cli import natscope
 from app.cli_precompute import _command
+from app.figures_brittleness import flips_table
 from app.figures_coreset import coreset_table
 from app.figures_experiments import recall_table, retraining_table
 from app.results import load_result
@@ -125,6 +126,7 @@ def test_no_figure_is_left_to_be_filled_in():
         ("backdoor", recall_table),
         ("backdoor-cifar10", recall_table),
         ("coreset", coreset_table),
+        ("brittleness", flips_table),
     ],
 )
 def test_the_tables_of_the_readme_are_those_of_the_results(name, table):
