@@ -277,8 +277,8 @@ def test_the_methods_page_opens_by_its_address(visit):
     page = visit("/methods")
     for method in METHODS.values():
         expect(page.get_by_role("heading", name=method.title, exact=True)).to_be_visible()
+    expect(page.locator(".katex-display")).to_have_count(len(METHODS))
     assert page.locator(".katex-error").count() == 0
-    assert page.locator(".katex-display").count() == len(METHODS)
 
 
 def test_the_navigation_leads_to_the_methods_and_back_to_the_same_answer(page):
