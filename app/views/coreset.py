@@ -236,7 +236,7 @@ def _sheet(attributor: Attributor, indices: np.ndarray) -> None:
         if len(shared.bundle_paths()) > 1:
             address["bundle"] = attributor.bundle.path.name
         title = f"Training image {picked}: {classes[labels[picked]]}"
-        link = ("Make it the query", "attribute?" + urlencode(address))
+        link = ("Make it the query", "./?" + urlencode(address))  # the first page has no other address
         show_large(np.asarray(images[picked]), title, link=link)
 
 

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -356,6 +357,8 @@ def test_a_coreset_is_shown_class_by_class_and_any_image_opens(visit):
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("as the model sees it")
     expect(dialog.get_by_role("img", name=re.compile(r"Training image \d+: Bag, enlarged"))).to_be_visible()
-    expect(dialog.get_by_role("link", name="Make it the query")).to_have_attribute(
-        "href", re.compile("attribute.q=train")
-    )
+    address = dialog.get_by_role("link", name="Make it the query").get_attribute("href")
+    page.goto(urljoin(page.url, address))
+    expect(page.get_by_text(re.compile(r"^Training image \d+"))).to_be_visible()
+    expect(page.get_by_role("button", name="JSON")).to_be_visible()
+    expect(page.get_by_text("Page not found")).to_have_count(0)
