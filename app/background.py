@@ -20,14 +20,18 @@ def banner() -> None:
 
 def now() -> Preparing | None:
     """Give what is being prepared among the served bundles."""
-    return preparing(Path(os.environ.get(BUNDLES, ".")))
+    return preparing(_served())
+
+
+def _served() -> Path:
+    return Path(os.environ.get(BUNDLES, "."))
 
 
 @st.fragment(run_every=_EVERY)
 def _line(started: str) -> None:
     busy = now()
     if not busy or busy.what != started:
-        if busy or ready(Path(os.environ.get(BUNDLES, "."))):
+        if busy or ready(_served()):
             st.toast(f"Ready: {started}.", icon=":material/check_circle:")
         st.rerun()
     elif busy.error:

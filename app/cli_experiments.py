@@ -76,12 +76,10 @@ def tune(
     take: Path | None,
 ) -> None:
     """Choose σ² for each method on held-out images, by training again without or with what it names; resumable."""
-    from core.bundle import Bundle
     from core.methods import METHODS
     from precompute import tuning
 
     if take is not None:
-        Bundle(bundle)
         result = tuning.read(take)
     else:
         usual = tuple(name for name, method in METHODS.items() if method.uses_sigma2)

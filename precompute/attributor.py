@@ -1,12 +1,14 @@
 """Open a bundle with the network that its manifest names."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from core.attribution import Attributor
 from core.bundle import Bundle
-from core.errors import BuildError, BundleError
+from core.errors import BuildError, BundleError, QueryError
+from core.methods import METHODS
 from precompute.models import ModelSpec, build_model
 
 _COMPARED = 4  # test images
@@ -31,6 +33,30 @@ def open_attributor(path: Path) -> Attributor:
     if ":" in spec.architecture:
         _check_unchanged(attributor, spec)
     return attributor
+
+
+def served(
+    opened: Sequence[Attributor], methods: Sequence[str], missing: Callable[[Attributor, str], str | None]
+) -> list[str]:
+    """Give the methods that every bundle can serve.
+
+    Args:
+        opened: of the bundles.
+        methods: names.
+        missing: says in a sentence what a bundle lacks for a method; None where nothing is missing.
+
+    Raises:
+        QueryError: if there is none.
+    """
+    lacking = {name: [m for attributor in opened if (m := missing(attributor, name))] for name in methods}
+    if all(lacking.values()):
+        raise QueryError(next(iter(lacking.values()))[0] if lacking else "Name at least one method.")
+    return [name for name in methods if not lacking[name]]
+
+
+def lacks(attributor: Attributor, method: str) -> str | None:
+    """Say in a sentence what a bundle lacks to attribute by a method; None where nothing is missing."""
+    return attributor.missing(METHODS[method])
 
 
 def _check_unchanged(attributor: Attributor, spec: ModelSpec) -> None:

@@ -1,15 +1,18 @@
 """Training a bundle's network on a few of its training images alone: what a coreset is worth."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from core.bundle import Bundle
+from precompute.kept import Kept
 from precompute.removal import identity_of
 from precompute.retrain import retrain
+from precompute.side_by_side import Progress, side_by_side
 from precompute.training import accuracy, logits_of
 
 
@@ -57,6 +60,25 @@ def train_on(
     dataset, images = bundle.manifest.dataset, np.asarray(bundle.array("test_images"))
     logits = logits_of(model, images, mean=dataset["mean"], std=dataset["std"])
     return accuracies(bundle, logits, subset.asked, subset.measured)
+
+
+def train_on_all(bundle: Bundle, subsets: Sequence[Subset], *, kept: Kept, progress: Progress) -> list[float]:
+    """Train on subsets side by side, one process a core; those that are kept are not trained again.
+
+    Args:
+        bundle: whose network and data.
+        subsets: equal ones are trained once.
+        kept: where finished trainings are.
+        progress: called after every training; it may raise to stop.
+
+    Returns:
+        The accuracy on the "others" of `accuracies`, of each subset.
+    """
+    keys = [subset.key(bundle) for subset in subsets]
+    things = dict(zip(keys, subsets, strict=True))
+    workers, stage = torch.get_num_threads(), "Training on what was chosen"
+    found = side_by_side(bundle, train_on, things, kept=kept, workers=workers, stage=stage, progress=progress)
+    return [found[key]["others"] for key in keys]
 
 
 def accuracies(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from core.attribution import Attributor, Progress
-from core.bundle import MANIFEST, Manifest, write_atomically
+from core.bundle import MANIFEST, Bundle, write_atomically
 from core.coreset import Coresets, missing
 from core.curves import held_out, sample_queries
 from core.errors import QueryError
@@ -24,8 +24,7 @@ from precompute.experiments.provenance import provenance
 from precompute.kept import Kept
 from precompute.removal import Ladder, answer, climb_all
 from precompute.retrain import recipe_of
-from precompute.side_by_side import side_by_side
-from precompute.subset import Subset, train_on
+from precompute.subset import Subset, train_on_all
 
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))  # the paper's grid
 REPEATS = 3  # sets of test images that a coreset is chosen for
@@ -118,7 +117,7 @@ def tune_coresets(
             raise QueryError(lacking)
     tests = np.arange(len(attributor.test_labels))
     held = tests[held_out(tests)]
-    if queries * REPEATS > len(held) or queries == len(held):
+    if queries * REPEATS > len(held):
         raise QueryError(f"{len(held):,} test images are held out, too few for {REPEATS} sets of {queries}.")
     sets = np.random.default_rng(seed).permutation(held)[: queries * REPEATS].reshape(REPEATS, queries)
     coresets, grid = Coresets(attributor), budgets(len(attributor.train_labels), budget)
@@ -132,14 +131,8 @@ def tune_coresets(
             key = f"{attributor.bundle.identity} coreset {name} {balanced} {sigma2:g} {grid[-1]} {asked.tolist()}"
             ranking = np.array(kept.get(key, choose), dtype=np.int64)
             subsets += [Subset(ranking[:size], asked, held) for size in grid]
-    keys = [subset.key(attributor.bundle) for subset in subsets]
-    things = dict(zip(keys, subsets, strict=True))
-    workers, stage = torch.get_num_threads(), "Training on what was chosen"
-    trained = side_by_side(
-        attributor.bundle, train_on, things, kept=kept, workers=workers, stage=stage, progress=progress
-    )
-    right = np.array([trained[key]["others"] for key in keys])
-    scores = right.reshape(REPEATS, len(methods), len(SIGMA2S), -1).mean(axis=-1)
+    right = train_on_all(attributor.bundle, subsets, kept=kept, progress=progress)
+    scores = np.array(right).reshape(REPEATS, len(methods), len(SIGMA2S), -1).mean(axis=-1)
     curves: dict[str, list[dict[str, Any]]] = {
         name: [{"sigma2": sigma2, **share_and_error(scores[:, row, place])} for place, sigma2 in enumerate(SIGMA2S)]
         for row, name in enumerate(methods)
@@ -180,14 +173,17 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def record(path: Path, result: dict[str, Any]) -> None:
-    """Write what was chosen into a bundle's manifest, in one step: from then on it is the default for this bundle."""
-    file = path / MANIFEST
-    manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
+    """Write what was chosen into a bundle's manifest, in one step: from then on it is the default for this bundle.
+
+    Raises:
+        BundleError: if the bundle cannot be opened.
+    """
+    manifest = Bundle(path).manifest
     tuned = dict(manifest.tuned or {})
     known = (tuned.get("coreset", {}) if result.get("for") == "coreset" else tuned).get("sigma2", {})
     chosen = {"sigma2": known | result["sigma2"], "score": result["score"], "date": result["date"]}
     tuned |= {"coreset": chosen} if result.get("for") == "coreset" else chosen
-    write_atomically(file, replace(manifest, tuned=tuned).to_json().encode())
+    write_atomically(path / MANIFEST, replace(manifest, tuned=tuned).to_json().encode())
 
 
 def _coreset(coresets: Coresets, name: str, query: Query, **settings: Any) -> list[int]:

@@ -15,7 +15,6 @@ from core.errors import QueryError
 
 KEY = "coreset_"  # of all widgets and of all that the session keeps for this page
 VIEW = f"{KEY}view"
-_FEWEST = 10  # of the slider
 _GROUPS = dict(zip(GROUPS, ("any test images", "one class", "those the model gets wrong", "those I mark"), strict=True))
 
 

@@ -14,7 +14,7 @@ from core.backdoor import Backdoor, attack_success
 from core.errors import QueryError
 from core.methods import METHODS
 from core.metrics import average_precision, recall_at_k, reciprocal_rank
-from precompute.attributor import open_attributor
+from precompute.attributor import lacks, open_attributor, served
 from precompute.experiments.provenance import provenance
 from precompute.kept import Kept
 
@@ -53,11 +53,11 @@ def run(
         bundles; of the audit its precision and recall.
 
     Raises:
-        QueryError: if a bundle is not poisoned or the attack works on too few test images.
+        QueryError: if a bundle is not poisoned, the attack works on too few test images, or no method can be served.
     """
     opened = list(_opened(bundles))
     size = {"queries": queries, "seed": seed}
-    names = [name for name in methods if all(b.missing(METHODS[name]) is None for b in opened)]
+    names = served(opened, methods, lacks)
     tuned = tuple(name for name in names if METHODS[name].uses_sigma2)
     tuning = [
         _part(kept, bundle, f"tuning {','.join(tuned)}", size, partial(_tune, bundle, tuned, **size, progress=progress))

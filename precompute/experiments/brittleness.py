@@ -12,9 +12,8 @@ import torch
 from core.answers import QueryImage, Request
 from core.attribution import Attributor, Progress
 from core.curves import sample_queries
-from core.errors import QueryError
 from core.methods import METHODS
-from precompute.attributor import open_attributor
+from precompute.attributor import lacks, open_attributor, served
 from precompute.experiments.provenance import provenance
 from precompute.kept import Kept
 from precompute.removal import Ladder, answer, climb_all
@@ -63,10 +62,7 @@ def run(
     opened = [open_attributor(path) for path in bundles]
     for attributor in opened:
         recipe_of(attributor.bundle)
-    lacking = {name: [m for b in opened if (m := b.missing(METHODS[name]))] for name in methods}
-    if all(lacking.values()):
-        raise QueryError(next(iter(lacking.values()))[0] if lacking else "Name at least one method.")
-    names = [name for name in methods if not lacking[name]]
+    names = served(opened, methods, lacks)
     budget = min(budget, *(int(np.bincount(b.train_labels).min()) for b in opened))
     grid = tuple(sorted({-(-budget * step // STEPS) for step in range(1, STEPS + 1)}))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}

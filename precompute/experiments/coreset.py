@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from core.attribution import Attributor, Progress
 from core.coreset import BLIND, Coresets, draw, missing
 from core.curves import held_out
 from core.errors import QueryError
 from core.methods import METHODS
-from precompute.attributor import open_attributor
+from precompute.attributor import open_attributor, served
 from precompute.experiments.backdoor import mean_and_error
 from precompute.experiments.provenance import provenance
 from precompute.kept import Kept
 from precompute.retrain import recipe_of
-from precompute.side_by_side import side_by_side
-from precompute.subset import Subset, accuracies, train_on
+from precompute.subset import Subset, accuracies, train_on_all
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the training images
 CLAIMS = (
@@ -72,26 +70,15 @@ def run(
     firsts: dict[Way, list[list[int]]] = {way: [] for way in ways}
     whole, wrong, size_told = [], [], grid[(len(grid) - 1) // 2]
     for place, attributor in enumerate(opened):
-        tests = np.arange(len(attributor.test_labels))
-        reported = tests[~held_out(tests)]
+        reported = _reported(attributor)
         asked = draw(reported, queries, seed=seed)
         rankings = _rankings(attributor, asked, ways, budget=grid[-1], seed=seed + place, kept=kept, progress=progress)
         subsets = [
             Subset(np.array(rankings[way][:size], dtype=np.int64), asked, reported) for way in ways for size in grid
         ]
-        keys = [subset.key(attributor.bundle) for subset in subsets]
-        trained = side_by_side(
-            attributor.bundle,
-            train_on,
-            dict(zip(keys, subsets, strict=True)),
-            kept=kept,
-            workers=torch.get_num_threads(),
-            stage="Training on what was chosen",
-            progress=progress,
-        )
+        right = train_on_all(attributor.bundle, subsets, kept=kept, progress=progress)
         for number, way in enumerate(ways):
-            own = keys[number * len(grid) : (number + 1) * len(grid)]
-            found[way].append([trained[key]["others"] for key in own])
+            found[way].append(right[number * len(grid) : (number + 1) * len(grid)])
             firsts[way].append(rankings[way][:size_told])
         wrong.append(np.asarray(attributor.bundle.array("train_logits")).argmax(axis=1) != attributor.train_labels)
         logits = np.asarray(attributor.bundle.array("test_logits"))
@@ -112,16 +99,19 @@ def _checked(opened: Sequence[Attributor], methods: Sequence[str], queries: int)
     for attributor in opened:
         recipe_of(attributor.bundle)
         Coresets(attributor)
-        reported = int((~held_out(np.arange(len(attributor.test_labels)))).sum())
+        reported = len(_reported(attributor))
         if queries >= reported:
             raise QueryError(
                 f"There are {reported:,} test images to report on, and some must be left to measure the accuracy on; "
                 "ask for fewer queries."
             )
-    lacking = {name: [m for attributor in opened if (m := missing(attributor, name))] for name in methods}
-    if all(lacking.values()):
-        raise QueryError(next(iter(lacking.values()))[0] if lacking else "Name at least one method.")
-    return [name for name in methods if not lacking[name]]
+    return served(opened, methods, missing)
+
+
+def _reported(attributor: Attributor) -> np.ndarray:
+    """Give the test indices on which sigma2 was not chosen, (T',) int64."""
+    tests = np.arange(len(attributor.test_labels))
+    return tests[~held_out(tests)]
 
 
 def _rankings(
@@ -167,7 +157,7 @@ def _result(
     whole: dict[str, Any],
     **settings: int,
 ) -> dict[str, Any]:
-    measured = int((~held_out(np.arange(len(opened[0].test_labels)))).sum()) - settings["queries"]
+    measured = len(_reported(opened[0])) - settings["queries"]
     made = provenance("coreset", opened, settings, methods=list(dict.fromkeys(row["method"] for row in rows)))
     made["setting"] |= {
         "recipe": opened[0].bundle.manifest.training,
