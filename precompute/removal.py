@@ -4,6 +4,8 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,18 +105,28 @@ def without(
     return answer(bundle, retrain(bundle, np.array(rows, dtype=np.int64), progress), image, target)
 
 
-def climb(bundle: Bundle, ladder: Ladder) -> list[Answer]:
+def climb(bundle: Bundle, ladder: Ladder, kept: Kept) -> list[Answer]:
     """Train once a step of a ladder, up to the first flip if it stops there.
+
+    Args:
+        bundle: whose network and data.
+        ladder: what is removed, and what is asked.
+        kept: where its finished steps are.
 
     Returns:
         The answers, fewer than `ladder.grid` has steps once the prediction has flipped.
     """
     image, answers = np.asarray(bundle.array("test_images")[ladder.index]), []
     for count in ladder.grid:
-        answers.append(without(bundle, image, ladder.target, ladder.ranking[:count], lambda done, total: None))
+        step = partial(_step, bundle, image, ladder.target, ladder.ranking[:count])
+        answers.append(Answer(**kept.get(str(count), step)))
         if ladder.stop and answers[-1].predicted != ladder.target:
             break
     return answers
+
+
+def _step(bundle: Bundle, image: np.ndarray, target: int, rows: Sequence[int]) -> dict[str, Any]:
+    return asdict(without(bundle, image, target, rows, lambda done, total: None))
 
 
 def climb_all(
@@ -125,16 +137,20 @@ def climb_all(
     Args:
         bundle: whose network and data.
         ladders: equal ones are climbed once.
-        kept: where finished ladders are.
+        kept: where finished ladders are; the steps of those that are not finished are in files beside it.
         workers: how many processes.
         progress: called after every ladder; it may raise to stop.
     """
     names = [f"{identity_of(bundle)} removal {ladder.key}" for ladder in ladders]
-    things = dict(zip(names, ladders, strict=True))
+    steps = [kept.beside(name.replace(" ", "-")) for name in names]
+    things = dict(zip(names, zip(ladders, steps, strict=True), strict=True))
     stage = "Training without what was found"
     found = side_by_side(bundle, _climbed, things, kept=kept, workers=workers, stage=stage, progress=progress)
+    for path in steps:
+        path.unlink(missing_ok=True)
     return [[Answer(**values) for values in found[name]] for name in names]
 
 
-def _climbed(bundle: Bundle, ladder: Ladder) -> list[dict[str, Any]]:
-    return [asdict(found) for found in climb(bundle, ladder)]
+def _climbed(bundle: Bundle, thing: tuple[Ladder, Path]) -> list[dict[str, Any]]:
+    ladder, steps = thing
+    return [asdict(found) for found in climb(bundle, ladder, Kept(steps))]

@@ -9,7 +9,7 @@ from core.errors import BuildError, QueryError
 from core.methods import METHODS
 from precompute.experiments import brittleness
 from precompute.kept import Kept
-from precompute.removal import Ladder, climb_all, identity_of
+from precompute.removal import Answer, Ladder, climb, climb_all, identity_of
 
 NAMES = ("info_loss", "random")
 SETTINGS = {"queries": 3, "budget": 600, "seed": 0, "methods": NAMES}
@@ -76,6 +76,22 @@ def test_without_removing_anything_the_answer_is_the_networks_own(attributor, tm
     assert found.predicted == query.predicted
     assert found.probability == pytest.approx(query.probabilities[query.predicted], abs=1e-6)
     assert f"{identity_of(attributor.bundle)} removal {ladder.key}" in kept
+
+
+def test_a_ladder_that_was_stopped_goes_on_at_its_next_step(attributor, tmp_path, monkeypatch):
+    trained, ladder = [], Ladder(0, 4, (5, 6, 7), (1, 2, 3))
+
+    def train(bundle, image, target, rows, progress):
+        trained.append(len(rows))
+        if trained == [1, 2]:
+            raise Stopped
+        return Answer(target, 0.9, 2.0)
+
+    monkeypatch.setattr("precompute.removal.without", train)
+    with pytest.raises(Stopped):
+        climb(attributor.bundle, ladder, Kept(tmp_path / "steps"))
+    assert climb(attributor.bundle, ladder, Kept(tmp_path / "steps")) == [Answer(4, 0.9, 2.0)] * 3
+    assert trained == [1, 2, 2, 3]
 
 
 def test_ladders_of_the_same_sets_are_climbed_once(attributor, tmp_path, monkeypatch):
