@@ -80,7 +80,7 @@ def tune(
     from precompute import tuning
 
     if take is not None:
-        result = tuning.read(take)
+        file, result = take, tuning.read(take)
     else:
         usual = tuple(name for name, method in METHODS.items() if method.uses_sigma2)
         names = usual if methods is None else method_names(methods)
@@ -88,9 +88,9 @@ def tune(
         size: dict[str, Any] = {"queries": queries or images, "budget": budget or most, "seed": seed, "methods": names}
         run = tuning.tune_coresets if score == "coreset" else tuning.tune
         path = bundle.resolve()
-        beside = path.with_name(f"{path.name}-{'coreset-' if score == 'coreset' else ''}tuning.json")
-        result = _measured(out or beside, lambda **keeping: run(bundle, **size, **keeping))
-    tuning.record(bundle, result)
+        file = out or path.with_name(f"{path.name}-{'coreset-' if score == 'coreset' else ''}tuning.json")
+        result = _measured(file, lambda **keeping: run(bundle, **size, **keeping))
+    tuning.record(bundle, result, file.name)
     click.echo("The bundle's manifest holds these values; they are now its defaults.")
 
 

@@ -67,6 +67,6 @@ SECTIONS = (
         "Chosen on every fifth test image, which neither figure 3 nor figures 5 and 6 report: for predictions by the "
         "margin that is lost when what is named is removed, for coresets by the accuracy of networks trained on them "
         "alone.",
-        ("tuning", "coreset-tuning"),
+        ("tuning", "tuning-cifar10", "coreset-tuning"),
     ),
 )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from core.answers import Attribution
 from core.index_spec import KINDS
@@ -141,10 +142,11 @@ def data_of(setting: Mapping[str, str]) -> str:
     return f"{_DATA.get(name, name.removeprefix('folder:'))}{comma}{rest}"
 
 
-def setting_of(setting: Mapping[str, str]) -> str:
-    """Name a result's data and network in words."""
+def setting_of(setting: Mapping[str, Any]) -> str:
+    """Name a result's data and network in words, with the length of its training where that is told."""
     network = "ResNet-9" if setting["network"].startswith("resnet9") else setting["network"].replace("mlp ", "MLP ")
-    return f"{data_of(setting)}; {network}"
+    epochs = f", {setting['recipe']['epochs']} epochs" if setting.get("recipe") else ""
+    return f"{data_of(setting)}; {network}{epochs}"
 
 
 def nats(value: float) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import assets
 from core.bundle import Bundle
 from precompute.build import build
-from precompute.experiments.provenance import TUNED
+from precompute.experiments.provenance import TUNED, choices
 from precompute.poison import PoisonSpec
 from precompute.spec import BuildSpec
 from precompute.tuning import read, record
@@ -46,8 +46,8 @@ def build_embedded(
         BuildError, BundleError, DataError: as `precompute.build.build`.
     """
     bundle = build(replace(EMBEDDED[name], methods=methods) if methods else EMBEDDED[name], out, progress)
-    missing = [result for kind, result in TUNED.items() if kind not in (bundle.manifest.tuned or {})]
-    for file in (assets.path("results", f"{result}.json") for result in missing):
+    missing = [result for kind, result in TUNED.items() if kind not in choices(bundle.manifest)]
+    for file in (assets.path("results", result) for result in missing):
         if file.exists():
-            record(out, read(file))
+            record(out, read(file), file.name)
     return Bundle(out) if missing else bundle

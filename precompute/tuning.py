@@ -20,7 +20,7 @@ from core.methods import METHODS, Query
 from precompute.attributor import open_attributor
 from precompute.experiments.brittleness import rank, share_and_error
 from precompute.experiments.coreset import budgets
-from precompute.experiments.provenance import provenance
+from precompute.experiments.provenance import TUNED, provenance
 from precompute.kept import Kept
 from precompute.removal import Ladder, answer, climb_all
 from precompute.retrain import recipe_of
@@ -172,8 +172,14 @@ def read(file: Path) -> dict[str, Any]:
     raise QueryError(f"{file} is no result of `natscope tune`.")
 
 
-def record(path: Path, result: dict[str, Any]) -> None:
+def record(path: Path, result: dict[str, Any], file: str) -> None:
     """Write what was chosen into a bundle's manifest, in one step: from then on it is the default for this bundle.
+
+    Args:
+        path: of the bundle.
+        result: of `tune` or `tune_coresets`.
+        file: name of the JSON file that holds it, kept where it is none of those from which every bundle of the demo
+            takes its values.
 
     Raises:
         BundleError: if the bundle cannot be opened.
@@ -182,7 +188,12 @@ def record(path: Path, result: dict[str, Any]) -> None:
     tuned = dict(manifest.tuned or {})
     known = (tuned.get("coreset", {}) if result.get("for") == "coreset" else tuned).get("sigma2", {})
     chosen = {"sigma2": known | result["sigma2"], "score": result["score"], "date": result["date"]}
-    tuned |= {"coreset": chosen} if result.get("for") == "coreset" else chosen
+    if file not in TUNED.values():
+        chosen["file"] = file
+    if result.get("for") == "coreset":
+        tuned["coreset"] = chosen
+    else:
+        tuned = chosen | {kind: tuned[kind] for kind in ("coreset",) if kind in tuned}
     write_atomically(path / MANIFEST, replace(manifest, tuned=tuned).to_json().encode())
 
 

@@ -144,23 +144,27 @@ def others(
 
 
 def measured() -> None:
-    """Draw the paper's experiment as it was measured, where the result is installed."""
+    """Draw the paper's experiment as it was measured, where the results are installed."""
     st.subheader("Measured over many coresets")
-    result = load_result("coreset")
-    if result is None:
+    results = [found for name in ("coreset", "coreset-cifar10") if (found := load_result(name))]
+    if not results:
         st.caption("The result is not in this installation; `natscope evaluate coreset` measures it.")
         return
-    setting = result["setting"]
-    st.markdown(f"**The paper.** {result['claims']}")
-    st.markdown(f"**Ours.** {result['finding']}")
-    for column, (balanced, title) in zip(st.columns(2, gap="large"), KINDS, strict=True):
-        column.markdown(f"**{title}**")
-        figure = accuracies(result, balanced=balanced)
-        column.plotly_chart(figure, key=f"{KEY}measured_{balanced}", config={"displayModeBar": False})
-    with st.expander("In numbers, and how it was measured"):
-        st.markdown(coreset_table(result))
-        st.markdown(
-            f"{words.setting_of(setting)}; {setting['queries']} test images had a say, accuracy on "
-            f"{setting['measured_on']}; {len(result['bundles'])} networks, mean ± standard error; {result['date']}.\n\n"
-            "```\n" + "\n".join([*(b["command"] for b in result["bundles"]), result["command"]]) + "\n```"
-        )
+    st.markdown(f"**The paper.** {results[0]['claims']}")
+    for place, result in enumerate(results):
+        setting = result["setting"]
+        st.markdown(f"**{words.setting_of(setting)}**")
+        st.markdown(f"**Ours.** {result['finding']}")
+        for column, (balanced, title) in zip(st.columns(2, gap="large"), KINDS, strict=True):
+            column.markdown(f"**{title}**")
+            figure = accuracies(result, balanced=balanced)
+            column.plotly_chart(figure, key=f"{KEY}measured_{balanced}{place}", config={"displayModeBar": False})
+        count = len(result["bundles"])
+        networks = f"{count} networks, mean ± standard error" if count > 1 else "one network"
+        with st.expander("In numbers, and how it was measured"):
+            st.markdown(coreset_table(result))
+            st.markdown(
+                f"{setting['queries']} test images had a say, accuracy on {setting['measured_on']}; {networks}; "
+                f"{result['date']}.\n\n"
+                "```\n" + "\n".join([*(b["command"] for b in result["bundles"]), result["command"]]) + "\n```"
+            )

@@ -4,11 +4,14 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
+import assets
 from core.attribution import Attributor
+from core.bundle import Manifest
 from precompute.models import ModelSpec
 from precompute.spec import versions
 
-TUNED = {"sigma2": "tuning", "coreset": "coreset-tuning"}  # results that ship, by their place in a manifest
+# The results from which the demo's bundles take their sigma2, by what they are for: predictions, or coresets.
+TUNED = {"margin": "tuning.json", "coreset": "coreset-tuning.json"}
 
 
 def provenance(
@@ -47,12 +50,22 @@ def provenance(
     }
 
 
+def choices(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """Give what `natscope tune` wrote into a manifest, by what it is for, as in TUNED."""
+    tuned = manifest.tuned or {}
+    found = {"margin": tuned if "sigma2" in tuned else {}, "coreset": tuned.get("coreset", {})}
+    return {kind: values for kind, values in found.items() if values}
+
+
 def _command(experiment: str, attributor: Attributor, place: int) -> str:
     """Write what builds a bundle, and what gave it its sigma2: `tune` measures that itself."""
     manifest = attributor.bundle.manifest
     parts = f" --methods {','.join(manifest.methods)}" if manifest.methods else ""
     built = f"{manifest.command}{parts} --out BUNDLES/{place}"
-    tuned = manifest.tuned or {}
-    results = [file for kind, file in TUNED.items() if kind in tuned]
-    taken = [f"natscope tune --bundle BUNDLES/{place} --take assets/results/{file}.json" for file in results]
+    files = [values.get("file", TUNED[kind]) for kind, values in choices(manifest).items()]
+    taken = [f"natscope tune --bundle BUNDLES/{place} --take {_shipped(file)}" for file in files]
     return "\n".join([built, *(taken if experiment != "tune" else ())])
+
+
+def _shipped(file: str) -> str:
+    return f"assets/results/{file}" if assets.path("results", file).exists() else file

@@ -11,6 +11,8 @@ from core.bundle import Bundle, check_bundle
 from core.curves import sample_queries
 from core.errors import QueryError
 from precompute import tuning
+from precompute.attributor import open_attributor
+from precompute.experiments.provenance import choices, provenance
 from precompute.kept import Kept
 
 
@@ -54,9 +56,26 @@ def test_the_best_value_is_in_the_manifest_and_is_what_commands_take(tuned):
 def test_a_second_choice_keeps_the_first(tuned, tmp_path):
     shutil.copytree(tuned / "bundle", tmp_path / "bundle")
     first = Bundle(tmp_path / "bundle").sigma2("info_gain")
-    tuning.record(tmp_path / "bundle", {"sigma2": {"relatif": 7.0}, "score": "s", "date": "d"})
+    tuning.record(tmp_path / "bundle", {"sigma2": {"relatif": 7.0}, "score": "s", "date": "d"}, "mine.json")
     bundle = Bundle(tmp_path / "bundle")
     assert (bundle.sigma2("info_gain"), bundle.sigma2("relatif")) == (first, 7.0)
+
+
+def test_a_result_names_the_file_that_its_sigma2_came_from(tuned, tmp_path):
+    shutil.copytree(tuned / "bundle", tmp_path / "bundle")
+
+    def command():
+        made = provenance("coreset", [open_attributor(tmp_path / "bundle")], {"queries": 1})
+        return made["bundles"][0]["command"].splitlines()[-1]
+
+    assert command() == "natscope tune --bundle BUNDLES/0 --take bundle-tuning.json"
+    chosen = {"sigma2": {"relatif": 7.0}, "score": "s", "date": "d"}
+    tuning.record(tmp_path / "bundle", chosen | {"for": "coreset"}, "coreset-tuning.json")
+    assert command() == "natscope tune --bundle BUNDLES/0 --take assets/results/coreset-tuning.json"
+    tuning.record(tmp_path / "bundle", chosen, "tuning.json")
+    manifest = Bundle(tmp_path / "bundle").manifest
+    assert "file" not in manifest.tuned
+    assert choices(manifest)["coreset"]["sigma2"] == {"relatif": 7.0}
 
 
 @pytest.fixture(scope="module")
