@@ -15,13 +15,13 @@ class Experiment:
     Args:
         run: called with bundles (paths), queries, budget, seed, kept, progress, and methods if there is a choice.
         queries: test images to average over.
-        budget: the size of the largest subset.
+        budget: the size of the largest subset; None where it follows from the number of training images.
         methods: the usual ones, where there is a choice.
     """
 
     run: Callable[..., dict[str, Any]]
     queries: int
-    budget: int
+    budget: int | None
     methods: tuple[str, ...] | None = None
 
 
@@ -29,6 +29,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "relative-information": Experiment(relative_information.run_on, queries=50, budget=100),
     "backdoor": Experiment(backdoor.run, queries=100, budget=100, methods=tuple(METHODS)),
     "brittleness": Experiment(brittleness.run, queries=40, budget=300, methods=tuple(METHODS)),
-    "coreset": Experiment(coreset.run, queries=500, budget=1500, methods=tuple(METHODS)),
+    "coreset": Experiment(coreset.run, queries=500, budget=None, methods=tuple(METHODS)),
     "retraining": Experiment(retraining.run, queries=1, budget=50, methods=("info_loss", "random")),
 }

@@ -31,7 +31,7 @@ def run(
     bundles: Sequence[Path],
     *,
     queries: int,
-    budget: int,
+    budget: int | None,
     seed: int,
     methods: Sequence[str],
     kept: Kept,
@@ -48,7 +48,7 @@ def run(
     Args:
         bundles: that differ by their seeds.
         queries: test images that have a say, the same ones for all bundles.
-        budget: size M of the largest coreset; the grid takes shares of the training images below it.
+        budget: size M of the largest coreset, a tenth of the training images when None; the grid takes smaller shares.
         seed: of the drawing of test images; of the method random with the bundle's place added.
         methods: those that choose, as far as the bundles hold what they need.
         kept: where finished choices and trainings are.
@@ -85,12 +85,12 @@ def run(
         whole.append(accuracies(attributor.bundle, logits, asked, reported)["others"])
     labels, mistaken = opened[0].train_labels, np.array(wrong)
     rows = [_row(way, opened, found[way]) | {"makeup": _makeup(labels, mistaken, firsts[way])} for way in ways]
-    return _result(opened, rows, grid, mean_and_error(whole), queries=queries, budget=budget, seed=seed)
+    return _result(opened, rows, grid, mean_and_error(whole), queries=queries, budget=grid[-1], seed=seed)
 
 
-def budgets(count: int, largest: int) -> tuple[int, ...]:
+def budgets(count: int, largest: int | None = None) -> tuple[int, ...]:
     """Give the sizes of coresets of N = `count` training images up to the largest, rising."""
-    largest = min(largest, count)
+    largest = max(1, round(SHARES[-1] * count)) if largest is None else min(largest, count)
     return tuple(sorted({max(1, round(share * count)) for share in SHARES if share * count < largest} | {largest}))
 
 

@@ -99,10 +99,13 @@ def test_a_training_depends_on_what_is_in_the_set_and_not_on_its_order(bundle_pa
 
 def test_budgets_are_shares_of_the_training_images_up_to_the_largest():
     assert coreset.budgets(15_000, 1500) == (30, 75, 150, 300, 750, 1500)
+    assert coreset.budgets(15_000) == (30, 75, 150, 300, 750, 1500)
+    assert coreset.budgets(2500) == (5, 12, 25, 50, 125, 250)
+    assert coreset.budgets(3) == (1,)
     assert coreset.budgets(15_000, 100) == (30, 75, 100)
     assert coreset.budgets(40, 1500) == (1, 2, 4, 40)
     assert EXPERIMENTS["coreset"].queries == 500
-    assert EXPERIMENTS["coreset"].budget == 1500
+    assert EXPERIMENTS["coreset"].budget is None
 
 
 def test_the_finding_says_who_is_above_chance():
