@@ -6,17 +6,15 @@ from typing import Any
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from app.figures_curves import COLOURS, DASHES
+from app.figures_curves import COLOURS, DASHES, PLACES
 from core.methods import METHODS
-
-_ORDER = {name: place for place, name in enumerate(METHODS)}
 
 
 def flips(result: dict[str, Any]) -> go.Figure:
     """Draw the share of flipped predictions against the number of images removed, a line with error bars a method."""
     figure, grid = go.Figure(), result["setting"]["grid"]
     for row in result["rows"]:
-        place, title = _ORDER[row["method"]], METHODS[row["method"]].title
+        place, title = PLACES[row["method"]], METHODS[row["method"]].title
         errors = [100 * (value["error"] or 0) for value in row["flips"]]
         figure.add_scatter(
             x=grid,
@@ -44,7 +42,7 @@ def flips_file(result: dict[str, Any], *, kind: str) -> bytes:
     figure, grid = Figure(figsize=(5.6, 3.6), layout="constrained"), result["setting"]["grid"]
     axes = figure.add_subplot()
     for row in result["rows"]:
-        place = _ORDER[row["method"]]
+        place = PLACES[row["method"]]
         axes.errorbar(
             grid,
             [100 * value["mean"] for value in row["flips"]],

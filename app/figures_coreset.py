@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from app.figures_curves import COLOURS
+from app.figures_curves import COLOURS, PLACES
 from core.methods import METHODS
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -113,7 +113,8 @@ def shares_right(titles: Sequence[str], shares: Sequence[float], *, colours: Seq
 def accuracies(result: dict[str, Any], *, balanced: bool) -> go.Figure:
     """Draw the experiment's accuracies in per cent against the budget, with standard errors."""
     grid, figure = result["setting"]["grid"], go.Figure()
-    for place, row in enumerate(row for row in result["rows"] if row["balanced"] == balanced):
+    for row in (row for row in result["rows"] if row["balanced"] == balanced):
+        place = PLACES[row["method"]]
         figure.add_scatter(
             x=grid,
             y=[100 * value["mean"] for value in row["accuracy"]],
@@ -146,7 +147,8 @@ def coreset_file(result: dict[str, Any], *, kind: str) -> bytes:
     for column, (balanced, title) in enumerate(KINDS):
         axes = figure.add_subplot(1, 2, column + 1, sharey=first)
         first = first or axes
-        for place, row in enumerate(row for row in result["rows"] if row["balanced"] == balanced):
+        for row in (row for row in result["rows"] if row["balanced"] == balanced):
+            place = PLACES[row["method"]]
             axes.errorbar(
                 grid,
                 [100 * value["mean"] for value in row["accuracy"]],

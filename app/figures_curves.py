@@ -15,6 +15,7 @@ from core.methods import METHODS
 FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "PDF": "application/pdf"}
 # Okabe and Ito's colours in an order whose lightness varies; dashes say the same.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8c8c8c", "#B8A800", "#7f4fc9")
+PLACES = {name: place for place, name in enumerate(METHODS)}  # in them, of each method: the same in every figure
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid", "dash", "dot")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from app.figures_curves import COLOURS, DASHES
+from app.figures_curves import COLOURS, DASHES, PLACES
 from core.methods import METHODS
 
 _SIGMA2 = "σ²"
@@ -15,7 +15,8 @@ _SIGMA2 = "σ²"
 def scores(result: dict[str, Any]) -> go.Figure:
     """Draw the score against sigma2 with its standard error, a line a method; the chosen ones are ringed."""
     figure = go.Figure()
-    for place, (name, curve) in enumerate(result["curves"].items()):
+    for name, curve in result["curves"].items():
+        place = PLACES[name]
         chosen = result["sigma2"][name]
         title = METHODS[name].title
         figure.add_scatter(
@@ -42,7 +43,8 @@ def scores_file(result: dict[str, Any], *, kind: str) -> bytes:
     """Draw the same in print quality; `kind` is "png", "svg" or "pdf"."""
     figure = Figure(figsize=(5.2, 3.1), layout="constrained")
     axes = figure.add_subplot()
-    for place, (name, curve) in enumerate(result["curves"].items()):
+    for name, curve in result["curves"].items():
+        place = PLACES[name]
         at = [point["sigma2"] for point in curve]
         means = [point["mean"] for point in curve]
         style, colour = ("-", "--", ":", "-.")[place % 4], COLOURS[place]

@@ -143,7 +143,14 @@ def train(
             for step, batch in enumerate(batches):
                 optimizer.param_groups[0]["lr"] = _rate(spec, epoch + step / len(batches))
                 inputs = augmented(images[batch], random) if spec.augment else images[batch]
-                _step(model, optimizer, inputs.to(device), labels[batch].to(device), epoch, _autocast(spec, device))
+                _step(
+                    model,
+                    optimizer,
+                    inputs.to(device),
+                    labels[batch].to(device),
+                    epoch,
+                    _autocast(spec.precision, device),
+                )
         if checkpoint:
             _save(checkpoint, model, optimizer, identity, epoch + 1)
         progress(epoch + 1, spec.epochs)
@@ -177,12 +184,19 @@ def apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
 
 
-def logits_of(model: nn.Module, images: np.ndarray, *, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Give a network's logits (N, C) for stored images (N, H, W) or (N, H, W, 3) uint8, some at a time."""
+def logits_of(
+    model: nn.Module,
+    images: np.ndarray,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    precision: str = "float32",
+) -> np.ndarray:
+    """Give a network's logits (N, C) float32 for stored images (N, H, W) or (N, H, W, 3) uint8, some at a time."""
     inputs = ImageInputs(images, mean, std)
-    with torch.no_grad():
+    with torch.no_grad(), _autocast(precision, torch.device("cpu")):
         parts = [model(inputs[start : start + _AT_ONCE]) for start in range(0, len(inputs), _AT_ONCE)]
-    return torch.cat(parts).cpu().numpy()
+    return torch.cat(parts).float().cpu().numpy()
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -211,8 +225,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _autocast(spec: TrainingSpec, device: torch.device) -> AbstractContextManager:
-    return torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16")
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def _step(

@@ -16,7 +16,7 @@ from core.errors import QueryError
 from core.methods import METHODS
 from precompute.attributor import open_attributor
 from precompute.models import ModelSpec
-from precompute.retrain import Outcome, outcome, retrain, too_slow
+from precompute.retrain import Outcome, outcome, patience, retrain, too_slow
 
 Progress = Callable[[str, int, int], None]
 
@@ -52,7 +52,7 @@ def proof_step(scene: Scene) -> None:
         ("proof", scene.attributor.bundle.identity, scene.index, name, tuple(found.tolist())),
         lambda progress: _trained(scene, found, others, progress),
         name=f"{KEY}proof",
-        label="Take them away and train again (half a minute)",
+        label=f"Take them away and train again ({patience(scene.attributor.bundle)})",
     )
     if result is None:
         return

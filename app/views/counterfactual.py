@@ -27,7 +27,7 @@ from precompute.attributor import open_attributor
 from precompute.home import home
 from precompute.kept import Kept
 from precompute.removal import Answer, answer, identity_of, name_of, without
-from precompute.retrain import too_slow
+from precompute.retrain import patience, too_slow
 
 _VIEW, _KEY = "counterfactual_view", "counterfactual_"
 _SHOWN = 40  # images of the removal that are drawn
@@ -168,7 +168,7 @@ def _removal(attributor: Attributor, query: QueryImage) -> None:
         ("counterfactual", identity_of(attributor.bundle), name_of(query.image, query.predicted, found)),
         lambda progress: _trained(attributor.bundle, query, found, others, about, kept, progress),
         name=f"{_KEY}job",
-        label="Take them away and train again (half a minute)",
+        label=f"Take them away and train again ({patience(attributor.bundle)})",
     )
     if result is not None:
         _outcome(attributor, query, [Answer(**values) for values in result], len(found), title)

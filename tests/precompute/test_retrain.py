@@ -6,7 +6,7 @@ import torch
 
 from core.backdoor import Backdoor
 from core.errors import BuildError
-from precompute.retrain import outcome, retrain
+from precompute.retrain import outcome, patience, retrain, too_slow
 from precompute.training import TrainingSpec, train
 
 
@@ -53,6 +53,22 @@ def test_loaded_weights_cannot_be_trained_again(attributor):
 
     with pytest.raises(BuildError, match="loaded, not trained"):
         retrain(Loaded(), np.array([1]))
+
+
+def test_a_convolutional_network_is_trained_again_while_somebody_waits_if_its_data_are_few(attributor):
+    class Bundle:
+        def __init__(self, epochs):
+            model = {"architecture": "resnet9", "widths": [1, 10], "bias": False}
+            training = attributor.bundle.manifest.training | {"epochs": epochs}
+            self.manifest = replace(attributor.bundle.manifest, model=model, training=training)
+            self.array = attributor.bundle.array
+
+    count = len(attributor.train_labels)
+    few, many = Bundle(60_000 // count), Bundle(60_000 // count + 1)
+    assert too_slow(few) is None
+    assert f"{count:,} images" in too_slow(many)
+    assert (patience(few), patience(attributor.bundle)) == ("a few minutes", "half a minute")
+    assert too_slow(attributor.bundle) is None
 
 
 def test_without_its_culprits_the_attack_on_a_class_fails_and_the_others_stay(poisoned):
