@@ -178,13 +178,14 @@ def coreset_table(result: dict[str, Any]) -> str:
     """Write the accuracies as a table (Markdown), in per cent."""
     grid = result["setting"]["grid"]
     lines = [
-        "| chosen by | " + " | ".join(f"{size:,}" for size in grid) + " |",
-        "|---" * (len(grid) + 1) + "|",
+        "| chosen by | σ² | " + " | ".join(f"{size:,}" for size in grid) + " |",
+        "|---" * (len(grid) + 2) + "|",
     ]
     for row in result["rows"]:
         name = METHODS[row["method"]].title + (", balanced" if row["balanced"] else "")
-        lines.append(f"| {name} | " + " | ".join(_with_error(value) for value in row["accuracy"]) + " |")
-    lines.append(f"| *all training images* | {_with_error(result['all_data'])} |" + " |" * (len(grid) - 1))
+        sigma2 = " / ".join(f"{value:g}" for value in dict.fromkeys(row["sigma2"] or ()))
+        lines.append(f"| {name} | {sigma2} | " + " | ".join(_with_error(value) for value in row["accuracy"]) + " |")
+    lines.append(f"| *all training images* | | {_with_error(result['all_data'])} |" + " |" * (len(grid) - 1))
     return "\n".join(lines) + "\n"
 
 

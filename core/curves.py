@@ -142,7 +142,8 @@ def sample_queries(attributor: Attributor, count: int, *, seed: int = 0, part: s
     if part != "all":
         right = right[held_out(right) == (part == "held out")]
     if count > len(right):
-        raise QueryError(f"The model gets {len(right)} test images right, fewer than {count}.")
+        of = {"held out": "held-out test images", "reported": "test images that are not held out"}
+        raise QueryError(f"The model gets {len(right)} {of.get(part, 'test images')} right, fewer than {count}.")
     random = np.random.default_rng(seed)
     drawn = random.permutation(right)[:count] if part == "reported" else random.choice(right, count, replace=False)
     return [attributor.query("test", int(index)) for index in drawn]

@@ -1,5 +1,6 @@
 """Results of an experiment's parts, kept on disk so that one that was stopped goes on where it was."""
 
+import glob
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -46,9 +47,10 @@ class Kept:
         return dict(self._parts)
 
     def beside(self, name: str) -> Path:
-        """Give a file beside this one for a part's own work in progress."""
+        """Give a file beside this one for a part's own work in progress; `discard` removes it too."""
         return self.path.with_suffix(f".{name}")
 
     def discard(self) -> None:
-        """Remove the file, once the experiment's result is written."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file and those beside it, once the experiment's result is written."""
+        for file in (self.path, *self.path.parent.glob(f"{glob.escape(self.path.stem)}.*")):
+            file.unlink(missing_ok=True)

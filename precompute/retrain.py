@@ -13,12 +13,12 @@ from core.backdoor import Backdoor, attack_success
 from core.bundle import Bundle
 from core.errors import BuildError
 from core.images import ImageInputs
-from core.jacobians import convolves
+from core.jacobians import linear_alone
 from precompute.models import ModelSpec, build_model
 from precompute.training import TrainingSpec, accuracy, logits_of, train
 
 _AT_HAND = 2**28  # bytes of inputs up to which they are in memory as a whole
-_WAITED_FOR = 60_000  # images, counted once an epoch: about five minutes of a ResNet-9 on one core
+_WAITED_FOR = 30_000 * 32 * 32  # pixels, counted in every epoch: two minutes of a ResNet-9 on one core
 
 
 def recipe_of(bundle: Bundle) -> TrainingSpec:
@@ -70,12 +70,18 @@ def retrain(
     return model
 
 
-def too_slow(bundle: Bundle) -> str | None:
-    """Say in a sentence why this bundle's network is not trained again while somebody waits; None if it can be."""
+def too_slow(bundle: Bundle, count: int | None = None) -> str | None:
+    """Say in a sentence why this bundle's network is not trained again while somebody waits; None if it can be.
+
+    Args:
+        bundle: whose network and recipe.
+        count: how many training images; all of the bundle's when None.
+    """
     if "weights" in bundle.manifest.training:
         return "This network’s weights were loaded, not trained here, so it cannot be trained again."
-    count, epochs = len(bundle.array("train_labels")), recipe_of(bundle).epochs
-    if _convolving(bundle) and count * epochs > _WAITED_FOR:
+    images, epochs = bundle.array("train_images"), recipe_of(bundle).epochs
+    count = len(images) if count is None else count
+    if _heavy(bundle) and count * epochs * images.shape[1] * images.shape[2] > _WAITED_FOR:
         return (
             f"Training this network again, with {count:,} images {epochs} times over, takes too long to wait for, so "
             "that is not done here."
@@ -85,11 +91,12 @@ def too_slow(bundle: Bundle) -> str | None:
 
 def patience(bundle: Bundle) -> str:
     """Say about how long it takes to train this bundle's network twice."""
-    return "a few minutes" if _convolving(bundle) else "half a minute"
+    return "a few minutes" if _heavy(bundle) else "half a minute"
 
 
-def _convolving(bundle: Bundle) -> bool:
-    return convolves(build_model(ModelSpec.from_dict(bundle.manifest.model), seed=0))
+def _heavy(bundle: Bundle) -> bool:
+    """Whether the network is more than an MLP, whose training takes seconds."""
+    return not linear_alone(build_model(ModelSpec.from_dict(bundle.manifest.model), seed=0))
 
 
 @dataclass(frozen=True)

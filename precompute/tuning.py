@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import assets
 from core.attribution import Attributor, Progress
 from core.bundle import MANIFEST, Bundle, write_atomically
 from core.coreset import Coresets, missing
@@ -18,7 +19,7 @@ from core.curves import held_out, sample_queries
 from core.errors import QueryError
 from core.methods import METHODS, Query
 from precompute.attributor import open_attributor
-from precompute.experiments.brittleness import rank, share_and_error
+from precompute.experiments.brittleness import most_removed, rank, share_and_error
 from precompute.experiments.coreset import budgets
 from precompute.experiments.provenance import TUNED, provenance
 from precompute.kept import Kept
@@ -39,7 +40,7 @@ def tune(
     Args:
         path: of the bundle.
         queries: how many test images, all held out: experiments report others.
-        budget: how many images are removed.
+        budget: how many images are removed, less where a class is as small.
         seed: of the drawing of test images.
         methods: that use sigma2.
         kept: where finished trainings are; rankings that remove the same images share one.
@@ -54,6 +55,7 @@ def tune(
         BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
     """
     attributor = _opened(path, methods)
+    budget = min(budget, most_removed(attributor))
     images = sample_queries(attributor, queries, seed=seed, part="held out")
     before = np.array(
         [answer(attributor.bundle, attributor.features.model, i.image, i.predicted).margin for i in images]
@@ -118,7 +120,9 @@ def tune_coresets(
     tests = np.arange(len(attributor.test_labels))
     held = tests[held_out(tests)]
     if queries * REPEATS > len(held):
-        raise QueryError(f"{len(held):,} test images are held out, too few for {REPEATS} sets of {queries}.")
+        raise QueryError(
+            f"{len(held):,} test images are held out, too few for {REPEATS} sets of {queries}; ask for fewer queries."
+        )
     sets = np.random.default_rng(seed).permutation(held)[: queries * REPEATS].reshape(REPEATS, queries)
     coresets, grid = Coresets(attributor), budgets(len(attributor.train_labels), budget)
     ways = [(name, sigma2, balanced) for name in methods for sigma2 in SIGMA2S for balanced in (False, True)]
@@ -178,23 +182,34 @@ def record(path: Path, result: dict[str, Any], file: str) -> None:
     Args:
         path: of the bundle.
         result: of `tune` or `tune_coresets`.
-        file: name of the JSON file that holds it, kept where it is none of those from which every bundle of the demo
-            takes its values.
+        file: name of the JSON file that holds it, kept for each method unless it is a result that ships.
 
     Raises:
         BundleError: if the bundle cannot be opened.
     """
     manifest = Bundle(path).manifest
     tuned = dict(manifest.tuned or {})
-    known = (tuned.get("coreset", {}) if result.get("for") == "coreset" else tuned).get("sigma2", {})
-    chosen = {"sigma2": known | result["sigma2"], "score": result["score"], "date": result["date"]}
-    if file not in TUNED.values():
-        chosen["file"] = file
+    known = tuned.get("coreset", {}) if result.get("for") == "coreset" else tuned
+    chosen = {"sigma2": known.get("sigma2", {}) | result["sigma2"], "score": result["score"], "date": result["date"]}
+    others = {name: other for name, other in known.get("files", {}).items() if name not in result["sigma2"]}
+    if not _ships(result, file):
+        others |= dict.fromkeys(result["sigma2"], file)
+    if others:
+        chosen["files"] = others
     if result.get("for") == "coreset":
         tuned["coreset"] = chosen
     else:
         tuned = chosen | {kind: tuned[kind] for kind in ("coreset",) if kind in tuned}
     write_atomically(path / MANIFEST, replace(manifest, tuned=tuned).to_json().encode())
+
+
+def _ships(result: dict[str, Any], file: str) -> bool:
+    """Whether it is one of the results from which the demo's bundles take their values, and not of the same name."""
+    return (
+        file in TUNED.values()
+        and assets.path("results", file).exists()
+        and (read(assets.path("results", file)) == result)
+    )
 
 
 def _coreset(coresets: Coresets, name: str, query: Query, **settings: Any) -> list[int]:

@@ -39,7 +39,7 @@ def worth(attributor: Attributor, asked: np.ndarray, chosen: np.ndarray, blind: 
     """
     st.subheader("What they are worth")
     bundle = attributor.bundle
-    if why := too_slow(bundle):
+    if why := too_slow(bundle, len(chosen)):
         st.info(f"{why} `natscope evaluate coreset` does it in a terminal.", icon=":material/hourglass_disabled:")
         return
     subsets = {"these": Subset(chosen, asked), "blind": Subset(blind, asked)}

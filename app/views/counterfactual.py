@@ -91,15 +91,12 @@ def _controls(attributor: Attributor, query: QueryImage) -> CounterfactualView:
     view: CounterfactualView = st.session_state[_VIEW]
     usable = attributor.usable()
     pool = int((attributor.train_labels == query.predicted).sum())
-    most = max(FEWEST, min(MOST, pool - 1))
-    usual = attributor.bundle.sigma2(view.method)
-    values = {
-        "method": view.method if view.method in usable else usable[0],
-        "budget": min(view.budget, most),
-        "exponent": state.exponent_of(usual if view.sigma2 is None else view.sigma2),
-    }
-    for key, value in values.items():
-        st.session_state.setdefault(_KEY + key, value)
+    most = max(FEWEST, min(MOST, pool // 2))  # so that as many others are left
+    st.session_state.setdefault(f"{_KEY}method", view.method if view.method in usable else usable[0])
+    st.session_state.setdefault(f"{_KEY}budget", min(view.budget, most))
+    usual = attributor.bundle.sigma2(st.session_state[f"{_KEY}method"])
+    exponent = state.exponent_of(usual if view.sigma2 is None else view.sigma2)
+    st.session_state.setdefault(f"{_KEY}exponent", exponent)
     st.session_state[f"{_KEY}budget"] = min(st.session_state[f"{_KEY}budget"], most)
     first, second, third = st.columns([1, 1.2, 1.2])
     name = first.selectbox(
@@ -134,6 +131,13 @@ def _usual_sigma2() -> None:
 
 
 def _removal(attributor: Attributor, query: QueryImage) -> None:
+    if (count := int((attributor.train_labels == query.predicted).sum())) < 2 * FEWEST:
+        label = attributor.bundle.classes[query.predicted]
+        st.info(
+            f"Only {count} training images are labelled {label}: too few to take {FEWEST} away, and {FEWEST} others.",
+            icon=":material/info:",
+        )
+        return
     view = _controls(attributor, query)
     st.session_state[_VIEW] = view
     link = view.to_link() | ({"bundle": attributor.bundle.path.name} if len(shared.bundle_paths()) > 1 else {})

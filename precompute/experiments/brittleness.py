@@ -45,7 +45,7 @@ def run(
     Args:
         bundles: that differ by their seeds.
         queries: how many a bundle.
-        budget: the largest M; the grid has six steps up to it.
+        budget: the largest M, less where a class is as small; the grid has six steps up to it.
         seed: of the drawing of test images.
         methods: whose rankings, as far as the bundles hold what they need.
         kept: where finished trainings are.
@@ -63,7 +63,7 @@ def run(
     for attributor in opened:
         recipe_of(attributor.bundle)
     names = served(opened, methods, lacks)
-    budget = min(budget, *(int(np.bincount(b.train_labels).min()) for b in opened))
+    budget = min(budget, *(most_removed(attributor) for attributor in opened))
     grid = tuple(sorted({-(-budget * step // STEPS) for step in range(1, STEPS + 1)}))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for place, attributor in enumerate(opened):
@@ -90,6 +90,12 @@ def run(
             )
     rows = [_row(name, opened, runs[name], grid) for name in names]
     return _result(opened, rows, grid, queries=queries, budget=budget, seed=seed)
+
+
+def most_removed(attributor: Attributor) -> int:
+    """Give the most images that can be removed so that one of every class is left."""
+    counts = np.bincount(attributor.train_labels)
+    return max(1, int(counts[counts > 0].min()) - 1)
 
 
 def rank(

@@ -17,13 +17,14 @@ from precompute.experiments.backdoor import mean_and_error
 from precompute.experiments.provenance import provenance
 from precompute.kept import Kept
 from precompute.retrain import recipe_of
-from precompute.subset import Subset, accuracies, train_on_all
+from precompute.subset import Subset, ask, train_on_all
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the training images
 CLAIMS = (
     "Figures 5 and 6 of Tailor, Felicioni and Ciosek: the accuracy of networks trained on coresets that each method "
     "chooses, plain and with as many images of every class."
 )
+_TOLD = 10  # images from which on the makeup of a coreset says something
 Way = tuple[str, bool]  # a method and whether every class gives as many
 
 
@@ -59,12 +60,13 @@ def run(
         at each budget, with standard errors over bundles.
 
     Raises:
-        QueryError: if no test image is left to measure on, or a bundle lacks the margin's features.
+        QueryError: if no test image is left to measure on, the bundles are of different data, or one lacks the margin's
+            features.
         BuildError: if a bundle's weights were loaded, so that nobody knows how they were trained.
     """
     opened = [open_attributor(path) for path in bundles]
     names = _checked(opened, methods, queries)
-    grid = budgets(min(len(attributor.train_labels) for attributor in opened), budget)
+    grid = budgets(len(opened[0].train_labels), budget)
     ways: list[Way] = [(name, balanced) for name in names for balanced in (False, True)]
     found: dict[Way, list[list[float]]] = {way: [] for way in ways}
     firsts: dict[Way, list[list[int]]] = {way: [] for way in ways}
@@ -81,8 +83,8 @@ def run(
             found[way].append(right[number * len(grid) : (number + 1) * len(grid)])
             firsts[way].append(rankings[way][:size_told])
         wrong.append(np.asarray(attributor.bundle.array("train_logits")).argmax(axis=1) != attributor.train_labels)
-        logits = np.asarray(attributor.bundle.array("test_logits"))
-        whole.append(accuracies(attributor.bundle, logits, asked, reported)["others"])
+        everyone = Subset(np.arange(len(attributor.train_labels)), asked, reported)
+        whole.append(ask(attributor.bundle, attributor.features.model, everyone)["others"])
     labels, mistaken = opened[0].train_labels, np.array(wrong)
     rows = [_row(way, opened, found[way]) | {"makeup": _makeup(labels, mistaken, firsts[way])} for way in ways]
     return _result(opened, rows, grid, mean_and_error(whole), queries=queries, budget=grid[-1], seed=seed)
@@ -99,6 +101,8 @@ def _checked(opened: Sequence[Attributor], methods: Sequence[str], queries: int)
     for attributor in opened:
         recipe_of(attributor.bundle)
         Coresets(attributor)
+        if not np.array_equal(attributor.train_labels, opened[0].train_labels):
+            raise QueryError("These bundles are of different training images; average over bundles of the same ones.")
         reported = len(_reported(attributor))
         if queries >= reported:
             raise QueryError(
@@ -206,9 +210,9 @@ def _above_random(rows: Sequence[dict[str, Any]]) -> str:
         if BLIND not in kind or len(kind) < 2:
             return ""
         budgets_above = {METHODS[name].title: int((means > kind[BLIND]).sum()) for name, means in kind.items()}
-        better = [f"{name} at {n} of {len(kind[BLIND])}" for name, n in budgets_above.items() if n]
+        better = [f"{name} at {n} of {len(kind[BLIND])} budgets" for name, n in budgets_above.items() if n]
         told.append(f"{'balanced' if balanced else 'plain'}: {', '.join(better) or 'none'}")
-    return f"Above random images, {'; '.join(told)} budgets."
+    return f"Above random images, {'; '.join(told)}."
 
 
 def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -229,13 +233,14 @@ def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int
 
 def _why(rows: Sequence[dict[str, Any]]) -> str:
     """Say of which free choices most images are of one class, and of which the network gets many wrong."""
-    free = [row for row in rows if not row["balanced"] and "makeup" in row]
+    free = [row for row in rows if not row["balanced"] and row.get("makeup", {"images": 0})["images"] >= _TOLD]
     told = []
     for field, least, text in (
         ("largest_class", 0.5, "are of one class"),
         ("wrong", 0.25, "are images that the whole network gets wrong"),
     ):
         found = {METHODS[row["method"]].title: row["makeup"][field]["mean"] for row in free}
+        least = max(least, found.get(METHODS[BLIND].title, 0) + 0.2)
         much = [f"{share:.0%} with {name}" for name, share in found.items() if share > least]
         if much:
             told.append(f"{' and '.join(much)} {text}")

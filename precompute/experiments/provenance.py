@@ -62,10 +62,16 @@ def _command(experiment: str, attributor: Attributor, place: int) -> str:
     manifest = attributor.bundle.manifest
     parts = f" --methods {','.join(manifest.methods)}" if manifest.methods else ""
     built = f"{manifest.command}{parts} --out BUNDLES/{place}"
-    files = [values.get("file", TUNED[kind]) for kind, values in choices(manifest).items()]
-    taken = [f"natscope tune --bundle BUNDLES/{place} --take {_shipped(file)}" for file in files]
+    files = [file for kind, values in choices(manifest).items() for file in _files(kind, values)]
+    taken = [f"natscope tune --bundle BUNDLES/{place} --take {file}" for file in files]
     return "\n".join([built, *(taken if experiment != "tune" else ())])
 
 
-def _shipped(file: str) -> str:
-    return f"assets/results/{file}" if assets.path("results", file).exists() else file
+def _files(kind: str, values: dict[str, Any]) -> list[str]:
+    """Name the results that gave the values of all methods, in an order in which they can be taken again."""
+    own = values.get("files", {})
+    usual = [f"assets/results/{TUNED[kind]}"] if set(values["sigma2"]) - set(own) else []
+    return usual + [
+        f"assets/results/{file}" if file not in TUNED.values() and assets.path("results", file).exists() else file
+        for file in dict.fromkeys(own.values())
+    ]

@@ -83,6 +83,26 @@ def test_a_link_reopens_what_it_says_and_what_it_cannot_is_said(page):
     assert any("the default is shown" in warning.value for warning in app.warning)
 
 
+def test_each_method_has_its_own_usual_sigma2(page, monkeypatch):
+    usual = {"info_loss": 100.0, "info_gain": 10.0}
+    monkeypatch.setattr("core.bundle.Bundle.sigma2", lambda bundle, method, coreset=False: usual.get(method, 1.0))
+    app = page(q="test:1", m="40", method="repsim")
+    for method, exponent in (("info_loss", 2), ("info_gain", 1), ("repsim", 0), ("info_loss", 2)):
+        app = _whole(app.selectbox(key="counterfactual_method").set_value(method).run())
+        assert app.select_slider(key="counterfactual_exponent").value == exponent
+        assert "sigma2" not in app.query_params
+    app = _whole(app.select_slider(key="counterfactual_exponent").set_value(0).run())
+    app = _whole(app.selectbox(key="counterfactual_method").set_value("info_gain").run())
+    assert app.select_slider(key="counterfactual_exponent").value == 0  # what a visitor chose stays
+
+
+def test_a_class_too_small_to_compare_says_so(page, monkeypatch):
+    monkeypatch.setattr(counterfactual, "FEWEST", 800)
+    app = page(q="test:1")
+    assert "Only 1500 training images are labelled Pullover: too few to take 800 away" in _texts(app)
+    assert not _has(app, "counterfactual_job_start")
+
+
 def test_the_verdict_says_whether_it_is_more_than_chance():
     def said(found, blind):
         return counterfactual._verdict(Answer(2, 0.9, 3.0), found, blind, ("a", "b", "c"), 2)

@@ -117,7 +117,7 @@ def test_the_finding_says_who_is_above_chance():
     said = coreset.finding(rows, (10, 20), mean_and_error([0.9]))
     assert "on 10 images the network is right on 50.0% when Random, balanced chooses" in said
     assert "on 20 images the network is right on 70.0% when TRAK chooses, 50.0% with random ones" in said
-    assert "plain: InfoGain at 2 of 2, TRAK at 1 of 2; balanced: InfoGain at 1 of 2 budgets" in said
+    assert "plain: InfoGain at 2 of 2 budgets, TRAK at 1 of 2 budgets; balanced: InfoGain at 1 of 2 budgets." in said
     for name, classes, wrong in (("info_gain", 0.2, 0.0), ("random", 0.2, 0.1), ("trak", 0.6, 0.5)):
         next(row for row in rows if row["method"] == name)["makeup"] = {
             "images": 20,
@@ -128,6 +128,30 @@ def test_the_finding_says_who_is_above_chance():
         "Of the first 20 chosen freely, 60% with TRAK are of one class; 50% with TRAK are images that the whole "
         "network gets wrong."
     )
+
+
+def test_small_coresets_and_few_classes_are_not_called_uneven():
+    def said(images, blind, classes):
+        rows = [
+            {
+                "method": name,
+                "balanced": False,
+                "accuracy": [mean_and_error([0.5])],
+                "makeup": {"images": images, "wrong": mean_and_error([0.0]), "largest_class": mean_and_error([share])},
+            }
+            for name, share in (("random", blind), ("trak", classes))
+        ]
+        return coreset.finding(rows, (images,), mean_and_error([0.9]))
+
+    assert "of one class" not in said(1, 1.0, 1.0)
+    assert "of one class" not in said(25, 0.52, 0.6)
+    assert "80% with TRAK are of one class" in said(25, 0.52, 0.8)
+
+
+def test_bundles_of_other_data_are_refused(bundle_path, poisoned_path, tmp_path):
+    kept = Kept(tmp_path / "part.json")
+    with pytest.raises(QueryError, match="different training images"):
+        coreset.run([bundle_path, poisoned_path], **(SETTINGS | {"methods": ("random",)}), kept=kept, progress=SILENT)
 
 
 def test_the_figures_and_the_table_show_every_row(result):

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import assets
 from app.cli import natscope
 from core.bundle import Bundle, check_bundle
 from core.curves import sample_queries
 from core.errors import QueryError
 from precompute import tuning
 from precompute.attributor import open_attributor
-from precompute.experiments.provenance import choices, provenance
+from precompute.experiments.brittleness import most_removed
+from precompute.experiments.provenance import TUNED, provenance
 from precompute.kept import Kept
 
 
@@ -66,16 +68,23 @@ def test_a_result_names_the_file_that_its_sigma2_came_from(tuned, tmp_path):
 
     def command():
         made = provenance("coreset", [open_attributor(tmp_path / "bundle")], {"queries": 1})
-        return made["bundles"][0]["command"].splitlines()[-1]
+        return [line.split("--take ")[1] for line in made["bundles"][0]["command"].splitlines() if "--take" in line]
 
-    assert command() == "natscope tune --bundle BUNDLES/0 --take bundle-tuning.json"
+    assert command() == ["bundle-tuning.json"]
     chosen = {"sigma2": {"relatif": 7.0}, "score": "s", "date": "d"}
+    tuning.record(tmp_path / "bundle", chosen, "second.json")
+    assert command() == ["bundle-tuning.json", "second.json"]
     tuning.record(tmp_path / "bundle", chosen | {"for": "coreset"}, "coreset-tuning.json")
-    assert command() == "natscope tune --bundle BUNDLES/0 --take assets/results/coreset-tuning.json"
-    tuning.record(tmp_path / "bundle", chosen, "tuning.json")
-    manifest = Bundle(tmp_path / "bundle").manifest
-    assert "file" not in manifest.tuned
-    assert choices(manifest)["coreset"]["sigma2"] == {"relatif": 7.0}
+    assert command() == ["bundle-tuning.json", "second.json", "coreset-tuning.json"]  # one of the user's own
+    for name in TUNED.values():
+        tuning.record(tmp_path / "bundle", tuning.read(assets.path("results", name)), name)
+    assert command() == ["assets/results/tuning.json", "assets/results/coreset-tuning.json"]
+    tuning.record(tmp_path / "bundle", chosen, "second.json")
+    assert command() == ["assets/results/tuning.json", "second.json", "assets/results/coreset-tuning.json"]
+
+
+def test_a_class_is_never_removed_as_a_whole(attributor):
+    assert most_removed(attributor) == np.bincount(attributor.train_labels).min() - 1
 
 
 @pytest.fixture(scope="module")
