@@ -127,6 +127,7 @@ def test_no_figure_is_left_to_be_filled_in():
         ("backdoor-cifar10", recall_table),
         ("coreset", coreset_table),
         ("brittleness", flips_table),
+        ("brittleness-cifar10", flips_table),
     ],
 )
 def test_the_tables_of_the_readme_are_those_of_the_results(name, table):
