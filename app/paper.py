@@ -37,8 +37,8 @@ SECTIONS = (
         "Removing what the information methods name and training again flips more predictions than any baseline, at "
         "every budget; Kronfluence is the best baseline.",
         "Our learning rate falls to 0 over the last epoch, so that the accuracy depends less on the last steps. Each "
-        "image costs up to 54 trainings, so there are few, and the errors are large. On Fashion-MNIST Kronfluence is level "
-        "with InfoLoss. CIFAR-10 is reduced to 100 images a class and a short training.",
+        "image costs up to 54 trainings, so there are few, and the errors are large. On Fashion-MNIST Kronfluence is "
+        "level with InfoLoss. CIFAR-10 is reduced to 100 images a class and a short training.",
         ("brittleness", "brittleness-cifar10"),
     ),
     Section(
