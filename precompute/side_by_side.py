@@ -2,6 +2,8 @@
 
 import functools
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -45,7 +47,7 @@ def side_by_side(
     progress(stage, done, len(things))
     if open_ones:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(open_ones)), mp_context=context, initializer=_one_thread) as pool:
+        with ProcessPoolExecutor(min(workers, len(open_ones)), mp_context=context, initializer=_prepare) as pool:
             tasks = {pool.submit(_do, str(bundle.path), work, thing): name for name, thing in open_ones.items()}
             try:
                 for task in as_completed(tasks):
@@ -69,5 +71,13 @@ def _opened(path: str) -> Bundle:
     return Bundle(Path(path))
 
 
-def _one_thread() -> None:
+def _prepare() -> None:
+    """Let a worker use one thread, and end with the process that started it, however that ends."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
