@@ -128,6 +128,7 @@ def test_no_figure_is_left_to_be_filled_in():
         ("coreset", coreset_table),
         ("brittleness", flips_table),
         ("brittleness-cifar10", flips_table),
+        ("coreset-cifar10", coreset_table),
     ],
 )
 def test_the_tables_of_the_readme_are_those_of_the_results(name, table):
