@@ -48,7 +48,7 @@ SECTIONS = (
         "and with as many images of every class.",
         "The largest coreset is chosen once, and smaller ones are its first images; the accuracy is measured on test "
         "images that neither had a say nor chose σ². Balanced ones ask each class about its own images. CIFAR-10 is "
-        "reduced to 250 images a class and ten epochs: up to 50 images are then ten steps, too few to learn anything. The "
+        "reduced to 250 images a class and ten epochs: up to 50 images are then ten steps, too few to learn from. The "
         "figures’ numbers are in the paper and not repeated here.",
         ("coreset", "coreset-cifar10"),
     ),
