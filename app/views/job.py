@@ -31,7 +31,7 @@ def run_job(
     if job is not None and job.error:
         st.error(job.error, icon=":material/error:")
     if job is not None and job.state == "stopped":
-        st.caption("Stopped; start it again when you like.")
+        st.caption("Stopped. Start it again when you like.")
 
     def start() -> None:
         jobs().start(key, work)
