@@ -28,6 +28,7 @@ def flags(*, port: int, browser: bool) -> list[str]:
     settings = {
         "server.port": port,
         "server.headless": str(not browser).lower(),
+        "server.showEmailPrompt": "false",  # else a first start waits for an answer in the terminal
         "server.address": "localhost",
         "server.maxUploadSize": 11,
         "server.fileWatcherType": "none",

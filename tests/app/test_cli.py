@@ -589,7 +589,8 @@ def test_ctrl_c_stops_with_a_sentence_and_keeps_what_was_built(tmp_path):
     assert (tmp_path / "bundle.partial" / "training.safetensors").exists()
 
 
-def test_the_app_serves_bundles_and_stops(bundle_path):
+@pytest.mark.parametrize("browser", [False, True])
+def test_the_app_serves_bundles_and_stops(bundle_path, tmp_path, browser):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     process = subprocess.Popen(
@@ -602,8 +603,10 @@ def test_the_app_serves_bundles_and_stops(bundle_path):
             str(bundle_path.parent),
             "--port",
             str(port),
-            "--no-browser",
+            *([] if browser else ["--no-browser"]),
         ],
+        stdin=subprocess.DEVNULL,  # on a machine that has never run Streamlit, whose first start would ask something
+        env=os.environ | {"HOME": str(tmp_path), "BROWSER": "true"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=_ROOT,
