@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,13 @@ def patience(bundle: Bundle) -> str:
 
 def _heavy(bundle: Bundle) -> bool:
     """Whether the network is more than an MLP, whose training takes seconds."""
-    return not linear_alone(build_model(ModelSpec.from_dict(bundle.manifest.model), seed=0))
+    return _beyond_linear(ModelSpec.from_dict(bundle.manifest.model))
+
+
+@lru_cache
+def _beyond_linear(spec: ModelSpec) -> bool:
+    """Build the network once to see: pages ask at every click."""
+    return not linear_alone(build_model(spec, seed=0))
 
 
 @dataclass(frozen=True)
