@@ -8,12 +8,17 @@ import assets
 
 def backdoor_results() -> list[dict[str, Any]]:
     """Give the results of the backdoor experiment that are installed, the embedded data's first."""
-    return [result for name in ("backdoor", "backdoor-cifar10") if (result := load_result(name)) is not None]
+    return load_results("backdoor", "backdoor-cifar10")
 
 
 def retraining_results() -> list[dict[str, Any]]:
     """Give the results of training again without what was found, for networks that take long."""
-    return [result for name in ("retraining-cifar10",) if (result := load_result(name)) is not None]
+    return load_results("retraining-cifar10")
+
+
+def load_results(*names: str) -> list[dict[str, Any]]:
+    """Give those of some results that are installed and say what made them."""
+    return [result for name in names if (result := load_result(name)) is not None]
 
 
 def load_result(name: str) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import streamlit as st
 from app import words
 from app.coreset_link import CoresetView
 from app.figures_coreset import KINDS, accuracies, coreset_table, overlap, shares_right
-from app.results import load_result
+from app.results import load_results
 from app.views.coreset_queries import KEY
 from app.views.job import run_job
 from core.attribution import Attributor
@@ -146,7 +146,7 @@ def others(
 def measured() -> None:
     """Draw the paper's experiment as it was measured, where the results are installed."""
     st.subheader("Measured over many coresets")
-    results = [found for name in ("coreset", "coreset-cifar10") if (found := load_result(name))]
+    results = load_results("coreset", "coreset-cifar10")
     if not results:
         st.caption("The result is not in this installation; `natscope evaluate coreset` measures it.")
         return

@@ -13,7 +13,7 @@ from app.bars import Bar, bars
 from app.counterfactual_link import FEWEST, MOST, CounterfactualView, read_counterfactual
 from app.figures_brittleness import flips, flips_table
 from app.grid import Card, data_uri, grid
-from app.results import load_result
+from app.results import load_results
 from app.views.bundle import choose_bundle
 from app.views.enlarge import enlarge
 from app.views.job import run_job
@@ -317,7 +317,7 @@ def _earlier(attributor: Attributor, kept: Kept) -> None:
 
 def _measured() -> None:
     st.subheader("Measured over many images", anchor="measured")
-    results = [found for name in ("brittleness", "brittleness-cifar10") if (found := load_result(name))]
+    results = load_results("brittleness", "brittleness-cifar10")
     if not results:
         st.caption("The result is not in this installation; `natscope evaluate brittleness` measures it.")
     for place, result in enumerate(results):

@@ -13,7 +13,7 @@ from app.figures_curves import experiment_panels, relative
 from app.figures_experiments import ordered, recall_table, retraining_table
 from app.figures_tuning import scores
 from app.paper import SECTIONS
-from app.results import load_result
+from app.results import load_results
 from core.methods import METHODS
 
 _KEY = "results_"
@@ -27,7 +27,7 @@ def page() -> None:
         "Ciosek, AISTATS 2026) beside ours, with the command that measures it again and where the two differ."
     )
     for section in SECTIONS:
-        results = [result for name in section.names if (result := load_result(name)) is not None]
+        results = load_results(*section.names)
         st.divider()
         st.subheader(section.title, anchor=section.anchor)
         left, right = st.columns([1, 1.6], gap="large")
