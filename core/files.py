@@ -1,0 +1,79 @@
+"""Files that somebody else may have put there: only regular ones are opened, and no more is read than was agreed."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from core.errors import FileError
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+@contextmanager
+def opened(path: Path, *, links: bool = False) -> Iterator[BinaryIO]:
+    """Open a regular file for reading, without ever waiting for one that is something else.
+
+    Args:
+        path: the file.
+        links: follow a link, which is fine where the user named the file, and not where a stranger did.
+
+    Raises:
+        FileError: if it is missing, is no regular file, or cannot be opened or read.
+    """
+    try:
+        # Before it is opened, for opening alone can set a device going, and after it, for it may have been swapped.
+        _check_regular(path, path.stat() if links else path.lstat())
+        descriptor = os.open(path, _FLAGS | (0 if links else getattr(os, "O_NOFOLLOW", 0)))
+        with os.fdopen(descriptor, "rb") as file:
+            _check_regular(path, os.fstat(descriptor))
+            yield file
+    except FileNotFoundError as error:
+        raise FileError(path, "is missing") from error
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({error.strerror or type(error).__name__})") from error
+    except ValueError as error:  # a null character in the name
+        raise FileError(path, "has no name that a file can have") from error
+
+
+def read_regular(path: Path, limit: int, *, links: bool = False) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes.
+
+    Args:
+        path: the file.
+        limit: in bytes; a larger file is refused before it is read.
+        links: follow a link, see `opened`.
+
+    Raises:
+        FileError: as `opened` does, and if the file is larger.
+    """
+    with opened(path, links=links) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise _too_large(path, limit)
+        content = file.read(limit + 1)  # None where reading would wait, as in some files of /proc
+    if content is None:
+        raise FileError(path, "cannot be read")
+    if len(content) > limit:
+        raise _too_large(path, limit)
+    return content
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise FileError(path, f"is {kind} and no regular file")
+
+
+def _too_large(path: Path, limit: int) -> FileError:
+    bound = f"{limit / 1e6:,.0f} MB" if limit >= 1_000_000 else f"{limit:,} bytes"
+    return FileError(path, f"is larger than {bound}, the most that is read of such a file")

@@ -1,0 +1,84 @@
+import os
+import socket
+
+import pytest
+
+from core import files
+from core.errors import FileError
+from core.files import opened, read_regular
+
+
+@pytest.fixture
+def file(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"0123456789")
+    return file
+
+
+def test_a_regular_file_is_read_up_to_its_bound(file):
+    assert read_regular(file, 10) == b"0123456789"
+    with opened(file) as handle:
+        assert handle.read(4) == b"0123"
+    with pytest.raises(FileError, match=rf"^{file} is larger than 9 bytes, the most that is read of such a file\.$"):
+        read_regular(file, 9)
+
+
+def test_a_large_file_is_refused_before_it_is_read(file):
+    os.truncate(file, 2**40)  # a hole: it takes no room
+    with pytest.raises(FileError, match=r"is larger than 10 MB"):
+        read_regular(file, 10_000_000)
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(file, monkeypatch):
+    monkeypatch.setattr(files.os, "fstat", lambda descriptor: file.with_name("small").stat())
+    file.with_name("small").touch()
+    with pytest.raises(FileError, match=r"is larger than 9 bytes"):
+        read_regular(file, 9)
+
+
+@pytest.mark.parametrize("links", [False, True])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "socket", "missing"])
+def test_what_is_no_regular_file_is_named_at_once(tmp_path, kind, links, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "it"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as unix:
+            unix.bind("it")
+    fault = "is missing" if kind == "missing" else f"is a {kind} and no regular file"
+    with pytest.raises(FileError, match=rf"^{path} {fault}\.$"):
+        read_regular(path, 10, links=links)
+
+
+def test_a_link_is_followed_only_where_it_may_be_and_never_to_a_device(file, tmp_path):
+    link, zero = tmp_path / "link", tmp_path / "zero"
+    link.symlink_to(file)
+    zero.symlink_to("/dev/zero")
+    assert read_regular(link, 10, links=True) == b"0123456789"
+    with pytest.raises(FileError, match=rf"^{link} is a link and no regular file\.$"):
+        read_regular(link, 10)
+    with pytest.raises(FileError, match=rf"^{zero} is a link and no regular file\.$"):
+        read_regular(zero, 10)
+    with pytest.raises(FileError, match=rf"^{zero} is a device and no regular file\.$"):
+        read_regular(zero, 10, links=True)
+
+
+def test_a_file_swapped_between_looking_and_opening_is_named(file, monkeypatch):
+    def swapped(path, flags):
+        file.unlink()
+        os.mkfifo(file)
+        return os_open(path, flags)
+
+    os_open = os.open
+    monkeypatch.setattr(files.os, "open", swapped)
+    with pytest.raises(FileError, match=rf"^{file} is a pipe and no regular file\.$"):
+        read_regular(file, 10)
+
+
+@pytest.mark.parametrize(("name", "fault"), [("a\0b", "has no name"), ("a" * 5000, "cannot be read")])
+def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path, name, fault):
+    with pytest.raises(FileError, match=fault):
+        read_regular(tmp_path / name, 10)
