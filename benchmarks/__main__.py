@@ -1,15 +1,17 @@
-"""Run the benchmarks and print their tables: `python -m benchmarks [NAME] …`, all of them without a name."""
+"""Run the benchmarks and print their tables: `python -m benchmarks [NAME [OPTIONS]] …`, all of them without a name."""
 
 import functools
 import platform
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import torch
 
-from benchmarks import audit, cold, convolutions, coreset, ekfac, methods, retraining, search, selection, sketches
+from benchmarks import audit, cold, convolutions, coreset, ekfac, load, methods, retraining, search, selection, sketches
 from core.index_spec import KINDS
+from precompute.home import home
 
 BENCHMARKS = {
     "sketches": sketches.run,
@@ -22,31 +24,71 @@ BENCHMARKS = {
     "search": search.run,
     "cold": cold.run,
     "retraining": retraining.run,
+    "load": load.run,
 }
+BUNDLE = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
-@click.command()
-@click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
-@click.option("--sizes", default=",".join(map(str, search.SIZES)), show_default=True, help="Of search: N, with commas.")
-@click.option("--indexes", default=",".join(KINDS), show_default=True, help="Of search: kinds of index, with commas.")
-@click.option("--out", type=click.Path(path_type=Path), default=search.OUT, help="Of search: JSON file to write.")
-@click.option("--bundle", type=click.Path(path_type=Path, exists=True), help="Of cold: the bundle.")
-def main(names: tuple[str, ...], sizes: str, indexes: str, out: Path, bundle: Path | None) -> None:
+@click.group(chain=True, invoke_without_command=True)
+@click.pass_context
+def main(context: click.Context) -> None:
     """Run the named benchmarks, or all; each prints a table of figures and their ratios."""
-    found = BENCHMARKS | {
-        "search": functools.partial(
-            search.run, sizes=tuple(int(n) for n in sizes.split(",")), indexes=tuple(indexes.split(",")), out=out
-        ),
-        "cold": functools.partial(cold.run, bundle=bundle),
-    }
     click.echo(
         f"{platform.machine()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
         f"torch {torch.__version__}, numpy {np.__version__}"
     )
-    for name in names or BENCHMARKS:
-        click.echo(f"\n== {name}")
-        found[name](click.echo)
+    if context.invoked_subcommand is None:
+        for name in BENCHMARKS:
+            _run(name)
 
+
+def _run(name: str, **options: Any) -> None:
+    click.echo(f"\n== {name}")
+    BENCHMARKS[name](click.echo, **options)
+
+
+@main.command("search")
+@click.option("--sizes", default=",".join(map(str, search.SIZES)), show_default=True, help="N, with commas.")
+@click.option("--indexes", default=",".join(KINDS), show_default=True, help="Kinds of index, with commas.")
+@click.option("--out", type=click.Path(path_type=Path), default=search.OUT, help="JSON file to write.")
+def _search(sizes: str, indexes: str, out: Path) -> None:
+    """Time the search of one class for its largest inner products."""
+    _run("search", sizes=tuple(int(n) for n in sizes.split(",")), indexes=tuple(indexes.split(",")), out=out)
+
+
+@main.command("cold")
+@click.option("--bundle", type=BUNDLE, help="The bundle.")
+def _cold(bundle: Path | None) -> None:
+    """Time the first answer of a bundle whose files are not in memory."""
+    _run("cold", bundle=bundle)
+
+
+@main.command("load")
+@click.option("--bundle", type=BUNDLE, help="The bundle; the demo's by default.")
+@click.option("--distinct", type=click.IntRange(0), default=25, show_default=True, help="Visitors of unseen images.")
+@click.option("--popular", type=click.IntRange(0), default=50, show_default=True, help="Visitors of 20 images.")
+@click.option("--heavy", type=click.IntRange(0), default=0, show_default=True, help="Visitors of heavy links besides.")
+@click.option("--leave", is_flag=True, help="Visitors of heavy links leave before they are answered.")
+@click.option("--seconds", type=click.FloatRange(1), default=60, show_default=True, help="Of each group.")
+@click.option("--timeout", type=click.FloatRange(1), default=60, show_default=True, help="Of a click, in seconds.")
+@click.option("--checked", type=click.IntRange(0), default=20, show_default=True, help="Answers compared with ours.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of images and pauses.")
+@click.option("--p95", type=click.FloatRange(0), help="Fail if 95 of 100 clicks take longer, in seconds.")
+@click.option("--errors", type=click.IntRange(0), help="Fail if there are more.")
+@click.option("--growth", type=click.FloatRange(0), help="Fail if memory grows more in the second half, in MiB.")
+def _load(bundle: Path | None, p95: float | None, errors: int | None, growth: float | None, **options: Any) -> None:
+    """Let many visitors click at once, and say how long each waits."""
+    _run("load", bundle=bundle or _demo(), load=load.Load(**options), targets=load.Targets(p95, errors, growth))
+
+
+def _demo() -> Path | None:
+    found = home() / "bundles" / "fashion-mnist"
+    return found if found.is_dir() else None
+
+
+for _name in BENCHMARKS:
+    if _name not in main.commands:
+        main.command(_name)(functools.partial(_run, _name))
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,85 @@
+"""A served app in a process of its own: its address, its memory and its processor time."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import click
+import psutil
+
+_PATIENCE = 60.0  # seconds until it must answer
+
+
+@dataclass(frozen=True)
+class Served:
+    """The port that it listens on, and its process."""
+
+    port: int
+    process: psutil.Process
+
+    def memory(self) -> tuple[float, float]:
+        """Return MiB of all its processes: resident, and of these what no file of the bundle backs."""
+        resident, shared = 0, 0
+        for process in self._tree():
+            with suppress(psutil.Error):
+                info = process.memory_info()
+                resident, shared = resident + info.rss, shared + getattr(info, "shared", 0)
+        return resident / 2**20, (resident - shared) / 2**20
+
+    def seconds(self) -> float:
+        """Return the processor seconds of all its processes, those that have ended too."""
+        total = 0.0
+        for process in self._tree():
+            with suppress(psutil.Error):
+                total += sum(process.cpu_times()[:4])
+        return total
+
+    def _tree(self) -> list[psutil.Process]:
+        with suppress(psutil.Error):
+            return [self.process, *self.process.children(recursive=True)]
+        return []
+
+
+@contextmanager
+def serving(bundle: Path) -> Iterator[Served]:
+    """Serve a bundle, or a folder of them, at a free port of the loopback interface until the block is left.
+
+    Raises:
+        ClickException: if the server does not start.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "app.cli", "app", "--bundles", str(bundle), "--port", str(port), "--no-browser"]
+    with TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            if not _answers(port, process):
+                log.seek(0)
+                raise click.ClickException(f"The server did not start: {log.read().decode(errors='replace')[-500:]}")
+            yield Served(port, psutil.Process(process.pid))
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
+    started = time.monotonic()
+    while process.poll() is None and time.monotonic() - started < _PATIENCE:
+        with suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=5).close()
+            return True
+        time.sleep(0.2)
+    return False
