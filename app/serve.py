@@ -1,48 +1,89 @@
 """Start the Streamlit server on a folder of bundles."""
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 BUNDLES = "NATSCOPE_BUNDLES"  # environment variable that tells the pages where bundles are
 
 
 def serve(bundles: Path, *, port: int, browser: bool) -> None:
-    """Serve the app until it is stopped; does not return.
+    """Serve the app until it is stopped by Ctrl-C or SIGTERM.
 
     Args:
         bundles: a bundle or a folder of bundles.
         port: to listen on.
         browser: whether to open one.
     """
-    from streamlit.web import cli
+    import streamlit
+    from starlette.middleware import Middleware
+    from streamlit import config
+
+    from app.guard import LOOPBACK, Guard, content_policy
 
     os.environ[BUNDLES] = str(bundles.resolve())
-    script = Path(__file__).parent / "main.py"
-    sys.argv = ["streamlit", "run", str(script), *flags(port=port, browser=browser)]
-    cli.main()
+    # Streamlit would read .streamlit in the working directory, which may be a stranger's: settings that open the
+    # server, and secrets.toml, which becomes environment variables of this process and its children.
+    config.get_config_files = lambda file_name: []
+    policy = content_policy(Path(streamlit.__file__).parent / "static" / "index.html")
+    guard = Middleware(Guard, hosts=LOOPBACK, any_address=False, policy=policy)
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        if browser:
+            _open_browser(f"http://localhost:{port}")
+        yield
+
+    app = streamlit.App(Path(__file__).parent / "main.py", middleware=[guard], lifespan=lifespan)
+    # The server raises the signal that stopped it once more when everything is closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with suppress(KeyboardInterrupt):
+        app.run(config=settings(port=port))
 
 
-def flags(*, port: int, browser: bool) -> list[str]:
-    """Give the server's settings and the theme as command-line flags: no configuration file of the user's is needed."""
-    settings = {
+def settings(*, port: int) -> dict[str, Any]:
+    """Return the server's settings and the theme; nothing else configures it."""
+    return {
         "server.port": port,
-        "server.headless": str(not browser).lower(),
-        "server.showEmailPrompt": "false",  # else a first start waits for an answer in the terminal
         "server.address": "localhost",
-        "server.maxUploadSize": 11,
+        "server.headless": True,  # the browser is opened here, and no e-mail address is asked for in the terminal
+        "server.showEmailPrompt": False,
         "server.fileWatcherType": "none",
-        "browser.gatherUsageStats": "false",
+        "server.allowRunOnSave": False,
+        "server.enableStaticServing": False,
+        "server.enableAgentApi": False,
+        "server.enableCORS": True,
+        "server.enableXsrfProtection": True,
+        # What a visitor can cost: an upload (MB), a message (MB), the state of all widgets (MB), and how long a
+        # session is kept after its page is gone (seconds), for a connection that breaks.
+        "server.maxUploadSize": 11,
+        "server.maxMessageSize": 50,
+        "server.maxWidgetStateSize": 2,
+        "server.disconnectedSessionTTL": 60,
+        "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
+        "client.allowedOrigins": [],
+        "secrets.files": [],
         **{f"theme.{name}": value for name, value in THEME.items()},
     }
-    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def _open_browser(address: str) -> None:
+    from streamlit.cli_util import open_browser
+
+    # In a thread: a browser in the terminal keeps its caller until it is closed.
+    threading.Thread(target=open_browser, args=(address,), daemon=True).start()
 
 
 THEME = {
     "baseRadius": "medium",
-    "showWidgetBorder": "true",
+    "showWidgetBorder": True,
     "light.primaryColor": "#0f6e84",
     "light.backgroundColor": "#fbfaf7",
     "light.secondaryBackgroundColor": "#f0eee8",

@@ -1,0 +1,127 @@
+"""What the server refuses, and the headers that tell browsers what a page of its may do."""
+
+import ipaddress
+import re
+from base64 import b64encode
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+WILDCARDS = ("0.0.0.0", "::")
+MAX_VISITORS = 500  # websockets open at the same time: each holds a session with its state in memory
+
+_OTHER_HOST = "This server answers to its own names alone. Start it with --allowed-host NAME to give it another."
+_OTHER_ORIGIN = "Pages of another origin cannot use this server."
+
+
+class Guard:
+    """Middleware that refuses other hosts, other origins and too many visitors, and sets the headers of answers.
+
+    A page of a stranger whose name resolves to this machine (DNS rebinding) is told by its Host, any other page by its
+    Origin. Both are checked for HTTP requests and websockets alike; programs, which send no Origin, are let through.
+
+    Args:
+        app: what is guarded.
+        hosts: names and addresses, without port, to answer to.
+        any_address: answer to every IP address too; an address cannot be rebound.
+        policy: value of Content-Security-Policy.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Iterable[str], any_address: bool, policy: str) -> None:
+        self._app = app
+        self._hosts = frozenset(hosts)
+        self._any_address = any_address
+        self._headers = HEADERS | {"Content-Security-Policy": policy}
+        self._visitors = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on or refuse it; the events of the server's life pass as they are."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                MutableHeaders(scope=message).update(self._headers)
+            await send(message)
+
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not is_allowed(host, self._hosts, any_address=self._any_address):
+            await PlainTextResponse(_OTHER_HOST, 400)(scope, receive, send_with_headers)
+        elif origin is not None and origin.partition("://")[2].lower() != host.lower():
+            await PlainTextResponse(_OTHER_ORIGIN, 403)(scope, receive, send_with_headers)
+        elif scope["type"] == "http":
+            await self._app(scope, receive, send_with_headers)
+        else:
+            await self._visit(scope, receive, send_with_headers)
+
+    async def _visit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._visitors >= MAX_VISITORS:
+            await PlainTextResponse("Too many visitors.", 503)(scope, receive, send)
+            return
+        self._visitors += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._visitors -= 1
+
+
+def is_allowed(host: str, names: Iterable[str], *, any_address: bool) -> bool:
+    """Return whether a Host header, with or without port, names one of these hosts (or is any IP address)."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    return name.rstrip(".") in names or (any_address and is_address(name))
+
+
+def is_address(name: str) -> bool:
+    """Return whether a name is an IP address, without brackets or port."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def content_policy(index: Path) -> str:
+    """Return the Content-Security-Policy under which Streamlit and this app work: nothing from another origin.
+
+    Args:
+        index: Streamlit's HTML page, whose inline scripts are allowed by their digests.
+    """
+    inline = re.findall(r"<script>(.*?)</script>", index.read_text(encoding="utf-8"), re.DOTALL)
+    digests = [f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in inline]
+    directives: dict[str, list[str]] = POLICY | {"script-src": [*POLICY["script-src"], *digests]}
+    return "; ".join(f"{name} {' '.join(sources)}" for name, sources in directives.items())
+
+
+# Components (grid, comparison, trick) are strings that Streamlit loads as modules from blob: addresses; nobody but a
+# script that runs already can make one. Style sheets and style attributes come from st.html, images are data: URIs.
+POLICY = {
+    "default-src": ["'self'"],
+    "script-src": ["'self'", "blob:"],
+    "style-src": ["'self'", "'unsafe-inline'"],
+    "img-src": ["'self'", "data:", "blob:"],
+    "font-src": ["'self'", "data:"],
+    "object-src": ["'none'"],
+    "frame-src": ["'none'"],
+    "base-uri": ["'self'"],
+    "form-action": ["'self'"],
+    "frame-ancestors": ["'self'"],
+}
+HEADERS: dict[str, Any] = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+}
