@@ -5,6 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from app import escape
 from app.serve import BUNDLES
 from precompute.background import Preparing, preparing, ready
 
@@ -32,10 +33,10 @@ def _line(started: str) -> None:
     busy = now()
     if not busy or busy.what != started:
         if busy or ready(_served()):
-            st.toast(f"Ready: {started}.", icon=":material/check_circle:")
+            st.toast(f"Ready: {escape.markdown(started)}.", icon=":material/check_circle:")
         st.rerun()
     elif busy.error:
-        st.caption(f":material/error: {busy.what} could not be prepared: {busy.error}")
+        st.caption(f":material/error: {escape.sentence(f'{busy.what} could not be prepared: {busy.error}')}")
     else:
-        share = f"{busy.what} is being prepared in the background. {busy.stage}, {busy.share:.0%}"
-        st.progress(min(busy.share, 1.0), share)
+        told = f"{busy.what} is being prepared in the background. {busy.stage}, {busy.share:.0%}"
+        st.progress(min(busy.share, 1.0), escape.markdown(told))

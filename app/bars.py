@@ -1,10 +1,11 @@
 """Bars that compare networks: how often each is fooled, how sure each is."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import streamlit as st
+
+from app import escape
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ def bars(drawn: Sequence[Bar]) -> None:
 
 def _line(bar: Bar) -> str:
     return (
-        f'<div class="line {bar.tone}"><span class="name">{html.escape(bar.title)}</span>'
+        f'<div class="line {bar.tone}"><span class="name">{escape.html(bar.title)}</span>'
         f'<span class="track"><span style="width:{max(bar.share, 0.004):.1%}"></span></span>'
-        f'<span class="value">{html.escape(bar.value)}</span>'
-        f'<span class="also">{html.escape(bar.also)}</span></div>'
+        f'<span class="value">{escape.html(bar.value)}</span>'
+        f'<span class="also">{escape.html(bar.also)}</span></div>'
     )
 
 

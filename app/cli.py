@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from app.cli_bars import Bars
+from app.cli_bars import Bars, say
 from app.cli_experiments import evaluate, tune
 from app.cli_precompute import build_spec, notes, print_check
 from core.errors import NatscopeError
@@ -36,7 +36,7 @@ def demo(port: int, no_browser: bool) -> None:
     folder = home() / "bundles"
     out = folder / FIRST
     if not out.exists():
-        click.echo(f"Building the embedded bundle, once, about a minute, in {out}")
+        say(f"Building the embedded bundle, once, about a minute, in {out}")
     with Bars() as bars:
         build_embedded(FIRST, out, bars)
     if unfinished(folder):
@@ -171,12 +171,12 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
     with Bars() as bars:
         bundle = build(spec, out, bars)
     results = bundle.manifest.results
-    click.echo(
+    say(
         f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). Look at it "
         f"with `natscope app --bundles {out}`."
     )
     for line in notes(results):
-        click.echo(line)
+        say(line)
 
 
 @natscope.command()
@@ -233,19 +233,17 @@ def attribute(
     request = Request(target=None if target is None else _class_number(target, classes), **settings)
     result = attributor.attribute(query, request)
     if as_json:
-        click.echo(json.dumps(result.to_dict(query, classes), allow_nan=False))
+        say(json.dumps(result.to_dict(query, classes), allow_nan=False))
         return
     chance = query.probabilities[query.predicted]
-    click.echo(f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}.")
+    say(f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}.")
     if result.nats is not None and result.total_nats:
         share = result.nats / result.total_nats
-        click.echo(
-            f"These {len(result.items)} images carry {result.nats:.3f} nats, {share:.0%} of what the pool tells."
-        )
-    click.echo(f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign")
+        say(f"These {len(result.items)} images carry {result.nats:.3f} nats, {share:.0%} of what the pool tells.")
+    say(f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign")
     for i in result.items:
         nats = "" if i.nats is None else f"{i.nats:.4f}"
-        click.echo(
+        say(
             f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  {'-0+'[i.sign + 1]}"
         )
 
@@ -259,10 +257,10 @@ def verify(bundle: Path) -> None:
     with Bars(unit="B") as bars:
         faults = check_bundle(bundle, lambda done, total: bars("Reading", done, total))
     for fault in faults:
-        click.echo(fault, err=True)
+        say(fault, err=True)
     if faults:
         sys.exit(1)
-    click.echo(f"{bundle} is whole: {len(Bundle(bundle).manifest.files)} files, every checksum right.")
+    say(f"{bundle} is whole: {len(Bundle(bundle).manifest.files)} files, every checksum right.")
 
 
 natscope.add_command(evaluate)
@@ -276,16 +274,17 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = natscope.main(args=arguments, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
+        for line in error.format_message().splitlines():
+            say(line)
         code = 2
     except click.ClickException as error:
-        click.echo(f"natscope: {error.format_message()}", err=True)
+        say(f"natscope: {error.format_message()}", err=True)
         code = 2
     except NatscopeError as error:
-        click.echo(f"natscope: {error}", err=True)
+        say(f"natscope: {error}", err=True)
         code = 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("natscope: stopped; what was built so far is kept.", err=True)
+        say("natscope: stopped; what was built so far is kept.", err=True)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -1,8 +1,17 @@
-"""Progress bars of the command line."""
+"""What the command line writes: lines, and progress bars."""
 
 import sys
 from collections.abc import Callable
 from typing import Any
+
+import click
+
+from app import escape
+
+
+def say(line: object, *, err: bool = False) -> None:
+    """Write a line to stdout or stderr; a terminal obeys nothing in it."""
+    click.echo(escape.terminal(str(line)), err=err)
 
 
 class Bars:
@@ -23,7 +32,7 @@ class Bars:
             self._close()
             self._stage = stage
             self._bar = tqdm(
-                desc=stage,
+                desc=escape.terminal(stage),
                 total=total,
                 unit=self._unit,
                 unit_scale=True,

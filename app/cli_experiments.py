@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from app.cli_bars import Bars
+from app.cli_bars import Bars, say
 from app.cli_precompute import method_names
 
 EXISTING = click.Path(path_type=Path)
@@ -91,7 +91,7 @@ def tune(
         file = out or path.with_name(f"{path.name}-{'coreset-' if score == 'coreset' else ''}tuning.json")
         result = _measured(file, lambda **keeping: run(bundle, **size, **keeping))
     tuning.record(bundle, result, file.name)
-    click.echo("The bundle's manifest holds these values; they are now its defaults.")
+    say("The bundle's manifest holds these values; they are now its defaults.")
 
 
 def _measured(out: Path, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
@@ -114,5 +114,6 @@ def _measured(out: Path, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         kept.discard()
     except OSError as error:
         raise QueryError(f"The result cannot be written to {out}: {error.strerror or error}.") from error
-    click.echo(f"{result['finding']}\nWritten: {out} and its figures.")
+    say(result["finding"])
+    say(f"Written: {out} and its figures.")
     return result

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from app.cli_bars import say
+
 _WIDTH = 110
 _LISTED = 10  # of the files that were skipped
 
@@ -74,25 +76,28 @@ def print_check(
         spec = build_spec(name, options, parameters)
         with bars:
             for title, text in check(spec, out, bars):
-                click.echo(_paragraph(title, text))
+                for line in _paragraph(title, text):
+                    say(line)
     except NatscopeError as error:
-        click.echo(f"Will not work: {error}", err=True)
+        say(f"Will not work: {error}", err=True)
         sys.exit(2)
     command = _command(options | {"name": name}, parameters)
-    click.echo(f"Ready: {command} --out {shlex.quote(str(out)) if out else 'FOLDER'}")
+    say(f"Ready: {command} --out {shlex.quote(str(out)) if out else 'FOLDER'}")
 
 
 def notes(results: Mapping[str, Any]) -> Iterator[str]:
-    """Give what a build has to say beyond its accuracy: layers by torch.func, files that were skipped."""
+    """Yield lines of what a build has to say beyond its accuracy: layers by torch.func, files that were skipped."""
     if layers := results.get("by_torch_func"):
-        yield _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
+        yield from _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
     if skipped := results.get("skipped"):
-        yield _paragraph("Skipped", f"{len(skipped):,} files that cannot be read; the bundle's manifest.json names all")
+        yield from _paragraph(
+            "Skipped", f"{len(skipped):,} files that cannot be read; the bundle's manifest.json names all"
+        )
         yield from (f"{' ' * 11}{file}" for file in skipped[:_LISTED])
 
 
-def _paragraph(title: str, text: str) -> str:
-    return textwrap.fill(f"{title:<10} {text}", _WIDTH, subsequent_indent=" " * 11, break_on_hyphens=False)
+def _paragraph(title: str, text: str) -> list[str]:
+    return textwrap.wrap(f"{title:<10} {text}", _WIDTH, subsequent_indent=" " * 11, break_on_hyphens=False)
 
 
 def _model_spec(options: dict[str, Any]) -> Any:

@@ -63,9 +63,9 @@ class ComparisonView:
         return {key: text for key, text in texts.items() if text}
 
 
-def compare_link(query: str) -> str:
-    """Give the address, relative to the app, that compares all methods on a query."""
-    return "compare?" + urlencode({"q": query})
+def compare_link(query: str, bundle: str | None = None) -> str:
+    """Return the address, relative to the app, that compares all methods on a query; of a bundle where it is named."""
+    return "compare?" + urlencode({"q": query} | ({} if bundle is None else {"bundle": bundle}))
 
 
 def read_comparison(parameters: Mapping[str, str], classes: int) -> tuple[ComparisonView, list[str]]:

@@ -7,11 +7,13 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from app import escape
 from app.words import nats
 from core.answers import Attribution, QueryImage
 from core.methods import Method
 
 _COLUMNS = 10
+_NAME = 16  # characters of a class's name over an image
 
 
 def curve(result: Attribution, selected: int | None, *, colours: tuple[str, str]) -> go.Figure:
@@ -69,6 +71,7 @@ def ranking_png(
         method: the method that made it.
         classes: names by label.
     """
+    names = [escape.mathtext(name, _NAME) for name in classes]
     rows = max(2, -(-len(images) // _COLUMNS))  # the query is as high as two
     figure = Figure(figsize=(1.05 * (_COLUMNS + 2), 1.35 * rows + 0.5), dpi=200, layout="constrained")
     # Two grids side by side in one: the query takes two columns, the ranking the others.
@@ -76,7 +79,7 @@ def ranking_png(
     _show(
         figure.add_subplot(cells[:2, :2]),
         query.image,
-        f"{_title(query, classes)}\npredicted {classes[query.predicted]}",
+        f"{_title(query, names)}\npredicted {names[query.predicted]}",
     )
     before = 0.0
     for place, (image, item, rank) in enumerate(zip(images, result.items, result.places, strict=True)):
@@ -84,9 +87,9 @@ def ranking_png(
         amount = f"{item.score:.3g}" if item.nats is None else nats(item.nats - before)
         before = item.nats or 0.0
         row, column = divmod(place, _COLUMNS)
-        _show(figure.add_subplot(cells[row, column + 2]), image, f"{rank}  {classes[item.label]}\n{amount}{arrow}")
+        _show(figure.add_subplot(cells[row, column + 2]), image, f"{rank}  {names[item.label]}\n{amount}{arrow}")
     sigma2 = f", σ² = {result.request.sigma2:.3g}" if method.uses_sigma2 else ""
-    figure.suptitle(f"{method.title}{sigma2}: training images behind “{classes[result.target]}”", fontsize=9)
+    figure.suptitle(f"{method.title}{sigma2}: training images behind “{names[result.target]}”", fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -98,7 +101,7 @@ def _show(axes: Axes, image: np.ndarray, title: str) -> None:
     axes.axis("off")
 
 
-def _title(query: QueryImage, classes: tuple[str, ...]) -> str:
+def _title(query: QueryImage, names: list[str]) -> str:
     if query.index is None:
         return "uploaded image"
-    return f"{query.origin} image {query.index}: {classes[query.label or 0]}"
+    return f"{query.origin} image {query.index}: {names[query.label or 0]}"

@@ -8,12 +8,14 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from app import escape
 from app.comparison import marks
 from app.words import sigma2_text
 from core.answers import QueryImage
 from core.comparison import Row, shared_images
 from core.methods import METHODS
 
+_NAME = 14  # characters of a class's name under an image
 FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "PDF": "application/pdf"}
 
 
@@ -72,6 +74,7 @@ def comparison_file(
         classes: names by label.
         kind: a key of `FORMATS`; PNG has 300 dots an inch.
     """
+    names = [escape.mathtext(name, _NAME) for name in classes]
     methods, budget = len(rows[0]), max(1, max(len(row.picks) for block in rows for row in block))
     figure = Figure(figsize=(2.9 + 0.62 * budget, 0.15 + 0.82 * methods * len(queries)), layout=None)
     cell, height = 1 / figure.get_figwidth(), 1 / figure.get_figheight()
@@ -80,7 +83,7 @@ def comparison_file(
         tags = marks(list(shared_images(block)))
         _picture(figure, query.image, (0.06 * cell, top - 1.02 * height, 1.0 * cell, 0.98 * height))
         name = f"{query.origin} image {query.index}" if query.index is not None else "uploaded image"
-        said = f"{classes[query.predicted]}\n{name}"
+        said = f"{names[query.predicted]}\n{name}"
         figure.text(0.56 * cell, top - 1.07 * height, said, ha="center", va="top", fontsize=7)
         for place, row in enumerate(block):
             upper = top - 0.82 * place * height
@@ -95,7 +98,7 @@ def comparison_file(
                 box = (left, upper - 0.58 * height, 0.56 * cell, 0.56 * height)
                 _picture(figure, images[item.train_index], box, tags.get(item.train_index))
                 middle = left + 0.28 * cell
-                label = classes[item.label]
+                label = names[item.label]
                 figure.text(middle, upper - 0.6 * height, label, ha="center", va="top", fontsize=5.5)
         top -= 0.82 * methods * height
     buffer = io.BytesIO()

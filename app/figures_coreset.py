@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from app import escape
 from app.figures_curves import COLOURS, PLACES
 from core.methods import METHODS
 
@@ -19,20 +20,29 @@ KINDS = ((False, "Chosen freely"), (True, "As many of every class"))
 
 def class_balance(counts: np.ndarray, classes: Sequence[str], *, colour: str) -> go.Figure:
     """Draw how many images of each class (C,) were chosen."""
+    places, names = list(range(len(classes))), [escape.chart(name) for name in classes]
     figure = go.Figure(
         go.Bar(
-            x=counts[::-1],
-            y=list(classes)[::-1],
+            x=counts,
+            y=places,
             orientation="h",
             marker={"color": colour},
-            hovertemplate="%{y}: %{x}<extra></extra>",
+            customdata=names,
+            hovertemplate="%{customdata}: %{x}<extra></extra>",
         )
     )
     figure.update_layout(
         height=max(150, 24 * len(classes) + 50),
         margin=_MARGIN,
         xaxis={"title": "images", "rangemode": "tozero", "tickformat": "d", "fixedrange": True},
-        yaxis={"fixedrange": True, "automargin": True},
+        # Names as texts of ticks: as values, some would be read as numbers or dates, and those alike be one bar.
+        yaxis={
+            "tickvals": places,
+            "ticktext": names,
+            "autorange": "reversed",
+            "fixedrange": True,
+            "automargin": True,
+        },
         bargap=0.3,
         dragmode=False,
     )

@@ -6,6 +6,7 @@ import streamlit as st
 
 from app.background import banner
 from app.views import attribute, backdoor, compare, coreset, counterfactual, curves, methods, results
+from app.views.notice import complain
 from core.errors import NatscopeError
 
 _FOLDER = Path(__file__).parent
@@ -31,7 +32,7 @@ def main() -> None:
         banner()
         chosen.run()
     except NatscopeError as error:
-        st.error(str(error), icon=":material/error:")
+        complain(error)
 
 
 STYLE = """

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 
+from app.cli_bars import say
+
 _PREPARE = (
     "precompute --classes 0,1 --widths 784,512,256,2 --methods random --out {folder}/binary",
     "precompute --epochs 5 --methods graddot,trak --out {folder}/clean",
@@ -43,10 +45,10 @@ def main(folder: Path) -> None:
             if words[0] != "tune":
                 continue
             words = [*words[: words.index("--bundle") + 2], "--take", str(out)]  # the manifest may not have it yet
-        click.echo(f"$ natscope {shlex.join(words)}")
+        say(f"$ natscope {shlex.join(words)}")
         if code := subprocess.run([sys.executable, "-m", "app.cli", *words], check=False).returncode:
             sys.exit(code)
-    click.echo(f"All results are in {folder} ({(time.monotonic() - started) / 60:.1f} minutes).")
+    say(f"All results are in {folder} ({(time.monotonic() - started) / 60:.1f} minutes).")
 
 
 if __name__ == "__main__":

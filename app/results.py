@@ -38,6 +38,11 @@ def load_benchmark(name: str) -> Any:
         return None
 
 
+def commands(result: dict[str, Any]) -> str:
+    """Return what made a result, a command a line: its bundles first."""
+    return "\n".join([*(bundle["command"] for bundle in result.get("bundles") or []), result["command"]])
+
+
 def provenance_missing(result: Any) -> str | None:
     """Name the first thing that a result does not say of what made it; None where nothing is missing."""
     if not isinstance(result, dict):

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import streamlit as st
 
+from app import escape
 from app.serve import BUNDLES
 from core.attribution import Attributor, Progress
 from core.bundle import MANIFEST, Bundle, find_bundles
@@ -75,7 +76,7 @@ def with_progress(work: Callable[[Progress], Result]) -> Result:
         time.sleep(0.01)
         if time.monotonic() - started > _PATIENCE:
             stage, done, total = latest[-1]
-            text = f"{stage} … {time.monotonic() - started:.0f} s"
+            text = f"{escape.markdown(stage)} … {time.monotonic() - started:.0f} s"
             share = min(done / max(total, 1), 1.0)
             bar.progress(share, text)
             time.sleep(0.15)

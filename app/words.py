@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app import escape
 from core.answers import Attribution
 from core.index_spec import KINDS
 from core.methods import METHODS, Method
@@ -99,7 +100,7 @@ def finding(result: Attribution, method: Method, target: str, *, plain: bool) ->
     share = (
         ""
         if not result.total_nats
-        else f", {_share(result.nats / result.total_nats)} of what {whole} tell about “{target}” here"
+        else f", {_share(result.nats / result.total_nats)} of what {whole} tell about “{escape.markdown(target)}” here"
     )
     factor = math.exp(min(result.nats, 50))
     verb = "carries" if count == 1 else "carry"
@@ -137,16 +138,16 @@ def regime_hint(kind: str, *, plain: bool) -> str:
 
 
 def data_of(setting: Mapping[str, str]) -> str:
-    """Name a result's data in words; `setting` holds it as a bundle calls it."""
+    """Name a result's data in words (Markdown); `setting` holds it as a bundle calls it."""
     name, comma, rest = setting["data"].partition(",")
-    return f"{_DATA.get(name, name.removeprefix('folder:'))}{comma}{rest}"
+    return escape.markdown(f"{_DATA.get(name, name.removeprefix('folder:'))}{comma}{rest}")
 
 
 def setting_of(setting: Mapping[str, Any]) -> str:
-    """Name a result's data and network in words, with the length of its training where that is told."""
+    """Name a result's data and network in words (Markdown), with the length of its training where that is told."""
     network = "ResNet-9" if setting["network"].startswith("resnet9") else setting["network"].replace("mlp ", "MLP ")
     epochs = f", {setting['recipe']['epochs']} epochs" if setting.get("recipe") else ""
-    return f"{data_of(setting)}; {network}{epochs}"
+    return f"{data_of(setting)}; {escape.markdown(network)}{epochs}"
 
 
 def nats(value: float) -> str:

@@ -89,9 +89,9 @@ class Parts:
         """Say in a sentence what the bundle lacks for a method and how to add it; None where nothing is missing."""
         if all(name in _DERIVED or self._bundle.has(name) for name in method.needs):
             return None
-        command = f"{self._bundle.manifest.command} --out {self._bundle.path} --methods {method.name}"
         return (
-            f"This bundle does not yet hold what {method.title} needs; `{command}` adds it and recomputes nothing else."
+            f"This bundle does not yet hold what {method.title} needs; the command that built it adds it, run again "
+            f"with `--methods {method.name}`, and recomputes nothing else."
         )
 
     def array(self, name: str, progress: Progress) -> np.ndarray:

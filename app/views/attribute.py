@@ -1,24 +1,22 @@
 """Attribute: pick an image, see which training images the prediction owes its certainty to."""
 
-import csv
-import io
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlencode
 
 import numpy as np
 import streamlit as st
 from scipy.special import softmax
 
-from app import shared, state, words
+from app import escape, shared, state, words
 from app.comparison_link import compare_link
 from app.figures import curve, ranking_png
 from app.grid import Card, data_uri, grid
 from app.state import View
 from app.views.bundle import choose_bundle
 from app.views.enlarge import enlarge
+from app.views.notice import complain, warn
 from app.views.query import picker, prediction
 from core.answers import Attribution, QueryImage, Request
 from core.attribution import Attributor
@@ -67,8 +65,7 @@ def _view(attributor: Attributor, path: Path) -> View:
         if "sigma2" not in st.query_params:
             view = replace(view, sigma2=attributor.bundle.sigma2(view.method))
         st.session_state["view"], st.session_state["view_bundle"] = view, str(path)
-        for complaint in complaints:
-            st.warning(complaint, icon=":material/link_off:")
+        warn(*complaints, icon=":material/link_off:")
     return st.session_state["view"]
 
 
@@ -84,15 +81,14 @@ def _query(view: View, attributor: Attributor) -> QueryImage:
     try:
         return state.open_query(view.query, attributor)
     except QueryError as error:
-        st.warning(str(error), icon=":material/image_not_supported:")
+        warn(error, icon=":material/image_not_supported:")
         st.session_state["view"] = replace(view, query=View().query)
         return attributor.query("test", 0)
 
 
 def _comparison_link(attributor: Attributor) -> None:
-    address = compare_link(st.session_state["view"].query)
-    if len(shared.bundle_paths()) > 1:
-        address += "&" + urlencode({"bundle": attributor.bundle.path.name})
+    bundle = attributor.bundle.path.name if len(shared.bundle_paths()) > 1 else None
+    address = compare_link(st.session_state["view"].query, bundle)
     st.link_button(
         "Compare methods on this image",
         address,
@@ -131,7 +127,7 @@ def _answer(attributor: Attributor, query: QueryImage, shown: str, plain: bool) 
     try:
         result = shared.with_progress(lambda progress: attributor.attribute(query, request, progress))
     except QueryError as error:
-        st.error(str(error), icon=":material/error:")
+        complain(error)
         return
     method, classes = METHODS[view.method], attributor.bundle.classes
     st.markdown(f"##### {words.finding(result, method, classes[result.target], plain=plain)}", help=words.NAT)
@@ -310,8 +306,8 @@ def _details(attributor: Attributor, result: Attribution, images: np.ndarray, pi
     picture.html(f'<img class="ns-seen" src="{data_uri(images[picked])}" alt="training image {item.train_index}">')
     cumulative = "" if item.nats is None else f"first {item.rank} together: **{words.nats(item.nats)}**  \n"
     facts.markdown(
-        f"Training image **{item.train_index}**  \nlabelled **{classes[item.label]}**  \n"
-        f"the model says {classes[answer]} ({shares[answer]:.1%})  \n{cumulative}"
+        f"Training image **{item.train_index}**  \nlabelled **{escape.markdown(classes[item.label])}**  \n"
+        f"the model says {escape.markdown(classes[answer])} ({shares[answer]:.1%})  \n{cumulative}"
         f"score {item.score:.4g} · marginal variance {item.variance:.3g}"
     )
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
@@ -362,11 +358,11 @@ def _downloads(
 
 
 def _table(result: Attribution, classes: tuple[str, ...]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(["rank", "train_index", "label", "label_name", "score", "nats_cumulative", "sign"])
-    for i in result.items:
-        writer.writerow(
+    columns = ("rank", "train_index", "label", "label_name", "score", "nats_cumulative", "sign")
+    return escape.table(
+        columns,
+        (
             [i.rank, i.train_index, i.label, classes[i.label], i.score, "" if i.nats is None else i.nats, i.sign]
-        )
-    return buffer.getvalue()
+            for i in result.items
+        ),
+    )

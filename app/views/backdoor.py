@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
-from app import shared
+from app import escape, shared
 from app.backdoor_link import BackdoorView, read_backdoor
 from app.background import now
 from app.grid import data_uri
@@ -17,6 +17,7 @@ from app.views.backdoor_measured import measured
 from app.views.backdoor_proof import proof_step
 from app.views.backdoor_scene import KEY, Scene
 from app.views.backdoor_search import search_step
+from app.views.notice import warn
 from core.attribution import Attributor
 from core.backdoor import Backdoor, stamp
 from core.bundle import Bundle
@@ -109,8 +110,7 @@ def _view(attributor: Attributor, backdoor: Backdoor, works: np.ndarray) -> Back
         if view.image is None:
             view = replace(view, image=int(np.flatnonzero(works)[0]) if works.any() else 0)
         st.session_state[_VIEW], st.session_state[f"{KEY}of"] = view, attributor.bundle.identity
-        for complaint in complaints:
-            st.warning(complaint, icon=":material/link_off:")
+        warn(*complaints, icon=":material/link_off:")
     return st.session_state[_VIEW]
 
 
@@ -166,8 +166,8 @@ def _trick_step(scene: Scene, view: BackdoorView) -> None:
 
 
 def _told(scene: Scene, view: BackdoorView, pattern: np.ndarray, before: int, after: int) -> str:
-    classes, base = scene.attributor.bundle.classes, scene.base
-    name, count = classes[base], pattern.size
+    base = scene.base
+    name, count = scene.name(base), pattern.size
     turned = _turned(scene, pattern)
     if view.drawn:
         works = "works: the model is fooled" if after not in (base, before) else "does not fool the model here"
@@ -179,16 +179,14 @@ def _told(scene: Scene, view: BackdoorView, pattern: np.ndarray, before: int, af
         )
     if view.patch is not None and view.patch != base:
         return (
-            f"This is the patch for another class, **{classes[view.patch]}**, on a picture of class **{name}**. On all "
-            f"test pictures of class {name} that the model knows, it turns the answer of **{turned:.0%}**: each "
-            "class has "
-            "a secret sign of its own."
+            f"This is the patch for another class, **{scene.name(view.patch)}**, on a picture of class **{name}**. On "
+            f"all test pictures of class {name} that the model knows, it turns the answer of **{turned:.0%}**: each "
+            "class has a secret sign of its own."
         )
     results = scene.attributor.bundle.manifest.results
     if before == base and after == scene.target:
-        first = (
-            f"The model knows this **{name}**. Paint {count} pixels in its corner, and it says **{classes[after]}**."
-        )
+        says = scene.name(after)
+        first = f"The model knows this **{name}**. Paint {count} pixels in its corner, and it says **{says}**."
     else:
         first = f"On this picture of class **{name}** the trick does not work; on most others it does."
     return (
@@ -296,11 +294,12 @@ def _trick_numbers(scene: Scene) -> None:
     )
     st.caption(
         f"{len(scene.backdoor.train_indices):,} of {len(scene.attributor.train_labels):,} training images are poisoned "
-        f"({poison.get('rate', 0):.2%}), {scene.backdoor.place}, seed {poison.get('seed')}. Attack success on all "
+        f"({poison.get('rate', 0):.2%}), {escape.markdown(scene.backdoor.place)}, seed "
+        f"{escape.markdown(str(poison.get('seed')))}. Attack success on all "
         "test images "
         f"{manifest.results['attack_success']:.1%}; accuracy on clean ones {manifest.results['test_accuracy']:.1%}."
     )
 
 
 def _article(name: str) -> str:
-    return f"{'An' if name[0].lower() in 'aeiou' else 'A'} {name}"
+    return f"{'An' if name[:1].lower() in 'aeiou' else 'A'} {name}"

@@ -1,11 +1,9 @@
 """Step 4 of the Backdoor page: find the planted images without knowing the class, the patch, or a fooled picture."""
 
-import csv
-import io
-
 import numpy as np
 import streamlit as st
 
+from app import escape
 from app.grid import Card, data_uri, grid
 from app.views.backdoor_scene import KEY, Scene, few, measured_for
 from app.views.job import run_job
@@ -110,13 +108,14 @@ def _healed(scene: Scene, suspects: np.ndarray) -> None:
 
 
 def _table(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["rank", "train_index", "label", "label_name", "suspicion"])
-    for place, index in enumerate(suspects, 1):
-        label = int(scene.attributor.train_labels[index])
-        writer.writerow([place, int(index), label, scene.attributor.bundle.classes[label], float(scores[index])])
-    return buffer.getvalue()
+    classes, labels = scene.attributor.bundle.classes, scene.attributor.train_labels
+    return escape.table(
+        ("rank", "train_index", "label", "label_name", "suspicion"),
+        (
+            [place, int(index), int(labels[index]), classes[labels[index]], float(scores[index])]
+            for place, index in enumerate(suspects, 1)
+        ),
+    )
 
 
 def _numbers(scene: Scene, scores: np.ndarray) -> None:

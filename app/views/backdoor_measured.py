@@ -4,10 +4,10 @@ from typing import Any
 
 import streamlit as st
 
-from app import words
+from app import escape, words
 from app.figures_backdoor import recalls
 from app.figures_experiments import ordered, recall_table
-from app.results import backdoor_results
+from app.results import backdoor_results, commands
 from app.views.backdoor_scene import KEY
 from core.methods import METHODS
 
@@ -34,7 +34,7 @@ def measured() -> None:
 
 def _one(result: dict[str, Any], place: int) -> None:
     rows, setting, attack = ordered(result), result["setting"], result["attack"]
-    st.markdown(f"{result['finding']} {_size(len(result['bundles']), setting['queries'])}")
+    st.markdown(f"{escape.sentence(result['finding'])} {_size(len(result['bundles']), setting['queries'])}")
     left, right = st.columns([1.1, 1], gap="large")
     with left:
         colour = "#5cc3d6" if st.context.theme.type == "dark" else "#0f6e84"
@@ -55,10 +55,9 @@ def _one(result: dict[str, Any], place: int) -> None:
             "aims at. Pool: the class that the attack aims at. σ² chosen on "
             f"{setting['tuned_on']} other queries a model from {setting['sigma2s'][0]:g} to "
             f"{setting['sigma2s'][-1]:g}. Attack success {attack['attack_success']['mean']:.1%}, test accuracy "
-            f"{attack['test_accuracy']['mean']:.1%}, {result['date']}.\n\n```\n"
-            + "\n".join(b["command"] for b in result["bundles"])
-            + f"\n{result['command']}\n```"
+            f"{attack['test_accuracy']['mean']:.1%}, {result['date']}."
         )
+        st.code(commands(result), language=None)
 
 
 def _size(models: int, queries: int) -> str:

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import streamlit as st
 
-from app import words
+from app import escape, words
 from app.bars import Bar, bars
-from app.results import retraining_results
+from app.results import commands, retraining_results
 from app.views.backdoor_scene import KEY, SHOWN, Scene
 from app.views.backdoor_search import ranking
 from app.views.job import run_job
+from app.views.notice import complain
 from core.curves import REFERENCE
 from core.errors import QueryError
 from core.methods import METHODS
@@ -24,7 +25,6 @@ Progress = Callable[[str, int, int], None]
 def proof_step(scene: Scene) -> None:
     """Draw the step."""
     st.subheader("3 · The proof", anchor="proof")
-    classes = scene.attributor.bundle.classes
     name = st.session_state.get(f"{KEY}method", REFERENCE)
     if not scene.works[scene.index]:
         st.markdown("Once a picture is chosen on which the patch works, its culprits can be taken away here.")
@@ -32,14 +32,14 @@ def proof_step(scene: Scene) -> None:
     try:
         found = np.array([item.train_index for item in ranking(scene, name).items])
     except QueryError as error:
-        st.error(str(error), icon=":material/error:")
+        complain(error)
         return
     pool = np.flatnonzero(scene.attributor.train_labels == scene.target)
     others = np.random.default_rng(0).choice(pool, len(found), replace=False)
     why = too_slow(scene.attributor.bundle)
     live = (
         f" So train it again without them, and once more without {len(found)} others labelled "
-        f"{classes[scene.target]}, picked blindly."
+        f"{scene.name(scene.target)}, picked blindly."
     )
     st.markdown(
         f"If those {len(found)} pictures taught the trick, a model that never saw them should not fall for it."
@@ -87,7 +87,6 @@ def _trained(
 
 
 def _said(before: Outcome, without: Outcome, blind: Outcome, scene: Scene, count: int) -> str:
-    classes = scene.attributor.bundle.classes
     fell = before.class_success - without.class_success
     if fell > 0.5 * before.class_success:
         verdict = "Those pictures taught it the trick."
@@ -101,9 +100,9 @@ def _said(before: Outcome, without: Outcome, blind: Outcome, scene: Scene, count
         says = "still fooled" if without.answer == scene.target else "no longer fooled that way, but wrong"
     return (
         f"Without them the patch works on **{without.class_success:.0%}** of pictures of class "
-        f"{classes[scene.base]} instead of **{before.class_success:.0%}**; without {count} picked blindly, on "
+        f"{scene.name(scene.base)} instead of **{before.class_success:.0%}**; without {count} picked blindly, on "
         f"**{blind.class_success:.0%}**. **{verdict}** About the picture above the model is {says}: it says "
-        f"{classes[without.answer]}."
+        f"{scene.name(without.answer)}."
     )
 
 
@@ -141,16 +140,15 @@ def _measured_once(scene: Scene, why: str) -> None:
         )
     bars(drawn)
     st.caption(
-        (f"How often the patch works on pictures of class {bundle.classes[scene.base]}. " if own else "")
-        + f"Over all classes: {result['finding']}"
+        (f"How often the patch works on pictures of class {scene.name(scene.base)}. " if own else "")
+        + f"Over all classes: {escape.sentence(result['finding'])}"
     )
     with st.expander("How it was measured"):
         st.markdown(
             f"σ² = {setting['sigma2']:g}, pool: the class that the attack aims at; same initial weights, same order "
-            "of the images that are left, same recipe.\n\n```\n"
-            + "\n".join([*(b["command"] for b in result["bundles"]), result["command"]])
-            + "\n```"
+            "of the images that are left, same recipe."
         )
+        st.code(commands(result), language=None)
 
 
 def _pictures(count: int) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from app import escape
 from app.results import backdoor_results
 from core.answers import QueryImage
 from core.attribution import Attributor
@@ -40,8 +41,12 @@ class Scene:
         """The class that the attack makes of the image."""
         return int(self.backdoor.targets[self.base])
 
+    def name(self, label: int) -> str:
+        """Return the name of a class for Markdown."""
+        return escape.markdown(self.attributor.bundle.classes[label])
+
     def query(self) -> QueryImage:
-        """Give the test image with the attacker's patch."""
+        """Return the test image with the attacker's patch."""
         image = np.asarray(self.attributor.bundle.array("test_images")[[self.index]])
         return self.attributor.upload(self.backdoor.stamped(image, np.array([self.base]))[0])
 

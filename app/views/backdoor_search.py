@@ -5,13 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import streamlit as st
 
-from app import shared, words
+from app import escape, shared, words
 from app.backdoor_link import BackdoorView
 from app.comparison_link import compare_link
 from app.figures_backdoor import roc
 from app.grid import Card, data_uri, grid
 from app.state import pack_image
 from app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, measured_for, tuned_sigma2, weak
+from app.views.notice import complain
 from core.answers import Attribution, Request
 from core.curves import REFERENCE
 from core.errors import QueryError
@@ -29,7 +30,6 @@ def search_step(scene: Scene, view: BackdoorView, change: Change, another: Calla
         another: called to take another picture.
     """
     st.subheader("2 · The question", anchor="question")
-    classes = scene.attributor.bundle.classes
     if not scene.works[scene.index]:
         st.markdown("On this picture the attacker’s patch does not work, so nobody taught the model anything about it.")
         st.button("Take one on which it works", key=f"{KEY}working", on_click=another, args=(scene,))
@@ -38,11 +38,11 @@ def search_step(scene: Scene, view: BackdoorView, change: Change, another: Calla
     method = view.method if view.method in names else REFERENCE
     rival = view.rival if view.rival in names else _rival(scene, scene.attributor.usable(fast=True), method)
     pool = int((scene.attributor.train_labels == scene.target).sum())
+    says = scene.name(scene.target)
     st.markdown(
-        f"The model says **{classes[scene.target]}** because somewhere among its {pool:,} training pictures labelled "
-        f"**{classes[scene.target]}** somebody planted the sign. Which ones taught it that? Below are the {SHOWN} "
-        "that two "
-        "ways of searching put first, for this one wrong answer; neither knows the attack."
+        f"The model says **{says}** because somewhere among its {pool:,} training pictures labelled **{says}** "
+        f"somebody planted the sign. Which ones taught it that? Below are the {SHOWN} that two ways of searching put "
+        "first, for this one wrong answer; neither knows the attack."
     )
     revealed = st.session_state.get(f"{KEY}revealed") == scene.index
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -54,11 +54,8 @@ def search_step(scene: Scene, view: BackdoorView, change: Change, another: Calla
             on_click=_reveal,
             args=(None if revealed else scene.index,),
         )
-        address = compare_link(pack_image(scene.query().image))
-        name = scene.attributor.bundle.path.name
-        st.link_button(
-            "All methods on this picture", f"{address}&bundle={name}", type="tertiary", icon=":material/compare:"
-        )
+        address = compare_link(pack_image(scene.query().image), scene.attributor.bundle.path.name)
+        st.link_button("All methods on this picture", address, type="tertiary", icon=":material/compare:")
     columns = st.columns(2, gap="large")
     for column, name, role in zip(columns, (method, rival), ("method", "rival"), strict=True):
         with column:
@@ -111,7 +108,7 @@ def _line_up(scene: Scene, name: str, role: str, *, revealed: bool) -> None:
     try:
         answer = ranking(scene, name)
     except QueryError as error:
-        st.error(str(error), icon=":material/error:")
+        complain(error)
         return
     culprits = set(scene.backdoor.culprits(scene.base).tolist())
     found = sum(item.train_index in culprits for item in answer.items)
@@ -146,9 +143,9 @@ def _line_up(scene: Scene, name: str, role: str, *, revealed: bool) -> None:
 def _close_up(scene: Scene, index: int, *, planted: bool) -> None:
     classes, label = scene.attributor.bundle.classes, int(scene.attributor.train_labels[index])
     source = data_uri(np.asarray(scene.attributor.bundle.array("train_images")[index]))
-    told = f"Training image {index}, labelled <b>{classes[label]}</b>."
+    told = f"Training image {index}, labelled <b>{escape.html(classes[label])}</b>."
     if planted:
-        told += f" It shows {_shows(scene, index)}, with the patch in its corner: the attacker planted it."
+        told += f" It shows {escape.html(_shows(scene, index))}, with the patch in its corner: the attacker planted it."
     st.html(
         f'<div style="display:flex;gap:.9rem;align-items:center"><img src="{source}" alt="training image {index}" '
         f'style="width:112px;height:112px;object-fit:contain;image-rendering:pixelated;border-radius:8px;background:#000">'
@@ -171,7 +168,7 @@ def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
         try:
             order = [item.train_index for item in ranking(scene, name, len(pool)).items]
         except QueryError as error:
-            st.caption(f"{METHODS[name].title}: {error}")
+            st.caption(f"{METHODS[name].title}: {escape.sentence(str(error))}")
             continue
         curves[METHODS[name].title] = np.isin(order, culprits)
         rows.append(
@@ -193,8 +190,7 @@ def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
         },
     )
     left.caption(
-        f"This one query; pool: the {len(pool):,} training images labelled "
-        f"{scene.attributor.bundle.classes[scene.target]}, "
+        f"This one query; pool: the {len(pool):,} training images labelled {scene.name(scene.target)}, "
         f"{len(culprits)} of them poisoned, ranked to the end. Chance: recall {len(culprits) / len(pool):.3f}, "
         "area 0.5."
     )

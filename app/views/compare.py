@@ -14,6 +14,7 @@ from app.comparison_link import LARGEST_BUDGET, MOST_QUERIES, ComparisonView, re
 from app.grid import data_uri
 from app.views.bundle import choose_bundle
 from app.views.compare_results import agreement_section, downloads
+from app.views.notice import warn
 from app.views.query import picker
 from app.views.stability import stability
 from core.answers import QueryImage
@@ -70,8 +71,7 @@ def _view(attributor: Attributor, path: str) -> ComparisonView:
                 view, own={name: attributor.bundle.sigma2(name) for name, m in METHODS.items() if m.uses_sigma2}
             )
         st.session_state[_VIEW], st.session_state[f"{_KEY}bundle"] = view, path
-        for complaint in complaints:
-            st.warning(complaint, icon=":material/link_off:")
+        warn(*complaints, icon=":material/link_off:")
     return st.session_state[_VIEW]
 
 
@@ -97,7 +97,7 @@ def _queries(view: ComparisonView, attributor: Attributor) -> list[QueryImage]:
         try:
             opened.append((text, state.open_query(text, attributor)))
         except QueryError as error:
-            st.warning(str(error), icon=":material/image_not_supported:")
+            warn(error, icon=":material/image_not_supported:")
     if not opened or opened[0][0] != view.query:
         opened.insert(0, (ComparisonView().query, attributor.query("test", 0)))
     texts = tuple(text for text, _ in opened)

@@ -1,7 +1,5 @@
 """Under the comparison: how the methods agree, what their subsets carry, and the files to take away."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import words
+from app import escape, words
 from app.comparison_link import ComparisonView
 from app.figures_comparison import FORMATS, agreement, comparison_file
 from core.answers import QueryImage
@@ -166,9 +164,7 @@ def _name(query: QueryImage) -> str:
 
 
 def _table(queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], classes: tuple[str, ...]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(_COLUMNS)
+    lines = []
     for query, block in zip(queries, rows, strict=True):
         for row in block:
             method = METHODS[row.request.method]
@@ -176,8 +172,8 @@ def _table(queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], classes
             for i in row.answer.items if row.answer else ():
                 nats = "" if i.nats is None else i.nats
                 image = [i.train_index, i.label, classes[i.label], i.score, nats, i.sign]
-                writer.writerow([_name(query), method.name, sigma2, i.rank, *image])
-    return buffer.getvalue()
+                lines.append([_name(query), method.name, sigma2, i.rank, *image])
+    return escape.table(_COLUMNS, lines)
 
 
 def _everything(

@@ -1,7 +1,5 @@
 """Coreset: a few training images that tell most about many test images, and what a network learns from these alone."""
 
-import csv
-import io
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -11,7 +9,7 @@ from urllib.parse import urlencode
 import numpy as np
 import streamlit as st
 
-from app import shared, state, words
+from app import escape, shared, state, words
 from app.coreset_link import CoresetView, largest_budget, read_coreset
 from app.figures_coreset import class_balance, information
 from app.grid import Card, data_uri, grid
@@ -19,6 +17,7 @@ from app.views.bundle import choose_bundle
 from app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
 from app.views.coreset_results import measured, others, worth
 from app.views.enlarge import show_large
+from app.views.notice import complain, inform, warn
 from core.attribution import Attributor, Progress
 from core.cache import BoundedCache
 from core.coreset import BLIND, Coresets, missing
@@ -60,7 +59,7 @@ def page() -> None:
     try:
         coresets = _coresets(attributor.bundle.identity, attributor)
     except QueryError as error:
-        st.info(str(error), icon=":material/extension_off:")
+        inform(error, icon=":material/extension_off:")
         return
     view = _view(attributor, str(path))
     controls, results = st.columns([1, 2.9], gap="large")
@@ -85,8 +84,7 @@ def _view(attributor: Attributor, path: str) -> CoresetView:
             train_images=len(attributor.train_labels),
         )
         st.session_state[VIEW], st.session_state[f"{KEY}bundle"] = view, path
-        for complaint in complaints:
-            st.warning(complaint, icon=":material/link_off:")
+        warn(*complaints, icon=":material/link_off:")
     return st.session_state[VIEW]
 
 
@@ -157,7 +155,7 @@ def _results(attributor: Attributor, coresets: Coresets, view: CoresetView) -> N
         sigma2 = view.sigma2 or attributor.bundle.sigma2(view.method, coreset=True)
         chosen = _chosen(attributor, coresets, view, rows, sigma2)
     except QueryError as error:
-        st.error(str(error), icon=":material/error:")
+        complain(error)
         return
     st.markdown(f"##### {_finding(chosen, whom(attributor, view, len(rows)))}", help=words.NAT)
     _sheet(attributor, chosen.indices)
@@ -212,7 +210,10 @@ def _sheet(attributor: Attributor, indices: np.ndarray) -> None:
     for label in sorted(counts):
         own = shown[labels[shown] == label]
         name, row = st.columns([1, 6], vertical_alignment="center")
-        name.markdown(f"**{classes[label]}** · {counts[label]}" + ("" if len(own) else " (none of the first shown)"))
+        name.markdown(
+            f"**{escape.markdown(classes[label])}** · {counts[label]}"
+            + ("" if len(own) else " (none of the first shown)")
+        )
         cards = [
             Card(
                 src=data_uri(np.asarray(images[index])),
@@ -269,12 +270,13 @@ def _downloads(attributor: Attributor, view: CoresetView, rows: np.ndarray, sigm
 
 def _table(attributor: Attributor, chosen: Chosen) -> str:
     classes, labels = attributor.bundle.classes, attributor.train_labels
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(["rank", "train_index", "label", "label_name", "nats_cumulative"])
-    for rank, (index, nats) in enumerate(zip(chosen.indices, chosen.nats, strict=True), 1):
-        writer.writerow([rank, int(index), int(labels[index]), classes[labels[index]], float(nats)])
-    return buffer.getvalue()
+    return escape.table(
+        ("rank", "train_index", "label", "label_name", "nats_cumulative"),
+        (
+            [rank, int(index), int(labels[index]), classes[labels[index]], float(nats)]
+            for rank, (index, nats) in enumerate(zip(chosen.indices, chosen.nats, strict=True), 1)
+        ),
+    )
 
 
 def _everything(attributor: Attributor, view: CoresetView, rows: np.ndarray, sigma2: float, chosen: Chosen) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from app import escape
 from app.coreset_link import GROUPS, MOST_MARKED, CoresetView
 from app.grid import Card, data_uri, grid
 from app.views.query import gallery
@@ -77,8 +78,8 @@ def asked(attributor: Attributor, view: CoresetView) -> np.ndarray:
 
 
 def whom(attributor: Attributor, view: CoresetView, count: int) -> str:
-    """Say in words who is asked about."""
-    name = attributor.bundle.classes[view.label]
+    """Say in words who is asked about (Markdown)."""
+    name = escape.markdown(attributor.bundle.classes[view.label])
     return {
         "random": f"{count} test images",
         "class": f"{count} test images of class {name}",

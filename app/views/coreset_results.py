@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import words
+from app import escape, words
 from app.coreset_link import CoresetView
 from app.figures_coreset import KINDS, accuracies, coreset_table, overlap, shares_right
-from app.results import load_results
+from app.results import commands, load_results
 from app.views.coreset_queries import KEY
 from app.views.job import run_job
 from core.attribution import Attributor
@@ -150,11 +150,11 @@ def measured() -> None:
     if not results:
         st.caption("The result is not in this installation; `natscope evaluate coreset` measures it.")
         return
-    st.markdown(f"**The paper.** {results[0]['claims']}")
+    st.markdown(f"**The paper.** {escape.sentence(results[0]['claims'])}")
     for place, result in enumerate(results):
         setting = result["setting"]
         st.markdown(f"**{words.setting_of(setting)}**")
-        st.markdown(f"**Ours.** {result['finding']}")
+        st.markdown(f"**Ours.** {escape.sentence(result['finding'])}")
         for column, (balanced, title) in zip(st.columns(2, gap="large"), KINDS, strict=True):
             column.markdown(f"**{title}**")
             figure = accuracies(result, balanced=balanced)
@@ -165,6 +165,6 @@ def measured() -> None:
             st.markdown(coreset_table(result))
             st.markdown(
                 f"{setting['queries']} test images had a say, accuracy on {setting['measured_on']}; {networks}; "
-                f"{result['date']}.\n\n"
-                "```\n" + "\n".join([*(b["command"] for b in result["bundles"]), result["command"]]) + "\n```"
+                f"{result['date']}."
             )
+            st.code(commands(result), language=None)

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import shared, state, words
+from app import escape, shared, state, words
 from app.bars import Bar, bars
 from app.counterfactual_link import FEWEST, MOST, CounterfactualView, read_counterfactual
 from app.figures_brittleness import flips, flips_table
 from app.grid import Card, data_uri, grid
-from app.results import load_results
+from app.results import commands, load_results
 from app.views.bundle import choose_bundle
 from app.views.enlarge import enlarge
 from app.views.job import run_job
+from app.views.notice import complain, warn
 from app.views.query import picker, prediction
 from core.answers import QueryImage, Request
 from core.attribution import Attributor
@@ -63,8 +64,7 @@ def _view(path: str) -> CounterfactualView:
     if _VIEW not in st.session_state or st.session_state.get(f"{_KEY}bundle") != path:
         view, complaints = read_counterfactual(st.query_params)
         st.session_state[_VIEW], st.session_state[f"{_KEY}bundle"] = view, path
-        for complaint in complaints:
-            st.warning(complaint, icon=":material/link_off:")
+        warn(*complaints, icon=":material/link_off:")
     return st.session_state[_VIEW]
 
 
@@ -78,7 +78,7 @@ def _query(view: CounterfactualView, attributor: Attributor) -> QueryImage:
     try:
         return state.open_query(view.query, attributor)
     except QueryError as error:
-        st.warning(str(error), icon=":material/image_not_supported:")
+        warn(error, icon=":material/image_not_supported:")
         st.session_state[_VIEW] = replace(view, query=CounterfactualView().query)
         return attributor.query("test", 0)
 
@@ -132,7 +132,7 @@ def _usual_sigma2() -> None:
 
 def _removal(attributor: Attributor, query: QueryImage) -> None:
     if (count := int((attributor.train_labels == query.predicted).sum())) < 2 * FEWEST:
-        label = attributor.bundle.classes[query.predicted]
+        label = escape.markdown(attributor.bundle.classes[query.predicted])
         st.info(
             f"Only {count} training images are labelled {label}: too few to take {FEWEST} away, and {FEWEST} others.",
             icon=":material/info:",
@@ -148,16 +148,17 @@ def _removal(attributor: Attributor, query: QueryImage) -> None:
     try:
         ranked = shared.with_progress(lambda progress: attributor.attribute(query, request, progress))
     except QueryError as error:
-        st.error(str(error), icon=":material/error:")
+        complain(error)
         return
     found = tuple(item.train_index for item in ranked.items)
     own = {query.index} if query.origin == "train" else set()
     pool = [int(row) for row in np.flatnonzero(attributor.train_labels == query.predicted) if row not in own]
     others = tuple(int(i) for i in np.random.default_rng(0).choice(pool, len(found), replace=False))
     title, label = METHODS[view.method].title, attributor.bundle.classes[query.predicted]
+    named = escape.markdown(label)
     st.markdown(
-        f"**{title}** names these {len(found)} of {len(pool):,} training images labelled {label}. Would the network "
-        f"still say **{label}** without them?"
+        f"**{title}** names these {len(found)} of {len(pool):,} training images labelled {named}. Would the network "
+        f"still say **{named}** without them?"
     )
     _contact_sheet(attributor, found)
     if why := too_slow(attributor.bundle):
@@ -283,7 +284,7 @@ def _verdict(before: Answer, found: Answer, blind: Answer, classes: tuple[str, .
             if blind.predicted != target
             else "without as many picked blindly it does not"
         )
-        return f"**The answer flips** to “{classes[found.predicted]}”; {tail}."
+        return f"**The answer flips** to “{escape.markdown(classes[found.predicted])}”; {tail}."
     if lost > max(by_chance, 0) + 0.1:
         return f"The answer stays, but it is less sure: the margin falls by **{lost:.2f}**, by chance {by_chance:.2f}."
     return (
@@ -327,13 +328,12 @@ def _measured() -> None:
         with left:
             st.plotly_chart(flips(result), key=f"{_KEY}flips{place}", config={"displayModeBar": False})
         with right:
-            st.markdown(f"**The paper.** {result['claims']}")
-            st.markdown(f"**Ours.** {result['finding']}")
+            st.markdown(f"**The paper.** {escape.sentence(result['claims'])}")
+            st.markdown(f"**Ours.** {escape.sentence(result['finding'])}")
             st.caption(
                 f"{setting['queries']} test images that the network gets right, {len(result['bundles'])} network"
                 f"{'s' if len(result['bundles']) > 1 else ''}; bars: one standard error; {result['date']}."
             )
         with st.expander("Numbers, and how it was measured"):
             st.markdown(flips_table(result))
-            commands = [*(b["command"] for b in result["bundles"]), result["command"]]
-            st.markdown("```\n" + "\n".join(commands) + "\n```")
+            st.code(commands(result), language=None)

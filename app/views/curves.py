@@ -1,7 +1,5 @@
 """Information curves: how much of the information each ranking recovers, and how far the numbers can be trusted."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +7,13 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import shared, words
+from app import escape, shared, words
 from app.curves_link import DECADES, GAINS, LARGEST, MOST_QUERIES, CurvesView, read_curves
 from app.figures_curves import FORMATS, curves_file, experiment_panels, lengths, relative
-from app.results import load_result
+from app.results import commands, load_result
 from app.views.bundle import choose_bundle
 from app.views.job import run_job
+from app.views.notice import warn
 from core.attribution import Attributor
 from core.curves import REFERENCE, Curve, Line, relative_curves, sample_queries
 from core.methods import METHODS
@@ -57,8 +56,7 @@ def _view(path: str) -> CurvesView:
     if _VIEW not in st.session_state or st.session_state.get(f"{_KEY}bundle") != path:
         view, complaints = read_curves(st.query_params)
         st.session_state[_VIEW], st.session_state[f"{_KEY}bundle"] = view, path
-        for complaint in complaints:
-            st.warning(complaint, icon=":material/link_off:")
+        warn(*complaints, icon=":material/link_off:")
     return st.session_state[_VIEW]
 
 
@@ -182,13 +180,14 @@ def _downloads(attributor: Attributor, view: CurvesView, panels: Sequence[tuple[
     curves = list({curve.line: curve for _, found, _ in panels for curve in found}.values())
 
     def table() -> str:
-        buffer = io.StringIO()
-        writer = csv.writer(buffer)
-        writer.writerow(["method", "sigma2", "m", "relative_information", "standard_error", "queries"])
-        for curve in curves:
-            for size, (mean, error) in enumerate(zip(curve.mean, curve.error, strict=True), 1):
-                writer.writerow([curve.line.method, curve.line.sigma2, size, mean, error, len(curve.values)])
-        return buffer.getvalue()
+        return escape.table(
+            ("method", "sigma2", "m", "relative_information", "standard_error", "queries"),
+            (
+                [curve.line.method, curve.line.sigma2, size, mean, error, len(curve.values)]
+                for curve in curves
+                for size, (mean, error) in enumerate(zip(curve.mean, curve.error, strict=True), 1)
+            ),
+        )
 
     def everything() -> str:
         settings = {"query": view.query or None, "queries": view.count, "bundle": attributor.bundle.manifest.name}
@@ -214,15 +213,14 @@ def _experiment() -> None:
         st.caption("The result is not in this installation; `natscope evaluate relative-information` measures it.")
         return
     setting = result["setting"]
-    st.markdown(f"**The paper.** {result['claims']}")
-    st.markdown(f"**Ours.** {result['finding']}")
+    st.markdown(f"**The paper.** {escape.sentence(result['claims'])}")
+    st.markdown(f"**Ours.** {escape.sentence(result['finding'])}")
     for title, curves, by_method in experiment_panels(result):
         st.markdown(f"**{title}**")
         figure = relative(curves, by_method=by_method)
         st.plotly_chart(figure, key=f"{_KEY}paper_{by_method}", config={"displayModeBar": False})
-    st.caption(
-        f"{words.setting_of(setting)}; {setting['queries']} test images; {result['date']}. `{result['command']}`"
-    )
+    st.caption(f"{words.setting_of(setting)}; {setting['queries']} test images; {result['date']}.")
+    st.code(commands(result), language=None, wrap_lines=True)
 
 
 def _trust(attributor: Attributor) -> None:

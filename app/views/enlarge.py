@@ -1,10 +1,9 @@
 """A button that shows an image as large as the page allows."""
 
-import html
-
 import numpy as np
 import streamlit as st
 
+from app import escape
 from app.grid import data_uri
 
 
@@ -30,10 +29,10 @@ def show_large(image: np.ndarray, title: str, *, link: tuple[str, str] | None = 
     """
     height, width = image.shape[:2]
 
-    @st.dialog(title, width="medium")
+    @st.dialog(escape.markdown(title), width="medium")
     def show() -> None:
         st.html(f"<style>{_SHARP}</style>")
-        st.html(f'<img class="ns-seen" src="{data_uri(image)}" alt="{html.escape(title)}, enlarged">')
+        st.html(f'<img class="ns-seen" src="{data_uri(image)}" alt="{escape.html(title)}, enlarged">')
         st.caption(f"{width} × {height} pixels, as the model sees it.")
         if link:
             st.link_button(*link, icon=":material/my_location:", type="tertiary")

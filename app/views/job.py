@@ -5,7 +5,9 @@ from typing import Any
 
 import streamlit as st
 
+from app import escape
 from app.jobs import Job, Progress, jobs
+from app.views.notice import complain
 
 _EVERY = 0.7  # seconds between two looks at a running job
 
@@ -29,7 +31,7 @@ def run_job(
         _watch(job, name)
         return None
     if job is not None and job.error:
-        st.error(job.error, icon=":material/error:")
+        complain(job.error)
     if job is not None and job.state == "stopped":
         st.caption("Stopped. Start it again when you like.")
 
@@ -44,5 +46,5 @@ def run_job(
 def _watch(job: Job, name: str) -> None:
     if job.state != "running":
         st.rerun()
-    st.progress(job.share, f"{job.stage} … {job.steps} of {job.total}")
+    st.progress(job.share, f"{escape.markdown(job.stage)} … {job.steps} of {job.total}")
     st.button("Stop", icon=":material/stop:", key=f"{name}_stop", on_click=job.stop)

@@ -1,6 +1,5 @@
 """The query's side of the Attribute page: what the model says of the image, and how to choose another one."""
 
-import html
 import random
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +8,11 @@ import numpy as np
 import streamlit as st
 from scipy.special import softmax
 
+from app import escape
 from app.grid import Card, data_uri, grid
 from app.state import pack_image
 from app.uploads import Upload, read_image, usual_background
+from app.views.notice import complain
 from core.answers import QueryImage
 from core.attribution import Attributor
 from core.errors import QueryError
@@ -40,12 +41,12 @@ def prediction(query: QueryImage, attributor: Attributor) -> None:
         verdict = "Your image, as the model sees it"
     else:
         right = query.label == query.predicted
-        mark = "✓ right" if right else f"✗ wrong, it is labelled {html.escape(classes[query.label])}"
+        mark = "✓ right" if right else f"✗ wrong, it is labelled {escape.html(classes[query.label])}"
         name = "Test" if query.origin == "test" else "Training"
         verdict = f"{name} image {query.index} · {mark}"
     st.html(
         f'<div class="ns-query"><img src="{data_uri(query.image)}" alt="the query image">'
-        f'<div><div class="ns-answer">{html.escape(classes[query.predicted])}</div>{bars}</div></div>'
+        f'<div><div class="ns-answer">{escape.html(classes[query.predicted])}</div>{bars}</div></div>'
         f'<div class="ns-verdict">{verdict}</div><style>{_STYLE}</style>'
     )
     if query.novelty > 1:
@@ -192,7 +193,7 @@ def _upload(attributor: Attributor, take: Take) -> None:
             help=_GROUNDS[usual_background(images)],
         )
     if st.session_state.get("upload_error"):
-        st.error(st.session_state["upload_error"], icon=":material/broken_image:")
+        complain(st.session_state["upload_error"], icon=":material/broken_image:")
     upload: Upload | None = st.session_state.get("upload")
     if upload is not None:
         yours, seen = st.columns(2)
@@ -226,7 +227,7 @@ def _read(images: np.ndarray, take: Take) -> None:
 def _bar(name: str, share: float, *, strong: bool) -> str:
     weight = "ns-bar strong" if strong else "ns-bar"
     return (
-        f'<div class="{weight}"><span class="ns-name">{html.escape(name)}</span>'
+        f'<div class="{weight}"><span class="ns-name">{escape.html(name)}</span>'
         f'<span class="ns-track"><span style="width:{max(share, 0.005):.1%}"></span></span>'
         f'<span class="ns-share">{share:.1%}</span></div>'
     )

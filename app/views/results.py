@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import words
+from app import escape, words
 from app.figures_backdoor import recalls
 from app.figures_brittleness import flips, flips_table
 from app.figures_coreset import KINDS, accuracies, coreset_table
@@ -13,7 +13,7 @@ from app.figures_curves import experiment_panels, relative
 from app.figures_experiments import ordered, recall_table, retraining_table
 from app.figures_tuning import scores
 from app.paper import SECTIONS
-from app.results import load_results
+from app.results import commands, load_results
 from core.methods import METHODS
 
 _KEY = "results_"
@@ -44,13 +44,13 @@ def page() -> None:
 def _one(result: dict[str, Any], key: str) -> None:
     setting = result["setting"]
     st.markdown(f"**{words.setting_of(setting)}**")
-    st.markdown(f"**Ours.** {result['finding']}")
+    st.markdown(f"**Ours.** {escape.sentence(result['finding'])}")
     _FIGURES[result["experiment"]](result, key)
     st.caption(_size(result))
     with st.expander("What made it"):
         bundles = result.get("bundles") or []
+        st.code(commands(result), language=None)
         st.markdown(
-            "```\n" + "\n".join([*(bundle["command"] for bundle in bundles), result["command"]]) + "\n```\n\n"
             f"Bundles: {', '.join(b['identity'] for b in bundles) or result['bundle']}. "
             + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
             + "."

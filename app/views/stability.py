@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import streamlit as st
 
-from app import shared
+from app import escape, shared
 from app.grid import Card, data_uri, grid
 from app.views.job import run_job
 from core.answers import QueryImage, Request
@@ -53,10 +53,9 @@ def stability(attributor: Attributor, name: str, query: QueryImage, requests: Se
     with networks:
         siblings = _siblings(attributor)
         if not siblings:
-            command = attributor.bundle.manifest.command
             st.caption(
-                f"No bundle of another training seed is served. `{command} --seed 1 --out FOLDER`, with the folder "
-                "beside this bundle, makes one."
+                "No bundle of another training seed is served. Run `natscope precompute` with this bundle’s settings, "
+                "which its manifest.json holds, and another `--seed`, into a folder beside it."
             )
             return
 
@@ -133,9 +132,9 @@ def finding(result: Stability, kind: str) -> str:
         kind: "sketches" or "networks", what was changed.
     """
     if result.original is None:
-        return result.failure
+        return escape.sentence(result.failure)
     if not result.repeats:
-        return result.failure or "It does not use the sketch, so it is the same every time."
+        return escape.sentence(result.failure) or "It does not use the sketch, so it is the same every time."
     size, share = len(result.stayed), result.stayed.mean() / result.repeats
     who = {0: "None", size: "All"}.get(result.always, str(result.always))
     where = (
@@ -149,7 +148,8 @@ def finding(result: Stability, kind: str) -> str:
     order = f"; the order correlates at {_spread(known)}" if len(known) else ""
     return (
         f"{who} of its first {size} stayed in {where}{average}: **{verdict}**. "
-        f"Overlap {_spread(result.overlaps)}{order}." + (f" {result.failure}" if result.failure else "")
+        f"Overlap {_spread(result.overlaps)}{order}."
+        + (f" {escape.sentence(result.failure)}" if result.failure else "")
     )
 
 

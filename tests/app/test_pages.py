@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from app.escape import sentence
 from app.serve import BUNDLES
 from app.state import SIGMA2_EXPONENTS, pack_image
 from app.views import query as query_view
@@ -482,7 +483,7 @@ def test_no_bundle_at_all_is_a_sentence_that_says_how_to_make_one(tmp_path, monk
     monkeypatch.setenv(BUNDLES, str(folder))
     page = _open()
     assert [error.value for error in page.error] == [
-        f"There is no bundle in {folder}; `natscope demo` or `natscope precompute` makes one."
+        sentence(f"There is no bundle in {folder}; `natscope demo` or `natscope precompute` makes one.")
     ]
 
 

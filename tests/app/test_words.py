@@ -3,6 +3,7 @@ import math
 import pytest
 
 from app import words
+from app.escape import markdown
 from app.state import SIGMA2_EXPONENTS
 from app.words import EXPERT, PLAIN, finding, informative, nats, setting_of, sigma2_text, titles
 from core.answers import CONDITIONINGS, POOLS, Attribution, Item, Request
@@ -59,8 +60,8 @@ def test_results_are_named_in_words():
     setting = {"data": "folder:cifar10, 50,000 training images", "network": "resnet9 3-10"}
     assert setting_of(setting) == "CIFAR-10 (JPEG), 50,000 training images; ResNet-9"
     setting = {"data": "folder:pets, 10 training images", "network": "my_model:make"}
-    assert setting_of(setting) == "pets, 10 training images; my_model:make"
-    assert setting_of(setting | {"recipe": {"epochs": 7}}).endswith("; my_model:make, 7 epochs")
+    assert setting_of(setting) == f"pets, 10 training images; {markdown('my_model:make')}"
+    assert setting_of(setting | {"recipe": {"epochs": 7}}).endswith(", 7 epochs")
 
 
 def test_the_informative_methods_are_those_that_count_nats():

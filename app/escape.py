@@ -1,0 +1,90 @@
+"""Text from outside (names, addresses, sentences that hold them), made ready for where it is shown.
+
+A name is shown as it is, and never read as markup, a link, a formula or a command to a terminal. Each medium has one
+function, called where the text meets the medium, once.
+"""
+
+import csv
+import html as _python
+import io
+import re
+from collections.abc import Iterable, Sequence
+
+# Control characters, line separators, what turns the order of letters round, and halves of characters.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_MARKS = re.compile(r"([\\`*_\[\]{<>#&$~|:])")
+_EDGES = re.compile(r"^\s+|\s+$")
+# What starts a list or underlines a heading, and what Streamlit's pages turn into links, icons, emoji and arrows after
+# Markdown is read, when a backslash is gone: a character of no width goes in between.
+_BREAKS = re.compile(
+    r"""^(?=[-+](?:\s|$)|[-=]+\s*$|\d+[.)](?:\s|$))
+    |(?<=:)(?=//|material/|[\w+-]+(?::|$))
+    |(?<=www)(?=\.)
+    |(?<=@)(?=[\w-])
+    |(?<=(?<!\S)[-<>~])(?=(?:[->=]|->)(?!\S))""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_JOINER = "\u2060"
+_COMMAND = re.compile(r"`((?:natscope |--)[\w .,:=/-]+)`")
+_FORMULAS = tuple("=+-@\t\r\n＝＋－＠")  # spreadsheets read wide signs too
+_LONGEST = 40  # characters of a name in a chart
+
+
+def visible(text: str) -> str:
+    r"""Return the text on one line, with characters that change what is seen without being seen spelt out (\x1b)."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+def terminal(text: str) -> str:
+    """Return the text for a line on a terminal, which then obeys none of its characters."""
+    return visible(text)
+
+
+def html(text: str) -> str:
+    """Return the text for HTML, between tags or in a quoted attribute."""
+    return _python.escape(visible(text))
+
+
+def markdown(text: str) -> str:
+    """Return the text for Streamlit's Markdown: in sentences, labels, tooltips and titles of dialogs."""
+    return _EDGES.sub(lambda found: "".join(f"&#{ord(space)};" for space in found[0]), _inner(visible(text)))
+
+
+def sentence(text: str) -> str:
+    """Return one of natscope's own sentences, which may hold text from outside, for Streamlit's Markdown.
+
+    What looks like a command of natscope's, or an option, stays one between backticks.
+    """
+    own = _COMMAND.split(visible(text))
+    return "".join(f"`{part}`" if place % 2 else _inner(part) for place, part in enumerate(own))
+
+
+def chart(text: str) -> str:
+    """Return the text, shortened, for Plotly, which reads some HTML."""
+    return _python.escape(_short(visible(text), _LONGEST), quote=False)
+
+
+def mathtext(text: str, longest: int) -> str:
+    """Return the text, shortened to so many characters, for Matplotlib, which reads formulas between dollars."""
+    return _short(visible(text), longest).replace("$", r"\$")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as CSV; text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return buffer.getvalue()
+
+
+def _inner(text: str) -> str:
+    return _MARKS.sub(r"\\\1", _BREAKS.sub(_JOINER, text))
+
+
+def _short(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value
