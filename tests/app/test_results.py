@@ -4,6 +4,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import assets
+from app import escape
 from app.paper import SECTIONS
 from app.results import load_result, provenance_missing
 from app.views.results import _FIGURES
@@ -24,12 +25,12 @@ def page():
 
 
 def test_every_result_that_is_installed_is_shown_with_what_made_it(page):
-    told = " ".join(element.value for element in [*page.markdown, *page.caption])
+    told = " ".join(element.value for element in [*page.markdown, *page.caption, *page.code])
     assert {"relative-information", "backdoor"} <= set(INSTALLED)
     for name in INSTALLED:
         result = load_result(name)
         assert result is not None, name
-        assert result["finding"] in told
+        assert escape.sentence(result["finding"]) in told
         assert result["command"] in told
         assert result["date"] in told
         assert result["experiment"] in _FIGURES
