@@ -11,6 +11,7 @@ import click
 from app.cli_bars import Bars, say
 from app.cli_experiments import evaluate, tune
 from app.cli_precompute import build_spec, notes, print_check
+from app.cli_trust import allow_code
 from core.errors import NatscopeError
 
 EXISTING = click.Path(path_type=Path)
@@ -25,6 +26,7 @@ def natscope() -> None:
 @natscope.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port of the app.")
 @click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+@allow_code
 def demo(port: int, no_browser: bool) -> None:
     """Build the first embedded bundle, then serve it; the poisoned one and what is slow follow while it is served."""
     from app.serve import serve
@@ -48,6 +50,7 @@ def demo(port: int, no_browser: bool) -> None:
 @click.option("--bundles", type=EXISTING, required=True, help="A bundle, or a folder of bundles.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port of the app.")
 @click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+@allow_code
 def app(bundles: Path, port: int, no_browser: bool) -> None:
     """Serve bundles that exist."""
     from app.serve import serve
@@ -203,6 +206,7 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
 @click.option("--target", help="Class to attribute, by number or name; the predicted one by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the method random.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@allow_code
 def attribute(
     bundle: Path,
     test_index: int | None,
@@ -271,6 +275,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command; every error a user can mend is one sentence on stderr and exit code 2."""
     # Threads that wait for one another by spinning slow each other tenfold as soon as anything else runs here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # No process that is started from here looks for modules in the working directory, which may be a stranger's.
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         code = natscope.main(args=arguments, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -9,6 +9,7 @@ import click
 
 from app.cli_bars import Bars, say
 from app.cli_precompute import method_names
+from app.cli_trust import allow_code
 
 EXISTING = click.Path(path_type=Path)
 
@@ -21,6 +22,7 @@ EXISTING = click.Path(path_type=Path)
 @click.option("--budget", type=click.IntRange(1), help="Size M of the largest subset; each has its usual one.")
 @click.option("--methods", help="Names of methods, with commas, for an experiment that compares them.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawing of test images.")
+@allow_code
 def evaluate(
     experiment: str,
     bundle: Path,
@@ -65,6 +67,7 @@ def evaluate(
 @click.option("--methods", help="Names of methods, with commas; those that use σ² by default.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawing of test images.")
 @click.option("--take", type=EXISTING, help="Measure nothing; take the values of this finished result.")
+@allow_code
 def tune(
     bundle: Path,
     out: Path | None,

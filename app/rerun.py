@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
                 continue
             words = [*words[: words.index("--bundle") + 2], "--take", str(out)]  # the manifest may not have it yet
         say(f"$ natscope {shlex.join(words)}")
-        if code := subprocess.run([sys.executable, "-m", "app.cli", *words], check=False).returncode:
+        if code := subprocess.run([sys.executable, "-P", "-m", "app.cli", *words], check=False).returncode:
             sys.exit(code)
     say(f"All results are in {folder} ({(time.monotonic() - started) / 60:.1f} minutes).")
 

@@ -9,7 +9,7 @@ from core.attribution import Attributor
 from core.bundle import Bundle
 from core.errors import BuildError, BundleError, QueryError
 from core.methods import METHODS
-from precompute.models import ModelSpec, build_model
+from precompute.models import network_of
 
 _COMPARED = 4  # test images
 _TOLERANCE = 1e-2
@@ -19,19 +19,18 @@ def open_attributor(path: Path) -> Attributor:
     """Open a bundle and build its network.
 
     Raises:
-        BundleError: if the bundle cannot be opened, or its network is unknown here.
+        BundleError: if the bundle cannot be opened, or its network is unknown here or of code that is not trusted.
     """
     bundle = Bundle(path)
     try:
-        spec = ModelSpec.from_dict(bundle.manifest.model)
-        model = build_model(spec, seed=0)
+        model = network_of(bundle, seed=0)
     except BuildError as error:
         raise BundleError(f"The network of the bundle {path} cannot be built: {error}") from error
     except (KeyError, TypeError) as error:
         raise BundleError(f"The bundle {path} names a network that this natscope cannot build.") from error
     attributor = Attributor(bundle, model)
-    if ":" in spec.architecture:
-        _check_unchanged(attributor, spec)
+    if ":" in (architecture := bundle.manifest.model["architecture"]):
+        _check_unchanged(attributor, architecture)
     return attributor
 
 
@@ -59,18 +58,18 @@ def lacks(attributor: Attributor, method: str) -> str | None:
     return attributor.missing(METHODS[method])
 
 
-def _check_unchanged(attributor: Attributor, spec: ModelSpec) -> None:
+def _check_unchanged(attributor: Attributor, architecture: str) -> None:
     """Compare a few outputs with those that were stored: somebody's own module may have been edited since."""
     bundle = attributor.bundle
     stored = np.asarray(bundle.array("test_logits")[:_COMPARED])
     try:
         found = attributor.features.outputs(attributor.inputs(np.asarray(bundle.array("test_images")[:_COMPARED])))
-    except Exception as error:  # anybody's code
-        raise BundleError(f"The network {spec.architecture} of the bundle {bundle.path} fails: {error}") from error
+    except (Exception, SystemExit) as error:  # anybody's code
+        raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {error}") from error
     if found.logits.shape != stored.shape or not np.allclose(
         found.logits, stored, rtol=_TOLERANCE, atol=_TOLERANCE * np.abs(stored).max()
     ):
         raise BundleError(
-            f"The network {spec.architecture} is not the one that the bundle {bundle.path} was built with: its outputs "
+            f"The network {architecture} is not the one that the bundle {bundle.path} was built with: its outputs "
             "are others; undo the changes to its module, or build the bundle again in another folder."
         )

@@ -2,7 +2,7 @@
 
 It builds the rest of the demo's bundles and adds the slow method to each. It writes what it is doing to a small file
 among the bundles, ends with the process that started it, and goes on where it was when it is started again.
-`python -m precompute.background FOLDER PARENT` is what `start` runs.
+`python -P -m precompute.background FOLDER PARENT` is what `start` runs: modules in the working directory are not its.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Preparing:
 
 def start(folder: Path) -> subprocess.Popen:
     """Start preparing what is missing of the demo's bundles in a folder, at the lowest priority."""
-    command = [sys.executable, "-m", "precompute.background", str(folder), str(os.getpid())]
+    command = [sys.executable, "-P", "-m", "precompute.background", str(folder), str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 

@@ -31,13 +31,14 @@ from core.posterior import blocks, feature_gram
 from core.rows import RowView
 from precompute.datasets import Dataset, first_of_each, of_classes, scaled
 from precompute.folders import load_named
-from precompute.models import ModelSpec, build_model, fitted
+from precompute.models import build_model, fitted, network_of
 from precompute.parts import Parts
 from precompute.poison import poison
 from precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions, wanted
 from precompute.store import Store
 from precompute.suitable import check_suitable, check_trains
 from precompute.training import accuracy, apart, train
+from precompute.trusted import trust
 from precompute.weights import load_weights
 from precompute.work import CHECKPOINT, Work
 
@@ -49,6 +50,8 @@ _SAMPLED = 2000  # test images whose distance to the training images is measured
 def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, total: None) -> Bundle:
     """Build a bundle, go on with one that was interrupted, or open the one that is there.
 
+    The code of a network of one's own is trusted from then on, when the bundle is opened.
+
     Args:
         spec: the settings.
         out: the folder to publish.
@@ -59,6 +62,7 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
         BundleError: if `out` holds something else, or another process is building it.
         DataError: if the data set cannot be had.
     """
+    trust(spec.model.architecture)
     settings = spec.settings()
     if out.exists() and not _missing(spec, bundle := existing(out, settings)):
         return bundle
@@ -84,7 +88,8 @@ def existing(out: Path, settings: dict[str, Any]) -> Bundle:
     if not out.is_dir():
         raise BundleError(f"{out} is in the way and is no bundle; choose another folder.")
     bundle = Bundle(out)
-    if bundle.manifest.results["settings"] != settings:
+    network = bundle.manifest.model.get("architecture")  # a forged bundle may name another one than its settings do
+    if bundle.manifest.results["settings"] != settings or network != settings["model"]["architecture"]:
         raise BundleError(f"{out} holds a bundle with other settings; choose another folder, or delete that one first.")
     return bundle
 
@@ -137,7 +142,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
         return bundle
     work = Work(bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity})
     _check_room(work.path, parts_bytes(methods, len(bundle.array("train_labels")), bundle.sketch_spec.dim))
-    model = build_model(ModelSpec.from_dict(bundle.manifest.model), seed=0)
+    model = network_of(bundle, seed=0)
     model.load_state_dict(bundle.weights())
     dataset, labels = bundle.manifest.dataset, np.asarray(bundle.array("train_labels"))
     images = ImageInputs(bundle.array("train_images"), dataset["mean"], dataset["std"])

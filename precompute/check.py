@@ -23,6 +23,7 @@ from precompute.models import ModelSpec, build_model, fitted
 from precompute.spec import BuildSpec, estimated_bytes, wanted
 from precompute.suitable import Suitable, check_suitable, check_trains
 from precompute.training import accuracy, train
+from precompute.trusted import trust
 from precompute.weights import load_weights
 
 Progress = Callable[[str, int, int], None]
@@ -48,6 +49,7 @@ def check(
     Raises:
         NatscopeError: what `build` would raise, at the point where it is found.
     """
+    trust(spec.model.architecture)
     if out is not None and out.exists():
         existing(out, spec.settings())
         yield "Bundle", f"{out} is there already, with these settings"

@@ -3,8 +3,8 @@
 import importlib
 import inspect
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from core.bundle import sha256_of
-from core.errors import BuildError
+from core.bundle import Bundle, sha256_of
+from core.errors import BuildError, NatscopeError
+from precompute.trusted import Code, find
 
 _HIDDEN = (512, 256)
-_OWN = frozenset({"app", "assets", "core", "precompute"})
+_LONGEST = 200  # characters of what somebody's code says when it fails
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,32 @@ def fitted(spec: ModelSpec, shape: Sequence[int], classes: int) -> ModelSpec:
     return replace(spec, widths=(1 if len(shape) == 2 else 3, classes))
 
 
-def build_model(spec: ModelSpec, *, seed: int) -> nn.Module:
+def network_of(bundle: Bundle, *, seed: int) -> nn.Module:
+    """Return the network that a bundle's manifest names, with initial weights.
+
+    Raises:
+        BuildError: as `build_model` does.
+        BundleError: if its code is somebody's whom the user has not trusted; nothing of it is run.
+    """
+    return build_model(ModelSpec.from_dict(bundle.manifest.model), seed=seed, bundle=bundle)
+
+
+def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> nn.Module:
     """Build a network; the weights of natscope's own are Kaiming-normal, N(0, 2 / fan_in), with zero biases.
 
     They are drawn from `seed` alone. A factory draws its own, after the global generator was seeded for it alone.
 
+    Args:
+        spec: the network. A factory's module is imported only if it is trusted: see `precompute.trusted`.
+        seed: of the weights.
+        bundle: whose manifest names the network; None when no bundle does.
+
     Raises:
         BuildError: if the architecture is unknown, the widths make no network, or the factory fails.
+        BundleError: if the factory's module is not trusted.
     """
     if ":" in spec.architecture:
-        return _from_factory(spec.architecture, seed)
+        return _from_factory(find(spec.architecture, bundle), seed)
     if spec.architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise BuildError(
@@ -159,46 +176,36 @@ def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, paddin
 
 
 def source_of(spec: ModelSpec) -> str | None:
-    """Give the checksum of the file that a factory is written in, by which a build notices that it was edited.
+    """Return the checksum of the file that a factory is written in, by which a build notices that it was edited.
 
     Raises:
         BuildError: if the factory cannot be imported.
+        BundleError: if its module is not trusted.
     """
     if ":" not in spec.architecture:
         return None
+    code = find(spec.architecture)
+    with code.importable():
+        factory = _imported(code)
     try:
-        file = inspect.getsourcefile(_factory(spec.architecture))
+        file = inspect.getsourcefile(factory)
     except TypeError:
         file = None
     return sha256_of(Path(file)) if file and Path(file).is_file() else None
 
 
-def _factory(name: str) -> Callable[[], Any]:
-    """Import a factory. A manifest may come from a stranger, so what it can name is kept to networks and functions."""
-    path, _, attribute = name.partition(":")
-    if path.partition(".")[0] in sys.stdlib_module_names | _OWN:
-        raise BuildError(f"{path} is a module of Python or natscope; --model takes module.path:factory of your own.")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # where the user's own module is, for a command that was installed elsewhere
-    try:
+def _imported(code: Code) -> Callable[[], Any]:
+    """Import a factory: the one place where code runs that is not natscope's, and only what `find` returned."""
+    path, name = code.module, code.factory
+    with _one_sentence(f"The module {path} fails when it is imported"):
         module = importlib.import_module(path)
-    except (ImportError, ValueError, TypeError) as error:
-        raise BuildError(
-            f"The module {path} of --model {name} cannot be imported ({_first_line(error)}); run natscope in the "
-            "folder that holds it, or install it beside natscope."
-        ) from error
-    except Exception as error:  # anybody's code
-        raise BuildError(
-            f"The module {path} of --model {name} fails when it is imported: {type(error).__name__}: "
-            f"{_first_line(error)}."
-        ) from error
-    factory = getattr(module, attribute, None)
+        factory = getattr(module, name, None)
     if factory is None:
         networks = [n for n, v in vars(module).items() if _is_network(v) and v.__module__ == path]
         there = f"it has {', '.join(networks)}" if networks else "--model takes module.path:factory"
-        raise BuildError(f"The module {path} has no '{attribute}'; {there}.")
+        raise BuildError(f"The module {path} has no '{name}'; {there}.")
     if not (inspect.isfunction(factory) or _is_network(factory)):
-        raise BuildError(f"{name} is no function and no torch.nn.Module, so it makes no network.")
+        raise BuildError(f"{path}:{name} is no function and no torch.nn.Module, so it makes no network.")
     return factory
 
 
@@ -206,26 +213,43 @@ def _is_network(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, nn.Module)
 
 
-def _from_factory(name: str, seed: int) -> nn.Module:
-    factory = _factory(name)
-    with torch.random.fork_rng(devices=[]):
+def _from_factory(code: Code, seed: int) -> nn.Module:
+    name = f"{code.module}:{code.factory}"
+    with code.importable(), torch.random.fork_rng(devices=[]):
+        factory = _imported(code)
         torch.manual_seed(seed)
-        try:
+        with _one_sentence(f"{name}() failed"):
             model = factory()
-        except Exception as error:  # anybody's code
-            raise BuildError(f"{name}() failed: {type(error).__name__}: {_first_line(error)}.") from error
     if not isinstance(model, nn.Module):
         raise BuildError(f"{name}() gave {type(model).__name__}, not a torch.nn.Module.")
-    lazy = [title for title, p in model.named_parameters() if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise BuildError(f"The parameter '{lazy[0]}' of {name} has no shape yet; use layers that are not lazy.")
-    if next(model.parameters(), None) is None:
-        raise BuildError(f"The network of {name} has no parameters, so there is nothing to attribute by.")
-    return model.to("cpu", torch.float32)
+    with _one_sentence(f"The network of {name} fails"):
+        lazy = [title for title, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+        if lazy:
+            raise BuildError(f"The parameter '{lazy[0]}' of {name} has no shape yet; use layers that are not lazy.")
+        if next(model.parameters(), None) is None:
+            raise BuildError(f"The network of {name} has no parameters, so there is nothing to attribute by.")
+        return model.to("cpu", torch.float32)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0].rstrip(".")
+@contextmanager
+def _one_sentence(what: str) -> Iterator[None]:
+    """Turn whatever somebody's code raises into a BuildError: even SystemExit, which would end a session silently."""
+    try:
+        yield
+    except (NatscopeError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise BuildError(f"{what}: {_said(error)}.") from error
+
+
+def _said(error: BaseException) -> str:
+    """Return an error's type and the first line of its text, with nothing in it that a terminal would obey."""
+    try:
+        text = str(error).strip()
+    except Exception:  # anybody's code
+        text = ""
+    line = f"{type(error).__name__}: {text}".splitlines()[0][:_LONGEST].rstrip(".: ")
+    return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 ARCHITECTURES: dict[str, Callable[[ModelSpec], nn.Module]] = {"mlp": _mlp, "resnet9": _resnet9}

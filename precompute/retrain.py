@@ -15,7 +15,7 @@ from core.bundle import Bundle
 from core.errors import BuildError
 from core.images import ImageInputs
 from core.jacobians import linear_alone
-from precompute.models import ModelSpec, build_model
+from precompute.models import network_of
 from precompute.training import TrainingSpec, accuracy, logits_of, train
 
 _AT_HAND = 2**28  # bytes of inputs up to which they are in memory as a whole
@@ -61,7 +61,7 @@ def retrain(
     """
     manifest = bundle.manifest
     recipe = recipe or recipe_of(bundle)
-    model = build_model(ModelSpec.from_dict(manifest.model), seed=recipe.seed)
+    model = network_of(bundle, seed=recipe.seed)
     stored = bundle.array("train_images")
     images: torch.Tensor | ImageInputs = ImageInputs(stored, manifest.dataset["mean"], manifest.dataset["std"])
     if 4 * stored.size <= _AT_HAND:
@@ -95,15 +95,13 @@ def patience(bundle: Bundle) -> str:
     return "a few minutes" if _heavy(bundle) else "half a minute"
 
 
+@lru_cache(maxsize=16)
 def _heavy(bundle: Bundle) -> bool:
-    """Whether the network is more than an MLP, whose training takes seconds."""
-    return _beyond_linear(ModelSpec.from_dict(bundle.manifest.model))
+    """Whether the network is more than an MLP, whose training takes seconds; it is built once to see.
 
-
-@lru_cache
-def _beyond_linear(spec: ModelSpec) -> bool:
-    """Build the network once to see: pages ask at every click."""
-    return not linear_alone(build_model(spec, seed=0))
+    Pages ask at every click, of a bundle that they share.
+    """
+    return not linear_alone(network_of(bundle, seed=0))
 
 
 @dataclass(frozen=True)

@@ -92,14 +92,14 @@ def check_trains(model: nn.Module, images: Tensor, last: int, spec: ModelSpec) -
         try:
             logits = model(images)
             cross_entropy(logits, torch.zeros(len(images), dtype=torch.int64)).backward()
-        except Exception as error:  # anybody's code
+        except (Exception, SystemExit) as error:  # anybody's code
             raise BuildError(
                 f"The network {spec.title} cannot be trained: a step in training mode fails{trail.where(error)}."
             ) from error
         if last == 1:
             try:
                 model(images[:1])
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise BuildError(
                     f"The last step of every epoch has one image, with which {spec.title} fails in training mode; "
                     "choose another --batch-size."
@@ -113,7 +113,7 @@ class _Trail:
     inside: list[tuple[str, nn.Module, tuple[int, ...]]] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
 
-    def where(self, error: Exception) -> str:
+    def where(self, error: BaseException) -> str:
         """Say in which layer the pass stopped, and why, as the end of a sentence."""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].strip().rstrip(".")
         if not self.inside or not self.inside[-1][0]:
@@ -148,7 +148,7 @@ def _run(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail) -> An
     try:
         with torch.no_grad():
             return model(images)
-    except Exception as error:  # anybody's code
+    except (Exception, SystemExit) as error:  # anybody's code
         height, width = images.shape[2:]
         if spec.architecture == "mlp":
             pixels = images[0].numel()
@@ -209,7 +209,7 @@ def _blocks(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail, ot
         return jacobian_blocks(model, images, targets)
     except ValueError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not others:
             raise BuildError(f"The network {spec.title} cannot be differentiated{trail.where(error)}.") from error
         raise BuildError(

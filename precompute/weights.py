@@ -46,7 +46,7 @@ def load_weights(model: nn.Module, path: Path, spec: ModelSpec) -> None:
     _check_kinds(model, weights, path)
     try:
         model.load_state_dict(weights)
-    except Exception as error:  # modules of one's own may refuse in any way
+    except (Exception, SystemExit) as error:  # modules of one's own may refuse in any way
         fault = _fault(model, weights) or str(error).strip().splitlines()[-1].strip().rstrip(".")
         raise BuildError(
             f"The weights in {path} do not fit the network {spec.title}: {fault}; {_mend(spec)}."

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,19 @@ from precompute.build import build
 from precompute.poison import PoisonSpec
 from precompute.spec import BuildSpec
 from precompute.training import TrainingSpec
+from precompute.trusted import ALLOWED
 from tests.browser import LAUNCH_FLAGS, find_browser
 
 _DATA = Path(os.environ.get("NATSCOPE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_configuration(tmp_path_factory) -> Iterator[None]:
+    """No test reads or writes what the user of this machine trusts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration")))
+        patch.delenv(ALLOWED, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ AT_HOME = {
     "matplotlib": "app/figures",
     "PIL": ("app/", "precompute/pictures.py"),
     "torchvision": "precompute/datasets.py",
-    "filelock": "precompute/build.py",
+    "filelock": ("precompute/build.py", "precompute/trusted.py"),
 }
 
 

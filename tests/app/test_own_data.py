@@ -1,6 +1,7 @@
 """Bundles of folders on the Attribute page: colour, class names that are no HTML, and objects on a light ground."""
 
 import io
+import shutil
 import sys
 from pathlib import Path
 
@@ -89,3 +90,39 @@ def test_class_names_are_shown_as_they_are(folder, monkeypatch):
     texts = " ".join(element.proto.body for element in page.get("html"))
     assert "<b>*bold" not in texts
     assert "&lt;b&gt;*bold*&lt;∕b" in texts
+
+
+@pytest.mark.parametrize("name", ["attribute", "compare", "counterfactual", "curves", "coreset"])
+def test_a_bundle_of_code_that_is_not_trusted_is_a_sentence_and_others_are_shown(folder, tmp_path, monkeypatch, name):
+    for mode, place in (("grey", "good"), ("colour", "a stranger's")):
+        shutil.copytree(folder / "bundles" / mode, tmp_path / place)
+    manifest = tmp_path / "a stranger's" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("net_of_the_page:net", "payload:net"))
+    (tmp_path / "a stranger's" / "payload.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')\n{_NET}")
+    monkeypatch.chdir(tmp_path / "a stranger's")
+    monkeypatch.setenv(BUNDLES, str(tmp_path))
+
+    def draw(name):
+        import importlib
+
+        import streamlit as st
+
+        from core.errors import BundleError
+
+        try:
+            importlib.import_module(f"app.views.{name}").page()
+        except BundleError as error:
+            st.error(str(error))
+
+    said = {}
+    for bundle in ("a stranger's", "good"):
+        page = AppTest.from_function(draw, default_timeout=60, kwargs={"name": name})
+        page.query_params["bundle"] = bundle
+        page.run()
+        assert [error.message for error in page.exception] == []
+        assert page.selectbox(key="bundle").value == bundle
+        said[bundle] = [error.value for error in page.error]
+    assert said["good"] == []
+    assert len(said["a stranger's"]) == 1
+    assert "wants to run code from the module payload, which is not part of natscope" in said["a stranger's"][0]
+    assert not (tmp_path / "it ran").exists()

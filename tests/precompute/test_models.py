@@ -11,6 +11,7 @@ from core.errors import BuildError
 from core.jacobians import jacobian_blocks
 from core.measurements import MEASUREMENTS
 from precompute.models import ModelSpec, build_model, fitted, source_of
+from precompute.trusted import trust
 from tests import oracles
 
 
@@ -168,6 +169,7 @@ def module(tmp_path, monkeypatch):
 
 
 def _built(name, seed=0):
+    trust(name)
     return build_model(ModelSpec(name, None), seed=seed)
 
 
@@ -190,6 +192,7 @@ def test_a_factory_is_a_function_or_a_class(module):
 def test_an_edited_module_has_another_source(module, tmp_path):
     name = module("net = lambda: nn.Linear(2, 3)")
     spec = ModelSpec(f"{name}:net", None)
+    trust(spec.architecture)
     first = source_of(spec)
     assert source_of(spec) == first
     (tmp_path / f"{name}.py").write_text("edited")
@@ -216,8 +219,12 @@ def test_an_edited_module_has_another_source(module, tmp_path):
             "net",
             "^The parameter 'weight' of .* has no shape yet; use layers",
         ),
-        ("import nothing_of_the_kind", "net", r"cannot be imported \(No module named 'nothing_of_the_kind'\); run nat"),
-        ("def net(:", "net", r"^The module {name} of --model {name}:net fails when it is imported: SyntaxError: "),
+        (
+            "import nothing_of_the_kind",
+            "net",
+            r"^The module {name} fails when it is imported: ModuleNotFoundError: No module named 'nothing_of_the_ki",
+        ),
+        ("def net(:", "net", r"^The module {name} fails when it is imported: SyntaxError: "),
         ("1 / 0", "net", "fails when it is imported: ZeroDivisionError: division by zero"),
     ],
 )
@@ -235,7 +242,16 @@ def test_a_strangers_manifest_calls_nothing_of_python_or_natscope(name):
         _built(name)
 
 
-@pytest.mark.parametrize("name", ["nowhere_at_all:net", ":net", "a b:net", "..up:net"])
-def test_a_module_that_is_not_there_is_one_sentence(name):
-    with pytest.raises(BuildError, match=r"cannot be imported \(.*\); run natscope in the folder that holds it"):
+def test_a_module_that_is_not_there_is_one_sentence():
+    with pytest.raises(BuildError, match=r"^There is no module nowhere_at_all here; run natscope in the folder that"):
+        _built("nowhere_at_all:net")
+
+
+@pytest.mark.parametrize(
+    "name", [":net", "a b:net", "..up:net", "up.:net", "a:b:c", "a:", "\x1b[2J:net", "a" * 500 + ":b"]
+)
+def test_a_name_that_no_module_can_have_is_one_sentence(name):
+    with pytest.raises(BuildError, match=r"^A network of one's own is named module\.path:factory, such as ") as caught:
         _built(name)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200

@@ -1,0 +1,456 @@
+"""Opening a bundle runs no code that its owner has not trusted, whatever its manifest names."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.cli import main, natscope
+from core.bundle import MANIFEST, Bundle
+from core.errors import BuildError, BundleError, NatscopeError
+from core.sketches import SketchSpec
+from precompute import background
+from precompute.attributor import open_attributor
+from precompute.build import build
+from precompute.folders import FolderSpec
+from precompute.home import configuration
+from precompute.models import ModelSpec, build_model
+from precompute.retrain import patience, retrain
+from precompute.spec import BuildSpec
+from precompute.training import TrainingSpec
+from precompute.trusted import ALLOWED, allow, find, trust
+
+_ROOT = Path(__file__).parents[2]
+_NET = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 2))
+"""
+_PAYLOAD = "from pathlib import Path\nPath({marker!r}).touch()\n" + _NET
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a network of the user's and a bundle that was built with it there."""
+    place, rng = tmp_path_factory.mktemp("place"), np.random.default_rng(0)
+    (place / "net_of_hers.py").write_text(_NET)
+    for label in range(2):
+        (place / "images" / str(label)).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 90, (8, 8), dtype=np.uint8) + np.uint8(90 * label)
+            Image.fromarray(pixels).save(place / "images" / str(label) / f"{i}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        build(_spec("net_of_hers:Net"), place / "bundles" / "hers")
+    yield place
+    sys.modules.pop("net_of_hers", None)
+
+
+def _spec(architecture):
+    return BuildSpec(
+        "Hers",
+        "folder:images",
+        folder=FolderSpec(8),
+        model=ModelSpec(architecture, None),
+        training=TrainingSpec(epochs=1, batch_size=8),
+        sketch=SketchSpec(dim=16),
+        methods=(),
+    )
+
+
+@pytest.fixture(autouse=True)
+def afresh(monkeypatch, tmp_path_factory):
+    """Nothing of the modules that a test makes stays, and the search path is as it was."""
+    before, path, finders = set(sys.modules), list(sys.path), list(sys.meta_path)
+    monkeypatch.setenv(ALLOWED, "")
+    sys.modules.pop("net_of_hers", None)
+    yield
+    assert (sys.path, sys.meta_path) == (path, finders)
+    for name in set(sys.modules) - before:
+        where = [getattr(sys.modules[name], "__file__", None), *getattr(sys.modules[name], "__path__", ())]
+        if any(str(place).startswith(str(tmp_path_factory.getbasetemp())) for place in where):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def stranger(monkeypatch, tmp_path):
+    """Another user of this machine, who has trusted nothing."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "of a stranger"))
+
+
+@pytest.fixture
+def marker(tmp_path):
+    """A file that is there once a payload has run."""
+    return tmp_path / "it ran"
+
+
+def _forged(place, folder, architecture):
+    """Copy the bundle to a folder and let it name another network."""
+    shutil.copytree(place / "bundles" / "hers", folder)
+    values = json.loads((folder / MANIFEST).read_text())
+    values["model"]["architecture"] = architecture
+    (folder / MANIFEST).write_text(json.dumps(values))
+    return folder
+
+
+def _payload(file, marker):
+    file.parent.mkdir(exist_ok=True, parents=True)
+    file.write_text(_PAYLOAD.format(marker=str(marker)))
+
+
+def _refuses(bundle, marker, message):
+    before = set(sys.modules)
+    with pytest.raises(NatscopeError, match=message) as caught:
+        open_attributor(bundle)
+    for call in (lambda: retrain(Bundle(bundle), np.zeros(0, dtype=np.int64)), lambda: patience(Bundle(bundle))):
+        with pytest.raises(NatscopeError, match=message):
+            call()
+    assert not marker.exists()
+    assert set(sys.modules) == before
+    assert "\n" not in str(caught.value)
+
+
+def _run(capsys, *arguments):
+    with pytest.raises(SystemExit, match=r"^\d+$") as exited:
+        main([str(a) for a in arguments])
+    return exited.value.code, *capsys.readouterr()
+
+
+# What a stranger's bundle may name
+
+
+@pytest.mark.parametrize(("working", "name"), [("evil", "payload"), (".", "evil.payload")])
+def test_a_payload_in_the_bundles_own_folder_never_runs(place, tmp_path, marker, monkeypatch, working, name):
+    bundle = _forged(place, tmp_path / "evil", f"{name}:Net")
+    _payload(bundle / "payload.py", marker)
+    monkeypatch.chdir(tmp_path / working)
+    _refuses(bundle, marker, rf"^The bundle .*evil wants to run code from the module {name}, which is not part of nat")
+    allow([name])
+    _refuses(bundle, marker, rf"The module {name} lies in the bundle .*evil, and nothing in a bundle is ever run; if")
+    with pytest.raises(BuildError, match="lies in the bundle"):
+        trust(f"{name}:Net")
+
+
+def test_a_payload_in_a_bundle_beside_never_runs(place, tmp_path, marker, monkeypatch):
+    bundle = _forged(place, tmp_path / "first", "second.payload:Net")
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / MANIFEST).write_text("{}")
+    _payload(tmp_path / "second" / "payload.py", marker)
+    monkeypatch.chdir(tmp_path)
+    allow(["second.payload", "linked"])
+    _refuses(bundle, marker, r"The module second\.payload lies in the bundle .*second, and nothing")
+    (tmp_path / "linked.py").symlink_to(tmp_path / "second" / "payload.py")
+    _refuses(_forged(place, tmp_path / "third", "linked:Net"), marker, r"The module linked lies in the bundle")
+
+
+def test_a_package_in_a_bundle_never_runs(place, tmp_path, marker, monkeypatch):
+    bundle = _forged(place, tmp_path / "evil", "evil.inner:Net")
+    _payload(bundle / "__init__.py", marker)
+    _payload(bundle / "inner.py", marker)
+    monkeypatch.chdir(tmp_path)
+    allow(["evil.inner"])
+    _refuses(bundle, marker, r"The module evil lies in the bundle .*evil, and nothing in a bundle")
+
+
+@pytest.mark.parametrize("name", ["torch.distributed.run:main", "numpy.f2py:main", "pytest:main", "setuptools:setup"])
+def test_what_is_installed_is_not_called(place, tmp_path, marker, name):
+    module = name.partition(":")[0]
+    _refuses(
+        _forged(place, tmp_path / "evil", name),
+        marker,
+        rf"^The (bundle .*evil|network {name}) wants to run code from the module {module}, which is not part of "
+        rf"natscope and which you have not trusted; if you trust whoever made it, add --allow-code {name}\.$",
+    )
+
+
+@pytest.mark.parametrize("name", ["http.server:test", "os:abort", "core.search:InnerProductIndex", "app.cli:main"])
+def test_what_is_pythons_or_natscopes_is_not_called_even_when_it_is_allowed(place, tmp_path, marker, name):
+    allow([name])
+    _refuses(_forged(place, tmp_path / "evil", name), marker, r"is a module of Python or natscope; --model takes")
+
+
+def test_a_forged_bundle_is_not_taken_for_the_one_that_is_being_built(place, tmp_path, marker, monkeypatch):
+    monkeypatch.chdir(place)
+    _payload(tmp_path / "payload.py", marker)
+    monkeypatch.syspath_prepend(tmp_path)
+    forged = _forged(place, tmp_path / "forged", "payload:Net")
+    with pytest.raises(BundleError, match="holds a bundle with other settings"):
+        build(replace(_spec("net_of_hers:Net"), methods=("graddot",)), forged)
+    assert not marker.exists()
+    sys.path.remove(str(tmp_path))
+
+
+# What the user has trusted
+
+
+def test_a_bundle_that_was_built_here_opens_from_anywhere(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(place / "bundles" / "hers", tmp_path / "copy")
+    assert open_attributor(copy).query("test", 0)
+    assert Path(sys.modules["net_of_hers"].__file__) == place / "net_of_hers.py"
+    assert patience(Bundle(copy)) == "half a minute"
+
+
+def test_an_edited_module_stays_trusted(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edited_net.py").write_text(_NET)
+    trust("edited_net:Net")
+    (tmp_path / "edited_net.py").write_text(_NET + "\n# edited\n")
+    assert build_model(ModelSpec("edited_net:Net", None), seed=0)
+
+
+def test_a_bundle_that_is_there_already_is_trusted_again_by_the_same_command(place, stranger, monkeypatch):
+    monkeypatch.chdir(place)
+    with pytest.raises(BundleError, match="you have not trusted"):
+        open_attributor(place / "bundles" / "hers")
+    build(_spec("net_of_hers:Net"), place / "bundles" / "hers")
+    assert open_attributor(place / "bundles" / "hers")
+
+
+def test_trust_is_of_one_factory(place, tmp_path, marker, monkeypatch):
+    monkeypatch.chdir(place)
+    _refuses(_forged(place, tmp_path / "other", "net_of_hers:other"), marker, "which you have not trusted")
+
+
+def test_another_file_of_the_same_name_is_not_trusted(place, tmp_path, marker, monkeypatch):
+    (tmp_path / "hers").mkdir()
+    (tmp_path / "hers" / "moved_net.py").write_text(_NET)
+    monkeypatch.chdir(tmp_path / "hers")
+    trust("moved_net:Net")
+    bundle = _forged(place, tmp_path / "bundle", "moved_net:Net")
+    _payload(tmp_path / "theirs" / "moved_net.py", marker)
+    monkeypatch.chdir(tmp_path / "theirs")
+    assert open_attributor(bundle)
+    del sys.modules["moved_net"]
+    (tmp_path / "hers" / "moved_net.py").unlink()
+    _refuses(bundle, marker, r"The module moved_net, which you trusted, is no longer at .*hers/moved_net\.py; put it")
+
+
+def test_a_bundle_finds_its_own_among_modules_of_one_name(place, tmp_path, monkeypatch):
+    bundles = {}
+    for name, width in (("one", 4), ("two", 5), ("three", 6)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same_name.py").write_text(
+            _NET.replace("64, 4", f"64, {width}").replace("(4,", f"({width},")
+        )
+        (tmp_path / name / "images").symlink_to(place / "images")
+        monkeypatch.chdir(tmp_path / name)
+        bundles[name] = build(_spec("same_name:Net"), tmp_path / name / "bundle")
+        del sys.modules["same_name"]
+    monkeypatch.chdir(place)
+    assert open_attributor(bundles["two"].path).query("test", 0)
+    assert retrain(bundles["two"], np.zeros(0, dtype=np.int64))
+    with pytest.raises(
+        BundleError, match=r"The module same_name is loaded from .* already and is needed from .*one/sam"
+    ):
+        open_attributor(bundles["one"].path)
+
+
+def test_dotted_names_and_what_lies_beside_a_module(place, tmp_path, marker, monkeypatch):
+    (tmp_path / "plain" / "inner").mkdir(parents=True)
+    (tmp_path / "beside_it.py").write_text("WIDTH = 4\n")
+    (tmp_path / "also_beside.py").write_text("from torch import nn\n")
+    net = _NET.replace("super()", "import also_beside\n        super()").replace("64, 4", "64, beside_it.WIDTH")
+    (tmp_path / "plain" / "inner" / "net.py").write_text("import beside_it\n" + net)
+    _payload(tmp_path / "packed" / "__init__.py", marker)
+    (tmp_path / "packed" / "net.py").write_text("from packed import nn\n" + _NET)
+    monkeypatch.chdir(tmp_path)
+    for name in ("plain.inner.net:Net", "packed.net:Net"):
+        trust(name)
+    monkeypatch.chdir(place)
+    assert build_model(ModelSpec("plain.inner.net:Net", None), seed=0)
+    assert find("packed.net:Net").file == tmp_path / "packed" / "net.py"
+    assert not marker.exists()
+    assert build_model(ModelSpec("packed.net:Net", None), seed=0)
+    assert marker.exists()
+
+
+def test_only_python_source_is_imported(tmp_path, monkeypatch):
+    (tmp_path / f"compiled{EXTENSION_SUFFIXES[0]}").write_bytes(b"")
+    (tmp_path / "bytes_only.pyc").write_bytes(b"")
+    (tmp_path / "only_a_folder").mkdir()
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.writestr("zipped.py", _NET)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "some.zip")])
+    for name in ("compiled", "bytes_only", "zipped"):
+        with pytest.raises(BuildError, match=rf"^The module {name} is no Python source file, and natscope imports no"):
+            trust(f"{name}:Net")
+    for name in ("only_a_folder", "only_a_folder.inner", "nowhere_at_all"):
+        with pytest.raises(
+            BuildError, match=rf"^There is no module {name} here; run natscope in the folder that holds"
+        ):
+            trust(f"{name}:Net")
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("there", ["import sys\nsys.exit(3)", "class Stop(BaseException): pass\nraise Stop(3)"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_code_that_would_end_the_session_is_one_sentence(tmp_path, monkeypatch, there, inside):
+    text = f"def net():\n    {there.replace(chr(10), chr(10) + '    ')}\n" if inside else there
+    (tmp_path / "it_exits.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    trust("it_exits:net")
+    with pytest.raises(
+        BuildError, match=r"^(The module it_exits fails when|it_exits:net\(\) failed).*(SystemExit|Stop): 3"
+    ):
+        build_model(ModelSpec("it_exits:net", None), seed=0)
+    (tmp_path / "it_exits.py").write_text("raise KeyboardInterrupt")
+    sys.modules.pop("it_exits", None)
+    with pytest.raises(KeyboardInterrupt):
+        build_model(ModelSpec("it_exits:net", None), seed=0)
+
+
+def test_what_failing_code_says_is_no_command_to_a_terminal(tmp_path, monkeypatch):
+    (tmp_path / "it_shouts.py").write_text("raise ValueError('\\x1b[2J' + 'x' * 10_000)")
+    monkeypatch.chdir(tmp_path)
+    trust("it_shouts:net")
+    with pytest.raises(BuildError, match=r"^The module it_shouts fails when it is imported: ValueError: ") as caught:
+        build_model(ModelSpec("it_shouts:net", None), seed=0)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+# The record
+
+
+def test_the_record_is_the_users_alone_and_loses_nothing(tmp_path, stranger, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"many_{i}" for i in range(8)]
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(_NET)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(trust, [f"{name}:Net" for name in names]))
+    assert configuration().stat().st_mode & 0o777 == 0o700
+    entries = json.loads((configuration() / "trusted.json").read_text())["trusted"]
+    assert sorted(entry["architecture"] for entry in entries) == [f"{name}:Net" for name in names]
+    assert entries[0].keys() == {"architecture", "file", "folder"}
+    trust("many_0:Net")
+    trust("many_0:Net")
+    assert len(json.loads((configuration() / "trusted.json").read_text())["trusted"]) == 8
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"trusted": 3}', '{"trusted": [{"file": 3}]}', "[" * 5000, "\udcff"])
+def test_a_damaged_record_is_one_sentence(place, stranger, text, monkeypatch):
+    monkeypatch.chdir(place)
+    configuration().mkdir(parents=True)
+    (configuration() / "trusted.json").write_bytes(text.encode(errors="surrogateescape"))
+    for call in (lambda: open_attributor(place / "bundles" / "hers"), lambda: trust("net_of_hers:Net")):
+        with pytest.raises(
+            NatscopeError, match=r"The record of what code you trust, .*trusted\.json, is damaged; delete"
+        ):
+            call()
+    allow(["net_of_hers"])
+    assert open_attributor(place / "bundles" / "hers")
+
+
+@pytest.mark.parametrize("where", ["a file", "x" * 5000])
+def test_a_record_that_cannot_be_written_is_one_sentence(place, tmp_path, where, monkeypatch):
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / where))
+    monkeypatch.chdir(place)
+    with pytest.raises(
+        BuildError, match=r"^(That you trust net_of_hers:Net cannot be recorded|What code you trust cannot)"
+    ):
+        trust("net_of_hers:Net")
+
+
+def test_networks_of_natscopes_own_record_nothing(stranger):
+    trust("mlp")
+    assert not configuration().exists()
+
+
+# The command line
+
+
+def test_a_copy_is_refused_at_another_users_until_she_allows_its_code(place, tmp_path, stranger, monkeypatch, capsys):
+    copy = shutil.copytree(place / "bundles" / "hers", tmp_path / "copy")
+    monkeypatch.chdir(place)
+    attribute = ("attribute", "--bundle", copy, "--test-index", 0, "--budget", 2)
+    said = (
+        f"natscope: The bundle {copy} wants to run code from the module net_of_hers, which is not part of natscope and "
+        "which you have not trusted; if you trust whoever made it, add --allow-code net_of_hers:Net.\n"
+    )
+    assert _run(capsys, *attribute) == (2, "", said)
+    assert _run(capsys, *attribute, "--allow-code", "net_of_hers:Other") == (2, "", said)
+    assert _run(capsys, "verify", "--bundle", copy)[0] == 0
+    assert "net_of_hers" not in sys.modules
+    assert _run(capsys, *attribute, "--allow-code", "elsewhere", "--allow-code", "net_of_hers:Net")[0] == 0
+    assert os.environ[ALLOWED] == "net_of_hers:Other,elsewhere,net_of_hers:Net"
+    assert not configuration().exists()
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("net_of_hers")
+    code, _, err = _run(capsys, *attribute, "--allow-code", "net_of_hers")
+    assert (code, "There is no module net_of_hers here; run natscope in the folder that holds it" in err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../up", "a:b:c", "a,b", "\x1b[2J", "x" * 400])
+def test_a_name_that_is_no_modules_is_one_sentence(name, capsys, tmp_path):
+    code, out, err = _run(capsys, "attribute", "--bundle", tmp_path, "--allow-code", name)
+    assert (code, out) == (2, "")
+    assert err.startswith("natscope: --allow-code takes the name of a module, such as my_model or my_model:Net, not ")
+    assert err.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize("command", ["app", "attribute", "demo", "evaluate", "tune"])
+def test_every_command_that_opens_bundles_has_the_option(command):
+    assert any("--allow-code" in parameter.opts for parameter in natscope.commands[command].params)
+
+
+# The working directory
+
+
+@pytest.fixture
+def shadowed(tmp_path, marker):
+    """A working directory whose files are named like modules that natscope and Python import."""
+    for name in ("filelock", "torch", "pickle", "socket", "multiprocessing", "click", "core", "precompute"):
+        _payload(tmp_path / "shadowed" / f"{name}.py", marker)
+    return tmp_path / "shadowed"
+
+
+def test_the_background_process_ignores_the_working_directory(shadowed, marker, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    background.start(tmp_path / "bundles")
+    monkeypatch.undo()
+    (tmp_path / "bundles").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(_ROOT)}
+    command = [*started[0][:-1], "0"]  # a parent that is gone, so that it ends as soon as it has imported everything
+    done = subprocess.run(command, cwd=shadowed, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr, marker.exists()) == (1, "", False)
+
+
+def test_neither_the_command_nor_processes_that_it_starts_look_there(shadowed, marker, tmp_path):
+    """As `evaluate` starts workers, from a script like the one that is installed."""
+    script = tmp_path / "bin" / "natscope"
+    script.parent.mkdir()
+    script.write_text(
+        "from app.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n"
+        "        main(['--version'])\n"
+        "    except SystemExit:\n"
+        "        import multiprocessing\n"
+        "        process = multiprocessing.get_context('spawn').Process(target=print, args=('it works',))\n"
+        "        process.start()\n"
+        "        process.join()\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | {"PYTHONPATH": str(_ROOT)}
+    done = subprocess.run(
+        [sys.executable, script], cwd=shadowed, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr, marker.exists()) == (0, "", False)
+    assert done.stdout.endswith("it works\n")
