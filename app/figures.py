@@ -5,9 +5,9 @@ import io
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from app import escape
+from app.figures_style import Figure
 from app.words import nats
 from core.answers import Attribution, QueryImage
 from core.methods import Method

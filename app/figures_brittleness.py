@@ -4,9 +4,9 @@ import io
 from typing import Any
 
 import plotly.graph_objects as go
-from matplotlib.figure import Figure
 
 from app.figures_curves import COLOURS, DASHES, PLACES
+from app.figures_style import Figure
 from core.methods import METHODS
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from app import escape
 from app.comparison import marks
+from app.figures_style import Figure
 from app.words import sigma2_text
 from core.answers import QueryImage
 from core.comparison import Row, shared_images

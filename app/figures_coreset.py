@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from matplotlib.figure import Figure
 
 from app import escape
 from app.figures_curves import COLOURS, PLACES
+from app.figures_style import Figure
 from core.methods import METHODS
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")

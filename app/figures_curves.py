@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from matplotlib.figure import Figure
 
+from app.figures_style import Figure
 from app.words import sigma2_text
 from core.curves import Curve, Line
 from core.methods import METHODS

@@ -4,11 +4,10 @@ import io
 import math
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from app.figures_brittleness import flips_file, flips_table
 from app.figures_coreset import coreset_file, coreset_table
 from app.figures_curves import curves_file, experiment_panels
+from app.figures_style import Figure
 from app.figures_tuning import scores_file
 from core.methods import METHODS
 

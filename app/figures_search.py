@@ -3,8 +3,7 @@
 import io
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from app.figures_style import Figure
 from core.index_spec import KINDS
 
 _NAMES = {"scan": "scan", "gram": "Gram path"} | {kind: f"{title} index" for kind, title in KINDS.items()}

@@ -83,6 +83,12 @@ def test_pages_name_no_method(file):
     assert {name for name in names if re.search(rf"(?<![A-Za-z]){re.escape(name)}(?![A-Za-z])", text)} == set()
 
 
+def test_figures_are_drawn_in_one_style_and_code_of_others_is_imported_in_one_place():
+    texts = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in modules()}
+    assert [name for name, text in texts.items() if "matplotlib.figure" in text] == ["app/figures_style.py"]
+    assert [name for name, text in texts.items() if "import_module" in text] == ["precompute/models.py"]
+
+
 def test_no_page_is_named_like_a_package():
     names = {file.stem for file in (ROOT / "app").rglob("*.py")}
     assert not names & {*PACKAGES, "streamlit", "torch", "numpy", "plotly"}

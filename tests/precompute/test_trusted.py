@@ -454,3 +454,19 @@ def test_neither_the_command_nor_processes_that_it_starts_look_there(shadowed, m
     )
     assert (done.returncode, done.stderr, marker.exists()) == (0, "", False)
     assert done.stdout.endswith("it works\n")
+
+
+def test_figures_are_drawn_as_if_no_style_lay_in_the_working_directory(tmp_path):
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: module://not_there\nfont.size: 77\n")
+    code = (
+        "from app.figures_experiments import Figure\n"
+        "import io, matplotlib\n"
+        "figure = Figure()\n"
+        "figure.text(0, 0, 'a')\n"
+        "figure.savefig(io.BytesIO(), format='png')\n"
+        "print(matplotlib.rcParams['text.usetex'], matplotlib.rcParams['font.size'])\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(_ROOT)}
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False 10.0\n", "")
