@@ -10,8 +10,10 @@ import click
 
 from app.cli_bars import Bars, say
 from app.cli_experiments import evaluate, tune
+from app.cli_listen import listens
 from app.cli_precompute import build_spec, notes, print_check
 from app.cli_trust import allow_code
+from app.listen import listening
 from core.errors import NatscopeError
 
 EXISTING = click.Path(path_type=Path)
@@ -24,17 +26,16 @@ def natscope() -> None:
 
 
 @natscope.command()
-@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port of the app.")
-@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+@listens
 @allow_code
-def demo(port: int, no_browser: bool) -> None:
+def demo(no_browser: bool, **listen: Any) -> None:
     """Build the first embedded bundle, then serve it; the poisoned one and what is slow follow while it is served."""
     from app.serve import serve
     from precompute.background import start, unfinished
     from precompute.embedded import FIRST, build_embedded
     from precompute.home import home
 
-    _check_port(port)
+    at = listening(**listen)
     folder = home() / "bundles"
     out = folder / FIRST
     if not out.exists():
@@ -43,24 +44,23 @@ def demo(port: int, no_browser: bool) -> None:
         build_embedded(FIRST, out, bars)
     if unfinished(folder):
         start(folder)
-    serve(folder, port=port, browser=not no_browser)
+    serve(folder, at, browser=not no_browser)
 
 
 @natscope.command()
 @click.option("--bundles", type=EXISTING, required=True, help="A bundle, or a folder of bundles.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="Port of the app.")
-@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+@listens
 @allow_code
-def app(bundles: Path, port: int, no_browser: bool) -> None:
+def app(bundles: Path, no_browser: bool, **listen: Any) -> None:
     """Serve bundles that exist."""
     from app.serve import serve
     from core.bundle import find_bundles
     from core.errors import BundleError
 
-    _check_port(port)
+    at = listening(**listen)
     if not bundles.is_dir() or not find_bundles(bundles):
         raise BundleError(f"There is no bundle in {bundles}; `natscope demo` or `natscope precompute` makes one.")
-    serve(bundles, port=port, browser=not no_browser)
+    serve(bundles, at, browser=not no_browser)
 
 
 @natscope.command()
@@ -324,16 +324,6 @@ def _class_number(text: str, classes: tuple[str, ...]) -> int:
     raise QueryError(
         f"There is no class '{text}'; choose a number from 0 to {len(classes) - 1} or one of {', '.join(classes)}."
     )
-
-
-def _check_port(port: int) -> None:
-    import socket
-
-    from core.errors import QueryError
-
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise QueryError(f"Port {port} is in use; stop what uses it, or choose another with --port.")
 
 
 if __name__ == "__main__":

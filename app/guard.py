@@ -1,6 +1,5 @@
 """What the server refuses, and the headers that tell browsers what a page of its may do."""
 
-import ipaddress
 import re
 from base64 import b64encode
 from collections.abc import Iterable
@@ -13,8 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-WILDCARDS = ("0.0.0.0", "::")
+from app.listen import is_address
+
 MAX_VISITORS = 500  # websockets open at the same time: each holds a session with its state in memory
 
 _OTHER_HOST = "This server answers to its own names alone. Start it with --allowed-host NAME to give it another."
@@ -81,15 +80,6 @@ def is_allowed(host: str, names: Iterable[str], *, any_address: bool) -> bool:
     except ValueError:
         return False
     return name.rstrip(".") in names or (any_address and is_address(name))
-
-
-def is_address(name: str) -> bool:
-    """Return whether a name is an IP address, without brackets or port."""
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def content_policy(index: Path) -> str:

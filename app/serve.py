@@ -9,48 +9,54 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from app.listen import Listening
+
 BUNDLES = "NATSCOPE_BUNDLES"  # environment variable that tells the pages where bundles are
 
 
-def serve(bundles: Path, *, port: int, browser: bool) -> None:
+def serve(bundles: Path, at: Listening, *, browser: bool) -> None:
     """Serve the app until it is stopped by Ctrl-C or SIGTERM.
 
     Args:
         bundles: a bundle or a folder of bundles.
-        port: to listen on.
+        at: where to listen.
         browser: whether to open one.
     """
     import streamlit
     from starlette.middleware import Middleware
     from streamlit import config
 
-    from app.guard import LOOPBACK, Guard, content_policy
+    from app.guard import Guard, content_policy
 
     os.environ[BUNDLES] = str(bundles.resolve())
     # Streamlit would read .streamlit in the working directory, which may be a stranger's: settings that open the
     # server, and secrets.toml, which becomes environment variables of this process and its children.
     config.get_config_files = lambda file_name: []
     policy = content_policy(Path(streamlit.__file__).parent / "static" / "index.html")
-    guard = Middleware(Guard, hosts=LOOPBACK, any_address=False, policy=policy)
+    guard = Middleware(Guard, hosts=at.names, any_address=at.everywhere, policy=policy)
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
+        print(f"natscope is at {at.url} (Ctrl-C stops it).", flush=True)
         if browser:
-            _open_browser(f"http://localhost:{port}")
+            _open_browser(at.url)
         yield
 
+    if at.exposed:
+        print(at.meaning, flush=True)
     app = streamlit.App(Path(__file__).parent / "main.py", middleware=[guard], lifespan=lifespan)
     # The server raises the signal that stopped it once more when everything is closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with suppress(KeyboardInterrupt):
-        app.run(config=settings(port=port))
+        app.run(config=settings(at))
 
 
-def settings(*, port: int) -> dict[str, Any]:
+def settings(at: Listening) -> dict[str, Any]:
     """Return the server's settings and the theme; nothing else configures it."""
     return {
-        "server.port": port,
-        "server.address": "localhost",
+        "server.port": at.port,
+        "server.address": at.address,
+        "server.baseUrlPath": at.path,
         "server.headless": True,  # the browser is opened here, and no e-mail address is asked for in the terminal
         "server.showEmailPrompt": False,
         "server.fileWatcherType": "none",
@@ -65,6 +71,7 @@ def settings(*, port: int) -> dict[str, Any]:
         "server.maxMessageSize": 50,
         "server.maxWidgetStateSize": 2,
         "server.disconnectedSessionTTL": 60,
+        "logger.hideWelcomeMessage": True,  # it asks a server on the internet for this machine's address
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",

@@ -1,5 +1,6 @@
 """A served app for browser tests: each module gives a fixture `server` with its address."""
 
+import os
 import re
 import socket
 import subprocess
@@ -19,17 +20,19 @@ _PROBE = re.compile(r"/(methods|compare|curves|coreset|backdoor)/_stcore/(health
 
 
 @contextmanager
-def serving(bundles, log):
-    """Serve bundles in a process of its own and give the address."""
+def serving(bundles, log, *options, path="", folder=_ROOT):
+    """Serve bundles under a path, in a process of its own that is started in a folder, and give the address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "app.cli", "app", "--bundles", bundles, "--port", str(port), "--no-browser"]
+    command += ["--base-path", path, *options]
+    environment = os.environ | {"PYTHONPATH": str(_ROOT)}
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
-            _wait_until_healthy(f"http://localhost:{port}/_stcore/health", process, log)
-            yield f"http://localhost:{port}"
+            _wait_until_healthy(f"http://localhost:{port}{path}/_stcore/health", process, log)
+            yield f"http://localhost:{port}{path}"
         finally:
             process.terminate()
             process.wait(20)

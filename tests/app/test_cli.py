@@ -501,6 +501,9 @@ def test_a_port_in_use_is_said_before_anything_is_built(refused, bundle_path, tm
     assert refused("demo", "--port", busy_port, "--no-browser") == sentence
     assert not (tmp_path / "home").exists()
     assert refused("app", "--bundles", bundle_path, "--port", busy_port, "--no-browser") == sentence
+    assert refused("app", "--bundles", bundle_path, "--host", "0.0.0.0", "--port", busy_port) == sentence
+    for command in (["demo"], ["app", "--bundles", bundle_path]):
+        assert refused(*command, "--host", "203.0.113.1").startswith("The app cannot listen at '203.0.113.1': --host")
 
 
 # verify

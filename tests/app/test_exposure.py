@@ -2,17 +2,28 @@
 
 import http.client
 import re
+import signal
+import socket
 from urllib.parse import urlsplit
 
 import pytest
+import streamlit
+from click.testing import CliRunner
 from playwright.sync_api import expect
+from streamlit import config
 
-from app.guard import LOOPBACK, is_allowed
+from app.cli import natscope
+from app.guard import is_allowed
+from app.listen import LOOPBACK, Listening, listening
+from app.serve import BUNDLES
+from core.errors import QueryError
 from tests.app.conftest import serving
 
 pytestmark = pytest.mark.browser
-_PLACES = ["/", "/methods", "/_stcore/health", "/_stcore/host-config", "/static/nothing.js", "/media/nothing", "/%00"]
-_STREAM = "/_stcore/stream"
+_PATH = "/tools/natscope"
+_INSIDE = ["/", "/methods", "/_stcore/health", "/_stcore/host-config", "/static/nothing.js", "/media/nothing", "/%00"]
+_PLACES = ["/", "/_stcore/stream", *(_PATH + place for place in _INSIDE)]
+_STREAM = f"{_PATH}/_stcore/stream"
 _UPGRADE = {
     "Connection": "Upgrade",
     "Upgrade": "websocket",
@@ -33,8 +44,18 @@ _LOADED = """source => new Promise(done => {
 
 
 @pytest.fixture(scope="module")
-def server(bundle_path, tmp_path_factory):
-    with serving(bundle_path, tmp_path_factory.mktemp("server") / "log") as address:
+def log(tmp_path_factory):
+    return tmp_path_factory.mktemp("server") / "log"
+
+
+@pytest.fixture(scope="module")
+def server(bundle_path, log):
+    """Serve from a stranger's folder, whose .streamlit would open the server and set environment variables."""
+    settings = log.parent / ".streamlit"
+    settings.mkdir()
+    (settings / "config.toml").write_text("[server]\nscriptHealthCheckEnabled = true\ncookieSecret = 'known'\n")
+    (settings / "secrets.toml").write_text("PYTHONPATH = ")
+    with serving(bundle_path, log, "--allowed-host", "Natscope.Example.", path=_PATH, folder=log.parent) as address:
         yield address
 
 
@@ -74,13 +95,25 @@ def test_a_host_that_is_rebound_gets_no_page_and_no_websocket(ask, host):
 )
 def test_a_page_of_another_origin_gets_no_websocket_and_cannot_ask(ask, origin):
     assert ask(_STREAM, **_UPGRADE, Origin=origin)[0] == 403
-    assert ask("/_stcore/health", Origin=origin)[0] == 403
-    assert ask("/_stcore/upload_file/a/b", method="PUT", Origin=origin)[0] == 403
+    assert ask(f"{_PATH}/_stcore/health", Origin=origin)[0] == 403
+    assert ask(f"{_PATH}/_stcore/upload_file/a/b", method="PUT", Origin=origin)[0] == 403
+
+
+def test_settings_and_secrets_of_the_working_directory_are_not_read(ask, log):
+    assert b"<html" in ask(f"{_PATH}/_stcore/script-health-check")[2]  # the page that an unknown path gets
+    assert ask(f"{_PATH}/_stcore/agent/interact", method="POST")[0] in (403, 404)
+    assert "secrets" not in log.read_text()
+
+
+def test_a_name_that_is_allowed_gets_a_page_and_a_websocket(ask):
+    for host in ("natscope.example", "natscope.example:443"):
+        assert ask(f"{_PATH}/", host=host)[0] == 200
+        assert ask(_STREAM, host=host, **_UPGRADE, Origin=f"https://{host}")[0] == 101
 
 
 def test_its_own_pages_and_programs_get_a_websocket(ask, server):
     port = urlsplit(server).port
-    assert ask(_STREAM, **_UPGRADE, Origin=server)[0] == 101
+    assert ask(_STREAM, **_UPGRADE, Origin=f"http://localhost:{port}")[0] == 101
     assert ask(_STREAM, host=f"127.0.0.1:{port}", **_UPGRADE, Origin=f"http://127.0.0.1:{port}")[0] == 101
     assert ask(_STREAM, **_UPGRADE)[0] == 101
 
@@ -106,6 +139,8 @@ def test_a_page_loads_nothing_from_elsewhere(browser, server):
     page = context.new_page()
     page.goto(server)
     expect(page.get_by_role("button", name="JSON")).to_be_visible(timeout=60_000)
+    link = page.get_by_role("link", name="Compare methods on this image").evaluate("link => link.href")
+    assert link.startswith(f"{server}/compare?q=")
     # Streamlit tries whether there is WebAssembly for its 64-bit numbers, and does without.
     assert set(page.evaluate("window.violations")) <= {"script-src wasm-eval"}
     own = page.locator("img").first.get_attribute("src")
@@ -115,6 +150,56 @@ def test_a_page_loads_nothing_from_elsewhere(browser, server):
     page.evaluate("fetch('http://203.0.113.1/').catch(() => 0)")
     assert "connect-src http://203.0.113.1/" in page.evaluate("window.violations")
     context.close()
+
+
+def test_what_listening_means_is_said_beyond_this_machine_alone():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    assert not any(listening(host, free).exposed for host in ("localhost", "127.0.0.1", "127.0.0.2"))
+    for host in ("0.0.0.0", "0"):
+        at = listening(host, free, path="/a/b/")
+        assert at.exposed
+        assert at.everywhere
+        assert at.meaning.startswith(f"Anyone who reaches port {free} of this machine can see the training images")
+        assert at.url == f"http://localhost:{free}/a/b"
+    assert Listening("::1", "::1", 80, (), "").url == "http://[::1]:80"
+    assert "reaches http://192.0.2.7:80 can see" in Listening("192.0.2.7", "192.0.2.7", 80, (), "").meaning
+
+
+def test_serving_beyond_this_machine_says_what_that_means(bundle_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    ran = {}
+    monkeypatch.setattr(streamlit.App, "run", lambda self, config: ran.update(config))
+    monkeypatch.setattr(config, "get_config_files", config.get_config_files)
+    monkeypatch.setattr(config, "_main_script_path", config._main_script_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setenv(BUNDLES, "")
+    command = ["app", "--bundles", str(bundle_path), "--port", str(free), "--host"]
+    told = CliRunner().invoke(natscope, [*command, "0.0.0.0"], catch_exceptions=False)
+    assert told.output == listening("0.0.0.0", free).meaning + "\n"
+    assert (ran["server.address"], ran["server.port"]) == ("0.0.0.0", free)
+    assert CliRunner().invoke(natscope, [*command, "localhost"], catch_exceptions=False).output == ""
+    assert ran["server.address"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "no such host", "", "x" * 300, "a\x1b[31m", "\0"])
+def test_a_host_that_is_not_this_machine_is_one_sentence(host):
+    sentence = re.escape(f"The app cannot listen at {host!r}: --host takes localhost, a name or address of this ")
+    with pytest.raises(QueryError, match=f"^{sentence}machine, or 0.0.0.0 for all of its addresses.$"):
+        listening(host, 8501)
+
+
+@pytest.mark.parametrize("name", ["http://a.example", "a.example:443", "a.example/b", "", "*", "a b", "a\n"])
+def test_a_name_to_answer_to_that_is_none_is_one_sentence(name):
+    with pytest.raises(QueryError, match="--allowed-host takes a name or an IP address, without scheme, port or path"):
+        listening("localhost", 8501, (name,))
+
+
+@pytest.mark.parametrize("path", ["a b", "a//b", "../a", "a?b", "\u00e9"])
+def test_a_path_that_is_none_is_one_sentence(path):
+    with pytest.raises(QueryError, match="--base-path takes letters, digits, '-' and '_' between slashes"):
+        listening("localhost", 8501, path=path)
 
 
 @pytest.mark.parametrize(
