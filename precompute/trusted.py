@@ -173,12 +173,12 @@ def find(architecture: str, bundle: Bundle | None = None) -> Code:
     if recorded:
         raise BuildError(
             f"The module {module}, which you trusted, is no longer at {recorded[-1].file}; put it back, or run "
-            f"natscope where it is with --allow-code {architecture}."
+            f"natscope where it is with `--allow-code {architecture}`."
         )
     who = f"The network {architecture}" if bundle is None else f"The bundle {bundle.path}"
     raise BundleError(
         f"{who} wants to run code from the module {module}, which is not part of natscope and which you have not "
-        f"trusted; if you trust whoever made it, add --allow-code {architecture}."
+        f"trusted; if you trust whoever made it, add `--allow-code {architecture}`."
     )
 
 
