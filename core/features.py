@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core.images import ImageInputs
-from core.jacobians import Outer, forward_with_penultimate, jacobian_blocks, linear_alone
+from core.jacobians import Outer, exclusive, forward_with_penultimate, jacobian_blocks, linear_alone
 from core.kernels import FactorKernel, Kernel, LinearKernel
 from core.sketches import Sketch, SketchSpec, make_sketch
 
@@ -52,8 +52,10 @@ class FeatureMap:
         for start in range(0, len(inputs), self.batch_size):
             part = slice(start, start + self.batch_size)
             batch, classes = inputs[part].to(self._device), targets[part].to(self._device)
-            blocks = jacobian_blocks(self.model, batch, classes, measurement=measurement, ntk=self.ntk)
-            parts.append(self.sketch(blocks).cpu().numpy())
+            with exclusive(self.model):  # so that the Jacobians of one batch alone are in memory, whoever asks
+                blocks = jacobian_blocks(self.model, batch, classes, measurement=measurement, ntk=self.ntk)
+                parts.append(self.sketch(blocks).cpu().numpy())
+                del blocks
         return np.concatenate(parts)
 
     def outputs(self, inputs: Tensor | ImageInputs) -> Outputs:

@@ -7,11 +7,13 @@ examples at a time), and a sum over positions for `BatchNorm`. Any other paramet
 """
 
 import functools
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ from torch.func import functional_call, grad, vmap
 from core.measurements import MEASUREMENTS, Measurement
 
 KAIMING_GAIN = 2.0**0.5
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_locks_guard = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,23 @@ def jacobian_blocks(
     """
     if model.training:
         raise ValueError("Jacobians need the model in eval mode: call model.eval() first.")
-    measure = MEASUREMENTS[measurement]
+    with exclusive(model):
+        return _jacobian_blocks(model, inputs, targets, MEASUREMENTS[measurement], ntk=ntk)
+
+
+def exclusive(model: nn.Module) -> threading.RLock:
+    """Return the lock of a network, which whoever hooks into it or replaces its parameters has to hold.
+
+    A hook sees the calls of every thread, and `torch.func.functional_call` changes the module for all of them: without
+    the lock, two threads that use one network take each other's numbers.
+    """
+    with _locks_guard:
+        return _locks.setdefault(model, threading.RLock())
+
+
+def _jacobian_blocks(
+    model: nn.Module, inputs: Tensor, targets: Tensor, measure: Measurement, *, ntk: bool
+) -> list[Block]:
     layers = supported_layers(model)
     calls: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     with torch.enable_grad(), _recorded(layers, calls):
@@ -140,17 +160,18 @@ def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
         ValueError: if no `Linear` layer runs.
     """
     seen: list[Tensor] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        for module in model.modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        with torch.no_grad():
-            logits = model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with exclusive(model):
+        hooks = [
+            module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            for module in model.modules()
+            if isinstance(module, nn.Linear)
+        ]
+        try:
+            with torch.no_grad():
+                logits = model(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
     if not seen:
         raise ValueError("The model has no Linear layer, so it has no penultimate features.")
     return logits, seen[-1].flatten(1)
