@@ -296,21 +296,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _read_upload(file: Path, train_images: Any, invert: bool | None) -> Any:
-    from app.uploads import read_image, usual_background
-    from core.errors import QueryError
+    from app.uploads import LARGEST_BYTES, form_of, read_apart
+    from core.files import read_regular
 
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise QueryError(f"The image {file} cannot be read: {error.strerror}.") from error
-    return read_image(
-        data,
-        file.name,
-        size=train_images.shape[1:3],
-        channels=3 if train_images.ndim == 4 else 1,
-        invert=invert,
-        background=usual_background(train_images),
-    ).image
+    data = read_regular(file, LARGEST_BYTES, links=True)
+    return read_apart(data, file.name, form_of(train_images) | {"invert": invert}).image
 
 
 def _class_number(text: str, classes: tuple[str, ...]) -> int:

@@ -11,7 +11,25 @@ from typing import Any
 
 from app.listen import Listening
 
-BUNDLES = "NATSCOPE_BUNDLES"  # environment variable that tells the pages where bundles are
+BUNDLES = "NATSCOPE_BUNDLES"  # environment variables that tell the pages where bundles are, and what work may take
+JOBS, MEMORY = "NATSCOPE_JOBS", "NATSCOPE_MEMORY"
+_USUAL_MEMORY = 4.0  # GB
+
+
+def jobs_allowed() -> int:
+    """Return how many worker processes each lane of the app has."""
+    return int(os.environ.get(JOBS, "1"))
+
+
+def memory_allowed() -> int:
+    """Return how many bytes of memory a worker process may take: 4 GB, or a third of a smaller machine's memory."""
+    if MEMORY in os.environ:
+        return int(float(os.environ[MEMORY]) * 1e9)
+    try:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        there = 3 * int(_USUAL_MEMORY * 1e9)
+    return min(int(_USUAL_MEMORY * 1e9), there // 3)
 
 
 def serve(bundles: Path, at: Listening, *, browser: bool) -> None:

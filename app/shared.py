@@ -1,27 +1,127 @@
-"""What all visitors share: open bundles, and a few threads for work that takes long."""
+"""What all visitors share: open bundles, the lanes of work, and the answers that were found."""
 
+import functools
+import hashlib
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
+import numpy as np
 import streamlit as st
+from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from app import escape
-from app.serve import BUNDLES
-from core.attribution import Attributor, Progress
+from app import escape, tasks, uploads
+from app.jobs import Job, Lane
+from app.serve import BUNDLES, jobs_allowed, memory_allowed
+from app.worker import Worker
+from core.answers import Attribution, QueryImage, Request
+from core.attribution import Capabilities
 from core.bundle import MANIFEST, Bundle, find_bundles
+from core.cache import BoundedCache
+from core.comparison import Row
 from core.errors import BundleError
-from precompute.attributor import open_attributor
+from core.methods import METHODS
+from core.pool import LIVE
 
-Result = TypeVar("Result")
 _PATIENCE = 0.4  # seconds without an answer after which progress is shown
+_LOOK, _LATER, _SOON = 0.15, 0.6, 3.0  # seconds between two looks at a job, and after `_SOON` between later ones
+_QUICK_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Where work is done: `quick` what a click waits for, `heavy` what takes long, `uploads` strangers' files."""
+
+    quick: Lane
+    heavy: Lane
+    uploads: Lane
+
+
+@functools.cache
+def lanes() -> Lanes:
+    """Return the lanes of this server; their processes start when they are needed."""
+    jobs, memory = jobs_allowed(), memory_allowed()
+    threads = max(1, (os.cpu_count() or 1) // (2 * jobs))
+
+    def workers(*, low_priority: bool) -> list[Worker]:
+        return [Worker(memory=memory, threads=threads, low_priority=low_priority) for _ in range(jobs)]
+
+    return Lanes(
+        Lane(workers(low_priority=False), longest=200, kept=2000, seconds=_QUICK_SECONDS, alive=_alive),
+        Lane(workers(low_priority=True), longest=20, kept=64, one_each=True, alive=_alive),
+        Lane(
+            [Worker(memory=uploads.MEMORY)],
+            longest=50,
+            kept=0,
+            seconds=uploads.SECONDS,
+            too_much=uploads.TOO_MUCH,
+            alive=_alive,
+        ),
+    )
+
+
+def session() -> str:
+    """Return the name of the visitor's session."""
+    context = get_script_run_ctx()
+    return context.session_id if context else ""
+
+
+def _alive(session: str) -> bool:
+    return not session or not runtime.exists() or runtime.get_instance().is_active_session(session)
+
+
+def ask(lane: Lane, key: Hashable, task: Callable[..., Any], *arguments: Any, bar: bool = False) -> Any:
+    """Return what a task finds, waiting for it; the same key is asked once, whoever asks.
+
+    A click that takes the visitor elsewhere ends the waiting, and with it the work unless others wait for it.
+
+    Args:
+        lane: where it is done.
+        key: everything that the result depends on.
+        task: of `app.tasks`.
+        arguments: of the task.
+        bar: whether to show progress once it takes long.
+
+    Raises:
+        NatscopeError: what the task raised, or why it could not be done.
+    """
+    place = st.empty() if bar else None  # always, so that what follows keeps its place on the page
+    job = lane.start(key, task, *arguments, session=session())
+    began = time.monotonic()
+    try:
+        job.finished.wait(_PATIENCE if bar else None)
+        while not job.finished.wait(_LOOK if time.monotonic() - began < _SOON else _LATER):
+            if place is not None:  # drawing is also where Streamlit ends a run that is no longer wanted
+                place.progress(job.share, f"{_doing(lane, job)} … {time.monotonic() - began:.0f} s")
+    finally:
+        if not job.finished.is_set():
+            lane.leave(job, session())
+    if place is not None:
+        place.empty()
+    return job.value()
+
+
+def _doing(lane: Lane, job: Job) -> str:
+    return queued(lane.ahead(job)) if job.state == "queued" else escape.markdown(job.stage)
+
+
+def queued(ahead: int) -> str:
+    """Say that a job waits, and for how many others."""
+    return "Queued" if not ahead else f"Queued, {ahead} ahead"
+
+
+def read_upload(data: bytes, filename: str, form: dict[str, Any]) -> uploads.Upload:
+    """Read an uploaded file in a process of its own, see `app.uploads.read_image`."""
+    key = (hashlib.sha256(data).hexdigest(), filename, tuple(form.items()))
+    return ask(lanes().uploads, key, uploads.read_task, data, filename, form)
 
 
 def bundle_paths() -> dict[str, Path]:
-    """Give the bundles that are served, by folder name.
+    """Return the bundles that are served, by folder name.
 
     Raises:
         BundleError: if there is none.
@@ -34,51 +134,107 @@ def bundle_paths() -> dict[str, Path]:
 
 
 def bundle_title(path: Path) -> str:
-    """Give a bundle's title, or its folder's name when it cannot be read."""
+    """Return a bundle's title, or its folder's name when it cannot be read."""
     try:
         return Bundle(path).manifest.name
     except BundleError:
         return f"{path.name} (damaged)"
 
 
-def attributor(path: Path) -> Attributor:
-    """Give the opened bundle; it is opened anew when its manifest changes.
+class Served(Capabilities):
+    """A bundle as pages see it: arrays are at hand, what its network computes is asked of worker processes."""
+
+    def __init__(self, place: tasks.Place) -> None:
+        """Open the bundle, here and in a worker.
+
+        Raises:
+            BundleError: if it cannot be opened.
+        """
+        super().__init__(Bundle(place.path))
+        self.place = place
+        self.train_labels = np.asarray(self.bundle.array("train_labels"))
+        self.test_labels = np.asarray(self.bundle.array("test_labels"))
+        self.linear: bool = self._ask("linear", (), tasks.linear)
+        self._large = int(np.bincount(self.train_labels).max(initial=0)) > LIVE
+        self._rows: BoundedCache[Row] = BoundedCache(2048)
+
+    def query(self, origin: str, index: int) -> QueryImage:
+        """Return a "test" or "train" image as a query; raises QueryError if there is none."""
+        return self._ask("query", (origin, index), tasks.query, origin, index)
+
+    def upload(self, image: np.ndarray) -> QueryImage:
+        """Return an image of the data set's form, uint8 (H, W) or (H, W, 3), as a query."""
+        return self._ask("upload", _digest(image), tasks.upload, image)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Return the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
+        return self._ask("predict", _digest(images), tasks.predict, images)
+
+    def attribute(self, query: QueryImage, request: Request) -> Attribution:
+        """Rank training images for a query, with a progress bar once it takes long.
+
+        Raises:
+            QueryError: for a setting that cannot be used here, in one sentence.
+        """
+        lane = lanes().heavy if self._heavy(request) else lanes().quick
+        key = ("attribute", self.bundle.identity, _name(query), request)
+        return ask(lane, key, tasks.attribute, self.place, query, request, bar=True)
+
+    def compare(self, query: QueryImage, requests: Sequence[Request], judge: float) -> list[Row]:
+        """Ask several methods about a query; what was asked before is at hand.
+
+        Args:
+            query: the image.
+            requests: one a method.
+            judge: sigma2 at which the information of every subset is counted.
+        """
+        keys = [(_name(query), request, judge) for request in requests]
+        found = {key: row for key in keys if (row := self._rows.peek(key)) is not None}
+        missing = [(key, request) for key, request in zip(keys, requests, strict=True) if key not in found]
+        if missing:
+            asked = tuple(request for _, request in missing)
+            lane = lanes().heavy if any(map(self._heavy, asked)) else lanes().quick
+            key = ("compare", self.bundle.identity, _name(query), asked, judge)
+            rows = ask(lane, key, tasks.compare, self.place, query, asked, judge, bar=True)
+            for (known, _), row in zip(missing, rows, strict=True):
+                found[known] = row
+                self._rows.keep(known, row)
+        else:
+            st.empty()  # the place of the bar
+        return [found[key] for key in keys]
+
+    def _heavy(self, request: Request) -> bool:
+        method = METHODS.get(request.method)
+        return (
+            self._large
+            or request.pool == "all"
+            or (request.conditioning == "train" and method is not None and method.conditions)
+            or (method is not None and method.together)
+        )
+
+    def _ask(self, what: str, key: Hashable, task: Callable[..., Any], *arguments: Any) -> Any:
+        return ask(lanes().quick, (what, self.bundle.identity, key), task, self.place, *arguments)
+
+
+def served(path: Path) -> Served:
+    """Return the opened bundle; it is opened anew when its manifest changes.
 
     Raises:
         BundleError: if it cannot be opened.
     """
     manifest = path / MANIFEST
-    stamp = manifest.stat().st_mtime_ns if manifest.is_file() else 0
-    return _opened(str(path), stamp)
+    stamp = manifest.lstat().st_mtime_ns if manifest.is_file() else 0
+    return _served(tasks.Place(path, stamp))
 
 
-@st.cache_resource(max_entries=4, show_spinner="Opening the bundle …")
-def _opened(path: str, stamp: int) -> Attributor:
-    return open_attributor(Path(path))
+@st.cache_resource(max_entries=16, show_spinner="Opening the bundle …", hash_funcs={tasks.Place: hash})
+def _served(place: tasks.Place) -> Served:
+    return Served(place)
 
 
-@st.cache_resource
-def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=2, thread_name_prefix="natscope")
+def _name(query: QueryImage) -> Hashable:
+    return _digest(query.image) if query.index is None else (query.origin, query.index)
 
 
-def with_progress(work: Callable[[Progress], Result]) -> Result:
-    """Run work in a thread of the app's own, with a progress bar once it takes long; the page can be left meanwhile.
-
-    Args:
-        work: called with a progress function (stage, done, total).
-    """
-    latest = [("Weighing the training images", 0, 1)]
-    future = _workers().submit(work, lambda stage, done, total: latest.append((stage, done, total)))
-    started = time.monotonic()
-    bar = st.empty()  # always, so that what follows keeps its place on the page while it is replaced
-    while not future.done():
-        time.sleep(0.01)
-        if time.monotonic() - started > _PATIENCE:
-            stage, done, total = latest[-1]
-            text = f"{escape.markdown(stage)} … {time.monotonic() - started:.0f} s"
-            share = min(done / max(total, 1), 1.0)
-            bar.progress(share, text)
-            time.sleep(0.15)
-    bar.empty()
-    return future.result()
+def _digest(images: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()

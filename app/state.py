@@ -6,14 +6,16 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from core.answers import CONDITIONINGS, POOLS, QueryImage
-from core.attribution import Attributor
 from core.errors import QueryError
 from core.methods import METHODS
+
+if TYPE_CHECKING:  # pages alone need Streamlit
+    from app.shared import Served
 
 AnyView = TypeVar("AnyView")
 Readers = dict[str, tuple[str, Callable[[str], Any]]]
@@ -106,7 +108,7 @@ def pack_image(image: np.ndarray) -> str:
     return "image:" + base64.urlsafe_b64encode(zlib.compress(image.tobytes(), 9)).decode().rstrip("=")
 
 
-def open_query(text: str, attributor: Attributor) -> QueryImage:
+def open_query(text: str, attributor: "Served") -> QueryImage:
     """Find the image that a view's query names.
 
     Raises:

@@ -1,10 +1,12 @@
 """Uploaded images: from the bytes of a stranger's file to an image of the data set's form, or one sentence why not."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from app.worker import OutOfMemory, TookTooLong, Worker, WorkerLost
 from core.errors import QueryError
 from precompute.pictures import border_colour, decode, fit
 
@@ -13,6 +15,8 @@ _COMPARED = 1000  # images whose border tells on what background a data set show
 _MIDDLE = 127  # grey values above it are light
 _NEARLY_ALL = 0.8  # of them have to agree
 THUMBNAIL = 512  # pixels along the longer side
+SECONDS, MEMORY = 2.0, 512 * 2**20  # that reading a file may take
+TOO_MUCH = "The image takes too long, or too much memory, to read; save it smaller, as a PNG, and upload that."
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,36 @@ def usual_background(images: np.ndarray) -> str:
     borders = np.concatenate([some[:, 0], some[:, -1], some[:, :, 0], some[:, :, -1]], axis=1)
     light = float((np.median(borders, axis=1) > _MIDDLE).mean())
     return "light" if light >= _NEARLY_ALL else "dark" if light <= 1 - _NEARLY_ALL else "mixed"
+
+
+def form_of(images: np.ndarray) -> dict[str, Any]:
+    """Return the form of a data set's images, (N, H, W) or (N, H, W, 3) uint8, as `read_image` takes it."""
+    height, width = map(int, images.shape[1:3])
+    return {
+        "size": (height, width),
+        "channels": 3 if images.ndim == 4 else 1,
+        "background": usual_background(images),
+    }
+
+
+def read_task(progress: object, data: bytes, filename: str, form: dict[str, Any]) -> Upload:
+    """Do `read_image` as a task of a worker process."""
+    return read_image(data, filename, **form)
+
+
+def read_apart(data: bytes, filename: str, form: dict[str, Any]) -> Upload:
+    """Do `read_image` in a process that is ended when it takes more than `SECONDS` or `MEMORY`.
+
+    Raises:
+        QueryError: if the file cannot be used; the sentence tells what to do.
+    """
+    worker = Worker(memory=MEMORY)
+    try:
+        return worker.run(read_task, data, filename, form, seconds=SECONDS)
+    except (TookTooLong, OutOfMemory, WorkerLost) as error:
+        raise QueryError(TOO_MUCH) from error
+    finally:
+        worker.kill()
 
 
 def read_image(

@@ -21,6 +21,7 @@ from core.methods import METHODS, Candidates, Method, Query, Settings
 from core.metrics import redundancy, total_information
 from core.novelty import distances
 from core.parts import Parts
+from core.parts import missing as missing_parts
 from core.pool import LARGEST_GRAM, LIVE, Pool
 from core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
 from core.regime import regime
@@ -32,7 +33,34 @@ Progress = Callable[[str, int, int], None]
 _SHARD = 1000
 
 
-class Attributor:
+class Capabilities:
+    """Which methods a bundle can serve; `linear` says whether all parameters of its network are of `Linear` layers."""
+
+    linear: bool
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Take an open bundle."""
+        self.bundle = bundle
+
+    def missing(self, method: Method) -> str | None:
+        """Say in a sentence what the bundle lacks for a method and how to add it; None where nothing is missing."""
+        return missing_parts(self.bundle, method)
+
+    def usable(self, *, fast: bool = False) -> tuple[str, ...]:
+        """Name the methods for which the bundle holds all that they need, in the registry's order.
+
+        Args:
+            fast: leave out those that take a minute or more a query on this network.
+        """
+        names = (name for name, method in METHODS.items() if self.missing(method) is None)
+        return tuple(name for name in names if not (fast and self.slow(METHODS[name])))
+
+    def slow(self, method: Method) -> bool:
+        """Tell whether a method takes a minute or more a query: it differentiates every candidate anew."""
+        return method.together and not self.linear
+
+
+class Attributor(Capabilities):
     """A bundle and its network, ready to attribute; thread-safe, with bounded caches that visitors share."""
 
     def __init__(self, bundle: Bundle, model: nn.Module, *, sketch: SketchSpec | None = None) -> None:
@@ -46,7 +74,7 @@ class Attributor:
         Raises:
             QueryError: if the weights do not fit the network.
         """
-        self.bundle = bundle
+        super().__init__(bundle)
         try:
             model.load_state_dict(bundle.weights())
         except RuntimeError as error:
@@ -58,7 +86,7 @@ class Attributor:
         self._resketched = spec != bundle.sketch_spec
         self.train_labels = np.asarray(bundle.array("train_labels"))
         self.test_labels = np.asarray(bundle.array("test_labels"))
-        self._linear = linear_alone(model)
+        self.linear = linear_alone(model)
         largest = int(np.bincount(self.train_labels).max())
         self._own: BoundedCache[Candidates] = BoundedCache(12 if largest <= LIVE else 3)  # 0.3 to 0.5 GB each
         self._all: BoundedCache[Candidates] = BoundedCache(2)
@@ -70,23 +98,6 @@ class Attributor:
     def resketched(self, seed: int) -> "Attributor":
         """Give the same network and data under another seed of the sketch: what changes is due to the sketch alone."""
         return Attributor(self.bundle, self.features.model, sketch=replace(self.bundle.sketch_spec, seed=seed))
-
-    def missing(self, method: Method) -> str | None:
-        """Say in a sentence what the bundle lacks for a method and how to add it; None where nothing is missing."""
-        return self._parts.missing(method)
-
-    def usable(self, *, fast: bool = False) -> tuple[str, ...]:
-        """Name the methods for which the bundle holds all that they need, in the registry's order.
-
-        Args:
-            fast: leave out those that take a minute or more a query on this network.
-        """
-        names = (name for name, method in METHODS.items() if self.missing(method) is None)
-        return tuple(name for name in names if not (fast and self.slow(METHODS[name])))
-
-    def slow(self, method: Method) -> bool:
-        """Tell whether a method takes a minute or more a query: it differentiates every candidate anew."""
-        return method.together and not self._linear
 
     def trust(self, count: int) -> Trust | None:
         """Measure the sketch on the first training images, each under its own label; None for the exact kernel."""
@@ -342,7 +353,7 @@ class Attributor:
         name = f"features_all_{target}"
         if self.bundle.has(name) and not self._resketched:
             return self.bundle.array(name)
-        if not self._linear:
+        if not self.linear:
             raise QueryError(
                 "This bundle holds each training image's features under its own class only, and this network is too "
                 "slow to compute the others here; build the bundle with `--outputs all`."

@@ -41,6 +41,11 @@ class BoundedCache(Generic[Value]):
             while len(self._values) > self._size:
                 self._values.popitem(last=False)
 
+    def peek(self, key: Hashable) -> Value | None:
+        """Return a key's value if it is at hand, else None."""
+        with self._lock:
+            return self._values.get(key)
+
     def __contains__(self, key: Hashable) -> bool:
         """Whether a key's value is at hand."""
         with self._lock:

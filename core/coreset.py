@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core.attribution import Attributor, Progress
+from core.attribution import Attributor, Capabilities, Progress
 from core.cache import BoundedCache
 from core.errors import QueryError
 from core.methods import METHODS, Candidates, Query, Settings
@@ -22,13 +22,13 @@ BLIND = "random"  # the method that every other is compared with
 _BROUGHT_BY = next(name for name, method in METHODS.items() if FEATURES in method.needs)
 
 
-def missing(attributor: Attributor, method: str) -> str | None:
+def missing(attributor: Capabilities, method: str) -> str | None:
     """Say in a sentence what the bundle lacks to choose a coreset by a method; None where nothing is missing."""
     brings = attributor.missing(METHODS[_BROUGHT_BY])
     return brings or attributor.missing(METHODS[method])
 
 
-def usable(attributor: Attributor) -> tuple[str, ...]:
+def usable(attributor: Capabilities) -> tuple[str, ...]:
     """Give the methods by which a coreset can be chosen here."""
     return tuple(name for name in METHODS if missing(attributor, name) is None)
 

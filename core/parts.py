@@ -85,15 +85,6 @@ class Parts:
         self._influence: BoundedCache[EkfacInfluence] = BoundedCache(1)
         self._scores: BoundedCache[np.ndarray] = BoundedCache(256)
 
-    def missing(self, method: Method) -> str | None:
-        """Say in a sentence what the bundle lacks for a method and how to add it; None where nothing is missing."""
-        if all(name in _DERIVED or self._bundle.has(name) for name in method.needs):
-            return None
-        return (
-            f"This bundle does not yet hold what {method.title} needs; the command that built it adds it, run again "
-            f"with `--methods {method.name}`, and recomputes nothing else."
-        )
-
     def array(self, name: str, progress: Progress) -> np.ndarray:
         """Give an array (N, ...) by the name under which a method `needs` it.
 
@@ -175,6 +166,16 @@ class Parts:
                 self._margins.model, self._inputs, self._labels, rows, folder=Path(folder), progress=progress
             )
         return {"trak_features": features, "trak_out_to_loss": out_to_loss}
+
+
+def missing(bundle: Bundle, method: Method) -> str | None:
+    """Say in a sentence what a bundle lacks for a method and how to add it; None where nothing is missing."""
+    if all(name in _DERIVED or bundle.has(name) for name in method.needs):
+        return None
+    return (
+        f"This bundle does not yet hold what {method.title} needs; the command that built it adds it, run again with "
+        f"`--methods {method.name}`, and recomputes nothing else."
+    )
 
 
 def _influence_key(query: Tensor, target: int, rows: np.ndarray) -> tuple[str, int, str]:

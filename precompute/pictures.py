@@ -12,6 +12,7 @@ from core.errors import QueryError
 
 LARGEST_PIXELS = 25_000_000
 LARGEST_ASPECT = 10
+_MOST_SCANS = 100  # of a progressive JPEG, which usually has about ten; each is a pass over the whole image
 
 _BY_FORMAT = {
     "PNG": {".png", ".apng"},
@@ -115,6 +116,8 @@ def _decode(data: bytes, filename: str) -> Image.Image:
         extension = PurePath(filename).suffix.lower()
         if extension and extension not in _BY_FORMAT[content]:
             raise QueryError(f"The file's name does not fit its content, which is {content}; {_SAVE}.")
+        if content == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
+            raise QueryError(f"The image is stored in more than {_MOST_SCANS} passes; {_SAVE}.")
         if image.format != "MPO" and getattr(image, "is_animated", False):
             raise QueryError(
                 "The file holds an animation or several pages; save a single picture as PNG and upload that."

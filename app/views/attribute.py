@@ -13,13 +13,13 @@ from app import escape, shared, state, words
 from app.comparison_link import compare_link
 from app.figures import curve, ranking_png
 from app.grid import Card, data_uri, grid
+from app.shared import Served
 from app.state import View
 from app.views.bundle import choose_bundle
 from app.views.enlarge import enlarge
 from app.views.notice import complain, warn
 from app.views.query import picker, prediction
 from core.answers import Attribution, QueryImage, Request
-from core.attribution import Attributor
 from core.errors import QueryError
 from core.methods import METHODS, Method
 
@@ -38,7 +38,7 @@ def page() -> None:
     with switches:
         path = choose_bundle(_forget_query)
         words_switch = st.empty()
-    attributor = shared.attributor(path)
+    attributor = shared.served(path)
     view = _view(attributor, path)
     st.session_state.setdefault("plain_words", view.plain)
     plain = words_switch.toggle("Plain words", key="plain_words", help="Explain without technical terms.")
@@ -58,7 +58,7 @@ def _title(query: QueryImage) -> str:
     return "Your image" if query.index is None else f"{query.origin.capitalize()} image {query.index}"
 
 
-def _view(attributor: Attributor, path: Path) -> View:
+def _view(attributor: Served, path: Path) -> View:
     """Give the session's view; a new session takes it from the address."""
     if "view" not in st.session_state or st.session_state.get("view_bundle") != str(path):
         view, complaints = state.read_link(st.query_params, len(attributor.bundle.classes))
@@ -77,7 +77,7 @@ def _restore_controls(view: View) -> None:
         st.session_state.setdefault(key, value)
 
 
-def _query(view: View, attributor: Attributor) -> QueryImage:
+def _query(view: View, attributor: Served) -> QueryImage:
     try:
         return state.open_query(view.query, attributor)
     except QueryError as error:
@@ -86,7 +86,7 @@ def _query(view: View, attributor: Attributor) -> QueryImage:
         return attributor.query("test", 0)
 
 
-def _comparison_link(attributor: Attributor) -> None:
+def _comparison_link(attributor: Served) -> None:
     bundle = attributor.bundle.path.name if len(shared.bundle_paths()) > 1 else None
     address = compare_link(st.session_state["view"].query, bundle)
     st.link_button(
@@ -112,7 +112,7 @@ def _forget_query() -> None:
 
 
 @st.fragment
-def _answer(attributor: Attributor, query: QueryImage, shown: str, plain: bool) -> None:
+def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> None:
     """Draw the controls and the ranking; a change reruns this part alone, unless it makes another image the query."""
     if st.session_state["view"].query != shown:
         st.rerun()
@@ -125,7 +125,7 @@ def _answer(attributor: Attributor, query: QueryImage, shown: str, plain: bool) 
         st.query_params.from_dict(link)
     request = Request(view.method, view.sigma2, view.budget, view.pool, view.conditioning, view.target)
     try:
-        result = shared.with_progress(lambda progress: attributor.attribute(query, request, progress))
+        result = attributor.attribute(query, request)
     except QueryError as error:
         complain(error)
         return
@@ -147,7 +147,7 @@ def _answer(attributor: Attributor, query: QueryImage, shown: str, plain: bool) 
     _downloads(query, images, result, method, classes)
 
 
-def _controls(attributor: Attributor, query: QueryImage, labels: words.Labels) -> View:
+def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> View:
     view: View = st.session_state["view"]
     _restore_controls(view)
     classes = attributor.bundle.classes
@@ -293,7 +293,7 @@ def _curve(result: Attribution, picked: int | None) -> None:
     )
 
 
-def _details(attributor: Attributor, result: Attribution, images: np.ndarray, picked: int | None) -> None:
+def _details(attributor: Served, result: Attribution, images: np.ndarray, picked: int | None) -> None:
     st.subheader("A closer look")
     if picked is None:
         st.caption("Click an image, or a point of the curve, to see what the model makes of it.")

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
-from app import escape, shared
+from app import escape, shared, tasks
 from app.backdoor_link import BackdoorView, read_backdoor
 from app.background import now
 from app.grid import data_uri
+from app.shared import Served
 from app.trick import Shown, trick
 from app.views.backdoor_audit import audit_step
 from app.views.backdoor_measured import measured
@@ -18,11 +19,9 @@ from app.views.backdoor_proof import proof_step
 from app.views.backdoor_scene import KEY, Scene
 from app.views.backdoor_search import search_step
 from app.views.notice import warn
-from core.attribution import Attributor
 from core.backdoor import Backdoor, stamp
 from core.bundle import Bundle
 from core.errors import BundleError
-from precompute.experiments.backdoor import fooled
 
 _VIEW = f"{KEY}view"
 
@@ -34,9 +33,9 @@ def page() -> None:
     path = _bundle()
     if path is None:
         return
-    attributor = shared.attributor(path)
+    attributor = shared.served(path)
     backdoor = Backdoor.from_dict(attributor.bundle.manifest.poison or {})
-    works = _works(attributor.bundle.identity, attributor)
+    works = _works(attributor)
     view = _view(attributor, backdoor, works)
     link = view.to_link() | ({"bundle": path.name} if len(shared.bundle_paths()) > 1 else {})
     if dict(st.query_params) != link:
@@ -92,14 +91,13 @@ def _poisoned(path: Path) -> bool:
         return False  # pages that show it say what is wrong with it
 
 
-@st.cache_data(max_entries=8, show_spinner="Trying the patch on every test image …")
-def _works(identity: str, _attributor: Attributor) -> np.ndarray:
-    labels = _attributor.test_labels
-    right = np.asarray(_attributor.bundle.array("test_logits")).argmax(axis=1) == labels
-    return right & fooled(_attributor)
+def _works(attributor: Served) -> np.ndarray:
+    right = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) == attributor.test_labels
+    key = ("fooled", attributor.bundle.identity)
+    return right & shared.ask(shared.lanes().quick, key, tasks.fooled, attributor.place, bar=True)
 
 
-def _view(attributor: Attributor, backdoor: Backdoor, works: np.ndarray) -> BackdoorView:
+def _view(attributor: Served, backdoor: Backdoor, works: np.ndarray) -> BackdoorView:
     if _VIEW not in st.session_state or st.session_state.get(f"{KEY}of") != attributor.bundle.identity:
         view, complaints = read_backdoor(
             st.query_params,

@@ -3,14 +3,13 @@
 import numpy as np
 import streamlit as st
 
-from app import escape
+from app import escape, tasks
 from app.grid import Card, data_uri, grid
 from app.views.backdoor_scene import KEY, Scene, few, measured_for
 from app.views.job import run_job
-from core.audit import FIRST, SIGMA2, suspicion
+from core.audit import FIRST, SIGMA2
 from core.metrics import average_precision
-from precompute.attributor import open_attributor
-from precompute.retrain import outcome, retrain, too_slow
+from precompute.retrain import too_slow
 
 _PICTURED = 60
 _QUICK = 20_000  # training images
@@ -29,7 +28,8 @@ def audit_step(scene: Scene) -> None:
     )
     scores = run_job(
         ("audit", bundle.identity),
-        lambda progress: suspicion(open_attributor(bundle.path), progress=progress),
+        tasks.audit,
+        scene.attributor.place,
         name=f"{KEY}audit",
         label=f"Audit all {count:,} training images ({'a few seconds' if count <= _QUICK else 'minutes'})",
         icon=":material/policy:",
@@ -87,13 +87,9 @@ def _healed(scene: Scene, suspects: np.ndarray) -> None:
     if too_slow(bundle):
         return
     result = run_job(
-        ("healed", bundle.identity, len(suspects)),
-        lambda progress: outcome(
-            bundle,
-            retrain(bundle, suspects, lambda done, total: progress("Training without the suspects", done, total)),
-            scene.backdoor,
-            scene.index,
-        ),
+        ("healed", bundle.identity, len(suspects), scene.index),
+        tasks.healed,
+        *(scene.attributor.place, suspects, scene.index),
         name=f"{KEY}healed",
         label=f"Train again without these {len(suspects)}",
     )

@@ -1,11 +1,9 @@
 """Step 3 of the Backdoor page: train again without what was found, and without as many images at random."""
 
-from collections.abc import Callable
-
 import numpy as np
 import streamlit as st
 
-from app import escape, words
+from app import escape, tasks, words
 from app.bars import Bar, bars
 from app.results import commands, retraining_results
 from app.views.backdoor_scene import KEY, SHOWN, Scene
@@ -15,11 +13,8 @@ from app.views.notice import complain
 from core.curves import REFERENCE
 from core.errors import QueryError
 from core.methods import METHODS
-from precompute.attributor import open_attributor
 from precompute.models import ModelSpec
-from precompute.retrain import Outcome, outcome, patience, retrain, too_slow
-
-Progress = Callable[[str, int, int], None]
+from precompute.retrain import Outcome, patience, too_slow
 
 
 def proof_step(scene: Scene) -> None:
@@ -48,9 +43,11 @@ def proof_step(scene: Scene) -> None:
     if why:
         _measured_once(scene, why)
         return
+    stages = (("Training without those found", found), ("Training without as many picked blindly", others))
     result = run_job(
         ("proof", scene.attributor.bundle.identity, scene.index, name, tuple(found.tolist())),
-        lambda progress: _trained(scene, found, others, progress),
+        tasks.proof,
+        *(scene.attributor.place, stages, scene.index),
         name=f"{KEY}proof",
         label=f"Take them away and train again ({patience(scene.attributor.bundle)})",
     )
@@ -68,22 +65,6 @@ def proof_step(scene: Scene) -> None:
     st.markdown(_said(before, without, blind, scene, len(found)))
     if st.toggle("Show me the numbers", key=f"{KEY}numbers3"):
         _numbers(scene, (before, without, blind), found, name)
-
-
-def _trained(
-    scene: Scene, found: np.ndarray, others: np.ndarray, progress: Progress
-) -> tuple[Outcome, Outcome, Outcome]:
-    bundle = scene.attributor.bundle
-    own = open_attributor(bundle.path)  # a network of its own, not the one that answers visitors' clicks
-    results = [outcome(bundle, own.features.model, scene.backdoor, scene.index)]
-    for stage, rows in (("Training without those found", found), ("Training without as many picked blindly", others)):
-
-        def tell(done: int, total: int, stage: str = stage) -> None:
-            progress(stage, done, total)
-
-        model = retrain(bundle, rows, tell)
-        results.append(outcome(bundle, model, scene.backdoor, scene.index))
-    return results[0], results[1], results[2]
 
 
 def _said(before: Outcome, without: Outcome, blind: Outcome, scene: Scene, count: int) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 
 from app import escape
 from app.results import backdoor_results
+from app.shared import Served
 from core.answers import QueryImage
-from core.attribution import Attributor
 from core.backdoor import Backdoor
 from precompute.models import ModelSpec
 
@@ -30,7 +30,7 @@ class Scene:
         works: (T,) bool, on which test images the network is right without and fooled with the attacker's patch.
     """
 
-    attributor: Attributor
+    attributor: Served
     backdoor: Backdoor
     index: int
     base: int
@@ -51,7 +51,7 @@ class Scene:
         return self.attributor.upload(self.backdoor.stamped(image, np.array([self.base]))[0])
 
 
-def measured_for(attributor: Attributor) -> dict[str, Any] | None:
+def measured_for(attributor: Served) -> dict[str, Any] | None:
     """Give the experiment that ships about this bundle's kind of network; the first one where there is none."""
     results, network = backdoor_results(), ModelSpec.from_dict(attributor.bundle.manifest.model).title
     alike = [result for result in results if result["setting"]["network"] == network]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import streamlit as st
 
-from app import escape, shared, words
+from app import escape, words
 from app.backdoor_link import BackdoorView
 from app.comparison_link import compare_link
 from app.figures_backdoor import roc
@@ -78,13 +78,7 @@ def ranking(scene: Scene, method: str, budget: int = SHOWN) -> Attribution:
     request = Request(
         method, sigma2=tuned_sigma2(method, measured_for(scene.attributor)), budget=budget, target=scene.target
     )
-    query = scene.query()
-    return _asked(scene.attributor.bundle.identity, scene.index, request, scene, query)
-
-
-@st.cache_data(max_entries=60, show_spinner=False)
-def _asked(identity: str, index: int, request: Request, _scene: Scene, _query: object) -> Attribution:
-    return shared.with_progress(lambda progress: _scene.attributor.attribute(_query, request, progress))  # type: ignore[arg-type]
+    return scene.attributor.attribute(scene.query(), request)
 
 
 def _reveal(index: int | None) -> None:

@@ -12,15 +12,14 @@ from app import shared, state, words
 from app.comparison import Strip, Tile, comparison, marks
 from app.comparison_link import LARGEST_BUDGET, MOST_QUERIES, ComparisonView, read_comparison
 from app.grid import data_uri
+from app.shared import Served
 from app.views.bundle import choose_bundle
 from app.views.compare_results import agreement_section, downloads
 from app.views.notice import warn
 from app.views.query import picker
 from app.views.stability import stability
 from core.answers import QueryImage
-from core.attribution import Attributor, Progress
-from core.cache import BoundedCache
-from core.comparison import Row, compare_one, shared_images
+from core.comparison import Row, shared_images
 from core.errors import QueryError
 from core.methods import METHODS
 
@@ -35,7 +34,7 @@ def page() -> None:
     heading.title("Every method on the same image")
     with choice:
         path = choose_bundle(_forget)
-    attributor = shared.attributor(path)
+    attributor = shared.served(path)
     view = _view(attributor, str(path))
     queries = _queries(view, attributor)
     controls, figure = st.columns([1, 3.7], gap="large")
@@ -51,7 +50,8 @@ def page() -> None:
         if len(methods) < _FEWEST:
             st.info("Choose at least two methods to compare.", icon=":material/compare:")
             return
-        rows = [_answers(attributor, text, query, view, methods) for text, query in _named(view, queries)]
+        requests = [view.request(name) for name in methods]
+        rows = [attributor.compare(query, requests, view.sigma2) for query in queries]
         for place, (query, block) in enumerate(zip(queries, rows, strict=True)):
             _block(attributor, query, block, place)
         st.caption(
@@ -60,10 +60,10 @@ def page() -> None:
         )
         downloads(attributor, queries, rows, view)
     agreement_section(attributor, rows, view)
-    stability(attributor, view.query, queries[0], [view.request(name) for name in methods])
+    stability(attributor, view.query, queries[0], requests)
 
 
-def _view(attributor: Attributor, path: str) -> ComparisonView:
+def _view(attributor: Served, path: str) -> ComparisonView:
     if _VIEW not in st.session_state or st.session_state.get(f"{_KEY}bundle") != path:
         view, complaints = read_comparison(st.query_params, len(attributor.bundle.classes))
         if attributor.bundle.manifest.tuned and "sigma2" not in st.query_params:
@@ -81,16 +81,12 @@ def _forget() -> None:
     st.query_params.clear()
 
 
-def _named(view: ComparisonView, queries: Sequence[QueryImage]) -> list[tuple[str, QueryImage]]:
-    return list(zip(_shown(view), queries, strict=True))
-
-
 def _shown(view: ComparisonView) -> tuple[str, ...]:
     """Name the images in view, each once: the current one may be pinned too."""
     return (view.query, *(pin for pin in view.pins if pin != view.query))
 
 
-def _queries(view: ComparisonView, attributor: Attributor) -> list[QueryImage]:
+def _queries(view: ComparisonView, attributor: Served) -> list[QueryImage]:
     """Open the current query and the pinned ones; what cannot be opened is said and left out."""
     opened: list[tuple[str, QueryImage]] = []
     for text in _shown(view):
@@ -114,7 +110,7 @@ def _take(query: str) -> None:
     _change(query=query)
 
 
-def _query_controls(attributor: Attributor, query: QueryImage) -> None:
+def _query_controls(attributor: Served, query: QueryImage) -> None:
     view: ComparisonView = st.session_state[_VIEW]
     split = "train" if query.origin == "train" else "test"
     count, number = len(attributor.bundle.array(f"{split}_labels")), query.index if query.index is not None else -1
@@ -145,7 +141,7 @@ def _query_controls(attributor: Attributor, query: QueryImage) -> None:
             st.rerun()
 
 
-def _random(attributor: Attributor) -> int:
+def _random(attributor: Served) -> int:
     return random.randrange(len(attributor.test_labels))
 
 
@@ -155,7 +151,7 @@ def _button(
     st.button(label, help=about, on_click=do, key=f"{_KEY}{key}", icon=icon, disabled=disabled)
 
 
-def _settings(attributor: Attributor) -> ComparisonView:
+def _settings(attributor: Served) -> ComparisonView:
     """Draw the settings and give the view that they describe."""
     view: ComparisonView = st.session_state[_VIEW]
     classes, labels = attributor.bundle.classes, words.EXPERT
@@ -216,7 +212,7 @@ def _settings(attributor: Attributor) -> ComparisonView:
     )
 
 
-def _restore(view: ComparisonView, attributor: Attributor) -> None:
+def _restore(view: ComparisonView, attributor: Served) -> None:
     """Give the controls the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
     now, known = attributor.usable(fast=True), f"{_KEY}usable"
     if not view.methods and st.session_state.get(known, now) != now:
@@ -254,34 +250,7 @@ def _own_sigma2(view: ComparisonView, methods: Sequence[str], common: float) -> 
     return own
 
 
-@st.cache_resource
-def _known() -> BoundedCache[Row]:
-    return BoundedCache(512)
-
-
-def _answers(
-    attributor: Attributor, text: str, query: QueryImage, view: ComparisonView, methods: Sequence[str]
-) -> list[Row]:
-    """Ask every method; a row that was asked before is at hand, so a change recomputes what it concerns alone."""
-    known = _known()
-
-    def work(progress: Progress) -> list[Row]:
-        rows = []
-        for place, name in enumerate(methods):
-            request = view.request(name)
-            key = (attributor.bundle.identity, text, request, view.sigma2)
-            progress(METHODS[name].title, place, len(methods))
-
-            def ask(request: Any = request) -> Row:
-                return compare_one(attributor, query, request, judge=view.sigma2, progress=progress)
-
-            rows.append(known.get(key, ask))
-        return rows
-
-    return shared.with_progress(work)
-
-
-def _block(attributor: Attributor, query: QueryImage, rows: Sequence[Row], place: int) -> None:
+def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], place: int) -> None:
     classes, images = attributor.bundle.classes, attributor.bundle.array("train_images")
     tags = marks(list(shared_images(rows)))
     strips = []

@@ -12,8 +12,8 @@ import streamlit as st
 from app import escape, words
 from app.comparison_link import ComparisonView
 from app.figures_comparison import FORMATS, agreement, comparison_file
+from app.shared import Served
 from core.answers import QueryImage
-from core.attribution import Attributor
 from core.comparison import OVERLAPS, QUANTITIES, Row, overlaps
 from core.methods import METHODS
 
@@ -23,7 +23,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def agreement_section(attributor: Attributor, rows: Sequence[Sequence[Row]], view: ComparisonView) -> None:
+def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: ComparisonView) -> None:
     """Draw how much the methods share, and the information, redundancy and labels of each one's subset."""
     st.subheader("How they agree")
     titles = [METHODS[row.request.method].title for row in rows[0]]
@@ -72,7 +72,7 @@ def agreement_section(attributor: Attributor, rows: Sequence[Sequence[Row]], vie
 
 
 def downloads(
-    attributor: Attributor, queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], view: ComparisonView
+    attributor: Served, queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], view: ComparisonView
 ) -> None:
     """Draw the buttons for the figure and the data."""
     bundle = attributor.bundle
@@ -177,7 +177,7 @@ def _table(queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], classes
 
 
 def _everything(
-    attributor: Attributor, queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], view: ComparisonView
+    attributor: Served, queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], view: ComparisonView
 ) -> dict[str, Any]:
     classes = attributor.bundle.classes
     return {

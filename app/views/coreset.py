@@ -2,47 +2,28 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from urllib.parse import urlencode
 
 import numpy as np
 import streamlit as st
 
-from app import escape, shared, state, words
+from app import escape, shared, state, tasks, words
 from app.coreset_link import CoresetView, largest_budget, read_coreset
 from app.figures_coreset import class_balance, information
 from app.grid import Card, data_uri, grid
+from app.shared import Served
 from app.views.bundle import choose_bundle
 from app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
 from app.views.coreset_results import measured, others, worth
 from app.views.enlarge import show_large
 from app.views.notice import complain, inform, warn
-from core.attribution import Attributor, Progress
-from core.cache import BoundedCache
-from core.coreset import BLIND, Coresets, missing
+from core.coreset import BLIND, missing
 from core.errors import QueryError
 from core.methods import METHODS
 
 _SIZES = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2500, 5000)
 _SHOWN = 300  # images of the sheet, until all are asked for
-
-
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """A coreset, what its first images tell, and what as many random ones tell.
-
-    Args:
-        indices: (M,) training indices, the best first.
-        nats: (M,) information of the first 1, 2, … of them alone, mean over the queries.
-        blind: (M,) random training indices.
-        blind_nats: (M,) the same of these.
-    """
-
-    indices: np.ndarray
-    nats: np.ndarray
-    blind: np.ndarray
-    blind_nats: np.ndarray
 
 
 def page() -> None:
@@ -55,11 +36,9 @@ def page() -> None:
     )
     with choice:
         path = choose_bundle(_forget)
-    attributor = shared.attributor(path)
-    try:
-        coresets = _coresets(attributor.bundle.identity, attributor)
-    except QueryError as error:
-        inform(error, icon=":material/extension_off:")
+    attributor = shared.served(path)
+    if lacking := missing(attributor, BLIND):
+        inform(lacking, icon=":material/extension_off:")
         return
     view = _view(attributor, str(path))
     controls, results = st.columns([1, 2.9], gap="large")
@@ -70,12 +49,12 @@ def page() -> None:
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
     with results:
-        _results(attributor, coresets, view)
+        _results(attributor, view)
     st.divider()
     measured()
 
 
-def _view(attributor: Attributor, path: str) -> CoresetView:
+def _view(attributor: Served, path: str) -> CoresetView:
     if VIEW not in st.session_state or st.session_state.get(f"{KEY}bundle") != path:
         view, complaints = read_coreset(
             st.query_params,
@@ -94,17 +73,7 @@ def _forget() -> None:
     st.query_params.clear()
 
 
-@st.cache_resource(max_entries=1, show_spinner=False)  # up to some GB: all training images' covariances
-def _coresets(identity: str, _attributor: Attributor) -> Coresets:
-    return Coresets(_attributor)
-
-
-@st.cache_resource
-def _known() -> BoundedCache[Chosen]:
-    return BoundedCache(64)
-
-
-def _settings(attributor: Attributor, view: CoresetView) -> CoresetView:
+def _settings(attributor: Served, view: CoresetView) -> CoresetView:
     for key, value in {"method": view.method, "balanced": view.balanced, "budget": view.budget}.items():
         st.session_state.setdefault(KEY + key, value)
     largest = largest_budget(len(attributor.train_labels))
@@ -149,11 +118,11 @@ def _usual_sigma2() -> None:
         st.session_state.pop(f"{KEY}exponent", None)
 
 
-def _results(attributor: Attributor, coresets: Coresets, view: CoresetView) -> None:
+def _results(attributor: Served, view: CoresetView) -> None:
     try:
         rows = asked(attributor, view)
         sigma2 = view.sigma2 or attributor.bundle.sigma2(view.method, coreset=True)
-        chosen = _chosen(attributor, coresets, view, rows, sigma2)
+        chosen = _chosen(attributor, view, rows, sigma2)
     except QueryError as error:
         complain(error)
         return
@@ -172,25 +141,20 @@ def _results(attributor: Attributor, coresets: Coresets, view: CoresetView) -> N
         st.plotly_chart(figure, key=f"{KEY}information", config={"displayModeBar": False})
     _downloads(attributor, view, rows, sigma2, chosen)
     worth(attributor, rows, chosen.indices, chosen.blind)
-    others(attributor, coresets, view, rows, chosen.indices)
+    others(attributor, view, rows, chosen.indices)
 
 
-def _chosen(attributor: Attributor, coresets: Coresets, view: CoresetView, rows: np.ndarray, sigma2: float) -> Chosen:
-    key = (attributor.bundle.identity, rows.tobytes(), view.method, view.balanced, view.budget, sigma2)
-
-    def work(progress: Progress) -> Chosen:
-        query = coresets.ask(rows)
-        choose = partial(coresets.select, sigma2=sigma2, budget=view.budget, balanced=view.balanced)
-        indices = choose(view.method, query, progress=progress)
-        progress("Counting what they tell", 0, 1)
-        blind = choose(BLIND, query)
-        nats, blind_nats = (coresets.information(ranking, query, sigma2) for ranking in (indices, blind))
-        return Chosen(indices, nats, blind, blind_nats)
-
-    return shared.with_progress(lambda progress: _known().get(key, lambda: work(progress)))
+def _chosen(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: float) -> tasks.Chosen:
+    return shared.ask(
+        shared.lanes().heavy,
+        ("coreset", attributor.bundle.identity, rows.tobytes(), view.method, view.balanced, view.budget, sigma2),
+        tasks.coreset,
+        *(attributor.place, rows, view.method, view.balanced, view.budget, sigma2),
+        bar=True,
+    )
 
 
-def _finding(chosen: Chosen, about: str) -> str:
+def _finding(chosen: tasks.Chosen, about: str) -> str:
     count, told = len(chosen.indices), float(chosen.nats[-1])
     these = "This image tells" if count == 1 else f"These {count:,} images tell"
     blind = "one picked blindly tells" if count == 1 else "as many picked blindly tell"
@@ -201,7 +165,7 @@ def _finding(chosen: Chosen, about: str) -> str:
 
 
 @st.fragment
-def _sheet(attributor: Attributor, indices: np.ndarray) -> None:
+def _sheet(attributor: Served, indices: np.ndarray) -> None:
     """Draw the chosen images class by class; a click opens one, and reruns this part alone."""
     classes, labels = attributor.bundle.classes, attributor.train_labels
     whole = len(indices) <= _SHOWN or st.toggle(f"Show all {len(indices):,}", key=f"{KEY}all")
@@ -245,7 +209,7 @@ def _pick(index: int) -> None:
     st.session_state[f"{KEY}picked"] = index
 
 
-def _downloads(attributor: Attributor, view: CoresetView, rows: np.ndarray, sigma2: float, chosen: Chosen) -> None:
+def _downloads(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: float, chosen: tasks.Chosen) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
             "CSV",
@@ -268,7 +232,7 @@ def _downloads(attributor: Attributor, view: CoresetView, rows: np.ndarray, sigm
         st.caption("The address of this page reopens what you see.", width="content")
 
 
-def _table(attributor: Attributor, chosen: Chosen) -> str:
+def _table(attributor: Served, chosen: tasks.Chosen) -> str:
     classes, labels = attributor.bundle.classes, attributor.train_labels
     return escape.table(
         ("rank", "train_index", "label", "label_name", "nats_cumulative"),
@@ -279,7 +243,7 @@ def _table(attributor: Attributor, chosen: Chosen) -> str:
     )
 
 
-def _everything(attributor: Attributor, view: CoresetView, rows: np.ndarray, sigma2: float, chosen: Chosen) -> str:
+def _everything(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: float, chosen: tasks.Chosen) -> str:
     data = {
         "bundle": {"name": attributor.bundle.manifest.name, "identity": attributor.bundle.identity},
         "test_indices": rows.tolist(),

@@ -9,8 +9,8 @@ import streamlit as st
 from app import escape
 from app.coreset_link import GROUPS, MOST_MARKED, CoresetView
 from app.grid import Card, data_uri, grid
+from app.shared import Served
 from app.views.query import gallery
-from core.attribution import Attributor
 from core.coreset import MOST_QUERIES, draw
 from core.errors import QueryError
 
@@ -24,7 +24,7 @@ def change(**fields: Any) -> None:
     st.session_state[VIEW] = replace(st.session_state[VIEW], **fields)
 
 
-def query_controls(attributor: Attributor, view: CoresetView) -> CoresetView:
+def query_controls(attributor: Served, view: CoresetView) -> CoresetView:
     """Draw the choice of test images, and give the view with it."""
     classes = attributor.bundle.classes
     for key, value in {"group": view.group, "label": view.label, "count": view.count}.items():
@@ -52,7 +52,7 @@ def query_controls(attributor: Attributor, view: CoresetView) -> CoresetView:
     return replace(view, group=group, label=label, count=count)
 
 
-def asked(attributor: Attributor, view: CoresetView) -> np.ndarray:
+def asked(attributor: Served, view: CoresetView) -> np.ndarray:
     """Give the numbers of the test images that a view asks about, (Q,) int64.
 
     Raises:
@@ -77,7 +77,7 @@ def asked(attributor: Attributor, view: CoresetView) -> np.ndarray:
     return draw(rows, view.count, seed=0)
 
 
-def whom(attributor: Attributor, view: CoresetView, count: int) -> str:
+def whom(attributor: Served, view: CoresetView, count: int) -> str:
     """Say in words who is asked about (Markdown)."""
     name = escape.markdown(attributor.bundle.classes[view.label])
     return {
@@ -88,7 +88,7 @@ def whom(attributor: Attributor, view: CoresetView, count: int) -> str:
     }[view.group]
 
 
-def _marks(attributor: Attributor, view: CoresetView) -> None:
+def _marks(attributor: Served, view: CoresetView) -> None:
     classes, labels = attributor.bundle.classes, attributor.test_labels
     with st.popover("Mark test images", icon=":material/add_photo_alternate:", width="stretch"):
         gallery(attributor, "test", _mark)

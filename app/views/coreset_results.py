@@ -1,34 +1,29 @@
 """Under a coreset: a network trained on it alone, its overlap with other methods' choices, and what was measured."""
 
-import contextlib
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
-from app import escape, words
+from app import escape, tasks, words
 from app.coreset_link import CoresetView
 from app.figures_coreset import KINDS, accuracies, coreset_table, overlap, shares_right
 from app.results import commands, load_results
+from app.shared import Served
 from app.views.coreset_queries import KEY
 from app.views.job import run_job
-from core.attribution import Attributor
-from core.coreset import Coresets, usable
+from core.coreset import usable
 from core.methods import METHODS
 from core.metrics import jaccard
 from precompute.home import home
 from precompute.kept import Kept
 from precompute.removal import identity_of
 from precompute.retrain import too_slow
-from precompute.subset import Subset, train_on
+from precompute.subset import Subset
 from precompute.subset import accuracies as accuracies_of
 
-Progress = Callable[[str, int, int], None]
 
-
-def worth(attributor: Attributor, asked: np.ndarray, chosen: np.ndarray, blind: np.ndarray) -> None:
+def worth(attributor: Served, asked: np.ndarray, chosen: np.ndarray, blind: np.ndarray) -> None:
     """Draw what a network says that was trained on the chosen images alone, beside as many random ones and all.
 
     Args:
@@ -54,9 +49,11 @@ def worth(attributor: Attributor, asked: np.ndarray, chosen: np.ndarray, blind: 
             f"Train the network again from the start on these {len(chosen):,} images alone, by the same recipe, and "
             "once more on as many picked blindly."
         )
+        stages = {"these": "Training on these images", "blind": "Training on as many random images"}
         found = run_job(
-            ("coreset", name, *keys.values()),
-            lambda progress: _trained(attributor, subsets, keys, Kept(file), progress),
+            ("train on subsets", name, *keys.values()),
+            tasks.train_on_subsets,
+            *(attributor.place, subsets, stages, file),
             name=f"{KEY}train",
             label="Train on these",
         )
@@ -66,25 +63,8 @@ def worth(attributor: Attributor, asked: np.ndarray, chosen: np.ndarray, blind: 
     _show(found["these"], found["blind"], whole, len(chosen), attributor, len(asked))
 
 
-def _trained(
-    attributor: Attributor, subsets: dict[str, Subset], keys: dict[str, str], kept: Kept, progress: Progress
-) -> dict[str, Any]:
-    stages = {"these": "Training on these images", "blind": "Training on as many random images"}
-    found = {}
-    for name, subset in subsets.items():
-
-        def tell(done: int, total: int, stage: str = stages[name]) -> None:
-            progress(stage, done, total)
-
-        value = kept[keys[name]] if keys[name] in kept else train_on(attributor.bundle, subset, tell)
-        found[name] = value
-        with contextlib.suppress(OSError):  # where nothing can be kept it is shown all the same
-            kept.get(keys[name], lambda value=value: value)  # type: ignore[misc]
-    return found
-
-
 def _show(
-    these: dict[str, Any], blind: dict[str, Any], whole: dict[str, Any], count: int, attributor: Attributor, asked: int
+    these: dict[str, Any], blind: dict[str, Any], whole: dict[str, Any], count: int, attributor: Served, asked: int
 ) -> None:
     everyone, left = len(attributor.train_labels), len(attributor.test_labels) - asked
     where = "others" if left else "asked"
@@ -105,9 +85,7 @@ def _show(
         )
 
 
-def others(
-    attributor: Attributor, coresets: Coresets, view: CoresetView, asked: np.ndarray, chosen: np.ndarray
-) -> None:
+def others(attributor: Served, view: CoresetView, asked: np.ndarray, chosen: np.ndarray) -> None:
     """Draw the overlap with what other methods would choose, once it is asked for."""
     st.subheader("Would another method choose the same?")
     names = [name for name in usable(attributor) if name != view.method]
@@ -118,16 +96,14 @@ def others(
     if not wanted:
         return
 
-    def work(progress: Progress) -> dict[str, list[int]]:
-        query, found = coresets.ask(asked), {}
-        choose = partial(coresets.select, budget=view.budget, balanced=view.balanced, progress=progress)
-        for name in wanted:
-            own = view.sigma2 or attributor.bundle.sigma2(name, coreset=True)
-            found[name] = choose(name, query, sigma2=own).tolist()
-        return found
-
-    identity = ("overlap", attributor.bundle.identity, asked.tobytes(), view.budget, view.balanced, view.sigma2)
-    found = run_job((*identity, tuple(wanted)), work, name=f"{KEY}overlap", label="Ask them")
+    sigma2s = {name: view.sigma2 or attributor.bundle.sigma2(name, coreset=True) for name in wanted}
+    found = run_job(
+        ("coresets", attributor.bundle.identity, asked.tobytes(), view.budget, view.balanced, tuple(sigma2s.items())),
+        tasks.coresets_of,
+        *(attributor.place, asked, sigma2s, view.balanced, view.budget),
+        name=f"{KEY}overlap",
+        label="Ask them",
+    )
     if found is None:
         return
     shares = [jaccard(chosen, found[name]) for name in wanted]

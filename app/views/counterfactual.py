@@ -1,39 +1,34 @@
 """Counterfactual: take away what a prediction leans on, train again, and ask again."""
 
-import contextlib
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
-from app import escape, shared, state, words
+from app import escape, shared, state, tasks, words
 from app.bars import Bar, bars
 from app.counterfactual_link import FEWEST, MOST, CounterfactualView, read_counterfactual
 from app.figures_brittleness import flips, flips_table
 from app.grid import Card, data_uri, grid
 from app.results import commands, load_results
+from app.shared import Served
 from app.views.bundle import choose_bundle
 from app.views.enlarge import enlarge
 from app.views.job import run_job
 from app.views.notice import complain, warn
 from app.views.query import picker, prediction
 from core.answers import QueryImage, Request
-from core.attribution import Attributor
-from core.bundle import Bundle
 from core.errors import QueryError
 from core.methods import METHODS
-from precompute.attributor import open_attributor
 from precompute.home import home
 from precompute.kept import Kept
-from precompute.removal import Answer, answer, identity_of, name_of, without
+from precompute.removal import Answer, identity_of, name_of
 from precompute.retrain import patience, too_slow
 
 _VIEW, _KEY = "counterfactual_view", "counterfactual_"
 _SHOWN = 40  # images of the removal that are drawn
 _LISTED = 12  # earlier runs
-Progress = Callable[[str, int, int], None]
 
 
 def page() -> None:
@@ -46,7 +41,7 @@ def page() -> None:
     )
     with choice:
         path = choose_bundle(_forget)
-    attributor = shared.attributor(path)
+    attributor = shared.served(path)
     view = _view(str(path))
     query = _query(view, attributor)
     left, right = st.columns([1, 2.6], gap="large")
@@ -74,7 +69,7 @@ def _forget() -> None:
     st.query_params.clear()
 
 
-def _query(view: CounterfactualView, attributor: Attributor) -> QueryImage:
+def _query(view: CounterfactualView, attributor: Served) -> QueryImage:
     try:
         return state.open_query(view.query, attributor)
     except QueryError as error:
@@ -87,7 +82,7 @@ def _take(query: str) -> None:
     st.session_state[_VIEW] = replace(st.session_state[_VIEW], query=query)
 
 
-def _controls(attributor: Attributor, query: QueryImage) -> CounterfactualView:
+def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
     view: CounterfactualView = st.session_state[_VIEW]
     usable = attributor.usable()
     pool = int((attributor.train_labels == query.predicted).sum())
@@ -130,7 +125,7 @@ def _usual_sigma2() -> None:
         st.session_state.pop(f"{_KEY}exponent", None)
 
 
-def _removal(attributor: Attributor, query: QueryImage) -> None:
+def _removal(attributor: Served, query: QueryImage) -> None:
     if (count := int((attributor.train_labels == query.predicted).sum())) < 2 * FEWEST:
         label = escape.markdown(attributor.bundle.classes[query.predicted])
         st.info(
@@ -146,7 +141,7 @@ def _removal(attributor: Attributor, query: QueryImage) -> None:
     sigma2 = attributor.bundle.sigma2(view.method) if view.sigma2 is None else view.sigma2
     request = Request(view.method, sigma2=sigma2, budget=view.budget)
     try:
-        ranked = shared.with_progress(lambda progress: attributor.attribute(query, request, progress))
+        ranked = attributor.attribute(query, request)
     except QueryError as error:
         complain(error)
         return
@@ -167,11 +162,18 @@ def _removal(attributor: Attributor, query: QueryImage) -> None:
             icon=":material/hourglass_disabled:",
         )
         return
-    kept = _kept(str(home()), identity_of(attributor.bundle))
-    about = {"query": view.query[:40], "class": label, "method": view.method, "sigma2": sigma2, "removed": len(found)}
+    file = home() / "counterfactuals" / f"{identity_of(attributor.bundle)}.json"
+    kept = Kept(file)
+    about = {"query": view.query[:40], "class": label, "method": view.method, "sigma2": sigma2}
+    stages = (
+        ("As it is", (), about | {"method": None, "removed": 0}),
+        ("Training without those found", found, about | {"removed": len(found)}),
+        ("Training without as many picked blindly", others, about | {"method": "random", "removed": len(others)}),
+    )
     result = _known(kept, query, found, others) or run_job(
-        ("counterfactual", identity_of(attributor.bundle), name_of(query.image, query.predicted, found)),
-        lambda progress: _trained(attributor.bundle, query, found, others, about, kept, progress),
+        ("removals", identity_of(attributor.bundle), name_of(query.image, query.predicted, found)),
+        tasks.removals,
+        *(attributor.place, query, stages, file),
         name=f"{_KEY}job",
         label=f"Take them away and train again ({patience(attributor.bundle)})",
     )
@@ -180,7 +182,7 @@ def _removal(attributor: Attributor, query: QueryImage) -> None:
     _earlier(attributor, kept)
 
 
-def _contact_sheet(attributor: Attributor, found: tuple[int, ...]) -> None:
+def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
     images, classes = attributor.bundle.array("train_images"), attributor.bundle.classes
     cards = [
         Card(
@@ -201,11 +203,6 @@ def _contact_sheet(attributor: Attributor, found: tuple[int, ...]) -> None:
         st.caption(f"The first {_SHOWN}, and {len(found) - _SHOWN} more.")
 
 
-@st.cache_resource(max_entries=16)
-def _kept(folder: str, identity: str) -> Kept:
-    return Kept(home() / "counterfactuals" / f"{identity}.json")
-
-
 def _known(
     kept: Kept, query: QueryImage, found: tuple[int, ...], others: tuple[int, ...]
 ) -> list[dict[str, Any]] | None:
@@ -213,41 +210,7 @@ def _known(
     return [kept[name]["answer"] for name in names] if all(name in kept for name in names) else None
 
 
-def _trained(
-    bundle: Bundle,
-    query: QueryImage,
-    found: tuple[int, ...],
-    others: tuple[int, ...],
-    about: dict[str, Any],
-    kept: Kept,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    """Ask the network as it is, without what was found and without others; each training is kept where it can be."""
-    own = open_attributor(bundle.path)  # a network of its own, not the one that answers visitors' clicks
-
-    def ask(rows: tuple[int, ...], stage: str) -> dict[str, Any]:
-        if not rows:
-            return asdict(answer(bundle, own.features.model, query.image, query.predicted))
-        return asdict(
-            without(bundle, query.image, query.predicted, rows, lambda done, total: progress(stage, done, total))
-        )
-
-    answers = []
-    for stage, rows, method in (
-        ("As it is", (), None),
-        ("Training without those found", found, about["method"]),
-        ("Training without as many picked blindly", others, "random"),
-    ):
-        name = name_of(query.image, query.predicted, rows)
-        told = about | {"method": method, "removed": len(rows)}
-        part = kept[name] if name in kept else told | {"answer": ask(rows, stage)}
-        with contextlib.suppress(OSError):  # where nothing can be kept it is shown all the same
-            kept.get(name, lambda part=part: part)  # type: ignore[misc]
-        answers.append(part["answer"])
-    return answers
-
-
-def _outcome(attributor: Attributor, query: QueryImage, answers: list[Answer], count: int, title: str) -> None:
+def _outcome(attributor: Served, query: QueryImage, answers: list[Answer], count: int, title: str) -> None:
     classes = attributor.bundle.classes
     label = classes[query.predicted]
     before, without_found, blind = answers
@@ -293,7 +256,7 @@ def _verdict(before: Answer, found: Answer, blind: Answer, classes: tuple[str, .
     )
 
 
-def _earlier(attributor: Attributor, kept: Kept) -> None:
+def _earlier(attributor: Served, kept: Kept) -> None:
     runs = [part for part in kept.parts().values() if part["removed"] and part["method"] != "random"]
     if not runs:
         return

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import escape, shared, words
+from app import escape, shared, tasks, words
 from app.curves_link import DECADES, GAINS, LARGEST, MOST_QUERIES, CurvesView, read_curves
 from app.figures_curves import FORMATS, curves_file, experiment_panels, lengths, relative
 from app.results import commands, load_result
+from app.shared import Served
 from app.views.bundle import choose_bundle
 from app.views.job import run_job
 from app.views.notice import warn
-from core.attribution import Attributor
-from core.curves import REFERENCE, Curve, Line, relative_curves, sample_queries
+from core.curves import REFERENCE, Curve, Line
 from core.methods import METHODS
 from core.trust import Trust
 
@@ -33,7 +33,7 @@ def page() -> None:
     )
     with choice:
         path = choose_bundle(_forget)
-    attributor = shared.attributor(path)
+    attributor = shared.served(path)
     view = _view(str(path))
     controls, charts = st.columns([1, 2.9], gap="large")
     with controls:
@@ -66,7 +66,7 @@ def _forget() -> None:
     st.query_params.clear()
 
 
-def _settings(attributor: Attributor, view: CurvesView) -> CurvesView:
+def _settings(attributor: Served, view: CurvesView) -> CurvesView:
     values = {
         "mean": not view.query,
         "count": view.count,
@@ -116,7 +116,7 @@ def _compared(method: str) -> tuple[str, ...]:
     return (method, *(name for name, m in METHODS.items() if m.approximates == method))
 
 
-def _live(attributor: Attributor, view: CurvesView) -> None:
+def _live(attributor: Served, view: CurvesView) -> None:
     if not view.sigma2s:
         st.info("Choose at least one σ² for the upper panel.", icon=":material/show_chart:")
         return
@@ -124,18 +124,15 @@ def _live(attributor: Attributor, view: CurvesView) -> None:
     lower = [Line(name, view.fixed) for name in (*_compared(view.method), *view.others)]
     lines = tuple(dict.fromkeys([*upper, *lower]))
 
-    def work(progress: Callable[[str, int, int], None]) -> dict[Line, Curve]:
-        queries = (
-            [attributor.query("test", int(view.query.partition(":")[2]))]
-            if view.query
-            else sample_queries(attributor, view.count)
-        )
-        found = relative_curves(attributor, queries, lines, largest=view.largest, progress=progress)
-        return {curve.line: curve for curve in found}
-
-    whom = view.query or view.count
-    key = ("curves", attributor.bundle.identity, whom, view.largest, lines)
-    found: dict[Line, Curve] | None = run_job(key, work, name=f"{_KEY}job", label="Compute the curves")
+    index = int(view.query.partition(":")[2]) if view.query else None
+    arguments = (index, view.count, lines, view.largest)
+    found: dict[Line, Curve] | None = run_job(
+        ("curves", attributor.bundle.identity, *arguments),
+        tasks.curves,
+        *(attributor.place, *arguments),
+        name=f"{_KEY}job",
+        label="Compute the curves",
+    )
     if found is None:
         steps = (1 if view.query else view.count) * len(lines)
         st.caption(f"{steps} rankings, about {max(1, round(0.2 * steps))} s on two cores for fast methods.")
@@ -176,7 +173,7 @@ def _finding(upper: Sequence[Curve], lower: Sequence[Curve], view: CurvesView) -
     )
 
 
-def _downloads(attributor: Attributor, view: CurvesView, panels: Sequence[tuple[str, Sequence[Curve], bool]]) -> None:
+def _downloads(attributor: Served, view: CurvesView, panels: Sequence[tuple[str, Sequence[Curve], bool]]) -> None:
     curves = list({curve.line: curve for _, found, _ in panels for curve in found}.values())
 
     def table() -> str:
@@ -223,9 +220,12 @@ def _experiment() -> None:
     st.code(commands(result), language=None, wrap_lines=True)
 
 
-def _trust(attributor: Attributor) -> None:
+def _trust(attributor: Served) -> None:
     st.subheader("How far the sketch can be trusted")
-    found = _measured(attributor.bundle.identity, attributor)
+    key = ("sketch error", attributor.bundle.identity)
+    found: Trust | None = shared.ask(
+        shared.lanes().quick, key, tasks.sketch_error, attributor.place, _SAMPLED, bar=True
+    )
     if found is None:
         st.caption("This bundle uses the exact kernel: no sketch, no error.")
         return
@@ -238,8 +238,3 @@ def _trust(attributor: Attributor) -> None:
     )
     figure = lengths(found.ratios, colour="#5cc3d6" if dark else "#0f6e84")
     st.plotly_chart(figure, key=f"{_KEY}lengths", config={"displayModeBar": False})
-
-
-@st.cache_resource(max_entries=8, show_spinner="Measuring the sketch …")
-def _measured(identity: str, _attributor: Attributor) -> Trust | None:
-    return _attributor.trust(_SAMPLED)

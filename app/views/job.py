@@ -5,38 +5,52 @@ from typing import Any
 
 import streamlit as st
 
-from app import escape
-from app.jobs import Job, Progress, jobs
-from app.views.notice import complain
+from app import escape, shared
+from app.jobs import Job
+from app.views.notice import complain, warn
+from core.errors import QueryError
 
 _EVERY = 0.7  # seconds between two looks at a running job
 
 
 def run_job(
-    key: Hashable, work: Callable[[Progress], Any], *, name: str, label: str, icon: str = ":material/play_arrow:"
+    key: Hashable,
+    task: Callable[..., Any],
+    *arguments: Any,
+    name: str,
+    label: str,
+    icon: str = ":material/play_arrow:",
 ) -> Any:
-    """Draw the work's state, and give its result once it is there, else None.
+    """Draw the work's state, and return its result once it is there, else None.
 
     Args:
         key: everything that the result depends on; the same key is the same job for every visitor.
-        work: called with a progress function in a thread of its own.
+        task: of `app.tasks`.
+        arguments: of the task.
         name: unique on the page, for the widgets' keys.
         label: of the button that starts it.
         icon: of the button.
     """
-    job = jobs().get(key)
+    job, refused = shared.lanes().heavy.get(key), f"{name}_refused"
+    if job is not None and job.live and st.session_state.get(f"{name}_left") is not job:
+        shared.lanes().heavy.join(job, shared.session())  # who sees it waits for it, after a reload too
     if job is not None and job.state == "done":
         return job.result
-    if job is not None and job.state == "running":
+    if job is not None and job.live and shared.session() in job.sessions:
         _watch(job, name)
         return None
-    if job is not None and job.error:
+    if said := st.session_state.pop(refused, None):
+        warn(said, icon=":material/hourglass_top:")
+    elif job is not None and job.error:
         complain(job.error)
-    if job is not None and job.state == "stopped":
-        st.caption("Stopped. Start it again when you like.")
+    elif job is not None and job.state == "stopped":
+        st.caption("Stopped.")
 
     def start() -> None:
-        jobs().start(key, work)
+        try:
+            shared.lanes().heavy.start(key, task, *arguments, session=shared.session())
+        except QueryError as error:
+            st.session_state[refused] = str(error)
 
     st.button(label, icon=icon, key=f"{name}_start", on_click=start)
     return None
@@ -44,7 +58,15 @@ def run_job(
 
 @st.fragment(run_every=_EVERY)
 def _watch(job: Job, name: str) -> None:
-    if job.state != "running":
+    lane = shared.lanes().heavy
+    if not job.live or shared.session() not in job.sessions:
         st.rerun()
-    st.progress(job.share, f"{escape.markdown(job.stage)} … {job.steps} of {job.total}")
-    st.button("Stop", icon=":material/stop:", key=f"{name}_stop", on_click=job.stop)
+    waiting = job.state == "queued"
+    stage = f"{escape.markdown(job.stage)} … {job.steps} of {job.total}"
+    st.progress(job.share, shared.queued(lane.ahead(job)) if waiting else stage)
+    st.button("Stop", icon=":material/stop:", key=f"{name}_stop", on_click=_stop, args=(job, name))
+
+
+def _stop(job: Job, name: str) -> None:
+    st.session_state[f"{name}_left"] = job
+    shared.lanes().heavy.leave(job, shared.session())

@@ -8,13 +8,13 @@ import numpy as np
 import streamlit as st
 from scipy.special import softmax
 
-from app import escape
+from app import escape, shared
 from app.grid import Card, data_uri, grid
+from app.shared import Served
 from app.state import pack_image
-from app.uploads import Upload, read_image, usual_background
+from app.uploads import Upload, form_of, usual_background
 from app.views.notice import complain
 from core.answers import QueryImage
-from core.attribution import Attributor
 from core.errors import QueryError
 
 _THUMBNAILS = 30
@@ -32,7 +32,7 @@ _GROUNDS = {
 Take = Callable[[str], None]
 
 
-def prediction(query: QueryImage, attributor: Attributor) -> None:
+def prediction(query: QueryImage, attributor: Served) -> None:
     """Draw the image as the model sees it, with the model's probabilities."""
     classes = attributor.bundle.classes
     top = np.argsort(-query.probabilities)[:4]
@@ -57,7 +57,7 @@ def prediction(query: QueryImage, attributor: Attributor) -> None:
         )
 
 
-def picker(attributor: Attributor, query: QueryImage, take: Take) -> None:
+def picker(attributor: Served, query: QueryImage, take: Take) -> None:
     """Draw the ways to choose another query; `take` is called with "test:I", "train:I" or "image:DATA"."""
     origin = "image" if query.origin == "upload" else query.origin
     st.session_state.setdefault("source", origin)
@@ -75,7 +75,7 @@ def picker(attributor: Attributor, query: QueryImage, take: Take) -> None:
         gallery(attributor, source or "test", take)
 
 
-def gallery(attributor: Attributor, split: str, take: Take) -> None:
+def gallery(attributor: Served, split: str, take: Take) -> None:
     """Draw the "test" or "train" images with filters; `take` is called with "test:I" or "train:I"."""
     bundle, classes = attributor.bundle, attributor.bundle.classes
     labels = attributor.test_labels if split == "test" else attributor.train_labels
@@ -176,7 +176,7 @@ def _by_number(split: str, take: Take) -> None:
         take(f"{split}:{number}")
 
 
-def _upload(attributor: Attributor, take: Take) -> None:
+def _upload(attributor: Served, take: Take) -> None:
     images = attributor.bundle.array("train_images")
 
     def read() -> None:
@@ -209,14 +209,8 @@ def _read(images: np.ndarray, take: Take) -> None:
     if file is None:
         return
     try:
-        upload = read_image(
-            file.getvalue(),
-            file.name,
-            size=images.shape[1:3],
-            channels=3 if images.ndim == 4 else 1,
-            invert=_INVERT[st.session_state.get("invert", "by its border")] if images.ndim == 3 else None,
-            background=usual_background(images),
-        )
+        invert = _INVERT[st.session_state.get("invert", "by its border")] if images.ndim == 3 else None
+        upload = shared.read_upload(file.getvalue(), file.name, form_of(images) | {"invert": invert})
     except QueryError as error:
         st.session_state["upload_error"] = str(error)
         return

@@ -1,26 +1,25 @@
 """How sure is the ranking? The section of the Compare page that repeats it with other sketches and other networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import streamlit as st
 
-from app import escape, shared
+from app import escape, shared, tasks
 from app.grid import Card, data_uri, grid
+from app.shared import Served
 from app.views.job import run_job
 from core.answers import QueryImage, Request
-from core.attribution import Attributor
 from core.bundle import Bundle
 from core.errors import BundleError
 from core.methods import METHODS
-from core.stability import Stability, across_networks, across_sketches, differ_by_seed
-from precompute.attributor import open_attributor
+from core.stability import Stability, differ_by_seed
 
 _REPEATS = 5
 _KEY = "compare_stability_"
 
 
-def stability(attributor: Attributor, name: str, query: QueryImage, requests: Sequence[Request]) -> None:
+def stability(attributor: Served, name: str, query: QueryImage, requests: Sequence[Request]) -> None:
     """Draw the section.
 
     Args:
@@ -43,11 +42,12 @@ def stability(attributor: Attributor, name: str, query: QueryImage, requests: Se
         else:
             seeds = tuple(range(own.seed + 1, own.seed + 1 + _REPEATS))
 
-            def again(progress: Callable[[str, int, int], None]) -> list[Stability]:
-                return across_sketches(_apart(attributor), query, requests, seeds, progress)
-
             found = run_job(
-                ("sketches", *asked, seeds), again, name=f"{_KEY}sketch", label=f"Repeat with {_REPEATS} other sketches"
+                ("sketches", *asked, seeds),
+                tasks.sketches,
+                *(attributor.place, query, requests, seeds),
+                name=f"{_KEY}sketch",
+                label=f"Repeat with {_REPEATS} other sketches",
             )
             _results(attributor, found, "sketches")
     with networks:
@@ -59,21 +59,18 @@ def stability(attributor: Attributor, name: str, query: QueryImage, requests: Se
             )
             return
 
-        def others(progress: Callable[[str, int, int], None]) -> list[Stability]:
-            opened = [open_attributor(sibling.path) for sibling in siblings]
-            return across_networks(_apart(attributor), query, requests, opened, progress)
-
-        whose = tuple(sibling.identity for sibling in siblings)
         label = "Ask the other network" if len(siblings) == 1 else f"Ask the {len(siblings)} other networks"
-        _results(attributor, run_job(("networks", *asked, whose), others, name=f"{_KEY}net", label=label), "networks")
+        found = run_job(
+            ("networks", *asked, tuple(sibling.identity for sibling in siblings)),
+            tasks.networks,
+            *(attributor.place, query, requests, [sibling.path for sibling in siblings]),
+            name=f"{_KEY}net",
+            label=label,
+        )
+        _results(attributor, found, "networks")
 
 
-def _apart(attributor: Attributor) -> Attributor:
-    """Open the bundle once more: a minute's work in the background must not share a network with visitors' clicks."""
-    return open_attributor(attributor.bundle.path)
-
-
-def _siblings(attributor: Attributor) -> list[Bundle]:
+def _siblings(attributor: Served) -> list[Bundle]:
     """Give the served bundles that differ from this one by their training seed alone."""
     found = []
     for path in shared.bundle_paths().values():
@@ -86,7 +83,7 @@ def _siblings(attributor: Attributor) -> list[Bundle]:
     return found
 
 
-def _results(attributor: Attributor, found: list[Stability] | None, kind: str) -> None:
+def _results(attributor: Served, found: list[Stability] | None, kind: str) -> None:
     if found is None:
         return
     st.caption(

@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from app import shared
+from app.jobs import Lane
+from app.worker import Stopped
+
 _ROOT = Path(__file__).parents[2]
 _DESKTOP = {"viewport": {"width": 1400, "height": 1000}, "reduced_motion": "reduce"}
 # On an address with a folder, Streamlit's own page looks for its server in that folder first, and expects the 404.
@@ -48,6 +52,25 @@ def _wait_until_healthy(address, process, log):
                 break
             time.sleep(0.2)
     pytest.fail(f"The server did not start:\n{log.read_text()}")
+
+
+class _Here:
+    """Does tasks in the test's own process, where methods and functions can be replaced."""
+
+    def run(self, task, *arguments, progress, stopped, seconds):
+        def tell(*step):
+            if stopped():
+                raise Stopped
+            progress(*step)
+
+        return task(tell, *arguments)
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Let the app work in this process, with lanes that nobody has used."""
+    own = shared.Lanes(*(Lane([_Here()], longest=20, kept=64, seconds=60.0) for _ in range(3)))
+    monkeypatch.setattr(shared, "lanes", lambda: own)
 
 
 @pytest.fixture

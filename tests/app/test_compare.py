@@ -14,7 +14,7 @@ from app.figures_comparison import comparison_file
 from app.serve import BUNDLES
 from app.views import compare_results
 from core.answers import Request
-from core.attribution import Attributor
+from core.attribution import Capabilities
 from core.comparison import compare_one
 from core.methods import METHODS
 
@@ -55,13 +55,13 @@ def _figures(app):
 def test_a_method_that_becomes_ready_joins_the_others_unless_they_were_chosen(page, monkeypatch):
 
     everything = tuple(METHODS)
-    monkeypatch.setattr(Attributor, "usable", lambda self, fast=False: everything[:3])
+    monkeypatch.setattr(Capabilities, "usable", lambda self, fast=False: everything[:3])
     app = page(q="test:5")
     assert len(_figures(app)[0]["strips"]) == 3
-    monkeypatch.setattr(Attributor, "usable", lambda self, fast=False: everything[:4])
+    monkeypatch.setattr(Capabilities, "usable", lambda self, fast=False: everything[:4])
     assert len(_figures(_whole(app.run()))[0]["strips"]) == 4
     _whole(app.multiselect(key="compare_methods").set_value(list(everything[:2])).run())
-    monkeypatch.setattr(Attributor, "usable", lambda self, fast=False: everything)
+    monkeypatch.setattr(Capabilities, "usable", lambda self, fast=False: everything)
     assert len(_figures(_whole(app.run()))[0]["strips"]) == 2
 
 
@@ -108,7 +108,7 @@ def test_each_method_can_have_its_own_sigma2(page):
     assert app.query_params["own"] == "info_loss:1,info_gain:1000"
 
 
-def test_a_method_that_fails_keeps_its_row_and_the_others_theirs(page, monkeypatch):
+def test_a_method_that_fails_keeps_its_row_and_the_others_theirs(here, page, monkeypatch):
     def fail(candidates, query, settings):
         raise ValueError("It gave scores that are not numbers.")
 

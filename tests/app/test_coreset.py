@@ -49,8 +49,8 @@ def _sheets(app):
     return {g["label"]: g["items"] for g in grids if g["label"].startswith("Chosen images")}
 
 
-def _at_once(key, work, **about):
-    return work(lambda stage, done, total: None)
+def _at_once(key, task, *arguments, **settings):
+    return task(lambda *step: None, *arguments)
 
 
 def test_a_sentence_comes_first_and_the_sheet_has_every_image_by_its_class(page):
@@ -111,8 +111,8 @@ def test_training_on_these_is_live_and_its_result_is_there_the_next_time(page, m
     assert "9,988 other test images" in said
     (file,) = (tmp_path / "home" / "coresets").iterdir()
     assert len(json.loads(file.read_text())) == 2
-    monkeypatch.setattr(coreset_results, "train_on", lambda *a, **k: pytest.fail("trained again"))
-    monkeypatch.setattr(coreset_results, "run_job", lambda key, work, **k: None)
+    monkeypatch.setattr(coreset_results, "run_job", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(coreset_results, "others", lambda *a: None)
     assert said in [text.value for text in page().markdown]
 
 

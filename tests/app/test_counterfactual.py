@@ -66,7 +66,6 @@ def test_taken_away_trained_again_and_known_the_next_time(page, attributor, tmp_
     own = parts[name_of(query.image, query.predicted, ())]["answer"]
     assert own["predicted"] == query.predicted
     assert own["probability"] == pytest.approx(query.probabilities[query.predicted], abs=1e-6)
-    counterfactual._kept.clear()
     again = page(q="test:1", m="40")
     assert not _has(again, "counterfactual_job_start")
     assert "The answer" in _texts(again)
@@ -129,7 +128,6 @@ def test_what_one_visitor_did_is_listed(page, attributor, tmp_path):
         "x",
         lambda: {"query": "test:9", "class": "Coat", "method": "trak", "sigma2": 1.0, "removed": 50, "answer": answer},
     )
-    counterfactual._kept.clear()
     (table,) = page(q="test:2", m="40").dataframe
     assert table.value["query"].tolist() == ["test:9"]
     assert table.value["then says"].tolist() == ["Dress"]

@@ -1,77 +1,209 @@
+"""Lanes of work, with real processes behind them."""
+
+import os
+import signal
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
-from app.jobs import Jobs
+from app.jobs import Lane
+from app.worker import OutOfMemory, Stopped, TookTooLong, Worker, WorkerLost
 from core.errors import QueryError
+from tests.app import work
+
+_MEMORY = 2 * 10**9
+
+
+@pytest.fixture(scope="module")
+def worker():
+    worker = Worker(memory=_MEMORY)
+    yield worker
+    worker.kill()
 
 
 @pytest.fixture
-def jobs():
-    return Jobs()
+def lane(worker):
+    return Lane([worker], longest=2, kept=8, one_each=True)
 
 
-def wait(job):
-    for _ in range(500):
-        if job.state != "running":
-            return job
+def done(job):
+    assert job.finished.wait(60), "The job did not end."
+    return job
+
+
+@contextmanager
+def busy(lane, tmp_path, session="busy"):
+    """Keep the lane's only worker busy until the block ends."""
+    gate = tmp_path / "gate"
+    job = lane.start("busy", work.until, gate, session=session)
+    until(lambda: job.state == "running")
+    yield job
+    gate.touch()
+    done(job)
+
+
+def until(condition):
+    for _ in range(3000):
+        if condition():
+            return
         time.sleep(0.01)
-    pytest.fail("The job did not end.")
+    pytest.fail("It did not come to pass.")
 
 
-def test_a_job_ends_with_its_result(jobs):
-    def work(progress):
-        progress("Counting", 1, 4)
-        return 42
-
-    job = wait(jobs.start("a", work))
-    assert (job.state, job.result, job.stage, job.share) == ("done", 42, "Counting", 0.25)
-    assert jobs.get("a") is job
-    assert jobs.get("b") is None
+def test_a_process_returns_what_its_task_returns_and_tells_its_progress(worker):
+    told = []
+    assert worker.run(work.count, 3, progress=lambda *step: told.append(step)) == 3
+    assert told[0] == ("Counting", 0, 3)
 
 
-def test_the_same_key_is_the_same_job(jobs):
-    release = threading.Event()
-    first = jobs.start("a", lambda progress: release.wait(10))
-    assert jobs.start("a", lambda progress: 1 / 0) is first
-    release.set()
-    assert wait(first).state == "done"
-    assert jobs.start("a", lambda progress: 1 / 0) is first
+def test_a_process_does_not_look_for_modules_in_the_working_directory(worker, tmp_path, monkeypatch):
+    (tmp_path / "app.py").write_text("raise SystemExit('the wrong module')")
+    (tmp_path / "torch.py").write_text("raise SystemExit('the wrong module')")
+    monkeypatch.chdir(tmp_path)
+    fresh = Worker(memory=_MEMORY)
+    try:
+        assert str(tmp_path) not in fresh.run(work.search_path)
+    finally:
+        fresh.kill()
 
 
-def test_a_stopped_job_ends_at_its_next_step_and_can_start_anew(jobs):
-    begun = threading.Event()
-
-    def forever(progress):
-        while True:
-            progress("On and on", 0, 1)
-            begun.set()
-            time.sleep(0.005)
-
-    job = jobs.start("a", forever)
-    assert begun.wait(10)
-    job.stop()
-    assert wait(job).state == "stopped"
-    assert job.stage == "Stopping"
-    assert wait(jobs.start("a", lambda progress: "again")).result == "again"
+def test_what_a_user_can_mend_comes_back_as_the_same_sentence(worker):
+    with pytest.raises(QueryError, match=r"^There is no such image\.$"):
+        worker.run(work.fail, QueryError("There is no such image."))
 
 
-def test_an_error_for_the_user_is_kept_as_its_sentence(jobs):
-    def work(progress):
-        raise QueryError("There is no such image.")
-
-    assert (wait(jobs.start("a", work)).state, jobs.get("a").error) == ("failed", "There is no such image.")
+def test_any_other_failure_is_one_sentence_without_details(worker):
+    with pytest.raises(QueryError, match=r"^This could not be computed; the server's log says why\.$"):
+        worker.run(work.fail, KeyError("secret"))
 
 
-def test_any_other_error_is_one_sentence_without_details(jobs):
-    job = wait(jobs.start("a", lambda progress: {}["missing"]))
-    assert job.state == "failed"
-    assert job.error == "This could not be computed; the server's log says why."
+def test_a_process_that_takes_too_long_is_ended(tmp_path):
+    worker = Worker(memory=_MEMORY)
+    with pytest.raises(TookTooLong):
+        worker.run(work.until, tmp_path / "never", seconds=0.2)
+    assert worker.pid is None
 
 
-def test_only_so_many_results_are_kept(jobs):
-    for key in range(40):
-        wait(jobs.start(key, lambda progress, key=key: key))
-    assert jobs.get(0) is None
-    assert jobs.get(39).result == 39
+def test_a_process_that_takes_too_much_memory_is_ended():
+    worker = Worker(memory=_MEMORY)
+    with pytest.raises(OutOfMemory):
+        worker.run(work.take, 2 * _MEMORY)
+    assert worker.pid is None
+
+
+def test_a_process_that_was_killed_is_started_again(worker):
+    worker.run(work.count, 1)
+    with pytest.raises(WorkerLost):
+        worker.run(work.kill)
+    assert worker.run(work.count, 2) == 2
+
+
+def test_a_task_that_ignores_being_stopped_is_ended(tmp_path):
+    worker = Worker(memory=_MEMORY)
+    with pytest.raises(Stopped):
+        worker.run(work.deaf, tmp_path / "never", stopped=lambda: True)
+    assert worker.pid is None
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path):
+    file = tmp_path / "pid"
+    child = os.fork()
+    if not child:  # a parent that dies without a word while its worker works
+        threading.Thread(
+            target=Worker(memory=_MEMORY).run, args=(work.note_pid, file, tmp_path / "never"), daemon=True
+        ).start()
+        until(lambda: file.exists() and file.read_text())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    pid = int(file.read_text())
+    until(lambda: not _running(pid))
+
+
+def _running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_same_key_is_the_same_job(lane, tmp_path):
+    with busy(lane, tmp_path) as job:
+        assert lane.start("busy", work.count, 1, session="another") is job
+    assert job.value() == "done"
+    assert lane.start("busy", work.count, 1, session="another") is job
+    assert lane.get("busy") is job
+
+
+def test_a_failed_job_starts_anew(lane):
+    job = done(lane.start("a", work.fail, QueryError("No."), session="s"))
+    with pytest.raises(QueryError, match=r"^No\.$"):
+        job.value()
+    assert done(lane.start("a", work.count, 2, session="s")).value() == 2
+
+
+def test_who_waits_sees_how_many_are_ahead(lane, tmp_path):
+    with busy(lane, tmp_path):
+        first = lane.start("first", work.count, 1, session="a")
+        second = lane.start("second", work.count, 1, session="b")
+        assert (lane.ahead(first), lane.ahead(second)) == (1, 2)
+        with pytest.raises(QueryError, match="Too many computations are waiting"):
+            lane.start("third", work.count, 1, session="c")
+    assert done(first).value() == done(second).value() == 1
+
+
+def test_a_session_has_one_heavy_job(lane, tmp_path):
+    with (
+        busy(lane, tmp_path, session="s"),
+        pytest.raises(QueryError, match="Another computation of yours is under way"),
+    ):
+        lane.start("another", work.count, 1, session="s")
+
+
+def test_a_job_that_is_stopped_ends_unless_somebody_else_waits(lane, tmp_path):
+    never = tmp_path / "never"
+    job = lane.start("a", work.until, never, session="one")
+    assert lane.start("a", work.until, never, session="two") is job
+    lane.leave(job, "one")
+    assert not job.finished.wait(1.5)
+    lane.leave(job, "two")
+    assert done(job).state == "stopped"
+    with pytest.raises(QueryError, match="stopped before it was done"):
+        job.value()
+
+
+def test_jobs_of_sessions_that_are_gone_are_dropped(worker, tmp_path, monkeypatch):
+    monkeypatch.setattr("app.jobs._GRACE", 0.0)
+    here = {"stays", "leaves"}
+    lane = Lane([worker], longest=5, kept=8, alive=here.__contains__)
+    running = lane.start("running", work.until, tmp_path / "never", session="leaves")
+    until(lambda: running.state == "running")
+    queued = lane.start("queued", work.count, 1, session="leaves")
+    wanted = lane.start("wanted", work.count, 5, session="stays")
+    here.discard("leaves")
+    assert done(wanted).value() == 5
+    assert (running.state, queued.state) == ("stopped", "stopped")
+
+
+def test_a_job_whose_process_was_killed_is_done_again(lane, tmp_path):
+    assert done(lane.start("a", work.kill_once, tmp_path / "killed", session="s")).value() == "done"
+
+
+def test_a_job_that_kills_every_process_ends_in_a_sentence(lane):
+    with pytest.raises(QueryError, match="ended from outside"):
+        done(lane.start("a", work.kill, session="s")).value()
+
+
+def test_a_job_that_needs_too_much_ends_in_a_sentence(lane):
+    with pytest.raises(QueryError, match="or more memory, than a worker of this server may take"):
+        done(lane.start("a", work.take, 2 * _MEMORY, session="s")).value()
+    assert done(lane.start("b", work.count, 1, session="s")).value() == 1
+
+
+def test_only_so_many_results_are_kept(lane):
+    for key in range(10):
+        done(lane.start(key, work.count, key, session="s"))
+    assert lane.get(0) is None
+    assert lane.get(9).value() == 9

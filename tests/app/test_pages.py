@@ -141,7 +141,7 @@ def test_a_method_that_the_bundle_lacks_is_offered_and_says_how_to_add_it(two_bu
     assert len(_ranked(page)) == 10
 
 
-def test_equal_scores_share_a_rank(served, attributor, monkeypatch):
+def test_equal_scores_share_a_rank(served, attributor, here, monkeypatch):
     def tied(candidates, query, settings):
         return rank(np.round(np.linspace(3, 0, len(candidates.pool))), settings)
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app.jobs import jobs
+from app import tasks
 from app.serve import BUNDLES
-from app.views import stability as view
 from app.views.stability import finding
 from core.answers import Attribution, Item, Request
 from core.methods import METHODS
@@ -20,15 +19,12 @@ PLAIN = next(name for name, method in METHODS.items() if not method.sketched)
 
 
 @pytest.fixture
-def served(bundle_path, monkeypatch):
+def served(bundle_path, monkeypatch, here):
     monkeypatch.setenv(BUNDLES, str(bundle_path.parent))
-    jobs.clear()
-    yield
-    jobs.clear()
 
 
 @pytest.fixture
-def siblings(bundle_path, tmp_path, monkeypatch):
+def siblings(bundle_path, tmp_path, monkeypatch, here):
     """Give a folder with the bundle and one that says it was trained with another seed."""
     for seed in (0, 7):
         folder = tmp_path / f"seed-{seed}"
@@ -39,9 +35,6 @@ def siblings(bundle_path, tmp_path, monkeypatch):
         file.unlink()
         file.write_text(json.dumps(manifest))
     monkeypatch.setenv(BUNDLES, str(tmp_path))
-    jobs.clear()
-    yield tmp_path
-    jobs.clear()
 
 
 def _page(methods, budget=4):
@@ -50,7 +43,7 @@ def _page(methods, budget=4):
         from app.views.stability import stability
         from core.answers import Request
 
-        attributor = shared.attributor(next(iter(shared.bundle_paths().values())))
+        attributor = shared.served(next(iter(shared.bundle_paths().values())))
         query = attributor.query("test", 5)
         stability(attributor, "test:5", query, [Request(method, budget=budget) for method in methods])
 
@@ -121,7 +114,7 @@ def test_a_running_repeat_can_be_stopped_and_started_again(served, monkeypatch):
             progress("Sketch 1", 2, 9)
             time.sleep(0.005)
 
-    monkeypatch.setattr(view, "across_sketches", forever)
+    monkeypatch.setattr(tasks, "across_sketches", forever)
     page = _page([SKETCHED])
     _button(page, "sketches").click()
     page = _whole(page.run())

@@ -1,5 +1,6 @@
 import io
 import random
+import re
 import struct
 import warnings
 import zlib
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 import precompute.pictures as pictures
-from app.uploads import Upload, read_image, usual_background
+from app import uploads
+from app.uploads import TOO_MUCH, Upload, form_of, read_apart, read_image, usual_background
 from core.errors import QueryError
 from precompute.datasets import load_dataset
 
@@ -54,6 +56,13 @@ def _text_bomb():
     text = PngImagePlugin.PngInfo()
     text.add_text("comment", "a" * 5_000_000, zip=True)
     return _bytes(_ramp(), pnginfo=text)
+
+
+def _many_scans(count=3000):
+    """Give a progressive JPEG whose last pass over the image is there many times."""
+    data = _bytes(_noise(), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * count + data[-2:]
 
 
 def _nan():
@@ -110,6 +119,7 @@ HOSTILE = {
     "a line": (lambda: _bytes(Image.new("L", (1, 20_000))), "a.png", "crop it"),
     "a lying line": (lambda: _bytes(Image.new("L", (20_000, 1))), "a.png", "crop it"),
     "all transparent": (lambda: _bytes(Image.new("RGBA", (20, 20))), "a.png", "transparent everywhere"),
+    "passes": (_many_scans, "a.jpg", "more than 100 passes"),
     "not numbers": (lambda: _bytes(_nan(), "TIFF"), "a.tiff", "not numbers"),
 }
 
@@ -131,6 +141,24 @@ def test_hostile_files_get_one_sentence(case, form):
 )
 def test_the_name_matters_for_its_extension_alone(name):
     assert read_image(_bytes(_ramp()), name, **_GREY).image.shape == (28, 28)
+
+
+def test_a_file_is_read_apart_as_it_is_read_here():
+    form = form_of(np.zeros((5, 28, 28), np.uint8))
+    here, apart = read_image(_bytes(_ramp()), "a.png", **form), read_apart(_bytes(_ramp()), "a.png", form)
+    assert np.array_equal(here.image, apart.image)
+    assert here.original.tobytes() == apart.original.tobytes()
+    with pytest.raises(QueryError, match="which is PNG"):
+        read_apart(_bytes(_ramp()), "a.jpg", form)
+
+
+@pytest.mark.parametrize("limit", [{"SECONDS": 0.0}, {"MEMORY": 60_000_000}], ids=str)
+def test_a_file_that_takes_too_much_is_a_sentence(monkeypatch, limit):
+    for name, value in limit.items():
+        monkeypatch.setattr(uploads, name, value)
+    large = _bytes(_noise((3000, 2500)), "JPEG")
+    with pytest.raises(QueryError, match=re.escape(TOO_MUCH)):
+        read_apart(large, "a.jpg", form_of(np.zeros((5, 28, 28), np.uint8)))
 
 
 def test_an_image_that_does_not_fit_in_memory_is_a_sentence(monkeypatch):

@@ -1,0 +1,239 @@
+"""What worker processes do for the pages: module functions whose first argument is a progress function.
+
+A worker keeps the bundles that it opened, with their caches, until another one takes their place or its memory is used
+up; the bundle's path and the time of its manifest say which is meant.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.answers import Attribution, QueryImage, Request
+from core.attribution import Attributor
+from core.audit import suspicion
+from core.backdoor import Backdoor
+from core.comparison import Row, compare_one
+from core.coreset import BLIND, Coresets
+from core.curves import Curve, Line, relative_curves, sample_queries
+from core.stability import Stability, across_networks, across_sketches
+from core.trust import Trust
+from precompute.attributor import open_attributor
+from precompute.experiments.backdoor import fooled as fooled_by
+from precompute.kept import Kept
+from precompute.removal import answer, name_of, without
+from precompute.retrain import Outcome, outcome, retrain
+from precompute.subset import Subset, train_on
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a bundle is, and which state of it is meant: the time of its manifest in nanoseconds."""
+
+    path: Path
+    stamp: int
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A coreset, what its first images tell, and what as many random ones tell.
+
+    Args:
+        indices: (M,) training indices, the best first.
+        nats: (M,) information of the first 1, 2, … of them alone, mean over the queries.
+        blind: (M,) random training indices.
+        blind_nats: (M,) the same of these.
+    """
+
+    indices: np.ndarray
+    nats: np.ndarray
+    blind: np.ndarray
+    blind_nats: np.ndarray
+
+
+@lru_cache(maxsize=2)
+def _opened(place: Place) -> Attributor:
+    return open_attributor(place.path)
+
+
+@lru_cache(maxsize=1)  # up to some GB: all training images' covariances
+def _coresets(place: Place) -> Coresets:
+    return Coresets(_opened(place))
+
+
+def nothing(progress: Progress) -> None:
+    """Do nothing, so that a process is there when it is needed."""
+
+
+def linear(progress: Progress, place: Place) -> bool:
+    """Open a bundle and tell whether all parameters of its network belong to `Linear` layers."""
+    return _opened(place).linear
+
+
+def query(progress: Progress, place: Place, origin: str, index: int) -> QueryImage:
+    """Return a "test" or "train" image with what the network says of it."""
+    return _opened(place).query(origin, index)
+
+
+def upload(progress: Progress, place: Place, image: np.ndarray) -> QueryImage:
+    """Return an image, (H, W) or (H, W, 3) uint8, with what the network says of it."""
+    return _opened(place).upload(image)
+
+
+def predict(progress: Progress, place: Place, images: np.ndarray) -> np.ndarray:
+    """Return the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
+    return _opened(place).predict(images)
+
+
+def attribute(progress: Progress, place: Place, asked: QueryImage, request: Request) -> Attribution:
+    """Rank training images for a query."""
+    return _opened(place).attribute(asked, request, progress)
+
+
+def compare(
+    progress: Progress, place: Place, asked: QueryImage, requests: Sequence[Request], judge: float
+) -> list[Row]:
+    """Ask several methods about one query; `judge` is the sigma2 at which their subsets are judged."""
+    attributor = _opened(place)
+    return [compare_one(attributor, asked, request, judge=judge, progress=progress) for request in requests]
+
+
+def fooled(progress: Progress, place: Place) -> np.ndarray:
+    """Tell for each test image whether the attack works on it, (T,) bool."""
+    progress("Trying the patch on every test image", 0, 1)
+    return fooled_by(_opened(place))
+
+
+def sketch_error(progress: Progress, place: Place, count: int) -> Trust | None:
+    """Measure the sketch on the first `count` training images; None for the exact kernel."""
+    return _opened(place).trust(count)
+
+
+def curves(
+    progress: Progress, place: Place, index: int | None, count: int, lines: Sequence[Line], largest: int
+) -> dict[Line, Curve]:
+    """Return information curves of a test image, or, where it is None, of `count` of them."""
+    attributor = _opened(place)
+    queries = sample_queries(attributor, count) if index is None else [attributor.query("test", index)]
+    found = relative_curves(attributor, queries, lines, largest=largest, progress=progress)
+    return {curve.line: curve for curve in found}
+
+
+def sketches(
+    progress: Progress, place: Place, asked: QueryImage, requests: Sequence[Request], seeds: Sequence[int]
+) -> list[Stability]:
+    """Repeat rankings with other seeds of the sketch."""
+    return across_sketches(_opened(place), asked, requests, seeds, progress)
+
+
+def networks(
+    progress: Progress, place: Place, asked: QueryImage, requests: Sequence[Request], others: Sequence[Path]
+) -> list[Stability]:
+    """Repeat rankings with the networks of other bundles."""
+    opened = [open_attributor(path) for path in others]
+    return across_networks(_opened(place), asked, requests, opened, progress)
+
+
+def coreset(
+    progress: Progress, place: Place, rows: np.ndarray, method: str, balanced: bool, budget: int, sigma2: float
+) -> Chosen:
+    """Choose training images for test images `rows` (Q,), and as many random ones."""
+    coresets = _coresets(place)
+    asked = coresets.ask(rows)
+    choose = partial(coresets.select, sigma2=sigma2, budget=budget, balanced=balanced)
+    indices = choose(method, asked, progress=progress)
+    progress("Measuring their information", 0, 1)
+    blind = choose(BLIND, asked)
+    nats, blind_nats = (coresets.information(ranking, asked, sigma2) for ranking in (indices, blind))
+    return Chosen(indices, nats, blind, blind_nats)
+
+
+def coresets_of(
+    progress: Progress, place: Place, rows: np.ndarray, sigma2s: dict[str, float], balanced: bool, budget: int
+) -> dict[str, list[int]]:
+    """Choose training images by several methods, each at its own sigma2."""
+    coresets = _coresets(place)
+    asked = coresets.ask(rows)
+    choose = partial(coresets.select, budget=budget, balanced=balanced, progress=progress)
+    return {name: choose(name, asked, sigma2=sigma2).tolist() for name, sigma2 in sigma2s.items()}
+
+
+def train_on_subsets(
+    progress: Progress, place: Place, subsets: dict[str, Subset], stages: dict[str, str], file: Path
+) -> dict[str, Any]:
+    """Train once on each subset alone; what is in the file is not trained again."""
+    bundle, kept, found = _opened(place).bundle, Kept(file), {}
+    for name, subset in subsets.items():
+        key = subset.key(bundle)
+        value = kept[key] if key in kept else train_on(bundle, subset, partial(progress, stages[name]))
+        found[name] = value
+        with contextlib.suppress(OSError):  # where nothing can be kept it is shown all the same
+            kept.get(key, lambda value=value: value)  # type: ignore[misc]
+    return found
+
+
+def audit(progress: Progress, place: Place) -> np.ndarray:
+    """Score every training image by how suspicious it is, (N,) float64."""
+    return suspicion(_opened(place), progress=progress)
+
+
+def healed(progress: Progress, place: Place, suspects: np.ndarray, index: int) -> Outcome:
+    """Train without the suspects, and measure the attack."""
+    bundle = _opened(place).bundle
+    model = retrain(bundle, suspects, partial(progress, "Training without the suspects"))
+    return outcome(bundle, model, _backdoor(place), index)
+
+
+def proof(
+    progress: Progress, place: Place, stages: Sequence[tuple[str, np.ndarray]], index: int
+) -> tuple[Outcome, ...]:
+    """Measure the attack on the network as it is, and on one trained without the training images of each stage."""
+    attributor = _opened(place)
+    results = [outcome(attributor.bundle, attributor.features.model, _backdoor(place), index)]
+    for stage, rows in stages:
+        model = retrain(attributor.bundle, rows, partial(progress, stage))
+        results.append(outcome(attributor.bundle, model, _backdoor(place), index))
+    return tuple(results)
+
+
+def removals(
+    progress: Progress,
+    place: Place,
+    asked: QueryImage,
+    stages: Sequence[tuple[str, tuple[int, ...], dict[str, Any]]],
+    file: Path,
+) -> list[dict[str, Any]]:
+    """Ask the network about an image after removing the training images of each stage; each training is kept.
+
+    Args:
+        progress: called while a network is trained.
+        place: of the bundle.
+        asked: the image.
+        stages: a title, the images that are removed (none: the network as it is), and what is kept beside the answer.
+        file: where finished ones are kept.
+    """
+    attributor, kept, answers = _opened(place), Kept(file), []
+    for stage, rows, about in stages:
+        name = name_of(asked.image, asked.predicted, rows)
+        if name not in kept:
+            image, target, bundle = asked.image, asked.predicted, attributor.bundle
+            found = (
+                without(bundle, image, target, rows, partial(progress, stage))
+                if rows
+                else answer(bundle, attributor.features.model, image, target)
+            )
+            part = about | {"answer": asdict(found)}
+            with contextlib.suppress(OSError):  # where nothing can be kept it is shown all the same
+                kept.get(name, lambda part=part: part)  # type: ignore[misc]
+        answers.append(kept[name]["answer"] if name in kept else part["answer"])
+    return answers
+
+
+def _backdoor(place: Place) -> Backdoor:
+    return Backdoor.from_dict(_opened(place).bundle.manifest.poison or {})

@@ -1,0 +1,233 @@
+"""A process of its own that does one task at a time, within a memory limit; `python -m app.worker` is its main program.
+
+A task is a module's function whose first argument is a progress function (stage, done, total); it is called often, for
+that is also where a stopped task ends. Arguments and results are pickled: both ends are natscope's own.
+"""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from core.errors import NatscopeError, QueryError
+
+Progress = Callable[[str, int, int], None]
+_LOOK = 0.05  # seconds between two looks at a running task
+_EVERY = 0.1  # seconds between two words of progress
+_GRACE = 2.0  # seconds for a stopped task to end by itself
+_NICE = 10
+_START = 120.0  # seconds for a process to start and to load what the task needs
+_PARENT = 1.0  # seconds between two looks whether the parent is still there
+
+
+class Stopped(Exception):
+    """The task was stopped before it was done."""
+
+
+class TookTooLong(Exception):
+    """The task was not done in the time it was given."""
+
+
+class WorkerLost(Exception):
+    """The process ended in the middle of the task: it was killed, or a library crashed."""
+
+
+class OutOfMemory(Exception):
+    """The task needs more memory than the process may take."""
+
+
+class Worker:
+    """One process, started when it is first needed and again whenever it is gone; use it from one thread at a time."""
+
+    def __init__(self, *, memory: int, threads: int = 1, low_priority: bool = False) -> None:
+        """Start nothing yet.
+
+        Args:
+            memory: bytes of memory that the process may take, beyond files that it maps; held on Linux alone.
+            threads: of its numerical libraries.
+            low_priority: whether it yields to other processes.
+        """
+        self._memory, self._threads, self._low_priority = memory, threads, low_priority
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process's number, while there is one."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def run(
+        self,
+        task: Callable[..., Any],
+        *arguments: Any,
+        progress: Progress = lambda stage, done, total: None,
+        stopped: Callable[[], bool] = lambda: False,
+        seconds: float | None = None,
+    ) -> Any:
+        """Return what `task(progress, *arguments)` returns in the process.
+
+        Args:
+            task: a function of a module.
+            arguments: what it is called with, after its progress function.
+            progress: called with what the task says of itself.
+            stopped: whether the task should end early; asked many times a second.
+            seconds: that it may take once it has begun; after that the process is killed.
+
+        Raises:
+            NatscopeError: what the task raised, or a sentence that points to the log.
+            Stopped, TookTooLong, WorkerLost, OutOfMemory: as their names say.
+        """
+        connection = self._started()
+        began, allowed, asked = time.monotonic(), _START, 0.0
+        try:
+            connection.send((task, arguments))
+            while True:
+                if connection.poll(_LOOK):
+                    kind, value = connection.recv()
+                    if kind == "begun":
+                        began, allowed = time.monotonic(), math.inf if seconds is None else seconds
+                    elif kind == "progress":
+                        progress(*value)
+                    else:
+                        return self._outcome(kind, value)
+                now = time.monotonic()
+                if now - began > allowed:
+                    self.kill()
+                    raise TookTooLong
+                if not asked and stopped():
+                    asked = now
+                    connection.send("stop")
+                if asked and now - asked > _GRACE:
+                    self.kill()
+                    raise Stopped
+        except (EOFError, OSError) as error:
+            self.kill()
+            raise Stopped if asked else WorkerLost from error
+        except (Stopped, TookTooLong, OutOfMemory, NatscopeError):
+            raise
+        except BaseException:  # what `progress` raises leaves a task behind
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End the process at once."""
+        process, connection, self._process, self._connection = self._process, self._connection, None, None
+        if connection is not None:
+            connection.close()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def _outcome(self, kind: str, value: Any) -> Any:
+        if kind == "done":
+            return value
+        if kind == "stopped":
+            raise Stopped
+        if kind == "memory":
+            self.kill()  # its caches are most of it
+            raise OutOfMemory
+        raise value
+
+    def _started(self) -> Connection:
+        if self._connection is not None and self.pid is not None:
+            return self._connection
+        self.kill()
+        mine, its = socket.socketpair()
+        # -P: a module of this name in the working directory is not natscope's.
+        settings = (its.fileno(), self._memory, _NICE if self._low_priority else 0)
+        command = [sys.executable, "-P", "-m", "app.worker", *map(str, settings)]
+        threads = {name: str(self._threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        with its:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(its.fileno(),),
+                env=os.environ | threads,
+                start_new_session=True,  # Ctrl-C in the terminal is the server's to answer
+            )
+        self._connection = Connection(mine.detach())
+        return self._connection
+
+
+def main(handle: int, memory: int, niceness: int) -> None:
+    """Do tasks as they come, until the other end of the connection is gone."""
+    connection = Connection(handle)
+    sys.stdout = sys.stderr  # what libraries print belongs in the log
+    if hasattr(os, "nice"):
+        os.nice(niceness)
+    _limit(memory)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        if message == "stop":  # of a task that was done meanwhile
+            continue
+        task, arguments = message
+        connection.send(("begun", None))
+        outcome = _done(task, arguments, connection)
+        try:
+            connection.send(outcome)
+        except OSError:
+            return
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that there is no more memory: torch and FAISS say so in a RuntimeError."""
+    words = ("can't allocate memory", "not enough memory", "bad_alloc", "cannot allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
+    )
+
+
+def _done(task: Callable[..., Any], arguments: tuple[Any, ...], connection: Connection) -> tuple[str, Any]:
+    told = 0.0
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal told
+        if connection.poll() and connection.recv() == "stop":
+            raise Stopped
+        if time.monotonic() - told > _EVERY:
+            told = time.monotonic()
+            connection.send(("progress", (stage, done, total)))
+
+    try:
+        return "done", task(progress, *arguments)
+    except Stopped:
+        return "stopped", None
+    except NatscopeError as error:
+        return "failed", error
+    except (EOFError, BrokenPipeError):
+        os._exit(1)  # nobody waits for it any more
+    except Exception as error:
+        if out_of_memory(error):
+            return "memory", None
+        traceback.print_exc()
+        return "failed", QueryError("This could not be computed; the server's log says why.")
+
+
+def _limit(memory: int) -> None:
+    if sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    from app.worker import main as run  # under its own name, so that errors pickle the same at both ends
+
+    run(*map(int, sys.argv[1:]))
