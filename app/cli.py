@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,29 @@ def natscope() -> None:
     """Which training images does a prediction owe its certainty to, and how much, in nats?"""
 
 
+def workers(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of the worker processes behind the app."""
+    for option in (
+        click.option(
+            "--memory",
+            type=click.FloatRange(min=1),
+            help="GB of memory that each worker process may take; 4, or a third of a smaller machine's.",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1, 64),
+            help="Worker processes for long computations, and as many for clicks; 1.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @natscope.command()
 @listens
+@workers
 @allow_code
-def demo(no_browser: bool, **listen: Any) -> None:
+def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any) -> None:
     """Build the first embedded bundle, then serve it; the poisoned one and what is slow follow while it is served."""
     from app.serve import serve
     from precompute.background import start, unfinished
@@ -44,14 +64,15 @@ def demo(no_browser: bool, **listen: Any) -> None:
         build_embedded(FIRST, out, bars)
     if unfinished(folder):
         start(folder)
-    serve(folder, at, browser=not no_browser)
+    serve(folder, at, browser=not no_browser, jobs=jobs, memory=memory)
 
 
 @natscope.command()
 @click.option("--bundles", type=EXISTING, required=True, help="A bundle, or a folder of bundles.")
 @listens
+@workers
 @allow_code
-def app(bundles: Path, no_browser: bool, **listen: Any) -> None:
+def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None, **listen: Any) -> None:
     """Serve bundles that exist."""
     from app.serve import serve
     from core.bundle import find_bundles
@@ -60,7 +81,7 @@ def app(bundles: Path, no_browser: bool, **listen: Any) -> None:
     at = listening(**listen)
     if not bundles.is_dir() or not find_bundles(bundles):
         raise BundleError(f"There is no bundle in {bundles}; `natscope demo` or `natscope precompute` makes one.")
-    serve(bundles, at, browser=not no_browser)
+    serve(bundles, at, browser=not no_browser, jobs=jobs, memory=memory)
 
 
 @natscope.command()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.listen import Listening
+from core.errors import NatscopeError
 
 BUNDLES = "NATSCOPE_BUNDLES"  # environment variables that tell the pages where bundles are, and what work may take
 JOBS, MEMORY = "NATSCOPE_JOBS", "NATSCOPE_MEMORY"
@@ -32,13 +33,15 @@ def memory_allowed() -> int:
     return min(int(_USUAL_MEMORY * 1e9), there // 3)
 
 
-def serve(bundles: Path, at: Listening, *, browser: bool) -> None:
+def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = None, memory: float | None = None) -> None:
     """Serve the app until it is stopped by Ctrl-C or SIGTERM.
 
     Args:
         bundles: a bundle or a folder of bundles.
         at: where to listen.
         browser: whether to open one.
+        jobs: worker processes for long work, and as many for clicks; 1 when None.
+        memory: GB that each of them may take; see `memory_allowed` when None.
     """
     import streamlit
     from starlette.middleware import Middleware
@@ -47,6 +50,9 @@ def serve(bundles: Path, at: Listening, *, browser: bool) -> None:
     from app.guard import Guard, content_policy
 
     os.environ[BUNDLES] = str(bundles.resolve())
+    for name, value in ((JOBS, jobs), (MEMORY, memory)):
+        if value is not None:
+            os.environ[name] = str(value)
     # Streamlit would read .streamlit in the working directory, which may be a stranger's: settings that open the
     # server, and secrets.toml, which becomes environment variables of this process and its children.
     config.get_config_files = lambda file_name: []
@@ -58,6 +64,7 @@ def serve(bundles: Path, at: Listening, *, browser: bool) -> None:
         print(f"natscope is at {at.url} (Ctrl-C stops it).", flush=True)
         if browser:
             _open_browser(at.url)
+        threading.Thread(target=_warm, daemon=True).start()
         yield
 
     if at.exposed:
@@ -97,6 +104,14 @@ def settings(at: Listening) -> dict[str, Any]:
         "secrets.files": [],
         **{f"theme.{name}": value for name, value in THEME.items()},
     }
+
+
+def _warm() -> None:
+    """Let a worker open the bundles, so that the first visitor need not wait for that."""
+    from app import shared
+
+    with suppress(NatscopeError):  # pages say what is wrong
+        shared.warm()
 
 
 def _open_browser(address: str) -> None:

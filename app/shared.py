@@ -222,9 +222,19 @@ def served(path: Path) -> Served:
     Raises:
         BundleError: if it cannot be opened.
     """
+    return _served(_place(path))
+
+
+def warm() -> None:
+    """Let a worker of the quick lane open the served bundles, without waiting for it."""
+    for path in bundle_paths().values():
+        place = _place(path)
+        lanes().quick.start(("warm", place), tasks.linear, place, session="")
+
+
+def _place(path: Path) -> tasks.Place:
     manifest = path / MANIFEST
-    stamp = manifest.lstat().st_mtime_ns if manifest.is_file() else 0
-    return _served(tasks.Place(path, stamp))
+    return tasks.Place(path, manifest.lstat().st_mtime_ns if manifest.is_file() else 0)
 
 
 @st.cache_resource(max_entries=16, show_spinner="Opening the bundle …", hash_funcs={tasks.Place: hash})

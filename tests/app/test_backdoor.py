@@ -152,8 +152,8 @@ def test_the_audit_lists_reveals_and_exports(page, poisoned, monkeypatch):
     assert [(row["rank"], row["train_index"]) for row in rows] == [("1", "5"), ("2", "2")]
 
 
-def _at_once(key, work, **about):
-    return work(lambda stage, done, total: None)
+def _at_once(key, task, *arguments, **about):
+    return task(lambda *step: None, *arguments)
 
 
 def test_an_honest_bundle_says_how_to_get_a_poisoned_one(bundle_path, monkeypatch):

@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from app.coreset_link import CoresetView, read_coreset
 from app.figures_coreset import class_balance
 from app.serve import BUNDLES
+from app.tasks import Chosen
 from app.views import coreset as view
 from app.views import coreset_results
 from core.methods import METHODS
@@ -49,7 +50,7 @@ def _sheets(app):
     return {g["label"]: g["items"] for g in grids if g["label"].startswith("Chosen images")}
 
 
-def _at_once(key, task, *arguments, **settings):
+def _at_once(key, task, *arguments, **about):
     return task(lambda *step: None, *arguments)
 
 
@@ -111,8 +112,8 @@ def test_training_on_these_is_live_and_its_result_is_there_the_next_time(page, m
     assert "9,988 other test images" in said
     (file,) = (tmp_path / "home" / "coresets").iterdir()
     assert len(json.loads(file.read_text())) == 2
+    monkeypatch.setattr(view, "others", lambda *a: None)  # it has a job of its own
     monkeypatch.setattr(coreset_results, "run_job", lambda *a, **k: pytest.fail("trained again"))
-    monkeypatch.setattr(coreset_results, "others", lambda *a: None)
     assert said in [text.value for text in page().markdown]
 
 
@@ -149,7 +150,7 @@ def test_a_bundle_without_the_margins_features_says_how_to_add_them(bundle_path,
 
 
 def test_the_files_hold_what_is_seen(attributor):
-    chosen = view.Chosen(np.array([4, 2]), np.array([0.5, 0.75]), np.array([1, 3]), np.array([0.1, 0.2]))
+    chosen = Chosen(np.array([4, 2]), np.array([0.5, 0.75]), np.array([1, 3]), np.array([0.1, 0.2]))
     rows = list(csv.DictReader(io.StringIO(view._table(attributor, chosen))))
     assert [(row["rank"], row["train_index"], row["nats_cumulative"]) for row in rows] == [
         ("1", "4", "0.5"),

@@ -177,6 +177,6 @@ def test_queries_that_are_prepared_together_get_the_same_answers(bundle_path):
 
 def test_what_takes_minutes_on_a_network_is_named(attributor, monkeypatch):
     assert "kronfluence" in attributor.usable(fast=True)
-    monkeypatch.setattr(attributor, "_linear", False)
+    monkeypatch.setattr(attributor, "linear", False)
     assert "kronfluence" not in attributor.usable(fast=True)
     assert set(attributor.usable()) - set(attributor.usable(fast=True)) == {"kronfluence"}
