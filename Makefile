@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint format bench results clean
+.PHONY: help demo test lint audit format bench results clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/'
 
@@ -18,8 +18,12 @@ test: $(VENV)/.installed-dev ## install what tests need, a browser too, and run 
 	@$(BIN)/python -m tests.browser
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed-dev ## check style and types
+lint: $(VENV)/.installed-dev ## check style, types and what could be unsafe
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive app core precompute assets benchmarks
+
+audit: $(VENV)/.installed-dev ## ask the vulnerability service about the tested versions (needs the network)
+	@$(BIN)/python -m tests.audit
 
 format: $(VENV)/.installed-dev ## format the code
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
