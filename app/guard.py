@@ -2,6 +2,7 @@
 
 import re
 from base64 import b64encode
+from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.listen import is_address
 
 MAX_VISITORS = 500  # websockets open at the same time: each holds a session with its state in memory
+MAX_UPLOADS = 4  # files of a session in memory at the same time; a page deletes one when another takes its place
+
+_UPLOAD = re.compile(r"/_stcore/upload_file/([^/]+)/([^/]+)$")
 
 _OTHER_HOST = "This server answers to its own names alone. Start it with --allowed-host NAME to give it another."
 _OTHER_ORIGIN = "Pages of another origin cannot use this server."
@@ -39,6 +43,7 @@ class Guard:
         self._any_address = any_address
         self._headers = HEADERS | {"Content-Security-Policy": policy}
         self._visitors = 0
+        self._uploads: OrderedDict[str, set[str]] = OrderedDict()  # names of files, by session
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or refuse it; the events of the server's life pass as they are."""
@@ -57,10 +62,29 @@ class Guard:
             await PlainTextResponse(_OTHER_HOST, 400)(scope, receive, send_with_headers)
         elif origin is not None and origin.partition("://")[2].lower() != host.lower():
             await PlainTextResponse(_OTHER_ORIGIN, 403)(scope, receive, send_with_headers)
+        elif scope["type"] == "http" and not self._has_room(scope):
+            await PlainTextResponse("Too many uploads; reload the page.", 429)(scope, receive, send_with_headers)
         elif scope["type"] == "http":
             await self._app(scope, receive, send_with_headers)
         else:
             await self._visit(scope, receive, send_with_headers)
+
+    def _has_room(self, scope: Scope) -> bool:
+        """Note an upload or its deletion; False for a session whose files are too many."""
+        if not (upload := _UPLOAD.search(scope["path"])):
+            return True
+        session, file = upload.groups()
+        if scope["method"] == "DELETE":
+            self._uploads.get(session, set()).discard(file)
+        elif scope["method"] in ("PUT", "POST"):
+            files = self._uploads.setdefault(session, set())
+            self._uploads.move_to_end(session)
+            while len(self._uploads) > 2 * MAX_VISITORS:
+                self._uploads.popitem(last=False)
+            if len(files | {file}) > MAX_UPLOADS:
+                return False
+            files.add(file)
+        return True
 
     async def _visit(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._visitors >= MAX_VISITORS:

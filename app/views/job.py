@@ -32,7 +32,8 @@ def run_job(
         icon: of the button.
     """
     job, refused = shared.lanes().heavy.get(key), f"{name}_refused"
-    if job is not None and job.live and st.session_state.get(f"{name}_left") is not job:
+    left = job is not None and st.session_state.get(f"{name}_left") is job
+    if job is not None and job.live and not left:
         shared.lanes().heavy.join(job, shared.session())  # who sees it waits for it, after a reload too
     if job is not None and job.state == "done":
         return job.result
@@ -43,7 +44,7 @@ def run_job(
         warn(said, icon=":material/hourglass_top:")
     elif job is not None and job.error:
         complain(job.error)
-    elif job is not None and job.state == "stopped":
+    elif job is not None and (left or job.state == "stopped"):
         st.caption("Stopped.")
 
     def start() -> None:

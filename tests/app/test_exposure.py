@@ -1,5 +1,6 @@
 """Who gets an answer of the server, and what a page of its may load."""
 
+import asyncio
 import http.client
 import re
 import signal
@@ -13,7 +14,7 @@ from playwright.sync_api import expect
 from streamlit import config
 
 from app.cli import natscope
-from app.guard import is_allowed
+from app.guard import MAX_UPLOADS, Guard, is_allowed
 from app.listen import LOOPBACK, Listening, listening
 from app.serve import BUNDLES
 from core.errors import QueryError
@@ -221,3 +222,27 @@ def test_a_path_that_is_none_is_one_sentence(path):
 )
 def test_a_host_is_allowed_by_name_or_as_an_address(host, any_address, allowed):
     assert is_allowed(host, LOOPBACK, any_address=any_address) == allowed
+
+
+def test_the_files_of_a_session_are_bounded():
+    asked, told = [], []
+
+    async def app(scope, receive, send):
+        asked.append(scope["path"])
+
+    async def send(message):
+        told.append(message.get("status"))
+
+    def request(method, session, file):
+        path = f"/_stcore/upload_file/{session}/{file}"
+        scope = {"type": "http", "method": method, "path": path, "headers": [(b"host", b"localhost")]}
+        asyncio.run(guard(scope, None, send))
+
+    guard = Guard(app, hosts=LOOPBACK, any_address=False, policy="")
+    for file in range(MAX_UPLOADS + 2):
+        request("PUT", "one", file)
+    assert (len(asked), told.count(429)) == (MAX_UPLOADS, 2)
+    request("DELETE", "one", 0)
+    request("PUT", "one", "more")
+    request("PUT", "two", 0)
+    assert (len(asked), told.count(429)) == (MAX_UPLOADS + 3, 2)
