@@ -6,16 +6,19 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from core.bundle import Bundle
+from core.errors import BuildError
 from precompute.kept import Kept
 
 Thing = TypeVar("Thing")
 Progress = Callable[[str, int, int], None]
+_TRIES = 3  # so often processes may be killed, without anything being finished in between, before that is an error
 
 
 def side_by_side(
@@ -41,25 +44,50 @@ def side_by_side(
 
     Returns:
         The results by name.
+
+    Raises:
+        BuildError: if processes are killed again and again; a single one that is killed is replaced.
     """
-    open_ones = {name: thing for name, thing in things.items() if name not in kept}
-    done = len(things) - len(open_ones)
-    progress(stage, done, len(things))
-    if open_ones:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(open_ones)), mp_context=context, initializer=_prepare) as pool:
-            tasks = {pool.submit(_do, str(bundle.path), work, thing): name for name, thing in open_ones.items()}
-            try:
-                for task in as_completed(tasks):
-                    kept.get(tasks[task], task.result)
-                    done += 1
-                    progress(stage, done, len(things))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                raise
+    tries = _TRIES
+
+    def keep(name: str, value: Any) -> None:
+        nonlocal tries
+        tries = _TRIES
+        kept.get(name, lambda: value)
+        progress(stage, sum(name in kept for name in things), len(things))
+
+    progress(stage, sum(name in kept for name in things), len(things))
+    while waiting := {name: thing for name, thing in things.items() if name not in kept}:
+        try:
+            _run(bundle, work, waiting, workers, keep)
+        except BrokenProcessPool as error:
+            tries -= 1
+            if not tries:
+                raise BuildError(
+                    f"{stage}: the system ended the processes that do this, {_TRIES} times in a row, most often for "
+                    "lack of memory; what is finished is kept, so free some and run the same command again."
+                ) from error
     return {name: kept[name] for name in things}
+
+
+def _run(
+    bundle: Bundle,
+    work: Callable[[Bundle, Thing], Any],
+    things: Mapping[str, Thing],
+    workers: int,
+    keep: Callable[[str, Any], None],
+) -> None:
+    context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
+    with ProcessPoolExecutor(min(workers, len(things)), mp_context=context, initializer=_prepare) as pool:
+        tasks = {pool.submit(_do, str(bundle.path), work, thing): name for name, thing in things.items()}
+        try:
+            for task in as_completed(tasks):
+                keep(tasks[task], task.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - set(others):
+                process.terminate()
+            raise
 
 
 def _do(path: str, work: Callable[[Bundle, Thing], Any], thing: Thing) -> Any:
