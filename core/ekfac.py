@@ -6,7 +6,6 @@ curvature is the true Fisher.
 
 import copy
 import shutil
-import tempfile
 import threading
 import uuid
 import warnings
@@ -27,6 +26,7 @@ from torch.utils.data import Dataset, TensorDataset
 from core.jacobians import convolves
 from core.measurements import margin
 from core.parts import EkfacSpec
+from core.scratch import temporary_folder
 
 Progress = Callable[[str, int, int], None]
 _NAME = "margin"
@@ -84,7 +84,7 @@ class EkfacInfluence:
             folder: with the `FACTOR_FILES`.
         """
         self._lock = threading.Lock()
-        self._home = tempfile.TemporaryDirectory(prefix="natscope-ekfac-")
+        self._home = temporary_folder()
         factors = factors_folder(Path(self._home.name))
         factors.mkdir(parents=True)
         for file in folder.iterdir():

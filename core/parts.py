@@ -1,7 +1,6 @@
 """What single methods need beyond the features of the target's logit: arrays and factors that a bundle may hold."""
 
 import hashlib
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from core.features import FeatureMap
 from core.jacobians import convolves
 from core.measurements import doubt
 from core.registry import Method
+from core.scratch import temporary_folder
 
 if TYPE_CHECKING:  # the libraries behind these take a second to load, so they are loaded when they are needed
     from core.ekfac import EkfacInfluence
@@ -161,7 +161,7 @@ class Parts:
         from core.trak_scores import trak_features
 
         rows = self.array("margin_features", progress)
-        with tempfile.TemporaryDirectory(prefix="natscope-trak-") as folder:
+        with temporary_folder() as folder:
             features, out_to_loss = trak_features(
                 self._margins.model, self._inputs, self._labels, rows, folder=Path(folder), progress=progress
             )

@@ -28,7 +28,12 @@ AT_HOME = {
     "matplotlib": "app/figures",
     "PIL": ("app/", "precompute/pictures.py"),
     "torchvision": "precompute/datasets.py",
-    "filelock": ("precompute/build.py", "precompute/trusted.py"),
+    "filelock": (
+        "core/scratch.py",
+        "precompute/build.py",
+        "precompute/background.py",
+        "precompute/trusted.py",
+    ),
 }
 
 

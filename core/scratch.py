@@ -1,0 +1,54 @@
+"""Temporary folders that outlive no process: what one that was killed has left, the next one sweeps."""
+
+import atexit
+import os
+import shutil
+import tempfile
+import uuid
+from functools import cache
+from pathlib import Path
+
+_PREFIX, _LOCK = "natscope-", ".lock"
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory:
+    """Return a new temporary folder within that of this process; it goes with the object, at the latest with both."""
+    return tempfile.TemporaryDirectory(dir=_own(os.getpid()))
+
+
+def sweep() -> None:
+    """Remove the temporary folders of processes that are gone; those of other users cannot be locked, and stay."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*{_LOCK}"):
+        _sweep(lock)
+
+
+@cache
+def _own(process: int) -> Path:
+    """Make the folder of this process, whose lock it holds for as long as it lives; a forked one makes its own."""
+    from filelock import FileLock  # takes a moment to load, and most commands need none
+
+    sweep()
+    lock = FileLock(Path(tempfile.gettempdir()) / f"{_PREFIX}{uuid.uuid4().hex}{_LOCK}", thread_local=False)
+    lock.acquire()  # before there is a folder, so that none is ever without
+    folder = Path(lock.lock_file).with_suffix("")
+    folder.mkdir(mode=0o700)
+
+    def remove() -> None:
+        if os.getpid() == process:
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+    atexit.register(remove)
+    return folder
+
+
+def _sweep(file: Path) -> None:
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(file, timeout=0):
+            shutil.rmtree(file.with_suffix(""), ignore_errors=True)
+            file.unlink(missing_ok=True)
+    except (Timeout, OSError):  # a process that lives, or another user's
+        return
