@@ -78,7 +78,7 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
             f"There is no data set {name!r}; choose one of {', '.join(sorted(DATASETS))}, or a folder of yours as "
             "folder:PATH."
         )
-    return DATASETS[name](root or home() / "datasets")
+    return DATASETS[name](root)
 
 
 def of_classes(data: Dataset, classes: Sequence[int]) -> Dataset:
@@ -154,13 +154,14 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def _fashion_mnist_quarter(root: Path) -> Dataset:
+def _fashion_mnist_quarter(root: Path | None) -> Dataset:
     return _fashion_mnist_from("fashion-mnist-quarter", assets.path("fashion_mnist"), ".gz")
 
 
-def _fashion_mnist(root: Path) -> Dataset:
+def _fashion_mnist(root: Path | None) -> Dataset:
     if DEBIAN_FOLDER.is_dir():
         return _fashion_mnist_from("fashion-mnist", DEBIAN_FOLDER, ".gz")
+    root = root or _downloads()
     raw = root / "FashionMNIST" / "raw"
     if not all((raw / name).is_file() for name in _FILES):
         _download_fashion_mnist(root)
@@ -209,9 +210,9 @@ def _download_fashion_mnist(root: Path) -> None:
     _from_torchvision("FashionMNIST", "Fashion-MNIST", root, instead)
 
 
-def _cifar10(root: Path) -> Dataset:
+def _cifar10(root: Path | None) -> Dataset:
     instead = "or use images of your own with --dataset folder:PATH"
-    train, test = _from_torchvision("CIFAR10", "CIFAR-10", root, instead)
+    train, test = _from_torchvision("CIFAR10", "CIFAR-10", root or _downloads(), instead)
     return Dataset(
         name="cifar10",
         classes=tuple(train.classes),
@@ -222,6 +223,10 @@ def _cifar10(root: Path) -> Dataset:
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
     )
+
+
+def _downloads() -> Path:
+    return home() / "datasets"
 
 
 def _from_torchvision(name: str, title: str, root: Path, instead: str) -> list[Any]:
@@ -242,7 +247,7 @@ def _from_torchvision(name: str, title: str, root: Path, instead: str) -> list[A
         socket.setdefaulttimeout(before)
 
 
-DATASETS: dict[str, Callable[[Path], Dataset]] = {
+DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "fashion-mnist-quarter": _fashion_mnist_quarter,
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar10,

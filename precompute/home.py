@@ -1,15 +1,31 @@
 """Where natscope keeps bundles and downloads."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import platformdirs
 
+from core.errors import DataError
+
 
 def home() -> Path:
-    """Give the folder of bundles and downloads: $NATSCOPE_HOME, else natscope's folder in the user's cache."""
+    """Return the folder of bundles and downloads: $NATSCOPE_HOME, else natscope's folder in the user's cache.
+
+    It is made for its owner alone where it is missing; where that fails, whoever writes into it says why.
+
+    Raises:
+        DataError: if $NATSCOPE_HOME is in the home of nobody, or is not set and the user has no home.
+    """
     named = os.environ.get("NATSCOPE_HOME")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("natscope")
+    try:
+        folder = (Path(named) if named else platformdirs.user_cache_path("natscope")).expanduser().absolute()
+    except RuntimeError as error:
+        fault = f"NATSCOPE_HOME is {named}, and there is no such user" if named else "This user has no home folder"
+        raise DataError(f"{fault}; set NATSCOPE_HOME to the folder that is to hold bundles and downloads.") from error
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def configuration() -> Path:
