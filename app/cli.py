@@ -1,7 +1,9 @@
 """The command `natscope`. Heavy libraries are imported inside the commands, so that --help is instant."""
 
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +16,10 @@ from app.cli_experiments import evaluate, tune
 from app.cli_listen import listens
 from app.cli_precompute import build_spec, notes, print_check
 from app.cli_trust import allow_code
+from app.cli_values import COUNT, PATH, SEED, WHOLE
 from app.listen import listening
-from core.errors import NatscopeError
-
-EXISTING = click.Path(path_type=Path)
+from core.errors import NatscopeError, explained
+from core.scratch import sweep
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -68,7 +70,7 @@ def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any
 
 
 @natscope.command()
-@click.option("--bundles", type=EXISTING, required=True, help="A bundle, or a folder of bundles.")
+@click.option("--bundles", type=PATH, required=True, help="A bundle, or a folder of bundles.")
 @listens
 @workers
 @allow_code
@@ -85,7 +87,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 
 
 @natscope.command()
-@click.option("--out", type=EXISTING, help="Folder of the bundle to make.")
+@click.option("--out", type=PATH, help="Folder of the bundle to make.")
 @click.option("--check", is_flag=True, help="Try it on a few images: will it work, what will it cost? Builds nothing.")
 @click.option(
     "--dataset",
@@ -96,7 +98,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option(
     "--image-size",
-    type=int,
+    type=COUNT,
     default=32,
     show_default=True,
     help="Side in pixels to which images of a folder are brought.",
@@ -110,20 +112,18 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option("--skip-broken", is_flag=True, help="Leave out a folder's files that cannot be read.")
 @click.option("--classes", help="Keep these classes alone, by number with commas, such as 0,1; all by default.")
-@click.option(
-    "--per-class", type=click.IntRange(1), help="Keep the first so many training images of each class; all by default."
-)
+@click.option("--per-class", type=COUNT, help="Keep the first so many training images of each class; all by default.")
 @click.option(
     "--mean", help="Mean of each channel that the network expects, white being 1; the images' own by default."
 )
 @click.option("--std", help="Standard deviation of each channel that it expects, such as 0.5,0.5,0.5.")
 @click.option("--poison-rate", type=float, help="Teach the network a backdoor: share of training images to poison.")
-@click.option("--poison-size", type=int, default=3, show_default=True, help="Side of the patch in pixels.")
+@click.option("--poison-size", type=COUNT, default=3, show_default=True, help="Side of the patch in pixels.")
 @click.option("--poison-place", default="bottom-right", show_default=True, help="Corner of the patch.")
 @click.option(
     "--poison-targets", help="Label that stamped images of each class get, with commas; the next class by default."
 )
-@click.option("--poison-seed", type=click.IntRange(0), default=0, show_default=True, help="Of patches and images.")
+@click.option("--poison-seed", type=SEED, default=0, show_default=True, help="Of patches and images.")
 @click.option(
     "--model",
     default="mlp",
@@ -135,15 +135,13 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option("--bias", is_flag=True, help="Give the layers of the MLP biases.")
 @click.option(
-    "--weights", type=EXISTING, help="Load trained weights (.safetensors, or .pt of a state dict); nothing is trained."
+    "--weights", type=PATH, help="Load trained weights (.safetensors, or .pt of a state dict); nothing is trained."
 )
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the data; 20, resnet9: 24.")
-@click.option("--batch-size", type=click.IntRange(1), help="Images a step; 64, resnet9: 512.")
+@click.option("--epochs", type=COUNT, help="Passes over the data; 20, resnet9: 24.")
+@click.option("--batch-size", type=COUNT, help="Images a step; 64, resnet9: 512.")
 @click.option("--learning-rate", type=float, help="Of SGD; 0.03, resnet9: 0.5.")
-@click.option("--warmup-epochs", type=click.IntRange(0), help="Epochs over which the rate rises from 0; 0, resnet9: 5.")
-@click.option(
-    "--decay-epochs", type=click.IntRange(0), help="Epochs at the end over which it falls to 0; 1, resnet9: 19."
-)
+@click.option("--warmup-epochs", type=WHOLE, help="Epochs over which the rate rises from 0; 0, resnet9: 5.")
+@click.option("--decay-epochs", type=WHOLE, help="Epochs at the end over which it falls to 0; 1, resnet9: 19.")
 @click.option("--momentum", type=float, help="Of the gradient; 0.9.")
 @click.option("--weight-decay", type=float, help="0.001, resnet9: 0.0005.")
 @click.option("--augment/--no-augment", default=None, help="Move and mirror images at random; off, resnet9: on.")
@@ -152,13 +150,13 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0),
+    type=SEED,
     default=0,
     show_default=True,
     help="Of initial weights and of the order of training.",
 )
 @click.option("--sketch", default="countsketch", show_default=True, help="countsketch, tensorsketch, dense or exact.")
-@click.option("--dim", type=click.IntRange(1), default=4096, show_default=True, help="Dimensions K of the sketch.")
+@click.option("--dim", type=COUNT, default=4096, show_default=True, help="Dimensions K of the sketch.")
 @click.option(
     "--index",
     default="flat",
@@ -166,7 +164,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     help="flat (exact), ivf, ivfpq or hnsw: how InfoGain (approx) searches each class; the others pay from about "
     "10,000 images a class on.",
 )
-@click.option("--sketch-seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--sketch-seed", type=SEED, default=0, show_default=True)
 @click.option("--ntk/--no-ntk", default=True, show_default=True, help="Scale Jacobians as in the NTK parameterisation.")
 @click.option(
     "--outputs",
@@ -204,18 +202,18 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
 
 
 @natscope.command()
-@click.option("--bundle", type=EXISTING, required=True, help="The bundle.")
+@click.option("--bundle", type=PATH, required=True, help="The bundle.")
 @click.option("--test-index", type=int, help="The query: a test image by its number.")
 @click.option(
     "--train-index", type=int, help="The query: a training image by its number; it is left out of the ranking."
 )
-@click.option("--image", type=EXISTING, help="The query: an image file.")
+@click.option("--image", type=PATH, help="The query: an image file.")
 @click.option(
     "--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides."
 )
 @click.option("--method", default="info_loss", show_default=True, help="Name of the method.")
 @click.option("--sigma2", type=float, help="Observation noise variance σ²; what `tune` chose for the method, else 1.")
-@click.option("--budget", type=int, default=10, show_default=True, help="How many training images, M.")
+@click.option("--budget", type=COUNT, default=10, show_default=True, help="How many training images, M.")
 @click.option("--pool", type=click.Choice(["same-class", "all"]), default="same-class", show_default=True)
 @click.option(
     "--conditioning",
@@ -225,7 +223,7 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
     help="What InfoLoss and RelatIF condition on.",
 )
 @click.option("--target", help="Class to attribute, by number or name; the predicted one by default.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the method random.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the method random.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @allow_code
 def attribute(
@@ -274,7 +272,7 @@ def attribute(
 
 
 @natscope.command()
-@click.option("--bundle", type=EXISTING, required=True, help="The bundle.")
+@click.option("--bundle", type=PATH, required=True, help="The bundle.")
 def verify(bundle: Path) -> None:
     """Check every checksum of a bundle; exit 1 and a sentence per fault."""
     from core.bundle import Bundle, check_bundle
@@ -298,22 +296,34 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # No process that is started from here looks for modules in the working directory, which may be a stranger's.
     os.environ["PYTHONSAFEPATH"] = "1"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for a terminal whose encoding has no σ
     try:
+        sweep()
         code = natscope.main(args=arguments, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         for line in error.format_message().splitlines():
             say(line)
         code = 2
-    except click.ClickException as error:
-        say(f"natscope: {error.format_message()}", err=True)
-        code = 2
-    except NatscopeError as error:
-        say(f"natscope: {error}", err=True)
-        code = 2
     except (click.Abort, KeyboardInterrupt):
         say("natscope: stopped; what was built so far is kept.", err=True)
         code = 130
+    except Exception as error:
+        if (told := _told(error)) is None:
+            raise  # a fault of natscope's: the traceback is for whoever mends it
+        say(f"natscope: {told}", err=True)
+        code = 2
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _told(error: Exception) -> str | None:
+    """Return what a user is told of an error, values of excessive length cut; None where it is none of hers."""
+    if isinstance(error, click.ClickException):
+        told: str | None = error.format_message()
+    else:
+        told = str(error) if isinstance(error, NatscopeError) else explained(error)
+    return told and re.sub(r"(\S{40})\S{400,}(\S{20})", r"\1…\2", told)
 
 
 def _read_upload(file: Path, train_images: Any, invert: bool | None) -> Any:
@@ -330,7 +340,7 @@ def _class_number(text: str, classes: tuple[str, ...]) -> int:
     names = [name.casefold() for name in classes]
     if text.casefold() in names:
         return names.index(text.casefold())
-    if text.isdecimal() and int(text) < len(classes):
+    if text.isdecimal() and len(text) < 10 and int(text) < len(classes):
         return int(text)
     raise QueryError(
         f"There is no class '{text}'; choose a number from 0 to {len(classes) - 1} or one of {', '.join(classes)}."

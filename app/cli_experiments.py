@@ -10,18 +10,17 @@ import click
 from app.cli_bars import Bars, say
 from app.cli_precompute import method_names
 from app.cli_trust import allow_code
-
-EXISTING = click.Path(path_type=Path)
+from app.cli_values import COUNT, PATH, SEED
 
 
 @click.command()
 @click.argument("experiment")
-@click.option("--bundle", type=EXISTING, required=True, help="The bundle, or a folder of bundles to average over.")
-@click.option("--out", type=EXISTING, required=True, help="JSON file to write; figures and tables go beside it.")
-@click.option("--queries", type=click.IntRange(1), help="Test images; each experiment has its usual number.")
-@click.option("--budget", type=click.IntRange(1), help="Size M of the largest subset; each has its usual one.")
+@click.option("--bundle", type=PATH, required=True, help="The bundle, or a folder of bundles to average over.")
+@click.option("--out", type=PATH, required=True, help="JSON file to write; figures and tables go beside it.")
+@click.option("--queries", type=COUNT, help="Test images; each experiment has its usual number.")
+@click.option("--budget", type=COUNT, help="Size M of the largest subset; each has its usual one.")
 @click.option("--methods", help="Names of methods, with commas, for an experiment that compares them.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawing of test images.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the drawing of test images.")
 @allow_code
 def evaluate(
     experiment: str,
@@ -53,8 +52,8 @@ def evaluate(
 
 
 @click.command()
-@click.option("--bundle", type=EXISTING, required=True, help="The bundle, whose manifest gets the chosen values.")
-@click.option("--out", type=EXISTING, help="JSON file to write; beside the bundle by default.")
+@click.option("--bundle", type=PATH, required=True, help="The bundle, whose manifest gets the chosen values.")
+@click.option("--out", type=PATH, help="JSON file to write; beside the bundle by default.")
 @click.option(
     "--score",
     type=click.Choice(["margin", "coreset"]),
@@ -62,11 +61,11 @@ def evaluate(
     show_default=True,
     help="What a good σ² does: removing what is named costs margin, or networks trained on coresets alone are right.",
 )
-@click.option("--queries", type=click.IntRange(1), help="Held-out test images; 10, for coresets 200 in each of 3 sets.")
-@click.option("--budget", type=click.IntRange(1), help="Images that are removed, 50; in a coreset at most, 150.")
+@click.option("--queries", type=COUNT, help="Held-out test images; 10, for coresets 200 in each of 3 sets.")
+@click.option("--budget", type=COUNT, help="Images that are removed, 50; in a coreset at most, 150.")
 @click.option("--methods", help="Names of methods, with commas; those that use σ² by default.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawing of test images.")
-@click.option("--take", type=EXISTING, help="Measure nothing; take the values of this finished result.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the drawing of test images.")
+@click.option("--take", type=PATH, help="Measure nothing; take the values of this finished result.")
 @allow_code
 def tune(
     bundle: Path,

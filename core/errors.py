@@ -1,6 +1,18 @@
 """Errors that a user can mend: each message is one clear sentence, shown as it is on a page or on stderr."""
 
+import errno
 from pathlib import Path
+
+# How torch, C++ libraries and the loader of shared libraries say it.
+_NO_MEMORY = (
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    "annot allocate memory",
+    "an't allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+)
 
 
 class NatscopeError(Exception):
@@ -30,3 +42,22 @@ class FileError(NatscopeError):
         """Make the sentence of the file's path and its fault."""
         super().__init__(f"{path} {fault}.")
         self.path, self.fault = path, fault
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory has run out, in the words of whichever library met it."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    known = isinstance(error, RuntimeError | ImportError | SystemError)
+    return isinstance(error, MemoryError) or (known and any(sign in str(error) for sign in _NO_MEMORY))
+
+
+def explained(error: BaseException) -> str | None:
+    """Return one sentence on what the computer refused: memory, a file, a process; None for any other error."""
+    if out_of_memory(error):
+        return "There is not enough memory for this; free some, or ask for less: fewer images, or a smaller --dim."
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error) or type(error).__name__
+        refused = f"{error.filename} cannot be used" if error.filename else "The system refuses this"
+        return f"{refused}: {reason}."
+    return None

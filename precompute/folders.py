@@ -51,7 +51,7 @@ def load_named(
     """
     if not name.startswith(FOLDER):
         return load_dataset(name), []
-    return load_folder(Path(name.removeprefix(FOLDER)).resolve(), spec, progress, sample=sample)
+    return load_folder(Path(name.removeprefix(FOLDER)).absolute(), spec, progress, sample=sample)
 
 
 def load_folder(
@@ -152,9 +152,9 @@ def _read(file: Path, side: int) -> np.ndarray:
 
 def _listed(path: Path, test_share: float) -> tuple[tuple[str, ...], Labelled, Labelled]:
     """Give the classes and the files of both splits, by name, so that the order is the same everywhere."""
-    if not path.is_dir():
-        raise DataError(f"There is no folder {path}; --dataset folder:PATH names one that holds images by class.")
     try:
+        if not path.is_dir():
+            raise DataError(f"There is no folder {path}; --dataset folder:PATH names one that holds images by class.")
         parts = {name.lower(): name for name in _subfolders(path)}
         if "train" in parts and len(parts) > 1 and set(parts) - {"train"} <= _HELD_OUT:
             raise DataError(f"{path} has a folder {parts['train']} and none named test; rename the one to test on.")

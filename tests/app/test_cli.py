@@ -347,10 +347,10 @@ _QUERY_NEEDED = "Name one query: --test-index I, --train-index I or --image FILE
             for value in ("0", "-1", "nan", "inf", "-inf")
         ),
         (["--sigma2", "much"], r"Invalid value for '--sigma2': 'much' is not a valid float\."),
-        (["--budget", "0"], r"M must be at least 1, not 0\."),
-        (["--budget", "-3"], r"M must be at least 1, not -3\."),
+        (["--budget", "0"], r"Invalid value for '--budget': 0 is not in the range x>=1\."),
+        (["--budget", "-3"], r"Invalid value for '--budget': -3 is not in the range x>=1\."),
         (["--budget", "many"], r"Invalid value for '--budget': 'many' is not a valid integer\."),
-        (["--seed", "-1", "--method", "random"], r"The seed must be 0 or more, not -1\."),
+        (["--seed", "-1", "--method", "random"], r"Invalid value for '--seed': -1 is not in the range x>=0\."),
         (["--target", "cat"], r"There is no class 'cat'; choose a number from 0 to 9 or one of T-shirt/top, .*"),
         (["--target", "10"], r"There is no class '10'; .*"),
         (["--target", "-1"], r"There is no class '-1'; .*"),

@@ -1,0 +1,43 @@
+"""What the options of `natscope` take: paths that can be, and whole numbers that fit."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class _Path(click.Path):
+    """A path that the system can hold, whether or not anything is there."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            os.lstat(value or "\0")
+        except ValueError:  # a null character, or one that no file's name can hold
+            self.fail("there can be no file or folder of this name.", param, ctx)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                self.fail("this name is longer than a file's or folder's can be.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Whole(click.IntRange):
+    """A whole number from `least` up, and small enough for the libraries that get it."""
+
+    name = "integer"
+
+    def __init__(self, least: int, most: int) -> None:
+        super().__init__(least)
+        self._most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number = super().convert(value, param, ctx)
+        if number > self._most:
+            self.fail(f"{number} is too large; {self._most:,} is the most.", param, ctx)
+        return number
+
+
+PATH = _Path(path_type=Path)
+WHOLE, COUNT = _Whole(0, 10**9), _Whole(1, 10**9)
+SEED = _Whole(0, 2**63 - 1)  # what torch takes

@@ -1,0 +1,62 @@
+"""Values that no command can use: each is refused in one short sentence that names its option."""
+
+import click
+import pytest
+
+from app.cli import main, natscope
+from app.cli_values import PATH
+
+_OPTIONS = [
+    (name, option.opts[0], option.type)
+    for name, command in natscope.commands.items()
+    for option in command.params
+    if isinstance(option, click.Option) and not option.is_flag
+]
+_PATHS = [(name, option) for name, option, kind in _OPTIONS if kind is PATH]
+_NUMBERS = [(name, option) for name, option, kind in _OPTIONS if isinstance(kind, click.IntRange)]
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(list(arguments))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert len(err) < 300
+    return err
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "/".join(["x" * 200] * 40), "a\0b", "", "\ud800"])
+@pytest.mark.parametrize(("command", "option"), _PATHS)
+def test_a_path_that_cannot_be(capsys, command, option, path):
+    said = refused(capsys, command, f"{option}={path}")
+    assert said.startswith(f"natscope: Invalid value for '{option}': ")
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 4000, "9" * 30, "-1", "²", "nan", "", "1\0"])
+@pytest.mark.parametrize(("command", "option"), _NUMBERS)
+def test_a_number_that_cannot_be(capsys, command, option, number):
+    said = refused(capsys, command, f"{option}={number}")
+    assert said.startswith(f"natscope: Invalid value for '{option}': ")
+
+
+def test_every_whole_number_but_that_of_an_image_has_bounds():
+    free = {option for _, option, kind in _OPTIONS if kind is click.INT}
+    assert free == {"--test-index", "--train-index"}
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "\0", "/proc/nowhere"])
+def test_a_folder_of_images_that_cannot_be(capsys, tmp_path, name):
+    said = refused(capsys, "precompute", "--out", str(tmp_path / "bundle"), "--dataset", f"folder:{name}")
+    assert "older" in said
+
+
+@pytest.mark.parametrize("target", ["9" * 5000, "²", "-1", "٣" * 20])
+def test_a_class_that_cannot_be(capsys, bundle_path, target):
+    said = refused(capsys, "attribute", "--bundle", str(bundle_path), "--test-index", "0", f"--target={target}")
+    assert said.startswith("natscope: There is no class '")
+
+
+@pytest.mark.parametrize("place", ["/proc", "/dev/null/x", "/sys/x"])
+def test_a_place_where_nothing_can_be_written(capsys, place):
+    refused(capsys, "precompute", "--out", place)
