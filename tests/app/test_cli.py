@@ -377,8 +377,8 @@ def test_an_image_that_is_none_is_one_sentence(refused, bundle_path, tmp_path):
     (tmp_path / "letter.png").write_text("Dear Sir or Madam,")
     (tmp_path / "empty.png").touch()
     missing = tmp_path / "missing.png"
-    assert said(missing) == f"The image {missing} cannot be read: No such file or directory."
-    assert said(tmp_path) == f"The image {tmp_path} cannot be read: Is a directory."
+    assert said(missing) == f"{missing} is missing."
+    assert said(tmp_path) == f"{tmp_path} is a folder and no regular file."
     for name in ("letter.txt", "letter.png"):
         assert said(tmp_path / name).startswith("The file is no image of a kind that natscope reads")
     assert said(tmp_path / "empty.png") == "The file is empty; choose another one."
