@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -86,6 +87,7 @@ class _Seen:
     heavy: dict[str, int] = field(default_factory=lambda: {"opened": 0, "answered": 0})
     heavy_errors: list[str] = field(default_factory=list)
     lost: list[float] = field(default_factory=list)  # seconds that clicks waited for no answer
+    crashes: list[str] = field(default_factory=list)  # the last lines of tracebacks in the server's log
     memory: list[tuple[float, float]] = field(default_factory=list)
     processor: float = 0.0
 
@@ -110,6 +112,7 @@ def run(say: Say, *, bundle: Path | None = None, load: Load | None = None, targe
             started = time.process_time()
             with serving(bundle) as served:
                 seen = asyncio.run(_group(served, load, name, count))
+                seen.crashes = served.crashes()
             own = time.process_time() - started
             seen.errors.extend(_wrong(bundle, seen.answers, load.checked))
             _report(say, seen, own)
@@ -255,8 +258,8 @@ def _report(say: Say, seen: _Seen, own: float) -> None:
             f"heavy links: {seen.heavy['opened']} opened, {seen.heavy['answered']} answered, "
             f"{len(seen.heavy_errors)} errors"
         )
-    for sentence in sorted(set(seen.errors + seen.heavy_errors))[:10]:
-        say(f"  {(seen.errors + seen.heavy_errors).count(sentence)} × {sentence[:200]}")
+    for sentence, times in Counter(seen.errors + seen.heavy_errors + seen.crashes).most_common(10):
+        say(f"  {times} × {sentence[:200]}")
 
 
 def _missed(seen: _Seen, targets: Targets) -> list[str]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import IO
 
 import click
 import psutil
@@ -20,10 +21,11 @@ _PATIENCE = 60.0  # seconds until it must answer
 
 @dataclass(frozen=True)
 class Served:
-    """The port that it listens on, and its process."""
+    """The port that it listens on, its process, and the file that it logs to."""
 
     port: int
     process: psutil.Process
+    log: IO[bytes]
 
     def memory(self) -> tuple[float, float]:
         """Return MiB of all its processes: resident, and of these what no file of the bundle backs."""
@@ -41,6 +43,17 @@ class Served:
             with suppress(psutil.Error):
                 total += sum(process.cpu_times()[:4])
         return total
+
+    def crashes(self) -> list[str]:
+        """Return the last lines of the tracebacks in its log."""
+        self.log.seek(0)
+        lines = self.log.read().decode(errors="replace").split("\n")
+        traced, found = False, []
+        for line in lines:
+            if traced and line and not line.startswith(" "):
+                found.append(line)
+            traced = line.startswith("Traceback") or (traced and line.startswith(" "))
+        return found
 
     def _tree(self) -> list[psutil.Process]:
         with suppress(psutil.Error):
@@ -65,7 +78,7 @@ def serving(bundle: Path) -> Iterator[Served]:
             if not _answers(port, process):
                 log.seek(0)
                 raise click.ClickException(f"The server did not start: {log.read().decode(errors='replace')[-500:]}")
-            yield Served(port, psutil.Process(process.pid))
+            yield Served(port, psutil.Process(process.pid), log)
         finally:
             process.terminate()
             try:
