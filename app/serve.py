@@ -97,6 +97,7 @@ def settings(at: Listening) -> dict[str, Any]:
         "server.maxWidgetStateSize": 2,
         "server.disconnectedSessionTTL": 60,
         "logger.hideWelcomeMessage": True,  # it asks a server on the internet for this machine's address
+        "runner.postScriptGC": False,  # the pages do it, less often
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",

@@ -1,3 +1,4 @@
+import gc
 import io
 import json
 from dataclasses import replace
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from app import main
 from app.escape import sentence
-from app.serve import BUNDLES
+from app.listen import Listening
+from app.serve import BUNDLES, settings
 from app.state import SIGMA2_EXPONENTS, pack_image
 from app.views import query as query_view
 from app.views.methods import GLOSSARY, LIMITS
@@ -516,3 +519,16 @@ def test_the_index_in_use_is_named_where_one_is_searched(served):
     assert said in _captions(_open(method=method.name))
     assert said not in _captions(_open(method=method.name, pool="all"))
     assert said not in _captions(_open(method=method.approximates))
+
+
+def test_garbage_is_searched_for_once_for_many_runs_and_libraries_are_left_out(monkeypatch):
+    calls = []
+    monkeypatch.setattr(gc, "collect", lambda: calls.append("collect"))
+    monkeypatch.setattr(gc, "freeze", lambda: calls.append("freeze"))
+    for kept in (main._settle, main._tidy):
+        kept.clear()
+    for _ in range(3):
+        main._settle()
+        main._tidy()
+    assert calls == ["collect", "freeze", "collect"]
+    assert settings(Listening("localhost", "127.0.0.1", 8501, (), ""))["runner.postScriptGC"] is False
