@@ -274,14 +274,15 @@ def attribute(
 @natscope.command()
 @click.option("--bundle", type=PATH, required=True, help="The bundle.")
 def verify(bundle: Path) -> None:
-    """Check every checksum of a bundle; exit 1 and a sentence per fault."""
-    from core.bundle import Bundle, check_bundle
+    """Look for every fault that opening or using a bundle would find; exit 1 and a sentence per fault."""
+    from core.bundle import Bundle
+    from precompute.attributor import faults
 
     with Bars(unit="B") as bars:
-        faults = check_bundle(bundle, lambda done, total: bars("Reading", done, total))
-    for fault in faults:
+        found = faults(bundle, lambda done, total: bars("Reading", done, total))
+    for fault in found:
         say(fault, err=True)
-    if faults:
+    if found:
         sys.exit(1)
     say(f"{bundle} is whole: {len(Bundle(bundle).manifest.files)} files, every checksum right.")
 

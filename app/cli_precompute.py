@@ -29,6 +29,7 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
     """
     from core.errors import BuildError
     from core.index_spec import KINDS, IndexSpec
+    from core.manifest_schema import LONGEST
     from core.sketches import SKETCHES, SketchSpec
     from precompute.folders import FolderSpec
     from precompute.spec import BuildSpec
@@ -46,7 +47,7 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         f"{'' if options['poison_rate'] is None else ', poisoned'}"
     )
     return BuildSpec(
-        name=title,
+        name=title if name else "".join(c for c in title if c.isprintable())[:LONGEST],
         dataset=options["dataset"],
         folder=FolderSpec(options["image_size"], options["test_share"], options["skip_broken"]),
         classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),

@@ -19,7 +19,7 @@ from core.images import to_input
 from core.jacobians import linear_alone
 from core.methods import METHODS, Candidates, Method, Query, Settings
 from core.metrics import redundancy, total_information
-from core.novelty import distances
+from core.novelty import LEAST, distances
 from core.parts import Parts
 from core.parts import missing as missing_parts
 from core.pool import LARGEST_GRAM, LIVE, Pool
@@ -72,13 +72,10 @@ class Attributor(Capabilities):
             sketch: another sketch than the bundle's; all that depends on it is then computed when it is needed.
 
         Raises:
-            QueryError: if the weights do not fit the network.
+            BundleError: if the weights do not fit the network, or what must be at hand is damaged.
         """
         super().__init__(bundle)
-        try:
-            model.load_state_dict(bundle.weights())
-        except RuntimeError as error:
-            raise QueryError(f"The weights in {bundle.path} do not fit the network that its manifest names.") from error
+        bundle.load_into(model)
         spec = sketch or bundle.sketch_spec
         self.features = FeatureMap(model, spec, ntk=bundle.manifest.ntk, batch_size=_SHARD)
         self._margins = FeatureMap(model, spec, ntk=False, batch_size=_SHARD)
@@ -98,6 +95,10 @@ class Attributor(Capabilities):
     def resketched(self, seed: int) -> "Attributor":
         """Give the same network and data under another seed of the sketch: what changes is due to the sketch alone."""
         return Attributor(self.bundle, self.features.model, sketch=replace(self.bundle.sketch_spec, seed=seed))
+
+    def check(self) -> None:
+        """Raise BundleError if the bundle holds parts of a method that are not those of its network."""
+        self._parts.check()
 
     def trust(self, count: int) -> Trust | None:
         """Measure the sketch on the first training images, each under its own label; None for the exact kernel."""
@@ -392,7 +393,8 @@ class Attributor(Capabilities):
             train_images=self.bundle.array("train_images"),
             train_penultimate=self._penultimate,
         )
-        return float((found[0] / self.bundle.manifest.results["usual_distances"]).max())
+        usual = np.maximum(self.bundle.manifest.results["usual_distances"], LEAST)
+        return float((found[0] / usual).max())
 
     def _checked(self, request: Request, query: QueryImage) -> int:
         if request.method not in METHODS:

@@ -1,124 +1,69 @@
-"""The bundle: one folder with all that attributions of one trained model need, read through memory maps, no pickle."""
+"""The bundle: one folder with all that attributions of one trained model need, read through memory maps, no pickle.
 
-import hashlib
-import json
+A stranger may have made it. Its manifest is checked by `core.manifest`, each file by `core.file_checks` before it is
+first used, and an index by `core.search_files`; what is wrong is one sentence, in `natscope verify` as on a page.
+"""
+
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from core.errors import BundleError
+from core.cache import BoundedCache
+from core.errors import BundleError, FileError
+from core.file_checks import fault, mapped, once, size_fault
+from core.files import opened, read_regular, sha256_of, write_atomically
 from core.index_spec import IndexSpec
+from core.manifest import FACTORS, LARGEST, MANIFEST, SCHEMA, WEIGHTS, FileRecord, Manifest
+from core.manifest_schema import SchemaError
+from core.rows import RowView
 from core.search import InnerProductIndex
+from core.search_files import index_fault
 from core.sketches import SketchSpec
 
-SCHEMA = 1
-MANIFEST = "manifest.json"
-WEIGHTS = "model.safetensors"
-_HASH_BLOCK = 2**22
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """A file of the bundle as the manifest records it; `shape` and `dtype` for arrays only."""
-
-    file: str
-    bytes: int
-    sha256: str
-    shape: tuple[int, ...] | None = None
-    dtype: str | None = None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Every setting that made a bundle, what came out, and a record of each file.
-
-    Args:
-        name: a title for people.
-        dataset: name, classes, mean, std.
-        model: the architecture's specification.
-        training: the recipe, or the checksum of weights that were loaded.
-        sketch: kind, dim, seed.
-        ntk: whether Jacobians are scaled as in the NTK parameterisation.
-        outputs: "own" (each example under its own label's logit) or "all" (under every class's logit too).
-        poison: the attack's settings, or None.
-        results: accuracy, typical distances, what was measured while building.
-        layout: (fan_out, fan_in) of every layer of a network of Linear weights alone, else None.
-        versions: of the libraries that built it.
-        methods: settings of each method whose own parts the bundle holds.
-        files: by logical name.
-        index: settings of the indexes; None when they are flat.
-        tuned: sigma2 of each method that `natscope tune` chose, and how, for coresets apart; None before.
-    """
-
-    name: str
-    dataset: dict[str, Any]
-    model: dict[str, Any]
-    training: dict[str, Any]
-    sketch: dict[str, Any]
-    ntk: bool
-    outputs: str
-    poison: dict[str, Any] | None
-    results: dict[str, Any]
-    layout: tuple[tuple[int, int], ...] | None
-    versions: dict[str, str]
-    command: str
-    methods: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, FileRecord] = field(default_factory=dict)
-    index: dict[str, Any] | None = None
-    tuned: dict[str, Any] | None = None
-    schema: int = SCHEMA
-
-    def to_json(self) -> str:
-        """Give the text of manifest.json; the same settings give the same bytes."""
-        values = asdict(self)
-        for later in ("index", "tuned"):
-            if values[later] is None:
-                del values[later]  # as in bundles that were built before there was a choice
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Manifest":
-        """Read the text of manifest.json.
-
-        Raises:
-            ValueError, TypeError, KeyError: if it is not one.
-        """
-        raw = json.loads(text)
-        raw["files"] = {
-            name: FileRecord(**{**record, "shape": _tuple(record["shape"])}) for name, record in raw["files"].items()
-        }
-        raw["layout"] = None if raw["layout"] is None else tuple((o, i) for o, i in raw["layout"])
-        return cls(**raw)
+__all__ = [
+    "MANIFEST",
+    "SCHEMA",
+    "WEIGHTS",
+    "Bundle",
+    "FileRecord",
+    "Manifest",
+    "check_bundle",
+    "find_bundles",
+    "sha256_of",
+    "write_atomically",
+    "write_manifest",
+]
+MEND = "delete the folder and build it again with the command that made it"
+_MANIFESTS: BoundedCache[Manifest | SchemaError] = BoundedCache(64)
 
 
 class Bundle:
-    """An open bundle. Arrays are read-only memory maps; opening checks sizes, `check_bundle` every byte."""
+    """An open bundle. Arrays are read-only memory maps; a file is read through once before it is first used."""
 
     def __init__(self, path: Path) -> None:
         """Open a bundle.
 
         Raises:
-            BundleError: if there is none, it is of another schema, or files are missing or have another size.
+            BundleError: if there is none, its manifest cannot be used, or files are missing or have another size.
         """
         self.path = path
         self.manifest = _read_manifest(path)
-        for fault in _size_faults(path, self.manifest):
-            raise BundleError(f"The bundle {path} is damaged: {fault} To mend it, {_mend(self.manifest, path)}.")
+        for record in self.manifest.files.values():
+            if wrong := size_fault(path, record):
+                raise self._damaged(record, wrong)
 
-    @cached_property
+    @property
     def identity(self) -> str:
         """A checksum of the manifest, and so of settings and contents: the key of every cache."""
-        return hashlib.sha256(self.manifest.to_json().encode()).hexdigest()[:16]
+        return self.manifest.identity
 
     def sigma2(self, method: str, *, coreset: bool = False) -> float:
-        """Give the usual noise variance for a method: the tuned one, else 1.
+        """Return the usual noise variance for a method: the tuned one, else 1.
 
         Args:
             method: a name of the registry.
@@ -143,141 +88,197 @@ class Bundle:
         """The indexes of the classes in this bundle."""
         return IndexSpec(**(self.manifest.index or {}))
 
+    @cached_property
+    def members(self) -> np.ndarray:
+        """How many training images each class has, (C,) int64.
+
+        Raises:
+            BundleError: if labels are damaged, or the manifest does not fit them.
+        """
+        labels = self._mapped("train_labels")
+        members = np.bincount(labels, minlength=len(self.classes))
+        for label, count in enumerate(members):
+            gram = self.manifest.files.get(f"gram_{label}")
+            if gram is not None and gram.shape != (count, count):
+                raise self._damaged(gram, "has another shape than its class has images")
+        if (poison := self.manifest.poison) is not None:
+            targets = np.array(poison["targets"])[poison["base_labels"]]
+            if not np.array_equal(labels[poison["train_indices"]], targets):
+                raise self._damaged(self.manifest.files["train_labels"], "does not fit the backdoor that was recorded")
+        return members
+
     def has(self, name: str) -> bool:
         """Whether the bundle holds an array or index of this name."""
         return name in self.manifest.files
 
     def array(self, name: str) -> np.ndarray:
-        """Give an array as a read-only memory map.
+        """Return an array as a read-only memory map.
 
         Raises:
             BundleError: if the bundle has no such array, or the file is not the one that was recorded.
         """
-        record = self._record(name)
-        try:
-            array = np.lib.format.open_memmap(self.path / record.file, mode="r")  # refuses pickled objects
-        except Exception as error:  # the header's parser raises nearly everything on damaged bytes
-            raise self._damaged(record.file) from error
-        if array.shape != record.shape or str(array.dtype) != record.dtype:
-            raise self._damaged(record.file)
-        return array
+        if name == "train_labels" or name.startswith("gram_"):
+            _ = self.members  # what is recorded fits them
+        return self._mapped(name)
 
     def index(self, name: str) -> InnerProductIndex:
-        """Read an index.
+        """Return the index over the features of a class.
+
+        Args:
+            name: "index_" and the number of the class.
 
         Raises:
-            BundleError: if the bundle has no such index, or it cannot be read.
+            BundleError: if the bundle has no such index, or it is none over these features.
         """
-        record = self._record(name)
-        # FAISS reads on in damaged files, for hours or past the end, so it gets none.
-        if sha256_of(self.path / record.file) != record.sha256:
-            raise self._damaged(record.file)
+        record = self._checked(name)
+        label = int(name.rpartition("_")[2])
+        rows = np.flatnonzero(self.array("train_labels") == label)
+        if not len(rows):
+            raise self._damaged(record, "is about a class without images")
+        path, members = self.path / record.file, RowView(self.array("features"), rows)
+        if wrong := index_fault(path, members, self.index_spec):
+            raise self._damaged(record, wrong)
         try:
-            return InnerProductIndex.load(self.path / record.file)
+            return InnerProductIndex.load(path)
         except (RuntimeError, ValueError) as error:
-            raise self._damaged(record.file) from error
+            raise self._damaged(record, "cannot be read") from error
 
     def weights(self) -> dict[str, Tensor]:
-        """Read the trained weights.
+        """Return the trained weights.
 
         Raises:
             BundleError: if they cannot be read.
         """
+        return safetensors.torch.load_file(self.path / self._checked("weights").file)
+
+    def load_into(self, model: nn.Module) -> None:
+        """Load the trained weights into a network that was built as the manifest says.
+
+        Raises:
+            BundleError: if they cannot be read, or do not fit the network.
+        """
         try:
-            return safetensors.torch.load_file(self.path / self._record("weights").file)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise self._damaged(WEIGHTS) from error
+            model.load_state_dict(self.weights())
+        except RuntimeError as error:
+            raise BundleError(
+                f"The weights in {self.path} do not fit the network that its manifest names; {MEND}."
+            ) from error
 
-    def _record(self, name: str) -> FileRecord:
+    def factors(self) -> Path:
+        """Return the folder of Kronfluence's factors, every file of which is as it was recorded.
+
+        Raises:
+            BundleError: if one is damaged, or there are none.
+        """
+        for name in (name for name in self.manifest.files if name.startswith(f"{FACTORS}/")):
+            self._checked(name)
+        return self.path / FACTORS
+
+    def _mapped(self, name: str) -> np.ndarray:
+        record = self._checked(name)
+        try:
+            return mapped(self.path / record.file, record)
+        except (FileError, ValueError) as error:
+            raise self._damaged(record, "cannot be read") from error
+
+    def _checked(self, name: str) -> FileRecord:
+        """Return the record of a file that was read through."""
         if name not in self.manifest.files:
-            raise BundleError(f"The bundle {self.path} holds no '{name}'; {_mend(self.manifest, self.path)}.")
-        return self.manifest.files[name]
+            raise BundleError(f"The bundle {self.path} holds no '{name}'; {MEND}.")
+        record = self.manifest.files[name]
+        if wrong := fault(self.path, record, len(self.classes)):
+            raise self._damaged(record, wrong)
+        return record
 
-    def _damaged(self, file: str) -> BundleError:
-        mend = _mend(self.manifest, self.path)
-        return BundleError(f"The bundle {self.path} is damaged: '{file}' cannot be read. To mend it, {mend}.")
+    def _damaged(self, record: FileRecord, wrong: str) -> BundleError:
+        return BundleError(f"The bundle {self.path} is damaged: '{record.file}' {wrong}. To mend it, {MEND}.")
 
 
 def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-    """Check every file's size and SHA-256; give one sentence a fault.
+    """Return one sentence for each fault that opening and using a bundle would find, but for those of its network.
 
     Args:
         path: the bundle.
         progress: called with bytes read and bytes in all.
 
     Raises:
-        BundleError: if there is no bundle with a readable manifest.
+        BundleError: if there is no bundle with a manifest that can be used.
     """
     manifest = _read_manifest(path)
-    faults = list(_size_faults(path, manifest))
-    broken = {fault.split("'")[1] for fault in faults}
-    total, done = sum(r.bytes for r in manifest.files.values()), 0
+    total, done, faults = sum(r.bytes for r in manifest.files.values()), 0, list[str]()
     for record in manifest.files.values():
-        if record.file not in broken and sha256_of(path / record.file) != record.sha256:
-            faults.append(f"'{record.file}' does not have the recorded checksum.")
+        if wrong := fault(path, record, len(manifest.dataset["classes"])):
+            faults.append(f"'{record.file}' {wrong}.")
         done += record.bytes
         progress(done, total)
-    return faults
+    return faults or list(_joint_faults(Bundle(path)))
+
+
+def _joint_faults(bundle: Bundle) -> Iterator[str]:
+    """Say what does not fit each other in a bundle whose files are whole."""
+    try:
+        _ = bundle.members
+        for name in bundle.manifest.files:
+            if name.startswith("index_"):
+                bundle.index(name)
+    except BundleError as error:
+        yield str(error)
 
 
 def find_bundles(folder: Path) -> list[Path]:
-    """List the bundles in a folder, or the folder itself when it is one, by name."""
-    if (folder / MANIFEST).is_file():
-        return [folder]
-    return sorted(p.parent for p in folder.glob(f"*/{MANIFEST}") if not p.parent.name.endswith(".partial"))
+    """Return the bundles in a folder, or the folder itself when it is one, by name.
+
+    A bundle that is damaged is one of them: whoever opens it says so. Folders whose names cannot be printed are not,
+    for no page could name them.
+    """
+    try:
+        if (folder / MANIFEST).is_file():
+            return [folder]
+        found = [path for path in folder.iterdir() if path.name.isprintable() and path.suffix != ".partial"]
+    except (OSError, ValueError):
+        return []
+    return sorted(path for path in found if os.path.lexists(path / MANIFEST))
 
 
-def sha256_of(path: Path) -> str:
-    """Give the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write the manifest of a bundle in one step.
 
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it to disk and rename it: it is whole or it is not there."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    Raises:
+        BundleError: if it could not be read again.
+    """
+    text = manifest.to_json()
+    try:
+        manifest.check_settings()
+        Manifest.from_json(text)
+    except SchemaError as error:
+        raise BundleError(f"The bundle {path} cannot be recorded: its {MANIFEST} {error}.") from error
+    write_atomically(path / MANIFEST, text.encode())
 
 
 def _read_manifest(path: Path) -> Manifest:
-    if not path.is_dir():
+    try:
+        there = path.is_dir()
+    except (OSError, ValueError):
+        there = False
+    if not there:
         raise BundleError(f"There is no bundle at {path}; `natscope precompute --out {path}` makes one.")
+    file = path / MANIFEST
     try:
-        data = (path / MANIFEST).read_bytes()
-    except OSError as error:
+        with opened(file) as handle:
+            found = once(_MANIFESTS, os.fstat(handle.fileno()), (), lambda: _parsed(file))
+    except FileError as error:
         raise BundleError(
-            f"{path} is no bundle: it has no readable {MANIFEST}; `natscope precompute --out FOLDER` makes one."
+            f"{path} is no bundle: its {MANIFEST} {error.fault}; `natscope precompute --out FOLDER` makes one."
         ) from error
-    rebuild = f"delete the folder and run `natscope precompute --out {path}` again"
+    if isinstance(found, Manifest):
+        return found
+    if found.schema is not None:
+        raise BundleError(f"The bundle {path} has schema {found.schema}, this natscope reads schema {SCHEMA}: {MEND}.")
+    raise BundleError(f"The bundle {path} is damaged: its {MANIFEST} {found}. To mend it, {MEND}.")
+
+
+def _parsed(file: Path) -> Manifest | SchemaError:
     try:
-        text = data.decode()
-        schema = json.loads(text)["schema"]
-        if schema != SCHEMA:
-            raise BundleError(f"The bundle {path} has schema {schema}, this natscope reads schema {SCHEMA}: {rebuild}.")
-        return Manifest.from_json(text)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BundleError(f"The bundle {path} is damaged: its {MANIFEST} cannot be read; {rebuild}.") from error
-
-
-def _size_faults(path: Path, manifest: Manifest) -> Iterator[str]:
-    for record in manifest.files.values():
-        file = path / record.file
-        if not file.is_file():
-            yield f"'{record.file}' is missing."
-        elif file.stat().st_size != record.bytes:
-            yield f"'{record.file}' has {file.stat().st_size:,} bytes where {record.bytes:,} were recorded."
-
-
-def _mend(manifest: Manifest, path: Path) -> str:
-    return f"delete the folder and run `{manifest.command} --out {path}`"
-
-
-def _tuple(values: list[int] | None) -> tuple[int, ...] | None:
-    return None if values is None else tuple(values)
+        return Manifest.from_json(read_regular(file, LARGEST))
+    except SchemaError as error:
+        return SchemaError(error.fault, schema=error.schema)  # without the frames that hold what was read

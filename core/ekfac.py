@@ -5,6 +5,7 @@ curvature is the true Fisher.
 """
 
 import copy
+import json
 import shutil
 import threading
 import uuid
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from kronfluence.analyzer import Analyzer, prepare_model
 from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -24,12 +26,14 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import Dataset, TensorDataset
 
 from core.jacobians import convolves
+from core.manifest import FACTOR_FILES
 from core.measurements import margin
 from core.parts import EkfacSpec
 from core.scratch import temporary_folder
 
 Progress = Callable[[str, int, int], None]
 _NAME = "margin"
+_ARGUMENTS = "factor_arguments.json"  # written anew: what a stranger says there would choose the code that runs
 _QUERIES = 50  # whose gradients are in memory together
 
 
@@ -82,13 +86,19 @@ class EkfacInfluence:
         Args:
             model: the network that the factors were fitted for.
             folder: with the `FACTOR_FILES`.
+
+        Raises:
+            ValueError: if the factors are not those of such a network.
         """
         self._lock = threading.Lock()
         self._home = temporary_folder()
         factors = factors_folder(Path(self._home.name))
         factors.mkdir(parents=True)
-        for file in folder.iterdir():
-            shutil.copyfile(file, factors / file.name)
+        _check_factors(model, folder)
+        for name in FACTOR_FILES:
+            if name.endswith(".safetensors"):
+                shutil.copyfile(folder / name, factors / name)
+        (factors / _ARGUMENTS).write_text(json.dumps(FactorArguments(strategy="ekfac").to_dict()))
         # kronfluence writes out the gradients of so many images at a time.
         self._batch = 50 if convolves(model) else 1500
         with _quiet():
@@ -193,6 +203,24 @@ def _large_directions(inputs: Tensor, shares: Tensor, spec: EkfacSpec) -> _Direc
     pairs = torch.from_numpy(drawn)
     weights = torch.from_numpy(1 / np.sqrt(count * chances[drawn])).float()
     return _Directions(inputs, pairs // classes, pairs % classes, weights)
+
+
+def _check_factors(model: nn.Module, folder: Path) -> None:
+    """Raise ValueError if factors are not those of the network's Linear and Conv2d layers."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    sizes = {name: (len(m.weight), m.weight[0].numel() + (m.bias is not None)) for name, m in layers.items()}
+    expected = {
+        "activation_eigenvalues": {name: (fan_in,) for name, (_, fan_in) in sizes.items()},
+        "activation_eigenvectors": {name: (fan_in, fan_in) for name, (_, fan_in) in sizes.items()},
+        "gradient_eigenvalues": {name: (fan_out,) for name, (fan_out, _) in sizes.items()},
+        "gradient_eigenvectors": {name: (fan_out, fan_out) for name, (fan_out, _) in sizes.items()},
+        "lambda_matrix": sizes,
+        "num_lambda_processed": dict.fromkeys(sizes, (1,)),
+    }
+    for kind, shapes in expected.items():
+        tensors = safetensors.torch.load_file(folder / f"{kind}.safetensors")
+        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+            raise ValueError(f"'{kind}' is not of this network.")
 
 
 def _analyzer(model: nn.Module, home: Path, task: Task | None = None) -> Analyzer:

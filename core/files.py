@@ -1,5 +1,6 @@
 """Files that somebody else may have put there: only regular ones are opened, and no more is read than was agreed."""
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import BinaryIO
 
 from core.errors import FileError
 
+_BLOCK = 2**22  # bytes hashed at once
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _KINDS = {
     stat.S_IFLNK: "a link",
@@ -77,3 +79,22 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
 def _too_large(path: Path, limit: int) -> FileError:
     bound = f"{limit / 1e6:,.0f} MB" if limit >= 1_000_000 else f"{limit:,} bytes"
     return FileError(path, f"is larger than {bound}, the most that is read of such a file")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, flush it to disk and rename it: it is whole or it is not there."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

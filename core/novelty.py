@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+LEAST = 1e-6  # distance that counts as usual: test images may be training images as well
 USUAL = 0.995  # share of test images that count as usual
 _ROWS_AT_ONCE = 4096
 

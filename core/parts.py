@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.bundle import Bundle
+from core.bundle import MEND, Bundle
 from core.cache import BoundedCache
+from core.errors import BundleError
 from core.features import FeatureMap
 from core.jacobians import convolves
+from core.manifest import FACTORS
 from core.measurements import doubt
 from core.registry import Method
 from core.scratch import temporary_folder
@@ -23,16 +25,6 @@ if TYPE_CHECKING:  # the libraries behind these take a second to load, so they a
 
 Progress = Callable[[str, int, int], None]
 Inputs = Callable[[slice | np.ndarray], Tensor]
-FACTORS = "kronfluence"  # folder of the factors within a bundle
-FACTOR_FILES = (
-    "activation_eigenvalues.safetensors",
-    "activation_eigenvectors.safetensors",
-    "gradient_eigenvalues.safetensors",
-    "gradient_eigenvectors.safetensors",
-    "lambda_matrix.safetensors",
-    "num_lambda_processed.safetensors",
-    "factor_arguments.json",
-)
 _DERIVED = ("train_doubt",)  # follow from what every bundle holds
 _SHARD = 1000
 _TOGETHER = 10  # queries for which the gradients of the training images are computed once
@@ -135,15 +127,29 @@ class Parts:
     def _influences(
         self, queries: Tensor, target: int | np.ndarray, rows: np.ndarray, progress: Progress, *, mean: bool = False
     ) -> np.ndarray:
-        from core.ekfac import EkfacInfluence
-
-        found = self._influence.get(0, lambda: EkfacInfluence(self._margins.model, self._bundle.path / FACTORS))
+        found = self._ekfac()
         parts, step = [], _SHARD if convolves(self._margins.model) else len(rows)
         for start in range(0, len(rows), step):
             progress("Kronfluence: gradients of the training images", start, len(rows))
             part = rows[start : start + step]
             parts.append(found.scores(queries, target, self._inputs(part), self._labels[part], mean=mean))
         return np.concatenate(parts, axis=1)
+
+    def check(self) -> None:
+        """Raise BundleError if the bundle holds factors that are not those of its network."""
+        if any(name.startswith(f"{FACTORS}/") for name in self._bundle.manifest.files):
+            self._ekfac()
+
+    def _ekfac(self) -> "EkfacInfluence":
+        from core.ekfac import EkfacInfluence
+
+        try:
+            return self._influence.get(0, lambda: EkfacInfluence(self._margins.model, self._bundle.factors()))
+        except ValueError as error:
+            raise BundleError(
+                f"The bundle {self._bundle.path} is damaged: its Kronfluence factors are not those of its network. "
+                f"To mend it, {MEND}."
+            ) from error
 
     def _doubt(self) -> np.ndarray:
         logits = torch.from_numpy(np.array(self._bundle.array("train_logits"), dtype=np.float64))

@@ -22,9 +22,9 @@ _PROPOSED = {"ivf": 256, "ivfpq": 1024, "hnsw": 256}  # rows asked for in each d
 _START = 16  # candidates asked of a flat index in each direction before the first check
 _BLOCK = 8192  # rows read at once
 _SAMPLE = 40  # rows a list, to train on
-_BITS = 8  # of a piece of a product-quantised code
-_BYTE: Any = faiss.ScalarQuantizer.QT_8bit
-_FEWEST = 2**_BITS  # rows below which a flat index is built: there is nothing to gain, and too little to train on
+BITS = 8  # of a piece of a product-quantised code
+BYTE: Any = faiss.ScalarQuantizer.QT_8bit
+_FEWEST = 2**BITS  # rows below which a flat index is built: there is nothing to gain, and too little to train on
 
 
 class InnerProductIndex:
@@ -167,7 +167,7 @@ def build_index(features: Rows, spec: IndexSpec, path: Path) -> None:
         spec: the index.
         path: the file.
     """
-    if spec.kind == "flat" or len(features) < _FEWEST:
+    if kind_of(len(features), spec) == "flat":
         flat = faiss.IndexFlatIP(features.shape[1])
         flat.ntotal = len(features)
         head = _head(flat, path, 8)
@@ -193,7 +193,7 @@ Prepare = Callable[[np.ndarray | slice], np.ndarray]
 def _build_hnsw(count: int, sample: np.ndarray, prepare: Prepare, spec: IndexSpec, path: Path) -> None:
     # A byte a feature ranks as well as four, since proposals are scored again, and a quarter of the memory is read.
     width = sample.shape[1]
-    index = faiss.IndexHNSWSQ(width, _BYTE, spec.links, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexHNSWSQ(width, BYTE, spec.links, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction, index.hnsw.efSearch = spec.breadth, spec.reach
     index.train(sample)
     threads = faiss.omp_get_max_threads()
@@ -208,14 +208,13 @@ def _build_hnsw(count: int, sample: np.ndarray, prepare: Prepare, spec: IndexSpe
 
 def _build_inverted(count: int, sample: np.ndarray, prepare: Prepare, spec: IndexSpec, path: Path) -> None:
     width, metric = sample.shape[1], faiss.METRIC_INNER_PRODUCT
-    lists = _lists(count, spec)
+    lists = lists_of(count, spec)
     quantizer = faiss.IndexFlatIP(width)
     index: Any
     if spec.kind == "ivf":
         index = faiss.IndexIVFFlat(quantizer, width, lists, metric)
     else:
-        pieces = max(d for d in range(1, min(spec.pieces, width) + 1) if width % d == 0)
-        index = faiss.IndexIVFPQ(quantizer, width, lists, pieces, _BITS, metric)
+        index = faiss.IndexIVFPQ(quantizer, width, lists, pieces_of(width, spec), BITS, metric)
         index.pq.cp.seed, index.pq.cp.niter, index.pq.cp.min_points_per_centroid = spec.seed, 10, 1
     index.cp.seed, index.cp.niter, index.cp.spherical, index.cp.min_points_per_centroid = spec.seed, 8, True, 1
     index.cp.max_points_per_centroid = _SAMPLE
@@ -252,13 +251,24 @@ def _codes(index: Any, rows: np.ndarray, number: int) -> np.ndarray:
 def _sample(features: Rows, spec: IndexSpec) -> np.ndarray:
     """Give the rows to train on, (s, K) float32: all of them, or a seeded choice."""
     count = len(features)
-    size = min(count, max(_SAMPLE * _lists(count, spec), 2**_BITS * _SAMPLE))
+    size = min(count, max(_SAMPLE * lists_of(count, spec), 2**BITS * _SAMPLE))
     rows = np.sort(np.random.default_rng(spec.seed).choice(count, size, replace=False))
     return np.ascontiguousarray(features[rows], dtype=np.float32)
 
 
-def _lists(count: int, spec: IndexSpec) -> int:
+def kind_of(count: int, spec: IndexSpec) -> str:
+    """Return the kind of the index that is built over so many rows."""
+    return "flat" if count < _FEWEST else spec.kind
+
+
+def lists_of(count: int, spec: IndexSpec) -> int:
+    """Return how many clusters an IVF index over so many rows has."""
     return min(spec.lists or int(2 * np.sqrt(count)), count)
+
+
+def pieces_of(width: int, spec: IndexSpec) -> int:
+    """Return how many bytes a product-quantised code of K = `width` numbers has."""
+    return max(d for d in range(1, min(spec.pieces, width) + 1) if width % d == 0)
 
 
 def _blocks(features: Rows) -> Iterator[np.ndarray]:

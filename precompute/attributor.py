@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from core.attribution import Attributor
-from core.bundle import Bundle
+from core.bundle import MEND, Bundle, check_bundle
 from core.errors import BuildError, BundleError, QueryError
 from core.methods import METHODS
 from precompute.models import network_of
@@ -26,12 +26,28 @@ def open_attributor(path: Path) -> Attributor:
         model = network_of(bundle, seed=0)
     except BuildError as error:
         raise BundleError(f"The network of the bundle {path} cannot be built: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise BundleError(f"The bundle {path} names a network that this natscope cannot build.") from error
     attributor = Attributor(bundle, model)
-    if ":" in (architecture := bundle.manifest.model["architecture"]):
-        _check_unchanged(attributor, architecture)
+    _check_unchanged(attributor)
     return attributor
+
+
+def faults(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+    """Return one sentence for each fault of a bundle that anything which opens or uses it would find.
+
+    Args:
+        path: the bundle.
+        progress: called with bytes read and bytes in all.
+
+    Raises:
+        BundleError: if there is no bundle with a manifest that can be used.
+    """
+    if found := check_bundle(path, progress):
+        return found
+    try:
+        open_attributor(path).check()
+    except BundleError as error:
+        return [str(error)]
+    return []
 
 
 def served(
@@ -58,18 +74,28 @@ def lacks(attributor: Attributor, method: str) -> str | None:
     return attributor.missing(METHODS[method])
 
 
-def _check_unchanged(attributor: Attributor, architecture: str) -> None:
-    """Compare a few outputs with those that were stored: somebody's own module may have been edited since."""
+def _check_unchanged(attributor: Attributor) -> None:
+    """Compare a few outputs with those that were stored: the weights may be others, or the module edited since."""
     bundle = attributor.bundle
+    architecture = bundle.manifest.model["architecture"]
     stored = np.asarray(bundle.array("test_logits")[:_COMPARED])
     try:
-        found = attributor.features.outputs(attributor.inputs(np.asarray(bundle.array("test_images")[:_COMPARED])))
-    except (Exception, SystemExit) as error:  # anybody's code
+        inputs = attributor.inputs(np.asarray(bundle.array("test_images")[:_COMPARED]))
+        found, layout = attributor.features.outputs(inputs), attributor.features.layout(inputs[:1])
+    except (Exception, SystemExit) as error:  # anybody's code, or images that are too small for the network
         raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {error}") from error
-    if found.logits.shape != stored.shape or not np.allclose(
-        found.logits, stored, rtol=_TOLERANCE, atol=_TOLERANCE * np.abs(stored).max()
+    fits = (
+        found.logits.shape == stored.shape
+        and found.penultimate.shape[1] == bundle.array("penultimate").shape[1]
+        and layout == bundle.manifest.layout
+    )
+    if not fits or not np.allclose(
+        found.logits, stored, rtol=_TOLERANCE, atol=_TOLERANCE * np.abs(stored).max(initial=0)
     ):
         raise BundleError(
             f"The network {architecture} is not the one that the bundle {bundle.path} was built with: its outputs "
             "are others; undo the changes to its module, or build the bundle again in another folder."
+            if ":" in architecture
+            else f"The bundle {bundle.path} is damaged: its network does not give the outputs that were recorded. To "
+            f"mend it, {MEND}."
         )

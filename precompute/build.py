@@ -19,11 +19,13 @@ import torch
 from torch import nn
 
 from core.backdoor import Backdoor, attack_success
-from core.bundle import MANIFEST, WEIGHTS, Bundle, Manifest, write_atomically
+from core.bundle import MANIFEST, WEIGHTS, Bundle, FileRecord, Manifest, write_atomically, write_manifest
 from core.errors import BuildError, BundleError
 from core.features import FeatureMap, Outputs, kernel_of
 from core.images import ImageInputs
 from core.kernels import Kernel
+from core.manifest import plain_command
+from core.manifest_schema import SchemaError
 from core.methods import METHODS
 from core.novelty import distances, usual_distances
 from core.pool import LARGEST_GRAM
@@ -37,7 +39,7 @@ from precompute.poison import poison
 from precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions, wanted
 from precompute.store import Store
 from precompute.suitable import check_suitable, check_trains
-from precompute.training import accuracy, apart, train
+from precompute.training import accuracy, apart, check_recipe, train
 from precompute.trusted import trust
 from precompute.weights import load_weights
 from precompute.work import CHECKPOINT, Work
@@ -143,7 +145,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     work = Work(bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity})
     _check_room(work.path, parts_bytes(methods, len(bundle.array("train_labels")), bundle.sketch_spec.dim))
     model = network_of(bundle, seed=0)
-    model.load_state_dict(bundle.weights())
+    bundle.load_into(model)
     dataset, labels = bundle.manifest.dataset, np.asarray(bundle.array("train_labels"))
     images = ImageInputs(bundle.array("train_images"), dataset["mean"], dataset["std"])
     store = Store(bundle.path, work, progress)
@@ -153,7 +155,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
         methods=bundle.manifest.methods | added,
         files=bundle.manifest.files | store.checked_records(),
     )
-    write_atomically(bundle.path / MANIFEST, manifest.to_json().encode())
+    write_manifest(bundle.path, manifest)
     shutil.rmtree(work.path)
     return Bundle(bundle.path)
 
@@ -179,6 +181,7 @@ class _Builder:
             check_trains(build_model(self.model, seed=spec.training.seed), images[:3], last, self.model)
         layout = layout_of(spec, model, images[:1])
         _check_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
+        self._check_recordable()
         self._train(model, images)
         features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=SHARD)
         for split in ("train", "test"):
@@ -193,6 +196,16 @@ class _Builder:
             self._every_output(features, images)
         methods = Parts(self.store, model, images, data.train_labels, sketch=spec.sketch, ekfac=spec.ekfac)
         self._finish(layout, results, methods.add(self.methods))
+
+    def _check_recordable(self) -> None:
+        """Raise BuildError if the settings cannot be recorded, before anything takes long."""
+        if self.spec.weights is None:
+            check_recipe(self.spec.training)
+        unknown = {"train_accuracy": 0, "test_accuracy": 0, "usual_distances": [0, 0]}
+        try:
+            self._manifest(None, unknown, {}, {}).check_settings()
+        except SchemaError as error:
+            raise BuildError(f"These settings cannot be recorded in a bundle: its {MANIFEST} {error}.") from error
 
     def _inputs(self, images: np.ndarray) -> ImageInputs:
         return ImageInputs(images, self.data.mean, self.data.std)
@@ -294,11 +307,18 @@ class _Builder:
     def _finish(
         self, layout: tuple[tuple[int, int], ...] | None, results: dict[str, Any], methods: dict[str, Any]
     ) -> None:
-        spec, data = self.spec, self.data
         self.store.record("weights", self.work.path / WEIGHTS)
-        files = self.store.checked_records()
-        settings = spec.settings()
-        manifest = Manifest(
+        write_manifest(self.work.path, self._manifest(layout, results, methods, self.store.checked_records()))
+
+    def _manifest(
+        self,
+        layout: tuple[tuple[int, int], ...] | None,
+        results: dict[str, Any],
+        methods: dict[str, Any],
+        files: dict[str, FileRecord],
+    ) -> Manifest:
+        spec, data, settings = self.spec, self.data, self.spec.settings()
+        return Manifest(
             name=spec.name,
             dataset={"name": data.name, "classes": data.classes, "mean": data.mean, "std": data.std},
             model=self.model.to_dict(),
@@ -310,12 +330,11 @@ class _Builder:
             results=results | {"settings": settings} | ({"skipped": self.skipped} if self.skipped else {}),
             layout=layout,
             versions=versions(),
-            command=spec.command,
+            command=spec.command if plain_command(spec.command) else "natscope precompute",
             methods=methods,
             files=files,
             index=settings.get("index"),
         )
-        write_atomically(self.work.path / MANIFEST, manifest.to_json().encode())
 
 
 def _check_room(folder: Path, needed: int) -> None:

@@ -19,6 +19,7 @@ from precompute.home import home
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
 _IDX_TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}
 FOLDER = "folder:"  # what precedes the path of a data set that is a folder of images
+_LARGEST_SCALE = 1e6  # of a mean or deviation: beyond it float32 has no digits left for the pixels
 _TIMEOUT = 30.0  # seconds without an answer before a download counts as failed
 
 
@@ -124,7 +125,7 @@ def scaled(data: Dataset, mean: Sequence[float], std: Sequence[float]) -> Datase
     channels = 1 if data.train_images.ndim == 3 else 3
     if len(mean) != channels or len(std) != channels:
         raise DataError(f"Images of {channels} channels need {channels} numbers in --mean and in --std.")
-    if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+    if not all(abs(value) <= _LARGEST_SCALE for value in (*mean, *std)) or min(std) < 1 / _LARGEST_SCALE:
         raise DataError("--mean takes finite numbers and --std positive ones, in units where white is 1.")
     return replace(data, mean=tuple(mean), std=tuple(std))
 

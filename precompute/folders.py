@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import DataError, QueryError
+from core.manifest_schema import plain
 from precompute.datasets import FOLDER, Dataset, load_dataset
 from precompute.pictures import EXTENSIONS, decode, fit
 
@@ -239,8 +240,8 @@ def _divided(files: Labelled, classes: int, share: float) -> list[Labelled]:
 
 
 def _shown(path: Path) -> str:
-    """Give a path as text that can be printed; what is no text in it becomes question marks."""
-    return os.fsencode(path).decode(errors="replace")
+    """Return a path as text that can be printed; what is no text in it becomes question marks."""
+    return "".join(c if plain(c) else "\ufffd" for c in os.fsencode(path).decode(errors="replace"))
 
 
 def _empty(path: Path, title: str, split: str, *, alone: bool) -> str:

@@ -14,8 +14,9 @@ from torch import nn
 from core.errors import BuildError
 from core.features import FeatureMap
 from core.images import ImageInputs
+from core.manifest import FACTOR_FILES, FACTORS
 from core.methods import METHODS
-from core.parts import FACTOR_FILES, FACTORS, EkfacSpec
+from core.parts import EkfacSpec
 from core.sketches import SketchSpec
 from precompute.store import Store
 

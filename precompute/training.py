@@ -204,13 +204,18 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(logits.argmax(axis=1) == labels))
 
 
-def _check(spec: TrainingSpec, images: Tensor | ImageInputs, labels: Tensor) -> None:
+def check_recipe(spec: TrainingSpec) -> None:
+    """Raise BuildError if a recipe makes no sense."""
     if min(spec.epochs, spec.decay_epochs, spec.warmup_epochs, spec.seed) < 0 or spec.batch_size < 1:
         raise BuildError("Epochs, decay and warm-up epochs and seed must be 0 or more and the batch size 1 or more.")
     if spec.precision not in PRECISIONS:
         raise BuildError(f"There is no precision '{spec.precision}'; choose one of {', '.join(PRECISIONS)}.")
     if not (0 < spec.learning_rate < math.inf and 0 <= spec.momentum < 1 and 0 <= spec.weight_decay < math.inf):
         raise BuildError("The learning rate must be positive, the momentum in [0, 1) and the weight decay 0 or more.")
+
+
+def _check(spec: TrainingSpec, images: Tensor | ImageInputs, labels: Tensor) -> None:
+    check_recipe(spec)
     if len(images) != len(labels) or not len(images):
         raise BuildError(f"Training needs one label an image, not {len(labels)} labels for {len(images)} images.")
 

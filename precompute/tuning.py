@@ -13,7 +13,7 @@ import torch
 
 import assets
 from core.attribution import Attributor, Progress
-from core.bundle import MANIFEST, Bundle, write_atomically
+from core.bundle import Bundle, write_manifest
 from core.coreset import Coresets, missing
 from core.curves import held_out, sample_queries
 from core.errors import QueryError
@@ -200,7 +200,7 @@ def record(path: Path, result: dict[str, Any], file: str) -> None:
         tuned["coreset"] = chosen
     else:
         tuned = chosen | {kind: tuned[kind] for kind in ("coreset",) if kind in tuned}
-    write_atomically(path / MANIFEST, replace(manifest, tuned=tuned).to_json().encode())
+    write_manifest(path, replace(manifest, tuned=tuned))
 
 
 def _ships(result: dict[str, Any], file: str) -> bool:

@@ -19,6 +19,7 @@ from precompute.spec import BuildSpec
 from precompute.training import TrainingSpec
 from precompute.trusted import ALLOWED
 from tests.browser import LAUNCH_FLAGS, find_browser
+from tests.tiny import build_tiny
 
 _DATA = Path(os.environ.get("NATSCOPE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -43,6 +44,14 @@ def bundle_path(tmp_path_factory) -> Path:
         ekfac=EkfacSpec(covariance_directions=5000, lambda_directions=300),
     )
     build(spec, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory) -> Path:
+    """Noise in three classes, with the parts of every method and a backdoor: built in seconds, copied in no time."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny"
+    build_tiny(path)
     return path
 
 

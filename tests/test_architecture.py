@@ -19,7 +19,7 @@ MAY_IMPORT = {
 }
 # Each of these is imported by one module alone, or in one package alone.
 AT_HOME = {
-    "faiss": "core/search.py",
+    "faiss": ("core/search.py", "core/search_files.py"),
     "trak": "core/trak_scores.py",
     "kronfluence": "core/ekfac.py",
     "streamlit": "app/",

@@ -1,6 +1,7 @@
 """What every result says of what made it: without it a result is not shown."""
 
 import datetime
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ def _command(experiment: str, attributor: Attributor, place: int) -> str:
     parts = f" --methods {','.join(manifest.methods)}" if manifest.methods else ""
     built = f"{manifest.command}{parts} --out BUNDLES/{place}"
     files = [file for kind, values in choices(manifest).items() for file in _files(kind, values)]
-    taken = [f"natscope tune --bundle BUNDLES/{place} --take {file}" for file in files]
+    taken = [f"natscope tune --bundle BUNDLES/{place} --take {shlex.quote(file)}" for file in files]
     return "\n".join([built, *(taken if experiment != "tune" else ())])
 
 

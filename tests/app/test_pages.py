@@ -1,6 +1,8 @@
 import gc
 import io
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,12 +42,9 @@ def two_bundles(bundle_path, tmp_path, monkeypatch):
 
 
 def _copy(bundle, folder):
-    folder.mkdir()
-    for file in bundle.iterdir():
-        if file.name == "manifest.json":
-            (folder / file.name).write_bytes(file.read_bytes())
-        else:
-            (folder / file.name).symlink_to(file)
+    shutil.copytree(bundle, folder, copy_function=os.link)
+    (folder / "manifest.json").unlink()
+    shutil.copy(bundle / "manifest.json", folder)
 
 
 def _open(**link):
@@ -473,7 +472,7 @@ def test_a_damaged_bundle_is_one_sentence_with_its_mend_and_leaves_the_others(tw
     page = _open()
     assert len(page.error) == 1
     assert "is damaged" in page.error[0].value
-    assert "delete the folder and run `natscope precompute" in page.error[0].value
+    assert "delete the folder and build it again with the command that made it" in page.error[0].value
     assert page.selectbox(key="bundle").options == ["first (damaged)", "The second one"]
     page = _set(page, "selectbox", "bundle", "second")
     assert len(page.error) == 0

@@ -1,7 +1,7 @@
 import json
+import os
 import shutil
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def siblings(bundle_path, tmp_path, monkeypatch, here):
     """Give a folder with the bundle and one that says it was trained with another seed."""
     for seed in (0, 7):
         folder = tmp_path / f"seed-{seed}"
-        shutil.copytree(bundle_path, folder, copy_function=lambda source, target: Path(target).symlink_to(source))
+        shutil.copytree(bundle_path, folder, copy_function=os.link)
         file = folder / "manifest.json"
         manifest = json.loads(file.read_text())
         manifest["training"]["seed"] = manifest["results"]["settings"]["training"]["seed"] = seed

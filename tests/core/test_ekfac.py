@@ -20,8 +20,9 @@ from core.ekfac import (
 )
 from core.features import FeatureMap
 from core.kernels import FactorKernel
+from core.manifest import FACTOR_FILES
 from core.measurements import doubt, margin
-from core.parts import FACTOR_FILES, EkfacSpec
+from core.parts import EkfacSpec
 from core.sketches import SketchSpec
 
 COUNT, CLASSES = 80, 4

@@ -271,7 +271,7 @@ def test_a_strangers_folder_or_file_in_the_place_of_the_bundle_is_refused_and_ke
     folder.mkdir()
     for thing in (folder / "thesis.tex", file):
         thing.write_text("mine")
-    with pytest.raises(BundleError, match=rf"^{folder} is no bundle: it has no readable manifest\.json; .*\.$"):
+    with pytest.raises(BundleError, match=rf"^{folder} is no bundle: its manifest\.json is missing; .*\.$"):
         build(_SPEC, folder)
     with pytest.raises(BundleError, match=rf"^{file} is in the way and is no bundle; choose another folder\.$"):
         build(_SPEC, file)

@@ -11,8 +11,9 @@ import assets
 from core.answers import Request
 from core.bundle import Bundle, check_bundle, sha256_of
 from core.errors import BuildError, QueryError
+from core.manifest import FACTOR_FILES
 from core.methods import METHODS
-from core.parts import FACTOR_FILES, EkfacSpec
+from core.parts import EkfacSpec
 from core.sketches import SketchSpec
 from precompute import background, embedded
 from precompute.attributor import open_attributor

@@ -1,0 +1,389 @@
+"""Bundles that a stranger made to harm: each is one sentence, in `verify` and in use, and harms no other bundle."""
+
+import json
+import os
+import shutil
+import socket
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from app.shared import bundle_title
+from core import bundle as bundles
+from core import file_checks
+from core.answers import Request
+from core.bundle import MANIFEST, WEIGHTS, Bundle, check_bundle, find_bundles
+from core.errors import BundleError, NatscopeError
+from core.manifest import Manifest, plain_command
+from core.manifest_schema import SchemaError
+from core.methods import METHODS
+from precompute.attributor import faults, open_attributor
+from tests.tiny import CLASSES, TRAIN, edited, recorded_anew, saved
+
+_MEND = r"To mend it, delete the folder and build it again with the command that made it\."
+
+
+@pytest.fixture
+def path(tiny_path, tmp_path):
+    return shutil.copytree(tiny_path, tmp_path / "bundle")
+
+
+def _set(*places):
+    """Return a change of a manifest: the last of the places is the value."""
+    *keys, last, value = places
+
+    def change(raw):
+        for key in keys:
+            raw = raw[key]
+        raw[last] = value
+
+    return change
+
+
+def _deep(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def _swap(first, second):
+    def change(raw):
+        files = raw["files"]
+        files[first], files[second] = files[second], files[first]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (_set("name", None), "a wrong value at name"),
+        (_set("name", "x" * 5000), "a wrong value at name"),
+        (_set("name", "\x1b[2J"), "text that cannot be printed"),
+        (_set("name", "right to left: \u202e"), "text that cannot be printed"),
+        (_set("dataset", "classes", 1, "two\nlines"), "text that cannot be printed"),
+        (_set("dataset", "classes", ["one"]), r"a wrong value at dataset\.classes"),
+        (_set("dataset", "classes", ["ant", "bee"]), "does not fit|do not fit"),
+        (_set("dataset", "std", [0]), r"a wrong value at dataset\.std"),
+        (_set("dataset", "mean", [0.1, 0.2, 0.3]), "other means and deviations"),
+        (_set("model", "widths", [16, 100_000, 100_000, 3]), f"names a network whose weights '{WEIGHTS}' is too small"),
+        (_set("model", "widths", [16, -6, 3]), r"a wrong value at model\.widths"),
+        (_set("model", "widths", [16, 6, 4]), "widths that do not fit the images and classes"),
+        (_set("model", {"architecture": "resnet9", "widths": [1, 4], "bias": False}), "widths that do not fit"),
+        (_set("model", "code", "print(1)"), "a wrong value at model"),
+        (_set("layout", [[6, 16], [3, 7]]), "another layout than its network"),
+        (_set("training", "epochs", "many"), r"a wrong value at training\.epochs"),
+        (_set("training", "seed", -1), r"a wrong value at training\.seed"),
+        (_set("sketch", "kind", "magic"), "names a sketch that there is not"),
+        (_set("sketch", "kind", "exact"), "does not fit the rest"),
+        (_set("sketch", "dim", 2**40), r"a wrong value at sketch\.dim"),
+        (_set("sketch", "dim", 17), "with a shape or type that does not fit the rest"),
+        (_set("ntk", 1), "a wrong value at ntk"),
+        (_set("outputs", "some"), "a wrong value at outputs"),
+        (_set("poison", "place", "middle"), r"a wrong value at poison\.place"),
+        (_set("poison", "train_indices", 0, 10**9), "poisoned images that there are not"),
+        (_set("poison", "targets", [0, 1]), "patches or targets that do not fit"),
+        (_set("poison", "patterns", [[[1]]] * 3), "patches or targets that do not fit"),
+        (_set("results", "test_accuracy", 1.5), r"a wrong value at results\.test_accuracy"),
+        (_set("results", "usual_distances", []), r"a wrong value at results\.usual_distances"),
+        (_set("results", "settings", _deep(50)), "settings within settings"),
+        (_set("tuned", {"sigma2": {"info_loss": -1.0}}), r"a wrong value at tuned\.sigma2"),
+        (_set("command", "natscope precompute; rm -rf /"), "a command that is none of natscope's"),
+        (_set("command", "rm -rf /"), "a command that is none of natscope's"),
+        (_set("versions", {"torch": 2}), "a wrong value at versions"),
+        (_set("files", "features", "file", "../../secret.npy"), "a file that natscope does not know"),
+        (_set("files", "features", "file", "/dev/zero"), "a file that natscope does not know"),
+        (_set("files", "features", "file", 5), "a wrong value at files"),
+        (_set("files", "features", "bytes", "x"), "a wrong value at files"),
+        (_set("files", "features", "bytes", 10**30), "a wrong value at files"),
+        (_set("files", "features", "shape", [60, 2**40]), "does not fit the rest"),
+        (_set("files", "features", "dtype", "object"), "does not fit the rest"),
+        (_set("files", "gram_3", {"file": "gram_3.npy", "bytes": 1, "sha256": "0" * 64}), "does not know"),
+        (_set("files", "gram_00", {"file": "gram_0.npy", "bytes": 1, "sha256": "0" * 64}), "does not know"),
+        (_set("files", "weights", "shape", [1]), "records 'weights' as an array"),
+        (_swap("features", "margin_features"), "a file that natscope does not know, or under another name"),
+        (lambda raw: raw["files"].pop("penultimate"), "records no 'penultimate'"),
+        (lambda raw: raw["files"].pop("kronfluence/lambda_matrix.safetensors"), "only a part of the files"),
+        (lambda raw: raw["files"].pop("test_fooled"), "has a backdoor and not how often it works"),
+        (lambda raw: raw.pop("results"), r"holds a wrong value"),
+    ],
+)
+def test_a_manifest_with_a_wrong_value_is_one_sentence_everywhere(path, change, fault):
+    edited(path, change)
+    for opened in (Bundle, check_bundle, faults, open_attributor):
+        with pytest.raises(BundleError, match=rf"\A[^\n]* its manifest\.json [^\n]*({fault})[^\n]*{_MEND}\Z"):
+            opened(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[" * 100_000, "is no JSON that can be read"),
+        ('{"schema": 1, "schema": 1}', "names something twice"),
+        ('{"schema": NaN}', "a number that is not finite"),
+        ('{"schema": 1e999}', "a number that is not finite"),
+        ('{"schema": ' + "9" * 5000 + "}", "is no JSON that can be read"),
+        ('{"schema": "1"}', "a wrong value"),
+    ],
+)
+def test_json_that_other_readers_take_is_refused(path, text, fault):
+    (path / MANIFEST).write_text(text)
+    with pytest.raises(BundleError, match=rf"its manifest\.json (holds |names )?{fault}"):
+        Bundle(path)
+
+
+def test_a_name_in_a_manifest_is_never_told(path):
+    edited(path, _set("model", "[x](http://x) - at `$.<b>`", 1))
+    with pytest.raises(BundleError, match=r"holds a wrong value at model\. "):
+        Bundle(path)
+
+
+def test_a_manifest_too_large_is_not_read(path):
+    os.truncate(path / MANIFEST, 2**40)
+    with pytest.raises(BundleError, match=r"its manifest\.json is larger than 8 MB"):
+        Bundle(path)
+
+
+def _become(path, kind, monkeypatch):
+    """Replace a file by something else."""
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.with_name("elsewhere").write_bytes(content)
+        path.symlink_to("elsewhere")
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        monkeypatch.chdir(path.parent)
+        with socket.socket(socket.AF_UNIX) as unix:
+            unix.bind(path.name)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "device", "socket"])
+@pytest.mark.parametrize(
+    "name", [MANIFEST, "features.npy", WEIGHTS, "index_0.faiss", "kronfluence/lambda_matrix.safetensors"]
+)
+def test_what_is_no_regular_file_is_one_sentence_at_once(path, name, kind, monkeypatch):
+    _become(path / name, kind, monkeypatch)
+    with pytest.raises(BundleError, match=rf"{name}'? is .*no regular file[;.]"):
+        Bundle(path)
+    if name == MANIFEST:
+        assert bundle_title(path) == "bundle (damaged)"
+    else:
+        assert faults(path) == [f"'{name}' is no regular file."]
+
+
+def test_a_folder_of_factors_that_is_a_link_is_not_followed(path, tmp_path):
+    (path / "kronfluence").rename(tmp_path / "elsewhere")
+    (path / "kronfluence").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=r"'kronfluence/.*' is not in a folder of the bundle's own\."):
+        Bundle(path)
+    assert len(faults(path)) == 7
+
+
+def _with(name, change):
+    def damage(path):
+        array = np.load(path / f"{name}.npy")
+        saved(path, name, change(array.copy()))
+
+    return damage
+
+
+def _place(value, *where):
+    def change(array):
+        array[where or (0,) * array.ndim] = value
+        return array
+
+    return change
+
+
+def _weights(change, file=WEIGHTS, name="weights"):
+    def damage(path):
+        tensors = safetensors.torch.load_file(path / file)
+        (path / file).write_bytes(safetensors.torch.save(change(tensors)))
+        recorded_anew(path, name)
+
+    return damage
+
+
+def _factors(kind, change):
+    file = f"kronfluence/{kind}.safetensors"
+    return _weights(change, file, file)
+
+
+def _other_rows(path):
+    data = bytearray((path / "index_1.faiss").read_bytes())
+    data[-1] ^= 1
+    (path / "index_1.faiss").write_bytes(data)
+    recorded_anew(path, "index_1")
+
+
+_NOT_FINITE = "holds values that are not finite numbers"
+_CONSISTENT = {
+    "features": (_with("features", _place(np.nan)), _NOT_FINITE),
+    "margin_features": (_with("margin_features", _place(np.inf, -1, -1)), _NOT_FINITE),
+    "trak_features": (_with("trak_features", _place(np.nan)), _NOT_FINITE),
+    "trak_out_to_loss": (_with("trak_out_to_loss", _place(np.nan)), _NOT_FINITE),
+    "penultimate": (_with("penultimate", _place(-np.inf)), _NOT_FINITE),
+    "train_logits": (_with("train_logits", _place(np.nan)), _NOT_FINITE),
+    "gram": (_with("gram_2", _place(np.nan)), _NOT_FINITE),
+    "weights": (_weights(lambda t: {k: v * torch.nan for k, v in t.items()}), _NOT_FINITE),
+    "labels too large": (_with("train_labels", _place(CLASSES)), "holds labels of no class"),
+    "labels below zero": (_with("test_labels", _place(-1)), "holds labels of no class"),
+    "no truth values": (lambda path: _no_truth(path), _NOT_FINITE),
+    "labels moved": (_with("train_labels", _place(1, 0)), "has another shape than its class has images"),
+    "gram's shape": (_with("gram_0", lambda a: a[:-1, :-1]), "has another shape than its class has images"),
+    "backdoor": (lambda path: edited(path, _set("poison", "base_labels", [0] * 6)), "does not fit the backdoor"),
+    "index": (_other_rows, "is no index over the features of its class"),
+    "other weights": (_weights(lambda t: {k: -v for k, v in t.items()}), "does not give the outputs"),
+    "huge weights": (_weights(lambda t: {k: v * 1e30 for k, v in t.items()}), "does not give the outputs"),
+    "weights of other layers": (_weights(lambda t: {f"x{k}": v for k, v in t.items()}), "do not fit the network"),
+    "weights of other shapes": (_weights(lambda t: {k: v.T.contiguous() for k, v in t.items()}), "do not fit"),
+    "factors": (_factors("lambda_matrix", lambda t: {k: v.T.contiguous() for k, v in t.items()}), "factors are not"),
+    "factors of others": (_factors("gradient_eigenvalues", lambda t: {}), "factors are not those of its network"),
+    "penultimate's width": (_with("penultimate", lambda a: a[:, :-1]), "does not give the outputs"),
+}
+
+
+def _no_truth(path):
+    data = bytearray((path / "test_fooled.npy").read_bytes())
+    data[-1] = 7
+    (path / "test_fooled.npy").write_bytes(data)
+    recorded_anew(path, "test_fooled")
+
+
+@pytest.mark.parametrize("case", _CONSISTENT)
+def test_values_that_cannot_be_used_are_found_though_their_checksum_is_right(path, case):
+    damage, fault = _CONSISTENT[case]
+    damage(path)
+    (found,) = faults(path)
+    assert fault in found
+    assert "\n" not in found
+    if case in ("no truth values",):  # no method reads them
+        return
+    with pytest.raises(NatscopeError, match=fault):
+        _attributed(path)
+
+
+def _attributed(path):
+    attributor = open_attributor(path)
+    for name, method in METHODS.items():
+        for target in range(CLASSES if name != "kronfluence" else 1):
+            attributor.attribute(attributor.query("test", 1), Request(method.name, target=target, budget=3))
+
+
+def test_a_class_without_images_has_no_index_that_is_read(path):
+    labels = np.zeros(CLASSES * TRAIN, dtype=np.int64)
+    saved(path, "train_labels", labels)
+
+    def change(raw):
+        raw["poison"] = None
+        for name in ("gram_0", "gram_1", "gram_2"):
+            del raw["files"][name]
+
+    edited(path, change)
+    assert any("is about a class without images" in fault or "is no index" in fault for fault in faults(path))
+
+
+def test_what_else_is_in_a_folder_of_factors_is_not_copied(path):
+    os.mkfifo(path / "kronfluence" / "covariance.safetensors")
+    (path / "kronfluence" / "factor_arguments.json").write_text('{"strategy": "diagonal"}')
+    recorded_anew(path, "kronfluence/factor_arguments.json")
+    assert faults(path) == []
+    attributor = open_attributor(path)
+    attributor.attribute(attributor.query("test", 0), Request("kronfluence"))
+
+
+def test_a_bad_bundle_leaves_the_others(tiny_path, tmp_path):
+    for name in ("good", "wrong", "pipe"):
+        shutil.copytree(tiny_path, tmp_path / name)
+    edited(tmp_path / "wrong", _set("name", None))
+    (tmp_path / "pipe" / MANIFEST).unlink()
+    os.mkfifo(tmp_path / "pipe" / MANIFEST)
+    for name in ("new\nline", os.fsdecode(b"no text \xff"), "hidden.partial"):
+        shutil.copytree(tiny_path, tmp_path / name)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to("good")
+    found = find_bundles(tmp_path)
+    assert [path.name for path in found] == ["good", "link", "pipe", "wrong"]
+    assert [bundle_title(path) for path in found] == ["Tiny", "Tiny", "pipe (damaged)", "wrong (damaged)"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000, "no/such/../folder"])
+def test_a_place_where_no_bundle_can_be_is_one_sentence(tmp_path, name):
+    assert find_bundles(tmp_path / name) == []
+    with pytest.raises(BundleError, match=r"^There is no bundle at "):
+        Bundle(tmp_path / name)
+
+
+def test_a_files_bytes_are_read_once_and_again_when_it_changes(path, monkeypatch):
+    read, through = [], file_checks._read_through
+    monkeypatch.setattr(file_checks, "_TICK", 0)
+    monkeypatch.setattr(
+        file_checks, "_read_through", lambda file, *rest: read.append(rest[0].name) or through(file, *rest)
+    )
+    for _ in range(3):
+        Bundle(path).array("features")
+    assert read == ["features.npy"]
+    file, before = path / "features.npy", (path / "features.npy").stat()
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    with file.open("r+b") as handle:
+        handle.write(data)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nothing had been written
+    with pytest.raises(BundleError, match=r"'features\.npy' does not have the recorded checksum"):
+        Bundle(path).array("features")
+    assert read == ["features.npy"] * 2
+
+
+def test_a_manifest_is_read_once_as_long_as_it_is_the_same(path, monkeypatch):
+    read, parse = [], Manifest.from_json
+    monkeypatch.setattr(file_checks, "_TICK", 0)
+    monkeypatch.setattr(Manifest, "from_json", lambda text: read.append(text) or parse(text))
+    assert Bundle(path).identity == Bundle(path).identity
+    edited(path, _set("name", "Another"))
+    assert Bundle(path).manifest.name == "Another"
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "is_plain"),
+    [
+        ("natscope precompute", True),
+        ("natscope precompute --name 'Two words; $(id)' --dim 64", True),
+        ("natscope precompute --name Two words; id", False),
+        ("natscope precompute --name $(id)", False),
+        ("natscope precompute --name '", False),
+        ("natscope precompute --name 'two\nlines'", False),
+        ("natscope app", False),
+        ("sudo natscope precompute", False),
+    ],
+)
+def test_a_command_is_natscopes_own_and_no_shell_reads_more_into_it(command, is_plain):
+    assert plain_command(command) == is_plain
+
+
+def test_a_strangers_command_is_told_to_nobody(path):
+    edited(path, _set("command", "natscope precompute --model evil:net"))
+    (path / "features.npy").unlink()
+    with pytest.raises(BundleError) as caught:
+        Bundle(path)
+    assert "evil" not in str(caught.value)
+
+
+def test_a_manifest_that_could_not_be_read_again_is_not_written(path):
+    manifest = Bundle(path).manifest
+    before = (path / MANIFEST).read_bytes()
+    wrong = Manifest(**{**{f: getattr(manifest, f) for f in manifest.__dataclass_fields__}, "name": "x" * 301})
+    with pytest.raises(BundleError, match=r"cannot be recorded: its manifest\.json holds a wrong value at name\."):
+        bundles.write_manifest(path, wrong)
+    assert (path / MANIFEST).read_bytes() == before
+    with pytest.raises(SchemaError, match="holds a wrong value at name"):
+        Manifest.from_json(json.dumps(json.loads(wrong.to_json())))

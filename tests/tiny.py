@@ -1,0 +1,73 @@
+"""A bundle of three classes of twenty images with the parts of every method: 45 kB, to be tried a thousand times."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from core.bundle import MANIFEST, sha256_of
+from core.methods import METHODS
+from core.parts import EkfacSpec
+from core.sketches import SketchSpec
+from precompute.build import build
+from precompute.datasets import DATASETS, Dataset
+from precompute.models import ModelSpec
+from precompute.poison import PoisonSpec
+from precompute.spec import BuildSpec
+from precompute.training import TrainingSpec
+
+SIDE, CLASSES, TRAIN, TEST = 4, 3, 20, 4  # pixels, classes, and images of each
+
+
+def tiny_data():
+    """Return images of noise with a bright row for each class."""
+    random = np.random.default_rng(0)
+
+    def split(count):
+        labels = np.repeat(np.arange(CLASSES), count)
+        images = random.integers(0, 120, (len(labels), SIDE, SIDE), dtype=np.uint8)
+        images[np.arange(len(labels)), labels] += 130
+        return images, labels
+
+    return Dataset("tiny", ("ant", "bee", "cat"), *split(TRAIN), *split(TEST), (0.4,), (0.3,))
+
+
+def build_tiny(path, **changes):
+    """Build the bundle at a path."""
+    spec = BuildSpec(
+        name="Tiny",
+        dataset="tiny",
+        model=ModelSpec(widths=(SIDE * SIDE, 6, CLASSES)),
+        training=TrainingSpec(epochs=5, batch_size=10),
+        sketch=SketchSpec(dim=16),
+        poison=PoisonSpec(rate=0.1, size=2),
+        methods=tuple(METHODS),
+        ekfac=EkfacSpec(covariance_directions=100, lambda_directions=100, batch_size=50),
+        command="natscope precompute --dataset tiny",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "tiny", lambda root: tiny_data())
+        return build(replace(spec, **changes), path)
+
+
+def edited(path, change):
+    """Let a function change the manifest of a bundle, as JSON gives it, in place."""
+    raw = json.loads((path / MANIFEST).read_text())
+    change(raw)
+    (path / MANIFEST).write_text(json.dumps(raw))
+
+
+def recorded_anew(path, name):
+    """Let the manifest record a file as it is now, as a stranger who hands out a bundle would."""
+    file = path / json.loads((path / MANIFEST).read_text())["files"][name]["file"]
+    found = {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+    edited(path, lambda raw: raw["files"][name].update(found))
+
+
+def saved(path, name, array):
+    """Replace an array of a bundle by another, with its record."""
+    np.save(path / f"{name}.npy", array)
+    recorded_anew(path, name)
+    found = {"shape": list(array.shape), "dtype": str(array.dtype)}
+    edited(path, lambda raw: raw["files"][name].update(found))
