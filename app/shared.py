@@ -25,7 +25,7 @@ from core.cache import BoundedCache
 from core.comparison import Row
 from core.errors import BundleError
 from core.methods import METHODS
-from core.pool import LIVE
+from core.pool import LARGEST_GRAM
 
 _PATIENCE = 0.4  # seconds without an answer after which progress is shown
 _LOOK, _LATER, _SOON = 0.15, 0.6, 3.0  # seconds between two looks at a job, and after `_SOON` between later ones
@@ -155,7 +155,7 @@ class Served(Capabilities):
         self.train_labels = np.asarray(self.bundle.array("train_labels"))
         self.test_labels = np.asarray(self.bundle.array("test_labels"))
         self.linear: bool = self._ask("linear", (), tasks.linear)
-        self._large = int(np.bincount(self.train_labels).max(initial=0)) > LIVE
+        self._large = int(np.bincount(self.train_labels).max(initial=0)) > LARGEST_GRAM
         self._rows: BoundedCache[Row] = BoundedCache(2048)
 
     def query(self, origin: str, index: int) -> QueryImage:
@@ -204,13 +204,11 @@ class Served(Capabilities):
         return [found[key] for key in keys]
 
     def _heavy(self, request: Request) -> bool:
+        """Tell whether an answer takes longer than a click may."""
+        if self._large or request.pool == "all":
+            return True
         method = METHODS.get(request.method)
-        return (
-            self._large
-            or request.pool == "all"
-            or (request.conditioning == "train" and method is not None and method.conditions)
-            or (method is not None and method.together)
-        )
+        return method is not None and (self.slow(method) or (request.conditioning == "train" and method.conditions))
 
     def _ask(self, what: str, key: Hashable, task: Callable[..., Any], *arguments: Any) -> Any:
         return ask(lanes().quick, (what, self.bundle.identity, key), task, self.place, *arguments)
