@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.listen import is_address
 
-MAX_VISITORS = 500  # websockets open at the same time: each holds a session with its state in memory
+MAX_VISITORS = 200  # websockets open at the same time: each holds a session with its state in memory
 MAX_UPLOADS = 4  # files of a session in memory at the same time; a page deletes one when another takes its place
 
 _UPLOAD = re.compile(r"/_stcore/upload_file/([^/]+)/([^/]+)$")
@@ -53,21 +53,21 @@ class Guard:
         headers = Headers(scope=scope)
 
         async def send_with_headers(message: Message) -> None:
-            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+            if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(self._headers)
             await send(message)
 
         host, origin = headers.get("host", ""), headers.get("origin")
         if not is_allowed(host, self._hosts, any_address=self._any_address):
-            await PlainTextResponse(_OTHER_HOST, 400)(scope, receive, send_with_headers)
+            await _refuse(400, _OTHER_HOST, scope, receive, send_with_headers)
         elif origin is not None and origin.partition("://")[2].lower() != host.lower():
-            await PlainTextResponse(_OTHER_ORIGIN, 403)(scope, receive, send_with_headers)
+            await _refuse(403, _OTHER_ORIGIN, scope, receive, send_with_headers)
         elif scope["type"] == "http" and not self._has_room(scope):
-            await PlainTextResponse("Too many uploads; reload the page.", 429)(scope, receive, send_with_headers)
+            await _refuse(429, "Too many uploads; reload the page.", scope, receive, send_with_headers)
         elif scope["type"] == "http":
             await self._app(scope, receive, send_with_headers)
         else:
-            await self._visit(scope, receive, send_with_headers)
+            await self._visit(scope, receive, send)
 
     def _has_room(self, scope: Scope) -> bool:
         """Note an upload or its deletion; False for a session whose files are too many."""
@@ -88,13 +88,20 @@ class Guard:
 
     async def _visit(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._visitors >= MAX_VISITORS:
-            await PlainTextResponse("Too many visitors.", 503)(scope, receive, send)
+            await _refuse(503, "There are too many visitors; try again later.", scope, receive, send)
             return
         self._visitors += 1
         try:
             await self._app(scope, receive, send)
         finally:
             self._visitors -= 1
+
+
+async def _refuse(status: int, text: str, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close"})  # before it is open: the server answers 403
+    else:
+        await PlainTextResponse(text, status)(scope, receive, send)
 
 
 def is_allowed(host: str, names: Iterable[str], *, any_address: bool) -> bool:

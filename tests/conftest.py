@@ -1,8 +1,10 @@
 """Fixtures that several tests share: real bundles of the embedded data, the data at hand, a browser."""
 
+import asyncio
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,12 @@ def browser():
         opened = playwright.chromium.launch(executable_path=path, args=list(LAUNCH_FLAGS))
         yield opened
         opened.close()
+
+
+def finished(coroutine):
+    """Return what a coroutine does; Playwright keeps a loop running in this thread, where asyncio.run refuses."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Who gets an answer of the server, and what a page of its may load."""
 
-import asyncio
 import http.client
 import re
 import signal
@@ -13,12 +12,14 @@ from click.testing import CliRunner
 from playwright.sync_api import expect
 from streamlit import config
 
+from app import guard
 from app.cli import natscope
 from app.guard import MAX_UPLOADS, Guard, is_allowed
 from app.listen import LOOPBACK, Listening, listening
 from app.serve import BUNDLES
 from core.errors import QueryError
 from tests.app.conftest import serving
+from tests.conftest import finished
 
 pytestmark = pytest.mark.browser
 _PATH = "/tools/natscope"
@@ -88,7 +89,7 @@ def test_a_host_that_is_rebound_gets_no_page_and_no_websocket(ask, host):
         status, _, text = ask(path, host=host)
         assert status == 400, path
         assert text.startswith(b"This server answers to its own names alone.")
-    assert ask(_STREAM, host=host, **_UPGRADE, Origin=f"http://{host}")[0] == 400
+    assert ask(_STREAM, host=host, **_UPGRADE, Origin=f"http://{host}")[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,26 @@ def test_every_answer_allows_its_own_origin_alone(ask):
         assert "script-src 'self' blob: 'sha256-" in policy[0]
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Referrer-Policy"] == "same-origin"
+
+
+def test_one_visitor_too_many_is_refused_until_another_leaves(monkeypatch):
+    monkeypatch.setattr(guard, "MAX_VISITORS", 1)
+    scope = {"type": "websocket", "headers": [(b"host", b"localhost")]}
+    sent = []
+
+    async def send(message):
+        sent.append(message["type"])
+
+    async def session(scope, receive, send):
+        if not sent:
+            sent.append("inside")
+            await guarded(scope, None, send)  # while this one is open
+        await send({"type": "websocket.accept"})
+
+    guarded = guard.Guard(session, hosts=["localhost"], any_address=False, policy="")
+    finished(guarded(scope, None, send))
+    finished(guarded(scope, None, send))
+    assert sent == ["inside", "websocket.close", "websocket.accept", "websocket.accept"]
 
 
 def test_a_page_loads_nothing_from_elsewhere(browser, server):
@@ -236,7 +257,7 @@ def test_the_files_of_a_session_are_bounded():
     def request(method, session, file):
         path = f"/_stcore/upload_file/{session}/{file}"
         scope = {"type": "http", "method": method, "path": path, "headers": [(b"host", b"localhost")]}
-        asyncio.run(guard(scope, None, send))
+        finished(guard(scope, None, send))
 
     guard = Guard(app, hosts=LOOPBACK, any_address=False, policy="")
     for file in range(MAX_UPLOADS + 2):
