@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 p
 SOURCES := pyproject.toml constraints.txt
 ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 .PHONY: help demo test lint audit format bench results clean
 help: ## list the targets
@@ -14,9 +15,9 @@ help: ## list the targets
 demo: $(VENV)/.installed ## install, build the embedded bundle, open the app (ARGS="--port 8600 --no-browser")
 	@$(BIN)/natscope demo $(ARGS)
 
-test: $(VENV)/.installed-dev ## install what tests need, a browser too, and run them (PYTEST_ARGS="-k greedy")
+test: $(VENV)/.installed-dev ## install what tests need, a browser too, and run them (PYTEST_ARGS="-k greedy" WORKERS=0)
 	@$(BIN)/python -m tests.browser
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## check style, types and what could be unsafe
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

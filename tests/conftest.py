@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 
@@ -38,15 +39,13 @@ def own_configuration(tmp_path_factory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def bundle_path(tmp_path_factory) -> Path:
     """The embedded bundle with fewer epochs and a narrower sketch: real in everything else, and built in seconds."""
-    path = tmp_path_factory.mktemp("bundles") / "fashion-mnist"
     spec = BuildSpec(
         training=TrainingSpec(epochs=3),
         sketch=SketchSpec(dim=512),
         methods=tuple(METHODS),
         ekfac=EkfacSpec(covariance_directions=5000, lambda_directions=300),
     )
-    build(spec, path)
-    return path
+    return _built_once(spec, "fashion-mnist", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -60,15 +59,23 @@ def tiny_path(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def poisoned_path(tmp_path_factory) -> Path:
     """The embedded data with a backdoor, trained just long enough to learn it."""
-    path = tmp_path_factory.mktemp("bundles") / "fashion-mnist-poisoned"
     spec = BuildSpec(
         name="Fashion-MNIST with a backdoor",
         poison=PoisonSpec(rate=0.0333),
         training=TrainingSpec(epochs=8),
         sketch=SketchSpec(dim=512),
     )
-    build(spec, path)
-    return path
+    return _built_once(spec, "fashion-mnist-poisoned", tmp_path_factory)
+
+
+def _built_once(spec: BuildSpec, name: str, tmp_path_factory) -> Path:
+    """Return a bundle of this run, which all of pytest-xdist's workers share; the first to ask builds it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"built-{name}"
+    folder.mkdir(exist_ok=True)
+    with filelock.FileLock(folder / "lock"):
+        build(spec, folder / name)
+    return folder / name
 
 
 @pytest.fixture(scope="session")
