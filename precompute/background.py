@@ -1,7 +1,8 @@
 """Building what is slow while the app is already served: a process of its own that yields to everything.
 
 It builds the rest of the demo's bundles and adds the slow method to each. It writes what it is doing to a small file
-among the bundles, ends with the process that started it, and goes on where it was when it is started again.
+among the bundles, holds a lock beside it, ends with the process that started it, and goes on where it was when it is
+started again: `start` does that when it was killed.
 `python -P -m precompute.background FOLDER PARENT` is what `start` runs: modules in the working directory are not its.
 """
 
@@ -10,53 +11,106 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from core.bundle import Bundle, write_atomically
-from core.errors import NatscopeError
+from core.errors import NatscopeError, explained
+from core.files import read_regular
 
-_STATUS = "preparing.json"
-_STALE = 120.0  # seconds without a word after which the process counts as gone
+_STATUS, _LOCK = "preparing.json", "preparing.lock"
+_LARGEST = 10_000  # bytes of the status
 _PAST = 24 * 3600.0  # seconds for which a failure is told
-_EVERY = 0.5  # seconds between two words
+_EVERY = 0.5  # seconds between two words, and between two looks for the parent
+_TRIES = 3
 
 
 @dataclass(frozen=True)
 class Preparing:
-    """What is being prepared: `what` in words, `share` from 0 to 1, `error` a sentence once it has failed."""
+    """What is being prepared: `what` in words, `share` from 0 to 1, `error` a sentence once it has failed.
+
+    Raises:
+        ValueError: if these are other things.
+    """
 
     what: str
     stage: str
     share: float
     error: str = ""
 
+    def __post_init__(self) -> None:
+        """Check what may come from a file that somebody else wrote."""
+        texts = isinstance(self.what, str) and isinstance(self.stage, str) and isinstance(self.error, str)
+        if not (texts and isinstance(self.share, int | float) and 0 <= self.share <= 1):
+            raise ValueError("This is no status of natscope's.")
 
-def start(folder: Path) -> subprocess.Popen:
+
+def start(folder: Path) -> threading.Thread:
     """Start preparing what is missing of the demo's bundles in a folder, at the lowest priority."""
     command = [sys.executable, "-P", "-m", "precompute.background", str(folder), str(os.getpid())]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    thread = threading.Thread(target=_keep_going, args=(folder, command), daemon=True)
+    thread.start()
+    return thread
+
+
+def _keep_going(folder: Path, command: Sequence[str]) -> None:
+    """Run the command; a process that was killed is started again, and after the last try that is told."""
+    for _ in range(_TRIES):
+        # Ctrl-C is for the server: a session of its own, which ends when the server is gone.
+        if subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True).wait() == 0:
+            return
+    before = _read(folder / _STATUS)
+    what = before.what if before else "The rest of the demo"
+    error = (
+        f"its process was ended {_TRIES} times, most often for lack of memory; start `natscope demo` again to go on."
+    )
+    with contextlib.suppress(OSError):
+        _tell(folder / _STATUS, Preparing(what, "", 0.0, error))
 
 
 def preparing(folder: Path) -> Preparing | None:
-    """Tell what is being prepared in a folder of bundles right now, or has failed; None when nothing is."""
+    """Return what is being prepared in a folder of bundles right now, or has failed; None when nothing is."""
     file = folder / _STATUS
-    try:
-        found = Preparing(**json.loads(file.read_text(encoding="utf-8")))
-        age = time.time() - file.stat().st_mtime
-    except (OSError, ValueError, TypeError):
+    found = _read(file)
+    if found is None:
         return None
-    return found if age <= (_PAST if found.error else _STALE) else None
+    if found.error:
+        return found if time.time() - file.stat().st_mtime <= _PAST else None
+    return found if _is_held(folder / _LOCK) else None
+
+
+def _read(file: Path) -> Preparing | None:
+    try:
+        return Preparing(**json.loads(read_regular(file, _LARGEST)))
+    except (NatscopeError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _is_held(file: Path) -> bool:
+    """Return whether a process that prepares is alive: the system lets go of its lock however it ends."""
+    from filelock import FileLock, Timeout
+
+    if not file.exists():
+        return False
+    try:
+        with FileLock(file, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 def ready(folder: Path) -> bool:
-    """Tell whether nothing is being prepared in a folder of bundles because all of it is there."""
+    """Return whether nothing is being prepared in a folder of bundles because all of it is there."""
     return not (folder / _STATUS).exists()
 
 
 def unfinished(folder: Path) -> list[tuple[str, str]]:
-    """Give what is missing of the demo's bundles, in order: of each the bundle's name and a method, or "" for all."""
+    """Return what is missing of the demo's bundles, in order: the bundle's name and a method, or "" for all of it."""
     from precompute.embedded import EMBEDDED, SLOW
 
     wanted = [(name, "") for name in EMBEDDED if not (folder / name).exists()]
@@ -67,9 +121,13 @@ def unfinished(folder: Path) -> list[tuple[str, str]]:
     return wanted
 
 
-def run(folder: Path, parent: int) -> None:
-    """Prepare what is missing, telling what is done; returns when it is there, fails, or the parent is gone."""
+def run(folder: Path) -> None:
+    """Prepare what is missing, telling what is done; returns when it is there or has failed.
+
+    A second process for the same folder waits for the first.
+    """
     import torch
+    from filelock import FileLock
 
     from core.methods import METHODS
     from precompute.embedded import EMBEDDED, build_embedded
@@ -77,32 +135,42 @@ def run(folder: Path, parent: int) -> None:
     if hasattr(os, "nice"):
         os.nice(19)
     torch.set_num_threads(1)
-    status, told, what = folder / _STATUS, 0.0, ""
+    status, told, what = folder / _STATUS, 0.0, "The rest of the demo"
 
     def progress(stage: str, done: int, total: int) -> None:
         nonlocal told
-        if os.getppid() != parent:
-            status.unlink(missing_ok=True)
-            sys.exit(1)
         if time.monotonic() - told > _EVERY:
             told = time.monotonic()
-            _tell(status, Preparing(what, stage, done / max(total, 1)))
+            _tell(status, Preparing(what, stage, min(done / max(total, 1), 1.0)))
 
     try:
-        for name, method in unfinished(folder):
-            spec = EMBEDDED[name]
-            what = f"{METHODS[method].title} for “{spec.name}”" if method else f"“{spec.name}”"
-            progress("Starting", 0, 1)
-            build_embedded(name, folder / name, progress, methods=(method,) if method else None)
-        status.unlink(missing_ok=True)
-    except (NatscopeError, OSError) as error:
+        with FileLock(folder / _LOCK).acquire(poll_interval=_EVERY):
+            for name, method in unfinished(folder):
+                spec = EMBEDDED[name]
+                what = f"{METHODS[method].title} for “{spec.name}”" if method else f"“{spec.name}”"
+                progress("Starting", 0, 1)
+                build_embedded(name, folder / name, progress, methods=(method,) if method else None)
+            status.unlink(missing_ok=True)
+    except Exception as error:
+        sentence = str(error) if isinstance(error, NatscopeError) else explained(error)
+        if sentence is None:
+            raise
         with contextlib.suppress(OSError):
-            _tell(status, Preparing(what, "", 0.0, str(error)))
+            _tell(status, Preparing(what, "", 0.0, sentence))
 
 
 def _tell(file: Path, what: Preparing) -> None:
     write_atomically(file, json.dumps(asdict(what)).encode())
 
 
+def _end_with(parent: int, status: Path) -> None:
+    while os.getppid() == parent:
+        time.sleep(_EVERY)
+    status.unlink(missing_ok=True)
+    os._exit(1)
+
+
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]))
+    _folder = Path(sys.argv[1])
+    threading.Thread(target=_end_with, args=(int(sys.argv[2]), _folder / _STATUS), daemon=True).start()
+    run(_folder)

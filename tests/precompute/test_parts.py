@@ -3,6 +3,7 @@ import os
 import time
 from dataclasses import replace
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -124,21 +125,59 @@ def test_methods_that_cannot_be_had_are_refused(methods, kind, words):
         wanted(methods, count=40, sketch=SketchSpec(kind, 50))
 
 
-def test_what_is_being_prepared_is_told_until_it_is_stale(tmp_path):
+def test_what_is_being_prepared_is_told_while_its_process_lives(tmp_path):
     file = tmp_path / "preparing.json"
     assert preparing(tmp_path) is None
     file.write_text(json.dumps({"what": "Kronfluence", "stage": "Fitting", "share": 0.5, "error": ""}))
-    assert preparing(tmp_path).share == 0.5
-    os.utime(file, (time.time() - 1000,) * 2)
+    assert preparing(tmp_path) is None
+    with filelock.FileLock(tmp_path / "preparing.lock"):
+        os.utime(file, (time.time() - 1000,) * 2)  # a long step
+        assert preparing(tmp_path).share == 0.5
     assert preparing(tmp_path) is None
     file.write_text(json.dumps({"what": "Kronfluence", "stage": "", "share": 0.0, "error": "No room."}))
     os.utime(file, (time.time() - 1000,) * 2)
     assert preparing(tmp_path).error == "No room."
     assert not ready(tmp_path)
-    file.write_text("{")
-    assert preparing(tmp_path) is None
     file.unlink()
     assert ready(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[" * 5000,
+        '{"what": 5, "stage": "", "share": 0, "error": "x"}',
+        '{"what": "", "stage": "", "share": "x", "error": "x"}',
+        '{"what": "", "stage": "", "share": NaN, "error": "x"}',
+        '{"what": "", "stage": "", "share": 0, "error": "x", "more": 1}',
+        '{"what": "", "stage": "", "share": 0, "error": "' + "x" * 20_000 + '"}',
+    ],
+)
+def test_a_status_that_somebody_else_wrote_says_nothing(tmp_path, text):
+    (tmp_path / "preparing.json").write_text(text)
+    assert preparing(tmp_path) is None
+
+
+def test_a_status_that_is_no_file_says_nothing(tmp_path):
+    os.mkfifo(tmp_path / "preparing.json")
+    assert preparing(tmp_path) is None
+
+
+@pytest.mark.parametrize("killed", [0, 2, 9])
+def test_a_process_that_is_killed_is_started_again_a_few_times(tmp_path, killed):
+    """The third that is killed was the last, and its banner says so."""
+    runs = tmp_path / "runs"
+    script = f"echo run >> {runs}; [ $(wc -l < {runs}) -gt {killed} ] || kill -9 $$"
+    (tmp_path / "preparing.json").write_text(json.dumps({"what": "This", "stage": "Fitting", "share": 0.5}))
+    background._keep_going(tmp_path, ["sh", "-c", script])
+    assert runs.read_text().count("run") == min(killed + 1, 3)
+    told = preparing(tmp_path)
+    if killed < 3:
+        assert told is None
+    else:
+        assert told.what == "This"
+        assert told.error.startswith("its process was ended 3 times, ")
 
 
 def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch):
@@ -150,7 +189,7 @@ def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch)
     assert unfinished(tmp_path) == [("second", ""), ("first", "graddot"), ("second", "graddot")]
     monkeypatch.setattr(os, "nice", lambda by: None)
     threads = torch.get_num_threads()
-    background.run(tmp_path, os.getppid())
+    background.run(tmp_path)
     torch.set_num_threads(threads)
     assert unfinished(tmp_path) == []
     assert preparing(tmp_path) is None
