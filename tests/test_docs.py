@@ -1,4 +1,4 @@
-"""The README, held to what the code does."""
+"""The README and the other pages, held to what the code does."""
 
 import re
 import shlex
@@ -13,7 +13,11 @@ from app.cli_precompute import _command
 from app.figures_brittleness import flips_table
 from app.figures_coreset import coreset_table
 from app.figures_experiments import recall_table, retraining_table
+from app.guard import MAX_UPLOADS, MAX_VISITORS
+from app.listen import Listening
 from app.results import load_result
+from app.serve import settings
+from app.uploads import LARGEST_BYTES, MEMORY, SECONDS
 from core.answers import Request
 from core.sketches import SketchSpec
 from precompute.spec import BuildSpec
@@ -21,10 +25,11 @@ from precompute.training import RECIPES, TrainingSpec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 def test_the_python_examples_run(capsys):
@@ -33,9 +38,11 @@ def test_the_python_examples_run(capsys):
     assert capsys.readouterr().out.startswith("[")
 
 
-def test_every_command_of_the_readme_exists_with_its_options():
-    lines = [line[2:].split("  #")[0] for block in blocks("console") for line in block.split("\n") if line[:2] == "$ "]
-    assert len(lines) >= 5
+@pytest.mark.parametrize(("page", "least"), [(README, 5), (SERVING, 3)])
+def test_every_command_of_a_page_exists_with_its_options(page, least):
+    shown = "\n".join(blocks("console", page)).split("\n")
+    lines = [line[2:].split("  #")[0] for line in shown if line[:2] == "$ "]
+    assert len(lines) >= least
     for line in lines:
         words = shlex.split(line)
         assert words[0] == "natscope"
@@ -107,11 +114,33 @@ def test_a_command_that_is_written_down_is_the_one_that_was_typed(words):
     assert _command(options, command.params).split()[2:] == words
 
 
-def test_links_of_the_readme_lead_somewhere():
-    targets = re.findall(r"\]\((?!http)([^)#]+)", README) + re.findall(r'src(?:set)?="([^"]+)"', README)
-    assert len(targets) > 4
+@pytest.mark.parametrize(("file", "least"), [("README.md", 5), ("SECURITY.md", 1), ("docs/serving.md", 1)])
+def test_links_of_a_page_lead_somewhere(file, least):
+    page = (ROOT / file).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!http)([^)#]+)", page) + re.findall(r'src(?:set)?="([^"]+)"', page)
+    assert len(targets) >= least
     for target in targets:
-        assert (ROOT / target).exists(), target
+        assert ((ROOT / file).parent / target).exists(), target
+
+
+def test_the_bounds_of_the_page_on_serving_are_those_of_the_code():
+    said = dict(re.findall(r"^\| (.+?) \| (.+?) \|", SERVING, re.MULTILINE))
+    server = settings(Listening("localhost", "127.0.0.1", 8501, (), ""))
+    first = {name: int(re.match(r"\d+", said[name])[0]) for name in said if re.match(r"\d+ ?", said[name])}
+    assert first["visitors at the same time"] == MAX_VISITORS
+    assert first["uploads of a session in memory"] == MAX_UPLOADS
+    assert first["a session after its page is closed"] == server["server.disconnectedSessionTTL"]
+    assert said["a message"] == (
+        f"{server['server.maxMessageSize']} MB to a visitor, {server['server.maxWidgetStateSize']} MB from one"
+    )
+    assert said["an uploaded image"] == (
+        f"{LARGEST_BYTES / 1e6:g} MB, read in a process that is ended after {SECONDS:g} s or {MEMORY / 2**20:g} MB"
+    )
+    options = {o: p.default for p in natscope.commands["app"].params for o in p.opts}
+    for option in ("--host", "--port", "--allowed-host", "--base-path", "--jobs", "--memory"):
+        assert f"`{option}`" in said
+        assert option in options
+    assert (said["`--host`"], said["`--port`"]) == (f"`{options['--host']}`", str(options["--port"]))
 
 
 def test_no_figure_is_left_to_be_filled_in():
