@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import streamlit as st
 from PIL import Image
 
 _FOLDER = Path(__file__).parent
+_KEPT, _SMALL = 4096, 2**13  # encoded images that are remembered, for all visitors, and bytes of the largest such image
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def grid(
     _component()(
         key=key,
         data={
-            "items": [asdict(card) for card in cards],
+            "items": [vars(card) for card in cards],
             "label": label,
             "size": size,
             "selected": selected,
@@ -102,7 +103,19 @@ def grid(
 
 def data_uri(image: np.ndarray | Image.Image) -> str:
     """Encode an image, (H, W) or (H, W, 3) uint8, as an inline PNG."""
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        return _encoded(image)
+    if image.nbytes <= _SMALL:
+        return _thumbnail(image.tobytes(), image.shape)
+    return _encoded(Image.fromarray(image))
+
+
+@lru_cache(maxsize=_KEPT)  # a page that shows the same images at every click would encode them each time
+def _thumbnail(pixels: bytes, shape: tuple[int, ...]) -> str:
+    return _encoded(Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(shape)))
+
+
+def _encoded(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

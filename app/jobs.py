@@ -171,8 +171,8 @@ class Lane:
         return not job.sessions or time.monotonic() - job.seen > _GRACE
 
     def _forget(self) -> None:
-        finished = [key for key, job in self._jobs.items() if not job.live]
-        for key in finished[: max(0, len(finished) - self._kept)]:
+        finished = (key for key, job in self._jobs.items() if not job.live)  # the oldest first
+        for key in list(itertools.islice(finished, max(0, len(self._jobs) - self._kept))):
             del self._jobs[key]
 
     def _end(self, job: Job, state: str) -> None:

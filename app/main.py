@@ -1,23 +1,21 @@
 """The app's entry: theme, navigation, and the choice of a bundle."""
 
-import gc
 from pathlib import Path
 
 import streamlit as st
 
+from app import shared
 from app.background import banner
 from app.views import attribute, backdoor, compare, coreset, counterfactual, curves, methods, results
 from app.views.notice import complain
 from core.errors import NatscopeError
 
 _FOLDER = Path(__file__).parent
-_TIDIED = 30  # seconds between two searches for garbage
 
 
 def main() -> None:
     """Draw the page that the address names."""
-    _settle()
-    _tidy()
+    shared.tidy()
     st.set_page_config(page_title="natscope", page_icon=str(_FOLDER / "icon.png"), layout="wide")
     st.logo(str(_FOLDER / "logo.svg"), size="large")
     st.html("<style>" + STYLE + "</style>")
@@ -37,19 +35,6 @@ def main() -> None:
         chosen.run()
     except NatscopeError as error:
         complain(error)
-
-
-@st.cache_resource(show_spinner=False)
-def _settle() -> None:
-    """Leave what is imported by now out of every later search for garbage: it is there for good."""
-    gc.collect()
-    gc.freeze()
-
-
-@st.cache_resource(ttl=_TIDIED, show_spinner=False)
-def _tidy() -> None:
-    """Search for garbage, for all sessions at once; after every run of every page it would cost more than the page."""
-    gc.collect()
 
 
 STYLE = """

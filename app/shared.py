@@ -1,6 +1,7 @@
 """What all visitors share: open bundles, the lanes of work, and the answers that were found."""
 
 import functools
+import gc
 import hashlib
 import os
 import time
@@ -30,6 +31,7 @@ from core.pool import LARGEST_GRAM
 _PATIENCE = 0.4  # seconds without an answer after which progress is shown
 _LOOK, _LATER, _SOON = 0.15, 0.6, 3.0  # seconds between two looks at a job, and after `_SOON` between later ones
 _QUICK_SECONDS = 30.0
+_TIDIED = 30.0  # seconds between two searches for garbage
 
 
 @dataclass(frozen=True)
@@ -246,3 +248,16 @@ def _name(query: QueryImage) -> Hashable:
 
 def _digest(images: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
+
+
+@st.cache_resource(ttl=_TIDIED, show_spinner=False)
+def tidy() -> None:
+    """Search for garbage, for all sessions at once; after every run of every page it would cost more than the page."""
+    gc.collect()
+    _settle()
+
+
+@functools.cache
+def _settle() -> None:
+    """Leave what is there the first time, the libraries above all, out of every later search."""
+    gc.freeze()

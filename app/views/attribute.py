@@ -133,7 +133,7 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
     st.markdown(f"##### {words.finding(result, method, classes[result.target], plain=plain)}", help=words.NAT)
     picked = st.session_state.get("picked")
     picked = picked if picked is not None and picked < len(result.items) else None
-    images = np.stack([np.asarray(attributor.bundle.array("train_images")[i.train_index]) for i in result.items])
+    images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in result.items]])
     _ranking(result, method, images, classes, picked)
     if result.regime is not None:
         st.caption(f":material/info: {words.regime_hint(result.regime, plain=plain)}")

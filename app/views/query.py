@@ -155,12 +155,11 @@ def _turner(text: str, split: str, page: int, *, disabled: bool, help_text: str)
 
 def _filtered(logits: np.ndarray, labels: np.ndarray, wanted: int | None, outcome: str) -> np.ndarray:
     """Give the numbers of the images that fit the filters, (n,) int64."""
-    predicted = logits.argmax(1)
     keep = np.ones(len(labels), dtype=bool) if wanted is None else labels == wanted
     if outcome == "Right":
-        keep &= predicted == labels
+        keep &= logits.argmax(1) == labels
     elif outcome == "Wrong":
-        keep &= predicted != labels
+        keep &= logits.argmax(1) != labels
     elif outcome == "Unsure":
         keep &= softmax(logits, axis=1).max(1) < _UNSURE
     return np.flatnonzero(keep)

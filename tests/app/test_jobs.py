@@ -207,3 +207,14 @@ def test_only_so_many_results_are_kept(lane):
         done(lane.start(key, work.count, key, session="s"))
     assert lane.get(0) is None
     assert lane.get(9).value() == 9
+
+
+def test_what_runs_is_not_forgotten_for_the_results_that_are_kept(worker, tmp_path):
+    lane = Lane([worker], longest=9, kept=2)
+    for name in "abc":
+        done(lane.start(name, work.count, 1, session="me"))
+    with busy(lane, tmp_path):
+        assert [name for name in ("a", "b", "c", "busy") if lane.get(name)] == ["c", "busy"]
+        job = lane.start("d", work.count, 1, session="me")
+        assert [name for name in ("c", "busy", "d") if lane.get(name)] == ["busy", "d"]
+    done(job)

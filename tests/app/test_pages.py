@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from app import main
+from app import shared
 from app.escape import sentence
 from app.listen import Listening
 from app.serve import BUNDLES, settings
@@ -524,10 +524,11 @@ def test_garbage_is_searched_for_once_for_many_runs_and_libraries_are_left_out(m
     calls = []
     monkeypatch.setattr(gc, "collect", lambda: calls.append("collect"))
     monkeypatch.setattr(gc, "freeze", lambda: calls.append("freeze"))
-    for kept in (main._settle, main._tidy):
-        kept.clear()
+    shared.tidy.clear()
+    shared._settle.cache_clear()
     for _ in range(3):
-        main._settle()
-        main._tidy()
+        shared.tidy()
+    shared.tidy.clear()
+    shared.tidy()
     assert calls == ["collect", "freeze", "collect"]
     assert settings(Listening("localhost", "127.0.0.1", 8501, (), ""))["runner.postScriptGC"] is False
