@@ -1,6 +1,7 @@
 """The commands that measure: experiments of the paper, and the choice of sigma2."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,12 @@ def _measured(out: Path, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         raise QueryError(f"--out names a JSON file, such as result.json, not {out.name}.")
     kept = Kept(out.with_suffix(".partial.json"))
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise QueryError(f"{out} is a folder; --out names the JSON file to write.")
+        tempfile.TemporaryFile(dir=out.parent).close()  # found out now, and not when everything is computed
         with Bars() as bars:
             result = run(kept=kept, progress=bars)
-        out.parent.mkdir(parents=True, exist_ok=True)
         for kind, data in experiment_files(result):
             out.with_suffix(f".{kind}").write_bytes(data)
         write_atomically(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())

@@ -70,6 +70,15 @@ def read_regular(path: Path, limit: int, *, links: bool = False) -> bytes:
     return content
 
 
+def size(number: float) -> str:
+    """Return a number of bytes in the unit that fits it: "1.2 GB", "340 MB", "12 kB" or "7 bytes"."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= 0.9995 * factor:
+            found = number / factor
+            return f"{found:,.0f} {unit}" if found >= 9.95 else f"{found:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{number:,.0f} byte{'' if number == 1 else 's'}"
+
+
 def _check_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
@@ -77,8 +86,7 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
 
 
 def _too_large(path: Path, limit: int) -> FileError:
-    bound = f"{limit / 1e6:,.0f} MB" if limit >= 1_000_000 else f"{limit:,} bytes"
-    return FileError(path, f"is larger than {bound}, the most that is read of such a file")
+    return FileError(path, f"is larger than {size(limit)}, the most that is read of such a file")
 
 
 def sha256_of(path: Path) -> str:

@@ -22,6 +22,7 @@ from core.backdoor import Backdoor, attack_success
 from core.bundle import MANIFEST, WEIGHTS, Bundle, FileRecord, Manifest, write_atomically, write_manifest
 from core.errors import BuildError, BundleError
 from core.features import FeatureMap, Outputs, kernel_of
+from core.files import size
 from core.images import ImageInputs
 from core.kernels import Kernel
 from core.manifest import plain_command
@@ -111,6 +112,15 @@ def prepared(spec: BuildSpec, data: Dataset) -> tuple[Dataset, Backdoor | None]:
     return (data, None) if spec.poison is None else poison(data, spec.poison)
 
 
+def check_room(needed: int, free: int, place: Path) -> None:
+    """Compare the bytes that a bundle still needs with those that are free at a place; raises BuildError."""
+    if free < needed:
+        raise BuildError(
+            f"The bundle needs about {size(needed)} and only {size(free)} are free at {place}; make room or choose "
+            "another folder with --out."
+        )
+
+
 def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple[tuple[int, int], ...] | None:
     """Give the layers of a network of Linear weights alone, None for others; example is one input.
 
@@ -143,7 +153,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     if not methods:
         return bundle
     work = Work(bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity})
-    _check_room(work.path, parts_bytes(methods, len(bundle.array("train_labels")), bundle.sketch_spec.dim))
+    _make_sure_of_room(work.path, parts_bytes(methods, len(bundle.array("train_labels")), bundle.sketch_spec.dim))
     model = network_of(bundle, seed=0)
     bundle.load_into(model)
     dataset, labels = bundle.manifest.dataset, np.asarray(bundle.array("train_labels"))
@@ -180,7 +190,7 @@ class _Builder:
             last = len(images) % spec.training.batch_size
             check_trains(build_model(self.model, seed=spec.training.seed), images[:3], last, self.model)
         layout = layout_of(spec, model, images[:1])
-        _check_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
+        _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
         self._check_recordable()
         self._train(model, images)
         features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=SHARD)
@@ -337,14 +347,9 @@ class _Builder:
         )
 
 
-def _check_room(folder: Path, needed: int) -> None:
+def _make_sure_of_room(folder: Path, needed: int) -> None:
     present = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
-    free = shutil.disk_usage(folder).free
-    if free + present < needed:
-        raise BuildError(
-            f"The bundle needs about {needed / 1e9:.1f} GB and only {free / 1e9:.1f} GB are free at {folder.parent}; "
-            "make room or choose another folder with --out."
-        )
+    check_room(needed - present, shutil.disk_usage(folder).free, folder.parent)
 
 
 def _gram_of(features: np.ndarray) -> np.ndarray:

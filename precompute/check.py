@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.errors import BuildError
 from core.features import FeatureMap
+from core.files import size
 from core.images import ImageInputs
 from core.pool import LARGEST_GRAM
-from precompute.build import SHARD, existing, layout_of, prepared
+from precompute.build import SHARD, check_room, existing, layout_of, prepared
 from precompute.datasets import FOLDER, Dataset
 from precompute.folders import load_named
 from precompute.measure import bytes_each, seconds_each
@@ -183,12 +183,8 @@ def _disk(needed: int, out: Path | None) -> str:
     while not place.is_dir():
         place = place.parent
     free = shutil.disk_usage(place).free
-    if free < needed:
-        raise BuildError(
-            f"The bundle needs about {_gigabytes(needed)} and only {_gigabytes(free)} are free at {place}; make room "
-            "or choose another folder with --out."
-        )
-    return f"the bundle takes about {_gigabytes(needed)}; {_gigabytes(free)} are free at {place}"
+    check_room(needed, free, place)
+    return f"the bundle takes about {size(needed)}; {size(free)} are free at {place}"
 
 
 def _memory(
@@ -220,14 +216,14 @@ def _memory(
     copies = 1 if spec.classes is spec.per_class is spec.poison is None else 2
     pixels = copies * (data.train_images.nbytes + data.test_images.nbytes)
     peak = _IDLE + pixels + weights + _WITHIN * max(phases)
-    found = f"about {_gigabytes(peak)} at the peak"
+    found = f"about {size(peak)} at the peak"
     try:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on every system
         return found
     if peak > there:
-        return f"{found}, MORE than the {_gigabytes(there)} of this machine: the build may be killed"
-    return f"{found}, of {_gigabytes(there)} in this machine"
+        return f"{found}, MORE than the {size(there)} of this machine: the build may be killed"
+    return f"{found}, of {size(there)} in this machine"
 
 
 def _rate(seconds: float) -> str:
@@ -239,10 +235,6 @@ def _duration(seconds: float) -> str:
         return f"about {max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"about {minutes} min" if minutes < 120 else f"about {minutes // 60} h {minutes % 60:02d} min"
-
-
-def _gigabytes(number: float) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{max(1, round(number / 1e6))} MB"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import DataError, QueryError
+from core.files import size
 from core.manifest_schema import plain
 from precompute.datasets import FOLDER, Dataset, load_dataset
 from precompute.pictures import EXTENSIONS, decode, fit
@@ -137,8 +138,8 @@ def fingerprint(path: Path) -> str:
     _, train, test = _listed(path, 0.5)
     digest = hashlib.sha256()
     for file in sorted(file for file, _ in [*train, *test]):
-        size = file.lstat().st_size if _dangles(file) else file.stat().st_size
-        digest.update(f"{file.relative_to(path).as_posix()}\0{size}\n".encode(errors="surrogateescape"))
+        length = file.lstat().st_size if _dangles(file) else file.stat().st_size
+        digest.update(f"{file.relative_to(path).as_posix()}\0{length}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
@@ -147,7 +148,7 @@ Labelled = list[tuple[Path, int]]
 
 def _read(file: Path, side: int) -> np.ndarray:
     if file.stat().st_size > _LARGEST_FILE:
-        raise QueryError(f"The file is larger than {_LARGEST_FILE // 10**6} MB.")
+        raise QueryError(f"The file is larger than {size(_LARGEST_FILE)}.")
     return fit(decode(file.read_bytes(), file.name), (side, side), 3)
 
 

@@ -17,6 +17,7 @@ from core.bundle import Bundle, write_manifest
 from core.coreset import Coresets, missing
 from core.curves import held_out, sample_queries
 from core.errors import QueryError
+from core.files import read_regular
 from core.methods import METHODS, Query
 from precompute.attributor import open_attributor
 from precompute.experiments.brittleness import most_removed, rank, share_and_error
@@ -28,6 +29,7 @@ from precompute.retrain import recipe_of
 from precompute.subset import Subset, train_on_all
 
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))  # the paper's grid
+_LARGEST = 10**8  # bytes of a result
 REPEATS = 3  # sets of test images that a coreset is chosen for
 SCORES = {"margin": (10, 50), "coreset": (200, 150)}  # with the usual number of queries, and of images
 
@@ -166,12 +168,19 @@ def read(file: Path) -> dict[str, Any]:
 
     Raises:
         QueryError: if it is none.
+        FileError: if it cannot be read.
     """
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        if result["experiment"] == "tune" and set(result["sigma2"]) <= set(METHODS) and result["score"]:
-            return result
-    except (OSError, ValueError, KeyError, TypeError):
+        result = json.loads(read_regular(file, _LARGEST, links=True))
+        chosen, words = result["sigma2"], (result["score"], result["date"])
+        if (
+            result["experiment"] == "tune"
+            and result.get("for", "margin") in SCORES
+            and all(isinstance(word, str) and word for word in words)
+            and all(name in METHODS and 0 < float(sigma2) < math.inf for name, sigma2 in chosen.items())
+        ):
+            return result | {"sigma2": {name: float(sigma2) for name, sigma2 in chosen.items()}}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         pass
     raise QueryError(f"{file} is no result of `natscope tune`.")
 

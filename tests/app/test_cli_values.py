@@ -5,6 +5,7 @@ import pytest
 
 from app.cli import main, natscope
 from app.cli_values import PATH
+from precompute import tuning
 
 _OPTIONS = [
     (name, option.opts[0], option.type)
@@ -60,3 +61,18 @@ def test_a_class_that_cannot_be(capsys, bundle_path, target):
 @pytest.mark.parametrize("place", ["/proc", "/dev/null/x", "/sys/x"])
 def test_a_place_where_nothing_can_be_written(capsys, place):
     refused(capsys, "precompute", "--out", place)
+
+
+@pytest.mark.parametrize("out", ["/proc/x.json", "/dev/null/x.json", "/sys/x.json"])
+@pytest.mark.parametrize("command", [["evaluate", "brittleness"], ["tune"]])
+def test_a_result_that_cannot_be_written_is_found_out_at_once(capsys, monkeypatch, tmp_path, command, out):
+    monkeypatch.setattr(tuning, "tune", lambda *_, **__: pytest.fail("It was computed."))
+    said = refused(capsys, *command, "--bundle", str(tmp_path), "--out", out)
+    assert said.startswith(f"natscope: The result cannot be written to {out}: ")
+
+
+def test_a_result_never_takes_the_place_of_a_folder(capsys, tmp_path):
+    (tmp_path / "result.json").mkdir()
+    out = tmp_path / "result.json"
+    said = refused(capsys, "tune", "--bundle", str(tmp_path), "--out", str(out))
+    assert said == f"natscope: {out} is a folder; --out names the JSON file to write.\n"

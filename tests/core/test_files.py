@@ -5,7 +5,7 @@ import pytest
 
 from core import files
 from core.errors import FileError
-from core.files import opened, read_regular
+from core.files import opened, read_regular, size
 
 
 @pytest.fixture
@@ -82,3 +82,23 @@ def test_a_file_swapped_between_looking_and_opening_is_named(file, monkeypatch):
 def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path, name, fault):
     with pytest.raises(FileError, match=fault):
         read_regular(tmp_path / name, 10)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (1234, "1.2 kB"),
+        (12_345, "12 kB"),
+        (999_700, "1 MB"),
+        (3_400_000, "3.4 MB"),
+        (123_000_000, "123 MB"),
+        (1.24e9, "1.2 GB"),
+        (8.2e12, "8,200 GB"),
+    ],
+)
+def test_a_size_has_the_unit_that_fits_it(number, words):
+    assert size(number) == words

@@ -81,7 +81,7 @@ def test_the_report_says_what_there_is_and_what_it_costs(tmp_path):
     )
     assert told["Products"].startswith("Grams, indexes, distances, TRAK: about ")
     assert re.fullmatch(rf"the bundle takes about \d+ MB; [\d.]+ GB are free at {tmp_path}", told["Disk"])
-    assert re.match(r"about 0\.\d GB at the peak", told["Memory"])
+    assert re.match(r"about \d+ MB at the peak", told["Memory"])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,6 @@
 import json
+import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import assets
 from app.cli import natscope
 from core.bundle import Bundle, check_bundle
 from core.curves import sample_queries
-from core.errors import QueryError
+from core.errors import FileError, QueryError
 from precompute import tuning
 from precompute.attributor import open_attributor
 from precompute.experiments.brittleness import most_removed
@@ -131,8 +131,46 @@ def test_values_can_be_taken_from_a_result(for_coresets, tuned, bundle_path, tmp
     taken, first, second = (Bundle(path / "bundle") for path in (tmp_path, tuned, for_coresets))
     assert taken.sigma2("info_gain") == first.sigma2("info_gain")
     assert taken.sigma2("info_gain", coreset=True) == second.sigma2("info_gain", coreset=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"experiment": "brittleness"},
+        {"sigma2": {"info_gain": "NaN"}},
+        {"sigma2": {"info_gain": 0}},
+        {"sigma2": {"info_gain": "much"}},
+        {"sigma2": {"info_gain": [1]}},
+        {"sigma2": {"magic": 1.0}},
+        {"sigma2": [1]},
+        {"score": ["s"]},
+        {"date": None},
+        {"for": "all"},
+        {"for": []},
+    ],
+)
+def test_what_is_no_result_is_not_taken(tmp_path, change):
+    whole = {"experiment": "tune", "sigma2": {"info_gain": 10}, "score": "s", "date": "d"}
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(whole))
+    assert tuning.read(file)["sigma2"] == {"info_gain": 10.0}
+    file.write_text(json.dumps(whole | change))
     with pytest.raises(QueryError, match="is no result of `natscope tune`"):
-        tuning.read(Path(__file__))
+        tuning.read(file)
+
+
+@pytest.mark.parametrize("text", ["", "[" * 10_000, "null", "{}", "\xff"])
+def test_what_is_no_json_is_not_taken(tmp_path, text):
+    file = tmp_path / "result.json"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(QueryError, match="is no result of `natscope tune`"):
+        tuning.read(file)
+
+
+def test_a_result_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(FileError, match="is a pipe"):
+        tuning.read(tmp_path / "pipe.json")
 
 
 def test_too_few_held_out_images_are_refused(bundle_path, tmp_path):
