@@ -131,6 +131,7 @@ def test_every_answer_allows_its_own_origin_alone(ask):
         assert all(source in keywords or re.fullmatch(r"'sha256-[\w+/=]{44}'", source) for source in sources)
         assert "default-src 'self'" in policy[0]
         assert "script-src 'self' blob: 'sha256-" in policy[0]
+        assert policy[0].endswith("frame-ancestors 'self'")
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Referrer-Policy"] == "same-origin"
 
