@@ -18,6 +18,7 @@ from app.views.backdoor_measured import measured
 from app.views.backdoor_proof import proof_step
 from app.views.backdoor_scene import KEY, Scene
 from app.views.backdoor_search import search_step
+from app.views.bundle import titles
 from app.views.notice import warn
 from core.backdoor import Backdoor, stamp
 from core.bundle import Bundle
@@ -78,7 +79,7 @@ def _bundle() -> Path | None:
         "Model",
         names,
         key=f"{KEY}bundle",
-        format_func=lambda name: shared.bundle_title(found[name]),
+        format_func=titles(found).__getitem__,
         on_change=lambda: st.session_state.pop(_VIEW, None),
     )
     return found[chosen]

@@ -12,6 +12,7 @@ from core.metrics import average_precision
 from precompute.retrain import too_slow
 
 _PICTURED = 60
+_FEWEST = 50  # suspects
 _QUICK = 20_000  # training images
 
 
@@ -37,10 +38,18 @@ def audit_step(scene: Scene) -> None:
     if scores is None:
         return
     order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
-    controls, _ = st.columns([1, 1.6])
-    length = controls.slider(
-        "How many suspects", 50, min(2000, count), 500, step=50, key=f"{KEY}suspects", help="The length of the list."
-    )
+    length, most = min(_FEWEST, count), min(2000, count)
+    if most > length:  # a slider needs two places
+        controls, _ = st.columns([1, 1.6])
+        length = controls.slider(
+            "How many suspects",
+            length,
+            most,
+            min(500, most),
+            step=_FEWEST,
+            key=f"{KEY}suspects",
+            help="The length of the list.",
+        )
     _result(scene, scores, order[:length])
 
 

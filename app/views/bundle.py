@@ -1,6 +1,6 @@
 """The choice among the bundles that are served, on every page that shows one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import streamlit as st
@@ -24,8 +24,22 @@ def choose_bundle(on_change: Callable[[], None]) -> Path:
         "Bundle",
         names,
         key="bundle",
-        format_func=lambda name: shared.bundle_title(paths[name]),
+        format_func=titles(paths).__getitem__,
         on_change=on_change,
         label_visibility="collapsed",  # beside the page's title its place and its entries say what it is
     )
     return paths[chosen]
+
+
+def titles(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Return the title of each bundle by its folder's name, which is added where another has the same title.
+
+    A list to choose from knows its entries by what they are called.
+    """
+    told: dict[str, str] = {}
+    for name, path in paths.items():
+        title = shared.bundle_title(path)
+        while title in told.values():
+            title = f"{title} ({name})"
+        told[name] = title
+    return told

@@ -20,7 +20,7 @@ from app.worker import Stopped
 _ROOT = Path(__file__).parents[2]
 _DESKTOP = {"viewport": {"width": 1400, "height": 1000}, "reduced_motion": "reduce"}
 # On an address with a folder, Streamlit's own page looks for its server in that folder first, and expects the 404.
-_PROBE = re.compile(r"/(methods|compare|curves|coreset|backdoor)/_stcore/(health|host-config)$")
+_PROBE = re.compile(r"/(methods|compare|curves|coreset|backdoor|counterfactual|results)/_stcore/(health|host-config)$")
 
 
 @contextmanager
@@ -85,6 +85,8 @@ def visit(browser, server):
         page.on("console", lambda message: _note_console(message, problems))
         page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
         page.on("response", lambda response: _note_response(response, problems))
+        page.on("request", lambda request: _note_request(request, server, problems))
+        page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.goto(server + address.removeprefix(server))
         return page
 
@@ -104,3 +106,8 @@ def _note_console(message, problems):
 def _note_response(response, problems):
     if response.status >= 400 and not _PROBE.search(response.url):
         problems.append(f"{response.status} {response.url}")
+
+
+def _note_request(request, server, problems):
+    if not request.url.startswith((f"{server}/", "data:", "blob:")):
+        problems.append(f"foreign request: {request.url}")

@@ -459,6 +459,14 @@ def test_among_several_bundles_one_is_chosen(two_bundles):
     assert again.query_params == {"q": "test:3", "sigma2": "1", "m": "5", "bundle": "second"}
 
 
+def test_bundles_of_the_same_title_can_be_told_apart(two_bundles):
+    shared = (two_bundles / "first" / "manifest.json").read_bytes()
+    (two_bundles / "second" / "manifest.json").write_bytes(shared)
+    page = _set(_open(), "selectbox", "bundle", "second")
+    assert page.selectbox(key="bundle").options == ["The first one", "The first one (second)"]
+    assert page.query_params["bundle"] == "second"
+
+
 def test_an_unknown_bundle_in_the_link_gives_the_first(two_bundles):
     page = _open(bundle="third")
     assert page.selectbox(key="bundle").value == "first"
