@@ -8,7 +8,7 @@ from app import shared
 from app.background import banner
 from app.views import attribute, backdoor, compare, coreset, counterfactual, curves, methods, results
 from app.views.notice import complain
-from core.errors import NatscopeError
+from core.errors import NatscopeError, explained, out_of_memory
 
 _FOLDER = Path(__file__).parent
 
@@ -35,6 +35,10 @@ def main() -> None:
         chosen.run()
     except NatscopeError as error:
         complain(error)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        complain(str(explained(error)))
 
 
 STYLE = """

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from core.errors import NatscopeError, QueryError
+from core.errors import NatscopeError, QueryError, out_of_memory
 
 Progress = Callable[[str, int, int], None]
 _LOOK = 0.05  # seconds between two looks at a running task
@@ -178,14 +178,6 @@ def main(handle: int, memory: int, niceness: int) -> None:
             connection.send(outcome)
         except OSError:
             return
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that there is no more memory: torch and FAISS say so in a RuntimeError."""
-    words = ("can't allocate memory", "not enough memory", "bad_alloc", "cannot allocate memory")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | OSError) and any(word in str(error).lower() for word in words)
-    )
 
 
 def _done(task: Callable[..., Any], arguments: tuple[Any, ...], connection: Connection) -> tuple[str, Any]:

@@ -14,9 +14,9 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from core.cache import BoundedCache
-from core.errors import BundleError, FileError
+from core.errors import BundleError, FileError, out_of_memory
 from core.file_checks import fault, mapped, once, size_fault
-from core.files import opened, read_regular, sha256_of, write_atomically
+from core.files import opened, read_open, sha256_of, write_atomically
 from core.index_spec import IndexSpec
 from core.manifest import FACTORS, LARGEST, MANIFEST, SCHEMA, WEIGHTS, FileRecord, Manifest
 from core.manifest_schema import SchemaError
@@ -141,6 +141,8 @@ class Bundle:
         try:
             return InnerProductIndex.load(path)
         except (RuntimeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
             raise self._damaged(record, "cannot be read") from error
 
     def weights(self) -> dict[str, Tensor]:
@@ -160,6 +162,8 @@ class Bundle:
         try:
             model.load_state_dict(self.weights())
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             raise BundleError(
                 f"The weights in {self.path} do not fit the network that its manifest names; {MEND}."
             ) from error
@@ -265,7 +269,7 @@ def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     try:
         with opened(file) as handle:
-            found = once(_MANIFESTS, os.fstat(handle.fileno()), (), lambda: _parsed(file))
+            found = once(_MANIFESTS, os.fstat(handle.fileno()), (), lambda: _parsed(read_open(file, handle, LARGEST)))
     except FileError as error:
         raise BundleError(
             f"{path} is no bundle: its {MANIFEST} {error.fault}; `natscope precompute --out FOLDER` makes one."
@@ -277,8 +281,8 @@ def _read_manifest(path: Path) -> Manifest:
     raise BundleError(f"The bundle {path} is damaged: its {MANIFEST} {found}. To mend it, {MEND}.")
 
 
-def _parsed(file: Path) -> Manifest | SchemaError:
+def _parsed(text: bytes) -> Manifest | SchemaError:
     try:
-        return Manifest.from_json(read_regular(file, LARGEST))
+        return Manifest.from_json(text)
     except SchemaError as error:
         return SchemaError(error.fault, schema=error.schema)  # without the frames that hold what was read

@@ -8,8 +8,8 @@ _NO_MEMORY = (
     "not enough memory",
     "bad_alloc",
     "bad allocation",
-    "annot allocate memory",
-    "an't allocate memory",
+    "cannot allocate memory",
+    "can't allocate memory",
     "failed to map segment",
     "can't start new thread",
 )
@@ -43,13 +43,17 @@ class FileError(NatscopeError):
         super().__init__(f"{path} {fault}.")
         self.path, self.fault = path, fault
 
+    def __reduce__(self) -> tuple[type["FileError"], tuple[Path, str]]:
+        """Return what makes it anew in another process."""
+        return type(self), (self.path, self.fault)
+
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory has run out, in the words of whichever library met it."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    known = isinstance(error, RuntimeError | ImportError | SystemError)
-    return isinstance(error, MemoryError) or (known and any(sign in str(error) for sign in _NO_MEMORY))
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    known = isinstance(error, OSError | RuntimeError | ImportError | SystemError)
+    return known and any(sign in str(error).lower() for sign in _NO_MEMORY)
 
 
 def explained(error: BaseException) -> str | None:

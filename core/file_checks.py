@@ -5,6 +5,7 @@ pass. A file is read through once in a process; after that its identity, size an
 """
 
 import hashlib
+import io
 import math
 import os
 import stat
@@ -18,11 +19,12 @@ import safetensors.torch
 import torch
 
 from core.cache import BoundedCache
-from core.errors import FileError
-from core.files import opened
+from core.errors import FileError, out_of_memory
+from core.files import opened, reading
 from core.manifest import FileRecord
 
 _BLOCK = 2**22  # bytes read at once
+_HEADER = 1000  # bytes of an array's header, at most; Python's parser says of some longer ones that memory ran out
 _TICK = 10**8  # nanoseconds within which a second change may leave a file's times as they are
 _CHECKED: BoundedCache[str] = BoundedCache(20_000)
 Value = TypeVar("Value")
@@ -32,7 +34,7 @@ _NOT_FINITE = "holds values that are not finite numbers"
 def once(
     cache: BoundedCache[Value], found: os.stat_result, what: tuple[Hashable, ...], compute: Callable[[], Value]
 ) -> Value:
-    """Return what is computed of a file, once as long as it does not change.
+    """Return what is computed of a file, once as long as it does not change; what is raised is not kept.
 
     Args:
         cache: where it is kept.
@@ -40,7 +42,7 @@ def once(
         what: whatever else it depends on.
         compute: computes it.
     """
-    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < _TICK:
+    if abs(time.time_ns() - found.st_ctime_ns) < _TICK:  # nobody can set this time, as he can the other
         return compute()
     key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, *what)
     return cache.get(key, compute)
@@ -79,7 +81,7 @@ def fault(folder: Path, record: FileRecord, classes: int) -> str:
         return wrong
     path = folder / record.file
     try:
-        with opened(path) as file:
+        with opened(path) as file, reading(path):
             found = os.fstat(file.fileno())
             return once(_CHECKED, found, (record, classes), lambda: _read_through(file, path, record, classes))
     except FileError as error:
@@ -90,10 +92,10 @@ def mapped(path: Path, record: FileRecord) -> np.ndarray:
     """Return an array as a read-only memory map.
 
     Raises:
-        FileError: if it cannot be opened.
+        FileError: if it cannot be opened, read or mapped, but for a lack of memory, which is raised as it is.
         ValueError: if it is no array of the recorded shape and type.
     """
-    with opened(path) as file:
+    with opened(path) as file, reading(path):
         offset, fortran = _header(file, record)
         return np.memmap(
             file,  # type: ignore[call-overload]  # it is read from alone
@@ -132,12 +134,15 @@ def _header(file: BinaryIO, record: FileRecord) -> tuple[int, bool]:
         ValueError: if the header is none, or of another array than was recorded.
     """
     try:
-        version = np.lib.format.read_magic(file)
+        head = io.BytesIO(file.read(_HEADER))
+        version = np.lib.format.read_magic(head)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = read(head)
     except Exception as error:  # the header's parser raises nearly everything on damaged bytes
+        if out_of_memory(error):
+            raise
         raise ValueError("no header of an array") from error
-    offset = file.tell()
+    offset = head.tell()
     if shape != record.shape or dtype != np.dtype(record.dtype):
         raise ValueError("another array")
     if offset + dtype.itemsize * math.prod(shape) != record.bytes:
@@ -157,6 +162,8 @@ def _usable(record: FileRecord, classes: int) -> Callable[[np.ndarray], bool] | 
 def _tensors_fault(path: Path) -> str:
     try:
         tensors = safetensors.torch.load_file(path)
-    except Exception:  # what a header may say in place of what it should raises nearly everything
+    except Exception as error:  # what a header may say in place of what it should raises nearly everything
+        if out_of_memory(error):
+            raise
         return "is no file of weights"
     return "" if all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()) else _NOT_FINITE

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from core.errors import FileError
+from core.errors import FileError, out_of_memory
 
 _BLOCK = 2**22  # bytes hashed at once
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -31,21 +31,40 @@ def opened(path: Path, *, links: bool = False) -> Iterator[BinaryIO]:
         links: follow a link, which is fine where the user named the file, and not where a stranger did.
 
     Raises:
-        FileError: if it is missing, is no regular file, or cannot be opened or read.
+        FileError: if it is missing, is no regular file, or cannot be opened; what is raised while it is open passes.
     """
+    with reading(path):
+        descriptor = _descriptor(path, links)
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what the system refuses about a file into a FileError that says so, but for a lack of memory."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileError(path, "is missing") from error
+    except OSError as error:
+        if out_of_memory(error):
+            raise
+        raise FileError(path, f"cannot be read ({error.strerror or type(error).__name__})") from error
+
+
+def _descriptor(path: Path, links: bool) -> int:
     try:
         # Before it is opened, for opening alone can set a device going, and after it, for it may have been swapped.
         _check_regular(path, path.stat() if links else path.lstat())
         descriptor = os.open(path, _FLAGS | (0 if links else getattr(os, "O_NOFOLLOW", 0)))
-        with os.fdopen(descriptor, "rb") as file:
-            _check_regular(path, os.fstat(descriptor))
-            yield file
-    except FileNotFoundError as error:
-        raise FileError(path, "is missing") from error
-    except OSError as error:
-        raise FileError(path, f"cannot be read ({error.strerror or type(error).__name__})") from error
     except ValueError as error:  # a null character in the name
         raise FileError(path, "has no name that a file can have") from error
+    try:
+        _check_regular(path, os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def read_regular(path: Path, limit: int, *, links: bool = False) -> bytes:
@@ -57,9 +76,24 @@ def read_regular(path: Path, limit: int, *, links: bool = False) -> bytes:
         links: follow a link, see `opened`.
 
     Raises:
-        FileError: as `opened` does, and if the file is larger.
+        FileError: as `opened` does, and if the file is larger or cannot be read.
     """
     with opened(path, links=links) as file:
+        return read_open(path, file, limit)
+
+
+def read_open(path: Path, file: BinaryIO, limit: int) -> bytes:
+    """Return the content of an open file, by the same rules as `read_regular`.
+
+    Args:
+        path: of the file, for what is said of it.
+        file: as `opened` gives it.
+        limit: in bytes.
+
+    Raises:
+        FileError: if it is larger, or cannot be read.
+    """
+    with reading(path):
         if os.fstat(file.fileno()).st_size > limit:
             raise _too_large(path, limit)
         content = file.read(limit + 1)  # None where reading would wait, as in some files of /proc

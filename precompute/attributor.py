@@ -7,7 +7,7 @@ import numpy as np
 
 from core.attribution import Attributor
 from core.bundle import MEND, Bundle, check_bundle
-from core.errors import BuildError, BundleError, QueryError
+from core.errors import BuildError, BundleError, QueryError, out_of_memory
 from core.methods import METHODS
 from precompute.models import network_of
 
@@ -83,6 +83,8 @@ def _check_unchanged(attributor: Attributor) -> None:
         inputs = attributor.inputs(np.asarray(bundle.array("test_images")[:_COMPARED]))
         found, layout = attributor.features.outputs(inputs), attributor.features.layout(inputs[:1])
     except (Exception, SystemExit) as error:  # anybody's code, or images that are too small for the network
+        if out_of_memory(error):
+            raise
         raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {error}") from error
     fits = (
         found.logits.shape == stored.shape

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from core.bundle import Bundle, sha256_of
-from core.errors import BuildError, NatscopeError
+from core.errors import BuildError, NatscopeError, out_of_memory
 from precompute.trusted import Code, find
 
 _HIDDEN = (512, 256)
@@ -233,12 +233,17 @@ def _from_factory(code: Code, seed: int) -> nn.Module:
 
 @contextmanager
 def _one_sentence(what: str) -> Iterator[None]:
-    """Turn whatever somebody's code raises into a BuildError: even SystemExit, which would end a session silently."""
+    """Turn whatever somebody's code raises into a BuildError: even SystemExit, which would end a session silently.
+
+    A lack of memory is none of the code's faults, and is raised as it is.
+    """
     try:
         yield
     except (NatscopeError, KeyboardInterrupt):
         raise
     except BaseException as error:
+        if out_of_memory(error):
+            raise
         raise BuildError(f"{what}: {_said(error)}.") from error
 
 

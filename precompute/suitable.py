@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from core.errors import BuildError
+from core.errors import BuildError, out_of_memory
 from core.jacobians import forward_with_penultimate, jacobian_blocks, supported_layers
 from precompute.models import ModelSpec
 
@@ -93,6 +93,8 @@ def check_trains(model: nn.Module, images: Tensor, last: int, spec: ModelSpec) -
             logits = model(images)
             cross_entropy(logits, torch.zeros(len(images), dtype=torch.int64)).backward()
         except (Exception, SystemExit) as error:  # anybody's code
+            if out_of_memory(error):
+                raise
             raise BuildError(
                 f"The network {spec.title} cannot be trained: a step in training mode fails{trail.where(error)}."
             ) from error
@@ -100,6 +102,8 @@ def check_trains(model: nn.Module, images: Tensor, last: int, spec: ModelSpec) -
             try:
                 model(images[:1])
             except (Exception, SystemExit) as error:
+                if out_of_memory(error):
+                    raise
                 raise BuildError(
                     f"The last step of every epoch has one image, with which {spec.title} fails in training mode; "
                     "choose another --batch-size."
@@ -149,6 +153,8 @@ def _run(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail) -> An
         with torch.no_grad():
             return model(images)
     except (Exception, SystemExit) as error:  # anybody's code
+        if out_of_memory(error):
+            raise
         height, width = images.shape[2:]
         if spec.architecture == "mlp":
             pixels = images[0].numel()
@@ -210,6 +216,8 @@ def _blocks(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail, ot
     except ValueError:
         raise
     except (Exception, SystemExit) as error:
+        if out_of_memory(error):
+            raise
         if not others:
             raise BuildError(f"The network {spec.title} cannot be differentiated{trail.where(error)}.") from error
         raise BuildError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from core.bundle import write_atomically
-from core.errors import BuildError
+from core.errors import BuildError, out_of_memory
 from core.images import ImageInputs
 from core.jacobians import convolves
 
@@ -282,6 +282,8 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ide
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
+        if out_of_memory(error):
+            raise
         raise BuildError(f"The checkpoint {path} is damaged; delete it to train from the start.") from error
     if metadata.get("identity") != identity:
         raise BuildError(

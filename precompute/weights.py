@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from core.errors import BuildError
+from core.errors import BuildError, out_of_memory
 from precompute.models import ModelSpec
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys under which training scripts keep weights
@@ -39,6 +39,8 @@ def load_weights(model: nn.Module, path: Path, spec: ModelSpec) -> None:
             pickled = file.read(2).startswith(_TORCH)
         found = _state_of(_unpickled(path), path) if pickled else safetensors.torch.load_file(path)
     except OSError as error:
+        if out_of_memory(error):
+            raise
         raise BuildError(f"The weights in {path} cannot be read: {error.strerror or error}.") from error
     except safetensors.SafetensorError as error:
         raise BuildError(f"{path} is no safetensors file of weights, nor one of torch.save.") from error
@@ -47,6 +49,8 @@ def load_weights(model: nn.Module, path: Path, spec: ModelSpec) -> None:
     try:
         model.load_state_dict(weights)
     except (Exception, SystemExit) as error:  # modules of one's own may refuse in any way
+        if out_of_memory(error):
+            raise
         fault = _fault(model, weights) or str(error).strip().splitlines()[-1].strip().rstrip(".")
         raise BuildError(
             f"The weights in {path} do not fit the network {spec.title}: {fault}; {_mend(spec)}."
@@ -59,6 +63,8 @@ def _unpickled(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of pickle, zipfile and torch
+        if out_of_memory(error):
+            raise
         if "weights_only" in str(error):  # torch's advice is to load it anyway
             raise BuildError(
                 f"{path} holds something else than weights, such as a whole network, and loading that could run any "

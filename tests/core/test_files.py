@@ -1,3 +1,4 @@
+import errno
 import os
 import socket
 
@@ -5,7 +6,7 @@ import pytest
 
 from core import files
 from core.errors import FileError
-from core.files import opened, read_regular, size
+from core.files import opened, read_regular, reading, size
 
 
 @pytest.fixture
@@ -102,3 +103,27 @@ def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path, name, fault):
 )
 def test_a_size_has_the_unit_that_fits_it(number, words):
     assert size(number) == words
+
+
+@pytest.mark.parametrize("error", [ValueError("theirs"), FileNotFoundError("theirs"), PermissionError("theirs")])
+def test_what_is_raised_while_a_file_is_open_passes(file, error):
+    with pytest.raises(type(error), match=r"^theirs$"), opened(file):
+        raise error
+
+
+def test_a_file_that_cannot_be_read_is_named_unless_memory_is_what_lacks(file):
+    with pytest.raises(FileError, match=rf"^{file} cannot be read \(Input/output error\)\.$"), reading(file):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(OSError, match="Cannot allocate memory"), reading(file):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+def test_a_file_that_is_no_regular_one_after_all_is_closed(file, monkeypatch):
+    made, os_open = [], os.open
+    monkeypatch.setattr(files.os, "open", lambda *all: made.append(os_open(*all)) or made[-1])
+    monkeypatch.setattr(files.os, "fstat", lambda descriptor: file.parent.stat())
+    with pytest.raises(FileError, match=r"is a folder and no regular file"):
+        read_regular(file, 10)
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(made[0])

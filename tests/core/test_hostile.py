@@ -1,9 +1,11 @@
 """Bundles that a stranger made to harm: each is one sentence, in `verify` and in use, and harms no other bundle."""
 
+import errno
 import json
 import os
 import shutil
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -341,6 +343,72 @@ def test_a_files_bytes_are_read_once_and_again_when_it_changes(path, monkeypatch
     with pytest.raises(BundleError, match=r"'features\.npy' does not have the recorded checksum"):
         Bundle(path).array("features")
     assert read == ["features.npy"] * 2
+
+
+def test_a_file_dated_in_the_future_is_read_once_too(path, monkeypatch):
+    read, parsed, through, parse = [], [], file_checks._read_through, Manifest.from_json
+    later = time.time_ns() + 10**18
+    for file in (path / "features.npy", path / MANIFEST):
+        os.utime(file, ns=(later, later))
+    monkeypatch.setattr(file_checks.time, "time_ns", lambda: path.joinpath(MANIFEST).stat().st_ctime_ns + 10**9)
+    monkeypatch.setattr(file_checks, "_read_through", lambda *all: read.append(all[1].name) or through(*all))
+    monkeypatch.setattr(Manifest, "from_json", lambda text: parsed.append(text) or parse(text))
+    for _ in range(3):
+        Bundle(path).array("features")
+    assert (read, len(parsed)) == (["features.npy"], 1)
+
+
+def test_a_file_that_changed_a_moment_ago_is_read_again(path, monkeypatch):
+    read, through = [], file_checks._read_through
+    monkeypatch.setattr(file_checks.time, "time_ns", lambda: (path / "features.npy").stat().st_ctime_ns + 10)
+    monkeypatch.setattr(file_checks, "_read_through", lambda *all: read.append(all[1].name) or through(*all))
+    for _ in range(2):
+        Bundle(path).array("features")
+    assert read == ["features.npy"] * 2
+
+
+def _raising(error):
+    def fail(*arguments, **settings):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "safetensors.torch.load_file",
+        "core.files.os.open",
+        "core.bundle.Manifest.from_json",
+        "core.file_checks._usable",
+        "numpy.lib.format.read_magic",
+        "numpy.memmap",
+        "core.bundle.InnerProductIndex.load",
+        "torch.nn.Module.load_state_dict",
+        "core.attribution.Attributor.inputs",
+    ],
+)
+def test_a_lack_of_memory_is_no_damage_and_passes(path, monkeypatch, lacking):
+    def use():
+        open_attributor(path).bundle.index("index_0")
+
+    monkeypatch.setattr(file_checks, "_TICK", 0)
+    for error in (MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory"), RuntimeError("std::bad_alloc")):
+        with monkeypatch.context() as patch:
+            patch.setattr(lacking, _raising(error))
+            with pytest.raises(type(error)):
+                use()
+    use()
+
+
+@pytest.mark.parametrize("kind", ["-", "a**", "(lambda:"])
+def test_a_header_that_pythons_parser_has_no_memory_for_is_damage(path, kind):
+    header = (kind * 9000)[:9000].encode() + b"\n"
+    file = path / "features.npy"
+    file.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    recorded_anew(path, "features")
+    with pytest.raises(BundleError, match=r"'features\.npy' is no array of the recorded shape and type"):
+        Bundle(path).array("features")
 
 
 def test_a_manifest_is_read_once_as_long_as_it_is_the_same(path, monkeypatch):

@@ -255,3 +255,9 @@ def test_a_name_that_no_module_can_have_is_one_sentence(name):
         _built(name)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 200
+
+
+def test_a_lack_of_memory_is_no_fault_of_a_factory(module):
+    for text in ("raise MemoryError", "def net():\n    raise MemoryError"):
+        with pytest.raises(MemoryError):
+            _built(f"{module(text)}:net")

@@ -218,3 +218,14 @@ def test_training_is_tried_in_training_mode():
         assert sentence in str(caught.value)
         assert "\n" not in str(caught.value)
     check_trains(_with(single, flat=nn.BatchNorm1d(6)), _images(), 2, _SPEC)
+
+
+def test_a_lack_of_memory_is_no_fault_of_a_network():
+    def forward(self, x):
+        raise MemoryError
+
+    model = _with(forward)
+    with pytest.raises(MemoryError):
+        check_suitable(model, _images(), 4, _SPEC)
+    with pytest.raises(MemoryError):
+        check_trains(model, _images(), 0, _SPEC)
