@@ -1,7 +1,7 @@
 """Figures of the Compare page: the matrix of agreement, and the comparison as a picture to take away."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -60,7 +60,7 @@ def agreement(matrix: np.ndarray, titles: Sequence[str], *, dark: bool) -> go.Fi
 def comparison_file(
     queries: Sequence[QueryImage],
     rows: Sequence[Sequence[Row]],
-    images: np.ndarray,
+    images: Mapping[int, np.ndarray] | np.ndarray,
     classes: tuple[str, ...],
     *,
     kind: str,
@@ -70,7 +70,7 @@ def comparison_file(
     Args:
         queries: the queries.
         rows: for each query, the rows of the same methods.
-        images: (N, H, W) or (N, H, W, 3) uint8, all training images.
+        images: of every training index in the rows, (H, W) or (H, W, 3) uint8.
         classes: names by label.
         kind: a key of `FORMATS`; PNG has 300 dots an inch.
     """

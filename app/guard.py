@@ -2,7 +2,7 @@
 
 import re
 from base64 import b64encode
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -12,13 +12,15 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from streamlit import runtime
 
 from app.listen import is_address
 
 MAX_VISITORS = 200  # websockets open at the same time: each holds a session with its state in memory
 MAX_UPLOADS = 4  # files of a session in memory at the same time; a page deletes one when another takes its place
+MAX_ALL_UPLOADS = 80  # of all sessions together, up to a gigabyte
 
-_UPLOAD = re.compile(r"/_stcore/upload_file/([^/]+)/([^/]+)$")
+_UPLOAD = re.compile(r"/_stcore/upload_file/([^/]+)/")
 
 _OTHER_HOST = "This server answers to its own names alone. Start it with --allowed-host NAME to give it another."
 _OTHER_ORIGIN = "Pages of another origin cannot use this server."
@@ -43,7 +45,7 @@ class Guard:
         self._any_address = any_address
         self._headers = HEADERS | {"Content-Security-Policy": policy}
         self._visitors = 0
-        self._uploads: OrderedDict[str, set[str]] = OrderedDict()  # names of files, by session
+        self._coming: Counter[str] = Counter()  # uploads that are on their way, by session
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or refuse it; the events of the server's life pass as they are."""
@@ -62,29 +64,34 @@ class Guard:
             await _refuse(400, _OTHER_HOST, scope, receive, send_with_headers)
         elif origin is not None and origin.partition("://")[2].lower() != host.lower():
             await _refuse(403, _OTHER_ORIGIN, scope, receive, send_with_headers)
-        elif scope["type"] == "http" and not self._has_room(scope):
-            await _refuse(429, "Too many uploads; reload the page.", scope, receive, send_with_headers)
+        elif scope["type"] == "http" and scope["method"] != "DELETE" and (upload := _UPLOAD.search(scope["path"])):
+            await self._upload(upload[1], scope, receive, send_with_headers)
         elif scope["type"] == "http":
             await self._app(scope, receive, send_with_headers)
         else:
             await self._visit(scope, receive, send)
 
-    def _has_room(self, scope: Scope) -> bool:
-        """Note an upload or its deletion; False for a session whose files are too many."""
-        if not (upload := _UPLOAD.search(scope["path"])):
-            return True
-        session, file = upload.groups()
-        if scope["method"] == "DELETE":
-            self._uploads.get(session, set()).discard(file)
-        elif scope["method"] in ("PUT", "POST"):
-            files = self._uploads.setdefault(session, set())
-            self._uploads.move_to_end(session)
-            while len(self._uploads) > 2 * MAX_VISITORS:
-                self._uploads.popitem(last=False)
-            if len(files | {file}) > MAX_UPLOADS:
-                return False
-            files.add(file)
-        return True
+    async def _upload(self, session: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass an upload on where there is room for it, those on their way counted."""
+        held = self._held()
+        if held[session] >= MAX_UPLOADS:
+            await _refuse(429, "Too many uploads; reload the page.", scope, receive, send)
+        elif held.total() >= MAX_ALL_UPLOADS:
+            await _refuse(503, "Too many uploads; try again later.", scope, receive, send)
+        else:
+            self._coming[session] += 1
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._coming -= Counter([session])  # which leaves no zero behind
+
+    def _held(self) -> Counter[str]:
+        """Return how many files of each session are in memory or on their way there."""
+        held = Counter(self._coming)
+        if runtime.exists():
+            stored: Any = runtime.get_instance().uploaded_file_mgr
+            held.update({session: len(files) for session, files in list(stored.file_storage.items())})
+        return held
 
     async def _visit(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._visitors >= MAX_VISITORS:

@@ -1,6 +1,5 @@
 """Work for worker processes, in lanes: a bounded queue, one run a key for all visitors, dropped when nobody waits."""
 
-import itertools
 import threading
 import time
 from collections import OrderedDict
@@ -12,8 +11,9 @@ from core.errors import NatscopeError, QueryError
 
 _LOOK = 1.0  # seconds between two looks whether anybody still waits
 _GRACE = 10.0  # seconds without any session before a job is dropped: whoever reloads a page comes back as another one
-_TRIES = 2  # of a task whose process was lost, or had no memory left beside its caches
-_LIVE = ("queued", "running")
+_TRIES = 2
+_HOPELESS = 300.0  # seconds for which a job that took too much is not tried again
+_OVERHEAD = 4000  # bytes of a job beside its result
 _TOO_MUCH = (
     "This takes longer, or more memory, than a worker of this server may take; `natscope app --memory GB` allows more "
     "memory."
@@ -29,21 +29,28 @@ class Job:
         Args:
             key: everything that the result depends on.
             task: a module's function, called with a progress function and the arguments in a worker process.
-            arguments: of the task.
+            arguments: of the task; let go when it ends.
         """
         self.key, self.task, self.arguments = key, task, arguments
-        self.state = "queued"  # then "running", and "done", "failed" or "stopped"
+        self.state = "queued"  # then "running", perhaps "stopping", and "done", "failed" or "stopped"
         self.stage, self.steps, self.total = "", 0, 1
         self.result: Any = None
+        self.size = _OVERHEAD  # bytes
         self.error: NatscopeError | None = None
+        self.hopeless_until = 0.0
         self.sessions: set[str] = set()  # that wait for it
-        self.seen = time.monotonic()  # when one of these was last there
+        self.missed: float | None = None  # when none of these was found any more
         self.finished = threading.Event()
 
     @property
     def live(self) -> bool:
         """Whether it is queued or running."""
-        return self.state in _LIVE
+        return self.state in ("queued", "running")
+
+    @property
+    def again(self) -> bool:
+        """Whether asking once more makes sense: it failed or was stopped, and did not just take too much."""
+        return self.state in ("failed", "stopped") and time.monotonic() >= self.hopeless_until
 
     @property
     def share(self) -> float:
@@ -54,11 +61,18 @@ class Job:
         """Record a step."""
         self.stage, self.steps, self.total = stage, done, total
 
+    def end(self, state: str, result: Any = None, size: int = 0, error: NatscopeError | None = None) -> None:
+        """Keep what came of it."""
+        self.state, self.result, self.error = state, result, error
+        self.size += size
+        self.arguments = ()
+        self.finished.set()
+
     def value(self) -> Any:
         """Return the result of a finished job.
 
         Raises:
-            NatscopeError: if it failed, or was stopped by somebody else.
+            NatscopeError: if it failed, or was stopped.
         """
         if self.error is not None:
             raise self.error
@@ -79,6 +93,7 @@ class Lane:
         one_each: bool = False,
         seconds: float | None = None,
         too_much: str = "",
+        tries: int = _TRIES,
         alive: Callable[[str], bool] = lambda session: True,
     ) -> None:
         """Start a thread a worker; their processes start when they are needed.
@@ -86,17 +101,20 @@ class Lane:
         Args:
             workers: at least one.
             longest: how many jobs may wait.
-            kept: how many finished jobs are remembered.
+            kept: how many bytes of results are remembered.
             one_each: whether a session may have one live job only.
             seconds: that a job may take.
             too_much: the sentence for one that takes longer, or more memory than a worker may take.
+            tries: of a task whose process was lost, or had no memory left beside its caches.
             alive: whether a session is still there; the jobs of one that is gone are dropped.
         """
         self._longest, self._kept, self._one_each = longest, kept, one_each
         self._seconds, self._too_much, self._alive = seconds, too_much or _TOO_MUCH, alive
+        self._tries = tries
         self._jobs: OrderedDict[Hashable, Job] = OrderedDict()
         self._queue: list[Job] = []
-        self._changed = threading.Condition()
+        self._busy = 0  # workers
+        self._changed = threading.Condition(threading.RLock())
         for worker in workers:
             threading.Thread(target=self._work, args=(worker,), daemon=True, name="natscope-lane").start()
 
@@ -119,7 +137,7 @@ class Lane:
         """
         with self._changed:
             job = self._jobs.get(key)
-            if job is None or job.state in ("failed", "stopped"):
+            if job is None or job.again:
                 self._check_room(session)
                 job = self._jobs[key] = Job(key, task, arguments)
                 self._queue.append(job)
@@ -127,28 +145,25 @@ class Lane:
             self._jobs.move_to_end(key)
             if job.live:
                 job.sessions.add(session)
-            self._forget()
             return job
 
-    def join(self, job: Job, session: str) -> None:
-        """Wait for a job that another session started."""
+    def adopt(self, job: Job, session: str) -> None:
+        """Wait for a live job whose own sessions are all gone, such as that of a page before it was reloaded."""
         with self._changed:
-            if job.live:
-                job.sessions.add(session)
+            if job.live and not self._awaited(job):
+                job.sessions, job.missed = {session}, None
 
     def leave(self, job: Job, session: str) -> None:
         """Wait no longer: a job that nobody else waits for is dropped, or stops at its next step."""
         with self._changed:
             job.sessions.discard(session)
-            if not job.sessions and job in self._queue:
-                self._queue.remove(job)
-                self._end(job, "stopped")
+            if not job.sessions:
+                self._drop(job)
 
     def ahead(self, job: Job) -> int:
         """Return how many jobs will be done before a queued one starts, those that run among them."""
         with self._changed:
-            running = sum(other.state == "running" for other in self._jobs.values())
-            return running + self._queue.index(job) if job in self._queue else 0
+            return self._busy + self._queue.index(job) if job in self._queue else 0
 
     def _check_room(self, session: str) -> None:
         self._drop_forsaken()
@@ -159,25 +174,40 @@ class Lane:
         if len(self._queue) >= self._longest:
             raise QueryError("Too many computations are waiting; try again in a minute.")
 
-    def _drop_forsaken(self) -> None:
-        for job in [job for job in self._queue if self._forsaken(job)]:
-            self._queue.remove(job)
-            self._end(job, "stopped")
+    def _awaited(self, job: Job) -> bool:
+        return any(map(self._alive, job.sessions))
 
     def _forsaken(self, job: Job) -> bool:
-        if any(self._alive(session) for session in tuple(job.sessions)):
-            job.seen = time.monotonic()
+        now = time.monotonic()
+        if self._awaited(job):
+            job.missed = None
             return False
-        return not job.sessions or time.monotonic() - job.seen > _GRACE
+        job.missed = now if job.missed is None else job.missed
+        return not job.sessions or now - job.missed > _GRACE
+
+    def _drop(self, job: Job) -> None:
+        """Let nobody join a job any more; the worker of one that runs stops it."""
+        if self._jobs.get(job.key) is job and job.live:
+            del self._jobs[job.key]
+        if job in self._queue:
+            self._queue.remove(job)
+            job.end("stopped")
+        elif job.state == "running":
+            job.state = "stopping"
+
+    def _drop_forsaken(self) -> None:
+        for job in list(filter(self._forsaken, self._queue)):
+            self._drop(job)
 
     def _forget(self) -> None:
-        finished = (key for key, job in self._jobs.items() if not job.live)  # the oldest first
-        for key in list(itertools.islice(finished, max(0, len(self._jobs) - self._kept))):
-            del self._jobs[key]
-
-    def _end(self, job: Job, state: str) -> None:
-        job.state = state
-        job.finished.set()
+        """Let go of the oldest results beyond what is kept."""
+        total = sum(job.size for job in self._jobs.values())
+        for key, job in list(self._jobs.items()):
+            if total <= self._kept:
+                return
+            if not job.live:
+                total -= job.size
+                del self._jobs[key]
 
     def _work(self, worker: Worker) -> None:
         while True:
@@ -188,45 +218,52 @@ class Lane:
                     self._drop_forsaken()
                 job = self._queue.pop(0)
                 job.state, job.stage = "running", "Starting"
-            job.error, job.result = self._done(worker, job)
+                self._busy += 1
+            state, result, size, error = self._done(worker, job)
             with self._changed:
-                state = "failed" if job.error else "done"
-                if isinstance(job.error, _StoppedError):
-                    job.error, state = None, "stopped"
-                self._end(job, state)
+                self._busy -= 1
+                job.end(state, result, size, error)
+                self._forget()
 
-    def _done(self, worker: Worker, job: Job) -> tuple[NatscopeError | None, Any]:
+    def _done(self, worker: Worker, job: Job) -> tuple[str, Any, int, NatscopeError | None]:
         looked = time.monotonic()
 
         def stopped() -> bool:
             nonlocal looked
-            if job.sessions and time.monotonic() - looked < _LOOK:
-                return False
-            looked = time.monotonic()
-            return self._forsaken(job)
+            if time.monotonic() - looked > _LOOK:
+                looked = time.monotonic()
+                with self._changed:
+                    self._drop_forsaken()
+                    if self._forsaken(job):
+                        self._drop(job)
+            return job.state == "stopping"
 
-        for attempt in itertools.count(1):
+        for last in (False,) * (self._tries - 1) + (True,):
             try:
-                found = worker.run(
+                found, size = worker.run(
                     job.task, *job.arguments, progress=job.progress, stopped=stopped, seconds=self._seconds
                 )
-                return None, found
+                return "done", found, size, None
             except Stopped:
-                return _StoppedError(), None
+                return "stopped", None, 0, None
             except TookTooLong:
-                return QueryError(self._too_much), None
+                return self._hopeless(job)
             except OutOfMemory:
-                if attempt == _TRIES:
-                    return QueryError(self._too_much), None
+                if last:
+                    return self._hopeless(job)
             except WorkerLost:
-                if attempt == _TRIES:
-                    return QueryError("The process that computed this was ended from outside; ask again."), None
+                if last:
+                    return _failed(QueryError("The process that computed this was ended from outside; ask again."))
             except NatscopeError as error:
-                return error, None
+                return _failed(error)
             except Exception as error:  # what cannot be pickled, or a system that starts no process
-                return QueryError(f"This could not be computed: {type(error).__name__}."), None
+                return _failed(QueryError(f"This could not be computed: {type(error).__name__}."))
         raise AssertionError
 
+    def _hopeless(self, job: Job) -> tuple[str, Any, int, NatscopeError | None]:
+        job.hopeless_until = time.monotonic() + _HOPELESS
+        return _failed(QueryError(self._too_much))
 
-class _StoppedError(NatscopeError):
-    """The job was stopped."""
+
+def _failed(error: NatscopeError) -> tuple[str, Any, int, NatscopeError | None]:
+    return "failed", None, 0, error

@@ -1,9 +1,11 @@
 """What all visitors share: open bundles, the lanes of work, and the answers that were found."""
 
+import contextlib
 import functools
 import gc
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -24,28 +26,40 @@ from core.attribution import Capabilities
 from core.bundle import MANIFEST, Bundle, find_bundles
 from core.cache import BoundedCache
 from core.comparison import Row
-from core.errors import BundleError
+from core.errors import BundleError, NatscopeError
 from core.methods import METHODS
 from core.pool import LARGEST_GRAM
 
 _PATIENCE = 0.4  # seconds without an answer after which progress is shown
 _LOOK, _LATER, _SOON = 0.15, 0.6, 3.0  # seconds between two looks at a job, and after `_SOON` between later ones
-_QUICK_SECONDS = 30.0
+_QUICK_SECONDS, _DRAWING_SECONDS = 30.0, 120.0
+_READERS = 2  # processes that read uploaded files, so that one slow file holds up fewer
+_KEPT = 64 * 2**20  # bytes of results that a lane remembers
+_MOST_ROWS = 1024  # rows of comparisons that are remembered for a bundle
 _TIDIED = 30.0  # seconds between two searches for garbage
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """Where work is done: `quick` what a click waits for, `heavy` what takes long, `uploads` strangers' files."""
+    """Where work is done: what a click waits for, what takes long, figures to download, and strangers' files."""
 
     quick: Lane
     heavy: Lane
+    figures: Lane
     uploads: Lane
 
 
-@functools.cache
 def lanes() -> Lanes:
     """Return the lanes of this server; their processes start when they are needed."""
+    with _lanes_guard:
+        return _lanes()
+
+
+_lanes_guard = threading.Lock()
+
+
+@functools.cache
+def _lanes() -> Lanes:
     jobs, memory = jobs_allowed(), memory_allowed()
     threads = max(1, (os.cpu_count() or 1) // (2 * jobs))
 
@@ -53,12 +67,14 @@ def lanes() -> Lanes:
         return [Worker(memory=memory, threads=threads, low_priority=low_priority) for _ in range(jobs)]
 
     return Lanes(
-        Lane(workers(low_priority=False), longest=200, kept=2000, seconds=_QUICK_SECONDS, alive=_alive),
-        Lane(workers(low_priority=True), longest=20, kept=64, one_each=True, alive=_alive),
+        Lane(workers(low_priority=False), longest=200, kept=_KEPT, seconds=_QUICK_SECONDS, alive=_alive),
+        Lane(workers(low_priority=True), longest=20, kept=_KEPT, one_each=True, alive=_alive),
+        Lane([Worker(memory=memory, low_priority=True)], longest=20, kept=0, seconds=_DRAWING_SECONDS, alive=_alive),
         Lane(
-            [Worker(memory=uploads.MEMORY)],
+            [Worker(memory=uploads.MEMORY) for _ in range(_READERS)],
             longest=50,
             kept=0,
+            tries=1,
             seconds=uploads.SECONDS,
             too_much=uploads.TOO_MUCH,
             alive=_alive,
@@ -122,6 +138,17 @@ def read_upload(data: bytes, filename: str, form: dict[str, Any]) -> uploads.Upl
     return ask(lanes().uploads, key, uploads.read_task, data, filename, form)
 
 
+def draw(function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """Return what a figure's function returns, drawn in a process of its own.
+
+    Args:
+        function: of a module `app.figures…`.
+        arguments: of the function; no memory map, for its file would be sent whole.
+        settings: likewise, by keyword.
+    """
+    return ask(lanes().figures, object(), tasks.draw, function, arguments, settings)
+
+
 def bundle_paths() -> dict[str, Path]:
     """Return the bundles that are served, by folder name.
 
@@ -158,7 +185,7 @@ class Served(Capabilities):
         self.test_labels = np.asarray(self.bundle.array("test_labels"))
         self.linear: bool = self._ask("linear", (), tasks.linear)
         self._large = int(np.bincount(self.train_labels).max(initial=0)) > LARGEST_GRAM
-        self._rows: BoundedCache[Row] = BoundedCache(2048)
+        self._rows: BoundedCache[Row] = BoundedCache(_MOST_ROWS)
 
     def query(self, origin: str, index: int) -> QueryImage:
         """Return a "test" or "train" image as a query; raises QueryError if there is none."""
@@ -228,8 +255,9 @@ def served(path: Path) -> Served:
 def warm() -> None:
     """Let a worker of the quick lane open the served bundles, without waiting for it."""
     for path in bundle_paths().values():
-        place = _place(path)
-        lanes().quick.start(("warm", place), tasks.linear, place, session="")
+        with contextlib.suppress(NatscopeError):  # pages say what is wrong
+            key = ("linear", Bundle(path).identity, ())
+            lanes().quick.start(key, tasks.linear, _place(path), session="")
 
 
 def _place(path: Path) -> tasks.Place:

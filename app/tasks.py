@@ -57,7 +57,7 @@ class Chosen:
     blind_nats: np.ndarray
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _opened(place: Place) -> Attributor:
     return open_attributor(place.path)
 
@@ -65,10 +65,6 @@ def _opened(place: Place) -> Attributor:
 @lru_cache(maxsize=1)  # up to some GB: all training images' covariances
 def _coresets(place: Place) -> Coresets:
     return Coresets(_opened(place))
-
-
-def nothing(progress: Progress) -> None:
-    """Do nothing, so that a process is there when it is needed."""
 
 
 def linear(progress: Progress, place: Place) -> bool:
@@ -233,6 +229,11 @@ def removals(
                 kept.get(name, lambda part=part: part)  # type: ignore[misc]
         answers.append(kept[name]["answer"] if name in kept else part["answer"])
     return answers
+
+
+def draw(progress: Progress, function: Callable[..., Any], arguments: tuple[Any, ...], settings: dict[str, Any]) -> Any:
+    """Draw a figure."""
+    return function(*arguments, **settings)
 
 
 def _backdoor(place: Place) -> Backdoor:

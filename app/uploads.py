@@ -71,7 +71,7 @@ def read_apart(data: bytes, filename: str, form: dict[str, Any]) -> Upload:
     """
     worker = Worker(memory=MEMORY)
     try:
-        return worker.run(read_task, data, filename, form, seconds=SECONDS)
+        return worker.run(read_task, data, filename, form, seconds=SECONDS)[0]
     except (TookTooLong, OutOfMemory, WorkerLost) as error:
         raise QueryError(TOO_MUCH) from error
     finally:

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from core.errors import NatscopeError, QueryError, out_of_memory
@@ -70,8 +71,8 @@ class Worker:
         progress: Progress = lambda stage, done, total: None,
         stopped: Callable[[], bool] = lambda: False,
         seconds: float | None = None,
-    ) -> Any:
-        """Return what `task(progress, *arguments)` returns in the process.
+    ) -> tuple[Any, int]:
+        """Return what `task(progress, *arguments)` returns in the process, and how many bytes it takes.
 
         Args:
             task: a function of a module.
@@ -90,13 +91,14 @@ class Worker:
             connection.send((task, arguments))
             while True:
                 if connection.poll(_LOOK):
-                    kind, value = connection.recv()
+                    data = connection.recv_bytes()
+                    kind, value = ForkingPickler.loads(data)
                     if kind == "begun":
                         began, allowed = time.monotonic(), math.inf if seconds is None else seconds
                     elif kind == "progress":
                         progress(*value)
                     else:
-                        return self._outcome(kind, value)
+                        return self._outcome(kind, value), len(data)
                 now = time.monotonic()
                 if now - began > allowed:
                     self.kill()

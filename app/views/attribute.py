@@ -331,7 +331,7 @@ def _downloads(
             "image/png",
             ":material/image:",
             "The figure, in print quality.",
-            lambda: ranking_png(query, images, result, method, classes),
+            lambda: shared.draw(ranking_png, query, images, result, method, classes),
         ),
         ("CSV", "text/csv", ":material/table:", "The ranking as a table.", lambda: _table(result, classes)),
         (

@@ -15,7 +15,7 @@ from app.grid import data_uri
 from app.shared import Served
 from app.views.bundle import choose_bundle
 from app.views.compare_results import agreement_section, downloads
-from app.views.notice import warn
+from app.views.notice import complain, warn
 from app.views.query import picker
 from app.views.stability import stability
 from core.answers import QueryImage
@@ -51,15 +51,21 @@ def page() -> None:
             st.info("Choose at least two methods to compare.", icon=":material/compare:")
             return
         requests = [view.request(name) for name in methods]
-        rows = [attributor.compare(query, requests, view.sigma2) for query in queries]
-        for place, (query, block) in enumerate(zip(queries, rows, strict=True)):
+        try:
+            rows = [attributor.compare(query, requests, view.sigma2) for query in queries]
+        except QueryError as error:  # a computation further down may be what it waits for, and can be stopped there
+            complain(error)
+            rows = []
+        for place, (query, block) in enumerate(zip(queries, rows, strict=False)):
             _block(attributor, query, block, place)
-        st.caption(
-            "An image that several methods chose has one colour and letter in all their rows. Click any image to make "
-            "it the query."
-        )
-        downloads(attributor, queries, rows, view)
-    agreement_section(attributor, rows, view)
+        if rows:
+            st.caption(
+                "An image that several methods chose has one colour and letter in all their rows. Click any image to "
+                "make it the query."
+            )
+            downloads(attributor, queries, rows, view)
+    if rows:
+        agreement_section(attributor, rows, view)
     stability(attributor, view.query, queries[0], requests)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import escape, words
+from app import escape, shared, words
 from app.comparison_link import ComparisonView
 from app.figures_comparison import FORMATS, agreement, comparison_file
 from app.shared import Served
@@ -78,7 +78,9 @@ def downloads(
     bundle = attributor.bundle
 
     def picture(kind: str) -> bytes:
-        return comparison_file(queries, rows, bundle.array("train_images"), bundle.classes, kind=kind)
+        stored = bundle.array("train_images")
+        images = {index: np.asarray(stored[index]) for block in rows for row in block for index in row.picks}
+        return shared.draw(comparison_file, queries, rows, images, bundle.classes, kind=kind)
 
     with st.container(horizontal=True, vertical_alignment="center"):
         for kind, mime in FORMATS.items():

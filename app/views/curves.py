@@ -192,7 +192,7 @@ def _downloads(attributor: Served, view: CurvesView, panels: Sequence[tuple[str,
         return json.dumps(data, indent=2, allow_nan=False)
 
     offers: list[tuple[str, str, Callable[[], Any]]] = [
-        (kind, mime, lambda kind=kind: curves_file(panels, kind=kind))  # type: ignore[misc]
+        (kind, mime, lambda kind=kind: shared.draw(curves_file, panels, kind=kind))  # type: ignore[misc]
         for kind, mime in FORMATS.items()
     ]
     offers += [("CSV", "text/csv", table), ("JSON", "application/json", everything)]

@@ -31,10 +31,9 @@ def run_job(
         label: of the button that starts it.
         icon: of the button.
     """
-    job, refused = shared.lanes().heavy.get(key), f"{name}_refused"
-    left = job is not None and st.session_state.get(f"{name}_left") is job
-    if job is not None and job.live and not left:
-        shared.lanes().heavy.join(job, shared.session())  # who sees it waits for it, after a reload too
+    job, refused, stopped = shared.lanes().heavy.get(key), f"{name}_refused", f"{name}_stopped"
+    if job is not None:
+        shared.lanes().heavy.adopt(job, shared.session())
     if job is not None and job.state == "done":
         return job.result
     if job is not None and job.live and shared.session() in job.sessions:
@@ -44,7 +43,7 @@ def run_job(
         warn(said, icon=":material/hourglass_top:")
     elif job is not None and job.error:
         complain(job.error)
-    elif job is not None and (left or job.state == "stopped"):
+    elif st.session_state.pop(stopped, None) == key:
         st.caption("Stopped.")
 
     def start() -> None:
@@ -69,5 +68,5 @@ def _watch(job: Job, name: str) -> None:
 
 
 def _stop(job: Job, name: str) -> None:
-    st.session_state[f"{name}_left"] = job
+    st.session_state[f"{name}_stopped"] = job.key
     shared.lanes().heavy.leave(job, shared.session())

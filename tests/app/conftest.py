@@ -63,13 +63,13 @@ class _Here:
                 raise Stopped
             progress(*step)
 
-        return task(tell, *arguments)
+        return task(tell, *arguments), 0
 
 
 @pytest.fixture
 def here(monkeypatch):
     """Let the app work in this process, with lanes that nobody has used."""
-    own = shared.Lanes(*(Lane([_Here()], longest=20, kept=64, seconds=60.0) for _ in range(3)))
+    own = shared.Lanes(*(Lane([_Here()], longest=20, kept=2**20, seconds=60.0) for _ in range(4)))
     monkeypatch.setattr(shared, "lanes", lambda: own)
 
 

@@ -1,9 +1,12 @@
 """Who gets an answer of the server, and what a page of its may load."""
 
+import asyncio
 import http.client
 import re
 import signal
 import socket
+from collections import defaultdict
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -246,25 +249,39 @@ def test_a_host_is_allowed_by_name_or_as_an_address(host, any_address, allowed):
     assert is_allowed(host, LOOPBACK, any_address=any_address) == allowed
 
 
-def test_the_files_of_a_session_are_bounded():
-    asked, told = [], []
+def test_the_files_of_a_session_are_bounded(monkeypatch):
+    """Files count while they are on their way and while Streamlit holds them, whatever is deleted or refused."""
+    stored, told, gate = defaultdict(dict), [], asyncio.Event()
+    held = SimpleNamespace(uploaded_file_mgr=SimpleNamespace(file_storage=stored))
+    monkeypatch.setattr("app.guard.runtime", SimpleNamespace(exists=lambda: True, get_instance=lambda: held))
 
     async def app(scope, receive, send):
-        asked.append(scope["path"])
+        *_, session, file = scope["path"].split("/")
+        await gate.wait()
+        if scope["method"] == "PUT" and session in ("one", "two"):  # Streamlit refuses sessions that are none
+            stored[session][file] = b""
 
     async def send(message):
-        told.append(message.get("status"))
+        if message["type"] == "http.response.start":
+            told.append(message["status"])
 
     def request(method, session, file):
         path = f"/_stcore/upload_file/{session}/{file}"
-        scope = {"type": "http", "method": method, "path": path, "headers": [(b"host", b"localhost")]}
-        finished(guard(scope, None, send))
+        return guard({"type": "http", "method": method, "path": path, "headers": [(b"host", b"localhost")]}, None, send)
+
+    async def attack():
+        coming = [asyncio.create_task(request("PUT", "one", file)) for file in range(10)]
+        await asyncio.sleep(0)
+        assert told.count(429) == 10 - MAX_UPLOADS
+        gate.set()
+        await asyncio.gather(*coming)
+        for number in range(300):
+            await request("PUT", f"none-{number}", 0)
+            await request("DELETE", "one", number)  # which this app refuses
+            await request("PUT", "one", f"more-{number}")
+        await request("PUT", "two", 0)
 
     guard = Guard(app, hosts=LOOPBACK, any_address=False, policy="")
-    for file in range(MAX_UPLOADS + 2):
-        request("PUT", "one", file)
-    assert (len(asked), told.count(429)) == (MAX_UPLOADS, 2)
-    request("DELETE", "one", 0)
-    request("PUT", "one", "more")
-    request("PUT", "two", 0)
-    assert (len(asked), told.count(429)) == (MAX_UPLOADS + 3, 2)
+    asyncio.run(attack())
+    assert (len(stored["one"]), len(stored["two"])) == (MAX_UPLOADS, 1)
+    assert guard._held().total() == MAX_UPLOADS + 1

@@ -14,6 +14,10 @@ def count(progress, number):
     return number
 
 
+def give(progress, size):
+    return bytes(size)
+
+
 def search_path(progress):
     return sys.path
 
