@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from core.backdoor import Backdoor, attack_success
 from core.bundle import Bundle
 from core.errors import BuildError
 from core.images import ImageInputs
-from core.jacobians import linear_alone
 from precompute.models import network_of
 from precompute.training import TrainingSpec, accuracy, logits_of, train
 
@@ -71,18 +69,19 @@ def retrain(
     return model
 
 
-def too_slow(bundle: Bundle, count: int | None = None) -> str | None:
+def too_slow(bundle: Bundle, *, linear: bool, count: int | None = None) -> str | None:
     """Say in a sentence why this bundle's network is not trained again while somebody waits; None if it can be.
 
     Args:
-        bundle: whose network and recipe.
+        bundle: whose network and recipe; it is not built to see.
+        linear: whether all parameters of the network are of `Linear` layers: then training takes seconds.
         count: how many training images; all of the bundle's when None.
     """
     if "weights" in bundle.manifest.training:
         return "This network’s weights were loaded, not trained here, so it cannot be trained again."
     images, epochs = bundle.array("train_images"), recipe_of(bundle).epochs
     count = len(images) if count is None else count
-    if _heavy(bundle) and count * epochs * images.shape[1] * images.shape[2] > _WAITED_FOR:
+    if not linear and count * epochs * images.shape[1] * images.shape[2] > _WAITED_FOR:
         return (
             f"Training this network again, with {count:,} images {epochs} times over, takes too long to wait for, so "
             "that is not done here."
@@ -90,18 +89,9 @@ def too_slow(bundle: Bundle, count: int | None = None) -> str | None:
     return None
 
 
-def patience(bundle: Bundle) -> str:
-    """Say about how long it takes to train this bundle's network twice."""
-    return "a few minutes" if _heavy(bundle) else "half a minute"
-
-
-@lru_cache(maxsize=16)
-def _heavy(bundle: Bundle) -> bool:
-    """Whether the network is more than an MLP, whose training takes seconds; it is built once to see.
-
-    Pages ask at every click, of a bundle that they share.
-    """
-    return not linear_alone(network_of(bundle, seed=0))
+def patience(*, linear: bool) -> str:
+    """Say about how long it takes to train a network twice, given whether its parameters are of `Linear` layers."""
+    return "half a minute" if linear else "a few minutes"
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
 def _healed(scene: Scene, suspects: np.ndarray) -> None:
     """Offer to train without the suspects, whoever they are."""
     bundle = scene.attributor.bundle
-    if too_slow(bundle):
+    if too_slow(bundle, linear=scene.attributor.linear):
         return
     result = run_job(
         ("healed", bundle.identity, len(suspects), scene.index),

@@ -31,7 +31,7 @@ def proof_step(scene: Scene) -> None:
         return
     pool = np.flatnonzero(scene.attributor.train_labels == scene.target)
     others = np.random.default_rng(0).choice(pool, len(found), replace=False)
-    why = too_slow(scene.attributor.bundle)
+    why = too_slow(scene.attributor.bundle, linear=scene.attributor.linear)
     live = (
         f" So train it again without them, and once more without {len(found)} others labelled "
         f"{scene.name(scene.target)}, picked blindly."
@@ -49,7 +49,7 @@ def proof_step(scene: Scene) -> None:
         tasks.proof,
         *(scene.attributor.place, stages, scene.index),
         name=f"{KEY}proof",
-        label=f"Take them away and train again ({patience(scene.attributor.bundle)})",
+        label=f"Take them away and train again ({patience(linear=scene.attributor.linear)})",
     )
     if result is None:
         return

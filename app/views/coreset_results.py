@@ -34,7 +34,7 @@ def worth(attributor: Served, asked: np.ndarray, chosen: np.ndarray, blind: np.n
     """
     st.subheader("What they are worth")
     bundle = attributor.bundle
-    if why := too_slow(bundle, len(chosen)):
+    if why := too_slow(bundle, linear=attributor.linear, count=len(chosen)):
         st.info(f"{why} `natscope evaluate coreset` does it in a terminal.", icon=":material/hourglass_disabled:")
         return
     subsets = {"these": Subset(chosen, asked), "blind": Subset(blind, asked)}

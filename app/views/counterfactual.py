@@ -156,7 +156,7 @@ def _removal(attributor: Served, query: QueryImage) -> None:
         f"still say **{named}** without them?"
     )
     _contact_sheet(attributor, found)
-    if why := too_slow(attributor.bundle):
+    if why := too_slow(attributor.bundle, linear=attributor.linear):
         st.info(
             why + " On the models that come with natscope this is live; below is what was measured over many images.",
             icon=":material/hourglass_disabled:",
@@ -175,7 +175,7 @@ def _removal(attributor: Served, query: QueryImage) -> None:
         tasks.removals,
         *(attributor.place, query, stages, file),
         name=f"{_KEY}job",
-        label=f"Take them away and train again ({patience(attributor.bundle)})",
+        label=f"Take them away and train again ({patience(linear=attributor.linear)})",
     )
     if result is not None:
         _outcome(attributor, query, [Answer(**values) for values in result], len(found), title)

@@ -222,7 +222,7 @@ def test_where_training_takes_too_long_the_measured_result_is_shown_and_says_so(
         "rows": [row(None, 0, 0, 0.81), row("info_loss", 490, 444, 0.03), row("random", 495, 17, 0.8)],
         "finding": "What was found.",
     }
-    monkeypatch.setattr(backdoor_proof, "too_slow", lambda bundle: "This takes an hour.")
+    monkeypatch.setattr(backdoor_proof, "too_slow", lambda bundle, **_: "This takes an hour.")
     monkeypatch.setattr(backdoor_proof, "retraining_results", lambda: [result])
     app = page()
     (told,) = [element.value for element in app.info if "This takes an hour." in element.value]

@@ -119,7 +119,7 @@ def test_training_on_these_is_live_and_its_result_is_there_the_next_time(page, m
 
 
 def test_a_network_that_takes_long_is_not_trained_while_one_waits(page, monkeypatch):
-    monkeypatch.setattr(coreset_results, "too_slow", lambda bundle, count=None: "This takes an hour.")
+    monkeypatch.setattr(coreset_results, "too_slow", lambda bundle, **_: "This takes an hour.")
     app = page()
     assert app.info[0].value == "This takes an hour. `natscope evaluate coreset` does it in a terminal."
     assert not [button for button in app.button if button.label == "Train on these"]

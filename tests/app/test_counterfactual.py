@@ -115,7 +115,7 @@ def test_the_verdict_says_whether_it_is_more_than_chance():
 
 
 def test_a_network_that_takes_long_is_not_trained_while_one_waits(page, monkeypatch):
-    monkeypatch.setattr("app.views.counterfactual.too_slow", lambda bundle: "It takes an hour.")
+    monkeypatch.setattr("app.views.counterfactual.too_slow", lambda bundle, **_: "It takes an hour.")
     app = page(q="test:1", m="40")
     assert "It takes an hour." in _texts(app)
     assert not _has(app, "counterfactual_job_start")

@@ -66,11 +66,16 @@ def test_a_convolutional_network_is_trained_again_while_somebody_waits_if_its_da
     count, pixels = len(attributor.train_labels), 28 * 28
     epochs = 30_000 * 32 * 32 // (count * pixels)
     few, many = Bundle(epochs), Bundle(epochs + 1)
-    assert too_slow(few) is None
-    assert too_slow(many, count // 2) is None
-    assert f"{count:,} images" in too_slow(many)
-    assert (patience(few), patience(attributor.bundle)) == ("a few minutes", "half a minute")
-    assert too_slow(attributor.bundle) is None
+    assert too_slow(few, linear=False) is None
+    assert too_slow(many, linear=False, count=count // 2) is None
+    assert f"{count:,} images" in too_slow(many, linear=False)
+    assert too_slow(many, linear=True) is None
+    assert (patience(linear=False), patience(linear=True)) == ("a few minutes", "half a minute")
+
+
+def test_no_network_is_built_to_see_how_long_its_training_takes(attributor, monkeypatch):
+    monkeypatch.setattr("precompute.retrain.network_of", lambda *_, **__: pytest.fail("built"))
+    assert too_slow(attributor.bundle, linear=attributor.linear) is None
 
 
 def test_without_its_culprits_the_attack_on_a_class_fails_and_the_others_stay(poisoned):

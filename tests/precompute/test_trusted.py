@@ -25,7 +25,7 @@ from precompute.build import build
 from precompute.folders import FolderSpec
 from precompute.home import configuration
 from precompute.models import ModelSpec, build_model
-from precompute.retrain import patience, retrain
+from precompute.retrain import retrain
 from precompute.spec import BuildSpec
 from precompute.training import TrainingSpec
 from precompute.trusted import ALLOWED, allow, find, trust
@@ -115,9 +115,8 @@ def _refuses(bundle, marker, message):
     before = set(sys.modules)
     with pytest.raises(NatscopeError, match=message) as caught:
         open_attributor(bundle)
-    for call in (lambda: retrain(Bundle(bundle), np.zeros(0, dtype=np.int64)), lambda: patience(Bundle(bundle))):
-        with pytest.raises(NatscopeError, match=message):
-            call()
+    with pytest.raises(NatscopeError, match=message):
+        retrain(Bundle(bundle), np.zeros(0, dtype=np.int64))
     assert not marker.exists()
     assert set(sys.modules) == before
     assert "\n" not in str(caught.value)
@@ -201,7 +200,6 @@ def test_a_bundle_that_was_built_here_opens_from_anywhere(place, tmp_path, monke
     copy = shutil.copytree(place / "bundles" / "hers", tmp_path / "copy")
     assert open_attributor(copy).query("test", 0)
     assert Path(sys.modules["net_of_hers"].__file__) == place / "net_of_hers.py"
-    assert patience(Bundle(copy)) == "half a minute"
 
 
 def test_an_edited_module_stays_trusted(place, tmp_path, monkeypatch):
