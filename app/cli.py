@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import click
 
 from app.cli_bars import Bars, say
 from app.cli_experiments import evaluate, tune
-from app.cli_listen import listens
+from app.cli_listen import listens, workers
 from app.cli_precompute import build_spec, notes, print_check
 from app.cli_trust import allow_code
 from app.cli_values import COUNT, PATH, SEED, WHOLE
@@ -26,24 +25,6 @@ from core.scratch import sweep
 @click.version_option(package_name="natscope")
 def natscope() -> None:
     """Which training images does a prediction owe its certainty to, and how much, in nats?"""
-
-
-def workers(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of the worker processes behind the app."""
-    for option in (
-        click.option(
-            "--memory",
-            type=click.FloatRange(min=1),
-            help="GB of memory that each worker process may take; 4, or a third of a smaller machine's.",
-        ),
-        click.option(
-            "--jobs",
-            type=click.IntRange(1, 64),
-            help="Worker processes for long computations, and as many for clicks; 1.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @natscope.command()
@@ -292,7 +273,7 @@ natscope.add_command(tune)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; every error a user can mend is one sentence on stderr and exit code 2."""
+    """Run the command; every error a user can fix is one sentence on stderr and exit code 2."""
     # Threads that wait for one another by spinning slow each other tenfold as soon as anything else runs here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # No process that is started from here looks for modules in the working directory, which may be a stranger's.
@@ -312,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = 130
     except Exception as error:
         if (told := _told(error)) is None:
-            raise  # a fault of natscope's: the traceback is for whoever mends it
+            raise  # a fault of natscope's: the traceback is for whoever fixes it
         say(f"natscope: {told}", err=True)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)

@@ -1,4 +1,4 @@
-"""The options of a command that serves the app."""
+"""The options of the commands that serve the app."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import click
 
 
 def listens(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a command that serves the app."""
+    """Add the options of where the app is served."""
     far = "Name or address to listen at; beyond localhost, whoever reaches it can use the app."
     names = "Answer to this name too, such as a proxy's; can be repeated."
     folder = "Serve every page under this path, for a proxy that passes it on."
@@ -20,4 +20,22 @@ def listens(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--host", default="localhost", show_default=True, help=far),
     ):
         command = add(command)
+    return command
+
+
+def workers(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of the worker processes behind the app."""
+    for option in (
+        click.option(
+            "--memory",
+            type=click.FloatRange(min=1),
+            help="GB of memory that each worker process may take; 4, or a third of a smaller machine's.",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1, 64),
+            help="Worker processes for long computations, and as many for clicks; 1.",
+        ),
+    ):
+        command = option(command)
     return command

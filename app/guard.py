@@ -1,4 +1,4 @@
-"""What the server refuses, and the headers that tell browsers what a page of its may do."""
+"""What the server refuses, and the headers that tell browsers what its pages may do."""
 
 import re
 from base64 import b64encode

@@ -23,7 +23,7 @@ from app.serve import BUNDLES, jobs_allowed, memory_allowed
 from app.worker import Worker
 from core.answers import Attribution, QueryImage, Request
 from core.attribution import Capabilities
-from core.bundle import MANIFEST, Bundle, find_bundles
+from core.bundle import MANIFEST, Bundle, find_bundles, read_manifest
 from core.cache import BoundedCache
 from core.comparison import Row
 from core.errors import BundleError, NatscopeError
@@ -165,7 +165,7 @@ def bundle_paths() -> dict[str, Path]:
 def bundle_title(path: Path) -> str:
     """Return a bundle's title, or its folder's name when it cannot be read."""
     try:
-        return Bundle(path).manifest.name
+        return read_manifest(path).name
     except BundleError:
         return f"{path.name} (damaged)"
 

@@ -34,11 +34,12 @@ __all__ = [
     "Manifest",
     "check_bundle",
     "find_bundles",
+    "read_manifest",
     "sha256_of",
     "write_atomically",
     "write_manifest",
 ]
-MEND = "delete the folder and build it again with the command that made it"
+FIX = "delete the folder and build it again with the command that made it"
 _MANIFESTS: BoundedCache[Manifest | SchemaError] = BoundedCache(64)
 
 
@@ -52,7 +53,7 @@ class Bundle:
             BundleError: if there is none, its manifest cannot be used, or files are missing or have another size.
         """
         self.path = path
-        self.manifest = _read_manifest(path)
+        self.manifest = read_manifest(path)
         for record in self.manifest.files.values():
             if wrong := size_fault(path, record):
                 raise self._damaged(record, wrong)
@@ -165,7 +166,7 @@ class Bundle:
             if out_of_memory(error):
                 raise
             raise BundleError(
-                f"The weights in {self.path} do not fit the network that its manifest names; {MEND}."
+                f"The weights in {self.path} do not fit the network that its manifest names; {FIX}."
             ) from error
 
     def factors(self) -> Path:
@@ -188,14 +189,14 @@ class Bundle:
     def _checked(self, name: str) -> FileRecord:
         """Return the record of a file that was read through."""
         if name not in self.manifest.files:
-            raise BundleError(f"The bundle {self.path} holds no '{name}'; {MEND}.")
+            raise BundleError(f"The bundle {self.path} holds no '{name}'; {FIX}.")
         record = self.manifest.files[name]
         if wrong := fault(self.path, record, len(self.classes)):
             raise self._damaged(record, wrong)
         return record
 
     def _damaged(self, record: FileRecord, wrong: str) -> BundleError:
-        return BundleError(f"The bundle {self.path} is damaged: '{record.file}' {wrong}. To mend it, {MEND}.")
+        return BundleError(f"The bundle {self.path} is damaged: '{record.file}' {wrong}. To fix it, {FIX}.")
 
 
 def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
@@ -208,7 +209,7 @@ def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done,
     Raises:
         BundleError: if there is no bundle with a manifest that can be used.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     total, done, faults = sum(r.bytes for r in manifest.files.values()), 0, list[str]()
     for record in manifest.files.values():
         if wrong := fault(path, record, len(manifest.dataset["classes"])):
@@ -259,7 +260,12 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     write_atomically(path / MANIFEST, text.encode())
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest of a bundle, checked, without a look at the files that it records.
+
+    Raises:
+        BundleError: if there is no bundle, or its manifest cannot be used.
+    """
     try:
         there = path.is_dir()
     except (OSError, ValueError):
@@ -277,8 +283,8 @@ def _read_manifest(path: Path) -> Manifest:
     if isinstance(found, Manifest):
         return found
     if found.schema is not None:
-        raise BundleError(f"The bundle {path} has schema {found.schema}, this natscope reads schema {SCHEMA}: {MEND}.")
-    raise BundleError(f"The bundle {path} is damaged: its {MANIFEST} {found}. To mend it, {MEND}.")
+        raise BundleError(f"The bundle {path} has schema {found.schema}, this natscope reads schema {SCHEMA}: {FIX}.")
+    raise BundleError(f"The bundle {path} is damaged: its {MANIFEST} {found}. To fix it, {FIX}.")
 
 
 def _parsed(text: bytes) -> Manifest | SchemaError:

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: each message is one clear sentence, shown as it is on a page or on stderr."""
+"""Errors that a user can fix: each message is one clear sentence, shown as it is on a page or on stderr."""
 
 import errno
 from pathlib import Path

@@ -34,7 +34,11 @@ Side = Annotated[int, Meta(ge=1, le=1024)]
 
 
 class SchemaError(ValueError):
-    """A manifest cannot be used: `fault` says why without naming it, "holds a wrong value …"; `schema` if another."""
+    """A manifest cannot be used.
+
+    `fault` says why in words that follow its name, such as "holds a wrong value at name"; `schema` is the number of its
+    schema where that is another than the one that is read here, else None.
+    """
 
     def __init__(self, fault: str, *, schema: int | None = None) -> None:
         """Keep what is wrong."""

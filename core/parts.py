@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.bundle import MEND, Bundle
+from core.bundle import FIX, Bundle
 from core.cache import BoundedCache
 from core.errors import BundleError
 from core.features import FeatureMap
@@ -148,7 +148,7 @@ class Parts:
         except ValueError as error:
             raise BundleError(
                 f"The bundle {self._bundle.path} is damaged: its Kronfluence factors are not those of its network. "
-                f"To mend it, {MEND}."
+                f"To fix it, {FIX}."
             ) from error
 
     def _doubt(self) -> np.ndarray:

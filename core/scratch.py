@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from functools import cache
@@ -17,7 +18,7 @@ def temporary_folder() -> tempfile.TemporaryDirectory:
 
 
 def sweep() -> None:
-    """Remove the temporary folders of processes that are gone; those of other users cannot be locked, and stay."""
+    """Remove the temporary folders of this user's processes that are gone; nothing of other users is opened."""
     for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*{_LOCK}"):
         _sweep(lock)
 
@@ -47,8 +48,11 @@ def _sweep(file: Path) -> None:
     from filelock import FileLock, Timeout
 
     try:
+        found = file.lstat()
+        if not stat.S_ISREG(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+            return  # a link of somebody's, which opening could empty, or another user's
         with FileLock(file, timeout=0):
             shutil.rmtree(file.with_suffix(""), ignore_errors=True)
             file.unlink(missing_ok=True)
-    except (Timeout, OSError):  # a process that lives, or another user's
+    except (Timeout, OSError):  # a process that lives, or one that swept it first
         return

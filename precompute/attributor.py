@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from core.attribution import Attributor
-from core.bundle import MEND, Bundle, check_bundle
+from core.bundle import FIX, Bundle, check_bundle
 from core.errors import BuildError, BundleError, QueryError, out_of_memory
 from core.methods import METHODS
 from precompute.models import network_of
@@ -99,5 +99,5 @@ def _check_unchanged(attributor: Attributor) -> None:
             "are others; undo the changes to its module, or build the bundle again in another folder."
             if ":" in architecture
             else f"The bundle {bundle.path} is damaged: its network does not give the outputs that were recorded. To "
-            f"mend it, {MEND}."
+            f"fix it, {FIX}."
         )

@@ -26,6 +26,7 @@ _LARGEST = 10_000  # bytes of the status
 _PAST = 24 * 3600.0  # seconds for which a failure is told
 _EVERY = 0.5  # seconds between two words, and between two looks for the parent
 _TRIES = 3
+_PROBING = threading.Lock()  # two pages that try the lock at once would each take the other for the process
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def preparing(folder: Path) -> Preparing | None:
     if found is None:
         return None
     if found.error:
-        return found if time.time() - file.stat().st_mtime <= _PAST else None
+        with contextlib.suppress(OSError):  # gone since it was read
+            return found if time.time() - file.stat().st_mtime <= _PAST else None
+        return None
     return found if _is_held(folder / _LOCK) else None
 
 
@@ -96,7 +99,7 @@ def _is_held(file: Path) -> bool:
     if not file.exists():
         return False
     try:
-        with FileLock(file, timeout=0):
+        with _PROBING, FileLock(file, timeout=0):
             return False
     except Timeout:
         return True

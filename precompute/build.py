@@ -240,8 +240,8 @@ class _Builder:
             write_atomically(path, safetensors.torch.save(apart(model.state_dict())))
             self.work.mark("weights")
         if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
-            mend = "choose other weights" if self.spec.weights else "train with a smaller learning rate"
-            raise BuildError(f"The weights hold values that are not finite numbers; {mend}.")
+            fix = "choose other weights" if self.spec.weights else "train with a smaller learning rate"
+            raise BuildError(f"The weights hold values that are not finite numbers; {fix}.")
         model.eval()
 
     def _outputs(self, features: FeatureMap, train_images: ImageInputs) -> dict[str, Any]:

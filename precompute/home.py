@@ -29,5 +29,18 @@ def home() -> Path:
 
 
 def configuration() -> Path:
-    """Return the folder of the user's settings, in $XDG_CONFIG_HOME where that is set: what she trusts is in it."""
-    return platformdirs.user_config_path("natscope")
+    """Return the folder of the user's settings, in $XDG_CONFIG_HOME where that is set: what she trusts is in it.
+
+    Raises:
+        DataError: if there is none: the user has no home, for which some versions of platformdirs name a folder of
+            the working directory, which may be a stranger's.
+    """
+    try:
+        folder = platformdirs.user_config_path("natscope")
+    except RuntimeError:
+        folder = Path()
+    if not folder.is_absolute():
+        raise DataError(
+            "This user has no home folder; set XDG_CONFIG_HOME to the whole path of the folder of its settings."
+        )
+    return folder

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from core.bundle import write_atomically
 
 
@@ -15,11 +17,7 @@ class Kept:
     def __init__(self, path: Path) -> None:
         """Read what is there; a file that cannot be read counts as none."""
         self.path = path
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = {}
-        self._parts: dict[str, Any] = found if isinstance(found, dict) else {}
+        self._parts = _read(path)
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
         """Give a part, computing and keeping it if it is not there yet.
@@ -29,10 +27,15 @@ class Kept:
             compute: gives it as JSON-able values.
         """
         if name not in self._parts:
-            self._parts[name] = compute()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, json.dumps(self._parts).encode())
+            self._keep(name, compute())
         return self._parts[name]
+
+    def _keep(self, name: str, part: Any) -> None:
+        """Write a part beside those that other processes have written meanwhile."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.beside("lock")):
+            self._parts = _read(self.path) | self._parts | {name: part}
+            write_atomically(self.path, json.dumps(self._parts).encode())
 
     def __contains__(self, name: str) -> bool:
         """Whether a part is finished."""
@@ -54,3 +57,11 @@ class Kept:
         """Remove the file and those beside it, once the experiment's result is written."""
         for file in (self.path, *self.path.parent.glob(f"{glob.escape(self.path.stem)}.*")):
             file.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

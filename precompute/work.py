@@ -47,6 +47,8 @@ class Work:
         """Give the finished folder its name, in one step."""
         for name in (_JOURNAL, CHECKPOINT, _SETTINGS):
             (self.path / name).unlink(missing_ok=True)
+        for file in self.path.rglob("*.tmp"):  # of a process that was killed while it wrote
+            file.unlink()
         self.path.rename(out)
 
 

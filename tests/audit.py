@@ -27,7 +27,7 @@ def verdict(answer: str) -> tuple[list[str], int]:
     if not known:
         return ["Nothing was checked: the vulnerability service cannot be reached from here."], 0
     faults = [
-        f"{library['name']} {library['version']}: {fault['id']}, mended in {', '.join(fault['fix_versions']) or 'none'}"
+        f"{library['name']} {library['version']}: {fault['id']}, fixed in {', '.join(fault['fix_versions']) or 'none'}"
         for library in known
         for fault in library["vulns"]
     ]

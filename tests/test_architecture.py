@@ -32,6 +32,7 @@ AT_HOME = {
         "core/scratch.py",
         "precompute/build.py",
         "precompute/background.py",
+        "precompute/kept.py",
         "precompute/trusted.py",
     ),
 }

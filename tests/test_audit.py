@@ -20,7 +20,7 @@ _UNKNOWN = {"name": "torch", "skip_reason": "Dependency not found on PyPI and co
         ),
         (
             [_CLEAN, _FAULTY],
-            ["pillow 9.0: PYSEC-1, mended in 9.1, 8.4", "Libraries checked: 2; vulnerabilities known: 1."],
+            ["pillow 9.0: PYSEC-1, fixed in 9.1, 8.4", "Libraries checked: 2; vulnerabilities known: 1."],
             1,
         ),
         ([_UNKNOWN], ["Nothing was checked: the vulnerability service cannot be reached from here."], 0),

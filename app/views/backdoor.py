@@ -21,7 +21,7 @@ from app.views.backdoor_search import search_step
 from app.views.bundle import titles
 from app.views.notice import warn
 from core.backdoor import Backdoor, stamp
-from core.bundle import Bundle
+from core.bundle import read_manifest
 from core.errors import BundleError
 
 _VIEW = f"{KEY}view"
@@ -87,7 +87,7 @@ def _bundle() -> Path | None:
 
 def _poisoned(path: Path) -> bool:
     try:
-        return Bundle(path).manifest.poison is not None
+        return read_manifest(path).poison is not None
     except BundleError:
         return False  # pages that show it say what is wrong with it
 

@@ -411,7 +411,7 @@ def test_a_damaged_bundle_is_one_sentence_that_says_how_to_mend_it(refused, dama
     said = refused("attribute", "--bundle", damaged, "--test-index", "1", "--target", "9")
     assert said.startswith(f"The bundle {damaged} is damaged: ")
     assert file in said
-    assert said.endswith(". To mend it, delete the folder and build it again with the command that made it.")
+    assert said.endswith(". To fix it, delete the folder and build it again with the command that made it.")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import safetensors.torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from core import bundle as bundles
 from core.bundle import (
     MANIFEST,
     SCHEMA,
@@ -20,6 +22,7 @@ from core.bundle import (
     Manifest,
     check_bundle,
     find_bundles,
+    read_manifest,
     sha256_of,
     write_atomically,
 )
@@ -95,11 +98,11 @@ def _record_anew(path, name):
     (path / MANIFEST).write_text(replace(manifest, files=files).to_json())
 
 
-_MEND = "delete the folder and build it again with the command that made it"
+_FIX = "delete the folder and build it again with the command that made it"
 
 
 def _damaged(path, file):
-    return rf"^The bundle {path} is damaged: '{file}' [^']*\. To mend it, {_MEND}\.$"
+    return rf"^The bundle {path} is damaged: '{file}' [^']*\. To fix it, {_FIX}\.$"
 
 
 class _Exploding:
@@ -217,7 +220,7 @@ def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):
 @pytest.mark.parametrize("opened", [Bundle, check_bundle])
 def test_a_manifest_that_is_none_is_named(tmp_path, text, opened):
     (tmp_path / MANIFEST).write_bytes(text)
-    message = rf"^The bundle {tmp_path} is damaged: its manifest\.json (is|holds) [^`]+\. To mend it, {_MEND}\.$"
+    message = rf"^The bundle {tmp_path} is damaged: its manifest\.json (is|holds) [^`]+\. To fix it, {_FIX}\.$"
     with pytest.raises(BundleError, match=message):
         opened(tmp_path)
 
@@ -225,7 +228,7 @@ def test_a_manifest_that_is_none_is_named(tmp_path, text, opened):
 def test_another_schema_is_refused_with_both_numbers(path):
     manifest = json.loads((path / MANIFEST).read_text())
     (path / MANIFEST).write_text(json.dumps(manifest | {"schema": SCHEMA + 1}))
-    message = rf"^The bundle {path} has schema {SCHEMA + 1}, this natscope reads schema {SCHEMA}: {_MEND}\.$"
+    message = rf"^The bundle {path} has schema {SCHEMA + 1}, this natscope reads schema {SCHEMA}: {_FIX}\.$"
     with pytest.raises(BundleError, match=message):
         Bundle(path)
 
@@ -365,7 +368,7 @@ def test_a_file_that_is_no_index_is_named_even_if_it_was_recorded(path):
 
 @pytest.mark.parametrize("name", ["gram_10", "features_all_0", "../secret"])
 def test_what_a_bundle_does_not_hold_is_named_with_the_command(path, name):
-    message = rf"^The bundle {path} holds no '{name}'; {_MEND}\.$"
+    message = rf"^The bundle {path} holds no '{name}'; {_FIX}\.$"
     with pytest.raises(BundleError, match=message):
         Bundle(path).array(name)
     with pytest.raises(BundleError, match=message):
@@ -407,3 +410,20 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_old_file(tmp_path):
     write_atomically(file, b"new" * 1000)
     assert file.read_bytes() == b"new" * 1000
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_two_writers_of_one_file_never_share_a_temporary_one(tmp_path, monkeypatch):
+    names, replace_ = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: names.append(self.name) or replace_(self, target))
+    for data in (b"one", b"two"):
+        write_atomically(tmp_path / "file", data)
+    assert len(set(names)) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_manifest_is_read_without_a_look_at_the_files(path, monkeypatch):
+    monkeypatch.setattr(bundles, "size_fault", lambda *_: pytest.fail("looked at a file"))
+    assert read_manifest(path).name
+    (path / MANIFEST).write_text("{")
+    with pytest.raises(BundleError, match="is damaged: its manifest"):
+        read_manifest(path)

@@ -24,7 +24,7 @@ from core.methods import METHODS
 from precompute.attributor import faults, open_attributor
 from tests.tiny import CLASSES, TRAIN, edited, recorded_anew, saved
 
-_MEND = r"To mend it, delete the folder and build it again with the command that made it\."
+_FIX = r"To fix it, delete the folder and build it again with the command that made it\."
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def _swap(first, second):
 def test_a_manifest_with_a_wrong_value_is_one_sentence_everywhere(path, change, fault):
     edited(path, change)
     for opened in (Bundle, check_bundle, faults, open_attributor):
-        with pytest.raises(BundleError, match=rf"\A[^\n]* its manifest\.json [^\n]*({fault})[^\n]*{_MEND}\Z"):
+        with pytest.raises(BundleError, match=rf"\A[^\n]* its manifest\.json [^\n]*({fault})[^\n]*{_FIX}\Z"):
             opened(path)
 
 

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -59,3 +60,20 @@ def test_a_sweep_follows_no_link(elsewhere):
     (elsewhere / "natscope-link.lock").touch()
     scratch.sweep()
     assert (treasure / "file").exists()
+
+
+@pytest.mark.parametrize("whose", ["a link", "a pipe", "another user's"])
+def test_a_sweep_opens_nothing_but_files_of_ones_own(elsewhere, monkeypatch, whose):
+    lock, treasure = elsewhere / "natscope-x.lock", elsewhere / "treasure"
+    treasure.write_text("gold")
+    if whose == "a link":
+        lock.symlink_to(treasure)
+    elif whose == "a pipe":
+        os.mkfifo(lock)
+    else:
+        lock.touch()
+        monkeypatch.setattr(scratch.os, "getuid", lambda: lock.stat().st_uid + 1)
+    monkeypatch.setattr("filelock.FileLock", lambda *_, **__: pytest.fail("opened"))
+    scratch.sweep()
+    assert lock.lstat()
+    assert treasure.read_text() == "gold"

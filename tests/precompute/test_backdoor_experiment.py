@@ -162,3 +162,13 @@ def test_the_command_writes_json_figures_and_a_table(poisoned_path, tmp_path, re
     table = (out.parent / "backdoor.md").read_text()
     assert table == recall_table(result)
     assert all(METHODS[row["method"]].title in table for row in result["rows"])
+
+
+def test_two_who_keep_parts_in_one_file_lose_none(tmp_path):
+    first, second = Kept(tmp_path / "part.json"), Kept(tmp_path / "part.json")
+    first.get("a", lambda: [1])
+    second.get("b", lambda: [2])
+    first.get("c", lambda: [3])
+    assert Kept(tmp_path / "part.json").parts() == first.parts() == {"a": [1], "b": [2], "c": [3]}
+    first.discard()
+    assert list(tmp_path.iterdir()) == []

@@ -655,7 +655,7 @@ def test_a_damaged_index_of_lists_is_one_sentence(tmp_path, damage):
     bundle = build(_indexed("ivf"), tmp_path / "bundle")
     file = bundle.path / "index_0.faiss"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(BundleError, match=r"^The bundle .* is damaged: 'index_0\.faiss' .*To mend it, .*\.$"):
+    with pytest.raises(BundleError, match=r"^The bundle .* is damaged: 'index_0\.faiss' .*To fix it, .*\.$"):
         Bundle(bundle.path).index("index_0")
 
 

@@ -1,10 +1,11 @@
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from core.errors import DataError
-from precompute.home import home
+from precompute.home import configuration, home
 
 
 def test_a_home_that_is_made_is_for_its_owner_alone(tmp_path, monkeypatch):
@@ -40,3 +41,14 @@ def test_the_home_of_nobody_is_one_sentence(monkeypatch):
 def test_a_home_that_cannot_be_made_is_left_to_whoever_writes_there(monkeypatch, named):
     monkeypatch.setenv("NATSCOPE_HOME", named)
     assert str(home()) == named
+
+
+def _homeless(name):
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("path", [_homeless, lambda name: Path("~/x") / name, Path])
+def test_settings_without_a_home_are_one_sentence_and_never_in_the_working_directory(monkeypatch, path):
+    monkeypatch.setattr("platformdirs.user_config_path", path)
+    with pytest.raises(DataError, match=r"^This user has no home folder; set XDG_CONFIG_HOME to [^.]*\.$"):
+        configuration()

@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import filelock
@@ -207,3 +208,14 @@ def test_classes_are_kept_in_the_order_that_was_asked_for(data):
     np.testing.assert_array_equal(two.train_images[two.train_labels == 0], whole.train_images[whole.train_labels == 3])
     assert len(two.test_labels) == ((whole.test_labels == 3) | (whole.test_labels == 1)).sum()
     assert BuildSpec().settings().keys() == BuildSpec(classes=(3, 1)).settings().keys() - {"classes"}
+
+
+def test_two_pages_that_look_at_once_do_not_take_each_other_for_the_process(tmp_path):
+    (tmp_path / "lock").touch()
+    with ThreadPoolExecutor(8) as pool:
+        assert not any(pool.map(background._is_held, [tmp_path / "lock"] * 400))
+
+
+def test_a_status_that_is_gone_once_it_was_read_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "_read", lambda file: background.Preparing("x", "", 0.0, "It failed."))
+    assert background.preparing(tmp_path) is None

@@ -95,19 +95,19 @@ def test_batch_norm_may_lack_the_count_of_its_batches(tmp_path):
     ],
 )
 @pytest.mark.parametrize(
-    ("spec", "mend"),
+    ("spec", "advice"),
     [
         (_SPEC, "mlp 6-5-3: {}; check --widths and --bias."),
         (_OWN, "their.module:network: {}; load weights that were trained with the network of their.module:network."),
     ],
 )
-def test_weights_of_another_network_are_told_apart(model, weights, tmp_path, change, message, spec, mend):
+def test_weights_of_another_network_are_told_apart(model, weights, tmp_path, change, message, spec, advice):
     change(weights)
     file = tmp_path / "w.pt"
     torch.save(weights, file)
     with pytest.raises(BuildError, match="do not fit") as caught:
         load_weights(model, file, spec)
-    assert str(caught.value) == f"The weights in {file} do not fit the network {mend.format(message)}"
+    assert str(caught.value) == f"The weights in {file} do not fit the network {advice.format(message)}"
 
 
 @pytest.mark.parametrize(
