@@ -201,6 +201,8 @@ def _misfits(manifest: Manifest) -> Iterator[str]:
 
 def _setting_misfits(manifest: Manifest, classes: int) -> Iterator[str]:
     sketch, layout, images = manifest.sketch, manifest.layout, manifest.files["train_images"].shape or ()
+    if len(set(manifest.dataset["classes"])) < classes:
+        yield "names two classes alike"  # a list to choose from could not tell them apart
     if sketch["kind"] not in SKETCHES or (sketch["kind"] == "tensorsketch" and sketch["dim"] % 2):
         yield "names a sketch that there is not"
     if sketch["kind"] == "exact" and (layout is None or manifest.outputs == "all"):

@@ -139,7 +139,11 @@ def _query_controls(attributor: Served, query: QueryImage) -> None:
         gone = st.pills(
             "Pinned: click to let go",
             list(view.pins),
-            format_func=lambda text: "upload ✕" if text.startswith("image:") else f"{text.replace(':', ' ')} ✕",
+            format_func=lambda text: (
+                f"upload {view.pins.index(text) + 1} ✕"  # a list to choose from needs different names
+                if text.startswith("image:")
+                else f"{text.replace(':', ' ')} ✕"
+            ),
             key=f"{_KEY}unpin_{len(view.pins)}_{view.query[:20]}",
         )
         if gone:

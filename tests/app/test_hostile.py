@@ -6,7 +6,7 @@ import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.browser
 expect.set_options(timeout=60_000)
 _COUNTS = (75, 75, 20)  # images of a class: two that pages can take from, and one that is too small for that
 
+_FOLDER = "a&b <b class=evil>c ![x](y)#%41+"
 _TEXTS = (
     *(
         "** lead **",
@@ -133,7 +134,7 @@ def server(tmp_path_factory, names, title, foreign):
             pixels = random.integers(0, 60, (8, 8)).astype(np.uint8)
             pixels[2 * label : 2 * label + 3, :5] += 150
             Image.fromarray(pixels).save(folder / "data" / str(label) / f"{number}.png")
-    first, second, damaged = (folder / "served" / name for name in ("a&b <b class=evil>c ![x](y)#", "$x$", "**lead**"))
+    first, second, damaged = (folder / "served" / name for name in (_FOLDER, "$x$", "**lead**"))
     spec = BuildSpec(
         dataset=f"folder:{folder / 'data'}",
         folder=FolderSpec(8),
@@ -252,9 +253,10 @@ def test_counterfactual(walk, names):
 
 def test_coreset(walk, names):
     open_page, look = walk
-    page = open_page("coreset", ask="class", **{"class": "1"})
+    page = open_page("coreset", ask="class", **{"class": "1", "bundle": _FOLDER})
     expect(page.get_by_test_id("stPlotlyChart").first.locator(".ytick text")).to_have_count(3)
     page.get_by_text("test images of class").wait_for()
+    assert parse_qs(urlsplit(page.url).query)["bundle"] == [_FOLDER]
     look(page, *names[:2])
     page.get_by_role("group", name="Chosen images of class").first.locator("button").first.click()
     expect(page.get_by_role("dialog")).to_contain_text("as the model sees it")

@@ -71,6 +71,7 @@ def _swap(first, second):
         (_set("dataset", "classes", ["ant", "bee"]), "does not fit|do not fit"),
         (_set("dataset", "std", [0]), r"a wrong value at dataset\.std"),
         (_set("dataset", "mean", [0.1, 0.2, 0.3]), "other means and deviations"),
+        (_set("dataset", "classes", ["a", "a"]), "two classes alike"),
         (_set("model", "widths", [16, 100_000, 100_000, 3]), f"names a network whose weights '{WEIGHTS}' is too small"),
         (_set("model", "widths", [16, -6, 3]), r"a wrong value at model\.widths"),
         (_set("model", "widths", [16, 6, 4]), "widths that do not fit the images and classes"),
