@@ -6,15 +6,17 @@ Var(f_* | D) by alpha_x^2 / P_xx (leave-one-out, Rasmussen & Williams 2006, sect
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import scipy.linalg
 
+from core.cache import BoundedCache
 from core.kernels import self_product
 
 LARGEST_WHOLE = 20_000  # candidates of whom all columns may be computed at once: 3.2 GB
+_NOISES = 8  # values of sigma2 whose diagonals are remembered
 _MIRRORED = 512  # rows of a triangle that are copied at a time
 Columns = Callable[[Sequence[int] | np.ndarray], np.ndarray]
 Whole = Callable[[], np.ndarray | None]
@@ -56,6 +58,9 @@ class SampleSpectrum:
 
     eigenvalues: np.ndarray
     eigenvectors: np.ndarray
+    _diagonals: BoundedCache[np.ndarray] = field(
+        default_factory=lambda: BoundedCache(_NOISES), init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, gram: np.ndarray) -> "SampleSpectrum":
@@ -79,7 +84,7 @@ class SampleSpectrum:
         explained = np.zeros_like(rotated)
         explained[kept] = rotated[kept] ** 2 / eigenvalues[kept, None]
         residual = np.maximum(prior - explained.sum(0), 0)
-        precision, pool_variance = (vectors**2 @ np.stack([weights, sigma2 * eigenvalues * weights], axis=1)).T
+        precision, pool_variance = self._diagonals.get(sigma2, lambda: self._diagonals_at(sigma2)).copy()
 
         def columns(indices: Sequence[int] | np.ndarray) -> np.ndarray:
             return vectors @ (weights[:, None] * vectors[indices].T)
@@ -91,6 +96,11 @@ class SampleSpectrum:
             precision_columns=columns,
             pool_variance=pool_variance,
         )
+
+    def _diagonals_at(self, sigma2: float) -> np.ndarray:
+        """Return the diagonal of P and Var(f_x | D), (2, n): the half of the work that no query takes part in."""
+        weights = 1 / (self.eigenvalues + sigma2)
+        return (self.eigenvectors**2 @ np.stack([weights, sigma2 * self.eigenvalues * weights], axis=1)).T
 
 
 @dataclass(frozen=True)

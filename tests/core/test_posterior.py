@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 import core.pool as pool_module
 from core.greedy import info_loss
+from core.kernels import LinearKernel
 from core.pool import Pool
 from core.posterior import FeatureConditioning, FeatureSpectrum, SamplePrecision, SampleSpectrum, feature_gram
 from tests import oracles
@@ -48,6 +49,31 @@ def test_precision_columns_are_columns_of_the_inverse():
     inverse = np.linalg.inv(features @ features.T + 0.3 * np.eye(8))
     for posterior in posteriors(features, queries, 0.3):
         np.testing.assert_allclose(posterior.precision_columns([5, 2]), inverse[:, [5, 2]], atol=1e-12)
+
+
+def test_what_is_remembered_of_a_sigma2_is_of_this_one_and_nobody_changes_it():
+    random = np.random.default_rng(0)
+    features, query = random.normal(size=(6, 4)), random.normal(size=(1, 4))
+    spectrum = SampleSpectrum.of(features @ features.T)
+
+    def ask(sigma2):
+        found = spectrum.posterior(features @ query.T, query @ query[0], sigma2)
+        return np.stack([found.precision, found.pool_variance])
+
+    first = [ask(sigma2) for sigma2 in (0.1, 1.0)]
+    spectrum.posterior(features @ query.T, query @ query[0], 0.1).precision[:] = 0.0
+    for sigma2, expected in zip((0.1, 1.0), first, strict=True):
+        np.testing.assert_array_equal(ask(sigma2), expected)
+        inverse = np.linalg.inv(features @ features.T + sigma2 * np.eye(6))
+        np.testing.assert_allclose(expected[0], np.diag(inverse), rtol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 127, 128, 300])
+def test_products_with_one_row_are_those_of_a_whole_product(rows):
+    random = np.random.default_rng(rows)
+    features, one = random.normal(size=(rows, 32)).astype(np.float32), random.normal(size=(1, 32))
+    np.testing.assert_allclose(LinearKernel()(features, one), features.astype(np.float64) @ one.T, rtol=1e-12)
+    np.testing.assert_allclose(LinearKernel().diagonal(features), (features.astype(np.float64) ** 2).sum(1), rtol=1e-12)
 
 
 def test_the_feature_gram_is_accumulated_in_a_stream():
