@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -300,12 +299,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _told(error: Exception) -> str | None:
-    """Return what a user is told of an error, values of excessive length cut; None where it is none of hers."""
+    """Return what a user is told of an error; None where it is none of hers."""
     if isinstance(error, click.ClickException):
-        told: str | None = error.format_message()
-    else:
-        told = str(error) if isinstance(error, NatscopeError) else explained(error)
-    return told and re.sub(r"(\S{40})\S{400,}(\S{20})", r"\1…\2", told)
+        return error.format_message()
+    return str(error) if isinstance(error, NatscopeError) else explained(error)
 
 
 def _read_upload(file: Path, train_images: Any, invert: bool | None) -> Any:

@@ -1,5 +1,6 @@
 """What the command line writes: lines, and progress bars."""
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +9,13 @@ import click
 
 from app import escape
 
+_LONG = re.compile(r"(\S{40})\S{400,}(\S{20})")
+
 
 def say(line: object, *, err: bool = False) -> None:
-    """Write a line to stdout or stderr; a terminal obeys nothing in it."""
-    click.echo(escape.terminal(str(line)), err=err)
+    """Write a line to stdout or stderr; a terminal obeys nothing in it, and in stderr's the longest words are cut."""
+    text = escape.terminal(str(line))
+    click.echo(_LONG.sub(r"\1…\2", text) if err else text, err=err)
 
 
 class Bars:

@@ -16,11 +16,12 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from core.backdoor import Backdoor, attack_success
 from core.bundle import MANIFEST, WEIGHTS, Bundle, FileRecord, Manifest, write_atomically, write_manifest
-from core.errors import BuildError, BundleError
+from core.errors import BuildError, BundleError, out_of_memory
 from core.features import FeatureMap, Outputs, kernel_of
 from core.files import size
 from core.images import ImageInputs
@@ -72,7 +73,8 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
     lock = filelock.FileLock(out.with_name(out.name + ".lock"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with lock.acquire(timeout=0):
+        # The bits of a matrix product depend on the threads, so all libraries get the number that the manifest names.
+        with lock.acquire(timeout=0), threadpool_limits(torch.get_num_threads(), "blas"):
             if out.exists():
                 return _add(spec, existing(out, settings), progress)
             work = Work(out.with_name(out.name + ".partial"), settings)
@@ -82,6 +84,8 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
     except filelock.Timeout as error:
         raise BundleError(f"Another natscope is building {out} right now; wait for it, or stop it first.") from error
     except OSError as error:
+        if out_of_memory(error):
+            raise
         raise BuildError(f"The bundle {out} cannot be written: {error.strerror or error}.") from error
     return Bundle(out)
 
@@ -160,6 +164,8 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     images = ImageInputs(bundle.array("train_images"), dataset["mean"], dataset["std"])
     store = Store(bundle.path, work, progress)
     added = Parts(store, model.eval(), images, labels, sketch=spec.sketch, ekfac=spec.ekfac).add(methods)
+    if (threads := versions()["threads"]) != bundle.manifest.versions["threads"]:
+        added = {name: settings | {"threads": threads} for name, settings in added.items()}
     manifest = replace(
         bundle.manifest,
         methods=bundle.manifest.methods | added,

@@ -19,6 +19,7 @@ from core.errors import BuildError, NatscopeError, out_of_memory
 from precompute.trusted import Code, find
 
 _HIDDEN = (512, 256)
+_WIDEST, _DEEPEST = 2**24, 100  # as a manifest may have them
 _LONGEST = 200  # characters of what somebody's code says when it fails
 
 
@@ -113,9 +114,11 @@ def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> 
 
 def _mlp(spec: ModelSpec) -> nn.Module:
     widths = spec.widths or ()
-    if len(widths) < 2 or not all(type(width) is int and width > 0 for width in widths):
+    if not (2 <= len(widths) <= _DEEPEST and all(type(width) is int and 0 < width <= _WIDEST for width in widths)):
+        shown = ", ".join(map(str, widths[:5])) + (", …" if len(widths) > 5 else "")
         raise BuildError(
-            f"Widths must be two or more positive whole numbers, from pixels to classes, not {list(widths)}."
+            f"Widths must be two or more positive whole numbers, from pixels to classes, at most {_DEEPEST} and none "
+            f"above {_WIDEST:,}, not {shown}."
         )
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in pairwise(widths):
@@ -152,7 +155,7 @@ class Scale(nn.Module):
 def _resnet9(spec: ModelSpec) -> nn.Module:
     """The paper's ResNet-9 for images of about 32 by 32 pixels (2.27 M parameters for CIFAR-10)."""
     widths = spec.widths or ()
-    if len(widths) != 2 or not all(type(width) is int and width > 0 for width in widths):
+    if len(widths) != 2 or not all(type(width) is int and 0 < width <= _WIDEST for width in widths):
         raise BuildError(f"A resnet9 has two widths, its input channels and its classes, not {list(widths)}.")
     channels, classes = widths
     return nn.Sequential(

@@ -30,7 +30,7 @@ USUAL = ("graddot", "trak")  # built with every bundle that they can be built fo
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """Every setting of a bundle; the same settings on the same machine give the same bytes.
+    """Every setting of a bundle; the same ones, versions and threads give the same bytes.
 
     Args:
         name: a title for people.
@@ -97,7 +97,7 @@ class BuildSpec:
 
 
 def versions() -> dict[str, str]:
-    """Name what could change the bytes of a bundle: libraries, processor architecture, threads."""
+    """Return what could change the bytes of a bundle beside its settings: libraries, processor, number of threads."""
     found = {name: importlib.metadata.version(name) for name in _VERSIONS}
     return found | {"machine": platform.machine(), "threads": str(torch.get_num_threads())}
 

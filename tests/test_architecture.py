@@ -28,6 +28,7 @@ AT_HOME = {
     "matplotlib": "app/figures",
     "PIL": ("app/", "precompute/pictures.py"),
     "torchvision": "precompute/datasets.py",
+    "threadpoolctl": "precompute/build.py",
     "filelock": (
         "core/scratch.py",
         "precompute/build.py",

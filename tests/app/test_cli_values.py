@@ -52,6 +52,19 @@ def test_a_folder_of_images_that_cannot_be(capsys, tmp_path, name):
     assert "older" in said
 
 
+@pytest.mark.parametrize("value", ["--dataset=" + "x" * 5000, "--classes=" + "9" * 5000])
+@pytest.mark.parametrize("way", [["--check"], ["--out", "never"]])
+def test_a_word_of_thousands_of_letters_is_cut(capsys, tmp_path, monkeypatch, way, value):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, "precompute", *way, value)
+
+
+@pytest.mark.parametrize("widths", ["1," * 5000 + "1", "9" * 30 + ",1"])
+def test_widths_that_no_network_has(capsys, tmp_path, widths):
+    said = refused(capsys, "precompute", "--out", str(tmp_path / "bundle"), f"--widths={widths}")
+    assert said.startswith("natscope: Widths must be two or more positive whole numbers, from pixels to classes, ")
+
+
 @pytest.mark.parametrize("target", ["9" * 5000, "²", "-1", "٣" * 20])
 def test_a_class_that_cannot_be(capsys, bundle_path, target):
     said = refused(capsys, "attribute", "--bundle", str(bundle_path), "--test-index", "0", f"--target={target}")

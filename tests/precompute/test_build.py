@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from app.cli import main
 from core.answers import Request
@@ -673,3 +674,17 @@ def test_a_large_class_is_searched_without_being_loaded(tmp_path, monkeypatch):
     assert (answer.index, answer.to_dict(query, bundle.classes)["index"]) == ("ivf", "ivf")
     assert attributor.attribute(query, replace(request, method="info_gain")).index is None
     assert attributor.attribute(query, replace(request, pool="all")).index is None
+
+
+def test_every_library_gets_the_threads_that_the_manifest_names(tmp_path):
+    """The bits of a matrix product depend on them."""
+    found = []
+
+    def look(stage, done, total):
+        if stage == _GRAMS:
+            found.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+            raise _Killed
+
+    with threadpool_limits(torch.get_num_threads() + 1, "blas"), pytest.raises(_Killed, match=r"^$"):
+        build(_SPEC, tmp_path / "bundle", look)
+    assert set(found) == {torch.get_num_threads()}

@@ -82,6 +82,19 @@ def test_methods_are_added_later_and_nothing_else_is_written_again(tmp_path):
     assert all(len(attributor.attribute(query, Request(name, budget=3)).items) == 3 for name in METHODS)
 
 
+def test_a_method_that_was_added_with_other_threads_says_so(tmp_path):
+    bundle = build(replace(_SPEC, methods=("random",)), tmp_path / "bundle")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        added = build(replace(_SPEC, methods=("graddot",)), tmp_path / "bundle")
+    finally:
+        torch.set_num_threads(before)
+    assert bundle.manifest.versions == added.manifest.versions
+    assert bundle.manifest.versions["threads"] == str(before)
+    assert added.manifest.methods["graddot"]["threads"] == str(before + 1)
+
+
 def test_adding_goes_on_where_it_was_stopped(tmp_path):
     class Stopped(Exception):
         pass
