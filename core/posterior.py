@@ -13,9 +13,11 @@ import numpy as np
 import scipy.linalg
 
 from core.cache import BoundedCache
+from core.errors import QueryError
 from core.kernels import self_product
 
 LARGEST_WHOLE = 20_000  # candidates of whom all columns may be computed at once: 3.2 GB
+_WIDEST = 2**15  # dimensions K of which all products are kept: 8.6 GB
 _NOISES = 8  # values of sigma2 whose diagonals are remembered
 _MIRRORED = 512  # rows of a triangle that are copied at a time
 Columns = Callable[[Sequence[int] | np.ndarray], np.ndarray]
@@ -226,10 +228,19 @@ def mean_half_log_ratio(above: np.ndarray, below: np.ndarray) -> float:
 
 
 def feature_gram(features: Iterable[np.ndarray]) -> np.ndarray:
-    """Accumulate Phi^T Phi, (K, K) float64, over blocks (n_b, K) of any float type."""
+    """Accumulate Phi^T Phi, (K, K) float64, over blocks (n_b, K) of any float type.
+
+    Raises:
+        QueryError: for a K so large that the Gram fills the memory of a usual computer.
+    """
     total: np.ndarray | None = None
     for block in features:
         double = np.asarray(block, dtype=np.float64, order="C")
+        if block.shape[1] > _WIDEST:
+            raise QueryError(
+                f"Conditioning on all training images takes K times K numbers, which are too many for K = "
+                f"{block.shape[1]:,}; condition on the pool."
+            )
         if total is None:
             total = np.zeros((double.shape[1],) * 2, order="F")
         # double.T is Fortran-ordered, so syrk reads it in place and fills the upper triangle only.

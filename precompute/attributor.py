@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from core.attribution import Attributor
 from core.bundle import FIX, Bundle, check_bundle
@@ -11,8 +12,9 @@ from core.errors import BuildError, BundleError, QueryError, out_of_memory
 from core.methods import METHODS
 from precompute.models import network_of
 
-_COMPARED = 4  # test images
+_COMPARED = 4  # images
 _TOLERANCE = 1e-2
+_TOLD = 300  # characters of what somebody's code says of its failure
 
 
 def open_attributor(path: Path) -> Attributor:
@@ -44,7 +46,9 @@ def faults(path: Path, progress: Callable[[int, int], None] = lambda done, total
     if found := check_bundle(path, progress):
         return found
     try:
-        open_attributor(path).check()
+        attributor = open_attributor(path)
+        attributor.check()
+        _check_features(attributor)
     except BundleError as error:
         return [str(error)]
     return []
@@ -75,25 +79,22 @@ def lacks(attributor: Attributor, method: str) -> str | None:
 
 
 def _check_unchanged(attributor: Attributor) -> None:
-    """Compare a few outputs with those that were stored: the weights may be others, or the module edited since."""
-    bundle = attributor.bundle
+    """Compare what the network makes of a few images with what was stored: it, or a setting, may be another."""
+    bundle, features = attributor.bundle, attributor.features
     architecture = bundle.manifest.model["architecture"]
-    stored = np.asarray(bundle.array("test_logits")[:_COMPARED])
     try:
-        inputs = attributor.inputs(np.asarray(bundle.array("test_images")[:_COMPARED]))
-        found, layout = attributor.features.outputs(inputs), attributor.features.layout(inputs[:1])
+        tests, trained = (_first(attributor, f"{split}_images") for split in ("test", "train"))
+        outputs, layout = features.outputs(trained), features.layout(trained[:1])
+        found = {"test_logits": features.outputs(tests).logits} | {
+            "train_logits": outputs.logits,
+            "penultimate": outputs.penultimate,
+        }
     except (Exception, SystemExit) as error:  # anybody's code, or images that are too small for the network
         if out_of_memory(error):
             raise
-        raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {error}") from error
-    fits = (
-        found.logits.shape == stored.shape
-        and found.penultimate.shape[1] == bundle.array("penultimate").shape[1]
-        and layout == bundle.manifest.layout
-    )
-    if not fits or not np.allclose(
-        found.logits, stored, rtol=_TOLERANCE, atol=_TOLERANCE * np.abs(stored).max(initial=0)
-    ):
+        told = " ".join(str(error).split())[:_TOLD]
+        raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {told}") from error
+    if layout != bundle.manifest.layout or not all(_is_stored(bundle, name, rows) for name, rows in found.items()):
         raise BundleError(
             f"The network {architecture} is not the one that the bundle {bundle.path} was built with: its outputs "
             "are others; undo the changes to its module, or build the bundle again in another folder."
@@ -101,3 +102,27 @@ def _check_unchanged(attributor: Attributor) -> None:
             else f"The bundle {bundle.path} is damaged: its network does not give the outputs that were recorded. To "
             f"fix it, {FIX}."
         )
+    if bundle.sketch_spec.kind != "dense":  # whose signs take a minute to draw
+        _check_features(attributor)
+
+
+def _check_features(attributor: Attributor) -> None:
+    """Compare features of a few images with those that were stored: sketch or scaling may be other ones."""
+    bundle, inputs = attributor.bundle, _first(attributor, "train_images")
+    found = attributor.features.features(inputs, attributor.train_labels[: len(inputs)])
+    if not _is_stored(bundle, "features", found):
+        raise BundleError(
+            f"The bundle {bundle.path} is damaged: 'features.npy' does not hold what its settings call for. To fix "
+            f"it, {FIX}."
+        )
+
+
+def _first(attributor: Attributor, images: str) -> Tensor:
+    return attributor.inputs(np.asarray(attributor.bundle.array(images)[:_COMPARED]))
+
+
+def _is_stored(bundle: Bundle, name: str, rows: np.ndarray) -> bool:
+    """Whether an array begins with some rows, but for what another processor makes of them."""
+    stored = np.asarray(bundle.array(name)[: len(rows)])
+    scale = np.abs(stored).max(initial=0)
+    return rows.shape == stored.shape and np.allclose(rows, stored, rtol=_TOLERANCE, atol=_TOLERANCE * scale)

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import core.pool as pool_module
+from core.errors import QueryError
 from core.greedy import info_loss
 from core.kernels import LinearKernel
 from core.pool import Pool
@@ -134,3 +135,8 @@ def test_a_large_pool_picks_what_its_spectrum_picks(monkeypatch, sigma2):
     fast = info_loss(Pool(features), query, sigma2, 20)
     assert fast.indices.tolist() == slow.indices.tolist()
     np.testing.assert_allclose(fast.nats, slow.nats, rtol=1e-6)
+
+
+def test_more_dimensions_than_memory_holds_products_of_are_refused():
+    with pytest.raises(QueryError, match=r"too many for K = 1,000,000; condition on the pool\.$"):
+        feature_gram([np.zeros((1, 1_000_000), dtype=np.float32)])
