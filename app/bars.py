@@ -37,13 +37,13 @@ _STYLE = """
 .ns-proof { display: flex; flex-direction: column; gap: .7rem; margin: .3rem 0 .6rem; max-width: 900px; }
 .ns-proof .line { display: grid;
   grid-template-columns: minmax(0, 1.25fr) minmax(0, 1.6fr) 6.2rem;
-  gap: .15rem .9rem; align-items: center; }
+  gap: .15rem .9rem; align-items: center; overflow-wrap: anywhere; }
 .ns-proof .name { font-weight: 600; line-height: 1.3; }
 .ns-proof .track { height: 14px; border-radius: 7px; background: color-mix(in srgb, currentColor 12%, transparent);
   overflow: hidden; }
 .ns-proof .track span { display: block; height: 100%; background: #d55e00; border-radius: 7px; }
 .ns-proof .good .track span { background: #0f8a5f; }
-.ns-proof .value { font-weight: 650; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.ns-proof .value { font-weight: 650; font-variant-numeric: tabular-nums; }
 .ns-proof .also { grid-column: 2 / -1; font-size: .8rem; opacity: .8; }
 @media (max-width: 640px) {
   .ns-proof .line { grid-template-columns: minmax(0, 1fr) 6rem; }

@@ -229,7 +229,7 @@ def _bar(name: str, share: float, *, strong: bool) -> str:
 _STYLE = """
 .ns-query { display: flex; gap: 1rem; align-items: center; }
 .ns-query img { width: 7.5rem; height: 7.5rem; image-rendering: pixelated; border-radius: 8px; flex: none; }
-.ns-query > div { flex: 1; min-width: 0; }
+.ns-query > div { flex: 1; min-width: 0; overflow-wrap: anywhere; }
 .ns-answer { font-size: 1.35rem; font-weight: 650; margin-bottom: .35rem; }
 .ns-bar { display: grid; grid-template-columns: minmax(0, 1fr) minmax(2rem, 1fr) 2.8rem; gap: .4rem; align-items:
 center; font-size: .8rem;
@@ -239,7 +239,7 @@ center; font-size: .8rem;
 .ns-track { height: 6px; border-radius: 3px; background: color-mix(in srgb, currentColor 14%, transparent); overflow:
 hidden; } .ns-track span { display: block; height: 100%; background: #1b8aa3; border-radius: 3px; }
 .ns-share { text-align: right; font-variant-numeric: tabular-nums; }
-.ns-verdict { margin-top: .5rem; font-size: .85rem; opacity: .85; }
+.ns-verdict { overflow-wrap: anywhere; margin-top: .5rem; font-size: .85rem; opacity: .85; }
 .ns-seen { width: 100%; image-rendering: pixelated; border-radius: 8px; }
 .ns-where { text-align: center; font-size: .78rem; line-height: 1.25; opacity: .85; }
 """

@@ -214,10 +214,11 @@ def test_attribute(walk, names, title, foreign):
 
 def test_compare(walk, names):
     open_page, look = walk
-    page = open_page("compare")
+    page = open_page("compare", q="test:33")  # of the class with a long word for a name
     expect(page.locator(".tile").first).to_be_visible()
     page.get_by_text("How sure is the ranking?").wait_for()
-    look(page, names[0])
+    look(page, names[2])
+    assert page.locator(".query figcaption").evaluate("(caption) => caption.scrollWidth <= caption.clientWidth")
 
 
 def test_backdoor(walk, names):
