@@ -26,7 +26,7 @@ def index_fault(path: Path, members: Rows, spec: IndexSpec) -> str:
         members: the rows (n, K) float32 that the index is over.
         spec: its settings.
     """
-    raw = np.memmap(path, np.uint8, "r")
+    raw = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
     try:
         good = {"flat": _flat, "hnsw": _graph}.get(kind_of(len(members), spec), _lists)(_Reader(raw), members, spec)
     except _EndError:

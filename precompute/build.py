@@ -164,7 +164,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     images = ImageInputs(bundle.array("train_images"), dataset["mean"], dataset["std"])
     store = Store(bundle.path, work, progress)
     added = Parts(store, model.eval(), images, labels, sketch=spec.sketch, ekfac=spec.ekfac).add(methods)
-    if (threads := versions()["threads"]) != bundle.manifest.versions["threads"]:
+    if (threads := versions()["threads"]) != bundle.manifest.versions.get("threads"):
         added = {name: settings | {"threads": threads} for name, settings in added.items()}
     manifest = replace(
         bundle.manifest,

@@ -451,6 +451,8 @@ def test_weights_that_cannot_be_loaded_are_refused(tmp_path, write, message):
         ({"model": ModelSpec(widths=(784,))}, BuildError, "^Widths must be two or more positive whole numbers"),
         ({"model": ModelSpec("transformer")}, BuildError, "^There is no architecture 'transformer'; choose one of"),
         ({"dataset": "cats"}, DataError, "^There is no data set 'cats'; choose one of"),
+        ({"name": "x" * 301}, BuildError, r"^These settings cannot be recorded .* its manifest\.json .* at name\.$"),
+        ({"name": "two\nlines"}, BuildError, r"its manifest\.json holds text that cannot be printed\.$"),
         ({"training": TrainingSpec(learning_rate=-1.0)}, BuildError, "^The learning rate must be positive"),
         ({"training": TrainingSpec(learning_rate=1e9)}, BuildError, "train with a smaller learning rate"),
         ({"sketch": SketchSpec("magic")}, BuildError, "^There is no sketch 'magic'; choose one of"),

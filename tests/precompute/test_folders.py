@@ -270,3 +270,11 @@ def test_the_fingerprint_follows_names_and_sizes(split):
     _save(split / "train" / "cat" / "new.png", size=(60, 60))
     seen.add(fingerprint(split))
     assert len(seen) == 4
+
+
+def test_a_folder_of_any_name_is_named_as_it_can_be_printed(single, tmp_path_factory):
+    odd = single.rename(tmp_path_factory.mktemp("odd") / os.fsdecode(b"two\nlines \x1b[2J \xff"))
+    (odd / "cat" / "bad\n.png").write_bytes(b"")
+    data, skipped = load_folder(odd, _SKIP)
+    assert data.name == "folder:two\ufffdlines \ufffd[2J \ufffd"
+    assert skipped[0].startswith("cat/bad\ufffd.png: ")
