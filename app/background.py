@@ -7,6 +7,7 @@ import streamlit as st
 
 from app import escape
 from app.serve import BUNDLES
+from core.bundle import MANIFEST
 from precompute.background import Preparing, preparing, ready
 
 _EVERY = 2.0  # seconds between two looks
@@ -21,7 +22,8 @@ def banner() -> None:
 
 def now() -> Preparing | None:
     """Give what is being prepared among the served bundles."""
-    return preparing(_served())
+    folder = _served()
+    return None if (folder / MANIFEST).exists() else preparing(folder)  # a bundle's own files may be a stranger's
 
 
 def _served() -> Path:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -20,6 +19,8 @@ MAX_VISITORS = 200  # websockets open at the same time: each holds a session wit
 MAX_UPLOADS = 4  # files of a session in memory at the same time; a page deletes one when another takes its place
 MAX_ALL_UPLOADS = 80  # of all sessions together, up to a gigabyte
 
+_HOST = re.compile(r"(\[(?P<address>[^\]]+)\]|(?P<name>[^:@/\[\]]+))(:\d{1,5})?")
+_METRICS = re.compile(r"/_stcore/metrics$")  # how many sessions there are is nobody else's business
 _UPLOAD = re.compile(r"/_stcore/upload_file/([^/]+)/")
 
 _OTHER_HOST = "This server answers to its own names alone. Start it with --allowed-host NAME to give it another."
@@ -64,6 +65,8 @@ class Guard:
             await _refuse(400, _OTHER_HOST, scope, receive, send_with_headers)
         elif origin is not None and origin.partition("://")[2].lower() != host.lower():
             await _refuse(403, _OTHER_ORIGIN, scope, receive, send_with_headers)
+        elif scope["type"] == "http" and _METRICS.search(scope["path"]):
+            await _refuse(404, "There is nothing here.", scope, receive, send_with_headers)
         elif scope["type"] == "http" and scope["method"] != "DELETE" and (upload := _UPLOAD.search(scope["path"])):
             await self._upload(upload[1], scope, receive, send_with_headers)
         elif scope["type"] == "http":
@@ -113,11 +116,10 @@ async def _refuse(status: int, text: str, scope: Scope, receive: Receive, send: 
 
 def is_allowed(host: str, names: Iterable[str], *, any_address: bool) -> bool:
     """Return whether a Host header, with or without port, names one of these hosts (or is any IP address)."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
+    if not (match := _HOST.fullmatch(host)):
         return False
-    return name.rstrip(".") in names or (any_address and is_address(name))
+    name = (match["address"] or match["name"]).lower().rstrip(".")
+    return name in names or (any_address and is_address(name))
 
 
 def content_policy(index: Path) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 
 POOLS = ("same-class", "all")
 CONDITIONINGS = ("pool", "train")
+LEAST_SIGMA2, LARGEST_SIGMA2 = 1e-30, 1e30  # beyond these float64 overflows or loses every digit
 
 
 @dataclass(frozen=True)

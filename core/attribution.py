@@ -9,7 +9,7 @@ import torch
 from scipy.special import softmax
 from torch import nn
 
-from core.answers import CONDITIONINGS, POOLS, Attribution, Item, QueryImage, Request
+from core.answers import CONDITIONINGS, LARGEST_SIGMA2, LEAST_SIGMA2, POOLS, Attribution, Item, QueryImage, Request
 from core.bundle import Bundle
 from core.cache import BoundedCache
 from core.errors import QueryError
@@ -22,7 +22,7 @@ from core.metrics import redundancy, total_information
 from core.novelty import LEAST, distances
 from core.parts import Parts
 from core.parts import missing as missing_parts
-from core.pool import LARGEST_GRAM, LIVE, Pool
+from core.pool import LARGEST_GRAM, LIVE, Pool, agree
 from core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
 from core.regime import regime
 from core.rows import RowView
@@ -97,8 +97,13 @@ class Attributor(Capabilities):
         return Attributor(self.bundle, self.features.model, sketch=replace(self.bundle.sketch_spec, seed=seed))
 
     def check(self) -> None:
-        """Raise BundleError if the bundle holds parts of a method that are not those of its network."""
+        """Raise BundleError if the bundle holds what does not follow from its features, or is not of its network."""
         self._parts.check()
+        for label in np.unique(self.train_labels):
+            self._own_candidates(int(label), np.flatnonzero(self.train_labels == label))
+        for label in range(len(self.bundle.classes)):
+            if self.bundle.has(f"train_gram_{label}"):
+                self._train_gram(label)
 
     def trust(self, count: int) -> Trust | None:
         """Measure the sketch on the first training images, each under its own label; None for the exact kernel."""
@@ -176,6 +181,12 @@ class Attributor(Capabilities):
             everything = candidates.conditioning or candidates.pool
             total = total_information(everything, candidates.pool, features, request.sigma2, exclude=exclude)
         nats = selection.nats
+        told = [selection.scores, *([] if nats is None else [nats]), *([] if total is None else [np.array([total])])]
+        if not all(np.isfinite(numbers).all() for numbers in told):
+            raise QueryError(
+                f"{method.title} gives numbers that are not finite for this query; choose another σ², or check the "
+                "bundle with `natscope verify`."
+            )
         items = tuple(
             Item(
                 rank=place + 1,
@@ -319,9 +330,11 @@ class Attributor(Capabilities):
         stored = self.bundle.array("features")
         large = len(rows) > LARGEST_GRAM and self.bundle.index_spec.kind != "flat"  # searched without being loaded
         chosen = RowView(stored, rows) if large else np.asarray(stored[rows])
-        gram = self.bundle.array(f"gram_{target}") if self.bundle.has(f"gram_{target}") else None
+        gram = self.bundle.array(name) if self.bundle.has(name := f"gram_{target}") else None
         index = self.bundle.index(f"index_{target}") if self.bundle.has(f"index_{target}") else None
         pool = Pool(chosen, kernel=self.kernel, gram=gram)
+        if gram is not None and not pool.gram_follows():
+            raise self.bundle.unlike_features(name)
         return Candidates(pool, self._penultimate[rows], index=index)
 
     def _all_candidates(self, target: int, progress: Progress) -> Candidates:
@@ -340,15 +353,23 @@ class Attributor(Capabilities):
         return replace(candidates, conditioning=conditioning, index=None)
 
     def _spectrum(self, target: int, progress: Progress) -> FeatureSpectrum:
-        name = f"train_gram_{target}"
-        if self.bundle.has(name) and not self._resketched:
-            gram = np.asarray(self.bundle.array(name))
+        if self.bundle.has(f"train_gram_{target}") and not self._resketched:
+            gram = self._train_gram(target)
         else:
             features = self._all.get(target, lambda: self._all_candidates(target, progress)).pool.features
             progress("Gathering what all training images tell", 1, 4)
             gram = feature_gram(blocks(features))
         progress("Sorting it by importance", 2, 4)
         return FeatureSpectrum.of_gram(gram)
+
+    def _train_gram(self, target: int) -> np.ndarray:
+        name, features = f"train_gram_{target}", self.bundle.array(f"features_all_{target}")
+        gram = np.asarray(self.bundle.array(name))
+        probe = np.random.default_rng().standard_normal(len(gram))
+        own = sum((block.T @ (block @ probe) for block in blocks(features)), start=np.zeros(len(gram)))
+        if not agree(gram @ probe, own):
+            raise self.bundle.unlike_features(name)
+        return gram
 
     def _all_features(self, target: int, progress: Progress) -> np.ndarray:
         name = f"features_all_{target}"
@@ -405,6 +426,8 @@ class Attributor(Capabilities):
             raise QueryError(f"There is no conditioning set '{request.conditioning}'; choose pool or train.")
         if not (np.isfinite(request.sigma2) and request.sigma2 > 0):
             raise QueryError(f"σ² is a variance and must be a positive number, not {request.sigma2}.")
+        if not LEAST_SIGMA2 <= request.sigma2 <= LARGEST_SIGMA2:
+            raise QueryError(f"σ² must lie between {LEAST_SIGMA2:g} and {LARGEST_SIGMA2:g}, not at {request.sigma2}.")
         if request.budget < 1:
             raise QueryError(f"M must be at least 1, not {request.budget}.")
         if request.seed < 0:

@@ -179,6 +179,10 @@ class Bundle:
             self._checked(name)
         return self.path / FACTORS
 
+    def unlike_features(self, name: str) -> BundleError:
+        """Return the error of an array whose numbers do not follow from the features."""
+        return self._damaged(self.manifest.files[name], "does not follow from the features")
+
     def _mapped(self, name: str) -> np.ndarray:
         record = self._checked(name)
         try:

@@ -23,6 +23,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 LARGEST = 8_000_000  # bytes of a manifest
+MOST_TRAINING_IMAGES, MOST_TEST_IMAGES = 10_000_000, 1_000_000  # pages look at the labels and answers of all of them
 FACTORS = "kronfluence"  # folder of Kronfluence's factors within a bundle
 FACTOR_FILES = (
     "activation_eigenvalues.safetensors",
@@ -297,7 +298,7 @@ def _fits(manifest: Manifest, name: str, shape: tuple[int, ...]) -> bool:
 
     images, classes = manifest.files["train_images"].shape or (), len(manifest.dataset["classes"])
     train, test = first("train_images"), first("test_images")
-    if not (train and test):
+    if not (0 < train <= MOST_TRAINING_IMAGES and 0 < test <= MOST_TEST_IMAGES):
         return False
     if name.startswith("gram_"):
         return len(shape) == 2 and 1 <= shape[0] == shape[1] <= train

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from core.answers import LARGEST_SIGMA2, LEAST_SIGMA2
 from core.backdoor import PLACES
 from core.index_spec import KINDS
 
@@ -24,6 +25,7 @@ Count = Annotated[int, Meta(ge=1, le=2**31)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0, le=1e30)]
+Variance = Annotated[float, Meta(ge=LEAST_SIGMA2, le=LARGEST_SIGMA2)]
 Scale = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Deviation = Annotated[float, Meta(ge=1e-6, le=1e6)]
 Distance = Annotated[float, Meta(ge=0, le=1e30)]
@@ -125,14 +127,14 @@ class _Results(_Strict):
 
 
 class _Chosen(_Strict):
-    sigma2: dict[Word, Positive]
+    sigma2: dict[Word, Variance]
     score: Note
     date: Text
     files: dict[Word, Text] | UnsetType = UNSET
 
 
 class _Tuned(_Strict):
-    sigma2: dict[Word, Positive] | UnsetType = UNSET
+    sigma2: dict[Word, Variance] | UnsetType = UNSET
     score: Note | UnsetType = UNSET
     date: Text | UnsetType = UNSET
     files: dict[Word, Text] | UnsetType = UNSET

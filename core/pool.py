@@ -22,7 +22,15 @@ from core.rows import RowView
 LIVE = 2500  # members up to which the Gram is decomposed, so that every other sigma2 is there at once
 LEAST_NOISE = 1e-11  # of the Gram's trace: at a smaller sigma2 its inverse has too few right digits
 _LEAST_VARIANCE = 1e-6  # of the prior: a smaller variance is the difference of numbers that agree in too many digits
+_ROUNDING = 1e-6  # of the largest number
+_LOOKED_AT = 16  # rows of the Gram of an exact kernel
 LARGEST_GRAM = 6000  # members; above this, columns are computed when they are asked for
+
+
+def agree(stored: np.ndarray, computed: np.ndarray) -> bool:
+    """Tell whether numbers that a bundle holds are those that follow from its features, up to rounding."""
+    with np.errstate(all="ignore"):  # stored ones may be anything
+        return bool((np.abs(stored - computed) <= _ROUNDING * np.abs(computed).max(initial=0)).all())
 
 
 class Pool:
@@ -104,6 +112,17 @@ class Pool:
         """Give the rows that are the same as a row, itself among them, in rising order."""
         rows = np.flatnonzero(np.isclose(self.diagonal, self.diagonal[index], rtol=1e-12, atol=0))
         return rows[[np.array_equal(self.features[row], self.features[index]) for row in rows]]
+
+    def gram_follows(self) -> bool:
+        """Tell whether a given Gram is that of the features: of its product with a random vector, and at some rows."""
+        if self._given_gram is None:
+            return True
+        random = np.random.default_rng()  # whoever made the Gram must not know where it is looked at
+        if self.kernel.explicit:
+            probe, features = random.standard_normal(len(self)), np.asarray(self.features, dtype=np.float64)
+            return agree(self._given_gram @ probe, features @ (features.T @ probe))
+        rows = random.choice(len(self), min(len(self), _LOOKED_AT), replace=False)
+        return agree(self._given_gram[rows], self.kernel(self.features[rows], self.features))
 
     @property
     def has_gram(self) -> bool:

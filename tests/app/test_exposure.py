@@ -104,6 +104,10 @@ def test_a_page_of_another_origin_gets_no_websocket_and_cannot_ask(ask, origin):
     assert ask(f"{_PATH}/_stcore/upload_file/a/b", method="PUT", Origin=origin)[0] == 403
 
 
+def test_nobody_is_told_how_many_sessions_there_are(ask):
+    assert ask(f"{_PATH}/_stcore/metrics")[0] == 404
+
+
 def test_settings_and_secrets_of_the_working_directory_are_not_read(ask, log):
     assert b"<html" in ask(f"{_PATH}/_stcore/script-health-check")[2]  # the page that an unknown path gets
     assert ask(f"{_PATH}/_stcore/agent/interact", method="POST")[0] in (403, 404)
@@ -237,7 +241,9 @@ def test_a_path_that_is_none_is_one_sentence(path):
         ("127.0.0.1", False, True),
         ("[::1]:8501", False, True),
         ("::1", False, False),
-        ("localhost:port", False, True),
+        ("localhost:port", False, False),
+        ("localhost:99999999", False, False),
+        ("evil.example@localhost", False, False),
         ("192.0.2.7:8501", False, False),
         ("192.0.2.7:8501", True, True),
         ("[2001:db8::7]", True, True),

@@ -230,6 +230,8 @@ def _other_rows(path):
 
 _NOT_FINITE = "holds values that are not finite numbers"
 _CONSISTENT = {
+    "the largest number in a Gram": (_with("gram_0", _place(1.7e308)), "does not follow from the features"),
+    "another number in a Gram": (_with("gram_1", _place(0.5, 2, 3)), "does not follow from the features"),
     "features": (_with("features", _place(np.nan)), _NOT_FINITE),
     "margin_features": (_with("margin_features", _place(np.inf, -1, -1)), _NOT_FINITE),
     "trak_features": (_with("trak_features", _place(np.nan)), _NOT_FINITE),
