@@ -28,6 +28,7 @@ _APP = Path(__file__).parents[2] / "app"
         ("http://evil.example", "http\\:\u2060//evil.example"),
         ("www.evil.example", "www\u2060.evil.example"),
         ("a@b.example", "a@\u2060b.example"),
+        ("a@+@.b", "a@\u2060+@\u2060.b"),
         ("--out -> -- a--b", "--out -\u2060\\> -\u2060- a--b"),
         ("- item", "\u2060- item"),
         ("12. item", "\u206012. item"),

@@ -41,7 +41,14 @@ _TEXTS = (
         "$x$",
         "{x}",
     ),
-    *("`code`", "![x](http://evil.example/x.png)", "http://evil.example", "www.evil.example", "a@evil.example", "\\*x"),
+    *(
+        "`code`",
+        "![x](http://evil.example/x.png)",
+        "http://evil.example",
+        "www.evil.example",
+        "a@evil.example",
+        "a@+@.evil",
+    ),
     *("<http://evil.example>", "# head", "- item", "1. item", "-->", "a -> b", "a -- b", "a | b", "~~struck~~", "_x_"),
     *(
         "&lt;b&gt;",
