@@ -257,6 +257,7 @@ def verify(bundle: Path) -> None:
     """Look for every fault that opening or using a bundle would find; exit 1 and a sentence per fault."""
     from core.bundle import Bundle
     from precompute.attributor import faults
+    from precompute.models import network_of
 
     with Bars(unit="B") as bars:
         found = faults(bundle, lambda done, total: bars("Reading", done, total))
@@ -264,7 +265,12 @@ def verify(bundle: Path) -> None:
         say(fault, err=True)
     if found:
         sys.exit(1)
-    say(f"{bundle} is whole: {len(Bundle(bundle).manifest.files)} files, every checksum right.")
+    opened = Bundle(bundle)
+    say(f"{bundle} is whole: {len(opened.manifest.files)} files, every checksum right.")
+    try:
+        network_of(opened, seed=0)
+    except NatscopeError as error:
+        say(f"Its network was not tried. {error}")
 
 
 natscope.add_command(evaluate)

@@ -27,6 +27,10 @@ class BundleError(NatscopeError):
     """A bundle is missing, damaged, older than this version, or being built."""
 
 
+class UntrustedError(BundleError):
+    """A bundle's network is code that the user has not trusted; nothing need be wrong with the bundle itself."""
+
+
 class QueryError(NatscopeError):
     """A query (upload, index, class) or a setting of the attribution cannot be used."""
 

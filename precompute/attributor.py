@@ -8,7 +8,7 @@ from torch import Tensor
 
 from core.attribution import Attributor
 from core.bundle import FIX, Bundle, check_bundle
-from core.errors import BuildError, BundleError, QueryError, out_of_memory
+from core.errors import BuildError, BundleError, QueryError, UntrustedError, out_of_memory
 from core.methods import METHODS
 from precompute.models import network_of
 
@@ -49,6 +49,8 @@ def faults(path: Path, progress: Callable[[int, int], None] = lambda done, total
         attributor = open_attributor(path)
         attributor.check()
         _check_features(attributor)
+    except UntrustedError:
+        return []  # all that can be known without running its code was looked at
     except BundleError as error:
         return [str(error)]
     return []

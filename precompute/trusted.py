@@ -23,7 +23,7 @@ from typing import Any
 import filelock
 
 from core.bundle import MANIFEST, WEIGHTS, Bundle, sha256_of, write_atomically
-from core.errors import BuildError, BundleError, FileError
+from core.errors import BuildError, FileError, UntrustedError
 from core.files import read_regular
 from precompute.home import configuration
 
@@ -157,7 +157,7 @@ def find(architecture: str, bundle: Bundle | None = None) -> Code:
 
     Raises:
         BuildError: if it is no such name, is not found, or lies in a bundle.
-        BundleError: if it is not trusted.
+        UntrustedError: if it is not trusted.
     """
     module, factory = _split(architecture)
     allowed = bool({module, architecture} & _allowed().keys())
@@ -176,7 +176,7 @@ def find(architecture: str, bundle: Bundle | None = None) -> Code:
             f"natscope where it is with `--allow-code {architecture}`."
         )
     who = f"The network {architecture}" if bundle is None else f"The bundle {bundle.path}"
-    raise BundleError(
+    raise UntrustedError(
         f"{who} wants to run code from the module {module}, which is not part of natscope and which you have not "
         f"trusted; if you trust whoever made it, add `--allow-code {architecture}`."
     )

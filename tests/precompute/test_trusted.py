@@ -384,7 +384,8 @@ def test_a_copy_is_refused_at_another_users_until_she_allows_its_code(place, tmp
     )
     assert _run(capsys, *attribute) == (2, "", said)
     assert _run(capsys, *attribute, "--allow-code", "net_of_hers:Other") == (2, "", said)
-    assert _run(capsys, "verify", "--bundle", copy)[0] == 0
+    code, out, _ = _run(capsys, "verify", "--bundle", copy)
+    assert (code, "is whole" in out, "Its network was not tried. The bundle" in out) == (0, True, True)
     assert "net_of_hers" not in sys.modules
     assert _run(capsys, *attribute, "--allow-code", "elsewhere", "--allow-code", "net_of_hers:Net")[0] == 0
     assert os.environ[ALLOWED] == "net_of_hers:Other,elsewhere,net_of_hers:Net"
