@@ -6,7 +6,7 @@ after it is on disk, so a build that was killed goes on where it was. The finish
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from core.backdoor import Backdoor, attack_success
-from core.bundle import MANIFEST, WEIGHTS, Bundle, FileRecord, Manifest, write_atomically, write_manifest
+from core.bundle import MANIFEST, WEIGHTS, Bundle, Manifest, write_atomically, write_manifest
 from core.errors import BuildError, BundleError, out_of_memory
 from core.features import FeatureMap, Outputs, kernel_of
 from core.files import size
@@ -35,7 +35,7 @@ from core.posterior import blocks, feature_gram
 from core.rows import RowView
 from precompute.datasets import Dataset, first_of_each, of_classes, scaled
 from precompute.folders import load_named
-from precompute.models import build_model, fitted, network_of
+from precompute.models import ModelSpec, build_model, fitted, network_of
 from precompute.parts import Parts
 from precompute.poison import poison
 from precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions, wanted
@@ -125,6 +125,19 @@ def check_room(needed: int, free: int, place: Path) -> None:
         )
 
 
+def check_recordable(
+    spec: BuildSpec, data: Dataset, backdoor: Backdoor | None, model: ModelSpec, skipped: Sequence[str]
+) -> None:
+    """Raise BuildError if the settings cannot be recorded, before anything takes long."""
+    if spec.weights is None:
+        check_recipe(spec.training)
+    unknown = {"train_accuracy": 0, "test_accuracy": 0, "usual_distances": [0, 0]}
+    try:
+        _manifest(spec, data, backdoor, model, unknown, skipped).check_settings()
+    except SchemaError as error:
+        raise BuildError(f"These settings cannot be recorded in a bundle: its {MANIFEST} {error}.") from error
+
+
 def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple[tuple[int, int], ...] | None:
     """Give the layers of a network of Linear weights alone, None for others; example is one input.
 
@@ -197,7 +210,7 @@ class _Builder:
             check_trains(build_model(self.model, seed=spec.training.seed), images[:3], last, self.model)
         layout = layout_of(spec, model, images[:1])
         _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
-        self._check_recordable()
+        check_recordable(spec, data, self.backdoor, self.model, self.skipped)
         self._train(model, images)
         features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=SHARD)
         for split in ("train", "test"):
@@ -212,16 +225,6 @@ class _Builder:
             self._every_output(features, images)
         methods = Parts(self.store, model, images, data.train_labels, sketch=spec.sketch, ekfac=spec.ekfac)
         self._finish(layout, results, methods.add(self.methods))
-
-    def _check_recordable(self) -> None:
-        """Raise BuildError if the settings cannot be recorded, before anything takes long."""
-        if self.spec.weights is None:
-            check_recipe(self.spec.training)
-        unknown = {"train_accuracy": 0, "test_accuracy": 0, "usual_distances": [0, 0]}
-        try:
-            self._manifest(None, unknown, {}, {}).check_settings()
-        except SchemaError as error:
-            raise BuildError(f"These settings cannot be recorded in a bundle: its {MANIFEST} {error}.") from error
 
     def _inputs(self, images: np.ndarray) -> ImageInputs:
         return ImageInputs(images, self.data.mean, self.data.std)
@@ -324,33 +327,36 @@ class _Builder:
         self, layout: tuple[tuple[int, int], ...] | None, results: dict[str, Any], methods: dict[str, Any]
     ) -> None:
         self.store.record("weights", self.work.path / WEIGHTS)
-        write_manifest(self.work.path, self._manifest(layout, results, methods, self.store.checked_records()))
+        settled = _manifest(self.spec, self.data, self.backdoor, self.model, results, self.skipped)
+        files = self.store.checked_records()
+        write_manifest(self.work.path, replace(settled, layout=layout, methods=methods, files=files))
 
-    def _manifest(
-        self,
-        layout: tuple[tuple[int, int], ...] | None,
-        results: dict[str, Any],
-        methods: dict[str, Any],
-        files: dict[str, FileRecord],
-    ) -> Manifest:
-        spec, data, settings = self.spec, self.data, self.spec.settings()
-        return Manifest(
-            name=spec.name,
-            dataset={"name": data.name, "classes": data.classes, "mean": data.mean, "std": data.std},
-            model=self.model.to_dict(),
-            training=settings["training"] or {"weights": settings["weights"]},
-            sketch=spec.sketch.to_dict(),
-            ntk=spec.ntk,
-            outputs=spec.outputs,
-            poison=None if self.backdoor is None else settings["poison"] | self.backdoor.to_dict(),
-            results=results | {"settings": settings} | ({"skipped": self.skipped} if self.skipped else {}),
-            layout=layout,
-            versions=versions(),
-            command=spec.command if plain_command(spec.command) else "natscope precompute",
-            methods=methods,
-            files=files,
-            index=settings.get("index"),
-        )
+
+def _manifest(
+    spec: BuildSpec,
+    data: Dataset,
+    backdoor: Backdoor | None,
+    model: ModelSpec,
+    results: dict[str, Any],
+    skipped: Sequence[str],
+) -> Manifest:
+    """Return what is known of a bundle before its files are."""
+    settings = spec.settings()
+    return Manifest(
+        name=spec.name,
+        dataset={"name": data.name, "classes": data.classes, "mean": data.mean, "std": data.std},
+        model=model.to_dict(),
+        training=settings["training"] or {"weights": settings["weights"]},
+        sketch=spec.sketch.to_dict(),
+        ntk=spec.ntk,
+        outputs=spec.outputs,
+        poison=None if backdoor is None else settings["poison"] | backdoor.to_dict(),
+        results=results | {"settings": settings} | ({"skipped": list(skipped)} if skipped else {}),
+        layout=None,
+        versions=versions(),
+        command=spec.command if plain_command(spec.command) else "natscope precompute",
+        index=settings.get("index"),
+    )
 
 
 def _make_sure_of_room(folder: Path, needed: int) -> None:

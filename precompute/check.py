@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from core.backdoor import Backdoor
 from core.features import FeatureMap
 from core.files import size
 from core.images import ImageInputs
 from core.pool import LARGEST_GRAM
-from precompute.build import SHARD, check_room, existing, layout_of, prepared
+from precompute.build import SHARD, check_recordable, check_room, existing, layout_of, prepared
 from precompute.datasets import FOLDER, Dataset
 from precompute.folders import load_named
 from precompute.measure import bytes_each, seconds_each
@@ -53,7 +54,7 @@ def check(
     if out is not None and out.exists():
         existing(out, spec.settings())
         yield "Bundle", f"{out} is there already, with these settings"
-    data, rows, skipped = _sampled(spec, progress)
+    data, backdoor, rows, skipped = _sampled(spec, progress)
     yield "Data", _about(data)
     if spec.dataset.startswith(FOLDER):
         yield "", _files_read(data, skipped)
@@ -69,6 +70,7 @@ def check(
     if network.by_torch_func:
         yield "", f"by torch.func, exact as well and slower: {', '.join(network.by_torch_func)}"
     layout = layout_of(spec, model, images[:1])
+    check_recordable(spec, data, backdoor, model_spec, skipped)
     methods = wanted(spec.methods, count=len(data.train_images), sketch=spec.sketch)
 
     if spec.weights is None:
@@ -82,12 +84,12 @@ def check(
     yield "Memory", _memory(spec, model_spec, features, images, labels, data, methods)
 
 
-def _sampled(spec: BuildSpec, progress: Progress) -> tuple[Dataset, np.ndarray, list[str]]:
-    """Give the data set (a sample of a folder), the rows of training images that were read, and unreadable files."""
+def _sampled(spec: BuildSpec, progress: Progress) -> tuple[Dataset, Backdoor | None, np.ndarray, list[str]]:
+    """Return the data set (a sample of a folder), its backdoor, the rows that were read, and unreadable files."""
     data, skipped = load_named(spec.dataset, spec.folder, progress, sample=_SAMPLED)
-    data, _ = prepared(spec, data)
+    data, backdoor = prepared(spec, data)
     rows = _read(data.train_images)
-    return data, rows if len(rows) > 1 else np.arange(len(data.train_images)), skipped
+    return data, backdoor, rows if len(rows) > 1 else np.arange(len(data.train_images)), skipped
 
 
 def _read(images: np.ndarray) -> np.ndarray:

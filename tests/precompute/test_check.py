@@ -119,6 +119,9 @@ def test_the_report_follows_the_settings(changes, said):
         ({"sketch": SketchSpec("tensorsketch", 33)}, BuildError, "TensorSketch needs an even number"),
         ({"sketch": SketchSpec("exact"), "outputs": "all"}, BuildError, "The exact kernel needs a network of Linear"),
         ({"methods": ("magic",)}, BuildError, "There is no method 'magic'"),
+        ({"name": "x" * 301}, BuildError, "These settings cannot be recorded in a bundle"),
+        ({"name": "\0"}, BuildError, "These settings cannot be recorded in a bundle"),
+        ({"training": TrainingSpec(learning_rate=1e31)}, BuildError, "learning_rate"),
         ({"sketch": SketchSpec(dim=200), "methods": ("trak",)}, BuildError, "TRAK needs more training images than"),
     ],
 )
