@@ -69,6 +69,7 @@ def _cold(bundle: Path | None) -> None:
 @click.option("--popular", type=click.IntRange(0), default=50, show_default=True, help="Visitors of 20 images.")
 @click.option("--heavy", type=click.IntRange(0), default=0, show_default=True, help="Visitors of heavy links besides.")
 @click.option("--leave", is_flag=True, help="Visitors of heavy links leave before they are answered.")
+@click.option("--warm", type=click.IntRange(0, 200), default=40, show_default=True, help="Clicks beforehand.")
 @click.option("--seconds", type=click.FloatRange(1), default=60, show_default=True, help="Of each group.")
 @click.option("--timeout", type=click.FloatRange(1), default=60, show_default=True, help="Of a click, in seconds.")
 @click.option("--checked", type=click.IntRange(0), default=20, show_default=True, help="Answers compared with ours.")

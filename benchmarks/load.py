@@ -48,6 +48,7 @@ class Load:
         popular: visitors of a few images that all look at, by Zipf's law.
         heavy: visitors of links that cost the server much, beside either.
         leave: whether these leave before they are answered.
+        warm: clicks of one visitor before the others come: the first look at a class takes longer than later ones.
         seconds: for which either group clicks.
         timeout: seconds after which a click counts as unanswered.
         checked: answers of either group that are compared with the library's.
@@ -58,6 +59,7 @@ class Load:
     popular: int = 50
     heavy: int = 0
     leave: bool = False
+    warm: int = 40
     seconds: float = 60.0
     timeout: float = 60.0
     checked: int = 20
@@ -123,18 +125,17 @@ def run(say: Say, *, bundle: Path | None = None, load: Load | None = None, targe
 
 async def _group(served: Served, load: Load, name: str, count: int) -> _Seen:
     seen, rng = _Seen(), random.Random(load.seed)
-    async with Visitor(
-        served.port
-    ) as first:  # the server has drawn a page and opened its bundle before the clock starts
-        await first.drawn(load.timeout)
-        images = first.images
-    numbers = iter(rng.sample(range(images), images)) if name == "distinct" else _popular(rng, images)
+    try:
+        unseen = await _first(served.port, load, rng)
+    except VisitError as error:
+        raise click.ClickException(f"The first visitor was not answered: {error}") from error
+    numbers = iter(unseen) if name == "distinct" else _popular(rng, unseen)
     before, started = served.seconds(), time.monotonic()
     end = started + load.seconds
     watch = asyncio.create_task(_watch(served, seen))
     await asyncio.gather(
         *(_click(served.port, numbers, random.Random(rng.random()), end, load, seen) for _ in range(count)),
-        *(_burden(served.port, images, random.Random(rng.random()), end, load, seen) for _ in range(load.heavy)),
+        *(_burden(served.port, len(unseen), random.Random(rng.random()), end, load, seen) for _ in range(load.heavy)),
     )
     seen.processor = served.seconds() - before
     watch.cancel()
@@ -142,8 +143,18 @@ async def _group(served: Served, load: Load, name: str, count: int) -> _Seen:
     return seen
 
 
-def _popular(rng: random.Random, images: int) -> Iterator[int]:
-    chosen = rng.sample(range(images), min(_POPULAR, images))
+async def _first(port: int, load: Load, rng: random.Random) -> list[int]:
+    """Click as the first visitor, without a pause; return the test images that are left, in random order."""
+    async with Visitor(port) as first:
+        await first.drawn(load.timeout)
+        unseen = rng.sample(range(first.images), first.images)
+        for _ in range(min(load.warm, first.images // 2)):
+            await first.ask(unseen.pop(), load.timeout)
+    return unseen
+
+
+def _popular(rng: random.Random, unseen: list[int]) -> Iterator[int]:
+    chosen = unseen[:_POPULAR]
     weights = list(accumulate(1 / rank for rank in range(1, len(chosen) + 1)))
     while True:
         yield rng.choices(chosen, cum_weights=weights)[0]

@@ -162,7 +162,7 @@ def test_visitors_of_a_served_bundle_are_answered_and_targets_are_held(bundle_pa
                 load.run,
                 lines.append,
                 bundle=bundle_path,
-                load=Load(distinct=2, popular=0, seconds=1, checked=3),
+                load=Load(distinct=2, popular=0, warm=1, seconds=1, checked=3),
                 targets=Targets(p95=0, errors=0, growth=1e4),
             )
         )
