@@ -20,6 +20,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from app import escape, tasks, uploads
 from app.jobs import Job, Lane
 from app.serve import BUNDLES, jobs_allowed, memory_allowed
+from app.state import View
 from app.worker import Worker
 from core.answers import Attribution, QueryImage, Request
 from core.attribution import Capabilities
@@ -36,6 +37,7 @@ _QUICK_SECONDS, _DRAWING_SECONDS = 30.0, 120.0
 _READERS = 2  # processes that read uploaded files, so that one slow file holds up fewer
 _KEPT = 64 * 2**20  # bytes of results that a lane remembers
 _MOST_ROWS = 1024  # rows of comparisons that are remembered for a bundle
+_CLASSES = 12  # that a worker keeps at hand
 _TIDIED = 30.0  # seconds between two searches for garbage
 
 
@@ -84,7 +86,7 @@ def _lanes() -> Lanes:
 
 def session() -> str:
     """Return the name of the visitor's session."""
-    context = get_script_run_ctx()
+    context = get_script_run_ctx(suppress_warning=True)  # what is prepared for all has none
     return context.session_id if context else ""
 
 
@@ -199,15 +201,15 @@ class Served(Capabilities):
         """Return the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
         return self._ask("predict", _digest(images), tasks.predict, images)
 
-    def attribute(self, query: QueryImage, request: Request) -> Attribution:
-        """Rank training images for a query, with a progress bar once it takes long.
+    def attribute(self, query: QueryImage, request: Request, *, bar: bool = True) -> Attribution:
+        """Rank training images for a query, with a progress bar on the page once it takes long.
 
         Raises:
             QueryError: for a setting that cannot be used here, in one sentence.
         """
         lane = lanes().heavy if self._heavy(request) else lanes().quick
         key = ("attribute", self.bundle.identity, _name(query), request)
-        return ask(lane, key, tasks.attribute, self.place, query, request, bar=True)
+        return ask(lane, key, tasks.attribute, self.place, query, request, bar=bar)
 
     def compare(self, query: QueryImage, requests: Sequence[Request], judge: float) -> list[Row]:
         """Ask several methods about a query; what was asked before is at hand.
@@ -253,11 +255,28 @@ def served(path: Path) -> Served:
 
 
 def warm() -> None:
-    """Let a worker of the quick lane open the served bundles, without waiting for it."""
-    for path in bundle_paths().values():
+    """Let a worker of the quick lane open the served bundles and take its first look at the classes of the first one.
+
+    One job after the other, so that a visitor who comes meanwhile waits for one of them at most.
+    """
+    paths = list(bundle_paths().values())
+    for path in paths:
         with contextlib.suppress(NatscopeError):  # pages say what is wrong
             key = ("linear", Bundle(path).identity, ())
-            lanes().quick.start(key, tasks.linear, _place(path), session="")
+            lanes().quick.start(key, tasks.linear, _place(path), session="").finished.wait(_QUICK_SECONDS)
+    with contextlib.suppress(NatscopeError):
+        _look(Served(_place(paths[0])))
+
+
+def _look(found: Served) -> None:
+    """Ask what the page Attribute asks at first, about one test image of each class; later answers come faster."""
+    method = View().method
+    request = Request(method, found.bundle.sigma2(method), View().budget)
+    if found._heavy(request) or len(found.bundle.classes) > _CLASSES:
+        return
+    answers = np.asarray(found.bundle.array("test_logits")).argmax(axis=1)
+    for index in np.unique(answers, return_index=True)[1]:
+        found.attribute(found.query("test", int(index)), request, bar=False)
 
 
 def _place(path: Path) -> tasks.Place:

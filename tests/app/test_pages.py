@@ -19,6 +19,7 @@ from app.state import SIGMA2_EXPONENTS, pack_image
 from app.views import query as query_view
 from app.views.methods import GLOSSARY, LIMITS
 from core.answers import Request
+from core.bundle import Bundle
 from core.methods import METHODS, rank
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
@@ -540,3 +541,25 @@ def test_garbage_is_searched_for_once_for_many_runs_and_libraries_are_left_out(m
     shared.tidy()
     assert calls == ["collect", "freeze", "collect"]
     assert settings(Listening("localhost", "127.0.0.1", 8501, (), ""))["runner.postScriptGC"] is False
+
+
+def test_the_first_look_at_each_class_is_taken_before_anyone_asks(served, bundle_path, monkeypatch):
+    asked = []
+    attribute = shared.Served.attribute
+
+    def note(self, query, request, *, bar=True):
+        asked.append((query.predicted, request, bar))
+        return attribute(self, query, request, bar=bar)
+
+    monkeypatch.setattr(shared.Served, "attribute", note)
+    shared.warm()
+    bundle = Bundle(bundle_path)
+    usual = Request("info_loss", bundle.sigma2("info_loss"), 10)
+    answers = np.unique(np.asarray(bundle.array("test_logits")).argmax(axis=1))
+    assert asked == [(answer, usual, False) for answer in answers]
+
+
+def test_many_or_large_classes_are_not_looked_at_before_anyone_asks(served, monkeypatch):
+    monkeypatch.setattr(shared.Served, "attribute", lambda *_, **__: pytest.fail("It was asked."))
+    monkeypatch.setattr(shared, "_CLASSES", 9)
+    shared.warm()
