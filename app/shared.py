@@ -118,7 +118,8 @@ def ask(lane: Lane, key: Hashable, task: Callable[..., Any], *arguments: Any, ba
             if place is not None:  # drawing is also where Streamlit ends a run that is no longer wanted
                 place.progress(job.share, f"{_doing(lane, job)} … {time.monotonic() - began:.0f} s")
     finally:
-        if not job.finished.is_set():
+        # Of a session that is gone the job stays for a while: whoever reloads the page comes back as another one.
+        if not job.finished.is_set() and _alive(session()):
             lane.leave(job, session())
     if place is not None:
         place.empty()

@@ -89,7 +89,9 @@ def _demo() -> Path | None:
 
 for _name in BENCHMARKS:
     if _name not in main.commands:
-        main.command(_name)(functools.partial(_run, _name))
+        main.command(_name, help=getattr(BENCHMARKS[_name], "func", BENCHMARKS[_name]).__doc__)(
+            functools.partial(_run, _name)
+        )
 
 if __name__ == "__main__":
     main()

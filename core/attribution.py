@@ -382,7 +382,7 @@ class Attributor(Capabilities):
             )
         count, parts = len(self.train_labels), []
         for start in range(0, count, _SHARD):
-            progress(f"Reading every training image as a {self.bundle.classes[target]}", start, count)
+            progress(f"Reading every training image for the class {self.bundle.classes[target]}", start, count)
             part = self._train_inputs(slice(start, start + _SHARD))
             parts.append(self.features.features(part, np.full(len(part), target)))
         return np.concatenate(parts)

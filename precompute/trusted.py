@@ -178,7 +178,8 @@ def find(architecture: str, bundle: Bundle | None = None) -> Code:
     who = f"The network {architecture}" if bundle is None else f"The bundle {bundle.path}"
     raise UntrustedError(
         f"{who} wants to run code from the module {module}, which is not part of natscope and which you have not "
-        f"trusted; if you trust whoever made it, add `--allow-code {architecture}`."
+        f"trusted; if you trust whoever made it, run natscope in the folder that holds it, with `--allow-code "
+        f"{architecture}`."
     )
 
 

@@ -46,6 +46,9 @@ def run_job(
     elif st.session_state.pop(stopped, None) == key:
         st.caption("Stopped.")
 
+    if job is not None and job.live:
+        st.caption("Another visitor is having this computed; start it to see how far it is.")
+
     def start() -> None:
         try:
             shared.lanes().heavy.start(key, task, *arguments, session=shared.session())

@@ -171,7 +171,8 @@ def test_what_is_installed_is_not_called(place, tmp_path, marker, name):
         _forged(place, tmp_path / "evil", name),
         marker,
         rf"^The (bundle .*evil|network {name}) wants to run code from the module {module}, which is not part of "
-        rf"natscope and which you have not trusted; if you trust whoever made it, add `--allow-code {name}`\.$",
+        r"natscope and which you have not trusted; if you trust whoever made it, run natscope in the folder that holds "
+        rf"it, with `--allow-code {name}`\.$",
     )
 
 
@@ -380,7 +381,8 @@ def test_a_copy_is_refused_at_another_users_until_she_allows_its_code(place, tmp
     attribute = ("attribute", "--bundle", copy, "--test-index", 0, "--budget", 2)
     said = (
         f"natscope: The bundle {copy} wants to run code from the module net_of_hers, which is not part of natscope and "
-        "which you have not trusted; if you trust whoever made it, add `--allow-code net_of_hers:Net`.\n"
+        "which you have not trusted; if you trust whoever made it, run natscope in the folder that holds it, with "
+        "`--allow-code net_of_hers:Net`.\n"
     )
     assert _run(capsys, *attribute) == (2, "", said)
     assert _run(capsys, *attribute, "--allow-code", "net_of_hers:Other") == (2, "", said)
