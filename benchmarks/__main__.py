@@ -2,6 +2,7 @@
 
 import functools
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,10 @@ def _demo() -> Path | None:
     return found if found.is_dir() else None
 
 
-for _name in BENCHMARKS:
+for _name, _benchmark in BENCHMARKS.items():
     if _name not in main.commands:
-        main.command(_name, help=getattr(BENCHMARKS[_name], "func", BENCHMARKS[_name]).__doc__)(
-            functools.partial(_run, _name)
-        )
+        about = sys.modules[_benchmark.__module__].__doc__
+        main.command(_name, help=about)(functools.partial(_run, _name))
 
 if __name__ == "__main__":
     main()
