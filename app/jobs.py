@@ -113,7 +113,7 @@ class Lane:
         self._tries = tries
         self._jobs: OrderedDict[Hashable, Job] = OrderedDict()
         self._queue: list[Job] = []
-        self._busy = 0  # workers
+        self._busy, self._held = 0, 0  # workers, and bytes of the finished jobs that are remembered
         self._changed = threading.Condition(threading.RLock())
         for worker in workers:
             threading.Thread(target=self._work, args=(worker,), daemon=True, name="natscope-lane").start()
@@ -139,6 +139,7 @@ class Lane:
             job = self._jobs.get(key)
             if job is None or job.again:
                 self._check_room(session)
+                self._held -= job.size if job else 0
                 job = self._jobs[key] = Job(key, task, arguments)
                 self._queue.append(job)
                 self._changed.notify()
@@ -201,13 +202,9 @@ class Lane:
 
     def _forget(self) -> None:
         """Let go of the oldest results beyond what is kept."""
-        total = sum(job.size for job in self._jobs.values())
-        for key, job in list(self._jobs.items()):
-            if total <= self._kept:
-                return
-            if not job.live:
-                total -= job.size
-                del self._jobs[key]
+        while self._held > self._kept:
+            key = next(key for key, job in self._jobs.items() if not job.live)
+            self._held -= self._jobs.pop(key).size
 
     def _work(self, worker: Worker) -> None:
         while True:
@@ -223,6 +220,8 @@ class Lane:
             with self._changed:
                 self._busy -= 1
                 job.end(state, result, size, error)
+                if self._jobs.get(job.key) is job:
+                    self._held += job.size
                 self._forget()
 
     def _done(self, worker: Worker, job: Job) -> tuple[str, Any, int, NatscopeError | None]:

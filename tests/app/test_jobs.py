@@ -211,6 +211,15 @@ def test_only_so_many_bytes_of_results_are_kept(worker):
     assert lane.get(9).value() == bytes(12_000)
 
 
+def test_what_is_asked_again_takes_no_more_room_than_once(worker):
+    lane = Lane([worker], longest=2, kept=50_000)
+    kept = done(lane.start("kept", work.give, 12_000, session="s"))
+    for _ in range(20):
+        with pytest.raises(QueryError, match="Not today"):
+            done(lane.start("fails", work.fail, QueryError("Not today."), session="s")).value()
+    assert lane.get("kept") is kept
+
+
 def test_who_asks_while_a_job_is_being_stopped_gets_a_run_of_its_own(lane, tmp_path):
     gate = tmp_path / "gate"
     first = lane.start("a", work.deaf, gate, session="one")  # it takes its time to stop
