@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from app.cli_values import GIGABYTES
+
 
 def listens(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of where the app is served."""
@@ -28,7 +30,7 @@ def workers(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--memory",
-            type=click.FloatRange(min=1),
+            type=GIGABYTES,
             help="GB of memory that each worker process may take; 4, or a third of a smaller machine's.",
         ),
         click.option(

@@ -1,6 +1,7 @@
 """What the options of `natscope` take: paths that can be, and whole numbers that fit."""
 
 import errno
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,19 @@ class _Whole(click.IntRange):
         return number
 
 
+class _Finite(click.FloatRange):
+    """A number from `min` to `max` that is one: not a number passes every comparison."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 PATH = _Path(path_type=Path)
 WHOLE, COUNT = _Whole(0, 10**9), _Whole(1, 10**9)
+GIGABYTES = _Finite(1, 10**6)
 SEED = _Whole(0, 2**63 - 1)  # what torch takes

@@ -55,7 +55,7 @@ class CurvesView:
 def read_curves(parameters: Mapping[str, str]) -> tuple[CurvesView, list[str]]:
     """Read an address; what cannot be used is left at its default and named in a sentence."""
     readers: Readers = {
-        "q": ("query", _plain_query),
+        "q": ("query", _test_query),
         "n": ("count", lambda text: parse_whole(text, 1, MOST_QUERIES)),
         "method": ("method", lambda text: parse_choice(text, GAINS)),
         "sigma2s": ("sigma2s", lambda text: tuple(sorted({_decade(part) for part in text.split(",")}))),
@@ -66,8 +66,8 @@ def read_curves(parameters: Mapping[str, str]) -> tuple[CurvesView, list[str]]:
     return read_parameters(CurvesView(), readers, parameters)
 
 
-def _plain_query(text: str) -> Any:
-    if text.startswith("image:"):
+def _test_query(text: str) -> Any:
+    if not text.startswith("test:"):
         raise ValueError(text)
     return parse_query(text)
 

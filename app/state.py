@@ -132,7 +132,7 @@ def open_query(text: str, attributor: "Served") -> QueryImage:
 def parse_query(text: str) -> str:
     """Check the name of a query; ValueError if it is none."""
     kind, _, value = text.partition(":")
-    if kind in ("test", "train") and value.isdecimal() and len(value) < 10:
+    if kind in ("test", "train") and value.isascii() and value.isdecimal() and len(value) < 10:
         return text
     if kind == "image" and value:
         return text

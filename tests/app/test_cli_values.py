@@ -41,6 +41,12 @@ def test_a_number_that_cannot_be(capsys, command, option, number):
     assert said.startswith(f"natscope: Invalid value for '{option}': ")
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "1e400", "-1", "0", "9" * 5000, ""])
+@pytest.mark.parametrize("command", ["app", "demo"])
+def test_a_size_of_memory_that_cannot_be(capsys, command, number):
+    assert refused(capsys, command, f"--memory={number}").startswith("natscope: Invalid value for '--memory': ")
+
+
 def test_every_whole_number_but_that_of_an_image_has_bounds():
     free = {option for _, option, kind in _OPTIONS if kind is click.INT}
     assert free == {"--test-index", "--train-index"}

@@ -76,6 +76,7 @@ def test_a_view_survives_its_link():
     assert CurvesView().to_link() == {}
     _, complaints = read_curves({"q": "image:abc", "m": "9000", "others": "magic"})
     assert len(complaints) == 3
+    assert len(read_curves({"q": "train:3"})[1]) == 1
 
 
 @pytest.mark.parametrize("kind", FORMATS)
