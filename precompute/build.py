@@ -77,7 +77,7 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
         with lock.acquire(timeout=0), threadpool_limits(torch.get_num_threads(), "blas"):
             if out.exists():
                 return _add(spec, existing(out, settings), progress)
-            work = Work(out.with_name(out.name + ".partial"), settings)
+            work = Work(out.with_name(out.name + ".partial"), settings, progress=progress)
             if not work.published:
                 _Builder(spec, work, progress).run()
             work.publish(out)
@@ -169,7 +169,8 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     methods = _missing(spec, bundle)
     if not methods:
         return bundle
-    work = Work(bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity})
+    place, identity = bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity}
+    work = Work(place, identity, folder=bundle.path, progress=progress)
     _make_sure_of_room(work.path, parts_bytes(methods, len(bundle.array("train_labels")), bundle.sketch_spec.dim))
     model = network_of(bundle, seed=0)
     bundle.load_into(model)
@@ -247,7 +248,7 @@ class _Builder:
             else:
                 load_weights(model, self.spec.weights, self.model)
             write_atomically(path, safetensors.torch.save(apart(model.state_dict())))
-            self.work.mark("weights")
+            self.work.mark("weights", file=path)
         if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
             fix = "choose other weights" if self.spec.weights else "train with a smaller learning rate"
             raise BuildError(f"The weights hold values that are not finite numbers; {fix}.")
@@ -256,7 +257,7 @@ class _Builder:
     def _outputs(self, features: FeatureMap, train_images: ImageInputs) -> dict[str, Any]:
         data = self.data
         test_out = features.outputs(self._inputs(data.test_images))
-        if "penultimate" in self.work.done:
+        if {"train_logits", "penultimate"} <= self.work.done.keys():
             train_out = Outputs(*(np.load(self.work.path / f"{name}.npy") for name in ("train_logits", "penultimate")))
         else:
             self.progress("Predictions", 0, 1)

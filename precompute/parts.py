@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 from torch import nn
 
-from core.errors import BuildError
+from core.errors import BuildError, out_of_memory
 from core.features import FeatureMap
 from core.images import ImageInputs
 from core.manifest import FACTOR_FILES, FACTORS
@@ -106,7 +107,15 @@ class Parts:
         names = [f"{FACTORS}/{file}" for file in FACTOR_FILES]
         home = self.store.work.path / "fitting"  # kronfluence goes on there after an interruption
         if any(name not in self.store.work.done for name in names):
-            fit_factors(self.model, self.images[:], home, self.ekfac, self.store.progress)
+            fit = functools.partial(fit_factors, self.model, self.images[:], home, self.ekfac, self.store.progress)
+            begun = home.exists()
+            try:
+                fit()
+            except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+                if not begun or out_of_memory(error):
+                    raise
+                shutil.rmtree(home)  # it was interrupted in the middle of a file
+                fit()
         for name in names:
             self.store.file(name, functools.partial(_content, factors_folder(home) / Path(name).name))
         shutil.rmtree(home, ignore_errors=True)

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from core.bundle import FileRecord, sha256_of, write_atomically
+from core.bundle import FileRecord, write_atomically
 from core.index_spec import IndexSpec
 from core.rows import Rows
 from core.search import build_index
@@ -39,14 +40,15 @@ class Store:
             with temporary.open("wb") as handle:
                 np.save(handle, array, allow_pickle=False)
             temporary.replace(file)
-            self.work.mark(name)
+            self.work.mark(name, file=file)
         self.record(name, file, np.load(file, mmap_mode="r", allow_pickle=False))
 
     def large(
         self, name: str, shape: tuple[int, ...], dtype: np.dtype, shard: Callable[[slice], np.ndarray], stage: str
     ) -> np.ndarray:
         """Fill an array shard by shard; a shard is in the journal only once it is on disk."""
-        file, done = self.folder / f"{name}.npy", self.work.done.get(name, 0)
+        file = self.folder / f"{name}.npy"
+        done = self.work.done.get(name, 0) if _holds(file, shape, dtype) else 0
         array = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=dtype, shape=None if done else shape)
         if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process in the middle of a write
             with file.open("r+b") as handle:
@@ -56,7 +58,7 @@ class Store:
             part = slice(start, min(start + _SHARD, shape[0]))
             array[part] = shard(part)
             array.flush()
-            self.work.mark(name, part.stop)
+            self.work.mark(name, part.stop, file if part.stop == shape[0] else None)
         self.progress(stage, shape[0], shape[0])
         self.record(name, file, array)
         return array
@@ -68,7 +70,7 @@ class Store:
             temporary = file.with_suffix(".tmp")
             build_index(members, spec, temporary)
             temporary.replace(file)
-            self.work.mark(name)
+            self.work.mark(name, file=file)
         self.record(name, file)
 
     def file(self, name: str, content: Callable[[], bytes]) -> None:
@@ -77,7 +79,7 @@ class Store:
         if name not in self.work.done:
             file.parent.mkdir(exist_ok=True)
             write_atomically(file, content())
-            self.work.mark(name)
+            self.work.mark(name, file=file)
         self.record(name, file)
 
     def record(self, name: str, file: Path, array: np.ndarray | None = None) -> None:
@@ -91,7 +93,15 @@ class Store:
         files = {}
         for count, (name, record) in enumerate(sorted(self._records.items())):
             self.progress("Checksums", count, len(self._records))
-            digest = sha256_of(self.folder / record.file)
-            files[name] = FileRecord(record.file, record.bytes, digest, record.shape, record.dtype)
+            files[name] = replace(record, sha256=self.work.digest(name))
         self.progress("Checksums", len(files), len(files))
         return files
+
+
+def _holds(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Return whether a file is an array of this form, whatever its values."""
+    try:
+        array = np.lib.format.open_memmap(file, mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return array.shape == shape and array.dtype == dtype

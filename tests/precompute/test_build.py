@@ -70,6 +70,15 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """The folder of a build that was killed when all but the last index was there."""
+    out = tmp_path_factory.mktemp("unfinished") / "bundle"
+    with pytest.raises(_Killed, match=r"^$"):
+        build(_SPEC, out, _killer(_GRAMS, 9))
+    return out.with_name("bundle.partial")
+
+
+@pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     return build(replace(_SPEC, outputs="all"), tmp_path_factory.mktemp("everything") / "bundle")
 
@@ -112,7 +121,7 @@ def _start(out):
 
 def _journal(out):
     file = out.with_name(out.name + ".partial") / "journal.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return json.loads(file.read_text())["done"] if file.is_file() else {}
 
 
 def _kill_when(out, reached):
@@ -631,7 +640,7 @@ def test_a_build_with_an_index_goes_on_where_it_was_and_ends_with_the_same_bytes
     bundle = build(spec, tmp_path / "whole")
     with pytest.raises(_Killed):
         build(spec, tmp_path / "killed", _killer(_GRAMS, 1))
-    left = json.loads((tmp_path / "killed.partial" / "journal.json").read_text())
+    left = _journal(tmp_path / "killed")
     assert "index_0" in left
     assert "index_1" not in left
     build(spec, tmp_path / "killed")
@@ -690,3 +699,45 @@ def test_every_library_gets_the_threads_that_the_manifest_names(tmp_path):
     with threadpool_limits(torch.get_num_threads() + 1, "blas"), pytest.raises(_Killed, match=r"^$"):
         build(_SPEC, tmp_path / "bundle", look)
     assert set(found) == {torch.get_num_threads()}
+
+
+# An unfinished bundle that is damaged, as after a crash of the machine
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "journal.json",
+        "model.safetensors",
+        "train_images.npy",
+        "train_logits.npy",
+        "features.npy",
+        "gram_0.npy",
+        "index_0.faiss",
+    ],
+)
+def test_what_is_damaged_in_an_unfinished_bundle_is_made_again(whole, unfinished, tmp_path, name):
+    for number, damage in enumerate(
+        (lambda data: data[: len(data) // 2], lambda data: b"", lambda data: bytes(len(data)))
+    ):
+        out = tmp_path / str(number)
+        shutil.copytree(unfinished, tmp_path / f"{number}.partial")
+        file = tmp_path / f"{number}.partial" / name
+        file.write_bytes(damage(file.read_bytes()))
+        build(_SPEC, out)
+        assert _sums(out) == _sums(whole.path)
+    shutil.copytree(unfinished, tmp_path / "gone.partial")
+    (tmp_path / "gone.partial" / name).unlink()
+    assert build(_SPEC, tmp_path / "gone").identity == whole.identity
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b""])
+def test_an_array_that_was_not_filled_and_is_cut_off_is_begun_again(whole, tmp_path, damage):
+    out = tmp_path / "bundle"
+    with pytest.raises(_Killed, match=r"^$"):
+        build(_SPEC, out, _killer(_JACOBIANS, 2000))
+    assert _journal(out)["features"] == 2000
+    file = tmp_path / "bundle.partial" / "features.npy"
+    file.write_bytes(damage(file.read_bytes()))
+    build(_SPEC, out)
+    assert _sums(out) == _sums(whole.path)

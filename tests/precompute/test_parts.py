@@ -82,6 +82,25 @@ def test_methods_are_added_later_and_nothing_else_is_written_again(tmp_path):
     assert all(len(attributor.attribute(query, Request(name, budget=3)).items) == 3 for name in METHODS)
 
 
+def test_factors_whose_file_was_cut_off_are_fitted_again(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(stage, done, total):
+        if stage.startswith("Kronfluence") and done == 2:
+            raise Stopped
+
+    asked = replace(_SPEC, methods=("kronfluence",))
+    whole = build(asked, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        build(asked, tmp_path / "cut", stop)
+    written = sorted((tmp_path / "cut.partial" / "fitting").rglob("*.safetensors"))
+    assert written
+    for file in written:
+        file.write_bytes(file.read_bytes()[:100])
+    assert build(asked, tmp_path / "cut").identity == whole.identity
+
+
 def test_a_method_that_was_added_with_other_threads_says_so(tmp_path):
     bundle = build(replace(_SPEC, methods=("random",)), tmp_path / "bundle")
     before = torch.get_num_threads()
