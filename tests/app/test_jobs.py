@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,14 @@ from core.errors import QueryError
 from tests.app import work
 
 _MEMORY = 2 * 10**9
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tasks_are_found():
+    """Let the processes import the tasks of these tests: they do not look in the working directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(scope="module")
