@@ -119,10 +119,13 @@ def finished(coroutine):
 
 @pytest.fixture(autouse=True)
 def own_main():
-    """Streamlit's AppTest leaves a script that is gone as __main__, which new processes would try to run."""
-    main = sys.modules["__main__"]
+    """Undo what others leave behind: AppTest a script that is gone as __main__, which new processes would try to run,
+    and natscope's commands the safe path, with which they would not find the tests."""
+    main, safe = sys.modules["__main__"], os.environ.get("PYTHONSAFEPATH")
     yield
     sys.modules["__main__"] = main
+    if safe is None:
+        os.environ.pop("PYTHONSAFEPATH", None)
 
 
 @pytest.fixture

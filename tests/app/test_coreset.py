@@ -111,7 +111,7 @@ def test_training_on_these_is_live_and_its_result_is_there_the_next_time(page, m
     app = page()
     said = next(text.value for text in app.markdown if text.value.startswith("Trained on these 20 images alone"))
     assert "9,988 other test images" in said
-    (file,) = (tmp_path / "home" / "coresets").iterdir()
+    (file,) = (tmp_path / "home" / "coresets").glob("*.json")
     assert len(json.loads(file.read_text())) == 2
     monkeypatch.setattr(view, "others", lambda *a: None)  # it has a job of its own
     monkeypatch.setattr(coreset_results, "run_job", lambda *a, **k: pytest.fail("trained again"))

@@ -58,7 +58,7 @@ def test_taken_away_trained_again_and_known_the_next_time(page, attributor, tmp_
     app = _whole(app.button(key="counterfactual_job_start").click().run())
     app = _trained(app)
     assert "margin" in _texts(app)
-    file = next((tmp_path / "counterfactuals").iterdir())
+    file = next((tmp_path / "counterfactuals").glob("*.json"))
     assert file.stem == identity_of(attributor.bundle)
     parts = json.loads(file.read_text())
     assert sorted(part["removed"] for part in parts.values()) == [0, 40, 40]

@@ -288,6 +288,6 @@ def test_the_files_of_a_session_are_bounded(monkeypatch):
         await request("PUT", "two", 0)
 
     guard = Guard(app, hosts=LOOPBACK, any_address=False, policy="")
-    asyncio.run(attack())
+    finished(attack())
     assert (len(stored["one"]), len(stored["two"])) == (MAX_UPLOADS, 1)
     assert guard._held().total() == MAX_UPLOADS + 1

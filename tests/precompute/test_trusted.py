@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -424,8 +425,13 @@ def shadowed(tmp_path, marker):
 
 def test_the_background_process_ignores_the_working_directory(shadowed, marker, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
-    background.start(tmp_path / "bundles")
+
+    def popen(command, **_):
+        started.append(command)
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    background.start(tmp_path / "bundles").join()
     monkeypatch.undo()
     (tmp_path / "bundles").mkdir()
     environment = os.environ | {"PYTHONPATH": str(_ROOT)}
