@@ -1,6 +1,8 @@
 """Fixtures that several tests share: real bundles of the embedded data, the data at hand, a browser."""
 
+import ast
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -109,6 +111,14 @@ def browser():
         opened = playwright.chromium.launch(executable_path=path, args=list(LAUNCH_FLAGS))
         yield opened
         opened.close()
+
+
+def syntax_of(file):
+    """Return the syntax tree of a file; Python 3.11 fails now and then while another thread parses, too."""
+    for _ in range(9):
+        with contextlib.suppress(SystemError):
+            return ast.parse(file.read_text(encoding="utf-8"))
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def finished(coroutine):

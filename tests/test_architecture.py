@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.methods import METHODS
+from tests.conftest import syntax_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("app", "core", "precompute", "assets")
@@ -45,7 +46,7 @@ def modules():
 
 
 def imported(file):
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(syntax_of(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

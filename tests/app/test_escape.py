@@ -10,6 +10,7 @@ from matplotlib.cbook import is_math_text
 
 from app import escape
 from app.cli import main
+from tests.conftest import syntax_of
 
 _APP = Path(__file__).parents[2] / "app"
 
@@ -98,7 +99,7 @@ def test_an_error_in_a_terminal_is_one_line_without_commands_to_it(capsys):
 )
 def test_sentences_have_one_way_out(names, home, why):
     for file in sorted(_APP.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(syntax_of(file)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names:
                 fixed = node.args and isinstance(node.args[0], ast.Constant)
                 assert fixed or str(file.relative_to(_APP)) == home, f"{file}, line {node.lineno}: {why}"
