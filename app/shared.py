@@ -23,9 +23,9 @@ from app.serve import BUNDLES, jobs_allowed, memory_allowed
 from app.state import View
 from app.worker import Worker
 from core.answers import Attribution, QueryImage, Request
-from core.attribution import Capabilities
 from core.bundle import MANIFEST, Bundle, find_bundles, read_manifest
 from core.cache import BoundedCache
+from core.capabilities import Capabilities
 from core.comparison import Row
 from core.errors import BundleError, NatscopeError
 from core.methods import METHODS

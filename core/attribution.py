@@ -12,6 +12,7 @@ from torch import nn
 from core.answers import CONDITIONINGS, LARGEST_SIGMA2, LEAST_SIGMA2, POOLS, Attribution, Item, QueryImage, Request
 from core.bundle import Bundle
 from core.cache import BoundedCache
+from core.capabilities import Capabilities
 from core.errors import QueryError
 from core.features import FeatureMap, kernel_of
 from core.greedy import Selection
@@ -21,8 +22,7 @@ from core.methods import METHODS, Candidates, Method, Query, Settings
 from core.metrics import redundancy, total_information
 from core.novelty import LEAST, distances
 from core.parts import Parts
-from core.parts import missing as missing_parts
-from core.pool import LARGEST_GRAM, LIVE, Pool, agree
+from core.pool import LARGEST_GRAM, LIVE, Pool, is_product
 from core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
 from core.regime import regime
 from core.rows import RowView
@@ -31,33 +31,6 @@ from core.trust import Trust, trust
 
 Progress = Callable[[str, int, int], None]
 _SHARD = 1000
-
-
-class Capabilities:
-    """Which methods a bundle can serve; `linear` says whether all parameters of its network are of `Linear` layers."""
-
-    linear: bool
-
-    def __init__(self, bundle: Bundle) -> None:
-        """Take an open bundle."""
-        self.bundle = bundle
-
-    def missing(self, method: Method) -> str | None:
-        """Say in a sentence what the bundle lacks for a method and how to add it; None where nothing is missing."""
-        return missing_parts(self.bundle, method)
-
-    def usable(self, *, fast: bool = False) -> tuple[str, ...]:
-        """Name the methods for which the bundle holds all that they need, in the registry's order.
-
-        Args:
-            fast: leave out those that take a minute or more a query on this network.
-        """
-        names = (name for name, method in METHODS.items() if self.missing(method) is None)
-        return tuple(name for name in names if not (fast and self.slow(METHODS[name])))
-
-    def slow(self, method: Method) -> bool:
-        """Tell whether a method takes a minute or more a query: it differentiates every candidate anew."""
-        return method.together and not self.linear
 
 
 class Attributor(Capabilities):
@@ -100,7 +73,7 @@ class Attributor(Capabilities):
         """Raise BundleError if the bundle holds what does not follow from its features, or is not of its network."""
         self._parts.check()
         for label in np.unique(self.train_labels):
-            self._own_candidates(int(label), np.flatnonzero(self.train_labels == label))
+            self._own_pool(int(label), np.flatnonzero(self.train_labels == label))
         for label in range(len(self.bundle.classes)):
             if self.bundle.has(f"train_gram_{label}"):
                 self._train_gram(label)
@@ -327,15 +300,18 @@ class Attributor(Capabilities):
         if self._resketched:
             features = self.features.features(self._train_inputs(rows), np.full(len(rows), target))
             return Candidates(Pool(features, kernel=self.kernel), self._penultimate[rows])
+        index = self.bundle.index(f"index_{target}") if self.bundle.has(f"index_{target}") else None
+        return Candidates(self._own_pool(target, rows), self._penultimate[rows], index=index)
+
+    def _own_pool(self, target: int, rows: np.ndarray) -> Pool:
         stored = self.bundle.array("features")
         large = len(rows) > LARGEST_GRAM and self.bundle.index_spec.kind != "flat"  # searched without being loaded
         chosen = RowView(stored, rows) if large else np.asarray(stored[rows])
         gram = self.bundle.array(name) if self.bundle.has(name := f"gram_{target}") else None
-        index = self.bundle.index(f"index_{target}") if self.bundle.has(f"index_{target}") else None
         pool = Pool(chosen, kernel=self.kernel, gram=gram)
-        if gram is not None and not pool.gram_follows():
+        if not pool.gram_follows():
             raise self.bundle.unlike_features(name)
-        return Candidates(pool, self._penultimate[rows], index=index)
+        return pool
 
     def _all_candidates(self, target: int, progress: Progress) -> Candidates:
         return Candidates(Pool(self._all_features(target, progress), kernel=self.kernel), self._penultimate)
@@ -365,11 +341,7 @@ class Attributor(Capabilities):
     def _train_gram(self, target: int) -> np.ndarray:
         name, features = f"train_gram_{target}", self.bundle.array(f"features_all_{target}")
         gram = np.asarray(self.bundle.array(name))
-        probe = np.random.default_rng().standard_normal(len(gram))
-        own = sum((block.T @ (block @ probe) for block in blocks(features)), start=np.zeros(len(gram)))
-        with np.errstate(all="ignore"):  # it may hold anything
-            follows = agree(gram @ probe, own)
-        if not follows:
+        if not is_product(gram, lambda v: sum((b.T @ (b @ v) for b in blocks(features)), np.zeros(len(gram)))):
             raise self.bundle.unlike_features(name)
         return gram
 

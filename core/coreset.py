@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core.attribution import Attributor, Capabilities, Progress
+from core.attribution import Attributor, Progress
 from core.cache import BoundedCache
+from core.capabilities import Capabilities
 from core.errors import QueryError
 from core.methods import METHODS, Candidates, Query, Settings
 from core.metrics import information_gain_curve

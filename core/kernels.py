@@ -6,9 +6,8 @@ from typing import Protocol
 import numpy as np
 
 _ROWS_AT_ONCE = 2048
-_ROWS_FOR_ONE = (
-    128  # with one other row: what is converted to float64 stays in the processor's cache, four times as fast
-)
+# With one other row, what is converted to float64 then stays in the processor's cache: four times as fast.
+_ROWS_FOR_ONE = 128
 
 
 class Kernel(Protocol):

@@ -1,7 +1,7 @@
 """The candidate pool: prior covariances of its members and of queries, computed once, in float64, and shared."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import cast
 
@@ -27,9 +27,22 @@ _LOOKED_AT = 16  # rows of the Gram of an exact kernel
 LARGEST_GRAM = 6000  # members; above this, columns are computed when they are asked for
 
 
-def agree(stored: np.ndarray, computed: np.ndarray) -> bool:
-    """Tell whether numbers that a bundle holds are those that follow from its features, up to rounding."""
-    with np.errstate(all="ignore"):  # stored ones may be anything
+def is_product(stored: np.ndarray, product: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """Tell whether a matrix (n, n) that a bundle holds is the one by which vectors are multiplied, up to rounding.
+
+    It is tried on one random vector (Freivalds 1977): whoever made the matrix must not know where it is looked at.
+
+    Args:
+        stored: the matrix; its numbers may be anything.
+        product: multiplies a vector (n,) by the matrix that follows from the features.
+    """
+    probe = np.random.default_rng().standard_normal(len(stored))
+    with np.errstate(all="ignore"):
+        return _agree(stored @ probe, product(probe))
+
+
+def _agree(stored: np.ndarray, computed: np.ndarray) -> bool:
+    with np.errstate(all="ignore"):
         return bool((np.abs(stored - computed) <= _ROUNDING * np.abs(computed).max(initial=0)).all())
 
 
@@ -114,16 +127,14 @@ class Pool:
         return rows[[np.array_equal(self.features[row], self.features[index]) for row in rows]]
 
     def gram_follows(self) -> bool:
-        """Tell whether a given Gram is that of the features: of its product with a random vector, and at some rows."""
+        """Tell whether a Gram that was given is that of the features; of an exact kernel at some random rows alone."""
         if self._given_gram is None:
             return True
-        random = np.random.default_rng()  # whoever made the Gram must not know where it is looked at
         if self.kernel.explicit:
-            probe, features = random.standard_normal(len(self)), np.asarray(self.features, dtype=np.float64)
-            with np.errstate(all="ignore"):  # it may hold anything
-                return agree(self._given_gram @ probe, features @ (features.T @ probe))
-        rows = random.choice(len(self), min(len(self), _LOOKED_AT), replace=False)
-        return agree(self._given_gram[rows], self.kernel(self.features[rows], self.features))
+            features = np.asarray(self.features, dtype=np.float64)
+            return is_product(self._given_gram, lambda vector: features @ (features.T @ vector))
+        rows = np.random.default_rng().choice(len(self), min(len(self), _LOOKED_AT), replace=False)
+        return _agree(self._given_gram[rows], self.kernel(self.features[rows], self.features))
 
     @property
     def has_gram(self) -> bool:

@@ -14,7 +14,7 @@ from app.figures_comparison import comparison_file
 from app.serve import BUNDLES
 from app.views import compare_results
 from core.answers import Request
-from core.attribution import Capabilities
+from core.capabilities import Capabilities
 from core.comparison import compare_one
 from core.methods import METHODS
 

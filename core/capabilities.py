@@ -1,0 +1,32 @@
+"""Which methods a bundle can serve: what its files and the kind of its network say, without the network itself."""
+
+from core.bundle import Bundle
+from core.methods import METHODS, Method
+from core.parts import missing
+
+
+class Capabilities:
+    """Which methods a bundle can serve; `linear` says whether all parameters of its network are of `Linear` layers."""
+
+    linear: bool
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Take an open bundle."""
+        self.bundle = bundle
+
+    def missing(self, method: Method) -> str | None:
+        """Say in a sentence what the bundle lacks for a method and how to add it; None where nothing is missing."""
+        return missing(self.bundle, method)
+
+    def usable(self, *, fast: bool = False) -> tuple[str, ...]:
+        """Name the methods for which the bundle holds all that they need, in the registry's order.
+
+        Args:
+            fast: leave out those that take a minute or more a query on this network.
+        """
+        names = (name for name, method in METHODS.items() if self.missing(method) is None)
+        return tuple(name for name in names if not (fast and self.slow(METHODS[name])))
+
+    def slow(self, method: Method) -> bool:
+        """Tell whether a method takes a minute or more a query: it differentiates every candidate anew."""
+        return method.together and not self.linear
