@@ -10,8 +10,8 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 
-# Control characters, line separators, what turns the order of letters round, and halves of characters.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+from core.text import UNSEEN
+
 _MARKS = re.compile(r"([\\`*_\[\]{<>#&$~|:])")
 _EDGES = re.compile(r"^\s+|\s+$")
 # What starts a list or underlines a heading, and what Streamlit's pages turn into links, icons, emoji and arrows after
@@ -32,7 +32,7 @@ _LONGEST = 40  # characters of a name in a chart
 
 def visible(text: str) -> str:
     r"""Return the text on one line, with characters that change what is seen without being seen spelt out (\x1b)."""
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def terminal(text: str) -> str:

@@ -23,7 +23,7 @@ from app.serve import BUNDLES, jobs_allowed, memory_allowed
 from app.state import View
 from app.worker import Worker
 from core.answers import Attribution, QueryImage, Request
-from core.bundle import MANIFEST, Bundle, find_bundles, read_manifest
+from core.bundle import MANIFEST, Bundle, find_bundles
 from core.cache import BoundedCache
 from core.capabilities import Capabilities
 from core.comparison import Row
@@ -168,7 +168,7 @@ def bundle_paths() -> dict[str, Path]:
 def bundle_title(path: Path) -> str:
     """Return a bundle's title, or its folder's name when it cannot be read."""
     try:
-        return read_manifest(path).name
+        return Bundle(path).manifest.name
     except BundleError:
         return f"{path.name} (damaged)"
 
@@ -260,13 +260,13 @@ def warm() -> None:
 
     One job after the other, so that a visitor who comes meanwhile waits for one of them at most.
     """
-    paths = list(bundle_paths().values())
-    for path in paths:
+    opened: list[Served] = []
+    for path in bundle_paths().values():
         with contextlib.suppress(NatscopeError):  # pages say what is wrong
-            key = ("linear", Bundle(path).identity, ())
-            lanes().quick.start(key, tasks.linear, _place(path), session="").finished.wait(_QUICK_SECONDS)
+            opened.append(Served(_place(path)))
     with contextlib.suppress(NatscopeError):
-        _look(Served(_place(paths[0])))
+        for first in opened[:1]:
+            _look(first)
 
 
 def _look(found: Served) -> None:

@@ -9,11 +9,10 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from core.answers import LARGEST_SIGMA2, LEAST_SIGMA2
 from core.backdoor import PLACES
 from core.index_spec import KINDS
+from core.text import plain
 
 _DEPTH = 12  # of values within values, at most
 LONGEST = 300  # characters of a title or the name of a class
-# No control characters, line separators, marks that turn the direction of writing, or halves of characters.
-_PLAIN = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]*")
 
 Text = Annotated[str, Meta(max_length=LONGEST)]
 Title = Annotated[str, Meta(min_length=1, max_length=LONGEST)]
@@ -182,11 +181,6 @@ def checked(raw: dict[str, Any]) -> None:
     # The settings are compared and never shown; a folder of images may have any name.
     if not _plain(raw | {"results": {k: v for k, v in raw["results"].items() if k != "settings"}}):
         raise SchemaError("holds text that cannot be printed")
-
-
-def plain(text: str) -> bool:
-    """Whether a text can be shown anywhere: it has no control characters and cannot turn what stands around it."""
-    return _PLAIN.fullmatch(text) is not None
 
 
 def _plain(value: Any) -> bool:

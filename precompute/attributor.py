@@ -33,12 +33,17 @@ def open_attributor(path: Path) -> Attributor:
     return attributor
 
 
-def faults(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+def faults(
+    path: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    untried: Callable[[str], None] = lambda sentence: None,
+) -> list[str]:
     """Return one sentence for each fault of a bundle that anything which opens or uses it would find.
 
     Args:
         path: the bundle.
         progress: called with bytes read and bytes in all.
+        untried: called with the sentence on code that is not trusted, where the network can therefore not be tried.
 
     Raises:
         BundleError: if there is no bundle with a manifest that can be used.
@@ -49,8 +54,8 @@ def faults(path: Path, progress: Callable[[int, int], None] = lambda done, total
         attributor = open_attributor(path)
         attributor.check()
         _check_features(attributor)
-    except UntrustedError:
-        return []  # all that can be known without running its code was looked at
+    except UntrustedError as error:
+        untried(str(error))
     except BundleError as error:
         return [str(error)]
     return []

@@ -11,7 +11,7 @@ import numpy as np
 
 from core.errors import DataError, QueryError
 from core.files import size
-from core.manifest_schema import plain
+from core.text import UNSEEN
 from precompute.datasets import FOLDER, Dataset, load_dataset
 from precompute.pictures import EXTENSIONS, decode, fit
 
@@ -242,7 +242,7 @@ def _divided(files: Labelled, classes: int, share: float) -> list[Labelled]:
 
 def _shown(path: Path) -> str:
     """Return a path as text that can be printed; what is no text in it becomes question marks."""
-    return "".join(c if plain(c) else "\ufffd" for c in os.fsencode(path).decode(errors="replace"))
+    return UNSEEN.sub("\ufffd", os.fsencode(path).decode(errors="replace"))
 
 
 def _empty(path: Path, title: str, split: str, *, alone: bool) -> str:

@@ -31,9 +31,10 @@ def run_job(
         label: of the button that starts it.
         icon: of the button.
     """
-    job, refused, stopped = shared.lanes().heavy.get(key), f"{name}_refused", f"{name}_stopped"
+    lane, refused, stopped = shared.lanes().heavy, f"{name}_refused", f"{name}_stopped"
+    job = lane.get(key)
     if job is not None:
-        shared.lanes().heavy.adopt(job, shared.session())
+        lane.adopt(job, shared.session())
     if job is not None and job.state == "done":
         return job.result
     if job is not None and job.live and shared.session() in job.sessions:
@@ -51,7 +52,7 @@ def run_job(
 
     def start() -> None:
         try:
-            shared.lanes().heavy.start(key, task, *arguments, session=shared.session())
+            lane.start(key, task, *arguments, session=shared.session())
         except QueryError as error:
             st.session_state[refused] = str(error)
 

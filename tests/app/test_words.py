@@ -61,7 +61,7 @@ def test_results_are_named_in_words():
     assert setting_of(setting) == "CIFAR-10 (JPEG), 50,000 training images; ResNet-9"
     setting = {"data": "folder:pets, 10 training images", "network": "my_model:make"}
     assert setting_of(setting) == f"pets, 10 training images; {markdown('my_model:make')}"
-    assert setting_of(setting | {"recipe": {"epochs": 7}}).endswith(", 7 epochs")
+    assert setting_of(setting | {"recipe": {"epochs": 7}}).endswith(f"; {markdown('my_model:make')}, 7 epochs")
 
 
 def test_the_informative_methods_are_those_that_count_nats():

@@ -1,0 +1,11 @@
+"""Characters that change what is seen without being seen themselves."""
+
+import re
+
+# Control characters, line separators, marks that turn the direction of writing, and halves of characters.
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str) -> bool:
+    """Whether a text has none of them, and so cannot turn what stands around it."""
+    return UNSEEN.search(text) is None
