@@ -10,7 +10,20 @@ import click
 import numpy as np
 import torch
 
-from benchmarks import audit, cold, convolutions, coreset, ekfac, load, methods, retraining, search, selection, sketches
+from benchmarks import (
+    audit,
+    cold,
+    convolutions,
+    coreset,
+    ekfac,
+    load,
+    methods,
+    rankings,
+    retraining,
+    search,
+    selection,
+    sketches,
+)
 from core.index_spec import KINDS
 from precompute.home import home
 
@@ -26,6 +39,7 @@ BENCHMARKS = {
     "cold": cold.run,
     "retraining": retraining.run,
     "load": load.run,
+    "rankings": rankings.run,
 }
 BUNDLE = click.Path(path_type=Path, exists=True, file_okay=False)
 
@@ -62,6 +76,16 @@ def _search(sizes: str, indexes: str, out: Path) -> None:
 def _cold(bundle: Path | None) -> None:
     """Time the first answer of a bundle whose files are not in memory."""
     _run("cold", bundle=bundle)
+
+
+@main.command("rankings")
+@click.option("--bundle", type=BUNDLE, help="The bundle; the demo's by default.")
+@click.option("--record", type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+@click.option("--against", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="One that was written.")
+@click.option("--within", type=click.FloatRange(0), default=1e-9, show_default=True, help="Of each number.")
+def _rankings(bundle: Path | None, **options: Any) -> None:
+    """Record what every method answers on a bundle, or fail where it differs from what was recorded."""
+    _run("rankings", bundle=bundle or _demo(), **options)
 
 
 @main.command("load")
