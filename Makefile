@@ -4,6 +4,7 @@ BIN    := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 SOURCES := pyproject.toml constraints.txt
+TYPING := build/typing/natscope
 ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
@@ -19,9 +20,9 @@ test: $(VENV)/.installed-dev ## install what tests need, a browser too, and run 
 	@$(BIN)/python -m tests.browser
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed-dev ## check style, types and what could be unsafe
+lint: $(VENV)/.installed-dev $(TYPING) ## check style, types and what could be unsafe
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive app core precompute assets benchmarks
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive natscope app core precompute assets benchmarks
 
 audit: $(VENV)/.installed-dev ## ask the vulnerability service about the tested versions (needs the network)
 	@$(BIN)/python -m tests.audit
@@ -33,10 +34,14 @@ bench: $(VENV)/.installed-dev ## print the measured ratios (needs a few minutes)
 	@$(BIN)/python -m benchmarks
 
 results: $(VENV)/.installed ## run a small version of every experiment into build/results (about ten minutes)
-	@$(BIN)/python -m app.rerun
+	@$(BIN)/python -m natscope.app.rerun
 
 clean: ## remove the environment and caches of tools
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The package as it is imported, for tools that do not ask how it was installed.
+$(TYPING): $(wildcard natscope/*)
+	@rm -rf $@ && mkdir -p $@ && ln -s $(foreach part,app assets core precompute $(wildcard natscope/*),$(CURDIR)/$(part)) $@
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "natscope needs Python 3.11 or newer: install it, or name it with make PYTHON=/path/to/python." >&2; exit 1; }

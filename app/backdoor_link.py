@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.state import Readers, parse_choice, parse_whole, read_parameters
-from core.methods import METHODS
+from natscope.app.state import Readers, parse_choice, parse_whole, read_parameters
+from natscope.core.methods import METHODS
 
 
 @dataclass(frozen=True)

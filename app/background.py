@@ -5,10 +5,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import escape
-from app.serve import BUNDLES
-from core.bundle import MANIFEST
-from precompute.background import Preparing, preparing, ready
+from natscope.app import escape
+from natscope.app.serve import BUNDLES
+from natscope.core.bundle import MANIFEST
+from natscope.precompute.background import Preparing, preparing, ready
 
 _EVERY = 2.0  # seconds between two looks
 

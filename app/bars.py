@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from app import escape
+from natscope.app import escape
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from typing import Any
 
 import click
 
-from app.cli_bars import Bars, say
-from app.cli_experiments import evaluate, tune
-from app.cli_listen import listens, workers
-from app.cli_precompute import build_spec, notes, print_check
-from app.cli_trust import allow_code
-from app.cli_values import COUNT, PATH, SEED, WHOLE
-from app.listen import listening
-from core.errors import NatscopeError, explained
-from core.scratch import sweep
+from natscope.app.cli_bars import Bars, say
+from natscope.app.cli_experiments import evaluate, tune
+from natscope.app.cli_listen import listens, workers
+from natscope.app.cli_precompute import build_spec, notes, print_check
+from natscope.app.cli_trust import allow_code
+from natscope.app.cli_values import COUNT, PATH, SEED, WHOLE
+from natscope.app.listen import listening
+from natscope.core.errors import NatscopeError, explained
+from natscope.core.scratch import sweep
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -32,10 +32,10 @@ def natscope() -> None:
 @allow_code
 def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any) -> None:
     """Build the first embedded bundle, then serve it; the poisoned one and what is slow follow while it is served."""
-    from app.serve import serve
-    from precompute.background import start, unfinished
-    from precompute.embedded import FIRST, build_embedded
-    from precompute.home import home
+    from natscope.app.serve import serve
+    from natscope.precompute.background import start, unfinished
+    from natscope.precompute.embedded import FIRST, build_embedded
+    from natscope.precompute.home import home
 
     at = listening(**listen)
     folder = home() / "bundles"
@@ -56,9 +56,9 @@ def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any
 @allow_code
 def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None, **listen: Any) -> None:
     """Serve bundles that exist."""
-    from app.serve import serve
-    from core.bundle import find_bundles
-    from core.errors import BundleError
+    from natscope.app.serve import serve
+    from natscope.core.bundle import find_bundles
+    from natscope.core.errors import BundleError
 
     at = listening(**listen)
     if not bundles.is_dir() or not find_bundles(bundles):
@@ -166,7 +166,7 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
         return
     if out is None:
         raise click.UsageError("Missing option '--out'.")
-    from precompute.build import build
+    from natscope.precompute.build import build
 
     spec = build_spec(name, options, precompute.params)
     existed = out.exists()
@@ -219,9 +219,9 @@ def attribute(
     **settings: Any,
 ) -> None:
     """Rank the training images that one prediction owes its certainty to."""
-    from core.answers import Request
-    from core.errors import QueryError
-    from precompute.attributor import open_attributor
+    from natscope.core.answers import Request
+    from natscope.core.errors import QueryError
+    from natscope.precompute.attributor import open_attributor
 
     if sum(choice is not None for choice in (test_index, train_index, image)) != 1:
         raise QueryError("Name one query: --test-index I, --train-index I or --image FILE.")
@@ -255,8 +255,8 @@ def attribute(
 @click.option("--bundle", type=PATH, required=True, help="The bundle.")
 def verify(bundle: Path) -> None:
     """Look for every fault that opening or using a bundle would find; exit 1 and a sentence per fault."""
-    from core.bundle import Bundle
-    from precompute.attributor import faults
+    from natscope.core.bundle import Bundle
+    from natscope.precompute.attributor import faults
 
     untried: list[str] = []
     with Bars(unit="B") as bars:
@@ -309,15 +309,15 @@ def _told(error: Exception) -> str | None:
 
 
 def _read_upload(file: Path, train_images: Any, invert: bool | None) -> Any:
-    from app.uploads import LARGEST_BYTES, form_of, read_apart
-    from core.files import read_regular
+    from natscope.app.uploads import LARGEST_BYTES, form_of, read_apart
+    from natscope.core.files import read_regular
 
     data = read_regular(file, LARGEST_BYTES, links=True)
     return read_apart(data, file.name, form_of(train_images) | {"invert": invert}).image
 
 
 def _class_number(text: str, classes: tuple[str, ...]) -> int:
-    from core.errors import QueryError
+    from natscope.core.errors import QueryError
 
     names = [name.casefold() for name in classes]
     if text.casefold() in names:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from app import escape
+from natscope.app import escape
 
 _LONG = re.compile(r"(\S{40})\S{400,}(\S{20})")
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from app.cli_bars import Bars, say
-from app.cli_precompute import method_names
-from app.cli_trust import allow_code
-from app.cli_values import COUNT, PATH, SEED
+from natscope.app.cli_bars import Bars, say
+from natscope.app.cli_precompute import method_names
+from natscope.app.cli_trust import allow_code
+from natscope.app.cli_values import COUNT, PATH, SEED
 
 
 @click.command()
@@ -36,9 +36,9 @@ def evaluate(
 
     A stopped one goes on where it was.
     """
-    from core.bundle import find_bundles
-    from core.errors import QueryError
-    from precompute.experiments import EXPERIMENTS
+    from natscope.core.bundle import find_bundles
+    from natscope.core.errors import QueryError
+    from natscope.precompute.experiments import EXPERIMENTS
 
     if experiment not in EXPERIMENTS:
         raise QueryError(f"There is no experiment '{experiment}'; choose one of {', '.join(EXPERIMENTS)}.")
@@ -79,8 +79,8 @@ def tune(
     take: Path | None,
 ) -> None:
     """Choose σ² for each method on held-out images, by training again without or with what it names; resumable."""
-    from core.methods import METHODS
-    from precompute import tuning
+    from natscope.core.methods import METHODS
+    from natscope.precompute import tuning
 
     if take is not None:
         file, result = take, tuning.read(take)
@@ -99,10 +99,10 @@ def tune(
 
 def _measured(out: Path, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """Run an experiment, its finished parts kept; write its result and its figures, and say what was found."""
-    from app.figures_experiments import experiment_files
-    from core.bundle import write_atomically
-    from core.errors import QueryError
-    from precompute.kept import Kept
+    from natscope.app.figures_experiments import experiment_files
+    from natscope.core.bundle import write_atomically
+    from natscope.core.errors import QueryError
+    from natscope.precompute.kept import Kept
 
     if out.suffix != ".json":
         raise QueryError(f"--out names a JSON file, such as result.json, not {out.name}.")

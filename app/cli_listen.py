@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from app.cli_values import GIGABYTES
+from natscope.app.cli_values import GIGABYTES
 
 
 def listens(command: Callable[..., Any]) -> Callable[..., Any]:

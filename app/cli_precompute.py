@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from app.cli_bars import say
+from natscope.app.cli_bars import say
 
 _WIDTH = 110
 _LISTED = 10  # of the files that were skipped
@@ -27,13 +27,13 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
     Raises:
         BuildError: for an option that cannot be read.
     """
-    from core.errors import BuildError
-    from core.index_spec import KINDS, IndexSpec
-    from core.manifest_schema import LONGEST
-    from core.sketches import SKETCHES, SketchSpec
-    from precompute.folders import FolderSpec
-    from precompute.spec import BuildSpec
-    from precompute.training import RECIPES, TrainingSpec
+    from natscope.core.errors import BuildError
+    from natscope.core.index_spec import KINDS, IndexSpec
+    from natscope.core.manifest_schema import LONGEST
+    from natscope.core.sketches import SKETCHES, SketchSpec
+    from natscope.precompute.folders import FolderSpec
+    from natscope.precompute.spec import BuildSpec
+    from natscope.precompute.training import RECIPES, TrainingSpec
 
     if options["sketch"] not in SKETCHES:
         raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
@@ -70,8 +70,8 @@ def print_check(
     name: str | None, options: dict[str, Any], parameters: Sequence[click.Parameter], out: Path | None, bars: Any
 ) -> None:
     """Print whether a build will work and what it will cost; exit with 2 if it will not."""
-    from core.errors import NatscopeError
-    from precompute.check import check
+    from natscope.core.errors import NatscopeError
+    from natscope.precompute.check import check
 
     try:
         spec = build_spec(name, options, parameters)
@@ -102,7 +102,7 @@ def _paragraph(title: str, text: str) -> list[str]:
 
 
 def _model_spec(options: dict[str, Any]) -> Any:
-    from precompute.models import ModelSpec
+    from natscope.precompute.models import ModelSpec
 
     if options["widths"] is not None:
         return ModelSpec(options["model"], _numbers("--widths", options["widths"], "784,512,256,10"), options["bias"])
@@ -113,7 +113,7 @@ def _model_spec(options: dict[str, Any]) -> Any:
 
 
 def _scaling(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    from core.errors import BuildError
+    from natscope.core.errors import BuildError
 
     if mean is None and std is None:
         return None
@@ -126,7 +126,7 @@ def _scaling(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tupl
 
 
 def _poison_spec(options: dict[str, Any]) -> Any:
-    from precompute.poison import PoisonSpec
+    from natscope.precompute.poison import PoisonSpec
 
     if options["poison_rate"] is None:
         return None
@@ -141,7 +141,7 @@ def _poison_spec(options: dict[str, Any]) -> Any:
 
 
 def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
-    from core.errors import BuildError
+    from natscope.core.errors import BuildError
 
     try:
         return tuple(int(part) for part in text.split(","))
@@ -151,8 +151,8 @@ def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
 
 def method_names(text: str) -> tuple[str, ...]:
     """Read names of methods with commas, or "all"; raises QueryError if there is no such method."""
-    from core.errors import QueryError
-    from core.methods import METHODS
+    from natscope.core.errors import QueryError
+    from natscope.core.methods import METHODS
 
     names = tuple(METHODS) if text.strip() == "all" else tuple(n.strip() for n in text.split(",") if n.strip())
     for name in names:

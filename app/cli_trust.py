@@ -5,7 +5,7 @@ import click
 
 def _allow(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> None:
     if names:
-        from precompute.trusted import allow
+        from natscope.precompute.trusted import allow
 
         allow(names)
 

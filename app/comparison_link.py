@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
-from app.state import Readers, parse_choice, parse_query, parse_sigma2, parse_whole, read_parameters
-from core.answers import CONDITIONINGS, POOLS, Request
-from core.methods import METHODS
+from natscope.app.state import Readers, parse_choice, parse_query, parse_sigma2, parse_whole, read_parameters
+from natscope.core.answers import CONDITIONINGS, POOLS, Request
+from natscope.core.methods import METHODS
 
 LARGEST_BUDGET = 20
 MOST_QUERIES = 6

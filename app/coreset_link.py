@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.state import Readers, parse_choice, parse_sigma2, parse_whole, read_parameters
-from core.coreset import MOST_QUERIES
-from core.methods import METHODS
+from natscope.app.state import Readers, parse_choice, parse_sigma2, parse_whole, read_parameters
+from natscope.core.coreset import MOST_QUERIES
+from natscope.core.methods import METHODS
 
 GROUPS = ("random", "class", "wrong", "marked")
 MOST_MARKED = 100

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.state import Readers, parse_choice, parse_query, parse_sigma2, parse_whole, read_parameters
-from core.curves import REFERENCE
-from core.methods import METHODS
+from natscope.app.state import Readers, parse_choice, parse_query, parse_sigma2, parse_whole, read_parameters
+from natscope.core.curves import REFERENCE
+from natscope.core.methods import METHODS
 
 FEWEST, MOST = 10, 500
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app.state import Readers, parse_choice, parse_query, parse_sigma2, parse_whole, read_parameters
-from core.methods import METHODS
+from natscope.app.state import Readers, parse_choice, parse_query, parse_sigma2, parse_whole, read_parameters
+from natscope.core.methods import METHODS
 
 MOST_QUERIES, LARGEST = 50, 300
 GAINS = tuple(name for name, m in METHODS.items() if m.information == "gain" and m.approximates is None)

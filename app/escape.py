@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 
-from core.text import UNSEEN
+from natscope.core.text import UNSEEN
 
 _MARKS = re.compile(r"([\\`*_\[\]{<>#&$~|:])")
 _EDGES = re.compile(r"^\s+|\s+$")

@@ -6,11 +6,11 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
 
-from app import escape
-from app.figures_style import Figure
-from app.words import nats
-from core.answers import Attribution, QueryImage
-from core.methods import Method
+from natscope.app import escape
+from natscope.app.figures_style import Figure
+from natscope.app.words import nats
+from natscope.core.answers import Attribution, QueryImage
+from natscope.core.methods import Method
 
 _COLUMNS = 10
 _ACROSS = {"xref": "x domain", "yref": "y"}  # a place by its share of the width and its value

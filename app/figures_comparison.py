@@ -7,13 +7,13 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.patches import Rectangle
 
-from app import escape
-from app.comparison import marks
-from app.figures_style import Figure
-from app.words import sigma2_text
-from core.answers import QueryImage
-from core.comparison import Row, shared_images
-from core.methods import METHODS
+from natscope.app import escape
+from natscope.app.comparison import marks
+from natscope.app.figures_style import Figure
+from natscope.app.words import sigma2_text
+from natscope.core.answers import QueryImage
+from natscope.core.comparison import Row, shared_images
+from natscope.core.methods import METHODS
 
 _NAME = 14  # characters of a class's name under an image
 FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "PDF": "application/pdf"}

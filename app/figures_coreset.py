@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from app import escape
-from app.figures_curves import COLOURS, PLACES
-from app.figures_style import Figure
-from core.methods import METHODS
+from natscope.app import escape
+from natscope.app.figures_curves import COLOURS, PLACES
+from natscope.app.figures_style import Figure
+from natscope.core.methods import METHODS
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left", "star")

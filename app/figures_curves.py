@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from app.figures_style import Figure
-from app.words import sigma2_text
-from core.curves import Curve, Line
-from core.methods import METHODS
+from natscope.app.figures_style import Figure
+from natscope.app.words import sigma2_text
+from natscope.core.curves import Curve, Line
+from natscope.core.methods import METHODS
 
 FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "PDF": "application/pdf"}
 # Okabe and Ito's colours in an order whose lightness varies; dashes say the same.

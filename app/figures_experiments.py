@@ -4,12 +4,12 @@ import io
 import math
 from typing import Any
 
-from app.figures_brittleness import flips_file, flips_table
-from app.figures_coreset import coreset_file, coreset_table
-from app.figures_curves import curves_file, experiment_panels
-from app.figures_style import Figure
-from app.figures_tuning import scores_file
-from core.methods import METHODS
+from natscope.app.figures_brittleness import flips_file, flips_table
+from natscope.app.figures_coreset import coreset_file, coreset_table
+from natscope.app.figures_curves import curves_file, experiment_panels
+from natscope.app.figures_style import Figure
+from natscope.app.figures_tuning import scores_file
+from natscope.core.methods import METHODS
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

@@ -3,8 +3,8 @@
 import io
 from typing import Any
 
-from app.figures_style import Figure
-from core.index_spec import KINDS
+from natscope.app.figures_style import Figure
+from natscope.core.index_spec import KINDS
 
 _NAMES = {"scan": "scan", "gram": "Gram path"} | {kind: f"{title} index" for kind, title in KINDS.items()}
 _COLOURS = {  # told apart by colour-blind people, and by their marks

@@ -5,9 +5,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from app.figures_curves import COLOURS, DASHES, PLACES
-from app.figures_style import Figure
-from core.methods import METHODS
+from natscope.app.figures_curves import COLOURS, DASHES, PLACES
+from natscope.app.figures_style import Figure
+from natscope.core.methods import METHODS
 
 _SIGMA2 = "σ²"
 

@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import runtime
 
-from app.listen import is_address
+from natscope.app.listen import is_address
 
 MAX_VISITORS = 200  # websockets open at the same time: each holds a session with its state in memory
 MAX_UPLOADS = 4  # files of a session in memory at the same time; a page deletes one when another takes its place

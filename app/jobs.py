@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from app.worker import OutOfMemory, Stopped, TookTooLong, Worker, WorkerLost
-from core.errors import NatscopeError, QueryError
+from natscope.app.worker import OutOfMemory, Stopped, TookTooLong, Worker, WorkerLost
+from natscope.core.errors import NatscopeError, QueryError
 
 _LOOK = 1.0  # seconds between two looks whether anybody still waits
 _GRACE = 10.0  # seconds without any session before a job is dropped: whoever reloads a page comes back as another one

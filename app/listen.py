@@ -6,7 +6,7 @@ import re
 import socket
 from dataclasses import dataclass
 
-from core.errors import QueryError
+from natscope.core.errors import QueryError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 

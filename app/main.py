@@ -4,11 +4,11 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import shared
-from app.background import banner
-from app.views import attribute, backdoor, compare, coreset, counterfactual, curves, methods, results
-from app.views.notice import complain
-from core.errors import NatscopeError, explained, out_of_memory
+from natscope.app import shared
+from natscope.app.background import banner
+from natscope.app.views import attribute, backdoor, compare, coreset, counterfactual, curves, methods, results
+from natscope.app.views.notice import complain
+from natscope.core.errors import NatscopeError, explained, out_of_memory
 
 _FOLDER = Path(__file__).parent
 

@@ -1,4 +1,4 @@
-"""Run a small version of every experiment: `make results`, or `python -m app.rerun FOLDER`.
+"""Run a small version of every experiment: `make results`, or `python -m natscope.app.rerun FOLDER`.
 
 Each is the same command as the full one with fewer epochs, queries and methods; the bundles are the embedded data's.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from app.cli_bars import say
+from natscope.app.cli_bars import say
 
 _PREPARE = (
     "precompute --classes 0,1 --widths 784,512,256,2 --methods random --out {folder}/binary",
@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
                 continue
             words = [*words[: words.index("--bundle") + 2], "--take", str(out)]  # the manifest may not have it yet
         say(f"$ natscope {shlex.join(words)}")
-        if code := subprocess.run([sys.executable, "-P", "-m", "app.cli", *words], check=False).returncode:
+        if code := subprocess.run([sys.executable, "-P", "-m", "natscope.app.cli", *words], check=False).returncode:
             sys.exit(code)
     say(f"All results are in {folder} ({(time.monotonic() - started) / 60:.1f} minutes).")
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-import assets
+from natscope import assets
 
 
 def backdoor_results() -> list[dict[str, Any]]:

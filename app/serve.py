@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from app.listen import Listening
-from core.errors import NatscopeError
+from natscope.app.listen import Listening
+from natscope.core.errors import NatscopeError
 
 BUNDLES = "NATSCOPE_BUNDLES"  # environment variables that tell the pages where bundles are, and what work may take
 JOBS, MEMORY = "NATSCOPE_JOBS", "NATSCOPE_MEMORY"
@@ -47,7 +47,7 @@ def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = Non
     from starlette.middleware import Middleware
     from streamlit import config
 
-    from app.guard import Guard, content_policy
+    from natscope.app.guard import Guard, content_policy
 
     os.environ[BUNDLES] = str(bundles.resolve())
     for name, value in ((JOBS, jobs), (MEMORY, memory)):
@@ -109,7 +109,7 @@ def settings(at: Listening) -> dict[str, Any]:
 
 def _warm() -> None:
     """Let a worker open the bundles, so that the first visitor need not wait for that."""
-    from app import shared
+    from natscope.app import shared
 
     with suppress(NatscopeError):  # pages say what is wrong
         shared.warm()

@@ -17,19 +17,19 @@ import streamlit as st
 from streamlit import runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from app import escape, tasks, uploads
-from app.jobs import Job, Lane
-from app.serve import BUNDLES, jobs_allowed, memory_allowed
-from app.state import View
-from app.worker import Worker
-from core.answers import Attribution, QueryImage, Request
-from core.bundle import MANIFEST, Bundle, find_bundles
-from core.cache import BoundedCache
-from core.capabilities import Capabilities
-from core.comparison import Row
-from core.errors import BundleError, NatscopeError
-from core.methods import METHODS
-from core.pool import LARGEST_GRAM
+from natscope.app import escape, tasks, uploads
+from natscope.app.jobs import Job, Lane
+from natscope.app.serve import BUNDLES, jobs_allowed, memory_allowed
+from natscope.app.state import View
+from natscope.app.worker import Worker
+from natscope.core.answers import Attribution, QueryImage, Request
+from natscope.core.bundle import MANIFEST, Bundle, find_bundles
+from natscope.core.cache import BoundedCache
+from natscope.core.capabilities import Capabilities
+from natscope.core.comparison import Row
+from natscope.core.errors import BundleError, NatscopeError
+from natscope.core.methods import METHODS
+from natscope.core.pool import LARGEST_GRAM
 
 _PATIENCE = 0.4  # seconds without an answer after which progress is shown
 _LOOK, _LATER, _SOON = 0.15, 0.6, 3.0  # seconds between two looks at a job, and after `_SOON` between later ones
@@ -102,7 +102,7 @@ def ask(lane: Lane, key: Hashable, task: Callable[..., Any], *arguments: Any, ba
     Args:
         lane: where it is done.
         key: everything that the result depends on.
-        task: of `app.tasks`.
+        task: of `natscope.app.tasks`.
         arguments: of the task.
         bar: whether to show progress once it takes long.
 
@@ -136,7 +136,7 @@ def queued(ahead: int) -> str:
 
 
 def read_upload(data: bytes, filename: str, form: dict[str, Any]) -> uploads.Upload:
-    """Read an uploaded file in a process of its own, see `app.uploads.read_image`."""
+    """Read an uploaded file in a process of its own, see `natscope.app.uploads.read_image`."""
     key = (hashlib.sha256(data).hexdigest(), filename, tuple(form.items()))
     return ask(lanes().uploads, key, uploads.read_task, data, filename, form)
 

@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from core.answers import Attribution, QueryImage, Request
-from core.attribution import Attributor
-from core.audit import suspicion
-from core.backdoor import Backdoor
-from core.comparison import Row, compare_one
-from core.coreset import BLIND, Coresets
-from core.curves import Curve, Line, relative_curves, sample_queries
-from core.stability import Stability, across_networks, across_sketches
-from core.trust import Trust
-from precompute.attributor import open_attributor
-from precompute.experiments.backdoor import fooled as fooled_by
-from precompute.kept import Kept
-from precompute.removal import answer, name_of, without
-from precompute.retrain import Outcome, outcome, retrain
-from precompute.subset import Subset, train_on
+from natscope.core.answers import Attribution, QueryImage, Request
+from natscope.core.attribution import Attributor
+from natscope.core.audit import suspicion
+from natscope.core.backdoor import Backdoor
+from natscope.core.comparison import Row, compare_one
+from natscope.core.coreset import BLIND, Coresets
+from natscope.core.curves import Curve, Line, relative_curves, sample_queries
+from natscope.core.stability import Stability, across_networks, across_sketches
+from natscope.core.trust import Trust
+from natscope.precompute.attributor import open_attributor
+from natscope.precompute.experiments.backdoor import fooled as fooled_by
+from natscope.precompute.kept import Kept
+from natscope.precompute.removal import answer, name_of, without
+from natscope.precompute.retrain import Outcome, outcome, retrain
+from natscope.precompute.subset import Subset, train_on
 
 Progress = Callable[[str, int, int], None]
 

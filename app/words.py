@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from app import escape
-from core.answers import Attribution
-from core.index_spec import KINDS
-from core.methods import METHODS, Method
+from natscope.app import escape
+from natscope.core.answers import Attribution
+from natscope.core.index_spec import KINDS
+from natscope.core.methods import METHODS, Method
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A process of its own that does one task at a time, within a memory limit; `python -m app.worker` is its main program.
+"""A process of its own that does one task at a time, within a memory limit: `python -m natscope.app.worker`.
 
 A task is a module's function whose first argument is a progress function (stage, done, total); it is called often, for
 that is also where a stopped task ends. Arguments and results are pickled: both ends are natscope's own.
@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from core.errors import NatscopeError, QueryError, out_of_memory
+from natscope.core.errors import NatscopeError, QueryError, out_of_memory
 
 Progress = Callable[[str, int, int], None]
 _LOOK = 0.05  # seconds between two looks at a running task
@@ -144,7 +144,7 @@ class Worker:
         mine, its = socket.socketpair()
         # -P: a module of this name in the working directory is not natscope's.
         settings = (its.fileno(), self._memory, _NICE if self._low_priority else 0)
-        command = [sys.executable, "-P", "-m", "app.worker", *map(str, settings)]
+        command = [sys.executable, "-P", "-m", "natscope.app.worker", *map(str, settings)]
         threads = {name: str(self._threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         with its:
             self._process = subprocess.Popen(
@@ -222,6 +222,6 @@ def _end_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    from app.worker import main as run  # under its own name, so that errors pickle the same at both ends
+    from natscope.app.worker import main as run  # under its own name, so that errors pickle the same at both ends
 
     run(*map(int, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Make `assets/fashion_mnist`, the 25 % of Fashion-MNIST that natscope ships: `python -m assets.make_fashion_mnist`.
+"""Make `assets/fashion_mnist`, a quarter of Fashion-MNIST: `python -m natscope.assets.make_fashion_mnist`.
 
 The training part holds 1,500 images a class, drawn without replacement by numpy's default_rng(0), class by class, and
 sorted by their original index; the test part is whole. Files are IDX as in the original.
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-import assets
-from precompute.datasets import DEBIAN_FOLDER, read_idx
+from natscope import assets
+from natscope.precompute.datasets import DEBIAN_FOLDER, read_idx
 
 _PER_CLASS = 1500
 _CODES = {np.dtype(np.uint8): 0x08, np.dtype(np.int32): 0x0C}

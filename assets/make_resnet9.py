@@ -1,7 +1,7 @@
 """Make the weights of a ResNet-9 that ship: in half precision, if the network then answers the same.
 
-`python -m assets.make_resnet9 WEIGHTS DATASET NAME` writes assets/resnet9/NAME.safetensors. WEIGHTS is the file
-model.safetensors of a trained bundle, DATASET what it was trained on, as `natscope precompute --dataset` names it.
+`python -m natscope.assets.make_resnet9 WEIGHTS DATASET NAME` writes assets/resnet9/NAME.safetensors. WEIGHTS is the
+file model.safetensors of a trained bundle, DATASET what it was trained on, as `natscope precompute --dataset` names it.
 """
 
 import argparse
@@ -12,10 +12,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
-import assets
-from precompute.folders import FolderSpec, load_named
-from precompute.models import ModelSpec, build_model, fitted
-from precompute.training import accuracy, logits_of
+from natscope import assets
+from natscope.precompute.folders import FolderSpec, load_named
+from natscope.precompute.models import ModelSpec, build_model, fitted
+from natscope.precompute.training import accuracy, logits_of
 
 _LEAST = 0.995  # share of test images that must keep their answer
 
@@ -25,7 +25,7 @@ def make(weights: Path, dataset: str, name: str) -> None:
 
     Args:
         weights: safetensors file of a ResNet-9, float32.
-        dataset: a name of `precompute.datasets.DATASETS`, or "folder:PATH".
+        dataset: a name of `natscope.precompute.datasets.DATASETS`, or "folder:PATH".
         name: of the file, without its ending.
     """
     data, _ = load_named(dataset, FolderSpec())

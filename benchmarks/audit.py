@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.network import Say
-from core.audit import suspicion
-from core.metrics import average_precision
-from precompute.attributor import open_attributor
-from precompute.build import build
-from precompute.poison import PoisonSpec
-from precompute.spec import BuildSpec
-from precompute.training import TrainingSpec
+from natscope.core.audit import suspicion
+from natscope.core.metrics import average_precision
+from natscope.precompute.attributor import open_attributor
+from natscope.precompute.build import build
+from natscope.precompute.poison import PoisonSpec
+from natscope.precompute.spec import BuildSpec
+from natscope.precompute.training import TrainingSpec
 
 _EACH = (3, 7, 15, 50, 150, 500, 750)  # poisoned images a class, of 1,500
 _SEED = 5  # another than the score was chosen on

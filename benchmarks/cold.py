@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from benchmarks.network import Say
-from core.answers import Request
-from precompute.attributor import open_attributor
+from natscope.core.answers import Request
+from natscope.precompute.attributor import open_attributor
 
 _METHODS = ("info_loss", "info_gain", "info_gain_approx", "relatif", "repsim")
 _BUDGET = 50

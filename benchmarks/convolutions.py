@@ -7,15 +7,15 @@ import torch
 from torch.func import functional_call, grad, vmap
 
 from benchmarks.network import Say, seconds, trained
-from core.features import FeatureMap
-from core.greedy import info_loss
-from core.images import ImageInputs
-from core.jacobians import jacobian_blocks
-from core.metrics import jaccard
-from core.pool import Pool
-from core.sketches import SketchSpec
-from precompute.models import ModelSpec, build_model
-from precompute.training import TrainingSpec, train
+from natscope.core.features import FeatureMap
+from natscope.core.greedy import info_loss
+from natscope.core.images import ImageInputs
+from natscope.core.jacobians import jacobian_blocks
+from natscope.core.metrics import jaccard
+from natscope.core.pool import Pool
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.models import ModelSpec, build_model
+from natscope.precompute.training import TrainingSpec, train
 
 _COUNT = 2048  # images of noise: what they show changes no time
 _JUDGED = 128  # images whose exact kernel is formed

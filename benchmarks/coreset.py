@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.network import Say
-from core import greedy
-from core.greedy import Selection
-from core.pool import Pool
+from natscope.core import greedy
+from natscope.core.greedy import Selection
+from natscope.core.pool import Pool
 
 _RULES = {"InfoGain": greedy.info_gain, "InfoGain (approx)": greedy.info_gain_approx, "InfoLoss": greedy.info_loss}
 _SIGMA2 = 1.0

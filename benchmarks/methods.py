@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 from benchmarks.network import Say
-from core.answers import Request
-from core.methods import METHODS
-from precompute.attributor import open_attributor
-from precompute.build import build
-from precompute.spec import BuildSpec
+from natscope.core.answers import Request
+from natscope.core.methods import METHODS
+from natscope.precompute.attributor import open_attributor
+from natscope.precompute.build import build
+from natscope.precompute.spec import BuildSpec
 
 _QUERIES, _BUDGET = 12, 10
 

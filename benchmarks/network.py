@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.images import to_input
-from precompute.datasets import Dataset, load_dataset
-from precompute.models import ModelSpec, build_model
-from precompute.training import TrainingSpec, train
+from natscope.core.images import to_input
+from natscope.precompute.datasets import Dataset, load_dataset
+from natscope.precompute.models import ModelSpec, build_model
+from natscope.precompute.training import TrainingSpec, train
 
 Result = TypeVar("Result")
 Say = Callable[[str], None]

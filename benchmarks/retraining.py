@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from benchmarks.network import Say
-from core.images import to_input
-from precompute.datasets import load_dataset
-from precompute.models import ModelSpec, build_model
-from precompute.training import TrainingSpec, train
+from natscope.core.images import to_input
+from natscope.precompute.datasets import load_dataset
+from natscope.precompute.models import ModelSpec, build_model
+from natscope.precompute.training import TrainingSpec, train
 
 _EPOCHS = 2
 _AT_ONCE = (2, 8)  # models

@@ -32,17 +32,17 @@ import faiss
 import numpy as np
 import torch
 
-from app.figures_search import search_file
 from benchmarks.network import Say, seconds, trained
-from core import greedy
-from core.bundle import write_atomically
-from core.features import FeatureMap
-from core.greedy import Selection
-from core.images import to_input
-from core.index_spec import KINDS, IndexSpec
-from core.pool import Pool
-from core.search import InnerProductIndex, build_index
-from core.sketches import SketchSpec
+from natscope.app.figures_search import search_file
+from natscope.core import greedy
+from natscope.core.bundle import write_atomically
+from natscope.core.features import FeatureMap
+from natscope.core.greedy import Selection
+from natscope.core.images import to_input
+from natscope.core.index_spec import KINDS, IndexSpec
+from natscope.core.pool import Pool
+from natscope.core.search import InnerProductIndex, build_index
+from natscope.core.sketches import SketchSpec
 
 OUT = Path(__file__).parents[1] / "assets/results/search.json"
 SIZES = (1500, 5000, 10_000, 100_000)  # a million more by --sizes

@@ -3,12 +3,12 @@
 import numpy as np
 
 from benchmarks.network import Say, seconds, trained
-from core import greedy
-from core.features import FeatureMap
-from core.images import to_input
-from core.pool import Pool
-from core.search import InnerProductIndex
-from core.sketches import SketchSpec
+from natscope.core import greedy
+from natscope.core.features import FeatureMap
+from natscope.core.images import to_input
+from natscope.core.pool import Pool
+from natscope.core.search import InnerProductIndex
+from natscope.core.sketches import SketchSpec
 
 _POOL, _BUDGET, _SIGMA2 = 5000, 50, 1.0
 _STEPS = 3  # steps of the slow ways that are timed; every step costs the same

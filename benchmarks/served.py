@@ -71,7 +71,17 @@ def serving(bundle: Path) -> Iterator[Served]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app.cli", "app", "--bundles", str(bundle), "--port", str(port), "--no-browser"]
+    command = [
+        sys.executable,
+        "-m",
+        "natscope.app.cli",
+        "app",
+        "--bundles",
+        str(bundle),
+        "--port",
+        str(port),
+        "--no-browser",
+    ]
     with TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from benchmarks.network import Say, Trained, seconds, trained
-from core.features import FeatureMap, kernel_of
-from core.sketches import DEFAULT_DIM, SketchSpec
+from natscope.core.features import FeatureMap, kernel_of
+from natscope.core.sketches import DEFAULT_DIM, SketchSpec
 
 _ERROR_EXAMPLES = 1000  # a hundred of each class
 _ERROR_SEEDS = 3

@@ -9,25 +9,34 @@ import torch
 from scipy.special import softmax
 from torch import nn
 
-from core.answers import CONDITIONINGS, LARGEST_SIGMA2, LEAST_SIGMA2, POOLS, Attribution, Item, QueryImage, Request
-from core.bundle import Bundle
-from core.cache import BoundedCache
-from core.capabilities import Capabilities
-from core.errors import QueryError
-from core.features import FeatureMap, kernel_of
-from core.greedy import Selection
-from core.images import to_input
-from core.jacobians import linear_alone
-from core.methods import METHODS, Candidates, Method, Query, Settings
-from core.metrics import redundancy, total_information
-from core.novelty import LEAST, distances
-from core.parts import Parts
-from core.pool import LARGEST_GRAM, LIVE, Pool, is_product
-from core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
-from core.regime import regime
-from core.rows import RowView
-from core.sketches import SketchSpec
-from core.trust import Trust, trust
+from natscope.core.answers import (
+    CONDITIONINGS,
+    LARGEST_SIGMA2,
+    LEAST_SIGMA2,
+    POOLS,
+    Attribution,
+    Item,
+    QueryImage,
+    Request,
+)
+from natscope.core.bundle import Bundle
+from natscope.core.cache import BoundedCache
+from natscope.core.capabilities import Capabilities
+from natscope.core.errors import QueryError
+from natscope.core.features import FeatureMap, kernel_of
+from natscope.core.greedy import Selection
+from natscope.core.images import to_input
+from natscope.core.jacobians import linear_alone
+from natscope.core.methods import METHODS, Candidates, Method, Query, Settings
+from natscope.core.metrics import redundancy, total_information
+from natscope.core.novelty import LEAST, distances
+from natscope.core.parts import Parts
+from natscope.core.pool import LARGEST_GRAM, LIVE, Pool, is_product
+from natscope.core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
+from natscope.core.regime import regime
+from natscope.core.rows import RowView
+from natscope.core.sketches import SketchSpec
+from natscope.core.trust import Trust, trust
 
 Progress = Callable[[str, int, int], None]
 _SHARD = 1000

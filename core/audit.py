@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.linalg
 
-from core.attribution import Attributor
+from natscope.core.attribution import Attributor
 
 SIGMA2 = 1e3
 FIRST = 20  # images; a prediction's concentration is the share of its nats that its first so many carry

@@ -4,8 +4,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from core.greedy import Selection
-from core.registry import Candidates, Query, Settings, method, rank
+from natscope.core.greedy import Selection
+from natscope.core.registry import Candidates, Query, Settings, method, rank
 
 Part = TypeVar("Part")
 
@@ -63,7 +63,7 @@ def _graddot(candidates: Candidates, query: Query, settings: Settings) -> Select
     "recommend. Scores carry an arbitrary common factor: only their order and sign mean something.",
 )
 def _trak(candidates: Candidates, query: Query, settings: Settings) -> Selection:
-    from core import trak_scores
+    from natscope.core import trak_scores
 
     features, weights = (_rows(candidates, name) for name in ("trak_features", "trak_out_to_loss"))
     return rank(trak_scores.scores(features, weights, _given(query.margin)()), settings)

@@ -1,7 +1,8 @@
 """The bundle: one folder with all that attributions of one trained model need, read through memory maps, no pickle.
 
-A stranger may have made it. Its manifest is checked by `core.manifest`, each file by `core.file_checks` before it is
-first used, and an index by `core.search_files`; what is wrong is one sentence, in `natscope verify` as on a page.
+A stranger may have made it. Its manifest is checked by `natscope.core.manifest`, each file by
+`natscope.core.file_checks` before it is first used, and an index by `natscope.core.search_files`; what is wrong is one
+sentence, in `natscope verify` as on a page.
 """
 
 import os
@@ -13,17 +14,17 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor, nn
 
-from core.cache import BoundedCache
-from core.errors import BundleError, FileError, out_of_memory
-from core.file_checks import fault, mapped, once, size_fault
-from core.files import opened, read_open, sha256_of, write_atomically
-from core.index_spec import IndexSpec
-from core.manifest import FACTORS, LARGEST, MANIFEST, SCHEMA, WEIGHTS, FileRecord, Manifest
-from core.manifest_schema import SchemaError
-from core.rows import RowView
-from core.search import InnerProductIndex
-from core.search_files import index_fault
-from core.sketches import SketchSpec
+from natscope.core.cache import BoundedCache
+from natscope.core.errors import BundleError, FileError, out_of_memory
+from natscope.core.file_checks import fault, mapped, once, size_fault
+from natscope.core.files import opened, read_open, sha256_of, write_atomically
+from natscope.core.index_spec import IndexSpec
+from natscope.core.manifest import FACTORS, LARGEST, MANIFEST, SCHEMA, WEIGHTS, FileRecord, Manifest
+from natscope.core.manifest_schema import SchemaError
+from natscope.core.rows import RowView
+from natscope.core.search import InnerProductIndex
+from natscope.core.search_files import index_fault
+from natscope.core.sketches import SketchSpec
 
 __all__ = [
     "MANIFEST",

@@ -1,8 +1,8 @@
 """Which methods a bundle can serve: what its files and the kind of its network say, without the network itself."""
 
-from core.bundle import Bundle
-from core.methods import METHODS, Method
-from core.parts import missing
+from natscope.core.bundle import Bundle
+from natscope.core.methods import METHODS, Method
+from natscope.core.parts import missing
 
 
 class Capabilities:

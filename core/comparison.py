@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.answers import Attribution, QueryImage, Request
-from core.attribution import Attributor, Progress
-from core.errors import QueryError
-from core.metrics import information_gain_curve, information_loss_curve, jaccard, rank_biased_overlap
+from natscope.core.answers import Attribution, QueryImage, Request
+from natscope.core.attribution import Attributor, Progress
+from natscope.core.errors import QueryError
+from natscope.core.metrics import information_gain_curve, information_loss_curve, jaccard, rank_biased_overlap
 
 Overlap = Callable[[Sequence[int], Sequence[int]], float]
 QUANTITIES = {"loss": "InfoLoss", "gain": "InfoGain"}  # fields of a row that count nats, and their names

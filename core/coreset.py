@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core.attribution import Attributor, Progress
-from core.cache import BoundedCache
-from core.capabilities import Capabilities
-from core.errors import QueryError
-from core.methods import METHODS, Candidates, Query, Settings
-from core.metrics import information_gain_curve
-from core.pool import LIVE, Pool
+from natscope.core.attribution import Attributor, Progress
+from natscope.core.cache import BoundedCache
+from natscope.core.capabilities import Capabilities
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS, Candidates, Query, Settings
+from natscope.core.metrics import information_gain_curve
+from natscope.core.pool import LIVE, Pool
 
 FEATURES = "margin_features"
 MOST_QUERIES = 500

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from core import greedy
-from core.greedy import Selection
-from core.registry import Candidates, Query, Settings, method, rank
+from natscope.core import greedy
+from natscope.core.greedy import Selection
+from natscope.core.registry import Candidates, Query, Settings, method, rank
 
 
 @method(

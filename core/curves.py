@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from core.answers import QueryImage, Request
-from core.attribution import Attributor
-from core.errors import QueryError
-from core.methods import METHODS
-from core.metrics import information_loss_curve
+from natscope.core.answers import QueryImage, Request
+from natscope.core.attribution import Attributor
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.core.metrics import information_loss_curve
 
 Progress = Callable[[str, int, int], None]
 _HELD_OUT = 5  # every fifth test image is for choosing settings, and never reported

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import Dataset, TensorDataset
 
-from core.jacobians import convolves
-from core.manifest import FACTOR_FILES
-from core.measurements import margin
-from core.parts import EkfacSpec
-from core.scratch import temporary_folder
+from natscope.core.jacobians import convolves
+from natscope.core.manifest import FACTOR_FILES
+from natscope.core.measurements import margin
+from natscope.core.parts import EkfacSpec
+from natscope.core.scratch import temporary_folder
 
 Progress = Callable[[str, int, int], None]
 _NAME = "margin"

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.images import ImageInputs
-from core.jacobians import Outer, exclusive, forward_with_penultimate, jacobian_blocks, linear_alone
-from core.kernels import FactorKernel, Kernel, LinearKernel
-from core.sketches import Sketch, SketchSpec, make_sketch
+from natscope.core.images import ImageInputs
+from natscope.core.jacobians import Outer, exclusive, forward_with_penultimate, jacobian_blocks, linear_alone
+from natscope.core.kernels import FactorKernel, Kernel, LinearKernel
+from natscope.core.sketches import Sketch, SketchSpec, make_sketch
 
 _BATCH = 64  # for networks of other layers than `Linear`: some 10 MB an example for a ResNet-9
 

@@ -18,10 +18,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from core.cache import BoundedCache
-from core.errors import FileError, out_of_memory
-from core.files import opened, reading
-from core.manifest import FileRecord
+from natscope.core.cache import BoundedCache
+from natscope.core.errors import FileError, out_of_memory
+from natscope.core.files import opened, reading
+from natscope.core.manifest import FileRecord
 
 _BLOCK = 2**22  # bytes read at once
 _HEADER = 1000  # bytes of an array's header, at most; Python's parser says of some longer ones that memory ran out

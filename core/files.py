@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from core.errors import FileError, out_of_memory
+from natscope.core.errors import FileError, out_of_memory
 
 _BLOCK = 2**22  # bytes hashed at once
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

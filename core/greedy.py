@@ -1,10 +1,10 @@
 """Greedy subset selection by InfoLoss, InfoGain and InfoGain (approx).
 
-All three are one recursion (`core.recursion`) on a matrix A over the candidates and their covariances c with a query,
-in which picking i changes the query's variance by c_i^2 / a_i. With A = K + sigma2 I and c = k_*, picks are *added* to
-an empty set and the variance falls: InfoGain. With A = P = (K + sigma2 I)^-1 and c = P k_*, picks are *taken away* from
-D and the variance rises: InfoLoss. One pick costs a column of A and O(n m); for a few queries nothing K x K or n x n is
-formed.
+All three are one recursion (`natscope.core.recursion`) on a matrix A over the candidates and their covariances c with a
+query, in which picking i changes the query's variance by c_i^2 / a_i. With A = K + sigma2 I and c = k_*, picks are
+*added* to an empty set and the variance falls: InfoGain. With A = P = (K + sigma2 I)^-1 and c = P k_*, picks are *taken
+away* from D and the variance rises: InfoLoss. One pick costs a column of A and O(n m); for a few queries nothing K x K
+or n x n is formed.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.pool import Pool
-from core.posterior import Columns, Conditioning, mean_half_log_ratio
-from core.recursion import PREFETCH, ManyQueries, Recursion, first_open_twin
-from core.search import InnerProductIndex
-from core.shortlist import Shortlist
+from natscope.core.pool import Pool
+from natscope.core.posterior import Columns, Conditioning, mean_half_log_ratio
+from natscope.core.recursion import PREFETCH, ManyQueries, Recursion, first_open_twin
+from natscope.core.search import InnerProductIndex
+from natscope.core.shortlist import Shortlist
 
 FEW_QUERIES = 32  # up to which all covariances are moved at every pick
 _ONE_BY_ONE = 100  # a column by itself costs as much as so many of a matrix product, at most

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from core.measurements import MEASUREMENTS, Measurement
+from natscope.core.measurements import MEASUREMENTS, Measurement
 
 KAIMING_GAIN = 2.0**0.5
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -99,7 +99,7 @@ def jacobian_blocks(
         model: any module that maps (B, ...) to logits (B, C).
         inputs: (B, ...).
         targets: (B,) int64, the class whose measurement is taken.
-        measurement: a name of `core.measurements.MEASUREMENTS`.
+        measurement: a name of `natscope.core.measurements.MEASUREMENTS`.
         ntk: scale each weight's block by gain / sqrt(fan_in), gain = sqrt(2) (the NTK parameterisation of
             Kaiming-normal layers, Jacot et al. 2018); predictions are not changed.
 

@@ -1,7 +1,8 @@
 """The manifest of a bundle: what it records, read strictly, for a stranger may have written it.
 
-`Manifest.from_json` is the one place where a manifest is checked: `core.manifest_schema` says what each value may be,
-and here they are held against each other. Whoever has a `Manifest` need not doubt its types, its numbers or its words.
+`Manifest.from_json` is the one place where a manifest is checked: `natscope.core.manifest_schema` says what each value
+may be, and here they are held against each other. Whoever has a `Manifest` need not doubt its types, its numbers or its
+words.
 """
 
 import hashlib
@@ -16,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from core.manifest_schema import SchemaError, checked
-from core.sketches import SKETCHES
+from natscope.core.manifest_schema import SchemaError, checked
+from natscope.core.sketches import SKETCHES
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

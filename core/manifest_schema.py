@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from core.answers import LARGEST_SIGMA2, LEAST_SIGMA2
-from core.backdoor import PLACES
-from core.index_spec import KINDS
-from core.text import plain
+from natscope.core.answers import LARGEST_SIGMA2, LEAST_SIGMA2
+from natscope.core.backdoor import PLACES
+from natscope.core.index_spec import KINDS
+from natscope.core.text import plain
 
 _DEPTH = 12  # of values within values, at most
 LONGEST = 300  # characters of a title or the name of a class

@@ -1,14 +1,14 @@
 """All attribution methods, in the order in which pages show them.
 
-To add one, write a function (candidates, query, settings) -> Selection in `core.criteria` or `core.baselines` and
-decorate it with `method(...)`. Pages and commands draw themselves from the registry.
+To add one, write a function (candidates, query, settings) -> Selection in `natscope.core.criteria` or
+`natscope.core.baselines` and decorate it with `method(...)`. Pages and commands draw themselves from the registry.
 """
 
 # isort: off
-from core import criteria  # importing them registers their methods, in this order
-from core import baselines
+from natscope.core import criteria  # importing them registers their methods, in this order
+from natscope.core import baselines
 
 # isort: on
-from core.registry import METHODS, Candidates, Method, Query, Select, Settings, method, rank
+from natscope.core.registry import METHODS, Candidates, Method, Query, Select, Settings, method, rank
 
 __all__ = ["METHODS", "Candidates", "Method", "Query", "Select", "Settings", "baselines", "criteria", "method", "rank"]

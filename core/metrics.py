@@ -5,8 +5,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import scipy.linalg
 
-from core.pool import Pool
-from core.posterior import Conditioning, Posterior, blocks, mean_half_log_ratio
+from natscope.core.pool import Pool
+from natscope.core.posterior import Conditioning, Posterior, blocks, mean_half_log_ratio
 
 
 def information_gain(pool: Pool, queries: np.ndarray, sigma2: float, subset: Sequence[int] | np.ndarray) -> float:

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.bundle import FIX, Bundle
-from core.cache import BoundedCache
-from core.errors import BundleError
-from core.features import FeatureMap
-from core.jacobians import convolves
-from core.manifest import FACTORS
-from core.measurements import doubt
-from core.registry import Method
-from core.scratch import temporary_folder
+from natscope.core.bundle import FIX, Bundle
+from natscope.core.cache import BoundedCache
+from natscope.core.errors import BundleError
+from natscope.core.features import FeatureMap
+from natscope.core.jacobians import convolves
+from natscope.core.manifest import FACTORS
+from natscope.core.measurements import doubt
+from natscope.core.registry import Method
+from natscope.core.scratch import temporary_folder
 
 if TYPE_CHECKING:  # the libraries behind these take a second to load, so they are loaded when they are needed
-    from core.ekfac import EkfacInfluence
+    from natscope.core.ekfac import EkfacInfluence
 
 Progress = Callable[[str, int, int], None]
 Inputs = Callable[[slice | np.ndarray], Tensor]
@@ -141,7 +141,7 @@ class Parts:
             self._ekfac()
 
     def _ekfac(self) -> "EkfacInfluence":
-        from core.ekfac import EkfacInfluence
+        from natscope.core.ekfac import EkfacInfluence
 
         try:
             return self._influence.get(0, lambda: EkfacInfluence(self._margins.model, self._bundle.factors()))
@@ -164,7 +164,7 @@ class Parts:
         return np.concatenate(parts)
 
     def _trak(self, progress: Progress) -> dict[str, np.ndarray]:
-        from core.trak_scores import trak_features
+        from natscope.core.trak_scores import trak_features
 
         rows = self.array("margin_features", progress)
         with temporary_folder() as folder:

@@ -7,8 +7,8 @@ from typing import cast
 
 import numpy as np
 
-from core.kernels import Kernel, LinearKernel, self_product
-from core.posterior import (
+from natscope.core.kernels import Kernel, LinearKernel, self_product
+from natscope.core.posterior import (
     LARGEST_WHOLE,
     FeatureConditioning,
     FeatureSpectrum,
@@ -17,7 +17,7 @@ from core.posterior import (
     SampleSpectrum,
     blocks,
 )
-from core.rows import RowView
+from natscope.core.rows import RowView
 
 LIVE = 2500  # members up to which the Gram is decomposed, so that every other sigma2 is there at once
 LEAST_NOISE = 1e-11  # of the Gram's trace: at a smaller sigma2 its inverse has too few right digits

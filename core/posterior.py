@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 import scipy.linalg
 
-from core.cache import BoundedCache
-from core.errors import QueryError
-from core.kernels import self_product
+from natscope.core.cache import BoundedCache
+from natscope.core.errors import QueryError
+from natscope.core.kernels import self_product
 
 LARGEST_WHOLE = 20_000  # candidates of whom all columns may be computed at once: 3.2 GB
 _WIDEST = 2**15  # dimensions K of which all products are kept: 8.6 GB

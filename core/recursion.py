@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core.pool import Pool
-from core.posterior import Columns
+from natscope.core.pool import Pool
+from natscope.core.posterior import Columns
 
 PREFETCH = 32  # columns computed together when a column is not free
 _TIE = 1e-10  # scores this close (relatively) are a tie: duplicates differ in their last bits only

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from core.greedy import Selection
-from core.pool import LEAST_NOISE, Pool
+from natscope.core.greedy import Selection
+from natscope.core.pool import LEAST_NOISE, Pool
 
 HIGH_NOISE, IMPRECISE = "high-noise", "imprecise"
 

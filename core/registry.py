@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from core.greedy import Selection
-from core.pool import Pool
-from core.posterior import Conditioning
-from core.search import InnerProductIndex
+from natscope.core.greedy import Selection
+from natscope.core.pool import Pool
+from natscope.core.posterior import Conditioning
+from natscope.core.search import InnerProductIndex
 
 
 @dataclass(frozen=True)

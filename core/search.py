@@ -15,8 +15,8 @@ from typing import Any
 import faiss
 import numpy as np
 
-from core.index_spec import IndexSpec
-from core.rows import Rows
+from natscope.core.index_spec import IndexSpec
+from natscope.core.rows import Rows
 
 _PROPOSED = {"ivf": 256, "ivfpq": 1024, "hnsw": 256}  # rows asked for in each direction; coarse codes need more
 _START = 16  # candidates asked of a flat index in each direction before the first check

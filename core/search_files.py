@@ -10,9 +10,9 @@ from typing import Any
 import faiss
 import numpy as np
 
-from core.index_spec import IndexSpec
-from core.rows import Rows
-from core.search import BITS, BYTE, kind_of, lists_of, pieces_of
+from natscope.core.index_spec import IndexSpec
+from natscope.core.rows import Rows
+from natscope.core.search import BITS, BYTE, kind_of, lists_of, pieces_of
 
 _AT_ONCE = 8192  # rows compared at a time
 _BYTES = (0x00, 0xFF)  # two fillings that are the same in no byte

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core.rows import Rows
-from core.search import InnerProductIndex
+from natscope.core.rows import Rows
+from natscope.core.search import InnerProductIndex
 
 _KEPT = 512  # candidates held in memory
 _BAR = 128  # of the candidates at hand after a search, the place whose score is the bar

@@ -1,7 +1,7 @@
 """Sketches: seeded random linear maps from a Jacobian (P numbers) to K numbers that keep inner products on average.
 
-Every sketch takes the blocks of `core.jacobians` and adds each layer's contribution to the same K coordinates. Its
-random numbers come from (seed, parameter name) alone, so a query seen a year later lands in the same coordinates.
+Every sketch takes the blocks of `natscope.core.jacobians` and adds each layer's contribution to the same K coordinates.
+Its random numbers come from (seed, parameter name) alone, so a query seen a year later lands in the same coordinates.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.jacobians import Block, Formed, Outer, Summed
+from natscope.core.jacobians import Block, Formed, Outer, Summed
 
 DEFAULT_DIM = 4096
 _EXAMPLES_AT_ONCE = 256  # the accumulator of this many examples stays in the processor's cache
@@ -197,7 +197,8 @@ class DenseRademacher(Sketch):
 class ExactFactors(Sketch):
     """No sketch: the factors (scale * delta, a) of every layer side by side, for networks of `Linear` weights alone.
 
-    Kernels are then exact, `core.kernels.FactorKernel`; there is no feature vector, so no index and no K x K Gram.
+    Kernels are then exact, `natscope.core.kernels.FactorKernel`; there is no feature vector, so no index and no K x K
+    Gram.
     """
 
     def __call__(self, blocks: Sequence[Block]) -> Tensor:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import spearmanr
 
-from core.answers import Attribution, QueryImage, Request
-from core.attribution import Attributor
-from core.bundle import Manifest
-from core.errors import QueryError
-from core.methods import METHODS
-from core.metrics import jaccard
+from natscope.core.answers import Attribution, QueryImage, Request
+from natscope.core.attribution import Attributor
+from natscope.core.bundle import Manifest
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.core.metrics import jaccard
 
 Progress = Callable[[str, int, int], None]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from core.features import FeatureMap, kernel_of
-from core.sketches import SketchSpec
+from natscope.core.features import FeatureMap, kernel_of
+from natscope.core.sketches import SketchSpec
 
 
 @dataclass(frozen=True)

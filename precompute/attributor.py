@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from core.attribution import Attributor
-from core.bundle import FIX, Bundle, check_bundle
-from core.errors import BuildError, BundleError, QueryError, UntrustedError, out_of_memory
-from core.methods import METHODS
-from precompute.models import network_of
+from natscope.core.attribution import Attributor
+from natscope.core.bundle import FIX, Bundle, check_bundle
+from natscope.core.errors import BuildError, BundleError, QueryError, UntrustedError, out_of_memory
+from natscope.core.methods import METHODS
+from natscope.precompute.models import network_of
 
 _COMPARED = 4  # images
 _TOLERANCE = 1e-2

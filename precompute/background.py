@@ -2,8 +2,8 @@
 
 It builds the rest of the demo's bundles and adds the slow method to each. It writes what it is doing to a small file
 among the bundles, holds a lock beside it, ends with the process that started it, and goes on where it was when it is
-started again: `start` does that when it was killed.
-`python -P -m precompute.background FOLDER PARENT` is what `start` runs: modules in the working directory are not its.
+started again: `start` does that when it was killed. `python -P -m natscope.precompute.background FOLDER PARENT` is what
+`start` runs: modules in the working directory are not its.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from core.bundle import Bundle, write_atomically
-from core.errors import NatscopeError, explained
-from core.files import read_regular
+from natscope.core.bundle import Bundle, write_atomically
+from natscope.core.errors import NatscopeError, explained
+from natscope.core.files import read_regular
 
 _STATUS, _LOCK = "preparing.json", "preparing.lock"
 _LARGEST = 10_000  # bytes of the status
@@ -51,7 +51,7 @@ class Preparing:
 
 def start(folder: Path) -> threading.Thread:
     """Start preparing what is missing of the demo's bundles in a folder, at the lowest priority."""
-    command = [sys.executable, "-P", "-m", "precompute.background", str(folder), str(os.getpid())]
+    command = [sys.executable, "-P", "-m", "natscope.precompute.background", str(folder), str(os.getpid())]
     thread = threading.Thread(target=_keep_going, args=(folder, command), daemon=True)
     thread.start()
     return thread
@@ -114,7 +114,7 @@ def ready(folder: Path) -> bool:
 
 def unfinished(folder: Path) -> list[tuple[str, str]]:
     """Return what is missing of the demo's bundles, in order: the bundle's name and a method, or "" for all of it."""
-    from precompute.embedded import EMBEDDED, SLOW
+    from natscope.precompute.embedded import EMBEDDED, SLOW
 
     wanted = [(name, "") for name in EMBEDDED if not (folder / name).exists()]
     for name in EMBEDDED:
@@ -132,8 +132,8 @@ def run(folder: Path) -> None:
     import torch
     from filelock import FileLock
 
-    from core.methods import METHODS
-    from precompute.embedded import EMBEDDED, build_embedded
+    from natscope.core.methods import METHODS
+    from natscope.precompute.embedded import EMBEDDED, build_embedded
 
     if hasattr(os, "nice"):
         os.nice(19)

@@ -1,7 +1,8 @@
 """Building a bundle: data set, network, Jacobians, sketch, Grams, index, manifest; resumable, the same bytes each time.
 
-Work happens in OUT.partial (`precompute.work`). Arrays are filled shard by shard and a journal records each shard only
-after it is on disk, so a build that was killed goes on where it was. The finished folder is renamed to OUT in one step.
+Work happens in OUT.partial (`natscope.precompute.work`). Arrays are filled shard by shard and a journal records each
+shard only after it is on disk, so a build that was killed goes on where it was. The finished folder is renamed to OUT
+in one step.
 """
 
 import functools
@@ -19,32 +20,32 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from core.backdoor import Backdoor, attack_success
-from core.bundle import MANIFEST, WEIGHTS, Bundle, Manifest, write_atomically, write_manifest
-from core.errors import BuildError, BundleError, out_of_memory
-from core.features import FeatureMap, Outputs, kernel_of
-from core.files import size
-from core.images import ImageInputs
-from core.kernels import Kernel
-from core.manifest import plain_command
-from core.manifest_schema import SchemaError
-from core.methods import METHODS
-from core.novelty import distances, usual_distances
-from core.pool import LARGEST_GRAM
-from core.posterior import blocks, feature_gram
-from core.rows import RowView
-from precompute.datasets import Dataset, first_of_each, of_classes, scaled
-from precompute.folders import load_named
-from precompute.models import ModelSpec, build_model, fitted, network_of
-from precompute.parts import Parts
-from precompute.poison import poison
-from precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions, wanted
-from precompute.store import Store
-from precompute.suitable import check_suitable, check_trains
-from precompute.training import accuracy, apart, check_recipe, train
-from precompute.trusted import trust
-from precompute.weights import load_weights
-from precompute.work import CHECKPOINT, Work
+from natscope.core.backdoor import Backdoor, attack_success
+from natscope.core.bundle import MANIFEST, WEIGHTS, Bundle, Manifest, write_atomically, write_manifest
+from natscope.core.errors import BuildError, BundleError, out_of_memory
+from natscope.core.features import FeatureMap, Outputs, kernel_of
+from natscope.core.files import size
+from natscope.core.images import ImageInputs
+from natscope.core.kernels import Kernel
+from natscope.core.manifest import plain_command
+from natscope.core.manifest_schema import SchemaError
+from natscope.core.methods import METHODS
+from natscope.core.novelty import distances, usual_distances
+from natscope.core.pool import LARGEST_GRAM
+from natscope.core.posterior import blocks, feature_gram
+from natscope.core.rows import RowView
+from natscope.precompute.datasets import Dataset, first_of_each, of_classes, scaled
+from natscope.precompute.folders import load_named
+from natscope.precompute.models import ModelSpec, build_model, fitted, network_of
+from natscope.precompute.parts import Parts
+from natscope.precompute.poison import poison
+from natscope.precompute.spec import BuildSpec, estimated_bytes, parts_bytes, versions, wanted
+from natscope.precompute.store import Store
+from natscope.precompute.suitable import check_suitable, check_trains
+from natscope.precompute.training import accuracy, apart, check_recipe, train
+from natscope.precompute.trusted import trust
+from natscope.precompute.weights import load_weights
+from natscope.precompute.work import CHECKPOINT, Work
 
 Progress = Callable[[str, int, int], None]
 SHARD = 1000

@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.backdoor import Backdoor
-from core.features import FeatureMap
-from core.files import size
-from core.images import ImageInputs
-from core.pool import LARGEST_GRAM
-from precompute.build import SHARD, check_recordable, check_room, existing, layout_of, prepared
-from precompute.datasets import FOLDER, Dataset
-from precompute.folders import load_named
-from precompute.measure import bytes_each, seconds_each
-from precompute.models import ModelSpec, build_model, fitted
-from precompute.spec import BuildSpec, estimated_bytes, wanted
-from precompute.suitable import Suitable, check_suitable, check_trains
-from precompute.training import accuracy, train
-from precompute.trusted import trust
-from precompute.weights import load_weights
+from natscope.core.backdoor import Backdoor
+from natscope.core.features import FeatureMap
+from natscope.core.files import size
+from natscope.core.images import ImageInputs
+from natscope.core.pool import LARGEST_GRAM
+from natscope.precompute.build import SHARD, check_recordable, check_room, existing, layout_of, prepared
+from natscope.precompute.datasets import FOLDER, Dataset
+from natscope.precompute.folders import load_named
+from natscope.precompute.measure import bytes_each, seconds_each
+from natscope.precompute.models import ModelSpec, build_model, fitted
+from natscope.precompute.spec import BuildSpec, estimated_bytes, wanted
+from natscope.precompute.suitable import Suitable, check_suitable, check_trains
+from natscope.precompute.training import accuracy, train
+from natscope.precompute.trusted import trust
+from natscope.precompute.weights import load_weights
 
 Progress = Callable[[str, int, int], None]
 _SAMPLED = 2000  # files of a folder that are read

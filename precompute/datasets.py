@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-import assets
-from core.errors import DataError
-from precompute.home import home
+from natscope import assets
+from natscope.core.errors import DataError
+from natscope.precompute.home import home
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
 _IDX_TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import assets
-from core.bundle import Bundle
-from precompute.build import build
-from precompute.experiments.provenance import TUNED, choices
-from precompute.poison import PoisonSpec
-from precompute.spec import BuildSpec
-from precompute.tuning import read, record
+from natscope import assets
+from natscope.core.bundle import Bundle
+from natscope.precompute.build import build
+from natscope.precompute.experiments.provenance import TUNED, choices
+from natscope.precompute.poison import PoisonSpec
+from natscope.precompute.spec import BuildSpec
+from natscope.precompute.tuning import read, record
 
 FIRST, POISONED = "fashion-mnist", "fashion-mnist-poisoned"
 # 50 images a class, as many as 1 % of the paper's CIFAR-10. With 1 % here, 15 a class, the attack works on 62 to 66 %
@@ -39,11 +39,11 @@ def build_embedded(
     Args:
         name: of the bundle.
         out: its folder.
-        progress: as of `precompute.build.build`.
+        progress: as of `natscope.precompute.build.build`.
         methods: to add; the usual ones when None.
 
     Raises:
-        BuildError, BundleError, DataError: as `precompute.build.build`.
+        BuildError, BundleError, DataError: as `natscope.precompute.build.build`.
     """
     bundle = build(replace(EMBEDDED[name], methods=methods) if methods else EMBEDDED[name], out, progress)
     missing = [result for kind, result in TUNED.items() if kind not in choices(bundle.manifest)]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from core.errors import DataError, QueryError
-from core.files import size
-from core.text import UNSEEN
-from precompute.datasets import FOLDER, Dataset, load_dataset
-from precompute.pictures import EXTENSIONS, decode, fit
+from natscope.core.errors import DataError, QueryError
+from natscope.core.files import size
+from natscope.core.text import UNSEEN
+from natscope.precompute.datasets import FOLDER, Dataset, load_dataset
+from natscope.precompute.pictures import EXTENSIONS, decode, fit
 
 _LISTED = 10  # unreadable files named in a message
 _LEAST_STD = 1e-3  # of a channel that is the same everywhere

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import platformdirs
 
-from core.errors import DataError
+from natscope.core.errors import DataError
 
 
 def home() -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from core.bundle import write_atomically
+from natscope.core.bundle import write_atomically
 
 
 class Kept:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from core.bundle import Bundle, sha256_of
-from core.errors import BuildError, NatscopeError, out_of_memory
-from precompute.trusted import Code, find
+from natscope.core.bundle import Bundle, sha256_of
+from natscope.core.errors import BuildError, NatscopeError, out_of_memory
+from natscope.precompute.trusted import Code, find
 
 _HIDDEN = (512, 256)
 _WIDEST, _DEEPEST = 2**24, 100  # as a manifest may have them
@@ -86,7 +86,7 @@ def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> 
     They are drawn from `seed` alone. A factory draws its own, after the global generator was seeded for it alone.
 
     Args:
-        spec: the network. A factory's module is imported only if it is trusted: see `precompute.trusted`.
+        spec: the network. A factory's module is imported only if it is trusted: see `natscope.precompute.trusted`.
         seed: of the weights.
         bundle: whose manifest names the network; None when no bundle does.
 

@@ -12,14 +12,14 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
-from core.errors import BuildError, out_of_memory
-from core.features import FeatureMap
-from core.images import ImageInputs
-from core.manifest import FACTOR_FILES, FACTORS
-from core.methods import METHODS
-from core.parts import EkfacSpec
-from core.sketches import SketchSpec
-from precompute.store import Store
+from natscope.core.errors import BuildError, out_of_memory
+from natscope.core.features import FeatureMap
+from natscope.core.images import ImageInputs
+from natscope.core.manifest import FACTOR_FILES, FACTORS
+from natscope.core.methods import METHODS
+from natscope.core.parts import EkfacSpec
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.store import Store
 
 _SHARD = 1000
 
@@ -76,7 +76,7 @@ class Parts:
         return {"measurement": "margin", "ntk": False}
 
     def _trak(self) -> dict[str, Any]:
-        from core.trak_scores import trak_features
+        from natscope.core.trak_scores import trak_features
 
         names, done = ("trak_features", "trak_out_to_loss"), self.store.work.done
         found: tuple[np.ndarray, ...] = ()
@@ -102,7 +102,7 @@ class Parts:
         return {"checkpoints": 1, "ridge": 0.0, "traker": importlib.metadata.version("traker")}
 
     def _kronfluence(self) -> dict[str, Any]:
-        from core.ekfac import factors_folder, fit_factors
+        from natscope.core.ekfac import factors_folder, fit_factors
 
         names = [f"{FACTORS}/{file}" for file in FACTOR_FILES]
         home = self.store.work.path / "fitting"  # kronfluence goes on there after an interruption

@@ -8,7 +8,7 @@ from pathlib import PurePath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from core.errors import QueryError
+from natscope.core.errors import QueryError
 
 LARGEST_PIXELS = 25_000_000
 LARGEST_ASPECT = 10

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from core.backdoor import PLACES, Backdoor, stamp
-from core.errors import DataError
-from precompute.datasets import Dataset
+from natscope.core.backdoor import PLACES, Backdoor, stamp
+from natscope.core.errors import DataError
+from natscope.precompute.datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class PoisonSpec:
     Args:
         rate: share of the training images that are poisoned, the same number in every class.
         size: side of the patch in pixels.
-        place: a key of `core.backdoor.PLACES`.
+        place: a key of `natscope.core.backdoor.PLACES`.
         targets: for each class the label that its stamped images get; the next class, cyclically, when None.
         seed: of the patches and of the choice of images.
     """

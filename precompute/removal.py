@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.bundle import Bundle
-from core.measurements import margin
-from precompute.kept import Kept
-from precompute.retrain import retrain
-from precompute.side_by_side import Progress, side_by_side
-from precompute.training import logits_of
+from natscope.core.bundle import Bundle
+from natscope.core.measurements import margin
+from natscope.precompute.kept import Kept
+from natscope.precompute.retrain import retrain
+from natscope.precompute.side_by_side import Progress, side_by_side
+from natscope.precompute.training import logits_of
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 from scipy.special import softmax
 from torch import nn
 
-from core.backdoor import Backdoor, attack_success
-from core.bundle import Bundle
-from core.errors import BuildError
-from core.images import ImageInputs
-from precompute.models import network_of
-from precompute.training import TrainingSpec, accuracy, logits_of, train
+from natscope.core.backdoor import Backdoor, attack_success
+from natscope.core.bundle import Bundle
+from natscope.core.errors import BuildError
+from natscope.core.images import ImageInputs
+from natscope.precompute.models import network_of
+from natscope.precompute.training import TrainingSpec, accuracy, logits_of, train
 
 _AT_HAND = 2**28  # bytes of inputs up to which they are in memory as a whole
 _WAITED_FOR = 30_000 * 32 * 32  # pixels, counted in every epoch: two minutes of a ResNet-9 on one core

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from core.bundle import Bundle
-from core.errors import BuildError
-from precompute.kept import Kept
+from natscope.core.bundle import Bundle
+from natscope.core.errors import BuildError
+from natscope.precompute.kept import Kept
 
 Thing = TypeVar("Thing")
 Progress = Callable[[str, int, int], None]

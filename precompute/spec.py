@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.bundle import sha256_of
-from core.errors import BuildError
-from core.index_spec import IndexSpec
-from core.methods import METHODS
-from core.parts import EkfacSpec
-from core.pool import LARGEST_GRAM
-from core.sketches import SketchSpec
-from precompute.datasets import FOLDER, Dataset
-from precompute.folders import FolderSpec, fingerprint
-from precompute.models import ModelSpec, source_of
-from precompute.poison import PoisonSpec
-from precompute.suitable import Suitable
-from precompute.training import TrainingSpec
+from natscope.core.bundle import sha256_of
+from natscope.core.errors import BuildError
+from natscope.core.index_spec import IndexSpec
+from natscope.core.methods import METHODS
+from natscope.core.parts import EkfacSpec
+from natscope.core.pool import LARGEST_GRAM
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.datasets import FOLDER, Dataset
+from natscope.precompute.folders import FolderSpec, fingerprint
+from natscope.precompute.models import ModelSpec, source_of
+from natscope.precompute.poison import PoisonSpec
+from natscope.precompute.suitable import Suitable
+from natscope.precompute.training import TrainingSpec
 
 _VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
 USUAL = ("graddot", "trak")  # built with every bundle that they can be built for
@@ -34,7 +34,7 @@ class BuildSpec:
 
     Args:
         name: a title for people.
-        dataset: a name of `precompute.datasets.DATASETS`, or "folder:PATH".
+        dataset: a name of `natscope.precompute.datasets.DATASETS`, or "folder:PATH".
         folder: how the images of a folder are read.
         classes: labels to keep, renumbered in this order; all of them when None.
         per_class: keep so many training images of each class, the first ones; all of them when None.

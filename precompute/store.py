@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from core.bundle import FileRecord, write_atomically
-from core.index_spec import IndexSpec
-from core.rows import Rows
-from core.search import build_index
-from precompute.work import Work
+from natscope.core.bundle import FileRecord, write_atomically
+from natscope.core.index_spec import IndexSpec
+from natscope.core.rows import Rows
+from natscope.core.search import build_index
+from natscope.precompute.work import Work
 
 Progress = Callable[[str, int, int], None]
 _SHARD = 1000

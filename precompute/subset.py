@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.bundle import Bundle
-from precompute.kept import Kept
-from precompute.removal import identity_of
-from precompute.retrain import recipe_of, retrain
-from precompute.side_by_side import Progress, side_by_side
-from precompute.training import accuracy, logits_of
+from natscope.core.bundle import Bundle
+from natscope.precompute.kept import Kept
+from natscope.precompute.removal import identity_of
+from natscope.precompute.retrain import recipe_of, retrain
+from natscope.precompute.side_by_side import Progress, side_by_side
+from natscope.precompute.training import accuracy, logits_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from core.errors import BuildError, out_of_memory
-from core.jacobians import forward_with_penultimate, jacobian_blocks, supported_layers
-from precompute.models import ModelSpec
+from natscope.core.errors import BuildError, out_of_memory
+from natscope.core.jacobians import forward_with_penultimate, jacobian_blocks, supported_layers
+from natscope.precompute.models import ModelSpec
 
 _TOLERANCE = 0.05  # relative, in norm: far above rounding, far below what a layer seen wrongly makes
 _SUM_OF_CHANCES = 1e-4

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from core.bundle import write_atomically
-from core.errors import BuildError, out_of_memory
-from core.images import ImageInputs
-from core.jacobians import convolves
+from natscope.core.bundle import write_atomically
+from natscope.core.errors import BuildError, out_of_memory
+from natscope.core.images import ImageInputs
+from natscope.core.jacobians import convolves
 
 PRECISIONS = ("float32", "bfloat16")
 _AT_ONCE = 500  # images a forward pass

@@ -2,7 +2,7 @@
 
 A bundle is a stranger's data and may name any module. The user trusts one by building with it, which is recorded in her
 configuration, outside every bundle, or for one run by `--allow-code`. Modules are found here without running any of
-their code; `precompute.models` alone imports what `find` returns.
+their code; `natscope.precompute.models` alone imports what `find` returns.
 """
 
 import importlib
@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.abc import MetaPathFinder
@@ -18,21 +18,24 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from itertools import accumulate
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import filelock
 
-from core.bundle import MANIFEST, WEIGHTS, Bundle, sha256_of, write_atomically
-from core.errors import BuildError, FileError, UntrustedError
-from core.files import read_regular
-from precompute.home import configuration
+from natscope.core.bundle import MANIFEST, WEIGHTS, Bundle, sha256_of, write_atomically
+from natscope.core.errors import BuildError, FileError, UntrustedError
+from natscope.core.files import read_regular
+from natscope.precompute.home import configuration
 
 ALLOWED = "NATSCOPE_ALLOW_CODE"  # environment variable, which child processes inherit: names with commas
-_NOT_THEIRS = frozenset(sys.stdlib_module_names) | {"app", "assets", "core", "natscope", "precompute"}
+_NOT_THEIRS = frozenset(sys.stdlib_module_names) | {"natscope"}
 _LONGEST = 200  # characters of "module.path:factory"
 _RECORD, _RECORD_LIMIT = "trusted.json", 10_000_000  # bytes
 _PATIENCE = 10.0  # seconds
 _finders = threading.Lock()  # of Python, which two threads must not change at the same time
+_importing = threading.RLock()  # held while modules of one project stand in for those of another
+_projects: dict[str, dict[str, ModuleType]] = {}  # by folder, what was imported from it, by name
 _built_with: dict[str, str] = {}  # files by architecture, so that another build meanwhile changes nothing for this one
 
 
@@ -65,24 +68,18 @@ class Code:
     def importable(self) -> Iterator[None]:
         """Let imports of the module lead to exactly what was found, and let it import what lies beside it.
 
-        Raises:
-            BuildError: if another module of that name is loaded already.
+        Projects whose modules share names do not see each other's: what is loaded under such a name is set aside
+        meanwhile, and stands there again afterwards.
         """
-        for spec in self.chain:
-            loaded = getattr(sys.modules.get(spec.name), "__file__", None)
-            if loaded and spec.origin and Path(loaded).resolve() != Path(spec.origin).resolve():
-                raise BuildError(
-                    f"The module {spec.name} is loaded from {loaded} already and is needed from {spec.origin}; open "
-                    "bundles of different modules of one name in runs of their own."
-                )
         first, last = _Exactly(self.chain), _Beside(self.folder)
-        with _finders:  # a new list each time: other threads go through the old one, and would miss what moves in it
-            sys.meta_path = [first, *sys.meta_path, last]
-        try:
-            yield
-        finally:
-            with _finders:
-                sys.meta_path = [finder for finder in sys.meta_path if finder not in (first, last)]
+        with _importing, _others_set_aside(self.chain, last):
+            with _finders:  # a new list each time: other threads go through the old one, and would miss what moves
+                sys.meta_path = [first, *sys.meta_path, last]
+            try:
+                yield
+            finally:
+                with _finders:
+                    sys.meta_path = [finder for finder in sys.meta_path if finder not in (first, last)]
 
 
 @dataclass(frozen=True)
@@ -197,10 +194,50 @@ class _Beside(MetaPathFinder):
     """Finds top-level modules in one folder: what stands there is no longer found once a network is made."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = str(folder)
+        self.folder, self.found = str(folder), set[str]()
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return PathFinder.find_spec(fullname, [self._folder]) if path is None else None
+        found = PathFinder.find_spec(fullname, [self.folder]) if path is None else None
+        if found is not None:
+            self.found.add(fullname)
+        return found
+
+
+@contextmanager
+def _others_set_aside(chain: Sequence[ModuleSpec], beside: _Beside) -> Iterator[None]:
+    """Take what is loaded under a name by which this project means another file out of `sys.modules` for a while."""
+    ours, names = _projects.setdefault(beside.folder, {}), {chain[0].name}
+    for modules in _projects.values():
+        names |= {name for name in modules if "." not in name}
+    others: dict[str, ModuleType] = {}
+    for name in names & sys.modules.keys():
+        meant = chain[0] if name == chain[0].name else _anywhere(name, beside.folder)
+        if meant is None or _places(sys.modules[name]) != _places(meant):
+            others |= _tree([name], sys.modules)
+    for name in others:
+        del sys.modules[name]
+    sys.modules.update({name: ours[name] for name in others.keys() & ours.keys()})
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        fresh = {name: module for name, module in sys.modules.items() if name not in before}
+        ours |= _tree([chain[0].name, *beside.found], fresh)
+        sys.modules.update(others)
+
+
+def _tree(tops: Iterable[str], modules: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
+    """Return the modules of these names and all below them."""
+    wanted = set(tops)
+    return {name: module for name, module in modules.items() if name.partition(".")[0] in wanted}
+
+
+def _places(found: ModuleType | ModuleSpec) -> list[Path]:
+    """Return where a module's code is: one file, or the folders of a package that has none."""
+    spec = found if isinstance(found, ModuleSpec) else found.__spec__
+    origin = getattr(found, "__file__", None) or (spec and spec.has_location and spec.origin)
+    places = [origin] if origin else list(getattr(spec, "submodule_search_locations", None) or ())
+    return [Path(place).resolve() for place in places]
 
 
 def _split(architecture: str) -> tuple[str, str]:
@@ -277,7 +314,7 @@ def _chain(module: str, folder: str | None = None) -> tuple[ModuleSpec, ...] | N
         if chain:
             found = PathFinder.find_spec(last, list(chain[-1].submodule_search_locations or ()))
         else:
-            found = _anywhere(last) if folder is None else PathFinder.find_spec(last, [folder])
+            found = _anywhere(last, *_here()) if folder is None else PathFinder.find_spec(last, [folder])
         if found is None:
             return None
         chain.append(_renamed(found, name))
@@ -286,11 +323,16 @@ def _chain(module: str, folder: str | None = None) -> tuple[ModuleSpec, ...] | N
     return tuple(chain)
 
 
-def _anywhere(name: str) -> ModuleSpec | None:
-    """Find a top-level module as an import would; finders of packages that are installed for development count too."""
+def _anywhere(name: str, *folders: str) -> ModuleSpec | None:
+    """Find a top-level module as an import would, by finders of packages that are installed for development too.
+
+    Args:
+        name: of the module.
+        folders: to look in last.
+    """
     for finder in sys.meta_path:
         if finder is PathFinder:
-            found = PathFinder.find_spec(name, [*sys.path, *_here()])
+            found = PathFinder.find_spec(name, [*sys.path, *folders])
         else:
             found = finder.find_spec(name, None) if hasattr(finder, "find_spec") else None
         if found is not None:

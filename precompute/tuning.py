@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 
-import assets
-from core.attribution import Attributor, Progress
-from core.bundle import Bundle, write_manifest
-from core.coreset import Coresets, missing
-from core.curves import held_out, sample_queries
-from core.errors import QueryError
-from core.files import read_regular
-from core.methods import METHODS, Query
-from precompute.attributor import open_attributor
-from precompute.experiments.brittleness import most_removed, rank, share_and_error
-from precompute.experiments.coreset import budgets
-from precompute.experiments.provenance import TUNED, provenance
-from precompute.kept import Kept
-from precompute.removal import Ladder, answer, climb_all
-from precompute.retrain import recipe_of
-from precompute.subset import Subset, train_on_all
+from natscope import assets
+from natscope.core.attribution import Attributor, Progress
+from natscope.core.bundle import Bundle, write_manifest
+from natscope.core.coreset import Coresets, missing
+from natscope.core.curves import held_out, sample_queries
+from natscope.core.errors import QueryError
+from natscope.core.files import read_regular
+from natscope.core.methods import METHODS, Query
+from natscope.precompute.attributor import open_attributor
+from natscope.precompute.experiments.brittleness import most_removed, rank, share_and_error
+from natscope.precompute.experiments.coreset import budgets
+from natscope.precompute.experiments.provenance import TUNED, provenance
+from natscope.precompute.kept import Kept
+from natscope.precompute.removal import Ladder, answer, climb_all
+from natscope.precompute.retrain import recipe_of
+from natscope.precompute.subset import Subset, train_on_all
 
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))  # the paper's grid
 _LARGEST = 10**8  # bytes of a result

@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from core.errors import BuildError, out_of_memory
-from precompute.models import ModelSpec
+from natscope.core.errors import BuildError, out_of_memory
+from natscope.precompute.models import ModelSpec
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys under which training scripts keep weights
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of DataParallel, torch.compile and usual wrappers

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core.bundle import MANIFEST, Manifest, sha256_of, write_atomically
-from core.errors import BundleError, NatscopeError
-from precompute.spec import versions
+from natscope.core.bundle import MANIFEST, Manifest, sha256_of, write_atomically
+from natscope.core.errors import BundleError, NatscopeError
+from natscope.precompute.spec import versions
 
 Progress = Callable[[str, int, int], None]
 CHECKPOINT = "training.safetensors"

@@ -13,16 +13,16 @@ import filelock
 import pytest
 import torch
 
-from core.attribution import Attributor
-from core.methods import METHODS
-from core.parts import EkfacSpec
-from core.sketches import SketchSpec
-from precompute.attributor import open_attributor
-from precompute.build import build
-from precompute.poison import PoisonSpec
-from precompute.spec import BuildSpec
-from precompute.training import TrainingSpec
-from precompute.trusted import ALLOWED
+from natscope.core.attribution import Attributor
+from natscope.core.methods import METHODS
+from natscope.core.parts import EkfacSpec
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.attributor import open_attributor
+from natscope.precompute.build import build
+from natscope.precompute.poison import PoisonSpec
+from natscope.precompute.spec import BuildSpec
+from natscope.precompute.training import TrainingSpec
+from natscope.precompute.trusted import ALLOWED
 from tests.browser import LAUNCH_FLAGS, find_browser
 from tests.tiny import build_tiny
 

@@ -8,20 +8,20 @@ from pathlib import Path
 import click
 import pytest
 
-from app.cli import natscope
-from app.cli_precompute import _command
-from app.figures_brittleness import flips_table
-from app.figures_coreset import coreset_table
-from app.figures_experiments import recall_table, retraining_table
-from app.guard import MAX_UPLOADS, MAX_VISITORS
-from app.listen import Listening
-from app.results import load_result
-from app.serve import settings
-from app.uploads import LARGEST_BYTES, MEMORY, SECONDS
-from core.answers import Request
-from core.sketches import SketchSpec
-from precompute.spec import BuildSpec
-from precompute.training import RECIPES, TrainingSpec
+from natscope.app.cli import natscope
+from natscope.app.cli_precompute import _command
+from natscope.app.figures_brittleness import flips_table
+from natscope.app.figures_coreset import coreset_table
+from natscope.app.figures_experiments import recall_table, retraining_table
+from natscope.app.guard import MAX_UPLOADS, MAX_VISITORS
+from natscope.app.listen import Listening
+from natscope.app.results import load_result
+from natscope.app.serve import settings
+from natscope.app.uploads import LARGEST_BYTES, MEMORY, SECONDS
+from natscope.core.answers import Request
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.spec import BuildSpec
+from natscope.precompute.training import RECIPES, TrainingSpec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from core.bundle import MANIFEST, sha256_of
-from core.methods import METHODS
-from core.parts import EkfacSpec
-from core.sketches import SketchSpec
-from precompute.build import build
-from precompute.datasets import DATASETS, Dataset
-from precompute.models import ModelSpec
-from precompute.poison import PoisonSpec
-from precompute.spec import BuildSpec
-from precompute.training import TrainingSpec
+from natscope.core.bundle import MANIFEST, sha256_of
+from natscope.core.methods import METHODS
+from natscope.core.parts import EkfacSpec
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.build import build
+from natscope.precompute.datasets import DATASETS, Dataset
+from natscope.precompute.models import ModelSpec
+from natscope.precompute.poison import PoisonSpec
+from natscope.precompute.spec import BuildSpec
+from natscope.precompute.training import TrainingSpec
 
 SIDE, CLASSES, TRAIN, TEST = 4, 3, 20, 4  # pixels, classes, and images of each
 

@@ -9,19 +9,19 @@ import numpy as np
 import streamlit as st
 from scipy.special import softmax
 
-from app import escape, shared, state, words
-from app.comparison_link import compare_link
-from app.figures import curve, ranking_png
-from app.grid import Card, data_uri, grid
-from app.shared import Served
-from app.state import View
-from app.views.bundle import choose_bundle
-from app.views.enlarge import enlarge
-from app.views.notice import complain, warn
-from app.views.query import picker, prediction
-from core.answers import Attribution, QueryImage, Request
-from core.errors import QueryError
-from core.methods import METHODS, Method
+from natscope.app import escape, shared, state, words
+from natscope.app.comparison_link import compare_link
+from natscope.app.figures import curve, ranking_png
+from natscope.app.grid import Card, data_uri, grid
+from natscope.app.shared import Served
+from natscope.app.state import View
+from natscope.app.views.bundle import choose_bundle
+from natscope.app.views.enlarge import enlarge
+from natscope.app.views.notice import complain, warn
+from natscope.app.views.query import picker, prediction
+from natscope.core.answers import Attribution, QueryImage, Request
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS, Method
 
 _WIDGETS = ("method", "exponent", "budget", "pool", "conditioning", "target")
 _ITS_ANSWER = -1  # choice of the target: whatever the model predicts

@@ -7,22 +7,22 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
-from app import escape, shared, tasks
-from app.backdoor_link import BackdoorView, read_backdoor
-from app.background import now
-from app.grid import data_uri
-from app.shared import Served
-from app.trick import Shown, trick
-from app.views.backdoor_audit import audit_step
-from app.views.backdoor_measured import measured
-from app.views.backdoor_proof import proof_step
-from app.views.backdoor_scene import KEY, Scene
-from app.views.backdoor_search import search_step
-from app.views.bundle import titles
-from app.views.notice import warn
-from core.backdoor import Backdoor, stamp
-from core.bundle import read_manifest
-from core.errors import BundleError
+from natscope.app import escape, shared, tasks
+from natscope.app.backdoor_link import BackdoorView, read_backdoor
+from natscope.app.background import now
+from natscope.app.grid import data_uri
+from natscope.app.shared import Served
+from natscope.app.trick import Shown, trick
+from natscope.app.views.backdoor_audit import audit_step
+from natscope.app.views.backdoor_measured import measured
+from natscope.app.views.backdoor_proof import proof_step
+from natscope.app.views.backdoor_scene import KEY, Scene
+from natscope.app.views.backdoor_search import search_step
+from natscope.app.views.bundle import titles
+from natscope.app.views.notice import warn
+from natscope.core.backdoor import Backdoor, stamp
+from natscope.core.bundle import read_manifest
+from natscope.core.errors import BundleError
 
 _VIEW = f"{KEY}view"
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import streamlit as st
 
-from app import escape, words
-from app.figures_backdoor import recalls
-from app.figures_experiments import ordered, recall_table
-from app.results import backdoor_results, commands
-from app.views.backdoor_scene import KEY
-from core.methods import METHODS
+from natscope.app import escape, words
+from natscope.app.figures_backdoor import recalls
+from natscope.app.figures_experiments import ordered, recall_table
+from natscope.app.results import backdoor_results, commands
+from natscope.app.views.backdoor_scene import KEY
+from natscope.core.methods import METHODS
 
 PAPER = (
     "**The paper’s Table 1** is about CIFAR-10 and ResNet-9; its numbers are in the paper and not repeated here. On "

@@ -3,18 +3,18 @@
 import numpy as np
 import streamlit as st
 
-from app import escape, tasks, words
-from app.bars import Bar, bars
-from app.results import commands, retraining_results
-from app.views.backdoor_scene import KEY, SHOWN, Scene
-from app.views.backdoor_search import ranking
-from app.views.job import run_job
-from app.views.notice import complain
-from core.curves import REFERENCE
-from core.errors import QueryError
-from core.methods import METHODS
-from precompute.models import ModelSpec
-from precompute.retrain import Outcome, patience, too_slow
+from natscope.app import escape, tasks, words
+from natscope.app.bars import Bar, bars
+from natscope.app.results import commands, retraining_results
+from natscope.app.views.backdoor_scene import KEY, SHOWN, Scene
+from natscope.app.views.backdoor_search import ranking
+from natscope.app.views.job import run_job
+from natscope.app.views.notice import complain
+from natscope.core.curves import REFERENCE
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.precompute.models import ModelSpec
+from natscope.precompute.retrain import Outcome, patience, too_slow
 
 
 def proof_step(scene: Scene) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from app import escape
-from app.results import backdoor_results
-from app.shared import Served
-from core.answers import QueryImage
-from core.backdoor import Backdoor
-from precompute.models import ModelSpec
+from natscope.app import escape
+from natscope.app.results import backdoor_results
+from natscope.app.shared import Served
+from natscope.core.answers import QueryImage
+from natscope.core.backdoor import Backdoor
+from natscope.precompute.models import ModelSpec
 
 KEY = "backdoor_"  # of all widgets and of all that the session keeps for this page
 SHOWN = 50  # images in a line-up

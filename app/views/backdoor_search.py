@@ -5,19 +5,19 @@ from collections.abc import Callable
 import numpy as np
 import streamlit as st
 
-from app import escape, words
-from app.backdoor_link import BackdoorView
-from app.comparison_link import compare_link
-from app.figures_backdoor import roc
-from app.grid import Card, data_uri, grid
-from app.state import pack_image
-from app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, measured_for, tuned_sigma2, weak
-from app.views.notice import complain
-from core.answers import Attribution, Request
-from core.curves import REFERENCE
-from core.errors import QueryError
-from core.methods import METHODS
-from core.metrics import recall_at_k, reciprocal_rank
+from natscope.app import escape, words
+from natscope.app.backdoor_link import BackdoorView
+from natscope.app.comparison_link import compare_link
+from natscope.app.figures_backdoor import roc
+from natscope.app.grid import Card, data_uri, grid
+from natscope.app.state import pack_image
+from natscope.app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, measured_for, tuned_sigma2, weak
+from natscope.app.views.notice import complain
+from natscope.core.answers import Attribution, Request
+from natscope.core.curves import REFERENCE
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.core.metrics import recall_at_k, reciprocal_rank
 
 
 def search_step(scene: Scene, view: BackdoorView, change: Change, another: Callable[..., None]) -> None:

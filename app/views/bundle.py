@@ -5,7 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import shared
+from natscope.app import shared
 
 
 def choose_bundle(on_change: Callable[[], None]) -> Path:

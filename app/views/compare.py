@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import shared, state, words
-from app.comparison import Strip, Tile, comparison, marks
-from app.comparison_link import LARGEST_BUDGET, MOST_QUERIES, ComparisonView, read_comparison
-from app.grid import data_uri
-from app.shared import Served
-from app.views.bundle import choose_bundle
-from app.views.compare_results import agreement_section, downloads
-from app.views.notice import complain, warn
-from app.views.query import picker
-from app.views.stability import stability
-from core.answers import QueryImage
-from core.comparison import Row, shared_images
-from core.errors import QueryError
-from core.methods import METHODS
+from natscope.app import shared, state, words
+from natscope.app.comparison import Strip, Tile, comparison, marks
+from natscope.app.comparison_link import LARGEST_BUDGET, MOST_QUERIES, ComparisonView, read_comparison
+from natscope.app.grid import data_uri
+from natscope.app.shared import Served
+from natscope.app.views.bundle import choose_bundle
+from natscope.app.views.compare_results import agreement_section, downloads
+from natscope.app.views.notice import complain, warn
+from natscope.app.views.query import picker
+from natscope.app.views.stability import stability
+from natscope.core.answers import QueryImage
+from natscope.core.comparison import Row, shared_images
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
 
 _VIEW, _KEY = "compare_view", "compare_"
 _ITS_ANSWER = -1

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import escape, shared, words
-from app.comparison_link import ComparisonView
-from app.figures_comparison import FORMATS, agreement, comparison_file
-from app.shared import Served
-from core.answers import QueryImage
-from core.comparison import OVERLAPS, QUANTITIES, Row, overlaps
-from core.methods import METHODS
+from natscope.app import escape, shared, words
+from natscope.app.comparison_link import ComparisonView
+from natscope.app.figures_comparison import FORMATS, agreement, comparison_file
+from natscope.app.shared import Served
+from natscope.core.answers import QueryImage
+from natscope.core.comparison import OVERLAPS, QUANTITIES, Row, overlaps
+from natscope.core.methods import METHODS
 
 _MEASURES = {"jaccard": "Jaccard", "rbo": "Rank-biased overlap"}
 _COLUMNS = (

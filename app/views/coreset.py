@@ -8,19 +8,19 @@ from urllib.parse import urlencode
 import numpy as np
 import streamlit as st
 
-from app import escape, shared, state, tasks, words
-from app.coreset_link import CoresetView, largest_budget, read_coreset
-from app.figures_coreset import class_balance, information
-from app.grid import Card, data_uri, grid
-from app.shared import Served
-from app.views.bundle import choose_bundle
-from app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
-from app.views.coreset_results import measured, others, worth
-from app.views.enlarge import show_large
-from app.views.notice import complain, inform, warn
-from core.coreset import BLIND, missing
-from core.errors import QueryError
-from core.methods import METHODS
+from natscope.app import escape, shared, state, tasks, words
+from natscope.app.coreset_link import CoresetView, largest_budget, read_coreset
+from natscope.app.figures_coreset import class_balance, information
+from natscope.app.grid import Card, data_uri, grid
+from natscope.app.shared import Served
+from natscope.app.views.bundle import choose_bundle
+from natscope.app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
+from natscope.app.views.coreset_results import measured, others, worth
+from natscope.app.views.enlarge import show_large
+from natscope.app.views.notice import complain, inform, warn
+from natscope.core.coreset import BLIND, missing
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
 
 _SIZES = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2500, 5000)
 _SHOWN = 300  # images of the sheet, until all are asked for

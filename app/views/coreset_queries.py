@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import escape
-from app.coreset_link import GROUPS, MOST_MARKED, CoresetView
-from app.grid import Card, data_uri, grid
-from app.shared import Served
-from app.views.query import gallery
-from core.coreset import MOST_QUERIES, draw
-from core.errors import QueryError
+from natscope.app import escape
+from natscope.app.coreset_link import GROUPS, MOST_MARKED, CoresetView
+from natscope.app.grid import Card, data_uri, grid
+from natscope.app.shared import Served
+from natscope.app.views.query import gallery
+from natscope.core.coreset import MOST_QUERIES, draw
+from natscope.core.errors import QueryError
 
 KEY = "coreset_"  # of all widgets and of all that the session keeps for this page
 VIEW = f"{KEY}view"

@@ -5,22 +5,22 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import escape, tasks, words
-from app.coreset_link import CoresetView
-from app.figures_coreset import KINDS, accuracies, coreset_table, overlap, shares_right
-from app.results import commands, load_results
-from app.shared import Served
-from app.views.coreset_queries import KEY
-from app.views.job import run_job
-from core.coreset import usable
-from core.methods import METHODS
-from core.metrics import jaccard
-from precompute.home import home
-from precompute.kept import Kept
-from precompute.removal import identity_of
-from precompute.retrain import too_slow
-from precompute.subset import Subset
-from precompute.subset import accuracies as accuracies_of
+from natscope.app import escape, tasks, words
+from natscope.app.coreset_link import CoresetView
+from natscope.app.figures_coreset import KINDS, accuracies, coreset_table, overlap, shares_right
+from natscope.app.results import commands, load_results
+from natscope.app.shared import Served
+from natscope.app.views.coreset_queries import KEY
+from natscope.app.views.job import run_job
+from natscope.core.coreset import usable
+from natscope.core.methods import METHODS
+from natscope.core.metrics import jaccard
+from natscope.precompute.home import home
+from natscope.precompute.kept import Kept
+from natscope.precompute.removal import identity_of
+from natscope.precompute.retrain import too_slow
+from natscope.precompute.subset import Subset
+from natscope.precompute.subset import accuracies as accuracies_of
 
 
 def worth(attributor: Served, asked: np.ndarray, chosen: np.ndarray, blind: np.ndarray) -> None:

@@ -6,25 +6,25 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import escape, shared, state, tasks, words
-from app.bars import Bar, bars
-from app.counterfactual_link import FEWEST, MOST, CounterfactualView, read_counterfactual
-from app.figures_brittleness import flips, flips_table
-from app.grid import Card, data_uri, grid
-from app.results import commands, load_results
-from app.shared import Served
-from app.views.bundle import choose_bundle
-from app.views.enlarge import enlarge
-from app.views.job import run_job
-from app.views.notice import complain, warn
-from app.views.query import picker, prediction
-from core.answers import QueryImage, Request
-from core.errors import QueryError
-from core.methods import METHODS
-from precompute.home import home
-from precompute.kept import Kept
-from precompute.removal import Answer, identity_of, name_of
-from precompute.retrain import patience, too_slow
+from natscope.app import escape, shared, state, tasks, words
+from natscope.app.bars import Bar, bars
+from natscope.app.counterfactual_link import FEWEST, MOST, CounterfactualView, read_counterfactual
+from natscope.app.figures_brittleness import flips, flips_table
+from natscope.app.grid import Card, data_uri, grid
+from natscope.app.results import commands, load_results
+from natscope.app.shared import Served
+from natscope.app.views.bundle import choose_bundle
+from natscope.app.views.enlarge import enlarge
+from natscope.app.views.job import run_job
+from natscope.app.views.notice import complain, warn
+from natscope.app.views.query import picker, prediction
+from natscope.core.answers import QueryImage, Request
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.precompute.home import home
+from natscope.precompute.kept import Kept
+from natscope.precompute.removal import Answer, identity_of, name_of
+from natscope.precompute.retrain import patience, too_slow
 
 _VIEW, _KEY = "counterfactual_view", "counterfactual_"
 _SHOWN = 40  # images of the removal that are drawn

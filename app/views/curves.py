@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import escape, shared, tasks, words
-from app.curves_link import DECADES, GAINS, LARGEST, MOST_QUERIES, CurvesView, read_curves
-from app.figures_curves import FORMATS, curves_file, experiment_panels, lengths, relative
-from app.results import commands, load_result
-from app.shared import Served
-from app.views.bundle import choose_bundle
-from app.views.job import run_job
-from app.views.notice import warn
-from core.curves import REFERENCE, Curve, Line
-from core.methods import METHODS
-from core.trust import Trust
+from natscope.app import escape, shared, tasks, words
+from natscope.app.curves_link import DECADES, GAINS, LARGEST, MOST_QUERIES, CurvesView, read_curves
+from natscope.app.figures_curves import FORMATS, curves_file, experiment_panels, lengths, relative
+from natscope.app.results import commands, load_result
+from natscope.app.shared import Served
+from natscope.app.views.bundle import choose_bundle
+from natscope.app.views.job import run_job
+from natscope.app.views.notice import warn
+from natscope.core.curves import REFERENCE, Curve, Line
+from natscope.core.methods import METHODS
+from natscope.core.trust import Trust
 
 _VIEW, _KEY = "curves_view", "curves_"
 _SAMPLED = 300  # images whose Gram is compared with the exact one

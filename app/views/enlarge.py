@@ -3,8 +3,8 @@
 import numpy as np
 import streamlit as st
 
-from app import escape
-from app.grid import data_uri
+from natscope.app import escape
+from natscope.app.grid import data_uri
 
 
 def enlarge(image: np.ndarray, title: str, *, key: str) -> None:

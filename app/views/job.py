@@ -5,10 +5,10 @@ from typing import Any
 
 import streamlit as st
 
-from app import escape, shared
-from app.jobs import Job
-from app.views.notice import complain, warn
-from core.errors import QueryError
+from natscope.app import escape, shared
+from natscope.app.jobs import Job
+from natscope.app.views.notice import complain, warn
+from natscope.core.errors import QueryError
 
 _EVERY = 0.7  # seconds between two looks at a running job
 
@@ -25,7 +25,7 @@ def run_job(
 
     Args:
         key: everything that the result depends on; the same key is the same job for every visitor.
-        task: of `app.tasks`.
+        task: of `natscope.app.tasks`.
         arguments: of the task.
         name: unique on the page, for the widgets' keys.
         label: of the button that starts it.

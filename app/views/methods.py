@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from app import words
-from core.methods import METHODS
+from natscope.app import words
+from natscope.core.methods import METHODS
 
 GLOSSARY = {
     "Nat": words.NAT,

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import escape
+from natscope.app import escape
 
 
 def complain(error: Exception | str, icon: str = ":material/error:") -> None:

@@ -8,14 +8,14 @@ import numpy as np
 import streamlit as st
 from scipy.special import softmax
 
-from app import escape, shared
-from app.grid import Card, data_uri, grid
-from app.shared import Served
-from app.state import pack_image
-from app.uploads import Upload, form_of, usual_background
-from app.views.notice import complain
-from core.answers import QueryImage
-from core.errors import QueryError
+from natscope.app import escape, shared
+from natscope.app.grid import Card, data_uri, grid
+from natscope.app.shared import Served
+from natscope.app.state import pack_image
+from natscope.app.uploads import Upload, form_of, usual_background
+from natscope.app.views.notice import complain
+from natscope.core.answers import QueryImage
+from natscope.core.errors import QueryError
 
 _THUMBNAILS = 30
 _UNSURE = 0.6  # a prediction below this probability counts as unsure

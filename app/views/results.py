@@ -5,16 +5,16 @@ from typing import Any
 
 import streamlit as st
 
-from app import escape, words
-from app.figures_backdoor import recalls
-from app.figures_brittleness import flips, flips_table
-from app.figures_coreset import KINDS, accuracies, coreset_table
-from app.figures_curves import experiment_panels, relative
-from app.figures_experiments import ordered, recall_table, retraining_table
-from app.figures_tuning import scores
-from app.paper import SECTIONS
-from app.results import commands, load_results
-from core.methods import METHODS
+from natscope.app import escape, words
+from natscope.app.figures_backdoor import recalls
+from natscope.app.figures_brittleness import flips, flips_table
+from natscope.app.figures_coreset import KINDS, accuracies, coreset_table
+from natscope.app.figures_curves import experiment_panels, relative
+from natscope.app.figures_experiments import ordered, recall_table, retraining_table
+from natscope.app.figures_tuning import scores
+from natscope.app.paper import SECTIONS
+from natscope.app.results import commands, load_results
+from natscope.core.methods import METHODS
 
 _KEY = "results_"
 

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import streamlit as st
 
-from app import escape, shared, tasks
-from app.grid import Card, data_uri, grid
-from app.shared import Served
-from app.views.job import run_job
-from core.answers import QueryImage, Request
-from core.bundle import Bundle
-from core.errors import BundleError
-from core.methods import METHODS
-from core.stability import Stability, differ_by_seed
+from natscope.app import escape, shared, tasks
+from natscope.app.grid import Card, data_uri, grid
+from natscope.app.shared import Served
+from natscope.app.views.job import run_job
+from natscope.core.answers import QueryImage, Request
+from natscope.core.bundle import Bundle
+from natscope.core.errors import BundleError
+from natscope.core.methods import METHODS
+from natscope.core.stability import Stability, differ_by_seed
 
 _REPEATS = 5
 _KEY = "compare_stability_"

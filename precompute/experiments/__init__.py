@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from core.methods import METHODS
-from precompute.experiments import backdoor, brittleness, coreset, relative_information, retraining
+from natscope.core.methods import METHODS
+from natscope.precompute.experiments import backdoor, brittleness, coreset, relative_information, retraining
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from core.answers import QueryImage, Request
-from core.attribution import Attributor, Progress
-from core.audit import FIRST, SIGMA2, suspicion
-from core.backdoor import Backdoor, attack_success
-from core.errors import QueryError
-from core.methods import METHODS
-from core.metrics import average_precision, recall_at_k, reciprocal_rank
-from precompute.attributor import lacks, open_attributor, served
-from precompute.experiments.provenance import provenance
-from precompute.kept import Kept
+from natscope.core.answers import QueryImage, Request
+from natscope.core.attribution import Attributor, Progress
+from natscope.core.audit import FIRST, SIGMA2, suspicion
+from natscope.core.backdoor import Backdoor, attack_success
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.core.metrics import average_precision, recall_at_k, reciprocal_rank
+from natscope.precompute.attributor import lacks, open_attributor, served
+from natscope.precompute.experiments.provenance import provenance
+from natscope.precompute.kept import Kept
 
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))
 RECALL_AT = 50

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.answers import QueryImage, Request
-from core.attribution import Attributor, Progress
-from core.curves import sample_queries
-from core.methods import METHODS
-from precompute.attributor import lacks, open_attributor, served
-from precompute.experiments.provenance import provenance
-from precompute.kept import Kept
-from precompute.removal import Ladder, answer, climb_all
-from precompute.retrain import recipe_of
+from natscope.core.answers import QueryImage, Request
+from natscope.core.attribution import Attributor, Progress
+from natscope.core.curves import sample_queries
+from natscope.core.methods import METHODS
+from natscope.precompute.attributor import lacks, open_attributor, served
+from natscope.precompute.experiments.provenance import provenance
+from natscope.precompute.kept import Kept
+from natscope.precompute.removal import Ladder, answer, climb_all
+from natscope.precompute.retrain import recipe_of
 
 STEPS = 6  # of the grid of budgets, the last being the largest
 CLAIMS = (

@@ -5,11 +5,11 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-import assets
-from core.attribution import Attributor
-from core.bundle import Manifest
-from precompute.models import ModelSpec
-from precompute.spec import versions
+from natscope import assets
+from natscope.core.attribution import Attributor
+from natscope.core.bundle import Manifest
+from natscope.precompute.models import ModelSpec
+from natscope.precompute.spec import versions
 
 # The results from which the demo's bundles take their sigma2, by what they are for: predictions, or coresets.
 TUNED = {"margin": "tuning.json", "coreset": "coreset-tuning.json"}

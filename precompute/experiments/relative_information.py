@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from core.attribution import Attributor
-from core.curves import Curve, Line, Progress, relative_curves, sample_queries
-from core.errors import QueryError
-from precompute.attributor import open_attributor
-from precompute.kept import Kept
-from precompute.models import ModelSpec
-from precompute.spec import versions
+from natscope.core.attribution import Attributor
+from natscope.core.curves import Curve, Line, Progress, relative_curves, sample_queries
+from natscope.core.errors import QueryError
+from natscope.precompute.attributor import open_attributor
+from natscope.precompute.kept import Kept
+from natscope.precompute.models import ModelSpec
+from natscope.precompute.spec import versions
 
 SIGMA2S = (1.0, 10.0, 1e2, 1e3, 1e4, 1e5)
 FIXED = 1e3

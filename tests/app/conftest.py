@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from app import shared
-from app.jobs import Lane
-from app.worker import Stopped
+from natscope.app import shared
+from natscope.app.jobs import Lane
+from natscope.app.worker import Stopped
 
 _ROOT = Path(__file__).parents[2]
 _DESKTOP = {"viewport": {"width": 1400, "height": 1000}, "reduced_motion": "reduce"}
@@ -29,7 +29,17 @@ def serving(bundles, log, *options, path="", folder=_ROOT):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app.cli", "app", "--bundles", bundles, "--port", str(port), "--no-browser"]
+    command = [
+        sys.executable,
+        "-m",
+        "natscope.app.cli",
+        "app",
+        "--bundles",
+        bundles,
+        "--port",
+        str(port),
+        "--no-browser",
+    ]
     command += ["--base-path", path, *options]
     environment = os.environ | {"PYTHONPATH": str(_ROOT)}
     with log.open("w") as output:

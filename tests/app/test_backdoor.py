@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app.backdoor_link import BackdoorView, read_backdoor
-from app.figures_backdoor import roc
-from app.serve import BUNDLES
-from app.views import backdoor_audit, backdoor_scene, backdoor_search
-from core.backdoor import Backdoor
-from core.methods import METHODS
+from natscope.app.backdoor_link import BackdoorView, read_backdoor
+from natscope.app.figures_backdoor import roc
+from natscope.app.serve import BUNDLES
+from natscope.app.views import backdoor_audit, backdoor_scene, backdoor_search
+from natscope.core.backdoor import Backdoor
+from natscope.core.methods import METHODS
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def page(served):
     """The page alone, as the app's navigation would draw it."""
 
     def draw():
-        from app.views import backdoor
+        from natscope.app.views import backdoor
 
         backdoor.page()
 
@@ -160,7 +160,7 @@ def test_an_honest_bundle_says_how_to_get_a_poisoned_one(bundle_path, monkeypatc
     monkeypatch.setenv(BUNDLES, str(bundle_path))
 
     def draw():
-        from app.views import backdoor
+        from natscope.app.views import backdoor
 
         backdoor.page()
 
@@ -199,7 +199,7 @@ def test_the_area_under_roc_by_hand():
 
 
 def test_where_training_takes_too_long_the_measured_result_is_shown_and_says_so(page, poisoned, monkeypatch):
-    from app.views import backdoor_proof
+    from natscope.app.views import backdoor_proof
 
     classes = list(poisoned.bundle.classes)
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.cli import main
-from core.bundle import MANIFEST, WEIGHTS, Bundle
-from core.methods import METHODS
+from natscope.app.cli import main
+from natscope.core.bundle import MANIFEST, WEIGHTS, Bundle
+from natscope.core.methods import METHODS
 
 _ROOT = Path(__file__).parents[2]
 _TOP = {
@@ -89,7 +89,7 @@ def _sentence(err):
 
 
 def _process(*arguments, **options):
-    command = [sys.executable, "-m", "app.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "natscope.app.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=_ROOT, timeout=120, **options)
 
 
@@ -572,7 +572,7 @@ def test_building_is_told_and_told_again(run, bundle_path, tmp_path, monkeypatch
 
 def test_ctrl_c_stops_with_a_sentence_and_keeps_what_was_built(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "precompute", "--out", str(tmp_path / "bundle"), "--dim", "8"],
+        [sys.executable, "-m", "natscope.app.cli", "precompute", "--out", str(tmp_path / "bundle"), "--dim", "8"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -602,7 +602,7 @@ def test_the_app_serves_bundles_and_stops(bundle_path, tmp_path, browser):
         [
             sys.executable,
             "-m",
-            "app.cli",
+            "natscope.app.cli",
             "app",
             "--bundles",
             str(bundle_path.parent),

@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from app.comparison import marks
-from app.comparison_link import ComparisonView, compare_link, read_comparison
-from app.figures_comparison import comparison_file
-from app.serve import BUNDLES
-from app.views import compare_results
-from core.answers import Request
-from core.capabilities import Capabilities
-from core.comparison import compare_one
-from core.methods import METHODS
+from natscope.app.comparison import marks
+from natscope.app.comparison_link import ComparisonView, compare_link, read_comparison
+from natscope.app.figures_comparison import comparison_file
+from natscope.app.serve import BUNDLES
+from natscope.app.views import compare_results
+from natscope.core.answers import Request
+from natscope.core.capabilities import Capabilities
+from natscope.core.comparison import compare_one
+from natscope.core.methods import METHODS
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 
@@ -31,7 +31,7 @@ def page(served):
     """The Compare page alone, as the app's navigation would draw it."""
 
     def draw():
-        from app.views import compare
+        from natscope.app.views import compare
 
         compare.page()
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app.coreset_link import CoresetView, read_coreset
-from app.figures_coreset import class_balance
-from app.serve import BUNDLES
-from app.tasks import Chosen
-from app.views import coreset as view
-from app.views import coreset_results
-from core.methods import METHODS
+from natscope.app.coreset_link import CoresetView, read_coreset
+from natscope.app.figures_coreset import class_balance
+from natscope.app.serve import BUNDLES
+from natscope.app.tasks import Chosen
+from natscope.app.views import coreset as view
+from natscope.app.views import coreset_results
+from natscope.core.methods import METHODS
 
 SIZES = {"images": 10_000, "classes": 10, "train_images": 15_000}
 
@@ -28,7 +28,7 @@ def page(bundle_path, monkeypatch, tmp_path):
 
 def _open(**link):
     def draw():
-        from app.views import coreset
+        from natscope.app.views import coreset
 
         coreset.page()
 

@@ -3,11 +3,11 @@ import json
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app.counterfactual_link import CounterfactualView, read_counterfactual
-from app.serve import BUNDLES
-from app.views import counterfactual
-from precompute.kept import Kept
-from precompute.removal import Answer, identity_of, name_of
+from natscope.app.counterfactual_link import CounterfactualView, read_counterfactual
+from natscope.app.serve import BUNDLES
+from natscope.app.views import counterfactual
+from natscope.precompute.kept import Kept
+from natscope.precompute.removal import Answer, identity_of, name_of
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def page(bundle_path, tmp_path, monkeypatch):
     monkeypatch.setenv("NATSCOPE_HOME", str(tmp_path))
 
     def draw():
-        from app.views import counterfactual
+        from natscope.app.views import counterfactual
 
         counterfactual.page()
 
@@ -84,7 +84,9 @@ def test_a_link_reopens_what_it_says_and_what_it_cannot_is_said(page):
 
 def test_each_method_has_its_own_usual_sigma2(page, monkeypatch):
     usual = {"info_loss": 100.0, "info_gain": 10.0}
-    monkeypatch.setattr("core.bundle.Bundle.sigma2", lambda bundle, method, coreset=False: usual.get(method, 1.0))
+    monkeypatch.setattr(
+        "natscope.core.bundle.Bundle.sigma2", lambda bundle, method, coreset=False: usual.get(method, 1.0)
+    )
     app = page(q="test:1", m="40", method="repsim")
     for method, exponent in (("info_loss", 2), ("info_gain", 1), ("repsim", 0), ("info_loss", 2)):
         app = _whole(app.selectbox(key="counterfactual_method").set_value(method).run())
@@ -115,7 +117,7 @@ def test_the_verdict_says_whether_it_is_more_than_chance():
 
 
 def test_a_network_that_takes_long_is_not_trained_while_one_waits(page, monkeypatch):
-    monkeypatch.setattr("app.views.counterfactual.too_slow", lambda bundle, **_: "It takes an hour.")
+    monkeypatch.setattr("natscope.app.views.counterfactual.too_slow", lambda bundle, **_: "It takes an hour.")
     app = page(q="test:1", m="40")
     assert "It takes an hour." in _texts(app)
     assert not _has(app, "counterfactual_job_start")

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-import assets
-from app.curves_link import CurvesView, read_curves
-from app.figures_curves import FORMATS, curves_file, experiment_panels
-from app.figures_experiments import experiment_files
-from app.serve import BUNDLES
-from core.curves import Curve, Line
+from natscope import assets
+from natscope.app.curves_link import CurvesView, read_curves
+from natscope.app.figures_curves import FORMATS, curves_file, experiment_panels
+from natscope.app.figures_experiments import experiment_files
+from natscope.app.serve import BUNDLES
+from natscope.core.curves import Curve, Line
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def page(bundle_path, monkeypatch):
     monkeypatch.setenv(BUNDLES, str(bundle_path.parent))
 
     def draw():
-        from app.views import curves
+        from natscope.app.views import curves
 
         curves.page()
 

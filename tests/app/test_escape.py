@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from matplotlib.cbook import is_math_text
 
-from app import escape
-from app.cli import main
+from natscope.app import escape
+from natscope.app.cli import main
 from tests.conftest import syntax_of
 
 _APP = Path(__file__).parents[2] / "app"

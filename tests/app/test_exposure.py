@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from playwright.sync_api import expect
 from streamlit import config
 
-from app import guard
-from app.cli import natscope
-from app.guard import MAX_UPLOADS, Guard, is_allowed
-from app.listen import LOOPBACK, Listening, listening
-from app.serve import BUNDLES
-from core.errors import QueryError
+from natscope.app import guard
+from natscope.app.cli import natscope
+from natscope.app.guard import MAX_UPLOADS, Guard, is_allowed
+from natscope.app.listen import LOOPBACK, Listening, listening
+from natscope.app.serve import BUNDLES
+from natscope.core.errors import QueryError
 from tests.app.conftest import serving
 from tests.conftest import finished
 
@@ -259,7 +259,7 @@ def test_the_files_of_a_session_are_bounded(monkeypatch):
     """Files count while they are on their way and while Streamlit holds them, whatever is deleted or refused."""
     stored, told, gate = defaultdict(dict), [], asyncio.Event()
     held = SimpleNamespace(uploaded_file_mgr=SimpleNamespace(file_storage=stored))
-    monkeypatch.setattr("app.guard.runtime", SimpleNamespace(exists=lambda: True, get_instance=lambda: held))
+    monkeypatch.setattr("natscope.app.guard.runtime", SimpleNamespace(exists=lambda: True, get_instance=lambda: held))
 
     async def app(scope, receive, send):
         *_, session, file = scope["path"].split("/")

@@ -7,9 +7,9 @@ import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
-from app import grid
-from app.figures import curve
-from core.answers import Request
+from natscope.app import grid
+from natscope.app.figures import curve
+from natscope.core.answers import Request
 
 COLOURS = ("#0f6e84", "#6b7280")
 

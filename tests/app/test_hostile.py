@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from app import escape
-from core.bundle import MANIFEST
-from core.sketches import SketchSpec
-from precompute.build import build
-from precompute.folders import FolderSpec
-from precompute.models import ModelSpec
-from precompute.poison import PoisonSpec
-from precompute.spec import BuildSpec
-from precompute.training import TrainingSpec
+from natscope.app import escape
+from natscope.core.bundle import MANIFEST
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.build import build
+from natscope.precompute.folders import FolderSpec
+from natscope.precompute.models import ModelSpec
+from natscope.precompute.poison import PoisonSpec
+from natscope.precompute.spec import BuildSpec
+from natscope.precompute.training import TrainingSpec
 from tests.app.conftest import serving
 
 pytestmark = pytest.mark.browser

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from app.jobs import Lane
-from app.worker import OutOfMemory, Stopped, TookTooLong, Worker, WorkerLost
-from core.errors import QueryError
+from natscope.app.jobs import Lane
+from natscope.app.worker import OutOfMemory, Stopped, TookTooLong, Worker, WorkerLost
+from natscope.core.errors import QueryError
 from tests.app import work
 
 _MEMORY = 2 * 10**9
@@ -184,7 +184,7 @@ def test_a_job_that_is_stopped_ends_unless_somebody_else_waits(lane, tmp_path):
 
 
 def test_jobs_of_sessions_that_are_gone_are_dropped(worker, tmp_path, monkeypatch):
-    monkeypatch.setattr("app.jobs._GRACE", 0.0)
+    monkeypatch.setattr("natscope.app.jobs._GRACE", 0.0)
     here = {"stays", "leaves"}
     lane = Lane([worker], longest=5, kept=2**20, alive=here.__contains__)
     running = lane.start("running", work.until, tmp_path / "never", session="leaves")

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from PIL import Image
 from playwright.sync_api import expect
 
-from app.cli import natscope
-from core.methods import METHODS
+from natscope.app.cli import natscope
+from natscope.core.methods import METHODS
 from tests.app.conftest import serving
 
 pytestmark = pytest.mark.browser

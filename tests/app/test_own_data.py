@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from app.serve import BUNDLES
-from core.sketches import SketchSpec
-from precompute.build import build
-from precompute.folders import FolderSpec
-from precompute.models import ModelSpec
-from precompute.spec import BuildSpec
-from precompute.training import TrainingSpec
+from natscope.app.serve import BUNDLES
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.build import build
+from natscope.precompute.folders import FolderSpec
+from natscope.precompute.models import ModelSpec
+from natscope.precompute.spec import BuildSpec
+from natscope.precompute.training import TrainingSpec
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
 _NET = """
@@ -107,10 +107,10 @@ def test_a_bundle_of_code_that_is_not_trusted_is_a_sentence_and_others_are_shown
 
         import streamlit as st
 
-        from core.errors import BundleError
+        from natscope.core.errors import BundleError
 
         try:
-            importlib.import_module(f"app.views.{name}").page()
+            importlib.import_module(f"natscope.app.views.{name}").page()
         except BundleError as error:
             st.error(str(error))
 

@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from app import shared
-from app.escape import sentence
-from app.listen import Listening
-from app.serve import BUNDLES, settings
-from app.state import SIGMA2_EXPONENTS, pack_image
-from app.views import query as query_view
-from app.views.methods import GLOSSARY, LIMITS
-from core.answers import Request
-from core.bundle import Bundle
-from core.methods import METHODS, rank
+from natscope.app import shared
+from natscope.app.escape import sentence
+from natscope.app.listen import Listening
+from natscope.app.serve import BUNDLES, settings
+from natscope.app.state import SIGMA2_EXPONENTS, pack_image
+from natscope.app.views import query as query_view
+from natscope.app.views.methods import GLOSSARY, LIMITS
+from natscope.core.answers import Request
+from natscope.core.bundle import Bundle
+from natscope.core.methods import METHODS, rank
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
 
@@ -500,7 +500,7 @@ def test_no_bundle_at_all_is_a_sentence_that_says_how_to_make_one(tmp_path, monk
 
 def test_the_methods_page_shows_every_method_and_every_term():
     def script():
-        from app.views.methods import page
+        from natscope.app.views.methods import page
 
         page()
 

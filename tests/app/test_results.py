@@ -3,11 +3,11 @@ import json
 import pytest
 from streamlit.testing.v1 import AppTest
 
-import assets
-from app import escape
-from app.paper import SECTIONS
-from app.results import load_result, provenance_missing
-from app.views.results import _FIGURES
+from natscope import assets
+from natscope.app import escape
+from natscope.app.paper import SECTIONS
+from natscope.app.results import load_result, provenance_missing
+from natscope.app.views.results import _FIGURES
 
 INSTALLED = [name for section in SECTIONS for name in section.names if assets.path("results", f"{name}.json").is_file()]
 
@@ -15,7 +15,7 @@ INSTALLED = [name for section in SECTIONS for name in section.names if assets.pa
 @pytest.fixture
 def page():
     def draw():
-        from app.views import results
+        from natscope.app.views import results
 
         results.page()
 

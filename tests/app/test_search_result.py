@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from app.figures_search import search_file
-from app.results import load_benchmark
+from natscope.app.figures_search import search_file
+from natscope.app.results import load_benchmark
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import tasks
-from app.serve import BUNDLES
-from app.views.stability import finding
-from core.answers import Attribution, Item, Request
-from core.methods import METHODS
-from core.stability import Stability, across_sketches
+from natscope.app import tasks
+from natscope.app.serve import BUNDLES
+from natscope.app.views.stability import finding
+from natscope.core.answers import Attribution, Item, Request
+from natscope.core.methods import METHODS
+from natscope.core.stability import Stability, across_sketches
 
 SKETCHED = next(name for name, method in METHODS.items() if method.sketched)
 PLAIN = next(name for name, method in METHODS.items() if not method.sketched)
@@ -39,9 +39,9 @@ def siblings(bundle_path, tmp_path, monkeypatch, here):
 
 def _page(methods, budget=4):
     def script(methods, budget):
-        from app import shared
-        from app.views.stability import stability
-        from core.answers import Request
+        from natscope.app import shared
+        from natscope.app.views.stability import stability
+        from natscope.core.answers import Request
 
         attributor = shared.served(next(iter(shared.bundle_paths().values())))
         query = attributor.query("test", 5)

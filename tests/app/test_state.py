@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.state import LARGEST_BUDGET, SIGMA2_EXPONENTS, View, exponent_of, open_query, pack_image, read_link
-from core.answers import CONDITIONINGS, POOLS
-from core.errors import QueryError
-from core.methods import METHODS
+from natscope.app.state import LARGEST_BUDGET, SIGMA2_EXPONENTS, View, exponent_of, open_query, pack_image, read_link
+from natscope.core.answers import CONDITIONINGS, POOLS
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
 
 _CLASSES = 10
 _LOW, _HIGH = 10 ** SIGMA2_EXPONENTS[0], 10 ** SIGMA2_EXPONENTS[-1]

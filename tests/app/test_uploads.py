@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-import precompute.pictures as pictures
-from app import uploads
-from app.uploads import TOO_MUCH, Upload, form_of, read_apart, read_image, usual_background
-from core.errors import QueryError
-from precompute.datasets import load_dataset
+from natscope.app import uploads
+from natscope.app.uploads import TOO_MUCH, Upload, form_of, read_apart, read_image, usual_background
+from natscope.core.errors import QueryError
+from natscope.precompute import pictures
+from natscope.precompute.datasets import load_dataset
 
 _GREY = {"size": (28, 28), "channels": 1}
 _COLOUR = {"size": (32, 32), "channels": 3}

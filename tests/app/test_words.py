@@ -2,12 +2,12 @@ import math
 
 import pytest
 
-from app import words
-from app.escape import markdown
-from app.state import SIGMA2_EXPONENTS
-from app.words import EXPERT, PLAIN, finding, informative, nats, setting_of, sigma2_text, titles
-from core.answers import CONDITIONINGS, POOLS, Attribution, Item, Request
-from core.methods import METHODS
+from natscope.app import words
+from natscope.app.escape import markdown
+from natscope.app.state import SIGMA2_EXPONENTS
+from natscope.app.words import EXPERT, PLAIN, finding, informative, nats, setting_of, sigma2_text, titles
+from natscope.core.answers import CONDITIONINGS, POOLS, Attribution, Item, Request
+from natscope.core.methods import METHODS
 
 
 def _result(*cumulative, method="info_loss", total=2.0, conditioning="pool"):

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from core import greedy
-from core.answers import Request
-from core.errors import QueryError
-from core.methods import METHODS
-from core.pool import Pool
-from core.posterior import FeatureConditioning, FeatureSpectrum
-from precompute.attributor import open_attributor
+from natscope.core import greedy
+from natscope.core.answers import Request
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.core.pool import Pool
+from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
+from natscope.precompute.attributor import open_attributor
 
 
 @pytest.fixture(scope="module")

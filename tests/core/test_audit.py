@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from core.audit import class_suspicion, support, suspicion
-from core.metrics import average_precision
+from natscope.core.audit import class_suspicion, support, suspicion
+from natscope.core.metrics import average_precision
 from tests.oracles import variance
 
 

@@ -13,8 +13,8 @@ import safetensors.torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core import bundle as bundles
-from core.bundle import (
+from natscope.core import bundle as bundles
+from natscope.core.bundle import (
     MANIFEST,
     SCHEMA,
     WEIGHTS,
@@ -26,13 +26,13 @@ from core.bundle import (
     sha256_of,
     write_atomically,
 )
-from core.errors import BundleError
-from core.sketches import SketchSpec
-from precompute.build import build
-from precompute.datasets import DATASETS, Dataset, load_dataset
-from precompute.models import ModelSpec
-from precompute.spec import BuildSpec
-from precompute.training import TrainingSpec
+from natscope.core.errors import BundleError
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.build import build
+from natscope.precompute.datasets import DATASETS, Dataset, load_dataset
+from natscope.precompute.models import ModelSpec
+from natscope.precompute.spec import BuildSpec
+from natscope.precompute.training import TrainingSpec
 
 _COMMAND = "natscope precompute --dataset tiny"
 

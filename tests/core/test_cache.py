@@ -3,7 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from core.cache import BoundedCache
+from natscope.core.cache import BoundedCache
 
 
 def test_the_least_recently_used_value_goes_first():

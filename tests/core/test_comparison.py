@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from core.answers import Attribution, Item, Request
-from core.comparison import OVERLAPS, Row, compare_one, overlaps, shared_images
-from core.errors import QueryError
-from core.methods import METHODS, rank
+from natscope.core.answers import Attribution, Item, Request
+from natscope.core.comparison import OVERLAPS, Row, compare_one, overlaps, shared_images
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS, rank
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from core import greedy
-from core.coreset import BLIND, MOST_QUERIES, Coresets, draw, shares, usable
-from core.errors import QueryError
-from core.methods import METHODS
-from core.metrics import information_gain, jaccard
-from core.pool import Pool
+from natscope.core import greedy
+from natscope.core.coreset import BLIND, MOST_QUERIES, Coresets, draw, shares, usable
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.core.metrics import information_gain, jaccard
+from natscope.core.pool import Pool
 
 ASKED = np.arange(40)
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from core import metrics
-from core.answers import Request
-from core.curves import REFERENCE, Curve, Line, relative_curves, sample_queries
-from core.errors import QueryError
-from core.methods import METHODS
+from natscope.core import metrics
+from natscope.core.answers import Request
+from natscope.core.curves import REFERENCE, Curve, Line, relative_curves, sample_queries
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from core.ekfac import (
+from natscope.core.ekfac import (
     EkfacInfluence,
     _even_directions,
     _large_directions,
@@ -18,12 +18,12 @@ from core.ekfac import (
     factors_folder,
     fit_factors,
 )
-from core.features import FeatureMap
-from core.kernels import FactorKernel
-from core.manifest import FACTOR_FILES
-from core.measurements import doubt, margin
-from core.parts import EkfacSpec
-from core.sketches import SketchSpec
+from natscope.core.features import FeatureMap
+from natscope.core.kernels import FactorKernel
+from natscope.core.manifest import FACTOR_FILES
+from natscope.core.measurements import doubt, margin
+from natscope.core.parts import EkfacSpec
+from natscope.core.sketches import SketchSpec
 
 COUNT, CLASSES = 80, 4
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.errors import FileError, explained, out_of_memory
+from natscope.core.errors import FileError, explained, out_of_memory
 
 _NO_MEMORY = "There is not enough memory for this; "
 

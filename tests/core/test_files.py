@@ -4,9 +4,9 @@ import socket
 
 import pytest
 
-from core import files
-from core.errors import FileError
-from core.files import opened, read_regular, reading, size
+from natscope.core import files
+from natscope.core.errors import FileError
+from natscope.core.files import opened, read_regular, reading, size
 
 
 @pytest.fixture

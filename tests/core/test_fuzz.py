@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from core.answers import Request
-from core.bundle import MANIFEST
-from core.errors import NatscopeError, UntrustedError
-from core.methods import METHODS
-from precompute.attributor import faults, open_attributor
+from natscope.core.answers import Request
+from natscope.core.bundle import MANIFEST
+from natscope.core.errors import NatscopeError, UntrustedError
+from natscope.core.methods import METHODS
+from natscope.precompute.attributor import faults, open_attributor
 from tests.tiny import recorded_anew
 
 _EXAMPLES = int(os.environ.get("NATSCOPE_FUZZ", 100))

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from core import greedy
-from core.pool import Pool
-from core.posterior import FeatureConditioning, FeatureSpectrum
-from core.search import InnerProductIndex
+from natscope.core import greedy
+from natscope.core.pool import Pool
+from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
+from natscope.core.search import InnerProductIndex
 from tests import oracles
 
 RULES = {
@@ -199,10 +199,10 @@ def test_many_queries_get_the_picks_that_moving_all_covariances_gives(name, sigm
     features, queries = (random.normal(size=(n, 60)) * spectrum for n in (400, 50))
     features[200:220] = features[:20]
     if ahead != "Gram":
-        monkeypatch.setattr("core.pool.LARGEST_GRAM", 10)
+        monkeypatch.setattr("natscope.core.pool.LARGEST_GRAM", 10)
     if ahead == "columns":
-        monkeypatch.setattr("core.pool.LARGEST_WHOLE", 10)
-        monkeypatch.setattr("core.posterior.LARGEST_WHOLE", 10)
+        monkeypatch.setattr("natscope.core.pool.LARGEST_WHOLE", 10)
+        monkeypatch.setattr("natscope.core.posterior.LARGEST_WHOLE", 10)
     with recursion(1000):
         wanted = RULES[name][0](features, queries, sigma2, 120)
     with mock.patch.object(greedy.ManyQueries, "start", autospec=True, side_effect=greedy.ManyQueries.start) as used:
@@ -217,11 +217,11 @@ def test_many_queries_get_the_picks_that_moving_all_covariances_gives(name, sigm
 def test_all_columns_at_once_are_the_columns():
     features = np.random.default_rng(7).normal(size=(30, 4)).astype(np.float32)
     pool = Pool(features)
-    with mock.patch("core.pool.LARGEST_GRAM", 10), mock.patch("core.kernels._ROWS_AT_ONCE", 8):
+    with mock.patch("natscope.core.pool.LARGEST_GRAM", 10), mock.patch("natscope.core.kernels._ROWS_AT_ONCE", 8):
         np.testing.assert_allclose(pool.whole(), pool.columns(range(30)), rtol=1e-12, atol=1e-12)
         posterior = pool.posterior(features[:2], 0.1)
         np.testing.assert_allclose(posterior.whole(), posterior.precision_columns(range(30)), rtol=1e-10, atol=1e-10)
-    with mock.patch("core.pool.LARGEST_GRAM", 10), mock.patch("core.pool.LARGEST_WHOLE", 10):
+    with mock.patch("natscope.core.pool.LARGEST_GRAM", 10), mock.patch("natscope.core.pool.LARGEST_WHOLE", 10):
         assert Pool(features).whole() is None
 
 
@@ -239,7 +239,7 @@ def test_a_large_pool_without_a_gram_gives_the_same_picks(name, sigma2, monkeypa
     features = random.normal(size=(300, 24)).astype(np.float32)
     query = random.normal(size=24)
     with_gram = RULES[name][0](features, query, sigma2, 12)
-    monkeypatch.setattr("core.pool.LARGEST_GRAM", 10)
+    monkeypatch.setattr("natscope.core.pool.LARGEST_GRAM", 10)
     assert not Pool(features).fits_gram
     without = RULES[name][0](features, query, sigma2, 12)
     assert with_gram.indices.tolist() == without.indices.tolist()

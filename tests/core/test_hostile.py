@@ -12,16 +12,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from app.shared import bundle_title
-from core import bundle as bundles
-from core import file_checks
-from core.answers import Request
-from core.bundle import MANIFEST, WEIGHTS, Bundle, check_bundle, find_bundles
-from core.errors import BundleError, NatscopeError
-from core.manifest import Manifest, plain_command
-from core.manifest_schema import SchemaError
-from core.methods import METHODS
-from precompute.attributor import faults, open_attributor
+from natscope.app.shared import bundle_title
+from natscope.core import bundle as bundles
+from natscope.core import file_checks
+from natscope.core.answers import Request
+from natscope.core.bundle import MANIFEST, WEIGHTS, Bundle, check_bundle, find_bundles
+from natscope.core.errors import BundleError, NatscopeError
+from natscope.core.manifest import Manifest, plain_command
+from natscope.core.manifest_schema import SchemaError
+from natscope.core.methods import METHODS
+from natscope.precompute.attributor import faults, open_attributor
 from tests.tiny import CLASSES, TRAIN, edited, recorded_anew, saved
 
 _FIX = r"To fix it, delete the folder and build it again with the command that made it\."
@@ -381,14 +381,14 @@ def _raising(error):
     "lacking",
     [
         "safetensors.torch.load_file",
-        "core.files.os.open",
-        "core.bundle.Manifest.from_json",
-        "core.file_checks._usable",
+        "natscope.core.files.os.open",
+        "natscope.core.bundle.Manifest.from_json",
+        "natscope.core.file_checks._usable",
         "numpy.lib.format.read_magic",
         "numpy.memmap",
-        "core.bundle.InnerProductIndex.load",
+        "natscope.core.bundle.InnerProductIndex.load",
         "torch.nn.Module.load_state_dict",
-        "core.attribution.Attributor.inputs",
+        "natscope.core.attribution.Attributor.inputs",
     ],
 )
 def test_a_lack_of_memory_is_no_damage_and_passes(path, monkeypatch, lacking):

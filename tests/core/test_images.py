@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.images import to_input
+from natscope.core.images import to_input
 
 
 def test_grey_images_are_scaled_as_the_formula_says():

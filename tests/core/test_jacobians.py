@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from core.jacobians import Formed, Outer, forward_with_penultimate, jacobian_blocks
-from core.measurements import MEASUREMENTS
+from natscope.core.jacobians import Formed, Outer, forward_with_penultimate, jacobian_blocks
+from natscope.core.measurements import MEASUREMENTS
 from tests import oracles
 
 

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core import greedy, metrics
-from core.pool import Pool
-from core.posterior import FeatureConditioning, FeatureSpectrum
+from natscope.core import greedy, metrics
+from natscope.core.pool import Pool
+from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
 from tests import oracles
 
 RANDOM = np.random.default_rng(0)

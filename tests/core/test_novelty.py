@@ -1,6 +1,6 @@
 import numpy as np
 
-from core.novelty import USUAL, distances, usual_distances
+from natscope.core.novelty import USUAL, distances, usual_distances
 
 
 def test_distances_are_to_the_nearest_training_image_in_pixels_and_in_directions():

@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import core.pool as pool_module
-from core.errors import QueryError
-from core.greedy import info_loss
-from core.kernels import LinearKernel
-from core.pool import Pool
-from core.posterior import FeatureConditioning, FeatureSpectrum, SamplePrecision, SampleSpectrum, feature_gram
+from natscope.core import pool as pool_module
+from natscope.core.errors import QueryError
+from natscope.core.greedy import info_loss
+from natscope.core.kernels import LinearKernel
+from natscope.core.pool import Pool
+from natscope.core.posterior import FeatureConditioning, FeatureSpectrum, SamplePrecision, SampleSpectrum, feature_gram
 from tests import oracles
 
 
@@ -89,7 +89,7 @@ def test_a_pool_larger_than_its_gram_gives_the_same_posterior(monkeypatch):
     random = np.random.default_rng(1)
     features, queries = random.normal(size=(60, 8)).astype(np.float32), random.normal(size=(2, 8))
     small = Pool(features).posterior(queries, 0.1)
-    monkeypatch.setattr("core.pool.LARGEST_GRAM", 10)
+    monkeypatch.setattr("natscope.core.pool.LARGEST_GRAM", 10)
     large = Pool(features).posterior(queries, 0.1)
     np.testing.assert_allclose(small.variance, large.variance, rtol=1e-9)
     np.testing.assert_allclose(small.alpha, large.alpha, atol=1e-9)

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from core import greedy
-from core.baselines import rank
-from core.pool import Pool
-from core.regime import HIGH_NOISE, IMPRECISE, regime
-from core.registry import Settings
+from natscope.core import greedy
+from natscope.core.baselines import rank
+from natscope.core.pool import Pool
+from natscope.core.regime import HIGH_NOISE, IMPRECISE, regime
+from natscope.core.registry import Settings
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_too_small_a_noise_is_named(problem):
 
 @pytest.mark.parametrize("method", ["info_loss", "info_gain", "relatif"])
 def test_an_answer_says_its_regime(method, attributor):
-    from core.answers import Request
+    from natscope.core.answers import Request
 
     query = attributor.query("test", 3)
     told = [attributor.attribute(query, Request(method, sigma2=s)).regime for s in (1.0, 1e12)]

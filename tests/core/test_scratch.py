@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from core import scratch
+from natscope.core import scratch
 
 _HOLDS_ONE = """
 import sys
-from core.scratch import temporary_folder
+from natscope.core.scratch import temporary_folder
 kept = temporary_folder()
 print(kept.name, flush=True)
 sys.stdin.read()

@@ -2,9 +2,9 @@ import faiss
 import numpy as np
 import pytest
 
-from core import search
-from core.index_spec import KINDS, IndexSpec
-from core.search import InnerProductIndex, build_index
+from natscope.core import search
+from natscope.core.index_spec import KINDS, IndexSpec
+from natscope.core.search import InnerProductIndex, build_index
 
 INEXACT = [kind for kind in KINDS if kind != "flat"]
 

@@ -2,9 +2,9 @@ import faiss
 import numpy as np
 import pytest
 
-from core.index_spec import KINDS, IndexSpec
-from core.search import InnerProductIndex, build_index
-from core.search_files import index_fault
+from natscope.core.index_spec import KINDS, IndexSpec
+from natscope.core.search import InnerProductIndex, build_index
+from natscope.core.search_files import index_fault
 
 _FAULT = "is no index over the features of its class"
 

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from core import greedy
-from core.index_spec import KINDS, IndexSpec
-from core.pool import Pool
-from core.rows import RowView
-from core.search import InnerProductIndex, build_index
-from core.shortlist import Shortlist
+from natscope.core import greedy
+from natscope.core.index_spec import KINDS, IndexSpec
+from natscope.core.pool import Pool
+from natscope.core.rows import RowView
+from natscope.core.search import InnerProductIndex, build_index
+from natscope.core.shortlist import Shortlist
 
 INEXACT = [kind for kind in KINDS if kind != "flat"]
 
@@ -106,7 +106,7 @@ def test_no_pick_reads_all_features(index, features, monkeypatch):
         assert len(x) < 1000
         return np.einsum("nk,nk->n", x, x)
 
-    monkeypatch.setattr("core.kernels.LinearKernel.diagonal", refuse)
+    monkeypatch.setattr("natscope.core.kernels.LinearKernel.diagonal", refuse)
     pool = Pool(features)
     found = greedy.info_gain_approx(pool, np.ones(48), 1.0, 10, index=index)
     assert pool.variances(found.indices).shape == (10,)

@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
-from core.features import FeatureMap, kernel_of
-from core.jacobians import Formed, jacobian_blocks
-from core.sketches import SKETCHES, SketchSpec, make_sketch
+from natscope.core.features import FeatureMap, kernel_of
+from natscope.core.jacobians import Formed, jacobian_blocks
+from natscope.core.sketches import SKETCHES, SketchSpec, make_sketch
 
 PROJECTIONS = sorted(set(SKETCHES) - {"exact"})
 

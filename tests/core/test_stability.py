@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from core.answers import Request
-from core.bundle import Manifest
-from core.errors import QueryError
-from core.methods import METHODS
-from core.stability import across_networks, across_sketches, differ_by_seed, rank_correlation
+from natscope.core.answers import Request
+from natscope.core.bundle import Manifest
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.core.stability import across_networks, across_sketches, differ_by_seed, rank_correlation
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 

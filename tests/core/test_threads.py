@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from core.answers import Request
-from core.features import FeatureMap
-from core.methods import METHODS
-from core.sketches import SketchSpec
+from natscope.core.answers import Request
+from natscope.core.features import FeatureMap
+from natscope.core.methods import METHODS
+from natscope.core.sketches import SketchSpec
 
 _THREADS, _IMAGES = 8, 600
 

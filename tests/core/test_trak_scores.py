@@ -5,10 +5,10 @@ from scipy.stats import spearmanr
 from trak import TRAKer
 from trak.projectors import AbstractProjector, ProjectionType
 
-from core.features import FeatureMap
-from core.jacobians import Formed
-from core.sketches import SketchSpec
-from core.trak_scores import scores, trak_features
+from natscope.core.features import FeatureMap
+from natscope.core.jacobians import Formed
+from natscope.core.sketches import SketchSpec
+from natscope.core.trak_scores import scores, trak_features
 
 CLASSES = 5
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.sketches import SketchSpec
-from core.trust import trust
+from natscope.core.sketches import SketchSpec
+from natscope.core.trust import trust
 
 
 @pytest.fixture(scope="module")

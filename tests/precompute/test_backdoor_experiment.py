@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from app.cli import natscope
-from app.figures_experiments import experiment_files, recall_table
-from core.answers import Request
-from core.attribution import Attributor
-from core.backdoor import Backdoor
-from core.errors import QueryError
-from core.methods import METHODS
-from core.metrics import recall_at_k
-from precompute.experiments import backdoor as experiment
-from precompute.kept import Kept
+from natscope.app.cli import natscope
+from natscope.app.figures_experiments import experiment_files, recall_table
+from natscope.core.answers import Request
+from natscope.core.attribution import Attributor
+from natscope.core.backdoor import Backdoor
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.core.metrics import recall_at_k
+from natscope.precompute.experiments import backdoor as experiment
+from natscope.precompute.kept import Kept
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 
@@ -156,7 +156,7 @@ def test_a_damaged_file_of_parts_counts_as_none(tmp_path):
 
 
 def test_the_command_writes_json_figures_and_a_table(poisoned_path, tmp_path, result, monkeypatch):
-    from precompute import experiments
+    from natscope.precompute import experiments
 
     monkeypatch.setitem(
         experiments.EXPERIMENTS, "backdoor", experiments.Experiment(lambda *a, **k: result, queries=6, budget=100)

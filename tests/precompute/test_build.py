@@ -17,21 +17,21 @@ import safetensors.torch
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from app.cli import main
-from core.answers import Request
-from core.bundle import MANIFEST, WEIGHTS, Bundle, find_bundles, sha256_of
-from core.errors import BuildError, BundleError, DataError
-from core.images import to_input
-from core.index_spec import IndexSpec
-from core.jacobians import jacobian_blocks
-from core.rows import RowView
-from core.sketches import SketchSpec
-from precompute.attributor import open_attributor
-from precompute.build import build
-from precompute.datasets import DATASETS, Dataset, load_dataset
-from precompute.models import ModelSpec, build_model
-from precompute.spec import BuildSpec, estimated_bytes
-from precompute.training import TrainingSpec
+from natscope.app.cli import main
+from natscope.core.answers import Request
+from natscope.core.bundle import MANIFEST, WEIGHTS, Bundle, find_bundles, sha256_of
+from natscope.core.errors import BuildError, BundleError, DataError
+from natscope.core.images import to_input
+from natscope.core.index_spec import IndexSpec
+from natscope.core.jacobians import jacobian_blocks
+from natscope.core.rows import RowView
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.attributor import open_attributor
+from natscope.precompute.build import build
+from natscope.precompute.datasets import DATASETS, Dataset, load_dataset
+from natscope.precompute.models import ModelSpec, build_model
+from natscope.precompute.spec import BuildSpec, estimated_bytes
+from natscope.precompute.training import TrainingSpec
 
 _TRAIN, _TEST = 2300, 200  # three shards of training images
 _SPEC = BuildSpec(
@@ -114,7 +114,7 @@ _OPTIONS = ("--dim", "64", "--epochs", "2", "--widths", "784,32,10", "--name", "
 
 
 def _start(out):
-    command = [sys.executable, "-m", "app.cli", "precompute", "--out", str(out), *_OPTIONS]
+    command = [sys.executable, "-m", "natscope.app.cli", "precompute", "--out", str(out), *_OPTIONS]
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2]
     )
@@ -680,7 +680,7 @@ def test_a_large_class_is_searched_without_being_loaded(tmp_path, monkeypatch):
     request = Request("info_gain_approx", 1.0, 5)
     loaded = open_attributor(bundle.path)
     expected = loaded.attribute(loaded.query("test", 0), request)
-    monkeypatch.setattr("core.attribution.LARGEST_GRAM", 100)
+    monkeypatch.setattr("natscope.core.attribution.LARGEST_GRAM", 100)
     attributor = open_attributor(bundle.path)
     query = attributor.query("test", 0)
     answer = attributor.attribute(query, request)

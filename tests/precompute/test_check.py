@@ -8,18 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from core.errors import BuildError, BundleError, DataError, NatscopeError
-from core.sketches import SketchSpec
-from precompute import measure
-from precompute.build import build
-from precompute.check import check
-from precompute.datasets import DATASETS, Dataset
-from precompute.folders import FolderSpec
-from precompute.measure import bytes_each, seconds_each
-from precompute.models import ModelSpec
-from precompute.poison import PoisonSpec
-from precompute.spec import BuildSpec
-from precompute.training import TrainingSpec
+from natscope.core.errors import BuildError, BundleError, DataError, NatscopeError
+from natscope.core.sketches import SketchSpec
+from natscope.precompute import measure
+from natscope.precompute.build import build
+from natscope.precompute.check import check
+from natscope.precompute.datasets import DATASETS, Dataset
+from natscope.precompute.folders import FolderSpec
+from natscope.precompute.measure import bytes_each, seconds_each
+from natscope.precompute.models import ModelSpec
+from natscope.precompute.poison import PoisonSpec
+from natscope.precompute.spec import BuildSpec
+from natscope.precompute.training import TrainingSpec
 
 _DiskUsage = namedtuple("_DiskUsage", "total used free")
 _SPEC = BuildSpec(
@@ -153,7 +153,7 @@ def test_a_bundle_that_is_there_is_told(tmp_path):
 
 
 def test_a_large_folder_is_read_in_part(tmp_path, monkeypatch):
-    monkeypatch.setattr("precompute.check._SAMPLED", 12)
+    monkeypatch.setattr("natscope.precompute.check._SAMPLED", 12)
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for i in range(50):

@@ -5,16 +5,16 @@ import shutil
 import numpy as np
 import pytest
 
-from app.figures_coreset import accuracies as figure_of
-from app.figures_coreset import coreset_table
-from app.figures_experiments import experiment_files
-from core.errors import QueryError
-from core.methods import METHODS
-from precompute.attributor import open_attributor
-from precompute.experiments import EXPERIMENTS, coreset
-from precompute.experiments.backdoor import mean_and_error
-from precompute.kept import Kept
-from precompute.subset import Subset, accuracies, train_on
+from natscope.app.figures_coreset import accuracies as figure_of
+from natscope.app.figures_coreset import coreset_table
+from natscope.app.figures_experiments import experiment_files
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.precompute.attributor import open_attributor
+from natscope.precompute.experiments import EXPERIMENTS, coreset
+from natscope.precompute.experiments.backdoor import mean_and_error
+from natscope.precompute.kept import Kept
+from natscope.precompute.subset import Subset, accuracies, train_on
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 SETTINGS = {"queries": 20, "budget": 60, "seed": 0, "methods": ("info_gain", "random")}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.errors import DataError
-from precompute.folders import FolderSpec, fingerprint, load_folder
+from natscope.core.errors import DataError
+from natscope.precompute.folders import FolderSpec, fingerprint, load_folder
 
 _SPEC = FolderSpec(image_size=8)
 _SKIP = FolderSpec(image_size=8, skip_broken=True)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import DataError
-from precompute.home import configuration, home
+from natscope.core.errors import DataError
+from natscope.precompute.home import configuration, home
 
 
 def test_a_home_that_is_made_is_for_its_owner_alone(tmp_path, monkeypatch):

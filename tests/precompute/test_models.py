@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from core.errors import BuildError
-from core.jacobians import jacobian_blocks
-from core.measurements import MEASUREMENTS
-from precompute.models import ModelSpec, build_model, fitted, source_of
-from precompute.trusted import trust
+from natscope.core.errors import BuildError
+from natscope.core.jacobians import jacobian_blocks
+from natscope.core.measurements import MEASUREMENTS
+from natscope.precompute.models import ModelSpec, build_model, fitted, source_of
+from natscope.precompute.trusted import trust
 from tests import oracles
 
 
@@ -236,7 +236,9 @@ def test_factories_that_make_no_network_are_one_sentence(module, text, attribute
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["http.server:test", "os:abort", "core.search:InnerProductIndex", "app.cli:main"])
+@pytest.mark.parametrize(
+    "name", ["http.server:test", "os:abort", "natscope.core.search:InnerProductIndex", "natscope.app.cli:main"]
+)
 def test_a_strangers_manifest_calls_nothing_of_python_or_natscope(name):
     with pytest.raises(BuildError, match=r"is a module of Python or natscope; --model takes"):
         _built(name)

@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from app.cli import main
-from core.bundle import WEIGHTS, sha256_of
-from core.errors import BuildError, BundleError
-from core.sketches import SketchSpec
-from precompute.attributor import open_attributor
-from precompute.build import build
-from precompute.folders import FolderSpec
-from precompute.models import ModelSpec
-from precompute.retrain import retrain
-from precompute.spec import BuildSpec
-from precompute.training import TrainingSpec
+from natscope.app.cli import main
+from natscope.core.bundle import WEIGHTS, sha256_of
+from natscope.core.errors import BuildError, BundleError
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.attributor import open_attributor
+from natscope.precompute.build import build
+from natscope.precompute.folders import FolderSpec
+from natscope.precompute.models import ModelSpec
+from natscope.precompute.retrain import retrain
+from natscope.precompute.spec import BuildSpec
+from natscope.precompute.training import TrainingSpec
 
 _NET = """
 import torch
@@ -61,7 +61,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sys, "path", list(sys.path))
-        patch.setattr("precompute.store._SHARD", 40)
+        patch.setattr("natscope.precompute.store._SHARD", 40)
         yield place
     sys.modules.pop("their_net", None)
 

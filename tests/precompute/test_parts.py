@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-import assets
-from core.answers import Request
-from core.bundle import Bundle, check_bundle, sha256_of
-from core.errors import BuildError, QueryError
-from core.manifest import FACTOR_FILES
-from core.methods import METHODS
-from core.parts import EkfacSpec
-from core.sketches import SketchSpec
-from precompute import background, embedded
-from precompute.attributor import open_attributor
-from precompute.background import preparing, ready, unfinished
-from precompute.build import build
-from precompute.datasets import DATASETS, load_dataset, of_classes
-from precompute.models import ModelSpec
-from precompute.poison import PoisonSpec
-from precompute.spec import BuildSpec, wanted
-from precompute.training import TrainingSpec
+from natscope import assets
+from natscope.core.answers import Request
+from natscope.core.bundle import Bundle, check_bundle, sha256_of
+from natscope.core.errors import BuildError, QueryError
+from natscope.core.manifest import FACTOR_FILES
+from natscope.core.methods import METHODS
+from natscope.core.parts import EkfacSpec
+from natscope.core.sketches import SketchSpec
+from natscope.precompute import background, embedded
+from natscope.precompute.attributor import open_attributor
+from natscope.precompute.background import preparing, ready, unfinished
+from natscope.precompute.build import build
+from natscope.precompute.datasets import DATASETS, load_dataset, of_classes
+from natscope.precompute.models import ModelSpec
+from natscope.precompute.poison import PoisonSpec
+from natscope.precompute.spec import BuildSpec, wanted
+from natscope.precompute.training import TrainingSpec
 
 _SPEC = BuildSpec(
     dataset="two",

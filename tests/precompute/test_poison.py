@@ -4,10 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from core.backdoor import Backdoor, attack_success, stamp
-from core.errors import DataError
-from precompute.datasets import load_dataset
-from precompute.poison import PoisonSpec, poison
+from natscope.core.backdoor import Backdoor, attack_success, stamp
+from natscope.core.errors import DataError
+from natscope.precompute.datasets import load_dataset
+from natscope.precompute.poison import PoisonSpec, poison
 
 
 @pytest.fixture(scope="module")

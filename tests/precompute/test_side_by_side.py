@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from core.bundle import Bundle
-from core.errors import BuildError
-from precompute import side_by_side
-from precompute.kept import Kept
+from natscope.core.bundle import Bundle
+from natscope.core.errors import BuildError
+from natscope.precompute import side_by_side
+from natscope.precompute.kept import Kept
 
 
 def beat(path):

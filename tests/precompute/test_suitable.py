@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, one_hot
 
-from core.errors import BuildError
-from precompute.models import ModelSpec, build_model
-from precompute.suitable import check_suitable, check_trains
+from natscope.core.errors import BuildError
+from natscope.precompute.models import ModelSpec, build_model
+from natscope.precompute.suitable import check_suitable, check_trains
 
 _SPEC = ModelSpec("their:net", None)
 

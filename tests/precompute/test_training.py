@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-import precompute.training as training
-from core.errors import BuildError
-from core.images import ImageInputs, to_input
-from precompute.datasets import load_dataset
-from precompute.models import ModelSpec, build_model
-from precompute.training import RECIPES, TrainingSpec, accuracy, apart, augmented, train
+from natscope.core.errors import BuildError
+from natscope.core.images import ImageInputs, to_input
+from natscope.precompute import training
+from natscope.precompute.datasets import load_dataset
+from natscope.precompute.models import ModelSpec, build_model
+from natscope.precompute.training import RECIPES, TrainingSpec, accuracy, apart, augmented, train
 
 _SPEC = TrainingSpec(epochs=4, batch_size=16, learning_rate=0.05)
 

@@ -1,5 +1,6 @@
 """Opening a bundle runs no code that its owner has not trusted, whatever its manifest names."""
 
+import importlib
 import json
 import os
 import shutil
@@ -10,26 +11,26 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from app.cli import main, natscope
-from core.bundle import MANIFEST, Bundle
-from core.errors import BuildError, BundleError, NatscopeError
-from core.sketches import SketchSpec
-from precompute import background
-from precompute.attributor import open_attributor
-from precompute.build import build
-from precompute.folders import FolderSpec
-from precompute.home import configuration
-from precompute.models import ModelSpec, build_model
-from precompute.retrain import retrain
-from precompute.spec import BuildSpec
-from precompute.training import TrainingSpec
-from precompute.trusted import ALLOWED, allow, find, trust
+from natscope.app.cli import main, natscope
+from natscope.core.bundle import MANIFEST, Bundle
+from natscope.core.errors import BuildError, BundleError, NatscopeError
+from natscope.core.sketches import SketchSpec
+from natscope.precompute import background
+from natscope.precompute.attributor import open_attributor
+from natscope.precompute.build import build
+from natscope.precompute.folders import FolderSpec
+from natscope.precompute.home import configuration
+from natscope.precompute.models import ModelSpec, build_model
+from natscope.precompute.retrain import retrain
+from natscope.precompute.spec import BuildSpec
+from natscope.precompute.training import TrainingSpec
+from natscope.precompute.trusted import ALLOWED, allow, find, trust
 
 _ROOT = Path(__file__).parents[2]
 _NET = """
@@ -177,7 +178,9 @@ def test_what_is_installed_is_not_called(place, tmp_path, marker, name):
     )
 
 
-@pytest.mark.parametrize("name", ["http.server:test", "os:abort", "core.search:InnerProductIndex", "app.cli:main"])
+@pytest.mark.parametrize(
+    "name", ["http.server:test", "os:abort", "natscope.core.search:InnerProductIndex", "natscope.app.cli:main"]
+)
 def test_what_is_pythons_or_natscopes_is_not_called_even_when_it_is_allowed(place, tmp_path, marker, name):
     allow([name])
     _refuses(_forged(place, tmp_path / "evil", name), marker, r"is a module of Python or natscope; --model takes")
@@ -251,12 +254,40 @@ def test_a_bundle_finds_its_own_among_modules_of_one_name(place, tmp_path, monke
         bundles[name] = build(_spec("same_name:Net"), tmp_path / name / "bundle")
         del sys.modules["same_name"]
     monkeypatch.chdir(place)
-    assert open_attributor(bundles["two"].path).query("test", 0)
+    logits = {}
+    for name in ("two", "one", "three", "one", "two"):
+        attributor = open_attributor(bundles[name].path)
+        logits.setdefault(name, []).append(attributor.query("test", 0).probabilities)
+        assert attributor.features.model[1].out_features == {"one": 4, "two": 5, "three": 6}[name]
+    for again in logits.values():
+        np.testing.assert_array_equal(again[0], again[-1])
     assert retrain(bundles["two"], np.zeros(0, dtype=np.int64))
-    with pytest.raises(
-        BundleError, match=r"The module same_name is loaded from .* already and is needed from .*one/sam"
-    ):
-        open_attributor(bundles["one"].path)
+
+
+def test_what_two_projects_import_from_beside_them_is_each_ones_own(place, tmp_path, monkeypatch):
+    factories = {}
+    for name, width in (("one", 4), ("two", 5)):
+        folder = tmp_path / name
+        (folder / "their_nets").mkdir(parents=True)
+        (folder / "their_nets" / "__init__.py").write_text("")
+        (folder / "their_nets" / "sizes.py").write_text(f"WIDTH = {width}\n")
+        (folder / "helpers.py").write_text("from their_nets.sizes import WIDTH\n")
+        net = _NET.replace("64, 4", "64, helpers.WIDTH").replace("(4,", "(helpers.WIDTH,")
+        (folder / "same_project.py").write_text("import helpers\n" + net)
+        monkeypatch.chdir(folder)
+        trust("same_project:Net")
+        factories[name] = find("same_project:Net")
+    monkeypatch.chdir(place)
+    for name in ("one", "two", "one", "two"):
+        with factories[name].importable():
+            network = importlib.import_module("same_project").Net()
+        assert network[1].out_features == {"one": 4, "two": 5}[name]
+    mine = ModuleType("helpers")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "helpers", mine)
+        with factories["two"].importable():
+            assert importlib.import_module("helpers").WIDTH == 5
+        assert sys.modules["helpers"] is mine
 
 
 def test_dotted_names_and_what_lies_beside_a_module(place, tmp_path, marker, monkeypatch):
@@ -444,7 +475,7 @@ def test_neither_the_command_nor_processes_that_it_starts_look_there(shadowed, m
     script = tmp_path / "bin" / "natscope"
     script.parent.mkdir()
     script.write_text(
-        "from app.cli import main\n"
+        "from natscope.app.cli import main\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
         "        main(['--version'])\n"
@@ -465,7 +496,7 @@ def test_neither_the_command_nor_processes_that_it_starts_look_there(shadowed, m
 def test_figures_are_drawn_as_if_no_style_lay_in_the_working_directory(tmp_path):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: module://not_there\nfont.size: 77\n")
     code = (
-        "from app.figures_experiments import Figure\n"
+        "from natscope.app.figures_experiments import Figure\n"
         "import io, matplotlib\n"
         "figure = Figure()\n"
         "figure.text(0, 0, 'a')\n"

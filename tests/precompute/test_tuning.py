@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import assets
-from app.cli import natscope
-from core.bundle import Bundle, check_bundle
-from core.curves import sample_queries
-from core.errors import FileError, QueryError
-from precompute import tuning
-from precompute.attributor import open_attributor
-from precompute.experiments.brittleness import most_removed
-from precompute.experiments.provenance import TUNED, provenance
-from precompute.kept import Kept
+from natscope import assets
+from natscope.app.cli import natscope
+from natscope.core.bundle import Bundle, check_bundle
+from natscope.core.curves import sample_queries
+from natscope.core.errors import FileError, QueryError
+from natscope.precompute import tuning
+from natscope.precompute.attributor import open_attributor
+from natscope.precompute.experiments.brittleness import most_removed
+from natscope.precompute.experiments.provenance import TUNED, provenance
+from natscope.precompute.kept import Kept
 
 
 class Stopped(Exception):

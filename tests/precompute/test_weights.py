@@ -3,9 +3,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from core.errors import BuildError
-from precompute.models import ModelSpec, build_model
-from precompute.weights import load_weights
+from natscope.core.errors import BuildError
+from natscope.precompute.models import ModelSpec, build_model
+from natscope.precompute.weights import load_weights
 
 _SPEC = ModelSpec(widths=(6, 5, 3), bias=True)
 _OWN = ModelSpec("their.module:network", None)

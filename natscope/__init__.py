@@ -1,0 +1,1 @@
+"""Which training examples does a prediction owe its certainty to, and how much, in nats?"""
