@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +62,12 @@ class Served:
 
 
 @contextmanager
-def serving(bundle: Path) -> Iterator[Served]:
+def serving(bundle: Path, *, command: Sequence[str] = (sys.executable, "-m", "natscope.app.cli")) -> Iterator[Served]:
     """Serve a bundle, or a folder of them, at a free port of the loopback interface until the block is left.
+
+    Args:
+        bundle: or a folder of bundles.
+        command: what `natscope` is.
 
     Raises:
         ClickException: if the server does not start.
@@ -71,17 +75,7 @@ def serving(bundle: Path) -> Iterator[Served]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "natscope.app.cli",
-        "app",
-        "--bundles",
-        str(bundle),
-        "--port",
-        str(port),
-        "--no-browser",
-    ]
+    command = [*command, "app", "--bundles", str(bundle), "--port", str(port), "--no-browser"]
     with TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:

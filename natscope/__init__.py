@@ -1,1 +1,77 @@
-"""Which training examples does a prediction owe its certainty to, and how much, in nats?"""
+"""Which training examples does a prediction owe its certainty to, and how much, in nats?
+
+    >>> import natscope
+    >>> attributor = natscope.open_attributor("bundles/fashion-mnist")
+    >>> query = attributor.query("test", 12)
+    >>> answer = attributor.attribute(query, natscope.Request("info_loss", sigma2=100.0, budget=5))
+    >>> len(answer.items)
+    5
+
+Names are loaded when they are first used, for torch takes a second.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from natscope.core.answers import Attribution, QueryImage, Request
+    from natscope.core.attribution import Attributor
+    from natscope.core.bundle import Bundle
+    from natscope.core.errors import NatscopeError
+    from natscope.core.features import FeatureMap
+    from natscope.core.greedy import Selection, info_gain, info_gain_approx, info_loss
+    from natscope.core.metrics import information_gain, information_loss
+    from natscope.core.sketches import SketchSpec
+    from natscope.precompute.attributor import open_attributor
+    from natscope.precompute.build import build
+    from natscope.precompute.spec import BuildSpec
+
+_HOMES = {
+    "Attribution": "core.answers",
+    "Attributor": "core.attribution",
+    "BuildSpec": "precompute.spec",
+    "Bundle": "core.bundle",
+    "FeatureMap": "core.features",
+    "NatscopeError": "core.errors",
+    "QueryImage": "core.answers",
+    "Request": "core.answers",
+    "Selection": "core.greedy",
+    "SketchSpec": "core.sketches",
+    "build": "precompute.build",
+    "info_gain": "core.greedy",
+    "info_gain_approx": "core.greedy",
+    "info_loss": "core.greedy",
+    "information_gain": "core.metrics",
+    "information_loss": "core.metrics",
+    "open_attributor": "precompute.attributor",
+}
+__all__ = [
+    "Attribution",
+    "Attributor",
+    "BuildSpec",
+    "Bundle",
+    "FeatureMap",
+    "NatscopeError",
+    "QueryImage",
+    "Request",
+    "Selection",
+    "SketchSpec",
+    "build",
+    "info_gain",
+    "info_gain_approx",
+    "info_loss",
+    "information_gain",
+    "information_loss",
+    "open_attributor",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'natscope' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"natscope.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

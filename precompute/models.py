@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from natscope.core.bundle import Bundle, sha256_of
+from natscope.core.bundle import Bundle
 from natscope.core.errors import BuildError, NatscopeError, out_of_memory
 from natscope.precompute.trusted import Code, find
 
@@ -179,22 +178,13 @@ def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, paddin
 
 
 def source_of(spec: ModelSpec) -> str | None:
-    """Return the checksum of the file that a factory is written in, by which a build notices that it was edited.
+    """Return the checksum of the files that a factory is written in, by which a build notices that one was edited.
 
     Raises:
-        BuildError: if the factory cannot be imported.
-        BundleError: if its module is not trusted.
+        BuildError: if the factory's module cannot be found.
+        BundleError: if it is not trusted.
     """
-    if ":" not in spec.architecture:
-        return None
-    code = find(spec.architecture)
-    with code.importable():
-        factory = _imported(code)
-    try:
-        file = inspect.getsourcefile(factory)
-    except TypeError:
-        file = None
-    return sha256_of(Path(file)) if file and Path(file).is_file() else None
+    return find(spec.architecture).digest if ":" in spec.architecture else None
 
 
 def _imported(code: Code) -> Callable[[], Any]:

@@ -5,18 +5,20 @@ configuration, outside every bundle, or for one run by `--allow-code`. Modules a
 their code; `natscope.precompute.models` alone imports what `find` returns.
 """
 
+import hashlib
 import importlib
 import json
 import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from itertools import accumulate
+from modulefinder import ModuleFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +35,7 @@ _NOT_THEIRS = frozenset(sys.stdlib_module_names) | {"natscope"}
 _LONGEST = 200  # characters of "module.path:factory"
 _RECORD, _RECORD_LIMIT = "trusted.json", 10_000_000  # bytes
 _PATIENCE = 10.0  # seconds
+_INSTALLED = ("site-packages", "dist-packages")  # folders whose modules belong to many projects
 _finders = threading.Lock()  # of Python, which two threads must not change at the same time
 _importing = threading.RLock()  # held while modules of one project stand in for those of another
 _projects: dict[str, dict[str, ModuleType]] = {}  # by folder, what was imported from it, by name
@@ -63,6 +66,19 @@ class Code:
         """The folder from which the dotted name leads to the file."""
         file = Path(str(self.chain[-1].origin)).absolute()
         return (file.parent if file.name == "__init__.py" else file).parents[len(self.chain) - 1]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the module's file and those of its folder that it imports, found without running them."""
+        files = {self.module: self.file}
+        if self.folder.name not in _INSTALLED:
+            finder = ModuleFinder(path=[str(self.folder)])
+            with suppress(ImportError, SyntaxError, ValueError):  # whoever imports it says what is wrong
+                finder.import_hook(self.module)
+            found = {name: getattr(module, "__file__", None) for name, module in finder.modules.items()}
+            files |= {name: Path(file) for name, file in found.items() if file}
+        sums = {name: sha256_of(file) for name, file in sorted(files.items())}
+        return sums[self.module] if len(sums) == 1 else hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
     @contextmanager
     def importable(self) -> Iterator[None]:
@@ -290,8 +306,9 @@ def _likeliest(recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trust
     source = model.get("source") if isinstance(model, dict) else None
 
     def likeness(known: Trusted) -> tuple[bool, bool]:
-        file = Path(known.file)
-        return file.is_file() and sha256_of(file) == source, known.folder in here
+        module, _, factory = known.architecture.partition(":")
+        chain = _chain(module, known.folder)
+        return chain is not None and Code(module, factory, chain).digest == source, known.folder in here
 
     return sorted(recorded, key=likeness)[::-1]
 

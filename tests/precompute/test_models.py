@@ -195,8 +195,13 @@ def test_an_edited_module_has_another_source(module, tmp_path):
     trust(spec.architecture)
     first = source_of(spec)
     assert source_of(spec) == first
-    (tmp_path / f"{name}.py").write_text("edited")
-    assert source_of(spec) not in (first, None)
+    (tmp_path / f"{name}.py").write_text("import beside_it")
+    second = source_of(spec)
+    assert second not in (first, None)
+    for text in ("WIDTH = 3", "WIDTH = 4"):
+        (tmp_path / "beside_it.py").write_text(text)
+        assert source_of(spec) not in (first, second)
+        second = source_of(spec)
     assert source_of(ModelSpec()) is None
 
 
