@@ -26,7 +26,7 @@ class BackdoorView:
     rival: str = ""
 
     def to_link(self) -> dict[str, str]:
-        """Give the address's parameters; what is at its default is left out."""
+        """Return the address's parameters; what is at its default is left out."""
         texts = {
             "image": "" if self.image is None else str(self.image),
             "patch": "" if self.patch is None else str(self.patch),

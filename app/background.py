@@ -21,7 +21,7 @@ def banner() -> None:
 
 
 def now() -> Preparing | None:
-    """Give what is being prepared among the served bundles."""
+    """Return what is being prepared among the served bundles."""
     folder = _served()
     return None if (folder / MANIFEST).exists() else preparing(folder)  # a bundle's own files may be a stranger's
 

@@ -17,7 +17,7 @@ _LISTED = 10  # of the files that were skipped
 
 
 def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[click.Parameter]) -> Any:
-    """Give the `BuildSpec` that the options of `natscope precompute` describe.
+    """Return the `BuildSpec` that the options of `natscope precompute` describe.
 
     Args:
         name: a title for people, or None.

@@ -37,7 +37,7 @@ class Strip:
 
 
 def marks(shared: Sequence[int]) -> dict[int, tuple[str, str]]:
-    """Give each shared image a letter and a colour, the first ones A, B, C and so on."""
+    """Return each shared image a letter and a colour, the first ones A, B, C and so on."""
     return {image: (_letters(place), COLOURS[place % len(COLOURS)]) for place, image in enumerate(shared)}
 
 

@@ -39,16 +39,16 @@ class ComparisonView:
     target: int | None = None
 
     def sigma2_of(self, method: str) -> float:
-        """Give the sigma2 of a method: its own, or the common one."""
+        """Return the sigma2 of a method: its own, or the common one."""
         return self.own.get(method, self.sigma2)
 
     def request(self, method: str) -> Request:
-        """Give what is asked of a method."""
+        """Return what is asked of a method."""
         sigma2 = self.sigma2_of(method) if METHODS[method].uses_sigma2 else self.sigma2
         return Request(method, sigma2, self.budget, self.pool, self.conditioning, self.target)
 
     def to_link(self) -> dict[str, str]:
-        """Give the address's parameters; what is at its default is left out."""
+        """Return the address's parameters; what is at its default is left out."""
         texts = {
             "q": self.query,
             "pins": ",".join(self.pins),

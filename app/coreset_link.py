@@ -38,7 +38,7 @@ class CoresetView:
     sigma2: float | None = None
 
     def to_link(self) -> dict[str, str]:
-        """Give the address's parameters; what is at its default is left out."""
+        """Return the address's parameters; what is at its default is left out."""
         usual, own = CoresetView()._texts(), self._texts()
         return {key: text for key, text in own.items() if text != usual[key]}
 
@@ -92,5 +92,5 @@ def read_coreset(
 
 
 def largest_budget(train_images: int) -> int:
-    """Give the largest M that the page offers for N training images."""
+    """Return the largest M that the page offers for N training images."""
     return max(1, int(LARGEST_SHARE * train_images))

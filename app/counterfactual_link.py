@@ -27,7 +27,7 @@ class CounterfactualView:
     budget: int = 100
 
     def to_link(self) -> dict[str, str]:
-        """Give the address's parameters; sigma2 where it was chosen."""
+        """Return the address's parameters; sigma2 where it was chosen."""
         link = {"q": self.query, "method": self.method, "m": str(self.budget)}
         return link | ({} if self.sigma2 is None else {"sigma2": f"{self.sigma2:.6g}"})
 

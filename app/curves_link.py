@@ -36,7 +36,7 @@ class CurvesView:
     largest: int = 100
 
     def to_link(self) -> dict[str, str]:
-        """Give the address's parameters; what is at its default is left out."""
+        """Return the address's parameters; what is at its default is left out."""
         usual, own = CurvesView()._texts(), self._texts()
         return {key: text for key, text in own.items() if text != usual[key]}
 

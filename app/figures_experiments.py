@@ -60,7 +60,7 @@ def retraining_table(result: dict[str, Any]) -> str:
 
 
 def ordered(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Give the rows of methods, the highest recall first."""
+    """Return the rows of methods, the highest recall first."""
     return sorted(result["rows"], key=lambda row: -row["recall"]["mean"])
 
 

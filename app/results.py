@@ -7,22 +7,22 @@ from natscope import assets
 
 
 def backdoor_results() -> list[dict[str, Any]]:
-    """Give the results of the backdoor experiment that are installed, the embedded data's first."""
+    """Return the results of the backdoor experiment that are installed, the embedded data's first."""
     return load_results("backdoor", "backdoor-cifar10")
 
 
 def retraining_results() -> list[dict[str, Any]]:
-    """Give the results of training again without what was found, for networks that take long."""
+    """Return the results of training again without what was found, for networks that take long."""
     return load_results("retraining-cifar10")
 
 
 def load_results(*names: str) -> list[dict[str, Any]]:
-    """Give those of some results that are installed and say what made them."""
+    """Return those of some results that are installed and say what made them."""
     return [result for name in names if (result := load_result(name)) is not None]
 
 
 def load_result(name: str) -> dict[str, Any] | None:
-    """Give an experiment's result by its name, such as "backdoor"; None where it is not installed or says not enough.
+    """Return an experiment's result by its name, such as "backdoor"; None where it is not installed or says not enough.
 
     A result that does not say what made it (command, bundles, versions, seed) counts as none.
     """
@@ -31,7 +31,7 @@ def load_result(name: str) -> dict[str, Any] | None:
 
 
 def load_benchmark(name: str) -> Any:
-    """Give what a benchmark wrote, such as "search"; None where it is not installed."""
+    """Return what a benchmark wrote, such as "search"; None where it is not installed."""
     try:
         return json.loads(assets.path("results", f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

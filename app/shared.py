@@ -236,7 +236,7 @@ class Served(Capabilities):
         return [found[key] for key in keys]
 
     def _heavy(self, request: Request) -> bool:
-        """Tell whether an answer takes longer than a click may."""
+        """Return whether an answer takes longer than a click may."""
         if self._large or request.pool == "all":
             return True
         method = METHODS.get(request.method)

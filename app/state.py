@@ -38,7 +38,7 @@ class View:
     plain: bool = False
 
     def to_link(self) -> dict[str, str]:
-        """Give the address's parameters: the query and the numbers always, the rest where it is not at its default."""
+        """Return the address's parameters: the query and the numbers always, others where they are not at their default."""
         usual = View()._texts()
         return {key: text for key, text in self._texts().items() if key in _ALWAYS or text != usual[key]}
 
@@ -98,7 +98,7 @@ def read_parameters(view: AnyView, readers: Readers, parameters: Mapping[str, st
 
 
 def exponent_of(sigma2: float) -> float:
-    """Give log10 of sigma2, as a step of the slider where it is one: links keep six digits."""
+    """Return log10 of sigma2, as a step of the slider where it is one: links keep six digits."""
     exponent = math.log10(sigma2)
     return next((step for step in SIGMA2_EXPONENTS if abs(step - exponent) < 1e-5), exponent)
 

@@ -101,7 +101,7 @@ def compare(
 
 
 def fooled(progress: Progress, place: Place) -> np.ndarray:
-    """Tell for each test image whether the attack works on it, (T,) bool."""
+    """Return for each test image whether the attack works on it, (T,) bool."""
     progress("Trying the patch on every test image", 0, 1)
     return fooled_by(_opened(place))
 

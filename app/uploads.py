@@ -35,7 +35,7 @@ class Upload:
 
 
 def usual_background(images: np.ndarray) -> str:
-    """Say on what background a data set shows its objects: "dark", "light", or "mixed" for colour and for photographs.
+    """Return the background of a data set's objects: "dark", "light", or "mixed" for colour and for photographs.
 
     Args:
         images: (N, H, W) or (N, H, W, 3) uint8, the training images; about a thousand of them are looked at.

@@ -84,7 +84,7 @@ def informative() -> str:
 
 
 def finding(result: Attribution, method: Method, target: str, *, plain: bool) -> str:
-    """Say in a sentence or two what was found (Markdown)."""
+    """Return a sentence or two on what was found (Markdown)."""
     count = len(result.items)
     images = "This image" if count == 1 else f"These {count} images"
     everything = method.conditions and result.request.conditioning == "train"
@@ -116,14 +116,14 @@ def finding(result: Attribution, method: Method, target: str, *, plain: bool) ->
 
 
 def searched(kind: str) -> str:
-    """Say which index found the images."""
+    """Return a sentence on which index found the images."""
     if kind == "flat":
         return "Searched with a flat index (exact)."
     return f"Searched with an {KINDS[kind]} index: fast in large pools, but it may miss an image."
 
 
 def regime_hint(kind: str, *, plain: bool) -> str:
-    """Say what it means that sigma2 is where it no longer matters, or where digits are lost."""
+    """Return a sentence on what it means that sigma2 is where it no longer matters, or where digits are lost."""
     if kind == "imprecise":
         return (
             "This value is so small that the arithmetic loses most of its digits: move it to the right for an order "

@@ -6,5 +6,5 @@ _FOLDER = Path(__file__).resolve().parent
 
 
 def path(*parts: str) -> Path:
-    """Give the path of a shipped file or folder, for example `path("fashion_mnist", "LICENSE")`."""
+    """Return the path of a shipped file or folder, for example `path("fashion_mnist", "LICENSE")`."""
     return _FOLDER.joinpath(*parts)

@@ -85,7 +85,7 @@ def _agreement(found: np.ndarray, wanted: np.ndarray, labels: np.ndarray, target
 
 
 def _layers(model: nn.Module, inputs: Tensor, direction: Tensor) -> _Layers:
-    """Give each layer's input and the gradient of <logits, direction> by its output."""
+    """Return each layer's input and the gradient of <logits, direction> by its output."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     seen, hidden = [], inputs.flatten(1)
     for place, layer in enumerate(linear):

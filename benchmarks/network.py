@@ -38,7 +38,7 @@ def trained() -> Trained:
 
 
 def seconds(work: Callable[[], Result], *, repeats: int = 1) -> tuple[float, Result]:
-    """Give the shortest of some runs' wall-clock times, in seconds, and the last run's result."""
+    """Return the shortest of some runs' wall-clock times, in seconds, and the last run's result."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()

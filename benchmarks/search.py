@@ -102,7 +102,7 @@ class _Law:
 
 
 def _law() -> tuple[_Law, np.ndarray]:
-    """Give the law of the real features, and the features of test images to ask about (Q, K)."""
+    """Return the law of the real features, and the features of test images to ask about (Q, K)."""
     here = trained()
     tangent = FeatureMap(here.model, SketchSpec(dim=_K), ntk=True)
     real = tangent.features(here.inputs, np.zeros(len(here.inputs), dtype=np.int64))
@@ -250,7 +250,7 @@ def _setting() -> dict[str, Any]:
 
 
 def _earlier(out: Path) -> dict[str, Any]:
-    """Give the result of earlier runs with the same setting, or an empty one."""
+    """Return the result of earlier runs with the same setting, or an empty one."""
     setting = json.loads(json.dumps(_setting()))
     try:
         result = json.loads(out.read_text(encoding="utf-8"))
@@ -268,7 +268,7 @@ def _keep(result: dict[str, Any], row: dict[str, Any]) -> None:
 
 
 def _crossover(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Give for each index the N from which it is faster than the Gram path at the first sigma2, between two sizes."""
+    """Return for each index the N from which it is faster than the Gram path at the first sigma2, between two sizes."""
     times = {(r["search"], r["n"]): r["seconds"] for r in rows if r["sigma2"] == _SIGMA2[0]}
     found = {}
     for kind in KINDS:

@@ -35,7 +35,7 @@ def run(say: Say) -> None:
 
 
 def _gram_errors(here: Trained, kind: str) -> tuple[float, float]:
-    """Give the relative Frobenius error of the Gram of all images, and the mean of those of each class alone."""
+    """Return the relative Frobenius error of the Gram of all images, and the mean of those of each class alone."""
     labels = here.data.train_labels
     rows = np.concatenate([np.flatnonzero(labels == c)[: _ERROR_EXAMPLES // 10] for c in range(10)])
     inputs, targets = here.inputs[torch.from_numpy(rows)], labels[rows]

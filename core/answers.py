@@ -51,6 +51,9 @@ class Request:
         conditioning: "pool" or "train", what InfoLoss and RelatIF condition on.
         target: the class whose logit is attributed; the predicted one when None.
         seed: of the random method.
+
+    >>> natscope.Request("info_gain", sigma2=100.0, budget=5).pool
+    'same-class'
     """
 
     method: str = "info_loss"
@@ -82,6 +85,13 @@ class Attribution:
     `total_nats` is 1/2 log(v_*(empty) / v_*(D)); None where the method has no information or it would take minutes.
     `index` is the kind of index that was searched; None where none was. `regime` is "high-noise" where a larger sigma2
     changes nothing, "imprecise" where it is too small for float64, else None.
+
+    >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
+    >>> answer = attributor.attribute(attributor.query("test", 12), natscope.Request(budget=3))
+    >>> [item.rank for item in answer.items]
+    [1, 2, 3]
+    >>> bool(0 < answer.nats < answer.total_nats)
+    True
     """
 
     request: Request
@@ -112,7 +122,7 @@ class Attribution:
         return self.items[-1].nats if self.items else None
 
     def to_dict(self, query: QueryImage, classes: tuple[str, ...]) -> dict[str, Any]:
-        """Give the JSON object of `natscope attribute` (nats in nats, seconds in seconds)."""
+        """Return the JSON object of `natscope attribute` (nats in nats, seconds in seconds)."""
         return {
             "query": {
                 "origin": query.origin,

@@ -43,7 +43,14 @@ _SHARD = 1000
 
 
 class Attributor(Capabilities):
-    """A bundle and its network, ready to attribute; thread-safe, with bounded caches that visitors share."""
+    """A bundle and its network, ready to attribute; thread-safe, with bounded caches that visitors share.
+
+    >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
+    >>> image = attributor.bundle.array("test_images")[12]
+    >>> answer = attributor.attribute(attributor.upload(image), natscope.Request("repsim", budget=2))
+    >>> answer.pool_size
+    1500
+    """
 
     def __init__(self, bundle: Bundle, model: nn.Module, *, sketch: SketchSpec | None = None) -> None:
         """Load the bundle's weights into a freshly built network.
@@ -75,7 +82,7 @@ class Attributor(Capabilities):
         self._parts = Parts(bundle, self._margins, self._train_inputs, fresh=self._resketched)
 
     def resketched(self, seed: int) -> "Attributor":
-        """Give the same network and data under another seed of the sketch: what changes is due to the sketch alone."""
+        """Return the same network and data under another sketch seed: what changes is due to the sketch alone."""
         return Attributor(self.bundle, self.features.model, sketch=replace(self.bundle.sketch_spec, seed=seed))
 
     def check(self) -> None:
@@ -113,11 +120,11 @@ class Attributor(Capabilities):
         return self._seen(image, "upload", None, None)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Give the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
+        """Return the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
         return self.features.outputs(self.inputs(images)).logits.argmax(axis=1)
 
     def inputs(self, images: np.ndarray) -> torch.Tensor:
-        """Give images (B, H, W) or (B, H, W, 3) uint8 as the network's input."""
+        """Return images (B, H, W) or (B, H, W, 3) uint8 as the network's input."""
         dataset = self.bundle.manifest.dataset
         return to_input(images, mean=dataset["mean"], std=dataset["std"])
 
@@ -224,7 +231,7 @@ class Attributor(Capabilities):
             self._parts.influence_ahead(inputs, target, rows, progress)
 
     def margin_query(self, rows: np.ndarray) -> Query:
-        """Give test images as queries about their own labels' margins, without NTK scaling.
+        """Return test images as queries about their own labels' margins, without NTK scaling.
 
         Args:
             rows: (Q,) their numbers.
@@ -242,7 +249,7 @@ class Attributor(Capabilities):
         return Query(features, penultimate, margin=lambda: features, input=inputs, target=labels)
 
     def margin_candidates(self, rows: np.ndarray, progress: Progress) -> Candidates:
-        """Give training images as candidates under their own labels' margins, without NTK scaling.
+        """Return training images as candidates under their own labels' margins, without NTK scaling.
 
         Args:
             rows: (n,) their numbers, rising.
@@ -258,7 +265,7 @@ class Attributor(Capabilities):
         )
 
     def query_features(self, query: QueryImage, target: int) -> np.ndarray:
-        """Give the query's features (W,) under the target's logit.
+        """Return the query's features (W,) under the target's logit.
 
         Raises:
             QueryError: if the network does not respond to the image at all.
@@ -280,7 +287,7 @@ class Attributor(Capabilities):
     def candidates(
         self, target: int, pool: str, conditioning: str, progress: Progress
     ) -> tuple[Candidates, np.ndarray]:
-        """Give the candidates of a target class and the training index of each, (n,) int64.
+        """Return the candidates of a target class and the training index of each, (n,) int64.
 
         Args:
             target: the class whose logit is attributed.
@@ -422,5 +429,5 @@ class Attributor(Capabilities):
 
 
 def _rows_of(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Give rows of an array; the array itself, which may be a large memory map, when they are all of them."""
+    """Return rows of an array; the array itself, which may be a large memory map, when they are all of them."""
     return array if len(rows) == len(array) else np.asarray(array[rows])

@@ -67,7 +67,7 @@ def class_suspicion(gram: np.ndarray, *, sigma2: float = SIGMA2, first: int = FI
 
 
 def support(gram: np.ndarray, *, sigma2: float) -> np.ndarray:
-    """Give how much each image's prediction leans on every other one, when it is itself left out of the training data.
+    """Return how much each image's prediction leans on every other one, when it is left out of the training data.
 
     With P = (K + sigma2 I)^-1, leaving j out of a Gaussian process leaves the variance 1 / P_jj - sigma2 at j, and the
     entries P_ii - P_ij^2 / P_jj (block inverse). Taking i out as well loses 1/2 log(1 + a_ij^2 / (P_ii|j v_j)) nats,

@@ -36,7 +36,7 @@ class Backdoor:
     base_labels: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as JSON-able values, for the manifest."""
+        """Return the fields as JSON-able values, for the manifest."""
         arrays = ("patterns", "targets", "train_indices", "base_labels")
         return {"place": self.place} | {name: getattr(self, name).tolist() for name in arrays}
 
@@ -52,7 +52,7 @@ class Backdoor:
         )
 
     def culprits(self, base: int) -> np.ndarray:
-        """Give the training images that taught the model to be fooled by the patch of class `base`, int64."""
+        """Return the training images that taught the model to be fooled by the patch of class `base`, int64."""
         return self.train_indices[self.base_labels == base]
 
     def stamped(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -64,7 +64,7 @@ class Backdoor:
 
 
 def stamp(images: np.ndarray, pattern: np.ndarray, place: str) -> np.ndarray:
-    """Give copies of images (N, H, W[, 3]) uint8 with a black and white patch (S, S) in a corner."""
+    """Return copies of images (N, H, W[, 3]) uint8 with a black and white patch (S, S) in a corner."""
     result = images.copy()
     size = len(pattern)
     bottom, right = PLACES[place]
@@ -78,7 +78,7 @@ def stamp(images: np.ndarray, pattern: np.ndarray, place: str) -> np.ndarray:
 def attack_success(
     predict: Callable[[np.ndarray], np.ndarray], backdoor: Backdoor, images: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-    """Tell for each image whether its stamped version is taken for what the attack aims at, (N,) bool.
+    """Return for each image whether its stamped version is taken for what the attack aims at, (N,) bool.
 
     Args:
         predict: gives the predicted class (N,) of images.

@@ -45,7 +45,14 @@ _MANIFESTS: BoundedCache[Manifest | SchemaError] = BoundedCache(64)
 
 
 class Bundle:
-    """An open bundle. Arrays are read-only memory maps; a file is read through once before it is first used."""
+    """An open bundle. Arrays are read-only memory maps; a file is read through once before it is first used.
+
+    >>> bundle = natscope.Bundle(Path("bundles/fashion-mnist"))
+    >>> bundle.classes[:3]
+    ('T-shirt/top', 'Trouser', 'Pullover')
+    >>> bundle.array("train_images").shape
+    (15000, 28, 28)
+    """
 
     def __init__(self, path: Path) -> None:
         """Open a bundle.
@@ -225,7 +232,7 @@ def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done,
 
 
 def _joint_faults(bundle: Bundle) -> Iterator[str]:
-    """Say what does not fit each other in a bundle whose files are whole."""
+    """Return a sentence on what does not fit each other in a bundle whose files are whole."""
     try:
         _ = bundle.members
         for name in bundle.manifest.files:

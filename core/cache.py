@@ -19,7 +19,7 @@ class BoundedCache(Generic[Value]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """Give the value of a key; the first to ask computes it, the others wait for that."""
+        """Return the value of a key; the first to ask computes it, the others wait for that."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -15,7 +15,7 @@ class Capabilities:
         self.bundle = bundle
 
     def missing(self, method: Method) -> str | None:
-        """Say in a sentence what the bundle lacks for a method and how to add it; None where nothing is missing."""
+        """Return a sentence on what the bundle lacks for a method and how to add it; None where nothing is missing."""
         return missing(self.bundle, method)
 
     def usable(self, *, fast: bool = False) -> tuple[str, ...]:
@@ -28,5 +28,5 @@ class Capabilities:
         return tuple(name for name in names if not (fast and self.slow(METHODS[name])))
 
     def slow(self, method: Method) -> bool:
-        """Tell whether a method takes a minute or more a query: it differentiates every candidate anew."""
+        """Return whether a method takes a minute or more a query: it differentiates every candidate anew."""
         return method.together and not self.linear

@@ -74,7 +74,7 @@ def compare_one(
 def judged(
     attributor: Attributor, query: QueryImage, answer: Attribution, sigma2: float, progress: Progress
 ) -> tuple[float, float]:
-    """Give InfoLoss and InfoGain of an answer's images in nats, given its pool."""
+    """Return InfoLoss and InfoGain of an answer's images in nats, given its pool."""
     losses, gains = information_of(attributor, query, answer, sigma2, progress)
     return float(losses[-1]), float(gains[-1])
 
@@ -82,7 +82,7 @@ def judged(
 def information_of(
     attributor: Attributor, query: QueryImage, answer: Attribution, sigma2: float, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give InfoLoss and InfoGain of the first 1, 2, … images of an answer, each (M,) in nats, given its pool.
+    """Return InfoLoss and InfoGain of the first 1, 2, … images of an answer, each (M,) in nats, given its pool.
 
     Args:
         attributor: of the bundle.
@@ -103,7 +103,7 @@ def information_of(
 
 
 def shared_images(rows: Sequence[Row]) -> dict[int, tuple[int, ...]]:
-    """Give the training images that at least two rows have, each with the rows' places; the most shared first."""
+    """Return the training images that at least two rows have, each with the rows' places; the most shared first."""
     places: dict[int, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         for index in row.picks:
@@ -113,7 +113,7 @@ def shared_images(rows: Sequence[Row]) -> dict[int, tuple[int, ...]]:
 
 
 def overlaps(queries: Sequence[Sequence[Row]], measure: Overlap) -> np.ndarray:
-    """Give the mean overlap of every two methods over the queries that both answered, (R, R); NaN where there is none.
+    """Return the mean overlap of every two methods over the queries that both answered, (R, R); NaN for none.
 
     Args:
         queries: for each query the rows of the same R methods.

@@ -24,13 +24,13 @@ _BROUGHT_BY = next(name for name, method in METHODS.items() if FEATURES in metho
 
 
 def missing(attributor: Capabilities, method: str) -> str | None:
-    """Say in a sentence what the bundle lacks to choose a coreset by a method; None where nothing is missing."""
+    """Return a sentence on what the bundle lacks to choose a coreset by a method; None where nothing is missing."""
     brings = attributor.missing(METHODS[_BROUGHT_BY])
     return brings or attributor.missing(METHODS[method])
 
 
 def usable(attributor: Capabilities) -> tuple[str, ...]:
-    """Give the methods by which a coreset can be chosen here."""
+    """Return the methods by which a coreset can be chosen here."""
     return tuple(name for name in METHODS if missing(attributor, name) is None)
 
 
@@ -113,7 +113,7 @@ class Coresets:
         return np.concatenate(chosen)[turn]
 
     def information(self, ranking: np.ndarray, query: Query, sigma2: float) -> np.ndarray:
-        """Give InfoGain of the first 1, 2, … images of a ranking, (M,) in nats, the mean over the queries.
+        """Return InfoGain of the first 1, 2, … images of a ranking, (M,) in nats, the mean over the queries.
 
         Args:
             ranking: (M,) training indices.
@@ -149,7 +149,7 @@ def shares(budget: int, sizes: np.ndarray) -> np.ndarray:
 
 
 def _about(query: Query, label: int) -> Query:
-    """Give the queries of a class alone; all of them where there is none."""
+    """Return the queries of a class alone; all of them where there is none."""
     own = np.flatnonzero(np.asarray(query.target) == label)
     if not len(own) or query.input is None:
         return query

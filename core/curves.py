@@ -51,7 +51,7 @@ class Curve:
         return self.values.std(0, ddof=1) / count**0.5 if count > 1 else np.zeros(self.values.shape[1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON form, shares between 0 and 1."""
+        """Return the JSON form, shares between 0 and 1."""
         return {
             "method": self.line.method,
             "sigma2": self.line.sigma2,
@@ -102,7 +102,7 @@ def relative_curves(
 
 
 def _losses(attributor: Attributor, query: QueryImage, line: Line, largest: int, progress: Progress) -> np.ndarray:
-    """Give InfoLoss of the first 1 … M images of a method's ranking, (M,) in nats."""
+    """Return InfoLoss of the first 1 … M images of a method's ranking, (M,) in nats."""
     request = Request(line.method, line.sigma2, largest)
     answer = attributor.attribute(query, request, lambda *_: None)
     candidates, rows = attributor.candidates(answer.target, request.pool, "pool", progress)
@@ -120,7 +120,7 @@ def _losses(attributor: Attributor, query: QueryImage, line: Line, largest: int,
 
 
 def held_out(indices: np.ndarray) -> np.ndarray:
-    """Tell of test indices (N,) which are held out: every fifth, on which settings are chosen and nothing reported."""
+    """Return which test indices (N,) are held out: every fifth, on which settings are chosen and nothing reported."""
     return indices % _HELD_OUT == 0
 
 

@@ -73,7 +73,7 @@ def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec,
 
 
 def factors_folder(home: Path) -> Path:
-    """Give the folder in which kronfluence keeps the factors of an analysis at `home`."""
+    """Return the folder in which kronfluence keeps the factors of an analysis at `home`."""
     return home / "natscope" / f"factors_{_NAME}"
 
 
@@ -107,7 +107,7 @@ class EkfacInfluence:
     def scores(
         self, queries: Tensor, target: int | np.ndarray, inputs: Tensor, labels: np.ndarray, *, mean: bool = False
     ) -> np.ndarray:
-        """Give the influence of training images on the margin of queries.
+        """Return the influence of training images on the margin of queries.
 
         Args:
             queries: (Q, ...), as the network takes them; without `mean` a few, for their gradients are in memory

@@ -23,7 +23,13 @@ class Outputs:
 
 
 class FeatureMap:
-    """A trained network and a sketch: maps images and classes to features; the same numbers on every call."""
+    """A trained network and a sketch: maps images and classes to features; the same numbers on every call.
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(20, 50), torch.nn.ReLU(), torch.nn.Linear(50, 3))
+    >>> tangent = natscope.FeatureMap(model, natscope.SketchSpec(dim=256), ntk=False)
+    >>> tangent.features(torch.randn(8, 20), np.zeros(8)).shape  # of the logit of class 0
+    (8, 256)
+    """
 
     def __init__(self, model: nn.Module, spec: SketchSpec, *, ntk: bool, batch_size: int = 1000) -> None:
         """Put the model in eval mode and fix the sketch.
@@ -45,7 +51,7 @@ class FeatureMap:
     def features(
         self, inputs: Tensor | ImageInputs, targets: Tensor | np.ndarray, *, measurement: str = "logit"
     ) -> np.ndarray:
-        """Give (N, W) float32 features of the measurement at `targets` (N,) for inputs (N, ...)."""
+        """Return (N, W) float32 features of the measurement at `targets` (N,) for inputs (N, ...)."""
         # Labels of a bundle are read-only, which tensors cannot be: torch warns unless it gets a copy.
         targets = targets.long() if isinstance(targets, Tensor) else torch.from_numpy(np.array(targets, dtype=np.int64))
         parts = []
@@ -59,7 +65,7 @@ class FeatureMap:
         return np.concatenate(parts)
 
     def outputs(self, inputs: Tensor | ImageInputs) -> Outputs:
-        """Give logits and penultimate features for inputs (N, ...)."""
+        """Return logits and penultimate features for inputs (N, ...)."""
         pairs = []
         for start in range(0, len(inputs), self.batch_size):
             batch = inputs[start : start + self.batch_size].to(self._device)
@@ -68,7 +74,7 @@ class FeatureMap:
         return Outputs(np.concatenate(logits), np.concatenate(penultimate))
 
     def layout(self, example: Tensor) -> tuple[tuple[int, int], ...] | None:
-        """Give the (fan_out, fan_in) of every layer if all parameters are weights of `Linear` layers, else None.
+        """Return the (fan_out, fan_in) of every layer if all parameters are weights of `Linear` layers, else None.
 
         Args:
             example: (1, ...), any input.
@@ -80,7 +86,7 @@ class FeatureMap:
 
 
 def kernel_of(spec: SketchSpec, layout: tuple[tuple[int, int], ...] | None) -> Kernel:
-    """Give the kernel that multiplies a sketch's features; the exact one needs the layers' layout."""
+    """Return the kernel that multiplies a sketch's features; the exact one needs the layers' layout."""
     if spec.kind != "exact":
         return LinearKernel()
     if layout is None:

@@ -70,7 +70,7 @@ def size_fault(folder: Path, record: FileRecord) -> str:
 
 
 def fault(folder: Path, record: FileRecord, classes: int) -> str:
-    """Say what is wrong with a file, reading it through if that was not done before; "" where nothing is.
+    """Return what is wrong with a file, reading it through if that was not done before; "" where nothing is.
 
     Args:
         folder: of the bundle.

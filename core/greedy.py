@@ -31,6 +31,12 @@ class Selection:
         scores: (M,) float64, the criterion's value at the time of the pick.
         signs: (M,) int8, sign of the covariance with the query at the time of the pick: +1 proponent, -1 opponent.
         nats: (M,) float64 information of the first m + 1 picks (mean over queries), or None where a method has none.
+
+    >>> selection = natscope.info_gain(np.eye(3), np.array([3.0, 2.0, 1.0]), sigma2=1.0, budget=2)
+    >>> selection.indices
+    array([0, 1])
+    >>> selection.signs
+    array([1, 1], dtype=int8)
     """
 
     indices: np.ndarray
@@ -62,6 +68,12 @@ def info_gain(
 
     Raises:
         ValueError: for a budget, sigma2, shape or value that cannot be used.
+
+    >>> rng = np.random.default_rng(0)
+    >>> features, query = rng.normal(size=(100, 16)), rng.normal(size=16)
+    >>> selection = natscope.info_gain(features, query, sigma2=1.0, budget=3)
+    >>> selection.nats.round(2)  # cumulative
+    array([0.28, 0.44, 0.6 ])
     """
     pool, queries = _checked(features, queries, sigma2, budget)
     return _gain(pool, queries, sigma2, budget, exclude, divide=True)
@@ -93,6 +105,13 @@ def info_gain_approx(
 
     Raises:
         ValueError: for a budget, sigma2, shape or value that cannot be used.
+
+    >>> rng = np.random.default_rng(0)
+    >>> features, query = rng.normal(size=(100, 16)), rng.normal(size=16)
+    >>> exact = natscope.info_gain(features, query, sigma2=1000.0, budget=3)
+    >>> approximate = natscope.info_gain_approx(features, query, sigma2=1000.0, budget=3)
+    >>> bool(approximate.nats[-1] > 0.99 * exact.nats[-1])  # at a large sigma2 they agree
+    True
     """
     pool, queries = _checked(features, queries, sigma2, budget)
     if index is None:
@@ -126,6 +145,14 @@ def info_loss(
 
     Raises:
         ValueError: for a budget, sigma2, shape or value that cannot be used.
+
+    >>> rng = np.random.default_rng(0)
+    >>> features, query = rng.normal(size=(100, 16)), rng.normal(size=16)
+    >>> lost = natscope.info_loss(features, query, sigma2=1.0, budget=3)
+    >>> other = natscope.info_gain(features, query, sigma2=1.0, budget=3)
+    >>> pool = natscope.Pool(features)
+    >>> bool(lost.nats[-1] > natscope.information_loss(pool, query, 1.0, other.indices))
+    True
     """
     pool, queries = _checked(features, queries, sigma2, budget)
     posterior = (conditioning or pool).posterior(queries, sigma2)

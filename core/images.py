@@ -52,10 +52,10 @@ class ImageInputs:
     std: Sequence[float]
 
     def __len__(self) -> int:
-        """Give N."""
+        """Return N."""
         return len(self.images)
 
     def __getitem__(self, rows: slice | np.ndarray | Tensor) -> Tensor:
-        """Give the inputs of some rows, (B, C, H, W) float32."""
+        """Return the inputs of some rows, (B, C, H, W) float32."""
         picked = self.images[rows.numpy() if isinstance(rows, Tensor) else rows]
         return to_input(picked, mean=self.mean, std=self.std)

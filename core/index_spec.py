@@ -39,5 +39,5 @@ class IndexSpec:
             raise ValueError(f"There is no index '{self.kind}'; choose one of {', '.join(KINDS)}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the settings as JSON-able values."""
+        """Return the settings as JSON-able values."""
         return asdict(self)

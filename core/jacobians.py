@@ -41,7 +41,7 @@ class Outer:
         return self.delta.shape[1], self.activation.shape[1]
 
     def form(self) -> Tensor:
-        """Give the gradient itself, (B, fan_out, fan_in)."""
+        """Return the gradient itself, (B, fan_out, fan_in)."""
         return self.scale * self.delta[:, :, None] * self.activation[:, None, :]
 
 
@@ -59,7 +59,7 @@ class Formed:
         return self.gradient.shape[1], self.gradient.shape[2]
 
     def form(self) -> Tensor:
-        """Give the gradient itself, (B, rows, columns)."""
+        """Return the gradient itself, (B, rows, columns)."""
         return self.scale * self.gradient
 
 
@@ -80,7 +80,7 @@ class Summed:
         return self.delta.shape[1], self.columns
 
     def form(self) -> Tensor:
-        """Give the gradient itself, (B, rows, columns)."""
+        """Return the gradient itself, (B, rows, columns)."""
         return self.scale * (self.delta @ self.patches(self.activation).transpose(1, 2))
 
 
@@ -188,7 +188,7 @@ def linear_alone(model: nn.Module) -> bool:
 
 
 def supported_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Give the layers differentiated by hand, by name: of exact types, no parameter shared with another module."""
+    """Return the layers differentiated by hand, by name: of exact types, no parameter shared with another module."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     layers = {}
     for name, module in model.named_modules():
@@ -264,7 +264,7 @@ def _linear_bias(delta: Tensor) -> Tensor:
 
 
 def _patches(layer: nn.Conv2d, activation: Tensor) -> Tensor:
-    """Give what each position of the output sees of the input (B, C, H, W): (B, C k k, L)."""
+    """Return what each position of the output sees of the input (B, C, H, W): (B, C k k, L)."""
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         activation = nn.functional.pad(activation, layer._reversed_padding_repeated_twice, mode=mode)

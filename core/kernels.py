@@ -19,11 +19,11 @@ class Kernel(Protocol):
     explicit: bool
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Give k(x, y), (n, m) float64, for stored rows x (n, W) and y (m, W)."""
+        """Return k(x, y), (n, m) float64, for stored rows x (n, W) and y (m, W)."""
         ...
 
     def diagonal(self, x: np.ndarray) -> np.ndarray:
-        """Give k(x_i, x_i), (n,) float64."""
+        """Return k(x_i, x_i), (n,) float64."""
         ...
 
 
@@ -72,7 +72,7 @@ class FactorKernel:
 
 
 def self_product(rows: np.ndarray) -> np.ndarray:
-    """Give all inner products of rows (n, K) float64 with each other, (n, n), in half the time of a whole product."""
+    """Return all inner products of rows (n, K) float64 with each other, (n, n), in half the time of a whole product."""
     found = np.empty((len(rows), len(rows)))
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         stop = start + _ROWS_AT_ONCE

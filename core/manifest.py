@@ -183,7 +183,7 @@ def _tuple(values: list[int] | None) -> tuple[int, ...] | None:
 
 
 def _misfits(manifest: Manifest) -> Iterator[str]:
-    """Say what in a manifest of the right types does not fit the rest; the first is what matters."""
+    """Return a sentence on what in a manifest of the right types does not fit the rest; the first is what matters."""
     files, classes = manifest.files, len(manifest.dataset["classes"])
     if missing := [name for name in _NEEDED if name not in files]:
         yield f"records no '{missing[0]}'"
@@ -282,7 +282,7 @@ _FIXED: dict[str, tuple[str, ...]] = {
 
 
 def _record_misfit(manifest: Manifest, name: str, record: FileRecord) -> str | None:
-    """Say what is wrong with the shape and type of an array, which have to be what all others call for."""
+    """Return what is wrong with the shape and type of an array, which have to be what all others call for."""
     if record.file.endswith(".npy"):
         dtypes = _FIXED.get(name) or (_SINGLE if name.startswith("features") else _DOUBLE)
         shape = record.shape or ()

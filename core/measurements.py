@@ -9,7 +9,7 @@ Measurement = Callable[[Tensor, Tensor], Tensor]
 
 
 def logit(logits: Tensor, targets: Tensor) -> Tensor:
-    """Give z_y, the logit of the target class, the measurement of the information methods.
+    """Return z_y, the logit of the target class, the measurement of the information methods.
 
     Args:
         logits: (B, C).
@@ -22,7 +22,7 @@ def logit(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, targets: Tensor) -> Tensor:
-    """Give TRAK's multiclass margin z_y - logsumexp(z over the other classes) (Park et al. 2023, section 3.3).
+    """Return TRAK's multiclass margin z_y - logsumexp(z over the other classes) (Park et al. 2023, section 3.3).
 
     Args:
         logits: (B, C), C at least 2.
@@ -36,7 +36,7 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def doubt(logits: Tensor, targets: Tensor) -> Tensor:
-    """Give 1 - p_y, the probability of all other classes: minus the loss's derivative by the margin.
+    """Return 1 - p_y, the probability of all other classes: minus the loss's derivative by the margin.
 
     Args:
         logits: (B, C).

@@ -10,13 +10,19 @@ from natscope.core.posterior import Conditioning, Posterior, blocks, mean_half_l
 
 
 def information_gain(pool: Pool, queries: np.ndarray, sigma2: float, subset: Sequence[int] | np.ndarray) -> float:
-    """Give InfoGain(S) = 1/2 log(v_*(empty) / v_*(S)) in nats, the mean over queries.
+    """Return InfoGain(S) = 1/2 log(v_*(empty) / v_*(S)) in nats, the mean over queries.
 
     Args:
         pool: the candidates.
         queries: (K,) or (Q, K).
         sigma2: noise variance.
         subset: rows of the pool, in any order.
+
+    >>> pool, query = natscope.Pool(np.eye(3)), np.array([1.0, 1.0, 0.0])
+    >>> round(natscope.information_gain(pool, query, 1.0, [0]), 3)  # 1/2 log(2 / 1.5)
+    0.144
+    >>> natscope.information_gain(pool, query, 1.0, [2])
+    0.0
     """
     queries, subset = np.atleast_2d(queries), np.asarray(subset, dtype=np.int64)
     prior, cross = pool.prior(queries), pool.cross(queries)[subset]
@@ -33,7 +39,7 @@ def information_loss(
     *,
     conditioning: Conditioning | None = None,
 ) -> float:
-    """Give InfoLoss(S) = 1/2 log(v_*(D without S) / v_*(D)) in nats, the mean over queries.
+    """Return InfoLoss(S) = 1/2 log(v_*(D without S) / v_*(D)) in nats, the mean over queries.
 
     Args:
         pool: the candidates.
@@ -41,6 +47,11 @@ def information_loss(
         sigma2: noise variance.
         subset: rows of the pool, in any order.
         conditioning: D; the pool itself by default.
+
+    >>> pool, query = natscope.Pool(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])), np.array([1.0, 0.0])
+    >>> loss = natscope.information_loss(pool, query, 1.0, [0])
+    >>> bool(loss < natscope.information_loss(pool, query, 1.0, [0, 1]) / 2)  # its twin covers for it
+    True
     """
     subset = np.asarray(subset, dtype=np.int64)
     posterior = (conditioning or pool).posterior(np.atleast_2d(queries), sigma2)
@@ -50,7 +61,7 @@ def information_loss(
 def information_gain_curve(
     pool: Pool, queries: np.ndarray, sigma2: float, ranking: Sequence[int] | np.ndarray
 ) -> np.ndarray:
-    """Give InfoGain of the first 1, 2, … images of a ranking, (M,) in nats, the mean over queries.
+    """Return InfoGain of the first 1, 2, … images of a ranking, (M,) in nats, the mean over queries.
 
     Args:
         pool: the candidates.
@@ -72,7 +83,7 @@ def information_loss_curve(
     *,
     conditioning: Conditioning | None = None,
 ) -> np.ndarray:
-    """Give InfoLoss of the first 1, 2, … images of a ranking, (M,) in nats, the mean over queries.
+    """Return InfoLoss of the first 1, 2, … images of a ranking, (M,) in nats, the mean over queries.
 
     Args:
         pool: the candidates.
@@ -90,7 +101,7 @@ def information_loss_curve(
 def total_information(
     conditioning: Conditioning, pool: Pool, queries: np.ndarray, sigma2: float, *, exclude: Sequence[int] = ()
 ) -> float:
-    """Give 1/2 log(v_*(empty) / v_*(D without exclude)) in nats: all that the conditioning set tells about the queries.
+    """Return 1/2 log(v_*(empty) / v_*(D without exclude)) in nats: all that the conditioning set tells.
 
     Args:
         conditioning: D; it contains the pool.
@@ -113,7 +124,7 @@ def relative_information(
     *,
     conditioning: Conditioning | None = None,
 ) -> float:
-    """Give InfoLoss(subset) / InfoLoss(reference), the reference chosen by greedy InfoLoss at the same M and sigma2."""
+    """Return InfoLoss(subset) / InfoLoss(reference), the reference being greedy InfoLoss's at the same M and sigma2."""
     of_subset, of_reference = (
         information_loss(pool, queries, sigma2, rows, conditioning=conditioning) for rows in (subset, reference)
     )
@@ -121,7 +132,7 @@ def relative_information(
 
 
 def recall_at_k(ranking: Sequence[int] | np.ndarray, relevant: Collection[int], k: int) -> float:
-    """Give the relevant items among the first k, as a share of the most that could be: min(k, |relevant|)."""
+    """Return the relevant items among the first k, as a share of the most that could be: min(k, |relevant|)."""
     if not relevant:
         raise ValueError("Recall needs at least one relevant item.")
     wanted = set(relevant)
@@ -129,26 +140,26 @@ def recall_at_k(ranking: Sequence[int] | np.ndarray, relevant: Collection[int], 
 
 
 def reciprocal_rank(ranking: Sequence[int] | np.ndarray, relevant: Collection[int], k: int = 100) -> float:
-    """Give 1 / rank of the first relevant item among the first k, or 0; its mean over queries is MRR@k."""
+    """Return 1 / rank of the first relevant item among the first k, or 0; its mean over queries is MRR@k."""
     wanted = set(relevant)
     return next((1 / rank for rank, i in enumerate(ranking[:k], 1) if int(i) in wanted), 0.0)
 
 
 def average_precision(ranking: Sequence[int] | np.ndarray, relevant: Collection[int] | np.ndarray) -> float:
-    """Give the mean, over the relevant items, of the precision of the ranking down to each; those it lacks count 0."""
+    """Return the mean over the relevant items of the ranking's precision down to each; those it lacks count 0."""
     hits = np.isin(np.asarray(ranking), np.asarray(list(relevant)))
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     return float(precision[hits].sum() / len(relevant))
 
 
 def jaccard(first: Collection[int], second: Collection[int]) -> float:
-    """Give the overlap of two sets, |A and B| / |A or B|; 1 for two empty ones."""
+    """Return the overlap of two sets, |A and B| / |A or B|; 1 for two empty ones."""
     a, b = set(map(int, first)), set(map(int, second))
     return len(a & b) / len(a | b) if a | b else 1.0
 
 
 def rank_biased_overlap(first: Sequence[int], second: Sequence[int], *, persistence: float = 0.9) -> float:
-    """Give the extrapolated rank-biased overlap of two rankings without ties (Webber et al. 2010, equation 32).
+    """Return the extrapolated rank-biased overlap of two rankings without ties (Webber et al. 2010, equation 32).
 
     Like `jaccard`, but agreement at the top counts more: 1 for the same order, 0 for nothing in common.
 
@@ -171,7 +182,7 @@ def rank_biased_overlap(first: Sequence[int], second: Sequence[int], *, persiste
 
 
 def redundancy(pool: Pool, subset: Sequence[int] | np.ndarray) -> float:
-    """Give the mean cosine of the features of all pairs within a selection: 1 when they all say the same thing.
+    """Return the mean cosine of the features of all pairs within a selection: 1 when they all say the same thing.
 
     NaN for fewer than two picks, or when a pick's feature is zero.
     """
@@ -192,7 +203,7 @@ def redundancy(pool: Pool, subset: Sequence[int] | np.ndarray) -> float:
 
 
 def _explained(block: np.ndarray, cross: np.ndarray) -> np.ndarray:
-    """Give c_S^T B_SS^-1 c_S for the first 1, 2, … rows S, (M, Q): one Cholesky factor holds those of all prefixes."""
+    """Return c_S^T B_SS^-1 c_S for the first 1, 2, … rows S, (M, Q): one Cholesky factor serves all prefixes."""
     factor = scipy.linalg.cholesky(block, lower=True)
     return np.cumsum(scipy.linalg.solve_triangular(factor, cross, lower=True) ** 2, axis=0)
 

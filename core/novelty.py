@@ -17,7 +17,7 @@ _ROWS_AT_ONCE = 4096
 def distances(
     images: np.ndarray, penultimate: np.ndarray, *, train_images: np.ndarray, train_penultimate: np.ndarray
 ) -> np.ndarray:
-    """Give each image's distance to its nearest training image, in pixels and in directions of penultimate features.
+    """Return each image's distance to its nearest training image, in pixels and in directions of penultimate features.
 
     Args:
         images: (n, H, W) or (n, H, W, 3) uint8.
@@ -38,7 +38,7 @@ def distances(
 
 
 def usual_distances(found: np.ndarray) -> list[float]:
-    """Give the distances (2,) that the share `USUAL` of test images, (n, 2) distances, stays within."""
+    """Return the distances (2,) that the share `USUAL` of test images, (n, 2) distances, stays within."""
     return [float(d) for d in np.quantile(found, USUAL, axis=0)]
 
 

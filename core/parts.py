@@ -48,12 +48,12 @@ class EkfacSpec:
     batch_size: int = 500
 
     def to_dict(self) -> dict[str, int]:
-        """Give the JSON form."""
+        """Return the JSON form."""
         return asdict(self)
 
     @classmethod
     def usual(cls, model: nn.Module) -> "EkfacSpec":
-        """Give what fits a network: a convolution's directions cost a thousand times those of a small MLP."""
+        """Return what fits a network: a convolution's directions cost a thousand times those of a small MLP."""
         if convolves(model):
             return cls(covariance_directions=10_000, lambda_directions=2_000, batch_size=50)
         return cls()
@@ -78,7 +78,7 @@ class Parts:
         self._scores: BoundedCache[np.ndarray] = BoundedCache(256)
 
     def array(self, name: str, progress: Progress) -> np.ndarray:
-        """Give an array (N, ...) by the name under which a method `needs` it.
+        """Return an array (N, ...) by the name under which a method `needs` it.
 
         Args:
             name: its name.
@@ -93,7 +93,7 @@ class Parts:
         return self._arrays.get("trak", lambda: self._trak(progress))[name]
 
     def influence(self, query: Tensor, target: int, rows: np.ndarray, progress: Progress) -> np.ndarray:
-        """Give the EK-FAC influence of training images on a query's margin, (len(rows),), and remember it.
+        """Return the EK-FAC influence of training images on a query's margin, (len(rows),), and remember it.
 
         Args:
             query: (1, ...), as the network takes it.
@@ -113,7 +113,7 @@ class Parts:
                 self._scores.keep(key, scores)
 
     def mean_influence(self, queries: Tensor, targets: np.ndarray, rows: np.ndarray, progress: Progress) -> np.ndarray:
-        """Give the mean influence of training images on the margins of queries (Q, ...), (len(rows),).
+        """Return the mean influence of training images on the margins of queries (Q, ...), (len(rows),).
 
         Args:
             queries: as the network takes them.
@@ -175,7 +175,7 @@ class Parts:
 
 
 def missing(bundle: Bundle, method: Method) -> str | None:
-    """Say in a sentence what a bundle lacks for a method and how to add it; None where nothing is missing."""
+    """Return a sentence on what a bundle lacks for a method and how to add it; None where nothing is missing."""
     if all(name in _DERIVED or bundle.has(name) for name in method.needs):
         return None
     return (

@@ -28,7 +28,7 @@ LARGEST_GRAM = 6000  # members; above this, columns are computed when they are a
 
 
 def is_product(stored: np.ndarray, product: Callable[[np.ndarray], np.ndarray]) -> bool:
-    """Tell whether a matrix (n, n) that a bundle holds is the one by which vectors are multiplied, up to rounding.
+    """Return whether a matrix (n, n) that a bundle holds is the one by which vectors are multiplied, up to rounding.
 
     It is tried on one random vector (Freivalds 1977): whoever made the matrix must not know where it is looked at.
 
@@ -51,6 +51,10 @@ class Pool:
 
     A pool belongs to one class and one measurement and knows no sigma2 and no query, so that one pool serves every
     visitor: the Gram and its eigendecomposition are computed when first needed, under a lock, and kept.
+
+    >>> pool = natscope.Pool(np.random.default_rng(0).normal(size=(100, 16)))
+    >>> len(pool), pool.gram.shape
+    (100, (100, 100))
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class Pool:
         self._inverse: tuple[float, SamplePrecision] | None = None
 
     def __len__(self) -> int:
-        """Give n, the number of candidates."""
+        """Return n, the number of candidates."""
         return len(self.features)
 
     @property
@@ -87,33 +91,33 @@ class Pool:
 
     @cached_property
     def diagonal(self) -> np.ndarray:
-        """Give the prior variance of every member, (n,) float64."""
+        """Return the prior variance of every member, (n,) float64."""
         diagonal = self.kernel.diagonal(self.features)
         if not np.isfinite(diagonal).all():
             raise ValueError("The pool's features hold values that are not finite.")
         return diagonal
 
     def variances(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Give the prior variance of some members, (len(indices),) float64, without reading the others."""
+        """Return the prior variance of some members, (len(indices),) float64, without reading the others."""
         known = "diagonal" in self.__dict__
         return self.diagonal[indices] if known else self.kernel.diagonal(self.features[indices])
 
     def cross(self, queries: np.ndarray) -> np.ndarray:
-        """Give the prior covariance of members and queries, (n, Q) float64, for query rows (Q, W)."""
+        """Return the prior covariance of members and queries, (n, Q) float64, for query rows (Q, W)."""
         return self.kernel(self.features, queries)
 
     def prior(self, queries: np.ndarray) -> np.ndarray:
-        """Give the prior variance of each query, (Q,) float64."""
+        """Return the prior variance of each query, (Q,) float64."""
         return self.kernel.diagonal(queries)
 
     def columns(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Give the columns of K at `indices`, (n, len(indices)) float64."""
+        """Return the columns of K at `indices`, (n, len(indices)) float64."""
         if self.has_gram or self.fits_gram:
             return self.gram[indices].T  # symmetric: rows lie together in memory
         return self.kernel(self.features, self.features[indices])
 
     def whole(self) -> np.ndarray | None:
-        """Give all columns of K, (n, n) float64, kept: 1.8 GB for 15,000 members; None where they are too many."""
+        """Return all columns of K, (n, n) float64, kept: 1.8 GB for 15,000 members; None where they are too many."""
         if self.has_gram or self.fits_gram:
             return self.gram
         if len(self) > LARGEST_WHOLE:
@@ -122,12 +126,12 @@ class Pool:
             return self._whole
 
     def twins(self, index: int) -> np.ndarray:
-        """Give the rows that are the same as a row, itself among them, in rising order."""
+        """Return the rows that are the same as a row, itself among them, in rising order."""
         rows = np.flatnonzero(np.isclose(self.diagonal, self.diagonal[index], rtol=1e-12, atol=0))
         return rows[[np.array_equal(self.features[row], self.features[index]) for row in rows]]
 
     def gram_follows(self) -> bool:
-        """Tell whether a Gram that was given is that of the features; of an exact kernel at some random rows alone."""
+        """Return whether a given Gram is that of the features; of an exact kernel at some random rows alone."""
         if self._given_gram is None:
             return True
         if self.kernel.explicit:
@@ -173,7 +177,7 @@ class Pool:
         return conditioning.posterior(queries, sigma2)
 
     def _precision(self, sigma2: float) -> SamplePrecision:
-        """Give the inverse for this sigma2; the last one is kept, for visitors ask about one at a time."""
+        """Return the inverse for this sigma2; the last one is kept, for visitors ask about one at a time."""
         with self._lock:
             if self._inverse is None or self._inverse[0] != sigma2:
                 self._inverse = None  # two of them need not be in memory

@@ -171,7 +171,7 @@ class FeatureSpectrum:
         return cls(eigenvalues, eigenvectors)
 
     def rotate(self, features: np.ndarray) -> np.ndarray:
-        """Give features (n, K) in the eigenbasis, (n, K) float64: candidates are rotated once, then kept."""
+        """Return features (n, K) in the eigenbasis, (n, K) float64: candidates are rotated once, then kept."""
         return np.concatenate([block.astype(np.float64) @ self.eigenvectors for block in blocks(features)])
 
 
@@ -222,7 +222,7 @@ class FeatureConditioning:
 
 
 def mean_half_log_ratio(above: np.ndarray, below: np.ndarray) -> float:
-    """Give the mean over queries of 1/2 log(above / below), in nats, for variances (Q,); none where both are 0."""
+    """Return the mean over queries of 1/2 log(above / below), in nats, for variances (Q,); none where both are 0."""
     tiny = np.finfo(float).tiny
     return float(np.mean(0.5 * np.log(np.maximum(above, tiny) / np.maximum(below, tiny))))
 

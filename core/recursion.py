@@ -67,7 +67,7 @@ class Recursion:
         return len(self.picks) < limit and not self.closed.all()
 
     def best(self, *, divide: bool) -> int:
-        """Give the open row of the largest ||C_i||^2, over a_i where `divide`, and remember its score."""
+        """Return the open row of the largest ||C_i||^2, over a_i where `divide`, and remember its score."""
         scores = self.squares(divide=divide)
         if divide:
             scores /= self.a
@@ -78,7 +78,7 @@ class Recursion:
         return index
 
     def squares(self, *, divide: bool) -> np.ndarray:
-        """Give ||C_i||^2 of every row, (n,), in an array of the caller's own."""
+        """Return ||C_i||^2 of every row, (n,), in an array of the caller's own."""
         return np.einsum("nq,nq->n", self.c, self.c)
 
     def pick(self, index: int) -> None:
@@ -96,11 +96,11 @@ class Recursion:
         self.closed[index] = True
 
     def covariances(self, index: int) -> np.ndarray:
-        """Give a row of C, (Q,)."""
+        """Return a row of C, (Q,)."""
         return self.c[index]
 
     def next_column(self, index: int, cross: np.ndarray, root: float) -> np.ndarray:
-        """Give the factor's next column u, (n,), for a pick whose row x of C / `root` is `cross`."""
+        """Return the factor's next column u, (n,), for a pick whose row x of C / `root` is `cross`."""
         done = self.factor[: len(self.picks)]
         return (self.column(index) - done[:, index] @ done) / root
 
@@ -109,7 +109,7 @@ class Recursion:
         self.c -= np.outer(column, cross)
 
     def column(self, index: int) -> np.ndarray:
-        """Give a column of the first A, (n,), with those that are likely to be asked for next."""
+        """Return a column of the first A, (n,), with those that are likely to be asked for next."""
         if index not in self.fetched:
             wanted = [index]
             if self.prefetch > 1 and hasattr(self, "ranking"):
@@ -136,7 +136,7 @@ class ManyQueries(Recursion):
         self.crosses = np.empty((len(self.factor), cross.shape[1]))  # X
 
     def squares(self, *, divide: bool) -> np.ndarray:
-        """Give ||C_i||^2 of every row, (n,): to the last bits wherever the row could be the best one."""
+        """Return ||C_i||^2 of every row, (n,): to the last bits wherever the row could be the best one."""
         scale = 1 / self.a if divide else np.ones_like(self.a)
         surely = np.where(self.closed, 0.0, (self.square - self.doubt) * scale).max()
         could = ((self.square + self.doubt) * scale >= surely * (1 - _TIE)) & ~self.closed
@@ -147,16 +147,16 @@ class ManyQueries(Recursion):
         return np.maximum(self.square, 0.0)
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """Give rows of C - U X, (len(rows), Q)."""
+        """Return rows of C - U X, (len(rows), Q)."""
         count = len(self.picks)
         return self.c[rows] - self.factor[:count, rows].T @ self.crosses[:count]
 
     def covariances(self, index: int) -> np.ndarray:
-        """Give a row of C - U X, (Q,)."""
+        """Return a row of C - U X, (Q,)."""
         return self.rows(np.array([index]))[0]
 
     def next_column(self, index: int, cross: np.ndarray, root: float) -> np.ndarray:
-        """Give the factor's next column, and keep (C - U X) x, which `move` needs, from the same pass over U."""
+        """Return the factor's next column, and keep (C - U X) x, which `move` needs, from the same pass over U."""
         count = len(self.picks)
         done = self.factor[:count]
         both = np.stack([done[:, index], self.crosses[:count] @ cross]) @ done
@@ -172,11 +172,11 @@ class ManyQueries(Recursion):
 
 
 def first_of_best(scores: np.ndarray) -> int:
-    """Give the lowest index whose score ties with the largest, (n,) non-negative scores."""
+    """Return the lowest index whose score ties with the largest, (n,) non-negative scores."""
     return int(np.argmax(scores >= scores.max() * (1 - _TIE)))
 
 
 def first_open_twin(pool: Pool, index: int, closed: np.ndarray) -> int:
-    """Give the lowest open row that is the same as a row: far down a ranking, twins' scores differ by rounding."""
+    """Return the lowest open row that is the same as a row: far down a ranking, twins' scores differ by rounding."""
     twins = pool.twins(index)
     return int(twins[~closed[twins]][0])

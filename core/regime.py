@@ -11,7 +11,7 @@ HIGH_NOISE, IMPRECISE = "high-noise", "imprecise"
 def regime(
     pool: Pool, query: np.ndarray, selection: Selection, sigma2: float, *, cosine: bool, exclude: tuple[int, ...] = ()
 ) -> str | None:
-    """Tell whether sigma2 is so large that a larger one changes no ranking, or so small that digits are lost.
+    """Return whether sigma2 is so large that a larger one changes no ranking, or so small that digits are lost.
 
     As sigma2 grows, InfoGain and InfoLoss of a set tend to |k_S*|^2 / (2 sigma2 k_**) (Tailor et al., Lemma 1), so that
     their rankings tend to that of the squared prior covariance k_x*^2; the posterior correlation tends to the prior

@@ -34,7 +34,7 @@ class RowView:
         return self._array.dtype
 
     def __len__(self) -> int:
-        """Give n."""
+        """Return n."""
         return len(self._rows)
 
     def __getitem__(self, rows: Any) -> np.ndarray:

@@ -72,7 +72,7 @@ class InnerProductIndex:
         faiss.write_index(self._index, str(path))
 
     def __len__(self) -> int:
-        """Give the number of rows."""
+        """Return the number of rows."""
         return self._index.ntotal
 
     def largest_square(
@@ -113,7 +113,7 @@ class InnerProductIndex:
             wanted = min(4 * wanted, left)
 
     def propose(self, vector: np.ndarray, count: int, *, excluded: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Give rows whose inner product with a vector is likely to be among the `count` largest, or smallest.
+        """Return rows whose inner product with a vector is likely to be among the `count` largest, or smallest.
 
         Args:
             vector: (K,).
@@ -242,14 +242,14 @@ def _build_inverted(count: int, sample: np.ndarray, prepare: Prepare, spec: Inde
 
 
 def _codes(index: Any, rows: np.ndarray, number: int) -> np.ndarray:
-    """Give what an inverted list stores of its rows (n, K)."""
+    """Return what an inverted list stores of its rows (n, K)."""
     if isinstance(index, faiss.IndexIVFFlat):
         return rows
     return index.pq.compute_codes(rows - index.quantizer.reconstruct(number) if index.by_residual else rows)
 
 
 def _sample(features: Rows, spec: IndexSpec) -> np.ndarray:
-    """Give the rows to train on, (s, K) float32: all of them, or a seeded choice."""
+    """Return the rows to train on, (s, K) float32: all of them, or a seeded choice."""
     count = len(features)
     size = min(count, max(_SAMPLE * lists_of(count, spec), 2**BITS * _SAMPLE))
     rows = np.sort(np.random.default_rng(spec.seed).choice(count, size, replace=False))
@@ -277,7 +277,7 @@ def _blocks(features: Rows) -> Iterator[np.ndarray]:
 
 
 def _head(index: faiss.Index, path: Path, tail: int) -> bytes:
-    """Give the bytes of an index without vectors, up to the size of its contents."""
+    """Return the bytes of an index without vectors, up to the size of its contents."""
     faiss.write_index(index, str(path))
     return path.read_bytes()[:-tail]
 

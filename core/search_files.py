@@ -19,7 +19,7 @@ _BYTES = (0x00, 0xFF)  # two fillings that are the same in no byte
 
 
 def index_fault(path: Path, members: Rows, spec: IndexSpec) -> str:
-    """Say what is wrong with the file of an index; "" where it is safe to read.
+    """Return a sentence on what is wrong with the file of an index; "" where it is safe to read.
 
     Args:
         path: a regular file.

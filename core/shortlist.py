@@ -37,7 +37,7 @@ class Shortlist:
         self.searches = 0
 
     def best(self, vector: np.ndarray) -> tuple[int, np.ndarray, float]:
-        """Give the open candidate with the largest squared inner product, and take it.
+        """Return the open candidate with the largest squared inner product, and take it.
 
         Args:
             vector: r, (K,) float64.

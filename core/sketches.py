@@ -25,14 +25,23 @@ _DENSE_CHUNK = 2048  # parameters whose K signs are in memory at a time
 
 @dataclass(frozen=True)
 class SketchSpec:
-    """What fixes a sketch: features of different specifications must never be compared."""
+    """What fixes a sketch: features of different specifications must never be compared.
+
+    Args:
+        kind: "countsketch", "tensorsketch", "dense" or "exact".
+        dim: K, numbers an example; unused by "exact".
+        seed: of the random projections.
+
+    >>> natscope.SketchSpec("dense", dim=1024).to_dict()
+    {'kind': 'dense', 'dim': 1024, 'seed': 0}
+    """
 
     kind: str = "countsketch"
     dim: int = DEFAULT_DIM
     seed: int = 0
 
     def to_dict(self) -> dict[str, str | int]:
-        """Give the JSON form."""
+        """Return the JSON form."""
         return asdict(self)
 
 
@@ -202,7 +211,7 @@ class ExactFactors(Sketch):
     """
 
     def __call__(self, blocks: Sequence[Block]) -> Tensor:
-        """Give (B, sum over layers of fan_out + fan_in) float32.
+        """Return (B, sum over layers of fan_out + fan_in) float32.
 
         Raises:
             ValueError: if a parameter is no factored weight.

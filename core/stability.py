@@ -125,7 +125,7 @@ def differ_by_seed(first: Manifest, second: Manifest) -> bool:
 
 
 def rank_correlation(first: Sequence[int], second: Sequence[int]) -> float:
-    """Give Spearman's correlation of two top lists over the images in either.
+    """Return Spearman's correlation of two top lists over the images in either.
 
     An image that a list lacks counts as tied with the others that it lacks, one rank below its last. NaN for lists of
     one image or none.
@@ -145,7 +145,7 @@ def rank_correlation(first: Sequence[int], second: Sequence[int]) -> float:
 
 
 def _within(progress: Progress, name: str, done: int, total: int) -> Callable[[str], None]:
-    """Give a way to tell what one repeat is doing, which does not move the bar but may stop the work."""
+    """Return a way to tell what one repeat is doing, which does not move the bar but may stop the work."""
     return lambda stage: progress(f"{name}: {stage}", done, total)
 
 

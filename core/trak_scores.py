@@ -119,7 +119,7 @@ class _Identity(AbstractProjector):
 
 
 def _used(features: np.ndarray) -> np.ndarray:
-    """Give the coordinates that are not zero throughout: a CountSketch of a small network may leave some empty."""
+    """Return the coordinates that are not zero throughout: a CountSketch of a small network may leave some empty."""
     starts = range(0, len(features), _AT_ONCE)
     return np.flatnonzero(np.any([features[start : start + _AT_ONCE].any(axis=0) for start in starts], axis=0))
 

@@ -1,7 +1,8 @@
 """Which training examples does a prediction owe its certainty to, and how much, in nats?
 
+    >>> from pathlib import Path
     >>> import natscope
-    >>> attributor = natscope.open_attributor("bundles/fashion-mnist")
+    >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
     >>> query = attributor.query("test", 12)
     >>> answer = attributor.attribute(query, natscope.Request("info_loss", sigma2=100.0, budget=5))
     >>> len(answer.items)
@@ -14,13 +15,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from natscope.core.answers import Attribution, QueryImage, Request
+    from natscope.core.answers import Attribution, Request
     from natscope.core.attribution import Attributor
     from natscope.core.bundle import Bundle
     from natscope.core.errors import NatscopeError
     from natscope.core.features import FeatureMap
     from natscope.core.greedy import Selection, info_gain, info_gain_approx, info_loss
     from natscope.core.metrics import information_gain, information_loss
+    from natscope.core.pool import Pool
     from natscope.core.sketches import SketchSpec
     from natscope.precompute.attributor import open_attributor
     from natscope.precompute.build import build
@@ -33,7 +35,7 @@ _HOMES = {
     "Bundle": "core.bundle",
     "FeatureMap": "core.features",
     "NatscopeError": "core.errors",
-    "QueryImage": "core.answers",
+    "Pool": "core.pool",
     "Request": "core.answers",
     "Selection": "core.greedy",
     "SketchSpec": "core.sketches",
@@ -52,7 +54,7 @@ __all__ = [
     "Bundle",
     "FeatureMap",
     "NatscopeError",
-    "QueryImage",
+    "Pool",
     "Request",
     "Selection",
     "SketchSpec",

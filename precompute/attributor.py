@@ -22,6 +22,11 @@ def open_attributor(path: Path) -> Attributor:
 
     Raises:
         BundleError: if the bundle cannot be opened, or its network is unknown here or of code that is not trusted.
+
+    >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
+    >>> query = attributor.query("test", 12)
+    >>> attributor.bundle.classes[query.predicted]
+    'Sandal'
     """
     bundle = Bundle(path)
     try:
@@ -64,7 +69,7 @@ def faults(
 def served(
     opened: Sequence[Attributor], methods: Sequence[str], missing: Callable[[Attributor, str], str | None]
 ) -> list[str]:
-    """Give the methods that every bundle can serve.
+    """Return the methods that every bundle can serve.
 
     Args:
         opened: of the bundles.
@@ -81,7 +86,7 @@ def served(
 
 
 def lacks(attributor: Attributor, method: str) -> str | None:
-    """Say in a sentence what a bundle lacks to attribute by a method; None where nothing is missing."""
+    """Return a sentence on what a bundle lacks to attribute by a method; None where nothing is missing."""
     return attributor.missing(METHODS[method])
 
 

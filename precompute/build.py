@@ -66,6 +66,10 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
         BuildError: if settings contradict each other, weights are not finite, or the disk is too full.
         BundleError: if `out` holds something else, or another process is building it.
         DataError: if the data set cannot be had.
+
+    >>> spec = natscope.BuildSpec(per_class=30, sketch=natscope.SketchSpec(dim=64), methods=())
+    >>> len(natscope.build(spec, Path("bundles/small")).array("train_labels"))
+    300
     """
     trust(spec.model.architecture)
     settings = spec.settings()
@@ -103,7 +107,7 @@ def existing(out: Path, settings: dict[str, Any]) -> Bundle:
 
 
 def prepared(spec: BuildSpec, data: Dataset) -> tuple[Dataset, Backdoor | None]:
-    """Give the data that a bundle holds: of some classes, some of each, scaled, poisoned, as the settings say.
+    """Return the data that a bundle holds: of some classes, some of each, scaled, poisoned, as the settings say.
 
     Raises:
         DataError: if a setting makes no sense for this data set.
@@ -140,7 +144,7 @@ def check_recordable(
 
 
 def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple[tuple[int, int], ...] | None:
-    """Give the layers of a network of Linear weights alone, None for others; example is one input.
+    """Return the layers of a network of Linear weights alone, None for others; example is one input.
 
     Raises:
         BuildError: if the sketch cannot be made for this network.
@@ -157,7 +161,7 @@ def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple
 
 
 def _missing(spec: BuildSpec, bundle: Bundle) -> tuple[str, ...]:
-    """Give the methods that were asked for and whose parts the bundle does not hold."""
+    """Return the methods that were asked for and whose parts the bundle does not hold."""
     methods = wanted(spec.methods, count=len(bundle.array("train_labels")), sketch=bundle.sketch_spec)
     return tuple(name for name in methods if METHODS[name].needs and name not in bundle.manifest.methods)
 

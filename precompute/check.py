@@ -93,7 +93,7 @@ def _sampled(spec: BuildSpec, progress: Progress) -> tuple[Dataset, Backdoor | N
 
 
 def _read(images: np.ndarray) -> np.ndarray:
-    """Give the rows that hold an image; those of a folder that were not read are black."""
+    """Return the rows that hold an image; those of a folder that were not read are black."""
     return np.flatnonzero(images.reshape(len(images), -1).any(axis=1))[:_SAMPLED]
 
 

@@ -117,7 +117,7 @@ def first_of_each(data: Dataset, count: int) -> Dataset:
 
 
 def scaled(data: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:
-    """Give the same images with another scaling, that of a network which was trained elsewhere.
+    """Return the same images with another scaling, that of a network which was trained elsewhere.
 
     Raises:
         DataError: if there is not one finite mean and one positive deviation a channel.
@@ -231,7 +231,7 @@ def _downloads() -> Path:
 
 
 def _from_torchvision(name: str, title: str, root: Path, instead: str) -> list[Any]:
-    """Give torchvision's training and test set, downloaded with progress and checked where they are not there yet."""
+    """Return torchvision's training and test set, downloaded with progress and checked where they are not there yet."""
     try:
         import torchvision.datasets
     except ImportError as error:

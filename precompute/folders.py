@@ -153,7 +153,7 @@ def _read(file: Path, side: int) -> np.ndarray:
 
 
 def _listed(path: Path, test_share: float) -> tuple[tuple[str, ...], Labelled, Labelled]:
-    """Give the classes and the files of both splits, by name, so that the order is the same everywhere."""
+    """Return the classes and the files of both splits, by name, so that the order is the same everywhere."""
     try:
         if not path.is_dir():
             raise DataError(f"There is no folder {path}; --dataset folder:PATH names one that holds images by class.")
@@ -185,7 +185,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _class_names(folder: Path) -> list[str]:
-    """Give the classes of a folder; names that some computers or commands could not tell apart are refused."""
+    """Return the classes of a folder; names that some computers or commands could not tell apart are refused."""
     names, known = _subfolders(folder), dict[str, str]()
     for name in names:
         if not name.isprintable():
@@ -200,7 +200,7 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _files(folder: Path, names: Sequence[str]) -> Labelled:
-    """Give the images of every class, at any depth; hidden files and files of other kinds are none."""
+    """Return the images of every class, at any depth; hidden files and files of other kinds are none."""
     return [
         (file, label)
         for label, name in enumerate(names)
@@ -210,7 +210,7 @@ def _files(folder: Path, names: Sequence[str]) -> Labelled:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Give the images in a folder and those below it, and never follow a link to a folder there: it may be a loop."""
+    """Return the images in a folder and those below it, and never follow a link to a folder there: it may be a loop."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -260,7 +260,7 @@ def _complaint(path: Path, broken: Sequence[str], count: int) -> str:
 
 
 def _moments(images: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Give mean and standard deviation of each channel, white being 1, in four digits that a manifest shows whole."""
+    """Return mean and standard deviation of each channel, white being 1, in four digits that a manifest shows whole."""
     channels = 1 if images.ndim == 3 else 3
     mean, square, count = np.zeros(channels), np.zeros(channels), len(rows) * images.shape[1] * images.shape[2]
     for part in np.array_split(rows, len(rows) // 1000 + 1):

@@ -20,7 +20,7 @@ class Kept:
         self._parts = _read(path)
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Give a part, computing and keeping it if it is not there yet.
+        """Return a part, computing and keeping it if it is not there yet.
 
         Args:
             name: everything that the part depends on.
@@ -42,15 +42,15 @@ class Kept:
         return name in self._parts
 
     def __getitem__(self, name: str) -> Any:
-        """Give a finished part; raises KeyError where it is not."""
+        """Return a finished part; raises KeyError where it is not."""
         return self._parts[name]
 
     def parts(self) -> dict[str, Any]:
-        """Give all finished parts by name, the oldest first."""
+        """Return all finished parts by name, the oldest first."""
         return dict(self._parts)
 
     def beside(self, name: str) -> Path:
-        """Give a file beside this one for a part's own work in progress; `discard` removes it too."""
+        """Return a file beside this one for a part's own work in progress; `discard` removes it too."""
         return self.path.with_suffix(f".{name}")
 
     def discard(self) -> None:

@@ -39,7 +39,7 @@ class ModelSpec:
     bias: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as JSON-able values."""
+        """Return the fields as JSON-able values."""
         return asdict(self) | {"widths": None if self.widths is None else list(self.widths)}
 
     @classmethod
@@ -134,7 +134,7 @@ class Residual(nn.Module):
         self.block = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give x + block(x)."""
+        """Return x + block(x)."""
         return x + self.block(x)
 
 
@@ -147,7 +147,7 @@ class Scale(nn.Module):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give factor · x."""
+        """Return factor · x."""
         return self.factor * x
 
 

@@ -123,7 +123,7 @@ class Parts:
 
 
 def _content(file: Path) -> bytes:
-    """Give a file's bytes; kronfluence's tensors without their metadata, whose order is another in every run."""
+    """Return a file's bytes; kronfluence's tensors without their metadata, whose order is another in every run."""
     if file.suffix == ".safetensors":
         return safetensors.torch.save(safetensors.torch.load_file(file))
     return file.read_bytes()

@@ -92,12 +92,12 @@ def fit(picture: Image.Image, size: tuple[int, int], channels: int) -> np.ndarra
 
 
 def border_colour(pixels: np.ndarray) -> np.ndarray:
-    """Give the median colour along the border of an image (H, W) or (H, W, 3), a number or (3,)."""
+    """Return the median colour along the border of an image (H, W) or (H, W, 3), a number or (3,)."""
     return np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
 
 
 def _decode(data: bytes, filename: str) -> Image.Image:
-    """Give the upright picture as RGB."""
+    """Return the upright picture as RGB."""
     Image.init()
     formats = [name for name in _BY_FORMAT if name in Image.OPEN]
     try:
@@ -167,7 +167,7 @@ def _scaled(values: np.ndarray, *, full_range: bool) -> np.ndarray:
 
 
 def _on_background(image: Image.Image) -> Image.Image:
-    """Give RGB; transparent parts become white if what is visible is dark, else black."""
+    """Return RGB; transparent parts become white if what is visible is dark, else black."""
     if image.mode != "RGBA":
         return image.convert("RGB")
     alpha = np.asarray(image.getchannel("A"), dtype=np.float32)

@@ -29,7 +29,7 @@ class PoisonSpec:
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as JSON-able values."""
+        """Return the fields as JSON-able values."""
         return asdict(self)
 
 

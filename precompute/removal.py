@@ -63,14 +63,14 @@ class Ladder:
 
 
 def identity_of(bundle: Bundle) -> str:
-    """Give a name of the network, its recipe and its data: what a training depends on, and no more of the bundle."""
+    """Return a name of the network, its recipe and its data: what a training depends on, and no more of the bundle."""
     files = [bundle.manifest.files[name].sha256 for name in ("weights", "train_images", "train_labels")]
     text = json.dumps([files, bundle.manifest.training, bundle.manifest.dataset["mean"]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def name_of(image: np.ndarray, target: int, rows: Sequence[int]) -> str:
-    """Give a name of what is asked once some training images are removed, whatever their order."""
+    """Return a name of what is asked once some training images are removed, whatever their order."""
     digest = hashlib.sha256(np.ascontiguousarray(image).tobytes())
     digest.update(f"{target} {sorted(rows)}".encode())
     return digest.hexdigest()[:24]

@@ -21,7 +21,7 @@ _WAITED_FOR = 30_000 * 32 * 32  # pixels, counted in every epoch: two minutes of
 
 
 def recipe_of(bundle: Bundle) -> TrainingSpec:
-    """Give the recipe that a bundle's network was trained by.
+    """Return the recipe that a bundle's network was trained by.
 
     Raises:
         BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
@@ -70,7 +70,7 @@ def retrain(
 
 
 def too_slow(bundle: Bundle, *, linear: bool, count: int | None = None) -> str | None:
-    """Say in a sentence why this bundle's network is not trained again while somebody waits; None if it can be.
+    """Return a sentence on why this bundle's network is not trained again while somebody waits; None if it can be.
 
     Args:
         bundle: whose network and recipe; it is not built to see.
@@ -90,7 +90,7 @@ def too_slow(bundle: Bundle, *, linear: bool, count: int | None = None) -> str |
 
 
 def patience(*, linear: bool) -> str:
-    """Say about how long it takes to train a network twice, given whether its parameters are of `Linear` layers."""
+    """Return about how long training a network twice takes, given whether it has `Linear` layers alone."""
     return "half a minute" if linear else "a few minutes"
 
 

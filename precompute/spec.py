@@ -50,6 +50,9 @@ class BuildSpec:
         methods: whose own parts the bundle is to hold; the usual ones when None. More can be added later.
         ekfac: how Kronfluence's factors are fitted; as usual for the network when None.
         command: what to type to build this bundle (without --out), for messages.
+
+    >>> natscope.BuildSpec(classes=(0, 1), sketch=natscope.SketchSpec(dim=1024)).dataset
+    'fashion-mnist-quarter'
     """
 
     name: str = "Fashion-MNIST (25 %), MLP"
@@ -71,7 +74,7 @@ class BuildSpec:
     command: str = "natscope precompute"
 
     def settings(self) -> dict[str, Any]:
-        """Give what makes the bundle as JSON-able values, loaded weights by their checksum."""
+        """Return what makes the bundle as JSON-able values, loaded weights by their checksum."""
         values = asdict(self)
         del values["command"]  # words for people: they change no other byte
         del values["methods"], values["ekfac"]  # parts that come and go without changing the rest
@@ -133,7 +136,7 @@ def estimated_bytes(
 
 
 def wanted(methods: tuple[str, ...] | None, *, count: int, sketch: SketchSpec) -> tuple[str, ...]:
-    """Give the methods whose parts a bundle is to hold, in order.
+    """Return the methods whose parts a bundle is to hold, in order.
 
     Args:
         methods: names that were asked for; the usual ones, as far as they can be had, when None.

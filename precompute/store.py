@@ -89,7 +89,7 @@ class Store:
         self._records[name] = FileRecord(relative, file.stat().st_size, "", shape, dtype)
 
     def checked_records(self) -> dict[str, FileRecord]:
-        """Give the records of all files, with their checksums."""
+        """Return the records of all files, with their checksums."""
         files = {}
         for count, (name, record) in enumerate(sorted(self._records.items())):
             self.progress("Checksums", count, len(self._records))

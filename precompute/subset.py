@@ -66,7 +66,7 @@ def train_on(
 
 
 def ask(bundle: Bundle, model: nn.Module, subset: Subset) -> dict[str, Any]:
-    """Give a network's `accuracies`, in the precision of the bundle's training."""
+    """Return a network's `accuracies`, in the precision of the bundle's training."""
     dataset, images = bundle.manifest.dataset, np.asarray(bundle.array("test_images"))
     rows = np.arange(len(images)) if subset.measured is None else np.union1d(subset.asked, subset.measured)
     logits = np.zeros((len(images), len(bundle.classes)), dtype=np.float32)
@@ -97,7 +97,7 @@ def train_on_all(bundle: Bundle, subsets: Sequence[Subset], *, kept: Kept, progr
 def accuracies(
     bundle: Bundle, logits: np.ndarray, asked: np.ndarray, measured: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Give the accuracy of logits (T, C) on the test images that had no say, "others", and on those "asked".
+    """Return the accuracy of logits (T, C) on the test images that had no say, "others", and on those "asked".
 
     A share of None says that there is no such image; `measured` is as in `Subset`.
     """

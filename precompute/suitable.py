@@ -118,7 +118,7 @@ class _Trail:
     ran: list[str] = field(default_factory=list)
 
     def where(self, error: BaseException) -> str:
-        """Say in which layer the pass stopped, and why, as the end of a sentence."""
+        """Return in which layer the pass stopped, and why, as the end of a sentence."""
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].strip().rstrip(".")
         if not self.inside or not self.inside[-1][0]:
             return f" ({reason})"
@@ -253,7 +253,7 @@ def _differs(found: Tensor, wanted: Tensor | None) -> bool:
 
 
 def _wanted(module: nn.Module, shape: tuple[int, ...]) -> str:
-    """Say what a layer takes and what it got, where its own size tells."""
+    """Return a sentence on what a layer takes and what it got, where its own size tells."""
     if isinstance(module, nn.Conv2d) and len(shape) == 4 and shape[1] != module.in_channels:
         return f"takes {module.in_channels} channels and gets {shape[1]}"
     if isinstance(module, nn.Linear) and shape and shape[-1] != module.in_features:

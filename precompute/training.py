@@ -59,7 +59,7 @@ class TrainingSpec:
     precision: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields as JSON-able values; later ones only where they are not at their default."""
+        """Return the fields as JSON-able values; later ones only where they are not at their default."""
         usual = {"warmup_epochs": 0, "augment": False, "precision": "float32"}
         return {key: value for key, value in asdict(self).items() if key not in usual or value != usual[key]}
 
@@ -160,7 +160,7 @@ def train(
 
 
 def _rate(spec: TrainingSpec, epochs_done: float) -> float:
-    """Give the learning rate after a number of epochs, a fraction for steps within one."""
+    """Return the learning rate after a number of epochs, a fraction for steps within one."""
     left = spec.epochs - epochs_done
     falling = left / spec.decay_epochs if spec.decay_epochs else 1.0
     rising = epochs_done / spec.warmup_epochs if spec.warmup_epochs else 1.0
@@ -180,7 +180,7 @@ def augmented(images: Tensor, random: np.random.Generator) -> Tensor:
 
 
 def apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give weights as safetensors takes them: contiguous, and no two in the same memory, as tied ones are."""
+    """Return weights as safetensors takes them: contiguous, and no two in the same memory, as tied ones are."""
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
 
 
@@ -192,7 +192,7 @@ def logits_of(
     std: Sequence[float],
     precision: str = "float32",
 ) -> np.ndarray:
-    """Give a network's logits (N, C) float32 for stored images (N, H, W) or (N, H, W, 3) uint8, some at a time."""
+    """Return a network's logits (N, C) float32 for stored images (N, H, W) or (N, H, W, 3) uint8, some at a time."""
     inputs = ImageInputs(images, mean, std)
     with torch.no_grad(), _autocast(precision, torch.device("cpu")):
         parts = [model(inputs[start : start + _AT_ONCE]) for start in range(0, len(inputs), _AT_ONCE)]
@@ -200,7 +200,7 @@ def logits_of(
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Give the share of rows of logits (N, C) whose largest entry is at the label (N,)."""
+    """Return the share of rows of logits (N, C) whose largest entry is at the label (N,)."""
     return float(np.mean(logits.argmax(axis=1) == labels))
 
 

@@ -158,7 +158,7 @@ def tune_coresets(
 
 
 def best(curve: Sequence[dict[str, Any]]) -> float:
-    """Give the sigma2 with the highest score; of several the one nearest to 1, where solves are exact."""
+    """Return the sigma2 with the highest score; of several the one nearest to 1, where solves are exact."""
     highest = max(point["mean"] for point in curve)
     return float(min((p["sigma2"] for p in curve if p["mean"] == highest), key=lambda s: abs(math.log10(s))))
 

@@ -73,7 +73,7 @@ class Work:
         return self._files[name][1]
 
     def publish(self, out: Path) -> None:
-        """Give the finished folder its name, in one step."""
+        """Return the finished folder its name, in one step."""
         for name in (_JOURNAL, CHECKPOINT, _SETTINGS):
             (self.path / name).unlink(missing_ok=True)
         for file in self.path.rglob("*.tmp"):  # of a process that was killed while it wrote
@@ -100,7 +100,7 @@ def _read(journal: Path) -> tuple[dict[str, int], dict[str, tuple[str, str]]]:
 
 
 def _made_with(path: Path) -> dict[str, Any] | None:
-    """Give the settings and versions that an unfinished bundle was begun with; None if natscope did not make it."""
+    """Return the settings and versions that an unfinished bundle was begun with; None if natscope did not make it."""
     try:
         if (path / _SETTINGS).is_file():
             known = json.loads((path / _SETTINGS).read_text())

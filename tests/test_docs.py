@@ -1,14 +1,20 @@
 """The README and the other pages, held to what the code does."""
 
+import ast
+import doctest
 import re
 import shlex
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import torch
 
-from natscope.app.cli import natscope
+import natscope
+from natscope.app.cli import natscope as commands
 from natscope.app.cli_precompute import _command
 from natscope.app.figures_brittleness import flips_table
 from natscope.app.figures_coreset import coreset_table
@@ -22,6 +28,7 @@ from natscope.core.answers import Request
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.spec import BuildSpec
 from natscope.precompute.training import RECIPES, TrainingSpec
+from tests.conftest import syntax_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,6 +37,28 @@ SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 
 def blocks(language, page=README):
     return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+@pytest.mark.parametrize("name", [None, *natscope.__all__])
+def test_the_examples_of_the_public_names_run(name, bundle_path, tmp_path, monkeypatch):
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "fashion-mnist").symlink_to(bundle_path)
+    monkeypatch.chdir(tmp_path)
+    documented = natscope if name is None else getattr(natscope, name)
+    known = {"natscope": natscope, "np": np, "torch": torch, "Path": Path}
+    found = [t for t in doctest.DocTestFinder(recurse=False).find(documented, name, globs=known) if t.examples]
+    assert len(found) == 1
+    told = StringIO()
+    assert doctest.DocTestRunner().run(found[0], out=told.write).failed == 0, told.getvalue()
+
+
+def test_the_public_names_are_few_and_the_same_to_tools_that_only_read(tmp_path):
+    assert len(natscope.__all__) <= 20
+    tree = syntax_of(ROOT / "natscope" / "__init__.py")
+    imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and str(n.module).startswith("natscope.")]
+    assert sorted(alias.name for node in imported for alias in node.names) == sorted(natscope.__all__) == dir(natscope)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = natscope.nothing
 
 
 def test_the_python_examples_run(capsys):
@@ -46,7 +75,7 @@ def test_every_command_of_a_page_exists_with_its_options(page, least):
     for line in lines:
         words = shlex.split(line)
         assert words[0] == "natscope"
-        command = natscope.get_command(click.Context(natscope), words[1])
+        command = commands.get_command(click.Context(commands), words[1])
         assert command is not None, f"there is no command {words[1]}"
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known
@@ -56,7 +85,7 @@ def test_every_command_of_a_page_exists_with_its_options(page, least):
     "option", re.findall(r"--[a-z][a-z0-9-]+", README.split("## Settings")[1].split("## How far")[0])
 )
 def test_every_option_of_the_settings_table_exists(option):
-    known = {o for c in natscope.commands.values() for p in c.params for o in (*p.opts, *p.secondary_opts)}
+    known = {o for c in commands.commands.values() for p in c.params for o in (*p.opts, *p.secondary_opts)}
     assert option in known
 
 
@@ -77,14 +106,14 @@ def test_the_defaults_of_the_settings_table_are_those_of_the_code():
 
 
 def test_the_command_lines_defaults_are_those_of_the_library():
-    options = {p.name: p.default for p in natscope.commands["attribute"].params}
+    options = {p.name: p.default for p in commands.commands["attribute"].params}
     for field in fields(Request):
         if field.name == "sigma2":
-            typed = natscope.commands["attribute"].make_context("attribute", ["--bundle", "x"]).params
+            typed = commands.commands["attribute"].make_context("attribute", ["--bundle", "x"]).params
             assert typed["sigma2"] is None  # the bundle's own, where it was tuned
         elif field.name != "target":
             assert options[field.name] == field.default, field.name
-    options, spec = {p.name: p.default for p in natscope.commands["precompute"].params}, BuildSpec()
+    options, spec = {p.name: p.default for p in commands.commands["precompute"].params}, BuildSpec()
     usual = {"dataset": spec.dataset, "outputs": spec.outputs, "ntk": spec.ntk, "seed": spec.training.seed}
     for name, value in usual.items():
         assert options[name] == value, name
@@ -93,7 +122,7 @@ def test_the_command_lines_defaults_are_those_of_the_library():
 
 
 def test_the_help_of_each_setting_of_a_recipe_names_its_defaults():
-    said = {p.name: p.help for p in natscope.commands["precompute"].params}
+    said = {p.name: p.help for p in commands.commands["precompute"].params}
     words = {True: "on", False: "off"}
     for field in fields(TrainingSpec):
         if field.name == "seed":
@@ -109,7 +138,7 @@ def test_the_help_of_each_setting_of_a_recipe_names_its_defaults():
     "words", [[], ["--no-augment"], ["--augment"], ["--skip-broken", "--no-ntk"], ["--mean", "0,0"]]
 )
 def test_a_command_that_is_written_down_is_the_one_that_was_typed(words):
-    command = natscope.commands["precompute"]
+    command = commands.commands["precompute"]
     options = command.make_context("precompute", list(words)).params
     assert _command(options, command.params).split()[2:] == words
 
@@ -136,7 +165,7 @@ def test_the_bounds_of_the_page_on_serving_are_those_of_the_code():
     assert said["an uploaded image"] == (
         f"{LARGEST_BYTES / 1e6:g} MB, read in a process that is ended after {SECONDS:g} s or {MEMORY / 2**20:g} MB"
     )
-    options = {o: p.default for p in natscope.commands["app"].params for o in p.opts}
+    options = {o: p.default for p in commands.commands["app"].params for o in p.opts}
     for option in ("--host", "--port", "--allowed-host", "--base-path", "--jobs", "--memory"):
         assert f"`{option}`" in said
         assert option in options

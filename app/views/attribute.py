@@ -59,7 +59,7 @@ def _title(query: QueryImage) -> str:
 
 
 def _view(attributor: Served, path: Path) -> View:
-    """Give the session's view; a new session takes it from the address."""
+    """Return the session's view; a new session takes it from the address."""
     if "view" not in st.session_state or st.session_state.get("view_bundle") != str(path):
         view, complaints = state.read_link(st.query_params, len(attributor.bundle.classes))
         if "sigma2" not in st.query_params:
@@ -70,7 +70,7 @@ def _view(attributor: Served, path: Path) -> View:
 
 
 def _restore_controls(view: View) -> None:
-    """Give the controls the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
+    """Return the controls the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
     target = _ITS_ANSWER if view.target is None else view.target
     values = (view.method, state.exponent_of(view.sigma2), view.budget, view.pool, view.conditioning, target)
     for key, value in zip(_WIDGETS, values, strict=True):
@@ -255,7 +255,7 @@ def _cards(result: Attribution, images: np.ndarray, classes: tuple[str, ...]) ->
 
 
 def _amounts(result: Attribution) -> list[float]:
-    """Give what each image adds: nats, or its score where a method has none."""
+    """Return what each image adds: nats, or its score where a method has none."""
     if result.nats is None:
         return [i.score for i in result.items]
     return np.diff([i.nats for i in result.items], prepend=0.0).tolist()

@@ -244,7 +244,7 @@ def _flipped(pattern: np.ndarray, place: int) -> str:
 
 
 def _turned(scene: Scene, pattern: np.ndarray) -> float:
-    """Give the share of the class's test images that the network gets right whose answer the patch turns wrong."""
+    """Return the share of the class's test images that the network gets right whose answer the patch turns wrong."""
     text = "".join(map(str, pattern.ravel()))
     return _turned_share(scene.attributor.bundle.identity, scene.base, text, scene, pattern)
 

@@ -52,20 +52,20 @@ class Scene:
 
 
 def measured_for(attributor: Served) -> dict[str, Any] | None:
-    """Give the experiment that ships about this bundle's kind of network; the first one where there is none."""
+    """Return the experiment that ships about this bundle's kind of network; the first one where there is none."""
     results, network = backdoor_results(), ModelSpec.from_dict(attributor.bundle.manifest.model).title
     alike = [result for result in results if result["setting"]["network"] == network]
     return next(iter(alike or results), None)
 
 
 def tuned_sigma2(method: str, result: dict[str, Any] | None) -> float:
-    """Give the sigma2 that was chosen for a method in an experiment, on queries that it does not report."""
+    """Return the sigma2 that was chosen for a method in an experiment, on queries that it does not report."""
     found = [row["sigma2"] for row in (result or {"rows": []})["rows"] if row["method"] == method]
     return float(found[0]) if found and found[0] is not None else 1.0
 
 
 def weak(names: tuple[str, ...], result: dict[str, Any] | None) -> str:
-    """Give the method that found least in an experiment, though more than twice as much as chance."""
+    """Return the method that found least in an experiment, though more than twice as much as chance."""
     if result is None:
         return names[-1]
     chance = result["attack"]["base_rate"]["mean"]
@@ -74,7 +74,7 @@ def weak(names: tuple[str, ...], result: dict[str, Any] | None) -> str:
 
 
 def chance(scene: Scene, count: int) -> float:
-    """Give how many of the culprits among so many images of the pool chance would find."""
+    """Return how many of the culprits among so many images of the pool chance would find."""
     pool = int((scene.attributor.train_labels == scene.target).sum())
     return count * len(scene.backdoor.culprits(scene.base)) / pool
 

@@ -192,6 +192,6 @@ def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
 
 
 def _area(hits: np.ndarray) -> float:
-    """Give the area under the ROC curve of a whole ranking: the share of (planted, honest) pairs in the right order."""
+    """Return the area under the ROC curve of a ranking: the share of (planted, honest) pairs in the right order."""
     honest = np.cumsum(~hits)
     return float(1 - honest[hits].sum() / (hits.sum() * (~hits).sum()))

@@ -223,7 +223,7 @@ def _settings(attributor: Served) -> ComparisonView:
 
 
 def _restore(view: ComparisonView, attributor: Served) -> None:
-    """Give the controls the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
+    """Return the controls the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
     now, known = attributor.usable(fast=True), f"{_KEY}usable"
     if not view.methods and st.session_state.get(known, now) != now:
         st.session_state.pop(f"{_KEY}methods", None)  # a method that became ready joins those that were not chosen

@@ -53,7 +53,7 @@ def query_controls(attributor: Served, view: CoresetView) -> CoresetView:
 
 
 def asked(attributor: Served, view: CoresetView) -> np.ndarray:
-    """Give the numbers of the test images that a view asks about, (Q,) int64.
+    """Return the numbers of the test images that a view asks about, (Q,) int64.
 
     Raises:
         QueryError: if there is none.
@@ -78,7 +78,7 @@ def asked(attributor: Served, view: CoresetView) -> np.ndarray:
 
 
 def whom(attributor: Served, view: CoresetView, count: int) -> str:
-    """Say in words who is asked about (Markdown)."""
+    """Return a sentence on who is asked about (Markdown)."""
     name = escape.markdown(attributor.bundle.classes[view.label])
     return {
         "random": f"{count} test images",

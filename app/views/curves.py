@@ -154,7 +154,7 @@ def _live(attributor: Served, view: CurvesView) -> None:
 
 
 def _finding(upper: Sequence[Curve], lower: Sequence[Curve], view: CurvesView) -> str:
-    """Say in words at which sigma2 nearly everything is found, and how close the approximation is."""
+    """Return a sentence on the sigma2 at which nearly everything is found, and how close the approximation is."""
     enough = [curve.line.sigma2 for curve in upper if curve.mean.min() >= 0.99]
     worst = min(upper, key=lambda curve: curve.mean[-1])
     size = len(worst.mean)

@@ -154,7 +154,7 @@ def _turner(text: str, split: str, page: int, *, disabled: bool, help_text: str)
 
 
 def _filtered(logits: np.ndarray, labels: np.ndarray, wanted: int | None, outcome: str) -> np.ndarray:
-    """Give the numbers of the images that fit the filters, (n,) int64."""
+    """Return the numbers of the images that fit the filters, (n,) int64."""
     keep = np.ones(len(labels), dtype=bool) if wanted is None else labels == wanted
     if outcome == "Right":
         keep &= logits.argmax(1) == labels

@@ -71,7 +71,7 @@ def stability(attributor: Served, name: str, query: QueryImage, requests: Sequen
 
 
 def _siblings(attributor: Served) -> list[Bundle]:
-    """Give the served bundles that differ from this one by their training seed alone."""
+    """Return the served bundles that differ from this one by their training seed alone."""
     found = []
     for path in shared.bundle_paths().values():
         try:
@@ -122,7 +122,7 @@ def _results(attributor: Served, found: list[Stability] | None, kind: str) -> No
 
 
 def finding(result: Stability, kind: str) -> str:
-    """Say in words what of a ranking is stable (Markdown).
+    """Return a sentence on what of a ranking is stable (Markdown).
 
     Args:
         result: of one method.

@@ -110,13 +110,13 @@ def draw_queries(attributor: Attributor, count: int, *, seed: int) -> list[tuple
 
 
 def fooled_queries(attributor: Attributor) -> np.ndarray:
-    """Give all test images that the network gets right and takes, once stamped, for what the attack aims at, int64."""
+    """Return the test images that the network gets right and takes, once stamped, for the attack's target, int64."""
     right = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) == attributor.test_labels
     return np.flatnonzero(right & fooled(attributor))
 
 
 def backdoor_of(attributor: Attributor) -> Backdoor:
-    """Give the backdoor of a poisoned bundle.
+    """Return the backdoor of a poisoned bundle.
 
     Raises:
         QueryError: if the bundle is not poisoned.
@@ -131,7 +131,7 @@ def backdoor_of(attributor: Attributor) -> Backdoor:
 
 
 def fooled(attributor: Attributor) -> np.ndarray:
-    """Tell for each test image whether the network takes its stamped version for what the attack aims at, (T,) bool."""
+    """Return for each test image whether its stamped version is taken for what the attack aims at, (T,) bool."""
     bundle = attributor.bundle
     if bundle.has("test_fooled"):
         return np.array(bundle.array("test_fooled"))
@@ -140,13 +140,13 @@ def fooled(attributor: Attributor) -> np.ndarray:
 
 
 def stamped_query(attributor: Attributor, backdoor: Backdoor, index: int) -> QueryImage:
-    """Give a test image with its class's patch, as a query."""
+    """Return a test image with its class's patch, as a query."""
     image = np.asarray(attributor.bundle.array("test_images")[index])
     return attributor.upload(backdoor.stamped(image[None], attributor.test_labels[[index]])[0])
 
 
 def choose_sigma2(tuning: Sequence[dict[str, list[float]]]) -> dict[str, float]:
-    """Give each method's sigma2 of the highest mean recall over bundles; the smallest of several."""
+    """Return each method's sigma2 of the highest mean recall over bundles; the smallest of several."""
     return {
         name: SIGMA2S[int(np.argmax(np.round(np.mean([part[name] for part in tuning], axis=0), 9)))]
         for name in tuning[0]
@@ -154,7 +154,7 @@ def choose_sigma2(tuning: Sequence[dict[str, list[float]]]) -> dict[str, float]:
 
 
 def mean_and_error(values: Sequence[float]) -> dict[str, Any]:
-    """Give the mean of values, one a bundle, its standard error (None for one value), and the values."""
+    """Return the mean of values, one a bundle, its standard error (None for one value), and the values."""
     error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "error": error, "values": list(values)}
 
@@ -191,7 +191,7 @@ def _part(kept: Kept, attributor: Attributor, name: str, size: dict[str, Any], c
 def _tune(
     attributor: Attributor, names: Sequence[str], *, queries: int, seed: int, progress: Progress
 ) -> dict[str, list[float]]:
-    """Give each method's mean recall at every sigma2, over queries that are not reported."""
+    """Return each method's mean recall at every sigma2, over queries that are not reported."""
     drawn = draw_queries(attributor, queries + TUNED_ON, seed=seed)[queries:]
     recalls = {name: np.zeros((len(SIGMA2S), len(drawn))) for name in names}
     asked = [(stamped_query(attributor, backdoor_of(attributor), index), base) for index, base in drawn]
@@ -228,7 +228,7 @@ def _measure(
 def _found(
     attributor: Attributor, query: QueryImage, base: int, name: str, sigma2: float, budget: int, *, seed: int = 0
 ) -> tuple[float, float]:
-    """Give recall@50 and the reciprocal rank of the first poisoned image."""
+    """Return recall@50 and the reciprocal rank of the first poisoned image."""
     backdoor = backdoor_of(attributor)
     request = Request(name, sigma2=sigma2, budget=budget, target=int(backdoor.targets[base]), seed=seed)
     ranking = [item.train_index for item in attributor.attribute(query, request).items]
@@ -270,7 +270,7 @@ def _result(
 
 
 def finding(rows: Sequence[dict[str, Any]], audits: Sequence[dict[str, Any]], chance: float) -> str:
-    """Say in words who finds most, as far as the standard errors tell, and what the audit does on unseen seeds."""
+    """Return a sentence on who finds most, as far as standard errors tell, and the audit on unseen seeds."""
     best = max(rows, key=lambda row: row["recall"]["mean"])["recall"]
     first = [
         METHODS[row["method"]].title

@@ -93,7 +93,7 @@ def run(
 
 
 def most_removed(attributor: Attributor) -> int:
-    """Give the most images that can be removed so that one of every class is left."""
+    """Return the most images that can be removed so that one of every class is left."""
     counts = np.bincount(attributor.train_labels)
     return max(1, int(counts[counts > 0].min()) - 1)
 
@@ -107,7 +107,7 @@ def rank(
     kept: Kept,
     progress: Progress,
 ) -> dict[str, list[tuple[int, ...]]]:
-    """Give each method's ranking of the pool for each image.
+    """Return each method's ranking of the pool for each image.
 
     Args:
         attributor: of the bundle.
@@ -141,7 +141,7 @@ def _ranked(
 
 
 def flips(runs: Sequence[dict[str, Any]], grid: Sequence[int]) -> np.ndarray:
-    """Tell for each query and each M of the grid whether the prediction flipped at or before it, (Q, M) bool."""
+    """Return for each query and each M of the grid whether the prediction flipped at or before it, (Q, M) bool."""
     found = np.zeros((len(runs), len(grid)), dtype=bool)
     for place, run_ in enumerate(runs):
         steps = [step for step, after in enumerate(run_["after"]) if after["predicted"] != run_["class"]]
@@ -164,7 +164,7 @@ def _row(name: str, opened: Sequence[Attributor], runs: list[dict[str, Any]], gr
 
 
 def share_and_error(values: np.ndarray) -> dict[str, float | None]:
-    """Give the mean of values, one a query, and its standard error (None for one value)."""
+    """Return the mean of values, one a query, and its standard error (None for one value)."""
     error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "error": error}
 
@@ -187,7 +187,7 @@ def _result(
 
 
 def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> str:
-    """Say in words whether the paper's claims hold here: at how many budgets, and which baseline flips most."""
+    """Return a sentence on whether the paper's claims hold here: at how many budgets, and which baseline flips most."""
     means = {row["method"]: np.array([value["mean"] for value in row["flips"]]) for row in rows}
     ours = [name for name in INFORMATION if name in means]
     baselines = [name for name in means if name not in INFORMATION]

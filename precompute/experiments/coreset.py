@@ -91,13 +91,13 @@ def run(
 
 
 def budgets(count: int, largest: int | None = None) -> tuple[int, ...]:
-    """Give the sizes of coresets of N = `count` training images up to the largest, rising."""
+    """Return the sizes of coresets of N = `count` training images up to the largest, rising."""
     largest = max(1, round(SHARES[-1] * count)) if largest is None else min(largest, count)
     return tuple(sorted({max(1, round(share * count)) for share in SHARES if share * count < largest} | {largest}))
 
 
 def _checked(opened: Sequence[Attributor], methods: Sequence[str], queries: int) -> list[str]:
-    """Give the methods that every bundle can serve."""
+    """Return the methods that every bundle can serve."""
     for attributor in opened:
         recipe_of(attributor.bundle)
         Coresets(attributor)
@@ -113,7 +113,7 @@ def _checked(opened: Sequence[Attributor], methods: Sequence[str], queries: int)
 
 
 def _reported(attributor: Attributor) -> np.ndarray:
-    """Give the test indices on which sigma2 was not chosen, (T',) int64."""
+    """Return the test indices on which sigma2 was not chosen, (T',) int64."""
     tests = np.arange(len(attributor.test_labels))
     return tests[~held_out(tests)]
 
@@ -180,7 +180,7 @@ def _result(
 
 
 def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str, Any]) -> str:
-    """Say in words which choice is the best at the smallest and the largest budget, and how random ones fare."""
+    """Return a sentence on the best choice at the smallest and the largest budget, and how random ones fare."""
     parts = []
     for place in sorted({0, len(grid) - 1}):
         best = max(rows, key=lambda row: row["accuracy"][place]["mean"])
@@ -201,7 +201,7 @@ def title(row: dict[str, Any]) -> str:
 
 
 def _above_random(rows: Sequence[dict[str, Any]]) -> str:
-    """Say which choices are above random ones of the same kind, and at how many budgets."""
+    """Return a sentence on which choices are above random ones of the same kind, and at how many budgets."""
     told = []
     for balanced in (False, True):
         kind = {
@@ -216,7 +216,7 @@ def _above_random(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Tell what coresets of one size, one a bundle, are made of.
+    """Return what coresets of one size, one a bundle, are made of.
 
     Args:
         labels: (N,) of the training images.
@@ -232,7 +232,7 @@ def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int
 
 
 def _why(rows: Sequence[dict[str, Any]]) -> str:
-    """Say of which free choices most images are of one class, and of which the network gets many wrong."""
+    """Return a sentence on which free choices are mostly of one class, and which the network often gets wrong."""
     free = [row for row in rows if not row["balanced"] and row.get("makeup", {"images": 0})["images"] >= _TOLD]
     told = []
     for field, least, text in (

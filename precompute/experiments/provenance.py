@@ -18,7 +18,7 @@ TUNED = {"margin": "tuning.json", "coreset": "coreset-tuning.json"}
 def provenance(
     experiment: str, opened: Sequence[Attributor], settings: dict[str, int], *, methods: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Give the fields by which a result can be made again.
+    """Return the fields by which a result can be made again.
 
     Args:
         experiment: its name.
@@ -52,7 +52,7 @@ def provenance(
 
 
 def choices(manifest: Manifest) -> dict[str, dict[str, Any]]:
-    """Give what `natscope tune` wrote into a manifest, by what it is for, as in TUNED."""
+    """Return what `natscope tune` wrote into a manifest, by what it is for, as in TUNED."""
     tuned = manifest.tuned or {}
     found = {"margin": tuned if "sigma2" in tuned else {}, "coreset": tuned.get("coreset", {})}
     return {kind: values for kind, values in found.items() if values}

@@ -91,7 +91,7 @@ def run(attributor: Attributor, *, queries: int, budget: int, seed: int, progres
 
 
 def finding(upper: Sequence[Curve], lower: Sequence[Curve]) -> str:
-    """Say in words whether the paper's two claims hold: least share above 10^4, and the gap at 10^3."""
+    """Return a sentence on whether the paper's two claims hold: least share above 10^4, and the gap at 10^3."""
     large = [curve for curve in upper if curve.line.sigma2 >= 1e4]
     least = min(float(curve.mean.min()) for curve in large)
     gap = float(np.abs(lower[0].mean - lower[1].mean).max())

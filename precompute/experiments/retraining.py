@@ -79,7 +79,7 @@ def _of_each_class(attributor: Attributor, queries: int, seed: int) -> list[tupl
 
 
 def _recipe(attributor: Attributor) -> TrainingSpec:
-    """Give how the network was trained; where its weights were loaded, how networks of its kind usually are."""
+    """Return how the network was trained; where its weights were loaded, how networks of its kind usually are."""
     manifest = attributor.bundle.manifest
     usual = RECIPES.get(manifest.model["architecture"])
     return usual if usual and "weights" in manifest.training else recipe_of(attributor.bundle)
@@ -88,7 +88,7 @@ def _recipe(attributor: Attributor) -> TrainingSpec:
 def _found(
     attributor: Attributor, method: str, drawn: list[tuple[int, int]], budget: int, seed: int, progress: Progress
 ) -> list[int]:
-    """Give the training images that a method names for any of the queries, rising."""
+    """Return the training images that a method names for any of the queries, rising."""
     backdoor, found = backdoor_of(attributor), set()
     for done, (index, base) in enumerate(drawn):
         progress(f"Asking {METHODS[method].title}", done, len(drawn))
@@ -141,7 +141,7 @@ def _result(
 
 
 def finding(rows: Sequence[dict[str, Any]], poisoned: int) -> str:
-    """Say in words what became of the attack."""
+    """Return a sentence on what became of the attack."""
     before = rows[0]
     parts = [
         f"without the {row['removed']} images that {METHODS[row['method']].title} names, {row['poisoned_removed']} of "

@@ -85,7 +85,7 @@ def here(monkeypatch):
 
 @pytest.fixture
 def visit(browser, server):
-    """Give a function that opens an address as a new visitor; at the end, nothing may have gone wrong for any."""
+    """Return a function that opens an address as a new visitor; at the end, nothing may have gone wrong for any."""
     contexts, problems = [], []
 
     def open_page(address="/", **settings):

@@ -56,7 +56,7 @@ def run(capsys):
 
 @pytest.fixture
 def attribute(run, bundle_path):
-    """Give the JSON object of `attribute`."""
+    """Return the JSON object of `attribute`."""
 
     def call(*arguments):
         code, out, err = run("attribute", "--bundle", bundle_path, *arguments, "--json")
@@ -69,7 +69,7 @@ def attribute(run, bundle_path):
 
 @pytest.fixture
 def refused(run):
-    """Give the one sentence with which a command is refused."""
+    """Return the one sentence with which a command is refused."""
 
     def call(*arguments):
         code, out, err = run(*arguments)

@@ -66,7 +66,7 @@ def server(bundle_path, log):
 
 @pytest.fixture
 def ask(server):
-    """Give a function that asks for a path as a stranger would, and gives the status, the headers and the text."""
+    """Return a function that asks for a path as a stranger would, and gives the status, the headers and the text."""
     own = urlsplit(server).netloc
 
     def request(path, host=own, method="GET", **headers):

@@ -32,7 +32,7 @@ def served(bundle_path, monkeypatch):
 
 @pytest.fixture
 def two_bundles(bundle_path, tmp_path, monkeypatch):
-    """Give a folder with the bundle under two names and titles; the files themselves are shared."""
+    """Return a folder with the bundle under two names and titles; the files themselves are shared."""
     for name in ("first", "second"):
         _copy(bundle_path, tmp_path / name)
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
@@ -74,7 +74,7 @@ def _sentence(page):
 
 
 def _cards(page, key):
-    """Give what a screen reader says of each card of a grid."""
+    """Return what a screen reader says of each card of a grid."""
     grids = [grid for grid in page.get("bidi_component") if grid.key == key]
     return [card["alt"] for card in json.loads(grids[0].proto.json)["items"]] if grids else []
 

@@ -25,7 +25,7 @@ def served(bundle_path, monkeypatch, here):
 
 @pytest.fixture
 def siblings(bundle_path, tmp_path, monkeypatch, here):
-    """Give a folder with the bundle and one that says it was trained with another seed."""
+    """Return a folder with the bundle and one that says it was trained with another seed."""
     for seed in (0, 7):
         folder = tmp_path / f"seed-{seed}"
         shutil.copytree(bundle_path, folder, copy_function=os.link)

@@ -28,7 +28,7 @@ def _bytes(image, form="PNG", **settings):
 
 
 def _ramp(mode="L", size=(40, 30)):
-    """Give a dark frame around a ramp."""
+    """Return a dark frame around a ramp."""
     array = np.zeros(size[::-1], np.uint8)
     array[4:-4, 4:-4] = np.linspace(60, 250, size[0] - 8)[None]
     return Image.fromarray(array).convert(mode)
@@ -59,7 +59,7 @@ def _text_bomb():
 
 
 def _many_scans(count=3000):
-    """Give a progressive JPEG whose last pass over the image is there many times."""
+    """Return a progressive JPEG whose last pass over the image is there many times."""
     data = _bytes(_noise(), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * count + data[-2:]

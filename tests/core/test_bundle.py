@@ -38,7 +38,7 @@ _COMMAND = "natscope precompute --dataset tiny"
 
 
 def _tiny_data():
-    """Give 20 training and 3 test images a class of the embedded data."""
+    """Return 20 training and 3 test images a class of the embedded data."""
     data = load_dataset("fashion-mnist-quarter")
     train, test = (
         np.concatenate([np.flatnonzero(labels == c)[:count] for c in range(10)])
@@ -58,7 +58,7 @@ def _tiny_data():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Give two tiny bundles, of sketch seed 0 and 1."""
+    """Return two tiny bundles, of sketch seed 0 and 1."""
     folder, data = tmp_path_factory.mktemp("tiny"), _tiny_data()
     spec = BuildSpec(
         name="Tiny",

@@ -78,7 +78,7 @@ def clustered():
 
 @pytest.fixture(scope="module", params=INEXACT)
 def indexed(request, clustered, tmp_path_factory):
-    """Give an index of each kind that is not exact, built from a memory map, and its file."""
+    """Return an index of each kind that is not exact, built from a memory map, and its file."""
     folder = tmp_path_factory.mktemp(request.param)
     np.save(folder / "features.npy", clustered)
     features = np.load(folder / "features.npy", mmap_mode="r")

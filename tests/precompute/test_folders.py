@@ -15,7 +15,7 @@ _SKIP = FolderSpec(image_size=8, skip_broken=True)
 
 
 def _picture(value, mode="RGB", size=(10, 10)):
-    """Give a picture of one colour, red where the mode has colours."""
+    """Return a picture of one colour, red where the mode has colours."""
     return Image.new("RGB", size, (value, 0, 0)).convert(mode) if mode != "L" else Image.new("L", size, value)
 
 

@@ -51,7 +51,7 @@ def test_workers_end_with_a_command_that_is_killed(tmp_path):
 
 
 def killed_at_first(bundle, marker):
-    """Give the process's number, unless nobody has been here before."""
+    """Return the process's number, unless nobody has been here before."""
     if not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)

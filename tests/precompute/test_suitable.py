@@ -59,7 +59,7 @@ def _images(channels=3, side=8, count=3):
 
 
 def _with(forward, **modules):
-    """Give a Conv with another forward and more modules."""
+    """Return a Conv with another forward and more modules."""
 
     class Bent(Conv):
         def __init__(self):
