@@ -38,7 +38,7 @@ class View:
     plain: bool = False
 
     def to_link(self) -> dict[str, str]:
-        """Return the address's parameters: the query and the numbers always, others where they are not at their default."""
+        """Return the address's parameters: the query and numbers always, others where they are not at their default."""
         usual = View()._texts()
         return {key: text for key, text in self._texts().items() if key in _ALWAYS or text != usual[key]}
 
