@@ -34,7 +34,7 @@ bench: $(VENV)/.installed-dev ## print the measured ratios (needs a few minutes)
 	@$(BIN)/python -m benchmarks
 
 results: $(VENV)/.installed ## run a small version of every experiment into build/results (about ten minutes)
-	@$(BIN)/python -m natscope.app.rerun
+	@$(BIN)/python -m natscope.app.cli.rerun
 
 clean: ## remove the environment and caches of tools
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 from natscope.app.state import Readers, parse_choice, parse_query, parse_sigma2, parse_whole, read_parameters
-from natscope.core.answers import CONDITIONINGS, POOLS, Request
+from natscope.core.bundle.request import CONDITIONINGS, POOLS, Request
 from natscope.core.methods import METHODS
 
 LARGEST_BUDGET = 20

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from natscope.app.state import Readers, parse_choice, parse_sigma2, parse_whole, read_parameters
-from natscope.core.coreset import MOST_QUERIES
+from natscope.core.analysis.coreset import MOST_QUERIES
 from natscope.core.methods import METHODS
 
 GROUPS = ("random", "class", "wrong", "marked")

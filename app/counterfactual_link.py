@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from natscope.app.state import Readers, parse_choice, parse_query, parse_sigma2, parse_whole, read_parameters
-from natscope.core.curves import REFERENCE
+from natscope.core.analysis.curves import REFERENCE
 from natscope.core.methods import METHODS
 
 FEWEST, MOST = 10, 500

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from natscope.app import shared
-from natscope.app.background import banner
+from natscope.app import session
 from natscope.app.views import attribute, backdoor, compare, coreset, counterfactual, curves, methods, results
+from natscope.app.views.banner import banner
 from natscope.app.views.notice import complain
 from natscope.core.errors import NatscopeError, explained, out_of_memory
 
@@ -15,7 +15,7 @@ _FOLDER = Path(__file__).parent
 
 def main() -> None:
     """Draw the page that the address names."""
-    shared.tidy()
+    session.tidy()
     st.set_page_config(page_title="natscope", page_icon=str(_FOLDER / "icon.png"), layout="wide")
     st.logo(str(_FOLDER / "logo.svg"), size="large")
     st.html("<style>" + STYLE + "</style>")

@@ -109,10 +109,10 @@ def settings(at: Listening) -> dict[str, Any]:
 
 def _warm() -> None:
     """Let a worker open the bundles, so that the first visitor need not wait for that."""
-    from natscope.app import shared
+    from natscope.app import session
 
     with suppress(NatscopeError):  # pages say what is wrong
-        shared.warm()
+        session.warm()
 
 
 def _open_browser(address: str) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from natscope.core.answers import CONDITIONINGS, POOLS, QueryImage
+from natscope.core.bundle.request import CONDITIONINGS, POOLS, QueryImage
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 
 if TYPE_CHECKING:  # pages alone need Streamlit
-    from natscope.app.shared import Served
+    from natscope.app.session import Served
 
 AnyView = TypeVar("AnyView")
 Readers = dict[str, tuple[str, Callable[[str], Any]]]

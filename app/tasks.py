@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from natscope.core.answers import Attribution, QueryImage, Request
-from natscope.core.attribution import Attributor
-from natscope.core.audit import suspicion
+from natscope.core.analysis.audit import suspicion
+from natscope.core.analysis.comparison import Row, compare_one
+from natscope.core.analysis.coreset import BLIND, Coresets
+from natscope.core.analysis.curves import Curve, Line, relative_curves, sample_queries
+from natscope.core.analysis.stability import Stability, across_networks, across_sketches
 from natscope.core.backdoor import Backdoor
-from natscope.core.comparison import Row, compare_one
-from natscope.core.coreset import BLIND, Coresets
-from natscope.core.curves import Curve, Line, relative_curves, sample_queries
-from natscope.core.stability import Stability, across_networks, across_sketches
-from natscope.core.trust import Trust
-from natscope.precompute.attributor import open_attributor
+from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.core.sketch_error import Trust
+from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import fooled as fooled_by
-from natscope.precompute.kept import Kept
-from natscope.precompute.removal import answer, name_of, without
-from natscope.precompute.retrain import Outcome, outcome, retrain
-from natscope.precompute.subset import Subset, train_on
+from natscope.precompute.training.removal import answer, name_of, without
+from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.retrain import Outcome, outcome, retrain
+from natscope.precompute.training.subset import Subset, train_on
 
 Progress = Callable[[str, int, int], None]
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from natscope.app.worker import OutOfMemory, TookTooLong, Worker, WorkerLost
 from natscope.core.errors import QueryError
-from natscope.precompute.pictures import border_colour, decode, fit
+from natscope.precompute.data.decode import border_colour, decode, fit
 
 LARGEST_BYTES = 10_000_000
 _COMPARED = 1000  # images whose border tells on what background a data set shows its objects

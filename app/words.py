@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from natscope.app import escape
-from natscope.core.answers import Attribution
-from natscope.core.index_spec import KINDS
+from natscope.core.bundle.request import Attribution
+from natscope.core.index.spec import KINDS
 from natscope.core.methods import METHODS, Method
 
 

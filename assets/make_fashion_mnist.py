@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from natscope import assets
-from natscope.precompute.datasets import DEBIAN_FOLDER, read_idx
+from natscope.precompute.data.datasets import DEBIAN_FOLDER, read_idx
 
 _PER_CLASS = 1500
 _CODES = {np.dtype(np.uint8): 0x08, np.dtype(np.int32): 0x0C}

@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 
 from natscope import assets
-from natscope.precompute.folders import FolderSpec, load_named
-from natscope.precompute.models import ModelSpec, build_model, fitted
-from natscope.precompute.training import accuracy, logits_of
+from natscope.precompute.data.folders import FolderSpec, load_named
+from natscope.precompute.training.models import ModelSpec, build_model, fitted
+from natscope.precompute.training.train import accuracy, logits_of
 
 _LEAST = 0.995  # share of test images that must keep their answer
 
@@ -25,7 +25,7 @@ def make(weights: Path, dataset: str, name: str) -> None:
 
     Args:
         weights: safetensors file of a ResNet-9, float32.
-        dataset: a name of `natscope.precompute.datasets.DATASETS`, or "folder:PATH".
+        dataset: a name of `natscope.precompute.data.datasets.DATASETS`, or "folder:PATH".
         name: of the file, without its ending.
     """
     data, _ = load_named(dataset, FolderSpec())

@@ -24,8 +24,8 @@ from benchmarks import (
     selection,
     sketches,
 )
-from natscope.core.index_spec import KINDS
-from natscope.precompute.home import home
+from natscope.core.index.spec import KINDS
+from natscope.precompute.paths import home
 
 BENCHMARKS = {
     "sketches": sketches.run,

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.network import Say
-from natscope.core.audit import suspicion
+from natscope.core.analysis.audit import suspicion
 from natscope.core.metrics import average_precision
-from natscope.precompute.attributor import open_attributor
-from natscope.precompute.build import build
-from natscope.precompute.poison import PoisonSpec
-from natscope.precompute.spec import BuildSpec
-from natscope.precompute.training import TrainingSpec
+from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.data.poison import PoisonSpec
+from natscope.precompute.training.train import TrainingSpec
 
 _EACH = (3, 7, 15, 50, 150, 500, 750)  # poisoned images a class, of 1,500
 _SEED = 5  # another than the score was chosen on

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from benchmarks.network import Say
-from natscope.core.answers import Request
-from natscope.precompute.attributor import open_attributor
+from natscope.core.bundle.request import Request
+from natscope.precompute.bundles.opening import open_attributor
 
 _METHODS = ("info_loss", "info_gain", "info_gain_approx", "relatif", "repsim")
 _BUDGET = 50

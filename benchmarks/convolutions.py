@@ -14,8 +14,8 @@ from natscope.core.jacobians import jacobian_blocks
 from natscope.core.metrics import jaccard
 from natscope.core.pool import Pool
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.models import ModelSpec, build_model
-from natscope.precompute.training import TrainingSpec, train
+from natscope.precompute.training.models import ModelSpec, build_model
+from natscope.precompute.training.train import TrainingSpec, train
 
 _COUNT = 2048  # images of noise: what they show changes no time
 _JUDGED = 128  # images whose exact kernel is formed

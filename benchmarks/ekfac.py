@@ -17,10 +17,18 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from benchmarks.network import Say, trained
-from natscope.core.ekfac import _NAME, EkfacInfluence, _analyzer, _MarginTask, _quiet, factors_folder, fit_factors
+from natscope.core.bundle.artifacts import EkfacSpec
 from natscope.core.images import to_input
 from natscope.core.measurements import margin
-from natscope.core.parts import EkfacSpec
+from natscope.core.methods.ekfac import (
+    _NAME,
+    EkfacInfluence,
+    _analyzer,
+    _MarginTask,
+    _quiet,
+    factors_folder,
+    fit_factors,
+)
 
 _QUERIES = 20
 _Layers = list[tuple[Tensor, Tensor]]

@@ -24,8 +24,8 @@ from benchmarks.network import Say
 from benchmarks.served import Served, serving
 from benchmarks.visitor import Answer, VisitError, Visitor
 from natscope.app.state import open_query, read_link
-from natscope.core.answers import Request
-from natscope.precompute.attributor import open_attributor
+from natscope.core.bundle.request import Request
+from natscope.precompute.bundles.opening import open_attributor
 
 _THINK = (1.0, 3.0)  # seconds between an answer and the next click
 _STAY = (1.0, 5.0)  # seconds after which a visitor of a heavy page leaves it unanswered

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 from benchmarks.network import Say
-from natscope.core.answers import Request
+from natscope.core.bundle.request import Request
 from natscope.core.methods import METHODS
-from natscope.precompute.attributor import open_attributor
-from natscope.precompute.build import build
-from natscope.precompute.spec import BuildSpec
+from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.bundles.spec import BuildSpec
 
 _QUERIES, _BUDGET = 12, 10
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from natscope.core.images import to_input
-from natscope.precompute.datasets import Dataset, load_dataset
-from natscope.precompute.models import ModelSpec, build_model
-from natscope.precompute.training import TrainingSpec, train
+from natscope.precompute.data.datasets import Dataset, load_dataset
+from natscope.precompute.training.models import ModelSpec, build_model
+from natscope.precompute.training.train import TrainingSpec, train
 
 Result = TypeVar("Result")
 Say = Callable[[str], None]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.network import Say
-from natscope.core.answers import Request
-from natscope.core.coreset import Coresets
+from natscope.core.analysis.coreset import Coresets
+from natscope.core.bundle.request import Request
 from natscope.core.methods import METHODS
-from natscope.precompute.attributor import open_attributor
+from natscope.precompute.bundles.opening import open_attributor
 
 _SIGMA2S = (1e-6, 1e-2, 1.0, 1e2, 1e5)
 _BUDGET = 50

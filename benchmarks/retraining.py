@@ -14,9 +14,9 @@ from torch.nn.functional import one_hot
 
 from benchmarks.network import Say
 from natscope.core.images import to_input
-from natscope.precompute.datasets import load_dataset
-from natscope.precompute.models import ModelSpec, build_model
-from natscope.precompute.training import TrainingSpec, train
+from natscope.precompute.data.datasets import load_dataset
+from natscope.precompute.training.models import ModelSpec, build_model
+from natscope.precompute.training.train import TrainingSpec, train
 
 _EPOCHS = 2
 _AT_ONCE = (2, 8)  # models

@@ -33,15 +33,15 @@ import numpy as np
 import torch
 
 from benchmarks.network import Say, seconds, trained
-from natscope.app.figures_search import search_file
+from natscope.app.figures.search import search_file
 from natscope.core import greedy
-from natscope.core.bundle import write_atomically
+from natscope.core.bundle.format import write_atomically
 from natscope.core.features import FeatureMap
 from natscope.core.greedy import Selection
 from natscope.core.images import to_input
-from natscope.core.index_spec import KINDS, IndexSpec
+from natscope.core.index.search import InnerProductIndex, build_index
+from natscope.core.index.spec import KINDS, IndexSpec
 from natscope.core.pool import Pool
-from natscope.core.search import InnerProductIndex, build_index
 from natscope.core.sketches import SketchSpec
 
 OUT = Path(__file__).parents[1] / "assets/results/search.json"

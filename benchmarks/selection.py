@@ -6,8 +6,8 @@ from benchmarks.network import Say, seconds, trained
 from natscope.core import greedy
 from natscope.core.features import FeatureMap
 from natscope.core.images import to_input
+from natscope.core.index.search import InnerProductIndex
 from natscope.core.pool import Pool
-from natscope.core.search import InnerProductIndex
 from natscope.core.sketches import SketchSpec
 
 _POOL, _BUDGET, _SIGMA2 = 5000, 50, 1.0

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from natscope.core.index.search import InnerProductIndex
+from natscope.core.index.shortlist import Shortlist
 from natscope.core.pool import Pool
 from natscope.core.posterior import Columns, Conditioning, mean_half_log_ratio
 from natscope.core.recursion import PREFETCH, ManyQueries, Recursion, first_open_twin
-from natscope.core.search import InnerProductIndex
-from natscope.core.shortlist import Shortlist
 
 FEW_QUERIES = 32  # up to which all covariances are moved at every pick
 _ONE_BY_ONE = 100  # a column by itself costs as much as so many of a matrix product, at most

@@ -15,18 +15,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from natscope.core.answers import Attribution, Request
-    from natscope.core.attribution import Attributor
-    from natscope.core.bundle import Bundle
+    from natscope.core.bundle.attributor import Attributor
+    from natscope.core.bundle.format import Bundle
+    from natscope.core.bundle.request import Attribution, Request
     from natscope.core.errors import NatscopeError
     from natscope.core.features import FeatureMap
     from natscope.core.greedy import Selection, info_gain, info_gain_approx, info_loss
     from natscope.core.metrics import information_gain, information_loss
     from natscope.core.pool import Pool
     from natscope.core.sketches import SketchSpec
-    from natscope.precompute.attributor import open_attributor
-    from natscope.precompute.build import build
-    from natscope.precompute.spec import BuildSpec
+    from natscope.precompute.bundles.build import build
+    from natscope.precompute.bundles.opening import open_attributor
+    from natscope.precompute.bundles.spec import BuildSpec
 
 _HOMES = {
     "Attribution": "core.answers",

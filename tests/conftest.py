@@ -13,16 +13,16 @@ import filelock
 import pytest
 import torch
 
-from natscope.core.attribution import Attributor
+from natscope.core.bundle.artifacts import EkfacSpec
+from natscope.core.bundle.attributor import Attributor
 from natscope.core.methods import METHODS
-from natscope.core.parts import EkfacSpec
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.attributor import open_attributor
-from natscope.precompute.build import build
-from natscope.precompute.poison import PoisonSpec
-from natscope.precompute.spec import BuildSpec
-from natscope.precompute.training import TrainingSpec
-from natscope.precompute.trusted import ALLOWED
+from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.data.poison import PoisonSpec
+from natscope.precompute.training.train import TrainingSpec
+from natscope.precompute.training.trusted import ALLOWED
 from tests.browser import LAUNCH_FLAGS, find_browser
 from tests.tiny import build_tiny
 

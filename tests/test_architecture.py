@@ -23,22 +23,22 @@ MAY_IMPORT = {
 }
 # Each of these is imported by one module alone, or in one package alone.
 AT_HOME = {
-    "faiss": ("core/search.py", "core/search_files.py"),
-    "trak": "core/trak_scores.py",
-    "kronfluence": "core/ekfac.py",
+    "faiss": ("core/index/search.py", "core/index/file_checks.py"),
+    "trak": "core/methods/trak.py",
+    "kronfluence": "core/methods/ekfac.py",
     "streamlit": "app/",
-    "click": ("app/cli", "app/rerun.py"),
-    "plotly": "app/figures",
-    "matplotlib": "app/figures",
-    "PIL": ("app/", "precompute/pictures.py"),
-    "torchvision": "precompute/datasets.py",
-    "threadpoolctl": "precompute/build.py",
+    "click": "app/cli/",
+    "plotly": "app/figures/",
+    "matplotlib": "app/figures/",
+    "PIL": ("app/", "precompute/data/decode.py"),
+    "torchvision": "precompute/data/datasets.py",
+    "threadpoolctl": "precompute/bundles/build.py",
     "filelock": (
         "core/scratch.py",
-        "precompute/build.py",
-        "precompute/background.py",
-        "precompute/kept.py",
-        "precompute/trusted.py",
+        "precompute/bundles/build.py",
+        "precompute/bundles/background.py",
+        "precompute/training/result_cache.py",
+        "precompute/training/trusted.py",
     ),
 }
 
@@ -88,7 +88,7 @@ def test_every_folder_of_code_is_a_package_of_the_wheel():
 
 @pytest.mark.parametrize(
     "file",
-    [*sorted((ROOT / "app/views").glob("*.py")), ROOT / "app/words.py", *sorted((ROOT / "app").glob("figures*.py"))],
+    [*sorted((ROOT / "app/views").glob("*.py")), ROOT / "app/words.py", *sorted((ROOT / "app/figures").glob("*.py"))],
     ids=lambda f: str(f.relative_to(ROOT)),
 )
 def test_pages_name_no_method(file):
@@ -101,19 +101,19 @@ def test_pages_name_no_method(file):
 
 def test_figures_are_drawn_in_one_style_and_code_of_others_is_imported_in_one_place():
     texts = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in modules()}
-    assert [name for name, text in texts.items() if "matplotlib.figure" in text] == ["app/figures_style.py"]
-    assert [name for name, text in texts.items() if "import_module" in text] == ["precompute/models.py"]
+    assert [name for name, text in texts.items() if "matplotlib.figure" in text] == ["app/figures/style.py"]
+    assert [name for name, text in texts.items() if "import_module" in text] == ["precompute/training/models.py"]
 
 
 def test_no_page_is_named_like_a_package():
-    names = {file.stem for file in (ROOT / "app").rglob("*.py")}
+    names = {file.stem for file in (ROOT / "app").glob("*.py")}  # Streamlit puts this folder on the path
     assert not names & {*PACKAGES, "streamlit", "torch", "numpy", "plotly"}
 
 
 def test_files_stay_short_enough_to_read():
     for file in modules():
         lines = len(file.read_text(encoding="utf-8").splitlines())
-        assert lines <= 430, f"{file} has {lines} lines"
+        assert lines <= 420, f"{file} has {lines} lines"
 
 
 def test_the_repository_names_no_machine_and_holds_no_large_file():

@@ -14,20 +14,20 @@ import pytest
 import torch
 
 import natscope
-from natscope.app.cli import natscope as commands
-from natscope.app.cli_precompute import _command
-from natscope.app.figures_brittleness import flips_table
-from natscope.app.figures_coreset import coreset_table
-from natscope.app.figures_experiments import recall_table, retraining_table
+from natscope.app.cli.commands import natscope as commands
+from natscope.app.cli.precompute import _command
+from natscope.app.figures.brittleness import flips_table
+from natscope.app.figures.coreset import coreset_table
+from natscope.app.figures.experiments import recall_table, retraining_table
 from natscope.app.guard import MAX_UPLOADS, MAX_VISITORS
 from natscope.app.listen import Listening
 from natscope.app.results import load_result
 from natscope.app.serve import settings
 from natscope.app.uploads import LARGEST_BYTES, MEMORY, SECONDS
-from natscope.core.answers import Request
+from natscope.core.bundle.request import Request
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.spec import BuildSpec
-from natscope.precompute.training import RECIPES, TrainingSpec
+from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.training.train import RECIPES, TrainingSpec
 from tests.conftest import syntax_of
 
 ROOT = Path(__file__).parents[1]

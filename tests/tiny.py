@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from natscope.core.bundle import MANIFEST, sha256_of
+from natscope.core.bundle.artifacts import EkfacSpec
+from natscope.core.bundle.format import MANIFEST, sha256_of
 from natscope.core.methods import METHODS
-from natscope.core.parts import EkfacSpec
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.build import build
-from natscope.precompute.datasets import DATASETS, Dataset
-from natscope.precompute.models import ModelSpec
-from natscope.precompute.poison import PoisonSpec
-from natscope.precompute.spec import BuildSpec
-from natscope.precompute.training import TrainingSpec
+from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.data.datasets import DATASETS, Dataset
+from natscope.precompute.data.poison import PoisonSpec
+from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.train import TrainingSpec
 
 SIDE, CLASSES, TRAIN, TEST = 4, 3, 20, 4  # pixels, classes, and images of each
 

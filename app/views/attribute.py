@@ -9,17 +9,17 @@ import numpy as np
 import streamlit as st
 from scipy.special import softmax
 
-from natscope.app import escape, shared, state, words
+from natscope.app import escape, session, state, words
 from natscope.app.comparison_link import compare_link
-from natscope.app.figures import curve, ranking_png
-from natscope.app.grid import Card, data_uri, grid
-from natscope.app.shared import Served
+from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.figures.attribution import curve, ranking_png
+from natscope.app.session import Served
 from natscope.app.state import View
 from natscope.app.views.bundle import choose_bundle
 from natscope.app.views.enlarge import enlarge
 from natscope.app.views.notice import complain, warn
 from natscope.app.views.query import picker, prediction
-from natscope.core.answers import Attribution, QueryImage, Request
+from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Method
 
@@ -38,7 +38,7 @@ def page() -> None:
     with switches:
         path = choose_bundle(_forget_query)
         words_switch = st.empty()
-    attributor = shared.served(path)
+    attributor = session.served(path)
     view = _view(attributor, path)
     st.session_state.setdefault("plain_words", view.plain)
     plain = words_switch.toggle("Plain words", key="plain_words", help="Explain without technical terms.")
@@ -87,7 +87,7 @@ def _query(view: View, attributor: Served) -> QueryImage:
 
 
 def _comparison_link(attributor: Served) -> None:
-    bundle = attributor.bundle.path.name if len(shared.bundle_paths()) > 1 else None
+    bundle = attributor.bundle.path.name if len(session.bundle_paths()) > 1 else None
     address = compare_link(st.session_state["view"].query, bundle)
     st.link_button(
         "Compare methods on this image",
@@ -119,7 +119,7 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
     view = replace(_controls(attributor, query, words.PLAIN if plain else words.EXPERT), plain=plain)
     st.session_state["view"] = view
     link = view.to_link()
-    if len(shared.bundle_paths()) > 1:
+    if len(session.bundle_paths()) > 1:
         link["bundle"] = attributor.bundle.path.name
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
@@ -331,7 +331,7 @@ def _downloads(
             "image/png",
             ":material/image:",
             "The figure, in print quality.",
-            lambda: shared.draw(ranking_png, query, images, result, method, classes),
+            lambda: session.draw(ranking_png, query, images, result, method, classes),
         ),
         ("CSV", "text/csv", ":material/table:", "The ranking as a table.", lambda: _table(result, classes)),
         (

@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, shared, tasks
+from natscope.app import escape, session, tasks
 from natscope.app.backdoor_link import BackdoorView, read_backdoor
-from natscope.app.background import now
-from natscope.app.grid import data_uri
-from natscope.app.shared import Served
-from natscope.app.trick import Shown, trick
+from natscope.app.components.grid import data_uri
+from natscope.app.components.trigger_patch import Shown, trick
+from natscope.app.session import Served
 from natscope.app.views.backdoor_audit import audit_step
 from natscope.app.views.backdoor_measured import measured
 from natscope.app.views.backdoor_proof import proof_step
 from natscope.app.views.backdoor_scene import KEY, Scene
 from natscope.app.views.backdoor_search import search_step
+from natscope.app.views.banner import now
 from natscope.app.views.bundle import titles
 from natscope.app.views.notice import warn
 from natscope.core.backdoor import Backdoor, stamp
-from natscope.core.bundle import read_manifest
+from natscope.core.bundle.format import read_manifest
 from natscope.core.errors import BundleError
 
 _VIEW = f"{KEY}view"
@@ -34,11 +34,11 @@ def page() -> None:
     path = _bundle()
     if path is None:
         return
-    attributor = shared.served(path)
+    attributor = session.served(path)
     backdoor = Backdoor.from_dict(attributor.bundle.manifest.poison or {})
     works = _works(attributor)
     view = _view(attributor, backdoor, works)
-    link = view.to_link() | ({"bundle": path.name} if len(shared.bundle_paths()) > 1 else {})
+    link = view.to_link() | ({"bundle": path.name} if len(session.bundle_paths()) > 1 else {})
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
     index = view.image or 0
@@ -56,7 +56,7 @@ def page() -> None:
 
 def _bundle() -> Path | None:
     """Choose among the poisoned bundles; say what to do where there is none."""
-    found = {name: path for name, path in shared.bundle_paths().items() if _poisoned(path)}
+    found = {name: path for name, path in session.bundle_paths().items() if _poisoned(path)}
     if not found:
         if now():
             st.info(
@@ -95,7 +95,7 @@ def _poisoned(path: Path) -> bool:
 def _works(attributor: Served) -> np.ndarray:
     right = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) == attributor.test_labels
     key = ("fooled", attributor.bundle.identity)
-    return right & shared.ask(shared.lanes().quick, key, tasks.fooled, attributor.place, bar=True)
+    return right & session.ask(session.lanes().quick, key, tasks.fooled, attributor.place, bar=True)
 
 
 def _view(attributor: Served, backdoor: Backdoor, works: np.ndarray) -> BackdoorView:

@@ -4,12 +4,12 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape, tasks
-from natscope.app.grid import Card, data_uri, grid
+from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.views.backdoor_scene import KEY, Scene, few, measured_for
 from natscope.app.views.job import run_job
-from natscope.core.audit import FIRST, SIGMA2
+from natscope.core.analysis.audit import FIRST, SIGMA2
 from natscope.core.metrics import average_precision
-from natscope.precompute.retrain import too_slow
+from natscope.precompute.training.retrain import too_slow
 
 _PICTURED = 60
 _FEWEST = 50  # suspects

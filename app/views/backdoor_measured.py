@@ -5,8 +5,8 @@ from typing import Any
 import streamlit as st
 
 from natscope.app import escape, words
-from natscope.app.figures_backdoor import recalls
-from natscope.app.figures_experiments import ordered, recall_table
+from natscope.app.figures.backdoor import recalls
+from natscope.app.figures.experiments import ordered, recall_table
 from natscope.app.results import backdoor_results, commands
 from natscope.app.views.backdoor_scene import KEY
 from natscope.core.methods import METHODS

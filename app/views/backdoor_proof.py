@@ -4,17 +4,17 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape, tasks, words
-from natscope.app.bars import Bar, bars
+from natscope.app.components.bars import Bar, bars
 from natscope.app.results import commands, retraining_results
 from natscope.app.views.backdoor_scene import KEY, SHOWN, Scene
 from natscope.app.views.backdoor_search import ranking
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain
-from natscope.core.curves import REFERENCE
+from natscope.core.analysis.curves import REFERENCE
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
-from natscope.precompute.models import ModelSpec
-from natscope.precompute.retrain import Outcome, patience, too_slow
+from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.retrain import Outcome, patience, too_slow
 
 
 def proof_step(scene: Scene) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 
 from natscope.app import escape
 from natscope.app.results import backdoor_results
-from natscope.app.shared import Served
-from natscope.core.answers import QueryImage
+from natscope.app.session import Served
 from natscope.core.backdoor import Backdoor
-from natscope.precompute.models import ModelSpec
+from natscope.core.bundle.request import QueryImage
+from natscope.precompute.training.models import ModelSpec
 
 KEY = "backdoor_"  # of all widgets and of all that the session keeps for this page
 SHOWN = 50  # images in a line-up

@@ -8,13 +8,13 @@ import streamlit as st
 from natscope.app import escape, words
 from natscope.app.backdoor_link import BackdoorView
 from natscope.app.comparison_link import compare_link
-from natscope.app.figures_backdoor import roc
-from natscope.app.grid import Card, data_uri, grid
+from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.figures.backdoor import roc
 from natscope.app.state import pack_image
 from natscope.app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, measured_for, tuned_sigma2, weak
 from natscope.app.views.notice import complain
-from natscope.core.answers import Attribution, Request
-from natscope.core.curves import REFERENCE
+from natscope.core.analysis.curves import REFERENCE
+from natscope.core.bundle.request import Attribution, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import recall_at_k, reciprocal_rank

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from natscope.app import shared
+from natscope.app import session
 
 
 def choose_bundle(on_change: Callable[[], None]) -> Path:
@@ -14,7 +14,7 @@ def choose_bundle(on_change: Callable[[], None]) -> Path:
     Args:
         on_change: called when another bundle is chosen, to forget what belongs to the last one.
     """
-    paths = shared.bundle_paths()
+    paths = session.bundle_paths()
     names = list(paths)
     if len(names) == 1:
         return paths[names[0]]
@@ -38,7 +38,7 @@ def titles(paths: Mapping[str, Path]) -> dict[str, str]:
     """
     told: dict[str, str] = {}
     for name, path in paths.items():
-        title = shared.bundle_title(path)
+        title = session.bundle_title(path)
         while title in told.values():
             title = f"{title} ({name})"
         told[name] = title

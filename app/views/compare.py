@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from natscope.app import shared, state, words
-from natscope.app.comparison import Strip, Tile, comparison, marks
+from natscope.app import session, state, words
 from natscope.app.comparison_link import LARGEST_BUDGET, MOST_QUERIES, ComparisonView, read_comparison
-from natscope.app.grid import data_uri
-from natscope.app.shared import Served
+from natscope.app.components.comparison import Strip, Tile, comparison, marks
+from natscope.app.components.grid import data_uri
+from natscope.app.session import Served
 from natscope.app.views.bundle import choose_bundle
 from natscope.app.views.compare_results import agreement_section, downloads
 from natscope.app.views.notice import complain, warn
 from natscope.app.views.query import picker
 from natscope.app.views.stability import stability
-from natscope.core.answers import QueryImage
-from natscope.core.comparison import Row, shared_images
+from natscope.core.analysis.comparison import Row, shared_images
+from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 
@@ -34,7 +34,7 @@ def page() -> None:
     heading.title("Every method on the same image")
     with choice:
         path = choose_bundle(_forget)
-    attributor = shared.served(path)
+    attributor = session.served(path)
     view = _view(attributor, str(path))
     queries = _queries(view, attributor)
     controls, figure = st.columns([1, 3.7], gap="large")
@@ -42,7 +42,7 @@ def page() -> None:
         _query_controls(attributor, queries[0])
         view = _settings(attributor)
     st.session_state[_VIEW] = view
-    link = view.to_link() | ({"bundle": path.name} if len(shared.bundle_paths()) > 1 else {})
+    link = view.to_link() | ({"bundle": path.name} if len(session.bundle_paths()) > 1 else {})
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
     methods = view.methods or attributor.usable(fast=True)

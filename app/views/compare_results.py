@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, shared, words
+from natscope.app import escape, session, words
 from natscope.app.comparison_link import ComparisonView
-from natscope.app.figures_comparison import FORMATS, agreement, comparison_file
-from natscope.app.shared import Served
-from natscope.core.answers import QueryImage
-from natscope.core.comparison import OVERLAPS, QUANTITIES, Row, overlaps
+from natscope.app.figures.comparison import FORMATS, agreement, comparison_file
+from natscope.app.session import Served
+from natscope.core.analysis.comparison import OVERLAPS, QUANTITIES, Row, overlaps
+from natscope.core.bundle.request import QueryImage
 from natscope.core.methods import METHODS
 
 _MEASURES = {"jaccard": "Jaccard", "rbo": "Rank-biased overlap"}
@@ -80,7 +80,7 @@ def downloads(
     def picture(kind: str) -> bytes:
         stored = bundle.array("train_images")
         images = {index: np.asarray(stored[index]) for block in rows for row in block for index in row.picks}
-        return shared.draw(comparison_file, queries, rows, images, bundle.classes, kind=kind)
+        return session.draw(comparison_file, queries, rows, images, bundle.classes, kind=kind)
 
     with st.container(horizontal=True, vertical_alignment="center"):
         for kind, mime in FORMATS.items():

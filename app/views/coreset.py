@@ -8,17 +8,17 @@ from urllib.parse import urlencode
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, shared, state, tasks, words
+from natscope.app import escape, session, state, tasks, words
+from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.coreset_link import CoresetView, largest_budget, read_coreset
-from natscope.app.figures_coreset import class_balance, information
-from natscope.app.grid import Card, data_uri, grid
-from natscope.app.shared import Served
+from natscope.app.figures.coreset import class_balance, information
+from natscope.app.session import Served
 from natscope.app.views.bundle import choose_bundle
 from natscope.app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
 from natscope.app.views.coreset_results import measured, others, worth
 from natscope.app.views.enlarge import show_large
 from natscope.app.views.notice import complain, inform, warn
-from natscope.core.coreset import BLIND, missing
+from natscope.core.analysis.coreset import BLIND, missing
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 
@@ -36,7 +36,7 @@ def page() -> None:
     )
     with choice:
         path = choose_bundle(_forget)
-    attributor = shared.served(path)
+    attributor = session.served(path)
     if lacking := missing(attributor, BLIND):
         inform(lacking, icon=":material/extension_off:")
         return
@@ -45,7 +45,7 @@ def page() -> None:
     with controls:
         view = _settings(attributor, query_controls(attributor, view))
     st.session_state[VIEW] = view
-    link = view.to_link() | ({"bundle": path.name} if len(shared.bundle_paths()) > 1 else {})
+    link = view.to_link() | ({"bundle": path.name} if len(session.bundle_paths()) > 1 else {})
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
     with results:
@@ -145,8 +145,8 @@ def _results(attributor: Served, view: CoresetView) -> None:
 
 
 def _chosen(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: float) -> tasks.Chosen:
-    return shared.ask(
-        shared.lanes().heavy,
+    return session.ask(
+        session.lanes().heavy,
         ("coreset", attributor.bundle.identity, rows.tobytes(), view.method, view.balanced, view.budget, sigma2),
         tasks.coreset,
         *(attributor.place, rows, view.method, view.balanced, view.budget, sigma2),
@@ -198,7 +198,7 @@ def _sheet(attributor: Served, indices: np.ndarray) -> None:
     picked = st.session_state.pop(f"{KEY}picked", None)
     if picked is not None:
         address = {"q": f"train:{picked}"}
-        if len(shared.bundle_paths()) > 1:
+        if len(session.bundle_paths()) > 1:
             address["bundle"] = attributor.bundle.path.name
         title = f"Training image {picked}: {classes[labels[picked]]}"
         link = ("Make it the query", "./?" + urlencode(address))  # the first page has no other address

@@ -7,11 +7,11 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape
+from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.coreset_link import GROUPS, MOST_MARKED, CoresetView
-from natscope.app.grid import Card, data_uri, grid
-from natscope.app.shared import Served
+from natscope.app.session import Served
 from natscope.app.views.query import gallery
-from natscope.core.coreset import MOST_QUERIES, draw
+from natscope.core.analysis.coreset import MOST_QUERIES, draw
 from natscope.core.errors import QueryError
 
 KEY = "coreset_"  # of all widgets and of all that the session keeps for this page

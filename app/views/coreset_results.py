@@ -7,20 +7,20 @@ import streamlit as st
 
 from natscope.app import escape, tasks, words
 from natscope.app.coreset_link import CoresetView
-from natscope.app.figures_coreset import KINDS, accuracies, coreset_table, overlap, shares_right
+from natscope.app.figures.coreset import KINDS, accuracies, coreset_table, overlap, shares_right
 from natscope.app.results import commands, load_results
-from natscope.app.shared import Served
+from natscope.app.session import Served
 from natscope.app.views.coreset_queries import KEY
 from natscope.app.views.job import run_job
-from natscope.core.coreset import usable
+from natscope.core.analysis.coreset import usable
 from natscope.core.methods import METHODS
 from natscope.core.metrics import jaccard
-from natscope.precompute.home import home
-from natscope.precompute.kept import Kept
-from natscope.precompute.removal import identity_of
-from natscope.precompute.retrain import too_slow
-from natscope.precompute.subset import Subset
-from natscope.precompute.subset import accuracies as accuracies_of
+from natscope.precompute.paths import home
+from natscope.precompute.training.removal import identity_of
+from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.retrain import too_slow
+from natscope.precompute.training.subset import Subset
+from natscope.precompute.training.subset import accuracies as accuracies_of
 
 
 def worth(attributor: Served, asked: np.ndarray, chosen: np.ndarray, blind: np.ndarray) -> None:

@@ -6,25 +6,25 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, shared, state, tasks, words
-from natscope.app.bars import Bar, bars
+from natscope.app import escape, session, state, tasks, words
+from natscope.app.components.bars import Bar, bars
+from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.counterfactual_link import FEWEST, MOST, CounterfactualView, read_counterfactual
-from natscope.app.figures_brittleness import flips, flips_table
-from natscope.app.grid import Card, data_uri, grid
+from natscope.app.figures.brittleness import flips, flips_table
 from natscope.app.results import commands, load_results
-from natscope.app.shared import Served
+from natscope.app.session import Served
 from natscope.app.views.bundle import choose_bundle
 from natscope.app.views.enlarge import enlarge
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain, warn
 from natscope.app.views.query import picker, prediction
-from natscope.core.answers import QueryImage, Request
+from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
-from natscope.precompute.home import home
-from natscope.precompute.kept import Kept
-from natscope.precompute.removal import Answer, identity_of, name_of
-from natscope.precompute.retrain import patience, too_slow
+from natscope.precompute.paths import home
+from natscope.precompute.training.removal import Answer, identity_of, name_of
+from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.retrain import patience, too_slow
 
 _VIEW, _KEY = "counterfactual_view", "counterfactual_"
 _SHOWN = 40  # images of the removal that are drawn
@@ -41,7 +41,7 @@ def page() -> None:
     )
     with choice:
         path = choose_bundle(_forget)
-    attributor = shared.served(path)
+    attributor = session.served(path)
     view = _view(str(path))
     query = _query(view, attributor)
     left, right = st.columns([1, 2.6], gap="large")
@@ -135,7 +135,7 @@ def _removal(attributor: Served, query: QueryImage) -> None:
         return
     view = _controls(attributor, query)
     st.session_state[_VIEW] = view
-    link = view.to_link() | ({"bundle": attributor.bundle.path.name} if len(shared.bundle_paths()) > 1 else {})
+    link = view.to_link() | ({"bundle": attributor.bundle.path.name} if len(session.bundle_paths()) > 1 else {})
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
     sigma2 = attributor.bundle.sigma2(view.method) if view.sigma2 is None else view.sigma2

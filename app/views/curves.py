@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, shared, tasks, words
+from natscope.app import escape, session, tasks, words
 from natscope.app.curves_link import DECADES, GAINS, LARGEST, MOST_QUERIES, CurvesView, read_curves
-from natscope.app.figures_curves import FORMATS, curves_file, experiment_panels, lengths, relative
+from natscope.app.figures.curves import FORMATS, curves_file, experiment_panels, lengths, relative
 from natscope.app.results import commands, load_result
-from natscope.app.shared import Served
+from natscope.app.session import Served
 from natscope.app.views.bundle import choose_bundle
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import warn
-from natscope.core.curves import REFERENCE, Curve, Line
+from natscope.core.analysis.curves import REFERENCE, Curve, Line
 from natscope.core.methods import METHODS
-from natscope.core.trust import Trust
+from natscope.core.sketch_error import Trust
 
 _VIEW, _KEY = "curves_view", "curves_"
 _SAMPLED = 300  # images whose Gram is compared with the exact one
@@ -33,13 +33,13 @@ def page() -> None:
     )
     with choice:
         path = choose_bundle(_forget)
-    attributor = shared.served(path)
+    attributor = session.served(path)
     view = _view(str(path))
     controls, charts = st.columns([1, 2.9], gap="large")
     with controls:
         view = _settings(attributor, view)
     st.session_state[_VIEW] = view
-    link = view.to_link() | ({"bundle": path.name} if len(shared.bundle_paths()) > 1 else {})
+    link = view.to_link() | ({"bundle": path.name} if len(session.bundle_paths()) > 1 else {})
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
     with charts:
@@ -192,7 +192,7 @@ def _downloads(attributor: Served, view: CurvesView, panels: Sequence[tuple[str,
         return json.dumps(data, indent=2, allow_nan=False)
 
     offers: list[tuple[str, str, Callable[[], Any]]] = [
-        (kind, mime, lambda kind=kind: shared.draw(curves_file, panels, kind=kind))  # type: ignore[misc]
+        (kind, mime, lambda kind=kind: session.draw(curves_file, panels, kind=kind))  # type: ignore[misc]
         for kind, mime in FORMATS.items()
     ]
     offers += [("CSV", "text/csv", table), ("JSON", "application/json", everything)]
@@ -223,8 +223,8 @@ def _experiment() -> None:
 def _trust(attributor: Served) -> None:
     st.subheader("How far the sketch can be trusted")
     key = ("sketch error", attributor.bundle.identity)
-    found: Trust | None = shared.ask(
-        shared.lanes().quick, key, tasks.sketch_error, attributor.place, _SAMPLED, bar=True
+    found: Trust | None = session.ask(
+        session.lanes().quick, key, tasks.sketch_error, attributor.place, _SAMPLED, bar=True
     )
     if found is None:
         st.caption("This bundle uses the exact kernel: no sketch, no error.")

@@ -4,7 +4,7 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape
-from natscope.app.grid import data_uri
+from natscope.app.components.grid import data_uri
 
 
 def enlarge(image: np.ndarray, title: str, *, key: str) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import streamlit as st
 from scipy.special import softmax
 
-from natscope.app import escape, shared
-from natscope.app.grid import Card, data_uri, grid
-from natscope.app.shared import Served
+from natscope.app import escape, session
+from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.session import Served
 from natscope.app.state import pack_image
 from natscope.app.uploads import Upload, form_of, usual_background
 from natscope.app.views.notice import complain
-from natscope.core.answers import QueryImage
+from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import QueryError
 
 _THUMBNAILS = 30
@@ -209,7 +209,7 @@ def _read(images: np.ndarray, take: Take) -> None:
         return
     try:
         invert = _INVERT[st.session_state.get("invert", "by its border")] if images.ndim == 3 else None
-        upload = shared.read_upload(file.getvalue(), file.name, form_of(images) | {"invert": invert})
+        upload = session.read_upload(file.getvalue(), file.name, form_of(images) | {"invert": invert})
     except QueryError as error:
         st.session_state["upload_error"] = str(error)
         return

@@ -6,12 +6,12 @@ from typing import Any
 import streamlit as st
 
 from natscope.app import escape, words
-from natscope.app.figures_backdoor import recalls
-from natscope.app.figures_brittleness import flips, flips_table
-from natscope.app.figures_coreset import KINDS, accuracies, coreset_table
-from natscope.app.figures_curves import experiment_panels, relative
-from natscope.app.figures_experiments import ordered, recall_table, retraining_table
-from natscope.app.figures_tuning import scores
+from natscope.app.figures.backdoor import recalls
+from natscope.app.figures.brittleness import flips, flips_table
+from natscope.app.figures.coreset import KINDS, accuracies, coreset_table
+from natscope.app.figures.curves import experiment_panels, relative
+from natscope.app.figures.experiments import ordered, recall_table, retraining_table
+from natscope.app.figures.tuning import scores
 from natscope.app.paper import SECTIONS
 from natscope.app.results import commands, load_results
 from natscope.core.methods import METHODS

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, shared, tasks
-from natscope.app.grid import Card, data_uri, grid
-from natscope.app.shared import Served
+from natscope.app import escape, session, tasks
+from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.session import Served
 from natscope.app.views.job import run_job
-from natscope.core.answers import QueryImage, Request
-from natscope.core.bundle import Bundle
+from natscope.core.analysis.stability import Stability, differ_by_seed
+from natscope.core.bundle.format import Bundle
+from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import BundleError
 from natscope.core.methods import METHODS
-from natscope.core.stability import Stability, differ_by_seed
 
 _REPEATS = 5
 _KEY = "compare_stability_"
@@ -73,7 +73,7 @@ def stability(attributor: Served, name: str, query: QueryImage, requests: Sequen
 def _siblings(attributor: Served) -> list[Bundle]:
     """Return the served bundles that differ from this one by their training seed alone."""
     found = []
-    for path in shared.bundle_paths().values():
+    for path in session.bundle_paths().values():
         try:
             bundle = Bundle(path)
             if differ_by_seed(attributor.bundle.manifest, bundle.manifest):

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from natscope.core.answers import QueryImage, Request
-from natscope.core.attribution import Attributor, Progress
-from natscope.core.audit import FIRST, SIGMA2, suspicion
+from natscope.core.analysis.audit import FIRST, SIGMA2, suspicion
 from natscope.core.backdoor import Backdoor, attack_success
+from natscope.core.bundle.attributor import Attributor, Progress
+from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import average_precision, recall_at_k, reciprocal_rank
-from natscope.precompute.attributor import lacks, open_attributor, served
+from natscope.precompute.bundles.opening import lacks, open_attributor, served
 from natscope.precompute.experiments.provenance import provenance
-from natscope.precompute.kept import Kept
+from natscope.precompute.training.result_cache import Kept
 
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))
 RECALL_AT = 50

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from natscope.core.answers import QueryImage, Request
-from natscope.core.attribution import Attributor, Progress
-from natscope.core.curves import sample_queries
+from natscope.core.analysis.curves import sample_queries
+from natscope.core.bundle.attributor import Attributor, Progress
+from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.methods import METHODS
-from natscope.precompute.attributor import lacks, open_attributor, served
+from natscope.precompute.bundles.opening import lacks, open_attributor, served
 from natscope.precompute.experiments.provenance import provenance
-from natscope.precompute.kept import Kept
-from natscope.precompute.removal import Ladder, answer, climb_all
-from natscope.precompute.retrain import recipe_of
+from natscope.precompute.training.removal import Ladder, answer, climb_all
+from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.retrain import recipe_of
 
 STEPS = 6  # of the grid of budgets, the last being the largest
 CLAIMS = (

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from natscope.core.attribution import Attributor, Progress
-from natscope.core.coreset import BLIND, Coresets, draw, missing
-from natscope.core.curves import held_out
+from natscope.core.analysis.coreset import BLIND, Coresets, draw, missing
+from natscope.core.analysis.curves import held_out
+from natscope.core.bundle.attributor import Attributor, Progress
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
-from natscope.precompute.attributor import open_attributor, served
+from natscope.precompute.bundles.opening import open_attributor, served
 from natscope.precompute.experiments.backdoor import mean_and_error
 from natscope.precompute.experiments.provenance import provenance
-from natscope.precompute.kept import Kept
-from natscope.precompute.retrain import recipe_of
-from natscope.precompute.subset import Subset, ask, train_on_all
+from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.retrain import recipe_of
+from natscope.precompute.training.subset import Subset, ask, train_on_all
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the training images
 CLAIMS = (

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from natscope import assets
-from natscope.core.attribution import Attributor
-from natscope.core.bundle import Manifest
-from natscope.precompute.models import ModelSpec
-from natscope.precompute.spec import versions
+from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.format import Manifest
+from natscope.precompute.bundles.spec import versions
+from natscope.precompute.training.models import ModelSpec
 
 # The results from which the demo's bundles take their sigma2, by what they are for: predictions, or coresets.
 TUNED = {"margin": "tuning.json", "coreset": "coreset-tuning.json"}

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from natscope.core.attribution import Attributor
-from natscope.core.curves import Curve, Line, Progress, relative_curves, sample_queries
+from natscope.core.analysis.curves import Curve, Line, Progress, relative_curves, sample_queries
+from natscope.core.bundle.attributor import Attributor
 from natscope.core.errors import QueryError
-from natscope.precompute.attributor import open_attributor
-from natscope.precompute.kept import Kept
-from natscope.precompute.models import ModelSpec
-from natscope.precompute.spec import versions
+from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.bundles.spec import versions
+from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.result_cache import Kept
 
 SIGMA2S = (1.0, 10.0, 1e2, 1e3, 1e4, 1e5)
 FIXED = 1e3

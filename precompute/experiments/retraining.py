@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from natscope.core.answers import Request
-from natscope.core.attribution import Attributor, Progress
+from natscope.core.bundle.attributor import Attributor, Progress
+from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
-from natscope.precompute.attributor import open_attributor
+from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import backdoor_of, fooled_queries, stamped_query
 from natscope.precompute.experiments.provenance import provenance
-from natscope.precompute.kept import Kept
-from natscope.precompute.retrain import attacked, recipe_of, retrain
-from natscope.precompute.training import RECIPES, TrainingSpec
+from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.retrain import attacked, recipe_of, retrain
+from natscope.precompute.training.train import RECIPES, TrainingSpec
 
 SIGMA2 = 100.0  # what `natscope evaluate backdoor` chooses for InfoLoss on the ResNet-9
 

@@ -7,7 +7,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from natscope.app.backdoor_link import BackdoorView, read_backdoor
-from natscope.app.figures_backdoor import roc
+from natscope.app.figures.backdoor import roc
 from natscope.app.serve import BUNDLES
 from natscope.app.views import backdoor_audit, backdoor_scene, backdoor_search
 from natscope.core.backdoor import Backdoor

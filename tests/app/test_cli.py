@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from natscope.app.cli import main
-from natscope.core.bundle import MANIFEST, WEIGHTS, Bundle
+from natscope.app.cli.commands import main
+from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle
 from natscope.core.methods import METHODS
 
 _ROOT = Path(__file__).parents[2]
@@ -120,7 +120,7 @@ def busy_port():
 def test_help_imports_nothing_heavy():
     code = (
         "import sys\n"
-        "from app import cli\n"
+        "from natscope.app.cli import commands as cli\n"
         "for words in (['--help'], ['precompute', '--help'], ['attribute', '--help'], ['demo', '--help']):\n"
         "    assert cli.natscope.main(words, standalone_mode=False) == 0\n"
         "heavy = {'torch', 'torchvision', 'streamlit', 'faiss', 'numpy', 'scipy', 'matplotlib', 'plotly', 'PIL'}\n"
@@ -572,7 +572,16 @@ def test_building_is_told_and_told_again(run, bundle_path, tmp_path, monkeypatch
 
 def test_ctrl_c_stops_with_a_sentence_and_keeps_what_was_built(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "natscope.app.cli", "precompute", "--out", str(tmp_path / "bundle"), "--dim", "8"],
+        [
+            sys.executable,
+            "-m",
+            "natscope.app.cli",
+            "precompute",
+            "--out",
+            str(tmp_path / "bundle"),
+            "--dim",
+            "8",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,9 +3,9 @@
 import click
 import pytest
 
-from natscope.app.cli import main, natscope
-from natscope.app.cli_values import PATH
-from natscope.precompute import tuning
+from natscope.app.cli.commands import main, natscope
+from natscope.app.cli.values import PATH
+from natscope.precompute.experiments import tuning
 
 _OPTIONS = [
     (name, option.opts[0], option.type)

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from natscope.app.comparison import marks
 from natscope.app.comparison_link import ComparisonView, compare_link, read_comparison
-from natscope.app.figures_comparison import comparison_file
+from natscope.app.components.comparison import marks
+from natscope.app.figures.comparison import comparison_file
 from natscope.app.serve import BUNDLES
 from natscope.app.views import compare_results
-from natscope.core.answers import Request
-from natscope.core.capabilities import Capabilities
-from natscope.core.comparison import compare_one
+from natscope.core.analysis.comparison import compare_one
+from natscope.core.bundle.capabilities import Capabilities
+from natscope.core.bundle.request import Request
 from natscope.core.methods import METHODS
 
 SILENT = lambda stage, done, total: None  # noqa: E731

@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from natscope.app.coreset_link import CoresetView, read_coreset
-from natscope.app.figures_coreset import class_balance
+from natscope.app.figures.coreset import class_balance
 from natscope.app.serve import BUNDLES
 from natscope.app.tasks import Chosen
 from natscope.app.views import coreset as view

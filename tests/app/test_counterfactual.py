@@ -6,8 +6,8 @@ from streamlit.testing.v1 import AppTest
 from natscope.app.counterfactual_link import CounterfactualView, read_counterfactual
 from natscope.app.serve import BUNDLES
 from natscope.app.views import counterfactual
-from natscope.precompute.kept import Kept
-from natscope.precompute.removal import Answer, identity_of, name_of
+from natscope.precompute.training.removal import Answer, identity_of, name_of
+from natscope.precompute.training.result_cache import Kept
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_link_reopens_what_it_says_and_what_it_cannot_is_said(page):
 def test_each_method_has_its_own_usual_sigma2(page, monkeypatch):
     usual = {"info_loss": 100.0, "info_gain": 10.0}
     monkeypatch.setattr(
-        "natscope.core.bundle.Bundle.sigma2", lambda bundle, method, coreset=False: usual.get(method, 1.0)
+        "natscope.core.bundle.format.Bundle.sigma2", lambda bundle, method, coreset=False: usual.get(method, 1.0)
     )
     app = page(q="test:1", m="40", method="repsim")
     for method, exponent in (("info_loss", 2), ("info_gain", 1), ("repsim", 0), ("info_loss", 2)):

@@ -9,10 +9,10 @@ from streamlit.testing.v1 import AppTest
 
 from natscope import assets
 from natscope.app.curves_link import CurvesView, read_curves
-from natscope.app.figures_curves import FORMATS, curves_file, experiment_panels
-from natscope.app.figures_experiments import experiment_files
+from natscope.app.figures.curves import FORMATS, curves_file, experiment_panels
+from natscope.app.figures.experiments import experiment_files
 from natscope.app.serve import BUNDLES
-from natscope.core.curves import Curve, Line
+from natscope.core.analysis.curves import Curve, Line
 
 
 @pytest.fixture

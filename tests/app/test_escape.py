@@ -9,7 +9,7 @@ import pytest
 from matplotlib.cbook import is_math_text
 
 from natscope.app import escape
-from natscope.app.cli import main
+from natscope.app.cli.commands import main
 from tests.conftest import syntax_of
 
 _APP = Path(__file__).parents[2] / "app"

@@ -16,7 +16,7 @@ from playwright.sync_api import expect
 from streamlit import config
 
 from natscope.app import guard
-from natscope.app.cli import natscope
+from natscope.app.cli.commands import natscope
 from natscope.app.guard import MAX_UPLOADS, Guard, is_allowed
 from natscope.app.listen import LOOPBACK, Listening, listening
 from natscope.app.serve import BUNDLES

@@ -7,9 +7,9 @@ import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
-from natscope.app import grid
-from natscope.app.figures import curve
-from natscope.core.answers import Request
+from natscope.app.components import grid
+from natscope.app.figures.attribution import curve
+from natscope.core.bundle.request import Request
 
 COLOURS = ("#0f6e84", "#6b7280")
 

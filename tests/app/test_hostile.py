@@ -14,14 +14,14 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from natscope.app import escape
-from natscope.core.bundle import MANIFEST
+from natscope.core.bundle.format import MANIFEST
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.build import build
-from natscope.precompute.folders import FolderSpec
-from natscope.precompute.models import ModelSpec
-from natscope.precompute.poison import PoisonSpec
-from natscope.precompute.spec import BuildSpec
-from natscope.precompute.training import TrainingSpec
+from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.data.folders import FolderSpec
+from natscope.precompute.data.poison import PoisonSpec
+from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.train import TrainingSpec
 from tests.app.conftest import serving
 
 pytestmark = pytest.mark.browser

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 from playwright.sync_api import expect
 
-from natscope.app.cli import natscope
+from natscope.app.cli.commands import natscope
 from natscope.core.methods import METHODS
 from tests.app.conftest import serving
 

@@ -12,11 +12,11 @@ from streamlit.testing.v1 import AppTest
 
 from natscope.app.serve import BUNDLES
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.build import build
-from natscope.precompute.folders import FolderSpec
-from natscope.precompute.models import ModelSpec
-from natscope.precompute.spec import BuildSpec
-from natscope.precompute.training import TrainingSpec
+from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.data.folders import FolderSpec
+from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.train import TrainingSpec
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
 _NET = """

@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from natscope.app import shared
+from natscope.app import session
 from natscope.app.escape import sentence
 from natscope.app.listen import Listening
 from natscope.app.serve import BUNDLES, settings
 from natscope.app.state import SIGMA2_EXPONENTS, pack_image
 from natscope.app.views import query as query_view
 from natscope.app.views.methods import GLOSSARY, LIMITS
-from natscope.core.answers import Request
-from natscope.core.bundle import Bundle
+from natscope.core.bundle.format import Bundle
+from natscope.core.bundle.request import Request
 from natscope.core.methods import METHODS, rank
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
@@ -533,26 +533,26 @@ def test_garbage_is_searched_for_once_for_many_runs_and_libraries_are_left_out(m
     calls = []
     monkeypatch.setattr(gc, "collect", lambda: calls.append("collect"))
     monkeypatch.setattr(gc, "freeze", lambda: calls.append("freeze"))
-    shared.tidy.clear()
-    shared._settle.cache_clear()
+    session.tidy.clear()
+    session._settle.cache_clear()
     for _ in range(3):
-        shared.tidy()
-    shared.tidy.clear()
-    shared.tidy()
+        session.tidy()
+    session.tidy.clear()
+    session.tidy()
     assert calls == ["collect", "freeze", "collect"]
     assert settings(Listening("localhost", "127.0.0.1", 8501, (), ""))["runner.postScriptGC"] is False
 
 
 def test_the_first_look_at_each_class_is_taken_before_anyone_asks(served, bundle_path, monkeypatch):
     asked = []
-    attribute = shared.Served.attribute
+    attribute = session.Served.attribute
 
     def note(self, query, request, *, bar=True):
         asked.append((query.predicted, request, bar))
         return attribute(self, query, request, bar=bar)
 
-    monkeypatch.setattr(shared.Served, "attribute", note)
-    shared.warm()
+    monkeypatch.setattr(session.Served, "attribute", note)
+    session.warm()
     bundle = Bundle(bundle_path)
     usual = Request("info_loss", bundle.sigma2("info_loss"), 10)
     answers = np.unique(np.asarray(bundle.array("test_logits")).argmax(axis=1))
@@ -560,6 +560,6 @@ def test_the_first_look_at_each_class_is_taken_before_anyone_asks(served, bundle
 
 
 def test_many_or_large_classes_are_not_looked_at_before_anyone_asks(served, monkeypatch):
-    monkeypatch.setattr(shared.Served, "attribute", lambda *_, **__: pytest.fail("It was asked."))
-    monkeypatch.setattr(shared, "_CLASSES", 9)
-    shared.warm()
+    monkeypatch.setattr(session.Served, "attribute", lambda *_, **__: pytest.fail("It was asked."))
+    monkeypatch.setattr(session, "_CLASSES", 9)
+    session.warm()

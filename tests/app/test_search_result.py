@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from natscope.app.figures_search import search_file
+from natscope.app.figures.search import search_file
 from natscope.app.results import load_benchmark
 
 README = Path(__file__).parents[2] / "README.md"

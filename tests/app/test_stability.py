@@ -10,9 +10,9 @@ from streamlit.testing.v1 import AppTest
 from natscope.app import tasks
 from natscope.app.serve import BUNDLES
 from natscope.app.views.stability import finding
-from natscope.core.answers import Attribution, Item, Request
+from natscope.core.analysis.stability import Stability, across_sketches
+from natscope.core.bundle.request import Attribution, Item, Request
 from natscope.core.methods import METHODS
-from natscope.core.stability import Stability, across_sketches
 
 SKETCHED = next(name for name, method in METHODS.items() if method.sketched)
 PLAIN = next(name for name, method in METHODS.items() if not method.sketched)
@@ -39,11 +39,11 @@ def siblings(bundle_path, tmp_path, monkeypatch, here):
 
 def _page(methods, budget=4):
     def script(methods, budget):
-        from natscope.app import shared
+        from natscope.app import session
         from natscope.app.views.stability import stability
-        from natscope.core.answers import Request
+        from natscope.core.bundle.request import Request
 
-        attributor = shared.served(next(iter(shared.bundle_paths().values())))
+        attributor = session.served(next(iter(session.bundle_paths().values())))
         query = attributor.query("test", 5)
         stability(attributor, "test:5", query, [Request(method, budget=budget) for method in methods])
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from natscope.app.state import LARGEST_BUDGET, SIGMA2_EXPONENTS, View, exponent_of, open_query, pack_image, read_link
-from natscope.core.answers import CONDITIONINGS, POOLS
+from natscope.core.bundle.request import CONDITIONINGS, POOLS
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 

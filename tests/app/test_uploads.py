@@ -14,8 +14,8 @@ from PIL import Image, PngImagePlugin
 from natscope.app import uploads
 from natscope.app.uploads import TOO_MUCH, Upload, form_of, read_apart, read_image, usual_background
 from natscope.core.errors import QueryError
-from natscope.precompute import pictures
-from natscope.precompute.datasets import load_dataset
+from natscope.precompute.data import decode as pictures
+from natscope.precompute.data.datasets import load_dataset
 
 _GREY = {"size": (28, 28), "channels": 1}
 _COLOUR = {"size": (32, 32), "channels": 3}

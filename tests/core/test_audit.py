@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from natscope.core.audit import class_suspicion, support, suspicion
+from natscope.core.analysis.audit import class_suspicion, support, suspicion
 from natscope.core.metrics import average_precision
 from tests.oracles import variance
 

@@ -13,8 +13,8 @@ import safetensors.torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from natscope.core import bundle as bundles
-from natscope.core.bundle import (
+from natscope.core.bundle import format as bundles
+from natscope.core.bundle.format import (
     MANIFEST,
     SCHEMA,
     WEIGHTS,
@@ -28,11 +28,11 @@ from natscope.core.bundle import (
 )
 from natscope.core.errors import BundleError
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.build import build
-from natscope.precompute.datasets import DATASETS, Dataset, load_dataset
-from natscope.precompute.models import ModelSpec
-from natscope.precompute.spec import BuildSpec
-from natscope.precompute.training import TrainingSpec
+from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.data.datasets import DATASETS, Dataset, load_dataset
+from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.train import TrainingSpec
 
 _COMMAND = "natscope precompute --dataset tiny"
 

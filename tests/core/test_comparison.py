@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from natscope.core.answers import Attribution, Item, Request
-from natscope.core.comparison import OVERLAPS, Row, compare_one, overlaps, shared_images
+from natscope.core.analysis.comparison import OVERLAPS, Row, compare_one, overlaps, shared_images
+from natscope.core.bundle.request import Attribution, Item, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, rank
 

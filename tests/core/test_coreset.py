@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from natscope.core import greedy
-from natscope.core.coreset import BLIND, MOST_QUERIES, Coresets, draw, shares, usable
+from natscope.core.analysis.coreset import BLIND, MOST_QUERIES, Coresets, draw, shares, usable
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import information_gain, jaccard

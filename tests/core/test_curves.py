@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from natscope.core import metrics
-from natscope.core.answers import Request
-from natscope.core.curves import REFERENCE, Curve, Line, relative_curves, sample_queries
+from natscope.core.analysis.curves import REFERENCE, Curve, Line, relative_curves, sample_queries
+from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 

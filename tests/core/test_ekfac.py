@@ -10,7 +10,12 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from natscope.core.ekfac import (
+from natscope.core.bundle.artifacts import EkfacSpec
+from natscope.core.bundle.manifest import FACTOR_FILES
+from natscope.core.features import FeatureMap
+from natscope.core.kernels import FactorKernel
+from natscope.core.measurements import doubt, margin
+from natscope.core.methods.ekfac import (
     EkfacInfluence,
     _even_directions,
     _large_directions,
@@ -18,11 +23,6 @@ from natscope.core.ekfac import (
     factors_folder,
     fit_factors,
 )
-from natscope.core.features import FeatureMap
-from natscope.core.kernels import FactorKernel
-from natscope.core.manifest import FACTOR_FILES
-from natscope.core.measurements import doubt, margin
-from natscope.core.parts import EkfacSpec
 from natscope.core.sketches import SketchSpec
 
 COUNT, CLASSES = 80, 4

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from natscope.core.answers import Request
-from natscope.core.bundle import MANIFEST
+from natscope.core.bundle.format import MANIFEST
+from natscope.core.bundle.request import Request
 from natscope.core.errors import NatscopeError, UntrustedError
 from natscope.core.methods import METHODS
-from natscope.precompute.attributor import faults, open_attributor
+from natscope.precompute.bundles.opening import faults, open_attributor
 from tests.tiny import recorded_anew
 
 _EXAMPLES = int(os.environ.get("NATSCOPE_FUZZ", 100))

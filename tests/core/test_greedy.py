@@ -7,9 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from natscope.core import greedy
+from natscope.core.index.search import InnerProductIndex
 from natscope.core.pool import Pool
 from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
-from natscope.core.search import InnerProductIndex
 from tests import oracles
 
 RULES = {

@@ -12,16 +12,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from natscope.app.shared import bundle_title
-from natscope.core import bundle as bundles
-from natscope.core import file_checks
-from natscope.core.answers import Request
-from natscope.core.bundle import MANIFEST, WEIGHTS, Bundle, check_bundle, find_bundles
+from natscope.app.session import bundle_title
+from natscope.core.bundle import file_checks
+from natscope.core.bundle import format as bundles
+from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, check_bundle, find_bundles
+from natscope.core.bundle.manifest import Manifest, plain_command
+from natscope.core.bundle.request import Request
+from natscope.core.bundle.schema import SchemaError
 from natscope.core.errors import BundleError, NatscopeError
-from natscope.core.manifest import Manifest, plain_command
-from natscope.core.manifest_schema import SchemaError
 from natscope.core.methods import METHODS
-from natscope.precompute.attributor import faults, open_attributor
+from natscope.precompute.bundles.opening import faults, open_attributor
 from tests.tiny import CLASSES, TRAIN, edited, recorded_anew, saved
 
 _FIX = r"To fix it, delete the folder and build it again with the command that made it\."
@@ -382,13 +382,13 @@ def _raising(error):
     [
         "safetensors.torch.load_file",
         "natscope.core.files.os.open",
-        "natscope.core.bundle.Manifest.from_json",
-        "natscope.core.file_checks._usable",
+        "natscope.core.bundle.format.Manifest.from_json",
+        "natscope.core.bundle.file_checks._usable",
         "numpy.lib.format.read_magic",
         "numpy.memmap",
-        "natscope.core.bundle.InnerProductIndex.load",
+        "natscope.core.bundle.format.InnerProductIndex.load",
         "torch.nn.Module.load_state_dict",
-        "natscope.core.attribution.Attributor.inputs",
+        "natscope.core.bundle.attributor.Attributor.inputs",
     ],
 )
 def test_a_lack_of_memory_is_no_damage_and_passes(path, monkeypatch, lacking):

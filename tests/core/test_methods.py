@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from natscope.core.index.search import InnerProductIndex
 from natscope.core.methods import METHODS, Candidates, Query, Settings, method, rank
 from natscope.core.pool import Pool
 from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
-from natscope.core.search import InnerProductIndex
 from tests import oracles
 
 RANDOM = np.random.default_rng(0)
@@ -182,7 +182,7 @@ def test_scores_that_are_no_numbers_are_refused():
 
 
 def test_a_method_is_added_by_one_decorated_function(monkeypatch, candidates):
-    monkeypatch.setattr("natscope.core.registry.METHODS", added := dict(METHODS))
+    monkeypatch.setattr("natscope.core.methods.base.METHODS", added := dict(METHODS))
 
     @method("norm", "Norm", summary="s", formula="f", advice="a")
     def _norm(candidates, query, settings):

@@ -2,9 +2,9 @@ import faiss
 import numpy as np
 import pytest
 
-from natscope.core import search
-from natscope.core.index_spec import KINDS, IndexSpec
-from natscope.core.search import InnerProductIndex, build_index
+from natscope.core.index import search
+from natscope.core.index.search import InnerProductIndex, build_index
+from natscope.core.index.spec import KINDS, IndexSpec
 
 INEXACT = [kind for kind in KINDS if kind != "flat"]
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from natscope.core import greedy
-from natscope.core.index_spec import KINDS, IndexSpec
+from natscope.core.index.search import InnerProductIndex, build_index
+from natscope.core.index.shortlist import Shortlist
+from natscope.core.index.spec import KINDS, IndexSpec
 from natscope.core.pool import Pool
 from natscope.core.rows import RowView
-from natscope.core.search import InnerProductIndex, build_index
-from natscope.core.shortlist import Shortlist
 
 INEXACT = [kind for kind in KINDS if kind != "flat"]
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from natscope.core.answers import Request
-from natscope.core.bundle import Manifest
+from natscope.core.analysis.stability import across_networks, across_sketches, differ_by_seed, rank_correlation
+from natscope.core.bundle.format import Manifest
+from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
-from natscope.core.stability import across_networks, across_sketches, differ_by_seed, rank_correlation
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 

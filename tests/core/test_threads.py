@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from natscope.core.answers import Request
+from natscope.core.bundle.request import Request
 from natscope.core.features import FeatureMap
 from natscope.core.methods import METHODS
 from natscope.core.sketches import SketchSpec

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from natscope.app.cli import natscope
-from natscope.app.figures_experiments import experiment_files, recall_table
-from natscope.core.answers import Request
-from natscope.core.attribution import Attributor
+from natscope.app.cli.commands import natscope
+from natscope.app.figures.experiments import experiment_files, recall_table
 from natscope.core.backdoor import Backdoor
+from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import recall_at_k
 from natscope.precompute.experiments import backdoor as experiment
-from natscope.precompute.kept import Kept
+from natscope.precompute.training.result_cache import Kept
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from natscope.app.cli import natscope
+from natscope.app.cli.commands import natscope
 from natscope.core.errors import BuildError, QueryError
 from natscope.core.methods import METHODS
 from natscope.precompute.experiments import brittleness
-from natscope.precompute.kept import Kept
-from natscope.precompute.removal import Answer, Ladder, climb, climb_all, identity_of
+from natscope.precompute.training.removal import Answer, Ladder, climb, climb_all, identity_of
+from natscope.precompute.training.result_cache import Kept
 
 NAMES = ("info_loss", "random")
 SETTINGS = {"queries": 3, "budget": 600, "seed": 0, "methods": NAMES}
@@ -87,7 +87,7 @@ def test_a_ladder_that_was_stopped_goes_on_at_its_next_step(attributor, tmp_path
             raise Stopped
         return Answer(target, 0.9, 2.0)
 
-    monkeypatch.setattr("natscope.precompute.removal.without", train)
+    monkeypatch.setattr("natscope.precompute.training.removal.without", train)
     with pytest.raises(Stopped):
         climb(attributor.bundle, ladder, Kept(tmp_path / "steps"))
     assert climb(attributor.bundle, ladder, Kept(tmp_path / "steps")) == [Answer(4, 0.9, 2.0)] * 3
@@ -125,7 +125,8 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(bundle_path, attributor, 
     with pytest.raises(QueryError, match="fewer than 100000"):
         brittleness.run([bundle_path], **(SETTINGS | {"queries": 100_000}), kept=kept, progress=SILENT)
     monkeypatch.setattr(
-        "natscope.precompute.retrain.TrainingSpec.from_dict", lambda values: (_ for _ in ()).throw(TypeError("weights"))
+        "natscope.precompute.training.retrain.TrainingSpec.from_dict",
+        lambda values: (_ for _ in ()).throw(TypeError("weights")),
     )
     with pytest.raises(BuildError, match="loaded, not trained"):
         brittleness.run([bundle_path], **SETTINGS, kept=kept, progress=SILENT)

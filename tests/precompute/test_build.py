@@ -17,21 +17,21 @@ import safetensors.torch
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from natscope.app.cli import main
-from natscope.core.answers import Request
-from natscope.core.bundle import MANIFEST, WEIGHTS, Bundle, find_bundles, sha256_of
+from natscope.app.cli.commands import main
+from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, find_bundles, sha256_of
+from natscope.core.bundle.request import Request
 from natscope.core.errors import BuildError, BundleError, DataError
 from natscope.core.images import to_input
-from natscope.core.index_spec import IndexSpec
+from natscope.core.index.spec import IndexSpec
 from natscope.core.jacobians import jacobian_blocks
 from natscope.core.rows import RowView
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.attributor import open_attributor
-from natscope.precompute.build import build
-from natscope.precompute.datasets import DATASETS, Dataset, load_dataset
-from natscope.precompute.models import ModelSpec, build_model
-from natscope.precompute.spec import BuildSpec, estimated_bytes
-from natscope.precompute.training import TrainingSpec
+from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes
+from natscope.precompute.data.datasets import DATASETS, Dataset, load_dataset
+from natscope.precompute.training.models import ModelSpec, build_model
+from natscope.precompute.training.train import TrainingSpec
 
 _TRAIN, _TEST = 2300, 200  # three shards of training images
 _SPEC = BuildSpec(
@@ -680,7 +680,7 @@ def test_a_large_class_is_searched_without_being_loaded(tmp_path, monkeypatch):
     request = Request("info_gain_approx", 1.0, 5)
     loaded = open_attributor(bundle.path)
     expected = loaded.attribute(loaded.query("test", 0), request)
-    monkeypatch.setattr("natscope.core.attribution.LARGEST_GRAM", 100)
+    monkeypatch.setattr("natscope.core.bundle.candidates.LARGEST_GRAM", 100)
     attributor = open_attributor(bundle.path)
     query = attributor.query("test", 0)
     answer = attributor.attribute(query, request)

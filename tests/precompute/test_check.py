@@ -10,16 +10,16 @@ from PIL import Image
 
 from natscope.core.errors import BuildError, BundleError, DataError, NatscopeError
 from natscope.core.sketches import SketchSpec
-from natscope.precompute import measure
-from natscope.precompute.build import build
-from natscope.precompute.check import check
-from natscope.precompute.datasets import DATASETS, Dataset
-from natscope.precompute.folders import FolderSpec
-from natscope.precompute.measure import bytes_each, seconds_each
-from natscope.precompute.models import ModelSpec
-from natscope.precompute.poison import PoisonSpec
-from natscope.precompute.spec import BuildSpec
-from natscope.precompute.training import TrainingSpec
+from natscope.precompute.bundles import measure
+from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.check import check
+from natscope.precompute.bundles.measure import bytes_each, seconds_each
+from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.data.datasets import DATASETS, Dataset
+from natscope.precompute.data.folders import FolderSpec
+from natscope.precompute.data.poison import PoisonSpec
+from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.train import TrainingSpec
 
 _DiskUsage = namedtuple("_DiskUsage", "total used free")
 _SPEC = BuildSpec(
@@ -153,7 +153,7 @@ def test_a_bundle_that_is_there_is_told(tmp_path):
 
 
 def test_a_large_folder_is_read_in_part(tmp_path, monkeypatch):
-    monkeypatch.setattr("natscope.precompute.check._SAMPLED", 12)
+    monkeypatch.setattr("natscope.precompute.bundles.check._SAMPLED", 12)
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for i in range(50):

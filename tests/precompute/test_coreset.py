@@ -5,16 +5,16 @@ import shutil
 import numpy as np
 import pytest
 
-from natscope.app.figures_coreset import accuracies as figure_of
-from natscope.app.figures_coreset import coreset_table
-from natscope.app.figures_experiments import experiment_files
+from natscope.app.figures.coreset import accuracies as figure_of
+from natscope.app.figures.coreset import coreset_table
+from natscope.app.figures.experiments import experiment_files
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
-from natscope.precompute.attributor import open_attributor
+from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import EXPERIMENTS, coreset
 from natscope.precompute.experiments.backdoor import mean_and_error
-from natscope.precompute.kept import Kept
-from natscope.precompute.subset import Subset, accuracies, train_on
+from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.subset import Subset, accuracies, train_on
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 SETTINGS = {"queries": 20, "budget": 60, "seed": 0, "methods": ("info_gain", "random")}

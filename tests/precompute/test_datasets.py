@@ -11,8 +11,8 @@ import torchvision.datasets.mnist
 from natscope import assets
 from natscope.assets.make_fashion_mnist import make, write_idx
 from natscope.core.errors import DataError
-from natscope.precompute import datasets
-from natscope.precompute.datasets import DATASETS, DEBIAN_FOLDER, Dataset, first_of_each, load_dataset, read_idx
+from natscope.precompute.data import datasets
+from natscope.precompute.data.datasets import DATASETS, DEBIAN_FOLDER, Dataset, first_of_each, load_dataset, read_idx
 
 _debian = pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +75,7 @@ def test_the_embedded_quarter_needs_neither_torchvision_nor_the_network():
         "import socket, sys\n"
         "def refuse(*arguments): raise AssertionError('network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from natscope.precompute.datasets import load_dataset\n"
+        "from natscope.precompute.data.datasets import load_dataset\n"
         "load_dataset('fashion-mnist-quarter')\n"
         "assert 'torchvision' not in sys.modules\n"
     )

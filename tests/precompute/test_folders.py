@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from natscope.core.errors import DataError
-from natscope.precompute.folders import FolderSpec, fingerprint, load_folder
+from natscope.precompute.data.folders import FolderSpec, fingerprint, load_folder
 
 _SPEC = FolderSpec(image_size=8)
 _SKIP = FolderSpec(image_size=8, skip_broken=True)

@@ -10,8 +10,8 @@ from torch import nn
 from natscope.core.errors import BuildError
 from natscope.core.jacobians import jacobian_blocks
 from natscope.core.measurements import MEASUREMENTS
-from natscope.precompute.models import ModelSpec, build_model, fitted, source_of
-from natscope.precompute.trusted import trust
+from natscope.precompute.training.models import ModelSpec, build_model, fitted, source_of
+from natscope.precompute.training.trusted import trust
 from tests import oracles
 
 
@@ -242,7 +242,8 @@ def test_factories_that_make_no_network_are_one_sentence(module, text, attribute
 
 
 @pytest.mark.parametrize(
-    "name", ["http.server:test", "os:abort", "natscope.core.search:InnerProductIndex", "natscope.app.cli:main"]
+    "name",
+    ["http.server:test", "os:abort", "natscope.core.cache:BoundedCache", "natscope.app.cli.commands:main"],
 )
 def test_a_strangers_manifest_calls_nothing_of_python_or_natscope(name):
     with pytest.raises(BuildError, match=r"is a module of Python or natscope; --model takes"):

@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from natscope.app.cli import main
-from natscope.core.bundle import WEIGHTS, sha256_of
+from natscope.app.cli.commands import main
+from natscope.core.bundle.format import WEIGHTS, sha256_of
 from natscope.core.errors import BuildError, BundleError
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.attributor import open_attributor
-from natscope.precompute.build import build
-from natscope.precompute.folders import FolderSpec
-from natscope.precompute.models import ModelSpec
-from natscope.precompute.retrain import retrain
-from natscope.precompute.spec import BuildSpec
-from natscope.precompute.training import TrainingSpec
+from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.data.folders import FolderSpec
+from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.retrain import retrain
+from natscope.precompute.training.train import TrainingSpec
 
 _NET = """
 import torch
@@ -61,7 +61,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sys, "path", list(sys.path))
-        patch.setattr("natscope.precompute.store._SHARD", 40)
+        patch.setattr("natscope.precompute.bundles.store._SHARD", 40)
         yield place
     sys.modules.pop("their_net", None)
 

@@ -6,8 +6,8 @@ import pytest
 
 from natscope.core.backdoor import Backdoor, attack_success, stamp
 from natscope.core.errors import DataError
-from natscope.precompute.datasets import load_dataset
-from natscope.precompute.poison import PoisonSpec, poison
+from natscope.precompute.data.datasets import load_dataset
+from natscope.precompute.data.poison import PoisonSpec, poison
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import torch
 
 from natscope.core.backdoor import Backdoor
 from natscope.core.errors import BuildError
-from natscope.precompute.retrain import outcome, patience, retrain, too_slow
-from natscope.precompute.training import TrainingSpec, train
+from natscope.precompute.training.retrain import outcome, patience, retrain, too_slow
+from natscope.precompute.training.train import TrainingSpec, train
 
 
 def test_without_leaving_anything_out_the_weights_are_the_bundles(attributor):
@@ -74,7 +74,7 @@ def test_a_convolutional_network_is_trained_again_while_somebody_waits_if_its_da
 
 
 def test_no_network_is_built_to_see_how_long_its_training_takes(attributor, monkeypatch):
-    monkeypatch.setattr("natscope.precompute.retrain.network_of", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr("natscope.precompute.training.retrain.network_of", lambda *_, **__: pytest.fail("built"))
     assert too_slow(attributor.bundle, linear=attributor.linear) is None
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from natscope.app.cli import natscope
+from natscope.app.cli.commands import natscope
 from natscope.core.errors import QueryError
 from natscope.precompute.experiments import EXPERIMENTS, retraining
-from natscope.precompute.kept import Kept
+from natscope.precompute.training.result_cache import Kept
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 SETTINGS = {"queries": 1, "budget": 50, "seed": 0}

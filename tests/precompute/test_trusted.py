@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from natscope.app.cli import main, natscope
-from natscope.core.bundle import MANIFEST, Bundle
+from natscope.app.cli.commands import main, natscope
+from natscope.core.bundle.format import MANIFEST, Bundle
 from natscope.core.errors import BuildError, BundleError, NatscopeError
 from natscope.core.sketches import SketchSpec
-from natscope.precompute import background
-from natscope.precompute.attributor import open_attributor
-from natscope.precompute.build import build
-from natscope.precompute.folders import FolderSpec
-from natscope.precompute.home import configuration
-from natscope.precompute.models import ModelSpec, build_model
-from natscope.precompute.retrain import retrain
-from natscope.precompute.spec import BuildSpec
-from natscope.precompute.training import TrainingSpec
-from natscope.precompute.trusted import ALLOWED, allow, find, trust
+from natscope.precompute.bundles import background
+from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.data.folders import FolderSpec
+from natscope.precompute.paths import configuration
+from natscope.precompute.training.models import ModelSpec, build_model
+from natscope.precompute.training.retrain import retrain
+from natscope.precompute.training.train import TrainingSpec
+from natscope.precompute.training.trusted import ALLOWED, allow, find, trust
 
 _ROOT = Path(__file__).parents[2]
 _NET = """
@@ -179,7 +179,8 @@ def test_what_is_installed_is_not_called(place, tmp_path, marker, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["http.server:test", "os:abort", "natscope.core.search:InnerProductIndex", "natscope.app.cli:main"]
+    "name",
+    ["http.server:test", "os:abort", "natscope.core.cache:BoundedCache", "natscope.app.cli.commands:main"],
 )
 def test_what_is_pythons_or_natscopes_is_not_called_even_when_it_is_allowed(place, tmp_path, marker, name):
     allow([name])
@@ -475,7 +476,7 @@ def test_neither_the_command_nor_processes_that_it_starts_look_there(shadowed, m
     script = tmp_path / "bin" / "natscope"
     script.parent.mkdir()
     script.write_text(
-        "from natscope.app.cli import main\n"
+        "from natscope.app.cli.commands import main\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
         "        main(['--version'])\n"
@@ -496,7 +497,7 @@ def test_neither_the_command_nor_processes_that_it_starts_look_there(shadowed, m
 def test_figures_are_drawn_as_if_no_style_lay_in_the_working_directory(tmp_path):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: module://not_there\nfont.size: 77\n")
     code = (
-        "from natscope.app.figures_experiments import Figure\n"
+        "from natscope.app.figures.experiments import Figure\n"
         "import io, matplotlib\n"
         "figure = Figure()\n"
         "figure.text(0, 0, 'a')\n"

@@ -7,15 +7,15 @@ import pytest
 from click.testing import CliRunner
 
 from natscope import assets
-from natscope.app.cli import natscope
-from natscope.core.bundle import Bundle, check_bundle
-from natscope.core.curves import sample_queries
+from natscope.app.cli.commands import natscope
+from natscope.core.analysis.curves import sample_queries
+from natscope.core.bundle.format import Bundle, check_bundle
 from natscope.core.errors import FileError, QueryError
-from natscope.precompute import tuning
-from natscope.precompute.attributor import open_attributor
+from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.experiments import tuning
 from natscope.precompute.experiments.brittleness import most_removed
 from natscope.precompute.experiments.provenance import TUNED, provenance
-from natscope.precompute.kept import Kept
+from natscope.precompute.training.result_cache import Kept
 
 
 class Stopped(Exception):

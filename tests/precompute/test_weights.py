@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from natscope.core.errors import BuildError
-from natscope.precompute.models import ModelSpec, build_model
-from natscope.precompute.weights import load_weights
+from natscope.precompute.training.models import ModelSpec, build_model
+from natscope.precompute.training.weights import load_weights
 
 _SPEC = ModelSpec(widths=(6, 5, 3), bias=True)
 _OWN = ModelSpec("their.module:network", None)

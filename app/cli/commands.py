@@ -1,0 +1,333 @@
+"""The command `natscope`. Heavy libraries are imported inside the commands, so that --help is instant."""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from natscope.app.cli.experiments import evaluate, tune
+from natscope.app.cli.listen import listens, workers
+from natscope.app.cli.precompute import build_spec, notes, print_check
+from natscope.app.cli.progress import Bars, say
+from natscope.app.cli.trust import allow_code
+from natscope.app.cli.values import COUNT, PATH, SEED, WHOLE
+from natscope.app.listen import listening
+from natscope.core.errors import NatscopeError, explained
+from natscope.core.scratch import sweep
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="natscope")
+def natscope() -> None:
+    """Which training images does a prediction owe its certainty to, and how much, in nats?"""
+
+
+@natscope.command()
+@listens
+@workers
+@allow_code
+def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any) -> None:
+    """Build the first embedded bundle, then serve it; the poisoned one and what is slow follow while it is served."""
+    from natscope.app.serve import serve
+    from natscope.precompute.bundles.background import start, unfinished
+    from natscope.precompute.bundles.demo import FIRST, build_embedded
+    from natscope.precompute.paths import home
+
+    at = listening(**listen)
+    folder = home() / "bundles"
+    out = folder / FIRST
+    if not out.exists():
+        say(f"Building the embedded bundle, once, about a minute, in {out}")
+    with Bars() as bars:
+        build_embedded(FIRST, out, bars)
+    if unfinished(folder):
+        start(folder)
+    serve(folder, at, browser=not no_browser, jobs=jobs, memory=memory)
+
+
+@natscope.command()
+@click.option("--bundles", type=PATH, required=True, help="A bundle, or a folder of bundles.")
+@listens
+@workers
+@allow_code
+def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None, **listen: Any) -> None:
+    """Serve bundles that exist."""
+    from natscope.app.serve import serve
+    from natscope.core.bundle.format import find_bundles
+    from natscope.core.errors import BundleError
+
+    at = listening(**listen)
+    if not bundles.is_dir() or not find_bundles(bundles):
+        raise BundleError(f"There is no bundle in {bundles}; `natscope demo` or `natscope precompute` makes one.")
+    serve(bundles, at, browser=not no_browser, jobs=jobs, memory=memory)
+
+
+@natscope.command()
+@click.option("--out", type=PATH, help="Folder of the bundle to make.")
+@click.option("--check", is_flag=True, help="Try it on a few images: will it work, what will it cost? Builds nothing.")
+@click.option(
+    "--dataset",
+    default="fashion-mnist-quarter",
+    show_default=True,
+    help="fashion-mnist-quarter, fashion-mnist, cifar10, or folder:PATH with PATH/train/CLASS/* and PATH/test/CLASS/*, "
+    "or PATH/CLASS/*.",
+)
+@click.option(
+    "--image-size",
+    type=COUNT,
+    default=32,
+    show_default=True,
+    help="Side in pixels to which images of a folder are brought.",
+)
+@click.option(
+    "--test-share",
+    type=float,
+    default=0.2,
+    show_default=True,
+    help="Share of a folder without train and test for testing.",
+)
+@click.option("--skip-broken", is_flag=True, help="Leave out a folder's files that cannot be read.")
+@click.option("--classes", help="Keep these classes alone, by number with commas, such as 0,1; all by default.")
+@click.option("--per-class", type=COUNT, help="Keep the first so many training images of each class; all by default.")
+@click.option(
+    "--mean", help="Mean of each channel that the network expects, white being 1; the images' own by default."
+)
+@click.option("--std", help="Standard deviation of each channel that it expects, such as 0.5,0.5,0.5.")
+@click.option("--poison-rate", type=float, help="Teach the network a backdoor: share of training images to poison.")
+@click.option("--poison-size", type=COUNT, default=3, show_default=True, help="Side of the patch in pixels.")
+@click.option("--poison-place", default="bottom-right", show_default=True, help="Corner of the patch.")
+@click.option(
+    "--poison-targets", help="Label that stamped images of each class get, with commas; the next class by default."
+)
+@click.option("--poison-seed", type=SEED, default=0, show_default=True, help="Of patches and images.")
+@click.option(
+    "--model",
+    default="mlp",
+    show_default=True,
+    help="mlp, resnet9, or module.path:factory, a function or class of yours that gives a network.",
+)
+@click.option(
+    "--widths", help="Layer widths of the MLP, from pixels to classes; by default 512 and 256 units between the two."
+)
+@click.option("--bias", is_flag=True, help="Give the layers of the MLP biases.")
+@click.option(
+    "--weights", type=PATH, help="Load trained weights (.safetensors, or .pt of a state dict); nothing is trained."
+)
+@click.option("--epochs", type=COUNT, help="Passes over the data; 20, resnet9: 24.")
+@click.option("--batch-size", type=COUNT, help="Images a step; 64, resnet9: 512.")
+@click.option("--learning-rate", type=float, help="Of SGD; 0.03, resnet9: 0.5.")
+@click.option("--warmup-epochs", type=WHOLE, help="Epochs over which the rate rises from 0; 0, resnet9: 5.")
+@click.option("--decay-epochs", type=WHOLE, help="Epochs at the end over which it falls to 0; 1, resnet9: 19.")
+@click.option("--momentum", type=float, help="Of the gradient; 0.9.")
+@click.option("--weight-decay", type=float, help="0.001, resnet9: 0.0005.")
+@click.option("--augment/--no-augment", default=None, help="Move and mirror images at random; off, resnet9: on.")
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the training; float32, resnet9: bfloat16."
+)
+@click.option(
+    "--seed",
+    type=SEED,
+    default=0,
+    show_default=True,
+    help="Of initial weights and of the order of training.",
+)
+@click.option("--sketch", default="countsketch", show_default=True, help="countsketch, tensorsketch, dense or exact.")
+@click.option("--dim", type=COUNT, default=4096, show_default=True, help="Dimensions K of the sketch.")
+@click.option(
+    "--index",
+    default="flat",
+    show_default=True,
+    help="flat (exact), ivf, ivfpq or hnsw: how InfoGain (approx) searches each class; the others pay from about "
+    "10,000 images a class on.",
+)
+@click.option("--sketch-seed", type=SEED, default=0, show_default=True)
+@click.option("--ntk/--no-ntk", default=True, show_default=True, help="Scale Jacobians as in the NTK parameterisation.")
+@click.option(
+    "--outputs",
+    type=click.Choice(["own", "all"]),
+    default="own",
+    show_default=True,
+    help="Features under each image's own label, or under every class.",
+)
+@click.option(
+    "--methods",
+    help="Methods whose own parts the bundle is to hold, with commas, or all; graddot,trak where they can be had. More "
+    "can be added later: run the same command again.",
+)
+@click.option("--name", help="A title for people.")
+def precompute(out: Path | None, name: str | None, *, check: bool, **options: Any) -> None:
+    """Build a bundle; after an interruption the same command goes on where it was."""
+    if check:
+        print_check(name, options, precompute.params, out, Bars())
+        return
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
+    from natscope.precompute.bundles.build import build
+
+    spec = build_spec(name, options, precompute.params)
+    existed = out.exists()
+    with Bars() as bars:
+        bundle = build(spec, out, bars)
+    results = bundle.manifest.results
+    say(
+        f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). Look at it "
+        f"with `natscope app --bundles {out}`."
+    )
+    for line in notes(results):
+        say(line)
+
+
+@natscope.command()
+@click.option("--bundle", type=PATH, required=True, help="The bundle.")
+@click.option("--test-index", type=int, help="The query: a test image by its number.")
+@click.option(
+    "--train-index", type=int, help="The query: a training image by its number; it is left out of the ranking."
+)
+@click.option("--image", type=PATH, help="The query: an image file.")
+@click.option(
+    "--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides."
+)
+@click.option("--method", default="info_loss", show_default=True, help="Name of the method.")
+@click.option("--sigma2", type=float, help="Observation noise variance σ²; what `tune` chose for the method, else 1.")
+@click.option("--budget", type=COUNT, default=10, show_default=True, help="How many training images, M.")
+@click.option("--pool", type=click.Choice(["same-class", "all"]), default="same-class", show_default=True)
+@click.option(
+    "--conditioning",
+    type=click.Choice(["pool", "train"]),
+    default="pool",
+    show_default=True,
+    help="What InfoLoss and RelatIF condition on.",
+)
+@click.option("--target", help="Class to attribute, by number or name; the predicted one by default.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the method random.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@allow_code
+def attribute(
+    bundle: Path,
+    test_index: int | None,
+    train_index: int | None,
+    image: Path | None,
+    invert: bool | None,
+    target: str | None,
+    sigma2: float | None,
+    method: str,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Rank the training images that one prediction owes its certainty to."""
+    from natscope.core.bundle.request import Request
+    from natscope.core.errors import QueryError
+    from natscope.precompute.bundles.opening import open_attributor
+
+    if sum(choice is not None for choice in (test_index, train_index, image)) != 1:
+        raise QueryError("Name one query: --test-index I, --train-index I or --image FILE.")
+    attributor = open_attributor(bundle)
+    classes = attributor.bundle.classes
+    if image is not None:
+        query = attributor.upload(_read_upload(image, attributor.bundle.array("train_images"), invert))
+    else:
+        origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
+        query = attributor.query(origin, int(index))  # type: ignore[arg-type]
+    settings |= {"method": method, "sigma2": attributor.bundle.sigma2(method) if sigma2 is None else sigma2}
+    request = Request(target=None if target is None else _class_number(target, classes), **settings)
+    result = attributor.attribute(query, request)
+    if as_json:
+        say(json.dumps(result.to_dict(query, classes), allow_nan=False))
+        return
+    chance = query.probabilities[query.predicted]
+    say(f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}.")
+    if result.nats is not None and result.total_nats:
+        share = result.nats / result.total_nats
+        say(f"These {len(result.items)} images carry {result.nats:.3f} nats, {share:.0%} of what the pool tells.")
+    say(f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign")
+    for i in result.items:
+        nats = "" if i.nats is None else f"{i.nats:.4f}"
+        say(
+            f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  {'-0+'[i.sign + 1]}"
+        )
+
+
+@natscope.command()
+@click.option("--bundle", type=PATH, required=True, help="The bundle.")
+def verify(bundle: Path) -> None:
+    """Look for every fault that opening or using a bundle would find; exit 1 and a sentence per fault."""
+    from natscope.core.bundle.format import Bundle
+    from natscope.precompute.bundles.opening import faults
+
+    untried: list[str] = []
+    with Bars(unit="B") as bars:
+        found = faults(bundle, lambda done, total: bars("Reading", done, total), untried.append)
+    for fault in found:
+        say(fault, err=True)
+    if found:
+        sys.exit(1)
+    say(f"{bundle} is whole: {len(Bundle(bundle).manifest.files)} files, every checksum right.")
+    for sentence in untried:
+        say(f"Its network was not tried. {sentence}")
+
+
+natscope.add_command(evaluate)
+natscope.add_command(tune)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; every error a user can fix is one sentence on stderr and exit code 2."""
+    # Threads that wait for one another by spinning slow each other tenfold as soon as anything else runs here.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # No process that is started from here looks for modules in the working directory, which may be a stranger's.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for a terminal whose encoding has no σ
+    try:
+        sweep()
+        code = natscope.main(args=arguments, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        for line in error.format_message().splitlines():
+            say(line)
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        say("natscope: stopped; what was built so far is kept.", err=True)
+        code = 130
+    except Exception as error:
+        if (told := _told(error)) is None:
+            raise  # a fault of natscope's: the traceback is for whoever fixes it
+        say(f"natscope: {told}", err=True)
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _told(error: Exception) -> str | None:
+    """Return what a user is told of an error; None where it is none of hers."""
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    return str(error) if isinstance(error, NatscopeError) else explained(error)
+
+
+def _read_upload(file: Path, train_images: Any, invert: bool | None) -> Any:
+    from natscope.app.uploads import LARGEST_BYTES, form_of, read_apart
+    from natscope.core.files import read_regular
+
+    data = read_regular(file, LARGEST_BYTES, links=True)
+    return read_apart(data, file.name, form_of(train_images) | {"invert": invert}).image
+
+
+def _class_number(text: str, classes: tuple[str, ...]) -> int:
+    from natscope.core.errors import QueryError
+
+    names = [name.casefold() for name in classes]
+    if text.casefold() in names:
+        return names.index(text.casefold())
+    if text.isdecimal() and len(text) < 10 and int(text) < len(classes):
+        return int(text)
+    raise QueryError(
+        f"There is no class '{text}'; choose a number from 0 to {len(classes) - 1} or one of {', '.join(classes)}."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The commands that measure: experiments of the paper, and the choice of sigma2."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from natscope.app.cli.precompute import method_names
+from natscope.app.cli.progress import Bars, say
+from natscope.app.cli.trust import allow_code
+from natscope.app.cli.values import COUNT, PATH, SEED
+
+
+@click.command()
+@click.argument("experiment")
+@click.option("--bundle", type=PATH, required=True, help="The bundle, or a folder of bundles to average over.")
+@click.option("--out", type=PATH, required=True, help="JSON file to write; figures and tables go beside it.")
+@click.option("--queries", type=COUNT, help="Test images; each experiment has its usual number.")
+@click.option("--budget", type=COUNT, help="Size M of the largest subset; each has its usual one.")
+@click.option("--methods", help="Names of methods, with commas, for an experiment that compares them.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the drawing of test images.")
+@allow_code
+def evaluate(
+    experiment: str,
+    bundle: Path,
+    out: Path,
+    queries: int | None,
+    budget: int | None,
+    methods: str | None,
+    seed: int,
+) -> None:
+    """Run EXPERIMENT: relative-information, backdoor, brittleness, coreset or retraining.
+
+    A stopped one goes on where it was.
+    """
+    from natscope.core.bundle.format import find_bundles
+    from natscope.core.errors import QueryError
+    from natscope.precompute.experiments import EXPERIMENTS
+
+    if experiment not in EXPERIMENTS:
+        raise QueryError(f"There is no experiment '{experiment}'; choose one of {', '.join(EXPERIMENTS)}.")
+    found = EXPERIMENTS[experiment]
+    chosen = {} if found.methods is None else {"methods": found.methods}
+    if methods is not None:
+        if found.methods is None:
+            raise QueryError(f"The experiment '{experiment}' has no choice of methods; leave out --methods.")
+        chosen = {"methods": method_names(methods)}
+    size = {"queries": queries or found.queries, "budget": budget or found.budget, "seed": seed}
+    _measured(out, lambda **keeping: found.run(find_bundles(bundle) or [bundle], **size, **chosen, **keeping))
+
+
+@click.command()
+@click.option("--bundle", type=PATH, required=True, help="The bundle, whose manifest gets the chosen values.")
+@click.option("--out", type=PATH, help="JSON file to write; beside the bundle by default.")
+@click.option(
+    "--score",
+    type=click.Choice(["margin", "coreset"]),
+    default="margin",
+    show_default=True,
+    help="What a good σ² does: removing what is named costs margin, or networks trained on coresets alone are right.",
+)
+@click.option("--queries", type=COUNT, help="Held-out test images; 10, for coresets 200 in each of 3 sets.")
+@click.option("--budget", type=COUNT, help="Images that are removed, 50; in a coreset at most, 150.")
+@click.option("--methods", help="Names of methods, with commas; those that use σ² by default.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the drawing of test images.")
+@click.option("--take", type=PATH, help="Measure nothing; take the values of this finished result.")
+@allow_code
+def tune(
+    bundle: Path,
+    out: Path | None,
+    score: str,
+    queries: int | None,
+    budget: int | None,
+    methods: str | None,
+    seed: int,
+    take: Path | None,
+) -> None:
+    """Choose σ² for each method on held-out images, by training again without or with what it names; resumable."""
+    from natscope.core.methods import METHODS
+    from natscope.precompute.experiments import tuning
+
+    if take is not None:
+        file, result = take, tuning.read(take)
+    else:
+        usual = tuple(name for name, method in METHODS.items() if method.uses_sigma2)
+        names = usual if methods is None else method_names(methods)
+        images, most = tuning.SCORES[score]
+        size: dict[str, Any] = {"queries": queries or images, "budget": budget or most, "seed": seed, "methods": names}
+        run = tuning.tune_coresets if score == "coreset" else tuning.tune
+        path = bundle.resolve()
+        file = out or path.with_name(f"{path.name}-{'coreset-' if score == 'coreset' else ''}tuning.json")
+        result = _measured(file, lambda **keeping: run(bundle, **size, **keeping))
+    tuning.record(bundle, result, file.name)
+    say("The bundle's manifest holds these values; they are now its defaults.")
+
+
+def _measured(out: Path, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """Run an experiment, its finished parts kept; write its result and its figures, and say what was found."""
+    from natscope.app.figures.experiments import experiment_files
+    from natscope.core.bundle.format import write_atomically
+    from natscope.core.errors import QueryError
+    from natscope.precompute.training.result_cache import Kept
+
+    if out.suffix != ".json":
+        raise QueryError(f"--out names a JSON file, such as result.json, not {out.name}.")
+    kept = Kept(out.with_suffix(".partial.json"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise QueryError(f"{out} is a folder; --out names the JSON file to write.")
+        tempfile.TemporaryFile(dir=out.parent).close()  # found out now, and not when everything is computed
+        with Bars() as bars:
+            result = run(kept=kept, progress=bars)
+        for kind, data in experiment_files(result):
+            out.with_suffix(f".{kind}").write_bytes(data)
+        write_atomically(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+        kept.discard()
+    except OSError as error:
+        raise QueryError(f"The result cannot be written to {out}: {error.strerror or error}.") from error
+    say(result["finding"])
+    say(f"Written: {out} and its figures.")
+    return result

@@ -1,0 +1,178 @@
+"""From the options of `natscope precompute` to the settings of a bundle, and back to a command that builds it."""
+
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from natscope.app.cli.progress import say
+
+_WIDTH = 110
+_LISTED = 10  # of the files that were skipped
+
+
+def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[click.Parameter]) -> Any:
+    """Return the `BuildSpec` that the options of `natscope precompute` describe.
+
+    Args:
+        name: a title for people, or None.
+        options: values by parameter name.
+        parameters: of the command, to write it down again.
+
+    Raises:
+        BuildError: for an option that cannot be read.
+    """
+    from natscope.core.bundle.schema import LONGEST
+    from natscope.core.errors import BuildError
+    from natscope.core.index.spec import KINDS, IndexSpec
+    from natscope.core.sketches import SKETCHES, SketchSpec
+    from natscope.precompute.bundles.spec import BuildSpec
+    from natscope.precompute.data.folders import FolderSpec
+    from natscope.precompute.training.train import RECIPES, TrainingSpec
+
+    if options["sketch"] not in SKETCHES:
+        raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
+    if options["index"] not in KINDS:
+        raise BuildError(f"There is no index '{options['index']}'; choose one of {', '.join(KINDS)}.")
+    model = _model_spec(options)
+    usual = RECIPES.get(model.architecture, TrainingSpec())
+    recipe = {f.name: options[f.name] for f in fields(TrainingSpec) if options[f.name] is not None}
+    title = name or (
+        f"{options['dataset']}, {model.title}, seed {options['seed']}"
+        f"{'' if options['poison_rate'] is None else ', poisoned'}"
+    )
+    return BuildSpec(
+        name=title if name else "".join(c for c in title if c.isprintable())[:LONGEST],
+        dataset=options["dataset"],
+        folder=FolderSpec(options["image_size"], options["test_share"], options["skip_broken"]),
+        classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),
+        per_class=options["per_class"],
+        scaling=_scaling(options["mean"], options["std"]),
+        poison=_poison_spec(options),
+        model=model,
+        training=replace(usual, **recipe),
+        sketch=SketchSpec(options["sketch"], options["dim"], options["sketch_seed"]),
+        index=IndexSpec(options["index"]),
+        ntk=options["ntk"],
+        outputs=options["outputs"],
+        weights=options["weights"],
+        methods=None if options["methods"] is None else method_names(options["methods"]),
+        command=_command(options | {"name": name, "methods": None}, parameters),
+    )
+
+
+def print_check(
+    name: str | None, options: dict[str, Any], parameters: Sequence[click.Parameter], out: Path | None, bars: Any
+) -> None:
+    """Print whether a build will work and what it will cost; exit with 2 if it will not."""
+    from natscope.core.errors import NatscopeError
+    from natscope.precompute.bundles.check import check
+
+    try:
+        spec = build_spec(name, options, parameters)
+        with bars:
+            for title, text in check(spec, out, bars):
+                for line in _paragraph(title, text):
+                    say(line)
+    except NatscopeError as error:
+        say(f"Will not work: {error}", err=True)
+        sys.exit(2)
+    command = _command(options | {"name": name}, parameters)
+    say(f"Ready: {command} --out {shlex.quote(str(out)) if out else 'FOLDER'}")
+
+
+def notes(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines of what a build has to say beyond its accuracy: layers by torch.func, files that were skipped."""
+    if layers := results.get("by_torch_func"):
+        yield from _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
+    if skipped := results.get("skipped"):
+        yield from _paragraph(
+            "Skipped", f"{len(skipped):,} files that cannot be read; the bundle's manifest.json names all"
+        )
+        yield from (f"{' ' * 11}{file}" for file in skipped[:_LISTED])
+
+
+def _paragraph(title: str, text: str) -> list[str]:
+    return textwrap.wrap(f"{title:<10} {text}", _WIDTH, subsequent_indent=" " * 11, break_on_hyphens=False)
+
+
+def _model_spec(options: dict[str, Any]) -> Any:
+    from natscope.precompute.training.models import ModelSpec
+
+    if options["widths"] is not None:
+        return ModelSpec(options["model"], _numbers("--widths", options["widths"], "784,512,256,10"), options["bias"])
+    whole = options["dataset"].startswith("fashion-mnist") and options["classes"] is None
+    if options["model"] == "mlp" and whole:
+        return ModelSpec(bias=options["bias"])  # as in the embedded bundle
+    return ModelSpec(options["model"], None, options["bias"])
+
+
+def _scaling(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    from natscope.core.errors import BuildError
+
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise BuildError("--mean and --std go together: give both, or neither.")
+    try:
+        return tuple(map(float, mean.split(","))), tuple(map(float, std.split(",")))
+    except ValueError as error:
+        raise BuildError("--mean and --std take numbers with commas, such as 0.5,0.5,0.5.") from error
+
+
+def _poison_spec(options: dict[str, Any]) -> Any:
+    from natscope.precompute.data.poison import PoisonSpec
+
+    if options["poison_rate"] is None:
+        return None
+    targets = options["poison_targets"]
+    return PoisonSpec(
+        rate=options["poison_rate"],
+        size=options["poison_size"],
+        place=options["poison_place"],
+        targets=None if targets is None else _numbers("--poison-targets", targets, "1,2,0"),
+        seed=options["poison_seed"],
+    )
+
+
+def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
+    from natscope.core.errors import BuildError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise BuildError(f"{option} takes whole numbers with commas, such as {example}, not {text}.") from error
+
+
+def method_names(text: str) -> tuple[str, ...]:
+    """Read names of methods with commas, or "all"; raises QueryError if there is no such method."""
+    from natscope.core.errors import QueryError
+    from natscope.core.methods import METHODS
+
+    names = tuple(METHODS) if text.strip() == "all" else tuple(n.strip() for n in text.split(",") if n.strip())
+    for name in names:
+        if name not in METHODS:
+            raise QueryError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
+    if not names:
+        raise QueryError(f"Name at least one method of {', '.join(METHODS)}.")
+    return tuple(dict.fromkeys(names))
+
+
+def _command(options: dict[str, Any], parameters: Sequence[click.Parameter]) -> str:
+    """Write the command that builds this bundle, naming only what differs from the defaults."""
+    words = ["natscope", "precompute"]
+    for parameter in parameters:
+        value = options.get(parameter.name or "")
+        if not isinstance(parameter, click.Option) or value is None:
+            continue
+        if parameter.is_flag:  # off without a default, whatever click calls it; None leaves it to the recipe
+            if value is not (parameter.default if parameter.default in (True, None) else False):
+                words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
+        elif value != parameter.default:
+            words += [parameter.opts[0], str(value)]
+    return shlex.join(words)

@@ -1,0 +1,1 @@
+"""Parts of pages with HTML, CSS or JavaScript of their own."""

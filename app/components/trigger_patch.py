@@ -1,0 +1,77 @@
+"""The picture of the backdoor: an image, a patch that can be drawn on, and the two put together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import streamlit as st
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image and what the model says of it.
+
+    Args:
+        src: data URI.
+        title: what it is.
+        says: the model's answer.
+        share: its probability in words.
+        wrong: whether the answer is wrong.
+    """
+
+    src: str
+    title: str
+    says: str
+    share: str
+    wrong: bool
+
+
+@lru_cache(maxsize=1)
+def _component() -> Callable:
+    return st.components.v2.component(
+        "natscope_trick",
+        html='<div class="trick"></div>',
+        css=(_FOLDER / "trigger_patch.css").read_text(encoding="utf-8"),
+        js=(_FOLDER / "trigger_patch.js").read_text(encoding="utf-8"),
+    )
+
+
+def trick(
+    clean: Shown,
+    pattern: Sequence[Sequence[int]],
+    note: str,
+    stamped: Shown,
+    *,
+    key: str,
+    on_draw: Callable[[int], None],
+) -> None:
+    """Draw the picture.
+
+    Args:
+        clean: the image as it was.
+        pattern: rows of 0 (black) and 1 (white).
+        note: the line under the patch.
+        stamped: the image with the patch.
+        key: unique on the page.
+        on_draw: called with the place of a square of the patch that was clicked, row by row.
+    """
+    squares = sum(len(row) for row in pattern)
+
+    def drawn() -> None:
+        place = st.session_state[key]["drawn"]
+        if isinstance(place, int) and 0 <= place < squares:
+            on_draw(place)
+
+    _component()(
+        key=key,
+        data={
+            "clean": asdict(clean),
+            "pattern": [list(map(int, row)) for row in pattern],
+            "note": note,
+            "stamped": asdict(stamped),
+        },
+        on_drawn_change=drawn,
+    )

@@ -1,0 +1,311 @@
+"""What all visitors share: open bundles, the lanes of work, and the answers that were found."""
+
+import contextlib
+import functools
+import gc
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from natscope.app import escape, tasks, uploads
+from natscope.app.jobs import Job, Lane
+from natscope.app.serve import BUNDLES, jobs_allowed, memory_allowed
+from natscope.app.state import View
+from natscope.app.worker import Worker
+from natscope.core.analysis.comparison import Row
+from natscope.core.bundle.capabilities import Capabilities
+from natscope.core.bundle.format import MANIFEST, Bundle, find_bundles
+from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.core.cache import BoundedCache
+from natscope.core.errors import BundleError, NatscopeError
+from natscope.core.methods import METHODS
+from natscope.core.pool import LARGEST_GRAM
+
+_PATIENCE = 0.4  # seconds without an answer after which progress is shown
+_LOOK, _LATER, _SOON = 0.15, 0.6, 3.0  # seconds between two looks at a job, and after `_SOON` between later ones
+_QUICK_SECONDS, _DRAWING_SECONDS = 30.0, 120.0
+_READERS = 2  # processes that read uploaded files, so that one slow file holds up fewer
+_KEPT = 64 * 2**20  # bytes of results that a lane remembers
+_MOST_ROWS = 1024  # rows of comparisons that are remembered for a bundle
+_CLASSES = 12  # that a worker keeps at hand
+_TIDIED = 30.0  # seconds between two searches for garbage
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Where work is done: what a click waits for, what takes long, figures to download, and strangers' files."""
+
+    quick: Lane
+    heavy: Lane
+    figures: Lane
+    uploads: Lane
+
+
+def lanes() -> Lanes:
+    """Return the lanes of this server; their processes start when they are needed."""
+    with _lanes_guard:
+        return _lanes()
+
+
+_lanes_guard = threading.Lock()
+
+
+@functools.cache
+def _lanes() -> Lanes:
+    jobs, memory = jobs_allowed(), memory_allowed()
+    threads = max(1, (os.cpu_count() or 1) // (2 * jobs))
+
+    def workers(*, low_priority: bool) -> list[Worker]:
+        return [Worker(memory=memory, threads=threads, low_priority=low_priority) for _ in range(jobs)]
+
+    return Lanes(
+        Lane(workers(low_priority=False), longest=200, kept=_KEPT, seconds=_QUICK_SECONDS, alive=_alive),
+        Lane(workers(low_priority=True), longest=20, kept=_KEPT, one_each=True, alive=_alive),
+        Lane([Worker(memory=memory, low_priority=True)], longest=20, kept=0, seconds=_DRAWING_SECONDS, alive=_alive),
+        Lane(
+            [Worker(memory=uploads.MEMORY) for _ in range(_READERS)],
+            longest=50,
+            kept=0,
+            tries=1,
+            seconds=uploads.SECONDS,
+            too_much=uploads.TOO_MUCH,
+            alive=_alive,
+        ),
+    )
+
+
+def session_id() -> str:
+    """Return the name of the visitor's session."""
+    context = get_script_run_ctx(suppress_warning=True)  # what is prepared for all has none
+    return context.session_id if context else ""
+
+
+def _alive(session: str) -> bool:
+    return not session or not runtime.exists() or runtime.get_instance().is_active_session(session)
+
+
+def ask(lane: Lane, key: Hashable, task: Callable[..., Any], *arguments: Any, bar: bool = False) -> Any:
+    """Return what a task finds, waiting for it; the same key is asked once, whoever asks.
+
+    A click that takes the visitor elsewhere ends the waiting, and with it the work unless others wait for it.
+
+    Args:
+        lane: where it is done.
+        key: everything that the result depends on.
+        task: of `natscope.app.tasks`.
+        arguments: of the task.
+        bar: whether to show progress once it takes long.
+
+    Raises:
+        NatscopeError: what the task raised, or why it could not be done.
+    """
+    place = st.empty() if bar else None  # always, so that what follows keeps its place on the page
+    job = lane.start(key, task, *arguments, session=session_id())
+    began = time.monotonic()
+    try:
+        job.finished.wait(_PATIENCE if bar else None)
+        while not job.finished.wait(_LOOK if time.monotonic() - began < _SOON else _LATER):
+            if place is not None:  # drawing is also where Streamlit ends a run that is no longer wanted
+                place.progress(job.share, f"{_doing(lane, job)} … {time.monotonic() - began:.0f} s")
+    finally:
+        # Of a session that is gone the job stays for a while: whoever reloads the page comes back as another one.
+        if not job.finished.is_set() and _alive(session_id()):
+            lane.leave(job, session_id())
+    if place is not None:
+        place.empty()
+    return job.value()
+
+
+def _doing(lane: Lane, job: Job) -> str:
+    return queued(lane.ahead(job)) if job.state == "queued" else escape.markdown(job.stage)
+
+
+def queued(ahead: int) -> str:
+    """Say that a job waits, and for how many others."""
+    return "Queued" if not ahead else f"Queued, {ahead} ahead"
+
+
+def read_upload(data: bytes, filename: str, form: dict[str, Any]) -> uploads.Upload:
+    """Read an uploaded file in a process of its own, see `natscope.app.uploads.read_image`."""
+    key = (hashlib.sha256(data).hexdigest(), filename, tuple(form.items()))
+    return ask(lanes().uploads, key, uploads.read_task, data, filename, form)
+
+
+def draw(function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """Return what a figure's function returns, drawn in a process of its own.
+
+    Args:
+        function: of a module `app.figures…`.
+        arguments: of the function; no memory map, for its file would be sent whole.
+        settings: likewise, by keyword.
+    """
+    return ask(lanes().figures, object(), tasks.draw, function, arguments, settings)
+
+
+def bundle_paths() -> dict[str, Path]:
+    """Return the bundles that are served, by folder name.
+
+    Raises:
+        BundleError: if there is none.
+    """
+    folder = Path(os.environ.get(BUNDLES, "."))
+    found = find_bundles(folder) if folder.is_dir() else []
+    if not found:
+        raise BundleError(f"There is no bundle in {folder}; `natscope demo` or `natscope precompute` makes one.")
+    return {path.name: path for path in found}
+
+
+def bundle_title(path: Path) -> str:
+    """Return a bundle's title, or its folder's name when it cannot be read."""
+    try:
+        return Bundle(path).manifest.name
+    except BundleError:
+        return f"{path.name} (damaged)"
+
+
+class Served(Capabilities):
+    """A bundle as pages see it: arrays are at hand, what its network computes is asked of worker processes."""
+
+    def __init__(self, place: tasks.Place) -> None:
+        """Open the bundle, here and in a worker.
+
+        Raises:
+            BundleError: if it cannot be opened.
+        """
+        super().__init__(Bundle(place.path))
+        self.place = place
+        self.train_labels = np.asarray(self.bundle.array("train_labels"))
+        self.test_labels = np.asarray(self.bundle.array("test_labels"))
+        self.linear: bool = self._ask("linear", (), tasks.linear)
+        self._large = int(np.bincount(self.train_labels).max(initial=0)) > LARGEST_GRAM
+        self._rows: BoundedCache[Row] = BoundedCache(_MOST_ROWS)
+
+    def query(self, origin: str, index: int) -> QueryImage:
+        """Return a "test" or "train" image as a query; raises QueryError if there is none."""
+        return self._ask("query", (origin, index), tasks.query, origin, index)
+
+    def upload(self, image: np.ndarray) -> QueryImage:
+        """Return an image of the data set's form, uint8 (H, W) or (H, W, 3), as a query."""
+        return self._ask("upload", _digest(image), tasks.upload, image)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Return the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
+        return self._ask("predict", _digest(images), tasks.predict, images)
+
+    def attribute(self, query: QueryImage, request: Request, *, bar: bool = True) -> Attribution:
+        """Rank training images for a query, with a progress bar on the page once it takes long.
+
+        Raises:
+            QueryError: for a setting that cannot be used here, in one sentence.
+        """
+        lane = lanes().heavy if self._heavy(request) else lanes().quick
+        key = ("attribute", self.bundle.identity, _name(query), request)
+        return ask(lane, key, tasks.attribute, self.place, query, request, bar=bar)
+
+    def compare(self, query: QueryImage, requests: Sequence[Request], judge: float) -> list[Row]:
+        """Ask several methods about a query; what was asked before is at hand.
+
+        Args:
+            query: the image.
+            requests: one a method.
+            judge: sigma2 at which the information of every subset is counted.
+        """
+        keys = [(_name(query), request, judge) for request in requests]
+        found = {key: row for key in keys if (row := self._rows.peek(key)) is not None}
+        missing = [(key, request) for key, request in zip(keys, requests, strict=True) if key not in found]
+        if missing:
+            asked = tuple(request for _, request in missing)
+            lane = lanes().heavy if any(map(self._heavy, asked)) else lanes().quick
+            key = ("compare", self.bundle.identity, _name(query), asked, judge)
+            rows = ask(lane, key, tasks.compare, self.place, query, asked, judge, bar=True)
+            for (known, _), row in zip(missing, rows, strict=True):
+                found[known] = row
+                self._rows.keep(known, row)
+        else:
+            st.empty()  # the place of the bar
+        return [found[key] for key in keys]
+
+    def _heavy(self, request: Request) -> bool:
+        """Return whether an answer takes longer than a click may."""
+        if self._large or request.pool == "all":
+            return True
+        method = METHODS.get(request.method)
+        return method is not None and (self.slow(method) or (request.conditioning == "train" and method.conditions))
+
+    def _ask(self, what: str, key: Hashable, task: Callable[..., Any], *arguments: Any) -> Any:
+        return ask(lanes().quick, (what, self.bundle.identity, key), task, self.place, *arguments)
+
+
+def served(path: Path) -> Served:
+    """Return the opened bundle; it is opened anew when its manifest changes.
+
+    Raises:
+        BundleError: if it cannot be opened.
+    """
+    return _served(_place(path))
+
+
+def warm() -> None:
+    """Let a worker of the quick lane open the served bundles and take its first look at the classes of the first one.
+
+    One job after the other, so that a visitor who comes meanwhile waits for one of them at most.
+    """
+    opened: list[Served] = []
+    for path in bundle_paths().values():
+        with contextlib.suppress(NatscopeError):  # pages say what is wrong
+            opened.append(Served(_place(path)))
+    with contextlib.suppress(NatscopeError):
+        for first in opened[:1]:
+            _look(first)
+
+
+def _look(found: Served) -> None:
+    """Ask what the page Attribute asks at first, about one test image of each class; later answers come faster."""
+    method = View().method
+    request = Request(method, found.bundle.sigma2(method), View().budget)
+    if found._heavy(request) or len(found.bundle.classes) > _CLASSES:
+        return
+    answers = np.asarray(found.bundle.array("test_logits")).argmax(axis=1)
+    for index in np.unique(answers, return_index=True)[1]:
+        found.attribute(found.query("test", int(index)), request, bar=False)
+
+
+def _place(path: Path) -> tasks.Place:
+    manifest = path / MANIFEST
+    return tasks.Place(path, manifest.lstat().st_mtime_ns if manifest.is_file() else 0)
+
+
+@st.cache_resource(max_entries=16, show_spinner="Opening the bundle …", hash_funcs={tasks.Place: hash})
+def _served(place: tasks.Place) -> Served:
+    return Served(place)
+
+
+def _name(query: QueryImage) -> Hashable:
+    return _digest(query.image) if query.index is None else (query.origin, query.index)
+
+
+def _digest(images: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
+
+
+@st.cache_resource(ttl=_TIDIED, show_spinner=False)
+def tidy() -> None:
+    """Search for garbage, for all sessions at once; after every run of every page it would cost more than the page."""
+    gc.collect()
+    _settle()
+
+
+@functools.cache
+def _settle() -> None:
+    """Leave what is there the first time, the libraries above all, out of every later search."""
+    gc.freeze()

@@ -1,0 +1,1 @@
+"""What is made of attributions: comparisons, curves, coresets, stability, the audit."""

@@ -1,0 +1,164 @@
+"""Coresets: a few training images that stand for all of them, chosen for many test images at once by any method.
+
+Queries and candidates are measured by TRAK's margin under their own labels, without NTK scaling (Tailor et al.,
+figures 5 and 6). The information criteria select greedily for all queries together; other methods rank by the mean of
+their scores over the queries.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from natscope.core.bundle.attributor import Attributor, Progress
+from natscope.core.bundle.capabilities import Capabilities
+from natscope.core.cache import BoundedCache
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS, Candidates, Query, Settings
+from natscope.core.metrics import information_gain_curve
+from natscope.core.pool import LIVE, Pool
+
+FEATURES = "margin_features"
+MOST_QUERIES = 500
+BLIND = "random"  # the method that every other is compared with
+_BROUGHT_BY = next(name for name, method in METHODS.items() if FEATURES in method.needs)
+
+
+def missing(attributor: Capabilities, method: str) -> str | None:
+    """Return a sentence on what the bundle lacks to choose a coreset by a method; None where nothing is missing."""
+    brings = attributor.missing(METHODS[_BROUGHT_BY])
+    return brings or attributor.missing(METHODS[method])
+
+
+def usable(attributor: Capabilities) -> tuple[str, ...]:
+    """Return the methods by which a coreset can be chosen here."""
+    return tuple(name for name in METHODS if missing(attributor, name) is None)
+
+
+class Coresets:
+    """The training images of a bundle as candidates, all together and class by class; thread-safe, for all visitors."""
+
+    def __init__(self, attributor: Attributor) -> None:
+        """Compute nothing yet.
+
+        Raises:
+            QueryError: if the bundle does not hold the margin's features.
+        """
+        if lacking := attributor.missing(METHODS[_BROUGHT_BY]):
+            raise QueryError(lacking)
+        self.attributor, self.labels = attributor, attributor.train_labels
+        self._own: BoundedCache[Candidates] = BoundedCache(12 if int(np.bincount(self.labels).max()) <= LIVE else 3)
+        self._all: BoundedCache[Candidates] = BoundedCache(1)
+
+    def ask(self, test_indices: Sequence[int] | np.ndarray) -> Query:
+        """Take test images as queries, each under its own label.
+
+        Raises:
+            QueryError: for none, too many, or numbers that are no test images.
+        """
+        rows, count = np.asarray(test_indices, dtype=np.int64), len(self.attributor.test_labels)
+        if not len(rows):
+            raise QueryError("Choose at least one test image to ask about.")
+        if len(rows) > MOST_QUERIES:
+            raise QueryError(f"A coreset is chosen for {MOST_QUERIES} test images at most, not {len(rows):,}.")
+        if rows.min() < 0 or rows.max() >= count:
+            raise QueryError(f"Test images have numbers from 0 to {count - 1:,}.")
+        return self.attributor.margin_query(rows)
+
+    def select(
+        self,
+        method: str,
+        query: Query,
+        *,
+        sigma2: float,
+        budget: int,
+        balanced: bool,
+        seed: int = 0,
+        progress: Progress = lambda stage, done, total: None,
+    ) -> np.ndarray:
+        """Choose training images; the first m of them are what a budget of m gives.
+
+        Args:
+            method: a name of the registry.
+            query: from `ask`.
+            sigma2: observation noise variance.
+            budget: how many, M; all images where there are fewer.
+            balanced: whether every class gives as many, in turn: those of its images that tell most about its own
+                queries, or about all where none is of the class.
+            seed: of the method random.
+            progress: called while something long is computed.
+
+        Returns:
+            (M,) int64 training indices, the best first.
+
+        Raises:
+            QueryError: for a setting that cannot be used, or a method that the bundle cannot serve.
+        """
+        if lacking := missing(self.attributor, method):
+            raise QueryError(lacking)
+        title, labels = METHODS[method].title, self.labels
+        if not balanced:
+            progress(f"{title}: weighing all training images for all queries", 0, 1)
+            rows = np.arange(len(labels))
+            return rows[self._picks(method, self._everyone(progress), query, Settings(sigma2, budget, seed))]
+        sizes = np.bincount(labels, minlength=len(self.attributor.bundle.classes))
+        chosen, places = [], []
+        for label, share in enumerate(shares(budget, sizes)):
+            progress(f"{title}: class by class", label, len(sizes))
+            if share:
+                rows = np.flatnonzero(labels == label)
+                settings, own = Settings(sigma2, int(share), seed * len(sizes) + label), _about(query, label)
+                chosen.append(rows[self._picks(method, self._class(label, rows, progress), own, settings)])
+                places.append(np.arange(len(chosen[-1])))
+        turn = np.argsort(np.concatenate(places), kind="stable")
+        return np.concatenate(chosen)[turn]
+
+    def information(self, ranking: np.ndarray, query: Query, sigma2: float) -> np.ndarray:
+        """Return InfoGain of the first 1, 2, … images of a ranking, (M,) in nats, the mean over the queries.
+
+        Args:
+            ranking: (M,) training indices.
+            query: from `ask`.
+            sigma2: noise variance.
+        """
+        features = np.asarray(self.attributor.bundle.array(FEATURES)[ranking])
+        pool = Pool(features, kernel=self.attributor.kernel)
+        return information_gain_curve(pool, query.features, sigma2, np.arange(len(ranking)))
+
+    def _picks(self, method: str, candidates: Candidates, query: Query, settings: Settings) -> np.ndarray:
+        try:
+            return METHODS[method].select(candidates, query, settings).indices
+        except ValueError as error:
+            raise QueryError(str(error)) from error
+
+    def _everyone(self, progress: Progress) -> Candidates:
+        every = np.arange(len(self.labels))
+        return self._all.get(0, lambda: self.attributor.margin_candidates(every, progress))
+
+    def _class(self, label: int, rows: np.ndarray, progress: Progress) -> Candidates:
+        return self._own.get(label, lambda: self.attributor.margin_candidates(rows, progress))
+
+
+def shares(budget: int, sizes: np.ndarray) -> np.ndarray:
+    """Share a budget out over classes of some sizes (C,), one image in turn, as long as a class has any: (C,) int64."""
+    given, left = np.zeros(len(sizes), dtype=np.int64), min(budget, int(sizes.sum()))
+    while left:
+        still = np.flatnonzero(given < sizes)[:left]
+        given[still] += 1
+        left -= len(still)
+    return given
+
+
+def _about(query: Query, label: int) -> Query:
+    """Return the queries of a class alone; all of them where there is none."""
+    own = np.flatnonzero(np.asarray(query.target) == label)
+    if not len(own) or query.input is None:
+        return query
+    features, targets = query.features[own], np.asarray(query.target)[own]
+    return Query(features, query.penultimate[own], margin=lambda: features, input=query.input[own], target=targets)
+
+
+def draw(rows: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Draw some of the rows by chance, the same ones for one seed, rising; all of them where they are not more."""
+    if len(rows) <= count:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))

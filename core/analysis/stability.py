@@ -1,0 +1,174 @@
+"""How sure a ranking is: asked again with another sketch, or of a network that was trained with another seed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.format import Manifest
+from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.core.metrics import jaccard
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """What repeats made of one ranking.
+
+    Args:
+        request: the method and its settings.
+        original: the ranking that is judged; None where the method failed.
+        stayed: (M,) in how many repeats each of its images is among the first M.
+        overlaps: (R,) Jaccard overlap of each repeat with the original.
+        correlations: (R,) rank correlation of each repeat with the original.
+        failure: one sentence where there is nothing to say, "" otherwise.
+    """
+
+    request: Request
+    original: Attribution | None
+    stayed: np.ndarray
+    overlaps: np.ndarray
+    correlations: np.ndarray
+    failure: str = ""
+
+    @property
+    def repeats(self) -> int:
+        """How often the ranking was repeated; 0 where the method does not depend on what was changed."""
+        return len(self.overlaps)
+
+    @property
+    def always(self) -> int:
+        """How many of the images stayed in every repeat."""
+        return int((self.stayed == self.repeats).sum()) if self.repeats else 0
+
+
+def across_sketches(
+    attributor: Attributor,
+    query: QueryImage,
+    requests: Sequence[Request],
+    seeds: Sequence[int],
+    progress: Progress,
+) -> list[Stability]:
+    """Repeat rankings with other seeds of the sketch; methods without a sketch are not repeated.
+
+    Args:
+        attributor: of the bundle.
+        query: the image.
+        requests: one a method.
+        seeds: of the sketches, each another than the bundle's.
+        progress: called at every step of every repeat; it may raise to stop.
+    """
+    wanted = [place for place, request in enumerate(requests) if METHODS[request.method].sketched]
+    total = len(seeds) * len(wanted)
+    originals = [_asked(attributor, query, request, _within(progress, "Now", 0, total)) for request in requests]
+    again: dict[int, list[Attribution | str]] = {place: [] for place in wanted}
+    for round_, seed in enumerate(seeds):
+        other = attributor.resketched(seed)
+        for step, place in enumerate(wanted):
+            here = _within(progress, f"Sketch {round_ + 1}", round_ * len(wanted) + step, total)
+            again[place].append(_asked(other, query, requests[place], here))
+    progress("Done", total, total)
+    return [
+        _judged(request, original, again.get(place, []))
+        for place, (request, original) in enumerate(zip(requests, originals, strict=True))
+    ]
+
+
+def across_networks(
+    attributor: Attributor,
+    query: QueryImage,
+    requests: Sequence[Request],
+    others: Sequence[Attributor],
+    progress: Progress,
+) -> list[Stability]:
+    """Ask networks that were trained with other seeds; the target is what the first one predicts, unless one is asked.
+
+    Args:
+        attributor: of the bundle whose rankings are judged.
+        query: an image as this bundle's network sees it.
+        requests: one a method.
+        others: bundles for which `differ_by_seed` holds.
+        progress: called at every step of every repeat; it may raise to stop.
+    """
+    found, total = [], len(requests) * len(others)
+    for place, request in enumerate(requests):
+        original = _asked(attributor, query, request, _within(progress, "Now", place * len(others), total))
+        again: list[Attribution | str] = []
+        for step, other in enumerate(others):
+            here = _within(progress, f"Network {step + 2}", place * len(others) + step, total)
+            seen = other.upload(query.image) if query.index is None else other.query(query.origin, query.index)
+            target = query.predicted if request.target is None else request.target
+            again.append(_asked(other, seen, replace(request, target=target), here))
+        found.append(_judged(request, original, again))
+    progress("Done", total, total)
+    return found
+
+
+def differ_by_seed(first: Manifest, second: Manifest) -> bool:
+    """Whether two bundles are the same in everything but the seed of training (and their titles)."""
+
+    def rest(manifest: Manifest) -> dict[str, object]:
+        settings = dict(manifest.results.get("settings") or {})
+        training = dict(settings.get("training") or {})
+        training.pop("seed", None)
+        return settings | {"training": training, "name": ""}
+
+    def seed(manifest: Manifest) -> object:
+        return (manifest.training or {}).get("seed")
+
+    return seed(first) is not None and seed(first) != seed(second) and rest(first) == rest(second)
+
+
+def rank_correlation(first: Sequence[int], second: Sequence[int]) -> float:
+    """Return Spearman's correlation of two top lists over the images in either.
+
+    An image that a list lacks counts as tied with the others that it lacks, one rank below its last. NaN for lists of
+    one image or none.
+
+    Args:
+        first: distinct images, best first.
+        second: distinct images, best first.
+    """
+    union = sorted({*first, *second})
+    ranks = [
+        [order.get(image, len(order)) for image in union]
+        for order in ({image: place for place, image in enumerate(ranking)} for ranking in (first, second))
+    ]
+    if any(len(set(values)) < 2 for values in ranks):
+        return float("nan")
+    return float(spearmanr(*ranks).statistic)
+
+
+def _within(progress: Progress, name: str, done: int, total: int) -> Callable[[str], None]:
+    """Return a way to tell what one repeat is doing, which does not move the bar but may stop the work."""
+    return lambda stage: progress(f"{name}: {stage}", done, total)
+
+
+def _asked(
+    attributor: Attributor, query: QueryImage, request: Request, tell: Callable[[str], None]
+) -> Attribution | str:
+    title = METHODS[request.method].title
+    tell(title)
+    try:
+        return attributor.attribute(query, request, lambda stage, done, total: tell(f"{title}, {stage.lower()}"))
+    except QueryError as error:
+        return str(error)
+
+
+def _judged(request: Request, original: Attribution | str, again: Sequence[Attribution | str]) -> Stability:
+    none = np.zeros(0)
+    if isinstance(original, str):
+        return Stability(request, None, none, none, none, original)
+    failed = next((answer for answer in again if isinstance(answer, str)), "")
+    answers = [answer for answer in again if not isinstance(answer, str)]
+    mine = [item.train_index for item in original.items]
+    lists = [[item.train_index for item in answer.items] for answer in answers]
+    stayed = np.array([sum(image in ranking for ranking in lists) for image in mine])
+    overlaps = np.array([jaccard(mine, ranking) for ranking in lists])
+    correlations = np.array([rank_correlation(mine, ranking) for ranking in lists])
+    return Stability(request, original, stayed, overlaps, correlations, failed)

@@ -1,0 +1,1 @@
+"""The bundle: its format, what a stranger's may hold, and what is asked of it."""

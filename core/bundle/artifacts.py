@@ -1,0 +1,190 @@
+"""What single methods need beyond the features of the target's logit: arrays and factors that a bundle may hold."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from natscope.core.bundle.format import FIX, Bundle
+from natscope.core.bundle.manifest import FACTORS
+from natscope.core.cache import BoundedCache
+from natscope.core.errors import BundleError
+from natscope.core.features import FeatureMap
+from natscope.core.jacobians import convolves
+from natscope.core.measurements import doubt
+from natscope.core.methods.base import Method
+from natscope.core.scratch import temporary_folder
+
+if TYPE_CHECKING:  # the libraries behind these take a second to load, so they are loaded when they are needed
+    from natscope.core.methods.ekfac import EkfacInfluence
+
+Progress = Callable[[str, int, int], None]
+Inputs = Callable[[slice | np.ndarray], Tensor]
+_DERIVED = ("train_doubt",)  # follow from what every bundle holds
+_SHARD = 1000
+_TOGETHER = 10  # queries for which the gradients of the training images are computed once
+
+
+@dataclass(frozen=True)
+class EkfacSpec:
+    """How the factors are fitted, to the Fisher's directions: pairs of a training image and a class, see `_MarginTask`.
+
+    Args:
+        covariance_directions: at most so many directions, drawn evenly, for the Kronecker factors, which set the axes.
+        lambda_directions: at most so many, drawn by their share of the Fisher's trace, for the variances along these
+            axes, which cost most.
+        seed: of the draws.
+        batch_size: directions a step.
+    """
+
+    covariance_directions: int = 200_000
+    lambda_directions: int = 4_000
+    seed: int = 0
+    batch_size: int = 500
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def usual(cls, model: nn.Module) -> "EkfacSpec":
+        """Return what fits a network: a convolution's directions cost a thousand times those of a small MLP."""
+        if convolves(model):
+            return cls(covariance_directions=10_000, lambda_directions=2_000, batch_size=50)
+        return cls()
+
+
+class Parts:
+    """Arrays over all N training images, from the bundle, or computed anew for another sketch than the bundle's."""
+
+    def __init__(self, bundle: Bundle, margins: FeatureMap, inputs: Inputs, *, fresh: bool) -> None:
+        """Compute nothing yet.
+
+        Args:
+            bundle: an open bundle.
+            margins: maps to features of the margin, in the network's own parameterisation.
+            inputs: gives the network's inputs for a slice or for rows of the training images.
+            fresh: whether `margins` has another sketch than the bundle.
+        """
+        self._bundle, self._margins, self._inputs, self._fresh = bundle, margins, inputs, fresh
+        self._labels = np.array(bundle.array("train_labels"))
+        self._arrays: BoundedCache[dict[str, np.ndarray]] = BoundedCache(3)
+        self._influence: BoundedCache[EkfacInfluence] = BoundedCache(1)
+        self._scores: BoundedCache[np.ndarray] = BoundedCache(256)
+
+    def array(self, name: str, progress: Progress) -> np.ndarray:
+        """Return an array (N, ...) by the name under which a method `needs` it.
+
+        Args:
+            name: its name.
+            progress: called while something long is computed once.
+        """
+        if name in _DERIVED:
+            return self._arrays.get(name, lambda: {name: self._doubt()})[name]
+        if not self._fresh:
+            return self._bundle.array(name)
+        if name == "margin_features":
+            return self._arrays.get(name, lambda: {name: self._margin_features(progress)})[name]
+        return self._arrays.get("trak", lambda: self._trak(progress))[name]
+
+    def influence(self, query: Tensor, target: int, rows: np.ndarray, progress: Progress) -> np.ndarray:
+        """Return the EK-FAC influence of training images on a query's margin, (len(rows),), and remember it.
+
+        Args:
+            query: (1, ...), as the network takes it.
+            target: the class whose margin is measured.
+            rows: numbers of training images.
+            progress: called every few hundred images.
+        """
+        key = _influence_key(query, target, rows)
+        return self._scores.get(key, lambda: self._influences(query, target, rows, progress)[0])
+
+    def influence_ahead(self, queries: Tensor, target: int, rows: np.ndarray, progress: Progress) -> None:
+        """Compute `influence` for queries (Q, ...) to come: the training images' gradients serve them all."""
+        keys = [_influence_key(query[None], target, rows) for query in queries]
+        for start in range(0, len(keys), _TOGETHER):
+            part = slice(start, start + _TOGETHER)
+            for key, scores in zip(keys[part], self._influences(queries[part], target, rows, progress), strict=True):
+                self._scores.keep(key, scores)
+
+    def mean_influence(self, queries: Tensor, targets: np.ndarray, rows: np.ndarray, progress: Progress) -> np.ndarray:
+        """Return the mean influence of training images on the margins of queries (Q, ...), (len(rows),).
+
+        Args:
+            queries: as the network takes them.
+            targets: (Q,) int64, the class whose margin is measured of each.
+            rows: numbers of training images.
+            progress: called every few hundred images.
+        """
+        key = ("mean", *_influence_key(queries, hash(targets.tobytes()), rows))
+        return self._scores.get(key, lambda: self._influences(queries, targets, rows, progress, mean=True)[0])
+
+    def _influences(
+        self, queries: Tensor, target: int | np.ndarray, rows: np.ndarray, progress: Progress, *, mean: bool = False
+    ) -> np.ndarray:
+        found = self._ekfac()
+        parts, step = [], _SHARD if convolves(self._margins.model) else len(rows)
+        for start in range(0, len(rows), step):
+            progress("Kronfluence: gradients of the training images", start, len(rows))
+            part = rows[start : start + step]
+            parts.append(found.scores(queries, target, self._inputs(part), self._labels[part], mean=mean))
+        return np.concatenate(parts, axis=1)
+
+    def check(self) -> None:
+        """Raise BundleError if the bundle holds factors that are not those of its network."""
+        if any(name.startswith(f"{FACTORS}/") for name in self._bundle.manifest.files):
+            self._ekfac()
+
+    def _ekfac(self) -> "EkfacInfluence":
+        from natscope.core.methods.ekfac import EkfacInfluence
+
+        try:
+            return self._influence.get(0, lambda: EkfacInfluence(self._margins.model, self._bundle.factors()))
+        except ValueError as error:
+            raise BundleError(
+                f"The bundle {self._bundle.path} is damaged: its Kronfluence factors are not those of its network. "
+                f"To fix it, {FIX}."
+            ) from error
+
+    def _doubt(self) -> np.ndarray:
+        logits = torch.from_numpy(np.array(self._bundle.array("train_logits"), dtype=np.float64))
+        return doubt(logits, torch.from_numpy(self._labels)).numpy()
+
+    def _margin_features(self, progress: Progress) -> np.ndarray:
+        parts = []
+        for start in range(0, len(self._labels), _SHARD):
+            progress("Gradients of the training images", start, len(self._labels))
+            part = slice(start, start + _SHARD)
+            parts.append(self._margins.features(self._inputs(part), self._labels[part], measurement="margin"))
+        return np.concatenate(parts)
+
+    def _trak(self, progress: Progress) -> dict[str, np.ndarray]:
+        from natscope.core.methods.trak import trak_features
+
+        rows = self.array("margin_features", progress)
+        with temporary_folder() as folder:
+            features, out_to_loss = trak_features(
+                self._margins.model, self._inputs, self._labels, rows, folder=Path(folder), progress=progress
+            )
+        return {"trak_features": features, "trak_out_to_loss": out_to_loss}
+
+
+def missing(bundle: Bundle, method: Method) -> str | None:
+    """Return a sentence on what a bundle lacks for a method and how to add it; None where nothing is missing."""
+    if all(name in _DERIVED or bundle.has(name) for name in method.needs):
+        return None
+    return (
+        f"This bundle does not yet hold what {method.title} needs; the command that built it adds it, run again with "
+        f"`--methods {method.name}`, and recomputes nothing else."
+    )
+
+
+def _influence_key(query: Tensor, target: int, rows: np.ndarray) -> tuple[str, int, str]:
+    content = (np.ascontiguousarray(query.numpy(force=True)), np.ascontiguousarray(rows))
+    first, second = (hashlib.sha256(array.data).hexdigest() for array in content)
+    return first, target, second

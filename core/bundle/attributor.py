@@ -1,0 +1,318 @@
+"""From an image to ranked training images: a bundle and its network, asked by pages and commands alike."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from torch import nn
+
+from natscope.core.bundle.artifacts import Parts
+from natscope.core.bundle.candidates import CandidateSets
+from natscope.core.bundle.capabilities import Capabilities
+from natscope.core.bundle.format import Bundle
+from natscope.core.bundle.request import (
+    CONDITIONINGS,
+    LARGEST_SIGMA2,
+    LEAST_SIGMA2,
+    POOLS,
+    Attribution,
+    Item,
+    QueryImage,
+    Request,
+)
+from natscope.core.errors import QueryError
+from natscope.core.features import FeatureMap
+from natscope.core.greedy import Selection
+from natscope.core.images import to_input
+from natscope.core.jacobians import linear_alone
+from natscope.core.methods import METHODS, Candidates, Method, Query, Settings
+from natscope.core.metrics import redundancy, total_information
+from natscope.core.noise_regime import regime
+from natscope.core.ood import LEAST, distances
+from natscope.core.pool import Pool
+from natscope.core.sketch_error import Trust, trust
+from natscope.core.sketches import SketchSpec
+
+Progress = Callable[[str, int, int], None]
+_SHARD = 1000
+
+
+class Attributor(Capabilities):
+    """A bundle and its network, ready to attribute; thread-safe, with bounded caches that visitors share.
+
+    >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
+    >>> image = attributor.bundle.array("test_images")[12]
+    >>> answer = attributor.attribute(attributor.upload(image), natscope.Request("repsim", budget=2))
+    >>> answer.pool_size
+    1500
+    """
+
+    def __init__(self, bundle: Bundle, model: nn.Module, *, sketch: SketchSpec | None = None) -> None:
+        """Load the bundle's weights into a freshly built network.
+
+        Args:
+            bundle: an open bundle.
+            model: a network of the bundle's architecture.
+            sketch: another sketch than the bundle's; all that depends on it is then computed when it is needed.
+
+        Raises:
+            BundleError: if the weights do not fit the network, or what must be at hand is damaged.
+        """
+        super().__init__(bundle)
+        bundle.load_into(model)
+        spec = sketch or bundle.sketch_spec
+        self.features = FeatureMap(model, spec, ntk=bundle.manifest.ntk, batch_size=_SHARD)
+        self._margins = FeatureMap(model, spec, ntk=False, batch_size=_SHARD)
+        resketched = spec != bundle.sketch_spec
+        self.train_labels = np.asarray(bundle.array("train_labels"))
+        self.test_labels = np.asarray(bundle.array("test_labels"))
+        self.linear = linear_alone(model)
+        self._parts = Parts(bundle, self._margins, self._train_inputs, fresh=resketched)
+        self._sets = CandidateSets(bundle, self.features, self._parts, self._train_inputs, fresh=resketched)
+        self.kernel = self._sets.kernel
+
+    def resketched(self, seed: int) -> "Attributor":
+        """Return the same network and data under another sketch seed: what changes is due to the sketch alone."""
+        return Attributor(self.bundle, self.features.model, sketch=replace(self.bundle.sketch_spec, seed=seed))
+
+    def check(self) -> None:
+        """Raise BundleError if the bundle holds what does not follow from its features, or is not of its network."""
+        self._parts.check()
+        self._sets.check()
+
+    def trust(self, count: int) -> Trust | None:
+        """Measure the sketch on the first training images, each under its own label; None for the exact kernel."""
+        spec, manifest = self.features.sketch.spec, self.bundle.manifest
+        if spec.kind == "exact":
+            return None
+        part = slice(0, count)
+        inputs, labels = self._train_inputs(part), self.train_labels[part]
+        return trust(self.features.model, spec, inputs, labels, ntk=manifest.ntk, layout=manifest.layout)
+
+    def query(self, origin: str, index: int) -> QueryImage:
+        """Take a query from the "test" or the "train" images.
+
+        Raises:
+            QueryError: if there is no such image.
+        """
+        images = self.bundle.array(f"{origin}_images")
+        if not 0 <= index < len(images):
+            raise QueryError(f"There is no {origin} image {index}; choose a number from 0 to {len(images) - 1}.")
+        labels = self.test_labels if origin == "test" else self.train_labels
+        return self._seen(np.asarray(images[index]), origin, index, int(labels[index]))
+
+    def upload(self, image: np.ndarray) -> QueryImage:
+        """Take an image of the data set's form, uint8 (H, W) or (H, W, 3), as the query."""
+        return self._seen(image, "upload", None, None)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Return the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
+        return self.features.outputs(self.inputs(images)).logits.argmax(axis=1)
+
+    def inputs(self, images: np.ndarray) -> torch.Tensor:
+        """Return images (B, H, W) or (B, H, W, 3) uint8 as the network's input."""
+        dataset = self.bundle.manifest.dataset
+        return to_input(images, mean=dataset["mean"], std=dataset["std"])
+
+    def attribute(
+        self, query: QueryImage, request: Request, progress: Progress = lambda stage, done, total: None
+    ) -> Attribution:
+        """Rank training images for a query.
+
+        Args:
+            query: from `query` or `upload`.
+            request: the method and its settings.
+            progress: called with a stage's name, steps done and steps in all, while something long is computed once.
+
+        Raises:
+            QueryError: for a setting that cannot be used here, in one sentence.
+        """
+        started = time.perf_counter()
+        target = self._checked(request, query)
+        method = METHODS[request.method]
+        if missing := self.missing(method):
+            raise QueryError(missing)
+        # A training image asks which *others* it leans on: it is taken out of the pool and of what is conditioned on.
+        conditioning = request.conditioning if method.conditions else "none"
+        candidates, rows = self.candidates(target, request.pool, conditioning, progress)
+        exclude = tuple(int(r) for r in np.flatnonzero(rows == query.index)) if query.origin == "train" else ()
+        if len(rows) == len(exclude):
+            raise QueryError(f"There is no other training image labelled {self.bundle.classes[target]} to rank.")
+        features = self.query_features(query, target)
+        settings = Settings(request.sigma2, request.budget, request.seed, exclude)
+        asked = Query(
+            features,
+            query.penultimate,
+            margin=lambda: self._margin(query, target),
+            input=self.inputs(query.image[None]),
+            target=target,
+        )
+        try:
+            selection = method.select(candidates, asked, settings)
+        except ValueError as error:
+            raise QueryError(str(error)) from error
+        total = None
+        if method.information and (candidates.pool.fits_gram or candidates.conditioning):
+            everything = candidates.conditioning or candidates.pool
+            total = total_information(everything, candidates.pool, features, request.sigma2, exclude=exclude)
+        nats = selection.nats
+        told = [selection.scores, *([] if nats is None else [nats]), *([] if total is None else [np.array([total])])]
+        if not all(np.isfinite(numbers).all() for numbers in told):
+            raise QueryError(
+                f"{method.title} gives numbers that are not finite for this query; choose another σ², or check the "
+                "bundle with `natscope verify`."
+            )
+        items = tuple(
+            Item(
+                rank=place + 1,
+                train_index=int(rows[row]),
+                label=int(self.train_labels[rows[row]]),
+                score=float(selection.scores[place]),
+                nats=None if nats is None else float(nats[place]),
+                sign=int(selection.signs[place]),
+                variance=float(variance),
+            )
+            for place, (row, variance) in enumerate(
+                zip(selection.indices, candidates.pool.variances(selection.indices), strict=True)
+            )
+        )
+        return Attribution(
+            request=request,
+            target=target,
+            pool_size=len(rows) - len(exclude),
+            items=items,
+            total_nats=total,
+            redundancy=redundancy(candidates.pool, selection.indices),
+            regime=self._regime(method, candidates.pool, features, selection, settings),
+            seconds=time.perf_counter() - started,
+            index=candidates.index.kind if method.searches and candidates.index else None,
+        )
+
+    def _regime(
+        self, method: Method, pool: Pool, features: np.ndarray, selection: Selection, settings: Settings
+    ) -> str | None:
+        if not method.uses_sigma2 or not pool.fits_gram or len(selection.indices) < 2:
+            return None
+        cosine = method.information is None
+        return regime(pool, features, selection, settings.sigma2, cosine=cosine, exclude=settings.exclude)
+
+    def ahead(
+        self,
+        method: Method,
+        queries: Sequence[QueryImage],
+        target: int,
+        progress: Progress = lambda stage, done, total: None,
+    ) -> None:
+        """Compute together what a method can for queries about one class; each is then answered faster.
+
+        Args:
+            method: nothing is done for those that gain nothing by it.
+            queries: that will be asked about, in the pool of the target's class.
+            target: the class.
+            progress: called while something long is computed.
+        """
+        if method.together:
+            rows = np.flatnonzero(self.train_labels == target)
+            inputs = torch.cat([self.inputs(query.image[None]) for query in queries])
+            self._parts.influence_ahead(inputs, target, rows, progress)
+
+    def margin_query(self, rows: np.ndarray) -> Query:
+        """Return test images as queries about their own labels' margins, without NTK scaling.
+
+        Args:
+            rows: (Q,) their numbers.
+
+        Raises:
+            QueryError: if the network's response to one is not finite.
+        """
+        inputs, labels = self.inputs(np.asarray(self.bundle.array("test_images")[rows])), self.test_labels[rows]
+        features = self._margins.features(inputs, labels, measurement="margin")
+        if not np.isfinite(features).all():
+            raise QueryError(
+                "The network's response to one of these images is not a finite number, so nothing can be attributed."
+            )
+        penultimate = self.features.outputs(inputs).penultimate
+        return Query(features, penultimate, margin=lambda: features, input=inputs, target=labels)
+
+    def margin_candidates(self, rows: np.ndarray, progress: Progress) -> Candidates:
+        """Return training images (n,), rising, as candidates under their own labels' margins, without NTK scaling."""
+        return self._sets.margins(rows, progress)
+
+    def candidates(
+        self, target: int, pool: str, conditioning: str, progress: Progress
+    ) -> tuple[Candidates, np.ndarray]:
+        """Return the candidates of a target class and their training indices: see `CandidateSets.of`."""
+        return self._sets.of(target, pool, conditioning, progress)
+
+    def query_features(self, query: QueryImage, target: int) -> np.ndarray:
+        """Return the query's features (W,) under the target's logit.
+
+        Raises:
+            QueryError: if the network does not respond to the image at all.
+        """
+        features = self.features.features(self.inputs(query.image[None]), np.array([target]))[0]
+        if not np.isfinite(features).all():
+            raise QueryError(
+                "The network's response to this image is not a finite number, so nothing can be attributed."
+            )
+        if not features.any():
+            raise QueryError(
+                "The network does not respond to this image at all, so there is no certainty to attribute."
+            )
+        return features
+
+    def _margin(self, query: QueryImage, target: int) -> np.ndarray:
+        return self._margins.features(self.inputs(query.image[None]), np.array([target]), measurement="margin")[0]
+
+    def _train_inputs(self, rows: slice | np.ndarray) -> torch.Tensor:
+        return self.inputs(np.asarray(self.bundle.array("train_images")[rows]))
+
+    def _seen(self, image: np.ndarray, origin: str, index: int | None, label: int | None) -> QueryImage:
+        outputs = self.features.outputs(self.inputs(image[None]))
+        logits = outputs.logits[0].astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise QueryError(
+                "The network's response to this image is not a finite number, so nothing can be attributed."
+            )
+        return QueryImage(
+            image=image,
+            probabilities=softmax(logits),
+            penultimate=outputs.penultimate[0],
+            origin=origin,
+            index=index,
+            label=label,
+            novelty=self._novelty(image, outputs.penultimate[0]) if origin == "upload" else 0.0,
+        )
+
+    def _novelty(self, image: np.ndarray, penultimate: np.ndarray) -> float:
+        found = distances(
+            image[None],
+            penultimate[None],
+            train_images=self.bundle.array("train_images"),
+            train_penultimate=self._sets.penultimate,
+        )
+        usual = np.maximum(self.bundle.manifest.results["usual_distances"], LEAST)
+        return float((found[0] / usual).max())
+
+    def _checked(self, request: Request, query: QueryImage) -> int:
+        if request.method not in METHODS:
+            raise QueryError(f"There is no method '{request.method}'; choose one of {', '.join(METHODS)}.")
+        if request.pool not in POOLS:
+            raise QueryError(f"There is no pool '{request.pool}'; choose one of {', '.join(POOLS)}.")
+        if request.conditioning not in CONDITIONINGS:
+            raise QueryError(f"There is no conditioning set '{request.conditioning}'; choose pool or train.")
+        if not (np.isfinite(request.sigma2) and request.sigma2 > 0):
+            raise QueryError(f"σ² is a variance and must be a positive number, not {request.sigma2}.")
+        if not LEAST_SIGMA2 <= request.sigma2 <= LARGEST_SIGMA2:
+            raise QueryError(f"σ² must lie between {LEAST_SIGMA2:g} and {LARGEST_SIGMA2:g}, not at {request.sigma2}.")
+        if request.budget < 1:
+            raise QueryError(f"M must be at least 1, not {request.budget}.")
+        if request.seed < 0:
+            raise QueryError(f"The seed must be 0 or more, not {request.seed}.")
+        target = query.predicted if request.target is None else request.target
+        if not 0 <= target < len(self.bundle.classes):
+            raise QueryError(f"There is no class {target}; choose one from 0 to {len(self.bundle.classes) - 1}.")
+        return target

@@ -1,0 +1,175 @@
+"""Which training images a query may be attributed to, as each method needs them; opened once and shared by queries."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from natscope.core.bundle.artifacts import Parts
+from natscope.core.bundle.format import Bundle
+from natscope.core.cache import BoundedCache
+from natscope.core.errors import QueryError
+from natscope.core.features import FeatureMap, kernel_of
+from natscope.core.jacobians import linear_alone
+from natscope.core.methods import Candidates
+from natscope.core.pool import LARGEST_GRAM, LIVE, Pool, is_product
+from natscope.core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
+from natscope.core.rows import RowView
+
+Progress = Callable[[str, int, int], None]
+_SHARD = 1000
+
+
+class CandidateSets:
+    """The pools of a bundle, with bounded caches; thread-safe."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        features: FeatureMap,
+        artifacts: Parts,
+        inputs: Callable[[slice | np.ndarray], Tensor],
+        *,
+        fresh: bool,
+    ) -> None:
+        """Open nothing yet but what every pool needs.
+
+        Args:
+            bundle: an open bundle.
+            features: the map to features of the logit.
+            artifacts: what single methods need.
+            inputs: returns the network's inputs for a slice or for rows of the training images.
+            fresh: whether `features` has another sketch than the bundle, so that features are computed again.
+        """
+        self._bundle, self._features, self._artifacts = bundle, features, artifacts
+        self._inputs, self._fresh = inputs, fresh
+        self.kernel = kernel_of(features.sketch.spec, bundle.manifest.layout)
+        self.penultimate = np.asarray(bundle.array("penultimate"), dtype=np.float32)
+        self._labels = np.asarray(bundle.array("train_labels"))
+        largest = int(np.bincount(self._labels).max())
+        self._own: BoundedCache[Candidates] = BoundedCache(12 if largest <= LIVE else 3)  # 0.3 to 0.5 GB each
+        self._all: BoundedCache[Candidates] = BoundedCache(2)
+        self._spectra: BoundedCache[FeatureSpectrum] = BoundedCache(2)
+        self._conditionings: BoundedCache[FeatureConditioning] = BoundedCache(2)
+
+    def check(self) -> None:
+        """Raise BundleError if the bundle holds a Gram that does not follow from its features."""
+        for label in np.unique(self._labels):
+            self._own_pool(int(label), np.flatnonzero(self._labels == label))
+        for label in range(len(self._bundle.classes)):
+            if self._bundle.has(f"train_gram_{label}"):
+                self._train_gram(label)
+
+    def of(self, target: int, pool: str, conditioning: str, progress: Progress) -> tuple[Candidates, np.ndarray]:
+        """Return the candidates of a target class and the training index of each, (n,) int64.
+
+        Args:
+            target: the class whose logit is attributed.
+            pool: "same-class" or "all".
+            conditioning: "pool", "train", or "none" for methods that condition on nothing.
+            progress: called while something long is computed once.
+        """
+        if pool == "all":
+            rows = np.arange(len(self._labels))
+            found = self._all.get(target, lambda: self._all_candidates(target, progress))
+        else:
+            rows = np.flatnonzero(self._labels == target)
+            if not len(rows):
+                name = self._bundle.classes[target]
+                raise QueryError(f"No training image is labelled {name}; choose the pool 'all'.")
+            found = self._own.get(target, lambda: self._own_candidates(target, rows))
+        found = replace(
+            found,
+            array=lambda name: _rows_of(self._artifacts.array(name, progress), rows),
+            influence=lambda image, label: self._artifacts.influence(image, int(label), rows, progress),
+        )
+        if conditioning == "train" or (conditioning == "pool" and not found.pool.fits_gram):
+            return self._conditioned(found, target, pool, progress), rows
+        return found, rows
+
+    def margins(self, rows: np.ndarray, progress: Progress) -> Candidates:
+        """Return training images as candidates under their own labels' margins, without NTK scaling.
+
+        Args:
+            rows: (n,) their numbers, rising.
+            progress: called while something long is computed.
+        """
+        stored = self._artifacts.array("margin_features", progress)
+        features = stored if len(rows) == len(stored) else RowView(stored, rows)
+        return Candidates(
+            Pool(features, kernel=self.kernel),
+            self.penultimate[rows],
+            array=lambda name: _rows_of(self._artifacts.array(name, progress), rows),
+            influence=lambda images, labels: self._artifacts.mean_influence(images, np.asarray(labels), rows, progress),
+        )
+
+    def _own_candidates(self, target: int, rows: np.ndarray) -> Candidates:
+        if self._fresh:
+            features = self._features.features(self._inputs(rows), np.full(len(rows), target))
+            return Candidates(Pool(features, kernel=self.kernel), self.penultimate[rows])
+        index = self._bundle.index(f"index_{target}") if self._bundle.has(f"index_{target}") else None
+        return Candidates(self._own_pool(target, rows), self.penultimate[rows], index=index)
+
+    def _own_pool(self, target: int, rows: np.ndarray) -> Pool:
+        stored = self._bundle.array("features")
+        large = len(rows) > LARGEST_GRAM and self._bundle.index_spec.kind != "flat"  # searched without being loaded
+        chosen = RowView(stored, rows) if large else np.asarray(stored[rows])
+        gram = self._bundle.array(name) if self._bundle.has(name := f"gram_{target}") else None
+        pool = Pool(chosen, kernel=self.kernel, gram=gram)
+        if not pool.gram_follows():
+            raise self._bundle.unlike_features(name)
+        return pool
+
+    def _all_candidates(self, target: int, progress: Progress) -> Candidates:
+        return Candidates(Pool(self._all_features(target, progress), kernel=self.kernel), self.penultimate)
+
+    def _conditioned(self, candidates: Candidates, target: int, pool: str, progress: Progress) -> Candidates:
+        if not self.kernel.explicit:
+            raise QueryError("Conditioning on all training images needs feature vectors; the exact kernel has none.")
+
+        def compute() -> FeatureConditioning:
+            spectrum = self._spectra.get(target, lambda: self._spectrum(target, progress))
+            progress("Turning the candidates into its axes", 3, 4)
+            return FeatureConditioning.of(spectrum, candidates.pool.features)
+
+        conditioning = self._conditionings.get((target, pool), compute)
+        return replace(candidates, conditioning=conditioning, index=None)
+
+    def _spectrum(self, target: int, progress: Progress) -> FeatureSpectrum:
+        if self._bundle.has(f"train_gram_{target}") and not self._fresh:
+            gram = self._train_gram(target)
+        else:
+            features = self._all.get(target, lambda: self._all_candidates(target, progress)).pool.features
+            progress("Gathering what all training images tell", 1, 4)
+            gram = feature_gram(blocks(features))
+        progress("Sorting it by importance", 2, 4)
+        return FeatureSpectrum.of_gram(gram)
+
+    def _train_gram(self, target: int) -> np.ndarray:
+        name, features = f"train_gram_{target}", self._bundle.array(f"features_all_{target}")
+        gram = np.asarray(self._bundle.array(name))
+        if not is_product(gram, lambda v: sum((b.T @ (b @ v) for b in blocks(features)), np.zeros(len(gram)))):
+            raise self._bundle.unlike_features(name)
+        return gram
+
+    def _all_features(self, target: int, progress: Progress) -> np.ndarray:
+        name = f"features_all_{target}"
+        if self._bundle.has(name) and not self._fresh:
+            return self._bundle.array(name)
+        if not linear_alone(self._features.model):
+            raise QueryError(
+                "This bundle holds each training image's features under its own class only, and this network is too "
+                "slow to compute the others here; build the bundle with `--outputs all`."
+            )
+        count, parts = len(self._labels), []
+        for start in range(0, count, _SHARD):
+            progress(f"Reading every training image for the class {self._bundle.classes[target]}", start, count)
+            part = self._inputs(slice(start, start + _SHARD))
+            parts.append(self._features.features(part, np.full(len(part), target)))
+        return np.concatenate(parts)
+
+
+def _rows_of(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return rows of an array; the array itself, which may be a large memory map, when they are all of them."""
+    return array if len(rows) == len(array) else np.asarray(array[rows])

@@ -1,0 +1,169 @@
+"""What a file of a bundle must be before anything is read from it: as it was recorded, with values that can be used.
+
+A checksum proves that a file is as its maker wrote it, not that its numbers are numbers, so both are looked at in one
+pass. A file is read through once in a process; after that its identity, size and times tell that it is the same.
+"""
+
+import hashlib
+import io
+import math
+import os
+import stat
+import time
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from natscope.core.bundle.manifest import FileRecord
+from natscope.core.cache import BoundedCache
+from natscope.core.errors import FileError, out_of_memory
+from natscope.core.files import opened, reading
+
+_BLOCK = 2**22  # bytes read at once
+_HEADER = 1000  # bytes of an array's header, at most; Python's parser says of some longer ones that memory ran out
+_TICK = 10**8  # nanoseconds within which a second change may leave a file's times as they are
+_CHECKED: BoundedCache[str] = BoundedCache(20_000)
+Value = TypeVar("Value")
+_NOT_FINITE = "holds values that are not finite numbers"
+
+
+def once(
+    cache: BoundedCache[Value], found: os.stat_result, what: tuple[Hashable, ...], compute: Callable[[], Value]
+) -> Value:
+    """Return what is computed of a file, once as long as it does not change; what is raised is not kept.
+
+    Args:
+        cache: where it is kept.
+        found: of the open file.
+        what: whatever else it depends on.
+        compute: computes it.
+    """
+    if abs(time.time_ns() - found.st_ctime_ns) < _TICK:  # nobody can set this time, as he can the other
+        return compute()
+    key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, *what)
+    return cache.get(key, compute)
+
+
+def size_fault(folder: Path, record: FileRecord) -> str:
+    """Say without opening it what is wrong with a file's kind or size; "" where nothing is.
+
+    Args:
+        folder: of the bundle.
+        record: of the file.
+    """
+    path = folder / record.file
+    try:
+        if path.parent != folder and not stat.S_ISDIR(path.parent.lstat().st_mode):
+            return "is not in a folder of the bundle's own"
+        found = path.lstat()
+    except OSError as error:
+        return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+    if not stat.S_ISREG(found.st_mode):
+        return "is no regular file"
+    if found.st_size != record.bytes:
+        return f"has {found.st_size:,} bytes where {record.bytes:,} were recorded"
+    return ""
+
+
+def fault(folder: Path, record: FileRecord, classes: int) -> str:
+    """Return what is wrong with a file, reading it through if that was not done before; "" where nothing is.
+
+    Args:
+        folder: of the bundle.
+        record: of the file.
+        classes: how many classes labels may name.
+    """
+    if wrong := size_fault(folder, record):
+        return wrong
+    path = folder / record.file
+    try:
+        with opened(path) as file, reading(path):
+            found = os.fstat(file.fileno())
+            return once(_CHECKED, found, (record, classes), lambda: _read_through(file, path, record, classes))
+    except FileError as error:
+        return error.fault
+
+
+def mapped(path: Path, record: FileRecord) -> np.ndarray:
+    """Return an array as a read-only memory map.
+
+    Raises:
+        FileError: if it cannot be opened, read or mapped, but for a lack of memory, which is raised as it is.
+        ValueError: if it is no array of the recorded shape and type.
+    """
+    with opened(path) as file, reading(path):
+        offset, fortran = _header(file, record)
+        return np.memmap(
+            file,  # type: ignore[call-overload]  # it is read from alone
+            dtype=record.dtype,
+            mode="r",
+            offset=offset,
+            shape=record.shape,
+            order="F" if fortran else "C",
+        )
+
+
+def _read_through(file: BinaryIO, path: Path, record: FileRecord, classes: int) -> str:
+    digest, offset, wrong = hashlib.sha256(), 0, ""
+    usable: Callable[[np.ndarray], bool] | None = None
+    if record.shape is not None:
+        try:
+            offset, _ = _header(file, record)
+            usable = _usable(record, classes)
+        except ValueError:
+            wrong = "is no array of the recorded shape and type"
+    file.seek(0)
+    digest.update(file.read(offset))
+    while block := file.read(_BLOCK):
+        digest.update(block)
+        if usable is not None and not wrong and not usable(np.frombuffer(block, record.dtype)):
+            wrong = "holds labels of no class" if record.dtype == "int64" else _NOT_FINITE
+    if digest.hexdigest() != record.sha256:
+        return "does not have the recorded checksum"
+    return wrong or (_tensors_fault(path) if path.suffix == ".safetensors" else "")
+
+
+def _header(file: BinaryIO, record: FileRecord) -> tuple[int, bool]:
+    """Return where an array's numbers begin, and whether columns come first; nothing of it is unpickled.
+
+    Raises:
+        ValueError: if the header is none, or of another array than was recorded.
+    """
+    try:
+        head = io.BytesIO(file.read(_HEADER))
+        version = np.lib.format.read_magic(head)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(head)
+    except Exception as error:  # the header's parser raises nearly everything on damaged bytes
+        if out_of_memory(error):
+            raise
+        raise ValueError("no header of an array") from error
+    offset = head.tell()
+    if shape != record.shape or dtype != np.dtype(record.dtype):
+        raise ValueError("another array")
+    if offset + dtype.itemsize * math.prod(shape) != record.bytes:
+        raise ValueError("another size")
+    return offset, fortran
+
+
+def _usable(record: FileRecord, classes: int) -> Callable[[np.ndarray], bool] | None:
+    kind = np.dtype(record.dtype).kind
+    if kind == "f":
+        return lambda values: bool(np.isfinite(values).all())
+    if kind == "i":
+        return lambda values: bool(((values >= 0) & (values < classes)).all())
+    return (lambda values: bool((values.view(np.uint8) <= 1).all())) if kind == "b" else None
+
+
+def _tensors_fault(path: Path) -> str:
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except Exception as error:  # what a header may say in place of what it should raises nearly everything
+        if out_of_memory(error):
+            raise
+        return "is no file of weights"
+    return "" if all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()) else _NOT_FINITE

@@ -1,0 +1,306 @@
+"""The bundle: one folder with all that attributions of one trained model need, read through memory maps, no pickle.
+
+A stranger may have made it. Its manifest is checked by `natscope.core.bundle.manifest`, each file by
+`natscope.core.bundle.file_checks` before it is first used, and an index by `natscope.core.index.file_checks`; what is
+wrong is one sentence, in `natscope verify` as on a page.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+from torch import Tensor, nn
+
+from natscope.core.bundle.file_checks import fault, mapped, once, size_fault
+from natscope.core.bundle.manifest import FACTORS, LARGEST, MANIFEST, SCHEMA, WEIGHTS, FileRecord, Manifest
+from natscope.core.bundle.schema import SchemaError
+from natscope.core.cache import BoundedCache
+from natscope.core.errors import BundleError, FileError, out_of_memory
+from natscope.core.files import opened, read_open, sha256_of, write_atomically
+from natscope.core.index.file_checks import index_fault
+from natscope.core.index.search import InnerProductIndex
+from natscope.core.index.spec import IndexSpec
+from natscope.core.rows import RowView
+from natscope.core.sketches import SketchSpec
+
+__all__ = [
+    "MANIFEST",
+    "SCHEMA",
+    "WEIGHTS",
+    "Bundle",
+    "FileRecord",
+    "Manifest",
+    "check_bundle",
+    "find_bundles",
+    "read_manifest",
+    "sha256_of",
+    "write_atomically",
+    "write_manifest",
+]
+FIX = "delete the folder and build it again with the command that made it"
+_MANIFESTS: BoundedCache[Manifest | SchemaError] = BoundedCache(64)
+
+
+class Bundle:
+    """An open bundle. Arrays are read-only memory maps; a file is read through once before it is first used.
+
+    >>> bundle = natscope.Bundle(Path("bundles/fashion-mnist"))
+    >>> bundle.classes[:3]
+    ('T-shirt/top', 'Trouser', 'Pullover')
+    >>> bundle.array("train_images").shape
+    (15000, 28, 28)
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a bundle.
+
+        Raises:
+            BundleError: if there is none, its manifest cannot be used, or files are missing or have another size.
+        """
+        self.path = path
+        self.manifest = read_manifest(path)
+        for record in self.manifest.files.values():
+            if wrong := size_fault(path, record):
+                raise self._damaged(record, wrong)
+
+    @property
+    def identity(self) -> str:
+        """A checksum of the manifest, and so of settings and contents: the key of every cache."""
+        return self.manifest.identity
+
+    def sigma2(self, method: str, *, coreset: bool = False) -> float:
+        """Return the usual noise variance for a method: the tuned one, else 1.
+
+        Args:
+            method: a name of the registry.
+            coreset: to choose a coreset, for which it is tuned apart; that of single predictions where it was not.
+        """
+        tuned = self.manifest.tuned or {}
+        single = tuned.get("sigma2", {}).get(method, 1.0)
+        return float(tuned.get("coreset", {}).get("sigma2", {}).get(method, single) if coreset else single)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, by label."""
+        return tuple(self.manifest.dataset["classes"])
+
+    @property
+    def sketch_spec(self) -> SketchSpec:
+        """The sketch of all features in this bundle."""
+        return SketchSpec(**self.manifest.sketch)
+
+    @property
+    def index_spec(self) -> IndexSpec:
+        """The indexes of the classes in this bundle."""
+        return IndexSpec(**(self.manifest.index or {}))
+
+    @cached_property
+    def members(self) -> np.ndarray:
+        """How many training images each class has, (C,) int64.
+
+        Raises:
+            BundleError: if labels are damaged, or the manifest does not fit them.
+        """
+        labels = self._mapped("train_labels")
+        members = np.bincount(labels, minlength=len(self.classes))
+        for label, count in enumerate(members):
+            gram = self.manifest.files.get(f"gram_{label}")
+            if gram is not None and gram.shape != (count, count):
+                raise self._damaged(gram, "has another shape than its class has images")
+        if (poison := self.manifest.poison) is not None:
+            targets = np.array(poison["targets"])[poison["base_labels"]]
+            if not np.array_equal(labels[poison["train_indices"]], targets):
+                raise self._damaged(self.manifest.files["train_labels"], "does not fit the backdoor that was recorded")
+        return members
+
+    def has(self, name: str) -> bool:
+        """Whether the bundle holds an array or index of this name."""
+        return name in self.manifest.files
+
+    def array(self, name: str) -> np.ndarray:
+        """Return an array as a read-only memory map.
+
+        Raises:
+            BundleError: if the bundle has no such array, or the file is not the one that was recorded.
+        """
+        if name == "train_labels" or name.startswith("gram_"):
+            _ = self.members  # what is recorded fits them
+        return self._mapped(name)
+
+    def index(self, name: str) -> InnerProductIndex:
+        """Return the index over the features of a class.
+
+        Args:
+            name: "index_" and the number of the class.
+
+        Raises:
+            BundleError: if the bundle has no such index, or it is none over these features.
+        """
+        record = self._checked(name)
+        label = int(name.rpartition("_")[2])
+        rows = np.flatnonzero(self.array("train_labels") == label)
+        if not len(rows):
+            raise self._damaged(record, "is about a class without images")
+        path, members = self.path / record.file, RowView(self.array("features"), rows)
+        if wrong := index_fault(path, members, self.index_spec):
+            raise self._damaged(record, wrong)
+        try:
+            return InnerProductIndex.load(path)
+        except (RuntimeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
+            raise self._damaged(record, "cannot be read") from error
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the trained weights.
+
+        Raises:
+            BundleError: if they cannot be read.
+        """
+        return safetensors.torch.load_file(self.path / self._checked("weights").file)
+
+    def load_into(self, model: nn.Module) -> None:
+        """Load the trained weights into a network that was built as the manifest says.
+
+        Raises:
+            BundleError: if they cannot be read, or do not fit the network.
+        """
+        try:
+            model.load_state_dict(self.weights())
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise BundleError(
+                f"The weights in {self.path} do not fit the network that its manifest names; {FIX}."
+            ) from error
+
+    def factors(self) -> Path:
+        """Return the folder of Kronfluence's factors, every file of which is as it was recorded.
+
+        Raises:
+            BundleError: if one is damaged, or there are none.
+        """
+        for name in (name for name in self.manifest.files if name.startswith(f"{FACTORS}/")):
+            self._checked(name)
+        return self.path / FACTORS
+
+    def unlike_features(self, name: str) -> BundleError:
+        """Return the error of an array whose numbers do not follow from the features."""
+        return self._damaged(self.manifest.files[name], "does not follow from the features")
+
+    def _mapped(self, name: str) -> np.ndarray:
+        record = self._checked(name)
+        try:
+            return mapped(self.path / record.file, record)
+        except (FileError, ValueError) as error:
+            raise self._damaged(record, "cannot be read") from error
+
+    def _checked(self, name: str) -> FileRecord:
+        """Return the record of a file that was read through."""
+        if name not in self.manifest.files:
+            raise BundleError(f"The bundle {self.path} holds no '{name}'; {FIX}.")
+        record = self.manifest.files[name]
+        if wrong := fault(self.path, record, len(self.classes)):
+            raise self._damaged(record, wrong)
+        return record
+
+    def _damaged(self, record: FileRecord, wrong: str) -> BundleError:
+        return BundleError(f"The bundle {self.path} is damaged: '{record.file}' {wrong}. To fix it, {FIX}.")
+
+
+def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+    """Return one sentence for each fault that opening and using a bundle would find, but for those of its network.
+
+    Args:
+        path: the bundle.
+        progress: called with bytes read and bytes in all.
+
+    Raises:
+        BundleError: if there is no bundle with a manifest that can be used.
+    """
+    manifest = read_manifest(path)
+    total, done, faults = sum(r.bytes for r in manifest.files.values()), 0, list[str]()
+    for record in manifest.files.values():
+        if wrong := fault(path, record, len(manifest.dataset["classes"])):
+            faults.append(f"'{record.file}' {wrong}.")
+        done += record.bytes
+        progress(done, total)
+    return faults or list(_joint_faults(Bundle(path)))
+
+
+def _joint_faults(bundle: Bundle) -> Iterator[str]:
+    """Return a sentence on what does not fit each other in a bundle whose files are whole."""
+    try:
+        _ = bundle.members
+        for name in bundle.manifest.files:
+            if name.startswith("index_"):
+                bundle.index(name)
+    except BundleError as error:
+        yield str(error)
+
+
+def find_bundles(folder: Path) -> list[Path]:
+    """Return the bundles in a folder, or the folder itself when it is one, by name.
+
+    A bundle that is damaged is one of them: whoever opens it says so. Folders whose names cannot be printed are not,
+    for no page could name them.
+    """
+    try:
+        if (folder / MANIFEST).is_file():
+            return [folder]
+        found = [path for path in folder.iterdir() if path.name.isprintable() and path.suffix != ".partial"]
+    except (OSError, ValueError):
+        return []
+    return sorted(path for path in found if os.path.lexists(path / MANIFEST))
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write the manifest of a bundle in one step.
+
+    Raises:
+        BundleError: if it could not be read again.
+    """
+    text = manifest.to_json()
+    try:
+        manifest.check_settings()
+        Manifest.from_json(text)
+    except SchemaError as error:
+        raise BundleError(f"The bundle {path} cannot be recorded: its {MANIFEST} {error}.") from error
+    write_atomically(path / MANIFEST, text.encode())
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest of a bundle, checked, without a look at the files that it records.
+
+    Raises:
+        BundleError: if there is no bundle, or its manifest cannot be used.
+    """
+    try:
+        there = path.is_dir()
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        raise BundleError(f"There is no bundle at {path}; `natscope precompute --out {path}` makes one.")
+    file = path / MANIFEST
+    try:
+        with opened(file) as handle:
+            found = once(_MANIFESTS, os.fstat(handle.fileno()), (), lambda: _parsed(read_open(file, handle, LARGEST)))
+    except FileError as error:
+        raise BundleError(
+            f"{path} is no bundle: its {MANIFEST} {error.fault}; `natscope precompute --out FOLDER` makes one."
+        ) from error
+    if isinstance(found, Manifest):
+        return found
+    if found.schema is not None:
+        raise BundleError(f"The bundle {path} has schema {found.schema}, this natscope reads schema {SCHEMA}: {FIX}.")
+    raise BundleError(f"The bundle {path} is damaged: its {MANIFEST} {found}. To fix it, {FIX}.")
+
+
+def _parsed(text: bytes) -> Manifest | SchemaError:
+    try:
+        return Manifest.from_json(text)
+    except SchemaError as error:
+        return SchemaError(error.fault, schema=error.schema)  # without the frames that hold what was read

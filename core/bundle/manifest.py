@@ -1,0 +1,317 @@
+"""The manifest of a bundle: what it records, read strictly, for a stranger may have written it.
+
+`Manifest.from_json` is the one place where a manifest is checked: `natscope.core.bundle.schema` says what each value
+may be, and here they are held against each other. Whoever has a `Manifest` need not doubt its types, its numbers or its
+words.
+"""
+
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from natscope.core.bundle.schema import SchemaError, checked
+from natscope.core.sketches import SKETCHES
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+LARGEST = 8_000_000  # bytes of a manifest
+MOST_TRAINING_IMAGES, MOST_TEST_IMAGES = 10_000_000, 1_000_000  # pages look at the labels and answers of all of them
+FACTORS = "kronfluence"  # folder of Kronfluence's factors within a bundle
+FACTOR_FILES = (
+    "activation_eigenvalues.safetensors",
+    "activation_eigenvectors.safetensors",
+    "gradient_eigenvalues.safetensors",
+    "gradient_eigenvectors.safetensors",
+    "lambda_matrix.safetensors",
+    "num_lambda_processed.safetensors",
+    "factor_arguments.json",
+)
+_FACTORS = frozenset(f"{FACTORS}/{file}" for file in FACTOR_FILES)
+_PER_CLASS = ("gram", "index", "features_all", "train_gram")  # followed by "_" and the number of a class
+_NEEDED = (
+    *("train_images", "train_labels", "train_logits", "test_images", "test_labels", "test_logits"),
+    *("penultimate", "features", "weights"),
+)
+_LARGEST_HEADER = 10_000  # bytes before the numbers of an array
+_SIDE = 1024  # pixels of an image's side, at most
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the bundle as the manifest records it; `shape` and `dtype` for arrays only."""
+
+    file: str
+    bytes: int
+    sha256: str
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every setting that made a bundle, what came out, and a record of each file.
+
+    Args:
+        name: a title for people.
+        dataset: name, classes, mean, std.
+        model: the architecture's specification.
+        training: the recipe, or the checksum of weights that were loaded.
+        sketch: kind, dim, seed.
+        ntk: whether Jacobians are scaled as in the NTK parameterisation.
+        outputs: "own" (each example under its own label's logit) or "all" (under every class's logit too).
+        poison: the attack's settings, or None.
+        results: accuracy, typical distances, what was measured while building.
+        layout: (fan_out, fan_in) of every layer of a network of Linear weights alone, else None.
+        versions: of the libraries that built it.
+        command: what was typed to build it, without --out; see `plain_command`.
+        methods: settings of each method whose own parts the bundle holds.
+        files: by logical name.
+        index: settings of the indexes; None when they are flat.
+        tuned: sigma2 of each method that `natscope tune` chose, and how, for coresets apart; None before.
+    """
+
+    name: str
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    training: dict[str, Any]
+    sketch: dict[str, Any]
+    ntk: bool
+    outputs: str
+    poison: dict[str, Any] | None
+    results: dict[str, Any]
+    layout: tuple[tuple[int, int], ...] | None
+    versions: dict[str, str]
+    command: str
+    methods: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    index: dict[str, Any] | None = None
+    tuned: dict[str, Any] | None = None
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        """Return the text of manifest.json; the same settings give the same bytes."""
+        values = asdict(self)
+        for later in ("index", "tuned"):
+            if values[later] is None:
+                del values[later]  # as in bundles that were built before there was a choice
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    def check_settings(self) -> None:
+        """Raise SchemaError if a setting could not be read again; files and results may still be missing."""
+        text = self.to_json()
+        if len(text) > LARGEST:
+            raise SchemaError(f"has more than {LARGEST // 10**6} MB")
+        checked(_parsed(text))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Manifest":
+        """Return the manifest that the text of manifest.json holds.
+
+        Raises:
+            SchemaError: if it is none, or one value does not fit another.
+        """
+        raw = _parsed(text)
+        found = raw.get("schema")
+        if type(found) is int and found != SCHEMA:
+            raise SchemaError("is of another schema", schema=found)
+        checked(raw)
+        raw["files"] = {
+            name: FileRecord(**{**record, "shape": _tuple(record.get("shape"))})
+            for name, record in raw["files"].items()
+        }
+        raw["layout"] = None if raw["layout"] is None else tuple((o, i) for o, i in raw["layout"])
+        manifest = cls(**raw)
+        for fault in _misfits(manifest):
+            raise SchemaError(fault)
+        return manifest
+
+    @cached_property
+    def identity(self) -> str:
+        """A checksum of settings and contents."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    @property
+    def width(self) -> int:
+        """How many numbers a row of features has."""
+        if self.sketch["kind"] == "exact":
+            return sum(fan_out + fan_in for fan_out, fan_in in self.layout or ())
+        return int(self.sketch["dim"])
+
+
+def plain_command(command: str) -> bool:
+    """Whether a text is a `natscope precompute` command whose words no shell reads as anything else."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return False
+    return words[:2] == ["natscope", "precompute"] and shlex.join(words) == command and command.isprintable()
+
+
+def _parsed(text: str | bytes) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise SchemaError("names something twice")
+        return dict(pairs)
+
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise SchemaError("holds a number that is not finite")
+        return float(number)
+
+    try:
+        raw = json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
+    except SchemaError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise SchemaError("is no JSON that can be read") from error
+    if not isinstance(raw, dict):
+        raise SchemaError("holds no settings")
+    return raw
+
+
+def _tuple(values: list[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _misfits(manifest: Manifest) -> Iterator[str]:
+    """Return a sentence on what in a manifest of the right types does not fit the rest; the first is what matters."""
+    files, classes = manifest.files, len(manifest.dataset["classes"])
+    if missing := [name for name in _NEEDED if name not in files]:
+        yield f"records no '{missing[0]}'"
+        return
+    if _FACTORS & files.keys() and not files.keys() >= _FACTORS:
+        yield f"records only a part of the files in '{FACTORS}'"
+    if not plain_command(manifest.command):
+        yield "holds a command that is none of natscope's"
+    yield from _setting_misfits(manifest, classes)
+    for name, record in files.items():
+        if record.file != _file_of(name, classes):
+            yield "records a file that natscope does not know, or under another name"
+            return
+        if fault := _record_misfit(manifest, name, record):
+            yield fault
+
+
+def _setting_misfits(manifest: Manifest, classes: int) -> Iterator[str]:
+    sketch, layout, images = manifest.sketch, manifest.layout, manifest.files["train_images"].shape or ()
+    if len(set(manifest.dataset["classes"])) < classes:
+        yield "names two classes alike"  # a list to choose from could not tell them apart
+    if sketch["kind"] not in SKETCHES or (sketch["kind"] == "tensorsketch" and sketch["dim"] % 2):
+        yield "names a sketch that there is not"
+    if sketch["kind"] == "exact" and (layout is None or manifest.outputs == "all"):
+        yield "names the exact kernel where there can be none"
+    if len(images) not in (3, 4) or not all(1 <= side <= _SIDE for side in images[1:3]) or images[3:] not in ((), (3,)):
+        yield "does not record 'train_images' as images"
+        return
+    channels = images[3] if len(images) == 4 else 1
+    if not len(manifest.dataset["mean"]) == len(manifest.dataset["std"]) == channels:
+        yield "has other means and deviations than the images have channels"
+    yield from _network_misfits(manifest, math.prod(images[1:]), channels, classes)
+    if manifest.poison is not None:
+        yield from _poison_misfits(manifest, manifest.poison, min(images[1:3]), images[0], classes)
+
+
+def _network_misfits(manifest: Manifest, pixels: int, channels: int, classes: int) -> Iterator[str]:
+    """Hold the network against images, classes and weights, before anybody builds it and takes the memory for it."""
+    architecture, widths = manifest.model["architecture"], manifest.model["widths"]
+    if architecture == "resnet9" and widths != [channels, classes]:
+        yield "names widths that do not fit the images and classes"
+    if architecture == "mlp":
+        if widths is None or len(widths) < 2 or (widths[0], widths[-1]) != (pixels, classes):
+            yield "names widths that do not fit the images and classes"
+            return
+        layers = [(fan_out, fan_in) for fan_in, fan_out in pairwise(widths)]
+        if 4 * sum(o * (i + manifest.model["bias"]) for o, i in layers) > manifest.files["weights"].bytes:
+            yield f"names a network whose weights '{WEIGHTS}' is too small for"
+        if manifest.layout != (None if manifest.model["bias"] else tuple(layers)):
+            yield "has another layout than its network"
+
+
+def _poison_misfits(manifest: Manifest, poison: dict[str, Any], side: int, count: int, classes: int) -> Iterator[str]:
+    size, rows, bases = poison["size"], poison["train_indices"], poison["base_labels"]
+    square = all(len(p) == size and all(len(row) == size for row in p) for p in poison["patterns"])
+    if not square or not len(poison["patterns"]) == len(poison["targets"]) == classes or size > side:
+        yield "has patches or targets that do not fit its classes and images"
+    if max(poison["targets"], default=0) >= classes or max(bases, default=0) >= classes:
+        yield "names a poisoned class that there is not"
+    if len(rows) != len(bases) or any(b <= a for a, b in pairwise(rows)) or max(rows, default=0) >= count:
+        yield "names poisoned images that there are not"
+    if "test_fooled" not in manifest.files or "attack_success" not in manifest.results:
+        yield "has a backdoor and not how often it works"
+
+
+def _file_of(name: str, classes: int) -> str | None:
+    """Return the one file that a logical name may stand for; None where there is no such name."""
+    if name == "weights":
+        return WEIGHTS
+    if name in _FACTORS:
+        return name
+    if name in _FIXED:
+        return f"{name}.npy"
+    kind, _, number = name.rpartition("_")
+    if kind in _PER_CLASS and number.isascii() and number.isdecimal() and len(number) <= 6 and int(number) < classes:
+        return (f"{name}.faiss" if kind == "index" else f"{name}.npy") if str(int(number)) == number else None
+    return None
+
+
+_INT, _BOOL, _BYTE, _SINGLE, _DOUBLE = ("int64",), ("bool",), ("uint8",), ("float32",), ("float64",)
+_FLOATS = ("float16", "float32", "float64")  # what a network of one's own may compute in
+_FIXED: dict[str, tuple[str, ...]] = {
+    "train_images": _BYTE,
+    "train_labels": _INT,
+    "train_logits": _FLOATS,
+    "test_images": _BYTE,
+    "test_labels": _INT,
+    "test_logits": _FLOATS,
+    "test_fooled": _BOOL,
+    "penultimate": _FLOATS,
+    "features": _SINGLE,
+    "margin_features": _SINGLE,
+    "trak_features": _SINGLE,
+    "trak_out_to_loss": _SINGLE,
+}
+
+
+def _record_misfit(manifest: Manifest, name: str, record: FileRecord) -> str | None:
+    """Return what is wrong with the shape and type of an array, which have to be what all others call for."""
+    if record.file.endswith(".npy"):
+        dtypes = _FIXED.get(name) or (_SINGLE if name.startswith("features") else _DOUBLE)
+        shape = record.shape or ()
+        if record.dtype not in dtypes or not _fits(manifest, name, shape):
+            return f"records '{name}' with a shape or type that does not fit the rest"
+        header = record.bytes - math.prod(shape) * np.dtype(record.dtype).itemsize
+        return None if 0 < header <= _LARGEST_HEADER else f"records '{name}' with a size that does not fit its shape"
+    return None if record.shape is None and record.dtype is None else f"records '{name}' as an array"
+
+
+def _fits(manifest: Manifest, name: str, shape: tuple[int, ...]) -> bool:
+    def first(other: str) -> int:
+        return (manifest.files[other].shape or (0,))[0]
+
+    images, classes = manifest.files["train_images"].shape or (), len(manifest.dataset["classes"])
+    train, test = first("train_images"), first("test_images")
+    if not (0 < train <= MOST_TRAINING_IMAGES and 0 < test <= MOST_TEST_IMAGES):
+        return False
+    if name.startswith("gram_"):
+        return len(shape) == 2 and 1 <= shape[0] == shape[1] <= train
+    if name.startswith("train_gram_"):
+        return shape == (manifest.width, manifest.width)
+    if name == "penultimate":
+        return len(shape) == 2 and shape[0] == train and shape[1] >= 1
+    count = test if name.startswith("test_") else train
+    if name.endswith("_images"):
+        return shape == (count, *images[1:])
+    if name.endswith("_logits"):
+        return shape == (count, classes)
+    if name in ("train_labels", "test_labels", "test_fooled", "trak_out_to_loss"):
+        return shape == (count,)
+    return shape == (train, manifest.width)  # features of some kind

@@ -1,0 +1,204 @@
+"""What each value of a manifest may be, as msgspec's structs: types, bounds, and words that can be shown anywhere."""
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from natscope.core.backdoor import PLACES
+from natscope.core.bundle.request import LARGEST_SIGMA2, LEAST_SIGMA2
+from natscope.core.index.spec import KINDS
+from natscope.core.text import plain
+
+_DEPTH = 12  # of values within values, at most
+LONGEST = 300  # characters of a title or the name of a class
+
+Text = Annotated[str, Meta(max_length=LONGEST)]
+Title = Annotated[str, Meta(min_length=1, max_length=LONGEST)]
+Note = Annotated[str, Meta(max_length=10_000)]
+Word = Annotated[str, Meta(pattern=r"\A[a-z0-9_]{1,50}\Z")]
+Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Size = Annotated[int, Meta(ge=0, le=2**50)]
+Count = Annotated[int, Meta(ge=1, le=2**31)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0, le=1e30)]
+Variance = Annotated[float, Meta(ge=LEAST_SIGMA2, le=LARGEST_SIGMA2)]
+Scale = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Deviation = Annotated[float, Meta(ge=1e-6, le=1e6)]
+Distance = Annotated[float, Meta(ge=0, le=1e30)]
+Steps = Annotated[int, Meta(ge=0, le=10**6)]
+Label = Annotated[int, Meta(ge=0, le=10_000)]
+Bit = Annotated[int, Meta(ge=0, le=1)]
+Side = Annotated[int, Meta(ge=1, le=1024)]
+
+
+class SchemaError(ValueError):
+    """A manifest cannot be used.
+
+    `fault` says why in words that follow its name, such as "holds a wrong value at name"; `schema` is the number of its
+    schema where that is another than the one that is read here, else None.
+    """
+
+    def __init__(self, fault: str, *, schema: int | None = None) -> None:
+        """Keep what is wrong."""
+        super().__init__(fault)
+        self.fault, self.schema = fault, schema
+
+
+class _Strict(Struct, forbid_unknown_fields=True):
+    pass
+
+
+class _Dataset(_Strict):
+    name: Text
+    classes: Annotated[list[Title], Meta(min_length=2, max_length=10_000)]
+    mean: Annotated[list[Scale], Meta(min_length=1, max_length=3)]
+    std: Annotated[list[Deviation], Meta(min_length=1, max_length=3)]
+
+
+class _Model(_Strict):
+    architecture: Title
+    widths: Annotated[list[Annotated[int, Meta(ge=1, le=2**24)]], Meta(min_length=2, max_length=100)] | None
+    bias: bool
+
+
+class _Recipe(_Strict):
+    epochs: Steps
+    batch_size: Count
+    learning_rate: Positive
+    decay_epochs: Steps
+    momentum: Annotated[float, Meta(ge=0, lt=1)]
+    weight_decay: Annotated[float, Meta(ge=0, le=1e30)]
+    seed: Seed
+    warmup_epochs: Steps | UnsetType = UNSET
+    augment: bool | UnsetType = UNSET
+    precision: Literal["float32", "bfloat16"] | UnsetType = UNSET
+
+
+class _Loaded(_Strict):
+    weights: Digest
+
+
+class _Sketch(_Strict):
+    kind: Word
+    dim: Annotated[int, Meta(ge=1, le=2**20)]
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class _Index(_Strict):
+    kind: Word
+    lists: Count | None
+    probes: Count
+    pieces: Count
+    links: Annotated[int, Meta(ge=1, le=1024)]
+    breadth: Count
+    reach: Count
+    seed: Seed
+
+
+class _Poison(_Strict):
+    rate: Share
+    size: Side
+    place: Text
+    targets: list[Label]
+    seed: Seed
+    patterns: list[list[list[Bit]]]
+    train_indices: list[Size]
+    base_labels: list[Label]
+
+
+class _Settings(Struct):
+    """What the bundle was asked to be: compared as a whole, read in its training alone."""
+
+    training: dict[str, Any] | None = None
+
+
+class _Results(_Strict):
+    train_accuracy: Share
+    test_accuracy: Share
+    usual_distances: Annotated[list[Distance], Meta(min_length=2, max_length=2)]
+    settings: _Settings
+    attack_success: Share | UnsetType = UNSET
+    by_torch_func: list[Text] | UnsetType = UNSET
+    skipped: list[Note] | UnsetType = UNSET
+
+
+class _Chosen(_Strict):
+    sigma2: dict[Word, Variance]
+    score: Note
+    date: Text
+    files: dict[Word, Text] | UnsetType = UNSET
+
+
+class _Tuned(_Strict):
+    sigma2: dict[Word, Variance] | UnsetType = UNSET
+    score: Note | UnsetType = UNSET
+    date: Text | UnsetType = UNSET
+    files: dict[Word, Text] | UnsetType = UNSET
+    coreset: _Chosen | UnsetType = UNSET
+
+
+class _Record(_Strict):
+    file: Text
+    bytes: Size
+    sha256: Digest
+    shape: Annotated[list[Size], Meta(max_length=4)] | None = None
+    dtype: Word | None = None
+
+
+class _Manifest(_Strict):
+    name: Title
+    dataset: _Dataset
+    model: _Model
+    training: dict[str, Any]
+    sketch: _Sketch
+    ntk: bool
+    outputs: Literal["own", "all"]
+    poison: _Poison | None
+    results: _Results
+    layout: Annotated[list[tuple[Count, Count]], Meta(max_length=1000)] | None
+    versions: dict[Text, Text]
+    command: Note
+    methods: dict[Word, dict[Word, Any]]
+    files: dict[str, _Record]
+    schema: Literal[1]
+    index: _Index | None = None
+    tuned: _Tuned | None = None
+
+
+def checked(raw: dict[str, Any]) -> None:
+    """Raise SchemaError if a value of a manifest, as JSON gives it, is not what it may be."""
+    if not _shallow(raw, _DEPTH):
+        raise SchemaError("holds settings within settings without end")
+    _convert(raw, _Manifest, "")
+    _convert(raw["training"], _Loaded if "weights" in raw["training"] else _Recipe, "training")
+    if raw["poison"] is not None and raw["poison"]["place"] not in PLACES:
+        raise SchemaError("holds a wrong value at poison.place")
+    if raw.get("index") is not None and raw["index"]["kind"] not in KINDS:
+        raise SchemaError("holds a wrong value at index.kind")
+    # The settings are compared and never shown; a folder of images may have any name.
+    if not _plain(raw | {"results": {k: v for k, v in raw["results"].items() if k != "settings"}}):
+        raise SchemaError("holds text that cannot be printed")
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(plain, value)) and all(map(_plain, value.values()))
+    return plain(value) if isinstance(value, str) else not isinstance(value, list) or all(map(_plain, value))
+
+
+def _shallow(value: Any, left: int) -> bool:
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left > 0 and all(_shallow(v, left - 1) for v in within)
+
+
+def _convert(raw: Any, kind: type, place: str) -> None:
+    try:
+        msgspec.convert(raw, kind, strict=True)
+    except msgspec.ValidationError as error:
+        # What follows "at" is made of our own names; what precedes it may quote the stranger's.
+        found = re.search(r" - at `\$([\w.\[\]]*)`\Z", str(error), re.ASCII)
+        place = ".".join(part for part in (place, found[1].lstrip(".") if found else "") if part)
+        raise SchemaError(f"holds a wrong value{f' at {place}' if place else ''}") from error

@@ -1,0 +1,138 @@
+"""What an attribution method is: its description, its needs and one verb, `select`; and the registry of them all."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from natscope.core.greedy import Selection
+from natscope.core.index.search import InnerProductIndex
+from natscope.core.pool import Pool
+from natscope.core.posterior import Conditioning
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A pool, with everything that a method may need to know of its members.
+
+    Args:
+        pool: features under the target's logit.
+        penultimate: (n, D) float32.
+        conditioning: what InfoLoss and RelatIF condition on; the pool itself when None.
+        index: inner-product index over the pool's features, when there is one.
+        array: gives the members' rows of an array that a method `needs`, by its name.
+        influence: gives the influence of each member on a target's margin by EK-FAC, (n,), for one input and target, or
+            the mean over several.
+    """
+
+    pool: Pool
+    penultimate: np.ndarray
+    conditioning: Conditioning | None = None
+    index: InnerProductIndex | None = None
+    array: Callable[[str], np.ndarray] | None = None
+    influence: Callable[[Tensor, int | np.ndarray], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query; or Q queries, each under its own target, and a method's score is then the mean over them.
+
+    Args:
+        features: (W,) or (Q, W) of the target's logit, under NTK scaling where the bundle has it; with several queries,
+            of the measurement that the pool has.
+        penultimate: (D,) or (Q, D).
+        margin: gives features (W,) or (Q, W) of the target's margin, in the network's own parameterisation.
+        input: (1, ...) or (Q, ...), what the network takes.
+        target: the class, or (Q,) classes.
+    """
+
+    features: np.ndarray
+    penultimate: np.ndarray
+    margin: Callable[[], np.ndarray] | None = None
+    input: Tensor | None = None
+    target: int | np.ndarray = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a selection: noise variance, budget M, the seed of random, and rows that may not be picked."""
+
+    sigma2: float = 1.0
+    budget: int = 10
+    seed: int = 0
+    exclude: tuple[int, ...] = ()
+
+
+Select = Callable[[Candidates, Query, Settings], Selection]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to attribute a prediction to training images.
+
+    Args:
+        name: the name in commands and links.
+        title: the name on pages.
+        select: the verb.
+        summary: one paragraph without jargon.
+        formula: LaTeX, the rule of one pick or the score.
+        advice: when to use it.
+        information: "loss", "gain" or None: what `Selection.nats` counts.
+        uses_sigma2: whether sigma2 changes the ranking.
+        signed: whether the ranking itself runs from proponents to opponents.
+        conditions: whether a conditioning set other than the pool makes a difference.
+        score: what the score is, in words, with its unit.
+        needs: arrays that the bundle must hold for this method alone; `natscope precompute --methods` adds them.
+        sketched: whether the ranking depends on the sketch, and so on its seed.
+        approximates: the name of the method that this one is a cheaper version of.
+        searches: whether it picks by the pool's index where there is one.
+        together: whether many queries about one class cost little more than one.
+        caveat: what to know before relying on it, in a sentence or two; empty when there is nothing.
+    """
+
+    name: str
+    title: str
+    select: Select
+    summary: str
+    formula: str
+    advice: str
+    information: str | None = None
+    uses_sigma2: bool = False
+    signed: bool = False
+    conditions: bool = False
+    score: str = "score"
+    needs: tuple[str, ...] = ()
+    sketched: bool = True
+    approximates: str | None = None
+    searches: bool = False
+    together: bool = False
+    caveat: str = ""
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(name: str, title: str, **about: Any) -> Callable[[Select], Select]:
+    """Register the decorated function as a method; its keywords are the fields of `Method`."""
+
+    def register(select: Select) -> Select:
+        METHODS[name] = Method(name=name, title=title, select=select, **about)
+        return select
+
+    return register
+
+
+def rank(scores: np.ndarray, settings: Settings, *, signed: bool = True) -> Selection:
+    """Rank by falling score (n,), ties to the lowest row.
+
+    Raises:
+        ValueError: if a score is NaN.
+    """
+    if np.isnan(scores).any():
+        raise ValueError("The method gave scores that are not numbers for this query.")
+    order = np.argsort(-scores, kind="stable")
+    order = order[~np.isin(order, settings.exclude)][: settings.budget]
+    signs = np.sign(scores[order]) if signed else np.zeros(len(order))
+    return Selection(order.astype(np.int64), scores[order].astype(np.float64), signs.astype(np.int8))

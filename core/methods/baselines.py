@@ -1,0 +1,113 @@
+"""The baselines that people use: each scores every image by itself."""
+
+from typing import TypeVar
+
+import numpy as np
+
+from natscope.core.greedy import Selection
+from natscope.core.methods.base import Candidates, Query, Settings, method, rank
+
+Part = TypeVar("Part")
+
+
+@method(
+    "repsim",
+    "RepSim",
+    summary="Looks for training images that the network itself sees as similar: the angle between what its last "
+    "hidden layer makes of the two images. It knows nothing of how the model was trained.",
+    formula=r"\cos\big(h(x), h(x_*)\big)",
+    advice="A strong, cheap baseline for finding look-alikes; it cannot say how much an image matters.",
+    signed=True,
+    score="cosine similarity, −1 to 1",
+    sketched=False,
+)
+def _repsim(candidates: Candidates, query: Query, settings: Settings) -> Selection:
+    members, own = candidates.penultimate.astype(np.float64), np.atleast_2d(query.penultimate).astype(np.float64)
+    length = np.outer(np.linalg.norm(members, axis=1), np.linalg.norm(own, axis=1))
+    products = members @ own.T
+    return rank(np.divide(products, length, out=np.zeros_like(products), where=length > 0).mean(axis=1), settings)
+
+
+@method(
+    "graddot",
+    "GradDot",
+    summary="Asks whether a training step on an image would have moved the answer: the gradient of that image's loss, "
+    "at the end of training, times the gradient of the answer. Images that the model has already learnt perfectly "
+    "have no gradient left and score near zero.",
+    formula=r"-\nabla_\theta L(x)^\top\,\nabla_\theta f(x_*),\qquad f=z_y-\log\sum_{k\neq y}e^{z_k}",
+    advice="TracIn at the last checkpoint: the simplest gradient method. Loud images, which the model finds hard, "
+    "tend to come first for every query.",
+    signed=True,
+    score="gradient product",
+    needs=("margin_features", "train_doubt"),
+)
+def _graddot(candidates: Candidates, query: Query, settings: Settings) -> Selection:
+    # Pruthi et al. 2020, equation 5, one checkpoint. The loss is -log p_y, whose gradient is -(1 - p_y) grad f.
+    margins = np.atleast_2d(_given(query.margin)())
+    products = candidates.pool.kernel(_rows(candidates, "margin_features"), margins).mean(axis=1)
+    return rank(_rows(candidates, "train_doubt") * products, settings)
+
+
+@method(
+    "trak",
+    "TRAK",
+    summary="Like the gradient product, but first takes out what all training images have in common, so that an image "
+    "counts for what is particular to it. One network is used here, where its authors average over many.",
+    formula=r"(1-p_x)\;\phi_x^\top(\Phi^\top\Phi)^{-1}\phi_*",
+    advice="The usual choice for estimating what leaving images out would do, when there is time to train many "
+    "networks; from one network its scores are noisy.",
+    signed=True,
+    score="TRAK score, no unit",
+    needs=("trak_features", "trak_out_to_loss"),
+    caveat="Computed by the library traker from one network and without averaging over networks, which its authors "
+    "recommend. Scores carry an arbitrary common factor: only their order and sign mean something.",
+)
+def _trak(candidates: Candidates, query: Query, settings: Settings) -> Selection:
+    from natscope.core.methods import trak
+
+    features, weights = (_rows(candidates, name) for name in ("trak_features", "trak_out_to_loss"))
+    return rank(trak.scores(features, weights, _given(query.margin)()), settings)
+
+
+@method(
+    "kronfluence",
+    "Kronfluence",
+    summary="Influence functions: estimates how the answer would change if an image weighed a little more in training, "
+    "with an approximation of the curvature of the loss, layer by layer.",
+    formula=r"\nabla_\theta f(x_*)^\top\,(\hat H+\lambda I)^{-1}\,\nabla_\theta(-L)(x),\qquad \hat H\text{: EK-FAC}",
+    advice="The strongest classical baseline for one network. It takes a second or two a query with a small MLP, "
+    "a minute or more with a convolutional network, and sees only Linear and Conv2d layers.",
+    signed=True,
+    score="influence on the margin, per unit of weight",
+    needs=("kronfluence/lambda_matrix.safetensors",),
+    sketched=False,
+    together=True,
+    caveat="Computed by the library kronfluence; its factors are fitted on a part of the training images.",
+)
+def _kronfluence(candidates: Candidates, query: Query, settings: Settings) -> Selection:
+    return rank(_given(candidates.influence)(_given(query.input), query.target), settings)
+
+
+@method(
+    "random",
+    "Random",
+    summary="Images of the pool drawn by chance, always the same ones for one seed. Whatever a real method shows "
+    "should look better than this.",
+    formula=r"x \sim \mathrm{Uniform}(\text{pool})",
+    advice="As the yardstick of every comparison.",
+    score="draw",
+    sketched=False,
+)
+def _random(candidates: Candidates, query: Query, settings: Settings) -> Selection:
+    draws = np.random.default_rng(settings.seed).random(len(candidates.pool))
+    return rank(draws, settings, signed=False)
+
+
+def _rows(candidates: Candidates, name: str) -> np.ndarray:
+    return _given(candidates.array)(name)
+
+
+def _given(part: Part | None) -> Part:
+    if part is None:
+        raise ValueError("This method needs more of the bundle than it was given.")
+    return part

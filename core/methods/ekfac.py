@@ -1,0 +1,236 @@
+"""Influence functions with EK-FAC curvature (Grosse et al. 2023), through the library kronfluence.
+
+The measurement is TRAK's margin, the damping is the library's heuristic (a tenth of the mean eigenvalue), and the
+curvature is the true Fisher.
+"""
+
+import copy
+import json
+import shutil
+import threading
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from kronfluence.analyzer import Analyzer, prepare_model
+from kronfluence.arguments import FactorArguments, ScoreArguments
+from kronfluence.task import Task
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+from torch.utils.data import Dataset, TensorDataset
+
+from natscope.core.bundle.artifacts import EkfacSpec
+from natscope.core.bundle.manifest import FACTOR_FILES
+from natscope.core.jacobians import convolves
+from natscope.core.measurements import margin
+from natscope.core.scratch import temporary_folder
+
+Progress = Callable[[str, int, int], None]
+_NAME = "margin"
+_ARGUMENTS = "factor_arguments.json"  # written anew: what a stranger says there would choose the code that runs
+_QUERIES = 50  # whose gradients are in memory together
+
+
+def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec, progress: Progress) -> None:
+    """Fit EK-FAC factors and write them into a folder; a part that is there already is not fitted again.
+
+    Args:
+        model: the trained network; it is not changed. Only its Linear and Conv2d layers are seen.
+        inputs: (N, ...) all training images, as the network takes them.
+        folder: where kronfluence keeps its files, the factors in its `factors_folder`.
+        spec: the settings.
+        progress: called with a stage's name, steps done and in all.
+    """
+    shares = _probabilities(model, inputs, spec.batch_size)
+    axes, variances = _even_directions(inputs, shares, spec), _large_directions(inputs, shares, spec)
+    parts = max(1, len(variances) // spec.batch_size)
+    arguments = FactorArguments(
+        strategy="ekfac",
+        covariance_max_examples=None,
+        lambda_max_examples=None,
+        lambda_data_partitions=parts,
+    )
+    stage, common = "Kronfluence: curvature of the loss", {"factors_name": _NAME, "factor_args": arguments}
+    with _quiet():
+        analyzer = _analyzer(model, folder)
+        progress(stage, 0, parts + 2)
+        analyzer.fit_covariance_matrices(dataset=axes, per_device_batch_size=spec.batch_size, **common)
+        progress(stage, 1, parts + 2)
+        analyzer.perform_eigendecomposition(**common)
+        for part in range(parts):
+            progress(stage, part + 2, parts + 2)
+            which = [part] if parts > 1 else None
+            analyzer.fit_lambda_matrices(
+                dataset=variances, per_device_batch_size=spec.batch_size, target_data_partitions=which, **common
+            )
+        progress(stage, parts + 2, parts + 2)
+
+
+def factors_folder(home: Path) -> Path:
+    """Return the folder in which kronfluence keeps the factors of an analysis at `home`."""
+    return home / "natscope" / f"factors_{_NAME}"
+
+
+class EkfacInfluence:
+    """Factors that were fitted, ready to score training images for queries; one thread at a time."""
+
+    def __init__(self, model: nn.Module, folder: Path) -> None:
+        """Prepare a copy of the network.
+
+        Args:
+            model: the network that the factors were fitted for.
+            folder: with the `FACTOR_FILES`.
+
+        Raises:
+            ValueError: if the factors are not those of such a network.
+        """
+        self._lock = threading.Lock()
+        self._home = temporary_folder()
+        factors = factors_folder(Path(self._home.name))
+        factors.mkdir(parents=True)
+        _check_factors(model, folder)
+        for name in FACTOR_FILES:
+            if name.endswith(".safetensors"):
+                shutil.copyfile(folder / name, factors / name)
+        (factors / _ARGUMENTS).write_text(json.dumps(FactorArguments(strategy="ekfac").to_dict()))
+        # kronfluence writes out the gradients of so many images at a time.
+        self._batch = 50 if convolves(model) else 1500
+        with _quiet():
+            self._analyzer = _analyzer(model, Path(self._home.name))
+
+    def scores(
+        self, queries: Tensor, target: int | np.ndarray, inputs: Tensor, labels: np.ndarray, *, mean: bool = False
+    ) -> np.ndarray:
+        """Return the influence of training images on the margin of queries.
+
+        Args:
+            queries: (Q, ...), as the network takes them; without `mean` a few, for their gradients are in memory
+                together.
+            target: the class whose margin is measured, or (Q,) int64, one a query.
+            inputs: (n, ...) training images, as the network takes them.
+            labels: (n,) int64, theirs.
+            mean: whether the mean over the queries is wanted, which costs what one query costs.
+
+        Returns:
+            (Q, n), or (1, n), float64: the first-order change of the margin per unit of weight on an image's loss,
+            positive for proponents.
+        """
+        name = uuid.uuid4().hex  # kronfluence gives stale scores when a name is used again
+        targets = torch.from_numpy(np.broadcast_to(np.asarray(target, dtype=np.int64), (len(queries),)).copy())
+        with self._lock, _quiet():
+            self._analyzer.compute_pairwise_scores(
+                scores_name=name,
+                factors_name=_NAME,
+                query_dataset=TensorDataset(queries, targets),
+                train_dataset=TensorDataset(inputs, torch.from_numpy(np.array(labels, dtype=np.int64))),
+                per_device_query_batch_size=min(len(queries), _QUERIES),
+                per_device_train_batch_size=min(len(inputs), self._batch),
+                score_args=ScoreArguments(damping_factor=None, aggregate_query_gradients=mean),
+            )
+            found = self._analyzer.load_pairwise_scores(name)
+            shutil.rmtree(self._analyzer.scores_output_dir(name))
+        scores = found["all_modules"].double().numpy()
+        return scores / len(queries) if mean else scores  # kronfluence gives the sum
+
+
+class _MarginTask(Task):
+    """Cross-entropy for training images, TRAK's margin for queries, as kronfluence wants them.
+
+    For the Fisher, kronfluence asks for the loss at a label drawn from the network. Its gradient by the logits,
+    e_y - p, is rare and large where the network is sure, so that two fits to all training images disagree. But the
+    covariance of that gradient is a sum over classes, sum_k p_k (e_k - p)(e_k - p)^T, and the loss here has the
+    gradient weight * sqrt(p_k) (e_k - p) for a given k: the same Fisher, with the classes summed and not drawn
+    (`python -m benchmarks ekfac` compares the two).
+    """
+
+    def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
+        logits = model(batch[0])
+        if not sample:
+            return cross_entropy(logits, batch[1], reduction="sum")
+        _, classes, weights = batch
+        shares = torch.softmax(logits.detach(), dim=1)
+        direction = one_hot(classes, shares.shape[1]) - shares
+        scale = weights * shares.gather(1, classes[:, None])[:, 0].sqrt()
+        return (logits * direction * scale[:, None]).sum()
+
+    def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
+        # Negated, so that scores are positive for images whose training raised the margin.
+        return -margin(model(batch[0]), batch[1]).sum()
+
+
+class _Directions(Dataset):
+    """Directions of the Fisher: (input, class, weight), so that their second moments add up to the mean Fisher."""
+
+    def __init__(self, inputs: Tensor, rows: Tensor, classes: Tensor, weights: Tensor) -> None:
+        self._inputs, self._rows, self._classes, self._weights = inputs, rows, classes, weights
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self._inputs[self._rows[place]], self._classes[place], self._weights[place]
+
+
+def _probabilities(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([torch.softmax(model(part), dim=1) for part in inputs.split(batch_size)])
+
+
+def _even_directions(inputs: Tensor, shares: Tensor, spec: EkfacSpec) -> _Directions:
+    """Draw directions evenly, without repetition: the inputs' covariance needs every image as often."""
+    count, classes = shares.shape
+    order = torch.from_numpy(np.random.default_rng(spec.seed).permutation(count * classes))
+    pairs = order[: spec.covariance_directions]
+    return _Directions(inputs, pairs // classes, pairs % classes, torch.full((len(pairs),), classes**0.5))
+
+
+def _large_directions(inputs: Tensor, shares: Tensor, spec: EkfacSpec) -> _Directions:
+    """Draw directions by their share of the Fisher's trace and weigh them down by it; all of them when they are few."""
+    count, classes = shares.shape
+    if count * classes <= spec.lambda_directions:
+        return _even_directions(inputs, shares, spec)
+    double = shares.double()
+    lengths = (double**2).sum(1, keepdim=True) + 1 - 2 * double  # |e_k - p|^2
+    chances = (double * lengths).flatten().numpy()
+    chances /= chances.sum()
+    drawn = np.random.default_rng(spec.seed).choice(len(chances), spec.lambda_directions, p=chances)
+    pairs = torch.from_numpy(drawn)
+    weights = torch.from_numpy(1 / np.sqrt(count * chances[drawn])).float()
+    return _Directions(inputs, pairs // classes, pairs % classes, weights)
+
+
+def _check_factors(model: nn.Module, folder: Path) -> None:
+    """Raise ValueError if factors are not those of the network's Linear and Conv2d layers."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    sizes = {name: (len(m.weight), m.weight[0].numel() + (m.bias is not None)) for name, m in layers.items()}
+    expected = {
+        "activation_eigenvalues": {name: (fan_in,) for name, (_, fan_in) in sizes.items()},
+        "activation_eigenvectors": {name: (fan_in, fan_in) for name, (_, fan_in) in sizes.items()},
+        "gradient_eigenvalues": {name: (fan_out,) for name, (fan_out, _) in sizes.items()},
+        "gradient_eigenvectors": {name: (fan_out, fan_out) for name, (fan_out, _) in sizes.items()},
+        "lambda_matrix": sizes,
+        "num_lambda_processed": dict.fromkeys(sizes, (1,)),
+    }
+    for kind, shapes in expected.items():
+        tensors = safetensors.torch.load_file(folder / f"{kind}.safetensors")
+        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+            raise ValueError(f"'{kind}' is not of this network.")
+
+
+def _analyzer(model: nn.Module, home: Path, task: Task | None = None) -> Analyzer:
+    task = task or _MarginTask()
+    prepared = prepare_model(copy.deepcopy(model), task)  # it changes what it is given
+    return Analyzer("natscope", prepared, task, cpu=True, output_dir=str(home), disable_tqdm=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # kronfluence calls torch's deprecated name of GradScaler
+        yield

@@ -1,0 +1,1 @@
+"""Bundles: built, resumed, checked and opened."""

@@ -1,0 +1,180 @@
+"""Building what is slow while the app is already served: a process of its own that yields to everything.
+
+It builds the rest of the demo's bundles and adds the slow method to each. It writes what it is doing to a small file
+among the bundles, holds a lock beside it, ends with the process that started it, and goes on where it was when it is
+started again: `start` does that when it was killed. `python -P -m natscope.precompute.bundles.background FOLDER PARENT`
+    is what
+`start` runs: modules in the working directory are not its.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from natscope.core.bundle.format import Bundle, write_atomically
+from natscope.core.errors import NatscopeError, explained
+from natscope.core.files import read_regular
+
+_STATUS, _LOCK = "preparing.json", "preparing.lock"
+_LARGEST = 10_000  # bytes of the status
+_PAST = 24 * 3600.0  # seconds for which a failure is told
+_EVERY = 0.5  # seconds between two words, and between two looks for the parent
+_TRIES = 3
+_PROBING = threading.Lock()  # two pages that try the lock at once would each take the other for the process
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """What is being prepared: `what` in words, `share` from 0 to 1, `error` a sentence once it has failed.
+
+    Raises:
+        ValueError: if these are other things.
+    """
+
+    what: str
+    stage: str
+    share: float
+    error: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what may come from a file that somebody else wrote."""
+        texts = isinstance(self.what, str) and isinstance(self.stage, str) and isinstance(self.error, str)
+        if not (texts and isinstance(self.share, int | float) and 0 <= self.share <= 1):
+            raise ValueError("This is no status of natscope's.")
+
+
+def start(folder: Path) -> threading.Thread:
+    """Start preparing what is missing of the demo's bundles in a folder, at the lowest priority."""
+    command = [sys.executable, "-P", "-m", "natscope.precompute.bundles.background", str(folder), str(os.getpid())]
+    thread = threading.Thread(target=_keep_going, args=(folder, command), daemon=True)
+    thread.start()
+    return thread
+
+
+def _keep_going(folder: Path, command: Sequence[str]) -> None:
+    """Run the command; a process that was killed is started again, and after the last try that is told."""
+    for _ in range(_TRIES):
+        # Ctrl-C is for the server: a session of its own, which ends when the server is gone.
+        if subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True).wait() == 0:
+            return
+    before = _read(folder / _STATUS)
+    what = before.what if before else "The rest of the demo"
+    error = (
+        f"its process was ended {_TRIES} times, most often for lack of memory; start `natscope demo` again to go on."
+    )
+    with contextlib.suppress(OSError):
+        _tell(folder / _STATUS, Preparing(what, "", 0.0, error))
+
+
+def preparing(folder: Path) -> Preparing | None:
+    """Return what is being prepared in a folder of bundles right now, or has failed; None when nothing is."""
+    file = folder / _STATUS
+    found = _read(file)
+    if found is None:
+        return None
+    if found.error:
+        with contextlib.suppress(OSError):  # gone since it was read
+            return found if time.time() - file.stat().st_mtime <= _PAST else None
+        return None
+    return found if _is_held(folder / _LOCK) else None
+
+
+def _read(file: Path) -> Preparing | None:
+    try:
+        return Preparing(**json.loads(read_regular(file, _LARGEST)))
+    except (NatscopeError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _is_held(file: Path) -> bool:
+    """Return whether a process that prepares is alive: the system lets go of its lock however it ends."""
+    from filelock import FileLock, Timeout
+
+    if not file.exists():
+        return False
+    try:
+        with _PROBING, FileLock(file, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
+
+
+def ready(folder: Path) -> bool:
+    """Return whether nothing is being prepared in a folder of bundles because all of it is there."""
+    return not (folder / _STATUS).exists()
+
+
+def unfinished(folder: Path) -> list[tuple[str, str]]:
+    """Return what is missing of the demo's bundles, in order: the bundle's name and a method, or "" for all of it."""
+    from natscope.precompute.bundles.demo import EMBEDDED, SLOW
+
+    wanted = [(name, "") for name in EMBEDDED if not (folder / name).exists()]
+    for name in EMBEDDED:
+        path = folder / name
+        if not path.exists() or SLOW not in Bundle(path).manifest.methods:
+            wanted.append((name, SLOW))
+    return wanted
+
+
+def run(folder: Path) -> None:
+    """Prepare what is missing, telling what is done; returns when it is there or has failed.
+
+    A second process for the same folder waits for the first.
+    """
+    import torch
+    from filelock import FileLock
+
+    from natscope.core.methods import METHODS
+    from natscope.precompute.bundles.demo import EMBEDDED, build_embedded
+
+    if hasattr(os, "nice"):
+        os.nice(19)
+    torch.set_num_threads(1)
+    status, told, what = folder / _STATUS, 0.0, "The rest of the demo"
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > _EVERY:
+            told = time.monotonic()
+            _tell(status, Preparing(what, stage, min(done / max(total, 1), 1.0)))
+
+    try:
+        with FileLock(folder / _LOCK).acquire(poll_interval=_EVERY):
+            for name, method in unfinished(folder):
+                spec = EMBEDDED[name]
+                what = f"{METHODS[method].title} for “{spec.name}”" if method else f"“{spec.name}”"
+                progress("Starting", 0, 1)
+                build_embedded(name, folder / name, progress, methods=(method,) if method else None)
+            status.unlink(missing_ok=True)
+    except Exception as error:
+        sentence = str(error) if isinstance(error, NatscopeError) else explained(error)
+        if sentence is None:
+            raise
+        with contextlib.suppress(OSError):
+            _tell(status, Preparing(what, "", 0.0, sentence))
+
+
+def _tell(file: Path, what: Preparing) -> None:
+    write_atomically(file, json.dumps(asdict(what)).encode())
+
+
+def _end_with(parent: int, status: Path) -> None:
+    while os.getppid() == parent:
+        time.sleep(_EVERY)
+    status.unlink(missing_ok=True)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    _folder = Path(sys.argv[1])
+    threading.Thread(target=_end_with, args=(int(sys.argv[2]), _folder / _STATUS), daemon=True).start()
+    run(_folder)

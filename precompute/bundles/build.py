@@ -1,0 +1,374 @@
+"""Building a bundle: data set, network, Jacobians, sketch, Grams, index, manifest; resumable, the same bytes each time.
+
+Work happens in OUT.partial (`natscope.precompute.bundles.work`). Arrays are filled shard by shard and a journal records
+each shard only after it is on disk, so a build that was killed goes on where it was. The finished folder is renamed to
+OUT in one step.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from threadpoolctl import threadpool_limits
+from torch import nn
+
+from natscope.core.backdoor import Backdoor, attack_success
+from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, Manifest, write_atomically, write_manifest
+from natscope.core.bundle.manifest import plain_command
+from natscope.core.bundle.schema import SchemaError
+from natscope.core.errors import BuildError, BundleError, out_of_memory
+from natscope.core.features import FeatureMap, Outputs, kernel_of
+from natscope.core.files import size
+from natscope.core.images import ImageInputs
+from natscope.core.kernels import Kernel
+from natscope.core.methods import METHODS
+from natscope.core.ood import distances, usual_distances
+from natscope.core.pool import LARGEST_GRAM
+from natscope.core.posterior import blocks, feature_gram
+from natscope.core.rows import RowView
+from natscope.precompute.bundles.artifacts import Parts
+from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, parts_bytes, versions, wanted
+from natscope.precompute.bundles.store import Store
+from natscope.precompute.bundles.work import CHECKPOINT, Work
+from natscope.precompute.data.datasets import Dataset, first_of_each, of_classes, scaled
+from natscope.precompute.data.folders import load_named
+from natscope.precompute.data.poison import poison
+from natscope.precompute.training.models import ModelSpec, build_model, fitted, network_of
+from natscope.precompute.training.train import accuracy, apart, check_recipe, train
+from natscope.precompute.training.trusted import trust
+from natscope.precompute.training.validate import check_suitable, check_trains
+from natscope.precompute.training.weights import load_weights
+
+Progress = Callable[[str, int, int], None]
+SHARD = 1000
+_SAMPLED = 2000  # test images whose distance to the training images is measured
+
+
+def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, total: None) -> Bundle:
+    """Build a bundle, go on with one that was interrupted, or open the one that is there.
+
+    The code of a network of one's own is trusted from then on, when the bundle is opened.
+
+    Args:
+        spec: the settings.
+        out: the folder to publish.
+        progress: called with the stage's name, steps done and steps in all.
+
+    Raises:
+        BuildError: if settings contradict each other, weights are not finite, or the disk is too full.
+        BundleError: if `out` holds something else, or another process is building it.
+        DataError: if the data set cannot be had.
+
+    >>> spec = natscope.BuildSpec(per_class=30, sketch=natscope.SketchSpec(dim=64), methods=())
+    >>> len(natscope.build(spec, Path("bundles/small")).array("train_labels"))
+    300
+    """
+    trust(spec.model.architecture)
+    settings = spec.settings()
+    if out.exists() and not _missing(spec, bundle := existing(out, settings)):
+        return bundle
+    lock = filelock.FileLock(out.with_name(out.name + ".lock"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # The bits of a matrix product depend on the threads, so all libraries get the number that the manifest names.
+        with lock.acquire(timeout=0), threadpool_limits(torch.get_num_threads(), "blas"):
+            if out.exists():
+                return _add(spec, existing(out, settings), progress)
+            work = Work(out.with_name(out.name + ".partial"), settings, progress=progress)
+            if not work.published:
+                _Builder(spec, work, progress).run()
+            work.publish(out)
+    except filelock.Timeout as error:
+        raise BundleError(f"Another natscope is building {out} right now; wait for it, or stop it first.") from error
+    except OSError as error:
+        if out_of_memory(error):
+            raise
+        raise BuildError(f"The bundle {out} cannot be written: {error.strerror or error}.") from error
+    return Bundle(out)
+
+
+def existing(out: Path, settings: dict[str, Any]) -> Bundle:
+    """Open the bundle that is in the place of another, or raise BundleError if it is not the same."""
+    if not out.is_dir():
+        raise BundleError(f"{out} is in the way and is no bundle; choose another folder.")
+    bundle = Bundle(out)
+    network = bundle.manifest.model.get("architecture")  # a forged bundle may name another one than its settings do
+    if bundle.manifest.results["settings"] != settings or network != settings["model"]["architecture"]:
+        raise BundleError(f"{out} holds a bundle with other settings; choose another folder, or delete that one first.")
+    return bundle
+
+
+def prepared(spec: BuildSpec, data: Dataset) -> tuple[Dataset, Backdoor | None]:
+    """Return the data that a bundle holds: of some classes, some of each, scaled, poisoned, as the settings say.
+
+    Raises:
+        DataError: if a setting makes no sense for this data set.
+    """
+    if spec.classes is not None:
+        data = of_classes(data, spec.classes)
+    if spec.per_class is not None:
+        data = first_of_each(data, spec.per_class)
+    if spec.scaling is not None:
+        data = scaled(data, *spec.scaling)
+    return (data, None) if spec.poison is None else poison(data, spec.poison)
+
+
+def check_room(needed: int, free: int, place: Path) -> None:
+    """Compare the bytes that a bundle still needs with those that are free at a place; raises BuildError."""
+    if free < needed:
+        raise BuildError(
+            f"The bundle needs about {size(needed)} and only {size(free)} are free at {place}; make room or choose "
+            "another folder with --out."
+        )
+
+
+def check_recordable(
+    spec: BuildSpec, data: Dataset, backdoor: Backdoor | None, model: ModelSpec, skipped: Sequence[str]
+) -> None:
+    """Raise BuildError if the settings cannot be recorded, before anything takes long."""
+    if spec.weights is None:
+        check_recipe(spec.training)
+    unknown = {"train_accuracy": 0, "test_accuracy": 0, "usual_distances": [0, 0]}
+    try:
+        _manifest(spec, data, backdoor, model, unknown, skipped).check_settings()
+    except SchemaError as error:
+        raise BuildError(f"These settings cannot be recorded in a bundle: its {MANIFEST} {error}.") from error
+
+
+def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple[tuple[int, int], ...] | None:
+    """Return the layers of a network of Linear weights alone, None for others; example is one input.
+
+    Raises:
+        BuildError: if the sketch cannot be made for this network.
+    """
+    try:
+        layout = FeatureMap(model, spec.sketch, ntk=spec.ntk).layout(example)
+    except ValueError as error:
+        raise BuildError(str(error)) from error
+    if spec.sketch.kind == "exact" and (layout is None or spec.outputs == "all"):
+        raise BuildError("The exact kernel needs a network of Linear weights alone, and --outputs own.")
+    if spec.sketch.kind == "exact" and spec.index.kind != "flat":
+        raise BuildError("The exact kernel has no feature vectors to index; choose another --sketch.")
+    return layout
+
+
+def _missing(spec: BuildSpec, bundle: Bundle) -> tuple[str, ...]:
+    """Return the methods that were asked for and whose parts the bundle does not hold."""
+    methods = wanted(spec.methods, count=len(bundle.array("train_labels")), sketch=bundle.sketch_spec)
+    return tuple(name for name in methods if METHODS[name].needs and name not in bundle.manifest.methods)
+
+
+def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
+    """Add what is missing for the methods asked for; nothing else is computed or written again.
+
+    New files lie in the bundle before the manifest names them, so a bundle is whole whenever this is interrupted.
+    """
+    methods = _missing(spec, bundle)
+    if not methods:
+        return bundle
+    place, identity = bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity}
+    work = Work(place, identity, folder=bundle.path, progress=progress)
+    _make_sure_of_room(work.path, parts_bytes(methods, len(bundle.array("train_labels")), bundle.sketch_spec.dim))
+    model = network_of(bundle, seed=0)
+    bundle.load_into(model)
+    dataset, labels = bundle.manifest.dataset, np.asarray(bundle.array("train_labels"))
+    images = ImageInputs(bundle.array("train_images"), dataset["mean"], dataset["std"])
+    store = Store(bundle.path, work, progress)
+    added = Parts(store, model.eval(), images, labels, sketch=spec.sketch, ekfac=spec.ekfac).add(methods)
+    if (threads := versions()["threads"]) != bundle.manifest.versions.get("threads"):
+        added = {name: settings | {"threads": threads} for name, settings in added.items()}
+    manifest = replace(
+        bundle.manifest,
+        methods=bundle.manifest.methods | added,
+        files=bundle.manifest.files | store.checked_records(),
+    )
+    write_manifest(bundle.path, manifest)
+    shutil.rmtree(work.path)
+    return Bundle(bundle.path)
+
+
+class _Builder:
+    """One run of a build, stage by stage; each stage asks the journal what is left to do."""
+
+    def __init__(self, spec: BuildSpec, work: Work, progress: Progress) -> None:
+        self.spec, self.work, self.progress = spec, work, progress
+        data, self.skipped = load_named(spec.dataset, spec.folder, progress)
+        self.data, self.backdoor = prepared(spec, data)
+        self.model = fitted(spec.model, self.data.train_images.shape[1:], len(self.data.classes))
+        self.store = Store(work.path, work, progress)
+        self.methods = wanted(spec.methods, count=len(self.data.train_images), sketch=spec.sketch)
+
+    def run(self) -> None:
+        spec, data = self.spec, self.data
+        model = build_model(self.model, seed=spec.training.seed)
+        images = self._inputs(data.train_images)
+        suitable = check_suitable(model, images[:3], len(data.classes), self.model)
+        if spec.weights is None and ":" in self.model.architecture:
+            last = len(images) % spec.training.batch_size
+            check_trains(build_model(self.model, seed=spec.training.seed), images[:3], last, self.model)
+        layout = layout_of(spec, model, images[:1])
+        _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
+        check_recordable(spec, data, self.backdoor, self.model, self.skipped)
+        self._train(model, images)
+        features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=SHARD)
+        for split in ("train", "test"):
+            self.store.small(f"{split}_images", getattr(data, f"{split}_images"))
+            self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
+        results = self._outputs(features, images)
+        if suitable.by_torch_func:
+            results["by_torch_func"] = suitable.by_torch_func
+        own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
+        self._per_class(own, kernel_of(spec.sketch, layout))
+        if spec.outputs == "all":
+            self._every_output(features, images)
+        methods = Parts(self.store, model, images, data.train_labels, sketch=spec.sketch, ekfac=spec.ekfac)
+        self._finish(layout, results, methods.add(self.methods))
+
+    def _inputs(self, images: np.ndarray) -> ImageInputs:
+        return ImageInputs(images, self.data.mean, self.data.std)
+
+    def _train(self, model: nn.Module, images: ImageInputs) -> None:
+        path = self.work.path / WEIGHTS
+        if "weights" in self.work.done:
+            model.load_state_dict(safetensors.torch.load_file(path))
+        else:
+            if self.spec.weights is None:
+                labels = torch.from_numpy(np.array(self.data.train_labels))
+                train(
+                    model,
+                    images,
+                    labels,
+                    self.spec.training,
+                    checkpoint=self.work.path / CHECKPOINT,
+                    progress=lambda done, total: self.progress("Training", done, total),
+                )
+            else:
+                load_weights(model, self.spec.weights, self.model)
+            write_atomically(path, safetensors.torch.save(apart(model.state_dict())))
+            self.work.mark("weights", file=path)
+        if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+            fix = "choose other weights" if self.spec.weights else "train with a smaller learning rate"
+            raise BuildError(f"The weights hold values that are not finite numbers; {fix}.")
+        model.eval()
+
+    def _outputs(self, features: FeatureMap, train_images: ImageInputs) -> dict[str, Any]:
+        data = self.data
+        test_out = features.outputs(self._inputs(data.test_images))
+        if {"train_logits", "penultimate"} <= self.work.done.keys():
+            train_out = Outputs(*(np.load(self.work.path / f"{name}.npy") for name in ("train_logits", "penultimate")))
+        else:
+            self.progress("Predictions", 0, 1)
+            train_out = features.outputs(train_images)
+        if not (np.isfinite(train_out.logits).all() and np.isfinite(test_out.logits).all()):
+            raise BuildError(f"The outputs of {self.model.title} are not finite numbers for some images of the data.")
+        self.store.small("train_logits", train_out.logits)
+        self.store.small("test_logits", test_out.logits)
+        self.store.small("penultimate", train_out.penultimate)
+        found = distances(
+            data.test_images[:_SAMPLED],
+            test_out.penultimate[:_SAMPLED],
+            train_images=data.train_images,
+            train_penultimate=train_out.penultimate,
+        )
+        return {
+            "train_accuracy": accuracy(train_out.logits, data.train_labels),
+            "test_accuracy": accuracy(test_out.logits, data.test_labels),
+            "usual_distances": usual_distances(found),
+        } | self._attack(features)
+
+    def _attack(self, features: FeatureMap) -> dict[str, Any]:
+        """Measure on all test images, stamped, how often the backdoor works."""
+        if self.backdoor is None:
+            return {}
+
+        def predict(images: np.ndarray) -> np.ndarray:
+            return features.outputs(self._inputs(images)).logits.argmax(axis=1)
+
+        fooled = functools.partial(attack_success, predict, self.backdoor, self.data.test_images, self.data.test_labels)
+        self.store.small("test_fooled", fooled)
+        return {"attack_success": float(np.load(self.work.path / "test_fooled.npy", allow_pickle=False).mean())}
+
+    def _features(
+        self, name: str, features: FeatureMap, images: ImageInputs, targets: np.ndarray, stage: str
+    ) -> np.ndarray:
+        width = features.features(images[:1], targets[:1]).shape[1]
+
+        def shard(part: slice) -> np.ndarray:
+            block = features.features(images[part], targets[part])
+            if not np.isfinite(block).all():
+                raise BuildError("A Jacobian is not finite; the network's weights have run away.")
+            return block
+
+        return self.store.large(name, (len(images), width), np.dtype("float32"), shard, stage)
+
+    def _per_class(self, own: np.ndarray, kernel: Kernel) -> None:
+        classes = len(self.data.classes)
+        for label in range(classes):
+            self.progress("Grams and indexes, class by class", label, classes)
+            rows = np.flatnonzero(self.data.train_labels == label)
+            if not len(rows):
+                continue
+            if len(rows) <= LARGEST_GRAM:
+                members = np.asarray(own[rows])
+                self.store.small(f"gram_{label}", functools.partial(kernel, members, members))
+            if kernel.explicit:
+                self.store.index(f"index_{label}", RowView(own, rows), self.spec.index)
+        self.progress("Grams and indexes, class by class", classes, classes)
+
+    def _every_output(self, features: FeatureMap, images: ImageInputs) -> None:
+        for label, title in enumerate(self.data.classes):
+            targets = np.full(len(images), label)
+            found = self._features(f"features_all_{label}", features, images, targets, f"Jacobians as {title}")
+            self.store.small(f"train_gram_{label}", functools.partial(_gram_of, found))
+
+    def _finish(
+        self, layout: tuple[tuple[int, int], ...] | None, results: dict[str, Any], methods: dict[str, Any]
+    ) -> None:
+        self.store.record("weights", self.work.path / WEIGHTS)
+        settled = _manifest(self.spec, self.data, self.backdoor, self.model, results, self.skipped)
+        files = self.store.checked_records()
+        write_manifest(self.work.path, replace(settled, layout=layout, methods=methods, files=files))
+
+
+def _manifest(
+    spec: BuildSpec,
+    data: Dataset,
+    backdoor: Backdoor | None,
+    model: ModelSpec,
+    results: dict[str, Any],
+    skipped: Sequence[str],
+) -> Manifest:
+    """Return what is known of a bundle before its files are."""
+    settings = spec.settings()
+    return Manifest(
+        name=spec.name,
+        dataset={"name": data.name, "classes": data.classes, "mean": data.mean, "std": data.std},
+        model=model.to_dict(),
+        training=settings["training"] or {"weights": settings["weights"]},
+        sketch=spec.sketch.to_dict(),
+        ntk=spec.ntk,
+        outputs=spec.outputs,
+        poison=None if backdoor is None else settings["poison"] | backdoor.to_dict(),
+        results=results | {"settings": settings} | ({"skipped": list(skipped)} if skipped else {}),
+        layout=None,
+        versions=versions(),
+        command=spec.command if plain_command(spec.command) else "natscope precompute",
+        index=settings.get("index"),
+    )
+
+
+def _make_sure_of_room(folder: Path, needed: int) -> None:
+    present = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
+    check_room(needed - present, shutil.disk_usage(folder).free, folder.parent)
+
+
+def _gram_of(features: np.ndarray) -> np.ndarray:
+    return feature_gram(blocks(features))

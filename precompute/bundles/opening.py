@@ -1,0 +1,140 @@
+"""Open a bundle with the network that its manifest names."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.format import FIX, Bundle, check_bundle
+from natscope.core.errors import BuildError, BundleError, QueryError, UntrustedError, out_of_memory
+from natscope.core.methods import METHODS
+from natscope.precompute.training.models import network_of
+
+_COMPARED = 4  # images
+_TOLERANCE = 1e-2
+_TOLD = 300  # characters of what somebody's code says of its failure
+
+
+def open_attributor(path: Path) -> Attributor:
+    """Open a bundle and build its network.
+
+    Raises:
+        BundleError: if the bundle cannot be opened, or its network is unknown here or of code that is not trusted.
+
+    >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
+    >>> query = attributor.query("test", 12)
+    >>> attributor.bundle.classes[query.predicted]
+    'Sandal'
+    """
+    bundle = Bundle(path)
+    try:
+        model = network_of(bundle, seed=0)
+    except BuildError as error:
+        raise BundleError(f"The network of the bundle {path} cannot be built: {error}") from error
+    attributor = Attributor(bundle, model)
+    _check_unchanged(attributor)
+    return attributor
+
+
+def faults(
+    path: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    untried: Callable[[str], None] = lambda sentence: None,
+) -> list[str]:
+    """Return one sentence for each fault of a bundle that anything which opens or uses it would find.
+
+    Args:
+        path: the bundle.
+        progress: called with bytes read and bytes in all.
+        untried: called with the sentence on code that is not trusted, where the network can therefore not be tried.
+
+    Raises:
+        BundleError: if there is no bundle with a manifest that can be used.
+    """
+    if found := check_bundle(path, progress):
+        return found
+    try:
+        attributor = open_attributor(path)
+        attributor.check()
+        _check_features(attributor)
+    except UntrustedError as error:
+        untried(str(error))
+    except BundleError as error:
+        return [str(error)]
+    return []
+
+
+def served(
+    opened: Sequence[Attributor], methods: Sequence[str], missing: Callable[[Attributor, str], str | None]
+) -> list[str]:
+    """Return the methods that every bundle can serve.
+
+    Args:
+        opened: of the bundles.
+        methods: names.
+        missing: says in a sentence what a bundle lacks for a method; None where nothing is missing.
+
+    Raises:
+        QueryError: if there is none.
+    """
+    lacking = {name: [m for attributor in opened if (m := missing(attributor, name))] for name in methods}
+    if all(lacking.values()):
+        raise QueryError(next(iter(lacking.values()))[0] if lacking else "Name at least one method.")
+    return [name for name in methods if not lacking[name]]
+
+
+def lacks(attributor: Attributor, method: str) -> str | None:
+    """Return a sentence on what a bundle lacks to attribute by a method; None where nothing is missing."""
+    return attributor.missing(METHODS[method])
+
+
+def _check_unchanged(attributor: Attributor) -> None:
+    """Compare what the network makes of a few images with what was stored: it, or a setting, may be another."""
+    bundle, features = attributor.bundle, attributor.features
+    architecture = bundle.manifest.model["architecture"]
+    try:
+        tests, trained = (_first(attributor, f"{split}_images") for split in ("test", "train"))
+        outputs, layout = features.outputs(trained), features.layout(trained[:1])
+        found = {"test_logits": features.outputs(tests).logits} | {
+            "train_logits": outputs.logits,
+            "penultimate": outputs.penultimate,
+        }
+    except (Exception, SystemExit) as error:  # anybody's code, or images that are too small for the network
+        if out_of_memory(error):
+            raise
+        told = " ".join(str(error).split())[:_TOLD]
+        raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {told}") from error
+    if layout != bundle.manifest.layout or not all(_is_stored(bundle, name, rows) for name, rows in found.items()):
+        raise BundleError(
+            f"The network {architecture} is not the one that the bundle {bundle.path} was built with: its outputs "
+            "are others; undo the changes to its module, or build the bundle again in another folder."
+            if ":" in architecture
+            else f"The bundle {bundle.path} is damaged: its network does not give the outputs that were recorded. To "
+            f"fix it, {FIX}."
+        )
+    if bundle.sketch_spec.kind != "dense":  # whose signs take a minute to draw
+        _check_features(attributor)
+
+
+def _check_features(attributor: Attributor) -> None:
+    """Compare features of a few images with those that were stored: sketch or scaling may be other ones."""
+    bundle, inputs = attributor.bundle, _first(attributor, "train_images")
+    found = attributor.features.features(inputs, attributor.train_labels[: len(inputs)])
+    if not _is_stored(bundle, "features", found):
+        raise BundleError(
+            f"The bundle {bundle.path} is damaged: 'features.npy' does not hold what its settings call for. To fix "
+            f"it, {FIX}."
+        )
+
+
+def _first(attributor: Attributor, images: str) -> Tensor:
+    return attributor.inputs(np.asarray(attributor.bundle.array(images)[:_COMPARED]))
+
+
+def _is_stored(bundle: Bundle, name: str, rows: np.ndarray) -> bool:
+    """Whether an array begins with some rows, but for what another processor makes of them."""
+    stored = np.asarray(bundle.array(name)[: len(rows)])
+    scale = np.abs(stored).max(initial=0)
+    return rows.shape == stored.shape and np.allclose(rows, stored, rtol=_TOLERANCE, atol=_TOLERANCE * scale)

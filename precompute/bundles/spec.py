@@ -1,0 +1,161 @@
+"""The settings of a bundle, what else could change its bytes, and how large it will be."""
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from natscope.core.bundle.artifacts import EkfacSpec
+from natscope.core.bundle.format import sha256_of
+from natscope.core.errors import BuildError
+from natscope.core.index.spec import IndexSpec
+from natscope.core.methods import METHODS
+from natscope.core.pool import LARGEST_GRAM
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.data.datasets import FOLDER, Dataset
+from natscope.precompute.data.folders import FolderSpec, fingerprint
+from natscope.precompute.data.poison import PoisonSpec
+from natscope.precompute.training.models import ModelSpec, source_of
+from natscope.precompute.training.train import TrainingSpec
+from natscope.precompute.training.validate import Suitable
+
+_VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
+USUAL = ("graddot", "trak")  # built with every bundle that they can be built for
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """Every setting of a bundle; the same ones, versions and threads give the same bytes.
+
+    Args:
+        name: a title for people.
+        dataset: a name of `natscope.precompute.data.datasets.DATASETS`, or "folder:PATH".
+        folder: how the images of a folder are read.
+        classes: labels to keep, renumbered in this order; all of them when None.
+        per_class: keep so many training images of each class, the first ones; all of them when None.
+        scaling: mean and standard deviation of each channel, white being 1; the data set's own when None.
+        poison: the backdoor that is taught to the network; none when None.
+        model: the architecture.
+        training: the recipe; ignored when `weights` is given.
+        sketch: kind, dimension K and seed.
+        index: over the features of each class.
+        ntk: scale Jacobians as in the NTK parameterisation.
+        outputs: "own", or "all" to store features under every class's logit.
+        weights: safetensors file of trained weights to load in place of training.
+        methods: whose own parts the bundle is to hold; the usual ones when None. More can be added later.
+        ekfac: how Kronfluence's factors are fitted; as usual for the network when None.
+        command: what to type to build this bundle (without --out), for messages.
+
+    >>> natscope.BuildSpec(classes=(0, 1), sketch=natscope.SketchSpec(dim=1024)).dataset
+    'fashion-mnist-quarter'
+    """
+
+    name: str = "Fashion-MNIST (25 %), MLP"
+    dataset: str = "fashion-mnist-quarter"
+    folder: FolderSpec = field(default_factory=FolderSpec)
+    classes: tuple[int, ...] | None = None
+    per_class: int | None = None
+    scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    poison: PoisonSpec | None = None
+    model: ModelSpec = field(default_factory=ModelSpec)
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    sketch: SketchSpec = field(default_factory=SketchSpec)
+    index: IndexSpec = field(default_factory=IndexSpec)
+    ntk: bool = True
+    outputs: str = "own"
+    weights: Path | None = None
+    methods: tuple[str, ...] | None = None
+    ekfac: EkfacSpec | None = None
+    command: str = "natscope precompute"
+
+    def settings(self) -> dict[str, Any]:
+        """Return what makes the bundle as JSON-able values, loaded weights by their checksum."""
+        values = asdict(self)
+        del values["command"]  # words for people: they change no other byte
+        del values["methods"], values["ekfac"]  # parts that come and go without changing the rest
+        for later in ("classes", "per_class", "scaling", "poison"):
+            if values[later] is None:
+                del values[later]  # as in bundles that were built before this setting
+        if self.index.kind == "flat":
+            del values["index"]
+        values["training"] = self.training.to_dict()
+        if (source := source_of(self.model)) is not None:
+            values["model"]["source"] = source
+        del values["folder"]
+        if self.dataset.startswith(FOLDER):
+            values["folder"] = asdict(self.folder) | {"files": fingerprint(Path(self.dataset.removeprefix(FOLDER)))}
+        if self.weights is not None:
+            if not self.weights.is_file():
+                raise BuildError(f"There is no file of weights at {self.weights}.")
+            try:
+                values["training"], values["weights"] = None, sha256_of(self.weights)
+            except OSError as error:
+                raise BuildError(f"The weights in {self.weights} cannot be read: {error.strerror}.") from error
+        return json.loads(json.dumps(values))
+
+
+def versions() -> dict[str, str]:
+    """Return what could change the bytes of a bundle beside its settings: libraries, processor, number of threads."""
+    found = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    return found | {"machine": platform.machine(), "threads": str(torch.get_num_threads())}
+
+
+def parts_bytes(methods: tuple[str, ...], count: int, dim: int) -> int:
+    """Estimate the size of the parts of methods for N = `count` training images, TRAK's own work in progress too."""
+    margins, trak = bool({"graddot", "trak"} & {*methods}), "trak" in methods
+    factors = 2**26 if "kronfluence" in methods else 0
+    return int(1.1 * 4 * count * dim * (margins + 3 * trak)) + factors
+
+
+def estimated_bytes(
+    spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None, network: Suitable | None = None
+) -> int:
+    """Estimate the size of a bundle, with a tenth to spare; `network` counts where there is no layout."""
+    count, classes = len(data.train_images), len(data.classes)
+    exact = spec.sketch.kind == "exact" and layout is not None
+    width = sum(o + i for o, i in layout) if exact and layout else spec.sketch.dim
+    members = np.bincount(data.train_labels, minlength=classes)
+    grams = sum(8 * int(n) ** 2 for n in members if n <= LARGEST_GRAM)
+    links = 8 * count * spec.index.links if spec.index.kind == "hnsw" else 0
+    features = 4 * count * width * (1 if exact else 2) + links
+    every = classes * (4 * count * width + 8 * width**2) if spec.outputs == "all" else 0
+    shapes = layout or ((classes, 512),)
+    outputs = 4 * (count * (shapes[-1][1] + classes) + len(data.test_images) * classes)
+    weights = 4 * sum(o * i for o, i in shapes)
+    if network is not None and layout is None:
+        outputs += 4 * count * (network.penultimate - shapes[-1][1])
+        weights = 12 * network.parameters  # and their momentum while training
+    pixels = data.train_images.nbytes + data.test_images.nbytes
+    whole = int(1.1 * (pixels + features + grams + every + outputs + weights)) + 2**20
+    return whole + parts_bytes(wanted(spec.methods, count=count, sketch=spec.sketch), count, width)
+
+
+def wanted(methods: tuple[str, ...] | None, *, count: int, sketch: SketchSpec) -> tuple[str, ...]:
+    """Return the methods whose parts a bundle is to hold, in order.
+
+    Args:
+        methods: names that were asked for; the usual ones, as far as they can be had, when None.
+        count: N, how many training images there are.
+        sketch: of the bundle.
+
+    Raises:
+        BuildError: for a name that no method has, or a method that cannot be had for this bundle.
+    """
+    for name in methods or ():
+        if name not in METHODS:
+            raise BuildError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
+    vectors = sketch.kind != "exact"
+    if methods is None:
+        return tuple(name for name in USUAL if name != "trak" or (vectors and count > sketch.dim))
+    if "trak" in methods and not vectors:
+        raise BuildError("TRAK needs feature vectors, and the exact kernel has none; choose another --sketch.")
+    if "trak" in methods and count <= sketch.dim:
+        raise BuildError(
+            f"TRAK needs more training images than dimensions of the sketch: choose a --dim below {count:,}."
+        )
+    return tuple(name for name in METHODS if name in methods)

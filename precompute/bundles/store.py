@@ -1,0 +1,107 @@
+"""The files of a bundle while it is written: each whole or not there, filled shard by shard, recorded in a journal."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from natscope.core.bundle.format import FileRecord, write_atomically
+from natscope.core.index.search import build_index
+from natscope.core.index.spec import IndexSpec
+from natscope.core.rows import Rows
+from natscope.precompute.bundles.work import Work
+
+Progress = Callable[[str, int, int], None]
+_SHARD = 1000
+
+
+class Store:
+    """Writes arrays, indexes and files into a folder and remembers a record of each."""
+
+    def __init__(self, folder: Path, work: Work, progress: Progress) -> None:
+        """Start without records.
+
+        Args:
+            folder: where the files go.
+            work: the journal; what it marks as done is read, not written again.
+            progress: called with a stage's name, steps done and in all.
+        """
+        self.folder, self.work, self.progress = folder, work, progress
+        self._records: dict[str, FileRecord] = {}
+
+    def small(self, name: str, values: np.ndarray | Callable[[], np.ndarray]) -> None:
+        """Write an array in one go."""
+        file = self.folder / f"{name}.npy"
+        if name not in self.work.done:
+            array = np.ascontiguousarray(values() if callable(values) else values)
+            temporary = file.with_suffix(".tmp")
+            with temporary.open("wb") as handle:
+                np.save(handle, array, allow_pickle=False)
+            temporary.replace(file)
+            self.work.mark(name, file=file)
+        self.record(name, file, np.load(file, mmap_mode="r", allow_pickle=False))
+
+    def large(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype, shard: Callable[[slice], np.ndarray], stage: str
+    ) -> np.ndarray:
+        """Fill an array shard by shard; a shard is in the journal only once it is on disk."""
+        file = self.folder / f"{name}.npy"
+        done = self.work.done.get(name, 0) if _holds(file, shape, dtype) else 0
+        array = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=dtype, shape=None if done else shape)
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process in the middle of a write
+            with file.open("r+b") as handle:
+                os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+        for start in range(done, shape[0], _SHARD):
+            self.progress(stage, start, shape[0])
+            part = slice(start, min(start + _SHARD, shape[0]))
+            array[part] = shard(part)
+            array.flush()
+            self.work.mark(name, part.stop, file if part.stop == shape[0] else None)
+        self.progress(stage, shape[0], shape[0])
+        self.record(name, file, array)
+        return array
+
+    def index(self, name: str, members: Rows, spec: IndexSpec) -> None:
+        """Write an inner-product index over feature vectors (n, K), which are read in blocks."""
+        file = self.folder / f"{name}.faiss"
+        if name not in self.work.done:
+            temporary = file.with_suffix(".tmp")
+            build_index(members, spec, temporary)
+            temporary.replace(file)
+            self.work.mark(name, file=file)
+        self.record(name, file)
+
+    def file(self, name: str, content: Callable[[], bytes]) -> None:
+        """Write a file of any kind; `name` may hold a folder."""
+        file = self.folder / name
+        if name not in self.work.done:
+            file.parent.mkdir(exist_ok=True)
+            write_atomically(file, content())
+            self.work.mark(name, file=file)
+        self.record(name, file)
+
+    def record(self, name: str, file: Path, array: np.ndarray | None = None) -> None:
+        """Remember a file that is in the folder, by its logical name."""
+        shape, dtype = (None, None) if array is None else (array.shape, str(array.dtype))
+        relative = file.relative_to(self.folder).as_posix()
+        self._records[name] = FileRecord(relative, file.stat().st_size, "", shape, dtype)
+
+    def checked_records(self) -> dict[str, FileRecord]:
+        """Return the records of all files, with their checksums."""
+        files = {}
+        for count, (name, record) in enumerate(sorted(self._records.items())):
+            self.progress("Checksums", count, len(self._records))
+            files[name] = replace(record, sha256=self.work.digest(name))
+        self.progress("Checksums", len(files), len(files))
+        return files
+
+
+def _holds(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Return whether a file is an array of this form, whatever its values."""
+    try:
+        array = np.lib.format.open_memmap(file, mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return array.shape == shape and array.dtype == dtype

@@ -1,0 +1,255 @@
+"""Data sets by name: images as stored, labels, class names and the scaling that networks expect."""
+
+import gzip
+import math
+import socket
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from natscope import assets
+from natscope.core.errors import DataError
+from natscope.precompute.paths import home
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
+_IDX_TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}
+FOLDER = "folder:"  # what precedes the path of a data set that is a folder of images
+_LARGEST_SCALE = 1e6  # of a mean or deviation: beyond it float32 has no digits left for the pixels
+_TIMEOUT = 30.0  # seconds without an answer before a download counts as failed
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory; its arrays are read-only.
+
+    Args:
+        name: key in `DATASETS`.
+        classes: a title for each label.
+        train_images: (N, H, W) or (N, H, W, 3) uint8.
+        train_labels: (N,) int64.
+        test_images: (M, H, W) or (M, H, W, 3) uint8.
+        test_labels: (M,) int64.
+        mean: of each channel, in units where white is 1.
+        std: standard deviation of each channel, in the same units.
+
+    Raises:
+        DataError: if images and labels do not fit each other.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check that the arrays fit each other and lock them."""
+        for split in ("train", "test"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            if len(images) != len(labels) or not len(labels):
+                raise DataError(f"The {split} part of {self.name} has {len(images)} images and {len(labels)} labels.")
+            if labels.min() < 0 or labels.max() >= len(self.classes):
+                raise DataError(f"The {split} part of {self.name} has labels outside 0..{len(self.classes) - 1}.")
+            for array in (images, labels):
+                array.flags.writeable = False
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise DataError(f"Training and test images of {self.name} have different sizes.")
+
+
+def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
+    """Load a data set, fetching it first if it does not ship with natscope.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: where downloads are kept; `datasets` in natscope's home by default.
+
+    Raises:
+        DataError: if the name is unknown, a file is missing or damaged, or a download fails.
+    """
+    if name not in DATASETS:
+        raise DataError(
+            f"There is no data set {name!r}; choose one of {', '.join(sorted(DATASETS))}, or a folder of yours as "
+            "folder:PATH."
+        )
+    return DATASETS[name](root)
+
+
+def of_classes(data: Dataset, classes: Sequence[int]) -> Dataset:
+    """Keep the images of some classes; labels are renumbered in the given order, everything else stays.
+
+    Raises:
+        DataError: if there are fewer than two, one twice, or one that the data set does not have.
+    """
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise DataError(f"Choose two or more different classes, not {', '.join(map(str, classes)) or 'none'}.")
+    unknown = [label for label in classes if not 0 <= label < len(data.classes)]
+    if unknown:
+        raise DataError(f"{data.name} has no class {unknown[0]}; choose from 0 to {len(data.classes) - 1}.")
+    number = np.full(len(data.classes), -1, dtype=np.int64)
+    number[list(classes)] = np.arange(len(classes))
+    kept: dict[str, Any] = {}
+    for split in ("train", "test"):
+        labels = number[getattr(data, f"{split}_labels")]
+        rows = labels >= 0
+        kept |= {f"{split}_images": getattr(data, f"{split}_images")[rows], f"{split}_labels": labels[rows]}
+    return replace(data, classes=tuple(data.classes[label] for label in classes), **kept)
+
+
+def first_of_each(data: Dataset, count: int) -> Dataset:
+    """Keep the first training images of each class, at most `count`, in their order, and all test images.
+
+    Raises:
+        DataError: if `count` is not positive.
+    """
+    if count < 1:
+        raise DataError("At least one training image of each class must be kept.")
+    labels = data.train_labels
+    rows = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(len(data.classes))]))
+    return replace(data, train_images=data.train_images[rows], train_labels=labels[rows])
+
+
+def scaled(data: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:
+    """Return the same images with another scaling, that of a network which was trained elsewhere.
+
+    Raises:
+        DataError: if there is not one finite mean and one positive deviation a channel.
+    """
+    channels = 1 if data.train_images.ndim == 3 else 3
+    if len(mean) != channels or len(std) != channels:
+        raise DataError(f"Images of {channels} channels need {channels} numbers in --mean and in --std.")
+    if not all(abs(value) <= _LARGEST_SCALE for value in (*mean, *std)) or min(std) < 1 / _LARGEST_SCALE:
+        raise DataError("--mean takes finite numbers and --std positive ones, in units where white is 1.")
+    return replace(data, mean=tuple(mean), std=tuple(std))
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read an IDX file, compressed if its name ends in .gz, as an array of uint8 or int32 of native byte order.
+
+    Raises:
+        DataError: if the file is missing or damaged.
+    """
+    try:
+        raw = path.read_bytes()
+        data = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except FileNotFoundError as error:
+        raise DataError(f"The file {path} is missing; fetch it or reinstall what it came with.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"The file {path} is damaged or unreadable; delete it and fetch it again.") from error
+    damaged = DataError(f"The file {path} is damaged: it is no whole IDX file; delete it and fetch it again.")
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
+        raise damaged
+    dtype, start = _IDX_TYPES[data[2]], 4 + 4 * data[3]
+    if len(data) < start:
+        raise damaged
+    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", data[3], 4))
+    if len(data) - start != math.prod(shape) * dtype.itemsize:
+        raise damaged
+    return np.frombuffer(data, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _fashion_mnist_quarter(root: Path | None) -> Dataset:
+    return _fashion_mnist_from("fashion-mnist-quarter", assets.path("fashion_mnist"), ".gz")
+
+
+def _fashion_mnist(root: Path | None) -> Dataset:
+    if DEBIAN_FOLDER.is_dir():
+        return _fashion_mnist_from("fashion-mnist", DEBIAN_FOLDER, ".gz")
+    root = root or _downloads()
+    raw = root / "FashionMNIST" / "raw"
+    if not all((raw / name).is_file() for name in _FILES):
+        _download_fashion_mnist(root)
+    return _fashion_mnist_from("fashion-mnist", raw, "")
+
+
+_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def _fashion_mnist_from(name: str, folder: Path, suffix: str) -> Dataset:
+    paths = [folder / (file + suffix) for file in _FILES]
+    train_images, train_labels, test_images, test_labels = (read_idx(path) for path in paths)
+    for path, array, axes in zip(
+        paths, (train_images, train_labels, test_images, test_labels), (3, 1, 3, 1), strict=True
+    ):
+        if array.ndim != axes or array.dtype != np.uint8:
+            raise DataError(f"The file {path} is damaged: it holds something else than its name says; fetch it again.")
+    return Dataset(
+        name=name,
+        classes=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        train_images=train_images,
+        train_labels=train_labels.astype(np.int64),
+        test_images=test_images,
+        test_labels=test_labels.astype(np.int64),
+        mean=(0.2860,),
+        std=(0.3530,),
+    )
+
+
+def _download_fashion_mnist(root: Path) -> None:
+    instead = (
+        "install the Debian package dataset-fashion-mnist, or use the data set fashion-mnist-quarter, which ships with "
+        "natscope"
+    )
+    _from_torchvision("FashionMNIST", "Fashion-MNIST", root, instead)
+
+
+def _cifar10(root: Path | None) -> Dataset:
+    instead = "or use images of your own with --dataset folder:PATH"
+    train, test = _from_torchvision("CIFAR10", "CIFAR-10", root or _downloads(), instead)
+    return Dataset(
+        name="cifar10",
+        classes=tuple(train.classes),
+        train_images=np.asarray(train.data),
+        train_labels=np.array(train.targets, dtype=np.int64),
+        test_images=np.asarray(test.data),
+        test_labels=np.array(test.targets, dtype=np.int64),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    )
+
+
+def _downloads() -> Path:
+    return home() / "datasets"
+
+
+def _from_torchvision(name: str, title: str, root: Path, instead: str) -> list[Any]:
+    """Return torchvision's training and test set, downloaded with progress and checked where they are not there yet."""
+    try:
+        import torchvision.datasets
+    except ImportError as error:
+        raise DataError(f"Downloading {title} needs torchvision; install it, {instead}.") from error
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)
+    try:
+        return [getattr(torchvision.datasets, name)(str(root), train=part, download=True) for part in (True, False)]
+    except (OSError, EOFError, RuntimeError, ValueError, HTTPException, zlib.error) as error:
+        raise DataError(
+            f"{title} could not be downloaded to {root}; check the network and the disk, {instead}."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
+    "fashion-mnist-quarter": _fashion_mnist_quarter,
+    "fashion-mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+}

@@ -1,0 +1,258 @@
+"""The choice of sigma2 on test images that no experiment reports: by removing images, or by training on a few alone."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from natscope import assets
+from natscope.core.analysis.coreset import Coresets, missing
+from natscope.core.analysis.curves import held_out, sample_queries
+from natscope.core.bundle.attributor import Attributor, Progress
+from natscope.core.bundle.format import Bundle, write_manifest
+from natscope.core.errors import QueryError
+from natscope.core.files import read_regular
+from natscope.core.methods import METHODS, Query
+from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.experiments.brittleness import most_removed, rank, share_and_error
+from natscope.precompute.experiments.coreset import budgets
+from natscope.precompute.experiments.provenance import TUNED, provenance
+from natscope.precompute.training.removal import Ladder, answer, climb_all
+from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.retrain import recipe_of
+from natscope.precompute.training.subset import Subset, train_on_all
+
+SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))  # the paper's grid
+_LARGEST = 10**8  # bytes of a result
+REPEATS = 3  # sets of test images that a coreset is chosen for
+SCORES = {"margin": (10, 50), "coreset": (200, 150)}  # with the usual number of queries, and of images
+
+
+def tune(
+    path: Path, *, queries: int, budget: int, seed: int, methods: Sequence[str], kept: Kept, progress: Progress
+) -> dict[str, Any]:
+    """Choose each method's sigma2: the one at which removing its first images costs held-out queries most margin.
+
+    Args:
+        path: of the bundle.
+        queries: how many test images, all held out: experiments report others.
+        budget: how many images are removed, less where a class is as small.
+        seed: of the drawing of test images.
+        methods: that use sigma2.
+        kept: where finished trainings are; rankings that remove the same images share one.
+        progress: called at every ranking and after every training.
+
+    Returns:
+        Settings, versions, the chosen sigma2 of each method (of the best the nearest to 1), and the score at every
+        sigma2: the margin lost, in log odds, its mean and standard error over queries.
+
+    Raises:
+        QueryError: if a method does not use sigma2, or there are too few queries.
+        BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
+    """
+    attributor = _opened(path, methods)
+    budget = min(budget, most_removed(attributor))
+    images = sample_queries(attributor, queries, seed=seed, part="held out")
+    before = np.array(
+        [answer(attributor.bundle, attributor.features.model, i.image, i.predicted).margin for i in images]
+    )
+    asked: list[tuple[str, float]] = [(name, sigma2) for name in methods for sigma2 in SIGMA2S]
+    ladders = []
+    for name, sigma2 in asked:
+        rankings = rank(attributor, images, {name: sigma2}, budget=budget, kept=kept, progress=progress)[name]
+        ladders += [
+            Ladder(image.index or 0, image.predicted, ranking, (budget,), stop=False)
+            for image, ranking in zip(images, rankings, strict=True)
+        ]
+    workers = torch.get_num_threads()
+    climbed = climb_all(attributor.bundle, ladders, kept=kept, workers=workers, progress=progress)
+    after = np.array([answers[0].margin for answers in climbed]).reshape(len(asked), len(images))
+    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    for (name, sigma2), margins in zip(asked, after, strict=True):
+        curves[name].append({"sigma2": sigma2} | share_and_error(before - margins))
+    return _result(
+        attributor,
+        curves,
+        score=f"margin lost without the first {budget}, mean of {queries} test images",
+        axis="margin lost, log odds",
+        finding=f"Removing the first {budget} images costs most margin",
+        goal="margin",
+        queries=queries,
+        budget=budget,
+        seed=seed,
+    )
+
+
+def tune_coresets(
+    path: Path, *, queries: int, budget: int, seed: int, methods: Sequence[str], kept: Kept, progress: Progress
+) -> dict[str, Any]:
+    """Choose each method's sigma2: the one at which networks trained on its coresets alone are right most often.
+
+    The coresets are those of the experiment, plain and balanced, of its budgets up to `budget`. They are chosen for
+    three sets of held-out test images in turn, and measured on the other held-out ones.
+
+    Args:
+        path: of the bundle.
+        queries: how many test images in a set.
+        budget: size of the largest coreset.
+        seed: of the drawing of test images.
+        methods: that use sigma2.
+        kept: where finished choices and trainings are.
+        progress: called at every choice and after every training.
+
+    Returns:
+        As `tune`, the score being the share of test images that a network gets right, the mean over budgets and over
+        plain and balanced coresets; its mean and standard error over the three sets.
+
+    Raises:
+        QueryError: if a method does not use sigma2, there are too few test images, or the bundle lacks the margin's
+            features.
+        BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
+    """
+    attributor = _opened(path, methods)
+    for name in methods:
+        if lacking := missing(attributor, name):
+            raise QueryError(lacking)
+    tests = np.arange(len(attributor.test_labels))
+    held = tests[held_out(tests)]
+    if queries * REPEATS > len(held):
+        raise QueryError(
+            f"{len(held):,} test images are held out, too few for {REPEATS} sets of {queries}; ask for fewer queries."
+        )
+    sets = np.random.default_rng(seed).permutation(held)[: queries * REPEATS].reshape(REPEATS, queries)
+    coresets, grid = Coresets(attributor), budgets(len(attributor.train_labels), budget)
+    ways = [(name, sigma2, balanced) for name in methods for sigma2 in SIGMA2S for balanced in (False, True)]
+    subsets: list[Subset] = []
+    for number, asked in enumerate(np.sort(sets, axis=1)):
+        query = coresets.ask(asked)
+        for place, (name, sigma2, balanced) in enumerate(ways):
+            progress("Choosing coresets", number * len(ways) + place, REPEATS * len(ways))
+            choose = partial(_coreset, coresets, name, query, sigma2=sigma2, budget=grid[-1], balanced=balanced)
+            key = f"{attributor.bundle.identity} coreset {name} {balanced} {sigma2:g} {grid[-1]} {asked.tolist()}"
+            ranking = np.array(kept.get(key, choose), dtype=np.int64)
+            subsets += [Subset(ranking[:size], asked, held) for size in grid]
+    right = train_on_all(attributor.bundle, subsets, kept=kept, progress=progress)
+    scores = np.array(right).reshape(REPEATS, len(methods), len(SIGMA2S), -1).mean(axis=-1)
+    curves: dict[str, list[dict[str, Any]]] = {
+        name: [{"sigma2": sigma2, **share_and_error(scores[:, row, place])} for place, sigma2 in enumerate(SIGMA2S)]
+        for row, name in enumerate(methods)
+    }
+    sizes = ", ".join(f"{size:,}" for size in grid)
+    return _result(
+        attributor,
+        curves,
+        score=f"accuracy of networks trained on {sizes} images alone, mean of {REPEATS} sets of {queries} test images",
+        axis="right on other held-out images",
+        finding=f"Networks trained on {sizes} images alone are right most often",
+        goal="coreset",
+        queries=queries,
+        budget=budget,
+        seed=seed,
+    )
+
+
+def best(curve: Sequence[dict[str, Any]]) -> float:
+    """Return the sigma2 with the highest score; of several the one nearest to 1, where solves are exact."""
+    highest = max(point["mean"] for point in curve)
+    return float(min((p["sigma2"] for p in curve if p["mean"] == highest), key=lambda s: abs(math.log10(s))))
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Read a finished result.
+
+    Raises:
+        QueryError: if it is none.
+        FileError: if it cannot be read.
+    """
+    try:
+        result = json.loads(read_regular(file, _LARGEST, links=True))
+        chosen, words = result["sigma2"], (result["score"], result["date"])
+        if (
+            result["experiment"] == "tune"
+            and result.get("for", "margin") in SCORES
+            and all(isinstance(word, str) and word for word in words)
+            and all(name in METHODS and 0 < float(sigma2) < math.inf for name, sigma2 in chosen.items())
+        ):
+            return result | {"sigma2": {name: float(sigma2) for name, sigma2 in chosen.items()}}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        pass
+    raise QueryError(f"{file} is no result of `natscope tune`.")
+
+
+def record(path: Path, result: dict[str, Any], file: str) -> None:
+    """Write what was chosen into a bundle's manifest, in one step: from then on it is the default for this bundle.
+
+    Args:
+        path: of the bundle.
+        result: of `tune` or `tune_coresets`.
+        file: name of the JSON file that holds it, kept for each method unless it is a result that ships.
+
+    Raises:
+        BundleError: if the bundle cannot be opened.
+    """
+    manifest = Bundle(path).manifest
+    tuned = dict(manifest.tuned or {})
+    known = tuned.get("coreset", {}) if result.get("for") == "coreset" else tuned
+    chosen = {"sigma2": known.get("sigma2", {}) | result["sigma2"], "score": result["score"], "date": result["date"]}
+    others = {name: other for name, other in known.get("files", {}).items() if name not in result["sigma2"]}
+    if not _ships(result, file):
+        others |= dict.fromkeys(result["sigma2"], file)
+    if others:
+        chosen["files"] = others
+    if result.get("for") == "coreset":
+        tuned["coreset"] = chosen
+    else:
+        tuned = chosen | {kind: tuned[kind] for kind in ("coreset",) if kind in tuned}
+    write_manifest(path, replace(manifest, tuned=tuned))
+
+
+def _ships(result: dict[str, Any], file: str) -> bool:
+    """Whether it is one of the results from which the demo's bundles take their values, and not of the same name."""
+    return (
+        file in TUNED.values()
+        and assets.path("results", file).exists()
+        and (read(assets.path("results", file)) == result)
+    )
+
+
+def _coreset(coresets: Coresets, name: str, query: Query, **settings: Any) -> list[int]:
+    return [int(index) for index in coresets.select(name, query, **settings)]
+
+
+def _opened(path: Path, methods: Sequence[str]) -> Attributor:
+    for name in methods:
+        if not METHODS[name].uses_sigma2:
+            raise QueryError(f"{METHODS[name].title} does not use σ², so there is nothing to choose.")
+    attributor = open_attributor(path)
+    recipe_of(attributor.bundle)
+    return attributor
+
+
+def _result(
+    attributor: Attributor,
+    curves: dict[str, list[dict[str, Any]]],
+    *,
+    score: str,
+    axis: str,
+    finding: str,
+    goal: str,
+    **settings: int,
+) -> dict[str, Any]:
+    chosen = {name: best(curve) for name, curve in curves.items()}
+    told = ", ".join(f"{METHODS[name].title} {sigma2:g}" for name, sigma2 in chosen.items())
+    made = provenance("tune", [attributor], settings, methods=list(curves))
+    made["command"] += "" if goal == "margin" else f" --score {goal}"
+    return made | {
+        "for": goal,
+        "score": score,
+        "axis": axis,
+        "sigma2": chosen,
+        "curves": curves,
+        "finding": f"{finding} at σ² = {told}.",
+    }

@@ -1,0 +1,254 @@
+"""Architectures by name or from anyone's module, and their initial weights."""
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from natscope.core.bundle.format import Bundle
+from natscope.core.errors import BuildError, NatscopeError, out_of_memory
+from natscope.precompute.training.trusted import Code, find
+
+_HIDDEN = (512, 256)
+_WIDEST, _DEEPEST = 2**24, 100  # as a manifest may have them
+_LONGEST = 200  # characters of what somebody's code says when it fails
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A network without its weights.
+
+    Args:
+        architecture: a key of `ARCHITECTURES`, or "module.path:factory", a function or class that is called without
+            arguments and gives a network from (B, C, H, W) images to (B, classes) logits. It runs in float32.
+        widths: of an MLP the units of each layer, from the input's pixels to the classes; of a ResNet-9 its input
+            channels and classes. None fits them to the data set; a factory has none.
+        bias: whether the layers of an MLP have biases.
+    """
+
+    architecture: str = "mlp"
+    widths: tuple[int, ...] | None = (784, *_HIDDEN, 10)
+    bias: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values."""
+        return asdict(self) | {"widths": None if self.widths is None else list(self.widths)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":
+        """Undo `to_dict`; raises TypeError if a key is unknown."""
+        spec = cls(**values)
+        return replace(spec, widths=None if spec.widths is None else tuple(spec.widths))
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.architecture if self.widths is None else f"{self.architecture} {'-'.join(map(str, self.widths))}"
+
+
+def fitted(spec: ModelSpec, shape: Sequence[int], classes: int) -> ModelSpec:
+    """Fill in widths that were left to the data set.
+
+    Args:
+        spec: the network.
+        shape: (H, W) or (H, W, 3) of the images.
+        classes: how many there are.
+    """
+    if spec.widths is not None or spec.architecture not in ARCHITECTURES:
+        return spec
+    if spec.architecture == "mlp":
+        return replace(spec, widths=(math.prod(shape), *_HIDDEN, classes))
+    return replace(spec, widths=(1 if len(shape) == 2 else 3, classes))
+
+
+def network_of(bundle: Bundle, *, seed: int) -> nn.Module:
+    """Return the network that a bundle's manifest names, with initial weights.
+
+    Raises:
+        BuildError: as `build_model` does.
+        BundleError: if its code is somebody's whom the user has not trusted; nothing of it is run.
+    """
+    return build_model(ModelSpec.from_dict(bundle.manifest.model), seed=seed, bundle=bundle)
+
+
+def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> nn.Module:
+    """Build a network; the weights of natscope's own are Kaiming-normal, N(0, 2 / fan_in), with zero biases.
+
+    They are drawn from `seed` alone. A factory draws its own, after the global generator was seeded for it alone.
+
+    Args:
+        spec: the network. A factory's module is imported only if it is trusted: see
+            `natscope.precompute.training.trusted`.
+        seed: of the weights.
+        bundle: whose manifest names the network; None when no bundle does.
+
+    Raises:
+        BuildError: if the architecture is unknown, the widths make no network, or the factory fails.
+        BundleError: if the factory's module is not trusted.
+    """
+    if ":" in spec.architecture:
+        return _from_factory(find(spec.architecture, bundle), seed)
+    if spec.architecture not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise BuildError(
+            f"There is no architecture {spec.architecture!r}; choose one of {known}, or name a factory of yours as "
+            "module.path:function."
+        )
+    model = ARCHITECTURES[spec.architecture](spec)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return model
+
+
+def _mlp(spec: ModelSpec) -> nn.Module:
+    widths = spec.widths or ()
+    if not (2 <= len(widths) <= _DEEPEST and all(type(width) is int and 0 < width <= _WIDEST for width in widths)):
+        shown = ", ".join(map(str, widths[:5])) + (", …" if len(widths) > 5 else "")
+        raise BuildError(
+            f"Widths must be two or more positive whole numbers, from pixels to classes, at most {_DEEPEST} and none "
+            f"above {_WIDEST:,}, not {shown}."
+        )
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in pairwise(widths):
+        layers += [skip_init(nn.Linear, fan_in, fan_out, bias=spec.bias), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Residual(nn.Module):
+    """Adds what a block makes of its input to the input."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        """Keep the layers of the block."""
+        super().__init__()
+        self.block = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x + block(x)."""
+        return x + self.block(x)
+
+
+class Scale(nn.Module):
+    """Multiplies by a constant."""
+
+    def __init__(self, factor: float) -> None:
+        """Keep the factor."""
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return factor · x."""
+        return self.factor * x
+
+
+def _resnet9(spec: ModelSpec) -> nn.Module:
+    """The paper's ResNet-9 for images of about 32 by 32 pixels (2.27 M parameters for CIFAR-10)."""
+    widths = spec.widths or ()
+    if len(widths) != 2 or not all(type(width) is int and 0 < width <= _WIDEST for width in widths):
+        raise BuildError(f"A resnet9 has two widths, its input channels and its classes, not {list(widths)}.")
+    channels, classes = widths
+    return nn.Sequential(
+        *_conv(channels, 64),
+        *_conv(64, 128, kernel=5, stride=2, padding=2),
+        Residual(*_conv(128, 128), *_conv(128, 128)),
+        *_conv(128, 256),
+        nn.MaxPool2d(2),
+        Residual(*_conv(256, 256), *_conv(256, 256)),
+        *_conv(256, 128, padding=0),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        skip_init(nn.Linear, 128, classes, bias=False),
+        Scale(0.2),
+    )
+
+
+def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, padding: int = 1) -> tuple[nn.Module, ...]:
+    layer = skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
+    return layer, nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def source_of(spec: ModelSpec) -> str | None:
+    """Return the checksum of the files that a factory is written in, by which a build notices that one was edited.
+
+    Raises:
+        BuildError: if the factory's module cannot be found.
+        BundleError: if it is not trusted.
+    """
+    return find(spec.architecture).digest if ":" in spec.architecture else None
+
+
+def _imported(code: Code) -> Callable[[], Any]:
+    """Import a factory: the one place where code runs that is not natscope's, and only what `find` returned."""
+    path, name = code.module, code.factory
+    with _one_sentence(f"The module {path} fails when it is imported"):
+        module = importlib.import_module(path)
+        factory = getattr(module, name, None)
+    if factory is None:
+        networks = [n for n, v in vars(module).items() if _is_network(v) and v.__module__ == path]
+        there = f"it has {', '.join(networks)}" if networks else "--model takes module.path:factory"
+        raise BuildError(f"The module {path} has no '{name}'; {there}.")
+    if not (inspect.isfunction(factory) or _is_network(factory)):
+        raise BuildError(f"{path}:{name} is no function and no torch.nn.Module, so it makes no network.")
+    return factory
+
+
+def _is_network(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module)
+
+
+def _from_factory(code: Code, seed: int) -> nn.Module:
+    name = f"{code.module}:{code.factory}"
+    with code.importable(), torch.random.fork_rng(devices=[]):
+        factory = _imported(code)
+        torch.manual_seed(seed)
+        with _one_sentence(f"{name}() failed"):
+            model = factory()
+    if not isinstance(model, nn.Module):
+        raise BuildError(f"{name}() gave {type(model).__name__}, not a torch.nn.Module.")
+    with _one_sentence(f"The network of {name} fails"):
+        lazy = [title for title, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+        if lazy:
+            raise BuildError(f"The parameter '{lazy[0]}' of {name} has no shape yet; use layers that are not lazy.")
+        if next(model.parameters(), None) is None:
+            raise BuildError(f"The network of {name} has no parameters, so there is nothing to attribute by.")
+        return model.to("cpu", torch.float32)
+
+
+@contextmanager
+def _one_sentence(what: str) -> Iterator[None]:
+    """Turn whatever somebody's code raises into a BuildError: even SystemExit, which would end a session silently.
+
+    A lack of memory is none of the code's faults, and is raised as it is.
+    """
+    try:
+        yield
+    except (NatscopeError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if out_of_memory(error):
+            raise
+        raise BuildError(f"{what}: {_said(error)}.") from error
+
+
+def _said(error: BaseException) -> str:
+    """Return an error's type and the first line of its text, with nothing in it that a terminal would obey."""
+    try:
+        text = str(error).strip()
+    except Exception:  # anybody's code
+        text = ""
+    line = f"{type(error).__name__}: {text}".splitlines()[0][:_LONGEST].rstrip(".: ")
+    return "".join(letter if letter.isprintable() else " " for letter in line)
+
+
+ARCHITECTURES: dict[str, Callable[[ModelSpec], nn.Module]] = {"mlp": _mlp, "resnet9": _resnet9}

@@ -1,0 +1,156 @@
+"""Counterfactuals: what a network says of an image once it is trained again without some of its training images."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from natscope.core.bundle.format import Bundle
+from natscope.core.measurements import margin
+from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.retrain import retrain
+from natscope.precompute.training.train import logits_of
+from natscope.precompute.training.workers import Progress, side_by_side
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network says of one image.
+
+    Args:
+        predicted: the class of the largest logit.
+        probability: of the class that is asked about, 0 to 1.
+        margin: of that class, z_c - logsumexp(z over the others), the log odds; negative once another class wins.
+    """
+
+    predicted: int
+    probability: float
+    margin: float
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Removals for one image, each more than the one before.
+
+    Args:
+        index: of the test image.
+        target: the class that is asked about: what the network says before anything is removed.
+        ranking: training indices, the first to be removed first.
+        grid: how many of them are removed, rising.
+        stop: end once the network says something else (Tailor et al., figure 3: a flip at M counts for all larger M).
+    """
+
+    index: int
+    target: int
+    ranking: tuple[int, ...]
+    grid: tuple[int, ...]
+    stop: bool = True
+
+    @property
+    def key(self) -> str:
+        """A name of everything that its answers depend on: of each step the set that is removed, not its order."""
+        digest = hashlib.sha256(f"{self.index} {self.target} {self.stop}".encode())
+        for count in self.grid:
+            digest.update(f" {sorted(self.ranking[:count])}".encode())
+        return digest.hexdigest()[:24]
+
+
+def identity_of(bundle: Bundle) -> str:
+    """Return a name of the network, its recipe and its data: what a training depends on, and no more of the bundle."""
+    files = [bundle.manifest.files[name].sha256 for name in ("weights", "train_images", "train_labels")]
+    text = json.dumps([files, bundle.manifest.training, bundle.manifest.dataset["mean"]])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def name_of(image: np.ndarray, target: int, rows: Sequence[int]) -> str:
+    """Return a name of what is asked once some training images are removed, whatever their order."""
+    digest = hashlib.sha256(np.ascontiguousarray(image).tobytes())
+    digest.update(f"{target} {sorted(rows)}".encode())
+    return digest.hexdigest()[:24]
+
+
+def answer(bundle: Bundle, model: nn.Module, image: np.ndarray, target: int) -> Answer:
+    """Ask a network about an image (H, W) or (H, W, 3) uint8 and a class."""
+    dataset = bundle.manifest.dataset
+    logits = torch.from_numpy(logits_of(model, image[None], mean=dataset["mean"], std=dataset["std"])).double()
+    return Answer(
+        predicted=int(logits.argmax()),
+        probability=float(torch.softmax(logits, dim=1)[0, target]),
+        margin=float(margin(logits, torch.tensor([target]))[0]),
+    )
+
+
+def without(
+    bundle: Bundle, image: np.ndarray, target: int, rows: Sequence[int], progress: Callable[[int, int], None]
+) -> Answer:
+    """Train again without some training images and ask about an image and a class.
+
+    Args:
+        bundle: whose network and data.
+        image: (H, W) or (H, W, 3) uint8.
+        target: the class.
+        rows: training indices.
+        progress: called with epochs done and in all.
+
+    Raises:
+        BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
+    """
+    return answer(bundle, retrain(bundle, np.array(rows, dtype=np.int64), progress), image, target)
+
+
+def climb(bundle: Bundle, ladder: Ladder, kept: Kept) -> list[Answer]:
+    """Train once a step of a ladder, up to the first flip if it stops there.
+
+    Args:
+        bundle: whose network and data.
+        ladder: what is removed, and what is asked.
+        kept: where its finished steps are.
+
+    Returns:
+        The answers, fewer than `ladder.grid` has steps once the prediction has flipped.
+    """
+    image, answers = np.asarray(bundle.array("test_images")[ladder.index]), []
+    for count in ladder.grid:
+        step = partial(_step, bundle, image, ladder.target, ladder.ranking[:count])
+        answers.append(Answer(**kept.get(str(count), step)))
+        if ladder.stop and answers[-1].predicted != ladder.target:
+            break
+    return answers
+
+
+def _step(bundle: Bundle, image: np.ndarray, target: int, rows: Sequence[int]) -> dict[str, Any]:
+    return asdict(without(bundle, image, target, rows, lambda done, total: None))
+
+
+def climb_all(
+    bundle: Bundle, ladders: Sequence[Ladder], *, kept: Kept, workers: int, progress: Progress
+) -> list[list[Answer]]:
+    """Climb ladders side by side, one process a worker with one thread each; those that are kept are not climbed again.
+
+    Args:
+        bundle: whose network and data.
+        ladders: equal ones are climbed once.
+        kept: where finished ladders are; the steps of those that are not finished are in files beside it.
+        workers: how many processes.
+        progress: called after every ladder; it may raise to stop.
+    """
+    names = [f"{identity_of(bundle)} removal {ladder.key}" for ladder in ladders]
+    steps = [kept.beside(name.replace(" ", "-")) for name in names]
+    things = dict(zip(names, zip(ladders, steps, strict=True), strict=True))
+    stage = "Training without what was found"
+    found = side_by_side(bundle, _climbed, things, kept=kept, workers=workers, stage=stage, progress=progress)
+    for path in steps:
+        path.unlink(missing_ok=True)
+    return [[Answer(**values) for values in found[name]] for name in names]
+
+
+def _climbed(bundle: Bundle, thing: tuple[Ladder, Path]) -> list[dict[str, Any]]:
+    ladder, steps = thing
+    return [asdict(found) for found in climb(bundle, ladder, Kept(steps))]

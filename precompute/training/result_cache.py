@@ -1,0 +1,67 @@
+"""Results of an experiment's parts, kept on disk so that one that was stopped goes on where it was."""
+
+import glob
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from natscope.core.bundle.format import write_atomically
+
+
+class Kept:
+    """A JSON file of finished parts by name; parts of other settings or bundles are other names."""
+
+    def __init__(self, path: Path) -> None:
+        """Read what is there; a file that cannot be read counts as none."""
+        self.path = path
+        self._parts = _read(path)
+
+    def get(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return a part, computing and keeping it if it is not there yet.
+
+        Args:
+            name: everything that the part depends on.
+            compute: gives it as JSON-able values.
+        """
+        if name not in self._parts:
+            self._keep(name, compute())
+        return self._parts[name]
+
+    def _keep(self, name: str, part: Any) -> None:
+        """Write a part beside those that other processes have written meanwhile."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.beside("lock")):
+            self._parts = _read(self.path) | self._parts | {name: part}
+            write_atomically(self.path, json.dumps(self._parts).encode())
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a part is finished."""
+        return name in self._parts
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a finished part; raises KeyError where it is not."""
+        return self._parts[name]
+
+    def parts(self) -> dict[str, Any]:
+        """Return all finished parts by name, the oldest first."""
+        return dict(self._parts)
+
+    def beside(self, name: str) -> Path:
+        """Return a file beside this one for a part's own work in progress; `discard` removes it too."""
+        return self.path.with_suffix(f".{name}")
+
+    def discard(self) -> None:
+        """Remove the file and those beside it, once the experiment's result is written."""
+        for file in (self.path, *self.path.parent.glob(f"{glob.escape(self.path.stem)}.*")):
+            file.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

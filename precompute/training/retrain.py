@@ -1,0 +1,151 @@
+"""Training a bundle's network once more without some of its images: the counterfactual that attribution predicts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from torch import nn
+
+from natscope.core.backdoor import Backdoor, attack_success
+from natscope.core.bundle.format import Bundle
+from natscope.core.errors import BuildError
+from natscope.core.images import ImageInputs
+from natscope.precompute.training.models import network_of
+from natscope.precompute.training.train import TrainingSpec, accuracy, logits_of, train
+
+_AT_HAND = 2**28  # bytes of inputs up to which they are in memory as a whole
+_WAITED_FOR = 30_000 * 32 * 32  # pixels, counted in every epoch: two minutes of a ResNet-9 on one core
+
+
+def recipe_of(bundle: Bundle) -> TrainingSpec:
+    """Return the recipe that a bundle's network was trained by.
+
+    Raises:
+        BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
+    """
+    try:
+        return TrainingSpec.from_dict(bundle.manifest.training)
+    except TypeError as error:
+        raise BuildError(
+            "This bundle's weights were loaded, not trained here, so they cannot be trained again."
+        ) from error
+
+
+def retrain(
+    bundle: Bundle,
+    leave_out: np.ndarray,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    recipe: TrainingSpec | None = None,
+    checkpoint: Path | None = None,
+) -> nn.Module:
+    """Train from the same initial weights in the same order of images, without some of them.
+
+    Args:
+        bundle: whose network and data.
+        leave_out: training indices, int64; none gives the bundle's own weights again.
+        progress: called with epochs done and in all.
+        recipe: of the training; the bundle's own when None.
+        checkpoint: file from which a training that was stopped goes on.
+
+    Returns:
+        The network, in eval mode.
+
+    Raises:
+        BuildError: if no recipe is known, or the checkpoint is damaged or of another training.
+    """
+    manifest = bundle.manifest
+    recipe = recipe or recipe_of(bundle)
+    model = network_of(bundle, seed=recipe.seed)
+    stored = bundle.array("train_images")
+    images: torch.Tensor | ImageInputs = ImageInputs(stored, manifest.dataset["mean"], manifest.dataset["std"])
+    if 4 * stored.size <= _AT_HAND:
+        images = images[:]  # the same numbers, scaled once
+    labels = torch.from_numpy(np.array(bundle.array("train_labels")))
+    train(model, images, labels, recipe, leave_out=leave_out, checkpoint=checkpoint, progress=progress)
+    return model
+
+
+def too_slow(bundle: Bundle, *, linear: bool, count: int | None = None) -> str | None:
+    """Return a sentence on why this bundle's network is not trained again while somebody waits; None if it can be.
+
+    Args:
+        bundle: whose network and recipe; it is not built to see.
+        linear: whether all parameters of the network are of `Linear` layers: then training takes seconds.
+        count: how many training images; all of the bundle's when None.
+    """
+    if "weights" in bundle.manifest.training:
+        return "This network’s weights were loaded, not trained here, so it cannot be trained again."
+    images, epochs = bundle.array("train_images"), recipe_of(bundle).epochs
+    count = len(images) if count is None else count
+    if not linear and count * epochs * images.shape[1] * images.shape[2] > _WAITED_FOR:
+        return (
+            f"Training this network again, with {count:,} images {epochs} times over, takes too long to wait for, so "
+            "that is not done here."
+        )
+    return None
+
+
+def patience(*, linear: bool) -> str:
+    """Return about how long training a network twice takes, given whether it has `Linear` layers alone."""
+    return "half a minute" if linear else "a few minutes"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a network fares with a backdoor.
+
+    Args:
+        answer: the predicted class of the one stamped image that is asked about.
+        probability: of that class.
+        class_success: share of stamped test images of its base class that are taken for what the attack aims at.
+        success: the same over all test images, each with its own class's patch.
+        accuracy: share of clean test images that are predicted right.
+    """
+
+    answer: int
+    probability: float
+    class_success: float
+    success: float
+    accuracy: float
+
+
+def attacked(bundle: Bundle, model: nn.Module, backdoor: Backdoor) -> tuple[np.ndarray, float]:
+    """Measure a network of a poisoned bundle on all test images.
+
+    Returns:
+        Whether each stamped image is taken for what the attack aims at, (T,) bool; and the accuracy on clean ones.
+    """
+    images, labels = np.asarray(bundle.array("test_images")), np.asarray(bundle.array("test_labels"))
+    fooled = attack_success(lambda batch: _logits(bundle, model, batch).argmax(axis=1), backdoor, images, labels)
+    return fooled, accuracy(_logits(bundle, model, images), labels)
+
+
+def outcome(bundle: Bundle, model: nn.Module, backdoor: Backdoor, index: int) -> Outcome:
+    """Measure a network of a poisoned bundle on all test images, and on one of them, stamped.
+
+    Args:
+        bundle: whose test images.
+        model: the network, in eval mode.
+        backdoor: the attack.
+        index: of the test image.
+    """
+    fooled, right = attacked(bundle, model, backdoor)
+    labels = np.asarray(bundle.array("test_labels"))
+    image = np.asarray(bundle.array("test_images")[[index]])
+    chances = softmax(_logits(bundle, model, backdoor.stamped(image, labels[[index]]))[0])
+    return Outcome(
+        answer=int(chances.argmax()),
+        probability=float(chances.max()),
+        class_success=float(fooled[labels == labels[index]].mean()),
+        success=float(fooled.mean()),
+        accuracy=right,
+    )
+
+
+def _logits(bundle: Bundle, model: nn.Module, images: np.ndarray) -> np.ndarray:
+    dataset = bundle.manifest.dataset
+    return logits_of(model, images, mean=dataset["mean"], std=dataset["std"])

@@ -1,0 +1,110 @@
+"""Training a bundle's network on a few of its training images alone: what a coreset is worth."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from natscope.core.bundle.format import Bundle
+from natscope.precompute.training.removal import identity_of
+from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.retrain import recipe_of, retrain
+from natscope.precompute.training.train import accuracy, logits_of
+from natscope.precompute.training.workers import Progress, side_by_side
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """Training images to train on, and test images that had a say in choosing them.
+
+    Args:
+        chosen: (M,) int64 training indices, in any order.
+        asked: (Q,) int64 test indices, on which the accuracy is measured apart.
+        measured: (T',) int64 test indices on which it is measured besides, those of `asked` left out; all when None.
+    """
+
+    chosen: np.ndarray
+    asked: np.ndarray
+    measured: np.ndarray | None = None
+
+    def key(self, bundle: Bundle) -> str:
+        """A name of everything that the accuracy depends on; not of the order in which images were chosen."""
+        digest = hashlib.sha256(str(sorted(self.chosen.tolist())).encode())
+        digest.update(str(sorted(self.asked.tolist())).encode())
+        if (precision := recipe_of(bundle).precision) != "float32":
+            digest.update(f" {precision}".encode())
+        if self.measured is not None:
+            digest.update(f" {sorted(self.measured.tolist())}".encode())
+        return f"{identity_of(bundle)} subset {digest.hexdigest()[:24]}"
+
+
+def train_on(
+    bundle: Bundle, subset: Subset, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """Train on a subset from the same initial weights, by the same recipe, in the same order of the images.
+
+    The test images are seen in the precision of the training, too: bfloat16 takes a quarter of the time of float32.
+
+    Args:
+        bundle: whose network and data.
+        subset: what to train on.
+        progress: called with epochs done and in all.
+
+    Returns:
+        As `accuracies`.
+
+    Raises:
+        BuildError: if no recipe is known.
+    """
+    everyone = np.arange(len(bundle.array("train_labels")))
+    model = retrain(bundle, np.setdiff1d(everyone, subset.chosen), progress)
+    return ask(bundle, model, subset)
+
+
+def ask(bundle: Bundle, model: nn.Module, subset: Subset) -> dict[str, Any]:
+    """Return a network's `accuracies`, in the precision of the bundle's training."""
+    dataset, images = bundle.manifest.dataset, np.asarray(bundle.array("test_images"))
+    rows = np.arange(len(images)) if subset.measured is None else np.union1d(subset.asked, subset.measured)
+    logits = np.zeros((len(images), len(bundle.classes)), dtype=np.float32)
+    precision = recipe_of(bundle).precision
+    logits[rows] = logits_of(model, images[rows], mean=dataset["mean"], std=dataset["std"], precision=precision)
+    return accuracies(bundle, logits, subset.asked, subset.measured)
+
+
+def train_on_all(bundle: Bundle, subsets: Sequence[Subset], *, kept: Kept, progress: Progress) -> list[float]:
+    """Train on subsets side by side, one process a core; those that are kept are not trained again.
+
+    Args:
+        bundle: whose network and data.
+        subsets: equal ones are trained once.
+        kept: where finished trainings are.
+        progress: called after every training; it may raise to stop.
+
+    Returns:
+        The accuracy on the "others" of `accuracies`, of each subset.
+    """
+    keys = [subset.key(bundle) for subset in subsets]
+    things = dict(zip(keys, subsets, strict=True))
+    workers, stage = torch.get_num_threads(), "Training on what was chosen"
+    found = side_by_side(bundle, train_on, things, kept=kept, workers=workers, stage=stage, progress=progress)
+    return [found[key]["others"] for key in keys]
+
+
+def accuracies(
+    bundle: Bundle, logits: np.ndarray, asked: np.ndarray, measured: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Return the accuracy of logits (T, C) on the test images that had no say, "others", and on those "asked".
+
+    A share of None says that there is no such image; `measured` is as in `Subset`.
+    """
+    labels, said = np.asarray(bundle.array("test_labels")), np.zeros(len(logits), dtype=bool)
+    said[asked] = True
+    others = ~said
+    if measured is not None:
+        others &= np.isin(np.arange(len(logits)), measured)
+    parts = {"others": others, "asked": said}
+    return {name: accuracy(logits[part], labels[part]) if part.any() else None for name, part in parts.items()}

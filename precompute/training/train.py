@@ -1,0 +1,297 @@
+"""Training by stochastic gradient descent that can be killed at any time and ends with the same bits."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from natscope.core.bundle.format import write_atomically
+from natscope.core.errors import BuildError, out_of_memory
+from natscope.core.images import ImageInputs
+from natscope.core.jacobians import convolves
+
+PRECISIONS = ("float32", "bfloat16")
+_AT_ONCE = 500  # images a forward pass
+_SHIFT = 4  # pixels by which crops move an image at most
+_WEIGHT, _MOMENTUM = "weight/", "momentum/"
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """The recipe: SGD with momentum on the mean cross-entropy, at a rate that may rise first and fall at the end.
+
+    The paper's recipe has a constant rate. Its last steps leave the test accuracy of the embedded data anywhere from
+    84.7 to 86.3 % by the seed; lowered to 0 over the last epoch it is 87.5 to 87.7 %.
+
+    Args:
+        epochs: passes over the data.
+        batch_size: images a step; the last step of an epoch takes what is left.
+        learning_rate: from the first `warmup_epochs` to the last `decay_epochs`.
+        decay_epochs: over how many epochs at the end the rate falls to 0 in a straight line; 0 keeps it constant.
+        momentum: of the gradient's running sum.
+        weight_decay: added to the gradient as a multiple of the weights.
+        seed: of the order of images, of crops and flips, and of the initial weights where `build` makes them.
+        warmup_epochs: over how many epochs at the start the rate rises from 0 in a straight line.
+        augment: whether each image is moved by up to 4 pixels (zeros, the mean colour, come in) and mirrored at random.
+        precision: "bfloat16" runs the network under autocast; weights, their updates and the loss stay float32.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 0.03
+    decay_epochs: int = 1
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+    seed: int = 0
+    warmup_epochs: int = 0
+    augment: bool = False
+    precision: str = "float32"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values; later ones only where they are not at their default."""
+        usual = {"warmup_epochs": 0, "augment": False, "precision": "float32"}
+        return {key: value for key, value in asdict(self).items() if key not in usual or value != usual[key]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainingSpec":
+        """Undo `to_dict`; raises TypeError if a key is unknown."""
+        return cls(**values)
+
+
+RECIPES = {
+    "mlp": TrainingSpec(),
+    "resnet9": TrainingSpec(  # the paper's, but for bfloat16: a triangle up to epoch 5 and down to 0 at epoch 24
+        epochs=24,
+        batch_size=512,
+        learning_rate=0.5,
+        decay_epochs=19,
+        weight_decay=5e-4,
+        warmup_epochs=5,
+        augment=True,
+        precision="bfloat16",
+    ),
+}
+
+
+def train(
+    model: nn.Module,
+    images: Tensor | ImageInputs,
+    labels: Tensor,
+    spec: TrainingSpec,
+    *,
+    leave_out: np.ndarray | None = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Train in place and leave the model in eval mode.
+
+    The order of images in epoch e, and how they are augmented, depends on (seed, e) alone, so training that goes on
+    from a checkpoint takes the same steps; what layers such as dropout draw depends on them too. On a CPU one thread
+    works for a network of small layers, and the bits do not depend on how many threads there are; convolutions take all
+    threads, in channels-last order.
+
+    Args:
+        model: the network with its initial weights, on the device to train on.
+        images: (N, C, H, W) float32, or stored images that become that batch by batch.
+        labels: (N,) int64.
+        spec: the recipe.
+        leave_out: rows of images to train without; the others keep the order that they would have had with them.
+        checkpoint: file written after every epoch; if it is there, training goes on from it.
+        progress: called with epochs done and in all, at the start and after each epoch's checkpoint.
+
+    Raises:
+        BuildError: if the recipe makes no sense, the loss is not finite, or the checkpoint is damaged or of another
+            training.
+    """
+    _check(spec, images, labels)
+    device = next(model.parameters()).device
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
+    )
+    kept = np.ones(len(images), dtype=bool)
+    if leave_out is not None:
+        kept[leave_out] = False
+    if not kept.any():
+        raise BuildError("Nothing is left to train on.")
+    identity = _identity(model, images, labels, spec, kept) if checkpoint else ""
+    start = _restore(checkpoint, model, optimizer, identity) if checkpoint and checkpoint.exists() else 0
+    large = convolves(model)
+    if large:
+        model.to(memory_format=torch.channels_last)
+        for state in optimizer.state.values():  # as they are in a training that nothing interrupted
+            if state["momentum_buffer"].dim() == 4:
+                state["momentum_buffer"] = state["momentum_buffer"].to(memory_format=torch.channels_last)
+    progress(start, spec.epochs)
+    model.train()
+    for epoch in range(start, spec.epochs):
+        random = np.random.default_rng([spec.seed, epoch])
+        order = random.permutation(len(images))
+        batches = torch.from_numpy(order[kept[order]]).split(spec.batch_size)
+        with nullcontext() if large else _one_thread(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(random.bit_generator.seed_seq.generate_state(1)[0]))
+            for step, batch in enumerate(batches):
+                optimizer.param_groups[0]["lr"] = _rate(spec, epoch + step / len(batches))
+                inputs = augmented(images[batch], random) if spec.augment else images[batch]
+                _step(
+                    model,
+                    optimizer,
+                    inputs.to(device),
+                    labels[batch].to(device),
+                    epoch,
+                    _autocast(spec.precision, device),
+                )
+        if checkpoint:
+            _save(checkpoint, model, optimizer, identity, epoch + 1)
+        progress(epoch + 1, spec.epochs)
+    if large:
+        model.to(memory_format=torch.contiguous_format)  # as loaded weights are: what is computed has the same bits
+    model.eval()
+
+
+def _rate(spec: TrainingSpec, epochs_done: float) -> float:
+    """Return the learning rate after a number of epochs, a fraction for steps within one."""
+    left = spec.epochs - epochs_done
+    falling = left / spec.decay_epochs if spec.decay_epochs else 1.0
+    rising = epochs_done / spec.warmup_epochs if spec.warmup_epochs else 1.0
+    return spec.learning_rate * min(1.0, falling, rising)
+
+
+def augmented(images: Tensor, random: np.random.Generator) -> Tensor:
+    """Move each image of a batch (B, C, H, W) by up to 4 pixels and mirror every second one, at random."""
+    count, _, height, width = images.shape
+    top, left = (torch.from_numpy(random.integers(0, 2 * _SHIFT + 1, count)) for _ in range(2))
+    mirrored = torch.from_numpy(random.random(count) < 0.5)
+    padded = nn.functional.pad(images, (_SHIFT,) * 4)
+    rows = top[:, None] + torch.arange(height)
+    columns = left[:, None] + torch.arange(width)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights as safetensors takes them: contiguous, and no two in the same memory, as tied ones are."""
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+
+
+def logits_of(
+    model: nn.Module,
+    images: np.ndarray,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    precision: str = "float32",
+) -> np.ndarray:
+    """Return a network's logits (N, C) float32 for stored images (N, H, W) or (N, H, W, 3) uint8, some at a time."""
+    inputs = ImageInputs(images, mean, std)
+    with torch.no_grad(), _autocast(precision, torch.device("cpu")):
+        parts = [model(inputs[start : start + _AT_ONCE]) for start in range(0, len(inputs), _AT_ONCE)]
+    return torch.cat(parts).float().cpu().numpy()
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of rows of logits (N, C) whose largest entry is at the label (N,)."""
+    return float(np.mean(logits.argmax(axis=1) == labels))
+
+
+def check_recipe(spec: TrainingSpec) -> None:
+    """Raise BuildError if a recipe makes no sense."""
+    if min(spec.epochs, spec.decay_epochs, spec.warmup_epochs, spec.seed) < 0 or spec.batch_size < 1:
+        raise BuildError("Epochs, decay and warm-up epochs and seed must be 0 or more and the batch size 1 or more.")
+    if spec.precision not in PRECISIONS:
+        raise BuildError(f"There is no precision '{spec.precision}'; choose one of {', '.join(PRECISIONS)}.")
+    if not (0 < spec.learning_rate < math.inf and 0 <= spec.momentum < 1 and 0 <= spec.weight_decay < math.inf):
+        raise BuildError("The learning rate must be positive, the momentum in [0, 1) and the weight decay 0 or more.")
+
+
+def _check(spec: TrainingSpec, images: Tensor | ImageInputs, labels: Tensor) -> None:
+    check_recipe(spec)
+    if len(images) != len(labels) or not len(images):
+        raise BuildError(f"Training needs one label an image, not {len(labels)} labels for {len(images)} images.")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    epoch: int,
+    precision: AbstractContextManager,
+) -> None:
+    with precision:
+        logits = model(images)
+    loss = cross_entropy(logits.to(labels.device, next(model.parameters()).dtype), labels)
+    if not math.isfinite(loss.item()):
+        raise BuildError(f"The loss became infinite or NaN in epoch {epoch + 1}; train with a smaller learning rate.")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def _identity(
+    model: nn.Module, images: Tensor | ImageInputs, labels: Tensor, spec: TrainingSpec, kept: np.ndarray
+) -> str:
+    """Hash what a checkpoint must agree on: the recipe, the shapes of the weights, the data and what is left of it."""
+    shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
+    stored = images.images if isinstance(images, ImageInputs) else images.cpu().numpy()
+    scaling = [list(images.mean), list(images.std)] if isinstance(images, ImageInputs) else []
+    digest = hashlib.sha256(json.dumps([spec.to_dict(), shapes, list(stored.shape), scaling]).encode())
+    if not kept.all():
+        digest.update(kept.data)
+    for array in (stored, labels.cpu().numpy()):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str, epoch: int) -> None:
+    tensors = {_WEIGHT + name: tensor for name, tensor in apart(model.state_dict()).items()}
+    for name, parameter in model.named_parameters():
+        if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None:
+            tensors[_MOMENTUM + name] = buffer.contiguous()
+    write_atomically(path, safetensors.torch.save(tensors, {"epoch": str(epoch), "identity": identity}))
+
+
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str) -> int:
+    """Load weights and momentum, and give the number of epochs they have seen."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        if out_of_memory(error):
+            raise
+        raise BuildError(f"The checkpoint {path} is damaged; delete it to train from the start.") from error
+    if metadata.get("identity") != identity:
+        raise BuildError(
+            f"The checkpoint {path} is of another training (recipe, data or network); delete it to start anew."
+        )
+    weights = {name.removeprefix(_WEIGHT): t for name, t in tensors.items() if name.startswith(_WEIGHT)}
+    model.load_state_dict(weights)
+    for name, parameter in model.named_parameters():
+        if _MOMENTUM + name in tensors:
+            optimizer.state[parameter]["momentum_buffer"] = tensors[_MOMENTUM + name].to(parameter.device)
+    return int(metadata["epoch"])

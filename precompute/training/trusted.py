@@ -1,0 +1,403 @@
+"""Whose code may run: a network made by somebody's own module is imported only once the user has trusted that module.
+
+A bundle is a stranger's data and may name any module. The user trusts one by building with it, which is recorded in her
+configuration, outside every bundle, or for one run by `--allow-code`. Modules are found here without running any of
+their code; `natscope.precompute.training.models` alone imports what `find` returns.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import spec_from_file_location
+from itertools import accumulate
+from modulefinder import ModuleFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import filelock
+
+from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, sha256_of, write_atomically
+from natscope.core.errors import BuildError, FileError, UntrustedError
+from natscope.core.files import read_regular
+from natscope.precompute.paths import configuration
+
+ALLOWED = "NATSCOPE_ALLOW_CODE"  # environment variable, which child processes inherit: names with commas
+_NOT_THEIRS = frozenset(sys.stdlib_module_names) | {"natscope"}
+_LONGEST = 200  # characters of "module.path:factory"
+_RECORD, _RECORD_LIMIT = "trusted.json", 10_000_000  # bytes
+_PATIENCE = 10.0  # seconds
+_INSTALLED = ("site-packages", "dist-packages")  # folders whose modules belong to many projects
+_finders = threading.Lock()  # of Python, which two threads must not change at the same time
+_importing = threading.RLock()  # held while modules of one project stand in for those of another
+_projects: dict[str, dict[str, ModuleType]] = {}  # by folder, what was imported from it, by name
+_built_with: dict[str, str] = {}  # files by architecture, so that another build meanwhile changes nothing for this one
+
+
+@dataclass(frozen=True)
+class Code:
+    """A module that was found and is trusted, and was not imported yet.
+
+    Args:
+        module: its dotted name.
+        factory: what in it makes the network.
+        chain: where its packages and the module itself are, the outermost first.
+    """
+
+    module: str
+    factory: str
+    chain: tuple[ModuleSpec, ...]
+
+    @property
+    def file(self) -> Path:
+        """The file of the module, links resolved."""
+        return Path(str(self.chain[-1].origin)).resolve()
+
+    @property
+    def folder(self) -> Path:
+        """The folder from which the dotted name leads to the file."""
+        file = Path(str(self.chain[-1].origin)).absolute()
+        return (file.parent if file.name == "__init__.py" else file).parents[len(self.chain) - 1]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the module's file and those of its folder that it imports, found without running them."""
+        files = {self.module: self.file}
+        if self.folder.name not in _INSTALLED:
+            finder = ModuleFinder(path=[str(self.folder)])
+            with suppress(ImportError, SyntaxError, ValueError):  # whoever imports it says what is wrong
+                finder.import_hook(self.module)
+            found = {name: getattr(module, "__file__", None) for name, module in finder.modules.items()}
+            files |= {name: Path(file) for name, file in found.items() if file}
+        sums = {name: sha256_of(file) for name, file in sorted(files.items())}
+        return sums[self.module] if len(sums) == 1 else hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+    @contextmanager
+    def importable(self) -> Iterator[None]:
+        """Let imports of the module lead to exactly what was found, and let it import what lies beside it.
+
+        Projects whose modules share names do not see each other's: what is loaded under such a name is set aside
+        meanwhile, and stands there again afterwards.
+        """
+        first, last = _Exactly(self.chain), _Beside(self.folder)
+        with _importing, _others_set_aside(self.chain, last):
+            with _finders:  # a new list each time: other threads go through the old one, and would miss what moves
+                sys.meta_path = [first, *sys.meta_path, last]
+            try:
+                yield
+            finally:
+                with _finders:
+                    sys.meta_path = [finder for finder in sys.meta_path if finder not in (first, last)]
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """A record of trust: a network's "module.path:factory", the module's file, and the folder that led there."""
+
+    architecture: str
+    file: str
+    folder: str
+
+
+def allow(names: Iterable[str]) -> None:
+    """Trust modules for this run and the processes that it starts.
+
+    Args:
+        names: "module.path", or "module.path:factory" for that one factory alone.
+
+    Raises:
+        BuildError: if one is no such name.
+    """
+    names = tuple(names)
+    for name in names:
+        module, colon, factory = name.partition(":")
+        if not _is_name(module, factory if colon else "factory"):
+            raise BuildError(
+                f"--allow-code takes the name of a module, such as my_model or my_model:Net, not {name[:_LONGEST]!r}."
+            )
+    os.environ[ALLOWED] = ",".join(dict.fromkeys((*_allowed(), *names)))
+
+
+def trust(architecture: str) -> None:
+    """Record that the user builds with a network of her own, so that its bundles open from any working directory.
+
+    The module is looked up as Python would, and in the working directory last. Networks of natscope's need no trust.
+
+    Raises:
+        BuildError: if there is no such module, it lies in a bundle, or the record cannot be written.
+    """
+    if ":" not in architecture:
+        return
+    module, factory = _split(architecture)
+    if (chain := _chain(module)) is None:
+        raise _not_found(module)
+    code = _checked(Code(module, factory, chain), None)
+    entry = Trusted(architecture, str(code.file), str(code.folder))
+    _built_with[architecture] = entry.file
+    if _recorded()[-1:] == [entry]:
+        return
+    folder = configuration()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        with filelock.FileLock(folder / f"{_RECORD}.lock", timeout=_PATIENCE):
+            same = (entry.architecture, entry.file)
+            entries = [*(known for known in _recorded() if (known.architecture, known.file) != same), entry]
+            text = json.dumps({"trusted": [asdict(known) for known in entries]}, indent=1)
+            write_atomically(folder / _RECORD, text.encode())
+    except (OSError, filelock.Timeout) as error:
+        reason = getattr(error, "strerror", None) or "another natscope holds it"
+        raise BuildError(
+            f"That you trust {architecture} cannot be recorded in {folder} ({reason}); name a folder for settings that "
+            "can be written in XDG_CONFIG_HOME."
+        ) from error
+
+
+def find(architecture: str, bundle: Bundle | None = None) -> Code:
+    """Return the trusted module of a network, without running any of its code.
+
+    Args:
+        architecture: "module.path:factory".
+        bundle: whose manifest names it; None when no bundle does.
+
+    Raises:
+        BuildError: if it is no such name, is not found, or lies in a bundle.
+        UntrustedError: if it is not trusted.
+    """
+    module, factory = _split(architecture)
+    allowed = bool({module, architecture} & _allowed().keys())
+    if allowed and (chain := _chain(module)):
+        return _checked(Code(module, factory, chain), bundle)
+    recorded = [known for known in _recorded() if known.architecture == architecture]
+    for known in _likeliest(recorded, bundle):
+        for chain in (_chain(module, known.folder), _chain(module)):
+            if chain and str((code := Code(module, factory, chain)).file) == known.file:
+                return _checked(code, bundle)
+    if allowed:
+        raise _not_found(module)
+    if recorded:
+        raise BuildError(
+            f"The module {module}, which you trusted, is no longer at {recorded[-1].file}; put it back, or run "
+            f"natscope where it is with `--allow-code {architecture}`."
+        )
+    who = f"The network {architecture}" if bundle is None else f"The bundle {bundle.path}"
+    raise UntrustedError(
+        f"{who} wants to run code from the module {module}, which is not part of natscope and which you have not "
+        f"trusted; if you trust whoever made it, run natscope in the folder that holds it, with `--allow-code "
+        f"{architecture}`."
+    )
+
+
+class _Exactly(MetaPathFinder):
+    """Finds some modules where they were found before."""
+
+    def __init__(self, chain: Iterable[ModuleSpec]) -> None:
+        self._specs = {spec.name: spec for spec in chain}
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return self._specs.get(fullname)
+
+
+class _Beside(MetaPathFinder):
+    """Finds top-level modules in one folder: what stands there is no longer found once a network is made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.found = str(folder), set[str]()
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        found = PathFinder.find_spec(fullname, [self.folder]) if path is None else None
+        if found is not None:
+            self.found.add(fullname)
+        return found
+
+
+@contextmanager
+def _others_set_aside(chain: Sequence[ModuleSpec], beside: _Beside) -> Iterator[None]:
+    """Take what is loaded under a name by which this project means another file out of `sys.modules` for a while."""
+    ours, names = _projects.setdefault(beside.folder, {}), {chain[0].name}
+    for modules in _projects.values():
+        names |= {name for name in modules if "." not in name}
+    others: dict[str, ModuleType] = {}
+    for name in names & sys.modules.keys():
+        meant = chain[0] if name == chain[0].name else _anywhere(name, beside.folder)
+        if meant is None or _places(sys.modules[name]) != _places(meant):
+            others |= _tree([name], sys.modules)
+    for name in others:
+        del sys.modules[name]
+    sys.modules.update({name: ours[name] for name in others.keys() & ours.keys()})
+    before = set(sys.modules)
+    try:
+        yield
+    finally:
+        fresh = {name: module for name, module in sys.modules.items() if name not in before}
+        ours |= _tree([chain[0].name, *beside.found], fresh)
+        sys.modules.update(others)
+
+
+def _tree(tops: Iterable[str], modules: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
+    """Return the modules of these names and all below them."""
+    wanted = set(tops)
+    return {name: module for name, module in modules.items() if name.partition(".")[0] in wanted}
+
+
+def _places(found: ModuleType | ModuleSpec) -> list[Path]:
+    """Return where a module's code is: one file, or the folders of a package that has none."""
+    spec = found if isinstance(found, ModuleSpec) else found.__spec__
+    origin = getattr(found, "__file__", None) or (spec and spec.has_location and spec.origin)
+    places = [origin] if origin else list(getattr(spec, "submodule_search_locations", None) or ())
+    return [Path(place).resolve() for place in places]
+
+
+def _split(architecture: str) -> tuple[str, str]:
+    module, _, factory = architecture.partition(":")
+    if not _is_name(module, factory):
+        raise BuildError(
+            f"A network of one's own is named module.path:factory, such as my_model:Net, not {architecture[:60]!r}."
+        )
+    if module.partition(".")[0] in _NOT_THEIRS:
+        raise BuildError(f"{module} is a module of Python or natscope; --model takes module.path:factory of your own.")
+    return module, factory
+
+
+def _is_name(module: str, factory: str) -> bool:
+    """Whether these are identifiers, which hold nothing that a terminal or page could take for more than letters."""
+    return len(module) + len(factory) < _LONGEST and all(map(str.isidentifier, (*module.split("."), factory)))
+
+
+def _allowed() -> dict[str, None]:
+    return dict.fromkeys(name for name in os.environ.get(ALLOWED, "").split(",") if name)
+
+
+def _recorded() -> list[Trusted]:
+    """Return what is trusted, the latest last."""
+    file = configuration() / _RECORD
+    try:
+        found = [Trusted(**entry) for entry in json.loads(read_regular(file, _RECORD_LIMIT, links=True))["trusted"]]
+        if not all(isinstance(value, str) for entry in found for value in asdict(entry).values()):
+            raise TypeError
+    except FileError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return []
+        raise BuildError(f"What code you trust cannot be read: {error}") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BuildError(
+            f"The record of what code you trust, {file}, is damaged; delete it and build again."
+        ) from error
+    return found
+
+
+def _likeliest(recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trusted]:
+    """Sort files of one name: first the one that the bundle was built with, then that of this folder, then the latest.
+
+    Without a bundle the one that this process builds with comes first.
+    """
+    if bundle is None:
+        return sorted(recorded, key=lambda known: known.file == _built_with.get(known.architecture))[::-1]
+    settings, here = bundle.manifest.results.get("settings"), _here()
+    model = settings.get("model") if isinstance(settings, dict) else None
+    source = model.get("source") if isinstance(model, dict) else None
+
+    def likeness(known: Trusted) -> tuple[bool, bool]:
+        module, _, factory = known.architecture.partition(":")
+        chain = _chain(module, known.folder)
+        return chain is not None and Code(module, factory, chain).digest == source, known.folder in here
+
+    return sorted(recorded, key=likeness)[::-1]
+
+
+def _chain(module: str, folder: str | None = None) -> tuple[ModuleSpec, ...] | None:
+    """Find a module's packages and the module itself; None if one is missing.
+
+    `importlib.util.find_spec` would import the packages. Here each is looked up in the folders of the one before, by
+    its last name alone, and no `__init__.py` is asked whether it extends them.
+
+    Args:
+        module: dotted name.
+        folder: to begin in; wherever Python looks, and in the working directory last, when None.
+    """
+    with _finders:
+        importlib.invalidate_caches()
+    chain: list[ModuleSpec] = []
+    for name in accumulate(module.split("."), "{}.{}".format):
+        last = name.rpartition(".")[2]
+        if chain:
+            found = PathFinder.find_spec(last, list(chain[-1].submodule_search_locations or ()))
+        else:
+            found = _anywhere(last, *_here()) if folder is None else PathFinder.find_spec(last, [folder])
+        if found is None:
+            return None
+        chain.append(_renamed(found, name))
+    if chain[-1].origin is None:
+        return None  # a folder without code
+    return tuple(chain)
+
+
+def _anywhere(name: str, *folders: str) -> ModuleSpec | None:
+    """Find a top-level module as an import would, by finders of packages that are installed for development too.
+
+    Args:
+        name: of the module.
+        folders: to look in last.
+    """
+    for finder in sys.meta_path:
+        if finder is PathFinder:
+            found = PathFinder.find_spec(name, [*sys.path, *folders])
+        else:
+            found = finder.find_spec(name, None) if hasattr(finder, "find_spec") else None
+        if found is not None:
+            return found
+    return None
+
+
+def _renamed(found: ModuleSpec, name: str) -> ModuleSpec:
+    """Return the same place under a dotted name, once it is known to be a folder or a Python source file."""
+    if found.origin is None and found.submodule_search_locations:
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = list(found.submodule_search_locations)
+        return spec
+    if not isinstance(found.loader, SourceFileLoader) or not str(found.origin).endswith(".py"):
+        raise BuildError(
+            f"The module {name} is no Python source file, and natscope imports no other kind to make a network; import "
+            "it in a file of your own."
+        )
+    return spec_from_file_location(name, str(found.origin))  # type: ignore[return-value]  # never None for a .py file
+
+
+def _here() -> list[str]:
+    try:
+        return [str(Path.cwd())]
+    except OSError:  # it was deleted
+        return []
+
+
+def _checked(code: Code, bundle: Bundle | None) -> Code:
+    """Return the module if neither it nor a package of it lies in a bundle: what was sent is not what was trusted."""
+    for spec in code.chain:
+        file = Path(spec.origin) if spec.origin else None
+        for folder in () if file is None else (*file.absolute().parents, *file.resolve().parents):
+            if _is_bundle(folder, None if bundle is None else bundle.path.resolve()):
+                raise BuildError(
+                    f"The module {spec.name} lies in the bundle {folder}, and nothing in a bundle is ever run; if you "
+                    "trust whoever made it, copy it out of the bundle into the folder in which you run natscope."
+                )
+    return code
+
+
+def _is_bundle(folder: Path, opened: Path | None) -> bool:
+    named = (folder / MANIFEST).exists()
+    beside = opened is not None and (folder == opened or (named and folder.parent == opened.parent))
+    return beside or (named and (folder / WEIGHTS).exists())
+
+
+def _not_found(module: str) -> BuildError:
+    return BuildError(
+        f"There is no module {module} here; run natscope in the folder that holds it, or install it beside natscope."
+    )

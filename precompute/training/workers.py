@@ -1,0 +1,111 @@
+"""The same work for many things in processes side by side, kept one by one: a run that is stopped goes on there."""
+
+import functools
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from natscope.core.bundle.format import Bundle
+from natscope.core.errors import BuildError
+from natscope.precompute.training.result_cache import Kept
+
+Thing = TypeVar("Thing")
+Progress = Callable[[str, int, int], None]
+_TRIES = 3  # so often processes may be killed, without anything being finished in between, before that is an error
+
+
+def side_by_side(
+    bundle: Bundle,
+    work: Callable[[Bundle, Thing], Any],
+    things: Mapping[str, Thing],
+    *,
+    kept: Kept,
+    workers: int,
+    stage: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Do work for each thing, one process a worker with one thread each; what is kept is not done again.
+
+    Args:
+        bundle: opened again in every process.
+        work: a module's function that gives JSON-able values for the bundle and a thing.
+        things: by the names under which their results are kept.
+        kept: where finished ones are.
+        workers: how many processes.
+        stage: what is being done, for `progress`.
+        progress: called after each thing; it may raise to stop.
+
+    Returns:
+        The results by name.
+
+    Raises:
+        BuildError: if processes are killed again and again; a single one that is killed is replaced.
+    """
+    tries = _TRIES
+
+    def keep(name: str, value: Any) -> None:
+        nonlocal tries
+        tries = _TRIES
+        kept.get(name, lambda: value)
+        progress(stage, sum(name in kept for name in things), len(things))
+
+    progress(stage, sum(name in kept for name in things), len(things))
+    while waiting := {name: thing for name, thing in things.items() if name not in kept}:
+        try:
+            _run(bundle, work, waiting, workers, keep)
+        except BrokenProcessPool as error:
+            tries -= 1
+            if not tries:
+                raise BuildError(
+                    f"{stage}: the system ended the processes that do this, {_TRIES} times in a row, most often for "
+                    "lack of memory; what is finished is kept, so free some and run the same command again."
+                ) from error
+    return {name: kept[name] for name in things}
+
+
+def _run(
+    bundle: Bundle,
+    work: Callable[[Bundle, Thing], Any],
+    things: Mapping[str, Thing],
+    workers: int,
+    keep: Callable[[str, Any], None],
+) -> None:
+    context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
+    with ProcessPoolExecutor(min(workers, len(things)), mp_context=context, initializer=_prepare) as pool:
+        tasks = {pool.submit(_do, str(bundle.path), work, thing): name for name, thing in things.items()}
+        try:
+            for task in as_completed(tasks):
+                keep(tasks[task], task.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - set(others):
+                process.terminate()
+            raise
+
+
+def _do(path: str, work: Callable[[Bundle, Thing], Any], thing: Thing) -> Any:
+    return work(_opened(path), thing)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: str) -> Bundle:
+    return Bundle(Path(path))
+
+
+def _prepare() -> None:
+    """Let a worker use one thread, and end with the process that started it, however that ends."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)

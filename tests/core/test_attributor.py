@@ -1,0 +1,182 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from natscope.core import greedy
+from natscope.core.bundle.request import Request
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+from natscope.core.pool import Pool
+from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
+from natscope.precompute.bundles.opening import open_attributor
+
+
+@pytest.fixture(scope="module")
+def query(attributor):
+    return attributor.query("test", 5)
+
+
+def own_features(attributor, label):
+    rows = np.flatnonzero(attributor.train_labels == label)
+    return rows, np.asarray(attributor.bundle.array("features")[rows])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_items_are_training_images_of_the_predicted_class(attributor, query, name):
+    result = attributor.attribute(query, Request(name, budget=6))
+    assert [item.rank for item in result.items] == [1, 2, 3, 4, 5, 6]
+    assert {int(attributor.train_labels[item.train_index]) for item in result.items} == {query.predicted}
+    assert result.pool_size == 1500
+    assert (result.total_nats is not None) == (METHODS[name].information is not None)
+    if result.nats is not None:
+        assert 0 < result.nats <= result.total_nats
+
+
+@pytest.mark.parametrize("sigma2", [1e-6, 1.0, 1e5])
+def test_the_nats_are_those_of_the_greedy_rules_on_the_bundles_features(attributor, query, sigma2):
+    rows, features = own_features(attributor, query.predicted)
+    phi = attributor.query_features(query, query.predicted)
+    for name, rule in (("info_gain", greedy.info_gain), ("info_loss", greedy.info_loss)):
+        wanted = rule(features, phi, sigma2, 4)
+        found = attributor.attribute(query, Request(name, sigma2, 4))
+        assert [item.train_index for item in found.items] == rows[wanted.indices].tolist()
+        np.testing.assert_allclose([item.nats for item in found.items], wanted.nats, rtol=1e-6)
+
+
+def test_a_training_image_is_taken_out_of_what_it_leans_on(attributor):
+    image = attributor.query("train", 11)
+    label = int(attributor.train_labels[11])
+    rows, features = own_features(attributor, label)
+    kept = rows != 11
+    wanted = greedy.info_loss(features[kept], attributor.query_features(image, label), 1.0, 5)
+    found = attributor.attribute(image, Request(budget=5, target=label))
+    assert [item.train_index for item in found.items] == rows[kept][wanted.indices].tolist()
+    np.testing.assert_allclose([item.nats for item in found.items], wanted.nats, rtol=1e-6)
+    assert found.pool_size == 1499
+
+
+def test_an_upload_of_a_test_image_is_attributed_like_the_test_image(attributor, query):
+    upload = attributor.upload(query.image)
+    first, second = (attributor.attribute(q, Request(budget=5)) for q in (query, upload))
+    assert first.items == second.items
+    assert upload.label is None
+    assert upload.novelty < 1
+
+
+def test_noise_is_unlike_anything_in_training(attributor):
+    noise = np.random.default_rng(0).integers(0, 256, (28, 28)).astype(np.uint8)
+    assert attributor.upload(noise).novelty > 1
+
+
+def test_another_target_is_attributed_among_its_own_images(attributor, query):
+    other = (query.predicted + 1) % 10
+    result = attributor.attribute(query, Request(target=other))
+    assert result.target == other
+    assert {item.label for item in result.items} == {other}
+
+
+def test_the_pool_of_all_classes_holds_every_training_image_under_the_targets_logit(attributor, query):
+    result = attributor.attribute(query, Request("info_gain", pool="all", budget=5))
+    images = attributor.inputs(np.asarray(attributor.bundle.array("train_images")))
+    features = attributor.features.features(images, np.full(len(images), query.predicted))
+    wanted = greedy.info_gain(Pool(features), attributor.query_features(query, query.predicted), 1.0, 5)
+    assert [item.train_index for item in result.items] == wanted.indices.tolist()
+    assert result.pool_size == 15000
+
+
+def test_conditioning_on_all_training_data_is_that_of_its_whole_gram(attributor, query):
+    told = []
+    request = Request(conditioning="train", budget=4)
+    result = attributor.attribute(query, request, lambda *step: told.append(step))
+    assert told
+    images = attributor.inputs(np.asarray(attributor.bundle.array("train_images")))
+    everyone = attributor.features.features(images, np.full(len(images), query.predicted))
+    rows, features = own_features(attributor, query.predicted)
+    conditioning = FeatureConditioning.of(FeatureSpectrum.of([everyone]), features)
+    phi = attributor.query_features(query, query.predicted)
+    wanted = greedy.info_loss(features, phi, 1.0, 4, conditioning=conditioning)
+    assert [item.train_index for item in result.items] == rows[wanted.indices].tolist()
+    np.testing.assert_allclose([item.nats for item in result.items], wanted.nats, rtol=1e-6)
+    # The second look is at hand: nothing is computed again.
+    told.clear()
+    attributor.attribute(query, replace(request, sigma2=0.1), lambda *step: told.append(step))
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        (Request("magic"), "no method 'magic'; choose one of info_loss"),
+        (Request(sigma2=0.0), "positive number, not 0"),
+        (Request(sigma2=float("nan")), "positive number, not nan"),
+        (Request(budget=0), "at least 1, not 0"),
+        (Request(pool="some"), "no pool 'some'; choose one of same-class, all"),
+        (Request(conditioning="none"), "choose pool or train"),
+        (Request(target=10), "no class 10; choose one from 0 to 9"),
+        (Request(target=-1), "no class -1"),
+    ],
+)
+def test_settings_that_cannot_be_used_get_a_sentence(attributor, query, request_, sentence):
+    with pytest.raises(QueryError, match=sentence):
+        attributor.attribute(query, request_)
+
+
+@pytest.mark.parametrize(
+    ("origin", "index", "last"), [("test", 10000, 9999), ("test", -1, 9999), ("train", 15000, 14999)]
+)
+def test_an_image_that_is_not_there_gets_a_sentence(attributor, origin, index, last):
+    with pytest.raises(QueryError, match=f"There is no {origin} image {index}; choose a number from 0 to {last}"):
+        attributor.query(origin, index)
+
+
+def test_a_network_that_does_not_respond_gets_a_sentence(attributor):
+    black = attributor.upload(np.zeros((28, 28), dtype=np.uint8))
+    state = {name: tensor.clone() for name, tensor in attributor.features.model.state_dict().items()}
+    try:
+        with torch.no_grad():
+            for parameter in attributor.features.model.parameters():
+                parameter.zero_()
+        with pytest.raises(QueryError, match="does not respond"):
+            attributor.query_features(black, 0)
+        with torch.no_grad():
+            for parameter in attributor.features.model.parameters():
+                parameter.fill_(torch.nan)
+        with pytest.raises(QueryError, match="not a finite number"):
+            attributor.upload(black.image)
+    finally:
+        attributor.features.model.load_state_dict(state)
+
+
+def test_the_json_form_has_every_contracted_field(attributor, query):
+    result = attributor.attribute(query, Request("repsim", budget=2))
+    record = result.to_dict(query, attributor.bundle.classes)
+    assert {"query", "method", "sigma2", "pool", "seconds", "items"} <= set(record)
+    assert [set(item) for item in record["items"]] == [{"rank", "train_index", "label", "score", "nats", "sign"}] * 2
+    assert record["items"][0]["nats"] is None
+
+
+def test_queries_that_are_prepared_together_get_the_same_answers(bundle_path):
+    one, many = open_attributor(bundle_path), open_attributor(bundle_path)
+    method = METHODS["kronfluence"]
+    target = one.query("test", 0).predicted
+    queries = [one.query("test", int(i)) for i in np.flatnonzero(one.test_labels == target)[:3]]
+    stages, seen = [], []
+    many.ahead(method, queries, target, lambda stage, *_: stages.append(stage))
+    assert stages
+    for query in queries:
+        request = Request("kronfluence", target=target)
+        apart = one.attribute(query, request)
+        prepared = many.attribute(query, request, lambda stage, *_: seen.append(stage))
+        assert [i.train_index for i in prepared.items] == [i.train_index for i in apart.items]
+        np.testing.assert_allclose([i.score for i in prepared.items], [i.score for i in apart.items], rtol=1e-4)
+    assert not seen  # nothing was computed again
+    many.ahead(METHODS["repsim"], queries, target, lambda stage, *_: pytest.fail("nothing to prepare"))
+
+
+def test_what_takes_minutes_on_a_network_is_named(attributor, monkeypatch):
+    assert "kronfluence" in attributor.usable(fast=True)
+    monkeypatch.setattr(attributor, "linear", False)
+    assert "kronfluence" not in attributor.usable(fast=True)
+    assert set(attributor.usable()) - set(attributor.usable(fast=True)) == {"kronfluence"}

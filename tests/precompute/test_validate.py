@@ -1,0 +1,231 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import linear, one_hot
+
+from natscope.core.errors import BuildError
+from natscope.precompute.training.models import ModelSpec, build_model
+from natscope.precompute.training.validate import check_suitable, check_trains
+
+_SPEC = ModelSpec("their:net", None)
+
+
+class Conv(nn.Module):
+    """A small network for colour images; subclasses bend it."""
+
+    def __init__(self, channels=3, classes=4):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, classes)
+
+    def features(self, x):
+        return torch.relu(self.norm(self.conv(x))).mean((2, 3))
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+class Attention(nn.Module):
+    """Tokens from patches, a bare parameter, LayerNorm and multi-head attention: all that is not done by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.place = nn.Parameter(torch.zeros(1, 4, 8))
+        self.norm = nn.LayerNorm(8)
+        self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        tokens = self.norm(self.patches(x).flatten(2).mT + self.place)
+        return self.head((tokens + self.mix(tokens, tokens, tokens)[0]).mean(1))
+
+
+class Transformer(nn.Module):
+    """The library's own encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(24, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x):
+        return self.head(self.encoder(x.flatten(2).mT.reshape(len(x), 8, 24)).mean(1))
+
+
+def _images(channels=3, side=8, count=3):
+    return torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def _with(forward, **modules):
+    """Return a Conv with another forward and more modules."""
+
+    class Bent(Conv):
+        def __init__(self):
+            super().__init__()
+            for name, module in modules.items():
+                setattr(self, name, module)
+
+    Bent.forward = forward
+    torch.manual_seed(0)
+    return Bent()
+
+
+def _refused(model, images=None, classes=4, spec=_SPEC):
+    with pytest.raises(BuildError, match=r"\.$") as caught:
+        check_suitable(model, _images() if images is None else images, classes, spec)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_usual_network_suits_and_is_left_as_it_was():
+    model = Conv()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = check_suitable(model, _images(), 4, _SPEC)
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert (found.penultimate, found.by_torch_func) == (6, ())
+    assert not model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_natscopes_own_networks_suit():
+    assert check_suitable(build_model(ModelSpec("resnet9", (3, 10)), seed=0), _images(3, 32, 2), 10, _SPEC)
+    assert check_suitable(build_model(ModelSpec(widths=(64, 5, 4)), seed=0), _images(1, 8), 4, _SPEC)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap over attention: exact, and slow
+def test_layers_that_go_through_torch_func_are_named():
+    assert check_suitable(Attention(), _images(), 4, _SPEC).by_torch_func == (
+        "Attention (1 parameter)",
+        "LayerNorm 'norm' (2 parameters)",
+        "MultiheadAttention 'mix' (2 parameters)",
+        "NonDynamicallyQuantizableLinear 'mix.out_proj' (2 parameters)",
+    )
+    found = check_suitable(Transformer(), _images(), 4, _SPEC)
+    assert "LayerNorm 'encoder.norm1' (2 parameters)" in found.by_torch_func
+
+
+def test_tied_weights_and_frozen_layers_suit():
+    model = _with(lambda self, x: self.head(self.tied(self.tied2(self.features(x)))), tied=nn.Linear(6, 6))
+    model.tied2 = nn.Linear(6, 6)
+    model.tied2.weight = model.tied.weight
+    model.conv.requires_grad_(False)
+    found = check_suitable(model, _images(), 4, _SPEC)
+    assert found.by_torch_func == ("Linear 'tied' (2 parameters)", "Linear 'tied2' (1 parameter)")
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "sentence"),
+    [
+        (Conv(1), _images(), "it fails in Conv2d 'conv', which takes 1 channels and gets 3."),
+        (Conv(3), _images(1), "images of 1 channel (grey) and 8 × 8 pixels: it fails in Conv2d 'conv', which takes 3"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(300, 4)),
+            _images(),
+            "it fails in Linear '1', which takes 300 numbers and gets 192.",
+        ),
+        (nn.Sequential(nn.Conv2d(3, 4, 9), nn.Flatten(), nn.Linear(4, 4)), _images(), "it fails in Conv2d '0' ("),
+        (build_model(ModelSpec("resnet9", (3, 4)), seed=0), _images(), "it fails in Conv2d '12' ("),
+    ],
+)
+def test_images_that_do_not_go_in_name_the_layer(model, images, sentence):
+    said = _refused(model, images)
+    assert said.startswith("The network their:net does not take images of ")
+    assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("forward", "sentence"),
+    [
+        (lambda self, x: self.head(self.features(x))[:, :3], "The network has 3 outputs and the data set 4 classes."),
+        (lambda self, x: (self.head(self.features(x)),), "gives a tuple; natscope needs one that gives a tensor of"),
+        (lambda self, x: {"logits": self.head(self.features(x))}, "gives a dict; natscope needs"),
+        (lambda self, x: self.head(self.features(x))[..., None], "gives float32 of shape (3, 4, 1) for 3 images"),
+        (lambda self, x: self.head(self.features(x)).mean(0), "gives float32 of shape (4,) for 3 images"),
+        (lambda self, x: self.head(self.features(x)).argmax(1), "gives int64 of shape (3,) for 3 images"),
+        (lambda self, x: self.head(self.features(x)) / 0, "The outputs of their:net are not finite numbers;"),
+        (lambda self, x: self.head(self.features(x)).softmax(1), "seems to end in a softmax"),
+        (
+            lambda self, x: self.head(self.features(x) * torch.rand(6)),
+            "gives other outputs every time, in eval mode too",
+        ),
+        (lambda self, x: self.features(x)[:, :4], "runs no torch.nn.Linear layer, and natscope compares images by"),
+        (
+            lambda self, x: self.head(self.features(x) - self.features(x).mean(0)),
+            "for one image is another in a batch than alone",
+        ),
+        (
+            lambda self, x: self.head(self.features(x)) + linear(self.features(x), self.head.weight),
+            "the gradient of 'head.weight' for one image is another in a batch than alone, or its weight is used past",
+        ),
+        (
+            lambda self, x: self.head(self.features(x.repeat_interleave(2, 0))).view(len(x), 2, -1).sum(1),
+            "keep images along the first axis of every layer's input",
+        ),
+        (lambda self, x: self.head(self.features(x)).detach(), "The network their:net cannot be differentiated"),
+    ],
+)
+def test_outputs_that_cannot_be_attributed_are_one_sentence(forward, sentence):
+    assert sentence in _refused(_with(forward))
+
+
+def test_a_batch_norm_without_running_statistics_is_named():
+    model = _with(Conv.forward)
+    model.norm = nn.BatchNorm2d(6, track_running_stats=False)
+    assert _refused(model).startswith("Batch norm 'norm' keeps no running statistics, so examples influence each")
+
+
+class Router(nn.Module):
+    """Does what torch.func cannot follow: it looks at a number."""
+
+    def forward(self, x):
+        return 2 * x if x.sum() > 0 else x
+
+
+def test_what_torch_func_cannot_follow_is_named():
+    model = _with(
+        lambda self, x: self.head(self.ln(self.router(self.features(x)))), ln=nn.LayerNorm(6), router=Router()
+    )
+    said = _refused(model)
+    assert said.startswith("The network their:net cannot be attributed: LayerNorm 'ln' (2 parameters) needs torch.func")
+    assert "which fails in Router 'router' (" in said
+    assert "let nothing in it depend on the values of tensors" in said
+
+
+def test_training_is_tried_in_training_mode():
+    check_trains(Conv(), _images(), 0, _SPEC)
+
+    def auxiliary(self, x):
+        return (Conv.forward(self, x), x) if self.training else Conv.forward(self, x)
+
+    def single(self, x):
+        return self.head(self.flat(self.features(x)))
+
+    def broken(self, x):
+        return self.head(self.features(x)) + one_hot(torch.zeros(7, dtype=torch.int64)) if self.training else x
+
+    cases = (
+        (_with(auxiliary), 0, "cannot be trained: a step in training mode fails"),
+        (_with(broken), 0, "cannot be trained: a step in training mode fails"),
+        (_with(single, flat=nn.BatchNorm1d(6)), 1, "The last step of every epoch has one image, with which their:net"),
+        (Conv().requires_grad_(False), 0, "All parameters of their:net are frozen"),
+    )
+    for model, last, sentence in cases:
+        with pytest.raises(BuildError, match=r"\.$") as caught:
+            check_trains(model, _images(), last, _SPEC)
+        assert sentence in str(caught.value)
+        assert "\n" not in str(caught.value)
+    check_trains(_with(single, flat=nn.BatchNorm1d(6)), _images(), 2, _SPEC)
+
+
+def test_a_lack_of_memory_is_no_fault_of_a_network():
+    def forward(self, x):
+        raise MemoryError
+
+    model = _with(forward)
+    with pytest.raises(MemoryError):
+        check_suitable(model, _images(), 4, _SPEC)
+    with pytest.raises(MemoryError):
+        check_trains(model, _images(), 0, _SPEC)

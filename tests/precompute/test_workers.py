@@ -1,0 +1,87 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+
+from natscope.core.bundle.format import Bundle
+from natscope.core.errors import BuildError
+from natscope.precompute.training import workers as side_by_side
+from natscope.precompute.training.result_cache import Kept
+
+
+def beat(path):
+    """Write to a file for as long as the process lives."""
+    while True:
+        with Path(path).open("a") as file:
+            file.write(".")
+        time.sleep(0.05)
+
+
+def start(path):
+    """Do that in a worker as experiments start them."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=side_by_side._prepare) as pool:
+        pool.submit(beat, path).result()
+
+
+def test_workers_end_with_a_command_that_is_killed(tmp_path):
+    path = tmp_path / "beats"
+    script = f"from tests.precompute.test_workers import start; start({str(path)!r})"
+    command = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        deadline = time.monotonic() + 120
+        while not path.exists():
+            assert command.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        command.kill()
+        command.wait()
+    time.sleep(1)
+    written = path.stat().st_size
+    time.sleep(1)
+    assert path.stat().st_size == written
+
+
+def killed_at_first(bundle, marker):
+    """Return the process's number, unless nobody has been here before."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def run(bundle, work, things, kept, steps):
+    settings = {"workers": 1, "stage": "Working", "progress": lambda stage, done, total: steps.append(done)}
+    return side_by_side.side_by_side(bundle, work, things, kept=kept, **settings)
+
+
+def test_a_worker_that_is_killed_is_replaced(bundle_path, tmp_path):
+    things, steps = dict.fromkeys("ab", tmp_path / "marker"), []
+    found = run(Bundle(bundle_path), killed_at_first, things, Kept(tmp_path / "kept.json"), steps)
+    assert found["a"] == found["b"] != os.getpid()
+    assert steps == [0, 1, 2]
+
+
+def test_workers_that_are_killed_again_and_again_are_one_sentence(tmp_path, monkeypatch):
+    """Every thing that is finished in between counts as getting on."""
+    runs, kept = [], Kept(tmp_path / "kept.json")
+
+    def dies(bundle, work, things, workers, keep):
+        runs.append(len(things))
+        if len(things) > 1:
+            keep(next(iter(things)), 1)
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(side_by_side, "_run", dies)
+    with pytest.raises(BuildError, match=r"^Working: the system ended the processes that do this, 3 times in a row, "):
+        run(None, None, dict.fromkeys("abc"), kept, [])
+    assert runs == [3, 2, 1, 1]
+    assert kept.parts() == {"a": 1, "b": 1}
