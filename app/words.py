@@ -10,6 +10,61 @@ from natscope.core.bundle.request import Attribution
 from natscope.core.index.spec import KINDS
 from natscope.core.methods import METHODS, Method
 
+GLOSSARY = {
+    "Attribution": "A ranking of training images by how much one prediction depends on them.",
+    "Backdoor": "Training images with a planted patch and a wrong label (poisoned images) that teach the network to "
+    "give that label to any image with the patch.",
+    "Bundle": "A folder with one trained network, its data and everything that is computed from them ahead of time.",
+    "Conditioning set": "What the surrogate is taken to know before images are removed: the pool, or all training "
+    "data under the target’s logit.",
+    "Coreset": "A few training images that stand in for the whole training set: chosen to tell most about many test "
+    "images together.",
+    "Influence": "How much a prediction would change if a training image had more or less weight in "
+    "training. Information is about certainty instead.",
+    "Information": "By how much training images narrow the surrogate’s uncertainty about a prediction, in nats: "
+    "what they tell by themselves (gain), or what is lost without them (loss).",
+    "Jacobian": "How the target’s logit would change with each weight of the network. Two images with similar "
+    "Jacobians teach the network the same thing.",
+    "M": "How many training images are selected, one after another.",
+    "Nat": "A unit of information, like a bit (1 nat = 1.44 bits). n nats make the model’s uncertainty about its "
+    "prediction eⁿ times as narrow: 0.7 nats halve it.",
+    "Out-of-distribution": "An image unlike any in the training data. The network still names a class, but neither "
+    "the prediction nor its attribution means much.",
+    "Pool": "The training images that may be selected: those labelled with the target, or all of them.",
+    "Proponent, opponent": "▲ an image whose label pulls the target’s logit the same way as the query’s; ▼ one that "
+    "pulls the other way.",
+    "Query": "The image whose prediction is explained: a test image, one of yours, or a training image (which is "
+    "then left out).",
+    "Random baseline": "As many images drawn at random. A method is useful if it does better.",
+    "Redundancy": "The mean cosine between the features of all pairs of selected images. Near 1 they repeat each "
+    "other.",
+    "Relative information": "What would be lost without a method’s images, divided by what would be lost without "
+    "those that greedy selection for this loss finds, at the same M and σ².",
+    "Retrain": "Train the network once more from the same initial weights in the same order, without some images or "
+    "with some images alone.",
+    "Sketch": "A random projection of the Jacobian to K numbers (4,096 by default) that keeps inner products nearly "
+    "unchanged. How far they are off is the sketch error.",
+    "Surrogate": "The network linearised at its trained weights: a Gaussian process whose kernel is the inner "
+    "product of Jacobians. All information is about its variance.",
+    "Target": "The class whose logit is attributed. By default the predicted one; another one asks “why not that?”.",
+    "σ²": "Observation noise variance of the surrogate: how little a single training image settles. Small: one image "
+    "can settle a question, and near-duplicates are redundant. Large: images add up, and all criteria tend to the "
+    "squared correlation.",
+}
+NAT = GLOSSARY["Nat"]
+
+LIMITS = (
+    "**A surrogate, not retraining.** The numbers are about the network linearised at its trained weights. Retraining "
+    "without the images can end elsewhere.",
+    "**Certainty, not correctness.** Labels never enter the variance. An image can carry many nats and be wrongly "
+    "labelled.",
+    "**Sketched.** Features are random projections; at K = 4,096 the relative error of the Gram matrix is 4 % "
+    "within a class and 10 % over all classes (`make bench`).",
+    "**Greedy.** Images are picked one at a time. What they tell about one query is not submodular in general: an "
+    "image that tells nothing by itself can tell much after another, so there is no guarantee that the list is the "
+    "best of its length.",
+)
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -29,18 +84,15 @@ class Labels:
 
 EXPERT = Labels(
     sigma2="σ²",
-    sigma2_help="Observation noise variance of the Gaussian surrogate. Small: each image counts as exact, "
-    "near-duplicates are redundant. Large: every image tells little, and all criteria tend to the squared "
-    "correlation.",
+    sigma2_help=GLOSSARY["σ²"],
     budget="M",
-    budget_help="How many training images to select.",
+    budget_help=GLOSSARY["M"],
     pool="Pool",
-    pool_help="Which training images are candidates: those labelled with the target class, or all of them. For all, "
-    "every image's Jacobian under the target's logit is needed; it is computed once (a few seconds) and kept.",
+    pool_help=GLOSSARY["Pool"] + " For all, every image’s Jacobian under the target’s logit is computed once (a few "
+    "seconds) and kept.",
     pools={"same-class": "same class", "all": "all classes"},
     conditioning="Conditioned on",
-    conditioning_help="What the model is taken to know before images are taken away: the pool of the target class, "
-    "or all training data under the target's logit. The first look at a class under all training data takes about "
+    conditioning_help=GLOSSARY["Conditioning set"] + " The first look at a class under all training data takes about "
     "half a minute.",
     conditionings={"pool": "pool", "train": "all training data"},
 )
@@ -56,11 +108,6 @@ PLAIN = Labels(
     conditioning="What the model already knows",
     conditioning_help="Whether images with other labels also count as knowledge about this answer.",
     conditionings={"pool": "this label", "train": "all images"},
-)
-
-NAT = (
-    "A nat measures information, like a bit (1 nat = 1.44 bits). n nats make the model's uncertainty about its "
-    "answer eⁿ times as narrow: 0.7 nats halve it."
 )
 
 

@@ -11,13 +11,12 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from natscope.app import session
+from natscope.app import session, words
 from natscope.app.escape import sentence
 from natscope.app.listen import Listening
 from natscope.app.serve import BUNDLES, settings
 from natscope.app.state import SIGMA2_EXPONENTS, pack_image
 from natscope.app.views import query as query_view
-from natscope.app.views.methods import GLOSSARY, LIMITS
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Request
 from natscope.core.methods import METHODS, rank
@@ -517,8 +516,8 @@ def test_the_methods_page_shows_every_method_and_every_term():
         assert not method.caveat or f"**Before you rely on it.** {method.caveat}" in told
         assert any(method.advice in text for text in told)
     assert [formula.value.strip("$\n") for formula in page.latex] == [method.formula for method in METHODS.values()]
-    assert all(f"**{term}.** {meaning}" in told for term, meaning in GLOSSARY.items())
-    assert all(f"- {limit}" in told for limit in LIMITS)
+    assert all(f"**{term}.** {meaning}" in told for term, meaning in words.GLOSSARY.items())
+    assert all(f"- {limit}" in told for limit in words.LIMITS)
 
 
 def test_the_index_in_use_is_named_where_one_is_searched(served):
