@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from natscope.precompute.bundles.spec import BuildSpec
 
 _HOMES = {
-    "Attribution": "core.answers",
-    "Attributor": "core.attribution",
-    "BuildSpec": "precompute.spec",
-    "Bundle": "core.bundle",
+    "Attribution": "core.bundle.request",
+    "Attributor": "core.bundle.attributor",
+    "BuildSpec": "precompute.bundles.spec",
+    "Bundle": "core.bundle.format",
     "FeatureMap": "core.features",
     "NatscopeError": "core.errors",
     "Pool": "core.pool",
-    "Request": "core.answers",
+    "Request": "core.bundle.request",
     "Selection": "core.greedy",
     "SketchSpec": "core.sketches",
-    "build": "precompute.build",
+    "build": "precompute.bundles.build",
     "info_gain": "core.greedy",
     "info_gain_approx": "core.greedy",
     "info_loss": "core.greedy",
     "information_gain": "core.metrics",
     "information_loss": "core.metrics",
-    "open_attributor": "precompute.attributor",
+    "open_attributor": "precompute.bundles.opening",
 }
 __all__ = [
     "Attribution",
