@@ -116,21 +116,64 @@ def size(number: float) -> str:
 
 def _check_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise FileError(path, f"is {kind} and no regular file")
+        raise _not_regular(path, found)
+
+
+def _not_regular(path: Path, found: os.stat_result) -> FileError:
+    return FileError(path, f"is {_KINDS.get(stat.S_IFMT(found.st_mode), 'something else')} and no regular file")
 
 
 def _too_large(path: Path, limit: int) -> FileError:
     return FileError(path, f"is larger than {size(limit)}, the most that is read of such a file")
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+def irregular(folder: Path) -> Iterator[FileError]:
+    """Yield, for whatever in a folder, at any depth, is neither a regular file nor a folder, an error that says so.
+
+    Args:
+        folder: no link in it is followed.
+    """
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        try:
+            with reading(place), os.scandir(place) as found:
+                kinds = sorted((entry.path, entry.stat(follow_symlinks=False)) for entry in found)
+        except FileError as error:
+            yield error
+            continue
+        for path, kind in kinds:
+            if stat.S_ISDIR(kind.st_mode):
+                waiting.append(Path(path))
+            elif not stat.S_ISREG(kind.st_mode):
+                yield _not_regular(Path(path), kind)
+
+
+def sha256_of(path: Path, *, links: bool = True) -> str:
+    """Return the SHA-256 of a regular file, in hexadecimal.
+
+    Args:
+        path: the file.
+        links: follow a link, see `opened`.
+
+    Raises:
+        FileError: as `opened` does, and if it cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with opened(path, links=links) as file, reading(path):
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def create(path: Path) -> BinaryIO:
+    """Open a new file for writing; whatever had its name is removed, so that no link or pipe is written through.
+
+    Raises:
+        OSError: if a folder has its name, or the system refuses.
+    """
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -33,7 +33,7 @@ def tiny_data():
     return Dataset("tiny", ("ant", "bee", "cat"), *split(TRAIN), *split(TEST), (0.4,), (0.3,))
 
 
-def build_tiny(path, **changes):
+def build_tiny(path, progress=lambda stage, done, total: None, **changes):
     """Build the bundle at a path."""
     spec = BuildSpec(
         name="Tiny",
@@ -48,7 +48,7 @@ def build_tiny(path, **changes):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DATASETS, "tiny", lambda root: tiny_data())
-        return build(replace(spec, **changes), path)
+        return build(replace(spec, **changes), path, progress)
 
 
 def edited(path, change):

@@ -115,7 +115,7 @@ def _measured(out: Path, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         with Bars() as bars:
             result = run(kept=kept, progress=bars)
         for kind, data in experiment_files(result):
-            out.with_suffix(f".{kind}").write_bytes(data)
+            write_atomically(out.with_suffix(f".{kind}"), data)
         write_atomically(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
         kept.discard()
     except OSError as error:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Hashable
@@ -24,7 +25,12 @@ from natscope.core.errors import FileError, out_of_memory
 from natscope.core.files import opened, reading
 
 _BLOCK = 2**22  # bytes read at once
-_HEADER = 1000  # bytes of an array's header, at most; Python's parser says of some longer ones that memory ran out
+_LONGEST_HEADER = 300  # bytes of an array's header
+# What numpy writes of one array of plain numbers, and nothing else of what Python's parser, which it asks, would read.
+_HEADER = re.compile(
+    rb"\{'descr': '[<>|][a-z]\d{1,2}', 'fortran_order': (?:True|False), "
+    rb"'shape': \((?:\d{1,18}(?:,|(?:, \d{1,18})+))?\), \} *\n"
+)
 _TICK = 10**8  # nanoseconds within which a second change may leave a file's times as they are
 _CHECKED: BoundedCache[str] = BoundedCache(20_000)
 Value = TypeVar("Value")
@@ -127,22 +133,35 @@ def _read_through(file: BinaryIO, path: Path, record: FileRecord, classes: int) 
     return wrong or (_tensors_fault(path) if path.suffix == ".safetensors" else "")
 
 
+def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return an array's shape, whether columns come first, and its type; what follows in the file are its numbers.
+
+    Args:
+        file: of the array, at its beginning.
+
+    Raises:
+        ValueError: if the header is not one that numpy writes of an array of numbers.
+    """
+    start = file.read(10)
+    length = int.from_bytes(start[8:], "little")
+    text = file.read(min(length, _LONGEST_HEADER))
+    if start[:8] != b"\x93NUMPY\x01\x00" or len(text) < length or not _HEADER.fullmatch(text):
+        raise ValueError("no header of an array")
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(start[8:] + text))
+    except TypeError as error:  # a type that there is not
+        raise ValueError("no header of an array") from error
+    return shape, fortran, dtype
+
+
 def _header(file: BinaryIO, record: FileRecord) -> tuple[int, bool]:
-    """Return where an array's numbers begin, and whether columns come first; nothing of it is unpickled.
+    """Return where an array's numbers begin, and whether columns come first.
 
     Raises:
         ValueError: if the header is none, or of another array than was recorded.
     """
-    try:
-        head = io.BytesIO(file.read(_HEADER))
-        version = np.lib.format.read_magic(head)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(head)
-    except Exception as error:  # the header's parser raises nearly everything on damaged bytes
-        if out_of_memory(error):
-            raise
-        raise ValueError("no header of an array") from error
-    offset = head.tell()
+    shape, fortran, dtype = read_header(file)
+    offset = file.tell()
     if shape != record.shape or dtype != np.dtype(record.dtype):
         raise ValueError("another array")
     if offset + dtype.itemsize * math.prod(shape) != record.bytes:

@@ -19,7 +19,7 @@ from natscope.core.bundle.manifest import FACTORS, LARGEST, MANIFEST, SCHEMA, WE
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, FileError, out_of_memory
-from natscope.core.files import opened, read_open, sha256_of, write_atomically
+from natscope.core.files import irregular, opened, read_open, sha256_of, write_atomically
 from natscope.core.index.file_checks import index_fault
 from natscope.core.index.search import InnerProductIndex
 from natscope.core.index.spec import IndexSpec
@@ -228,6 +228,11 @@ def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done,
             faults.append(f"'{record.file}' {wrong}.")
         done += record.bytes
         progress(done, total)
+    files = [path / record.file for record in manifest.files.values()]
+    told = {*files, *(file.parent for file in files)}
+    for error in irregular(path):
+        if error.path not in told:
+            faults.append(f"'{error.path.relative_to(path)}' {error.fault}; remove it.")
     return faults or list(_joint_faults(Bundle(path)))
 
 

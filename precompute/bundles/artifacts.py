@@ -78,9 +78,9 @@ class Parts:
     def _trak(self) -> dict[str, Any]:
         from natscope.core.methods.trak import trak_features
 
-        names, done = ("trak_features", "trak_out_to_loss"), self.store.work.done
+        names = ("trak_features", "trak_out_to_loss")
         found: tuple[np.ndarray, ...] = ()
-        if any(name not in done for name in names):
+        if not all(map(self.store.work.finished, names)):
             folder = self.store.work.path / "traker"
             shutil.rmtree(folder, ignore_errors=True)  # a TRAKer does not go on within a pass
             try:
@@ -106,7 +106,7 @@ class Parts:
 
         names = [f"{FACTORS}/{file}" for file in FACTOR_FILES]
         home = self.store.work.path / "fitting"  # kronfluence goes on there after an interruption
-        if any(name not in self.store.work.done for name in names):
+        if not all(map(self.store.work.finished, names)):
             fit = functools.partial(fit_factors, self.model, self.images[:], home, self.ekfac, self.store.progress)
             begun = home.exists()
             try:

@@ -237,7 +237,7 @@ class _Builder:
 
     def _train(self, model: nn.Module, images: ImageInputs) -> None:
         path = self.work.path / WEIGHTS
-        if "weights" in self.work.done:
+        if self.work.finished("weights"):
             model.load_state_dict(safetensors.torch.load_file(path))
         else:
             if self.spec.weights is None:
@@ -262,7 +262,7 @@ class _Builder:
     def _outputs(self, features: FeatureMap, train_images: ImageInputs) -> dict[str, Any]:
         data = self.data
         test_out = features.outputs(self._inputs(data.test_images))
-        if {"train_logits", "penultimate"} <= self.work.done.keys():
+        if self.work.finished("train_logits") and self.work.finished("penultimate"):
             train_out = Outputs(*(np.load(self.work.path / f"{name}.npy") for name in ("train_logits", "penultimate")))
         else:
             self.progress("Predictions", 0, 1)

@@ -12,7 +12,7 @@ import torch
 
 from natscope.core.bundle.artifacts import EkfacSpec
 from natscope.core.bundle.format import sha256_of
-from natscope.core.errors import BuildError
+from natscope.core.errors import BuildError, FileError
 from natscope.core.index.spec import IndexSpec
 from natscope.core.methods import METHODS
 from natscope.core.pool import LARGEST_GRAM
@@ -94,8 +94,8 @@ class BuildSpec:
                 raise BuildError(f"There is no file of weights at {self.weights}.")
             try:
                 values["training"], values["weights"] = None, sha256_of(self.weights)
-            except OSError as error:
-                raise BuildError(f"The weights in {self.weights} cannot be read: {error.strerror}.") from error
+            except FileError as error:
+                raise BuildError(f"The weights in {self.weights} cannot be used: the file {error.fault}.") from error
         return json.loads(json.dumps(values))
 
 

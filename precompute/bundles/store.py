@@ -1,5 +1,6 @@
 """The files of a bundle while it is written: each whole or not there, filled shard by shard, recorded in a journal."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from natscope.core.bundle.file_checks import read_header
 from natscope.core.bundle.format import FileRecord, write_atomically
+from natscope.core.errors import FileError
+from natscope.core.files import create, opened
 from natscope.core.index.search import build_index
 from natscope.core.index.spec import IndexSpec
 from natscope.core.rows import Rows
@@ -34,10 +38,10 @@ class Store:
     def small(self, name: str, values: np.ndarray | Callable[[], np.ndarray]) -> None:
         """Write an array in one go."""
         file = self.folder / f"{name}.npy"
-        if name not in self.work.done:
+        if not self.work.finished(name):
             array = np.ascontiguousarray(values() if callable(values) else values)
             temporary = file.with_suffix(".tmp")
-            with temporary.open("wb") as handle:
+            with create(temporary) as handle:
                 np.save(handle, array, allow_pickle=False)
             temporary.replace(file)
             self.work.mark(name, file=file)
@@ -49,6 +53,10 @@ class Store:
         """Fill an array shard by shard; a shard is in the journal only once it is on disk."""
         file = self.folder / f"{name}.npy"
         done = self.work.done.get(name, 0) if _holds(file, shape, dtype) else 0
+        if done >= shape[0] and not self.work.finished(name):
+            done = 0
+        if not done:
+            create(file).close()
         array = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=dtype, shape=None if done else shape)
         if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process in the middle of a write
             with file.open("r+b") as handle:
@@ -66,8 +74,9 @@ class Store:
     def index(self, name: str, members: Rows, spec: IndexSpec) -> None:
         """Write an inner-product index over feature vectors (n, K), which are read in blocks."""
         file = self.folder / f"{name}.faiss"
-        if name not in self.work.done:
+        if not self.work.finished(name):
             temporary = file.with_suffix(".tmp")
+            create(temporary).close()
             build_index(members, spec, temporary)
             temporary.replace(file)
             self.work.mark(name, file=file)
@@ -76,7 +85,7 @@ class Store:
     def file(self, name: str, content: Callable[[], bytes]) -> None:
         """Write a file of any kind; `name` may hold a folder."""
         file = self.folder / name
-        if name not in self.work.done:
+        if not self.work.finished(name):
             file.parent.mkdir(exist_ok=True)
             write_atomically(file, content())
             self.work.mark(name, file=file)
@@ -99,9 +108,11 @@ class Store:
 
 
 def _holds(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    """Return whether a file is an array of this form, whatever its values."""
+    """Return whether a file is an array of this form, whatever its values, that has no other name."""
     try:
-        array = np.lib.format.open_memmap(file, mode="r")
-    except (OSError, ValueError, EOFError):
+        with opened(file) as handle:
+            header, found = read_header(handle), os.fstat(handle.fileno())
+            size = handle.tell() + dtype.itemsize * math.prod(shape)
+    except (FileError, ValueError):
         return False
-    return array.shape == shape and array.dtype == dtype
+    return header == (shape, False, dtype) and (found.st_size, found.st_nlink) == (size, 1)

@@ -1,25 +1,31 @@
 """The unfinished bundle: a folder and a journal of what is on disk, so that a killed build goes on where it was."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from natscope.core.bundle.file_checks import read_header
 from natscope.core.bundle.format import MANIFEST, Manifest, sha256_of, write_atomically
+from natscope.core.bundle.manifest import LARGEST
 from natscope.core.errors import BundleError, NatscopeError
+from natscope.core.files import irregular, opened, read_regular
 from natscope.precompute.bundles.spec import versions
 
 Progress = Callable[[str, int, int], None]
 CHECKPOINT = "training.safetensors"
 _JOURNAL, _SETTINGS = "journal.json", "settings.json"
+_UNREADABLE = (NatscopeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 class Work:
     """The folder OUT.partial and its journal of what is already on disk.
 
     A finished file is in it with its checksum: one that is no longer whole when work goes on is made again, as after a
-    crash of the machine that kept the journal and not all of the file.
+    crash of the machine that kept the journal and not all of the file. A stranger may have made both folders: neither
+    is written into while it holds a link, a pipe or a device, through which something else would be written.
     """
 
     def __init__(
@@ -39,19 +45,24 @@ class Work:
             progress: called for each file that is looked at.
 
         Raises:
-            BundleError: if something that natscope did not make is there.
+            BundleError: if something that natscope did not make is there, or what is no regular file in one of them.
         """
         self.path, self._folder = path, folder or path
         identity = {"settings": settings, "versions": versions()}
-        if path.exists() and (known := _made_with(path)) != identity:
-            if known is None and not (path.is_dir() and not any(path.iterdir())):
+        if os.path.lexists(path):
+            known, empty = _made_with(path), path.is_dir() and not any(path.iterdir())
+            if path.is_symlink() or (known is None and not empty):
                 raise BundleError(f"{path} is in the way and was not made by natscope; move it away.")
-            shutil.rmtree(path)
+            if known != identity:
+                shutil.rmtree(path)
         path.mkdir(exist_ok=True)
+        for place in {path, self._folder}:
+            for error in irregular(place):
+                raise BundleError(f"Nothing is written into {place}, for {error.path} {error.fault}; remove it first.")
         write_atomically(path / _SETTINGS, json.dumps(identity).encode())
         self.done, self._files = _read(path / _JOURNAL)
-        for place, name in enumerate(self._files):
-            progress("Checking what is there", place, len(self._files))
+        for count, name in enumerate(self._files):
+            progress("Checking what is there", count, len(self._files))
             if not self._is_whole(name):
                 del self.done[name]
         self._files = {name: found for name, found in self._files.items() if name in self.done}
@@ -68,6 +79,10 @@ class Work:
             self._files[name] = file.relative_to(self._folder).as_posix(), sha256_of(file)
         write_atomically(self.path / _JOURNAL, json.dumps({"done": self.done, "files": self._files}).encode())
 
+    def finished(self, name: str) -> bool:
+        """Return whether a file is there as a whole."""
+        return name in self._files
+
     def digest(self, name: str) -> str:
         """Return the SHA-256 of a finished file."""
         return self._files[name][1]
@@ -83,30 +98,34 @@ class Work:
     def _is_whole(self, name: str) -> bool:
         file, digest = self._files[name]
         try:
-            return sha256_of(self._folder / file) == digest
-        except (OSError, NatscopeError):
+            if file.endswith(".npy"):
+                with opened(self._folder / file) as handle:
+                    read_header(handle)
+            return sha256_of(self._folder / file, links=False) == digest
+        except (NatscopeError, ValueError):
             return False
 
 
 def _read(journal: Path) -> tuple[dict[str, int], dict[str, tuple[str, str]]]:
     """Return what is done and the finished files with their checksums; nothing where the journal cannot be read."""
     try:
-        found = json.loads(journal.read_text(encoding="utf-8"))
-        done = {str(name): int(count) for name, count in found["done"].items()}
-        files = {str(name): (str(file), str(digest)) for name, (file, digest) in found["files"].items()}
-        return (done, files) if files.keys() <= done.keys() else ({}, {})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        found = json.loads(read_regular(journal, LARGEST))
+        done = {name: count for name, count in found["done"].items() if type(count) is int and count > 0}
+        files = {name: (str(file), str(digest)) for name, (file, digest) in found["files"].items()}
+    except _UNREADABLE:
         return {}, {}
+    within = all(".." not in PurePath(file).parts and not PurePath(file).is_absolute() for file, _ in files.values())
+    return (done, files) if within and files.keys() <= done.keys() else ({}, {})
 
 
 def _made_with(path: Path) -> dict[str, Any] | None:
     """Return the settings and versions that an unfinished bundle was begun with; None if natscope did not make it."""
     try:
-        if (path / _SETTINGS).is_file():
-            known = json.loads((path / _SETTINGS).read_text())
+        if os.path.lexists(path / _SETTINGS):
+            known = json.loads(read_regular(path / _SETTINGS, LARGEST))
         else:  # stopped while publishing, when only the manifest tells
-            manifest = Manifest.from_json((path / MANIFEST).read_text())
+            manifest = Manifest.from_json(read_regular(path / MANIFEST, LARGEST))
             known = {"settings": manifest.results["settings"], "versions": manifest.versions}
-        return known if set(known) == {"settings", "versions"} else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return known if isinstance(known, dict) and set(known) == {"settings", "versions"} else None
+    except _UNREADABLE:
         return None

@@ -9,6 +9,10 @@ from typing import Any
 from filelock import FileLock
 
 from natscope.core.bundle.format import write_atomically
+from natscope.core.errors import NatscopeError
+from natscope.core.files import read_regular
+
+_LARGEST = 10**9  # bytes
 
 
 class Kept:
@@ -61,7 +65,7 @@ class Kept:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_regular(path, _LARGEST, links=True))
+    except (NatscopeError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

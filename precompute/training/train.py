@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from natscope.core.bundle.format import write_atomically
-from natscope.core.errors import BuildError, out_of_memory
+from natscope.core.errors import BuildError, FileError, out_of_memory
+from natscope.core.files import opened
 from natscope.core.images import ImageInputs
 from natscope.core.jacobians import convolves
 
@@ -278,20 +279,31 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identi
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str) -> int:
     """Load weights and momentum, and give the number of epochs they have seen."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with opened(path), safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, FileError) as error:
         if out_of_memory(error):
             raise
-        raise BuildError(f"The checkpoint {path} is damaged; delete it to train from the start.") from error
+        raise _damaged(path) from error
     if metadata.get("identity") != identity:
         raise BuildError(
             f"The checkpoint {path} is of another training (recipe, data or network); delete it to start anew."
         )
     weights = {name.removeprefix(_WEIGHT): t for name, t in tensors.items() if name.startswith(_WEIGHT)}
-    model.load_state_dict(weights)
     for name, parameter in model.named_parameters():
-        if _MOMENTUM + name in tensors:
-            optimizer.state[parameter]["momentum_buffer"] = tensors[_MOMENTUM + name].to(parameter.device)
-    return int(metadata["epoch"])
+        if (momentum := tensors.get(_MOMENTUM + name)) is not None:
+            if momentum.shape != parameter.shape or not momentum.is_floating_point():
+                raise _damaged(path)
+            optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
+    try:
+        model.load_state_dict(weights)
+        return int(metadata["epoch"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> BuildError:
+    return BuildError(f"The checkpoint {path} is damaged; delete it to train from the start.")

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from natscope.app.cli import experiments
 from natscope.app.cli.commands import main
+from natscope.app.figures import experiments as drawn
 from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle
 from natscope.core.methods import METHODS
 
@@ -484,6 +486,16 @@ def test_a_place_that_is_taken_is_one_sentence(refused, bundle_path, tmp_path):
 )
 def test_usage_errors_are_one_sentence(refused, arguments, sentence):
     assert re.fullmatch(sentence, refused(*arguments))
+
+
+def test_figures_beside_a_result_are_not_written_through_links(monkeypatch, tmp_path):
+    (tmp_path / "thesis").write_text("mine")
+    for kind in ("png", "json"):
+        (tmp_path / f"result.{kind}").symlink_to("thesis")
+    monkeypatch.setattr(drawn, "experiment_files", lambda result: [("png", b"a figure")])
+    experiments._measured(tmp_path / "result.json", lambda **keeping: {"finding": "It works."})
+    assert (tmp_path / "thesis").read_text() == "mine"
+    assert (tmp_path / "result.png").read_bytes() == b"a figure"
 
 
 def test_the_app_without_bundles_is_one_sentence(refused, tmp_path):

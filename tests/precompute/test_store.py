@@ -1,0 +1,184 @@
+"""Folders of strangers that are written into: nothing is written through a link, a pipe or another file's name."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from natscope.core.bundle.format import Bundle, check_bundle
+from natscope.core.bundle.manifest import FACTORS
+from natscope.core.errors import BuildError, BundleError
+from natscope.precompute.bundles.opening import faults
+from natscope.precompute.bundles.store import Store
+from natscope.precompute.bundles.work import Work
+from natscope.precompute.training.models import ModelSpec, build_model
+from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.train import TrainingSpec, train
+from tests.tiny import build_tiny
+
+_METHODS = ("graddot", "trak", "kronfluence")
+
+
+@pytest.fixture(scope="session")
+def bare_path(tmp_path_factory):
+    """A small bundle to which methods can be added."""
+    path = tmp_path_factory.mktemp("bare") / "bundle"
+    build_tiny(path, methods=())
+    return path
+
+
+@pytest.fixture
+def path(bare_path, tmp_path):
+    return shutil.copytree(bare_path, tmp_path / "bundle")
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A folder of the user's with a file."""
+    folder = tmp_path / "victim"
+    folder.mkdir()
+    (folder / "thesis").write_text("mine")
+    return folder
+
+
+def _untouched(victim):
+    return [(file.name, file.read_text()) for file in victim.iterdir()] == [("thesis", "mine")]
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("margin_features.npy", "thesis"),
+        ("trak_features.tmp", "thesis"),
+        ("trak_features.npy", "thesis"),
+        ("anything", "thesis"),
+        ("dangling", "nothing"),
+        (FACTORS, ""),
+        ("../bundle.adding", ""),
+        ("../bundle.lock", "thesis"),
+    ],
+)
+def test_no_method_is_added_through_a_link(path, victim, name, target):
+    (path / name).unlink(missing_ok=True)  # of the lock
+    (path / name).symlink_to(victim / target)
+    with pytest.raises((BundleError, BuildError), match=r"is a link and no regular file|in the way|cannot be written"):
+        build_tiny(path, methods=_METHODS)
+    assert _untouched(victim)
+    assert Bundle(path).manifest.methods == {}
+    assert not (path / "margin_features.npy").is_file() or name == "margin_features.npy"
+
+
+@pytest.mark.parametrize("name", ["margin_features.npy", "trak_features.tmp", FACTORS, "deep/er/pipe"])
+def test_no_method_is_added_where_a_pipe_lies(path, name):
+    (path / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path / name)
+    with pytest.raises(BundleError, match=rf"^Nothing is written into .*{name} is a pipe and no regular file; remove"):
+        build_tiny(path, methods=_METHODS)
+
+
+@pytest.mark.parametrize("name", ["margin_features.npy", "trak_features.npy", "trak_features.tmp"])
+def test_a_file_with_a_second_name_is_replaced_and_not_written_into(path, victim, name):
+    os.link(victim / "thesis", path / name)
+    build_tiny(path, methods=_METHODS)
+    assert _untouched(victim)
+    assert check_bundle(path) == []
+
+
+def test_a_shard_is_not_written_into_a_file_with_a_second_name(path, victim, tmp_path):
+    """As a stranger's journal would have it."""
+    shape, name = (60, 16), "margin_features"
+    np.save(tmp_path / "rows.npy", np.zeros(shape, np.float32))
+    before = (tmp_path / "rows.npy").read_bytes()
+    os.link(tmp_path / "rows.npy", path / f"{name}.npy")
+    work = Work(tmp_path / "adding", {}, folder=path)
+    work.mark(name, 30)
+    store = Store(path, work, lambda stage, done, total: None)
+    store.large(name, shape, np.dtype("float32"), lambda part: np.ones((part.stop - part.start, 16)), "Rows")
+    assert (tmp_path / "rows.npy").read_bytes() == before
+    assert (np.load(path / f"{name}.npy") == 1).all()
+
+
+@pytest.mark.parametrize("name", ["traker", "fitting", "journal.json", "settings.json", "margin_features.npy"])
+@pytest.mark.parametrize("folder", ["bundle.adding", "new.partial"])
+def test_unfinished_work_with_a_link_in_it_is_refused(path, victim, folder, name):
+    class Stopped(Exception):
+        pass
+
+    def stop(stage, done, total):
+        if stage == "Checksums":
+            raise Stopped
+
+    out = path.with_name(folder).with_suffix("")
+    with pytest.raises(Stopped):
+        build_tiny(out, stop, methods=_METHODS)
+    file = path.with_name(folder) / name
+    if file.is_file():
+        file.unlink()
+    file.symlink_to(victim / ("thesis" if "." in name else ""))
+    with pytest.raises(BundleError, match=r"is a link and no regular file|was not made by natscope"):
+        build_tiny(out, methods=_METHODS)
+    assert _untouched(victim)
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        "[" * 50_000,
+        "[]",
+        '{"done": [], "files": {}}',
+        '{"done": {"margin_features": 1e999}, "files": {}}',
+        '{"done": {"margin_features": -5}, "files": {}}',
+        '{"done": {"margin_features": 99999999}, "files": {}}',
+        '{"done": {"margin_features": 60}, "files": {"margin_features": ["/dev/zero", ""]}}',
+        '{"done": {"margin_features": 60}, "files": {"margin_features": ["../../x", ""]}}',
+        '{"done": {"margin_features": 60}, "files": {"margin_features": [5, null]}}',
+    ],
+)
+def test_a_strangers_journal_does_no_harm(path, journal):
+    place = path.with_name("bundle.adding")
+    Work(place, {"bundle": Bundle(path).identity}, folder=path)
+    (place / "journal.json").write_text(journal)
+    build_tiny(path, methods=("graddot",))
+    assert faults(path) == []
+
+
+def test_a_journal_does_not_lead_out_of_the_folder(path, tmp_path):
+    folder = tmp_path / "adding"
+    Work(folder, {}, folder=path)
+    files = {"a": ["../victim/thesis", "0"], "b": ["features.npy", "0"]}
+    (folder / "journal.json").write_text(json.dumps({"done": {"a": 1, "b": 1}, "files": files}))
+    assert not Work(folder, {}, folder=path).done
+
+
+@pytest.mark.parametrize("name", ["settings.json", "journal.json"])
+def test_unfinished_work_with_a_pipe_in_it_is_refused_at_once(path, name):
+    place = path.with_name("bundle.adding")
+    Work(place, {"bundle": Bundle(path).identity}, folder=path)
+    (place / name).unlink(missing_ok=True)
+    os.mkfifo(place / name)
+    with pytest.raises(BundleError, match=r"is a pipe and no regular file|was not made by natscope"):
+        build_tiny(path, methods=("graddot",))
+
+
+def test_what_is_no_file_and_not_recorded_is_a_fault(path, victim):
+    (path / "margin_features.npy").symlink_to(victim / "thesis")
+    (path / "kept").mkdir()
+    os.mkfifo(path / "kept" / "pipe")
+    (path / "notes.txt").write_text("Of no harm.")
+    assert faults(path) == [
+        "'margin_features.npy' is a link and no regular file; remove it.",
+        "'kept/pipe' is a pipe and no regular file; remove it.",
+    ]
+
+
+def test_kept_results_and_checkpoints_that_are_pipes_are_not_waited_for(tmp_path):
+    for name in ("kept.json", "training.safetensors"):
+        os.mkfifo(tmp_path / name)
+    assert Kept(tmp_path / "kept.json").parts() == {}
+    images, labels = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
+    model, recipe = build_model(ModelSpec(widths=(16, 3)), seed=0), TrainingSpec(epochs=1, batch_size=4)
+    with pytest.raises(BuildError, match=r"training\.safetensors is damaged; delete it"):
+        train(model, images, labels, recipe, checkpoint=tmp_path / "training.safetensors")
