@@ -24,7 +24,7 @@ from natscope.app.state import View
 from natscope.app.worker import Worker
 from natscope.core.analysis.comparison import Row
 from natscope.core.bundle.capabilities import Capabilities
-from natscope.core.bundle.format import MANIFEST, Bundle, find_bundles
+from natscope.core.bundle.format import Bundle, find_bundles, read_manifest
 from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, NatscopeError
@@ -183,6 +183,7 @@ class Served(Capabilities):
             BundleError: if it cannot be opened.
         """
         super().__init__(Bundle(place.path))
+        place.check(self.bundle)
         self.place = place
         self.train_labels = np.asarray(self.bundle.array("train_labels"))
         self.test_labels = np.asarray(self.bundle.array("test_labels"))
@@ -209,7 +210,7 @@ class Served(Capabilities):
             QueryError: for a setting that cannot be used here, in one sentence.
         """
         lane = lanes().heavy if self._heavy(request) else lanes().quick
-        key = ("attribute", self.bundle.identity, _name(query), request)
+        key = ("attribute", self.place, _name(query), request)
         return ask(lane, key, tasks.attribute, self.place, query, request, bar=bar)
 
     def compare(self, query: QueryImage, requests: Sequence[Request], judge: float) -> list[Row]:
@@ -226,7 +227,7 @@ class Served(Capabilities):
         if missing:
             asked = tuple(request for _, request in missing)
             lane = lanes().heavy if any(map(self._heavy, asked)) else lanes().quick
-            key = ("compare", self.bundle.identity, _name(query), asked, judge)
+            key = ("compare", self.place, _name(query), asked, judge)
             rows = ask(lane, key, tasks.compare, self.place, query, asked, judge, bar=True)
             for (known, _), row in zip(missing, rows, strict=True):
                 found[known] = row
@@ -243,11 +244,11 @@ class Served(Capabilities):
         return method is not None and (self.slow(method) or (request.conditioning == "train" and method.conditions))
 
     def _ask(self, what: str, key: Hashable, task: Callable[..., Any], *arguments: Any) -> Any:
-        return ask(lanes().quick, (what, self.bundle.identity, key), task, self.place, *arguments)
+        return ask(lanes().quick, (what, self.place, key), task, self.place, *arguments)
 
 
 def served(path: Path) -> Served:
-    """Return the opened bundle; it is opened anew when its manifest changes.
+    """Return the opened bundle; it is opened anew when another one has taken its place.
 
     Raises:
         BundleError: if it cannot be opened.
@@ -281,8 +282,7 @@ def _look(found: Served) -> None:
 
 
 def _place(path: Path) -> tasks.Place:
-    manifest = path / MANIFEST
-    return tasks.Place(path, manifest.lstat().st_mtime_ns if manifest.is_file() else 0)
+    return tasks.Place(path, read_manifest(path).identity)
 
 
 @st.cache_resource(max_entries=16, show_spinner="Opening the bundle …", hash_funcs={tasks.Place: hash})

@@ -1,7 +1,7 @@
 """What worker processes do for the pages: module functions whose first argument is a progress function.
 
 A worker keeps the bundles that it opened, with their caches, until another one takes their place or its memory is used
-up; the bundle's path and the time of its manifest say which is meant.
+up; the bundle's path and identity say which is meant, and another one that lies there by now is refused.
 """
 
 import contextlib
@@ -20,7 +20,9 @@ from natscope.core.analysis.curves import Curve, Line, relative_curves, sample_q
 from natscope.core.analysis.stability import Stability, across_networks, across_sketches
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.core.errors import BundleError
 from natscope.core.sketch_error import Trust
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import fooled as fooled_by
@@ -34,10 +36,18 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a bundle is, and which state of it is meant: the time of its manifest in nanoseconds."""
+    """Where a bundle is, and which one is meant by its identity: another may have been put there since.
+
+    Every result that is kept is kept under its place: a bundle of the same identity elsewhere may be damaged.
+    """
 
     path: Path
-    stamp: int
+    identity: str
+
+    def check(self, bundle: Bundle) -> None:
+        """Raise BundleError if a bundle that was opened here is another one."""
+        if bundle.identity != self.identity:
+            raise BundleError(f"The bundle {self.path} was replaced while this page was open; reload the page.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +69,9 @@ class Chosen:
 
 @lru_cache(maxsize=4)
 def _opened(place: Place) -> Attributor:
-    return open_attributor(place.path)
+    attributor = open_attributor(place.path)
+    place.check(attributor.bundle)
+    return attributor
 
 
 @lru_cache(maxsize=1)  # up to some GB: all training images' covariances
@@ -129,11 +141,10 @@ def sketches(
 
 
 def networks(
-    progress: Progress, place: Place, asked: QueryImage, requests: Sequence[Request], others: Sequence[Path]
+    progress: Progress, place: Place, asked: QueryImage, requests: Sequence[Request], others: Sequence[Place]
 ) -> list[Stability]:
     """Repeat rankings with the networks of other bundles."""
-    opened = [open_attributor(path) for path in others]
-    return across_networks(_opened(place), asked, requests, opened, progress)
+    return across_networks(_opened(place), asked, requests, [_opened(other) for other in others], progress)
 
 
 def coreset(

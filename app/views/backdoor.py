@@ -94,12 +94,12 @@ def _poisoned(path: Path) -> bool:
 
 def _works(attributor: Served) -> np.ndarray:
     right = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) == attributor.test_labels
-    key = ("fooled", attributor.bundle.identity)
+    key = ("fooled", attributor.place)
     return right & session.ask(session.lanes().quick, key, tasks.fooled, attributor.place, bar=True)
 
 
 def _view(attributor: Served, backdoor: Backdoor, works: np.ndarray) -> BackdoorView:
-    if _VIEW not in st.session_state or st.session_state.get(f"{KEY}of") != attributor.bundle.identity:
+    if _VIEW not in st.session_state or st.session_state.get(f"{KEY}of") != attributor.place:
         view, complaints = read_backdoor(
             st.query_params,
             images=len(attributor.test_labels),
@@ -108,7 +108,7 @@ def _view(attributor: Served, backdoor: Backdoor, works: np.ndarray) -> Backdoor
         )
         if view.image is None:
             view = replace(view, image=int(np.flatnonzero(works)[0]) if works.any() else 0)
-        st.session_state[_VIEW], st.session_state[f"{KEY}of"] = view, attributor.bundle.identity
+        st.session_state[_VIEW], st.session_state[f"{KEY}of"] = view, attributor.place
         warn(*complaints, icon=":material/link_off:")
     return st.session_state[_VIEW]
 

@@ -19,7 +19,6 @@ _QUICK = 20_000  # training images
 def audit_step(scene: Scene) -> None:
     """Draw the step."""
     st.subheader("4 · Find it without knowing", anchor="audit")
-    bundle = scene.attributor.bundle
     count = len(scene.attributor.train_labels)
     st.markdown(
         "Nobody tells you which class was attacked, or with what. But a planted sign is held up by a handful of "
@@ -28,7 +27,7 @@ def audit_step(scene: Scene) -> None:
         "that in mind and puts the most suspicious first."
     )
     scores = run_job(
-        ("audit", bundle.identity),
+        ("audit", scene.attributor.place),
         tasks.audit,
         scene.attributor.place,
         name=f"{KEY}audit",
@@ -96,7 +95,7 @@ def _healed(scene: Scene, suspects: np.ndarray) -> None:
     if too_slow(bundle, linear=scene.attributor.linear):
         return
     result = run_job(
-        ("healed", bundle.identity, len(suspects), scene.index),
+        ("healed", scene.attributor.place, len(suspects), scene.index),
         tasks.healed,
         *(scene.attributor.place, suspects, scene.index),
         name=f"{KEY}healed",

@@ -45,7 +45,7 @@ def proof_step(scene: Scene) -> None:
         return
     stages = (("Training without those found", found), ("Training without as many picked blindly", others))
     result = run_job(
-        ("proof", scene.attributor.bundle.identity, scene.index, name, tuple(found.tolist())),
+        ("proof", scene.attributor.place, scene.index, name, tuple(found.tolist())),
         tasks.proof,
         *(scene.attributor.place, stages, scene.index),
         name=f"{KEY}proof",

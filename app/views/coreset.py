@@ -147,7 +147,7 @@ def _results(attributor: Served, view: CoresetView) -> None:
 def _chosen(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: float) -> tasks.Chosen:
     return session.ask(
         session.lanes().heavy,
-        ("coreset", attributor.bundle.identity, rows.tobytes(), view.method, view.balanced, view.budget, sigma2),
+        ("coreset", attributor.place, rows.tobytes(), view.method, view.balanced, view.budget, sigma2),
         tasks.coreset,
         *(attributor.place, rows, view.method, view.balanced, view.budget, sigma2),
         bar=True,

@@ -51,7 +51,7 @@ def worth(attributor: Served, asked: np.ndarray, chosen: np.ndarray, blind: np.n
         )
         stages = {"these": "Training on these images", "blind": "Training on as many random images"}
         found = run_job(
-            ("train on subsets", name, *keys.values()),
+            ("train on subsets", attributor.place, *keys.values()),
             tasks.train_on_subsets,
             *(attributor.place, subsets, stages, file),
             name=f"{KEY}train",
@@ -98,7 +98,7 @@ def others(attributor: Served, view: CoresetView, asked: np.ndarray, chosen: np.
 
     sigma2s = {name: view.sigma2 or attributor.bundle.sigma2(name, coreset=True) for name in wanted}
     found = run_job(
-        ("coresets", attributor.bundle.identity, asked.tobytes(), view.budget, view.balanced, tuple(sigma2s.items())),
+        ("coresets", attributor.place, asked.tobytes(), view.budget, view.balanced, tuple(sigma2s.items())),
         tasks.coresets_of,
         *(attributor.place, asked, sigma2s, view.balanced, view.budget),
         name=f"{KEY}overlap",

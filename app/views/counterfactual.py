@@ -171,7 +171,7 @@ def _removal(attributor: Served, query: QueryImage) -> None:
         ("Training without as many picked blindly", others, about | {"method": "random", "removed": len(others)}),
     )
     result = _known(kept, query, found, others) or run_job(
-        ("removals", identity_of(attributor.bundle), name_of(query.image, query.predicted, found)),
+        ("removals", attributor.place, name_of(query.image, query.predicted, found)),
         tasks.removals,
         *(attributor.place, query, stages, file),
         name=f"{_KEY}job",

@@ -127,7 +127,7 @@ def _live(attributor: Served, view: CurvesView) -> None:
     index = int(view.query.partition(":")[2]) if view.query else None
     arguments = (index, view.count, lines, view.largest)
     found: dict[Line, Curve] | None = run_job(
-        ("curves", attributor.bundle.identity, *arguments),
+        ("curves", attributor.place, *arguments),
         tasks.curves,
         *(attributor.place, *arguments),
         name=f"{_KEY}job",
@@ -222,7 +222,7 @@ def _experiment() -> None:
 
 def _trust(attributor: Served) -> None:
     st.subheader("How far the sketch can be trusted")
-    key = ("sketch error", attributor.bundle.identity)
+    key = ("sketch error", attributor.place)
     found: Trust | None = session.ask(
         session.lanes().quick, key, tasks.sketch_error, attributor.place, _SAMPLED, bar=True
     )

@@ -34,7 +34,7 @@ def stability(attributor: Served, name: str, query: QueryImage, requests: Sequen
         "numbers, an image that stays did not get there by chance; one that goes did, at least in part."
     )
     sketches, networks = st.tabs(["Other sketches", "Other training runs"])
-    asked = (attributor.bundle.identity, name, tuple(requests))
+    asked = (attributor.place, name, tuple(requests))
     with sketches:
         own = attributor.bundle.sketch_spec
         if own.kind == "exact":
@@ -61,23 +61,23 @@ def stability(attributor: Served, name: str, query: QueryImage, requests: Sequen
 
         label = "Ask the other network" if len(siblings) == 1 else f"Ask the {len(siblings)} other networks"
         found = run_job(
-            ("networks", *asked, tuple(sibling.identity for sibling in siblings)),
+            ("networks", *asked, *siblings),
             tasks.networks,
-            *(attributor.place, query, requests, [sibling.path for sibling in siblings]),
+            *(attributor.place, query, requests, siblings),
             name=f"{_KEY}net",
             label=label,
         )
         _results(attributor, found, "networks")
 
 
-def _siblings(attributor: Served) -> list[Bundle]:
+def _siblings(attributor: Served) -> list[tasks.Place]:
     """Return the served bundles that differ from this one by their training seed alone."""
     found = []
     for path in session.bundle_paths().values():
         try:
             bundle = Bundle(path)
             if differ_by_seed(attributor.bundle.manifest, bundle.manifest):
-                found.append(bundle)
+                found.append(tasks.Place(path, bundle.identity))
         except BundleError:
             continue  # the choice of bundles names a damaged one
     return found
