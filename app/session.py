@@ -19,8 +19,8 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from natscope.app import escape, tasks, uploads
 from natscope.app.jobs import Job, Lane
+from natscope.app.links import AttributeView
 from natscope.app.serve import BUNDLES, jobs_allowed, memory_allowed
-from natscope.app.state import View
 from natscope.app.worker import Worker
 from natscope.core.analysis.comparison import Row
 from natscope.core.bundle.capabilities import Capabilities
@@ -272,8 +272,8 @@ def warm() -> None:
 
 def _look(found: Served) -> None:
     """Ask what the page Attribute asks at first, about one test image of each class; later answers come faster."""
-    method = View().method
-    request = Request(method, found.bundle.sigma2(method), View().budget)
+    method = AttributeView().method
+    request = Request(method, found.bundle.sigma2(method), AttributeView().budget)
     if found._heavy(request) or len(found.bundle.classes) > _CLASSES:
         return
     answers = np.asarray(found.bundle.array("test_logits")).argmax(axis=1)

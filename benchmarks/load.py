@@ -23,8 +23,7 @@ import numpy as np
 from benchmarks.network import Say
 from benchmarks.served import Served, serving
 from benchmarks.visitor import Answer, VisitError, Visitor
-from natscope.app.state import open_query, read_link
-from natscope.core.bundle.request import Request
+from natscope.app.links import AttributeView, Limits, open_query, read
 from natscope.precompute.bundles.opening import open_attributor
 
 _THINK = (1.0, 3.0)  # seconds between an answer and the next click
@@ -230,9 +229,8 @@ def _wrong(bundle: Path, answers: list[Answer], checked: int) -> list[str]:
         return wrong
     attributor = open_attributor(bundle)
     for (index, address), ranking in list(found.items())[:: max(1, len(found) // checked)][:checked]:
-        view, _ = read_link(dict(parse_qsl(address)), len(attributor.bundle.classes))
-        request = Request(view.method, view.sigma2, view.budget, view.pool, view.conditioning, view.target)
-        items = attributor.attribute(open_query(view.query, attributor), request).items
+        view, _ = read(AttributeView(), dict(parse_qsl(address)), Limits(len(attributor.bundle.classes)))
+        items = attributor.attribute(open_query(view.query, attributor), view.request()).items
         if tuple(item.train_index for item in items) != ranking or view.query != f"test:{index}":
             wrong.append(f"Test image {index}: the page's ranking is not the library's.")
     return wrong

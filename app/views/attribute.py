@@ -3,95 +3,73 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import streamlit as st
 from scipy.special import softmax
 
-from natscope.app import escape, session, state, words
-from natscope.app.comparison_link import compare_link
+from natscope.app import escape, links, session, words
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.figures.attribution import curve, ranking_png
+from natscope.app.links import AttributeView
 from natscope.app.session import Served
-from natscope.app.state import View
-from natscope.app.views.bundle import choose_bundle
+from natscope.app.views import frame
 from natscope.app.views.enlarge import enlarge
-from natscope.app.views.notice import complain, warn
+from natscope.app.views.notice import complain
 from natscope.app.views.query import picker, prediction
-from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.core.bundle.request import Attribution, QueryImage
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Method
 
 _WIDGETS = ("method", "exponent", "budget", "pool", "conditioning", "target")
+_VIEW = "view"
+_SESSION = (_VIEW, "picked", "plain_words", "upload", *_WIDGETS)  # what belongs to a bundle
 _ITS_ANSWER = -1  # choice of the target: whatever the model predicts
 
 
 def page() -> None:
     """Draw the page."""
-    heading, switches = st.columns([3.6, 1], vertical_alignment="bottom")
-    heading.title("What does this prediction lean on?")
-    heading.markdown(
+    attributor, switch = frame.heading(
+        "What does this prediction lean on?",
         "Choose an image. natscope ranks the training images that the network’s answer owes its certainty to, and "
-        "says how much each one carries."
+        "says how much each one carries.",
+        forget=lambda: frame.forget(*_SESSION),
     )
-    with switches:
-        path = choose_bundle(_forget_query)
-        words_switch = st.empty()
-    attributor = session.served(path)
-    view = _view(attributor, path)
+    view = frame.view(_VIEW, attributor, AttributeView(), complete=lambda view: _usual_sigma2(view, attributor))
     st.session_state.setdefault("plain_words", view.plain)
-    plain = words_switch.toggle("Plain words", key="plain_words", help="Explain without technical terms.")
+    plain = switch.toggle("Plain words", key="plain_words", help="Explain without technical terms.")
     left, right = st.columns([1, 2.6], gap="large")
     with left:
-        query = _query(view, attributor)
+        query = frame.query(_VIEW, attributor)
         prediction(query, attributor)
         with st.container(horizontal=True, gap="small"):
             enlarge(query.image, _title(query), key="enlarge_query")
             _comparison_link(attributor)
         picker(attributor, query, _take)
     with right:
-        _answer(attributor, query, st.session_state["view"].query, plain)
+        _answer(attributor, query, st.session_state[_VIEW].query, plain)
 
 
 def _title(query: QueryImage) -> str:
     return "Your image" if query.index is None else f"{query.origin.capitalize()} image {query.index}"
 
 
-def _view(attributor: Served, path: Path) -> View:
-    """Return the session's view; a new session takes it from the address."""
-    if "view" not in st.session_state or st.session_state.get("view_bundle") != str(path):
-        view, complaints = state.read_link(st.query_params, len(attributor.bundle.classes))
-        if "sigma2" not in st.query_params:
-            view = replace(view, sigma2=attributor.bundle.sigma2(view.method))
-        st.session_state["view"], st.session_state["view_bundle"] = view, str(path)
-        warn(*complaints, icon=":material/link_off:")
-    return st.session_state["view"]
-
-
-def _restore_controls(view: View) -> None:
+def _restore_controls(view: AttributeView) -> None:
     """Return the controls the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
     target = _ITS_ANSWER if view.target is None else view.target
-    values = (view.method, state.exponent_of(view.sigma2), view.budget, view.pool, view.conditioning, target)
+    values = (view.method, links.exponent_of(view.sigma2), view.budget, view.pool, view.conditioning, target)
     for key, value in zip(_WIDGETS, values, strict=True):
         st.session_state.setdefault(key, value)
 
 
-def _query(view: View, attributor: Served) -> QueryImage:
-    try:
-        return state.open_query(view.query, attributor)
-    except QueryError as error:
-        warn(error, icon=":material/image_not_supported:")
-        st.session_state["view"] = replace(view, query=View().query)
-        return attributor.query("test", 0)
+def _usual_sigma2(view: AttributeView, attributor: Served) -> AttributeView:
+    return view if "sigma2" in st.query_params else replace(view, sigma2=attributor.bundle.sigma2(view.method))
 
 
 def _comparison_link(attributor: Served) -> None:
-    bundle = attributor.bundle.path.name if len(session.bundle_paths()) > 1 else None
-    address = compare_link(st.session_state["view"].query, bundle)
     st.link_button(
         "Compare methods on this image",
-        address,
+        frame.comparison(st.session_state[_VIEW], attributor),
         icon=":material/compare:",
         type="tertiary",
         help="Opens the comparison in a new tab.",
@@ -100,32 +78,20 @@ def _comparison_link(attributor: Served) -> None:
 
 def _take(query: str) -> None:
     """Make an image the query; what was asked of the last one is kept, except its target class."""
-    st.session_state["view"] = replace(st.session_state["view"], query=query, target=None)
+    frame.change(_VIEW, query=query, target=None)
     st.session_state["target"] = _ITS_ANSWER
     st.session_state["picked"] = None
-
-
-def _forget_query() -> None:
-    for key in ("view", "picked", "plain_words", "upload", "upload_error", *_WIDGETS):
-        st.session_state.pop(key, None)
-    st.query_params.clear()
 
 
 @st.fragment
 def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> None:
     """Draw the controls and the ranking; a change reruns this part alone, unless it makes another image the query."""
-    if st.session_state["view"].query != shown:
+    if st.session_state[_VIEW].query != shown:
         st.rerun()
     view = replace(_controls(attributor, query, words.PLAIN if plain else words.EXPERT), plain=plain)
-    st.session_state["view"] = view
-    link = view.to_link()
-    if len(session.bundle_paths()) > 1:
-        link["bundle"] = attributor.bundle.path.name
-    if dict(st.query_params) != link:
-        st.query_params.from_dict(link)
-    request = Request(view.method, view.sigma2, view.budget, view.pool, view.conditioning, view.target)
+    frame.keep(_VIEW, view, attributor)
     try:
-        result = attributor.attribute(query, request)
+        result = attributor.attribute(query, view.request())
     except QueryError as error:
         complain(error)
         return
@@ -147,8 +113,8 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
     _downloads(query, images, result, method, classes)
 
 
-def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> View:
-    view: View = st.session_state["view"]
+def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> AttributeView:
+    view: AttributeView = st.session_state[_VIEW]
     _restore_controls(view)
     classes = attributor.bundle.classes
     first, second, third = st.columns([1.1, 1.3, 1.1])
@@ -178,12 +144,12 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> Vi
         required=True,
     )
     first, second, third = st.columns([1.1, 1.3, 1.1])
-    budget = first.slider(labels.budget, 1, state.LARGEST_BUDGET, key="budget", help=labels.budget_help)
+    budget = first.slider(labels.budget, 1, links.LARGEST_BUDGET, key="budget", help=labels.budget_help)
     # What plays no part is disabled, not left out: a control that comes back while the page is still being drawn can
     # show its default in place of its value.
     exponent = second.select_slider(
         labels.sigma2,
-        sorted({*state.SIGMA2_EXPONENTS, st.session_state["exponent"]}),  # a link may hold a value between two steps
+        sorted({*links.SIGMA2_EXPONENTS, st.session_state["exponent"]}),  # a link may hold a value between two steps
         key="exponent",
         format_func=lambda e: words.sigma2_text(10**e),
         disabled=not method.uses_sigma2,
@@ -198,7 +164,7 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> Vi
         help=labels.conditioning_help,
         required=True,
     )
-    return View(
+    return AttributeView(
         view.query,
         name,
         10**exponent,

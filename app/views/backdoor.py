@@ -2,24 +2,24 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import streamlit as st
 
 from natscope.app import escape, session, tasks
-from natscope.app.backdoor_link import BackdoorView, read_backdoor
 from natscope.app.components.grid import data_uri
 from natscope.app.components.trigger_patch import Shown, trick
+from natscope.app.links import BackdoorView
 from natscope.app.session import Served
+from natscope.app.views import frame
 from natscope.app.views.backdoor_audit import audit_step
 from natscope.app.views.backdoor_measured import measured
 from natscope.app.views.backdoor_proof import proof_step
 from natscope.app.views.backdoor_scene import KEY, Scene
 from natscope.app.views.backdoor_search import search_step
 from natscope.app.views.banner import now
-from natscope.app.views.bundle import titles
-from natscope.app.views.notice import warn
 from natscope.core.backdoor import Backdoor, stamp
 from natscope.core.bundle.format import read_manifest
 from natscope.core.errors import BundleError
@@ -37,10 +37,15 @@ def page() -> None:
     attributor = session.served(path)
     backdoor = Backdoor.from_dict(attributor.bundle.manifest.poison or {})
     works = _works(attributor)
-    view = _view(attributor, backdoor, works)
-    link = view.to_link() | ({"bundle": path.name} if len(session.bundle_paths()) > 1 else {})
-    if dict(st.query_params) != link:
-        st.query_params.from_dict(link)
+    first = int(np.flatnonzero(works)[0]) if works.any() else 0
+    view = frame.view(
+        _VIEW,
+        attributor,
+        BackdoorView(),
+        squares=backdoor.patterns[0].size,
+        complete=lambda view: view if view.image is not None else replace(view, image=first),
+    )
+    frame.keep(_VIEW, view, attributor)
     index = view.image or 0
     scene = Scene(attributor, backdoor, index, int(attributor.test_labels[index]), works)
     with st.container(border=True):
@@ -70,19 +75,9 @@ def _bundle() -> Path | None:
                 icon=":material/info:",
             )
         return None
-    names = list(found)
-    wanted = st.query_params.get("bundle")
-    st.session_state.setdefault(f"{KEY}bundle", wanted if wanted in names else names[0])
-    if len(names) == 1:
-        return found[names[0]]
-    chosen = st.selectbox(
-        "Model",
-        names,
-        key=f"{KEY}bundle",
-        format_func=titles(found).__getitem__,
-        on_change=lambda: st.session_state.pop(_VIEW, None),
+    return frame.choose_bundle(
+        found, forget=lambda: st.session_state.pop(_VIEW, None), key=f"{KEY}bundle", label="Model"
     )
-    return found[chosen]
 
 
 def _poisoned(path: Path) -> bool:
@@ -98,23 +93,7 @@ def _works(attributor: Served) -> np.ndarray:
     return right & session.ask(session.lanes().quick, key, tasks.fooled, attributor.place, bar=True)
 
 
-def _view(attributor: Served, backdoor: Backdoor, works: np.ndarray) -> BackdoorView:
-    if _VIEW not in st.session_state or st.session_state.get(f"{KEY}of") != attributor.place:
-        view, complaints = read_backdoor(
-            st.query_params,
-            images=len(attributor.test_labels),
-            classes=len(attributor.bundle.classes),
-            squares=backdoor.patterns[0].size,
-        )
-        if view.image is None:
-            view = replace(view, image=int(np.flatnonzero(works)[0]) if works.any() else 0)
-        st.session_state[_VIEW], st.session_state[f"{KEY}of"] = view, attributor.place
-        warn(*complaints, icon=":material/link_off:")
-    return st.session_state[_VIEW]
-
-
-def _set(**changes: object) -> None:
-    st.session_state[_VIEW] = replace(st.session_state[_VIEW], **changes)
+_set = partial(frame.change, _VIEW)
 
 
 def _another(scene: Scene, base: int | None = None) -> None:

@@ -125,8 +125,9 @@ def _measured_once(scene: Scene, why: str) -> None:
         + f"Over all classes: {escape.sentence(result['finding'])}"
     )
     with st.expander("How it was measured"):
+        values = ", ".join(f"σ² of {METHODS[name].title}: {value:g}" for name, value in setting["sigma2"].items())
         st.markdown(
-            f"σ² = {setting['sigma2']:g}, pool: the class that the attack aims at; same initial weights, same order "
+            f"{values}; pool: the class that the attack aims at; same initial weights, same order "
             "of the images that are left, same recipe."
         )
         st.code(commands(result), language=None)

@@ -58,10 +58,9 @@ def measured_for(attributor: Served) -> dict[str, Any] | None:
     return next(iter(alike or results), None)
 
 
-def tuned_sigma2(method: str, result: dict[str, Any] | None) -> float:
-    """Return the sigma2 that was chosen for a method in an experiment, on queries that it does not report."""
-    found = [row["sigma2"] for row in (result or {"rows": []})["rows"] if row["method"] == method]
-    return float(found[0]) if found and found[0] is not None else 1.0
+def sigma2_of(scene: Scene, method: str) -> float:
+    """Return the sigma2 at which a method is asked for the culprits."""
+    return scene.attributor.bundle.sigma2(method, purpose="backdoor")
 
 
 def weak(names: tuple[str, ...], result: dict[str, Any] | None) -> str:

@@ -6,12 +6,11 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape, words
-from natscope.app.backdoor_link import BackdoorView
-from natscope.app.comparison_link import compare_link
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.figures.backdoor import roc
-from natscope.app.state import pack_image
-from natscope.app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, measured_for, tuned_sigma2, weak
+from natscope.app.links import AttributeView, BackdoorView, pack_image
+from natscope.app.views import frame
+from natscope.app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, measured_for, sigma2_of, weak
 from natscope.app.views.notice import complain
 from natscope.core.analysis.curves import REFERENCE
 from natscope.core.bundle.request import Attribution, Request
@@ -54,7 +53,10 @@ def search_step(scene: Scene, view: BackdoorView, change: Change, another: Calla
             on_click=_reveal,
             args=(None if revealed else scene.index,),
         )
-        address = compare_link(pack_image(scene.query().image), scene.attributor.bundle.path.name)
+        asked = AttributeView(
+            pack_image(scene.query().image), method, sigma2_of(scene, method), SHOWN, target=scene.target
+        )
+        address = frame.comparison(asked, scene.attributor, purpose="backdoor")
         st.link_button("All methods on this picture", address, type="tertiary", icon=":material/compare:")
     columns = st.columns(2, gap="large")
     for column, name, role in zip(columns, (method, rival), ("method", "rival"), strict=True):
@@ -75,9 +77,7 @@ def ranking(scene: Scene, method: str, budget: int = SHOWN) -> Attribution:
     Raises:
         QueryError: if the method fails on it.
     """
-    request = Request(
-        method, sigma2=tuned_sigma2(method, measured_for(scene.attributor)), budget=budget, target=scene.target
-    )
+    request = Request(method, sigma2=sigma2_of(scene, method), budget=budget, target=scene.target)
     return scene.attributor.attribute(scene.query(), request)
 
 
@@ -156,7 +156,6 @@ def _shows(scene: Scene, index: int) -> str:
 def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
     pool = np.flatnonzero(scene.attributor.train_labels == scene.target)
     culprits = scene.backdoor.culprits(scene.base)
-    measured = measured_for(scene.attributor)
     truth, rows, curves = set(culprits.tolist()), [], {}
     for name in dict.fromkeys(names):
         try:
@@ -168,7 +167,7 @@ def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
         rows.append(
             {
                 "method": METHODS[name].title,
-                "σ²": words.sigma2_text(tuned_sigma2(name, measured)) if METHODS[name].uses_sigma2 else "",
+                "σ²": words.sigma2_text(sigma2_of(scene, name)) if METHODS[name].uses_sigma2 else "",
                 f"recall@{SHOWN}": recall_at_k(order, truth, SHOWN),
                 "reciprocal rank@100": reciprocal_rank(order, truth, 100),
                 "area under ROC": _area(np.isin(order, culprits)),

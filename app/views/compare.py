@@ -3,17 +3,17 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import streamlit as st
 
-from natscope.app import session, state, words
-from natscope.app.comparison_link import LARGEST_BUDGET, MOST_QUERIES, ComparisonView, read_comparison
+from natscope.app import links, words
 from natscope.app.components.comparison import Strip, Tile, comparison, marks
 from natscope.app.components.grid import data_uri
+from natscope.app.links import LARGEST_COMPARED, MOST_COMPARED, ComparisonView
 from natscope.app.session import Served
-from natscope.app.views.bundle import choose_bundle
+from natscope.app.views import frame
 from natscope.app.views.compare_results import agreement_section, downloads
 from natscope.app.views.notice import complain, warn
 from natscope.app.views.query import picker
@@ -30,21 +30,14 @@ _FEWEST = 2
 
 def page() -> None:
     """Draw the page."""
-    heading, choice = st.columns([3.6, 1], vertical_alignment="bottom")
-    heading.title("Every method on the same image")
-    with choice:
-        path = choose_bundle(_forget)
-    attributor = session.served(path)
-    view = _view(attributor, str(path))
+    attributor, _ = frame.heading("Every method on the same image", "", forget=lambda: frame.forget(_KEY))
+    view = frame.view(_VIEW, attributor, ComparisonView(), complete=lambda view: _usual_sigma2s(view, attributor))
     queries = _queries(view, attributor)
     controls, figure = st.columns([1, 3.7], gap="large")
     with controls:
         _query_controls(attributor, queries[0])
         view = _settings(attributor)
-    st.session_state[_VIEW] = view
-    link = view.to_link() | ({"bundle": path.name} if len(session.bundle_paths()) > 1 else {})
-    if dict(st.query_params) != link:
-        st.query_params.from_dict(link)
+    frame.keep(_VIEW, view, attributor)
     methods = view.methods or attributor.usable(fast=True)
     with figure:
         if len(methods) < _FEWEST:
@@ -69,22 +62,10 @@ def page() -> None:
     stability(attributor, view.query, queries[0], requests)
 
 
-def _view(attributor: Served, path: str) -> ComparisonView:
-    if _VIEW not in st.session_state or st.session_state.get(f"{_KEY}bundle") != path:
-        view, complaints = read_comparison(st.query_params, len(attributor.bundle.classes))
-        if attributor.bundle.manifest.tuned and "sigma2" not in st.query_params:
-            view = replace(
-                view, own={name: attributor.bundle.sigma2(name) for name, m in METHODS.items() if m.uses_sigma2}
-            )
-        st.session_state[_VIEW], st.session_state[f"{_KEY}bundle"] = view, path
-        warn(*complaints, icon=":material/link_off:")
-    return st.session_state[_VIEW]
-
-
-def _forget() -> None:
-    for key in [key for key in st.session_state if str(key).startswith(_KEY)]:
-        del st.session_state[key]
-    st.query_params.clear()
+def _usual_sigma2s(view: ComparisonView, attributor: Served) -> ComparisonView:
+    if "sigma2" in st.query_params or not attributor.bundle.manifest.tuned:
+        return view
+    return replace(view, own={n: attributor.bundle.sigma2(n) for n, m in METHODS.items() if m.uses_sigma2})
 
 
 def _shown(view: ComparisonView) -> tuple[str, ...]:
@@ -97,7 +78,7 @@ def _queries(view: ComparisonView, attributor: Served) -> list[QueryImage]:
     opened: list[tuple[str, QueryImage]] = []
     for text in _shown(view):
         try:
-            opened.append((text, state.open_query(text, attributor)))
+            opened.append((text, links.open_query(text, attributor)))
         except QueryError as error:
             warn(error, icon=":material/image_not_supported:")
     if not opened or opened[0][0] != view.query:
@@ -108,8 +89,7 @@ def _queries(view: ComparisonView, attributor: Served) -> list[QueryImage]:
     return [query for _, query in opened]
 
 
-def _change(**fields: Any) -> None:
-    st.session_state[_VIEW] = replace(st.session_state[_VIEW], **fields)
+_change = partial(frame.change, _VIEW)
 
 
 def _take(query: str) -> None:
@@ -124,10 +104,10 @@ def _query_controls(attributor: Served, query: QueryImage) -> None:
         _button("‹", "Earlier image", lambda: _take(f"{split}:{(number - 1) % count}"), "earlier")
         _button("›", "Later image", lambda: _take(f"{split}:{(number + 1) % count}"), "later")
         _button("", "A random test image", lambda: _take(f"test:{_random(attributor)}"), "random", ":material/shuffle:")
-        full = len(view.pins) + 1 >= MOST_QUERIES
+        full = len(view.pins) + 1 >= MOST_COMPARED
         _button(
             "Pin",
-            f"Keep this image in view and go on to others; {MOST_QUERIES} at most.",
+            f"Keep this image in view and go on to others; {MOST_COMPARED} at most.",
             lambda: _change(pins=(view.query, *view.pins)),
             "pin",
             ":material/keep:",
@@ -175,7 +155,7 @@ def _settings(attributor: Served) -> ComparisonView:
         "image on this network is not chosen at first.",
     )
     chosen = tuple(name for name in METHODS if name in names)
-    budget = st.slider(labels.budget, 1, LARGEST_BUDGET, key=f"{_KEY}budget", help=labels.budget_help)
+    budget = st.slider(labels.budget, 1, LARGEST_COMPARED, key=f"{_KEY}budget", help=labels.budget_help)
     target = st.selectbox(
         "Explain",
         [_ITS_ANSWER, *range(len(classes))],
@@ -183,7 +163,7 @@ def _settings(attributor: Served) -> ComparisonView:
         format_func=lambda c: "the model’s answer" if c == _ITS_ANSWER else classes[c],
         help="The class whose support is attributed, for every image in view.",
     )
-    exponents = sorted({*state.SIGMA2_EXPONENTS, st.session_state[f"{_KEY}exponent"]})
+    exponents = sorted({*links.SIGMA2_EXPONENTS, st.session_state[f"{_KEY}exponent"]})
     exponent = st.select_slider(
         f"{labels.sigma2} of all, and of the judge",
         exponents,
@@ -232,7 +212,7 @@ def _restore(view: ComparisonView, attributor: Served) -> None:
         "methods": list(view.methods or now),
         "budget": view.budget,
         "target": _ITS_ANSWER if view.target is None else view.target,
-        "exponent": state.exponent_of(view.sigma2),
+        "exponent": links.exponent_of(view.sigma2),
         "pool": view.pool,
         "conditioning": view.conditioning,
         "same": not view.own,
@@ -249,10 +229,10 @@ def _own_sigma2(view: ComparisonView, methods: Sequence[str], common: float) -> 
     own = {}
     for name in (name for name in methods if METHODS[name].uses_sigma2):
         key = f"{_KEY}own_{name}"
-        st.session_state.setdefault(key, state.exponent_of(view.own.get(name, common)))
+        st.session_state.setdefault(key, links.exponent_of(view.own.get(name, common)))
         exponent = st.select_slider(
             METHODS[name].title,
-            sorted({*state.SIGMA2_EXPONENTS, st.session_state[key]}),
+            sorted({*links.SIGMA2_EXPONENTS, st.session_state[key]}),
             key=key,
             format_func=lambda e: words.sigma2_text(10**e),
         )

@@ -10,8 +10,8 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape, session, words
-from natscope.app.comparison_link import ComparisonView
 from natscope.app.figures.comparison import FORMATS, agreement, comparison_file
+from natscope.app.links import ComparisonView
 from natscope.app.session import Served
 from natscope.core.analysis.comparison import OVERLAPS, QUANTITIES, Row, overlaps
 from natscope.core.bundle.request import QueryImage

@@ -3,21 +3,20 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from urllib.parse import urlencode
 
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, session, state, tasks, words
+from natscope.app import escape, links, session, tasks, words
 from natscope.app.components.grid import Card, data_uri, grid
-from natscope.app.coreset_link import CoresetView, largest_budget, read_coreset
 from natscope.app.figures.coreset import class_balance, information
+from natscope.app.links import AttributeView, CoresetView, largest_coreset
 from natscope.app.session import Served
-from natscope.app.views.bundle import choose_bundle
+from natscope.app.views import frame
 from natscope.app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
 from natscope.app.views.coreset_results import measured, others, worth
 from natscope.app.views.enlarge import show_large
-from natscope.app.views.notice import complain, inform, warn
+from natscope.app.views.notice import complain, inform
 from natscope.core.analysis.coreset import BLIND, missing
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
@@ -28,55 +27,31 @@ _SHOWN = 300  # images of the sheet, until all are asked for
 
 def page() -> None:
     """Draw the page."""
-    heading, choice = st.columns([3.6, 1], vertical_alignment="bottom")
-    heading.title("A few images that stand for all")
-    heading.markdown(
+    attributor, _ = frame.heading(
+        "A few images that stand for all",
         "Choose test images. natscope picks the training images that together tell most about them, and a network that "
-        "sees only these shows what they are worth."
+        "sees only these shows what they are worth.",
+        forget=lambda: frame.forget(KEY),
     )
-    with choice:
-        path = choose_bundle(_forget)
-    attributor = session.served(path)
     if lacking := missing(attributor, BLIND):
         inform(lacking, icon=":material/extension_off:")
         return
-    view = _view(attributor, str(path))
+    largest = largest_coreset(len(attributor.train_labels))
+    view = frame.view(VIEW, attributor, CoresetView(budget=min(CoresetView().budget, largest)))
     controls, results = st.columns([1, 2.9], gap="large")
     with controls:
         view = _settings(attributor, query_controls(attributor, view))
-    st.session_state[VIEW] = view
-    link = view.to_link() | ({"bundle": path.name} if len(session.bundle_paths()) > 1 else {})
-    if dict(st.query_params) != link:
-        st.query_params.from_dict(link)
+    frame.keep(VIEW, view, attributor)
     with results:
         _results(attributor, view)
     st.divider()
     measured()
 
 
-def _view(attributor: Served, path: str) -> CoresetView:
-    if VIEW not in st.session_state or st.session_state.get(f"{KEY}bundle") != path:
-        view, complaints = read_coreset(
-            st.query_params,
-            images=len(attributor.test_labels),
-            classes=len(attributor.bundle.classes),
-            train_images=len(attributor.train_labels),
-        )
-        st.session_state[VIEW], st.session_state[f"{KEY}bundle"] = view, path
-        warn(*complaints, icon=":material/link_off:")
-    return st.session_state[VIEW]
-
-
-def _forget() -> None:
-    for key in [key for key in st.session_state if str(key).startswith(KEY)]:
-        del st.session_state[key]
-    st.query_params.clear()
-
-
 def _settings(attributor: Served, view: CoresetView) -> CoresetView:
     for key, value in {"method": view.method, "balanced": view.balanced, "budget": view.budget}.items():
         st.session_state.setdefault(KEY + key, value)
-    largest = largest_budget(len(attributor.train_labels))
+    largest = largest_coreset(len(attributor.train_labels))
     budget = st.select_slider(
         "How many training images, M",
         sorted({*(size for size in _SIZES if size <= largest), largest, st.session_state[f"{KEY}budget"]}),
@@ -99,16 +74,16 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
         "is of the class). Off: the method chooses among all training images at once; the first time that takes a "
         "minute.",
     )
-    usual = attributor.bundle.sigma2(name, coreset=True)
-    st.session_state.setdefault(f"{KEY}exponent", state.exponent_of(view.sigma2 or usual))
+    usual = attributor.bundle.sigma2(name, purpose="coreset")
+    st.session_state.setdefault(f"{KEY}exponent", links.exponent_of(view.sigma2 or usual))
     exponent = st.select_slider(
         words.EXPERT.sigma2,
-        sorted({*state.SIGMA2_EXPONENTS, st.session_state[f"{KEY}exponent"]}),
+        sorted({*links.SIGMA2_EXPONENTS, st.session_state[f"{KEY}exponent"]}),
         key=f"{KEY}exponent",
         format_func=lambda e: words.sigma2_text(10**e),
         help=words.EXPERT.sigma2_help + " The information of every method’s choice is counted at this σ².",
     )
-    sigma2 = None if exponent == state.exponent_of(usual) else 10**exponent
+    sigma2 = None if exponent == links.exponent_of(usual) else 10**exponent
     return replace(view, method=name, balanced=balanced, budget=budget, sigma2=sigma2)
 
 
@@ -121,13 +96,13 @@ def _usual_sigma2() -> None:
 def _results(attributor: Served, view: CoresetView) -> None:
     try:
         rows = asked(attributor, view)
-        sigma2 = view.sigma2 or attributor.bundle.sigma2(view.method, coreset=True)
+        sigma2 = view.sigma2 or attributor.bundle.sigma2(view.method, purpose="coreset")
         chosen = _chosen(attributor, view, rows, sigma2)
     except QueryError as error:
         complain(error)
         return
     st.markdown(f"##### {_finding(chosen, whom(attributor, view, len(rows)))}", help=words.NAT)
-    _sheet(attributor, chosen.indices)
+    _sheet(attributor, chosen.indices, view.method)
     colours = ("#5cc3d6", "#a8b3bd") if st.context.theme.type == "dark" else ("#0f6e84", "#6b7280")
     left, right = st.columns([1, 1.2], gap="large")
     with left:
@@ -165,7 +140,7 @@ def _finding(chosen: tasks.Chosen, about: str) -> str:
 
 
 @st.fragment
-def _sheet(attributor: Served, indices: np.ndarray) -> None:
+def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
     """Draw the chosen images class by class; a click opens one, and reruns this part alone."""
     classes, labels = attributor.bundle.classes, attributor.train_labels
     whole = len(indices) <= _SHOWN or st.toggle(f"Show all {len(indices):,}", key=f"{KEY}all")
@@ -197,11 +172,9 @@ def _sheet(attributor: Served, indices: np.ndarray) -> None:
                 )
     picked = st.session_state.pop(f"{KEY}picked", None)
     if picked is not None:
-        address = {"q": f"train:{picked}"}
-        if len(session.bundle_paths()) > 1:
-            address["bundle"] = attributor.bundle.path.name
         title = f"Training image {picked}: {classes[labels[picked]]}"
-        link = ("Make it the query", "./?" + urlencode(address))  # the first page has no other address
+        asked = AttributeView(f"train:{picked}", method, attributor.bundle.sigma2(method))
+        link = ("Make it the query", frame.address("./", asked, attributor))  # the first page has no other address
         show_large(np.asarray(images[picked]), title, link=link)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape, tasks, words
-from natscope.app.coreset_link import CoresetView
 from natscope.app.figures.coreset import KINDS, accuracies, coreset_table, overlap, shares_right
+from natscope.app.links import CoresetView
 from natscope.app.results import commands, load_results
 from natscope.app.session import Served
 from natscope.app.views.coreset_queries import KEY
@@ -96,7 +96,7 @@ def others(attributor: Served, view: CoresetView, asked: np.ndarray, chosen: np.
     if not wanted:
         return
 
-    sigma2s = {name: view.sigma2 or attributor.bundle.sigma2(name, coreset=True) for name in wanted}
+    sigma2s = {name: view.sigma2 or attributor.bundle.sigma2(name, purpose="coreset") for name in wanted}
     found = run_job(
         ("coresets", attributor.place, asked.tobytes(), view.budget, view.balanced, tuple(sigma2s.items())),
         tasks.coresets_of,

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, session, state, tasks, words
+from natscope.app import escape, links, tasks, words
 from natscope.app.components.bars import Bar, bars
 from natscope.app.components.grid import Card, data_uri, grid
-from natscope.app.counterfactual_link import FEWEST, MOST, CounterfactualView, read_counterfactual
 from natscope.app.figures.brittleness import flips, flips_table
+from natscope.app.links import FEWEST_REMOVED, MOST_REMOVED, CounterfactualView
 from natscope.app.results import commands, load_results
 from natscope.app.session import Served
-from natscope.app.views.bundle import choose_bundle
+from natscope.app.views import frame
 from natscope.app.views.enlarge import enlarge
 from natscope.app.views.job import run_job
-from natscope.app.views.notice import complain, warn
+from natscope.app.views.notice import complain
 from natscope.app.views.query import picker, prediction
 from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import QueryError
@@ -33,17 +33,14 @@ _LISTED = 12  # earlier runs
 
 def page() -> None:
     """Draw the page."""
-    heading, choice = st.columns([3.6, 1], vertical_alignment="bottom")
-    heading.title("What if they had never been there?")
-    heading.markdown(
-        "Take away the training images that a prediction leans on, train the network again from the same start, and "
-        "ask it again. A method is worth its name if that changes more than taking away as many others."
+    attributor, _ = frame.heading(
+        "What if they had never been there?",
+        "Remove the training images that a prediction leans on, retrain the network from the same start, and ask it "
+        "again. A method is worth its name if that changes more than removing as many others.",
+        forget=lambda: frame.forget(_KEY),
     )
-    with choice:
-        path = choose_bundle(_forget)
-    attributor = session.served(path)
-    view = _view(str(path))
-    query = _query(view, attributor)
+    frame.view(_VIEW, attributor, CounterfactualView())
+    query = frame.query(_VIEW, attributor)
     left, right = st.columns([1, 2.6], gap="large")
     with left:
         prediction(query, attributor)
@@ -55,42 +52,19 @@ def page() -> None:
     _measured()
 
 
-def _view(path: str) -> CounterfactualView:
-    if _VIEW not in st.session_state or st.session_state.get(f"{_KEY}bundle") != path:
-        view, complaints = read_counterfactual(st.query_params)
-        st.session_state[_VIEW], st.session_state[f"{_KEY}bundle"] = view, path
-        warn(*complaints, icon=":material/link_off:")
-    return st.session_state[_VIEW]
-
-
-def _forget() -> None:
-    for key in [key for key in st.session_state if str(key).startswith(_KEY)]:
-        del st.session_state[key]
-    st.query_params.clear()
-
-
-def _query(view: CounterfactualView, attributor: Served) -> QueryImage:
-    try:
-        return state.open_query(view.query, attributor)
-    except QueryError as error:
-        warn(error, icon=":material/image_not_supported:")
-        st.session_state[_VIEW] = replace(view, query=CounterfactualView().query)
-        return attributor.query("test", 0)
-
-
 def _take(query: str) -> None:
-    st.session_state[_VIEW] = replace(st.session_state[_VIEW], query=query)
+    frame.change(_VIEW, query=query)
 
 
 def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
     view: CounterfactualView = st.session_state[_VIEW]
     usable = attributor.usable()
     pool = int((attributor.train_labels == query.predicted).sum())
-    most = max(FEWEST, min(MOST, pool // 2))  # so that as many others are left
+    most = max(FEWEST_REMOVED, min(MOST_REMOVED, pool // 2))  # so that as many others are left
     st.session_state.setdefault(f"{_KEY}method", view.method if view.method in usable else usable[0])
     st.session_state.setdefault(f"{_KEY}budget", min(view.budget, most))
     usual = attributor.bundle.sigma2(st.session_state[f"{_KEY}method"])
-    exponent = state.exponent_of(usual if view.sigma2 is None else view.sigma2)
+    exponent = links.exponent_of(usual if view.sigma2 is None else view.sigma2)
     st.session_state.setdefault(f"{_KEY}exponent", exponent)
     st.session_state[f"{_KEY}budget"] = min(st.session_state[f"{_KEY}budget"], most)
     first, second, third = st.columns([1, 1.2, 1.2])
@@ -101,14 +75,19 @@ def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
         on_change=_usual_sigma2,
         format_func=lambda n: METHODS[n].title,
     )
-    budget = FEWEST
-    if most > FEWEST:  # a slider needs two places
+    budget = FEWEST_REMOVED
+    if most > FEWEST_REMOVED:  # a slider needs two places
         budget = second.slider(
-            "Images taken away", FEWEST, most, step=10, key=f"{_KEY}budget", help=f"Of the {pool:,} with this label."
+            "Images taken away",
+            FEWEST_REMOVED,
+            most,
+            step=10,
+            key=f"{_KEY}budget",
+            help=f"Of the {pool:,} with this label.",
         )
     exponent = third.select_slider(
         words.EXPERT.sigma2,
-        sorted({*state.SIGMA2_EXPONENTS, st.session_state[f"{_KEY}exponent"]}),
+        sorted({*links.SIGMA2_EXPONENTS, st.session_state[f"{_KEY}exponent"]}),
         key=f"{_KEY}exponent",
         format_func=lambda e: words.sigma2_text(10**e),
         disabled=not METHODS[name].uses_sigma2,
@@ -126,18 +105,15 @@ def _usual_sigma2() -> None:
 
 
 def _removal(attributor: Served, query: QueryImage) -> None:
-    if (count := int((attributor.train_labels == query.predicted).sum())) < 2 * FEWEST:
+    if (count := int((attributor.train_labels == query.predicted).sum())) < 2 * FEWEST_REMOVED:
         label = escape.markdown(attributor.bundle.classes[query.predicted])
         st.info(
-            f"Only {count} training images are labelled {label}: too few to take {FEWEST} away, and {FEWEST} others.",
+            f"Only {count} training images are labelled {label}: too few to remove {FEWEST_REMOVED} and as many more.",
             icon=":material/info:",
         )
         return
     view = _controls(attributor, query)
-    st.session_state[_VIEW] = view
-    link = view.to_link() | ({"bundle": attributor.bundle.path.name} if len(session.bundle_paths()) > 1 else {})
-    if dict(st.query_params) != link:
-        st.query_params.from_dict(link)
+    frame.keep(_VIEW, view, attributor)
     sigma2 = attributor.bundle.sigma2(view.method) if view.sigma2 is None else view.sigma2
     request = Request(view.method, sigma2=sigma2, budget=view.budget)
     try:

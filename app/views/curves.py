@@ -8,13 +8,12 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape, session, tasks, words
-from natscope.app.curves_link import DECADES, GAINS, LARGEST, MOST_QUERIES, CurvesView, read_curves
 from natscope.app.figures.curves import FORMATS, curves_file, experiment_panels, lengths, relative
+from natscope.app.links import DECADES, GAINS, LARGEST_CURVE, MOST_CURVES, CurvesView
 from natscope.app.results import commands, load_result
 from natscope.app.session import Served
-from natscope.app.views.bundle import choose_bundle
+from natscope.app.views import frame
 from natscope.app.views.job import run_job
-from natscope.app.views.notice import warn
 from natscope.core.analysis.curves import REFERENCE, Curve, Line
 from natscope.core.methods import METHODS
 from natscope.core.sketch_error import Trust
@@ -25,23 +24,17 @@ _SAMPLED = 300  # images whose Gram is compared with the exact one
 
 def page() -> None:
     """Draw the page."""
-    heading, choice = st.columns([3.6, 1], vertical_alignment="bottom")
-    heading.title("How much of the information is found")
-    heading.markdown(
+    attributor, _ = frame.heading(
+        "How much of the information is found",
         f"{METHODS[REFERENCE].title} searches for the images whose loss would cost most. Each curve says how much of "
-        "that the first M images of another ranking carry: 100 % is as good."
+        "that the first M images of another ranking carry: 100 % is as good.",
+        forget=lambda: frame.forget(_KEY),
     )
-    with choice:
-        path = choose_bundle(_forget)
-    attributor = session.served(path)
-    view = _view(str(path))
+    view = frame.view(_VIEW, attributor, CurvesView())
     controls, charts = st.columns([1, 2.9], gap="large")
     with controls:
         view = _settings(attributor, view)
-    st.session_state[_VIEW] = view
-    link = view.to_link() | ({"bundle": path.name} if len(session.bundle_paths()) > 1 else {})
-    if dict(st.query_params) != link:
-        st.query_params.from_dict(link)
+    frame.keep(_VIEW, view, attributor)
     with charts:
         _live(attributor, view)
     st.divider()
@@ -50,20 +43,6 @@ def page() -> None:
         _experiment()
     with right:
         _trust(attributor)
-
-
-def _view(path: str) -> CurvesView:
-    if _VIEW not in st.session_state or st.session_state.get(f"{_KEY}bundle") != path:
-        view, complaints = read_curves(st.query_params)
-        st.session_state[_VIEW], st.session_state[f"{_KEY}bundle"] = view, path
-        warn(*complaints, icon=":material/link_off:")
-    return st.session_state[_VIEW]
-
-
-def _forget() -> None:
-    for key in [key for key in st.session_state if str(key).startswith(_KEY)]:
-        del st.session_state[key]
-    st.query_params.clear()
 
 
 def _settings(attributor: Served, view: CurvesView) -> CurvesView:
@@ -84,12 +63,12 @@ def _settings(attributor: Served, view: CurvesView) -> CurvesView:
         about = (
             "Test images that the model gets right, drawn by chance, always the same ones. Bands: one standard error."
         )
-        count, query = st.slider("Test images", 1, MOST_QUERIES, key=f"{_KEY}count", help=about), ""
+        count, query = st.slider("Test images", 1, MOST_CURVES, key=f"{_KEY}count", help=about), ""
     else:
         last = len(attributor.test_labels) - 1
         number = st.number_input("Test image", 0, last, step=1, key=f"{_KEY}number")
         count, query = view.count, f"test:{number}"
-    largest = st.slider("Largest M", 10, LARGEST, step=10, key=f"{_KEY}largest")
+    largest = st.slider("Largest M", 10, LARGEST_CURVE, step=10, key=f"{_KEY}largest")
     method = GAINS[0]
     if len(GAINS) > 1:
         method = st.selectbox("Method", GAINS, key=f"{_KEY}method", format_func=_title)

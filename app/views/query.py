@@ -10,8 +10,8 @@ from scipy.special import softmax
 
 from natscope.app import escape, session
 from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.links import pack_image
 from natscope.app.session import Served
-from natscope.app.state import pack_image
 from natscope.app.uploads import Upload, form_of, usual_background
 from natscope.app.views.notice import complain
 from natscope.core.bundle.request import QueryImage

@@ -15,7 +15,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from natscope.core.bundle.file_checks import fault, mapped, once, size_fault
-from natscope.core.bundle.manifest import FACTORS, LARGEST, MANIFEST, SCHEMA, WEIGHTS, FileRecord, Manifest
+from natscope.core.bundle.manifest import FACTORS, LARGEST, MANIFEST, PURPOSES, SCHEMA, WEIGHTS, FileRecord, Manifest
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, FileError, out_of_memory
@@ -71,16 +71,20 @@ class Bundle:
         """A checksum of the manifest, and so of settings and contents: the key of every cache."""
         return self.manifest.identity
 
-    def sigma2(self, method: str, *, coreset: bool = False) -> float:
-        """Return the usual noise variance for a method: the tuned one, else 1.
+    def sigma2(self, method: str, *, purpose: str = "prediction") -> float:
+        """Return the usual noise variance for a method: what was tuned for the purpose, else for predictions, else 1.
 
         Args:
             method: a name of the registry.
-            coreset: to choose a coreset, for which it is tuned apart; that of single predictions where it was not.
+            purpose: of `PURPOSES`.
+
+        Raises:
+            ValueError: for another purpose.
         """
-        tuned = self.manifest.tuned or {}
-        single = tuned.get("sigma2", {}).get(method, 1.0)
-        return float(tuned.get("coreset", {}).get("sigma2", {}).get(method, single) if coreset else single)
+        if purpose not in PURPOSES:
+            raise ValueError(f"sigma2 is chosen for one of {', '.join(PURPOSES)}, not for {purpose}.")
+        chosen = self.manifest.chosen
+        return float(chosen[purpose].get(method, chosen["prediction"].get(method, 1.0)))
 
     @property
     def classes(self) -> tuple[str, ...]:

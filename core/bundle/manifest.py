@@ -21,6 +21,7 @@ from natscope.core.bundle.schema import SchemaError, checked
 from natscope.core.sketches import SKETCHES
 
 SCHEMA = 1
+PURPOSES = ("prediction", "coreset", "backdoor")  # what sigma2 is chosen for
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 LARGEST = 8_000_000  # bytes of a manifest
@@ -76,7 +77,8 @@ class Manifest:
         methods: settings of each method whose own parts the bundle holds.
         files: by logical name.
         index: settings of the indexes; None when they are flat.
-        tuned: sigma2 of each method that `natscope tune` chose, and how, for coresets apart; None before.
+        tuned: sigma2 of each method for predictions, and how it was chosen; for other `PURPOSES` likewise under their
+            names. None before `natscope tune`.
     """
 
     name: str
@@ -96,6 +98,12 @@ class Manifest:
     index: dict[str, Any] | None = None
     tuned: dict[str, Any] | None = None
     schema: int = SCHEMA
+
+    @property
+    def chosen(self) -> dict[str, dict[str, float]]:
+        """The tuned sigma2 of each method, by purpose."""
+        tuned = self.tuned or {}
+        return {p: (tuned if p == "prediction" else tuned.get(p, {})).get("sigma2", {}) for p in PURPOSES}
 
     def to_json(self) -> str:
         """Return the text of manifest.json; the same settings give the same bytes."""

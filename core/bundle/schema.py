@@ -138,6 +138,7 @@ class _Tuned(_Strict):
     date: Text | UnsetType = UNSET
     files: dict[Word, Text] | UnsetType = UNSET
     coreset: _Chosen | UnsetType = UNSET
+    backdoor: _Chosen | UnsetType = UNSET
 
 
 class _Record(_Strict):

@@ -115,9 +115,9 @@ def ready(folder: Path) -> bool:
 
 def unfinished(folder: Path) -> list[tuple[str, str]]:
     """Return what is missing of the demo's bundles, in order: the bundle's name and a method, or "" for all of it."""
-    from natscope.precompute.bundles.demo import EMBEDDED, SLOW
+    from natscope.precompute.bundles.demo import EMBEDDED, SLOW, untuned
 
-    wanted = [(name, "") for name in EMBEDDED if not (folder / name).exists()]
+    wanted = [(name, "") for name in EMBEDDED if not (folder / name).exists() or untuned(Bundle(folder / name))]
     for name in EMBEDDED:
         path = folder / name
         if not path.exists() or SLOW not in Bundle(path).manifest.methods:

@@ -138,7 +138,7 @@ def _rankings(
         return [int(index) for index in found]
 
     for name, balanced in ways:
-        sigma2 = attributor.bundle.sigma2(name, coreset=True)
+        sigma2 = attributor.bundle.sigma2(name, purpose="coreset")
         key = f"{attributor.bundle.identity} coreset {name} {balanced} {sigma2:g} {budget} {seed} {asked.tolist()}"
         rankings[name, balanced] = kept.get(key, partial(choose, name, balanced, sigma2))
     return rankings
@@ -149,7 +149,7 @@ def _row(way: Way, opened: Sequence[Attributor], found: list[list[float]]) -> di
     return {
         "method": name,
         "balanced": balanced,
-        "sigma2": [a.bundle.sigma2(name, coreset=True) for a in opened] if METHODS[name].uses_sigma2 else None,
+        "sigma2": [a.bundle.sigma2(name, purpose="coreset") for a in opened] if METHODS[name].uses_sigma2 else None,
         "accuracy": [mean_and_error(values) for values in zip(*found, strict=True)],
     }
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from natscope import assets
 from natscope.core.bundle.attributor import Attributor
-from natscope.core.bundle.format import Manifest
+from natscope.core.bundle.manifest import PURPOSES, Manifest
 from natscope.precompute.bundles.spec import versions
 from natscope.precompute.training.models import ModelSpec
 
-# The results from which the demo's bundles take their sigma2, by what they are for: predictions, or coresets.
-TUNED = {"margin": "tuning.json", "coreset": "coreset-tuning.json"}
+# The results from which the demo's bundles take their sigma2, by purpose.
+TUNED = {"prediction": "tuning.json", "coreset": "coreset-tuning.json", "backdoor": "backdoor.json"}
 
 
 def provenance(
@@ -52,10 +52,9 @@ def provenance(
 
 
 def choices(manifest: Manifest) -> dict[str, dict[str, Any]]:
-    """Return what `natscope tune` wrote into a manifest, by what it is for, as in TUNED."""
+    """Return what `natscope tune` wrote into a manifest, by purpose."""
     tuned = manifest.tuned or {}
-    found = {"margin": tuned if "sigma2" in tuned else {}, "coreset": tuned.get("coreset", {})}
-    return {kind: values for kind, values in found.items() if values}
+    return {p: tuned if p == "prediction" else tuned[p] for p in PURPOSES if manifest.chosen[p]}
 
 
 def _command(experiment: str, attributor: Attributor, place: int) -> str:
@@ -63,15 +62,16 @@ def _command(experiment: str, attributor: Attributor, place: int) -> str:
     manifest = attributor.bundle.manifest
     parts = f" --methods {','.join(manifest.methods)}" if manifest.methods else ""
     built = f"{manifest.command}{parts} --out BUNDLES/{place}"
-    files = [file for kind, values in choices(manifest).items() for file in _files(kind, values)]
-    taken = [f"natscope tune --bundle BUNDLES/{place} --take {shlex.quote(file)}" for file in files]
-    return "\n".join([built, *(taken if experiment != "tune" else ())])
+    own = {"tune": PURPOSES, "backdoor": ("backdoor",)}.get(experiment, ())  # what it chooses, it is not given
+    found = {purpose: values for purpose, values in choices(manifest).items() if purpose not in own}
+    files = [file for purpose, values in found.items() for file in _files(purpose, values)]
+    return "\n".join([built, *(f"natscope tune --bundle BUNDLES/{place} --take {shlex.quote(f)}" for f in files)])
 
 
-def _files(kind: str, values: dict[str, Any]) -> list[str]:
+def _files(purpose: str, values: dict[str, Any]) -> list[str]:
     """Name the results that gave the values of all methods, in an order in which they can be taken again."""
     own = values.get("files", {})
-    usual = [f"assets/results/{TUNED[kind]}"] if set(values["sigma2"]) - set(own) else []
+    usual = [f"assets/results/{TUNED[purpose]}"] if set(values["sigma2"]) - set(own) else []
     return usual + [
         f"assets/results/{file}" if file not in TUNED.values() and assets.path("results", file).exists() else file
         for file in dict.fromkeys(own.values())

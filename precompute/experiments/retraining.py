@@ -19,8 +19,6 @@ from natscope.precompute.training.result_cache import Kept
 from natscope.precompute.training.retrain import attacked, recipe_of, retrain
 from natscope.precompute.training.train import RECIPES, TrainingSpec
 
-SIGMA2 = 100.0  # what `natscope evaluate backdoor` chooses for InfoLoss on the ResNet-9
-
 
 def run(
     bundles: Sequence[Path],
@@ -92,7 +90,8 @@ def _found(
     backdoor, found = backdoor_of(attributor), set()
     for done, (index, base) in enumerate(drawn):
         progress(f"Asking {METHODS[method].title}", done, len(drawn))
-        request = Request(method, sigma2=SIGMA2, budget=budget, target=int(backdoor.targets[base]), seed=seed + done)
+        sigma2 = attributor.bundle.sigma2(method, purpose="backdoor")
+        request = Request(method, sigma2=sigma2, budget=budget, target=int(backdoor.targets[base]), seed=seed + done)
         ranking = attributor.attribute(stamped_query(attributor, backdoor, index), request)
         found |= {item.train_index for item in ranking.items}
     return sorted(found)
@@ -125,11 +124,12 @@ def _result(
     attributor: Attributor, rows: list[dict[str, Any]], recipe: TrainingSpec, **settings: int
 ) -> dict[str, Any]:
     poison = backdoor_of(attributor)
-    made = provenance("retraining", [attributor], settings, methods=[row["method"] for row in rows[1:]])
+    methods = [row["method"] for row in rows[1:]]
+    made = provenance("retraining", [attributor], settings, methods=methods)
     made["setting"] |= {
         "weights_loaded": "weights" in attributor.bundle.manifest.training,
         "recipe": recipe.to_dict(),
-        "sigma2": SIGMA2,
+        "sigma2": {m: attributor.bundle.sigma2(m, purpose="backdoor") for m in methods if METHODS[m].uses_sigma2},
         "pool": "same-class",
         "poisoned": len(poison.train_indices),
         "classes": list(attributor.bundle.classes),

@@ -16,6 +16,7 @@ from natscope.core.analysis.coreset import Coresets, missing
 from natscope.core.analysis.curves import held_out, sample_queries
 from natscope.core.bundle.attributor import Attributor, Progress
 from natscope.core.bundle.format import Bundle, write_manifest
+from natscope.core.bundle.manifest import PURPOSES
 from natscope.core.errors import QueryError
 from natscope.core.files import read_regular
 from natscope.core.methods import METHODS, Query
@@ -32,6 +33,7 @@ SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))  # the paper's grid
 _LARGEST = 10**8  # bytes of a result
 REPEATS = 3  # sets of test images that a coreset is chosen for
 SCORES = {"margin": (10, 50), "coreset": (200, 150)}  # with the usual number of queries, and of images
+_PURPOSES = {"margin": "prediction"}  # what a result of this score is for, where that is not its name
 
 
 def tune(
@@ -82,7 +84,7 @@ def tune(
         score=f"margin lost without the first {budget}, mean of {queries} test images",
         axis="margin lost, log odds",
         finding=f"Removing the first {budget} images costs most margin",
-        goal="margin",
+        goal="prediction",
         queries=queries,
         budget=budget,
         seed=seed,
@@ -172,17 +174,29 @@ def read(file: Path) -> dict[str, Any]:
     """
     try:
         result = json.loads(read_regular(file, _LARGEST, links=True))
+        if result["experiment"] == "backdoor":  # it chooses sigma2 on queries that it does not report
+            result |= _of_backdoor(result)
+        result["for"] = _PURPOSES.get(result.get("for", "margin"), result.get("for"))
         chosen, words = result["sigma2"], (result["score"], result["date"])
         if (
-            result["experiment"] == "tune"
-            and result.get("for", "margin") in SCORES
+            result["experiment"] in ("tune", "backdoor")
+            and result["for"] in PURPOSES
             and all(isinstance(word, str) and word for word in words)
             and all(name in METHODS and 0 < float(sigma2) < math.inf for name, sigma2 in chosen.items())
         ):
             return result | {"sigma2": {name: float(sigma2) for name, sigma2 in chosen.items()}}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         pass
-    raise QueryError(f"{file} is no result of `natscope tune`.")
+    raise QueryError(f"{file} is no result of `natscope tune`, or of `natscope evaluate backdoor`.")
+
+
+def _of_backdoor(result: dict[str, Any]) -> dict[str, Any]:
+    setting = result["setting"]
+    return {
+        "for": "backdoor",
+        "score": f"recall@{setting['recall_at']} of planted images, mean of {setting['tuned_on']} fooled test images",
+        "sigma2": {row["method"]: row["sigma2"] for row in result["rows"] if row["sigma2"] is not None},
+    }
 
 
 def record(path: Path, result: dict[str, Any], file: str) -> None:
@@ -190,25 +204,28 @@ def record(path: Path, result: dict[str, Any], file: str) -> None:
 
     Args:
         path: of the bundle.
-        result: of `tune` or `tune_coresets`.
+        result: from `read`, `tune` or `tune_coresets`.
         file: name of the JSON file that holds it, kept for each method unless it is a result that ships.
 
     Raises:
         BundleError: if the bundle cannot be opened.
+        QueryError: if the values are for a backdoor, and the bundle has none.
     """
-    manifest = Bundle(path).manifest
+    manifest, purpose = Bundle(path).manifest, result["for"]
+    if purpose == "backdoor" and manifest.poison is None:
+        raise QueryError(f"These values are for bundles with a backdoor, and {path} has none.")
     tuned = dict(manifest.tuned or {})
-    known = tuned.get("coreset", {}) if result.get("for") == "coreset" else tuned
+    known = tuned if purpose == "prediction" else tuned.get(purpose, {})
     chosen = {"sigma2": known.get("sigma2", {}) | result["sigma2"], "score": result["score"], "date": result["date"]}
     others = {name: other for name, other in known.get("files", {}).items() if name not in result["sigma2"]}
     if not _ships(result, file):
         others |= dict.fromkeys(result["sigma2"], file)
     if others:
         chosen["files"] = others
-    if result.get("for") == "coreset":
-        tuned["coreset"] = chosen
+    if purpose == "prediction":
+        tuned = chosen | {other: tuned[other] for other in PURPOSES if other in tuned}
     else:
-        tuned = chosen | {kind: tuned[kind] for kind in ("coreset",) if kind in tuned}
+        tuned[purpose] = chosen
     write_manifest(path, replace(manifest, tuned=tuned))
 
 
@@ -247,7 +264,7 @@ def _result(
     chosen = {name: best(curve) for name, curve in curves.items()}
     told = ", ".join(f"{METHODS[name].title} {sigma2:g}" for name, sigma2 in chosen.items())
     made = provenance("tune", [attributor], settings, methods=list(curves))
-    made["command"] += "" if goal == "margin" else f" --score {goal}"
+    made["command"] += "" if goal == "prediction" else f" --score {goal}"
     return made | {
         "for": goal,
         "score": score,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from natscope.app.backdoor_link import BackdoorView, read_backdoor
 from natscope.app.figures.backdoor import roc
+from natscope.app.links import BackdoorView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
 from natscope.app.views import backdoor_audit, backdoor_scene, backdoor_search
 from natscope.core.backdoor import Backdoor
@@ -170,10 +170,11 @@ def test_an_honest_bundle_says_how_to_get_a_poisoned_one(bundle_path, monkeypatc
 
 def test_the_link_reopens_the_view():
     view = BackdoorView(image=7, patch=2, drawn="010101010", method="relatif", rival="repsim")
-    assert read_backdoor(view.to_link(), images=10, classes=10, squares=9) == (view, [])
-    assert BackdoorView().to_link() == {}
+    limits = Limits(images=10, classes=10, squares=9)
+    assert read(BackdoorView(), parameters(view), limits) == (view, [])
+    assert parameters(BackdoorView()) == {}
     bad = {"image": "10", "patch": "-1", "drawn": "01", "method": "magic", "rival": ""}
-    found, complaints = read_backdoor(bad, images=10, classes=10, squares=9)
+    found, complaints = read(BackdoorView(), bad, limits)
     assert found == BackdoorView()
     assert len(complaints) == 5
 
@@ -186,9 +187,7 @@ def test_the_weak_method_is_the_one_that_found_least_though_more_than_chance():
     result = {"rows": rows, "attack": {"base_rate": {"mean": 0.033}}}
     assert backdoor_scene.weak(tuple(METHODS), result) == "graddot"
     assert backdoor_scene.weak(("info_loss", "random"), result) == "info_loss"
-    assert backdoor_scene.tuned_sigma2("info_loss", result) == 10.0
     assert backdoor_scene.weak(("info_loss", "random"), None) == "random"
-    assert backdoor_scene.tuned_sigma2("info_loss", None) == 1.0
 
 
 def test_the_area_under_roc_by_hand():
@@ -217,7 +216,13 @@ def test_where_training_takes_too_long_the_measured_result_is_shown_and_says_so(
         "date": "2026-01-02",
         "command": "natscope evaluate retraining",
         "bundles": [{"command": "natscope precompute", "identity": "0"}],
-        "setting": {"network": "mlp 784-512-256-10", "data": "some data", "queries": 1, "budget": 50, "sigma2": 10.0}
+        "setting": {
+            "network": "mlp 784-512-256-10",
+            "data": "some data",
+            "queries": 1,
+            "budget": 50,
+            "sigma2": {"info_loss": 10.0},
+        }
         | {"classes": classes},
         "rows": [row(None, 0, 0, 0.81), row("info_loss", 490, 444, 0.03), row("random", 495, 17, 0.8)],
         "finding": "What was found.",

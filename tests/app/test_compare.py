@@ -2,17 +2,19 @@ import csv
 import io
 import json
 from dataclasses import replace
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from natscope.app.comparison_link import ComparisonView, compare_link, read_comparison
+from natscope.app import session
 from natscope.app.components.comparison import marks
 from natscope.app.figures.comparison import comparison_file
+from natscope.app.links import LARGEST_COMPARED, AttributeView, ComparisonView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
-from natscope.app.views import compare_results
+from natscope.app.views import compare_results, frame
 from natscope.core.analysis.comparison import compare_one
 from natscope.core.bundle.capabilities import Capabilities
 from natscope.core.bundle.request import Request
@@ -136,13 +138,13 @@ def test_a_comparison_survives_its_link():
     view = ComparisonView(
         "train:7", ("test:1", "image:abc"), ("info_loss", "trak"), 10.0, {"info_loss": 100.0}, 7, "all", "train", 3
     )
-    assert read_comparison(view.to_link(), 10) == (view, [])
-    assert ComparisonView().to_link() == {"q": "test:0", "sigma2": "1", "m": "10"}
-    assert compare_link("test:5") == "compare?q=test%3A5"
+    assert read(ComparisonView(), parameters(view), Limits(classes=10)) == (view, [])
+    assert parameters(ComparisonView()) == {"q": "test:0", "sigma2": "1", "m": "10"}
 
 
 def test_too_many_pins_and_unknown_methods_are_refused():
-    _, complaints = read_comparison({"pins": ",".join(f"test:{i}" for i in range(6)), "methods": "magic"}, 10)
+    address = {"pins": ",".join(f"test:{i}" for i in range(6)), "methods": "magic"}
+    _, complaints = read(ComparisonView(), address, Limits(classes=10))
     assert len(complaints) == 2
 
 
@@ -190,3 +192,18 @@ def test_the_data_say_what_the_rows_say(attributor, rows):
     assert everything["queries"][0]["rows"][0]["loss_nats"] == block[0].loss
     assert everything["agreement"]["jaccard"][0][0] == 1
     assert [item["train_index"] for item in everything["queries"][0]["rows"][2]["answer"]["items"]] == [*block[2].picks]
+
+
+@pytest.mark.parametrize("purpose", ["prediction", "backdoor"])
+def test_a_link_to_the_comparison_carries_what_was_shown(attributor, monkeypatch, purpose):
+    monkeypatch.setattr(
+        "natscope.core.bundle.format.Bundle.sigma2", lambda bundle, method, purpose: {"backdoor": 7.0}.get(purpose, 3.0)
+    )
+    monkeypatch.setattr(session, "bundle_paths", lambda: {"one": attributor.bundle.path, "two": attributor.bundle.path})
+    shown = AttributeView("test:5", "info_gain", 50.0, 50, "all", "train", 4)
+    page, _, address = frame.comparison(shown, attributor, purpose=purpose).partition("?")
+    found, complaints = read(ComparisonView(), dict(parse_qsl(address)), Limits(classes=10))
+    assert (page, complaints, dict(parse_qsl(address))["bundle"]) == ("compare", [], attributor.bundle.path.name)
+    assert (found.query, found.target, found.pool, found.conditioning) == ("test:5", 4, "all", "train")
+    assert (found.sigma2, found.sigma2_of("info_gain"), found.budget) == (50.0, 50.0, LARGEST_COMPARED)
+    assert found.sigma2_of("info_loss") == (7.0 if purpose == "backdoor" else 3.0)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from natscope.app.coreset_link import CoresetView, read_coreset
 from natscope.app.figures.coreset import class_balance
+from natscope.app.links import CoresetView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
 from natscope.app.tasks import Chosen
 from natscope.app.views import coreset as view
 from natscope.app.views import coreset_results
 from natscope.core.methods import METHODS
 
-SIZES = {"images": 10_000, "classes": 10, "train_images": 15_000}
+SIZES = Limits(images=10_000, classes=10, train_images=15_000)
 
 
 @pytest.fixture
@@ -164,15 +164,14 @@ def test_the_files_hold_what_is_seen(attributor):
 
 def test_the_link_reopens_the_view():
     found = CoresetView("marked", 3, 77, (4, 2), "info_loss", False, 333, 10.0)
-    assert read_coreset(found.to_link(), **SIZES) == (found, [])
-    assert CoresetView().to_link() == {}
+    assert read(CoresetView(), parameters(found), SIZES) == (found, [])
+    assert parameters(CoresetView()) == {}
     bad = {
         "ask": "everyone", "class": "10", "n": "501", "marked": "1,x", "method": "magic", "choice": "half", "m": "1501",
         "sigma2": "-1",
     }  # fmt: skip
-    assert read_coreset(bad, **SIZES)[0] == CoresetView()
-    assert len(read_coreset(bad, **SIZES)[1]) == 8
-    assert read_coreset({}, images=9, classes=2, train_images=60)[0].budget == 6
+    assert read(CoresetView(), bad, SIZES)[0] == CoresetView()
+    assert len(read(CoresetView(), bad, SIZES)[1]) == 8
 
 
 def test_the_bars_name_every_class():

@@ -3,7 +3,7 @@ import json
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from natscope.app.counterfactual_link import CounterfactualView, read_counterfactual
+from natscope.app.links import CounterfactualView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
 from natscope.app.views import counterfactual
 from natscope.precompute.training.removal import Answer, identity_of, name_of
@@ -75,8 +75,8 @@ def test_a_link_reopens_what_it_says_and_what_it_cannot_is_said(page):
     app = page(q="test:4", method="repsim", m="30", sigma2="10")
     assert app.selectbox(key="counterfactual_method").value == "repsim"
     assert app.slider(key="counterfactual_budget").value == 30
-    view, complaints = read_counterfactual(CounterfactualView("train:7", "trak", 10.0, 50).to_link())
-    assert (view, complaints) == (CounterfactualView("train:7", "trak", 10.0, 50), [])
+    view = CounterfactualView("train:7", "trak", 10.0, 50)
+    assert read(CounterfactualView(), parameters(view), Limits()) == (view, [])
     app = page(q="test:99999999", m="7")
     assert any("There is no test image" in warning.value for warning in app.warning)
     assert any("the default is shown" in warning.value for warning in app.warning)
@@ -85,7 +85,7 @@ def test_a_link_reopens_what_it_says_and_what_it_cannot_is_said(page):
 def test_each_method_has_its_own_usual_sigma2(page, monkeypatch):
     usual = {"info_loss": 100.0, "info_gain": 10.0}
     monkeypatch.setattr(
-        "natscope.core.bundle.format.Bundle.sigma2", lambda bundle, method, coreset=False: usual.get(method, 1.0)
+        "natscope.core.bundle.format.Bundle.sigma2", lambda bundle, method, purpose="prediction": usual.get(method, 1.0)
     )
     app = page(q="test:1", m="40", method="repsim")
     for method, exponent in (("info_loss", 2), ("info_gain", 1), ("repsim", 0), ("info_loss", 2)):
@@ -98,9 +98,9 @@ def test_each_method_has_its_own_usual_sigma2(page, monkeypatch):
 
 
 def test_a_class_too_small_to_compare_says_so(page, monkeypatch):
-    monkeypatch.setattr(counterfactual, "FEWEST", 800)
+    monkeypatch.setattr(counterfactual, "FEWEST_REMOVED", 800)
     app = page(q="test:1")
-    assert "Only 1500 training images are labelled Pullover: too few to take 800 away" in _texts(app)
+    assert "Only 1500 training images are labelled Pullover: too few to remove 800" in _texts(app)
     assert not _has(app, "counterfactual_job_start")
 
 

@@ -8,9 +8,9 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from natscope import assets
-from natscope.app.curves_link import CurvesView, read_curves
 from natscope.app.figures.curves import FORMATS, curves_file, experiment_panels
 from natscope.app.figures.experiments import experiment_files
+from natscope.app.links import CurvesView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
 from natscope.core.analysis.curves import Curve, Line
 
@@ -72,11 +72,11 @@ def test_no_sigma2_is_said(page):
 
 def test_a_view_survives_its_link():
     view = CurvesView("test:3", 7, sigma2s=(1.0, 10.0), fixed=1e2, others=("trak", "random"), largest=40)
-    assert read_curves(view.to_link()) == (view, [])
-    assert CurvesView().to_link() == {}
-    _, complaints = read_curves({"q": "image:abc", "m": "9000", "others": "magic"})
+    assert read(CurvesView(), parameters(view), Limits()) == (view, [])
+    assert parameters(CurvesView()) == {}
+    _, complaints = read(CurvesView(), {"q": "image:abc", "m": "9000", "others": "magic"}, Limits())
     assert len(complaints) == 3
-    assert len(read_curves({"q": "train:3"})[1]) == 1
+    assert len(read(CurvesView(), {"q": "train:3"}, Limits())[1]) == 1
 
 
 @pytest.mark.parametrize("kind", FORMATS)

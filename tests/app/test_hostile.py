@@ -254,7 +254,7 @@ def test_counterfactual(walk, names):
     page.get_by_text("Earlier runs on this network").click()
     look(page, names[0])
     page = open_page("counterfactual", q="test:33")  # of the small class
-    page.get_by_text("too few to take").wait_for()
+    page.get_by_text("too few to remove").wait_for()
     look(page, names[2])
 
 

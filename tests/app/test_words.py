@@ -4,7 +4,7 @@ import pytest
 
 from natscope.app import words
 from natscope.app.escape import markdown
-from natscope.app.state import SIGMA2_EXPONENTS
+from natscope.app.links import SIGMA2_EXPONENTS
 from natscope.app.words import EXPERT, PLAIN, finding, informative, nats, setting_of, sigma2_text, titles
 from natscope.core.bundle.request import CONDITIONINGS, POOLS, Attribution, Item, Request
 from natscope.core.methods import METHODS

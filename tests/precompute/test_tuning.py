@@ -25,6 +25,9 @@ class Stopped(Exception):
 SILENT = lambda stage, done, total: None  # noqa: E731
 
 
+_CHOSEN = {"for": "prediction", "sigma2": {"relatif": 7.0}, "score": "s", "date": "d"}
+
+
 @pytest.fixture(scope="module")
 def tuned(bundle_path, tmp_path_factory):
     """A copy of the bundle, tuned by the command for one method on two images, from three values of sigma2."""
@@ -58,7 +61,7 @@ def test_the_best_value_is_in_the_manifest_and_is_what_commands_take(tuned):
 def test_a_second_choice_keeps_the_first(tuned, tmp_path):
     shutil.copytree(tuned / "bundle", tmp_path / "bundle")
     first = Bundle(tmp_path / "bundle").sigma2("info_gain")
-    tuning.record(tmp_path / "bundle", {"sigma2": {"relatif": 7.0}, "score": "s", "date": "d"}, "mine.json")
+    tuning.record(tmp_path / "bundle", _CHOSEN, "mine.json")
     bundle = Bundle(tmp_path / "bundle")
     assert (bundle.sigma2("info_gain"), bundle.sigma2("relatif")) == (first, 7.0)
 
@@ -71,12 +74,12 @@ def test_a_result_names_the_file_that_its_sigma2_came_from(tuned, tmp_path):
         return [line.split("--take ")[1] for line in made["bundles"][0]["command"].splitlines() if "--take" in line]
 
     assert command() == ["bundle-tuning.json"]
-    chosen = {"sigma2": {"relatif": 7.0}, "score": "s", "date": "d"}
+    chosen = _CHOSEN
     tuning.record(tmp_path / "bundle", chosen, "second.json")
     assert command() == ["bundle-tuning.json", "second.json"]
     tuning.record(tmp_path / "bundle", chosen | {"for": "coreset"}, "coreset-tuning.json")
     assert command() == ["bundle-tuning.json", "second.json", "coreset-tuning.json"]  # one of the user's own
-    for name in TUNED.values():
+    for name in (TUNED["prediction"], TUNED["coreset"]):
         tuning.record(tmp_path / "bundle", tuning.read(assets.path("results", name)), name)
     assert command() == ["assets/results/tuning.json", "assets/results/coreset-tuning.json"]
     tuning.record(tmp_path / "bundle", chosen, "second.json")
@@ -117,9 +120,9 @@ def test_coresets_have_a_sigma2_of_their_own(for_coresets):
     assert all(0.2 < point["mean"] < 0.8 and point["error"] > 0 for point in result["curves"]["info_gain"])
     assert result["command"].endswith("--methods info_gain --score coreset")
     bundle = Bundle(for_coresets / "bundle")
-    assert bundle.sigma2("info_gain", coreset=True) == chosen
+    assert bundle.sigma2("info_gain", purpose="coreset") == chosen
     assert bundle.sigma2("info_gain") == 1.0
-    assert bundle.sigma2("info_loss", coreset=True) == 1.0
+    assert bundle.sigma2("info_loss", purpose="coreset") == 1.0
     assert not (for_coresets / "bundle-coreset-tuning.partial.json").exists()
 
 
@@ -130,7 +133,26 @@ def test_values_can_be_taken_from_a_result(for_coresets, tuned, bundle_path, tmp
         assert done.exit_code == 0, done.output
     taken, first, second = (Bundle(path / "bundle") for path in (tmp_path, tuned, for_coresets))
     assert taken.sigma2("info_gain") == first.sigma2("info_gain")
-    assert taken.sigma2("info_gain", coreset=True) == second.sigma2("info_gain", coreset=True)
+    assert taken.sigma2("info_gain", purpose="coreset") == second.sigma2("info_gain", purpose="coreset")
+
+
+def test_values_for_a_backdoor_are_taken_from_its_experiment(tiny_path, bundle_path, tmp_path):
+    result = tuning.read(assets.path("results", TUNED["backdoor"]))
+    for name in ("poisoned", "clean"):
+        shutil.copytree(tiny_path if name == "poisoned" else bundle_path, tmp_path / name)
+    with pytest.raises(QueryError, match=r"bundles with a backdoor, and .*clean has none"):
+        tuning.record(tmp_path / "clean", result, TUNED["backdoor"])
+    tuning.record(tmp_path / "poisoned", result, TUNED["backdoor"])
+    bundle = Bundle(tmp_path / "poisoned")
+    chosen = {row["method"]: row["sigma2"] for row in result["rows"] if row["sigma2"] is not None}
+    assert {name: bundle.sigma2(name, purpose="backdoor") for name in chosen} == chosen
+    assert bundle.sigma2("info_loss") == bundle.sigma2("info_loss", purpose="coreset") == 1.0
+    with pytest.raises(ValueError, match="chosen for one of prediction, coreset, backdoor, not for lunch"):
+        bundle.sigma2("info_loss", purpose="lunch")
+    made = provenance("retraining", [open_attributor(tmp_path / "poisoned")], {"queries": 1})
+    assert made["bundles"][0]["command"].endswith("--take assets/results/backdoor.json")
+    made = provenance("backdoor", [open_attributor(tmp_path / "poisoned")], {"queries": 1})
+    assert "--take" not in made["bundles"][0]["command"]
 
 
 @pytest.mark.parametrize(

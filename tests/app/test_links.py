@@ -8,28 +8,42 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from natscope.app.state import LARGEST_BUDGET, SIGMA2_EXPONENTS, View, exponent_of, open_query, pack_image, read_link
+from natscope.app.links import (
+    LARGEST_BUDGET,
+    SIGMA2_EXPONENTS,
+    AttributeView,
+    Limits,
+    exponent_of,
+    open_query,
+    pack_image,
+    parameters,
+    read,
+)
 from natscope.core.bundle.request import CONDITIONINGS, POOLS
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 
-_CLASSES = 10
+_LIMITS = Limits(classes=10)
 _LOW, _HIGH = 10 ** SIGMA2_EXPONENTS[0], 10 ** SIGMA2_EXPONENTS[-1]
 _images = st.binary(min_size=9, max_size=9).map(lambda data: np.frombuffer(data, np.uint8).reshape(3, 3))
 _queries = st.tuples(st.sampled_from(["test", "train"]), st.integers(0, 10**9 - 1)).map(
     lambda pair: f"{pair[0]}:{pair[1]}"
 ) | _images.map(pack_image)
 _views = st.builds(
-    View,
+    AttributeView,
     query=_queries,
     method=st.sampled_from(list(METHODS)),
     sigma2=st.floats(_LOW, _HIGH),
     budget=st.integers(1, LARGEST_BUDGET),
     pool=st.sampled_from(POOLS),
     conditioning=st.sampled_from(CONDITIONINGS),
-    target=st.none() | st.integers(0, _CLASSES - 1),
+    target=st.none() | st.integers(0, _LIMITS.classes - 1),
     plain=st.booleans(),
 )
+
+
+def _read(address):
+    return read(AttributeView(), address, _LIMITS)
 
 
 def _packed(data):
@@ -38,19 +52,19 @@ def _packed(data):
 
 @given(_views)
 def test_a_view_survives_its_link(view):
-    read, complaints = read_link(view.to_link(), _CLASSES)
+    found, complaints = _read(parameters(view))
     assert complaints == []
-    assert read.sigma2 == pytest.approx(view.sigma2, rel=1e-5)
-    assert (read.query, read.method, read.budget) == (view.query, view.method, view.budget)
-    assert replace(read, sigma2=view.sigma2) == view
-    assert read_link(read.to_link(), _CLASSES) == (read, [])
+    assert found.sigma2 == pytest.approx(view.sigma2, rel=1e-5)
+    assert (found.query, found.method, found.budget) == (view.query, view.method, view.budget)
+    assert replace(found, sigma2=view.sigma2) == view
+    assert _read(parameters(found)) == (found, [])
 
 
 def test_every_step_of_sigma2_survives_its_link():
     for step in SIGMA2_EXPONENTS:
-        read, complaints = read_link(View(sigma2=10**step).to_link(), _CLASSES)
+        found, complaints = _read(parameters(AttributeView(sigma2=10**step)))
         assert complaints == []
-        assert exponent_of(read.sigma2) == step
+        assert exponent_of(found.sigma2) == step
 
 
 @given(st.floats(_LOW, _HIGH))
@@ -59,13 +73,13 @@ def test_a_sigma2_between_two_steps_keeps_its_value(sigma2):
 
 
 def test_an_empty_address_is_the_default():
-    assert read_link({}, _CLASSES) == (View(), [])
+    assert _read({}) == (AttributeView(), [])
 
 
 def test_a_link_names_the_query_and_the_numbers_and_else_only_what_differs():
-    assert View().to_link() == {"q": "test:0", "sigma2": "1", "m": "10"}
-    view = View("train:3", "info_gain", 0.1, 7, "all", "train", 4, plain=True)
-    assert view.to_link() == {
+    assert parameters(AttributeView()) == {"q": "test:0", "sigma2": "1", "m": "10"}
+    view = AttributeView("train:3", "info_gain", 0.1, 7, "all", "train", 4, plain=True)
+    assert parameters(view) == {
         "q": "train:3",
         "method": "info_gain",
         "sigma2": "0.1",
@@ -78,7 +92,7 @@ def test_a_link_names_the_query_and_the_numbers_and_else_only_what_differs():
 
 
 def test_parameters_of_others_are_left_alone():
-    assert read_link({"bundle": "mine", "embed": "true"}, _CLASSES) == (View(), [])
+    assert _read({"bundle": "mine", "embed": "true"}) == (AttributeView(), [])
 
 
 @pytest.mark.parametrize(
@@ -123,24 +137,24 @@ def test_parameters_of_others_are_left_alone():
     ],
 )
 def test_a_parameter_that_makes_no_sense_is_named_and_left_at_its_default(key, text):
-    view, complaints = read_link({"m": "3", "pool": "all", key: text}, _CLASSES)
-    expected, _ = read_link({name: value for name, value in (("m", "3"), ("pool", "all")) if name != key}, _CLASSES)
+    view, complaints = _read({"m": "3", "pool": "all", key: text})
+    expected, _ = _read({name: value for name, value in (("m", "3"), ("pool", "all")) if name != key})
     assert view == expected
     assert complaints == [f"The link's {key} “{text[:40]}” is not one that natscope knows; the default is shown."]
 
 
 def test_every_bad_parameter_is_named():
     keys = ("q", "method", "sigma2", "m", "pool", "given", "target", "words")
-    view, complaints = read_link(dict.fromkeys(keys, "?"), _CLASSES)
-    assert view == View()
+    view, complaints = _read(dict.fromkeys(keys, "?"))
+    assert view == AttributeView()
     assert [complaint.split()[2] for complaint in complaints] == list(keys)
 
 
 @given(st.dictionaries(st.sampled_from(["q", "method", "sigma2", "m", "pool", "given", "target", "words"]), st.text()))
-def test_no_address_breaks_the_page(parameters):
-    view, complaints = read_link(parameters, _CLASSES)
-    assert len(complaints) <= len(parameters)
-    assert read_link(view.to_link(), _CLASSES)[1] == []
+def test_no_address_breaks_the_page(address):
+    view, complaints = _read(address)
+    assert len(complaints) <= len(address)
+    assert _read(parameters(view))[1] == []
 
 
 @pytest.mark.parametrize("origin", ["test", "train"])
@@ -159,7 +173,7 @@ def test_an_image_that_there_is_not_is_named(attributor):
 @given(st.binary(min_size=784, max_size=784))
 def test_an_upload_packed_into_a_link_has_the_same_pixels(attributor, data):
     image = np.frombuffer(data, np.uint8).reshape(28, 28)
-    view, complaints = read_link(View(query=pack_image(image)).to_link(), _CLASSES)
+    view, complaints = _read(parameters(AttributeView(query=pack_image(image))))
     query = open_query(view.query, attributor)
     assert complaints == []
     assert (query.origin, query.index, query.label) == ("upload", None, None)

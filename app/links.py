@@ -1,0 +1,389 @@
+"""What pages show, as links: a parameter of an address is declared once, with its name, its bounds and its default.
+
+A page's view is a frozen dataclass whose fields are such parameters. `read` takes a view from an address and checks it;
+`parameters` writes it back.
+"""
+
+import base64
+import binascii
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from natscope.core.analysis.coreset import MOST_QUERIES as MOST_CORESET_QUERIES
+from natscope.core.analysis.curves import REFERENCE
+from natscope.core.bundle.request import CONDITIONINGS, POOLS, QueryImage, Request
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+
+if TYPE_CHECKING:  # pages alone need Streamlit
+    from natscope.app.session import Served
+
+AnyView = TypeVar("AnyView")
+Reader = Callable[[str, "Limits"], Any]
+SIGMA2_EXPONENTS = tuple(step / 4 for step in range(-24, 21))  # of 10: the slider's steps
+DECADES = tuple(10.0**exponent for exponent in range(-6, 6))
+LARGEST_BUDGET, LARGEST_COMPARED, MOST_COMPARED = 100, 20, 6
+FEWEST_REMOVED, MOST_REMOVED = 10, 500
+MOST_CURVES, LARGEST_CURVE = 50, 300
+GAINS = tuple(name for name, m in METHODS.items() if m.information == "gain" and m.approximates is None)
+GROUPS = ("random", "class", "wrong", "marked")
+MOST_MARKED = 100
+LARGEST_SHARE = 0.1  # of the training images, in a coreset
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a bundle allows in a link.
+
+    Args:
+        classes: how many there are.
+        images: test images.
+        train_images: training images.
+        squares: of a backdoor's patch.
+    """
+
+    classes: int = 1
+    images: int = 1
+    train_images: int = 1
+    squares: int = 0
+
+    @classmethod
+    def of(cls, attributor: "Served", *, squares: int = 0) -> "Limits":
+        """Return those of an opened bundle."""
+        images, train = len(attributor.test_labels), len(attributor.train_labels)
+        return cls(len(attributor.bundle.classes), images, train, squares)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of an address: its name, how it is read and written, and whether it is there at its default, too."""
+
+    name: str
+    read: Reader
+    write: Callable[[Any], str]
+    always: bool
+
+
+def parameter(name: str, default: Any, read: Reader, *, write: Callable[[Any], str] = str, always: bool = False) -> Any:
+    """Declare a field of a view.
+
+    Args:
+        name: in the address.
+        default: where the address has none; a dictionary is copied for each view.
+        read: returns the value of a text, or raises ValueError.
+        write: returns the text of a value.
+        always: whether an address has it at its default, too.
+    """
+    about = {"parameter": Parameter(name, read, write, always)}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=about)
+    return field(default=default, metadata=about)
+
+
+# What a text may be
+
+
+def parse_query(text: str, limits: Limits | None = None) -> str:
+    """Check the name of a query, "test:I", "train:I" or "image:DATA"; ValueError if it is none."""
+    kind, _, value = text.partition(":")
+    if kind in ("test", "train") and value.isascii() and value.isdecimal() and len(value) < 10:
+        return text
+    if kind == "image" and value:
+        return text
+    raise ValueError(text)
+
+
+def parse_sigma2(text: str, limits: Limits | None = None) -> float:
+    """Read a variance within the slider's range; ValueError if it is none."""
+    value = float(text)
+    if not 10 ** SIGMA2_EXPONENTS[0] <= value <= 10 ** SIGMA2_EXPONENTS[-1]:
+        raise ValueError(text)
+    return value
+
+
+def choice(*options: str) -> Reader:
+    """Return a reader of one of the options."""
+
+    def read(text: str, limits: Limits | None = None) -> str:
+        if text not in options:
+            raise ValueError(text)
+        return text
+
+    return read
+
+
+def whole(low: int, high: int | Callable[[Limits], int]) -> Reader:
+    """Return a reader of a whole number between two bounds, both allowed."""
+
+    def read(text: str, limits: Limits) -> int:
+        value = int(text)
+        if not low <= value <= (high(limits) if callable(high) else high):
+            raise ValueError(text)
+        return value
+
+    return read
+
+
+def several(read: Reader, *, most: int | None = None) -> Reader:
+    """Return a reader of different values with commas between them."""
+
+    def read_all(text: str, limits: Limits) -> tuple[Any, ...]:
+        values = tuple(dict.fromkeys(read(part, limits) for part in text.split(",")))
+        if most is not None and len(values) > most:
+            raise ValueError(text)
+        return values
+
+    return read_all
+
+
+def largest_coreset(train_images: int) -> int:
+    """Return the largest coreset that the page offers for N training images."""
+    return max(1, int(LARGEST_SHARE * train_images))
+
+
+def _sigma2(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _joined(values: tuple[Any, ...]) -> str:
+    return ",".join(map(str, values))
+
+
+def _optional(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _in_order(text: str, limits: Limits) -> tuple[str, ...]:
+    names = several(_METHOD)(text, limits)
+    return tuple(name for name in METHODS if name in names)
+
+
+def _pairs(text: str, limits: Limits) -> dict[str, float]:
+    pairs = (part.partition(":") for part in text.split(","))
+    return {_METHOD(name, limits): parse_sigma2(value) for name, _, value in pairs}
+
+
+def _decade(text: str, limits: Limits) -> float:
+    value = parse_sigma2(text)
+    return min(DECADES, key=lambda decade: abs(math.log(decade / value)))
+
+
+def _decades(text: str, limits: Limits) -> tuple[float, ...]:
+    return tuple(sorted(several(_decade)(text, limits)))
+
+
+def _test_query(text: str, limits: Limits) -> str:
+    if not text.startswith("test:"):
+        raise ValueError(text)
+    return parse_query(text)
+
+
+def _drawn(text: str, limits: Limits) -> str:
+    if len(text) != limits.squares or set(text) - {"0", "1"}:
+        raise ValueError(text)
+    return text
+
+
+_METHOD = choice(*METHODS)
+_LABEL = whole(0, lambda limits: limits.classes - 1)
+_IMAGE = whole(0, lambda limits: limits.images - 1)
+
+
+# The pages
+
+
+@dataclass(frozen=True)
+class AttributeView:
+    """The page Attribute: a query, what is asked of it, and whether in plain words."""
+
+    query: str = parameter("q", "test:0", parse_query, always=True)
+    method: str = parameter("method", REFERENCE, _METHOD)
+    sigma2: float = parameter("sigma2", 1.0, parse_sigma2, write=_sigma2, always=True)
+    budget: int = parameter("m", 10, whole(1, LARGEST_BUDGET), always=True)
+    pool: str = parameter("pool", POOLS[0], choice(*POOLS))
+    conditioning: str = parameter("given", CONDITIONINGS[0], choice(*CONDITIONINGS))
+    target: int | None = parameter("target", None, _LABEL, write=_optional)
+    plain: bool = parameter(
+        "words", False, lambda text, _: bool(choice("plain")(text, _)), write=lambda plain: "plain" if plain else ""
+    )
+
+    def request(self) -> Request:
+        """Return what is asked."""
+        return Request(self.method, self.sigma2, self.budget, self.pool, self.conditioning, self.target)
+
+
+@dataclass(frozen=True)
+class ComparisonView:
+    """The page Compare: the current query and those pinned beside it, and what is asked of all.
+
+    `methods` are all that the bundle can do when empty, in the registry's order. `sigma2` is that of every method that
+    has none of its own in `own`, and of the evaluation. `target` is one class for all queries; each one's predicted
+    class when None.
+    """
+
+    query: str = parameter("q", "test:0", parse_query, always=True)
+    pins: tuple[str, ...] = parameter("pins", (), several(parse_query, most=MOST_COMPARED - 1), write=_joined)
+    methods: tuple[str, ...] = parameter("methods", (), _in_order, write=_joined)
+    sigma2: float = parameter("sigma2", 1.0, parse_sigma2, write=_sigma2, always=True)
+    own: Mapping[str, float] = parameter(
+        "own", {}, _pairs, write=lambda own: ",".join(f"{name}:{value:.6g}" for name, value in own.items())
+    )
+    budget: int = parameter("m", 10, whole(1, LARGEST_COMPARED), always=True)
+    pool: str = parameter("pool", POOLS[0], choice(*POOLS))
+    conditioning: str = parameter("given", CONDITIONINGS[0], choice(*CONDITIONINGS))
+    target: int | None = parameter("target", None, _LABEL, write=_optional)
+
+    def sigma2_of(self, method: str) -> float:
+        """Return the sigma2 of a method: its own, or the common one."""
+        return self.own.get(method, self.sigma2)
+
+    def request(self, method: str) -> Request:
+        """Return what is asked of a method."""
+        sigma2 = self.sigma2_of(method) if METHODS[method].uses_sigma2 else self.sigma2
+        return Request(method, sigma2, self.budget, self.pool, self.conditioning, self.target)
+
+
+@dataclass(frozen=True)
+class CounterfactualView:
+    """The page Counterfactual: whose ranking is removed for a query, and how much of it; the usual sigma2 when None."""
+
+    query: str = parameter("q", "test:0", parse_query, always=True)
+    method: str = parameter("method", REFERENCE, _METHOD, always=True)
+    sigma2: float | None = parameter("sigma2", None, parse_sigma2, write=_sigma2)
+    budget: int = parameter("m", 100, whole(FEWEST_REMOVED, MOST_REMOVED), always=True)
+
+
+@dataclass(frozen=True)
+class CurvesView:
+    """The page Information curves: of one test image, or, where `query` is empty, the mean over so many.
+
+    `method` is drawn at several `sigma2s`; the second panel shows it at the sigma2 `fixed`, with what approximates it
+    and `others`.
+    """
+
+    query: str = parameter("q", "", _test_query)
+    count: int = parameter("n", 10, whole(1, MOST_CURVES))
+    method: str = parameter("method", GAINS[0], choice(*GAINS))
+    sigma2s: tuple[float, ...] = parameter(
+        "sigma2s", DECADES[6:], _decades, write=lambda values: ",".join(map(_sigma2, values))
+    )
+    fixed: float = parameter("sigma2", 1e3, _decade, write=_sigma2)
+    others: tuple[str, ...] = parameter("others", (), several(_METHOD), write=_joined)
+    largest: int = parameter("m", 100, whole(10, LARGEST_CURVE))
+
+
+@dataclass(frozen=True)
+class BackdoorView:
+    """The page Backdoor: a test image, whose patch it gets, and who is asked.
+
+    What is None or empty is the page's choice: an image on which the attack works, the image's own patch, the method,
+    and the one beside it. `drawn` is a patch of the visitor's own, row by row, "0" black and "1" white.
+    """
+
+    image: int | None = parameter("image", None, _IMAGE, write=_optional)
+    patch: int | None = parameter("patch", None, _LABEL, write=_optional)
+    drawn: str = parameter("drawn", "", _drawn)
+    method: str = parameter("method", "", _METHOD)
+    rival: str = parameter("rival", "", _METHOD)
+
+
+@dataclass(frozen=True)
+class CoresetView:
+    """The page Coreset: which test images are asked about, and who chooses how many training images for them.
+
+    `label` is the class of the group "class", `count` how many images of a group are drawn, `marked` those of the
+    group "marked"; sigma2 is the bundle's own for the method when None.
+    """
+
+    group: str = parameter("ask", GROUPS[0], choice(*GROUPS))
+    label: int = parameter("class", 0, _LABEL)
+    count: int = parameter("n", 100, whole(1, MOST_CORESET_QUERIES))
+    marked: tuple[int, ...] = parameter("marked", (), several(_IMAGE, most=MOST_MARKED), write=_joined)
+    method: str = parameter("method", GAINS[0], _METHOD)
+    balanced: bool = parameter(
+        "choice",
+        True,
+        lambda text, limits: choice("balanced", "plain")(text, limits) == "balanced",
+        write=lambda balanced: "balanced" if balanced else "plain",
+    )
+    budget: int = parameter("m", 150, whole(1, lambda limits: largest_coreset(limits.train_images)))
+    sigma2: float | None = parameter("sigma2", None, parse_sigma2, write=_sigma2)
+
+
+# From an address and back
+
+
+def read(view: AnyView, address: Mapping[str, str], limits: Limits) -> tuple[AnyView, list[str]]:
+    """Read an address; what cannot be used is left at its default and named in a sentence.
+
+    Args:
+        view: with the defaults.
+        address: its parameters.
+        limits: of the bundle.
+
+    Returns:
+        The view and one sentence for each parameter that was not understood.
+    """
+    complaints = []
+    for name, about in _parameters(view):
+        if about.name in address:
+            text = address[about.name]
+            try:
+                view = replace(view, **{name: about.read(text, limits)})  # type: ignore[type-var]
+            except ValueError:
+                complaints.append(
+                    f"The link's {about.name} “{text[:40]}” is not one that natscope knows; the default is shown."
+                )
+    return view, complaints
+
+
+def parameters(view: Any) -> dict[str, str]:
+    """Return the parameters of an address that `read` makes the same view of."""
+    usual = type(view)()
+    texts = {about: (about.write(getattr(view, n)), about.write(getattr(usual, n))) for n, about in _parameters(view)}
+    return {about.name: own for about, (own, default) in texts.items() if about.always or own != default}
+
+
+def _parameters(view: Any) -> list[tuple[str, Parameter]]:
+    found: tuple[Field[Any], ...] = fields(view)
+    return [(each.name, each.metadata["parameter"]) for each in found]
+
+
+# Queries
+
+
+def pack_image(image: np.ndarray) -> str:
+    """Write a small image into a query, so that a link can reopen an upload."""
+    return "image:" + base64.urlsafe_b64encode(zlib.compress(image.tobytes(), 9)).decode().rstrip("=")
+
+
+def open_query(text: str, attributor: "Served") -> QueryImage:
+    """Find the image that a view's query names.
+
+    Raises:
+        QueryError: if there is no such image, or the link's image is damaged.
+    """
+    kind, _, value = text.partition(":")
+    if kind != "image":
+        return attributor.query(kind, int(value))
+    shape = attributor.bundle.array("train_images").shape[1:]
+    try:
+        packed = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
+        unpacker = zlib.decompressobj()
+        raw = unpacker.decompress(packed, math.prod(shape) + 1)
+    except (binascii.Error, zlib.error, ValueError) as error:
+        raise QueryError("The image in this link is damaged; upload it again.") from error
+    if len(raw) != math.prod(shape):
+        raise QueryError("The image in this link has another size than this bundle's images; upload it again.")
+    return attributor.upload(np.frombuffer(raw, np.uint8).reshape(shape))
+
+
+def exponent_of(sigma2: float) -> float:
+    """Return log10 of sigma2, as a step of the slider where it is one: links keep six digits."""
+    exponent = math.log10(sigma2)
+    return next((step for step in SIGMA2_EXPONENTS if abs(step - exponent) < 1e-5), exponent)

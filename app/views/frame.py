@@ -1,0 +1,167 @@
+"""What every page about a bundle has around it: a heading, the choice of the bundle, and a view kept in its address."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from natscope.app import links, session
+from natscope.app.links import AttributeView, ComparisonView
+from natscope.app.session import Served
+from natscope.app.views.notice import warn
+from natscope.core.bundle.request import QueryImage
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
+
+AnyView = TypeVar("AnyView")
+
+
+def heading(title: str, about: str, *, forget: Callable[[], None]) -> tuple[Served, DeltaGenerator]:
+    """Draw a page's title, what it is about, and the choice of the bundle.
+
+    Args:
+        title: a question or a short phrase.
+        about: a sentence or two (Markdown), or "".
+        forget: called when another bundle is chosen, to forget what belongs to the last one.
+
+    Returns:
+        The opened bundle, and the place below its choice.
+
+    Raises:
+        BundleError: if the bundle cannot be opened.
+    """
+    words, choice = st.columns([3.6, 1], vertical_alignment="bottom")
+    words.title(title)
+    if about:
+        words.markdown(about)
+    with choice:
+        path = choose_bundle(session.bundle_paths(), forget=forget)
+    return session.served(path), choice
+
+
+def choose_bundle(
+    paths: Mapping[str, Path], *, forget: Callable[[], None], key: str = "bundle", label: str = ""
+) -> Path:
+    """Choose one of some bundles; the choice is hidden when there is one.
+
+    Args:
+        paths: of the bundles, by folder name.
+        forget: called when another bundle is chosen.
+        key: of the control.
+        label: of the control; not shown beside a page's title, where its place and its entries say what it is.
+    """
+    names = list(paths)
+    if len(names) == 1:
+        return paths[names[0]]
+    wanted = st.query_params.get("bundle")
+    st.session_state.setdefault(key, wanted if wanted in names else names[0])
+    chosen = st.selectbox(
+        label or "Bundle",
+        names,
+        key=key,
+        format_func=titles(paths).__getitem__,
+        on_change=forget,
+        label_visibility="visible" if label else "collapsed",
+    )
+    return paths[chosen]
+
+
+def titles(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Return the title of each bundle by its folder's name, which is added where another has the same title.
+
+    A list to choose from knows its entries by what they are called.
+    """
+    told: dict[str, str] = {}
+    for name, path in paths.items():
+        title = session.bundle_title(path)
+        while title in told.values():
+            title = f"{title} ({name})"
+        told[name] = title
+    return told
+
+
+def forget(*prefixes: str) -> None:
+    """Forget what a session keeps under names with one of these prefixes, and the address."""
+    for key in [key for key in st.session_state if str(key).startswith(prefixes)]:
+        del st.session_state[key]
+    st.query_params.clear()
+
+
+def view(
+    key: str,
+    attributor: Served,
+    default: AnyView,
+    *,
+    squares: int = 0,
+    complete: Callable[[AnyView], AnyView] = lambda view: view,
+) -> AnyView:
+    """Return the session's view of a bundle; a new session takes it from the address.
+
+    Args:
+        key: under which the session keeps it.
+        attributor: the bundle.
+        default: where the address says nothing.
+        squares: of a backdoor's patch.
+        complete: sets what the address left open and follows from the rest of it.
+    """
+    of = f"{key}_of"
+    if key not in st.session_state or st.session_state.get(of) != attributor.place:
+        limits = links.Limits.of(attributor, squares=squares)
+        found, complaints = links.read(default, st.query_params, limits)
+        st.session_state[key], st.session_state[of] = complete(found), attributor.place
+        warn(*complaints, icon=":material/link_off:")
+    return st.session_state[key]
+
+
+def keep(key: str, view: Any, attributor: Served) -> None:
+    """Let the session and the address hold a view."""
+    st.session_state[key] = view
+    link = links.parameters(view) | _bundle(attributor)
+    if dict(st.query_params) != link:
+        st.query_params.from_dict(link)
+
+
+def change(key: str, **fields: Any) -> None:
+    """Change fields of the session's view."""
+    st.session_state[key] = replace(st.session_state[key], **fields)
+
+
+def address(page: str, view: Any, attributor: Served) -> str:
+    """Return the address, relative to the app, of a page that shows a view of this bundle."""
+    return f"{page}?" + urlencode(links.parameters(view) | _bundle(attributor))
+
+
+def comparison(view: AttributeView, attributor: Served, *, purpose: str = "prediction") -> str:
+    """Return the address that asks every method what one was asked: each at its usual sigma2, that one at its own.
+
+    Args:
+        view: the query and what was asked of it.
+        attributor: of the bundle.
+        purpose: as of `Bundle.sigma2`.
+    """
+    own = {name: attributor.bundle.sigma2(name, purpose=purpose) for name, m in METHODS.items() if m.uses_sigma2}
+    own |= {view.method: view.sigma2} if METHODS[view.method].uses_sigma2 else {}
+    budget = min(view.budget, links.LARGEST_COMPARED)
+    asked = {"pool": view.pool, "conditioning": view.conditioning, "target": view.target}
+    shown = ComparisonView(view.query, sigma2=view.sigma2, own=own, budget=budget, **asked)  # type: ignore[arg-type]
+    return address("compare", shown, attributor)
+
+
+def _bundle(attributor: Served) -> dict[str, str]:
+    """Return the address's parameter that names the bundle, where there is a choice."""
+    return {"bundle": attributor.bundle.path.name} if len(session.bundle_paths()) > 1 else {}
+
+
+def query(key: str, attributor: Served) -> QueryImage:
+    """Open the query of the session's view; say what is wrong with it, and take the first test image in its place."""
+    shown = st.session_state[key]
+    try:
+        return links.open_query(shown.query, attributor)
+    except QueryError as error:
+        warn(error, icon=":material/image_not_supported:")
+        change(key, query=type(shown)().query)
+        return attributor.query("test", 0)
