@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-import safetensors.torch
+import safetensors
 import torch
 
 from natscope.core.bundle.manifest import FileRecord
@@ -34,6 +34,7 @@ _HEADER = re.compile(
 _TICK = 10**8  # nanoseconds within which a second change may leave a file's times as they are
 _CHECKED: BoundedCache[str] = BoundedCache(20_000)
 Value = TypeVar("Value")
+_TENSORS = frozenset(("F32", "I64", "I32", "I16", "I8", "U8", "BOOL"))  # networks are of float32; buffers may count
 _NOT_FINITE = "holds values that are not finite numbers"
 
 
@@ -180,9 +181,16 @@ def _usable(record: FileRecord, classes: int) -> Callable[[np.ndarray], bool] | 
 
 def _tensors_fault(path: Path) -> str:
     try:
-        tensors = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if not all(file.get_slice(name).get_dtype() in _TENSORS for name in names):
+                return "holds numbers of a type that natscope does not write"
+            return "" if all(_is_finite(file.get_tensor(name)) for name in names) else _NOT_FINITE
     except Exception as error:  # what a header may say in place of what it should raises nearly everything
         if out_of_memory(error):
             raise
         return "is no file of weights"
-    return "" if all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()) else _NOT_FINITE
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return all(bool(torch.isfinite(part).all()) for part in tensor.flatten().split(_BLOCK))

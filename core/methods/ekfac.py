@@ -6,6 +6,7 @@ curvature is the true Fisher.
 
 import copy
 import json
+import secrets
 import shutil
 import threading
 import uuid
@@ -35,6 +36,8 @@ Progress = Callable[[str, int, int], None]
 _NAME = "margin"
 _ARGUMENTS = "factor_arguments.json"  # written anew: what a stranger says there would choose the code that runs
 _QUERIES = 50  # whose gradients are in memory together
+_DAMPING = 0.1  # of the mean eigenvalue, as kronfluence has it
+_ROUNDING = 1e-3  # of the largest number
 
 
 def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec, progress: Progress) -> None:
@@ -206,21 +209,45 @@ def _large_directions(inputs: Tensor, shares: Tensor, spec: EkfacSpec) -> _Direc
 
 
 def _check_factors(model: nn.Module, folder: Path) -> None:
-    """Raise ValueError if factors are not those of the network's Linear and Conv2d layers."""
+    """Raise ValueError if factors are not those of the network's Linear and Conv2d layers, or no such factors."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     sizes = {name: (len(m.weight), m.weight[0].numel() + (m.bias is not None)) for name, m in layers.items()}
-    expected = {
+    expected: dict[str, dict[str, tuple[int, ...]]] = {
         "activation_eigenvalues": {name: (fan_in,) for name, (_, fan_in) in sizes.items()},
         "activation_eigenvectors": {name: (fan_in, fan_in) for name, (_, fan_in) in sizes.items()},
         "gradient_eigenvalues": {name: (fan_out,) for name, (fan_out, _) in sizes.items()},
         "gradient_eigenvectors": {name: (fan_out, fan_out) for name, (fan_out, _) in sizes.items()},
-        "lambda_matrix": sizes,
+        "lambda_matrix": {**sizes},
         "num_lambda_processed": dict.fromkeys(sizes, (1,)),
     }
+    found = {}
     for kind, shapes in expected.items():
         tensors = safetensors.torch.load_file(folder / f"{kind}.safetensors")
-        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+        dtype = torch.int64 if kind == "num_lambda_processed" else torch.float32
+        if {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} != {
+            n: (s, dtype) for n, s in shapes.items()
+        }:
             raise ValueError(f"'{kind}' is not of this network.")
+        if kind.endswith("eigenvectors") and not all(map(_is_orthogonal, tensors.values())):
+            raise ValueError(f"'{kind}' are no eigenvectors.")
+        found[kind] = tensors
+    for name, sums in found["lambda_matrix"].items():
+        if not _is_curvature(sums, int(found["num_lambda_processed"][name])):
+            raise ValueError(f"'lambda_matrix' holds no curvature of '{name}'.")
+
+
+def _is_orthogonal(vectors: Tensor) -> bool:
+    """Whether the columns of a matrix (n, n) are orthonormal, tried on one random vector that nobody can foresee."""
+    probe = torch.randn(len(vectors), generator=torch.Generator().manual_seed(secrets.randbits(63)))
+    return bool(((vectors.T @ (vectors @ probe) - probe).abs() <= _ROUNDING * probe.abs().max()).all())
+
+
+def _is_curvature(sums: Tensor, count: int) -> bool:
+    """Whether sums of squares over so many examples have a damped inverse in float32."""
+    if count < 1 or sums.min() < 0:
+        return False
+    mean = sums.double() / count
+    return bool((mean + _DAMPING * mean.mean()).reciprocal().float().isfinite().all())
 
 
 def _analyzer(model: nn.Module, home: Path, task: Task | None = None) -> Analyzer:

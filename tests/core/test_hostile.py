@@ -228,7 +228,13 @@ def _other_rows(path):
     recorded_anew(path, "index_1")
 
 
+def _all(tensors, change):
+    return {name: change(tensor) for name, tensor in tensors.items()}
+
+
 _NOT_FINITE = "holds values that are not finite numbers"
+_OTHER_TYPE = "holds numbers of a type that natscope does not write"
+_OF_OTHERS = "factors are not those of its network"
 _CONSISTENT = {
     "the largest number in a Gram": (_with("gram_0", _place(1.7e308)), "does not follow from the features"),
     "another number in a Gram": (_with("gram_1", _place(0.5, 2, 3)), "does not follow from the features"),
@@ -251,8 +257,26 @@ _CONSISTENT = {
     "huge weights": (_weights(lambda t: {k: v * 1e30 for k, v in t.items()}), "does not give the outputs"),
     "weights of other layers": (_weights(lambda t: {f"x{k}": v for k, v in t.items()}), "do not fit the network"),
     "weights of other shapes": (_weights(lambda t: {k: v.T.contiguous() for k, v in t.items()}), "do not fit"),
-    "factors": (_factors("lambda_matrix", lambda t: {k: v.T.contiguous() for k, v in t.items()}), "factors are not"),
-    "factors of others": (_factors("gradient_eigenvalues", lambda t: {}), "factors are not those of its network"),
+    "factors": (_factors("lambda_matrix", lambda t: {k: v.T.contiguous() for k, v in t.items()}), _OF_OTHERS),
+    "factors of others": (_factors("gradient_eigenvalues", lambda t: {}), _OF_OTHERS),
+    "numbers of eight bits": (_weights(lambda t: t | {"x": torch.zeros(3).to(torch.float8_e4m3fn)}), _OTHER_TYPE),
+    "numbers of 64 bits": (_weights(lambda t: {k: v.double() * 1e300 for k, v in t.items()}), _OTHER_TYPE),
+    "complex counts": (
+        _factors("num_lambda_processed", lambda t: _all(t, lambda v: v.to(torch.complex64))),
+        _OTHER_TYPE,
+    ),
+    "counts of 32 bits": (_factors("num_lambda_processed", lambda t: _all(t, lambda v: v.int())), _OF_OTHERS),
+    "no examples": (_factors("num_lambda_processed", lambda t: _all(t, torch.zeros_like)), _OF_OTHERS),
+    "minus one example": (_factors("num_lambda_processed", lambda t: _all(t, lambda v: -1 + 0 * v)), _OF_OTHERS),
+    "no curvature": (_factors("lambda_matrix", lambda t: _all(t, torch.zeros_like)), _OF_OTHERS),
+    "hardly any curvature": (_factors("lambda_matrix", lambda t: _all(t, lambda v: 1e-44 + 0 * v)), _OF_OTHERS),
+    "curvature below zero": (_factors("lambda_matrix", lambda t: _all(t, torch.neg)), _OF_OTHERS),
+    "huge eigenvectors": (_factors("gradient_eigenvectors", lambda t: _all(t, lambda v: 3e38 + 0 * v)), _OF_OTHERS),
+    "eigenvectors of zero": (_factors("activation_eigenvectors", lambda t: _all(t, torch.zeros_like)), _OF_OTHERS),
+    "eigenvectors of another length": (
+        _factors("activation_eigenvectors", lambda t: _all(t, lambda v: 2 * v)),
+        _OF_OTHERS,
+    ),
     "penultimate's width": (_with("penultimate", lambda a: a[:, :-1]), "does not give the outputs"),
 }
 
@@ -404,11 +428,12 @@ def test_a_lack_of_memory_is_no_damage_and_passes(path, monkeypatch, lacking):
     use()
 
 
-@pytest.mark.parametrize("kind", ["-", "a**", "(lambda:"])
-def test_a_header_that_pythons_parser_has_no_memory_for_is_damage(path, kind):
-    header = (kind * 9000)[:9000].encode() + b"\n"
+@pytest.mark.parametrize("kind", ["-", "a**", "(lambda:", "[-", "(1,", "{-"])
+@pytest.mark.parametrize("length", [9000, 600, 360, 290])
+def test_a_header_that_pythons_parser_has_no_memory_for_is_damage(path, kind, length):
+    header = (kind * length)[:length].encode() + b"\n"
     file = path / "features.npy"
-    file.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    file.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + file.read_bytes()[128:])
     recorded_anew(path, "features")
     with pytest.raises(BundleError, match=r"'features\.npy' is no array of the recorded shape and type"):
         Bundle(path).array("features")
