@@ -1,6 +1,9 @@
 """What the server refuses, and the headers that tell browsers what its pages may do."""
 
+import asyncio
+import logging
 import re
+import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable
@@ -18,11 +21,15 @@ from natscope.app.listen import is_address
 MAX_VISITORS = 200  # websockets open at the same time: each holds a session with its state in memory
 MAX_UPLOADS = 4  # files of a session in memory at the same time; a page deletes one when another takes its place
 MAX_ALL_UPLOADS = 80  # of all sessions together, up to a gigabyte
+MAX_COMING = 20  # uploads of one address that are on their way at the same time; a proxy is one address
+UPLOAD_SECONDS = 60.0  # that an upload may take to arrive
+_BURST, _EVERY = 5.0, 0.05  # a visitor's messages pass 20 a second once a hundred came at once
 
 _HOST = re.compile(r"(\[(?P<address>[^\]]+)\]|(?P<name>[^:@/\[\]]+))(:\d{1,5})?")
 _METRICS = re.compile(r"/_stcore/metrics$")  # how many sessions there are is nobody else's business
 _UPLOAD = re.compile(r"/_stcore/upload_file/([^/]+)/")
 
+_LOG = logging.getLogger(__name__)
 _OTHER_HOST = "This server answers to its own names alone. Start it with --allowed-host NAME to give it another."
 _OTHER_ORIGIN = "Pages of another origin cannot use this server."
 
@@ -47,6 +54,7 @@ class Guard:
         self._headers = HEADERS | {"Content-Security-Policy": policy}
         self._visitors = 0
         self._coming: Counter[str] = Counter()  # uploads that are on their way, by session
+        self._addresses: Counter[str] = Counter()  # the same, by address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or refuse it; the events of the server's life pass as they are."""
@@ -76,17 +84,19 @@ class Guard:
 
     async def _upload(self, session: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an upload on where there is room for it, those on their way counted."""
-        held = self._held()
-        if held[session] >= MAX_UPLOADS:
+        held, (address, _) = self._held(), scope.get("client") or ("", 0)
+        if held[session] >= MAX_UPLOADS or self._addresses[address] >= MAX_COMING:
             await _refuse(429, "Too many uploads; reload the page.", scope, receive, send)
         elif held.total() >= MAX_ALL_UPLOADS:
             await _refuse(503, "Too many uploads; try again later.", scope, receive, send)
         else:
             self._coming[session] += 1
+            self._addresses[address] += 1
             try:
-                await self._app(scope, receive, send)
+                await _received(self._app, scope, receive, send)
             finally:
                 self._coming -= Counter([session])  # which leaves no zero behind
+                self._addresses -= Counter([address])
 
     def _held(self) -> Counter[str]:
         """Return how many files of each session are in memory or on their way there."""
@@ -102,9 +112,49 @@ class Guard:
             return
         self._visitors += 1
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, _paced(receive), send)
+        except RuntimeError as error:  # Streamlit closes a connection once more that broke meanwhile
+            _LOG.info("A connection broke: %s", error)
         finally:
             self._visitors -= 1
+
+
+async def _received(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Let the app answer an upload in time; what it makes nothing of is refused, and a line in the log."""
+    begun = False
+
+    async def answer(message: Message) -> None:
+        nonlocal begun
+        begun = True
+        await send(message)
+
+    try:
+        async with asyncio.timeout(UPLOAD_SECONDS):
+            await app(scope, receive, answer)
+    except TimeoutError:
+        status, text = 408, "The upload takes too long."
+    except Exception as error:  # whatever a parser raises on a body that is none
+        _LOG.warning("An upload could not be read: %s", type(error).__name__)
+        status, text = 400, "This is no upload."
+    else:
+        return
+    if not begun:
+        await _refuse(status, text, scope, receive, send)
+
+
+def _paced(receive: Receive) -> Receive:
+    """Return what gives a visitor's messages no faster than a person makes them."""
+    due = 0.0
+
+    async def paced() -> Message:
+        nonlocal due
+        message, now = await receive(), time.monotonic()
+        due = max(due, now - _BURST) + _EVERY
+        if due > now:
+            await asyncio.sleep(due - now)
+        return message
+
+    return paced
 
 
 async def _refuse(status: int, text: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,7 +168,9 @@ def is_allowed(host: str, names: Iterable[str], *, any_address: bool) -> bool:
     """Return whether a Host header, with or without port, names one of these hosts (or is any IP address)."""
     if not (match := _HOST.fullmatch(host)):
         return False
-    name = (match["address"] or match["name"]).lower().rstrip(".")
+    if match["address"] and not is_address(match["address"]):
+        return False
+    name = (match["address"] or match["name"]).lower().removesuffix(".")
     return name in names or (any_address and is_address(name))
 
 

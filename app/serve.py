@@ -1,20 +1,25 @@
 """Start the Streamlit server on a folder of bundles."""
 
+import asyncio
+import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from natscope.app.escape import terminal
 from natscope.app.listen import Listening
 from natscope.core.errors import NatscopeError
 
 BUNDLES = "NATSCOPE_BUNDLES"  # environment variables that tell the pages where bundles are, and what work may take
 JOBS, MEMORY = "NATSCOPE_JOBS", "NATSCOPE_MEMORY"
 _USUAL_MEMORY = 4.0  # GB
+THREADS = 32  # of the server that make files to download
 
 
 def jobs_allowed() -> int:
@@ -64,9 +69,11 @@ def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = Non
         print(f"natscope is at {at.url} (Ctrl-C stops it).", flush=True)
         if browser:
             _open_browser(at.url)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
         threading.Thread(target=_warm, daemon=True).start()
         yield
 
+    logging.getLogger("streamlit.runtime.backend_operation_handler").addFilter(_in_one_line)
     if at.exposed:
         print(at.meaning, flush=True)
     app = streamlit.App(Path(__file__).parent / "main.py", middleware=[guard], lifespan=lifespan)
@@ -105,6 +112,16 @@ def settings(at: Listening) -> dict[str, Any]:
         "secrets.files": [],
         **{f"theme.{name}": value for name, value in THEME.items()},
     }
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Let the log say of a file that was refused why, without a traceback."""
+    cause = record.exc_info[1] if record.exc_info else None
+    while cause is not None and not isinstance(cause, NatscopeError):
+        cause = cause.__cause__
+    if cause is not None:
+        record.msg, record.args, record.exc_info = "No file to download: %s", (terminal(str(cause)),), None
+    return True
 
 
 def _warm() -> None:

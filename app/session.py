@@ -71,7 +71,13 @@ def _lanes() -> Lanes:
     return Lanes(
         Lane(workers(low_priority=False), longest=200, kept=_KEPT, seconds=_QUICK_SECONDS, alive=_alive),
         Lane(workers(low_priority=True), longest=20, kept=_KEPT, one_each=True, alive=_alive),
-        Lane([Worker(memory=memory, low_priority=True)], longest=20, kept=0, seconds=_DRAWING_SECONDS, alive=_alive),
+        Lane(
+            [Worker(memory=memory, low_priority=True)],
+            longest=20,
+            kept=_KEPT // 4,
+            seconds=_DRAWING_SECONDS,
+            alive=_alive,
+        ),
         Lane(
             [Worker(memory=uploads.MEMORY) for _ in range(_READERS)],
             longest=50,
@@ -139,17 +145,6 @@ def read_upload(data: bytes, filename: str, form: dict[str, Any]) -> uploads.Upl
     """Read an uploaded file in a process of its own, see `natscope.app.uploads.read_image`."""
     key = (hashlib.sha256(data).hexdigest(), filename, tuple(form.items()))
     return ask(lanes().uploads, key, uploads.read_task, data, filename, form)
-
-
-def draw(function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-    """Return what a figure's function returns, drawn in a process of its own.
-
-    Args:
-        function: of a module `app.figures…`.
-        arguments: of the function; no memory map, for its file would be sent whole.
-        settings: likewise, by keyword.
-    """
-    return ask(lanes().figures, object(), tasks.draw, function, arguments, settings)
 
 
 def bundle_paths() -> dict[str, Path]:

@@ -10,6 +10,7 @@ from scipy.special import softmax
 
 from natscope.app import escape, links, session, words
 from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.downloads import draw, offer
 from natscope.app.figures.attribution import curve, ranking_png
 from natscope.app.links import AttributeView
 from natscope.app.session import Served
@@ -297,7 +298,7 @@ def _downloads(
             "image/png",
             ":material/image:",
             "The figure, in print quality.",
-            lambda: session.draw(ranking_png, query, images, result, method, classes),
+            lambda: draw(ranking_png, query, images, result, method, classes),
         ),
         ("CSV", "text/csv", ":material/table:", "The ranking as a table.", lambda: _table(result, classes)),
         (
@@ -310,16 +311,7 @@ def _downloads(
     )
     with st.container(horizontal=True, vertical_alignment="center"):
         for label, mime, icon, about, make in offers:
-            st.download_button(
-                label,
-                make,
-                f"{name}.{label.lower()}",
-                mime,
-                on_click="ignore",
-                icon=icon,
-                help=about,
-                key=f"download_{label}",
-            )
+            offer(label, make, f"{name}.{label.lower()}", mime, icon=icon, help=about, key=f"download_{label}")
         st.caption("The address of this page reopens what you see.", width="content")
 
 

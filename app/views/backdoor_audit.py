@@ -5,6 +5,7 @@ import streamlit as st
 
 from natscope.app import escape, tasks
 from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.downloads import offer
 from natscope.app.views.backdoor_scene import KEY, Scene, few, measured_for
 from natscope.app.views.job import run_job
 from natscope.core.analysis.audit import FIRST, SIGMA2
@@ -75,13 +76,12 @@ def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
         appear=True,
         on_pick=lambda place: None,
     )
-    st.download_button(
+    offer(
         "The list (CSV)",
         lambda: _table(scene, scores, suspects),
         "natscope-suspects.csv",
         "text/csv",
         icon=":material/download:",
-        on_click="ignore",
         key=f"{KEY}audit_csv",
     )
     _healed(scene, suspects)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, session, words
+from natscope.app import escape, words
+from natscope.app.downloads import draw, offer
 from natscope.app.figures.comparison import FORMATS, agreement, comparison_file
 from natscope.app.links import ComparisonView
 from natscope.app.session import Served
@@ -80,34 +81,31 @@ def downloads(
     def picture(kind: str) -> bytes:
         stored = bundle.array("train_images")
         images = {index: np.asarray(stored[index]) for block in rows for row in block for index in row.picks}
-        return session.draw(comparison_file, queries, rows, images, bundle.classes, kind=kind)
+        return draw(comparison_file, queries, rows, images, bundle.classes, kind=kind)
 
     with st.container(horizontal=True, vertical_alignment="center"):
         for kind, mime in FORMATS.items():
-            st.download_button(
+            offer(
                 kind,
                 partial(picture, kind),
                 f"natscope-comparison.{kind.lower()}",
                 mime,
-                on_click="ignore",
                 key=f"compare_download_{kind}",
                 help="The figure, in print quality.",
             )
-        st.download_button(
+        offer(
             "CSV",
             lambda: _table(queries, rows, bundle.classes),
             "natscope-comparison.csv",
             "text/csv",
-            on_click="ignore",
             key="compare_download_CSV",
             help="One line an image.",
         )
-        st.download_button(
+        offer(
             "JSON",
             lambda: json.dumps(_everything(attributor, queries, rows, view), indent=2, allow_nan=False),
             "natscope-comparison.json",
             "application/json",
-            on_click="ignore",
             key="compare_download_JSON",
             help="The rankings, their agreement and every setting.",
         )

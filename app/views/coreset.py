@@ -9,6 +9,7 @@ import streamlit as st
 
 from natscope.app import escape, links, session, tasks, words
 from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.downloads import offer
 from natscope.app.figures.coreset import class_balance, information
 from natscope.app.links import AttributeView, CoresetView, largest_coreset
 from natscope.app.session import Served
@@ -184,21 +185,19 @@ def _pick(index: int) -> None:
 
 def _downloads(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: float, chosen: tasks.Chosen) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.download_button(
+        offer(
             "CSV",
             lambda: _table(attributor, chosen),
             "natscope-coreset.csv",
             "text/csv",
-            on_click="ignore",
             key=f"{KEY}download_CSV",
             help="The chosen training images, one a line.",
         )
-        st.download_button(
+        offer(
             "JSON",
             lambda: _everything(attributor, view, rows, sigma2, chosen),
             "natscope-coreset.json",
             "application/json",
-            on_click="ignore",
             key=f"{KEY}download_JSON",
             help="The same with the test images and every setting.",
         )

@@ -8,6 +8,7 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape, session, tasks, words
+from natscope.app.downloads import draw, offer
 from natscope.app.figures.curves import FORMATS, curves_file, experiment_panels, lengths, relative
 from natscope.app.links import DECADES, GAINS, LARGEST_CURVE, MOST_CURVES, CurvesView
 from natscope.app.results import commands, load_result
@@ -171,15 +172,13 @@ def _downloads(attributor: Served, view: CurvesView, panels: Sequence[tuple[str,
         return json.dumps(data, indent=2, allow_nan=False)
 
     offers: list[tuple[str, str, Callable[[], Any]]] = [
-        (kind, mime, lambda kind=kind: session.draw(curves_file, panels, kind=kind))  # type: ignore[misc]
+        (kind, mime, lambda kind=kind: draw(curves_file, panels, kind=kind))  # type: ignore[misc]
         for kind, mime in FORMATS.items()
     ]
     offers += [("CSV", "text/csv", table), ("JSON", "application/json", everything)]
     with st.container(horizontal=True, vertical_alignment="center"):
         for kind, mime, make in offers:
-            st.download_button(
-                kind, make, f"natscope-curves.{kind.lower()}", mime, on_click="ignore", key=f"{_KEY}download_{kind}"
-            )
+            offer(kind, make, f"natscope-curves.{kind.lower()}", mime, key=f"{_KEY}download_{kind}")
 
 
 def _experiment() -> None:

@@ -64,7 +64,7 @@ def _wait_until_healthy(address, process, log):
     pytest.fail(f"The server did not start:\n{log.read_text()}")
 
 
-class _Here:
+class Here:
     """Does tasks in the test's own process, where methods and functions can be replaced."""
 
     def run(self, task, *arguments, progress, stopped, seconds):
@@ -79,7 +79,7 @@ class _Here:
 @pytest.fixture
 def here(monkeypatch):
     """Let the app work in this process, with lanes that nobody has used."""
-    own = session.Lanes(*(Lane([_Here()], longest=20, kept=2**20, seconds=60.0) for _ in range(4)))
+    own = session.Lanes(*(Lane([Here()], longest=20, kept=2**20, seconds=60.0) for _ in range(4)))
     monkeypatch.setattr(session, "lanes", lambda: own)
 
 

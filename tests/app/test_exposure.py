@@ -238,6 +238,9 @@ def test_a_path_that_is_none_is_one_sentence(path):
         ("localhost:8501", False, True),
         ("LOCALHOST", False, True),
         ("localhost.", False, True),
+        ("localhost..", False, False),
+        ("[localhost]", False, False),
+        ("[127.0.0.1", False, False),
         ("127.0.0.1", False, True),
         ("[::1]:8501", False, True),
         ("::1", False, False),
@@ -253,6 +256,96 @@ def test_a_path_that_is_none_is_one_sentence(path):
 )
 def test_a_host_is_allowed_by_name_or_as_an_address(host, any_address, allowed):
     assert is_allowed(host, LOOPBACK, any_address=any_address) == allowed
+
+
+@pytest.fixture
+def put(monkeypatch):
+    """Return a function that makes what sends an upload to a guarded app, and the statuses that were answered."""
+    told = []
+    monkeypatch.setattr("natscope.app.guard.runtime", SimpleNamespace(exists=lambda: False))
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            told.append(message["status"])
+
+    def guarded(app):
+        guard = Guard(app, hosts=LOOPBACK, any_address=False, policy="")
+
+        def upload(session, client):
+            path, headers = f"/_stcore/upload_file/{session}/0", [(b"host", b"localhost")]
+            scope = {"type": "http", "method": "PUT", "path": path, "headers": headers, "client": (client, 1)}
+            return guard(scope, None, send)
+
+        return upload
+
+    return guarded, told
+
+
+def test_an_upload_that_does_not_arrive_is_ended(put, monkeypatch):
+    monkeypatch.setattr(guard, "UPLOAD_SECONDS", 0.01)
+    guarded, told = put
+
+    async def app(scope, receive, send):
+        await asyncio.Event().wait()
+
+    finished(guarded(app)("one", "192.0.2.7"))
+    assert told == [408]
+
+
+def test_one_address_cannot_take_the_room_for_all_uploads(put):
+    guarded, told = put
+
+    async def attack():
+        gate = asyncio.Event()
+
+        async def app(scope, receive, send):
+            await gate.wait()
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+
+        upload = guarded(app)
+        coming = [asyncio.create_task(upload(f"s{number // 4}", "192.0.2.7")) for number in range(80)]
+        await asyncio.sleep(0)
+        assert told == [429] * (80 - guard.MAX_COMING)
+        other = asyncio.create_task(upload("honest", "192.0.2.8"))
+        gate.set()
+        await asyncio.gather(other, *coming)
+
+    finished(attack())
+    assert told.count(204) == guard.MAX_COMING + 1
+
+
+def test_a_body_that_no_parser_understands_is_one_line_of_the_log(put, caplog):
+    guarded, told = put
+
+    async def app(scope, receive, send):
+        raise AssertionError("no boundary")
+
+    finished(guarded(app)("one", "192.0.2.7"))
+    assert told == [400]
+    assert [record.getMessage() for record in caplog.records] == ["An upload could not be read: AssertionError"]
+    assert caplog.records[0].exc_info is None
+
+
+def test_messages_of_a_visitor_pass_at_a_bounded_rate(monkeypatch):
+    now, slept = 100.0, []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    monkeypatch.setattr(guard, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(guard.asyncio, "sleep", sleep)
+
+    async def receive():
+        return {"type": "websocket.receive"}
+
+    async def flood():
+        paced = guard._paced(receive)
+        for _ in range(150):
+            await paced()
+
+    finished(flood())
+    assert 45 <= len(slept) <= 55
+    assert slept[-1] == pytest.approx(2.5, abs=0.2)
 
 
 def test_the_files_of_a_session_are_bounded(monkeypatch):

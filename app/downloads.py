@@ -1,0 +1,82 @@
+"""Files to download: made when they are asked for, in the name of the session that was offered them."""
+
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import streamlit as st
+
+from natscope.app import session, tasks
+from natscope.app.serve import THREADS
+from natscope.core.errors import QueryError
+
+# Requests for figures that wait at the same time, of all sessions and of one. The other threads are left for tables,
+# which take no time.
+_MOST, _MOST_EACH = THREADS // 2, 3
+_PATIENCE = 60.0  # seconds for which one waits
+
+_owner: ContextVar[str] = ContextVar("owner", default="")
+_waiting: Counter[str] = Counter()  # by session
+_guard = threading.Lock()
+
+
+def offer(label: str, make: Callable[[], Any], file: str, mime: str, *, key: str, **settings: Any) -> None:
+    """Draw a download button.
+
+    Args:
+        label: of the button.
+        make: returns the file's content, as text or bytes; called in another thread whenever it is asked for.
+        file: name of the file.
+        mime: its type.
+        key: unique on the page.
+        settings: of `st.download_button`.
+    """
+    owner = session.session_id()
+
+    def made() -> Any:
+        _owner.set(owner)  # in the context of this request alone
+        return make()
+
+    st.download_button(label, made, file, mime, on_click="ignore", key=key, **settings)
+
+
+def draw(function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """Return what a figure's function returns, drawn in a process of its own; equal figures are drawn once.
+
+    Args:
+        function: of a module `natscope.app.figures…`.
+        arguments: of the function; no memory map, for its file would be sent whole.
+        settings: likewise, by keyword.
+
+    Raises:
+        QueryError: if too many wait for figures, or this one is not drawn in time.
+    """
+    owner = _owner.get()
+    with _place_in_line(owner):
+        key = hashlib.sha256(ForkingPickler.dumps((function, arguments, settings))).digest()
+        lane = session.lanes().figures
+        job = lane.start(key, tasks.draw, function, arguments, settings, session=owner)
+        if not job.finished.wait(_PATIENCE):
+            lane.leave(job, owner)
+            raise QueryError("The figure was not drawn in time; try again in a minute.")
+        return job.value()
+
+
+@contextmanager
+def _place_in_line(owner: str) -> Iterator[None]:
+    with _guard:
+        if _waiting[owner] >= _MOST_EACH or _waiting.total() >= _MOST:
+            raise QueryError("Too many figures are being drawn; try again in a minute.")
+        _waiting[owner] += 1
+    try:
+        yield
+    finally:
+        with _guard:
+            _waiting.subtract([owner])
+            if not _waiting[owner]:
+                del _waiting[owner]

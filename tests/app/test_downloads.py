@@ -1,0 +1,147 @@
+"""Files to download: equal ones are made once, one session never holds up the others, and a refusal is a sentence."""
+
+import ast
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+
+from natscope.app import downloads, session
+from natscope.app.jobs import Lane
+from natscope.app.serve import THREADS, _in_one_line
+from natscope.core.errors import QueryError
+from tests.app.conftest import Here
+from tests.conftest import syntax_of
+
+_VIEWS = sorted((Path(session.__file__).parent / "views").glob("*.py"))
+_drawn, _gate = [], threading.Event()
+
+
+def slow(text):
+    _drawn.append(text)
+    assert _gate.wait(60)
+    return text
+
+
+@pytest.fixture(autouse=True)
+def figures(monkeypatch):
+    """Draw in this process; a figure is there when the gate is open."""
+    lanes = session.Lanes(*(Lane([Here()], longest=20, kept=2**20, seconds=60.0) for _ in range(4)))
+    monkeypatch.setattr(session, "lanes", lambda: lanes)
+    _drawn.clear()
+    _gate.clear()
+    yield lanes.figures
+    _gate.set()
+
+
+@pytest.fixture
+def button(monkeypatch):
+    """Return a function that draws a button as a session, and gives what Streamlit calls in a thread of its own."""
+    made = []
+    monkeypatch.setattr(downloads.st, "download_button", lambda label, make, *_, **__: made.append(make))
+
+    def draw(owner, text):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(session, "session_id", lambda: owner)
+            downloads.offer("PNG", lambda: downloads.draw(slow, text), "a.png", "image/png", key="a")
+        return made[-1]
+
+    return draw
+
+
+class Request(threading.Thread):
+    """A request for a file, in a thread as Streamlit's are."""
+
+    def __init__(self, make):
+        super().__init__(daemon=True)
+        self.make, self.found = make, None
+        self.start()
+
+    def run(self):
+        try:
+            self.found = self.make()
+        except QueryError as error:
+            self.found = str(error)
+
+
+def answers(requests):
+    for request in requests:
+        request.join(60)
+    return [request.found for request in requests]
+
+
+def until(condition):
+    pause = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return
+        pause.wait(0.01)
+    pytest.fail("It did not come to pass.")
+
+
+def test_equal_figures_are_drawn_once_whoever_asks(button):
+    requests = [Request(button(owner, "a")) for owner in ("one", "two", "one")]
+    until(lambda: downloads._waiting.total() == 3)
+    _gate.set()
+    assert answers(requests) == ["a"] * 3
+    assert button("three", "a")() == "a"
+    assert _drawn == ["a"]
+
+
+def test_one_session_waits_for_few_figures_and_holds_up_nobody(button):
+    flood = [Request(button("one", f"{number}")) for number in range(100)]
+    until(lambda: sum(request.found is not None for request in flood) == 97)
+    other = Request(button("two", "a"))
+    until(lambda: downloads._waiting["two"] == 1)
+    _gate.set()
+    assert answers([other]) == ["a"]
+    told = answers(flood)
+    assert told.count("Too many figures are being drawn; try again in a minute.") == 97
+    assert not downloads._waiting
+
+
+def test_some_threads_are_left_for_tables_however_many_sessions_ask(button):
+    flood = [Request(button(f"{number}", "a")) for number in range(100)]
+    until(lambda: sum(request.found is None for request in flood) < THREADS)
+    _gate.set()
+    assert answers(flood).count("a") == THREADS // 2
+
+
+def test_a_figure_belongs_to_the_session_that_was_offered_it(button, figures):
+    request = Request(button("one", "a"))
+    until(lambda: _drawn)
+    assert [job.sessions for job in figures._jobs.values()] == [{"one"}]
+    _gate.set()
+    answers([request])
+
+
+def test_no_request_waits_for_ever(button, monkeypatch):
+    monkeypatch.setattr(downloads, "_PATIENCE", 0.01)
+    with pytest.raises(QueryError, match=r"^The figure was not drawn in time; try again in a minute\.$"):
+        button("one", "a")()
+    assert not downloads._waiting
+
+
+def test_the_log_says_in_a_line_why_there_is_no_file(caplog):
+    log = logging.getLogger("test")
+    log.addFilter(_in_one_line)
+    try:
+        raise RuntimeError("Callable execution failed") from QueryError("Too many\x1b.")
+    except RuntimeError:
+        log.exception("Error executing deferred callable")
+    try:
+        raise RuntimeError("Something else")
+    except RuntimeError:
+        log.exception("Error executing deferred callable")
+    first, second = caplog.records
+    assert first.getMessage() == r"No file to download: Too many\x1b."
+    assert first.exc_info is None
+    assert second.exc_info is not None
+
+
+@pytest.mark.parametrize("file", _VIEWS, ids=lambda file: file.name)
+def test_every_page_offers_files_in_this_way(file):
+    assert "download_button" not in {
+        found.attr for found in ast.walk(syntax_of(file)) if isinstance(found, ast.Attribute)
+    }
