@@ -8,7 +8,7 @@ import numpy as np
 import streamlit as st
 from scipy.special import softmax
 
-from natscope.app import escape, links, session, words
+from natscope.app import escape, links, words
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.downloads import draw, offer
 from natscope.app.figures.attribution import curve, ranking_png
