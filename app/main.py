@@ -7,8 +7,7 @@ import streamlit as st
 from natscope.app import session
 from natscope.app.views import attribute, backdoor, compare, coreset, counterfactual, curves, methods, results
 from natscope.app.views.banner import banner
-from natscope.app.views.notice import complain
-from natscope.core.errors import NatscopeError, explained, out_of_memory
+from natscope.app.views.notice import told
 
 _FOLDER = Path(__file__).parent
 
@@ -30,15 +29,9 @@ def main() -> None:
         st.Page(methods.page, title="Methods", url_path="methods"),
     ]
     chosen = st.navigation(pages, position="top")
-    try:
+    with told():
         banner()
         chosen.run()
-    except NatscopeError as error:
-        complain(error)
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-        complain(str(explained(error)))
 
 
 STYLE = """

@@ -16,7 +16,7 @@ from natscope.app.links import AttributeView
 from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.enlarge import enlarge
-from natscope.app.views.notice import complain
+from natscope.app.views.notice import complain, fragment
 from natscope.app.views.query import picker, prediction
 from natscope.core.bundle.request import Attribution, QueryImage
 from natscope.core.errors import QueryError
@@ -84,7 +84,7 @@ def _take(query: str) -> None:
     st.session_state["picked"] = None
 
 
-@st.fragment
+@fragment()
 def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> None:
     """Draw the controls and the ranking; a change reruns this part alone, unless it makes another image the query."""
     if st.session_state[_VIEW].query != shown:

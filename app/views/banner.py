@@ -7,6 +7,7 @@ import streamlit as st
 
 from natscope.app import escape
 from natscope.app.serve import BUNDLES
+from natscope.app.views.notice import fragment
 from natscope.core.bundle.format import MANIFEST
 from natscope.precompute.bundles.background import Preparing, preparing, ready
 
@@ -30,7 +31,7 @@ def _served() -> Path:
     return Path(os.environ.get(BUNDLES, "."))
 
 
-@st.fragment(run_every=_EVERY)
+@fragment(run_every=_EVERY)
 def _line(started: str) -> None:
     busy = now()
     if not busy or busy.what != started:

@@ -17,7 +17,7 @@ from natscope.app.views import frame
 from natscope.app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
 from natscope.app.views.coreset_results import measured, others, worth
 from natscope.app.views.enlarge import show_large
-from natscope.app.views.notice import complain, inform
+from natscope.app.views.notice import complain, fragment, inform
 from natscope.core.analysis.coreset import BLIND, missing
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
@@ -140,7 +140,7 @@ def _finding(chosen: tasks.Chosen, about: str) -> str:
     )
 
 
-@st.fragment
+@fragment()
 def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
     """Draw the chosen images class by class; a click opens one, and reruns this part alone."""
     classes, labels = attributor.bundle.classes, attributor.train_labels

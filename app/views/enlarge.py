@@ -5,6 +5,7 @@ import streamlit as st
 
 from natscope.app import escape
 from natscope.app.components.grid import data_uri
+from natscope.app.views.notice import told
 
 
 def enlarge(image: np.ndarray, title: str, *, key: str) -> None:
@@ -30,6 +31,7 @@ def show_large(image: np.ndarray, title: str, *, link: tuple[str, str] | None = 
     height, width = image.shape[:2]
 
     @st.dialog(escape.markdown(title), width="medium")
+    @told()
     def show() -> None:
         st.html(f"<style>{_SHARP}</style>")
         st.html(f'<img class="ns-seen" src="{data_uri(image)}" alt="{escape.html(title)}, enlarged">')

@@ -7,7 +7,7 @@ import streamlit as st
 
 from natscope.app import escape, session
 from natscope.app.jobs import Job
-from natscope.app.views.notice import complain, warn
+from natscope.app.views.notice import complain, fragment, warn
 from natscope.core.errors import QueryError
 
 _EVERY = 0.7  # seconds between two looks at a running job
@@ -60,7 +60,7 @@ def run_job(
     return None
 
 
-@st.fragment(run_every=_EVERY)
+@fragment(run_every=_EVERY)
 def _watch(job: Job, name: str) -> None:
     lane = session.lanes().heavy
     if not job.live or session.session_id() not in job.sessions:

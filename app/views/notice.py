@@ -1,8 +1,15 @@
 """What went wrong, said on a page: the one way for sentences that may hold text from outside."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec
+
 import streamlit as st
 
 from natscope.app import escape
+from natscope.core.errors import NatscopeError, explained, out_of_memory
+
+Parameters = ParamSpec("Parameters")
 
 
 def complain(error: Exception | str, icon: str = ":material/error:") -> None:
@@ -19,3 +26,27 @@ def warn(*sentences: Exception | str, icon: str) -> None:
 def inform(sentence: Exception | str, icon: str) -> None:
     """Draw a piece of information."""
     st.info(escape.sentence(str(sentence)), icon=icon)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Draw the sentence of an error that a visitor can understand, in place of what was still to be drawn."""
+    try:
+        yield
+    except NatscopeError as error:
+        complain(error)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        complain(str(explained(error)))
+
+
+def fragment(*, run_every: float | None = None) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
+    """Return a decorator of a function that draws a part of a page, which can be drawn again alone.
+
+    What such a part raises reaches nobody but Streamlit, which shows a box without words, so it is told here.
+
+    Args:
+        run_every: seconds after which it is drawn again by itself.
+    """
+    return lambda function: st.fragment(told()(function), run_every=run_every)
