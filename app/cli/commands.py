@@ -16,7 +16,7 @@ from natscope.app.cli.progress import Bars, say
 from natscope.app.cli.trust import allow_code
 from natscope.app.cli.values import COUNT, PATH, SEED, WHOLE
 from natscope.app.listen import listening
-from natscope.core.errors import NatscopeError, explained
+from natscope.core.errors import BundleError, NatscopeError, explained
 from natscope.core.scratch import sweep
 
 
@@ -33,6 +33,7 @@ def natscope() -> None:
 def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any) -> None:
     """Build the first embedded bundle, then serve it; the poisoned one and what is slow follow while it is served."""
     from natscope.app.serve import serve
+    from natscope.core.bundle.format import Bundle, find_bundles
     from natscope.precompute.bundles.background import start, unfinished
     from natscope.precompute.bundles.demo import FIRST, build_embedded
     from natscope.precompute.paths import home
@@ -42,8 +43,19 @@ def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any
     out = folder / FIRST
     if not out.exists():
         say(f"Building the embedded bundle, once, about a minute, in {out}")
-    with Bars() as bars:
-        build_embedded(FIRST, out, bars)
+    try:
+        with Bars() as bars:
+            build_embedded(FIRST, out, bars)
+    except NatscopeError as error:
+        if not (out.exists() and find_bundles(folder)):
+            raise
+        say(f"natscope: {error}", err=True)  # the others are served, and the page says the same of this one
+    for path in find_bundles(folder):
+        try:
+            Bundle(path)
+        except BundleError as error:
+            if path != out:
+                say(f"natscope: {error}", err=True)
     if unfinished(folder):
         start(folder)
     serve(folder, at, browser=not no_browser, jobs=jobs, memory=memory)
@@ -58,7 +70,6 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     """Serve bundles that exist."""
     from natscope.app.serve import serve
     from natscope.core.bundle.format import find_bundles
-    from natscope.core.errors import BundleError
 
     at = listening(**listen)
     if not bundles.is_dir() or not find_bundles(bundles):
@@ -319,11 +330,18 @@ def _read_upload(file: Path, train_images: Any, invert: bool | None) -> Any:
 def _class_number(text: str, classes: tuple[str, ...]) -> int:
     from natscope.core.errors import QueryError
 
-    names = [name.casefold() for name in classes]
-    if text.casefold() in names:
-        return names.index(text.casefold())
-    if text.isdecimal() and len(text) < 10 and int(text) < len(classes):
+    if text in classes:
+        return classes.index(text)
+    if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < len(classes):
         return int(text)
+    alike = [label for label, name in enumerate(classes) if name.casefold() == text.casefold()]
+    if len(alike) == 1:
+        return alike[0]
+    if alike:
+        numbers = ", ".join(f"{label} ({classes[label]})" for label in alike)
+        raise QueryError(
+            f"Several classes are called '{text}' but for their capitals; name one by its number: {numbers}."
+        )
     raise QueryError(
         f"There is no class '{text}'; choose a number from 0 to {len(classes) - 1} or one of {', '.join(classes)}."
     )

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from natscope.core.bundle.format import Bundle, write_atomically
-from natscope.core.errors import NatscopeError, explained
+from natscope.core.errors import BundleError, NatscopeError, explained
 from natscope.core.files import read_regular
 
 _STATUS, _LOCK = "preparing.json", "preparing.lock"
@@ -114,21 +114,25 @@ def ready(folder: Path) -> bool:
 
 
 def unfinished(folder: Path) -> list[tuple[str, str]]:
-    """Return what is missing of the demo's bundles, in order: the bundle's name and a method, or "" for all of it."""
+    """Return what is missing of the demo's bundles, in order: the bundle's name and a method, or "" for all of it.
+
+    Nothing is added to a bundle that is damaged: whoever opens it says so.
+    """
     from natscope.precompute.bundles.demo import EMBEDDED, SLOW, untuned
 
-    wanted = [(name, "") for name in EMBEDDED if not (folder / name).exists() or untuned(Bundle(folder / name))]
+    found: dict[str, Bundle | None] = {}
     for name in EMBEDDED:
-        path = folder / name
-        if not path.exists() or SLOW not in Bundle(path).manifest.methods:
-            wanted.append((name, SLOW))
-    return wanted
+        with contextlib.suppress(BundleError):
+            found[name] = Bundle(folder / name) if (folder / name).exists() else None
+    wanted = [(name, "") for name, bundle in found.items() if bundle is None or untuned(bundle)]
+    slow = [(name, SLOW) for name, bundle in found.items() if bundle is None or SLOW not in bundle.manifest.methods]
+    return wanted + slow
 
 
 def run(folder: Path) -> None:
     """Prepare what is missing, telling what is done; returns when it is there or has failed.
 
-    A second process for the same folder waits for the first.
+    A second process for the same folder waits for the first. A bundle to which nothing can be added leaves the others.
     """
     import torch
     from filelock import FileLock
@@ -139,7 +143,7 @@ def run(folder: Path) -> None:
     if hasattr(os, "nice"):
         os.nice(19)
     torch.set_num_threads(1)
-    status, told, what = folder / _STATUS, 0.0, "The rest of the demo"
+    status, told, what, failed = folder / _STATUS, 0.0, "The rest of the demo", list[Preparing]()
 
     def progress(stage: str, done: int, total: int) -> None:
         nonlocal told
@@ -153,8 +157,14 @@ def run(folder: Path) -> None:
                 spec = EMBEDDED[name]
                 what = f"{METHODS[method].title} for “{spec.name}”" if method else f"“{spec.name}”"
                 progress("Starting", 0, 1)
-                build_embedded(name, folder / name, progress, methods=(method,) if method else None)
-            status.unlink(missing_ok=True)
+                try:
+                    build_embedded(name, folder / name, progress, methods=(method,) if method else None)
+                except BundleError as error:
+                    failed.append(Preparing(what, "", 0.0, str(error)))
+            if failed:
+                _tell(status, failed[0])
+            else:
+                status.unlink(missing_ok=True)
     except Exception as error:
         sentence = str(error) if isinstance(error, NatscopeError) else explained(error)
         if sentence is None:

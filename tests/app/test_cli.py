@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from natscope.app.cli import experiments
+from natscope.app.cli import commands, experiments
 from natscope.app.cli.commands import main
 from natscope.app.figures import experiments as drawn
 from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle
 from natscope.core.methods import METHODS
+from natscope.precompute.bundles import background
+from natscope.precompute.bundles.demo import FIRST, POISONED, SLOW
+from tests.tiny import edited
 
 _ROOT = Path(__file__).parents[2]
 _TOP = {
@@ -274,6 +277,22 @@ def test_a_target_is_named_or_numbered(attribute, bundle_path, target):
     assert {i["label"] for i in answer["items"]} == {8}
 
 
+@pytest.mark.parametrize(
+    ("target", "label"), [("cat", 0), ("Cat", 2), ("bee", 1), ("BEE", 1), ("2", 2), ("1", 3), ("01", 1), ("STRASSE", 4)]
+)
+def test_a_class_is_what_is_called_exactly_so_before_what_is_alike(target, label):
+    assert commands._class_number(target, ("cat", "bee", "Cat", "1", "Straße")) == label
+
+
+def test_a_name_that_could_be_two_classes_is_refused(refused, tiny_path, tmp_path):
+    path = shutil.copytree(tiny_path, tmp_path / "bundle")
+    edited(path, lambda raw: raw["dataset"].update(classes=["cat", "bee", "Cat"]))
+    said = refused("attribute", "--bundle", path, "--test-index", 0, "--target", "CAT")
+    assert said == (
+        "Several classes are called 'CAT' but for their capitals; name one by its number: 0 (cat), 2 (Cat)."
+    )
+
+
 def test_the_pool_of_all_ranks_images_of_every_class(attribute, bundle_path):
     answer = attribute("--test-index", _TEST_IMAGE, "--pool", "all", "--method", "random", "--budget", "500")
     assert (answer["pool"], answer["pool_size"]) == ("all", 15000)
@@ -504,6 +523,22 @@ def test_the_app_without_bundles_is_one_sentence(refused, tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         said = refused("app", "--bundles", folder, "--port", free)
         assert said == f"There is no bundle in {folder}; `natscope demo` or `natscope precompute` makes one."
+
+
+def test_the_demo_serves_the_bundles_that_are_not_damaged(run, tiny_path, tmp_path, monkeypatch):
+    served, folder = [], tmp_path / "bundles"
+    monkeypatch.setenv("NATSCOPE_HOME", str(tmp_path))
+    monkeypatch.setattr("natscope.app.serve.serve", lambda bundles, *rest, **more: served.append(bundles))
+    monkeypatch.setattr(background, "start", lambda folder: served.append(background.unfinished(folder)))
+    for name in (FIRST, "mine", "other"):
+        shutil.copytree(tiny_path, folder / name)
+    for name in (FIRST, "other"):
+        (folder / name / "features.npy").unlink()
+    code, out, err = run("demo", "--port", 8999, "--no-browser")
+    assert (code, out, served) == (0, "", [[(POISONED, ""), (POISONED, SLOW)], folder])
+    first, other = err.splitlines()
+    assert first.startswith(f"natscope: The bundle {folder / FIRST} is damaged: 'features.npy' is missing.")
+    assert other.startswith(f"natscope: The bundle {folder / 'other'} is damaged: 'features.npy' is missing.")
 
 
 def test_a_port_in_use_is_said_before_anything_is_built(refused, bundle_path, tmp_path, busy_port, monkeypatch):

@@ -219,7 +219,7 @@ def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch)
     monkeypatch.setattr(embedded, "EMBEDDED", specs)
     monkeypatch.setattr(embedded, "SLOW", "graddot")
     assert unfinished(tmp_path) == [("first", ""), ("second", ""), ("first", "graddot"), ("second", "graddot")]
-    build(_SPEC, tmp_path / "first")
+    embedded.build_embedded("first", tmp_path / "first", lambda stage, done, total: None)
     assert unfinished(tmp_path) == [("second", ""), ("first", "graddot"), ("second", "graddot")]
     monkeypatch.setattr(os, "nice", lambda by: None)
     threads = torch.get_num_threads()
@@ -232,6 +232,24 @@ def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch)
     for name in specs:  # the values that ship, kept when a method is added
         bundle = Bundle(tmp_path / name)
         assert {method: bundle.sigma2(method) for method in chosen} == chosen
+
+
+def test_the_background_leaves_a_damaged_bundle_alone_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded, "EMBEDDED", dict.fromkeys(("damaged", "linked", "good"), _SPEC))
+    monkeypatch.setattr(embedded, "SLOW", "graddot")
+    monkeypatch.setattr(os, "nice", lambda by: None)
+    for name in embedded.EMBEDDED:
+        build(_SPEC, tmp_path / name)
+    (tmp_path / "damaged" / "features.npy").unlink()
+    (tmp_path / "linked" / "margin_features.npy").symlink_to(tmp_path / "nothing")
+    before = sums(tmp_path / "damaged")
+    threads = torch.get_num_threads()
+    background.run(tmp_path)
+    torch.set_num_threads(threads)
+    assert sums(tmp_path / "damaged") == before
+    assert list(Bundle(tmp_path / "good").manifest.methods) == ["graddot"]
+    assert unfinished(tmp_path) == [("linked", "graddot")]
+    assert "is a link and no regular file" in preparing(tmp_path).error
 
 
 def test_classes_are_kept_in_the_order_that_was_asked_for(data):
