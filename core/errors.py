@@ -18,11 +18,12 @@ _NO_MEMORY = (
 class NatscopeError(Exception):
     """Base of every error whose message is meant for the user.
 
-    >>> try:
-    ...     natscope.open_attributor(Path("nowhere"))
-    ... except natscope.NatscopeError as error:
-    ...     print(error)
-    There is no bundle at nowhere; `natscope precompute --out nowhere` makes one.
+    Examples:
+        >>> try:
+        ...     natscope.open_attributor(Path("nowhere"))
+        ... except natscope.NatscopeError as error:
+        ...     print(error)
+        There is no bundle at nowhere; `natscope precompute --out nowhere` makes one.
     """
 
 

@@ -25,10 +25,11 @@ class Outputs:
 class FeatureMap:
     """A trained network and a sketch: maps images and classes to features; the same numbers on every call.
 
-    >>> model = torch.nn.Sequential(torch.nn.Linear(20, 50), torch.nn.ReLU(), torch.nn.Linear(50, 3))
-    >>> tangent = natscope.FeatureMap(model, natscope.SketchSpec(dim=256), ntk=False)
-    >>> tangent.features(torch.randn(8, 20), np.zeros(8)).shape  # of the logit of class 0
-    (8, 256)
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(20, 50), torch.nn.ReLU(), torch.nn.Linear(50, 3))
+        >>> tangent = natscope.FeatureMap(model, natscope.SketchSpec(dim=256), ntk=False)
+        >>> tangent.features(torch.randn(8, 20), np.zeros(8)).shape  # of the logit of class 0
+        (8, 256)
     """
 
     def __init__(self, model: nn.Module, spec: SketchSpec, *, ntk: bool, batch_size: int = 1000) -> None:

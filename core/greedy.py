@@ -1,10 +1,10 @@
 """Greedy subset selection by InfoLoss, InfoGain and InfoGain (approx).
 
 All three are one recursion (`natscope.core.recursion`) on a matrix A over the candidates and their covariances c with a
-query, in which picking i changes the query's variance by c_i^2 / a_i. With A = K + sigma2 I and c = k_*, picks are
-*added* to an empty set and the variance falls: InfoGain. With A = P = (K + sigma2 I)^-1 and c = P k_*, picks are *taken
-away* from D and the variance rises: InfoLoss. One pick costs a column of A and O(n m); for a few queries nothing K x K
-or n x n is formed.
+query, in which picking i changes the query's variance by `c_i^2 / a_i`. With `A = K + sigma2 I` and `c = k_*`, picks
+are *added* to an empty set and the variance falls: InfoGain. With `A = P = (K + sigma2 I)^-1` and `c = P k_*`, picks
+are *removed* from D and the variance rises: InfoLoss. One pick costs a column of A and O(n m); for a few queries
+nothing K x K or n x n is formed.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,11 +32,12 @@ class Selection:
         signs: (M,) int8, sign of the covariance with the query at the time of the pick: +1 proponent, -1 opponent.
         nats: (M,) float64 information of the first m + 1 picks (mean over queries), or None where a method has none.
 
-    >>> selection = natscope.info_gain(np.eye(3), np.array([3.0, 2.0, 1.0]), sigma2=1.0, budget=2)
-    >>> selection.indices
-    array([0, 1])
-    >>> selection.signs
-    array([1, 1], dtype=int8)
+    Examples:
+        >>> selection = natscope.info_gain(np.eye(3), np.array([3.0, 2.0, 1.0]), sigma2=1.0, budget=2)
+        >>> selection.indices
+        array([0, 1])
+        >>> selection.signs
+        array([1, 1], dtype=int8)
     """
 
     indices: np.ndarray
@@ -64,16 +65,17 @@ def info_gain(
         exclude: rows that may not be picked.
 
     Returns:
-        The picks; `nats` is InfoGain(S) = 1/2 log(v_*(empty) / v_*(S)).
+        The picks; `nats` is `InfoGain(S) = 1/2 log(v_*(empty) / v_*(S))`.
 
     Raises:
         ValueError: for a budget, sigma2, shape or value that cannot be used.
 
-    >>> rng = np.random.default_rng(0)
-    >>> features, query = rng.normal(size=(100, 16)), rng.normal(size=16)
-    >>> selection = natscope.info_gain(features, query, sigma2=1.0, budget=3)
-    >>> selection.nats.round(2)  # cumulative
-    array([0.28, 0.44, 0.6 ])
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> features, query = rng.normal(size=(100, 16)), rng.normal(size=16)
+        >>> selection = natscope.info_gain(features, query, sigma2=1.0, budget=3)
+        >>> selection.nats.round(2)  # cumulative
+        array([0.28, 0.44, 0.6 ])
     """
     pool, queries = _checked(features, queries, sigma2, budget)
     return _gain(pool, queries, sigma2, budget, exclude, divide=True)
@@ -88,7 +90,7 @@ def info_gain_approx(
     exclude: Sequence[int] = (),
     index: InnerProductIndex | None = None,
 ) -> Selection:
-    """Select by InfoGain without its denominator: argmax over x of ||v_x*||^2 = (phi_x^T S_A^-1 phi_*)^2.
+    """Select by InfoGain without its denominator: argmax over x of `||v_x*||^2 = (phi_x^T S_A^-1 phi_*)^2`.
 
     Args:
         features: (N, K), or a `Pool`.
@@ -96,7 +98,7 @@ def info_gain_approx(
         sigma2: observation noise variance, positive.
         budget: picks M, at least 1.
         exclude: rows that may not be picked.
-        index: an inner-product index over the same rows; every pick is then two searches, with r = S_A^-1 phi_* and
+        index: an inner-product index over the same rows; every pick is then two searches, with `r = S_A^-1 phi_*` and
             with -r, in place of a scan. One query only. A flat index gives what the scan gives; another proposes
             candidates, which are scored exactly, and what it does not find is not picked.
 
@@ -106,12 +108,13 @@ def info_gain_approx(
     Raises:
         ValueError: for a budget, sigma2, shape or value that cannot be used.
 
-    >>> rng = np.random.default_rng(0)
-    >>> features, query = rng.normal(size=(100, 16)), rng.normal(size=16)
-    >>> exact = natscope.info_gain(features, query, sigma2=1000.0, budget=3)
-    >>> approximate = natscope.info_gain_approx(features, query, sigma2=1000.0, budget=3)
-    >>> bool(approximate.nats[-1] > 0.99 * exact.nats[-1])  # at a large sigma2 they agree
-    True
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> features, query = rng.normal(size=(100, 16)), rng.normal(size=16)
+        >>> exact = natscope.info_gain(features, query, sigma2=1000.0, budget=3)
+        >>> approximate = natscope.info_gain_approx(features, query, sigma2=1000.0, budget=3)
+        >>> bool(approximate.nats[-1] > 0.99 * exact.nats[-1])  # at a large sigma2 they agree
+        True
     """
     pool, queries = _checked(features, queries, sigma2, budget)
     if index is None:
@@ -141,18 +144,19 @@ def info_loss(
         conditioning: a larger set D that contains the pool, such as all training examples; the pool itself by default.
 
     Returns:
-        The picks; `nats` is InfoLoss(S) = 1/2 log(v_*(D without S) / v_*(D)).
+        The picks; `nats` is `InfoLoss(S) = 1/2 log(v_*(D without S) / v_*(D))`.
 
     Raises:
         ValueError: for a budget, sigma2, shape or value that cannot be used.
 
-    >>> rng = np.random.default_rng(0)
-    >>> features, query = rng.normal(size=(100, 16)), rng.normal(size=16)
-    >>> lost = natscope.info_loss(features, query, sigma2=1.0, budget=3)
-    >>> other = natscope.info_gain(features, query, sigma2=1.0, budget=3)
-    >>> pool = natscope.Pool(features)
-    >>> bool(lost.nats[-1] > natscope.information_loss(pool, query, 1.0, other.indices))
-    True
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> features, query = rng.normal(size=(100, 16)), rng.normal(size=16)
+        >>> lost = natscope.info_loss(features, query, sigma2=1.0, budget=3)
+        >>> other = natscope.info_gain(features, query, sigma2=1.0, budget=3)
+        >>> pool = natscope.Pool(features)
+        >>> bool(lost.nats[-1] > natscope.information_loss(pool, query, 1.0, other.indices))
+        True
     """
     pool, queries = _checked(features, queries, sigma2, budget)
     posterior = (conditioning or pool).posterior(queries, sigma2)

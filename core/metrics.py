@@ -10,7 +10,7 @@ from natscope.core.posterior import Conditioning, Posterior, blocks, mean_half_l
 
 
 def information_gain(pool: Pool, queries: np.ndarray, sigma2: float, subset: Sequence[int] | np.ndarray) -> float:
-    """Return InfoGain(S) = 1/2 log(v_*(empty) / v_*(S)) in nats, the mean over queries.
+    """Return `InfoGain(S) = 1/2 log(v_*(empty) / v_*(S))` in nats, the mean over queries.
 
     Args:
         pool: the candidates.
@@ -18,11 +18,12 @@ def information_gain(pool: Pool, queries: np.ndarray, sigma2: float, subset: Seq
         sigma2: noise variance.
         subset: rows of the pool, in any order.
 
-    >>> pool, query = natscope.Pool(np.eye(3)), np.array([1.0, 1.0, 0.0])
-    >>> round(natscope.information_gain(pool, query, 1.0, [0]), 3)  # 1/2 log(2 / 1.5)
-    0.144
-    >>> natscope.information_gain(pool, query, 1.0, [2])
-    0.0
+    Examples:
+        >>> pool, query = natscope.Pool(np.eye(3)), np.array([1.0, 1.0, 0.0])
+        >>> round(natscope.information_gain(pool, query, 1.0, [0]), 3)  # 1/2 log(2 / 1.5)
+        0.144
+        >>> natscope.information_gain(pool, query, 1.0, [2])
+        0.0
     """
     queries, subset = np.atleast_2d(queries), np.asarray(subset, dtype=np.int64)
     prior, cross = pool.prior(queries), pool.cross(queries)[subset]
@@ -39,7 +40,7 @@ def information_loss(
     *,
     conditioning: Conditioning | None = None,
 ) -> float:
-    """Return InfoLoss(S) = 1/2 log(v_*(D without S) / v_*(D)) in nats, the mean over queries.
+    """Return `InfoLoss(S) = 1/2 log(v_*(D without S) / v_*(D))` in nats, the mean over queries.
 
     Args:
         pool: the candidates.
@@ -48,10 +49,11 @@ def information_loss(
         subset: rows of the pool, in any order.
         conditioning: D; the pool itself by default.
 
-    >>> pool, query = natscope.Pool(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])), np.array([1.0, 0.0])
-    >>> loss = natscope.information_loss(pool, query, 1.0, [0])
-    >>> bool(loss < natscope.information_loss(pool, query, 1.0, [0, 1]) / 2)  # its twin covers for it
-    True
+    Examples:
+        >>> pool, query = natscope.Pool(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])), np.array([1.0, 0.0])
+        >>> loss = natscope.information_loss(pool, query, 1.0, [0])
+        >>> bool(loss < natscope.information_loss(pool, query, 1.0, [0, 1]) / 2)  # its twin covers for it
+        True
     """
     subset = np.asarray(subset, dtype=np.int64)
     posterior = (conditioning or pool).posterior(np.atleast_2d(queries), sigma2)
@@ -101,7 +103,7 @@ def information_loss_curve(
 def total_information(
     conditioning: Conditioning, pool: Pool, queries: np.ndarray, sigma2: float, *, exclude: Sequence[int] = ()
 ) -> float:
-    """Return 1/2 log(v_*(empty) / v_*(D without exclude)) in nats: all that the conditioning set tells.
+    """Return `1/2 log(v_*(empty) / v_*(D without exclude))` in nats: all that the conditioning set tells.
 
     Args:
         conditioning: D; it contains the pool.

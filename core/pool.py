@@ -52,9 +52,10 @@ class Pool:
     A pool belongs to one class and one measurement and knows no sigma2 and no query, so that one pool serves every
     visitor: the Gram and its eigendecomposition are computed when first needed, under a lock, and kept.
 
-    >>> pool = natscope.Pool(np.random.default_rng(0).normal(size=(100, 16)))
-    >>> len(pool), pool.gram.shape
-    (100, (100, 100))
+    Examples:
+        >>> pool = natscope.Pool(np.random.default_rng(0).normal(size=(100, 16)))
+        >>> len(pool), pool.gram.shape
+        (100, (100, 100))
     """
 
     def __init__(

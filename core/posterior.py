@@ -1,8 +1,8 @@
 """The Gaussian posterior given a whole conditioning set D, at any sigma2, from one eigendecomposition.
 
-Notation: K the Gram of D, P = (K + sigma2 I)^-1 its precision, k_* the covariance of D with a query, alpha = P k_*.
-Then for x in D: Var(f_x | D) = sigma2 - sigma2^2 P_xx, Cov(f_x, f_* | D) = sigma2 alpha_x, and taking x out of D raises
-Var(f_* | D) by alpha_x^2 / P_xx (leave-one-out, Rasmussen & Williams 2006, section 5.4.2).
+Notation: K the Gram of D, P = (K + sigma2 I)^-1 its precision, `k_*` the covariance of D with a query, `alpha = P k_*`.
+Then for x in D: Var(f_x | D) = sigma2 - sigma2^2 P_xx, `Cov(f_x, f_* | D) = sigma2 alpha_x`, and removing x from D
+raises `Var(f_* | D)` by alpha_x^2 / P_xx (leave-one-out, Rasmussen & Williams 2006, section 5.4.2).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,8 +29,8 @@ class Posterior:
     """What is known of n candidates and Q queries after conditioning on D, which contains the candidates.
 
     Args:
-        variance: (Q,) Var(f_* | D).
-        alpha: (n, Q) the candidates' rows of P k_*; Cov(f_x, f_* | D) = sigma2 alpha.
+        variance: (Q,) `Var(f_* | D)`.
+        alpha: (n, Q) the candidates' rows of P k_*; `Cov(f_x, f_* | D) = sigma2 alpha`.
         precision: (n,) the candidates' diagonal of P.
         precision_columns: gives the candidates' block of columns of P, (n, len(indices)).
         pool_variance: (n,) Var(f_x | D).

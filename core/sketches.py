@@ -32,8 +32,9 @@ class SketchSpec:
         dim: K, numbers an example; unused by "exact".
         seed: of the random projections.
 
-    >>> natscope.SketchSpec("dense", dim=1024).to_dict()
-    {'kind': 'dense', 'dim': 1024, 'seed': 0}
+    Examples:
+        >>> natscope.SketchSpec("dense", dim=1024).to_dict()
+        {'kind': 'dense', 'dim': 1024, 'seed': 0}
     """
 
     kind: str = "countsketch"

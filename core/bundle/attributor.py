@@ -43,11 +43,12 @@ _SHARD = 1000
 class Attributor(Capabilities):
     """A bundle and its network, ready to attribute; thread-safe, with bounded caches that visitors share.
 
-    >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
-    >>> image = attributor.bundle.array("test_images")[12]
-    >>> answer = attributor.attribute(attributor.upload(image), natscope.Request("repsim", budget=2))
-    >>> answer.pool_size
-    1500
+    Examples:
+        >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
+        >>> image = attributor.bundle.array("test_images")[12]
+        >>> answer = attributor.attribute(attributor.upload(image), natscope.Request("repsim", budget=2))
+        >>> answer.pool_size
+        1500
     """
 
     def __init__(self, bundle: Bundle, model: nn.Module, *, sketch: SketchSpec | None = None) -> None:

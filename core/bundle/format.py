@@ -47,11 +47,12 @@ _MANIFESTS: BoundedCache[Manifest | SchemaError] = BoundedCache(64)
 class Bundle:
     """An open bundle. Arrays are read-only memory maps; a file is read through once before it is first used.
 
-    >>> bundle = natscope.Bundle(Path("bundles/fashion-mnist"))
-    >>> bundle.classes[:3]
-    ('T-shirt/top', 'Trouser', 'Pullover')
-    >>> bundle.array("train_images").shape
-    (15000, 28, 28)
+    Examples:
+        >>> bundle = natscope.Bundle(Path("bundles/fashion-mnist"))
+        >>> bundle.classes[:3]
+        ('T-shirt/top', 'Trouser', 'Pullover')
+        >>> bundle.array("train_images").shape
+        (15000, 28, 28)
     """
 
     def __init__(self, path: Path) -> None:

@@ -52,8 +52,9 @@ class Request:
         target: the class whose logit is attributed; the predicted one when None.
         seed: of the random method.
 
-    >>> natscope.Request("info_gain", sigma2=100.0, budget=5).pool
-    'same-class'
+    Examples:
+        >>> natscope.Request("info_gain", sigma2=100.0, budget=5).pool
+        'same-class'
     """
 
     method: str = "info_loss"
@@ -82,16 +83,17 @@ class Item:
 class Attribution:
     """The answer: ranked training images, and how much they carry of all that the conditioning set tells.
 
-    `total_nats` is 1/2 log(v_*(empty) / v_*(D)); None where the method has no information or it would take minutes.
+    `total_nats` is `1/2 log(v_*(empty) / v_*(D))`; None where the method has no information or it would take minutes.
     `index` is the kind of index that was searched; None where none was. `regime` is "high-noise" where a larger sigma2
     changes nothing, "imprecise" where it is too small for float64, else None.
 
-    >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
-    >>> answer = attributor.attribute(attributor.query("test", 12), natscope.Request(budget=3))
-    >>> [item.rank for item in answer.items]
-    [1, 2, 3]
-    >>> bool(0 < answer.nats < answer.total_nats)
-    True
+    Examples:
+        >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
+        >>> answer = attributor.attribute(attributor.query("test", 12), natscope.Request(budget=3))
+        >>> [item.rank for item in answer.items]
+        [1, 2, 3]
+        >>> bool(0 < answer.nats < answer.total_nats)
+        True
     """
 
     request: Request

@@ -67,9 +67,10 @@ def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, t
         BundleError: if `out` holds something else, or another process is building it.
         DataError: if the data set cannot be had.
 
-    >>> spec = natscope.BuildSpec(per_class=30, sketch=natscope.SketchSpec(dim=64), methods=())
-    >>> len(natscope.build(spec, Path("bundles/small")).array("train_labels"))
-    300
+    Examples:
+        >>> spec = natscope.BuildSpec(per_class=30, sketch=natscope.SketchSpec(dim=64), methods=())
+        >>> len(natscope.build(spec, Path("bundles/small")).array("train_labels"))
+        300
     """
     trust(spec.model.architecture)
     settings = spec.settings()

@@ -23,10 +23,11 @@ def open_attributor(path: Path) -> Attributor:
     Raises:
         BundleError: if the bundle cannot be opened, or its network is unknown here or of code that is not trusted.
 
-    >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
-    >>> query = attributor.query("test", 12)
-    >>> attributor.bundle.classes[query.predicted]
-    'Sandal'
+    Examples:
+        >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
+        >>> query = attributor.query("test", 12)
+        >>> attributor.bundle.classes[query.predicted]
+        'Sandal'
     """
     bundle = Bundle(path)
     try:

@@ -51,8 +51,9 @@ class BuildSpec:
         ekfac: how Kronfluence's factors are fitted; as usual for the network when None.
         command: what to type to build this bundle (without --out), for messages.
 
-    >>> natscope.BuildSpec(classes=(0, 1), sketch=natscope.SketchSpec(dim=1024)).dataset
-    'fashion-mnist-quarter'
+    Examples:
+        >>> natscope.BuildSpec(classes=(0, 1), sketch=natscope.SketchSpec(dim=1024)).dataset
+        'fashion-mnist-quarter'
     """
 
     name: str = "Fashion-MNIST (25 %), MLP"
