@@ -9,7 +9,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help demo test lint audit format bench results clean
+.PHONY: help demo test lint audit format bench results docs clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/'
 
@@ -36,8 +36,11 @@ bench: $(VENV)/.installed-dev ## print the measured ratios (needs a few minutes)
 results: $(VENV)/.installed ## run a small version of every experiment into build/results (about ten minutes)
 	@$(BIN)/python -m natscope.app.cli.rerun
 
+docs: $(VENV)/.installed-dev $(TYPING) ## build the documentation into build/site (it needs no network, nor do its readers)
+	@$(BIN)/python -m docs.pages build/docs && $(BIN)/python -m zensical build --clean --strict
+
 clean: ## remove the environment and caches of tools
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The package as it is imported, for tools that do not ask how it was installed.
 $(TYPING): $(wildcard natscope/*)

@@ -1,9 +1,12 @@
-"""The README and the other pages, held to what the code does."""
+"""The README, the documentation and the site made of it, held to what the code does."""
 
 import ast
 import doctest
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from io import StringIO
 from pathlib import Path
@@ -14,6 +17,10 @@ import pytest
 import torch
 
 import natscope
+from benchmarks.__main__ import BENCHMARKS
+from benchmarks.__main__ import main as benchmarks
+from docs import pages
+from docs.results import read
 from natscope.app.cli.commands import natscope as commands
 from natscope.app.cli.precompute import _command
 from natscope.app.figures.brittleness import flips_table
@@ -21,22 +28,32 @@ from natscope.app.figures.coreset import coreset_table
 from natscope.app.figures.experiments import recall_table, retraining_table
 from natscope.app.guard import MAX_UPLOADS, MAX_VISITORS
 from natscope.app.listen import Listening
-from natscope.app.results import load_result
 from natscope.app.serve import settings
 from natscope.app.uploads import LARGEST_BYTES, MEMORY, SECONDS
+from natscope.app.words import GLOSSARY
 from natscope.core.bundle.request import Request
+from natscope.core.methods import METHODS
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.training.train import RECIPES, TrainingSpec
 from tests.conftest import syntax_of
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *pages.pages())}
+README, SERVING, SETTINGS = TEXTS["README.md"], TEXTS["docs/serving.md"], TEXTS["docs/settings.md"]
 
 
-def blocks(language, page=README):
-    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+def blocks(language, page):
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE)
+
+
+def shown(page):
+    """Return the commands of a page: lines of its console and sh blocks, and code within its sentences."""
+    lines = [line[2:] for block in blocks("console", page) for line in block.splitlines() if line[:2] == "$ "]
+    lines += [line for block in blocks("sh", page) for line in block.replace("\\\n", " ").splitlines()]
+    prose = re.sub(r"^ *```.*?^ *```", "", page, flags=re.DOTALL | re.MULTILINE)
+    lines += re.findall(r"`((?:natscope|make|python -m) [^`]+)`", prose)
+    return [line.split("  #")[0].split("    #")[0].strip() for line in lines]
 
 
 @pytest.mark.parametrize("name", [None, *natscope.__all__])
@@ -61,36 +78,66 @@ def test_the_public_names_are_few_and_the_same_to_tools_that_only_read(tmp_path)
         _ = natscope.nothing
 
 
-def test_the_python_examples_run(capsys):
-    for example in blocks("python"):
-        exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+@pytest.mark.parametrize(
+    ("name", "code"), [(name, code) for name, text in TEXTS.items() for code in blocks("python", text)]
+)
+def test_the_python_examples_run(name, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, name, "exec"), {"__name__": "example"})
+
+
+def test_the_readme_is_short_and_its_example_prints_indices_and_nats(capsys):
+    assert len(README.splitlines()) <= 150
+    (code,) = blocks("python", README)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.startswith("[")
 
 
-@pytest.mark.parametrize(("page", "least"), [(README, 5), (SERVING, 3)])
-def test_every_command_of_a_page_exists_with_its_options(page, least):
-    shown = "\n".join(blocks("console", page)).split("\n")
-    lines = [line[2:].split("  #")[0] for line in shown if line[:2] == "$ "]
-    assert len(lines) >= least
-    for line in lines:
-        words = shlex.split(line)
-        assert words[0] == "natscope"
-        command = commands.get_command(click.Context(commands), words[1])
-        assert command is not None, f"there is no command {words[1]}"
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known
-
-
 @pytest.mark.parametrize(
-    "option", re.findall(r"--[a-z][a-z0-9-]+", README.split("## Settings")[1].split("## How far")[0])
+    ("name", "line"), sorted({(name, line) for name, text in TEXTS.items() for line in shown(text)})
 )
+def test_every_command_of_a_page_exists_with_its_options(name, line):
+    words = shlex.split(line.replace("…", "x"))
+    if words[:1] == ["make"]:
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert {word for word in words[1:] if "=" not in word} <= set(targets)
+    elif words[:3] == ["python", "-m", "benchmarks"]:
+        _has_options(benchmarks, words[3:], BENCHMARKS)
+    elif words[:1] == ["natscope"] and words[1:2] != ["COMMAND"] and words[1:2] != ["--version"]:
+        _has_options(commands, words[1:], commands.commands)
+    elif words[:2] == ["python", "-m"]:
+        assert (ROOT / Path(*words[2].removeprefix("natscope.").split("."))).with_suffix(".py").exists() or (
+            words[2] == "build"
+        )
+    else:
+        assert not words or words[0] in {"natscope", "ssh", "pre-commit"}, f"no test knows {words[0]}"
+
+
+def _has_options(group, words, names):
+    assert words[0] in names
+    command = group.get_command(click.Context(group), words[0])
+    known = {o for parameter in command.params for o in (*parameter.opts, *parameter.secondary_opts)} | {"-h"}
+    assert {word for word in words if word.startswith("-")} <= known
+
+
+@pytest.mark.parametrize(("name", "least"), [("README.md", 8), ("docs/commands.md", 14), ("docs/serving.md", 4)])
+def test_the_commands_of_a_page_are_found(name, least):
+    assert len(shown(TEXTS[name])) >= least
+
+
+def test_an_entry_of_the_changelog_is_one_short_line():
+    lines = TEXTS["CHANGELOG.md"].split("## Unreleased")[1].splitlines()
+    assert [line for line in lines if len(line) > 120 or line.startswith("  ")] == []
+
+
+@pytest.mark.parametrize("option", re.findall(r"--[a-z][a-z0-9-]+", SETTINGS))
 def test_every_option_of_the_settings_table_exists(option):
     known = {o for c in commands.commands.values() for p in c.params for o in (*p.opts, *p.secondary_opts)}
     assert option in known
 
 
 def test_the_defaults_of_the_settings_table_are_those_of_the_code():
-    table = dict(re.findall(r"^\| (.+?) \| (.+?) \|", README, re.MULTILINE))
+    table = dict(re.findall(r"^\| (.+?) \| (.+?) \|", SETTINGS, re.MULTILINE))
     request, spec = Request(), BuildSpec()
     assert table["method"] == f"`{request.method}`"
     assert float(table["σ², observation noise variance"]) == request.sigma2
@@ -143,13 +190,26 @@ def test_a_command_that_is_written_down_is_the_one_that_was_typed(words):
     assert _command(options, command.params).split()[2:] == words
 
 
-@pytest.mark.parametrize(("file", "least"), [("README.md", 5), ("SECURITY.md", 1), ("docs/serving.md", 1)])
-def test_links_of_a_page_lead_somewhere(file, least):
-    page = (ROOT / file).read_text(encoding="utf-8")
-    targets = re.findall(r"\]\((?!http)([^)#]+)", page) + re.findall(r'src(?:set)?="([^"]+)"', page)
-    assert len(targets) >= least
-    for target in targets:
-        assert ((ROOT / file).parent / target).exists(), target
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_of_a_page_lead_somewhere(name):
+    text = re.sub(r"^ *```.*?^ *```", "", TEXTS[name], flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", text) + re.findall(r'src(?:set)?="([^"]+)"', text):
+        assert ((ROOT / name).parent / target).exists(), target
+
+
+def test_every_file_that_contributors_are_told_of_exists():
+    named = re.findall(r"`((?:[a-z_]+/)+(?:[a-z_0-9]+\.[a-z]+)?)`", TEXTS["CONTRIBUTING.md"])
+    assert len(named) > 30
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_contributors_are_told_of_every_folder_of_code():
+    folders = {
+        f"{file.parent.relative_to(ROOT)}/"
+        for name in ("app", "core", "precompute")
+        for file in (ROOT / name).rglob("*.py")
+    }
+    assert {folder for folder in folders if f"| `{folder}` |" not in TEXTS["CONTRIBUTING.md"]} == set()
 
 
 def test_the_bounds_of_the_page_on_serving_are_those_of_the_code():
@@ -172,9 +232,21 @@ def test_the_bounds_of_the_page_on_serving_are_those_of_the_code():
     assert (said["`--host`"], said["`--port`"]) == (f"`{options['--host']}`", str(options["--port"]))
 
 
-def test_no_figure_is_left_to_be_filled_in():
-    assert "<!--" not in README
-    assert "TODO" not in README
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_figure_is_left_to_be_filled_in(name):
+    assert "<!--" not in TEXTS[name]
+    assert "TODO" not in TEXTS[name]
+
+
+def test_the_readmes_table_is_that_of_the_result():
+    rows = [line for line in recall_table(read("backdoor")).splitlines() if "*chance*" not in line]
+    assert "\n".join(rows) in README
+
+
+@pytest.fixture(scope="module")
+def measured() -> str:
+    """The page of results, with spaces that break."""
+    return pages.render(ROOT / "docs" / "results.md").replace("\u00a0", " ")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +261,55 @@ def test_no_figure_is_left_to_be_filled_in():
         ("coreset-cifar10", coreset_table),
     ],
 )
-def test_the_tables_of_the_readme_are_those_of_the_results(name, table):
-    for line in table(load_result(name)).splitlines()[2:]:
-        if "*chance*" not in line:
-            assert line in README
+def test_the_page_of_results_has_the_tables_and_the_findings(name, table, measured):
+    assert table(read(name)) in measured
+    assert read(name)["finding"] in measured
+
+
+def test_no_result_is_typed_by_hand_on_the_page_of_results():
+    typed = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", TEXTS["docs/results.md"], flags=re.DOTALL)
+    assert re.findall(r"\d+(?:\.\d+)? ?%|\d\.\d+", typed) == []
+
+
+def test_the_glossary_explains_every_term_in_the_words_of_the_app():
+    page = pages.render(ROOT / "docs" / "glossary.md")
+    assert all(f"**{term}**\n:   {meaning}" in page for term, meaning in GLOSSARY.items())
+
+
+def test_the_guide_has_a_page_for_each_page_of_the_app_and_every_method():
+    main = (ROOT / "app" / "main.py").read_text(encoding="utf-8")
+    addresses = re.findall(r'url_path="(\w+)"', main)
+    assert {f"docs/guide/{address}.md" for address in addresses} <= set(TEXTS)
+    methods = pages.render(ROOT / "docs" / "guide" / "methods.md")
+    assert all(method.summary in methods for method in METHODS.values())
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built as `make docs` does, a warning being an error."""
+    folder = tmp_path_factory.mktemp("documentation")
+    pages.main(folder / "build" / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", folder)
+    package = folder / "build" / "typing" / "natscope"
+    package.mkdir(parents=True)
+    for source in (*(ROOT / "natscope").iterdir(), *(ROOT / name for name in ("app", "assets", "core", "precompute"))):
+        (package / source.name).symlink_to(source)
+    build = [sys.executable, "-m", "zensical", "build", "--strict"]
+    done = subprocess.run(build, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "build" / "site"
+
+
+def test_the_site_loads_nothing_from_elsewhere(site):
+    loading = re.compile(r"""<(?:script|img|iframe|source|link)\b[^>]*?(?:src|srcset|href)=["']?(?:https?:)?//""")
+    found = {page.name: loading.findall(page.read_text(encoding="utf-8")) for page in site.rglob("*.html")}
+    assert len(found) > 20
+    assert {name: links for name, links in found.items() if links} == {}
+    styles = "".join(style.read_text(encoding="utf-8") for style in site.rglob("*.css"))
+    assert re.findall(r"url\([\"']?(?:https?:)?//", styles) == []
+
+
+def test_every_public_name_is_on_the_page_of_the_api(site):
+    page = (site / "api.html").read_text(encoding="utf-8")
+    assert [name for name in natscope.__all__ if f'id="natscope.{name}"' not in page] == []
+    assert "&gt;&gt;&gt;" not in re.sub(r"<pre.*?</pre>", "", page, flags=re.DOTALL)  # an example is code

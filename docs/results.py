@@ -1,0 +1,100 @@
+"""The measured results that ship with natscope as Markdown, every number read from its file in assets/results."""
+
+from collections.abc import Callable
+from typing import Any
+
+from natscope.app import words
+from natscope.app.figures.brittleness import flips_table
+from natscope.app.figures.coreset import coreset_table
+from natscope.app.figures.experiments import recall_table, retraining_table
+from natscope.app.paper import SECTIONS
+from natscope.app.results import commands, load_benchmark, load_result
+from natscope.core.index.spec import KINDS
+from natscope.core.methods import METHODS
+
+_SHOWN = (1, 10, 100)  # sizes M of the table of relative information
+_ABOUT = "../assets/results"
+_PARTS = {"retraining-cifar10": ", retrained", "coreset-tuning": ", for coresets"}  # of a section, beside its main one
+
+
+def section(anchor: str) -> str:
+    """Write an experiment of the paper beside ours: what each says, our figures and tables, and what made them."""
+    found = next(section for section in SECTIONS if section.anchor == anchor)
+    parts = [f"**The paper.** {found.paper}", f"**Where we differ.** {found.differs}"]
+    return "\n\n".join([*parts, *(_experiment(name) for name in found.names)])
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a result by its name; one that is missing, or does not say what made it, is an error here."""
+    result = load_result(name)
+    if result is None:
+        raise LookupError(f"assets/results/{name}.json is missing or does not say what made it.")
+    return result
+
+
+def benchmark(name: str) -> Any:
+    """Return what a benchmark wrote, such as "search"."""
+    return load_benchmark(name)
+
+
+def search_table() -> str:
+    """Write the measured search as a table: seconds, and the share of the exact greedy set's nats in brackets."""
+    measured = load_benchmark("search")
+    sigma2 = min(row["sigma2"] for row in measured["rows"])
+    rows = {(row["search"], row["n"]): row for row in measured["rows"] if row["sigma2"] == sigma2}
+    sizes = sorted({n for _, n in rows})
+    lines = ["| seconds | " + " | ".join(f"{n:,}" for n in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
+    for kind, name in ({"gram": "Gram path"} | {kind: f"{title} index" for kind, title in KINDS.items()}).items():
+        cells = " | ".join(_searched(rows.get((kind, n)), approximate=kind not in {"gram", "flat"}) for n in sizes)
+        lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def _searched(row: dict[str, Any] | None, *, approximate: bool) -> str:
+    if row is None:
+        return ""
+    return f"{row['seconds']:.2g}" + (f" ({row['information']:.3f})" if approximate else "")
+
+
+def _experiment(name: str) -> str:
+    result = read(name)
+    title = words.data_of(result["setting"]).partition(",")[0] + _PARTS.get(name, "")
+    parts = [f"### {title}", f"{words.setting_of(result['setting'])}.", result["finding"]]
+    if result["experiment"] in _TABLES:
+        parts.append(_unbroken(_TABLES[result["experiment"]](result)))
+    if result["experiment"] != "retraining":
+        parts.append(f"![{result['experiment']}: {title}]({_ABOUT}/{name}.svg)")
+    versions = ", ".join(f"{library} {version}" for library, version in result["versions"].items())
+    made = "\n".join(f"    $ {line}" for line in commands(result).splitlines())
+    parts.append(
+        f'??? note "How to reproduce"\n    ```console\n{made}\n    ```\n    '
+        f"{result['setting']['queries']} queries, seed {result['setting']['seed']}, {result['date']}; {versions}."
+    )
+    return "\n\n".join(parts)
+
+
+def _unbroken(table: str) -> str:
+    """Keep a value together with its error and unit where a column is narrow."""
+    for sign in (" ± ", " = ", " %"):
+        table = table.replace(sign, sign.replace(" ", "\u00a0"))
+    return table
+
+
+def _curves_table(result: dict[str, Any]) -> str:
+    lines = [
+        "| mean relative information | " + " | ".join(f"M = {size}" for size in _SHOWN) + " |",
+        "|---|---|---|---|",
+    ]
+    for curve in {(c["method"], c["sigma2"]): c for panel in result["panels"] for c in panel["curves"]}.values():
+        values = " | ".join(f"{100 * curve['mean'][size - 1]:.0f} %" for size in _SHOWN)
+        lines.append(f"| {METHODS[curve['method']].title}, σ² = {words.sigma2_text(curve['sigma2'])} | {values} |")
+    return "\n".join(lines) + "\n"
+
+
+_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "relative-information": _curves_table,
+    "brittleness": flips_table,
+    "backdoor": recall_table,
+    "coreset": coreset_table,
+    "retraining": retraining_table,
+}
