@@ -23,8 +23,10 @@ from natscope.app.links import AttributeView
 from natscope.app.serve import BUNDLES, jobs_allowed, memory_allowed
 from natscope.app.worker import Worker
 from natscope.core.analysis.comparison import Row
+from natscope.core.analysis.stability import kin
 from natscope.core.bundle.capabilities import Capabilities
-from natscope.core.bundle.format import Bundle, find_bundles, read_manifest
+from natscope.core.bundle.file_checks import once
+from natscope.core.bundle.format import MANIFEST, Bundle, find_bundles, read_manifest
 from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, NatscopeError
@@ -38,6 +40,7 @@ _READERS = 2  # processes that read uploaded files, so that one slow file holds 
 _KEPT = 64 * 2**20  # bytes of results that a lane remembers
 _MOST_ROWS = 1024  # rows of comparisons that are remembered for a bundle
 _CLASSES = 12  # that a worker keeps at hand
+_LISTED: BoundedCache["Listed"] = BoundedCache(20_000)  # some hundred bytes each
 _TIDIED = 30.0  # seconds between two searches for garbage
 
 
@@ -160,12 +163,41 @@ def bundle_paths() -> dict[str, Path]:
     return {path.name: path for path in found}
 
 
-def bundle_title(path: Path) -> str:
-    """Return a bundle's title, or its folder's name when it cannot be read."""
+@dataclass(frozen=True)
+class Listed:
+    """What pages say of a bundle that they do not open.
+
+    Args:
+        title: its own, or its folder's name where it is damaged.
+        identity: of a whole one, else "".
+        poisoned: whether it has a backdoor.
+        kin: see `natscope.core.analysis.stability.kin`.
+    """
+
+    title: str
+    identity: str = ""
+    poisoned: bool = False
+    kin: tuple[str, int | None] = ("", None)
+
+
+def listed(path: Path) -> Listed:
+    """Return what a list says of a bundle; it is read anew when its manifest, or what its folder holds, changes."""
     try:
-        return Bundle(path).manifest.name
+        found = [(path / MANIFEST).lstat(), path.stat()]
+    except OSError:
+        return _read(path)
+    newest = max(found, key=lambda each: each.st_ctime_ns)
+    return once(_LISTED, newest, (path, *((s.st_ino, s.st_size, s.st_mtime_ns) for s in found)), lambda: _read(path))
+
+
+def _read(path: Path) -> Listed:
+    poisoned = False
+    try:
+        poisoned = read_manifest(path).poison is not None
+        manifest = Bundle(path).manifest
     except BundleError:
-        return f"{path.name} (damaged)"
+        return Listed(f"{path.name} (damaged)", poisoned=poisoned)
+    return Listed(manifest.name, manifest.identity, poisoned, kin(manifest))
 
 
 class Served(Capabilities):

@@ -21,8 +21,6 @@ from natscope.app.views.backdoor_scene import KEY, Scene
 from natscope.app.views.backdoor_search import search_step
 from natscope.app.views.banner import now
 from natscope.core.backdoor import Backdoor, stamp
-from natscope.core.bundle.format import read_manifest
-from natscope.core.errors import BundleError
 
 _VIEW = f"{KEY}view"
 
@@ -61,7 +59,7 @@ def page() -> None:
 
 def _bundle() -> Path | None:
     """Choose among the poisoned bundles; say what to do where there is none."""
-    found = {name: path for name, path in session.bundle_paths().items() if _poisoned(path)}
+    found = {name: path for name, path in session.bundle_paths().items() if session.listed(path).poisoned}
     if not found:
         if now():
             st.info(
@@ -78,13 +76,6 @@ def _bundle() -> Path | None:
     return frame.choose_bundle(
         found, forget=lambda: st.session_state.pop(_VIEW, None), key=f"{KEY}bundle", label="Model"
     )
-
-
-def _poisoned(path: Path) -> bool:
-    try:
-        return read_manifest(path).poison is not None
-    except BundleError:
-        return False  # pages that show it say what is wrong with it
 
 
 def _works(attributor: Served) -> np.ndarray:

@@ -76,11 +76,13 @@ def titles(paths: Mapping[str, Path]) -> dict[str, str]:
     A list to choose from knows its entries by what they are called.
     """
     told: dict[str, str] = {}
+    taken: set[str] = set()
     for name, path in paths.items():
-        title = session.bundle_title(path)
-        while title in told.values():
+        title = session.listed(path).title
+        while title in taken:
             title = f"{title} ({name})"
         told[name] = title
+        taken.add(title)
     return told
 
 

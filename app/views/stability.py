@@ -9,10 +9,8 @@ from natscope.app import escape, session, tasks
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.session import Served
 from natscope.app.views.job import run_job
-from natscope.core.analysis.stability import Stability, differ_by_seed
-from natscope.core.bundle.format import Bundle
+from natscope.core.analysis.stability import Stability, differ_by_seed, kin
 from natscope.core.bundle.request import QueryImage, Request
-from natscope.core.errors import BundleError
 from natscope.core.methods import METHODS
 
 _REPEATS = 5
@@ -72,15 +70,9 @@ def stability(attributor: Served, name: str, query: QueryImage, requests: Sequen
 
 def _siblings(attributor: Served) -> list[tasks.Place]:
     """Return the served bundles that differ from this one by their training seed alone."""
-    found = []
-    for path in session.bundle_paths().values():
-        try:
-            bundle = Bundle(path)
-            if differ_by_seed(attributor.bundle.manifest, bundle.manifest):
-                found.append(tasks.Place(path, bundle.identity))
-        except BundleError:
-            continue  # the choice of bundles names a damaged one
-    return found
+    own = kin(attributor.bundle.manifest)
+    found = {path: session.listed(path) for path in session.bundle_paths().values()}
+    return [tasks.Place(path, each.identity) for path, each in found.items() if differ_by_seed(own, each.kin)]
 
 
 def _results(attributor: Served, found: list[Stability] | None, kind: str) -> None:

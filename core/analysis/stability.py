@@ -1,5 +1,7 @@
 """How sure a ranking is: asked again with another sketch, or of a network that was trained with another seed."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -109,19 +111,18 @@ def across_networks(
     return found
 
 
-def differ_by_seed(first: Manifest, second: Manifest) -> bool:
-    """Whether two bundles are the same in everything but the seed of training (and their titles)."""
+def kin(manifest: Manifest) -> tuple[str, int | None]:
+    """Return a digest of a bundle's settings but for its title and the seed of training, and that seed."""
+    settings = dict(manifest.results.get("settings") or {})
+    training = dict(settings.get("training") or {})
+    training.pop("seed", None)
+    rest = json.dumps(settings | {"training": training, "name": ""}, sort_keys=True)
+    return hashlib.sha256(rest.encode()).hexdigest(), manifest.training.get("seed")
 
-    def rest(manifest: Manifest) -> dict[str, object]:
-        settings = dict(manifest.results.get("settings") or {})
-        training = dict(settings.get("training") or {})
-        training.pop("seed", None)
-        return settings | {"training": training, "name": ""}
 
-    def seed(manifest: Manifest) -> object:
-        return (manifest.training or {}).get("seed")
-
-    return seed(first) is not None and seed(first) != seed(second) and rest(first) == rest(second)
+def differ_by_seed(first: tuple[str, int | None], second: tuple[str, int | None]) -> bool:
+    """Whether two bundles, by their `kin`, are the same in everything but the seed of training (and their titles)."""
+    return first[0] == second[0] and first[1] is not None and first[1] != second[1]
 
 
 def rank_correlation(first: Sequence[int], second: Sequence[int]) -> float:

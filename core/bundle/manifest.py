@@ -24,7 +24,7 @@ SCHEMA = 1
 PURPOSES = ("prediction", "coreset", "backdoor")  # what sigma2 is chosen for
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
-LARGEST = 8_000_000  # bytes of a manifest
+LARGEST, _MOST_VALUES = 4_000_000, 300_000  # bytes of a manifest, and values in it: a second's work, whatever they are
 MOST_TRAINING_IMAGES, MOST_TEST_IMAGES = 10_000_000, 1_000_000  # pages look at the labels and answers of all of them
 FACTORS = "kronfluence"  # folder of Kronfluence's factors within a bundle
 FACTOR_FILES = (
@@ -115,10 +115,7 @@ class Manifest:
 
     def check_settings(self) -> None:
         """Raise SchemaError if a setting could not be read again; files and results may still be missing."""
-        text = self.to_json()
-        if len(text) > LARGEST:
-            raise SchemaError(f"has more than {LARGEST // 10**6} MB")
-        checked(_parsed(text))
+        checked(_parsed(self.to_json()))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
@@ -175,6 +172,10 @@ def _parsed(text: str | bytes) -> dict[str, Any]:
             raise SchemaError("holds a number that is not finite")
         return float(number)
 
+    if len(text) > LARGEST:
+        raise SchemaError(f"has more than {LARGEST // 10**6} MB")
+    if (text.count(",") if isinstance(text, str) else text.count(b",")) > _MOST_VALUES:
+        raise SchemaError(f"holds more than {_MOST_VALUES:,} values")
     try:
         raw = json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
     except SchemaError:

@@ -160,7 +160,7 @@ class _Manifest(_Strict):
     poison: _Poison | None
     results: _Results
     layout: Annotated[list[tuple[Count, Count]], Meta(max_length=1000)] | None
-    versions: dict[Text, Text]
+    versions: Annotated[dict[Text, Text], Meta(max_length=100)]
     command: Note
     methods: dict[Word, dict[Word, Any]]
     files: dict[str, _Record]
@@ -171,6 +171,8 @@ class _Manifest(_Strict):
 
 def checked(raw: dict[str, Any]) -> None:
     """Raise SchemaError if a value of a manifest, as JSON gives it, is not what it may be."""
+    if raw.keys() - {known.name for known in msgspec.structs.fields(_Manifest)}:
+        raise SchemaError("holds a setting that natscope does not know")
     if not _shallow(raw, _DEPTH):
         raise SchemaError("holds settings within settings without end")
     _convert(raw, _Manifest, "")

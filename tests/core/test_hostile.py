@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from natscope.app.session import bundle_title
+from natscope.app.session import _read, listed
 from natscope.core.bundle import file_checks
 from natscope.core.bundle import format as bundles
 from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, check_bundle, find_bundles
@@ -138,6 +138,21 @@ def test_json_that_other_readers_take_is_refused(path, text, fault):
         Bundle(path)
 
 
+@pytest.mark.parametrize("place", [("junk",), ("training", "junk"), ("methods", "trak", "junk"), ("versions", "junk")])
+def test_a_manifest_of_many_values_is_refused_before_they_are_looked_at(path, place, monkeypatch):
+    edited(path, _set(*place, [0] * 300_001))
+    monkeypatch.setattr("natscope.core.bundle.manifest.json.loads", None)
+    with pytest.raises(BundleError, match=r"its manifest\.json holds more than 300,000 values"):
+        Bundle(path)
+
+
+def test_an_unknown_setting_is_refused_before_the_others_are_looked_at(path, monkeypatch):
+    edited(path, lambda raw: raw.update(junk=[0] * 100_000))
+    monkeypatch.setattr("natscope.core.bundle.schema._convert", None)
+    with pytest.raises(BundleError, match=r"its manifest\.json holds a setting that natscope does not know"):
+        Bundle(path)
+
+
 def test_a_name_in_a_manifest_is_never_told(path):
     edited(path, _set("model", "[x](http://x) - at `$.<b>`", 1))
     with pytest.raises(BundleError, match=r"holds a wrong value at model\. "):
@@ -146,7 +161,7 @@ def test_a_name_in_a_manifest_is_never_told(path):
 
 def test_a_manifest_too_large_is_not_read(path):
     os.truncate(path / MANIFEST, 2**40)
-    with pytest.raises(BundleError, match=r"its manifest\.json is larger than 8 MB"):
+    with pytest.raises(BundleError, match=r"its manifest\.json is larger than 4 MB"):
         Bundle(path)
 
 
@@ -178,7 +193,7 @@ def test_what_is_no_regular_file_is_one_sentence_at_once(path, name, kind, monke
     with pytest.raises(BundleError, match=rf"{name}'? is .*no regular file[;.]"):
         Bundle(path)
     if name == MANIFEST:
-        assert bundle_title(path) == "bundle (damaged)"
+        assert listed(path).title == "bundle (damaged)"
     else:
         assert faults(path) == [f"'{name}' is no regular file."]
 
@@ -342,7 +357,34 @@ def test_a_bad_bundle_leaves_the_others(tiny_path, tmp_path):
     (tmp_path / "link").symlink_to("good")
     found = find_bundles(tmp_path)
     assert [path.name for path in found] == ["good", "link", "pipe", "wrong"]
-    assert [bundle_title(path) for path in found] == ["Tiny", "Tiny", "pipe (damaged)", "wrong (damaged)"]
+    assert [listed(path).title for path in found] == ["Tiny", "Tiny", "pipe (damaged)", "wrong (damaged)"]
+
+
+def test_a_list_of_many_bundles_reads_each_once_until_it_changes(tiny_path, tmp_path, monkeypatch):
+    for number in range(80):  # more than are kept open
+        shutil.copytree(tiny_path, tmp_path / f"{number:02}", copy_function=os.link)
+    (tmp_path / "03" / MANIFEST).unlink()
+    (tmp_path / "03" / MANIFEST).write_text("{")
+    monkeypatch.setattr("natscope.core.bundle.file_checks._TICK", 0)
+    read = []
+    monkeypatch.setattr("natscope.app.session._read", lambda path: read.append(path.name) or _read(path))
+
+    def titles():
+        read.clear()
+        return [listed(path).title for path in find_bundles(tmp_path)]
+
+    first = titles()
+    assert first == [*["Tiny"] * 3, "03 (damaged)", *["Tiny"] * 76]
+    assert read == [f"{number:02}" for number in range(80)]
+    assert titles() == first
+    assert read == []
+    (tmp_path / "07" / "features.npy").unlink()
+    assert titles()[7] == "07 (damaged)"
+    assert read == ["07"]
+    assert listed(tmp_path / "07").poisoned
+    shutil.copy(tiny_path / MANIFEST, tmp_path / "03")
+    assert titles()[3] == "Tiny"
+    assert read == ["03"]
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a" * 5000, "no/such/../folder"])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from natscope.core.analysis.stability import across_networks, across_sketches, differ_by_seed, rank_correlation
+from natscope.core.analysis.stability import across_networks, across_sketches, differ_by_seed, kin, rank_correlation
 from natscope.core.bundle.format import Manifest
 from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
@@ -170,6 +170,6 @@ def test_bundles_differ_by_their_seed_alone(attributor):
         seed(raw)
         raw["results"]["settings"]["training"]["learning_rate"] = 0.1
 
-    assert differ_by_seed(manifest, changed(seed))
-    assert not differ_by_seed(manifest, manifest)
-    assert not differ_by_seed(manifest, changed(seed_and_rate))
+    assert differ_by_seed(kin(manifest), kin(changed(seed)))
+    assert not differ_by_seed(kin(manifest), kin(manifest))
+    assert not differ_by_seed(kin(manifest), kin(changed(seed_and_rate)))
