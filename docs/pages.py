@@ -18,6 +18,7 @@ from latex2mathml.converter import convert
 import natscope
 from docs import results
 from natscope.app.cli.commands import natscope as command_line
+from natscope.app.results import load_benchmark
 from natscope.app.words import GLOSSARY, LIMITS
 from natscope.core.methods import METHODS
 
@@ -45,7 +46,7 @@ _UNKNOWN = {r"\arg\max": r"\text{arg max}", r"\mathrm": r"\text", r"\setminus": 
 
 
 def main(folder: Path) -> None:
-    """Write every page, and the pictures that pages show, below a folder that is made anew."""
+    """Write every page, and the pictures that pages show, below a folder, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "assets" / "screenshots", folder / "assets" / "screenshots")
     shutil.copytree(ROOT / "assets" / "results", folder / "assets" / "results", ignore=shutil.ignore_patterns("*.md"))
@@ -121,8 +122,9 @@ def _environment() -> jinja2.Environment:
         public=natscope.__all__,
         result=results.read,
         section=results.section,
+        search=load_benchmark("search"),
         search_table=results.search_table,
-        benchmark=results.benchmark,
+        searched=results.searched,
     )
     return environment
 

@@ -32,9 +32,10 @@ def read(name: str) -> dict[str, Any]:
     return result
 
 
-def benchmark(name: str) -> Any:
-    """Return what a benchmark wrote, such as "search"."""
-    return load_benchmark(name)
+def searched(kind: str, sigma2: float = 1.0) -> dict[str, Any]:
+    """Return the measured search of the largest pool by one kind of index."""
+    rows = [row for row in load_benchmark("search")["rows"] if (row["search"], row["sigma2"]) == (kind, sigma2)]
+    return max(rows, key=lambda row: row["n"])
 
 
 def search_table() -> str:
@@ -45,15 +46,18 @@ def search_table() -> str:
     sizes = sorted({n for _, n in rows})
     lines = ["| seconds | " + " | ".join(f"{n:,}" for n in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
     for kind, name in ({"gram": "Gram path"} | {kind: f"{title} index" for kind, title in KINDS.items()}).items():
-        cells = " | ".join(_searched(rows.get((kind, n)), approximate=kind not in {"gram", "flat"}) for n in sizes)
+        cells = " | ".join(_cell(rows.get((kind, n)), approximate=kind not in {"gram", "flat"}) for n in sizes)
         lines.append(f"| {name} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
-def _searched(row: dict[str, Any] | None, *, approximate: bool) -> str:
+def _cell(row: dict[str, Any] | None, *, approximate: bool) -> str:
     if row is None:
         return ""
-    return f"{row['seconds']:.2g}" + (f" ({row['information']:.3f})" if approximate else "")
+    seconds = row["seconds"]
+    return f"{seconds:.{2 if seconds < 1 else 1 if seconds < 10 else 0}f}" + (
+        f" ({row['information']:.3f})" if approximate else ""
+    )
 
 
 def _experiment(name: str) -> str:

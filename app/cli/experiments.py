@@ -78,7 +78,7 @@ def tune(
     seed: int,
     take: Path | None,
 ) -> None:
-    """Choose σ² for each method on held-out images, by training again without or with what it names; resumable."""
+    """Choose σ² for each method on held-out images, by retraining without or with what it names; resumable."""
     from natscope.core.methods import METHODS
     from natscope.precompute.experiments import tuning
 

@@ -35,4 +35,4 @@ def page() -> None:
         st.subheader("How far to trust it")
         for limit in words.LIMITS:
             st.markdown(f"- {limit}")
-        st.markdown("The mathematics is that of Tailor, Felicioni and Ciosek; the README has it on one page.")
+        st.markdown("The mathematics is that of Tailor, Felicioni and Ciosek; the documentation has it on one page.")

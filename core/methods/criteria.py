@@ -10,12 +10,13 @@ from natscope.core.methods.base import Candidates, Query, Settings, method, rank
 @method(
     "info_loss",
     "InfoLoss",
-    summary="Asks what would be lost: it takes training images away, one at a time, and always takes the one "
+    summary="Asks what would be lost: it removes training images, one at a time, and always picks the one "
     "without which the model would be least sure of this prediction. Images that repeat each other cover for one "
     "another, so a near-duplicate counts for little until its twins are gone.",
     formula=r"\arg\max_x \frac{(v_{x*}^{D\setminus A})^2}{\sigma^2 - v_x^{D\setminus A}},\qquad "
     r"\mathrm{InfoLoss}(S)=\tfrac12\log\frac{v_*(D\setminus S)}{v_*(D)}",
-    advice="The first choice for finding what one prediction really depends on, or whom to remove to change it.",
+    advice="The first choice for finding what one prediction really depends on, or which images to remove to "
+    "change it.",
     information="loss",
     uses_sigma2=True,
     conditions=True,
