@@ -29,6 +29,7 @@ from natscope.precompute.training.retrain import patience, too_slow
 _VIEW, _KEY = "counterfactual_view", "counterfactual_"
 _SHOWN = 40  # images of the removal that are drawn
 _LISTED = 12  # earlier runs
+_UPLOADED = "an uploaded image"
 
 
 def page() -> None:
@@ -140,7 +141,8 @@ def _removal(attributor: Served, query: QueryImage) -> None:
         return
     file = home() / "counterfactuals" / f"{identity_of(attributor.bundle)}.json"
     kept = Kept(file)
-    about = {"query": view.query[:40], "class": label, "method": view.method, "sigma2": sigma2}
+    asked = _UPLOADED if query.index is None else f"{query.origin}:{query.index}"
+    about = {"query": asked, "class": label, "method": view.method, "sigma2": sigma2}
     stages = (
         ("As it is", (), about | {"method": None, "removed": 0}),
         ("Training without those found", found, about | {"removed": len(found)}),
@@ -233,7 +235,12 @@ def _verdict(before: Answer, found: Answer, blind: Answer, classes: tuple[str, .
 
 
 def _earlier(attributor: Served, kept: Kept) -> None:
-    runs = [part for part in kept.parts().values() if part["removed"] and part["method"] != "random"]
+    """List what visitors asked about this network's own images; an upload is its visitor's alone."""
+    runs = [
+        part
+        for part in kept.parts().values()
+        if part["removed"] and part["method"] != "random" and part["query"].startswith(("test:", "train:"))
+    ]
     if not runs:
         return
     with st.expander(f"Earlier runs on this network ({len(runs)})"):

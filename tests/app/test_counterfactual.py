@@ -1,9 +1,10 @@
 import json
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from natscope.app.links import CounterfactualView, Limits, parameters, read
+from natscope.app.links import CounterfactualView, Limits, pack_image, parameters, read
 from natscope.app.serve import BUNDLES
 from natscope.app.views import counterfactual
 from natscope.precompute.training.removal import Answer, identity_of, name_of
@@ -123,6 +124,16 @@ def test_a_network_that_takes_long_is_not_trained_while_one_waits(page, monkeypa
     assert not _has(app, "counterfactual_job_start")
 
 
+def test_nothing_of_an_upload_is_kept_or_listed(page, attributor, monkeypatch):
+    started = []
+    monkeypatch.setattr("natscope.app.views.counterfactual.run_job", lambda *arguments, **_: started.append(arguments))
+    image = np.asarray(attributor.bundle.array("test_images")[3])
+    page(q=pack_image(image), m="40")
+    page(q="test:3", m="40")
+    kept = [[about["query"] for _, _, about in arguments[4]] for arguments in started]
+    assert kept == [["an uploaded image"] * 3, ["test:3"] * 3]
+
+
 def test_what_one_visitor_did_is_listed(page, attributor, tmp_path):
     kept = Kept(tmp_path / "counterfactuals" / f"{identity_of(attributor.bundle)}.json")
     answer = {"predicted": 3, "probability": 0.2, "margin": -0.5}
@@ -130,6 +141,9 @@ def test_what_one_visitor_did_is_listed(page, attributor, tmp_path):
         "x",
         lambda: {"query": "test:9", "class": "Coat", "method": "trak", "sigma2": 1.0, "removed": 50, "answer": answer},
     )
+    (table,) = page(q="test:2", m="40").dataframe
+    for name, query in (("y", "image:AAECAwQFBg"), ("z", "an uploaded image")):  # as earlier versions kept it, and now
+        kept.get(name, lambda query=query: kept["x"] | {"query": query})
     (table,) = page(q="test:2", m="40").dataframe
     assert table.value["query"].tolist() == ["test:9"]
     assert table.value["then says"].tolist() == ["Dress"]
