@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
     shutil.copytree(_DOCS / "stylesheets", folder / "stylesheets")
     shutil.copy(ROOT / "app" / "icon.png", folder / "assets")
     for page in pages():
-        written = folder / _place(page)
+        written = folder / (_place(page) or page.name)
         written.parent.mkdir(parents=True, exist_ok=True)
         written.write_text(render(page), encoding="utf-8")
 
@@ -94,8 +94,8 @@ def _link(found: re.Match[str], page: Path) -> str:
     place = _place(Path(os.path.normpath(page.parent / target)))
     if place is None:
         return text
-    written = Path(os.path.relpath(place, _place(page).parent))  # type: ignore[union-attr]
-    return f"{image}[{text}]({written.as_posix()}{anchor or ''})"
+    written = Path(os.path.relpath(place, (_place(page) or Path(page.name)).parent)).as_posix()
+    return f"{image}[{text}]({written}{anchor or ''})"
 
 
 def _place(path: Path) -> Path | None:
