@@ -85,9 +85,9 @@ class Guard:
     async def _upload(self, session: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an upload on where there is room for it, those on their way counted."""
         held, (address, _) = self._held(), scope.get("client") or ("", 0)
-        if held[session] >= MAX_UPLOADS or self._addresses[address] >= MAX_COMING:
+        if held[session] >= MAX_UPLOADS:
             await _refuse(429, "Too many uploads; reload the page.", scope, receive, send)
-        elif held.total() >= MAX_ALL_UPLOADS:
+        elif held.total() >= MAX_ALL_UPLOADS or self._addresses[address] >= MAX_COMING:
             await _refuse(503, "Too many uploads; try again later.", scope, receive, send)
         else:
             self._coming[session] += 1

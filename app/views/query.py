@@ -2,11 +2,11 @@
 
 import random
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import streamlit as st
 from scipy.special import softmax
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from natscope.app import escape, session
 from natscope.app.components.grid import Card, data_uri, grid
@@ -204,8 +204,8 @@ def _upload(attributor: Served, take: Take) -> None:
 
 def _read(images: np.ndarray, take: Take) -> None:
     st.session_state["upload_error"], st.session_state["upload"] = None, None
-    file: Any = st.session_state.get("file")
-    if file is None:
+    file = st.session_state.get("file")
+    if not isinstance(file, UploadedFile):  # none is chosen, or the server does not have it any more
         return
     try:
         invert = _INVERT[st.session_state.get("invert", "by its border")] if images.ndim == 3 else None

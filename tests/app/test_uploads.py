@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from streamlit.runtime.uploaded_file_manager import DeletedFile
 
 from natscope.app import uploads
 from natscope.app.uploads import TOO_MUCH, Upload, form_of, read_apart, read_image, usual_background
+from natscope.app.views import query as query_view
 from natscope.core.errors import QueryError
 from natscope.precompute.data import decode as pictures
 from natscope.precompute.data.datasets import load_dataset
@@ -440,3 +442,12 @@ def test_the_original_is_a_thumbnail_and_the_array_is_read_only():
 def test_channels_are_one_or_three():
     with pytest.raises(ValueError, match="1 or 3 channels, not 4"):
         read_image(_bytes(_ramp()), "a.png", size=(28, 28), channels=4)
+
+
+@pytest.mark.parametrize("file", [None, DeletedFile("gone")])
+def test_a_file_that_the_server_does_not_have_any_more_is_as_none(file, monkeypatch):
+    kept, taken = {"file": file, "upload": "the last one"}, []
+    monkeypatch.setattr(query_view.st, "session_state", kept)
+    query_view._read(np.zeros((2, 4, 4), dtype=np.uint8), taken.append)
+    assert kept == {"file": file, "upload": None, "upload_error": None}
+    assert taken == []
