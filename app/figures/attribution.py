@@ -4,10 +4,9 @@ import io
 
 import numpy as np
 import plotly.graph_objects as go
-from matplotlib.axes import Axes
 
 from natscope.app import escape
-from natscope.app.figures.style import Figure
+from natscope.app.figures.style import Axes, Figure
 from natscope.app.words import nats
 from natscope.core.bundle.request import Attribution, QueryImage
 from natscope.core.methods import Method

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from matplotlib.patches import Rectangle
 
 from natscope.app import escape
 from natscope.app.components.comparison import marks
-from natscope.app.figures.style import Figure
+from natscope.app.figures.style import Figure, Rectangle
 from natscope.app.words import sigma2_text
 from natscope.core.analysis.comparison import Row, shared_images
 from natscope.core.bundle.request import QueryImage

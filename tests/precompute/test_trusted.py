@@ -494,8 +494,14 @@ def test_neither_the_command_nor_processes_that_it_starts_look_there(shadowed, m
     assert done.stdout.endswith("it works\n")
 
 
-def test_figures_are_drawn_as_if_no_style_lay_in_the_working_directory(tmp_path):
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: module://not_there\nfont.size: 77\n")
+@pytest.mark.parametrize(
+    "style", [b"text.usetex: True\nbackend: module://not_there\nfont.size: 77\n", b"\xff\xfe no text", None]
+)
+def test_figures_are_drawn_as_if_no_style_lay_in_the_working_directory(tmp_path, style):
+    if style is None:
+        os.mkfifo(tmp_path / "matplotlibrc")
+    else:
+        (tmp_path / "matplotlibrc").write_bytes(style)
     code = (
         "from natscope.app.figures.experiments import Figure\n"
         "import io, matplotlib\n"
