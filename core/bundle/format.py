@@ -6,11 +6,12 @@ wrong is one sentence, in `natscope verify` as on a page.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
@@ -167,6 +168,17 @@ class Bundle:
         """
         return safetensors.torch.load_file(self.path / self._checked("weights").file)
 
+    def check_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare the names and shapes of the trained weights, which are not loaded, with those of a network.
+
+        Raises:
+            BundleError: if they are damaged, or others.
+        """
+        with safetensors.safe_open(self.path / self._checked("weights").file, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
+        if found != dict(shapes):
+            raise self._misfit()
+
     def load_into(self, model: nn.Module) -> None:
         """Load the trained weights into a network that was built as the manifest says.
 
@@ -178,9 +190,7 @@ class Bundle:
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
-            raise BundleError(
-                f"The weights in {self.path} do not fit the network that its manifest names; {FIX}."
-            ) from error
+            raise self._misfit() from error
 
     def factors(self) -> Path:
         """Return the folder of Kronfluence's factors, every file of which is as it was recorded.
@@ -211,6 +221,9 @@ class Bundle:
         if wrong := fault(self.path, record, len(self.classes)):
             raise self._damaged(record, wrong)
         return record
+
+    def _misfit(self) -> BundleError:
+        return BundleError(f"The weights in {self.path} do not fit the network that its manifest names; {FIX}.")
 
     def _damaged(self, record: FileRecord, wrong: str) -> BundleError:
         return BundleError(f"The bundle {self.path} is damaged: '{record.file}' {wrong}. To fix it, {FIX}.")

@@ -9,10 +9,12 @@ from torch import Tensor
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import FIX, Bundle, check_bundle
 from natscope.core.errors import BuildError, BundleError, QueryError, UntrustedError, out_of_memory
+from natscope.core.jacobians import convolves
 from natscope.core.methods import METHODS
 from natscope.precompute.training.models import network_of
 
 _COMPARED = 4  # images
+_PIXELS = 2**16  # that a network convolves while it is checked: more take minutes and gigabytes
 _TOLERANCE = 1e-2
 _TOLD = 300  # characters of what somebody's code says of its failure
 
@@ -92,16 +94,20 @@ def lacks(attributor: Attributor, method: str) -> str | None:
 
 
 def _check_unchanged(attributor: Attributor) -> None:
-    """Compare what the network makes of a few images with what was stored: it, or a setting, may be another."""
+    """Compare what the network makes of a few images with what was stored: it, or a setting, may be another.
+
+    There are 4 of each split, and fewer where a network convolves images of more than 128 x 128 pixels; above 256 x 256
+    it is one test image, whose logits alone are compared.
+    """
     bundle, features = attributor.bundle, attributor.features
     architecture = bundle.manifest.model["architecture"]
     try:
         tests, trained = (_first(attributor, f"{split}_images") for split in ("test", "train"))
-        outputs, layout = features.outputs(trained), features.layout(trained[:1])
-        found = {"test_logits": features.outputs(tests).logits} | {
-            "train_logits": outputs.logits,
-            "penultimate": outputs.penultimate,
-        }
+        found = {"test_logits": features.outputs(tests).logits}
+        layout = None if convolves(features.model) else features.layout(tests[:1])
+        if len(trained):
+            outputs = features.outputs(trained)
+            found |= {"train_logits": outputs.logits, "penultimate": outputs.penultimate}
     except (Exception, SystemExit) as error:  # anybody's code, or images that are too small for the network
         if out_of_memory(error):
             raise
@@ -122,6 +128,8 @@ def _check_unchanged(attributor: Attributor) -> None:
 def _check_features(attributor: Attributor) -> None:
     """Compare features of a few images with those that were stored: sketch or scaling may be other ones."""
     bundle, inputs = attributor.bundle, _first(attributor, "train_images")
+    if not len(inputs):
+        return
     found = attributor.features.features(inputs, attributor.train_labels[: len(inputs)])
     if not _is_stored(bundle, "features", found):
         raise BundleError(
@@ -130,8 +138,12 @@ def _check_features(attributor: Attributor) -> None:
         )
 
 
-def _first(attributor: Attributor, images: str) -> Tensor:
-    return attributor.inputs(np.asarray(attributor.bundle.array(images)[:_COMPARED]))
+def _first(attributor: Attributor, name: str) -> Tensor:
+    """Return the images of an array that are compared, as the network takes them."""
+    images, count = attributor.bundle.array(name), _COMPARED
+    if convolves(attributor.features.model):
+        count = min(_COMPARED, _PIXELS // (images.shape[1] * images.shape[2]))
+    return attributor.inputs(np.asarray(images[: max(count, name == "test_images")]))
 
 
 def _is_stored(bundle: Bundle, name: str, rows: np.ndarray) -> bool:

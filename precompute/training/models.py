@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -72,11 +73,18 @@ def fitted(spec: ModelSpec, shape: Sequence[int], classes: int) -> ModelSpec:
 def network_of(bundle: Bundle, *, seed: int) -> nn.Module:
     """Return the network that a bundle's manifest names, with initial weights.
 
+    One of natscope's takes memory only once the bundle's weights were found to be its.
+
     Raises:
         BuildError: as `build_model` does.
-        BundleError: if its code is somebody's whom the user has not trusted; nothing of it is run.
+        BundleError: if its code is somebody's whom the user has not trusted; nothing of it is run. If the bundle's
+            weights are damaged, or not those of a network of natscope's.
     """
-    return build_model(ModelSpec.from_dict(bundle.manifest.model), seed=seed, bundle=bundle)
+    spec = ModelSpec.from_dict(bundle.manifest.model)
+    if spec.architecture in ARCHITECTURES:
+        outline = ARCHITECTURES[spec.architecture](spec, "meta")
+        bundle.check_weights({name: tuple(tensor.shape) for name, tensor in outline.state_dict().items()})
+    return build_model(spec, seed=seed, bundle=bundle)
 
 
 def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> nn.Module:
@@ -102,7 +110,7 @@ def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> 
             f"There is no architecture {spec.architecture!r}; choose one of {known}, or name a factory of yours as "
             "module.path:function."
         )
-    model = ARCHITECTURES[spec.architecture](spec)
+    model = ARCHITECTURES[spec.architecture](spec, "cpu")
     generator = torch.Generator().manual_seed(seed)
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -112,7 +120,7 @@ def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> 
     return model
 
 
-def _mlp(spec: ModelSpec) -> nn.Module:
+def _mlp(spec: ModelSpec, device: str) -> nn.Module:
     widths = spec.widths or ()
     if not (2 <= len(widths) <= _DEEPEST and all(type(width) is int and 0 < width <= _WIDEST for width in widths)):
         shown = ", ".join(map(str, widths[:5])) + (", …" if len(widths) > 5 else "")
@@ -122,7 +130,7 @@ def _mlp(spec: ModelSpec) -> nn.Module:
         )
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in pairwise(widths):
-        layers += [skip_init(nn.Linear, fan_in, fan_out, bias=spec.bias), nn.ReLU()]
+        layers += [skip_init(nn.Linear, fan_in, fan_out, bias=spec.bias, device=device), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -152,30 +160,33 @@ class Scale(nn.Module):
         return self.factor * x
 
 
-def _resnet9(spec: ModelSpec) -> nn.Module:
+def _resnet9(spec: ModelSpec, device: str) -> nn.Module:
     """The paper's ResNet-9 for images of about 32 by 32 pixels (2.27 M parameters for CIFAR-10)."""
     widths = spec.widths or ()
     if len(widths) != 2 or not all(type(width) is int and 0 < width <= _WIDEST for width in widths):
         raise BuildError(f"A resnet9 has two widths, its input channels and its classes, not {list(widths)}.")
     channels, classes = widths
+    conv = partial(_conv, device=device)
     return nn.Sequential(
-        *_conv(channels, 64),
-        *_conv(64, 128, kernel=5, stride=2, padding=2),
-        Residual(*_conv(128, 128), *_conv(128, 128)),
-        *_conv(128, 256),
+        *conv(channels, 64),
+        *conv(64, 128, kernel=5, stride=2, padding=2),
+        Residual(*conv(128, 128), *conv(128, 128)),
+        *conv(128, 256),
         nn.MaxPool2d(2),
-        Residual(*_conv(256, 256), *_conv(256, 256)),
-        *_conv(256, 128, padding=0),
+        Residual(*conv(256, 256), *conv(256, 256)),
+        *conv(256, 128, padding=0),
         nn.AdaptiveMaxPool2d(1),
         nn.Flatten(),
-        skip_init(nn.Linear, 128, classes, bias=False),
+        skip_init(nn.Linear, 128, classes, bias=False, device=device),
         Scale(0.2),
     )
 
 
-def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, padding: int = 1) -> tuple[nn.Module, ...]:
-    layer = skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
-    return layer, nn.BatchNorm2d(outputs), nn.ReLU()
+def _conv(
+    inputs: int, outputs: int, *, device: str, kernel: int = 3, stride: int = 1, padding: int = 1
+) -> tuple[nn.Module, ...]:
+    layer = skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding, bias=False, device=device)
+    return layer, nn.BatchNorm2d(outputs, device=device), nn.ReLU()
 
 
 def source_of(spec: ModelSpec) -> str | None:
@@ -251,4 +262,4 @@ def _said(error: BaseException) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
-ARCHITECTURES: dict[str, Callable[[ModelSpec], nn.Module]] = {"mlp": _mlp, "resnet9": _resnet9}
+ARCHITECTURES: dict[str, Callable[[ModelSpec, str], nn.Module]] = {"mlp": _mlp, "resnet9": _resnet9}

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from natscope.core.bundle.request import Request
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.errors import BundleError, NatscopeError
 from natscope.core.methods import METHODS
+from natscope.precompute.bundles import opening
 from natscope.precompute.bundles.opening import faults, open_attributor
+from natscope.precompute.training import models
 from tests.tiny import CLASSES, TRAIN, edited, recorded_anew, saved
 
 _FIX = r"To fix it, delete the folder and build it again with the command that made it\."
@@ -525,3 +528,39 @@ def test_a_manifest_that_could_not_be_read_again_is_not_written(path):
     assert (path / MANIFEST).read_bytes() == before
     with pytest.raises(SchemaError, match="holds a wrong value at name"):
         Manifest.from_json(json.dumps(json.loads(wrong.to_json())))
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda path: (path / WEIGHTS).write_bytes(bytes((path / WEIGHTS).stat().st_size)), "the recorded checksum"),
+        (_weights(lambda t: {f"x{k}": v for k, v in t.items()}), "do not fit the network"),
+        (_weights(lambda t: {k: v.T.contiguous() for k, v in t.items()}), "do not fit the network"),
+    ],
+)
+def test_no_memory_is_taken_for_a_network_before_its_weights_were_looked_at(path, monkeypatch, damage, fault):
+    monkeypatch.setattr(models, "build_model", _raising(AssertionError))
+    damage(path)
+    with pytest.raises(BundleError, match=fault):
+        open_attributor(path)
+
+
+@pytest.mark.parametrize(
+    ("layer", "side", "tests", "trained"),
+    [
+        (torch.nn.Conv2d(1, 1, 1), 128, 4, 4),
+        (torch.nn.Conv2d(1, 1, 1), 129, 3, 3),
+        (torch.nn.Conv2d(1, 1, 1), 224, 1, 1),
+        (torch.nn.Conv2d(1, 1, 1), 257, 1, 0),
+        (torch.nn.Conv2d(1, 1, 1), 1024, 1, 0),
+        (torch.nn.Linear(1, 1), 1024, 4, 4),
+    ],
+)
+def test_large_images_that_a_network_convolves_are_not_all_tried(layer, side, tests, trained):
+    images = np.zeros((5, side, side), np.uint8)
+    attributor = SimpleNamespace(
+        bundle=SimpleNamespace(array=lambda name: images),
+        features=SimpleNamespace(model=layer),
+        inputs=lambda rows: rows,
+    )
+    assert [len(opening._first(attributor, f"{split}_images")) for split in ("test", "train")] == [tests, trained]
