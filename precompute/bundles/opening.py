@@ -103,7 +103,8 @@ def _check_unchanged(attributor: Attributor) -> None:
     architecture = bundle.manifest.model["architecture"]
     try:
         tests, trained = (_first(attributor, f"{split}_images") for split in ("test", "train"))
-        found = {"test_logits": features.outputs(tests).logits}
+        outputs = features.outputs(tests)
+        found, width = {"test_logits": outputs.logits}, outputs.penultimate.shape[1:]
         layout = None if convolves(features.model) else features.layout(tests[:1])
         if len(trained):
             outputs = features.outputs(trained)
@@ -113,7 +114,8 @@ def _check_unchanged(attributor: Attributor) -> None:
             raise
         told = " ".join(str(error).split())[:_TOLD]
         raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {told}") from error
-    if layout != bundle.manifest.layout or not all(_is_stored(bundle, name, rows) for name, rows in found.items()):
+    fits = layout == bundle.manifest.layout and width == bundle.array("penultimate").shape[1:]
+    if not fits or not all(_is_stored(bundle, name, rows) for name, rows in found.items()):
         raise BundleError(
             f"The network {architecture} is not the one that the bundle {bundle.path} was built with: its outputs "
             "are others; undo the changes to its module, or build the bundle again in another folder."
@@ -143,7 +145,9 @@ def _first(attributor: Attributor, name: str) -> Tensor:
     images, count = attributor.bundle.array(name), _COMPARED
     if convolves(attributor.features.model):
         count = min(_COMPARED, _PIXELS // (images.shape[1] * images.shape[2]))
-    return attributor.inputs(np.asarray(images[: max(count, name == "test_images")]))
+        if name == "test_images":
+            count = max(count, 1)
+    return attributor.inputs(np.asarray(images[:count]))
 
 
 def _is_stored(bundle: Bundle, name: str, rows: np.ndarray) -> bool:

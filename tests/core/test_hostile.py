@@ -545,6 +545,14 @@ def test_no_memory_is_taken_for_a_network_before_its_weights_were_looked_at(path
         open_attributor(path)
 
 
+def test_features_before_the_last_layer_have_its_width_where_they_are_not_compared(path, monkeypatch):
+    saved(path, "penultimate", np.load(path / "penultimate.npy")[:, :-1])
+    first = opening._first
+    monkeypatch.setattr(opening, "_first", lambda *of: first(*of)[: 1 if of[1] == "test_images" else 0])
+    with pytest.raises(BundleError, match="does not give the outputs that were recorded"):
+        open_attributor(path)
+
+
 @pytest.mark.parametrize(
     ("layer", "side", "tests", "trained"),
     [
