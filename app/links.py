@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from natscope.core.analysis.coreset import MOST_QUERIES as MOST_CORESET_QUERIES
-from natscope.core.analysis.curves import REFERENCE
 from natscope.core.bundle.request import CONDITIONINGS, POOLS, QueryImage, Request
 from natscope.core.errors import QueryError
-from natscope.core.methods import METHODS
+from natscope.core.methods import GAINS, METHODS, REFERENCE
 
 if TYPE_CHECKING:  # pages alone need Streamlit
     from natscope.app.session import Served
@@ -30,7 +29,6 @@ DECADES = tuple(10.0**exponent for exponent in range(-6, 6))
 LARGEST_BUDGET, LARGEST_COMPARED, MOST_COMPARED = 100, 20, 6
 FEWEST_REMOVED, MOST_REMOVED = 10, 500
 MOST_CURVES, LARGEST_CURVE = 50, 300
-GAINS = tuple(name for name, m in METHODS.items() if m.information == "gain" and m.approximates is None)
 GROUPS = ("random", "class", "wrong", "marked")
 MOST_MARKED = 100
 LARGEST_SHARE = 0.1  # of the training images, in a coreset

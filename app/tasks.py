@@ -15,7 +15,7 @@ import numpy as np
 
 from natscope.core.analysis.audit import suspicion
 from natscope.core.analysis.comparison import Row, compare_one
-from natscope.core.analysis.coreset import BLIND, Coresets
+from natscope.core.analysis.coreset import Coresets
 from natscope.core.analysis.curves import Curve, Line, relative_curves, sample_queries
 from natscope.core.analysis.stability import Stability, across_networks, across_sketches
 from natscope.core.backdoor import Backdoor
@@ -23,6 +23,7 @@ from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.errors import BundleError
+from natscope.core.methods import RANDOM
 from natscope.core.sketch_error import Trust
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import fooled as fooled_by
@@ -156,7 +157,7 @@ def coreset(
     choose = partial(coresets.select, sigma2=sigma2, budget=budget, balanced=balanced)
     indices = choose(method, asked, progress=progress)
     progress("Measuring their information", 0, 1)
-    blind = choose(BLIND, asked)
+    blind = choose(RANDOM, asked)
     nats, blind_nats = (coresets.information(ranking, asked, sigma2) for ranking in (indices, blind))
     return Chosen(indices, nats, blind, blind_nats)
 

@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from benchmarks.network import Say, trained
-from natscope.core.bundle.artifacts import EkfacSpec
 from natscope.core.images import to_input
 from natscope.core.measurements import margin
+from natscope.core.methods.artifacts import EkfacSpec
 from natscope.core.methods.ekfac import (
     _NAME,
     EkfacInfluence,

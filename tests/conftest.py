@@ -13,9 +13,9 @@ import filelock
 import pytest
 import torch
 
-from natscope.core.bundle.artifacts import EkfacSpec
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.methods import METHODS
+from natscope.core.methods.artifacts import EkfacSpec
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.opening import open_attributor

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from natscope.core.bundle.artifacts import EkfacSpec
 from natscope.core.bundle.format import MANIFEST, sha256_of
 from natscope.core.methods import METHODS
+from natscope.core.methods.artifacts import EkfacSpec
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.spec import BuildSpec

@@ -152,7 +152,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     "--index",
     default="flat",
     show_default=True,
-    help="flat (exact), ivf, ivfpq or hnsw: how InfoGain (approx) searches each class; the others pay from about "
+    help="flat (exact), ivf, ivfpq or hnsw: how methods that search find images of a class; the others pay from about "
     "10,000 images a class on.",
 )
 @click.option("--sketch-seed", type=SEED, default=0, show_default=True)
@@ -166,8 +166,8 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option(
     "--methods",
-    help="Methods whose own parts the bundle is to hold, with commas, or all; graddot,trak where they can be had. More "
-    "can be added later: run the same command again.",
+    help="Methods that the bundle is to serve, with commas, or all; by default those that are prepared quickly, where "
+    "they can be. More can be added later: run the same command again.",
 )
 @click.option("--name", help="A title for people.")
 def precompute(out: Path | None, name: str | None, *, check: bool, **options: Any) -> None:
@@ -202,7 +202,7 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
 @click.option(
     "--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides."
 )
-@click.option("--method", default="info_loss", show_default=True, help="Name of the method.")
+@click.option("--method", help="Name of the method; by default the first that the page Methods explains.")
 @click.option("--sigma2", type=float, help="Observation noise variance σ²; what `tune` chose for the method, else 1.")
 @click.option("--budget", type=COUNT, default=10, show_default=True, help="How many training images, M.")
 @click.option("--pool", type=click.Choice(["same-class", "all"]), default="same-class", show_default=True)
@@ -211,7 +211,7 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
     type=click.Choice(["pool", "train"]),
     default="pool",
     show_default=True,
-    help="What InfoLoss and RelatIF condition on.",
+    help="What a method that conditions on data conditions on: the pool, or all training data.",
 )
 @click.option("--target", help="Class to attribute, by number or name; the predicted one by default.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of the method random.")
@@ -225,7 +225,7 @@ def attribute(
     invert: bool | None,
     target: str | None,
     sigma2: float | None,
-    method: str,
+    method: str | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -243,6 +243,7 @@ def attribute(
     else:
         origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
         query = attributor.query(origin, int(index))  # type: ignore[arg-type]
+    method = method or Request().method
     settings |= {"method": method, "sigma2": attributor.bundle.sigma2(method) if sigma2 is None else sigma2}
     request = Request(target=None if target is None else _class_number(target, classes), **settings)
     result = attributor.attribute(query, request)

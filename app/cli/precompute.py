@@ -90,6 +90,8 @@ def notes(results: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines of what a build has to say beyond its accuracy: layers by torch.func, files that were skipped."""
     if layers := results.get("by_torch_func"):
         yield from _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
+    for sentence in results.get("left_out", {}).values():
+        yield from _paragraph("Left out", sentence)
     if skipped := results.get("skipped"):
         yield from _paragraph(
             "Skipped", f"{len(skipped):,} files that cannot be read; the bundle's manifest.json names all"

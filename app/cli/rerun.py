@@ -12,24 +12,26 @@ from pathlib import Path
 import click
 
 from natscope.app.cli.progress import say
+from natscope.core.methods import GAINS, RANDOM, REFERENCE
 
 _PREPARE = (
-    "precompute --classes 0,1 --widths 784,512,256,2 --methods random --out {folder}/binary",
-    "precompute --epochs 5 --methods graddot,trak --out {folder}/clean",
-    "precompute --epochs 8 --poison-rate 0.0333 --methods graddot --out {folder}/poisoned",
+    "precompute --classes 0,1 --widths 784,512,256,2 --methods {baseline} --out {folder}/binary",
+    "precompute --epochs 5 --out {folder}/clean",
+    "precompute --epochs 8 --poison-rate 0.0333 --out {folder}/poisoned",
 )
 _EXPERIMENTS = (
     "evaluate relative-information --bundle {folder}/binary --queries 10 --out {folder}/relative-information.json",
-    "tune --bundle {folder}/clean --queries 2 --methods info_loss --out {folder}/tuning.json",
-    "tune --score coreset --bundle {folder}/clean --queries 50 --budget 30 --methods info_gain "
+    "tune --bundle {folder}/clean --queries 2 --methods {reference} --out {folder}/tuning.json",
+    "tune --score coreset --bundle {folder}/clean --queries 50 --budget 30 --methods {gain} "
     "--out {folder}/coreset-tuning.json",
-    "evaluate brittleness --bundle {folder}/clean --queries 4 --methods info_loss,trak,repsim,random "
+    "evaluate brittleness --bundle {folder}/clean --queries 4 --methods {reference},{gain},{baseline} "
     "--out {folder}/brittleness.json",
-    "evaluate coreset --bundle {folder}/clean --queries 100 --budget 300 --methods info_gain,info_loss,random "
+    "evaluate coreset --bundle {folder}/clean --queries 100 --budget 300 --methods {gain},{reference},{baseline} "
     "--out {folder}/coreset.json",
     "evaluate backdoor --bundle {folder}/poisoned --queries 10 --out {folder}/backdoor.json",
     "evaluate retraining --bundle {folder}/poisoned --out {folder}/retraining.json",
 )
+_NAMES = {"reference": REFERENCE, "gain": GAINS[0], "baseline": RANDOM}
 
 
 @click.command()
@@ -39,7 +41,7 @@ def main(folder: Path) -> None:
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     for command in (*_PREPARE, *_EXPERIMENTS):
-        words = shlex.split(command.format(folder=shlex.quote(str(folder))))
+        words = shlex.split(command.format(folder=shlex.quote(str(folder)), **_NAMES))
         out = Path(words[words.index("--out") + 1])
         if out.exists():
             if words[0] != "tune":

@@ -52,7 +52,10 @@ def class_balance(counts: np.ndarray, classes: Sequence[str], *, colour: str) ->
 def information(nats: np.ndarray, blind: np.ndarray, *, colours: tuple[str, str]) -> go.Figure:
     """Draw nats (M,) of the first images of a coreset, and of as many random ones, against their number."""
     figure = go.Figure()
-    for values, name, colour, dash in ((nats, "these", colours[0], "solid"), (blind, "random", colours[1], "dot")):
+    for values, name, colour, dash in (
+        (nats, "these", colours[0], "solid"),
+        (blind, "as many random ones", colours[1], "dot"),
+    ):
         figure.add_scatter(
             x=np.arange(1, len(values) + 1),
             y=values,

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from natscope.app.figures.brittleness import flips_file, flips_table
@@ -32,20 +33,30 @@ def experiment_files(result: dict[str, Any]) -> list[tuple[str, bytes]]:
     return [*figures, ("md", recall_table(result).encode())]
 
 
-def recall_table(result: dict[str, Any]) -> str:
-    """Write the backdoor's result as a table (Markdown), the best method first."""
+def recall_table(result: dict[str, Any], paper: Mapping[str, Sequence[float]] | None = None) -> str:
+    """Write the backdoor's result as a table (Markdown), the best method first.
+
+    Args:
+        result: of the experiment.
+        paper: of each method the paper's recall, its error, MRR, and its error; two more columns show them.
+    """
     setting, attack = result["setting"], result["attack"]
-    lines = [
-        f"| method | σ² | recall@{setting['recall_at']} | MRR@{setting['budget']} |",
-        "|---|---|---|---|",
-        *(
-            f"| {METHODS[row['method']].title} | {_sigma2(row['sigma2'])} | {_with_error(row['recall'])} | "
-            f"{_with_error(row['mrr'])} |"
-            for row in ordered(result)
-        ),
-        f"| *chance* | | {attack['base_rate']['mean']:.3f} | |",
-    ]
-    return "\n".join(lines) + "\n"
+    measures = [f"recall@{setting['recall_at']}", f"MRR@{setting['budget']}"]
+    rows = [["method", "σ²", *measures, *(f"{name}, paper" for name in measures if paper)]]
+    for row in ordered(result):
+        reported = (paper or {}).get(row["method"], ())
+        rows.append(
+            [
+                METHODS[row["method"]].title,
+                _sigma2(row["sigma2"]),
+                *(_with_error(row[name]) for name in ("recall", "mrr")),
+                *(f"{mean:.3f} ± {error:.3f}" for mean, error in zip(reported[::2], reported[1::2], strict=True)),
+            ]
+        )
+    rows.append(["*chance*", "", f"{attack['base_rate']['mean']:.3f}", ""])
+    width = len(rows[0])
+    lines = ["| " + " | ".join([*row, *[""] * (width - len(row))]) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * width + "|", *lines[1:]]) + "\n"
 
 
 def retraining_table(result: dict[str, Any]) -> str:

@@ -15,11 +15,11 @@ from natscope.app.links import BackdoorView
 from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.backdoor_audit import audit_step
-from natscope.app.views.backdoor_measured import measured
 from natscope.app.views.backdoor_proof import proof_step
 from natscope.app.views.backdoor_scene import KEY, Scene
 from natscope.app.views.backdoor_search import search_step
 from natscope.app.views.banner import now
+from natscope.app.views.results import pointer
 from natscope.core.backdoor import Backdoor, stamp
 
 _VIEW = f"{KEY}view"
@@ -54,7 +54,7 @@ def page() -> None:
         proof_step(scene)
     with st.container(border=True):
         audit_step(scene)
-    measured()
+    pointer("backdoor")
 
 
 def _bundle() -> Path | None:

@@ -10,9 +10,8 @@ from natscope.app.views.backdoor_scene import KEY, SHOWN, Scene
 from natscope.app.views.backdoor_search import ranking
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain
-from natscope.core.analysis.curves import REFERENCE
 from natscope.core.errors import QueryError
-from natscope.core.methods import METHODS
+from natscope.core.methods import METHODS, RANDOM, REFERENCE
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.retrain import Outcome, patience, too_slow
 
@@ -110,7 +109,7 @@ def _measured_once(scene: Scene, why: str) -> None:
         title = METHODS[row["method"]].title if row["method"] else ""
         if row["method"] is None:
             name, tone = "The model as it is", ""
-        elif row["method"] == "random":
+        elif row["method"] == RANDOM:
             name, tone = f"Without {row['removed']} picked blindly", ""
         else:
             name, tone = f"Without the {row['removed']} that {title} found", "good"

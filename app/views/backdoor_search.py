@@ -12,10 +12,9 @@ from natscope.app.links import AttributeView, BackdoorView, pack_image
 from natscope.app.views import frame
 from natscope.app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, measured_for, sigma2_of, weak
 from natscope.app.views.notice import complain
-from natscope.core.analysis.curves import REFERENCE
 from natscope.core.bundle.request import Attribution, Request
 from natscope.core.errors import QueryError
-from natscope.core.methods import METHODS
+from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.metrics import recall_at_k, reciprocal_rank
 
 

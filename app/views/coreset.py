@@ -15,12 +15,13 @@ from natscope.app.links import AttributeView, CoresetView, largest_coreset
 from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
-from natscope.app.views.coreset_results import measured, others, worth
+from natscope.app.views.coreset_results import others, worth
 from natscope.app.views.enlarge import show_large
 from natscope.app.views.notice import complain, fragment, inform
-from natscope.core.analysis.coreset import BLIND, missing
+from natscope.app.views.results import pointer
+from natscope.core.analysis.coreset import missing
 from natscope.core.errors import QueryError
-from natscope.core.methods import METHODS
+from natscope.core.methods import METHODS, RANDOM
 
 _SIZES = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2500, 5000)
 _SHOWN = 300  # images of the sheet, until all are asked for
@@ -34,7 +35,7 @@ def page() -> None:
         "sees only these shows what they are worth.",
         forget=lambda: frame.forget(KEY),
     )
-    if lacking := missing(attributor, BLIND):
+    if lacking := missing(attributor, RANDOM):
         inform(lacking, icon=":material/extension_off:")
         return
     largest = largest_coreset(len(attributor.train_labels))
@@ -46,7 +47,7 @@ def page() -> None:
     with results:
         _results(attributor, view)
     st.divider()
-    measured()
+    pointer("coreset")
 
 
 def _settings(attributor: Served, view: CoresetView) -> CoresetView:

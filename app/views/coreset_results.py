@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, tasks, words
-from natscope.app.figures.coreset import KINDS, accuracies, coreset_table, overlap, shares_right
+from natscope.app import tasks
+from natscope.app.figures.coreset import overlap, shares_right
 from natscope.app.links import CoresetView
-from natscope.app.results import commands, load_results
 from natscope.app.session import Served
 from natscope.app.views.coreset_queries import KEY
 from natscope.app.views.job import run_job
@@ -117,30 +116,3 @@ def others(attributor: Served, view: CoresetView, asked: np.ndarray, chosen: np.
     colour = "#5cc3d6" if st.context.theme.type == "dark" else "#0f6e84"
     figure = overlap(titles, shares, colour=colour)
     st.plotly_chart(figure, key=f"{KEY}overlap_chart", config={"displayModeBar": False})
-
-
-def measured() -> None:
-    """Draw the paper's experiment as it was measured, where the results are installed."""
-    st.subheader("Measured over many coresets")
-    results = load_results("coreset", "coreset-cifar10")
-    if not results:
-        st.caption("The result is not in this installation; `natscope evaluate coreset` measures it.")
-        return
-    st.markdown(f"**The paper.** {escape.sentence(results[0]['claims'])}")
-    for place, result in enumerate(results):
-        setting = result["setting"]
-        st.markdown(f"**{words.setting_of(setting)}**")
-        st.markdown(f"**Ours.** {escape.sentence(result['finding'])}")
-        for column, (balanced, title) in zip(st.columns(2, gap="large"), KINDS, strict=True):
-            column.markdown(f"**{title}**")
-            figure = accuracies(result, balanced=balanced)
-            column.plotly_chart(figure, key=f"{KEY}measured_{balanced}{place}", config={"displayModeBar": False})
-        count = len(result["bundles"])
-        networks = f"{count} networks, mean ± standard error" if count > 1 else "one network"
-        with st.expander("In numbers, and how it was measured"):
-            st.markdown(coreset_table(result))
-            st.markdown(
-                f"{setting['queries']} test images had a say, accuracy on {setting['measured_on']}; {networks}; "
-                f"{result['date']}."
-            )
-            st.code(commands(result), language=None)

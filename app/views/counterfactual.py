@@ -9,18 +9,17 @@ import streamlit as st
 from natscope.app import escape, links, tasks, words
 from natscope.app.components.bars import Bar, bars
 from natscope.app.components.grid import Card, data_uri, grid
-from natscope.app.figures.brittleness import flips, flips_table
 from natscope.app.links import FEWEST_REMOVED, MOST_REMOVED, CounterfactualView
-from natscope.app.results import commands, load_results
 from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.enlarge import enlarge
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain
 from natscope.app.views.query import picker, prediction
+from natscope.app.views.results import pointer
 from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import QueryError
-from natscope.core.methods import METHODS
+from natscope.core.methods import METHODS, RANDOM
 from natscope.precompute.paths import home
 from natscope.precompute.training.removal import Answer, identity_of, name_of
 from natscope.precompute.training.result_cache import Kept
@@ -50,7 +49,7 @@ def page() -> None:
     with right:
         _removal(attributor, query)
     st.divider()
-    _measured()
+    pointer("brittleness")
 
 
 def _take(query: str) -> None:
@@ -146,7 +145,7 @@ def _removal(attributor: Served, query: QueryImage) -> None:
     stages = (
         ("As it is", (), about | {"method": None, "removed": 0}),
         ("Training without those found", found, about | {"removed": len(found)}),
-        ("Training without as many picked blindly", others, about | {"method": "random", "removed": len(others)}),
+        ("Training without as many picked blindly", others, about | {"method": RANDOM, "removed": len(others)}),
     )
     result = _known(kept, query, found, others) or run_job(
         ("removals", attributor.place, name_of(query.image, query.predicted, found)),
@@ -239,7 +238,7 @@ def _earlier(attributor: Served, kept: Kept) -> None:
     runs = [
         part
         for part in kept.parts().values()
-        if part["removed"] and part["method"] != "random" and part["query"].startswith(("test:", "train:"))
+        if part["removed"] and part["method"] != RANDOM and part["query"].startswith(("test:", "train:"))
     ]
     if not runs:
         return
@@ -260,26 +259,3 @@ def _earlier(attributor: Served, kept: Kept) -> None:
             hide_index=True,
             column_config={"margin": st.column_config.NumberColumn(format="%.2f")},
         )
-
-
-def _measured() -> None:
-    st.subheader("Measured over many images", anchor="measured")
-    results = load_results("brittleness", "brittleness-cifar10")
-    if not results:
-        st.caption("The result is not in this installation; `natscope evaluate brittleness` measures it.")
-    for place, result in enumerate(results):
-        setting = result["setting"]
-        st.markdown(f"**{words.setting_of(setting)}**")
-        left, right = st.columns([1.3, 1], gap="large")
-        with left:
-            st.plotly_chart(flips(result), key=f"{_KEY}flips{place}", config={"displayModeBar": False})
-        with right:
-            st.markdown(f"**The paper.** {escape.sentence(result['claims'])}")
-            st.markdown(f"**Ours.** {escape.sentence(result['finding'])}")
-            st.caption(
-                f"{setting['queries']} test images that the network gets right, {len(result['bundles'])} network"
-                f"{'s' if len(result['bundles']) > 1 else ''}; bars: one standard error; {result['date']}."
-            )
-        with st.expander("Numbers, and how it was measured"):
-            st.markdown(flips_table(result))
-            st.code(commands(result), language=None)

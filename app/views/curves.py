@@ -9,14 +9,14 @@ import streamlit as st
 
 from natscope.app import escape, session, tasks, words
 from natscope.app.downloads import draw, offer
-from natscope.app.figures.curves import FORMATS, curves_file, experiment_panels, lengths, relative
-from natscope.app.links import DECADES, GAINS, LARGEST_CURVE, MOST_CURVES, CurvesView
-from natscope.app.results import commands, load_result
+from natscope.app.figures.curves import FORMATS, curves_file, lengths, relative
+from natscope.app.links import DECADES, LARGEST_CURVE, MOST_CURVES, CurvesView
 from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.job import run_job
-from natscope.core.analysis.curves import REFERENCE, Curve, Line
-from natscope.core.methods import METHODS
+from natscope.app.views.results import pointer
+from natscope.core.analysis.curves import Curve, Line
+from natscope.core.methods import GAINS, METHODS, REFERENCE
 from natscope.core.sketch_error import Trust
 
 _VIEW, _KEY = "curves_view", "curves_"
@@ -41,7 +41,7 @@ def page() -> None:
     st.divider()
     left, right = st.columns([1.25, 1], gap="large")
     with left:
-        _experiment()
+        pointer("relative-information")
     with right:
         _trust(attributor)
 
@@ -179,23 +179,6 @@ def _downloads(attributor: Served, view: CurvesView, panels: Sequence[tuple[str,
     with st.container(horizontal=True, vertical_alignment="center"):
         for kind, mime, make in offers:
             offer(kind, make, f"natscope-curves.{kind.lower()}", mime, key=f"{_KEY}download_{kind}")
-
-
-def _experiment() -> None:
-    st.subheader("The paper’s own setting, measured")
-    result = load_result("relative-information")
-    if result is None:
-        st.caption("The result is not in this installation; `natscope evaluate relative-information` measures it.")
-        return
-    setting = result["setting"]
-    st.markdown(f"**The paper.** {escape.sentence(result['claims'])}")
-    st.markdown(f"**Ours.** {escape.sentence(result['finding'])}")
-    for title, curves, by_method in experiment_panels(result):
-        st.markdown(f"**{title}**")
-        figure = relative(curves, by_method=by_method)
-        st.plotly_chart(figure, key=f"{_KEY}paper_{by_method}", config={"displayModeBar": False})
-    st.caption(f"{words.setting_of(setting)}; {setting['queries']} test images; {result['date']}.")
-    st.code(commands(result), language=None, wrap_lines=True)
 
 
 def _trust(attributor: Served) -> None:

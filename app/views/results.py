@@ -12,7 +12,7 @@ from natscope.app.figures.coreset import KINDS, accuracies, coreset_table
 from natscope.app.figures.curves import experiment_panels, relative
 from natscope.app.figures.experiments import ordered, recall_table, retraining_table
 from natscope.app.figures.tuning import scores
-from natscope.app.paper import SECTIONS
+from natscope.app.paper import SECTIONS, TABLE_1
 from natscope.app.results import commands, load_results
 from natscope.core.methods import METHODS
 
@@ -33,12 +33,27 @@ def page() -> None:
         left, right = st.columns([1, 1.6], gap="large")
         with left:
             st.markdown(f"**The paper.** {section.paper}")
+            if section.numbers:
+                st.markdown(section.numbers)
             st.markdown(f"**Where we differ.** {section.differs}")
         with right:
             if not results:
                 st.caption("Not measured yet.")
             for place, result in enumerate(results):
                 _one(result, f"{_KEY}{section.anchor}{place}")
+
+
+def pointer(anchor: str) -> None:
+    """Say on another page what was measured in an experiment, and lead to its section.
+
+    Args:
+        anchor: of the section.
+    """
+    section = next(found for found in SECTIONS if found.anchor == anchor)
+    st.subheader("Measured over many", anchor="measured")
+    for result in load_results(section.names[0]):
+        st.markdown(f"**{words.setting_of(result['setting'])}.** {escape.sentence(result['finding'])}")
+    st.markdown(f"[{section.title}, the paper’s and ours](results#{anchor})")
 
 
 def _one(result: dict[str, Any], key: str) -> None:
@@ -103,7 +118,7 @@ def _recalls(result: dict[str, Any], key: str) -> None:
     )
     _chart(figure, key)
     with st.expander("The numbers"):
-        st.markdown(recall_table(result))
+        st.markdown(recall_table(result, TABLE_1 if result["setting"]["network"].startswith("resnet9") else None))
 
 
 def _coresets(result: dict[str, Any], key: str) -> None:

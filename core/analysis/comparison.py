@@ -9,10 +9,12 @@ import numpy as np
 from natscope.core.bundle.attributor import Attributor, Progress
 from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
 from natscope.core.metrics import information_gain_curve, information_loss_curve, jaccard, rank_biased_overlap
 
 Overlap = Callable[[Sequence[int], Sequence[int]], float]
-QUANTITIES = {"loss": "InfoLoss", "gain": "InfoGain"}  # fields of a row that count nats, and their names
+# Fields of a row that count nats, and their names: those of the methods that choose by them.
+QUANTITIES = {str(m.information): m.title for m in METHODS.values() if m.information and m.approximates is None}
 OVERLAPS: dict[str, Overlap] = {"jaccard": jaccard, "rbo": rank_biased_overlap}
 
 

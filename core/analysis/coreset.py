@@ -14,12 +14,12 @@ from natscope.core.bundle.capabilities import Capabilities
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Candidates, Query, Settings
+from natscope.core.methods.artifacts import MARGINS
 from natscope.core.metrics import information_gain_curve
 from natscope.core.pool import LIVE, Pool
 
-FEATURES = "margin_features"
+FEATURES = MARGINS
 MOST_QUERIES = 500
-BLIND = "random"  # the method that every other is compared with
 _BROUGHT_BY = next(name for name, method in METHODS.items() if FEATURES in method.needs)
 
 

@@ -9,12 +9,11 @@ import numpy as np
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import QueryError
-from natscope.core.methods import METHODS
+from natscope.core.methods import REFERENCE
 from natscope.core.metrics import information_loss_curve
 
 Progress = Callable[[str, int, int], None]
 _HELD_OUT = 5  # every fifth test image is for choosing settings, and never reported
-REFERENCE = next(name for name, method in METHODS.items() if method.information == "loss")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from natscope.core.bundle.format import FIX, Bundle
-from natscope.core.bundle.manifest import FACTORS
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError
 from natscope.core.features import FeatureMap
 from natscope.core.jacobians import convolves
 from natscope.core.measurements import doubt
-from natscope.core.methods.base import Method
+from natscope.core.methods import METHODS, Method
+from natscope.core.methods.artifacts import FACTORS, LOSS_WEIGHTS, MARGINS, EkfacSpec
 from natscope.core.scratch import temporary_folder
 
 if TYPE_CHECKING:  # the libraries behind these take a second to load, so they are loaded when they are needed
@@ -25,38 +25,8 @@ if TYPE_CHECKING:  # the libraries behind these take a second to load, so they a
 
 Progress = Callable[[str, int, int], None]
 Inputs = Callable[[slice | np.ndarray], Tensor]
-_DERIVED = ("train_doubt",)  # follow from what every bundle holds
 _SHARD = 1000
 _TOGETHER = 10  # queries for which the gradients of the training images are computed once
-
-
-@dataclass(frozen=True)
-class EkfacSpec:
-    """How the factors are fitted, to the Fisher's directions: pairs of a training image and a class, see `_MarginTask`.
-
-    Args:
-        covariance_directions: at most so many directions, drawn evenly, for the Kronecker factors, which set the axes.
-        lambda_directions: at most so many, drawn by their share of the Fisher's trace, for the variances along these
-            axes, which cost most.
-        seed: of the draws.
-        batch_size: directions a step.
-    """
-
-    covariance_directions: int = 200_000
-    lambda_directions: int = 4_000
-    seed: int = 0
-    batch_size: int = 500
-
-    def to_dict(self) -> dict[str, int]:
-        """Return the JSON form."""
-        return asdict(self)
-
-    @classmethod
-    def usual(cls, model: nn.Module) -> "EkfacSpec":
-        """Return what fits a network: a convolution's directions cost a thousand times those of a small MLP."""
-        if convolves(model):
-            return cls(covariance_directions=10_000, lambda_directions=2_000, batch_size=50)
-        return cls()
 
 
 class Parts:
@@ -78,19 +48,20 @@ class Parts:
         self._scores: BoundedCache[np.ndarray] = BoundedCache(256)
 
     def array(self, name: str, progress: Progress) -> np.ndarray:
-        """Return an array (N, ...) by the name under which a method `needs` it.
+        """Return an array (N, ...) by the name under which a method needs it.
 
         Args:
             name: its name.
             progress: called while something long is computed once.
         """
-        if name in _DERIVED:
-            return self._arrays.get(name, lambda: {name: self._doubt()})[name]
+        if name == LOSS_WEIGHTS:
+            return self._arrays.get(name, lambda: {name: self._loss_weights()})[name]
         if not self._fresh:
             return self._bundle.array(name)
-        if name == "margin_features":
+        if name == MARGINS:
             return self._arrays.get(name, lambda: {name: self._margin_features(progress)})[name]
-        return self._arrays.get("trak", lambda: self._trak(progress))[name]
+        own = next(m for m in METHODS.values() if name in m.files)
+        return self._arrays.get(own.name, lambda: self._computed(own, progress))[name]
 
     def influence(self, query: Tensor, target: int, rows: np.ndarray, progress: Progress) -> np.ndarray:
         """Return the EK-FAC influence of training images on a query's margin, (len(rows),), and remember it.
@@ -130,7 +101,7 @@ class Parts:
         found = self._ekfac()
         parts, step = [], _SHARD if convolves(self._margins.model) else len(rows)
         for start in range(0, len(rows), step):
-            progress("Kronfluence: gradients of the training images", start, len(rows))
+            progress("EK-FAC: gradients of the training images", start, len(rows))
             part = rows[start : start + step]
             parts.append(found.scores(queries, target, self._inputs(part), self._labels[part], mean=mean))
         return np.concatenate(parts, axis=1)
@@ -147,11 +118,11 @@ class Parts:
             return self._influence.get(0, lambda: EkfacInfluence(self._margins.model, self._bundle.factors()))
         except ValueError as error:
             raise BundleError(
-                f"The bundle {self._bundle.path} is damaged: its Kronfluence factors are not those of its network. "
+                f"The bundle {self._bundle.path} is damaged: its EK-FAC factors are not those of its network. "
                 f"To fix it, {FIX}."
             ) from error
 
-    def _doubt(self) -> np.ndarray:
+    def _loss_weights(self) -> np.ndarray:
         logits = torch.from_numpy(np.array(self._bundle.array("train_logits"), dtype=np.float64))
         return doubt(logits, torch.from_numpy(self._labels)).numpy()
 
@@ -163,20 +134,32 @@ class Parts:
             parts.append(self._margins.features(self._inputs(part), self._labels[part], measurement="margin"))
         return np.concatenate(parts)
 
-    def _trak(self, progress: Progress) -> dict[str, np.ndarray]:
-        from natscope.core.methods.trak import trak_features
-
-        rows = self.array("margin_features", progress)
+    def _computed(self, method: Method, progress: Progress) -> dict[str, np.ndarray]:
+        """Return the arrays of a method for another sketch than the bundle's."""
+        rows, artifacts = self.array(MARGINS, progress), method.artifacts
+        if artifacts is None:
+            raise ValueError(f"{method.title} has no arrays of its own.")
         with temporary_folder() as folder:
-            features, out_to_loss = trak_features(
-                self._margins.model, self._inputs, self._labels, rows, folder=Path(folder), progress=progress
+            source = _Source(
+                self._margins.model, self._labels, Path(folder), progress, EkfacSpec(), self._inputs, lambda: rows
             )
-        return {"trak_features": features, "trak_out_to_loss": out_to_loss}
+            return {name: array for name, array in artifacts.compute(source).items() if isinstance(array, np.ndarray)}
+
+
+@dataclass(frozen=True)
+class _Source:
+    model: nn.Module
+    labels: np.ndarray
+    folder: Path
+    progress: Progress
+    ekfac: EkfacSpec
+    inputs: Inputs
+    margins: Callable[[], np.ndarray]
 
 
 def missing(bundle: Bundle, method: Method) -> str | None:
     """Return a sentence on what a bundle lacks for a method and how to add it; None where nothing is missing."""
-    if all(name in _DERIVED or bundle.has(name) for name in method.needs):
+    if all(map(bundle.has, method.files)):
         return None
     return (
         f"This bundle does not yet hold what {method.title} needs; the command that built it adds it, run again with "

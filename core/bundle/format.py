@@ -16,7 +16,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from natscope.core.bundle.file_checks import fault, mapped, once, size_fault
-from natscope.core.bundle.manifest import FACTORS, LARGEST, MANIFEST, PURPOSES, SCHEMA, WEIGHTS, FileRecord, Manifest
+from natscope.core.bundle.manifest import LARGEST, MANIFEST, PURPOSES, SCHEMA, WEIGHTS, FileRecord, Manifest
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, FileError, out_of_memory
@@ -24,6 +24,7 @@ from natscope.core.files import irregular, opened, read_open, sha256_of, write_a
 from natscope.core.index.file_checks import index_fault
 from natscope.core.index.search import InnerProductIndex
 from natscope.core.index.spec import IndexSpec
+from natscope.core.methods.artifacts import FACTORS
 from natscope.core.rows import RowView
 from natscope.core.sketches import SketchSpec
 
@@ -193,7 +194,7 @@ class Bundle:
             raise self._misfit() from error
 
     def factors(self) -> Path:
-        """Return the folder of Kronfluence's factors, every file of which is as it was recorded.
+        """Return the folder of EK-FAC factors, every file of which is as it was recorded.
 
         Raises:
             BundleError: if one is damaged, or there are none.

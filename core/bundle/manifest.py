@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from natscope.core.bundle.schema import SchemaError, checked
+from natscope.core.methods import METHODS, Artifacts
+from natscope.core.methods.artifacts import MARGINS
 from natscope.core.sketches import SKETCHES
 
 SCHEMA = 1
@@ -26,17 +28,6 @@ MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 LARGEST, _MOST_VALUES = 4_000_000, 300_000  # bytes of a manifest, and values in it: a second's work, whatever they are
 MOST_TRAINING_IMAGES, MOST_TEST_IMAGES = 10_000_000, 1_000_000  # pages look at the labels and answers of all of them
-FACTORS = "kronfluence"  # folder of Kronfluence's factors within a bundle
-FACTOR_FILES = (
-    "activation_eigenvalues.safetensors",
-    "activation_eigenvectors.safetensors",
-    "gradient_eigenvalues.safetensors",
-    "gradient_eigenvectors.safetensors",
-    "lambda_matrix.safetensors",
-    "num_lambda_processed.safetensors",
-    "factor_arguments.json",
-)
-_FACTORS = frozenset(f"{FACTORS}/{file}" for file in FACTOR_FILES)
 _PER_CLASS = ("gram", "index", "features_all", "train_gram")  # followed by "_" and the number of a class
 _NEEDED = (
     *("train_images", "train_labels", "train_logits", "test_images", "test_labels", "test_logits"),
@@ -197,8 +188,10 @@ def _misfits(manifest: Manifest) -> Iterator[str]:
     if missing := [name for name in _NEEDED if name not in files]:
         yield f"records no '{missing[0]}'"
         return
-    if _FACTORS & files.keys() and not files.keys() >= _FACTORS:
-        yield f"records only a part of the files in '{FACTORS}'"
+    for method in METHODS.values():
+        own = set(method.artifacts.names if method.artifacts else ())
+        if own & files.keys() and not own <= files.keys():
+            yield f"records only a part of what {method.title} needs"
     if not plain_command(manifest.command):
         yield "holds a command that is none of natscope's"
     yield from _setting_misfits(manifest, classes)
@@ -262,9 +255,9 @@ def _file_of(name: str, classes: int) -> str | None:
     """Return the one file that a logical name may stand for; None where there is no such name."""
     if name == "weights":
         return WEIGHTS
-    if name in _FACTORS:
+    if any(name in artifacts.files for artifacts in _artifacts()):
         return name
-    if name in _FIXED:
+    if name in _FIXED or name in _features() or name in _numbers():
         return f"{name}.npy"
     kind, _, number = name.rpartition("_")
     if kind in _PER_CLASS and number.isascii() and number.isdecimal() and len(number) <= 6 and int(number) < classes:
@@ -284,16 +277,27 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "test_fooled": _BOOL,
     "penultimate": _FLOATS,
     "features": _SINGLE,
-    "margin_features": _SINGLE,
-    "trak_features": _SINGLE,
-    "trak_out_to_loss": _SINGLE,
 }
+
+
+def _artifacts() -> list[Artifacts]:
+    return [method.artifacts for method in METHODS.values() if method.artifacts is not None]
+
+
+def _features() -> set[str]:
+    """Return the names of what methods need in the form of the features."""
+    return {MARGINS, *(name for artifacts in _artifacts() for name in artifacts.features)}
+
+
+def _numbers() -> set[str]:
+    return {name for artifacts in _artifacts() for name in artifacts.numbers}
 
 
 def _record_misfit(manifest: Manifest, name: str, record: FileRecord) -> str | None:
     """Return what is wrong with the shape and type of an array, which have to be what all others call for."""
     if record.file.endswith(".npy"):
-        dtypes = _FIXED.get(name) or (_SINGLE if name.startswith("features") else _DOUBLE)
+        single = name.startswith("features") or name in _features() | _numbers()
+        dtypes = _FIXED.get(name) or (_SINGLE if single else _DOUBLE)
         shape = record.shape or ()
         if record.dtype not in dtypes or not _fits(manifest, name, shape):
             return f"records '{name}' with a shape or type that does not fit the rest"
@@ -321,6 +325,6 @@ def _fits(manifest: Manifest, name: str, shape: tuple[int, ...]) -> bool:
         return shape == (count, *images[1:])
     if name.endswith("_logits"):
         return shape == (count, classes)
-    if name in ("train_labels", "test_labels", "test_fooled", "trak_out_to_loss"):
+    if name in ("train_labels", "test_labels", "test_fooled") or name in _numbers():
         return shape == (count,)
     return shape == (train, manifest.width)  # features of some kind

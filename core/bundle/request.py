@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from natscope.core.methods import REFERENCE
+
 POOLS = ("same-class", "all")
 CONDITIONINGS = ("pool", "train")
 LEAST_SIGMA2, LARGEST_SIGMA2 = 1e-30, 1e30  # beyond these float64 overflows or loses every digit
@@ -57,7 +59,7 @@ class Request:
         'same-class'
     """
 
-    method: str = "info_loss"
+    method: str = REFERENCE
     sigma2: float = 1.0
     budget: int = 10
     pool: str = "same-class"

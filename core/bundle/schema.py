@@ -123,6 +123,7 @@ class _Results(_Strict):
     attack_success: Share | UnsetType = UNSET
     by_torch_func: list[Text] | UnsetType = UNSET
     skipped: list[Note] | UnsetType = UNSET
+    left_out: dict[Word, Note] | UnsetType = UNSET
 
 
 class _Chosen(_Strict):

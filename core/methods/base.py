@@ -9,6 +9,7 @@ from torch import Tensor
 
 from natscope.core.greedy import Selection
 from natscope.core.index.search import InnerProductIndex
+from natscope.core.methods.artifacts import DERIVED, Artifacts, Size
 from natscope.core.pool import Pool
 from natscope.core.posterior import Conditioning
 
@@ -84,7 +85,9 @@ class Method:
         signed: whether the ranking itself runs from proponents to opponents.
         conditions: whether a conditioning set other than the pool makes a difference.
         score: what the score is, in words, with its unit.
-        needs: arrays that the bundle must hold for this method alone; `natscope precompute --methods` adds them.
+        needs: arrays that it shares with other methods, of `natscope.core.methods.artifacts`.
+        artifacts: what it needs for itself; `natscope precompute --methods` adds both.
+        blind: whether it knows nothing of the query: the random baseline that others are compared with.
         sketched: whether the ranking depends on the sketch, and so on its seed.
         approximates: the name of the method that this one is a cheaper version of.
         searches: whether it picks by the pool's index where there is one.
@@ -104,11 +107,23 @@ class Method:
     conditions: bool = False
     score: str = "score"
     needs: tuple[str, ...] = ()
+    artifacts: Artifacts | None = None
+    blind: bool = False
     sketched: bool = True
     approximates: str | None = None
     searches: bool = False
     together: bool = False
     caveat: str = ""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of all that a bundle must hold for it, but for what follows from what every bundle holds."""
+        own = self.artifacts.names if self.artifacts else ()
+        return (*(name for name in self.needs if name not in DERIVED), *own)
+
+    def obstacle(self, size: Size) -> str | None:
+        """Return a sentence on why it cannot be prepared for a bundle of this size; None if it can."""
+        return self.artifacts.obstacle(size) if self.artifacts else None
 
 
 METHODS: dict[str, Method] = {}

@@ -1,10 +1,21 @@
 """The baselines that people use: each scores every image by itself."""
 
+from importlib.metadata import version
 from typing import TypeVar
 
 import numpy as np
 
 from natscope.core.greedy import Selection
+from natscope.core.methods.artifacts import (
+    FACTOR_FILES,
+    LOSS_WEIGHTS,
+    MARGINS,
+    Artifacts,
+    Computed,
+    Size,
+    Source,
+    emptied,
+)
 from natscope.core.methods.base import Candidates, Query, Settings, method, rank
 
 Part = TypeVar("Part")
@@ -39,13 +50,34 @@ def _repsim(candidates: Candidates, query: Query, settings: Settings) -> Selecti
     "tend to come first for every query.",
     signed=True,
     score="gradient product",
-    needs=("margin_features", "train_doubt"),
+    needs=(MARGINS, LOSS_WEIGHTS),
+    artifacts=Artifacts(settings=lambda source: {"measurement": "margin", "ntk": False}),
 )
 def _graddot(candidates: Candidates, query: Query, settings: Settings) -> Selection:
     # Pruthi et al. 2020, equation 5, one checkpoint. The loss is -log p_y, whose gradient is -(1 - p_y) grad f.
     margins = np.atleast_2d(_given(query.margin)())
-    products = candidates.pool.kernel(_rows(candidates, "margin_features"), margins).mean(axis=1)
-    return rank(_rows(candidates, "train_doubt") * products, settings)
+    products = candidates.pool.kernel(_rows(candidates, MARGINS), margins).mean(axis=1)
+    return rank(_rows(candidates, LOSS_WEIGHTS) * products, settings)
+
+
+def _trak_artifacts(source: Source) -> Computed:
+    from natscope.core.methods.trak import trak_features
+
+    folder = emptied(source.folder / "traker")  # a TRAKer does not go on within a pass
+    features, weights = trak_features(
+        source.model, source.inputs, source.labels, source.margins(), folder=folder, progress=source.progress
+    )
+    return {"trak_features": features, "trak_out_to_loss": weights}
+
+
+def _trak_obstacle(size: Size) -> str | None:
+    if not size.vectors:
+        return "TRAK needs feature vectors, and the exact kernel has none; choose another --sketch."
+    least = min(size.count, size.count if size.parameters is None else size.parameters + 1)
+    if least <= size.dim:
+        kind = "training images" if least == size.count else "parameters of the network"
+        return f"TRAK needs more {kind} than dimensions of the sketch: choose a --dim below {least:,}."
+    return None
 
 
 @method(
@@ -58,7 +90,17 @@ def _graddot(candidates: Candidates, query: Query, settings: Settings) -> Select
     "networks; from one network its scores are noisy.",
     signed=True,
     score="TRAK score, no unit",
-    needs=("trak_features", "trak_out_to_loss"),
+    needs=(MARGINS,),
+    artifacts=Artifacts(
+        features=("trak_features",),
+        numbers=("trak_out_to_loss",),
+        compute=_trak_artifacts,
+        settings=lambda _: {"checkpoints": 1, "ridge": 0.0, "traker": version("traker")},
+        obstacle=_trak_obstacle,
+        bytes=lambda size: 3 * 4 * size.count * size.dim,
+        memory=lambda size: 8 * size.count * size.dim + 16 * size.dim**2,
+        products=lambda size: float(size.count * size.dim**2),
+    ),
     caveat="Computed by the library traker from one network and without averaging over networks, which its authors "
     "recommend. Scores carry an arbitrary common factor: only their order and sign mean something.",
 )
@@ -67,6 +109,12 @@ def _trak(candidates: Candidates, query: Query, settings: Settings) -> Selection
 
     features, weights = (_rows(candidates, name) for name in ("trak_features", "trak_out_to_loss"))
     return rank(trak.scores(features, weights, _given(query.margin)()), settings)
+
+
+def _factors(source: Source) -> Computed:
+    from natscope.core.methods.ekfac import factor_contents
+
+    return factor_contents(source)
 
 
 @method(
@@ -79,7 +127,14 @@ def _trak(candidates: Candidates, query: Query, settings: Settings) -> Selection
     "a minute or more with a convolutional network, and sees only Linear and Conv2d layers.",
     signed=True,
     score="influence on the margin, per unit of weight",
-    needs=("kronfluence/lambda_matrix.safetensors",),
+    artifacts=Artifacts(
+        files=FACTOR_FILES,
+        compute=_factors,
+        settings=lambda source: source.ekfac.to_dict() | {"kronfluence": version("kronfluence")},
+        bytes=lambda size: 2**26,
+        usual=False,
+        timed=False,
+    ),
     sketched=False,
     together=True,
     caveat="Computed by the library kronfluence; its factors are fitted on a part of the training images.",
@@ -97,6 +152,7 @@ def _kronfluence(candidates: Candidates, query: Query, settings: Settings) -> Se
     advice="As the yardstick of every comparison.",
     score="draw",
     sketched=False,
+    blind=True,
 )
 def _random(candidates: Candidates, query: Query, settings: Settings) -> Selection:
     draws = np.random.default_rng(settings.seed).random(len(candidates.pool))

@@ -13,10 +13,12 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from kronfluence.analyzer import Analyzer, prepare_model
@@ -26,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import Dataset, TensorDataset
 
-from natscope.core.bundle.artifacts import EkfacSpec
-from natscope.core.bundle.manifest import FACTOR_FILES
+from natscope.core.errors import out_of_memory
 from natscope.core.jacobians import convolves
 from natscope.core.measurements import margin
+from natscope.core.methods.artifacts import FACTOR_FILES, EkfacSpec, Source
 from natscope.core.scratch import temporary_folder
 
 Progress = Callable[[str, int, int], None]
@@ -75,6 +77,28 @@ def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec,
         progress(stage, parts + 2, parts + 2)
 
 
+def factor_contents(source: Source) -> dict[str, bytes]:
+    """Fit the factors, or go on with a fit that was interrupted; return the contents of their files."""
+    home = source.folder / "fitting"
+    fit = partial(fit_factors, source.model, source.inputs(slice(None)), home, source.ekfac, source.progress)
+    begun = home.exists()
+    try:
+        fit()
+    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        if not begun or out_of_memory(error):
+            raise
+        shutil.rmtree(home)  # it was interrupted in the middle of a file
+        fit()
+    return {name: _content(factors_folder(home) / Path(name).name) for name in FACTOR_FILES}
+
+
+def _content(file: Path) -> bytes:
+    """Return a file's bytes; kronfluence's tensors without their metadata, whose order is another in every run."""
+    if file.suffix == ".safetensors":
+        return safetensors.torch.save(safetensors.torch.load_file(file))
+    return file.read_bytes()
+
+
 def factors_folder(home: Path) -> Path:
     """Return the folder in which kronfluence keeps the factors of an analysis at `home`."""
     return home / "natscope" / f"factors_{_NAME}"
@@ -98,7 +122,7 @@ class EkfacInfluence:
         factors = factors_folder(Path(self._home.name))
         factors.mkdir(parents=True)
         _check_factors(model, folder)
-        for name in FACTOR_FILES:
+        for name in (Path(file).name for file in FACTOR_FILES):
             if name.endswith(".safetensors"):
                 shutil.copyfile(folder / name, factors / name)
         (factors / _ARGUMENTS).write_text(json.dumps(FactorArguments(strategy="ekfac").to_dict()))

@@ -8,6 +8,7 @@ started again: `start` does that when it was killed. `python -P -m natscope.prec
 """
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -125,8 +126,8 @@ def unfinished(folder: Path) -> list[tuple[str, str]]:
         with contextlib.suppress(BundleError):
             found[name] = Bundle(folder / name) if (folder / name).exists() else None
     wanted = [(name, "") for name, bundle in found.items() if bundle is None or untuned(bundle)]
-    slow = [(name, SLOW) for name, bundle in found.items() if bundle is None or SLOW not in bundle.manifest.methods]
-    return wanted + slow
+    slow = itertools.product(found.items(), SLOW)
+    return wanted + [(name, m) for (name, b), m in slow if b is None or m not in b.manifest.methods]
 
 
 def run(folder: Path) -> None:

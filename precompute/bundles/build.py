@@ -7,7 +7,7 @@ OUT in one step.
 
 import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ from natscope.core.features import FeatureMap, Outputs, kernel_of
 from natscope.core.files import size
 from natscope.core.images import ImageInputs
 from natscope.core.kernels import Kernel
-from natscope.core.methods import METHODS
+from natscope.core.methods import METHODS, Size
 from natscope.core.ood import distances, usual_distances
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.posterior import blocks, feature_gram
 from natscope.core.rows import RowView
-from natscope.precompute.bundles.artifacts import Parts
-from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, parts_bytes, versions, wanted
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.bundles.artifacts import Preparation
+from natscope.precompute.bundles.spec import BuildSpec, artifact_bytes, estimated_bytes, left_out, versions, wanted
 from natscope.precompute.bundles.store import Store
 from natscope.precompute.bundles.work import CHECKPOINT, Work
 from natscope.precompute.data.datasets import Dataset, first_of_each, of_classes, scaled
@@ -162,9 +163,18 @@ def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple
 
 
 def _missing(spec: BuildSpec, bundle: Bundle) -> tuple[str, ...]:
-    """Return the methods that were asked for and whose parts the bundle does not hold."""
-    methods = wanted(spec.methods, count=len(bundle.array("train_labels")), sketch=bundle.sketch_spec)
-    return tuple(name for name in methods if METHODS[name].needs and name not in bundle.manifest.methods)
+    """Return the methods that were asked for and whose artifacts the bundle does not hold.
+
+    A method that was left out because it cannot be had is tried again only where it is asked for by name.
+    """
+    there = {*bundle.manifest.methods, *(bundle.manifest.results.get("left_out", {}) if spec.methods is None else ())}
+    methods = wanted(spec.methods, _size(len(bundle.array("train_labels")), bundle.sketch_spec))
+    return tuple(name for name in methods if METHODS[name].files and name not in there)
+
+
+def _size(count: int, sketch: SketchSpec, model: nn.Module | None = None) -> Size:
+    parameters = None if model is None else sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Size(count, sketch.dim, vectors=sketch.kind != "exact", parameters=parameters)
 
 
 def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
@@ -177,18 +187,21 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
         return bundle
     place, identity = bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity}
     work = Work(place, identity, folder=bundle.path, progress=progress)
-    _make_sure_of_room(work.path, parts_bytes(methods, len(bundle.array("train_labels")), bundle.sketch_spec.dim))
+    size = _size(len(bundle.array("train_labels")), bundle.sketch_spec)
+    _make_sure_of_room(work.path, artifact_bytes(methods, size))
     model = network_of(bundle, seed=0)
     bundle.load_into(model)
     dataset, labels = bundle.manifest.dataset, np.asarray(bundle.array("train_labels"))
     images = ImageInputs(bundle.array("train_images"), dataset["mean"], dataset["std"])
     store = Store(bundle.path, work, progress)
-    added = Parts(store, model.eval(), images, labels, sketch=spec.sketch, ekfac=spec.ekfac).add(methods)
+    preparation = Preparation(store, model.eval(), images, labels, sketch=spec.sketch, ekfac=spec.ekfac)
+    added, missing = preparation.add(methods, requested=spec.methods is not None)
     if (threads := versions()["threads"]) != bundle.manifest.versions.get("threads"):
         added = {name: settings | {"threads": threads} for name, settings in added.items()}
     manifest = replace(
         bundle.manifest,
         methods=bundle.manifest.methods | added,
+        results=bundle.manifest.results | _left_out(missing, bundle.manifest.results),
         files=bundle.manifest.files | store.checked_records(),
     )
     write_manifest(bundle.path, manifest)
@@ -205,7 +218,6 @@ class _Builder:
         self.data, self.backdoor = prepared(spec, data)
         self.model = fitted(spec.model, self.data.train_images.shape[1:], len(self.data.classes))
         self.store = Store(work.path, work, progress)
-        self.methods = wanted(spec.methods, count=len(self.data.train_images), sketch=spec.sketch)
 
     def run(self) -> None:
         spec, data = self.spec, self.data
@@ -216,6 +228,8 @@ class _Builder:
             last = len(images) % spec.training.batch_size
             check_trains(build_model(self.model, seed=spec.training.seed), images[:3], last, self.model)
         layout = layout_of(spec, model, images[:1])
+        size = _size(len(images), spec.sketch, model)
+        wanted(spec.methods, size)  # what cannot be had is found out now
         _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
         check_recordable(spec, data, self.backdoor, self.model, self.skipped)
         self._train(model, images)
@@ -230,8 +244,9 @@ class _Builder:
         self._per_class(own, kernel_of(spec.sketch, layout))
         if spec.outputs == "all":
             self._every_output(features, images)
-        methods = Parts(self.store, model, images, data.train_labels, sketch=spec.sketch, ekfac=spec.ekfac)
-        self._finish(layout, results, methods.add(self.methods))
+        preparation = Preparation(self.store, model, images, data.train_labels, sketch=spec.sketch, ekfac=spec.ekfac)
+        methods, missing = preparation.add(wanted(spec.methods, size), requested=spec.methods is not None)
+        self._finish(layout, results | _left_out(left_out(spec.methods, size) | missing), methods)
 
     def _inputs(self, images: np.ndarray) -> ImageInputs:
         return ImageInputs(images, self.data.mean, self.data.std)
@@ -364,6 +379,12 @@ def _manifest(
         command=spec.command if plain_command(spec.command) else "natscope precompute",
         index=settings.get("index"),
     )
+
+
+def _left_out(missing: dict[str, str], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what results say of methods that cannot be had, with what they said before."""
+    found = (known or {}).get("left_out", {}) | missing
+    return {"left_out": found} if found else {}
 
 
 def _make_sure_of_room(folder: Path, needed: int) -> None:

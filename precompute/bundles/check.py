@@ -13,12 +13,14 @@ from torch import nn
 
 from natscope.core.backdoor import Backdoor
 from natscope.core.features import FeatureMap
-from natscope.core.files import size
+from natscope.core.files import size as formatted
 from natscope.core.images import ImageInputs
+from natscope.core.methods import METHODS, Size
+from natscope.core.methods.artifacts import MARGINS
 from natscope.core.pool import LARGEST_GRAM
 from natscope.precompute.bundles.build import SHARD, check_recordable, check_room, existing, layout_of, prepared
 from natscope.precompute.bundles.measure import bytes_each, seconds_each
-from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, wanted
+from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_out, wanted
 from natscope.precompute.data.datasets import FOLDER, Dataset
 from natscope.precompute.data.folders import load_named
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
@@ -71,7 +73,10 @@ def check(
         yield "", f"by torch.func, exact as well and slower: {', '.join(network.by_torch_func)}"
     layout = layout_of(spec, model, images[:1])
     check_recordable(spec, data, backdoor, model_spec, skipped)
-    methods = wanted(spec.methods, count=len(data.train_images), sketch=spec.sketch)
+    size = Size(len(data.train_images), spec.sketch.dim, spec.sketch.kind != "exact", network.parameters)
+    methods = wanted(spec.methods, size)
+    for name, why in left_out(spec.methods, size).items():
+        yield "Left out", f"{METHODS[name].title}: {why}"
 
     if spec.weights is None:
         yield "Training", _training(spec, model_spec, images, labels, len(data.train_images))
@@ -79,9 +84,9 @@ def check(
         yield "Weights", _weights(model, data)
     features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=SHARD)
     yield "Jacobians", _jacobians(spec, features, images, labels, data, methods)
-    yield "Products", _products(spec, data, network, methods)
+    yield "Products", _products(spec, data, network, methods, size)
     yield "Disk", _disk(estimated_bytes(spec, data, layout, network), out)
-    yield "Memory", _memory(spec, model_spec, features, images, labels, data, methods)
+    yield "Memory", _memory(spec, model_spec, features, images, labels, data, methods, size)
 
 
 def _sampled(spec: BuildSpec, progress: Progress) -> tuple[Dataset, Backdoor | None, np.ndarray, list[str]]:
@@ -154,7 +159,7 @@ def _jacobians(
 ) -> str:
     each = seconds_each(lambda number: features.features(images[:number], labels[:number]), min(len(images), SHARD))
     forward = seconds_each(lambda number: features.outputs(images[:number]), min(len(images), SHARD))
-    count, passes = len(data.train_images), 1 + bool({"graddot", "trak"} & {*methods})
+    count, passes = len(data.train_images), 1 + any(MARGINS in METHODS[name].needs for name in methods)
     passes += len(data.classes) if spec.outputs == "all" else 0
     outputs = forward * (count + len(data.test_images))
     size = f"K = {spec.sketch.dim:,}" if spec.sketch.kind != "exact" else "no sketch"
@@ -164,8 +169,8 @@ def _jacobians(
     )
 
 
-def _products(spec: BuildSpec, data: Dataset, network: Suitable, methods: tuple[str, ...]) -> str:
-    """Time what is matrix products: Grams, distances to the training images and what TRAK inverts."""
+def _products(spec: BuildSpec, data: Dataset, network: Suitable, methods: tuple[str, ...], size: Size) -> str:
+    """Time what is matrix products: Grams, distances to the training images and what methods invert."""
     dim, count = spec.sketch.dim, len(data.train_images)
     some = np.ones((256, dim))
     _ = some @ some.T
@@ -175,9 +180,13 @@ def _products(spec: BuildSpec, data: Dataset, network: Suitable, methods: tuple[
     sizes = np.bincount(data.train_labels)
     number = float(dim * (sizes[sizes <= LARGEST_GRAM].astype(float) ** 2).sum())
     number += min(len(data.test_images), 2000) * count * (data.train_images[0].size + network.penultimate)
-    number += count * dim**2 * (("trak" in methods) + (len(data.classes) if spec.outputs == "all" else 0))
-    found = f"Grams, indexes, distances{', TRAK' if 'trak' in methods else ''}: {_duration(each * number)}"
-    return found + (", and Kronfluence's factors, which are not timed here" if "kronfluence" in methods else "")
+    number += count * dim**2 * (len(data.classes) if spec.outputs == "all" else 0)
+    own = {METHODS[name].title: a for name in methods if (a := METHODS[name].artifacts) is not None}
+    number += sum(artifacts.products(size) for artifacts in own.values())
+    timed = ["Grams, indexes, distances", *(title for title, artifacts in own.items() if artifacts.products(size))]
+    others = [title for title, artifacts in own.items() if not artifacts.timed]
+    found = f"{', '.join(timed)}: {_duration(each * number)}"
+    return found + (f", and {', '.join(others)}, not timed here" if others else "")
 
 
 def _disk(needed: int, out: Path | None) -> str:
@@ -186,7 +195,7 @@ def _disk(needed: int, out: Path | None) -> str:
         place = place.parent
     free = shutil.disk_usage(place).free
     check_room(needed, free, place)
-    return f"the bundle takes about {size(needed)}; {size(free)} are free at {place}"
+    return f"the bundle takes about {formatted(needed)}; {formatted(free)} are free at {place}"
 
 
 def _memory(
@@ -197,6 +206,7 @@ def _memory(
     labels: np.ndarray,
     data: Dataset,
     methods: tuple[str, ...],
+    size: Size,
 ) -> str:
     dim, count, sizes = spec.sketch.dim, len(data.train_images), np.bincount(data.train_labels)
     trained = build_model(model, seed=0)
@@ -211,21 +221,21 @@ def _memory(
         bytes_each(lambda number: features.features(images[:number], labels[:number]))
         * min(features.batch_size, count),
         8 * largest * (2 * largest + dim),
-        (8 * count * dim + 16 * dim**2) * ("trak" in methods),
+        *(a.memory(size) for name in methods if (a := METHODS[name].artifacts) is not None),
     ]
     if spec.weights is None:
         phases.append(2 * weights + bytes_each(step) * min(spec.training.batch_size, count))
     copies = 1 if spec.classes is spec.per_class is spec.poison is None else 2
     pixels = copies * (data.train_images.nbytes + data.test_images.nbytes)
     peak = _IDLE + pixels + weights + _WITHIN * max(phases)
-    found = f"about {size(peak)} at the peak"
+    found = f"about {formatted(peak)} at the peak"
     try:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on every system
         return found
     if peak > there:
-        return f"{found}, MORE than the {size(there)} of this machine: the build may be killed"
-    return f"{found}, of {size(there)} in this machine"
+        return f"{found}, MORE than the {formatted(there)} of this machine: the build may be killed"
+    return f"{found}, of {formatted(there)} in this machine"
 
 
 def _rate(seconds: float) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from natscope import assets
 from natscope.core.bundle.format import Bundle
+from natscope.core.methods import METHODS
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.poison import PoisonSpec
@@ -24,7 +25,7 @@ EMBEDDED = {
         command=f"natscope precompute --poison-rate {RATE} --name 'Fashion-MNIST (25 %) with a backdoor, MLP'",
     ),
 }
-SLOW = "kronfluence"  # takes about a minute to prepare
+SLOW = tuple(name for name, m in METHODS.items() if m.artifacts is not None and not m.artifacts.usual)
 
 
 def build_embedded(

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from natscope.core.bundle.artifacts import EkfacSpec
 from natscope.core.bundle.format import sha256_of
 from natscope.core.errors import BuildError, FileError
 from natscope.core.index.spec import IndexSpec
-from natscope.core.methods import METHODS
+from natscope.core.methods import METHODS, Size
+from natscope.core.methods.artifacts import MARGINS, EkfacSpec
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.data.datasets import FOLDER, Dataset
@@ -25,7 +25,6 @@ from natscope.precompute.training.train import TrainingSpec
 from natscope.precompute.training.validate import Suitable
 
 _VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
-USUAL = ("graddot", "trak")  # built with every bundle that they can be built for
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class BuildSpec:
         ntk: scale Jacobians as in the NTK parameterisation.
         outputs: "own", or "all" to store features under every class's logit.
         weights: safetensors file of trained weights to load in place of training.
-        methods: whose own parts the bundle is to hold; the usual ones when None. More can be added later.
-        ekfac: how Kronfluence's factors are fitted; as usual for the network when None.
+        methods: whose artifacts the bundle is to hold; the usual ones when None. More can be added later.
+        ekfac: how EK-FAC factors are fitted; as usual for the network when None.
         command: what to type to build this bundle (without --out), for messages.
 
     Examples:
@@ -78,7 +77,7 @@ class BuildSpec:
         """Return what makes the bundle as JSON-able values, loaded weights by their checksum."""
         values = asdict(self)
         del values["command"]  # words for people: they change no other byte
-        del values["methods"], values["ekfac"]  # parts that come and go without changing the rest
+        del values["methods"], values["ekfac"]  # artifacts that come and go without changing the rest
         for later in ("classes", "per_class", "scaling", "poison"):
             if values[later] is None:
                 del values[later]  # as in bundles that were built before this setting
@@ -106,11 +105,11 @@ def versions() -> dict[str, str]:
     return found | {"machine": platform.machine(), "threads": str(torch.get_num_threads())}
 
 
-def parts_bytes(methods: tuple[str, ...], count: int, dim: int) -> int:
-    """Estimate the size of the parts of methods for N = `count` training images, TRAK's own work in progress too."""
-    margins, trak = bool({"graddot", "trak"} & {*methods}), "trak" in methods
-    factors = 2**26 if "kronfluence" in methods else 0
-    return int(1.1 * 4 * count * dim * (margins + 3 * trak)) + factors
+def artifact_bytes(methods: tuple[str, ...], size: Size) -> int:
+    """Estimate the size of the artifacts of methods, work in progress included."""
+    margins = 4 * size.count * size.dim if any(MARGINS in METHODS[name].needs for name in methods) else 0
+    own = (METHODS[name].artifacts for name in methods)
+    return int(1.1 * (margins + sum(artifacts.bytes(size) for artifacts in own if artifacts is not None)))
 
 
 def estimated_bytes(
@@ -133,30 +132,36 @@ def estimated_bytes(
         weights = 12 * network.parameters  # and their momentum while training
     pixels = data.train_images.nbytes + data.test_images.nbytes
     whole = int(1.1 * (pixels + features + grams + every + outputs + weights)) + 2**20
-    return whole + parts_bytes(wanted(spec.methods, count=count, sketch=spec.sketch), count, width)
+    size = Size(count, width, vectors=not exact)
+    return whole + artifact_bytes(wanted(spec.methods, size), size)
 
 
-def wanted(methods: tuple[str, ...] | None, *, count: int, sketch: SketchSpec) -> tuple[str, ...]:
-    """Return the methods whose parts a bundle is to hold, in order.
+def wanted(methods: tuple[str, ...] | None, size: Size) -> tuple[str, ...]:
+    """Return the methods whose artifacts a bundle is to hold, in order.
 
     Args:
         methods: names that were asked for; the usual ones, as far as they can be had, when None.
-        count: N, how many training images there are.
-        sketch: of the bundle.
+        size: of the bundle.
 
     Raises:
         BuildError: for a name that no method has, or a method that cannot be had for this bundle.
     """
-    for name in methods or ():
+    if methods is None:
+        return tuple(name for name in usual() if METHODS[name].obstacle(size) is None)
+    for name in methods:
         if name not in METHODS:
             raise BuildError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
-    vectors = sketch.kind != "exact"
-    if methods is None:
-        return tuple(name for name in USUAL if name != "trak" or (vectors and count > sketch.dim))
-    if "trak" in methods and not vectors:
-        raise BuildError("TRAK needs feature vectors, and the exact kernel has none; choose another --sketch.")
-    if "trak" in methods and count <= sketch.dim:
-        raise BuildError(
-            f"TRAK needs more training images than dimensions of the sketch: choose a --dim below {count:,}."
-        )
+        if obstacle := METHODS[name].obstacle(size):
+            raise BuildError(obstacle)
     return tuple(name for name in METHODS if name in methods)
+
+
+def usual() -> tuple[str, ...]:
+    """Return the methods whose artifacts a bundle gets without being asked, where they can be had."""
+    return tuple(name for name, m in METHODS.items() if m.artifacts is not None and m.artifacts.usual)
+
+
+def left_out(methods: tuple[str, ...] | None, size: Size) -> dict[str, str]:
+    """Return for each usual method that was not asked for by name why it cannot be had."""
+    found = {name: METHODS[name].obstacle(size) for name in usual()} if methods is None else {}
+    return {name: obstacle for name, obstacle in found.items() if obstacle is not None}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from natscope.core.methods import METHODS
+from natscope.core.methods import METHODS, RANDOM, REFERENCE
 from natscope.precompute.experiments import backdoor, brittleness, coreset, relative_information, retraining
 
 
@@ -30,5 +30,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "backdoor": Experiment(backdoor.run, queries=100, budget=100, methods=tuple(METHODS)),
     "brittleness": Experiment(brittleness.run, queries=40, budget=300, methods=tuple(METHODS)),
     "coreset": Experiment(coreset.run, queries=500, budget=None, methods=tuple(METHODS)),
-    "retraining": Experiment(retraining.run, queries=1, budget=50, methods=("info_loss", "random")),
+    "retraining": Experiment(retraining.run, queries=1, budget=50, methods=(REFERENCE, RANDOM)),
 }

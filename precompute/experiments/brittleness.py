@@ -20,10 +20,6 @@ from natscope.precompute.training.result_cache import Kept
 from natscope.precompute.training.retrain import recipe_of
 
 STEPS = 6  # of the grid of budgets, the last being the largest
-CLAIMS = (
-    "Figure 3 of Tailor, Felicioni and Ciosek: at every budget, removing what the information methods name flips more "
-    "predictions than any baseline does; Kronfluence is the best baseline."
-)
 INFORMATION = tuple(name for name, method in METHODS.items() if method.information)
 
 
@@ -180,7 +176,6 @@ def _result(
         "grid": list(grid),
     }
     return made | {
-        "claims": CLAIMS,
         "rows": rows,
         "finding": finding(rows, grid),
     }

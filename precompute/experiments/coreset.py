@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from natscope.core.analysis.coreset import BLIND, Coresets, draw, missing
+from natscope.core.analysis.coreset import Coresets, draw, missing
 from natscope.core.analysis.curves import held_out
 from natscope.core.bundle.attributor import Attributor, Progress
 from natscope.core.errors import QueryError
-from natscope.core.methods import METHODS
+from natscope.core.methods import METHODS, RANDOM
 from natscope.precompute.bundles.opening import open_attributor, served
 from natscope.precompute.experiments.backdoor import mean_and_error
 from natscope.precompute.experiments.provenance import provenance
@@ -20,10 +20,6 @@ from natscope.precompute.training.retrain import recipe_of
 from natscope.precompute.training.subset import Subset, ask, train_on_all
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the training images
-CLAIMS = (
-    "Figures 5 and 6 of Tailor, Felicioni and Ciosek: the accuracy of networks trained on coresets that each method "
-    "chooses, plain and with as many images of every class."
-)
 _TOLD = 10  # images from which on the makeup of a coreset says something
 Way = tuple[str, bool]  # a method and whether every class gives as many
 
@@ -172,7 +168,6 @@ def _result(
         "grid": list(grid),
     }
     return made | {
-        "claims": CLAIMS,
         "all_data": whole,
         "rows": rows,
         "finding": finding(rows, grid, whole),
@@ -184,7 +179,7 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str
     parts = []
     for place in sorted({0, len(grid) - 1}):
         best = max(rows, key=lambda row: row["accuracy"][place]["mean"])
-        blind = [row for row in rows if row["method"] == BLIND and row["balanced"] == best["balanced"]]
+        blind = [row for row in rows if row["method"] == RANDOM and row["balanced"] == best["balanced"]]
         than = f", {blind[0]['accuracy'][place]['mean']:.1%} with random ones" if blind and best != blind[0] else ""
         parts.append(
             f"trained on {grid[place]:,} images the network is right on {best['accuracy'][place]['mean']:.1%} when "
@@ -207,10 +202,10 @@ def _above_random(rows: Sequence[dict[str, Any]]) -> str:
         kind = {
             row["method"]: np.array([a["mean"] for a in row["accuracy"]]) for row in rows if row["balanced"] == balanced
         }
-        if BLIND not in kind or len(kind) < 2:
+        if RANDOM not in kind or len(kind) < 2:
             return ""
-        budgets_above = {METHODS[name].title: int((means > kind[BLIND]).sum()) for name, means in kind.items()}
-        better = [f"{name} at {n} of {len(kind[BLIND])} budgets" for name, n in budgets_above.items() if n]
+        budgets_above = {METHODS[name].title: int((means > kind[RANDOM]).sum()) for name, means in kind.items()}
+        better = [f"{name} at {n} of {len(kind[RANDOM])} budgets" for name, n in budgets_above.items() if n]
         told.append(f"{'balanced' if balanced else 'plain'}: {', '.join(better) or 'none'}")
     return f"Above random images, {'; '.join(told)}."
 
@@ -240,7 +235,7 @@ def _why(rows: Sequence[dict[str, Any]]) -> str:
         ("wrong", 0.25, "are images that the whole network gets wrong"),
     ):
         found = {METHODS[row["method"]].title: row["makeup"][field]["mean"] for row in free}
-        least = max(least, found.get(METHODS[BLIND].title, 0) + 0.2)
+        least = max(least, found.get(METHODS[RANDOM].title, 0) + 0.2)
         much = [f"{share:.0%} with {name}" for name, share in found.items() if share > least]
         if much:
             told.append(f"{' and '.join(much)} {text}")

@@ -513,7 +513,7 @@ def test_the_methods_page_shows_every_method_and_every_term():
     for method in METHODS.values():
         assert method.summary in told
         assert any(f"`--method {method.name}`" in caption for caption in _captions(page))
-        assert (f"`--methods {method.name}`" in " ".join(_captions(page))) == bool(method.needs)
+        assert (f"`--methods {method.name}`" in " ".join(_captions(page))) == bool(method.files)
         assert not method.caveat or f"**Before you rely on it.** {method.caveat}" in told
         assert any(method.advice in text for text in told)
     assert [formula.value.strip("$\n") for formula in page.latex] == [method.formula for method in METHODS.values()]

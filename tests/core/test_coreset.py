@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from natscope.core import greedy
-from natscope.core.analysis.coreset import BLIND, MOST_QUERIES, Coresets, draw, shares, usable
+from natscope.core.analysis.coreset import MOST_QUERIES, Coresets, draw, shares, usable
 from natscope.core.errors import QueryError
-from natscope.core.methods import METHODS
+from natscope.core.methods import METHODS, RANDOM
 from natscope.core.metrics import information_gain, jaccard
 from natscope.core.pool import Pool
 
@@ -67,7 +67,7 @@ def test_plain_info_gain_is_the_greedy_rule_on_the_margins_features(coresets, qu
     assert whole.tolist() == wanted.indices.tolist()
     told = coresets.information(whole, query, 1.0)
     np.testing.assert_allclose(told, wanted.nats, rtol=1e-6)
-    blind = choose(coresets, query, BLIND, 12, balanced=False)
+    blind = choose(coresets, query, RANDOM, 12, balanced=False)
     assert coresets.information(blind, query, 1.0)[-1] < told[-1]
     some = np.array([3, 1, 7])
     found = coresets.information(rows[some], query, 0.1)[-1]
@@ -84,7 +84,7 @@ def test_queries_are_measured_as_the_training_images_are(coresets, attributor):
 
 
 def test_random_differs_by_seed_and_by_class(coresets, query):
-    first, second = (choose(coresets, query, BLIND, 200, seed=seed) for seed in (0, 1))
+    first, second = (choose(coresets, query, RANDOM, 200, seed=seed) for seed in (0, 1))
     assert jaccard(first, second) < 0.1
     places = [np.searchsorted(np.flatnonzero(coresets.labels == c), first[coresets.labels[first] == c]) for c in (0, 1)]
     assert sorted(places[0]) != sorted(places[1])

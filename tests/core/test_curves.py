@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from natscope.core import metrics
-from natscope.core.analysis.curves import REFERENCE, Curve, Line, relative_curves, sample_queries
+from natscope.core.analysis.curves import Curve, Line, relative_curves, sample_queries
 from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
-from natscope.core.methods import METHODS
+from natscope.core.methods import METHODS, REFERENCE
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 

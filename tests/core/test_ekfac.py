@@ -10,11 +10,10 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from natscope.core.bundle.artifacts import EkfacSpec
-from natscope.core.bundle.manifest import FACTOR_FILES
 from natscope.core.features import FeatureMap
 from natscope.core.kernels import FactorKernel
 from natscope.core.measurements import doubt, margin
+from natscope.core.methods.artifacts import FACTOR_FILES, EkfacSpec
 from natscope.core.methods.ekfac import (
     EkfacInfluence,
     _even_directions,
@@ -26,6 +25,7 @@ from natscope.core.methods.ekfac import (
 from natscope.core.sketches import SketchSpec
 
 COUNT, CLASSES = 80, 4
+_NAMES = [file.rpartition("/")[2] for file in FACTOR_FILES]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_the_network_is_left_as_it_was_and_progress_ends(network, data, tmp_path
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert steps[-1][1] == steps[-1][2]
-    assert all((factors_folder(tmp_path) / name).is_file() for name in FACTOR_FILES)
+    assert all((factors_folder(tmp_path) / name).is_file() for name in _NAMES)
 
 
 def test_fitting_goes_on_where_it_was(network, data, tmp_path):
@@ -191,7 +191,7 @@ def test_fitting_goes_on_where_it_was(network, data, tmp_path):
     fit_factors(network, data[0], tmp_path / "b", spec, lambda *_: None)
     assert kept
     assert kept == {f: f.stat().st_mtime_ns for f in kept}
-    for name in FACTOR_FILES:
+    for name in _NAMES:
         if name.endswith(".safetensors"):
             resumed, whole = (load_file(factors_folder(tmp_path / run) / name) for run in "ab")
             assert all(torch.equal(resumed[layer], whole[layer]) for layer in whole)

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from natscope import assets
-from natscope.core.bundle.artifacts import EkfacSpec
 from natscope.core.bundle.format import Bundle, check_bundle, sha256_of
-from natscope.core.bundle.manifest import FACTOR_FILES
 from natscope.core.bundle.request import Request
 from natscope.core.errors import BuildError, QueryError
 from natscope.core.methods import METHODS
+from natscope.core.methods.artifacts import FACTOR_FILES, EkfacSpec, Size
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles import background
 from natscope.precompute.bundles import demo as embedded
@@ -76,7 +75,7 @@ def test_methods_are_added_later_and_nothing_else_is_written_again(tmp_path):
     }
     assert check_bundle(bare) == check_bundle(full) == []
     assert after == sums(full)
-    assert {f"kronfluence/{name}" for name in FACTOR_FILES} <= set(Bundle(bare).manifest.files)
+    assert set(FACTOR_FILES) <= set(Bundle(bare).manifest.files)
     assert not (tmp_path / "bare.adding").exists()
     attributor = open_attributor(bare)
     query = attributor.query("test", 0)
@@ -95,11 +94,27 @@ def test_factors_whose_file_was_cut_off_are_fitted_again(tmp_path):
     whole = build(asked, tmp_path / "whole")
     with pytest.raises(Stopped):
         build(asked, tmp_path / "cut", stop)
-    written = sorted((tmp_path / "cut.partial" / "fitting").rglob("*.safetensors"))
+    written = sorted((tmp_path / "cut.partial" / "methods" / "fitting").rglob("*.safetensors"))
     assert written
     for file in written:
         file.write_bytes(file.read_bytes()[:100])
     assert build(asked, tmp_path / "cut").identity == whole.identity
+
+
+def test_a_method_that_was_not_asked_for_and_cannot_be_had_is_left_out_with_a_sentence(tmp_path):
+    spec = replace(_SPEC, model=ModelSpec(widths=(784, 2, 2)), sketch=SketchSpec(dim=64), methods=None)
+    bundle = build(spec, tmp_path / "bundle")
+    (sentence,) = bundle.manifest.results["left_out"].values()
+    assert "more than this network's gradients span" in sentence
+    assert "trak" not in bundle.manifest.methods
+    assert "graddot" in bundle.manifest.methods
+    before = bundle.identity
+    assert build(spec, tmp_path / "bundle").identity == before
+    with pytest.raises(BuildError, match="more than this network's gradients span"):
+        build(replace(spec, methods=("trak",)), tmp_path / "bundle")
+    assert wanted(None, Size(5000, 4096, parameters=4000)) == ("graddot",)
+    with pytest.raises(BuildError, match=r"more parameters of the network than dimensions .* --dim below 4,001"):
+        wanted(("trak",), Size(5000, 4096, parameters=4000))
 
 
 def test_a_method_that_was_added_with_other_threads_says_so(tmp_path):
@@ -140,10 +155,10 @@ def test_adding_goes_on_where_it_was_stopped(tmp_path):
 
 
 def test_the_usual_methods_are_those_that_can_be_had():
-    assert wanted(None, count=100, sketch=SketchSpec(dim=50)) == ("graddot", "trak")
-    assert wanted(None, count=50, sketch=SketchSpec(dim=50)) == ("graddot",)
-    assert wanted(None, count=100, sketch=SketchSpec("exact", 50)) == ("graddot",)
-    assert wanted(("trak", "graddot"), count=100, sketch=SketchSpec(dim=50)) == ("graddot", "trak")
+    assert wanted(None, Size(100, 50)) == ("graddot", "trak")
+    assert wanted(None, Size(50, 50)) == ("graddot",)
+    assert wanted(None, Size(100, 50, vectors=False)) == ("graddot",)
+    assert wanted(("trak", "graddot"), Size(100, 50)) == ("graddot", "trak")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +171,7 @@ def test_the_usual_methods_are_those_that_can_be_had():
 )
 def test_methods_that_cannot_be_had_are_refused(methods, kind, words):
     with pytest.raises(BuildError, match=words):
-        wanted(methods, count=40, sketch=SketchSpec(kind, 50))
+        wanted(methods, Size(40, 50, vectors=kind != "exact"))
 
 
 def test_what_is_being_prepared_is_told_while_its_process_lives(tmp_path):
@@ -217,9 +232,11 @@ def test_a_process_that_is_killed_is_started_again_a_few_times(tmp_path, killed)
 def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch):
     specs = {"first": _SPEC, "second": replace(_SPEC, poison=PoisonSpec(rate=0.1))}
     monkeypatch.setattr(embedded, "EMBEDDED", specs)
-    monkeypatch.setattr(embedded, "SLOW", "graddot")
+    monkeypatch.setattr(embedded, "SLOW", ("graddot",))
     assert unfinished(tmp_path) == [("first", ""), ("second", ""), ("first", "graddot"), ("second", "graddot")]
-    embedded.build_embedded("first", tmp_path / "first", lambda stage, done, total: None)
+    build(_SPEC, tmp_path / "first")
+    assert unfinished(tmp_path)[0] == ("first", "")  # it has no sigma2 yet
+    embedded.build_embedded("first", tmp_path / "first", lambda *_: None)
     assert unfinished(tmp_path) == [("second", ""), ("first", "graddot"), ("second", "graddot")]
     monkeypatch.setattr(os, "nice", lambda by: None)
     threads = torch.get_num_threads()
@@ -236,7 +253,7 @@ def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch)
 
 def test_the_background_leaves_a_damaged_bundle_alone_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "EMBEDDED", dict.fromkeys(("damaged", "linked", "good"), _SPEC))
-    monkeypatch.setattr(embedded, "SLOW", "graddot")
+    monkeypatch.setattr(embedded, "SLOW", ("graddot",))
     monkeypatch.setattr(os, "nice", lambda by: None)
     for name in embedded.EMBEDDED:
         build(_SPEC, tmp_path / name)

@@ -137,4 +137,4 @@ def test_methods_that_the_bundle_lacks_are_left_out(poisoned_path, tmp_path):
     kept = Kept(tmp_path / "kept.json")
     result = brittleness.run([poisoned_path], **settings, kept=kept, progress=SILENT)
     assert [row["method"] for row in result["rows"]] == ["random"]
-    assert METHODS["kronfluence"].needs
+    assert METHODS["kronfluence"].files

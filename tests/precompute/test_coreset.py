@@ -58,7 +58,7 @@ def test_the_result_says_what_was_done(result):
         (name, balanced) for name in ("info_gain", "random") for balanced in (False, True)
     ]
     assert result["setting"]["grid"] == [30, 60]
-    assert {"experiment", "date", "command", "bundles", "setting", "versions", "claims", "finding"} <= set(result)
+    assert {"experiment", "date", "command", "bundles", "setting", "versions", "finding"} <= set(result)
     assert "--queries 20 --budget 60 --seed 0 --methods info_gain,random" in result["command"]
     for row in result["rows"]:
         assert len(row["accuracy"]) == 2

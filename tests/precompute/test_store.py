@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from natscope.core.bundle.format import Bundle, check_bundle
-from natscope.core.bundle.manifest import FACTORS
 from natscope.core.errors import BuildError, BundleError
+from natscope.core.methods.artifacts import FACTORS
 from natscope.precompute.bundles.opening import faults
 from natscope.precompute.bundles.store import Store
 from natscope.precompute.bundles.work import Work

@@ -1,0 +1,153 @@
+"""What a method needs of a bundle beyond the features of every bundle, and how that is computed and what it costs."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from natscope.core.jacobians import convolves
+
+Progress = Callable[[str, int, int], None]
+MARGINS = "margin_features"  # (N, K) float32, sketched Jacobians of the margin at the labels
+LOSS_WEIGHTS = "train_doubt"  # (N,) 1 - p_y, which follows from the logits that every bundle holds
+DERIVED = (LOSS_WEIGHTS,)
+FACTORS = "kronfluence"  # the folder of EK-FAC factors within a bundle
+FACTOR_FILES = (
+    f"{FACTORS}/activation_eigenvalues.safetensors",
+    f"{FACTORS}/activation_eigenvectors.safetensors",
+    f"{FACTORS}/gradient_eigenvalues.safetensors",
+    f"{FACTORS}/gradient_eigenvectors.safetensors",
+    f"{FACTORS}/lambda_matrix.safetensors",
+    f"{FACTORS}/num_lambda_processed.safetensors",
+    f"{FACTORS}/factor_arguments.json",
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the cost of artifacts depends on.
+
+    Args:
+        count: N, training images.
+        dim: K, numbers a feature.
+        vectors: whether features are vectors; the exact kernel has none.
+        parameters: of the network; None where it is not known.
+    """
+
+    count: int
+    dim: int
+    vectors: bool = True
+    parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class EkfacSpec:
+    """How EK-FAC factors are fitted, to the Fisher's directions: pairs of a training image and a class.
+
+    Args:
+        covariance_directions: at most so many directions, drawn evenly, for the Kronecker factors, which set the axes.
+        lambda_directions: at most so many, drawn by their share of the Fisher's trace, for the variances along these
+            axes, which cost most.
+        seed: of the draws.
+        batch_size: directions a step.
+    """
+
+    covariance_directions: int = 200_000
+    lambda_directions: int = 4_000
+    seed: int = 0
+    batch_size: int = 500
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def usual(cls, model: nn.Module) -> "EkfacSpec":
+        """Return what fits a network: a convolution's directions cost a thousand times those of a small MLP."""
+        if convolves(model):
+            return cls(covariance_directions=10_000, lambda_directions=2_000, batch_size=50)
+        return cls()
+
+
+class Source(Protocol):
+    """A trained network and its training data, from which artifacts are computed: by a build, or for another sketch.
+
+    `folder` is for a method's own files meanwhile; a build that was interrupted finds them there again.
+    """
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, in eval mode."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of the training images, (N,) int64."""
+
+    @property
+    def folder(self) -> Path:
+        """Where a method may keep files of its own."""
+
+    @property
+    def progress(self) -> Progress:
+        """To be called with a stage's name, steps done and in all."""
+
+    @property
+    def ekfac(self) -> EkfacSpec:
+        """How EK-FAC factors are fitted."""
+
+    @property
+    def inputs(self) -> Callable[[slice | np.ndarray], Tensor]:
+        """A function that returns the network's inputs for training images."""
+
+    @property
+    def margins(self) -> Callable[[], np.ndarray]:
+        """A function that returns the array `MARGINS`."""
+
+
+Computed = Mapping[str, np.ndarray | bytes]
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Files of a bundle for one method alone.
+
+    Args:
+        features: names of float32 arrays (N, K).
+        numbers: names of float32 arrays (N,).
+        files: names of other files, "folder/name".
+        compute: returns the arrays and the contents of the files; raises ValueError if they cannot be had.
+        settings: returns what the manifest says of how they were computed.
+        obstacle: says in a sentence why they cannot be had for a size, without computing anything; None if they can.
+        bytes: on disk, work in progress included, for a size.
+        memory: bytes while they are computed.
+        products: multiplications, where these take most of the time.
+        usual: whether a bundle gets them without being asked.
+        timed: whether `products` and the pass over the margins are all that takes time.
+    """
+
+    features: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    compute: Callable[[Source], Computed] = lambda source: {}
+    settings: Callable[[Source], dict[str, Any]] = lambda source: {}
+    obstacle: Callable[[Size], str | None] = lambda size: None
+    bytes: Callable[[Size], int] = lambda size: 0
+    memory: Callable[[Size], int] = lambda size: 0
+    products: Callable[[Size], float] = lambda size: 0.0
+    usual: bool = True
+    timed: bool = True
+    names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Gather the names of all files."""
+        object.__setattr__(self, "names", (*self.features, *self.numbers, *self.files))
+
+
+def emptied(folder: Path) -> Path:
+    """Return a folder without what an interrupted run left in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
