@@ -93,7 +93,8 @@ def _another(scene: Scene, base: int | None = None) -> None:
     found = np.flatnonzero(fits)
     if not len(found):  # the attack never works on this class: any image of it
         found = np.flatnonzero(scene.attributor.test_labels == base)
-    _set(image=int(random.choice(found)), patch=None)
+    if len(found):  # a class may have no test image at all
+        _set(image=int(random.choice(found)), patch=None)
 
 
 def _trick_step(scene: Scene, view: BackdoorView) -> None:
@@ -224,6 +225,8 @@ def _turned_share(identity: str, base: int, text: str, _scene: Scene, _pattern: 
     attributor = _scene.attributor
     right = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) == attributor.test_labels
     rows = np.flatnonzero(right & (attributor.test_labels == base))
+    if not len(rows):
+        return 0.0
     images = np.asarray(attributor.bundle.array("test_images")[rows])
     return float((attributor.predict(stamp(images, _pattern, _scene.backdoor.place)) != base).mean())
 

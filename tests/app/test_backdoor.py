@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from natscope.app.figures.backdoor import roc
 from natscope.app.links import BackdoorView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
-from natscope.app.views import backdoor_audit, backdoor_scene, backdoor_search
+from natscope.app.views import backdoor, backdoor_audit, backdoor_scene, backdoor_search
 from natscope.core.backdoor import Backdoor
 from natscope.core.methods import METHODS
 
@@ -166,6 +167,21 @@ def test_an_honest_bundle_says_how_to_get_a_poisoned_one(bundle_path, monkeypatc
 
     app = _whole(AppTest.from_function(draw, default_timeout=60).run())
     assert "--poison-rate" in app.info[0].value
+
+
+def test_a_class_that_no_test_image_shows_or_gets_right_is_no_fault(monkeypatch):
+    def array(name):
+        return {"test_logits": np.eye(3)[[0, 0, 1]], "test_images": np.zeros((3, 4, 4), np.uint8)}[name]
+
+    labels, changed = np.array([0, 1, 0]), []  # the network gets none of class 1 right, and nothing shows class 2
+    attributor = SimpleNamespace(bundle=SimpleNamespace(array=array), test_labels=labels)
+    scene = SimpleNamespace(attributor=attributor, works=np.zeros(3, dtype=bool), backdoor=None)
+    assert backdoor._turned_share("identity", 1, "0", scene, None) == 0
+    monkeypatch.setattr(backdoor, "_set", lambda **changes: changed.append(changes))
+    backdoor._another(scene, 2)
+    assert changed == []
+    backdoor._another(scene, 1)
+    assert changed == [{"image": 1, "patch": None}]
 
 
 def test_the_link_reopens_the_view():
