@@ -8,7 +8,8 @@ import csv
 import html as _python
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from natscope.core.text import UNSEEN
 
@@ -26,7 +27,9 @@ _BREAKS = re.compile(
 )
 _JOINER = "\u2060"
 _COMMAND = re.compile(r"`((?:natscope |--)[\w .,:=/-]+)`")
-_FORMULAS = tuple("=+-@\t\r\n＝＋－＠")  # spreadsheets read wide signs too
+# Where a spreadsheet begins to read a formula, wide signs too: at the start, and behind what separates cells in other
+# languages' settings.
+_FORMULA = re.compile(r"(?:^|(?<=[;\t\r\n]))(?=[=+\-@\t\r\n＝＋－＠])")
 _LONGEST = 40  # characters of a name in a chart
 
 
@@ -78,6 +81,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return buffer.getvalue()
 
 
+def cells(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a table on a page, whose text no spreadsheet takes for a formula when it is saved as CSV."""
+    return [
+        {
+            name: _FORMULA.sub(_JOINER, visible(value)) if isinstance(value, str) else value
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
+
+
 def _inner(text: str) -> str:
     return _MARKS.sub(r"\\\1", _BREAKS.sub(_JOINER, text))
 
@@ -87,4 +101,4 @@ def _short(text: str, longest: int) -> str:
 
 
 def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value
+    return _FORMULA.sub("'", value) if isinstance(value, str) else value

@@ -236,7 +236,7 @@ def _trick_numbers(scene: Scene) -> None:
     poison = manifest.poison or {}
     members = np.bincount(scene.attributor.train_labels, minlength=len(classes))
     st.dataframe(
-        [
+        escape.cells(
             {
                 "class": title,
                 "patch": " ".join("".join("▓░"[1 - bit] for bit in row) for row in scene.backdoor.patterns[label]),
@@ -253,7 +253,7 @@ def _trick_numbers(scene: Scene) -> None:
                 ),
             }
             for label, title in enumerate(classes)
-        ],
+        ),
         hide_index=True,
         column_config={
             "class": "Pictures of class",

@@ -127,11 +127,11 @@ def _numbers(scene: Scene, scores: np.ndarray) -> None:
     planted = scene.backdoor.train_indices
     hits = np.isin(order, planted)
     st.dataframe(
-        [
+        escape.cells(
             {"first": n, "precision": float(hits[:n].mean()), "recall": float(hits[:n].sum() / len(planted))}
             for n in (50, 100, 250, 500, 1000, 2000)
             if n <= len(hits)
-        ],
+        ),
         hide_index=True,
         column_config={key: st.column_config.NumberColumn(format="%.3f") for key in ("precision", "recall")},
     )

@@ -150,7 +150,7 @@ def _numbers(scene: Scene, results: tuple[Outcome, ...], found: np.ndarray, name
     culprits = scene.backdoor.culprits(scene.base)
     titles = ("as it is", f"without those of {METHODS[name].title}", "without random ones")
     st.dataframe(
-        [
+        escape.cells(
             {
                 "model": title,
                 "attack success, this class": 100 * r.class_success,
@@ -159,7 +159,7 @@ def _numbers(scene: Scene, results: tuple[Outcome, ...], found: np.ndarray, name
                 "answer here": f"{scene.attributor.bundle.classes[r.answer]}, {r.probability:.1%}",
             }
             for title, r in zip(titles, results, strict=True)
-        ],
+        ),
         hide_index=True,
         column_config={
             key: st.column_config.NumberColumn(format="%.1f %%")

@@ -174,7 +174,7 @@ def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
         )
     left, right = st.columns([1.2, 1], gap="large")
     left.dataframe(
-        rows,
+        escape.cells(rows),
         hide_index=True,
         column_config={
             key: st.column_config.NumberColumn(format="%.3f")

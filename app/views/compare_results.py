@@ -46,7 +46,7 @@ def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: C
         st.plotly_chart(figure, key="compare_agreement", config={"displayModeBar": False})
     with right:
         st.dataframe(
-            [_summary(column, attributor.bundle.classes) for column in zip(*rows, strict=True)],
+            escape.cells(_summary(column, attributor.bundle.classes) for column in zip(*rows, strict=True)),
             hide_index=True,
             column_config={
                 "loss": st.column_config.ProgressColumn(

@@ -244,7 +244,7 @@ def _earlier(attributor: Served, kept: Kept) -> None:
         return
     with st.expander(f"Earlier runs on this network ({len(runs)})"):
         st.dataframe(
-            [
+            escape.cells(
                 {
                     "query": run["query"],
                     "label": run["class"],
@@ -255,7 +255,7 @@ def _earlier(attributor: Served, kept: Kept) -> None:
                     "margin": run["answer"]["margin"],
                 }
                 for run in runs[::-1][:_LISTED]
-            ],
+            ),
             hide_index=True,
             column_config={"margin": st.column_config.NumberColumn(format="%.2f")},
         )

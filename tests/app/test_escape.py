@@ -73,7 +73,7 @@ def test_figures_show_names_as_they_are_and_short():
 
 
 def test_no_cell_of_a_table_is_a_formula():
-    rows = [["=1+1", -2.5, "a"], ["+x", 0, 'b"\n'], ["-x", "", "@x"], ["\tx", 1, "＝x"]]
+    rows = [["=1+1", -2.5, "a"], ["+x", 0, 'b"\n'], ["-x", "", "@x"], ["\tx", 1, "＝x"], ["a;=b;c", "x\t@y", "z-1=2"]]
     read = list(csv.reader(io.StringIO(escape.table(["name", "score", "other"], rows))))
     assert read == [
         ["name", "score", "other"],
@@ -81,7 +81,20 @@ def test_no_cell_of_a_table_is_a_formula():
         ["'+x", "0", 'b"\n'],
         ["'-x", "", "'@x"],
         ["'\tx", "1", "'＝x"],
+        ["a;'=b;c", "x\t'@y", "z-1=2"],  # as it is read where cells end with a semicolon
     ]
+
+
+def test_no_table_of_a_page_holds_a_formula_when_it_is_saved():
+    rows = [{"class": "=1+1", "n": -1, "other": "a;@b \x1b"}]
+    assert escape.cells(rows) == [{"class": "\u2060=1+1", "n": -1, "other": "a;\u2060@b \\x1b"}]
+
+
+@pytest.mark.parametrize("file", sorted((_APP / "views").glob("*.py")), ids=lambda file: file.name)
+def test_every_table_of_a_page_is_made_so(file):
+    for node in ast.walk(syntax_of(file)):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "dataframe":
+            assert ast.unparse(node.args[0]).startswith("escape.cells(")
 
 
 def test_an_error_in_a_terminal_is_one_line_without_commands_to_it(capsys):
@@ -93,7 +106,7 @@ def test_an_error_in_a_terminal_is_one_line_without_commands_to_it(capsys):
 @pytest.mark.parametrize(
     ("names", "home", "why"),
     [
-        ({"echo"}, "cli_bars.py", "say() writes lines to terminals"),
+        ({"echo"}, "cli/progress.py", "say() writes lines to terminals"),
         ({"error", "warning"}, "views/notice.py", "complain() and warn() draw what went wrong"),
     ],
 )
