@@ -84,7 +84,7 @@ def factor_contents(source: Source) -> dict[str, bytes]:
     begun = home.exists()
     try:
         fit()
-    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         if not begun or out_of_memory(error):
             raise
         shutil.rmtree(home)  # it was interrupted in the middle of a file
@@ -282,6 +282,10 @@ def _analyzer(model: nn.Module, home: Path, task: Task | None = None) -> Analyze
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+    """Keep back kronfluence's warnings; what the system refuses it, such as room on the disk, is an OSError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # kronfluence calls torch's deprecated name of GradScaler
-        yield
+        try:
+            yield
+        except safetensors.SafetensorError as error:
+            raise OSError(str(error)) from error

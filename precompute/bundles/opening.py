@@ -101,8 +101,8 @@ def _check_unchanged(attributor: Attributor) -> None:
     """
     bundle, features = attributor.bundle, attributor.features
     architecture = bundle.manifest.model["architecture"]
+    tests, trained = (_first(attributor, f"{split}_images") for split in ("test", "train"))
     try:
-        tests, trained = (_first(attributor, f"{split}_images") for split in ("test", "train"))
         outputs = features.outputs(tests)
         found, width = {"test_logits": outputs.logits}, outputs.penultimate.shape[1:]
         layout = None if convolves(features.model) else features.layout(tests[:1])

@@ -112,7 +112,7 @@ def _swap(first, second):
         (_set("files", "weights", "shape", [1]), "records 'weights' as an array"),
         (_swap("features", "margin_features"), "a file that natscope does not know, or under another name"),
         (lambda raw: raw["files"].pop("penultimate"), "records no 'penultimate'"),
-        (lambda raw: raw["files"].pop("kronfluence/lambda_matrix.safetensors"), "only a part of the files"),
+        (lambda raw: raw["files"].pop("kronfluence/lambda_matrix.safetensors"), "only a part of what Kronfluence needs"),
         (lambda raw: raw["files"].pop("test_fooled"), "has a backdoor and not how often it works"),
         (lambda raw: raw.pop("results"), r"holds a wrong value"),
     ],
@@ -264,6 +264,7 @@ _CONSISTENT = {
     "train_logits": (_with("train_logits", _place(np.nan)), _NOT_FINITE),
     "gram": (_with("gram_2", _place(np.nan)), _NOT_FINITE),
     "weights": (_weights(lambda t: {k: v * torch.nan for k, v in t.items()}), _NOT_FINITE),
+    "images without a header": (lambda path: _headless(path), "is no array of the recorded shape and type"),
     "labels too large": (_with("train_labels", _place(CLASSES)), "holds labels of no class"),
     "labels below zero": (_with("test_labels", _place(-1)), "holds labels of no class"),
     "no truth values": (lambda path: _no_truth(path), _NOT_FINITE),
@@ -299,6 +300,12 @@ _CONSISTENT = {
 }
 
 
+def _headless(path):
+    data = (path / "test_images.npy").read_bytes()
+    (path / "test_images.npy").write_bytes(data.replace(b"'descr'", b"'DESCR'"))
+    recorded_anew(path, "test_images")
+
+
 def _no_truth(path):
     data = bytearray((path / "test_fooled.npy").read_bytes())
     data[-1] = 7
@@ -315,8 +322,9 @@ def test_values_that_cannot_be_used_are_found_though_their_checksum_is_right(pat
     assert "\n" not in found
     if case in ("no truth values",):  # no method reads them
         return
-    with pytest.raises(NatscopeError, match=fault):
+    with pytest.raises(NatscopeError, match=fault) as caught:
         _attributed(path)
+    assert str(caught.value).count("The bundle") <= 1
 
 
 def _attributed(path):

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 from natscope.core.bundle.format import Bundle, check_bundle
@@ -101,7 +102,7 @@ def test_a_shard_is_not_written_into_a_file_with_a_second_name(path, victim, tmp
     assert (np.load(path / f"{name}.npy") == 1).all()
 
 
-@pytest.mark.parametrize("name", ["traker", "fitting", "journal.json", "settings.json", "margin_features.npy"])
+@pytest.mark.parametrize("name", ["methods", "journal.json", "settings.json", "margin_features.npy"])
 @pytest.mark.parametrize("folder", ["bundle.adding", "new.partial"])
 def test_unfinished_work_with_a_link_in_it_is_refused(path, victim, folder, name):
     class Stopped(Exception):
@@ -161,6 +162,20 @@ def test_unfinished_work_with_a_pipe_in_it_is_refused_at_once(path, name):
     os.mkfifo(place / name)
     with pytest.raises(BundleError, match=r"is a pipe and no regular file|was not made by natscope"):
         build_tiny(path, methods=("graddot",))
+
+
+def test_a_disk_that_fills_up_while_factors_are_fitted_is_one_sentence(path, monkeypatch):
+    def fail(*arguments, **settings):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kronfluence.factor.eigen.save_file", fail)
+        with pytest.raises(
+            BuildError, match=r"^The bundle .* cannot be written: .*No space left on device \(os error 28"
+        ):
+            build_tiny(path, methods=("kronfluence",))
+    build_tiny(path, methods=("kronfluence",))
+    assert check_bundle(path) == []
 
 
 def test_what_is_no_file_and_not_recorded_is_a_fault(path, victim):
