@@ -112,7 +112,7 @@ def _swap(first, second):
         (_set("files", "weights", "shape", [1]), "records 'weights' as an array"),
         (_swap("features", "margin_features"), "a file that natscope does not know, or under another name"),
         (lambda raw: raw["files"].pop("penultimate"), "records no 'penultimate'"),
-        (lambda raw: raw["files"].pop("kronfluence/lambda_matrix.safetensors"), "only a part of what Kronfluence needs"),
+        (lambda raw: raw["files"].pop("kronfluence/lambda_matrix.safetensors"), "only a part of what Kron"),
         (lambda raw: raw["files"].pop("test_fooled"), "has a backdoor and not how often it works"),
         (lambda raw: raw.pop("results"), r"holds a wrong value"),
     ],
