@@ -11,6 +11,7 @@ from natscope.core.bundle.request import LARGEST_SIGMA2, LEAST_SIGMA2
 from natscope.core.index.spec import KINDS
 from natscope.core.text import plain
 
+_MOST_SETTINGS = 20_000  # values in what a bundle was asked to be; the targets of a backdoor are some
 _DEPTH = 12  # of values within values, at most
 LONGEST = 300  # characters of a title or the name of a class
 
@@ -177,6 +178,8 @@ def checked(raw: dict[str, Any]) -> None:
     if not _shallow(raw, _DEPTH):
         raise SchemaError("holds settings within settings without end")
     _convert(raw, _Manifest, "")
+    if _count(raw["methods"]) + _count(raw["results"]["settings"]) > _MOST_SETTINGS:
+        raise SchemaError("holds too many settings")
     _convert(raw["training"], _Loaded if "weights" in raw["training"] else _Recipe, "training")
     if raw["poison"] is not None and raw["poison"]["place"] not in PLACES:
         raise SchemaError("holds a wrong value at poison.place")
@@ -191,6 +194,11 @@ def _plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(plain, value)) and all(map(_plain, value.values()))
     return plain(value) if isinstance(value, str) else not isinstance(value, list) or all(map(_plain, value))
+
+
+def _count(value: Any) -> int:
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + sum(map(_count, within))
 
 
 def _shallow(value: Any, left: int) -> bool:

@@ -149,6 +149,13 @@ def test_a_manifest_of_many_values_is_refused_before_they_are_looked_at(path, pl
         Bundle(path)
 
 
+@pytest.mark.parametrize("place", [("methods", "trak", "junk"), ("results", "settings", "junk")])
+def test_settings_without_end_are_refused(path, place):
+    edited(path, _set(*place, [[0]] * 10_000))
+    with pytest.raises(BundleError, match=r"its manifest\.json holds too many settings"):
+        Bundle(path)
+
+
 def test_an_unknown_setting_is_refused_before_the_others_are_looked_at(path, monkeypatch):
     edited(path, lambda raw: raw.update(junk=[0] * 100_000))
     monkeypatch.setattr("natscope.core.bundle.schema._convert", None)
