@@ -23,7 +23,7 @@ def page() -> None:
                 f"Score: {method.score} · {'counts nats' if method.information else 'has no unit of information'} · "
                 f"σ² {'matters' if method.uses_sigma2 else 'plays no part'} · "
                 f"{'depends on' if method.sketched else 'does not use'} the sketch · `--method {method.name}`"
-                f"{f' · a bundle gets its parts by `--methods {method.name}`' if method.needs else ''}"
+                f"{f' · a bundle gets its parts by `--methods {method.name}`' if method.files else ''}"
             )
             formula.latex(method.formula)
     left, right = st.columns(2, gap="large")
