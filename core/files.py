@@ -127,11 +127,12 @@ def _too_large(path: Path, limit: int) -> FileError:
     return FileError(path, f"is larger than {size(limit)}, the most that is read of such a file")
 
 
-def irregular(folder: Path) -> Iterator[FileError]:
+def irregular(folder: Path, *, alone: bool = False) -> Iterator[FileError]:
     """Yield, for whatever in a folder, at any depth, is neither a regular file nor a folder, an error that says so.
 
     Args:
         folder: no link in it is followed.
+        alone: name files that have a second name elsewhere too, for what is written into them is written there.
     """
     waiting = [folder]
     while waiting:
@@ -147,6 +148,8 @@ def irregular(folder: Path) -> Iterator[FileError]:
                 waiting.append(Path(path))
             elif not stat.S_ISREG(kind.st_mode):
                 yield _not_regular(Path(path), kind)
+            elif alone and kind.st_nlink > 1:
+                yield FileError(Path(path), "is a file with a second name elsewhere")
 
 
 def sha256_of(path: Path, *, links: bool = True) -> str:

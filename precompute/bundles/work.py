@@ -56,8 +56,8 @@ class Work:
             if known != identity:
                 shutil.rmtree(path)
         path.mkdir(exist_ok=True)
-        for place in {path, self._folder}:
-            for error in irregular(place):
+        for place in (self._folder, path):
+            for error in irregular(place, alone=place == path):  # others write into files of this one
                 raise BundleError(f"Nothing is written into {place}, for {error.path} {error.fault}; remove it first.")
         write_atomically(path / _SETTINGS, json.dumps(identity).encode())
         self.done, self._files = _read(path / _JOURNAL)

@@ -124,6 +124,17 @@ def test_unfinished_work_with_a_link_in_it_is_refused(path, victim, folder, name
     assert _untouched(victim)
 
 
+def test_unfinished_work_with_a_second_name_of_a_file_is_refused(path, victim):
+    """What a library goes on with there would be written into the user's file."""
+    place = path.with_name("bundle.adding")
+    Work(place, {"bundle": Bundle(path).identity}, folder=path)
+    (place / "methods").mkdir()
+    os.link(victim / "thesis", place / "methods" / "factors.json")
+    with pytest.raises(BundleError, match=r"factors\.json is a file with a second name elsewhere; remove it first"):
+        build_tiny(path, methods=("kronfluence",))
+    assert _untouched(victim)
+
+
 @pytest.mark.parametrize(
     "journal",
     [
