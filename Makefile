@@ -9,7 +9,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help demo test lint audit format bench results docs clean
+.PHONY: help demo test check lint audit format bench results docs clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1 \t/'
 
@@ -18,7 +18,10 @@ demo: $(VENV)/.installed ## install, build the embedded bundle, open the app (AR
 
 test: $(VENV)/.installed-dev ## install what tests need, a browser too, and run them (PYTEST_ARGS="-k greedy" WORKERS=0)
 	@$(BIN)/python -m tests.browser
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10 $(PYTEST_ARGS)
+
+check: lint ## lint, and the tests that need neither a browser nor a build from scratch (two minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev $(TYPING) ## check style, types and what could be unsafe
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

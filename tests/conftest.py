@@ -29,6 +29,16 @@ from tests.tiny import build_tiny
 _DATA = Path(os.environ.get("NATSCOPE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+_SLOW = {"browser", "bundle_path", "poisoned_path", "shared_data"}  # fixtures that start a browser, build or train
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Mark as slow what needs a browser or a bundle built from scratch: `make check` leaves it out."""
+    for item in items:
+        if _SLOW & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_configuration(tmp_path_factory) -> Iterator[None]:
     """No test reads or writes what the user of this machine trusts."""
