@@ -24,6 +24,7 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.errors import BundleError
 from natscope.core.methods import RANDOM
+from natscope.core.progress import Progress
 from natscope.core.sketch_error import Trust
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import fooled as fooled_by
@@ -31,8 +32,6 @@ from natscope.precompute.training.removal import answer, name_of, without
 from natscope.precompute.training.result_cache import Kept
 from natscope.precompute.training.retrain import Outcome, outcome, retrain
 from natscope.precompute.training.subset import Subset, train_on
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from natscope.core.errors import NatscopeError, QueryError, out_of_memory
+from natscope.core.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
 _LOOK = 0.05  # seconds between two looks at a running task
 _EVERY = 0.1  # seconds between two words of progress
 _GRACE = 2.0  # seconds for a stopped task to end by itself
@@ -68,7 +68,7 @@ class Worker:
         self,
         task: Callable[..., Any],
         *arguments: Any,
-        progress: Progress = lambda stage, done, total: None,
+        progress: Progress = silent,
         stopped: Callable[[], bool] = lambda: False,
         seconds: float | None = None,
     ) -> tuple[Any, int]:

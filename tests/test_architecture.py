@@ -1,6 +1,7 @@
 """The structure of the code, held by reading its imports."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -69,6 +70,18 @@ def test_imports_go_one_way(file):
         assert top != "pickle"
         if top in AT_HOME:
             assert name.startswith(AT_HOME[top]), f"{name} must not import {module}: it belongs in {AT_HOME[top]}"
+
+
+def test_no_module_needs_itself_to_be_imported():
+    known = {".".join(("natscope", *f.relative_to(ROOT).with_suffix("").parts)): f for f in modules()}
+    known = {name.removesuffix(".__init__"): file for name, file in known.items()}
+    needs = {name: set() for name in known}
+    for name, file in known.items():
+        for node in syntax_of(file).body:  # imports within functions run later
+            if isinstance(node, ast.ImportFrom):
+                found = (f"{node.module}.{alias.name}" for alias in node.names)
+                needs[name] |= {full if full in known else str(node.module) for full in found} & known.keys()
+    list(graphlib.TopologicalSorter({name: found - {name} for name, found in needs.items()}).static_order())
 
 
 def test_every_library_that_is_imported_is_declared_and_no_other():

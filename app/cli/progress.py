@@ -2,12 +2,12 @@
 
 import re
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
 
 from natscope.app import escape
+from natscope.core.progress import Progress
 
 _LONG = re.compile(r"(\S{40})\S{400,}(\S{20})")
 
@@ -25,7 +25,7 @@ class Bars:
         self._unit, self._stage = unit, ""
         self._bar: Any = None
 
-    def __enter__(self) -> Callable[[str, int, int], None]:
+    def __enter__(self) -> Progress:
         return self
 
     def __call__(self, stage: str, done: int, total: int) -> None:

@@ -5,17 +5,14 @@ of them out, and its prediction leans on the others of the group almost alone. S
 concentrated the support of the predictions that lean on it is.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import scipy.linalg
 
 from natscope.core.bundle.attributor import Attributor
+from natscope.core.progress import Progress, silent
 
 SIGMA2 = 1e3
 FIRST = 20  # images; a prediction's concentration is the share of its nats that its first so many carry
-
-Progress = Callable[[str, int, int], None]
 
 
 def suspicion(
@@ -23,7 +20,7 @@ def suspicion(
     *,
     sigma2: float = SIGMA2,
     first: int = FIRST,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> np.ndarray:
     """Score every training image by how suspiciously the predictions about the others of its label lean on it.
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from natscope.core.bundle.attributor import Attributor, Progress
+from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import information_gain_curve, information_loss_curve, jaccard, rank_biased_overlap
+from natscope.core.progress import Progress
 
 Overlap = Callable[[Sequence[int], Sequence[int]], float]
 # Fields of a row that count nats, and their names: those of the methods that choose by them.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from natscope.core.bundle.attributor import Attributor, Progress
+from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.capabilities import Capabilities
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import QueryError
@@ -17,6 +17,7 @@ from natscope.core.methods import METHODS, Candidates, Query, Settings
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.metrics import information_gain_curve
 from natscope.core.pool import LIVE, Pool
+from natscope.core.progress import Progress, silent
 
 FEATURES = MARGINS
 MOST_QUERIES = 500
@@ -73,7 +74,7 @@ class Coresets:
         budget: int,
         balanced: bool,
         seed: int = 0,
-        progress: Progress = lambda stage, done, total: None,
+        progress: Progress = silent,
     ) -> np.ndarray:
         """Choose training images; the first m of them are what a budget of m gives.
 

@@ -1,6 +1,6 @@
 """Relative information against the size of the subset: how much of what InfoLoss finds another ranking finds too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import REFERENCE
 from natscope.core.metrics import information_loss_curve
+from natscope.core.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 _HELD_OUT = 5  # every fifth test image is for choosing settings, and never reported
 
 

@@ -14,8 +14,7 @@ from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import jaccard
-
-Progress = Callable[[str, int, int], None]
+from natscope.core.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from natscope.core.jacobians import convolves
 from natscope.core.measurements import doubt
 from natscope.core.methods import METHODS, Method
 from natscope.core.methods.artifacts import FACTORS, LOSS_WEIGHTS, MARGINS, EkfacSpec
+from natscope.core.progress import Progress
 from natscope.core.scratch import temporary_folder
 
 if TYPE_CHECKING:  # the libraries behind these take a second to load, so they are loaded when they are needed
     from natscope.core.methods.ekfac import EkfacInfluence
 
-Progress = Callable[[str, int, int], None]
 Inputs = Callable[[slice | np.ndarray], Tensor]
 _SHARD = 1000
 _TOGETHER = 10  # queries for which the gradients of the training images are computed once

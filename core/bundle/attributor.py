@@ -1,7 +1,7 @@
 """From an image to ranked training images: a bundle and its network, asked by pages and commands alike."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,10 +33,10 @@ from natscope.core.metrics import redundancy, total_information
 from natscope.core.noise_regime import regime
 from natscope.core.ood import LEAST, distances
 from natscope.core.pool import Pool
+from natscope.core.progress import Progress, silent
 from natscope.core.sketch_error import Trust, trust
 from natscope.core.sketches import SketchSpec
 
-Progress = Callable[[str, int, int], None]
 _SHARD = 1000
 
 
@@ -118,9 +118,7 @@ class Attributor(Capabilities):
         dataset = self.bundle.manifest.dataset
         return to_input(images, mean=dataset["mean"], std=dataset["std"])
 
-    def attribute(
-        self, query: QueryImage, request: Request, progress: Progress = lambda stage, done, total: None
-    ) -> Attribution:
+    def attribute(self, query: QueryImage, request: Request, progress: Progress = silent) -> Attribution:
         """Rank training images for a query.
 
         Args:
@@ -205,7 +203,7 @@ class Attributor(Capabilities):
         method: Method,
         queries: Sequence[QueryImage],
         target: int,
-        progress: Progress = lambda stage, done, total: None,
+        progress: Progress = silent,
     ) -> None:
         """Compute together what a method can for queries about one class; each is then answered faster.
 

@@ -15,9 +15,9 @@ from natscope.core.jacobians import linear_alone
 from natscope.core.methods import Candidates
 from natscope.core.pool import LARGEST_GRAM, LIVE, Pool, is_product
 from natscope.core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
+from natscope.core.progress import Progress
 from natscope.core.rows import RowView
 
-Progress = Callable[[str, int, int], None]
 _SHARD = 1000
 
 

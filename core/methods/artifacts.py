@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from natscope.core.jacobians import convolves
+from natscope.core.progress import Progress
 
-Progress = Callable[[str, int, int], None]
 MARGINS = "margin_features"  # (N, K) float32, sketched Jacobians of the margin at the labels
 LOSS_WEIGHTS = "train_doubt"  # (N,) 1 - p_y, which follows from the logits that every bundle holds
 DERIVED = (LOSS_WEIGHTS,)

@@ -11,7 +11,7 @@ import shutil
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,9 +32,9 @@ from natscope.core.errors import out_of_memory
 from natscope.core.jacobians import convolves
 from natscope.core.measurements import margin
 from natscope.core.methods.artifacts import FACTOR_FILES, EkfacSpec, Source
+from natscope.core.progress import Progress
 from natscope.core.scratch import temporary_folder
 
-Progress = Callable[[str, int, int], None]
 _NAME = "margin"
 _ARGUMENTS = "factor_arguments.json"  # written anew: what a stranger says there would choose the code that runs
 _QUERIES = 50  # whose gradients are in memory together

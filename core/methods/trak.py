@@ -14,7 +14,8 @@ from trak.gradient_computers import FunctionalGradientComputer
 from trak.projectors import AbstractProjector, ProjectionType
 from trak.score_computers import BasicScoreComputer
 
-Progress = Callable[[str, int, int], None]
+from natscope.core.progress import Progress
+
 _AT_ONCE = 1000
 _NEARLY = 0.99  # cosine between a vector and what the inverse and its matrix make of it
 

@@ -7,7 +7,7 @@ OUT in one step.
 
 import functools
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from natscope.core.methods import METHODS, Size
 from natscope.core.ood import distances, usual_distances
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.posterior import blocks, feature_gram
+from natscope.core.progress import Progress, silent
 from natscope.core.rows import RowView
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.artifacts import Preparation
@@ -48,12 +49,11 @@ from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import check_suitable, check_trains
 from natscope.precompute.training.weights import load_weights
 
-Progress = Callable[[str, int, int], None]
 SHARD = 1000
 _SAMPLED = 2000  # test images whose distance to the training images is measured
 
 
-def build(spec: BuildSpec, out: Path, progress: Progress = lambda stage, done, total: None) -> Bundle:
+def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
     """Build a bundle, go on with one that was interrupted, or open the one that is there.
 
     The code of a network of one's own is trusted from then on, when the bundle is opened.

@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from natscope.core.images import ImageInputs
 from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.pool import LARGEST_GRAM
+from natscope.core.progress import Progress, silent
 from natscope.precompute.bundles.build import SHARD, check_recordable, check_room, existing, layout_of, prepared
 from natscope.precompute.bundles.measure import bytes_each, seconds_each
 from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_out, wanted
@@ -29,16 +30,13 @@ from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import Suitable, check_suitable, check_trains
 from natscope.precompute.training.weights import load_weights
 
-Progress = Callable[[str, int, int], None]
 _SAMPLED = 2000  # files of a folder that are read
 _LISTED = 10
 _IDLE = 400e6  # bytes of Python and its libraries
 _WITHIN = 1.2  # what operations need within themselves, in terms of the tensors that they make
 
 
-def check(
-    spec: BuildSpec, out: Path | None, progress: Progress = lambda stage, done, total: None
-) -> Iterator[tuple[str, str]]:
+def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Iterator[tuple[str, str]]:
     """Try every step of a build on a few images and say what the whole will take.
 
     Args:

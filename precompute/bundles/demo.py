@@ -1,12 +1,12 @@
 """The bundles of the demo, by folder name: one honest network, and one that was taught a backdoor."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from natscope import assets
 from natscope.core.bundle.format import Bundle
 from natscope.core.methods import METHODS
+from natscope.core.progress import Progress
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.poison import PoisonSpec
@@ -31,7 +31,7 @@ SLOW = tuple(name for name, m in METHODS.items() if m.artifacts is not None and 
 def build_embedded(
     name: str,
     out: Path,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
     *,
     methods: tuple[str, ...] | None = None,
 ) -> Bundle:

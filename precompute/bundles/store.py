@@ -14,10 +14,10 @@ from natscope.core.errors import FileError
 from natscope.core.files import create, opened
 from natscope.core.index.search import build_index
 from natscope.core.index.spec import IndexSpec
+from natscope.core.progress import Progress
 from natscope.core.rows import Rows
 from natscope.precompute.bundles.work import Work
 
-Progress = Callable[[str, int, int], None]
 _SHARD = 1000
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -12,9 +11,9 @@ from natscope.core.bundle.format import MANIFEST, Manifest, sha256_of, write_ato
 from natscope.core.bundle.manifest import LARGEST
 from natscope.core.errors import BundleError, NatscopeError
 from natscope.core.files import irregular, opened, read_regular
+from natscope.core.progress import Progress, silent
 from natscope.precompute.bundles.spec import versions
 
-Progress = Callable[[str, int, int], None]
 CHECKPOINT = "training.safetensors"
 _JOURNAL, _SETTINGS = "journal.json", "settings.json"
 _UNREADABLE = (NatscopeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -34,7 +33,7 @@ class Work:
         settings: dict[str, Any],
         *,
         folder: Path | None = None,
-        progress: Progress = lambda stage, done, total: None,
+        progress: Progress = silent,
     ) -> None:
         """Go on with the folder at `path` if it was begun with these settings, else start it anew.
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from natscope.core.errors import DataError, QueryError
 from natscope.core.files import size
+from natscope.core.progress import Progress, silent
 from natscope.core.text import UNSEEN
 from natscope.precompute.data.datasets import FOLDER, Dataset, load_dataset
 from natscope.precompute.data.decode import EXTENSIONS, decode, fit
@@ -20,8 +21,6 @@ _LEAST_STD = 1e-3  # of a channel that is the same everywhere
 _LARGEST_FILE = 2**28  # bytes; what decodes to the largest picture allowed is smaller in every format
 
 _HELD_OUT = {"val", "valid", "validation", "dev", "testing"}  # what others call the images to test on
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class FolderSpec:
 def load_named(
     name: str,
     spec: FolderSpec,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
     *,
     sample: int | None = None,
 ) -> tuple[Dataset, list[str]]:
@@ -59,7 +58,7 @@ def load_named(
 def load_folder(
     path: Path,
     spec: FolderSpec,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
     *,
     sample: int | None = None,
 ) -> tuple[Dataset, list[str]]:

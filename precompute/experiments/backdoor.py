@@ -9,11 +9,12 @@ import numpy as np
 
 from natscope.core.analysis.audit import FIRST, SIGMA2, suspicion
 from natscope.core.backdoor import Backdoor, attack_success
-from natscope.core.bundle.attributor import Attributor, Progress
+from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import average_precision, recall_at_k, reciprocal_rank
+from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import lacks, open_attributor, served
 from natscope.precompute.experiments.provenance import provenance
 from natscope.precompute.training.result_cache import Kept

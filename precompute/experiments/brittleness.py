@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from natscope.core.analysis.curves import sample_queries
-from natscope.core.bundle.attributor import Attributor, Progress
+from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.methods import METHODS
+from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import lacks, open_attributor, served
 from natscope.precompute.experiments.provenance import provenance
 from natscope.precompute.training.removal import Ladder, answer, climb_all

@@ -9,9 +9,10 @@ import numpy as np
 
 from natscope.core.analysis.coreset import Coresets, draw, missing
 from natscope.core.analysis.curves import held_out
-from natscope.core.bundle.attributor import Attributor, Progress
+from natscope.core.bundle.attributor import Attributor
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
+from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor, served
 from natscope.precompute.experiments.backdoor import mean_and_error
 from natscope.precompute.experiments.provenance import provenance

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from natscope.core.analysis.curves import Curve, Line, Progress, relative_curves, sample_queries
+from natscope.core.analysis.curves import Curve, Line, relative_curves, sample_queries
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.errors import QueryError
 from natscope.core.methods import GAINS, METHODS
+from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.bundles.spec import versions
 from natscope.precompute.training.models import ModelSpec

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from natscope.core.bundle.attributor import Attributor, Progress
+from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
+from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import backdoor_of, fooled_queries, stamped_query
 from natscope.precompute.experiments.provenance import provenance

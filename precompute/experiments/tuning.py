@@ -14,12 +14,13 @@ import torch
 from natscope import assets
 from natscope.core.analysis.coreset import Coresets, missing
 from natscope.core.analysis.curves import held_out, sample_queries
-from natscope.core.bundle.attributor import Attributor, Progress
+from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle, write_manifest
 from natscope.core.bundle.manifest import PURPOSES
 from natscope.core.errors import QueryError
 from natscope.core.files import read_regular
 from natscope.core.methods import METHODS, Query
+from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.brittleness import most_removed, rank, share_and_error
 from natscope.precompute.experiments.coreset import budgets

@@ -14,10 +14,11 @@ from torch import nn
 
 from natscope.core.bundle.format import Bundle
 from natscope.core.measurements import margin
+from natscope.core.progress import Progress
 from natscope.precompute.training.result_cache import Kept
 from natscope.precompute.training.retrain import retrain
 from natscope.precompute.training.train import logits_of
-from natscope.precompute.training.workers import Progress, side_by_side
+from natscope.precompute.training.workers import side_by_side
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from natscope.core.bundle.format import Bundle
+from natscope.core.progress import Progress
 from natscope.precompute.training.removal import identity_of
 from natscope.precompute.training.result_cache import Kept
 from natscope.precompute.training.retrain import recipe_of, retrain
 from natscope.precompute.training.train import accuracy, logits_of
-from natscope.precompute.training.workers import Progress, side_by_side
+from natscope.precompute.training.workers import side_by_side
 
 
 @dataclass(frozen=True, eq=False)

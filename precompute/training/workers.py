@@ -14,10 +14,10 @@ import torch
 
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError
+from natscope.core.progress import Progress
 from natscope.precompute.training.result_cache import Kept
 
 Thing = TypeVar("Thing")
-Progress = Callable[[str, int, int], None]
 _TRIES = 3  # so often processes may be killed, without anything being finished in between, before that is an error
 
 
