@@ -14,6 +14,7 @@ from typing import Any
 
 from natscope.app.escape import terminal
 from natscope.app.listen import Listening
+from natscope.app.theme import streamlit_theme
 from natscope.core.errors import NatscopeError
 
 BUNDLES = "NATSCOPE_BUNDLES"  # environment variables that tell the pages where bundles are, and what work may take
@@ -110,7 +111,9 @@ def settings(at: Listening) -> dict[str, Any]:
         "client.showErrorDetails": "none",
         "client.allowedOrigins": [],
         "secrets.files": [],
-        **{f"theme.{name}": value for name, value in THEME.items()},
+        "theme.baseRadius": "medium",
+        "theme.showWidgetBorder": True,
+        **{f"theme.{name}": value for name, value in streamlit_theme().items()},
     }
 
 
@@ -137,21 +140,3 @@ def _open_browser(address: str) -> None:
 
     # In a thread: a browser in the terminal keeps its caller until it is closed.
     threading.Thread(target=open_browser, args=(address,), daemon=True).start()
-
-
-THEME = {
-    "baseRadius": "medium",
-    "showWidgetBorder": True,
-    "light.primaryColor": "#0f6e84",
-    "light.backgroundColor": "#fbfaf7",
-    "light.secondaryBackgroundColor": "#f0eee8",
-    "light.textColor": "#1c2430",
-    "light.borderColor": "#d9d5cb",
-    "light.linkColor": "#0f6e84",
-    "dark.primaryColor": "#5cc3d6",
-    "dark.backgroundColor": "#12161c",
-    "dark.secondaryBackgroundColor": "#1b222b",
-    "dark.textColor": "#e8e6e1",
-    "dark.borderColor": "#323c48",
-    "dark.linkColor": "#7fd3e2",
-}

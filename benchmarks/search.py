@@ -33,7 +33,8 @@ import numpy as np
 import torch
 
 from benchmarks.network import Say, seconds, trained
-from natscope.app.figures.search import search_file
+from natscope.app.figures.in_files import chart_file
+from natscope.app.figures.search import search_charts, search_title
 from natscope.core import greedy
 from natscope.core.bundle.format import write_atomically
 from natscope.core.features import FeatureMap
@@ -285,7 +286,8 @@ def _save(result: dict[str, Any], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     for kind in ("png", "svg"):
-        write_atomically(out.with_suffix(f".{kind}"), search_file(result, kind=kind))
+        drawn = chart_file(*search_charts(result), kind=kind, columns=2, title=search_title(result))
+        write_atomically(out.with_suffix(f".{kind}"), drawn)
 
 
 def _line(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:

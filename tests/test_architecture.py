@@ -29,7 +29,7 @@ AT_HOME = {
     "kronfluence": "core/methods/ekfac.py",
     "streamlit": "app/",
     "click": "app/cli/",
-    "plotly": "app/figures/",
+    "plotly": "app/figures/on_page.py",
     "matplotlib": "app/figures/style.py",
     "PIL": ("app/", "precompute/data/decode.py"),
     "torchvision": "precompute/data/datasets.py",
@@ -129,6 +129,27 @@ def test_methods_alone_name_methods(file):
 def test_code_of_others_is_imported_in_one_place():
     texts = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in modules()}
     assert [name for name, text in texts.items() if "import_module" in text] == ["precompute/training/models.py"]
+
+
+def test_each_chart_is_written_once():
+    """A chart is a record; one renderer draws it on a page and one in a file, and sheets of images are no charts."""
+    drawing = re.compile(r"\b(?:plotly_chart|go\.\w+|Figure|add_subplot|subplots|savefig|update_layout)(?=\()")
+    found = {}
+    for file in sorted((ROOT / "app").rglob("*.py")):
+        called = set(drawing.findall(file.read_text(encoding="utf-8")))
+        if called:
+            found[file.name] = called
+    assert set(found) == {"on_page.py", "in_files.py", "style.py", "sheets.py"}
+    assert found["style.py"] == {"Figure", "savefig"}
+    assert found["in_files.py"] == {"subplots"}
+    assert found["sheets.py"] == {"add_subplot"}
+
+
+def test_colours_of_pages_and_charts_stand_in_one_place():
+    """Those of methods stand with the methods; the logo, stylesheets and drawn widgets have a few of their own."""
+    hexes = re.compile(r"\"#[0-9a-fA-F]{6}\"")
+    named = {f.name for f in (ROOT / "app").rglob("*.py") if hexes.search(f.read_text(encoding="utf-8"))}
+    assert named == {"theme.py"}
 
 
 def test_no_page_is_named_like_a_package():

@@ -20,7 +20,7 @@ from docs import pages
 from docs.results import read
 from natscope.app.cli.commands import natscope as commands
 from natscope.app.cli.precompute import _command
-from natscope.app.figures.experiments import recall_table
+from natscope.app.figures.tables import recall_table
 from natscope.app.guard import MAX_UPLOADS, MAX_VISITORS
 from natscope.app.listen import Listening
 from natscope.app.serve import settings

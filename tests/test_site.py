@@ -11,9 +11,7 @@ import pytest
 import natscope
 from docs import pages
 from docs.results import read
-from natscope.app.figures.brittleness import flips_table
-from natscope.app.figures.coreset import coreset_table
-from natscope.app.figures.experiments import recall_table, retraining_table
+from natscope.app.figures.tables import coreset_table, flips_table, recall_table, retraining_table
 from natscope.app.words import GLOSSARY
 from natscope.core.methods import METHODS
 

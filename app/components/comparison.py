@@ -7,9 +7,9 @@ from pathlib import Path
 
 import streamlit as st
 
+from natscope.app.theme import FRAMES
+
 _FOLDER = Path(__file__).parent
-# Okabe and Ito's colours, which colour-blind people can tell apart; a letter says the same.
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#B8A800")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Strip:
 
 def marks(shared: Sequence[int]) -> dict[int, tuple[str, str]]:
     """Return each shared image a letter and a colour, the first ones A, B, C and so on."""
-    return {image: (_letters(place), COLOURS[place % len(COLOURS)]) for place, image in enumerate(shared)}
+    return {image: (_letters(place), FRAMES[place % len(FRAMES)]) for place, image in enumerate(shared)}
 
 
 def _letters(place: int) -> str:

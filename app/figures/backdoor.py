@@ -1,59 +1,42 @@
-"""Figures of the Backdoor page."""
+"""Charts of backdoors: how early rankings find the poisoned images."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+from natscope.app.figures.chart import Axis, Bars, Lines, Reference, Series, line_of, measured
+from natscope.app.theme import MUTED
+from natscope.core.methods import METHODS
 
 
-def roc(rankings: Mapping[str, np.ndarray]) -> go.Figure:
-    """Draw the share of poisoned images found against the share of honest ones looked at.
+def roc(rankings: Mapping[str, np.ndarray]) -> Lines:
+    """Return the share of poisoned images found against the share of clean ones inspected.
 
     Args:
-        rankings: by title, whether each image of a whole ranking is poisoned, best first.
+        rankings: by method, whether each image of a whole ranking is poisoned, best first.
     """
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", line={"dash": "dot", "color": "#8c8c8c"}, name="chance", hoverinfo="skip"
-    )
-    for colour, (title, hits) in zip(_COLOURS, rankings.items(), strict=False):
+    lines = [Series("Chance", [0, 100], [0, 100], colour=MUTED, dash="dot")]
+    for method, hits in rankings.items():
         found, false = np.cumsum(hits) / hits.sum(), np.cumsum(~hits) / (~hits).sum()
-        figure.add_scatter(x=[0, *false], y=[0, *found], mode="lines", line={"color": colour, "width": 2.2}, name=title)
-    figure.update_layout(
-        height=260,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        xaxis={"title": "honest images looked at", "tickformat": ".0%", "range": [0, 1], "fixedrange": True},
-        yaxis={"title": "planted images found", "tickformat": ".0%", "range": [0, 1.02], "fixedrange": True},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
-    )
-    return figure
+        x, y = [0, *(100 * false).tolist()], [0, *(100 * found).tolist()]
+        said = "{name}: {y:.0f} % found, {x:.1f} % of the clean images inspected"
+        lines.append(line_of(method, x, y, hover=said))
+    inspected = Axis("Clean images inspected (%)", range=(0, 100))
+    return Lines(lines, inspected, Axis("Poisoned images found (%)", range=(0, 102)), height=290)
 
 
-def recalls(titles: list[str], means: list[float], errors: list[float], chance: float, *, colour: str) -> go.Figure:
-    """Draw recall of every method with its standard error, the best on top."""
-    figure = go.Figure(
-        go.Bar(
-            y=titles[::-1],
-            x=means[::-1],
-            error_x={"type": "data", "array": errors[::-1], "thickness": 1.2},
-            orientation="h",
-            marker={"color": colour},
-            hovertemplate="%{y}: %{x:.1%}<extra></extra>",
-        )
+def recalls(result: dict[str, Any]) -> Bars:
+    """Return the experiment's recall of every method with its standard error, the best on top."""
+    rows = sorted(result["rows"], key=lambda row: -row["recall"]["mean"])
+    recall = measured([row["recall"] for row in rows], 100)
+    chance = 100 * result["attack"]["base_rate"]["mean"]
+    return Bars(
+        [METHODS[row["method"]].title for row in rows],
+        recall["y"],
+        Axis(f"Recall@{result['setting']['recall_at']} of poisoned images (%)", range=(0, 104)),
+        colours=[METHODS[row["method"]].colour for row in rows],
+        error=recall["error"],
+        hover="{name}: {x:.1f}{spread} %",
+        references=[Reference(chance, f"chance, {chance:.1f} %", axis="x")],
     )
-    figure.add_vline(x=chance, line={"dash": "dot", "color": "#d55e00"})
-    figure.update_layout(
-        height=30 * len(titles) + 70,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        xaxis={
-            "title": "planted images among the first 50",
-            "tickformat": ".0%",
-            "range": [0, 1.03],
-            "fixedrange": True,
-        },
-        yaxis={"fixedrange": True, "automargin": True},
-        bargap=0.35,
-    )
-    return figure

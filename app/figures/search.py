@@ -1,51 +1,49 @@
-"""The measured search as a figure: time of a selection, and the information it recovers, against the pool's size."""
+"""The measured search: time of a selection, and the information it recovers, against the pool's size."""
 
-import io
 from typing import Any
 
-from natscope.app.figures.style import Figure
+from natscope.app.figures.chart import Axis, Lines, Reference, Series
+from natscope.app.theme import ramp
 from natscope.core.index.spec import KINDS
 
 _NAMES = {"scan": "scan", "gram": "Gram path"} | {kind: f"{title} index" for kind, title in KINDS.items()}
-_COLOURS = {  # told apart by colour-blind people, and by their marks
-    "scan": "#999999",
-    "gram": "#000000",
-    "flat": "#E69F00",
-    "ivf": "#0072B2",
-    "ivfpq": "#56B4E9",
-    "hnsw": "#009E73",
-}
-_MARKS = {"scan": "x", "gram": "s", "flat": "D", "ivf": "o", "ivfpq": "^", "hnsw": "v"}
+_EXACT = {"scan", "gram", "flat"}
+_MARKERS = ("x", "square", "diamond", "circle", "triangle-up", "triangle-down")
+_ENOUGH = 0.98
 
 
-def search_file(result: dict[str, Any], *, kind: str) -> bytes:
-    """Draw the result of `python -m benchmarks search`, at its smallest sigma2, as a PNG or SVG.
+def search_charts(result: dict[str, Any]) -> list[Lines]:
+    """Return the result of `python -m benchmarks search`, at its smallest sigma2: seconds, and nats found."""
+    size, budget = Axis("Candidates, N", log=True), result["setting"]["budget"]
+    nats = Axis("Share of exact greedy’s nats", range=(0.9, 1.02))
+    return [
+        Lines(_lines(result, "seconds"), size, Axis(f"Seconds for M = {budget}", log=True)),
+        Lines(
+            [line for line in _lines(result, "information") if line.name not in {_NAMES[kind] for kind in _EXACT}],
+            size,
+            nats,
+            references=[Reference(_ENOUGH, f"{_ENOUGH:g}")],
+        ),
+    ]
 
-    Args:
-        result: the JSON object.
-        kind: "png" or "svg".
-    """
-    sigma2 = min(row["sigma2"] for row in result["rows"])
-    figure = Figure(figsize=(8.2, 3.4), layout="constrained")
-    times, nats = figure.subplots(1, 2)
-    for search, name in _NAMES.items():
-        rows = sorted(
-            (r for r in result["rows"] if (r["search"], r["sigma2"]) == (search, sigma2)), key=lambda r: r["n"]
-        )
-        sizes, style = [r["n"] for r in rows], {"color": _COLOURS[search], "marker": _MARKS[search], "markersize": 5}
-        if rows:
-            times.plot(sizes, [r["seconds"] for r in rows], label=name, **style)
-        if rows and search in {"ivf", "ivfpq", "hnsw"}:
-            nats.plot(sizes, [r["information"] for r in rows], label=name, **style)
+
+def search_title(result: dict[str, Any]) -> str:
+    """Say what was measured."""
     setting = result["setting"]
-    times.set(xscale="log", yscale="log", xlabel="candidates N", ylabel=f"seconds for M = {setting['budget']}")
-    nats.set(xscale="log", xlabel="candidates N", ylabel="information, share of exact greedy", ylim=(0.9, 1.02))
-    nats.axhline(0.98, color="#D55E00", linestyle="--", linewidth=1)
-    times.legend(frameon=False, fontsize=8)
-    for axes in (times, nats):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.5)
-    figure.suptitle(f"K = {setting['dim']}, σ² = {sigma2:g}, {setting['threads']} threads", fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
-    return buffer.getvalue()
+    threads = f"{setting['threads']} thread{'' if setting['threads'] == 1 else 's'}"
+    return f"K = {setting['dim']:,}, σ² = {_sigma2(result):g}, {threads}"
+
+
+def _lines(result: dict[str, Any], quantity: str) -> list[Series]:
+    lines, colours = [], ramp(len(_NAMES))
+    for (search, name), colour, marker in zip(_NAMES.items(), colours, _MARKERS, strict=True):
+        rows = [row for row in result["rows"] if (row["search"], row["sigma2"]) == (search, _sigma2(result))]
+        rows = sorted((row for row in rows if row.get(quantity) is not None), key=lambda row: row["n"])
+        if rows:
+            sizes, values = [row["n"] for row in rows], [row[quantity] for row in rows]
+            lines.append(Series(name, sizes, values, colour=colour, marker=marker))
+    return lines
+
+
+def _sigma2(result: dict[str, Any]) -> float:
+    return min(row["sigma2"] for row in result["rows"])

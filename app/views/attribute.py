@@ -11,7 +11,9 @@ from scipy.special import softmax
 from natscope.app import escape, links, words
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.downloads import draw, offer
-from natscope.app.figures.attribution import curve, ranking_png
+from natscope.app.figures import on_page
+from natscope.app.figures.attribution import curve
+from natscope.app.figures.sheets import ranking_png
 from natscope.app.links import AttributeView
 from natscope.app.session import Served
 from natscope.app.views import frame
@@ -244,20 +246,11 @@ def _curve(result: Attribution, picked: int | None) -> None:
             f"{words.informative()} have one."
         )
         return
-    colours = ("#5cc3d6", "#a8b3bd") if st.context.theme.type == "dark" else ("#0f6e84", "#6b7280")
 
-    def clicked() -> None:
-        points = st.session_state["curve"]["selection"]["points"]
-        if points:
-            st.session_state["picked"] = int(points[0]["point_index"])
+    def picked_on(place: int) -> None:
+        st.session_state["picked"] = place
 
-    st.plotly_chart(
-        curve(result, picked, colours=colours),
-        key="curve",
-        on_select=clicked,
-        selection_mode="points",
-        config={"displayModeBar": False},
-    )
+    on_page.show(curve(result, picked), "curve", on_point=picked_on)
 
 
 def _details(attributor: Served, result: Attribution, images: np.ndarray, picked: int | None) -> None:

@@ -7,6 +7,7 @@ import streamlit as st
 
 from natscope.app import escape, words
 from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.figures import on_page
 from natscope.app.figures.backdoor import roc
 from natscope.app.links import AttributeView, BackdoorView, pack_image
 from natscope.app.views import frame
@@ -162,7 +163,7 @@ def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
         except QueryError as error:
             st.caption(f"{METHODS[name].title}: {escape.sentence(str(error))}")
             continue
-        curves[METHODS[name].title] = np.isin(order, culprits)
+        curves[name] = np.isin(order, culprits)
         rows.append(
             {
                 "method": METHODS[name].title,
@@ -186,7 +187,8 @@ def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
         f"{len(culprits)} of them poisoned, ranked to the end. Chance: recall {len(culprits) / len(pool):.3f}, "
         "area 0.5."
     )
-    right.plotly_chart(roc(curves), key=f"{KEY}roc", config={"displayModeBar": False})
+    with right:
+        on_page.show(roc(curves), f"{KEY}roc")
 
 
 def _area(hits: np.ndarray) -> float:

@@ -11,7 +11,10 @@ import streamlit as st
 
 from natscope.app import escape, words
 from natscope.app.downloads import draw, offer
-from natscope.app.figures.comparison import FORMATS, agreement, comparison_file
+from natscope.app.figures import on_page
+from natscope.app.figures.attribution import agreement
+from natscope.app.figures.sheets import comparison_file
+from natscope.app.figures.style import FORMATS
 from natscope.app.links import ComparisonView
 from natscope.app.session import Served
 from natscope.core.analysis.comparison import OVERLAPS, QUANTITIES, Row, overlaps
@@ -42,8 +45,7 @@ def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: C
             "agreement at the top counts more (Webber et al. 2010, p = 0.9). Mean over the images in view.",
         )
         matrix = overlaps(rows, OVERLAPS[measure or "jaccard"])
-        figure = agreement(matrix, titles, dark=st.context.theme.type == "dark")
-        st.plotly_chart(figure, key="compare_agreement", config={"displayModeBar": False})
+        on_page.show(agreement(matrix, titles), "compare_agreement")
     with right:
         st.dataframe(
             escape.cells(_summary(column, attributor.bundle.classes) for column in zip(*rows, strict=True)),

@@ -10,6 +10,7 @@ import streamlit as st
 from natscope.app import escape, links, session, tasks, words
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.downloads import offer
+from natscope.app.figures import on_page
 from natscope.app.figures.coreset import class_balance, information
 from natscope.app.links import AttributeView, CoresetView, largest_coreset
 from natscope.app.session import Served
@@ -105,19 +106,16 @@ def _results(attributor: Served, view: CoresetView) -> None:
         return
     st.markdown(f"##### {_finding(chosen, whom(attributor, view, len(rows)))}", help=words.NAT)
     _sheet(attributor, chosen.indices, view.method)
-    colours = ("#5cc3d6", "#a8b3bd") if st.context.theme.type == "dark" else ("#0f6e84", "#6b7280")
     left, right = st.columns([1, 1.2], gap="large")
     with left:
         st.subheader("How many of each class")
         counts = np.bincount(attributor.train_labels[chosen.indices], minlength=len(attributor.bundle.classes))
-        figure = class_balance(counts, attributor.bundle.classes, colour=colours[0])
-        st.plotly_chart(figure, key=f"{KEY}balance", config={"displayModeBar": False})
+        on_page.show(class_balance(counts, attributor.bundle.classes, view.method), f"{KEY}balance")
     with right:
         st.subheader("How the information adds up")
-        figure = information(chosen.nats, chosen.blind_nats, colours=colours)
-        st.plotly_chart(figure, key=f"{KEY}information", config={"displayModeBar": False})
+        on_page.show(information(chosen.nats, chosen.blind_nats, view.method), f"{KEY}information")
     _downloads(attributor, view, rows, sigma2, chosen)
-    worth(attributor, rows, chosen.indices, chosen.blind)
+    worth(attributor, view.method, rows, chosen.indices, chosen.blind)
     others(attributor, view, rows, chosen.indices)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import tasks
+from natscope.app.figures import on_page
 from natscope.app.figures.coreset import overlap, shares_right
 from natscope.app.links import CoresetView
 from natscope.app.session import Served
@@ -22,11 +23,12 @@ from natscope.precompute.training.subset import Subset
 from natscope.precompute.training.subset import accuracies as accuracies_of
 
 
-def worth(attributor: Served, asked: np.ndarray, chosen: np.ndarray, blind: np.ndarray) -> None:
+def worth(attributor: Served, method: str, asked: np.ndarray, chosen: np.ndarray, blind: np.ndarray) -> None:
     """Draw what a network says that was trained on the chosen images alone, beside as many random ones and all.
 
     Args:
         attributor: of the bundle.
+        method: the one that chose.
         asked: test images that had a say.
         chosen: training indices.
         blind: as many random ones.
@@ -59,11 +61,17 @@ def worth(attributor: Served, asked: np.ndarray, chosen: np.ndarray, blind: np.n
         if found is None:
             return
     whole = accuracies_of(bundle, np.asarray(bundle.array("test_logits")), asked)
-    _show(found["these"], found["blind"], whole, len(chosen), attributor, len(asked))
+    _show(found["these"], found["blind"], whole, len(chosen), attributor, method, len(asked))
 
 
 def _show(
-    these: dict[str, Any], blind: dict[str, Any], whole: dict[str, Any], count: int, attributor: Served, asked: int
+    these: dict[str, Any],
+    blind: dict[str, Any],
+    whole: dict[str, Any],
+    count: int,
+    attributor: Served,
+    method: str,
+    asked: int,
 ) -> None:
     everyone, left = len(attributor.train_labels), len(attributor.test_labels) - asked
     where = "others" if left else "asked"
@@ -72,11 +80,8 @@ def _show(
         f"Trained on these {count:,} images alone, the network is right on **{these[where]:.1%}** of {about}; trained "
         f"on {count:,} picked blindly, on **{blind[where]:.1%}**; on all {everyone:,}, on {whole[where]:.1%}."
     )
-    titles = [f"all {everyone:,}", f"these {count:,}", f"{count:,} picked blindly"]
-    dark = st.context.theme.type == "dark"
-    colours = ("#a8b3bd", "#5cc3d6", "#e8a06a") if dark else ("#6b7280", "#0f6e84", "#b8541a")
-    figure = shares_right(titles, [whole[where], these[where], blind[where]], colours=colours)
-    st.plotly_chart(figure, key=f"{KEY}worth", config={"displayModeBar": False})
+    titles = [f"all {everyone:,}", f"these {count:,}", f"{count:,} random"]
+    on_page.show(shares_right(titles, [whole[where], these[where], blind[where]], method), f"{KEY}worth")
     if left:
         st.caption(
             f"On the {asked:,} that were asked about: {these['asked']:.1%}, {blind['asked']:.1%} and "
@@ -113,6 +118,4 @@ def others(attributor: Served, view: CoresetView, asked: np.ndarray, chosen: np.
         f"**{titles[nearest]}** shares most with these {len(chosen):,} images (overlap {shares[nearest]:.2f}){far}.",
         help="Jaccard: images that both chose over images that either chose.",
     )
-    colour = "#5cc3d6" if st.context.theme.type == "dark" else "#0f6e84"
-    figure = overlap(titles, shares, colour=colour)
-    st.plotly_chart(figure, key=f"{KEY}overlap_chart", config={"displayModeBar": False})
+    on_page.show(overlap(wanted, shares), f"{KEY}overlap_chart")

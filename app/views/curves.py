@@ -9,7 +9,11 @@ import streamlit as st
 
 from natscope.app import escape, session, tasks, words
 from natscope.app.downloads import draw, offer
-from natscope.app.figures.curves import FORMATS, curves_file, lengths, relative
+from natscope.app.figures import on_page
+from natscope.app.figures.chart import Lines
+from natscope.app.figures.curves import lengths, relative
+from natscope.app.figures.in_files import chart_file
+from natscope.app.figures.style import FORMATS
 from natscope.app.links import DECADES, LARGEST_CURVE, MOST_CURVES, CurvesView
 from natscope.app.session import Served
 from natscope.app.views import frame
@@ -117,20 +121,19 @@ def _live(attributor: Served, view: CurvesView) -> None:
         steps = (1 if view.query else view.count) * len(lines)
         st.caption(f"{steps} rankings, about {max(1, round(0.2 * steps))} s on two cores for fast methods.")
         return
+    by_sigma2, by_method = [found[line] for line in upper], [found[line] for line in lower]
     panels = (
-        (f"{_title(view.method)} at several σ²", [found[line] for line in upper], False),
-        (f"At σ² = {words.sigma2_text(view.fixed)}", [found[line] for line in lower], True),
+        relative(f"{_title(view.method)} at several σ²", by_sigma2, by_method=False),
+        relative(f"At σ² = {words.sigma2_text(view.fixed)}", by_method, by_method=True),
     )
-    st.markdown(_finding(panels[0][1], panels[1][1], view))
-    for title, curves, by_method in panels:
-        st.subheader(title)
-        st.plotly_chart(
-            relative(curves, by_method=by_method), key=f"{_KEY}chart_{by_method}", config={"displayModeBar": False}
-        )
+    st.markdown(_finding(by_sigma2, by_method, view))
+    for place, chart in enumerate(panels):
+        st.subheader(chart.title)
+        on_page.show(chart, f"{_KEY}chart_{place}")
     undefined = max(curve.undefined for curve in found.values())
     if undefined:
         st.caption(f"{undefined} images are left out: no subset carries information about them.")
-    _downloads(attributor, view, panels)
+    _downloads(attributor, view, list(found.values()), panels)
 
 
 def _finding(upper: Sequence[Curve], lower: Sequence[Curve], view: CurvesView) -> str:
@@ -153,8 +156,7 @@ def _finding(upper: Sequence[Curve], lower: Sequence[Curve], view: CurvesView) -
     )
 
 
-def _downloads(attributor: Served, view: CurvesView, panels: Sequence[tuple[str, Sequence[Curve], bool]]) -> None:
-    curves = list({curve.line: curve for _, found, _ in panels for curve in found}.values())
+def _downloads(attributor: Served, view: CurvesView, curves: Sequence[Curve], panels: Sequence[Lines]) -> None:
 
     def table() -> str:
         return escape.table(
@@ -172,7 +174,7 @@ def _downloads(attributor: Served, view: CurvesView, panels: Sequence[tuple[str,
         return json.dumps(data, indent=2, allow_nan=False)
 
     offers: list[tuple[str, str, Callable[[], Any]]] = [
-        (kind, mime, lambda kind=kind: draw(curves_file, panels, kind=kind))  # type: ignore[misc]
+        (kind, mime, lambda kind=kind: draw(chart_file, *panels, kind=kind))  # type: ignore[misc]
         for kind, mime in FORMATS.items()
     ]
     offers += [("CSV", "text/csv", table), ("JSON", "application/json", everything)]
@@ -190,12 +192,10 @@ def _trust(attributor: Served) -> None:
     if found is None:
         st.caption("This bundle uses the exact kernel: no sketch, no error.")
         return
-    dark = st.context.theme.type == "dark"
     how = "against the exact inner products" if found.exact else "estimated from independent sketches"
     st.markdown(
         f"Over {_SAMPLED} training images, {how}: the Gram matrix errs by **{found.error:.1%}** (relative Frobenius "
         f"error), and squared lengths scatter by **{found.spread:.1%}**; {found.expected:.1%} is what K = "
         f"{attributor.bundle.sketch_spec.dim:,} random dimensions allow (√(2/K))."
     )
-    figure = lengths(found.ratios, colour="#5cc3d6" if dark else "#0f6e84")
-    st.plotly_chart(figure, key=f"{_KEY}lengths", config={"displayModeBar": False})
+    on_page.show(lengths(found.ratios), f"{_KEY}lengths")

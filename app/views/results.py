@@ -1,17 +1,13 @@
 """Results: the paper's experiments beside ours, each with what made it and where we differ."""
 
-from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
 
 from natscope.app import escape, words
-from natscope.app.figures.backdoor import recalls
-from natscope.app.figures.brittleness import flips, flips_table
-from natscope.app.figures.coreset import KINDS, accuracies, coreset_table
-from natscope.app.figures.curves import experiment_panels, relative
-from natscope.app.figures.experiments import ordered, recall_table, retraining_table
-from natscope.app.figures.tuning import scores
+from natscope.app.figures import on_page
+from natscope.app.figures.experiments import charts
+from natscope.app.figures.tables import TABLES, recall_table
 from natscope.app.paper import SECTIONS, TABLE_1
 from natscope.app.results import commands, load_results
 from natscope.core.methods import METHODS
@@ -60,7 +56,15 @@ def _one(result: dict[str, Any], key: str) -> None:
     setting = result["setting"]
     st.markdown(f"**{words.setting_of(setting)}**")
     st.markdown(f"**Ours.** {escape.sentence(result['finding'])}")
-    _FIGURES[result["experiment"]](result, key)
+    drawn, table = charts(result), _table(result)
+    for place, chart in enumerate(drawn):
+        if chart.title:
+            st.markdown(f"*{chart.title}*")
+        on_page.show(chart, f"{key}_{place}")
+    if table and drawn:
+        st.expander("The numbers").markdown(table)
+    elif table:
+        st.markdown(table)
     st.caption(_size(result))
     with st.expander("What made it"):
         bundles = result.get("bundles") or []
@@ -91,57 +95,8 @@ def _values(value: Any) -> str:
     return " / ".join(f"{v:g}" for v in dict.fromkeys(value)) if isinstance(value, list) else f"{value:g}"
 
 
-def _chart(figure: Any, key: str) -> None:
-    st.plotly_chart(figure, key=key, config={"displayModeBar": False})
-
-
-def _curves(result: dict[str, Any], key: str) -> None:
-    for place, (title, curves, by_method) in enumerate(experiment_panels(result)):
-        st.markdown(f"*{title}*")
-        _chart(relative(curves, by_method=by_method), f"{key}_{place}")
-
-
-def _flips(result: dict[str, Any], key: str) -> None:
-    _chart(flips(result), key)
-    with st.expander("The numbers"):
-        st.markdown(flips_table(result))
-
-
-def _recalls(result: dict[str, Any], key: str) -> None:
-    rows = ordered(result)
-    figure = recalls(
-        [METHODS[row["method"]].title for row in rows],
-        [row["recall"]["mean"] for row in rows],
-        [row["recall"]["error"] or 0.0 for row in rows],
-        result["attack"]["base_rate"]["mean"],
-        colour="#5cc3d6" if st.context.theme.type == "dark" else "#0f6e84",
-    )
-    _chart(figure, key)
-    with st.expander("The numbers"):
-        st.markdown(recall_table(result, TABLE_1 if result["setting"]["network"].startswith("resnet9") else None))
-
-
-def _coresets(result: dict[str, Any], key: str) -> None:
-    for balanced, title in KINDS:
-        st.markdown(f"*{title}*")
-        _chart(accuracies(result, balanced=balanced), f"{key}_{balanced}")
-    with st.expander("The numbers"):
-        st.markdown(coreset_table(result))
-
-
-def _retrained(result: dict[str, Any], key: str) -> None:
-    st.markdown(retraining_table(result))
-
-
-def _scores(result: dict[str, Any], key: str) -> None:
-    _chart(scores(result), key)
-
-
-_FIGURES: dict[str, Callable[[dict[str, Any], str], None]] = {
-    "relative-information": _curves,
-    "brittleness": _flips,
-    "backdoor": _recalls,
-    "coreset": _coresets,
-    "retraining": _retrained,
-    "tune": _scores,
-}
+def _table(result: dict[str, Any]) -> str:
+    """Return the experiment's table, beside the paper's where that has one; nothing where a chart says it all."""
+    if result["experiment"] == "backdoor" and result["setting"]["network"].startswith("resnet9"):
+        return recall_table(result, TABLE_1)
+    return TABLES[result["experiment"]](result) if result["experiment"] in TABLES else ""

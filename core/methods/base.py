@@ -92,6 +92,8 @@ class Method:
         approximates: the name of the method that this one is a cheaper version of.
         searches: whether it picks by the pool's index where there is one.
         together: whether many queries about one class cost little more than one.
+        colour: hex, in every chart; seen on white and on dark, and told from the others by colour-blind people.
+        dash: of its line in charts: solid, dash, dot, dashdot, longdash or longdashdot.
         caveat: what to know before relying on it, in a sentence or two; empty when there is nothing.
     """
 
@@ -113,6 +115,8 @@ class Method:
     approximates: str | None = None
     searches: bool = False
     together: bool = False
+    colour: str = "#808080"
+    dash: str = "solid"
     caveat: str = ""
 
     @property

@@ -24,6 +24,8 @@ Part = TypeVar("Part")
 @method(
     "repsim",
     "RepSim",
+    colour="#c78010",
+    dash="dash",
     summary="Looks for training images that the network itself sees as similar: the angle between what its last "
     "hidden layer makes of the two images. It knows nothing of how the model was trained.",
     formula=r"\cos\big(h(x), h(x_*)\big)",
@@ -42,6 +44,8 @@ def _repsim(candidates: Candidates, query: Query, settings: Settings) -> Selecti
 @method(
     "graddot",
     "GradDot",
+    colour="#309f50",
+    dash="dashdot",
     summary="Asks whether a training step on an image would have moved the answer: the gradient of that image's loss, "
     "at the end of training, times the gradient of the answer. Images that the model has already learnt perfectly "
     "have no gradient left and score near zero.",
@@ -83,6 +87,8 @@ def _trak_obstacle(size: Size) -> str | None:
 @method(
     "trak",
     "TRAK",
+    colour="#706818",
+    dash="longdash",
     summary="Like the gradient product, but first takes out what all training images have in common, so that an image "
     "counts for what is particular to it. One network is used here, where its authors average over many.",
     formula=r"(1-p_x)\;\phi_x^\top(\Phi^\top\Phi)^{-1}\phi_*",
@@ -120,6 +126,8 @@ def _factors(source: Source) -> Computed:
 @method(
     "kronfluence",
     "Kronfluence",
+    colour="#b7208f",
+    dash="longdashdot",
     summary="Influence functions: estimates how the answer would change if an image weighed a little more in training, "
     "with an approximation of the curvature of the loss, layer by layer.",
     formula=r"\nabla_\theta f(x_*)^\top\,(\hat H+\lambda I)^{-1}\,\nabla_\theta(-L)(x),\qquad \hat H\text{: EK-FAC}",
@@ -146,6 +154,8 @@ def _kronfluence(candidates: Candidates, query: Query, settings: Settings) -> Se
 @method(
     "random",
     "Random",
+    colour="#8f87c7",
+    dash="dot",
     summary="Images of the pool drawn by chance, always the same ones for one seed. Whatever a real method shows "
     "should look better than this.",
     formula=r"x \sim \mathrm{Uniform}(\text{pool})",

@@ -10,6 +10,7 @@ from natscope.core.methods.base import Candidates, Query, Settings, method, rank
 @method(
     "info_loss",
     "InfoLoss",
+    colour="#1887ff",
     summary="Asks what would be lost: it removes training images, one at a time, and always picks the one "
     "without which the model would be least sure of this prediction. Images that repeat each other cover for one "
     "another, so a near-duplicate counts for little until its twins are gone.",
@@ -36,6 +37,7 @@ def _info_loss(candidates: Candidates, query: Query, settings: Settings) -> Sele
 @method(
     "info_gain",
     "InfoGain",
+    colour="#b73058",
     summary="Asks what is learnt: it starts with no training images and adds, one at a time, the one that makes the "
     "model surest of this prediction. What earlier picks already taught counts no more, so the images it shows "
     "differ from one another.",
@@ -53,6 +55,8 @@ def _info_gain(candidates: Candidates, query: Query, settings: Settings) -> Sele
 @method(
     "info_gain_approx",
     "InfoGain (approx)",
+    colour="#f75850",
+    dash="dash",
     summary="InfoGain with one shortcut: it does not ask how much an image's own uncertainty dilutes what it says. "
     "Each pick is then one search for the largest inner product, which an index can do over very many images.",
     formula=r"\arg\max_x (\phi_x^\top r)^2,\qquad r=S_A^{-1}\phi_*",
@@ -81,6 +85,8 @@ def _info_gain_approx(candidates: Candidates, query: Query, settings: Settings) 
 @method(
     "relatif",
     "RelatIF",
+    colour="#8048bf",
+    dash="longdash",
     summary="Scores every image by itself: how strongly the model's opinion of that image and of this one move "
     "together, given all the training data. The score is a correlation, so unusual images do not win by being loud. "
     "Images at the top pull the prediction up; the sign tells those that would push it down.",

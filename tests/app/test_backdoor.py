@@ -209,8 +209,8 @@ def test_the_weak_method_is_the_one_that_found_least_though_more_than_chance():
 def test_the_area_under_roc_by_hand():
     assert backdoor_search._area(np.array([True, False, True, False])) == pytest.approx(0.75)
     assert backdoor_search._area(np.array([True, True, False])) == 1
-    figure = roc({"A": np.array([True, False, True, False])})
-    assert list(figure.data[1].y) == [0, 0.5, 0.5, 1, 1]
+    line = roc({"repsim": np.array([True, False, True, False])}).series[1]
+    assert (line.x, line.y) == ([0, 0, 50, 50, 100], [0, 50, 50, 100, 100])
 
 
 def test_where_training_takes_too_long_the_measured_result_is_shown_and_says_so(page, poisoned, monkeypatch):

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from natscope.app import session
 from natscope.app.components.comparison import marks
-from natscope.app.figures.comparison import comparison_file
+from natscope.app.figures.sheets import comparison_file
 from natscope.app.links import LARGEST_COMPARED, AttributeView, ComparisonView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
 from natscope.app.views import compare_results, frame

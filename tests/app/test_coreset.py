@@ -175,5 +175,5 @@ def test_the_link_reopens_the_view():
 
 
 def test_the_bars_name_every_class():
-    figure = class_balance(np.array([3, 0]), ["shoe", "bag"], colour="#000000")
-    assert dict(zip(figure.layout.yaxis.ticktext, figure.data[0].x, strict=True)) == {"shoe": 3, "bag": 0}
+    chart = class_balance(np.array([3, 0]), ["shoe", "bag"], "repsim")
+    assert dict(zip(chart.names, chart.values, strict=True)) == {"shoe": 3, "bag": 0}

@@ -8,8 +8,10 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from natscope import assets
-from natscope.app.figures.curves import FORMATS, curves_file, experiment_panels
+from natscope.app.figures.curves import panels, relative
 from natscope.app.figures.experiments import experiment_files
+from natscope.app.figures.in_files import chart_file
+from natscope.app.figures.style import FORMATS
 from natscope.app.links import CurvesView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
 from natscope.core.analysis.curves import Curve, Line
@@ -81,7 +83,9 @@ def test_a_view_survives_its_link():
 @pytest.mark.parametrize("kind", FORMATS)
 def test_files_open(kind):
     curves = [Curve(Line("info_gain", s), np.random.default_rng(0).uniform(0.5, 1, (4, 20))) for s in (1.0, 1e3)]
-    data = curves_file([("One", curves, False), ("Two", curves[:1], True)], kind=kind)
+    charts = relative("One", curves, by_method=False), relative("Two", curves[:1], by_method=True)
+    data = chart_file(*charts, kind=kind)
+    assert data == chart_file(*charts, kind=kind)
     assert data.startswith({"PNG": b"\x89PNG", "SVG": b"<?xml", "PDF": b"%PDF"}[kind])
     if kind == "PNG":
         with Image.open(io.BytesIO(data)) as picture:
@@ -95,9 +99,10 @@ def test_the_shipped_result_says_how_it_was_made_and_can_be_drawn_again():
     assert result["command"].startswith("natscope precompute --classes 0,1")
     assert {"versions", "bundle", "date", "finding"} <= set(result)
     assert len(result["setting"]["query_indices"]) == result["setting"]["queries"]
-    (_, upper, _), (_, lower, _) = experiment_panels(result)
-    assert [curve.line.sigma2 for curve in upper] == [1, 10, 100, 1e3, 1e4, 1e5]
-    np.testing.assert_allclose(upper[0].mean, result["panels"][0]["curves"][0]["mean"])
-    np.testing.assert_allclose(upper[0].error, result["panels"][0]["curves"][0]["standard_error"])
+    upper, lower = (chart.series for chart in panels(result))
+    assert [line.name for line in upper] == [f"σ² = {value}" for value in ("1", "10", "100", "1000", "1e4", "1e5")]
+    first = result["panels"][0]["curves"][0]
+    np.testing.assert_allclose(upper[0].y, 100 * np.array(first["mean"]))
+    np.testing.assert_allclose(upper[0].error, 100 * np.array(first["standard_error"]))
     assert len(lower) == 2
     assert {kind for kind, _ in experiment_files(result)} == {"png", "svg"}

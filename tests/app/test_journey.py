@@ -249,6 +249,18 @@ def test_the_keyboard_reaches_a_card_and_opens_and_closes_it(page):
     assert page.evaluate(_FOCUSED) == focused
 
 
+def test_a_point_of_the_curve_says_what_it_is_and_a_click_selects_its_image(page):
+    point = page.locator(".js-plotly-plot .points path").nth(3)
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    expect(page.locator(".hoverlayer")).to_contain_text(f"training image {_indices(page)[3]}")
+    page.mouse.click(*middle)
+    expect(_cards(page).nth(3)).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_text("first 4 together")).to_be_visible()
+
+
 @pytest.mark.parametrize(
     ("address", "scheme", "background"),
     [

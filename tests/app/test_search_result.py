@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from docs.pages import render
-from natscope.app.figures.search import search_file
+from natscope.app.figures.in_files import chart_file
+from natscope.app.figures.search import search_charts, search_title
 from natscope.app.results import load_benchmark
 
 _PAGE = Path(__file__).parents[2] / "docs" / "results.md"
@@ -37,11 +38,14 @@ def test_what_the_documentation_says_of_hnsw_at_a_million(result):
     assert f"takes {found[1.0]['build_seconds'] / 60:.0f} minutes" in text
 
 
-def test_the_figure_is_drawn(result):
-    assert search_file(result, kind="png").startswith(b"\x89PNG")
-    assert search_file(result, kind="svg").startswith(b"<?xml")
+def test_the_figure_has_every_search_and_only_what_is_not_exact_in_its_second_panel(result):
+    times, nats = search_charts(result)
+    assert len(times.series) == 6
+    assert [line.name for line in nats.series] == ["IVF index", "IVF-PQ index", "HNSW index"]
+    assert times.series[3].y[-1] == _row(result, "ivf", 1.0)["seconds"]
+    assert search_title(result) == "K = 1,024, σ² = 1, 1 thread"
 
 
 def test_a_result_with_one_size_and_one_index_is_drawn(result):
     part = result | {"rows": [r for r in result["rows"] if r["search"] == "ivf" and r["n"] == 10**6]}
-    assert search_file(json.loads(json.dumps(part)), kind="svg")
+    assert chart_file(*search_charts(json.loads(json.dumps(part))), kind="svg", columns=2).startswith(b"<?xml")

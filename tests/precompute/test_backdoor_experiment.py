@@ -6,7 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from natscope.app.cli.commands import natscope
-from natscope.app.figures.experiments import experiment_files, recall_table
+from natscope.app.figures.experiments import experiment_files
+from natscope.app.figures.tables import recall_table
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.request import Request

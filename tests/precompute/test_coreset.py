@@ -5,9 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from natscope.app.figures.coreset import accuracies as figure_of
-from natscope.app.figures.coreset import coreset_table
-from natscope.app.figures.experiments import experiment_files
+from natscope.app.figures.experiments import charts, experiment_files
+from natscope.app.figures.tables import coreset_table
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.precompute.bundles.opening import open_attributor
@@ -162,7 +161,10 @@ def test_the_figures_and_the_table_show_every_row(result):
     table = coreset_table(result)
     assert f"| {METHODS['info_gain'].title}, balanced |" in table
     assert f"{100 * result['rows'][0]['accuracy'][0]['mean']:.1f}" in table
-    assert [trace.name for trace in figure_of(result, balanced=True).data] == ["InfoGain", "Random"]
+    for chart, balanced in zip(charts(result), (False, True), strict=True):
+        rows = [row for row in result["rows"] if row["balanced"] == balanced]
+        assert [line.name for line in chart.series] == [METHODS[row["method"]].title for row in rows]
+        assert [line.y[0] for line in chart.series] == [100 * row["accuracy"][0]["mean"] for row in rows]
 
 
 def test_what_cannot_be_done_is_refused_in_a_sentence(bundle_path, tmp_path):

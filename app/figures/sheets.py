@@ -1,59 +1,53 @@
-"""Figures of the Compare page: the matrix of agreement, and the comparison as a picture to take away."""
+"""Sheets of images to download: a ranking, and the comparison of methods."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import plotly.graph_objects as go
 
 from natscope.app import escape
 from natscope.app.components.comparison import marks
-from natscope.app.figures.style import Figure, Rectangle
-from natscope.app.words import sigma2_text
+from natscope.app.figures.style import Axes, Figure, Rectangle, blank, saved
+from natscope.app.words import nats, sigma2_text
 from natscope.core.analysis.comparison import Row, shared_images
-from natscope.core.bundle.request import QueryImage
-from natscope.core.methods import METHODS
+from natscope.core.bundle.request import Attribution, QueryImage
+from natscope.core.methods import METHODS, Method
 
-_NAME = 14  # characters of a class's name under an image
-FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "PDF": "application/pdf"}
+_COLUMNS = 10
+_SHORT, _LONG = 14, 16  # characters of a class's name at an image
 
 
-def agreement(matrix: np.ndarray, titles: Sequence[str], *, dark: bool) -> go.Figure:
-    """Draw overlaps (R, R), 0 to 1, with their numbers; NaN stays empty.
+def ranking_png(
+    query: QueryImage, images: np.ndarray, result: Attribution, method: Method, classes: tuple[str, ...]
+) -> bytes:
+    """Draw the query and its ranked images as a PNG.
 
     Args:
-        matrix: mean overlaps.
-        titles: of the methods.
-        dark: whether the page is dark.
+        query: the query.
+        images: (M, H, W) or (M, H, W, 3) uint8, in the order of the ranking.
+        result: the attribution.
+        method: the method that made it.
+        classes: names by label.
     """
-    ends = ("#12161c", "#5cc3d6") if dark else ("#fbfaf7", "#0f6e84")
-    shown = matrix.copy()
-    np.fill_diagonal(shown, np.nan)
-    text = [["" if np.isnan(value) else f"{value:.2f}" for value in line] for line in shown]
-    figure = go.Figure(
-        go.Heatmap(
-            z=shown,
-            x=list(titles),
-            y=list(titles),
-            text=text,
-            texttemplate="%{text}",
-            colorscale=[[0, ends[0]], [1, ends[1]]],
-            zmin=0,
-            zmax=1,
-            showscale=False,
-            xgap=2,
-            ygap=2,
-            hovertemplate="%{y} and %{x}: %{z:.3f}<extra></extra>",
-        )
+    names = [escape.mathtext(name, _LONG) for name in classes]
+    rows = max(2, -(-len(images) // _COLUMNS))  # the query is as high as two
+    figure = blank(1.05 * (_COLUMNS + 2), 1.35 * rows + 0.5)
+    # Two grids side by side in one: the query takes two columns, the ranking the others.
+    cells = figure.add_gridspec(rows, _COLUMNS + 2)
+    _show(
+        figure.add_subplot(cells[:2, :2]),
+        query.image,
+        f"{_title(query, names)}\npredicted {names[query.predicted]}",
     )
-    figure.update_layout(
-        height=34 * len(titles) + 120,
-        margin={"l": 10, "r": 10, "t": 10, "b": 110},
-        xaxis={"fixedrange": True, "showgrid": False, "tickangle": -40, "automargin": True},
-        yaxis={"fixedrange": True, "showgrid": False, "automargin": True, "autorange": "reversed"},
-        plot_bgcolor="rgba(0,0,0,0)",
-    )
-    return figure
+    before = 0.0
+    for place, (image, item, rank) in enumerate(zip(images, result.items, result.places, strict=True)):
+        arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign]
+        amount = f"{item.score:.3g}" if item.nats is None else nats(item.nats - before)
+        before = item.nats or 0.0
+        row, column = divmod(place, _COLUMNS)
+        _show(figure.add_subplot(cells[row, column + 2]), image, f"{rank}  {names[item.label]}\n{amount}{arrow}")
+    sigma2 = f", σ² = {result.request.sigma2:.3g}" if method.uses_sigma2 else ""
+    figure.suptitle(f"{method.title}{sigma2}: training images behind “{names[result.target]}”", fontsize=9)
+    return saved(figure, "png")
 
 
 def comparison_file(
@@ -71,11 +65,11 @@ def comparison_file(
         rows: for each query, the rows of the same methods.
         images: of every training index in the rows, (H, W) or (H, W, 3) uint8.
         classes: names by label.
-        kind: a key of `FORMATS`; PNG has 300 dots an inch.
+        kind: a key of `natscope.app.figures.style.FORMATS`.
     """
-    names = [escape.mathtext(name, _NAME) for name in classes]
+    names = [escape.mathtext(name, _SHORT) for name in classes]
     methods, budget = len(rows[0]), max(1, max(len(row.picks) for block in rows for row in block))
-    figure = Figure(figsize=(2.9 + 0.62 * budget, 0.15 + 0.82 * methods * len(queries)), layout=None)
+    figure = blank(2.9 + 0.62 * budget, 0.15 + 0.82 * methods * len(queries), arranged=False)
     cell, height = 1 / figure.get_figwidth(), 1 / figure.get_figheight()
     top = 1.0 - 0.05 * height
     for query, block in zip(queries, rows, strict=True):
@@ -100,9 +94,19 @@ def comparison_file(
                 label = names[item.label]
                 figure.text(middle, upper - 0.6 * height, label, ha="center", va="top", fontsize=5.5)
         top -= 0.82 * methods * height
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind.lower(), dpi=300, facecolor="white")
-    return buffer.getvalue()
+    return saved(figure, kind)
+
+
+def _show(axes: Axes, image: np.ndarray, title: str) -> None:
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_title(title, pad=2, fontsize=7)
+    axes.axis("off")
+
+
+def _title(query: QueryImage, names: list[str]) -> str:
+    if query.index is None:
+        return "uploaded image"
+    return f"{query.origin} image {query.index}: {names[query.label or 0]}"
 
 
 def _picture(

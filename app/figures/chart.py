@@ -1,0 +1,132 @@
+"""What a chart shows, whoever draws it: `on_page` with Plotly, `in_files` with Matplotlib.
+
+Colours are hex or a role of `natscope.app.theme.Palette`. Names may come from outside: they are escaped where they are
+drawn. What a point says is a template with the fields {name}, {x}, {y}, {note} and {spread}: " ± error", or nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from natscope.app.theme import ACCENT
+from natscope.core.methods import METHODS
+
+# Of each dash what is drawn and left out in turn, in widths of the line.
+DASHES = {
+    "solid": (),
+    "dash": (4, 1.8),
+    "dot": (1, 1.6),
+    "dashdot": (4, 1.6, 1, 1.6),
+    "longdash": (7, 2),
+    "longdashdot": (7, 1.6, 1, 1.6),
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis; its title is a noun phrase with the unit in brackets."""
+
+    title: str = ""
+    range: tuple[float, float] | None = None  # what is drawn decides when None
+    zero: bool = False  # included
+    log: bool = False
+    whole: bool = False  # numbers alone
+    ticks: Sequence[float] = ()  # anywhere when empty
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A dotted line across the chart at a value of one axis, with a label beside it."""
+
+    value: float
+    label: str
+    axis: Literal["x", "y"] = "y"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line through n points, or the point alone where n is 1."""
+
+    name: str  # in the legend; not there when empty
+    x: Sequence[float]
+    y: Sequence[float]
+    error: Sequence[float] = ()  # standard errors of y
+    band: bool = False  # show errors as a band
+    area: bool = False  # a histogram: steps, filled to zero
+    colour: str = ACCENT
+    dash: str = "solid"  # a key of DASHES
+    marker: str = ""  # circle, square, triangle-up, diamond, triangle-down or x
+    large: Sequence[int] = ()  # places of larger points
+    hover: str = ""
+    notes: Sequence[str] = ()  # for hover
+
+    def told(self, escaped: Callable[[str], str]) -> list[str]:
+        """Return what each point says."""
+        return _told(self.hover, [escaped(self.name)] * len(self.x), self.x, self.y, self.error, self.notes)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A chart of lines."""
+
+    series: Sequence[Series]
+    x: Axis
+    y: Axis
+    references: Sequence[Reference] = ()
+    title: str = ""  # over the panel, in a file
+    height: int = 330  # on a page, in pixels
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A chart of n horizontal bars, the first on top."""
+
+    names: Sequence[str]
+    values: Sequence[float]
+    x: Axis
+    colours: Sequence[str]
+    error: Sequence[float] = ()  # standard errors
+    hover: str = "{name}: {x:g}"
+    text: str = ""  # at the ends of bars: a template like hover
+    references: Sequence[Reference] = ()
+    title: str = ""
+
+    def told(self, template: str, escaped: Callable[[str], str]) -> list[str]:
+        """Return what each bar says."""
+        return _told(template, [escaped(name) for name in self.names], self.values, self.values, self.error)
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A square of shares (n, n), 0 to 1, with their numbers; NaN stays empty."""
+
+    names: Sequence[str]
+    values: Sequence[Sequence[float]]
+    title: str = ""
+
+
+Chart = Lines | Bars | Heatmap
+
+
+def line_of(method: str, x: Sequence[float], y: Sequence[float], **about: Any) -> Series:
+    """Return a method's line, under its title, in its colour and dash; `about` are other fields of a series."""
+    found = METHODS[method]
+    return Series(**{"name": found.title, "x": x, "y": y, "colour": found.colour, "dash": found.dash} | about)
+
+
+def measured(values: Sequence[dict[str, Any]], scale: float = 1) -> dict[str, list[float]]:
+    """Return means and standard errors of a result as fields `y` and `error` of a series."""
+    return {"y": [scale * v["mean"] for v in values], "error": [scale * (v["error"] or 0) for v in values]}
+
+
+def _told(
+    template: str,
+    names: Sequence[str],
+    x: Sequence[float],
+    y: Sequence[float],
+    error: Sequence[float],
+    notes: Sequence[str] = (),
+) -> list[str]:
+    spreads = [f" ± {value:.2g}" if value else "" for value in error or [0.0] * len(x)]
+    points = zip(names, x, y, spreads, notes or [""] * len(x), strict=True)
+    return [template.format(name=name, x=a, y=b, spread=s, note=note) for name, a, b, s, note in points]

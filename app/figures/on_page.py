@@ -1,0 +1,182 @@
+"""Charts on a page, drawn by Plotly."""
+
+from collections.abc import Callable, Sequence
+from math import isnan
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from natscope.app import escape
+from natscope.app.figures.chart import DASHES, Axis, Bars, Chart, Heatmap, Lines, Reference, Series
+from natscope.app.theme import PALETTES, Palette
+
+Layout = dict[str, Any]
+_LINE = 2.2  # pixels
+
+
+def show(chart: Chart, key: str, *, on_point: Callable[[int], None] | None = None) -> None:
+    """Draw a chart in the colours of the page.
+
+    Args:
+        chart: the chart.
+        key: unique on the page.
+        on_point: called with the place of a point that is clicked.
+    """
+
+    def clicked() -> None:
+        points = st.session_state[key]["selection"]["points"]
+        if points and on_point:
+            on_point(int(points[0]["point_index"]))
+
+    drawn = figure(chart, PALETTES["dark" if st.context.theme.type == "dark" else "light"])
+    selecting: dict[str, Any] = {"on_select": clicked, "selection_mode": "points"} if on_point else {}
+    st.plotly_chart(drawn, key=key, config={"displayModeBar": False}, **selecting)
+
+
+def figure(chart: Chart, palette: Palette) -> go.Figure:
+    """Return a chart as Plotly's figure."""
+    if isinstance(chart, Lines):
+        data, layout = _lines(chart, palette)
+    elif isinstance(chart, Bars):
+        data, layout = _bars(chart, palette)
+    else:
+        data, layout = _heatmap(chart, palette)
+    # All at once: a chart is drawn at every click, and update_layout and add_hline take six times as long.
+    layout = {"margin": {"l": 10, "r": 10, "t": 10, "b": 10}, "dragmode": False, "showlegend": False} | layout
+    return go.Figure(data, layout)
+
+
+def _lines(chart: Lines, palette: Palette) -> tuple[list[Any], Layout]:
+    return [trace for series in chart.series for trace in _traces(series, palette)], {
+        "height": chart.height,
+        "xaxis": _axis(chart.x, [value for series in chart.series for value in series.x]),
+        "yaxis": _axis(chart.y, [value for series in chart.series for value in series.y]),
+        "showlegend": any(series.name for series in chart.series),
+        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "left", "x": 0},
+        **_references(chart.references, palette),
+    }
+
+
+def _traces(series: Series, palette: Palette) -> list[Any]:
+    colour, one = palette.colour(series.colour), len(series.x) == 1
+    errors = {"type": "data", "array": series.error, "thickness": 1.2, "width": 3, "color": colour}
+    line = go.Scatter(
+        x=series.x,
+        y=series.y,
+        name=escape.chart(series.name),
+        mode="markers" if one else "lines+markers" if series.marker else "lines",
+        line={"color": colour, "width": _LINE, "dash": _dash(series.dash), "shape": "hvh" if series.area else "linear"},
+        marker={
+            "color": colour,
+            "size": [13 if place in series.large else 7 for place in range(len(series.x))],
+            "symbol": series.marker or "circle",
+        },
+        error_y=errors if series.error and not series.band else None,
+        fill="tozeroy" if series.area else None,
+        text=series.told(escape.chart) if series.hover else None,
+        hoverinfo="text" if series.hover else "skip",
+        showlegend=bool(series.name),
+        selected={"marker": {"opacity": 1}},  # no point fades when another is clicked
+        unselected={"marker": {"opacity": 1}},
+    )
+    if not (series.band and any(series.error)):
+        return [line]
+    above = [y + error for y, error in zip(series.y, series.error, strict=True)]
+    below = [y - error for y, error in zip(series.y, series.error, strict=True)]
+    band = go.Scatter(
+        x=[*series.x, *series.x[::-1]],
+        y=[*above, *below[::-1]],
+        fill="toself",
+        fillcolor=f"{colour}2e",
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    return [band, line]
+
+
+def _bars(chart: Bars, palette: Palette) -> tuple[list[Any], Layout]:
+    bars = go.Bar(
+        x=chart.values,
+        y=list(range(len(chart.names))),
+        orientation="h",
+        marker={"color": [palette.colour(colour) for colour in chart.colours]},
+        error_x={"type": "data", "array": chart.error, "thickness": 1.2, "color": palette.text}
+        if chart.error
+        else None,
+        hovertext=chart.told(chart.hover, escape.chart),
+        hoverinfo="text",
+        text=chart.told(chart.text, escape.chart) if chart.text else None,
+        textposition="outside" if chart.text else "none",
+        cliponaxis=False,
+    )
+    return [bars], {
+        "height": max(150, 28 * len(chart.names) + 60),
+        "xaxis": _axis(chart.x, chart.values),
+        "yaxis": {**_named(chart.names), "autorange": "reversed"},
+        "bargap": 0.35,
+        **_references(chart.references, palette),
+    }
+
+
+def _heatmap(chart: Heatmap, palette: Palette) -> tuple[list[Any], Layout]:
+    axis = _named(chart.names)
+    squares = go.Heatmap(
+        z=chart.values,
+        text=[["" if isnan(value) else f"{value:.2f}" for value in row] for row in chart.values],
+        texttemplate="%{text}",
+        hovertext=[[f"{one} and {other}" for other in axis["ticktext"]] for one in axis["ticktext"]],
+        hovertemplate="%{hovertext}: %{z:.3f}<extra></extra>",
+        colorscale=[[0, palette.background], [1, palette.accent]],
+        zmin=0,
+        zmax=1,
+        showscale=False,
+        xgap=2,
+        ygap=2,
+    )
+    return [squares], {
+        "height": 34 * len(chart.names) + 120,
+        "xaxis": {**axis, "tickangle": -40},
+        "yaxis": {**axis, "autorange": "reversed"},
+        "plot_bgcolor": "rgba(0,0,0,0)",
+    }
+
+
+def _named(names: Sequence[str]) -> Layout:
+    """Names as texts of ticks: as values, some would be read as numbers or dates, and those alike be one."""
+    ticks = {"tickvals": list(range(len(names))), "ticktext": [escape.chart(name) for name in names]}
+    return {**ticks, "fixedrange": True, "automargin": True, "showgrid": False}
+
+
+def _axis(axis: Axis, values: Sequence[float]) -> Layout:
+    layout: Layout = {"title": axis.title, "fixedrange": True, "automargin": True, "range": axis.range}
+    if axis.zero:
+        layout["rangemode"] = "tozero"
+    if axis.log:
+        layout |= {"type": "log", "exponentformat": "power"}
+    if axis.whole:
+        layout |= {"tickformat": ",d"} | ({"dtick": 1} if max(values, default=0) <= 10 else {})
+    if axis.ticks:
+        layout |= {"tickvals": axis.ticks, "ticktext": [f"{tick:,g}" for tick in axis.ticks]}
+    return layout
+
+
+def _dash(name: str) -> str:
+    return ",".join(f"{_LINE * length:.1f}px" for length in DASHES[name]) or "solid"
+
+
+def _references(references: Sequence[Reference], palette: Palette) -> Layout:
+    shapes, labels = [], []
+    for reference in references:
+        value = reference.value
+        if reference.axis == "y":
+            place, ends = {"xref": "x domain", "yref": "y"}, {"x0": 0, "x1": 1, "y0": value, "y1": value}
+            at = {"x": 1, "y": value, "xanchor": "right", "yanchor": "bottom"}
+        else:
+            place, ends = {"xref": "x", "yref": "y domain"}, {"x0": value, "x1": value, "y0": 0, "y1": 1}
+            at = {"x": value, "y": 0, "xanchor": "left", "yanchor": "bottom", "xshift": 3}
+        shapes.append({**place, **ends, "type": "line", "line": {"color": palette.muted, "dash": "dot"}})
+        labels.append({**place, **at, "text": reference.label, "showarrow": False, "font": {"color": palette.muted}})
+    return {"shapes": shapes, "annotations": labels}

@@ -1,0 +1,101 @@
+"""Tables of the measured results, in Markdown."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from natscope.core.methods import METHODS
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def recall_table(result: dict[str, Any], paper: Mapping[str, Sequence[float]] | None = None) -> str:
+    """Write the backdoor's result, the best method first.
+
+    Args:
+        result: of the experiment.
+        paper: of each method the paper's recall, its error, MRR, and its error; two more columns show them.
+    """
+    setting, chance = result["setting"], result["attack"]["base_rate"]["mean"]
+    measures = [f"recall@{setting['recall_at']}", f"MRR@{setting['budget']}"]
+    rows = []
+    for row in sorted(result["rows"], key=lambda row: -row["recall"]["mean"]):
+        reported = (paper or {}).get(row["method"], ())
+        rows.append(
+            [
+                METHODS[row["method"]].title,
+                _sigma2(row["sigma2"]),
+                *(_value(row[name], ".3f") for name in ("recall", "mrr")),
+                *(f"{mean:.3f} ± {error:.3f}" for mean, error in zip(reported[::2], reported[1::2], strict=True)),
+            ]
+        )
+    columns = ["method", "σ²", *measures, *(f"{name}, paper" for name in measures if paper)]
+    return _table(columns, [*rows, ["*chance*", "", f"{chance:.3f}"]])
+
+
+def retraining_table(result: dict[str, Any]) -> str:
+    """Write what became of the backdoor."""
+    rows = []
+    for row in result["rows"]:
+        what = f"{row['removed']} by {METHODS[row['method']].title}" if row["method"] else "nothing"
+        rows.append([what, row["poisoned_removed"], f"{row['attack_success']:.1%}", f"{row['test_accuracy']:.1%}"])
+    return _table(["trained without", "of them poisoned", "attack success", "test accuracy"], rows)
+
+
+def flips_table(result: dict[str, Any]) -> str:
+    """Write the flipped predictions, the method that flips most first."""
+    grid = result["setting"]["grid"]
+    rows = [
+        [
+            METHODS[row["method"]].title,
+            _sigma2s(row["sigma2"]),
+            _value(row["margin_drop"], ".2f"),
+            *(f"{_value(value, '.0f', 100)} %" for value in row["flips"]),
+        ]
+        for row in sorted(result["rows"], key=lambda row: -sum(value["mean"] for value in row["flips"]))
+    ]
+    return _table(["method", "σ²", f"margin lost at M = {grid[0]}", *(f"M = {count}" for count in grid)], rows)
+
+
+def coreset_table(result: dict[str, Any]) -> str:
+    """Write the accuracies, in per cent."""
+    rows = [
+        [
+            METHODS[row["method"]].title + (", balanced" if row["balanced"] else ""),
+            _sigma2s(row["sigma2"]),
+            *(_value(value, ".1f", 100) for value in row["accuracy"]),
+        ]
+        for row in result["rows"]
+    ]
+    whole = ["*all training images*", "", _value(result["all_data"], ".1f", 100)]
+    return _table(["chosen by", "σ²", *(f"{size:,}" for size in result["setting"]["grid"])], [*rows, whole])
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "brittleness": flips_table,
+    "backdoor": recall_table,
+    "coreset": coreset_table,
+    "retraining": retraining_table,
+}
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    padded = [[*row, *[""] * (len(columns) - len(row))] for row in rows]
+    lines = [f"| {' | '.join(str(cell) for cell in row)} |" for row in (columns, *padded)]
+    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]]) + "\n"
+
+
+def _value(value: dict[str, Any], form: str, scale: float = 1) -> str:
+    error = "" if value["error"] is None else f" ± {format(scale * value['error'], form)}"
+    return format(scale * value["mean"], form) + error
+
+
+def _sigma2s(values: Iterable[float] | None) -> str:
+    return " / ".join(f"{value:g}" for value in dict.fromkeys(values or ()))
+
+
+def _sigma2(value: float | None) -> str:
+    if value is None:
+        return ""
+    exponent = round(math.log10(value))
+    return f"10{str(exponent).translate(_RAISED)}" if value == 10.0**exponent and abs(exponent) > 2 else f"{value:g}"

@@ -1,0 +1,73 @@
+"""The colours of natscope: of pages, charts and files."""
+
+from dataclasses import dataclass, fields
+
+# Roles that a chart names instead of a colour; the page or the file has the colour.
+ACCENT, MUTED = "accent", "muted"
+
+
+@dataclass(frozen=True)
+class Palette:
+    """The colours of a light or a dark page, as hex."""
+
+    accent: str
+    muted: str
+    link: str
+    text: str
+    background: str
+    raised: str
+    border: str
+
+    def colour(self, name: str) -> str:
+        """Return the colour of a role; any other text is a colour already."""
+        return str(getattr(self, name)) if name in {field.name for field in fields(self)} else name
+
+
+LIGHT = Palette(
+    accent="#0f6e84",
+    muted="#6b7280",
+    link="#0f6e84",
+    text="#1c2430",
+    background="#fbfaf7",
+    raised="#f0eee8",
+    border="#d9d5cb",
+)
+DARK = Palette(
+    accent="#5cc3d6",
+    muted="#a8b3bd",
+    link="#7fd3e2",
+    text="#e8e6e1",
+    background="#12161c",
+    raised="#1b222b",
+    border="#323c48",
+)
+PALETTES = {"light": LIGHT, "dark": DARK}
+
+# Okabe and Ito's colours, which colour-blind people can tell apart: the frames of images, whose letters say the same.
+FRAMES = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#B8A800")
+_RAMP = ("#5a5adb", "#b8407f", "#c27700")  # as light as each other, so that both ends are seen on white and on black
+
+
+def ramp(count: int) -> list[str]:
+    """Return colours, as hex, in an order that can be seen: for values of one quantity, from small to large."""
+    return [_between(place / max(1, count - 1)) for place in range(count)]
+
+
+def streamlit_theme() -> dict[str, str]:
+    """Return Streamlit's options `theme.…`."""
+    names = {
+        "primaryColor": "accent",
+        "backgroundColor": "background",
+        "secondaryBackgroundColor": "raised",
+        "textColor": "text",
+        "borderColor": "border",
+        "linkColor": "link",
+    }
+    return {f"{kind}.{name}": p.colour(role) for kind, p in PALETTES.items() for name, role in names.items()}
+
+
+def _between(share: float) -> str:
+    place = min(int(2 * share), 1)
+    ends = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in _RAMP[place : place + 2]]
+    part = 2 * share - place
+    return "#" + "".join(f"{round(a + part * (b - a)):02x}" for a, b in zip(*ends, strict=True))
