@@ -97,7 +97,7 @@ def tune(
     say("The bundle's manifest holds these values; they are now its defaults.")
 
 
-def _measured(out: Path, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def _measured(out: Path, run: Callable[..., Any]) -> dict[str, Any]:
     """Run an experiment, its finished parts kept; write its result and its figures, and say what was found."""
     from natscope.app.figures.experiments import experiment_files
     from natscope.core.bundle.format import write_atomically
@@ -113,7 +113,7 @@ def _measured(out: Path, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
             raise QueryError(f"{out} is a folder; --out names the JSON file to write.")
         tempfile.TemporaryFile(dir=out.parent).close()  # found out now, and not when everything is computed
         with Bars() as bars:
-            result = run(kept=kept, progress=bars)
+            result = run(kept=kept, progress=bars).to_dict()
         for kind, data in experiment_files(result):
             write_atomically(out.with_suffix(f".{kind}"), data)
         write_atomically(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())

@@ -10,7 +10,7 @@ from natscope.core.progress import Progress
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.poison import PoisonSpec
-from natscope.precompute.experiments.provenance import TUNED, choices
+from natscope.precompute.experiments.result import TUNED, choices
 from natscope.precompute.experiments.tuning import read, record
 
 FIRST, POISONED = "fashion-mnist", "fashion-mnist-poisoned"

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from natscope.core.methods import METHODS, RANDOM, REFERENCE
 from natscope.precompute.experiments import backdoor, brittleness, coreset, relative_information, retraining
+from natscope.precompute.experiments.result import Result
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Experiment:
         methods: the usual ones, where there is a choice.
     """
 
-    run: Callable[..., dict[str, Any]]
+    run: Callable[..., Result]
     queries: int
     budget: int | None
     methods: tuple[str, ...] | None = None

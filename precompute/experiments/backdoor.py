@@ -16,7 +16,7 @@ from natscope.core.methods import METHODS
 from natscope.core.metrics import average_precision, recall_at_k, reciprocal_rank
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import lacks, open_attributor, served
-from natscope.precompute.experiments.provenance import provenance
+from natscope.precompute.experiments.result import Result, over_bundles, result_of
 from natscope.precompute.training.result_cache import Kept
 
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))
@@ -34,7 +34,7 @@ def run(
     methods: Sequence[str],
     kept: Kept,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Result:
     """Ask every method who taught the network to be fooled, and the audit for everyone who did.
 
     A query is a test image that the network gets right, stamped with its class's patch and then taken for what the
@@ -82,8 +82,8 @@ def run(
             {
                 "method": name,
                 "sigma2": sigma2 if METHODS[name].uses_sigma2 else None,
-                "recall": mean_and_error([f["recall"] for f in found]),
-                "mrr": mean_and_error([f["mrr"] for f in found]),
+                "recall": over_bundles([f["recall"] for f in found]),
+                "mrr": over_bundles([f["mrr"] for f in found]),
                 "tuning": [float(np.mean([t[name][place] for t in tuning])) for place in range(len(SIGMA2S))]
                 if METHODS[name].uses_sigma2
                 else None,
@@ -152,12 +152,6 @@ def choose_sigma2(tuning: Sequence[dict[str, list[float]]]) -> dict[str, float]:
         name: SIGMA2S[int(np.argmax(np.round(np.mean([part[name] for part in tuning], axis=0), 9)))]
         for name in tuning[0]
     }
-
-
-def mean_and_error(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean of values, one a bundle, its standard error (None for one value), and the values."""
-    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "error": error, "values": list(values)}
 
 
 def audit(attributor: Attributor, *, progress: Progress) -> dict[str, float]:
@@ -251,23 +245,23 @@ def _attack(attributor: Attributor) -> dict[str, float]:
 
 def _result(
     opened: Sequence[Attributor], rows: list[dict[str, Any]], audits: Any, attacks: Any, **settings: int
-) -> dict[str, Any]:
-    made = provenance("backdoor", opened, settings, methods=[row["method"] for row in rows])
-    made["setting"] |= {
-        "recall_at": RECALL_AT,
-        "tuned_on": TUNED_ON,
-        "sigma2s": list(SIGMA2S),
-        "pool": "same-class",
-    }
-    return made | {
-        "attack": {
-            key: mean_and_error([a[key] for a in attacks])
-            for key in ("attack_success", "test_accuracy", "base_rate", "poisoned")
+) -> Result:
+    return result_of(
+        "backdoor",
+        opened,
+        settings,
+        methods=[row["method"] for row in rows],
+        setting={"recall_at": RECALL_AT, "tuned_on": TUNED_ON, "sigma2s": list(SIGMA2S), "pool": "same-class"},
+        values={
+            "attack": {
+                key: over_bundles([a[key] for a in attacks])
+                for key in ("attack_success", "test_accuracy", "base_rate", "poisoned")
+            },
+            "rows": rows,
+            "audit": {"sigma2": SIGMA2, "first": FIRST, "chosen_on": list(CHOSEN_ON), "runs": audits},
         },
-        "rows": rows,
-        "audit": {"sigma2": SIGMA2, "first": FIRST, "chosen_on": list(CHOSEN_ON), "runs": audits},
-        "finding": finding(rows, audits, float(np.mean([a["base_rate"] for a in attacks]))),
-    }
+        finding=finding(rows, audits, float(np.mean([a["base_rate"] for a in attacks]))),
+    )
 
 
 def finding(rows: Sequence[dict[str, Any]], audits: Sequence[dict[str, Any]], chance: float) -> str:

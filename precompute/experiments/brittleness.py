@@ -15,7 +15,7 @@ from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.methods import METHODS
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import lacks, open_attributor, served
-from natscope.precompute.experiments.provenance import provenance
+from natscope.precompute.experiments.result import Result, mean_and_error, result_of
 from natscope.precompute.training.removal import Ladder, answer, climb_all
 from natscope.precompute.training.result_cache import Kept
 from natscope.precompute.training.retrain import recipe_of
@@ -33,7 +33,7 @@ def run(
     methods: Sequence[str],
     kept: Kept,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Result:
     """Remove the first M images of each method's ranking and train again, for M up to the first flip.
 
     A query is a test image that the network gets right, none of those on which `natscope tune` chooses sigma2; the pool
@@ -154,32 +154,27 @@ def _row(name: str, opened: Sequence[Attributor], runs: list[dict[str, Any]], gr
     return {
         "method": name,
         "sigma2": [attributor.bundle.sigma2(name) for attributor in opened] if method.uses_sigma2 else None,
-        "flips": [share_and_error(column) for column in flipped.T],
-        "margin_drop": share_and_error(drops),
+        "flips": [mean_and_error(column) for column in flipped.T],
+        "margin_drop": mean_and_error(drops),
         "queries": runs,
     }
 
 
-def share_and_error(values: np.ndarray) -> dict[str, float | None]:
-    """Return the mean of values, one a query, and its standard error (None for one value)."""
-    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "error": error}
-
-
-def _result(
-    opened: Sequence[Attributor], rows: list[dict[str, Any]], grid: Sequence[int], **settings: int
-) -> dict[str, Any]:
-    made = provenance("brittleness", opened, settings, methods=[row["method"] for row in rows])
-    made["setting"] |= {
-        "recipe": opened[0].bundle.manifest.training,
-        "test_accuracy": [b.bundle.manifest.results["test_accuracy"] for b in opened],
-        "pool": "same-class",
-        "grid": list(grid),
-    }
-    return made | {
-        "rows": rows,
-        "finding": finding(rows, grid),
-    }
+def _result(opened: Sequence[Attributor], rows: list[dict[str, Any]], grid: Sequence[int], **settings: int) -> Result:
+    return result_of(
+        "brittleness",
+        opened,
+        settings,
+        methods=[row["method"] for row in rows],
+        setting={
+            "recipe": opened[0].bundle.manifest.training,
+            "test_accuracy": [b.bundle.manifest.results["test_accuracy"] for b in opened],
+            "pool": "same-class",
+            "grid": list(grid),
+        },
+        values={"rows": rows},
+        finding=finding(rows, grid),
+    )
 
 
 def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> str:

@@ -14,8 +14,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor, served
-from natscope.precompute.experiments.backdoor import mean_and_error
-from natscope.precompute.experiments.provenance import provenance
+from natscope.precompute.experiments.result import Result, over_bundles, result_of
 from natscope.precompute.training.result_cache import Kept
 from natscope.precompute.training.retrain import recipe_of
 from natscope.precompute.training.subset import Subset, ask, train_on_all
@@ -34,7 +33,7 @@ def run(
     methods: Sequence[str],
     kept: Kept,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Result:
     """Choose training images for many test images at once, train on these alone, and measure on other test images.
 
     Neither are among those on which `natscope tune` chooses sigma2.
@@ -84,7 +83,7 @@ def run(
         whole.append(ask(attributor.bundle, attributor.features.model, everyone)["others"])
     labels, mistaken = opened[0].train_labels, np.array(wrong)
     rows = [_row(way, opened, found[way]) | {"makeup": _makeup(labels, mistaken, firsts[way])} for way in ways]
-    return _result(opened, rows, grid, mean_and_error(whole), queries=queries, budget=grid[-1], seed=seed)
+    return _result(opened, rows, grid, over_bundles(whole), queries=queries, budget=grid[-1], seed=seed)
 
 
 def budgets(count: int, largest: int | None = None) -> tuple[int, ...]:
@@ -147,7 +146,7 @@ def _row(way: Way, opened: Sequence[Attributor], found: list[list[float]]) -> di
         "method": name,
         "balanced": balanced,
         "sigma2": [a.bundle.sigma2(name, purpose="coreset") for a in opened] if METHODS[name].uses_sigma2 else None,
-        "accuracy": [mean_and_error(values) for values in zip(*found, strict=True)],
+        "accuracy": [over_bundles(values) for values in zip(*found, strict=True)],
     }
 
 
@@ -157,22 +156,24 @@ def _result(
     grid: Sequence[int],
     whole: dict[str, Any],
     **settings: int,
-) -> dict[str, Any]:
+) -> Result:
     measured = len(_reported(opened[0])) - settings["queries"]
-    made = provenance("coreset", opened, settings, methods=list(dict.fromkeys(row["method"] for row in rows)))
-    made["setting"] |= {
-        "recipe": opened[0].bundle.manifest.training,
-        "measurement": "margin, no NTK scaling",
-        "balanced": "each class by its own queries",
-        "measured_on": f"{measured:,} other test images, every fifth one being left to the choice of sigma2",
-        "training_images": len(opened[0].train_labels),
-        "grid": list(grid),
-    }
-    return made | {
-        "all_data": whole,
-        "rows": rows,
-        "finding": finding(rows, grid, whole),
-    }
+    return result_of(
+        "coreset",
+        opened,
+        settings,
+        methods=list(dict.fromkeys(row["method"] for row in rows)),
+        setting={
+            "recipe": opened[0].bundle.manifest.training,
+            "measurement": "margin, no NTK scaling",
+            "balanced": "each class by its own queries",
+            "measured_on": f"{measured:,} other test images, every fifth one being left to the choice of sigma2",
+            "training_images": len(opened[0].train_labels),
+            "grid": list(grid),
+        },
+        values={"all_data": whole, "rows": rows},
+        finding=finding(rows, grid, whole),
+    )
 
 
 def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str, Any]) -> str:
@@ -222,8 +223,8 @@ def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int
     rows = [np.array(picked, dtype=np.int64) for picked in chosen]
     return {
         "images": len(rows[0]),
-        "wrong": mean_and_error([float(wrong[place, picked].mean()) for place, picked in enumerate(rows)]),
-        "largest_class": mean_and_error([float(np.bincount(labels[picked]).max() / len(picked)) for picked in rows]),
+        "wrong": over_bundles([float(wrong[place, picked].mean()) for place, picked in enumerate(rows)]),
+        "largest_class": over_bundles([float(np.bincount(labels[picked]).max() / len(picked)) for picked in rows]),
     }
 
 

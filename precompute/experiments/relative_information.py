@@ -1,6 +1,5 @@
 """Figure 2 of the paper: how much of greedy InfoLoss's information InfoGain and its approximation recover."""
 
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import GAINS, METHODS
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor
-from natscope.precompute.bundles.spec import versions
+from natscope.precompute.experiments.result import Result, result_of
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.result_cache import Kept
 
@@ -21,7 +20,7 @@ SIGMA2S = (1.0, 10.0, 1e2, 1e3, 1e4, 1e5)
 FIXED = 1e3
 
 
-def run_on(bundles: Sequence[Path], *, kept: Kept, **settings: Any) -> dict[str, Any]:
+def run_on(bundles: Sequence[Path], *, kept: Kept, **settings: Any) -> Result:
     """Open the one bundle that this experiment is about and `run` it; it takes a minute, so nothing is kept.
 
     Raises:
@@ -32,7 +31,7 @@ def run_on(bundles: Sequence[Path], *, kept: Kept, **settings: Any) -> dict[str,
     return run(open_attributor(bundles[0]), **settings)
 
 
-def run(attributor: Attributor, *, queries: int, budget: int, seed: int, progress: Progress) -> dict[str, Any]:
+def run(attributor: Attributor, *, queries: int, budget: int, seed: int, progress: Progress) -> Result:
     """Measure relative information against M, the mean over queries.
 
     Args:
@@ -58,37 +57,34 @@ def run(attributor: Attributor, *, queries: int, budget: int, seed: int, progres
     by_line = {curve.line: curve for curve in curves}
     classes = ", ".join(attributor.bundle.classes)
     features = np.stack([attributor.query_features(query, query.predicted) for query in images])
-    return {
-        "experiment": "relative-information",
-        "date": datetime.date.today().isoformat(),
-        "command": f"{manifest.command} --out BUNDLE && natscope evaluate relative-information --bundle BUNDLE "
-        f"--out relative-information.json --queries {queries} --budget {budget} --seed {seed}",
-        "setting": {
+    panels = [
+        {
+            "title": f"{METHODS[GAINS[0]].title} at several σ²",
+            "by": "sigma2",
+            "curves": [by_line[line].to_dict() for line in upper],
+        },
+        {"title": "At σ² = 10³", "by": "method", "curves": [by_line[line].to_dict() for line in lower]},
+    ]
+    return result_of(
+        "relative-information",
+        [attributor],
+        {"queries": queries, "budget": budget, "seed": seed},
+        setting={
             "data": f"{manifest.dataset['name']}, {classes}, {len(attributor.train_labels):,} training images",
             "network": f"{ModelSpec.from_dict(manifest.model).title}, "
             f"test accuracy {manifest.results['test_accuracy']:.1%}",
             "queries": len(images),
             "query_indices": [query.index for query in images],
             "largest": len(curves[0].mean),
-            "seed": seed,
             "pool": "same-class",
             "conditioning": "pool",
             "sketch": manifest.sketch,
             "ntk": manifest.ntk,
             "mean_prior_variance": float(attributor.kernel.diagonal(features).mean()),
         },
-        "bundle": attributor.bundle.identity,
-        "versions": versions(),
-        "finding": finding([by_line[line] for line in upper], [by_line[line] for line in lower]),
-        "panels": [
-            {
-                "title": f"{METHODS[GAINS[0]].title} at several σ²",
-                "by": "sigma2",
-                "curves": [by_line[line].to_dict() for line in upper],
-            },
-            {"title": "At σ² = 10³", "by": "method", "curves": [by_line[line].to_dict() for line in lower]},
-        ],
-    }
+        values={"panels": panels},
+        finding=finding([by_line[line] for line in upper], [by_line[line] for line in lower]),
+    )
 
 
 def finding(upper: Sequence[Curve], lower: Sequence[Curve]) -> str:

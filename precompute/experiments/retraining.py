@@ -15,7 +15,7 @@ from natscope.core.methods import METHODS
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import backdoor_of, fooled_queries, stamped_query
-from natscope.precompute.experiments.provenance import provenance
+from natscope.precompute.experiments.result import Result, result_of
 from natscope.precompute.training.result_cache import Kept
 from natscope.precompute.training.retrain import attacked, recipe_of, retrain
 from natscope.precompute.training.train import RECIPES, TrainingSpec
@@ -30,7 +30,7 @@ def run(
     methods: Sequence[str],
     kept: Kept,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Result:
     """Train once a method, without the first images of its rankings for one fooled test image or more of every class.
 
     Args:
@@ -121,24 +121,26 @@ def _row(attributor: Attributor, model: nn.Module, removed: list[int]) -> dict[s
     }
 
 
-def _result(
-    attributor: Attributor, rows: list[dict[str, Any]], recipe: TrainingSpec, **settings: int
-) -> dict[str, Any]:
+def _result(attributor: Attributor, rows: list[dict[str, Any]], recipe: TrainingSpec, **settings: int) -> Result:
     poison = backdoor_of(attributor)
     methods = [row["method"] for row in rows[1:]]
-    made = provenance("retraining", [attributor], settings, methods=methods)
-    made["setting"] |= {
-        "weights_loaded": "weights" in attributor.bundle.manifest.training,
-        "recipe": recipe.to_dict(),
-        "sigma2": {m: attributor.bundle.sigma2(m, purpose="backdoor") for m in methods if METHODS[m].uses_sigma2},
-        "pool": "same-class",
-        "poisoned": len(poison.train_indices),
-        "classes": list(attributor.bundle.classes),
-    }
-    return made | {
-        "rows": rows,
-        "finding": finding(rows, len(poison.train_indices)),
-    }
+    sigma2s = {m: attributor.bundle.sigma2(m, purpose="backdoor") for m in methods if METHODS[m].uses_sigma2}
+    return result_of(
+        "retraining",
+        [attributor],
+        settings,
+        methods=methods,
+        setting={
+            "weights_loaded": "weights" in attributor.bundle.manifest.training,
+            "recipe": recipe.to_dict(),
+            "sigma2": sigma2s,
+            "pool": "same-class",
+            "poisoned": len(poison.train_indices),
+            "classes": list(attributor.bundle.classes),
+        },
+        values={"rows": rows},
+        finding=finding(rows, len(poison.train_indices)),
+    )
 
 
 def finding(rows: Sequence[dict[str, Any]], poisoned: int) -> str:

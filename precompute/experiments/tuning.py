@@ -22,9 +22,9 @@ from natscope.core.files import read_regular
 from natscope.core.methods import METHODS, Query
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor
-from natscope.precompute.experiments.brittleness import most_removed, rank, share_and_error
+from natscope.precompute.experiments.brittleness import most_removed, rank
 from natscope.precompute.experiments.coreset import budgets
-from natscope.precompute.experiments.provenance import TUNED, provenance
+from natscope.precompute.experiments.result import TUNED, Result, mean_and_error, result_of
 from natscope.precompute.training.removal import Ladder, answer, climb_all
 from natscope.precompute.training.result_cache import Kept
 from natscope.precompute.training.retrain import recipe_of
@@ -39,7 +39,7 @@ _PURPOSES = {"margin": "prediction"}  # what a result of this score is for, wher
 
 def tune(
     path: Path, *, queries: int, budget: int, seed: int, methods: Sequence[str], kept: Kept, progress: Progress
-) -> dict[str, Any]:
+) -> Result:
     """Choose each method's sigma2: the one at which removing its first images costs held-out queries most margin.
 
     Args:
@@ -78,7 +78,7 @@ def tune(
     after = np.array([answers[0].margin for answers in climbed]).reshape(len(asked), len(images))
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for (name, sigma2), margins in zip(asked, after, strict=True):
-        curves[name].append({"sigma2": sigma2} | share_and_error(before - margins))
+        curves[name].append({"sigma2": sigma2} | mean_and_error(before - margins))
     return _result(
         attributor,
         curves,
@@ -94,7 +94,7 @@ def tune(
 
 def tune_coresets(
     path: Path, *, queries: int, budget: int, seed: int, methods: Sequence[str], kept: Kept, progress: Progress
-) -> dict[str, Any]:
+) -> Result:
     """Choose each method's sigma2: the one at which networks trained on its coresets alone are right most often.
 
     The coresets are those of the experiment, plain and balanced, of its budgets up to `budget`. They are chosen for
@@ -143,7 +143,7 @@ def tune_coresets(
     right = train_on_all(attributor.bundle, subsets, kept=kept, progress=progress)
     scores = np.array(right).reshape(REPEATS, len(methods), len(SIGMA2S), -1).mean(axis=-1)
     curves: dict[str, list[dict[str, Any]]] = {
-        name: [{"sigma2": sigma2, **share_and_error(scores[:, row, place])} for place, sigma2 in enumerate(SIGMA2S)]
+        name: [{"sigma2": sigma2, **mean_and_error(scores[:, row, place])} for place, sigma2 in enumerate(SIGMA2S)]
         for row, name in enumerate(methods)
     }
     sizes = ", ".join(f"{size:,}" for size in grid)
@@ -261,16 +261,15 @@ def _result(
     finding: str,
     goal: str,
     **settings: int,
-) -> dict[str, Any]:
+) -> Result:
     chosen = {name: best(curve) for name, curve in curves.items()}
     told = ", ".join(f"{METHODS[name].title} {sigma2:g}" for name, sigma2 in chosen.items())
-    made = provenance("tune", [attributor], settings, methods=list(curves))
-    made["command"] += "" if goal == "prediction" else f" --score {goal}"
-    return made | {
-        "for": goal,
-        "score": score,
-        "axis": axis,
-        "sigma2": chosen,
-        "curves": curves,
-        "finding": f"{finding} at σ² = {told}.",
-    }
+    return result_of(
+        "tune",
+        [attributor],
+        settings,
+        methods=list(curves),
+        options="" if goal == "prediction" else f" --score {goal}",
+        values={"for": goal, "score": score, "axis": axis, "sigma2": chosen, "curves": curves},
+        finding=f"{finding} at σ² = {told}.",
+    )

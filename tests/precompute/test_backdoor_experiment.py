@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def result(poisoned_path, tmp_path_factory):
     kept = Kept(tmp_path_factory.mktemp("kept") / "part.json")
     return experiment.run(
         [poisoned_path], queries=6, budget=100, seed=0, methods=tuple(METHODS), kept=kept, progress=SILENT
-    )
+    ).to_dict()
 
 
 def test_the_information_methods_find_the_culprits_and_chance_does_not(result):
@@ -140,7 +141,7 @@ def test_a_stopped_run_goes_on_where_it_was(poisoned_path, tmp_path, result):
     stages = []
     again = experiment.run(
         [poisoned_path], **settings, kept=Kept(file), progress=lambda stage, *_: stages.append(stage)
-    )
+    ).to_dict()
     assert not any(stage.startswith("Choosing") or "InfoGain" in stage for stage in stages)
     assert again == result
 
@@ -159,8 +160,9 @@ def test_a_damaged_file_of_parts_counts_as_none(tmp_path):
 def test_the_command_writes_json_figures_and_a_table(poisoned_path, tmp_path, result, monkeypatch):
     from natscope.precompute import experiments
 
+    done_before = SimpleNamespace(to_dict=lambda: result)
     monkeypatch.setitem(
-        experiments.EXPERIMENTS, "backdoor", experiments.Experiment(lambda *a, **k: result, queries=6, budget=100)
+        experiments.EXPERIMENTS, "backdoor", experiments.Experiment(lambda *a, **k: done_before, queries=6, budget=100)
     )
     out = tmp_path / "r" / "backdoor.json"
     done = CliRunner().invoke(natscope, ["evaluate", "backdoor", "--bundle", str(poisoned_path), "--out", str(out)])

@@ -135,6 +135,6 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(bundle_path, attributor, 
 def test_methods_that_the_bundle_lacks_are_left_out(poisoned_path, tmp_path):
     settings = SETTINGS | {"queries": 1, "budget": 6, "methods": ("kronfluence", "random")}
     kept = Kept(tmp_path / "kept.json")
-    result = brittleness.run([poisoned_path], **settings, kept=kept, progress=SILENT)
+    result = brittleness.run([poisoned_path], **settings, kept=kept, progress=SILENT).to_dict()
     assert [row["method"] for row in result["rows"]] == ["random"]
     assert METHODS["kronfluence"].files

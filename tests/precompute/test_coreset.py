@@ -11,7 +11,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import EXPERIMENTS, coreset
-from natscope.precompute.experiments.backdoor import mean_and_error
+from natscope.precompute.experiments.result import over_bundles
 from natscope.precompute.training.result_cache import Kept
 from natscope.precompute.training.subset import Subset, accuracies, train_on
 
@@ -42,13 +42,13 @@ def result(bundle_path, stopped):
     done = []
     found = coreset.run(
         [bundle_path], **SETTINGS, kept=Kept(stopped), progress=lambda stage, step, _: done.append((stage, step))
-    )
+    ).to_dict()
     assert done[0] == ("Training on what was chosen", 3)  # nothing was chosen anew, three trainings were kept
     return found
 
 
 def test_a_stopped_run_goes_on_where_it_was_and_ends_as_one_that_was_not(result, bundle_path, tmp_path):
-    again = coreset.run([bundle_path], **SETTINGS, kept=Kept(tmp_path / "other.json"), progress=SILENT)
+    again = coreset.run([bundle_path], **SETTINGS, kept=Kept(tmp_path / "other.json"), progress=SILENT).to_dict()
     assert again == result
 
 
@@ -110,21 +110,21 @@ def test_budgets_are_shares_of_the_training_images_up_to_the_largest():
 
 def test_the_finding_says_who_is_above_chance():
     def row(name, balanced, *means):
-        return {"method": name, "balanced": balanced, "accuracy": [mean_and_error([m]) for m in means]}
+        return {"method": name, "balanced": balanced, "accuracy": [over_bundles([m]) for m in means]}
 
     rows = [row("info_gain", False, 0.3, 0.6), row("random", False, 0.2, 0.5), row("trak", False, 0.1, 0.7)]
     rows += [row("info_gain", True, 0.4, 0.6), row("random", True, 0.5, 0.5)]
-    said = coreset.finding(rows, (10, 20), mean_and_error([0.9]))
+    said = coreset.finding(rows, (10, 20), over_bundles([0.9]))
     assert "on 10 images the network is right on 50.0% when Random, balanced chooses" in said
     assert "on 20 images the network is right on 70.0% when TRAK chooses, 50.0% with random ones" in said
     assert "plain: InfoGain at 2 of 2 budgets, TRAK at 1 of 2 budgets; balanced: InfoGain at 1 of 2 budgets." in said
     for name, classes, wrong in (("info_gain", 0.2, 0.0), ("random", 0.2, 0.1), ("trak", 0.6, 0.5)):
         next(row for row in rows if row["method"] == name)["makeup"] = {
             "images": 20,
-            "wrong": mean_and_error([wrong]),
-            "largest_class": mean_and_error([classes]),
+            "wrong": over_bundles([wrong]),
+            "largest_class": over_bundles([classes]),
         }
-    assert coreset.finding(rows, (10, 20), mean_and_error([0.9])).endswith(
+    assert coreset.finding(rows, (10, 20), over_bundles([0.9])).endswith(
         "Of the first 20 chosen freely, 60% with TRAK are of one class; 50% with TRAK are images that the whole "
         "network gets wrong."
     )
@@ -136,12 +136,12 @@ def test_small_coresets_and_few_classes_are_not_called_uneven():
             {
                 "method": name,
                 "balanced": False,
-                "accuracy": [mean_and_error([0.5])],
-                "makeup": {"images": images, "wrong": mean_and_error([0.0]), "largest_class": mean_and_error([share])},
+                "accuracy": [over_bundles([0.5])],
+                "makeup": {"images": images, "wrong": over_bundles([0.0]), "largest_class": over_bundles([share])},
             }
             for name, share in (("random", blind), ("trak", classes))
         ]
-        return coreset.finding(rows, (images,), mean_and_error([0.9]))
+        return coreset.finding(rows, (images,), over_bundles([0.9]))
 
     assert "of one class" not in said(1, 1.0, 1.0)
     assert "of one class" not in said(25, 0.52, 0.6)

@@ -52,7 +52,7 @@ def test_without_what_info_loss_names_the_attack_fails_and_without_as_many_other
 
 def test_a_stopped_training_ends_as_one_that_was_not(written, poisoned_path, tmp_path):
     kept = Kept(tmp_path / "part.json")
-    whole = retraining.run([poisoned_path], **SETTINGS, methods=("info_loss",), kept=kept, progress=SILENT)
+    whole = retraining.run([poisoned_path], **SETTINGS, methods=("info_loss",), kept=kept, progress=SILENT).to_dict()
     assert whole["rows"] == json.loads(written.read_text())["rows"][:2]
 
 

@@ -11,10 +11,9 @@ from natscope.app.cli.commands import natscope
 from natscope.core.analysis.curves import sample_queries
 from natscope.core.bundle.format import Bundle, check_bundle
 from natscope.core.errors import FileError, QueryError
-from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import tuning
 from natscope.precompute.experiments.brittleness import most_removed
-from natscope.precompute.experiments.provenance import TUNED, provenance
+from natscope.precompute.experiments.result import TUNED, build_command
 from natscope.precompute.training.result_cache import Kept
 
 
@@ -70,8 +69,8 @@ def test_a_result_names_the_file_that_its_sigma2_came_from(tuned, tmp_path):
     shutil.copytree(tuned / "bundle", tmp_path / "bundle")
 
     def command():
-        made = provenance("coreset", [open_attributor(tmp_path / "bundle")], {"queries": 1})
-        return [line.split("--take ")[1] for line in made["bundles"][0]["command"].splitlines() if "--take" in line]
+        made = build_command("coreset", Bundle(tmp_path / "bundle").manifest, 0)
+        return [line.split("--take ")[1] for line in made.splitlines() if "--take" in line]
 
     assert command() == ["bundle-tuning.json"]
     chosen = _CHOSEN
@@ -149,10 +148,8 @@ def test_values_for_a_backdoor_are_taken_from_its_experiment(tiny_path, bundle_p
     assert bundle.sigma2("info_loss") == bundle.sigma2("info_loss", purpose="coreset") == 1.0
     with pytest.raises(ValueError, match="chosen for one of prediction, coreset, backdoor, not for lunch"):
         bundle.sigma2("info_loss", purpose="lunch")
-    made = provenance("retraining", [open_attributor(tmp_path / "poisoned")], {"queries": 1})
-    assert made["bundles"][0]["command"].endswith("--take assets/results/backdoor.json")
-    made = provenance("backdoor", [open_attributor(tmp_path / "poisoned")], {"queries": 1})
-    assert "--take" not in made["bundles"][0]["command"]
+    assert build_command("retraining", bundle.manifest, 0).endswith("--take assets/results/backdoor.json")
+    assert "--take" not in build_command("backdoor", bundle.manifest, 0)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +221,7 @@ def test_a_stopped_choice_goes_on_where_it_was(bundle_path, tmp_path, monkeypatc
     with pytest.raises(Stopped):
         tuning.tune(bundle_path, **settings, kept=Kept(file), progress=stop)
     watch = lambda stage, done, total: stages.append((stage, done))  # noqa: E731
-    again = tuning.tune(bundle_path, **settings, kept=Kept(file), progress=watch)
+    again = tuning.tune(bundle_path, **settings, kept=Kept(file), progress=watch).to_dict()
     assert ("Training without what was found", 1) in stages
     assert ("Training without what was found", 0) not in stages
     assert not any(stage.startswith("Asking") for stage, _ in stages)
