@@ -7,7 +7,7 @@ from typing import Any
 
 from natscope.app import escape
 from natscope.core.bundle.request import Attribution
-from natscope.core.index.spec import KINDS
+from natscope.core.index.spec import EXACT, KINDS
 from natscope.core.methods import METHODS, Method
 
 GLOSSARY = {
@@ -164,8 +164,8 @@ def finding(result: Attribution, method: Method, target: str, *, plain: bool) ->
 
 def searched(kind: str) -> str:
     """Return a sentence on which index found the images."""
-    if kind == "flat":
-        return "Searched with a flat index (exact)."
+    if kind in EXACT:
+        return f"Searched with {'a flat' if kind == 'flat' else 'an SQ8'} index (exact)."
     return f"Searched with an {KINDS[kind]} index: fast in large pools, but it may miss an image."
 
 

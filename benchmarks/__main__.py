@@ -16,6 +16,7 @@ from benchmarks import (
     convolutions,
     coreset,
     ekfac,
+    indexes,
     load,
     methods,
     rankings,
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "audit": audit.run,
     "convolutions": convolutions.run,
     "search": search.run,
+    "indexes": indexes.run,
     "cold": cold.run,
     "retraining": retraining.run,
     "load": load.run,
@@ -69,6 +71,17 @@ def _run(name: str, **options: Any) -> None:
 def _search(sizes: str, indexes: str, out: Path) -> None:
     """Time the search of one class for its largest inner products."""
     _run("search", sizes=tuple(int(n) for n in sizes.split(",")), indexes=tuple(indexes.split(",")), out=out)
+
+
+@main.command("indexes")
+@click.option("--bundle", type=BUNDLE, help="The bundle; the demo's by default.")
+@click.option("--pools", default=",".join(map(str, indexes.POOLS)), show_default=True, help="N, with commas.")
+@click.option("--indexes", "kinds", default=",".join(KINDS), show_default=True, help="Kinds of index, with commas.")
+@click.option("--asked", default="", help="Rows that exact indexes are asked for without a check, with commas.")
+def _indexes(bundle: Path | None, pools: str, kinds: str, asked: str) -> None:
+    """Compare what each index finds on a bundle's features with the exact selection."""
+    sizes, limits = (tuple(int(n) for n in text.split(",") if n) for text in (pools, asked))
+    _run("indexes", bundle=bundle or _demo(), pools=sizes, indexes=tuple(kinds.split(",")), asked=limits)
 
 
 @main.command("cold")

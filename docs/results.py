@@ -7,7 +7,7 @@ from natscope.app import words
 from natscope.app.figures.tables import TABLES
 from natscope.app.paper import SECTIONS
 from natscope.app.results import commands, load_benchmark, load_result
-from natscope.core.index.spec import KINDS
+from natscope.core.index.spec import EXACT, KINDS
 from natscope.core.methods import METHODS
 
 _SHOWN = (1, 10, 100)  # sizes M of the table of relative information
@@ -44,7 +44,9 @@ def search_table() -> str:
     sizes = sorted({n for _, n in rows})
     lines = ["| seconds | " + " | ".join(f"{n:,}" for n in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
     for kind, name in ({"gram": "Gram path"} | {kind: f"{title} index" for kind, title in KINDS.items()}).items():
-        cells = " | ".join(_cell(rows.get((kind, n)), approximate=kind not in {"gram", "flat"}) for n in sizes)
+        if not any(search == kind for search, _ in rows):
+            continue
+        cells = " | ".join(_cell(rows.get((kind, n)), approximate=kind not in {"gram", *EXACT}) for n in sizes)
         lines.append(f"| {name} | {cells} |")
     return "\n".join(lines) + "\n"
 

@@ -150,10 +150,10 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @click.option("--dim", type=COUNT, default=4096, show_default=True, help="Dimensions K of the sketch.")
 @click.option(
     "--index",
-    default="flat",
+    default="auto",
     show_default=True,
-    help="flat (exact), ivf, ivfpq or hnsw: how methods that search find images of a class; the others pay from about "
-    "10,000 images a class on.",
+    help="How methods that search find images of a class: flat or sq8 (exact; sq8 takes a quarter of the space), ivf, "
+    "ivfsq8, ivfpq or hnsw (faster in large classes); auto: sq8 up to 10,000 images a class, ivfsq8 above.",
 )
 @click.option("--sketch-seed", type=SEED, default=0, show_default=True)
 @click.option("--ntk/--no-ntk", default=True, show_default=True, help="Scale Jacobians as in the NTK parameterisation.")

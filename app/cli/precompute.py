@@ -29,7 +29,7 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
     """
     from natscope.core.bundle.schema import LONGEST
     from natscope.core.errors import BuildError
-    from natscope.core.index.spec import KINDS, IndexSpec
+    from natscope.core.index.spec import CHOICES, IndexSpec
     from natscope.core.sketches import SKETCHES, SketchSpec
     from natscope.precompute.bundles.spec import BuildSpec
     from natscope.precompute.data.folders import FolderSpec
@@ -37,8 +37,8 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
 
     if options["sketch"] not in SKETCHES:
         raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
-    if options["index"] not in KINDS:
-        raise BuildError(f"There is no index '{options['index']}'; choose one of {', '.join(KINDS)}.")
+    if options["index"] not in CHOICES:
+        raise BuildError(f"There is no index '{options['index']}'; choose one of {', '.join(CHOICES)}.")
     model = _model_spec(options)
     usual = RECIPES.get(model.architecture, TrainingSpec())
     recipe = {f.name: options[f.name] for f in fields(TrainingSpec) if options[f.name] is not None}

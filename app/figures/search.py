@@ -1,13 +1,14 @@
 """The measured search: time of a selection, and the information it recovers, against the pool's size."""
 
+import itertools
 from typing import Any
 
 from natscope.app.figures.chart import Axis, Lines, Reference, Series
 from natscope.app.theme import ramp
-from natscope.core.index.spec import KINDS
+from natscope.core.index.spec import EXACT, KINDS
 
 _NAMES = {"scan": "scan", "gram": "Gram path"} | {kind: f"{title} index" for kind, title in KINDS.items()}
-_EXACT = {"scan", "gram", "flat"}
+_EXACT = {"scan", "gram", *EXACT}
 _MARKERS = ("x", "square", "diamond", "circle", "triangle-up", "triangle-down")
 _ENOUGH = 0.98
 
@@ -35,8 +36,10 @@ def search_title(result: dict[str, Any]) -> str:
 
 
 def _lines(result: dict[str, Any], quantity: str) -> list[Series]:
-    lines, colours = [], ramp(len(_NAMES))
-    for (search, name), colour, marker in zip(_NAMES.items(), colours, _MARKERS, strict=True):
+    measured = {row["search"] for row in result["rows"]}
+    names = [(search, name) for search, name in _NAMES.items() if search in measured]
+    lines, colours, markers = [], ramp(len(names)), itertools.cycle(_MARKERS)
+    for (search, name), colour, marker in zip(names, colours, markers, strict=False):
         rows = [row for row in result["rows"] if (row["search"], row["sigma2"]) == (search, _sigma2(result))]
         rows = sorted((row for row in rows if row.get(quantity) is not None), key=lambda row: row["n"])
         if rows:

@@ -187,7 +187,7 @@ class Attributor(Capabilities):
             redundancy=redundancy(candidates.pool, selection.indices),
             regime=self._regime(method, candidates.pool, features, selection, settings),
             seconds=time.perf_counter() - started,
-            index=candidates.index.kind if method.searches and candidates.index else None,
+            index=candidates.index().kind if method.searches and candidates.index else None,
         )
 
     def _regime(

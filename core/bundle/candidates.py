@@ -1,5 +1,6 @@
 """Which training images a query may be attributed to, as each method needs them; opened once and shared by queries."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import QueryError
 from natscope.core.features import FeatureMap, kernel_of
+from natscope.core.index.spec import EXACT
 from natscope.core.jacobians import linear_alone
 from natscope.core.methods import Candidates
 from natscope.core.pool import LARGEST_GRAM, LIVE, Pool, is_product
@@ -108,13 +110,14 @@ class CandidateSets:
         if self._fresh:
             features = self._features.features(self._inputs(rows), np.full(len(rows), target))
             return Candidates(Pool(features, kernel=self.kernel), self.penultimate[rows])
-        index = self._bundle.index(f"index_{target}") if self._bundle.has(f"index_{target}") else None
+        name = f"index_{target}"
+        index = functools.cache(functools.partial(self._bundle.index, name)) if self._bundle.has(name) else None
         return Candidates(self._own_pool(target, rows), self.penultimate[rows], index=index)
 
     def _own_pool(self, target: int, rows: np.ndarray) -> Pool:
         stored = self._bundle.array("features")
-        large = len(rows) > LARGEST_GRAM and self._bundle.index_spec.kind != "flat"  # searched without being loaded
-        chosen = RowView(stored, rows) if large else np.asarray(stored[rows])
+        proposed = self._bundle.index_spec.kind_of(len(rows)) not in EXACT  # and searched without being loaded
+        chosen = RowView(stored, rows) if proposed and len(rows) > LARGEST_GRAM else np.asarray(stored[rows])
         gram = self._bundle.array(name) if self._bundle.has(name := f"gram_{target}") else None
         pool = Pool(chosen, kernel=self.kernel, gram=gram)
         if not pool.gram_follows():

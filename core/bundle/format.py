@@ -102,7 +102,7 @@ class Bundle:
     @property
     def index_spec(self) -> IndexSpec:
         """The indexes of the classes in this bundle."""
-        return IndexSpec(**(self.manifest.index or {}))
+        return IndexSpec(**(self.manifest.index or {"kind": "flat"}))
 
     @cached_property
     def members(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from natscope.core.backdoor import PLACES
 from natscope.core.bundle.request import LARGEST_SIGMA2, LEAST_SIGMA2
-from natscope.core.index.spec import KINDS
+from natscope.core.index.spec import CHOICES
 from natscope.core.text import plain
 
 _MOST_SETTINGS = 20_000  # values in what a bundle was asked to be; the targets of a backdoor are some
@@ -183,7 +183,7 @@ def checked(raw: dict[str, Any]) -> None:
     _convert(raw["training"], _Loaded if "weights" in raw["training"] else _Recipe, "training")
     if raw["poison"] is not None and raw["poison"]["place"] not in PLACES:
         raise SchemaError("holds a wrong value at poison.place")
-    if raw.get("index") is not None and raw["index"]["kind"] not in KINDS:
+    if raw.get("index") is not None and raw["index"]["kind"] not in CHOICES:
         raise SchemaError("holds a wrong value at index.kind")
     # The settings are compared and never shown; a folder of images may have any name.
     if not _plain(raw | {"results": {k: v for k, v in raw["results"].items() if k != "settings"}}):

@@ -1,20 +1,22 @@
 """What the file of an index must be before FAISS reads it, for FAISS believes what it reads.
 
 A file may name other files to open, sizes to allocate and rows beyond the last; so every byte that is not a vector or a
-code is compared with what `build_index` writes for the same rows and settings, and every row number is looked at.
+code is compared with what FAISS writes of an index of the same size and settings, and every row number is looked at.
+Of an index that is said to be exact, vectors and codes are compared with the features too.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 
-from natscope.core.index.search import BITS, BYTE, kind_of, lists_of, pieces_of
+from natscope.core.index.search import HALF_STEP, empty_index, steps_of
 from natscope.core.index.spec import IndexSpec
 from natscope.core.rows import Rows
 
-_AT_ONCE = 8192  # rows compared at a time
+_AT_ONCE = 1024  # rows compared at a time
 _BYTES = (0x00, 0xFF)  # two fillings that are the same in no byte
 
 
@@ -28,7 +30,8 @@ def index_fault(path: Path, members: Rows, spec: IndexSpec) -> str:
     """
     raw = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
     try:
-        good = {"flat": _flat, "hnsw": _graph}.get(kind_of(len(members), spec), _lists)(_Reader(raw), members, spec)
+        check = {"flat": _flat, "sq8": _codes, "hnsw": _graph}.get(spec.kind_of(len(members)), _lists)
+        good = check(_Reader(raw), members, spec)
     except _EndError:
         good = False
     return "" if good else "is no index over the features of its class"
@@ -56,8 +59,8 @@ class _Reader:
         """Take a vector that has to have `count` numbers."""
         return self.take(count if int(self.take(1, "uint64")[0]) == count else -1, dtype)
 
-    def same(self, index: Any, filled: Any, tail: int = 0) -> bool:
-        """Take what FAISS writes of an index and compare it, but for the bytes in which `filled` is another.
+    def free(self, index: Any, filled: Any, tail: int = 0) -> np.ndarray | None:
+        """Take what FAISS writes of an index; return the bytes in which `filled` is another, None if others differ.
 
         Args:
             index: one without what training sets.
@@ -65,27 +68,42 @@ class _Reader:
             tail: bytes at the end that are not taken.
         """
         first, second = (faiss.serialize_index(i)[: -tail or None] for i in (index, filled))
-        return bool(((self.take(len(first)) == first) | (first != second)).all())
+        found = self.take(len(first))
+        return found[first != second] if ((found == first) | (first != second)).all() else None
 
 
 def _flat(file: _Reader, members: Rows, spec: IndexSpec) -> bool:
     count, width = members.shape
-    index = faiss.IndexFlatIP(width)
+    index = empty_index(members.shape, spec)
     index.ntotal = count
-    if not file.same(index, index, 8):
+    if file.free(index, index, 8) is None:
         return False
     rows = file.vector(count * width, "float32").reshape(count, width)
-    blocks = (slice(start, start + _AT_ONCE) for start in range(0, count, _AT_ONCE))
-    return file.left == 0 and all(np.array_equal(rows[block], members[block]) for block in blocks)
+    return file.left == 0 and all(np.array_equal(rows[block], members[block]) for block in _slices(count))
+
+
+def _codes(file: _Reader, members: Rows, spec: IndexSpec) -> bool:
+    """Whether an SQ8 index holds of each feature the byte that stands for it, so that it finds what a scan finds."""
+    count, width = members.shape
+    index, filled = (_trained(empty_index(members.shape, spec), count, byte) for byte in _BYTES)
+    trained = file.free(index, filled, 8)
+    if trained is None:
+        return False
+    least, step = steps_of(trained.view(np.float32))
+    codes = file.vector(count * width, "uint8").reshape(count, width)
+    if file.left or not np.isfinite([least, step]).all():
+        return False
+    errors = (np.abs(least + step * (codes[block] + 0.5) - members[block]) for block in _slices(count))
+    return all((error <= HALF_STEP * step).all() for error in errors)
 
 
 def _lists(file: _Reader, members: Rows, spec: IndexSpec) -> bool:
-    count, lists = len(members), lists_of(len(members), spec)
-    index, filled = (_inverted(members.shape, lists, spec, byte) for byte in _BYTES)
-    if not file.same(index, filled, 12) or file.take(4).tobytes() != b"full":
+    count, lists = len(members), spec.lists_of(len(members))
+    index, filled = (_trained(empty_index(members.shape, spec), count, byte) for byte in _BYTES)
+    if file.free(index, filled, 12) is None:
         return False
-    sizes = file.vector(lists, "uint64")
-    if (sizes > count).any() or sizes.sum() != count:
+    sizes = _sizes(file, lists)
+    if sizes is None or (sizes > count).any() or sizes.sum() != count:
         return False
     found = []
     for size in map(int, sizes):
@@ -94,29 +112,41 @@ def _lists(file: _Reader, members: Rows, spec: IndexSpec) -> bool:
     return file.left == 0 and np.array_equal(np.sort(np.concatenate(found)), np.arange(count))
 
 
-def _inverted(shape: tuple[int, ...], lists: int, spec: IndexSpec, byte: int) -> Any:
-    """Return an empty index that counts as trained, every byte of what training sets the same."""
-    count, width = shape
-    quantizer = faiss.IndexFlatIP(width)
-    quantizer.add(_numbers(byte, lists * width).reshape(lists, width))
-    index: Any
-    if spec.kind == "ivf":
-        index = faiss.IndexIVFFlat(quantizer, width, lists, faiss.METRIC_INNER_PRODUCT)
-    else:
-        pieces = pieces_of(width, spec)
-        index = faiss.IndexIVFPQ(quantizer, width, lists, pieces, BITS, faiss.METRIC_INNER_PRODUCT)
-        faiss.copy_array_to_vector(_numbers(byte, width * 2**BITS), index.pq.centroids)
-    index.is_trained, index.nprobe, index.ntotal = True, min(spec.probes, lists), count
+def _sizes(file: _Reader, lists: int) -> np.ndarray | None:
+    """Take the sizes of all lists, or where most are empty the number and size of each that is not."""
+    form = file.take(4).tobytes()
+    if form == b"full":
+        return file.vector(lists, "uint64")
+    length = int(file.take(1, "uint64")[0])
+    if form != b"sprs" or length > lists or length % 2:
+        return None
+    numbers, found = file.take(length, "uint64").reshape(-1, 2).T
+    if (numbers >= lists).any() or (numbers[1:] <= numbers[:-1]).any():
+        return None
+    sizes = np.zeros(lists, dtype=np.uint64)
+    sizes[numbers] = found
+    return sizes
+
+
+def _trained(index: Any, count: int, byte: int) -> Any:
+    """Let an empty index count as trained, with rows, every byte of what training sets the same."""
+    if isinstance(index, faiss.IndexIVF):
+        index.quantizer.add(_numbers(byte, index.nlist * index.d).reshape(index.nlist, index.d))
+    if isinstance(index, faiss.IndexIVFPQ):
+        faiss.copy_array_to_vector(_numbers(byte, index.d * index.pq.ksub), index.pq.centroids)
+    if isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer):
+        faiss.copy_array_to_vector(_numbers(byte, 2 * index.d), index.sq.trained)
+    index.is_trained, index.ntotal = True, count
     return index
 
 
 def _graph(file: _Reader, members: Rows, spec: IndexSpec) -> bool:
     count, width = members.shape
-    index = faiss.IndexHNSWSQ(width, BYTE, spec.links, faiss.METRIC_INNER_PRODUCT)
+    index = empty_index(members.shape, spec)
     whole = faiss.serialize_index(index)
     index.is_trained, index.ntotal = True, count
     starts = faiss.vector_to_array(index.hnsw.cum_nneighbor_per_level).astype(np.int64)
-    if not file.same(index, index, len(whole) - _before_levels(whole)):
+    if file.free(index, index, len(whole) - _before_levels(whole)) is None:
         return False
     levels = file.vector(count, "int32")
     offsets = file.vector(count + 1, "uint64")
@@ -130,8 +160,8 @@ def _graph(file: _Reader, members: Rows, spec: IndexSpec) -> bool:
         return False
     if (breadth, reach, beam) != (spec.breadth, spec.reach, 1) or not _linked(neighbours, levels, offsets, starts):
         return False
-    codes, filled = (_coded(count, width, byte) for byte in _BYTES)
-    if not file.same(codes, filled, 8):
+    codes, filled = (_trained(empty_index(members.shape, IndexSpec("sq8")), count, byte) for byte in _BYTES)
+    if file.free(codes, filled, 8) is None:
         return False
     file.vector(count * width, "uint8")
     return file.left == 0
@@ -159,11 +189,8 @@ def _linked(neighbours: np.ndarray, levels: np.ndarray, offsets: np.ndarray, sta
     return True
 
 
-def _coded(count: int, width: int, byte: int) -> Any:
-    index = faiss.IndexScalarQuantizer(width, BYTE, faiss.METRIC_INNER_PRODUCT)
-    faiss.copy_array_to_vector(_numbers(byte, 2 * width), index.sq.trained)
-    index.is_trained, index.ntotal = True, count
-    return index
+def _slices(count: int) -> Iterator[slice]:
+    return (slice(start, start + _AT_ONCE) for start in range(0, count, _AT_ONCE))
 
 
 def _numbers(byte: int, count: int) -> np.ndarray:

@@ -1,48 +1,68 @@
-"""Inner-product search by FAISS, the only module that imports it: exact by a flat index, sublinear by the others.
+"""Inner-product search by FAISS: exact by a flat or a scalar-quantised (SQ8) index, sublinear by the others.
 
-Traps of inner products, and what is done about them. Rows of one class share a large mean, so clusters and graphs would
-be about that mean and about length: what is not exact is built over rows minus the mean of the training sample, which
-moves every product with one vector by the same amount and so changes no ranking. Clusters are by direction (spherical
-k-means), or a few long centroids would draw half of the rows. The vector r of InfoGain (approx) is like no row once the
-first picks are explained, so an index only proposes: whoever asks scores the proposals again, exactly.
+SQ8 keeps a byte a feature, a quarter of float32, and says how far it may be wrong: each feature lies within half a step
+of what its byte stands for. So candidates are scored again in float64, and more are asked for until no other row can
+win, as of a flat index, whose products are rounded: both give what a scan gives.
+
+Traps of inner products, and what the others do about them. Rows of one class share a large mean, so clusters and graphs
+would be about that mean and about length: what is not exact is built over rows minus the mean of the training sample,
+which moves every product with one vector by the same amount and so changes no ranking. Clusters are by direction
+(spherical k-means), or a few long centroids would draw half of the rows. The vector r of InfoGain (approx) is like no
+row once the first picks are explained, so an index only proposes: whoever asks scores the proposals again, exactly.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 
-from natscope.core.index.spec import IndexSpec
+from natscope.core.index.spec import EXACT, IndexSpec
 from natscope.core.rows import Rows
 
-_PROPOSED = {"ivf": 256, "ivfpq": 1024, "hnsw": 256}  # rows asked for in each direction; coarse codes need more
-_START = 16  # candidates asked of a flat index in each direction before the first check
+_PROPOSED = {"ivf": 256, "ivfsq8": 256, "ivfpq": 1024, "hnsw": 256}  # rows asked for in each direction
+_START = 16  # candidates asked of an exact index in each direction before the first check
 _BLOCK = 8192  # rows read at once
 _SAMPLE = 40  # rows a list, to train on
-BITS = 8  # of a piece of a product-quantised code
-BYTE: Any = faiss.ScalarQuantizer.QT_8bit
-_FEWEST = 2**BITS  # rows below which a flat index is built: there is nothing to gain, and too little to train on
+_BITS = 8  # of a piece of a product-quantised code
+_BYTE: Any = faiss.ScalarQuantizer.QT_8bit
+HALF_STEP = 0.501  # of SQ8, with what single precision adds: a feature's distance from what its byte stands for
+_TYPES = {
+    "flat": faiss.IndexFlat,
+    "sq8": faiss.IndexScalarQuantizer,
+    "ivf": faiss.IndexIVFFlat,
+    "ivfsq8": faiss.IndexIVFScalarQuantizer,
+    "ivfpq": faiss.IndexIVFPQ,
+    "hnsw": faiss.IndexHNSWSQ,
+}
 
 
 class InnerProductIndex:
     """Rows that maximise an inner product; every kind of index behind the same methods."""
 
-    def __init__(self, index: faiss.Index, *, exact: bool, kind: str = "flat") -> None:
-        """Wrap a FAISS index with the inner-product metric."""
+    def __init__(self, index: Any) -> None:
+        """Wrap a FAISS index of one of natscope's kinds.
+
+        Raises:
+            ValueError: if it has another type, or another metric than the inner product.
+        """
+        kinds = [kind for kind, found in _TYPES.items() if isinstance(index, found)]
+        if not kinds:
+            raise ValueError(f"An index of the type {type(index).__name__} is not one of natscope's.")
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise ValueError("The index must have been built with the inner-product metric.")
-        self._index, self.exact, self.kind = index, exact, kind
-        self.proposals = _PROPOSED.get(kind, _START)
+        self._index, self.kind = index, kinds[0]
+        self.exact = self.kind in EXACT
+        self.proposals = _PROPOSED.get(self.kind, _START)
+        self._steps = steps_of(faiss.vector_to_array(index.sq.trained))[1] if self.kind == "sq8" else np.zeros(index.d)
 
     @classmethod
     def flat(cls, features: np.ndarray) -> "InnerProductIndex":
         """Build a flat index over features (n, K) in memory; FAISS keeps them as float32."""
         index = faiss.IndexFlatIP(features.shape[1])
         index.add(np.ascontiguousarray(features, dtype=np.float32))
-        return cls(index, exact=True)
+        return cls(index)
 
     @classmethod
     def load(cls, path: Path) -> "InnerProductIndex":
@@ -55,21 +75,11 @@ class InnerProductIndex:
             inverted = file.read(2) == b"Iw"
         # Lists are mapped by one way, vectors in one piece by another; older FAISS reads the latter into memory.
         mapped = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if inverted else getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
-        index = faiss.read_index(str(path), mapped)
-        classes = {
-            "flat": faiss.IndexFlat,
-            "ivfpq": faiss.IndexIVFPQ,
-            "ivf": faiss.IndexIVFFlat,
-            "hnsw": faiss.IndexHNSW,
-        }
-        for kind, found in classes.items():
-            if isinstance(index, found):
-                return cls(index, exact=kind == "flat", kind=kind)
-        raise ValueError(f"An index of the type {type(index).__name__} is not one of natscope's.")
+        return cls(faiss.read_index(str(path), mapped))
 
     def save(self, path: Path) -> None:
-        """Write the index to a file."""
-        faiss.write_index(self._index, str(path))
+        """Write the index to a file; raises OSError where that fails."""
+        _write(self._index, path)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -81,7 +91,7 @@ class InnerProductIndex:
         """Find the row with the largest squared inner product, ties to the lowest row.
 
         FAISS searches in float32, with `vector` and with its negative; the candidates are scored again in float64, and
-        more are asked for until no row that was left out can win, so a flat index gives exactly what a scan gives.
+        more are asked for until no row that was left out can win, so an exact index gives just what a scan gives.
         Another index proposes candidates, once, and the best of those is the answer.
 
         Args:
@@ -99,15 +109,17 @@ class InnerProductIndex:
         if left < 1:
             raise ValueError("Every row of the index is excluded.")
         wanted = min(self.proposals, left)
-        length = float(np.linalg.norm(vector))
+        length, coded = float(np.linalg.norm(vector)), HALF_STEP * float(np.abs(vector) @ self._steps)
         while True:
             candidates, reached = self._search(vector, wanted, excluded)
             picked = features[candidates].astype(np.float64)
             products = picked @ vector
             squares = products**2
             best = int(np.argmax(squares >= squares.max() * (1 - 1e-10)))
-            # A row not returned has at most the last returned product, up to float32 rounding of a dot product.
-            slack = 4 * np.finfo(np.float32).eps * np.sqrt(len(vector)) * length * np.linalg.norm(picked, axis=1).max()
+            # A row not returned has at most the last returned product, up to what its code says wrongly and to float32
+            # rounding of a dot product.
+            rounded = 4 * np.finfo(np.float32).eps * np.sqrt(len(vector)) * length
+            slack = coded + rounded * np.linalg.norm(picked, axis=1).max()
             if wanted == left or not self.exact or abs(products[best]) * (1 - 1e-10) > reached + slack:
                 return int(candidates[best]), float(products[best])
             wanted = min(4 * wanted, left)
@@ -128,7 +140,7 @@ class InnerProductIndex:
     def _search(
         self, vector: np.ndarray, count: int, excluded: Sequence[int] | np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search both directions; give the rows found, and the larger of the last products (of a flat index)."""
+        """Search both directions; give the rows found, and the larger of the last products (of an exact index)."""
         both = np.stack([vector, -vector]).astype(np.float32)
         selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(np.asarray(excluded, dtype=np.int64)))
         count = min(count, len(self) - len(set(excluded)))
@@ -159,116 +171,82 @@ class InnerProductIndex:
 def build_index(features: Rows, spec: IndexSpec, path: Path) -> None:
     """Build an index over features (n, K) and write it to a file; the same rows and spec give the same bytes.
 
-    Features are read in blocks. A flat or IVF index is written list by list and never held in memory; HNSW holds its
-    graph and one byte a feature. Below 256 rows every index is flat.
+    Features are read in blocks, and what the index keeps of them is held in memory: of SQ8, IVF-SQ8 and HNSW a byte a
+    feature, of flat and IVF four. Below 256 rows every index is flat.
 
     Args:
         features: rows; a memory map is not loaded.
         spec: the index.
         path: the file.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
-    if kind_of(len(features), spec) == "flat":
-        flat = faiss.IndexFlatIP(features.shape[1])
-        flat.ntotal = len(features)
-        head = _head(flat, path, 8)
-        count = np.array([len(features) * features.shape[1]], dtype=np.uint64)
-        _write(path, [head, count.tobytes()], (block.tobytes() for block in _blocks(features)))
-        return
-    sample = _sample(features, spec)
-    mean = sample.mean(0)
-    centred = sample - mean
-
-    def prepare(rows: np.ndarray | slice) -> np.ndarray:
-        return np.ascontiguousarray(features[rows], dtype=np.float32) - mean
-
-    if spec.kind == "hnsw":
-        _build_hnsw(len(features), centred, prepare, spec, path)
-    else:
-        _build_inverted(len(features), centred, prepare, spec, path)
-
-
-Prepare = Callable[[np.ndarray | slice], np.ndarray]
-
-
-def _build_hnsw(count: int, sample: np.ndarray, prepare: Prepare, spec: IndexSpec, path: Path) -> None:
-    # A byte a feature ranks as well as four, since proposals are scored again, and a quarter of the memory is read.
-    width = sample.shape[1]
-    index = faiss.IndexHNSWSQ(width, BYTE, spec.links, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction, index.hnsw.efSearch = spec.breadth, spec.reach
-    index.train(sample)
+    index, mean = empty_index(features.shape, spec), np.zeros(features.shape[1], dtype=np.float32)
+    if isinstance(index, faiss.IndexScalarQuantizer):
+        index.train(_extremes(features))
+    elif not isinstance(index, faiss.IndexFlat):
+        sample = _sample(features, spec)
+        mean = sample.mean(0)
+        sample -= mean
+        index.train(sample)
+        del sample
     threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # with several, the graph depends on which of them is first
+    if isinstance(index, faiss.IndexHNSW):
+        faiss.omp_set_num_threads(1)  # with several, the graph depends on which of them is first
     try:
-        for start in range(0, count, _BLOCK):
-            index.add(prepare(slice(start, start + _BLOCK)))
+        for block in _blocks(features):
+            index.add(block - mean)
     finally:
         faiss.omp_set_num_threads(threads)
-    faiss.write_index(index, str(path))
+    _write(index, path)
 
 
-def _build_inverted(count: int, sample: np.ndarray, prepare: Prepare, spec: IndexSpec, path: Path) -> None:
-    width, metric = sample.shape[1], faiss.METRIC_INNER_PRODUCT
-    lists = lists_of(count, spec)
-    quantizer = faiss.IndexFlatIP(width)
+def empty_index(shape: tuple[int, ...], spec: IndexSpec) -> Any:
+    """Return an index of the kind that is built over rows (n, K), without rows and untrained."""
+    count, width = shape
+    kind, metric = spec.kind_of(count), faiss.METRIC_INNER_PRODUCT
+    if kind == "flat":
+        return faiss.IndexFlatIP(width)
+    if kind == "sq8":
+        return faiss.IndexScalarQuantizer(width, _BYTE, metric)
     index: Any
-    if spec.kind == "ivf":
+    if kind == "hnsw":
+        # A byte a feature ranks as well as four, since proposals are scored again, and a quarter of it is read.
+        index = faiss.IndexHNSWSQ(width, _BYTE, spec.links, metric)
+        index.hnsw.efConstruction, index.hnsw.efSearch = spec.breadth, spec.reach
+        return index
+    quantizer, lists = faiss.IndexFlatIP(width), spec.lists_of(count)
+    if kind == "ivf":
         index = faiss.IndexIVFFlat(quantizer, width, lists, metric)
+    elif kind == "ivfsq8":
+        index = faiss.IndexIVFScalarQuantizer(quantizer, width, lists, _BYTE, metric)
     else:
-        index = faiss.IndexIVFPQ(quantizer, width, lists, pieces_of(width, spec), BITS, metric)
+        index = faiss.IndexIVFPQ(quantizer, width, lists, spec.pieces_of(width), _BITS, metric)
         index.pq.cp.seed, index.pq.cp.niter, index.pq.cp.min_points_per_centroid = spec.seed, 10, 1
     index.cp.seed, index.cp.niter, index.cp.spherical, index.cp.min_points_per_centroid = spec.seed, 8, True, 1
-    index.cp.max_points_per_centroid = _SAMPLE
-    index.train(sample)
-    index.nprobe = min(spec.probes, lists)
-    near = [quantizer.search(prepare(slice(start, start + _BLOCK)), 1)[1][:, 0] for start in range(0, count, _BLOCK)]
-    nearest = np.concatenate(near)
-    order = np.argsort(nearest, kind="stable")  # list by list, rows rising within each
-    sizes = np.bincount(nearest, minlength=lists)
-    index.ntotal = count
-    # An empty index ends in an empty table of sizes; the table, and then each list's codes and rows, follow.
-    head = _head(index, path, 12)
-    index.ntotal = 0
-    table = b"full" + np.array([lists, *sizes], dtype=np.uint64).tobytes()
-    bounds = np.concatenate([[0], np.cumsum(sizes)])
-
-    def parts() -> Iterator[bytes]:
-        for number, (start, end) in enumerate(pairwise(bounds)):
-            for begin in range(start, end, _BLOCK):
-                rows = prepare(order[begin : min(begin + _BLOCK, end)])
-                yield _codes(index, rows, number).tobytes()
-            yield order[start:end].astype(np.int64).tobytes()
-
-    _write(path, [head, table], parts())
+    index.cp.max_points_per_centroid, index.nprobe = _SAMPLE, min(spec.probes, lists)
+    return index
 
 
-def _codes(index: Any, rows: np.ndarray, number: int) -> np.ndarray:
-    """Return what an inverted list stores of its rows (n, K)."""
-    if isinstance(index, faiss.IndexIVFFlat):
-        return rows
-    return index.pq.compute_codes(rows - index.quantizer.reconstruct(number) if index.by_residual else rows)
+def steps_of(trained: np.ndarray) -> np.ndarray:
+    """Return what SQ8 learnt, (2 K,) float32, as (2, K) float64: where the byte 0 begins, and a byte's step."""
+    least, span = trained.astype(np.float64).reshape(2, -1)
+    return np.stack([least, span / 255])
+
+
+def _extremes(features: Rows) -> np.ndarray:
+    """Return the least and the largest number of each feature, (2, K) float32: all that SQ8 is trained by."""
+    found = [(block.min(0), block.max(0)) for block in _blocks(features)]
+    return np.stack([np.min([low for low, _ in found], axis=0), np.max([high for _, high in found], axis=0)])
 
 
 def _sample(features: Rows, spec: IndexSpec) -> np.ndarray:
     """Return the rows to train on, (s, K) float32: all of them, or a seeded choice."""
     count = len(features)
-    size = min(count, max(_SAMPLE * lists_of(count, spec), 2**BITS * _SAMPLE))
+    size = min(count, max(_SAMPLE * spec.lists_of(count), 2**_BITS * _SAMPLE))
     rows = np.sort(np.random.default_rng(spec.seed).choice(count, size, replace=False))
     return np.ascontiguousarray(features[rows], dtype=np.float32)
-
-
-def kind_of(count: int, spec: IndexSpec) -> str:
-    """Return the kind of the index that is built over so many rows."""
-    return "flat" if count < _FEWEST else spec.kind
-
-
-def lists_of(count: int, spec: IndexSpec) -> int:
-    """Return how many clusters an IVF index over so many rows has."""
-    return min(spec.lists or int(2 * np.sqrt(count)), count)
-
-
-def pieces_of(width: int, spec: IndexSpec) -> int:
-    """Return how many bytes a product-quantised code of K = `width` numbers has."""
-    return max(d for d in range(1, min(spec.pieces, width) + 1) if width % d == 0)
 
 
 def _blocks(features: Rows) -> Iterator[np.ndarray]:
@@ -276,13 +254,6 @@ def _blocks(features: Rows) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(features[start : start + _BLOCK], dtype=np.float32)
 
 
-def _head(index: faiss.Index, path: Path, tail: int) -> bytes:
-    """Return the bytes of an index without vectors, up to the size of its contents."""
-    faiss.write_index(index, str(path))
-    return path.read_bytes()[:-tail]
-
-
-def _write(path: Path, start: list[bytes], parts: Iterator[bytes]) -> None:
-    with path.open("wb") as file:
-        file.writelines(start)
-        file.writelines(parts)
+def _write(index: faiss.Index, path: Path) -> None:
+    with path.open("wb") as file:  # Python's own, which says that a disk is full where FAISS would only print it
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]

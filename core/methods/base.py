@@ -22,7 +22,7 @@ class Candidates:
         pool: features under the target's logit.
         penultimate: (n, D) float32.
         conditioning: what InfoLoss and RelatIF condition on; the pool itself when None.
-        index: inner-product index over the pool's features, when there is one.
+        index: returns the inner-product index over the pool's features, when there is one; opened when first asked.
         array: gives the members' rows of an array that a method `needs`, by its name.
         influence: gives the influence of each member on a target's margin by EK-FAC, (n,), for one input and target, or
             the mean over several.
@@ -31,7 +31,7 @@ class Candidates:
     pool: Pool
     penultimate: np.ndarray
     conditioning: Conditioning | None = None
-    index: InnerProductIndex | None = None
+    index: Callable[[], InnerProductIndex] | None = None
     array: Callable[[str], np.ndarray] | None = None
     influence: Callable[[Tensor, int | np.ndarray], np.ndarray] | None = None
 

@@ -78,7 +78,7 @@ def _info_gain_approx(candidates: Candidates, query: Query, settings: Settings) 
         settings.sigma2,
         settings.budget,
         exclude=settings.exclude,
-        index=candidates.index,
+        index=candidates.index and candidates.index(),
     )
 
 

@@ -28,6 +28,7 @@ from natscope.core.errors import BuildError, BundleError, out_of_memory
 from natscope.core.features import FeatureMap, Outputs, kernel_of
 from natscope.core.files import size
 from natscope.core.images import ImageInputs
+from natscope.core.index.spec import AUTO
 from natscope.core.kernels import Kernel
 from natscope.core.methods import METHODS, Size
 from natscope.core.ood import distances, usual_distances
@@ -98,12 +99,18 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
 
 
 def existing(out: Path, settings: dict[str, Any]) -> Bundle:
-    """Open the bundle that is in the place of another, or raise BundleError if it is not the same."""
+    """Open the bundle that is in the place of another, or raise BundleError if it is not the same.
+
+    An index that was left to natscope may be any: bundles that were built before have flat ones.
+    """
     if not out.is_dir():
         raise BundleError(f"{out} is in the way and is no bundle; choose another folder.")
     bundle = Bundle(out)
     network = bundle.manifest.model.get("architecture")  # a forged bundle may name another one than its settings do
-    if bundle.manifest.results["settings"] != settings or network != settings["model"]["architecture"]:
+    known = bundle.manifest.results["settings"]
+    if settings.get("index", {}).get("kind") == AUTO:
+        known, settings = ({k: v for k, v in s.items() if k != "index"} for s in (known, settings))
+    if known != settings or network != settings["model"]["architecture"]:
         raise BundleError(f"{out} holds a bundle with other settings; choose another folder, or delete that one first.")
     return bundle
 
@@ -157,7 +164,7 @@ def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple
         raise BuildError(str(error)) from error
     if spec.sketch.kind == "exact" and (layout is None or spec.outputs == "all"):
         raise BuildError("The exact kernel needs a network of Linear weights alone, and --outputs own.")
-    if spec.sketch.kind == "exact" and spec.index.kind != "flat":
+    if spec.sketch.kind == "exact" and spec.index.kind not in (AUTO, "flat"):
         raise BuildError("The exact kernel has no feature vectors to index; choose another --sketch.")
     return layout
 

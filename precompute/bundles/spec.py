@@ -81,8 +81,8 @@ class BuildSpec:
         for later in ("classes", "per_class", "scaling", "poison"):
             if values[later] is None:
                 del values[later]  # as in bundles that were built before this setting
-        if self.index.kind == "flat":
-            del values["index"]
+        if self.index.kind == "flat" or self.sketch.kind == "exact":
+            del values["index"]  # as in bundles that were built before there was a choice
         values["training"] = self.training.to_dict()
         if (source := source_of(self.model)) is not None:
             values["model"]["source"] = source
@@ -121,8 +121,8 @@ def estimated_bytes(
     width = sum(o + i for o, i in layout) if exact and layout else spec.sketch.dim
     members = np.bincount(data.train_labels, minlength=classes)
     grams = sum(8 * int(n) ** 2 for n in members if n <= LARGEST_GRAM)
-    links = 8 * count * spec.index.links if spec.index.kind == "hnsw" else 0
-    features = 4 * count * width * (1 if exact else 2) + links
+    indexes = 0 if exact else sum(spec.index.bytes(int(n), width) for n in members if n)
+    features = 4 * count * width + indexes
     every = classes * (4 * count * width + 8 * width**2) if spec.outputs == "all" else 0
     shapes = layout or ((classes, 512),)
     outputs = 4 * (count * (shapes[-1][1] + classes) + len(data.test_images) * classes)

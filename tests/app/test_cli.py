@@ -471,7 +471,7 @@ def test_a_damaged_bundle_is_one_sentence_that_says_how_to_mend_it(refused, dama
         (["--epochs", "0"], r"Invalid value for '--epochs': 0 is not in the range x>=1\."),
         (["--dim", "0"], r"Invalid value for '--dim': 0 is not in the range x>=1\."),
         (["--seed", "-1"], r"Invalid value for '--seed': .*"),
-        (["--index", "annoy"], r"There is no index 'annoy'; choose one of flat, ivf, ivfpq, hnsw\."),
+        (["--index", "annoy"], r"There is no index 'annoy'; choose one of auto, flat, sq8, ivf, ivfsq8, ivfpq, hnsw\."),
         (["--outputs", "some"], r"Invalid value for '--outputs': 'some' is not one of 'own', 'all'\."),
         (["--magic"], r"No such option '?--magic'?\..*"),
     ],

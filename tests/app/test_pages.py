@@ -524,7 +524,7 @@ def test_the_methods_page_shows_every_method_and_every_term():
 
 def test_the_index_in_use_is_named_where_one_is_searched(served):
     method = next(m for m in METHODS.values() if m.searches)
-    said = "Searched with a flat index (exact)."
+    said = "Searched with an SQ8 index (exact)."
     assert said in _captions(_open(method=method.name))
     assert said not in _captions(_open(method=method.name, pool="all"))
     assert said not in _captions(_open(method=method.approximates))

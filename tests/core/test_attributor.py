@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 
 from natscope.core import greedy
 from natscope.core.bundle.request import Request
-from natscope.core.errors import QueryError
+from natscope.core.errors import BundleError, QueryError
 from natscope.core.methods import METHODS
 from natscope.core.pool import Pool
 from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
@@ -180,3 +181,20 @@ def test_what_takes_minutes_on_a_network_is_named(attributor, monkeypatch):
     monkeypatch.setattr(attributor, "linear", False)
     assert "kronfluence" not in attributor.usable(fast=True)
     assert set(attributor.usable()) - set(attributor.usable(fast=True)) == {"kronfluence"}
+
+
+def test_an_index_is_read_by_methods_that_search_alone(tiny_path, tmp_path):
+    path = tmp_path / "bundle"
+    shutil.copytree(tiny_path, path)
+    for file in path.glob("index_*.faiss"):
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    attributor = open_attributor(path)
+    query = attributor.query("test", 0)
+    for name, method in METHODS.items():
+        if not method.searches:
+            assert len(attributor.attribute(query, Request(name, budget=3)).items) == 3
+            continue
+        with pytest.raises(BundleError, match=r"'index_\d\.faiss' does not have the recorded checksum"):
+            attributor.attribute(query, Request(name, budget=3))

@@ -33,7 +33,7 @@ def test_an_index_of_other_rows_or_settings_is_not_read(built, members, kind):
         assert index_fault(built / kind, others, IndexSpec(kind)) == _FAULT
     for other in {*KINDS} - {kind}:
         assert index_fault(built / other, members, IndexSpec(kind)) == _FAULT
-    if kind in ("ivf", "ivfpq"):
+    if kind.startswith("ivf"):
         assert index_fault(built / kind, members, IndexSpec(kind, lists=7)) == _FAULT
     if kind == "hnsw":
         assert index_fault(built / kind, members, IndexSpec(kind, links=16)) == _FAULT
@@ -88,3 +88,34 @@ def test_a_row_that_is_listed_twice_is_found(built, members, tmp_path):
     data[-8:] = data[-16:-8]
     (tmp_path / "index").write_bytes(data)
     assert index_fault(tmp_path / "index", members, IndexSpec("ivf")) == _FAULT
+
+
+def test_a_code_that_stands_for_another_feature_is_found(built, members, tmp_path):
+    data = bytearray((built / "sq8").read_bytes())
+    data[-5] = (data[-5] + 2) % 256
+    (tmp_path / "index").write_bytes(data)
+    assert index_fault(tmp_path / "index", members, IndexSpec("sq8")) == _FAULT
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 1e30])
+def test_steps_that_no_feature_has_are_found(built, members, tmp_path, value):
+    index = faiss.read_index(str(built / "sq8"))
+    trained, data = faiss.vector_to_array(index.sq.trained).tobytes(), (built / "sq8").read_bytes()
+    changed = trained[:64] + np.float32(value).tobytes() + trained[68:]  # the first of 16 steps
+    (tmp_path / "index").write_bytes(data.replace(trained, changed))
+    assert index_fault(tmp_path / "index", members, IndexSpec("sq8")) == _FAULT
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfsq8", "ivfpq"])
+def test_lists_most_of_which_are_empty_are_read(tmp_path, kind):
+    members = np.repeat(np.eye(3, 16, dtype=np.float32), 100, axis=0)
+    build_index(members, IndexSpec(kind), tmp_path / "index")
+    data = (tmp_path / "index").read_bytes()
+    assert index_fault(tmp_path / "index", members, IndexSpec(kind)) == ""
+    assert len(InnerProductIndex.load(tmp_path / "index")) == 300
+    table = data.index(b"sprs")
+    for place, value in ((4, 5), (4, 2**60), (12, 1000), (20, 301), (20, 0)):  # its length, a list's number, its size
+        changed = bytearray(data)
+        changed[table + place : table + place + 8] = np.uint64(value).tobytes()
+        (tmp_path / "changed").write_bytes(changed)
+        assert index_fault(tmp_path / "changed", members, IndexSpec(kind)) == _FAULT

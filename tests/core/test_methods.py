@@ -39,7 +39,7 @@ def every_part(pool, penultimate=PENULTIMATE, **more):
 
 @pytest.fixture
 def candidates():
-    return every_part(Pool(FEATURES), index=InnerProductIndex.flat(FEATURES))
+    return every_part(Pool(FEATURES), index=lambda: InnerProductIndex.flat(FEATURES))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -4,11 +4,11 @@ import pytest
 from natscope.core import greedy
 from natscope.core.index.search import InnerProductIndex, build_index
 from natscope.core.index.shortlist import Shortlist
-from natscope.core.index.spec import KINDS, IndexSpec
+from natscope.core.index.spec import EXACT, KINDS, IndexSpec
 from natscope.core.pool import Pool
 from natscope.core.rows import RowView
 
-INEXACT = [kind for kind in KINDS if kind != "flat"]
+INEXACT = [kind for kind in KINDS if kind not in EXACT]
 
 
 @pytest.fixture(scope="module")

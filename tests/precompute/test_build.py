@@ -630,14 +630,20 @@ def _indexed(kind):
     )
 
 
-def test_a_flat_index_changes_no_setting_and_no_word_of_the_manifest(whole):
-    assert "index" not in _SPEC.settings()
-    assert replace(_SPEC, index=IndexSpec("flat", seed=3)).settings() == _SPEC.settings()
-    assert "index" not in json.loads((whole.path / MANIFEST).read_text())
-    assert whole.index_spec == IndexSpec()
+def test_a_flat_index_is_no_setting_as_in_bundles_of_before(tmp_path):
+    spec = replace(_SPEC, index=IndexSpec("flat", seed=3))
+    assert "index" not in spec.settings()
+    bundle = build(spec, tmp_path / "bundle")
+    assert "index" not in json.loads((bundle.path / MANIFEST).read_text())
+    assert bundle.index_spec == IndexSpec("flat")
+    assert build(_SPEC, bundle.path).identity == bundle.identity  # where the choice is natscope's, it serves
 
 
-@pytest.mark.parametrize("kind", ["ivf", "ivfpq", "hnsw"])
+def test_the_exact_kernel_records_no_index():
+    assert "index" not in replace(_SPEC, sketch=SketchSpec("exact")).settings()
+
+
+@pytest.mark.parametrize("kind", ["auto", "ivf", "ivfpq", "hnsw"])
 def test_a_build_with_an_index_goes_on_where_it_was_and_ends_with_the_same_bytes(tmp_path, kind):
     spec = _indexed(kind)
     assert spec.settings()["index"] == IndexSpec(kind).to_dict()
@@ -650,10 +656,10 @@ def test_a_build_with_an_index_goes_on_where_it_was_and_ends_with_the_same_bytes
     build(spec, tmp_path / "killed")
     assert _sums(tmp_path / "killed") == _sums(bundle.path)
     assert bundle.index_spec == spec.index
-    assert bundle.index("index_1").kind == kind
+    assert bundle.index("index_1").kind == ("sq8" if kind == "auto" else kind)
     assert build(spec, tmp_path / "whole").identity == bundle.identity
     with pytest.raises(BundleError, match="holds a bundle with other settings"):
-        build(replace(spec, index=IndexSpec()), tmp_path / "whole")
+        build(replace(spec, index=IndexSpec("flat")), tmp_path / "whole")
 
 
 def test_the_exact_kernel_has_nothing_to_index(tmp_path):
@@ -689,6 +695,17 @@ def test_a_large_class_is_searched_without_being_loaded(tmp_path, monkeypatch):
     assert (answer.index, answer.to_dict(query, bundle.classes)["index"]) == ("ivf", "ivf")
     assert attributor.attribute(query, replace(request, method="info_gain")).index is None
     assert attributor.attribute(query, replace(request, pool="all")).index is None
+
+
+def test_an_index_is_opened_once_for_many_queries(tmp_path, monkeypatch):
+    path = build(_indexed("auto"), tmp_path / "bundle").path
+    opened, real = [], Bundle.index
+    monkeypatch.setattr(Bundle, "index", lambda self, name: opened.append(name) or real(self, name))
+    attributor = open_attributor(path)
+    query = attributor.query("test", 0)
+    answers = [attributor.attribute(query, Request("info_gain_approx", sigma2, 5)) for sigma2 in (1.0, 10.0)]
+    assert opened == [f"index_{query.predicted}"]
+    assert [answer.index for answer in answers] == ["sq8", "sq8"]
 
 
 def test_every_library_gets_the_threads_that_the_manifest_names(tmp_path):
