@@ -1,4 +1,4 @@
-"""Files to download: made when they are asked for, in the name of the session that was offered them."""
+"""Files to download: made when they are requested, in the name of the session that was offered them."""
 
 import hashlib
 import threading
@@ -30,7 +30,7 @@ def offer(label: str, make: Callable[[], Any], file: str, mime: str, *, key: str
 
     Args:
         label: of the button.
-        make: returns the file's content, as text or bytes; called in another thread whenever it is asked for.
+        make: returns the file's content, as text or bytes; called in another thread whenever it is requested.
         file: name of the file.
         mime: its type.
         key: unique on the page.

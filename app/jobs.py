@@ -124,7 +124,7 @@ class Lane:
             return self._jobs.get(key)
 
     def start(self, key: Hashable, task: Callable[..., Any], *arguments: Any, session: str) -> Job:
-        """Start a job, or join the one of this key; a failed or stopped one starts anew.
+        """Start a job, or join the one of this key; a failed or stopped one starts again.
 
         Args:
             key: everything that the result depends on.

@@ -334,9 +334,7 @@ def read(view: AnyView, address: Mapping[str, str], limits: Limits) -> tuple[Any
             try:
                 view = replace(view, **{name: about.read(text, limits)})  # type: ignore[type-var]
             except ValueError:
-                complaints.append(
-                    f"The link's {about.name} “{text[:40]}” is not one that natscope knows; the default is shown."
-                )
+                complaints.append(f"The link's {about.name} “{text[:40]}” is not valid; the default is shown.")
     return view, complaints
 
 

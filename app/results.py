@@ -12,7 +12,7 @@ def backdoor_results() -> list[dict[str, Any]]:
 
 
 def retraining_results() -> list[dict[str, Any]]:
-    """Return the results of training again without what was found, for networks that take long."""
+    """Return the results of retraining without what was found, for networks that take long."""
     return load_results("retraining-cifar10")
 
 

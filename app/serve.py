@@ -90,7 +90,7 @@ def settings(at: Listening) -> dict[str, Any]:
         "server.port": at.port,
         "server.address": at.address,
         "server.baseUrlPath": at.path,
-        "server.headless": True,  # the browser is opened here, and no e-mail address is asked for in the terminal
+        "server.headless": True,  # the browser is opened here, and no e-mail address is requested in the terminal
         "server.showEmailPrompt": False,
         "server.fileWatcherType": "none",
         "server.allowRunOnSave": False,

@@ -39,7 +39,7 @@ _QUICK_SECONDS, _DRAWING_SECONDS = 30.0, 120.0
 _READERS = 2  # processes that read uploaded files, so that one slow file holds up fewer
 _KEPT = 64 * 2**20  # bytes of results that a lane remembers
 _MOST_ROWS = 1024  # rows of comparisons that are remembered for a bundle
-_CLASSES = 12  # that a worker keeps at hand
+_CLASSES = 12  # that a worker keeps available
 _LISTED: BoundedCache["Listed"] = BoundedCache(20_000)  # some hundred bytes each
 _TIDIED = 30.0  # seconds between two searches for garbage
 
@@ -181,7 +181,7 @@ class Listed:
 
 
 def listed(path: Path) -> Listed:
-    """Return what a list says of a bundle; it is read anew when its manifest, or what its folder holds, changes."""
+    """Return what a list says of a bundle; it is read again when its manifest, or what its folder holds, changes."""
     try:
         found = [(path / MANIFEST).lstat(), path.stat()]
     except OSError:
@@ -201,7 +201,7 @@ def _read(path: Path) -> Listed:
 
 
 class Served(Capabilities):
-    """A bundle as pages see it: arrays are at hand, what its network computes is asked of worker processes."""
+    """A bundle as pages see it: arrays are available, what its network computes is asked of worker processes."""
 
     def __init__(self, place: tasks.Place) -> None:
         """Open the bundle, here and in a worker.
@@ -240,22 +240,22 @@ class Served(Capabilities):
         key = ("attribute", self.place, _name(query), request)
         return ask(lane, key, tasks.attribute, self.place, query, request, bar=bar)
 
-    def compare(self, query: QueryImage, requests: Sequence[Request], judge: float) -> list[Row]:
-        """Ask several methods about a query; what was asked before is at hand.
+    def compare(self, query: QueryImage, requests: Sequence[Request], evaluation_sigma2: float) -> list[Row]:
+        """Ask several methods about a query; what was asked before is available.
 
         Args:
             query: the image.
             requests: one a method.
-            judge: sigma2 at which the information of every subset is counted.
+            evaluation_sigma2: sigma2 at which the information of every subset is counted.
         """
-        keys = [(_name(query), request, judge) for request in requests]
+        keys = [(_name(query), request, evaluation_sigma2) for request in requests]
         found = {key: row for key in keys if (row := self._rows.peek(key)) is not None}
         missing = [(key, request) for key, request in zip(keys, requests, strict=True) if key not in found]
         if missing:
             asked = tuple(request for _, request in missing)
             lane = lanes().heavy if any(map(self._heavy, asked)) else lanes().quick
-            key = ("compare", self.place, _name(query), asked, judge)
-            rows = ask(lane, key, tasks.compare, self.place, query, asked, judge, bar=True)
+            key = ("compare", self.place, _name(query), asked, evaluation_sigma2)
+            rows = ask(lane, key, tasks.compare, self.place, query, asked, evaluation_sigma2, bar=True)
             for (known, _), row in zip(missing, rows, strict=True):
                 found[known] = row
                 self._rows.keep(known, row)
@@ -275,7 +275,7 @@ class Served(Capabilities):
 
 
 def served(path: Path) -> Served:
-    """Return the opened bundle; it is opened anew when another one has taken its place.
+    """Return the opened bundle; it is opened again when another one has taken its place.
 
     Raises:
         BundleError: if it cannot be opened.

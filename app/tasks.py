@@ -25,11 +25,11 @@ from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.errors import BundleError
 from natscope.core.methods import RANDOM
 from natscope.core.progress import Progress
-from natscope.core.sketch_error import Trust
+from natscope.core.sketch_error import SketchError
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import fooled as fooled_by
 from natscope.precompute.training.removal import answer, name_of, without
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import Outcome, outcome, retrain
 from natscope.precompute.training.subset import Subset, train_on
 
@@ -57,14 +57,14 @@ class Chosen:
     Args:
         indices: (M,) training indices, the best first.
         nats: (M,) information of the first 1, 2, … of them alone, mean over the queries.
-        blind: (M,) random training indices.
-        blind_nats: (M,) the same of these.
+        at_random: (M,) random training indices.
+        random_nats: (M,) the same of these.
     """
 
     indices: np.ndarray
     nats: np.ndarray
-    blind: np.ndarray
-    blind_nats: np.ndarray
+    at_random: np.ndarray
+    random_nats: np.ndarray
 
 
 @lru_cache(maxsize=4)
@@ -105,11 +105,14 @@ def attribute(progress: Progress, place: Place, asked: QueryImage, request: Requ
 
 
 def compare(
-    progress: Progress, place: Place, asked: QueryImage, requests: Sequence[Request], judge: float
+    progress: Progress, place: Place, asked: QueryImage, requests: Sequence[Request], evaluation_sigma2: float
 ) -> list[Row]:
-    """Ask several methods about one query; `judge` is the sigma2 at which their subsets are judged."""
+    """Ask several methods about one query; `evaluation_sigma2` is the sigma2 at which their subsets are evaluated."""
     attributor = _opened(place)
-    return [compare_one(attributor, asked, request, judge=judge, progress=progress) for request in requests]
+    return [
+        compare_one(attributor, asked, request, evaluation_sigma2=evaluation_sigma2, progress=progress)
+        for request in requests
+    ]
 
 
 def fooled(progress: Progress, place: Place) -> np.ndarray:
@@ -118,7 +121,7 @@ def fooled(progress: Progress, place: Place) -> np.ndarray:
     return fooled_by(_opened(place))
 
 
-def sketch_error(progress: Progress, place: Place, count: int) -> Trust | None:
+def sketch_error(progress: Progress, place: Place, count: int) -> SketchError | None:
     """Measure the sketch on the first `count` training images; None for the exact kernel."""
     return _opened(place).trust(count)
 
@@ -156,9 +159,9 @@ def coreset(
     choose = partial(coresets.select, sigma2=sigma2, budget=budget, balanced=balanced)
     indices = choose(method, asked, progress=progress)
     progress("Measuring their information", 0, 1)
-    blind = choose(RANDOM, asked)
-    nats, blind_nats = (coresets.information(ranking, asked, sigma2) for ranking in (indices, blind))
-    return Chosen(indices, nats, blind, blind_nats)
+    at_random = choose(RANDOM, asked)
+    nats, random_nats = (coresets.information(ranking, asked, sigma2) for ranking in (indices, at_random))
+    return Chosen(indices, nats, at_random, random_nats)
 
 
 def coresets_of(
@@ -174,14 +177,14 @@ def coresets_of(
 def train_on_subsets(
     progress: Progress, place: Place, subsets: dict[str, Subset], stages: dict[str, str], file: Path
 ) -> dict[str, Any]:
-    """Train once on each subset alone; what is in the file is not trained again."""
-    bundle, kept, found = _opened(place).bundle, Kept(file), {}
+    """Train once on each subset alone; what is in the file is not retrained."""
+    bundle, cache, found = _opened(place).bundle, ResultCache(file), {}
     for name, subset in subsets.items():
         key = subset.key(bundle)
-        value = kept[key] if key in kept else train_on(bundle, subset, partial(progress, stages[name]))
+        value = cache[key] if key in cache else train_on(bundle, subset, partial(progress, stages[name]))
         found[name] = value
         with contextlib.suppress(OSError):  # where nothing can be kept it is shown all the same
-            kept.get(key, lambda value=value: value)  # type: ignore[misc]
+            cache.get(key, lambda value=value: value)  # type: ignore[misc]
     return found
 
 
@@ -225,10 +228,10 @@ def removals(
         stages: a title, the images that are removed (none: the network as it is), and what is kept beside the answer.
         file: where finished ones are kept.
     """
-    attributor, kept, answers = _opened(place), Kept(file), []
+    attributor, cache, answers = _opened(place), ResultCache(file), []
     for stage, rows, about in stages:
         name = name_of(asked.image, asked.predicted, rows)
-        if name not in kept:
+        if name not in cache:
             image, target, bundle = asked.image, asked.predicted, attributor.bundle
             found = (
                 without(bundle, image, target, rows, partial(progress, stage))
@@ -237,8 +240,8 @@ def removals(
             )
             part = about | {"answer": asdict(found)}
             with contextlib.suppress(OSError):  # where nothing can be kept it is shown all the same
-                kept.get(name, lambda part=part: part)  # type: ignore[misc]
-        answers.append(kept[name]["answer"] if name in kept else part["answer"])
+                cache.get(name, lambda part=part: part)  # type: ignore[misc]
+        answers.append(cache[name]["answer"] if name in cache else part["answer"])
     return answers
 
 

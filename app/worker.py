@@ -183,14 +183,14 @@ def main(handle: int, memory: int, niceness: int) -> None:
 
 
 def _done(task: Callable[..., Any], arguments: tuple[Any, ...], connection: Connection) -> tuple[str, Any]:
-    told = 0.0
+    reported = 0.0
 
     def progress(stage: str, done: int, total: int) -> None:
-        nonlocal told
+        nonlocal reported
         if connection.poll() and connection.recv() == "stop":
             raise Stopped
-        if time.monotonic() - told > _EVERY:
-            told = time.monotonic()
+        if time.monotonic() - reported > _EVERY:
+            reported = time.monotonic()
             connection.send(("progress", (stage, done, total)))
 
     try:

@@ -77,7 +77,7 @@ def _search(sizes: str, indexes: str, out: Path) -> None:
 @click.option("--bundle", type=BUNDLE, help="The bundle; the demo's by default.")
 @click.option("--pools", default=",".join(map(str, indexes.POOLS)), show_default=True, help="N, with commas.")
 @click.option("--indexes", "kinds", default=",".join(KINDS), show_default=True, help="Kinds of index, with commas.")
-@click.option("--asked", default="", help="Rows that exact indexes are asked for without a check, with commas.")
+@click.option("--asked", default="", help="Rows that exact indexes are requested without a check, with commas.")
 def _indexes(bundle: Path | None, pools: str, kinds: str, asked: str) -> None:
     """Compare what each index finds on a bundle's features with the exact selection."""
     sizes, limits = (tuple(int(n) for n in text.split(",") if n) for text in (pools, asked))

@@ -41,7 +41,7 @@ def run(
         bundle: the bundle.
         pools: numbers of candidates.
         indexes: kinds of index.
-        asked: rows that exact indexes are asked for in each direction without a check, besides.
+        asked: rows that exact indexes are requested in each direction without a check, besides.
     """
     if bundle is None:
         say("Nothing to measure: name a bundle with --bundle, or build the demo's with `natscope demo`.")

@@ -70,13 +70,13 @@ def _answers(bundle: Path) -> Iterator[tuple[str, Any]]:
             name = f"{method.name} of {query.origin} {query.index} at {sigma2:g}"
             yield (
                 name,
-                _told(attributor.attribute(query, Request(method.name, sigma2, _BUDGET)).to_dict(query, classes)),
+                _reported(attributor.attribute(query, Request(method.name, sigma2, _BUDGET)).to_dict(query, classes)),
             )
     for name, other in {
         "pool all": Request(pool="all", budget=_BUDGET),
         "conditioned on D": Request(conditioning="train", budget=_BUDGET),
     }.items():
-        yield name, _told(attributor.attribute(queries[0], other).to_dict(queries[0], classes))
+        yield name, _reported(attributor.attribute(queries[0], other).to_dict(queries[0], classes))
     coresets = Coresets(attributor)
     asked = coresets.ask(np.arange(50))
     for method, balanced in itertools.product(_CORESETS, (True, False)):
@@ -85,7 +85,7 @@ def _answers(bundle: Path) -> Iterator[tuple[str, Any]]:
         yield f"coreset by {method}, balanced {balanced}", {"rows": found.tolist(), "nats": nats.tolist()}
 
 
-def _told(answer: dict[str, Any]) -> dict[str, Any]:
+def _reported(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in answer.items() if name not in _UNTIMED}
 
 

@@ -1,4 +1,4 @@
-"""How fast the embedded network can be trained again and again: threads, processes, many models at once, bfloat16."""
+"""How fast the embedded network can be retrained and again: threads, processes, many models at once, bfloat16."""
 
 import time
 from collections.abc import Callable

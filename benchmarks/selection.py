@@ -85,7 +85,7 @@ def _sigma2(say: Say, everyone: np.ndarray, query: np.ndarray) -> None:
 
 
 def _index(say: Say, everyone: np.ndarray, query: np.ndarray) -> None:
-    say(f"\nInfoGain (approx), M = {_BUDGET}: a flat index against the scan (no Gram at hand; Gram at hand)")
+    say(f"\nInfoGain (approx), M = {_BUDGET}: a flat index against the scan (no Gram available; Gram available)")
     for size in (1500, 5000, len(everyone)):
         features = everyone[:size]
         index, pool = InnerProductIndex.flat(features), Pool(features)

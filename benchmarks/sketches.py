@@ -13,7 +13,7 @@ from natscope.core.sketches import DEFAULT_DIM, SketchSpec
 
 _ERROR_EXAMPLES = 1000  # a hundred of each class
 _ERROR_SEEDS = 3
-_TRAK_EXAMPLES = 512  # in one batch: its projection matrix is drawn anew for every batch, so a large one favours it
+_TRAK_EXAMPLES = 512  # in one batch: its projection matrix is redrawn for every batch, so a large one favours it
 
 
 def run(say: Say) -> None:

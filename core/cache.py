@@ -42,11 +42,11 @@ class BoundedCache(Generic[Value]):
                 self._values.popitem(last=False)
 
     def peek(self, key: Hashable) -> Value | None:
-        """Return a key's value if it is at hand, else None."""
+        """Return a key's value if it is available, else None."""
         with self._lock:
             return self._values.get(key)
 
     def __contains__(self, key: Hashable) -> bool:
-        """Whether a key's value is at hand."""
+        """Whether a key's value is available."""
         with self._lock:
             return key in self._values

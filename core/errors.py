@@ -56,7 +56,7 @@ class FileError(NatscopeError):
         self.path, self.fault = path, fault
 
     def __reduce__(self) -> tuple[type["FileError"], tuple[Path, str]]:
-        """Return what makes it anew in another process."""
+        """Return what makes it again in another process."""
         return type(self), (self.path, self.fault)
 
 

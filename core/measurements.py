@@ -35,7 +35,7 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
     return logit(logits, targets) - others.logsumexp(dim=1)
 
 
-def doubt(logits: Tensor, targets: Tensor) -> Tensor:
+def loss_weight(logits: Tensor, targets: Tensor) -> Tensor:
     """Return 1 - p_y, the probability of all other classes: minus the loss's derivative by the margin.
 
     Args:

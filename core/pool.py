@@ -24,7 +24,7 @@ LEAST_NOISE = 1e-11  # of the Gram's trace: at a smaller sigma2 its inverse has 
 _LEAST_VARIANCE = 1e-6  # of the prior: a smaller variance is the difference of numbers that agree in too many digits
 _ROUNDING = 1e-6  # of the largest number
 _LOOKED_AT = 16  # rows of the Gram of an exact kernel
-LARGEST_GRAM = 6000  # members; above this, columns are computed when they are asked for
+LARGEST_GRAM = 6000  # members; above this, columns are computed when they are requested
 
 
 def is_product(stored: np.ndarray, product: Callable[[np.ndarray], np.ndarray]) -> bool:
@@ -143,7 +143,7 @@ class Pool:
 
     @property
     def has_gram(self) -> bool:
-        """Whether the Gram is at hand, so that a column costs nothing."""
+        """Whether the Gram is available, so that a column costs nothing."""
         return self._given_gram is not None or "_gram" in self.__dict__
 
     @property

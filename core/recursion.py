@@ -16,7 +16,7 @@ from natscope.core.posterior import Columns
 PREFETCH = 32  # columns computed together when a column is not free
 _TIE = 1e-10  # scores this close (relatively) are a tie: duplicates differ in their last bits only
 _ROUNDING = 64 * np.finfo(float).eps  # of one inner product, relative to the lengths of its vectors, with a margin
-_SURE = 1e-12  # a score whose relative doubt is smaller is not computed anew
+_SURE = 1e-12  # a score whose relative error is smaller is not recomputed
 
 
 class Recursion:
@@ -109,7 +109,7 @@ class Recursion:
         self.c -= np.outer(column, cross)
 
     def column(self, index: int) -> np.ndarray:
-        """Return a column of the first A, (n,), with those that are likely to be asked for next."""
+        """Return a column of the first A, (n,), with those that are likely to be requested next."""
         if index not in self.fetched:
             wanted = [index]
             if self.prefetch > 1 and hasattr(self, "ranking"):
@@ -124,7 +124,7 @@ class ManyQueries(Recursion):
 
     C stays as it was; what is needed of C - U X is computed when it is needed. ||C_i||^2 moves by
     -2 u_i (C x)_i + u_i^2 ||x||^2, and U is read once for C x and for the next column together. Rounding adds up in
-    such sums, so a bound of it is kept for every row, and rows that could be the best within it are computed anew.
+    such sums, so a bound of it is kept for every row, and rows that could be the best within it are recomputed.
     """
 
     def start(self, cross: np.ndarray) -> None:
@@ -132,18 +132,18 @@ class ManyQueries(Recursion):
         self.c = cross
         self.square = np.einsum("nq,nq->n", cross, cross)
         self.length = np.sqrt(self.square)
-        self.doubt = np.zeros(len(cross))
+        self.error = np.zeros(len(cross))
         self.crosses = np.empty((len(self.factor), cross.shape[1]))  # X
 
     def squares(self, *, divide: bool) -> np.ndarray:
         """Return ||C_i||^2 of every row, (n,): to the last bits wherever the row could be the best one."""
         scale = 1 / self.a if divide else np.ones_like(self.a)
-        surely = np.where(self.closed, 0.0, (self.square - self.doubt) * scale).max()
-        could = ((self.square + self.doubt) * scale >= surely * (1 - _TIE)) & ~self.closed
-        rows = np.flatnonzero(could & (self.doubt > _SURE * self.square))
+        surely = np.where(self.closed, 0.0, (self.square - self.error) * scale).max()
+        could = ((self.square + self.error) * scale >= surely * (1 - _TIE)) & ~self.closed
+        rows = np.flatnonzero(could & (self.error > _SURE * self.square))
         if len(rows):
             exact = self.rows(rows)
-            self.square[rows], self.doubt[rows] = np.einsum("nq,nq->n", exact, exact), 0.0
+            self.square[rows], self.error[rows] = np.einsum("nq,nq->n", exact, exact), 0.0
         return np.maximum(self.square, 0.0)
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
@@ -167,7 +167,7 @@ class ManyQueries(Recursion):
         """Move the squares by the pick, and what rounding may have made of them."""
         size = np.sqrt(cross @ cross)
         self.square += column * (column * size**2 - 2 * self.along)
-        self.doubt += _ROUNDING * np.abs(column) * size * self.length
+        self.error += _ROUNDING * np.abs(column) * size * self.length
         self.crosses[len(self.picks)] = cross
 
 

@@ -15,7 +15,7 @@ class Rows(Protocol):
 
 
 class RowView:
-    """Chosen rows of a memory map, read when they are asked for."""
+    """Chosen rows of a memory map, read when they are requested."""
 
     ndim = 2
 
@@ -38,7 +38,7 @@ class RowView:
         return len(self._rows)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """Read one row, a slice or several, in the order asked for."""
+        """Read one row, a slice or several, in the requested order."""
         return np.asarray(self._array[self._rows[rows]])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

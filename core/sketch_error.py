@@ -10,14 +10,14 @@ from natscope.core.sketches import SketchSpec
 
 
 @dataclass(frozen=True)
-class Trust:
+class SketchError:
     """What a sketch does to a sample of images.
 
     Args:
         error: relative Frobenius error of the sample's Gram matrix.
         ratios: (n,) squared length of each feature over that of the Jacobian itself.
         expected: standard deviation of these ratios for an ideal sketch of K dimensions, sqrt(2 / K).
-        exact: whether the Jacobians' own inner products were at hand; else both come from independent sketches.
+        exact: whether the Jacobians' own inner products were available; else both come from independent sketches.
     """
 
     error: float
@@ -40,7 +40,7 @@ def trust(
     ntk: bool,
     layout: tuple[tuple[int, int], ...] | None,
     others: int = 8,
-) -> Trust:
+) -> SketchError:
     """Measure a sketch on a sample.
 
     Args:
@@ -49,7 +49,7 @@ def trust(
         inputs: (n, ...).
         targets: (n,) int64.
         ntk: whether weight blocks are scaled as in the NTK parameterisation.
-        layout: of the layers, when all parameters are weights of Linear layers: the exact Gram is then at hand.
+        layout: of the layers, when all parameters are weights of Linear layers: the exact Gram is then available.
         others: without a layout, how many independent sketches stand in for the exact Gram by their mean.
     """
     features = FeatureMap(model, spec, ntk=ntk).features(inputs, targets)
@@ -69,4 +69,6 @@ def trust(
         bias = 1 / others
     ratios = np.diag(gram) / np.diag(reference)
     error = np.linalg.norm(gram - reference) / np.linalg.norm(reference) / np.sqrt(1 + bias)
-    return Trust(float(error), 1 + (ratios - 1) / np.sqrt(1 + bias), float(np.sqrt(2 / spec.dim)), layout is not None)
+    return SketchError(
+        float(error), 1 + (ratios - 1) / np.sqrt(1 + bias), float(np.sqrt(2 / spec.dim)), layout is not None
+    )

@@ -1,4 +1,4 @@
-"""Fixtures that several tests share: real bundles of the embedded data, the data at hand, a browser."""
+"""Fixtures that several tests share: real bundles of the embedded data, the data available, a browser."""
 
 import ast
 import asyncio

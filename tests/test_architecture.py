@@ -120,10 +120,10 @@ def test_methods_alone_name_methods(file):
     if name.startswith("core/methods/") or name == "app/paper.py":  # what the paper says of its methods
         return
     found = set(texts(file))
-    words = {word for m in METHODS.values() if not m.blind for word in (m.name, m.title)}
+    words = {word for m in METHODS.values() if not m.at_random for word in (m.name, m.title)}
     named = re.compile(rf"(?<![\w/])(?:{'|'.join(map(re.escape, words))})(?![\w/])")
     assert {text for text in found if named.search(text)} == set()
-    assert name in A_WORD or not found & {word for m in METHODS.values() if m.blind for word in (m.name, m.title)}
+    assert name in A_WORD or not found & {word for m in METHODS.values() if m.at_random for word in (m.name, m.title)}
 
 
 def test_code_of_others_is_imported_in_one_place():

@@ -58,8 +58,8 @@ def test_the_examples_of_the_public_names_run(name, bundle_path, tmp_path, monke
     known = {"natscope": natscope, "np": np, "torch": torch, "Path": Path}
     found = [t for t in doctest.DocTestFinder(recurse=False).find(documented, name, globs=known) if t.examples]
     assert len(found) == 1
-    told = StringIO()
-    assert doctest.DocTestRunner().run(found[0], out=told.write).failed == 0, told.getvalue()
+    reported = StringIO()
+    assert doctest.DocTestRunner().run(found[0], out=reported.write).failed == 0, reported.getvalue()
 
 
 def test_the_public_names_are_few_and_the_same_to_tools_that_only_read(tmp_path):
@@ -168,8 +168,8 @@ def test_the_help_of_each_setting_of_a_recipe_names_its_defaults():
         if field.name == "seed":
             continue
         mlp, resnet9 = (getattr(RECIPES[name], field.name) for name in ("mlp", "resnet9"))
-        told = [words.get(v, v) if isinstance(v, bool) else str(v) for v in (mlp, resnet9)]
-        expected = f"{told[0]}, resnet9: {told[1]}." if mlp != resnet9 else f"{told[0]}."
+        reported = [words.get(v, v) if isinstance(v, bool) else str(v) for v in (mlp, resnet9)]
+        expected = f"{reported[0]}, resnet9: {reported[1]}." if mlp != resnet9 else f"{reported[0]}."
         assert said[field.name].endswith(f" {expected}") or said[field.name] == expected, field.name
     assert " and ".join(map(str, BuildSpec().model.widths[1:-1])) in said["widths"]
 

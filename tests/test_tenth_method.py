@@ -105,7 +105,7 @@ def test_the_command_ranks_by_it(run, built):
 
 @pytest.mark.parametrize("page", ["attribute", "methods"])
 def test_pages_offer_and_explain_it(run, built, page):
-    told = run("-c", _PAGE.format(page=page))
-    assert "Mean pixel" in told
+    reported = run("-c", _PAGE.format(page=page))
+    assert "Mean pixel" in reported
     if page == "methods":
-        assert "as bright as this one" in told
+        assert "as bright as this one" in reported

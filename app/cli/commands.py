@@ -306,14 +306,14 @@ def main(arguments: list[str] | None = None) -> None:
         say("natscope: stopped; what was built so far is kept.", err=True)
         code = 130
     except Exception as error:
-        if (told := _told(error)) is None:
+        if (reported := _reported(error)) is None:
             raise  # a fault of natscope's: the traceback is for whoever fixes it
-        say(f"natscope: {told}", err=True)
+        say(f"natscope: {reported}", err=True)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _told(error: Exception) -> str | None:
+def _reported(error: Exception) -> str | None:
     """Return what a user is told of an error; None where it is none of hers."""
     if isinstance(error, click.ClickException):
         return error.format_message()

@@ -102,22 +102,22 @@ def _measured(out: Path, run: Callable[..., Any]) -> dict[str, Any]:
     from natscope.app.figures.experiments import experiment_files
     from natscope.core.bundle.format import write_atomically
     from natscope.core.errors import QueryError
-    from natscope.precompute.training.result_cache import Kept
+    from natscope.precompute.training.result_cache import ResultCache
 
     if out.suffix != ".json":
         raise QueryError(f"--out names a JSON file, such as result.json, not {out.name}.")
-    kept = Kept(out.with_suffix(".partial.json"))
+    cache = ResultCache(out.with_suffix(".partial.json"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir():
             raise QueryError(f"{out} is a folder; --out names the JSON file to write.")
         tempfile.TemporaryFile(dir=out.parent).close()  # found out now, and not when everything is computed
         with Bars() as bars:
-            result = run(kept=kept, progress=bars).to_dict()
+            result = run(cache=cache, progress=bars).to_dict()
         for kind, data in experiment_files(result):
             write_atomically(out.with_suffix(f".{kind}"), data)
         write_atomically(out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-        kept.discard()
+        cache.discard()
     except OSError as error:
         raise QueryError(f"The result cannot be written to {out}: {error.strerror or error}.") from error
     say(result["finding"])

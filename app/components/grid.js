@@ -5,7 +5,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   grid.setAttribute("aria-label", data.label);
   grid.classList.toggle("bare", data.items.every((item) => !item.caption) && !data.appear);
   grid.classList.toggle("parted", Boolean(data.appear) && data.items.some((item) => item.framed));
-  // Drawing anew must not take the focus from who uses the keyboard: it goes to the same button of the same place.
+  // Redrawing must not take the focus from who uses the keyboard: it goes to the same button of the same place.
   const focused = grid.getRootNode().activeElement;
   const held = [...grid.children].findIndex((cell) => cell.contains(focused));
   grid.replaceChildren(...data.items.map(card));

@@ -60,9 +60,9 @@ class Series:
     hover: str = ""
     notes: Sequence[str] = ()  # for hover
 
-    def told(self, escaped: Callable[[str], str]) -> list[str]:
+    def reported(self, escaped: Callable[[str], str]) -> list[str]:
         """Return what each point says."""
-        return _told(self.hover, [escaped(self.name)] * len(self.x), self.x, self.y, self.error, self.notes)
+        return _reported(self.hover, [escaped(self.name)] * len(self.x), self.x, self.y, self.error, self.notes)
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Bars:
     references: Sequence[Reference] = ()
     title: str = ""
 
-    def told(self, template: str, escaped: Callable[[str], str]) -> list[str]:
+    def reported(self, template: str, escaped: Callable[[str], str]) -> list[str]:
         """Return what each bar says."""
-        return _told(template, [escaped(name) for name in self.names], self.values, self.values, self.error)
+        return _reported(template, [escaped(name) for name in self.names], self.values, self.values, self.error)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def measured(values: Sequence[dict[str, Any]], scale: float = 1) -> dict[str, li
     return {"y": [scale * v["mean"] for v in values], "error": [scale * (v["error"] or 0) for v in values]}
 
 
-def _told(
+def _reported(
     template: str,
     names: Sequence[str],
     x: Sequence[float],

@@ -20,9 +20,9 @@ def class_balance(counts: np.ndarray, classes: Sequence[str], method: str) -> Ba
     return Bars(classes, counts.tolist(), Axis("Images", zero=True, whole=True), colours)
 
 
-def information(nats: np.ndarray, blind: np.ndarray, method: str) -> Lines:
+def information(nats: np.ndarray, at_random: np.ndarray, method: str) -> Lines:
     """Return nats (M,) of the first images of a coreset, and of as many random ones, against their number."""
-    lines = [gained(nats, method, "this coreset"), gained(blind, RANDOM, "random images")]
+    lines = [gained(nats, method, "this coreset"), gained(at_random, RANDOM, "random images")]
     return Lines(lines, IMAGES, Axis("Nats per test image", zero=True), height=290)
 
 

@@ -90,7 +90,7 @@ def _bars(axes: Axes, chart: Bars) -> None:
     if chart.error:
         axes.errorbar(chart.values, places, xerr=chart.error, color=LIGHT.text, linestyle="", **_ERRORS)
     if chart.text:
-        axes.bar_label(bars, chart.told(chart.text, _text), padding=3, fontsize=7.5)
+        axes.bar_label(bars, chart.reported(chart.text, _text), padding=3, fontsize=7.5)
     axes.set_yticks(places, [_text(name) for name in chart.names])
     axes.invert_yaxis()
     axes.grid(visible=True, axis="x")

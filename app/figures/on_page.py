@@ -74,7 +74,7 @@ def _traces(series: Series, palette: Palette) -> list[Any]:
         },
         error_y=errors if series.error and not series.band else None,
         fill="tozeroy" if series.area else None,
-        text=series.told(escape.chart) if series.hover else None,
+        text=series.reported(escape.chart) if series.hover else None,
         hoverinfo="text" if series.hover else "skip",
         showlegend=bool(series.name),
         selected={"marker": {"opacity": 1}},  # no point fades when another is clicked
@@ -106,9 +106,9 @@ def _bars(chart: Bars, palette: Palette) -> tuple[list[Any], Layout]:
         error_x={"type": "data", "array": chart.error, "thickness": 1.2, "color": palette.text}
         if chart.error
         else None,
-        hovertext=chart.told(chart.hover, escape.chart),
+        hovertext=chart.reported(chart.hover, escape.chart),
         hoverinfo="text",
-        text=chart.told(chart.text, escape.chart) if chart.text else None,
+        text=chart.reported(chart.text, escape.chart) if chart.text else None,
         textposition="outside" if chart.text else "none",
         cliponaxis=False,
     )

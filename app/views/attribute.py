@@ -33,9 +33,9 @@ _ITS_ANSWER = -1  # choice of the target: whatever the model predicts
 def page() -> None:
     """Draw the page."""
     attributor, switch = frame.heading(
-        "What does this prediction lean on?",
-        "Choose an image. natscope ranks the training images that the network’s answer owes its certainty to, and "
-        "says how much each one carries.",
+        "Which training images shaped this prediction?",
+        "Choose an image. natscope ranks the training images that the network’s answer relies on most, and says "
+        "how much each contributes.",
         forget=lambda: frame.forget(*_SESSION),
     )
     view = frame.view(_VIEW, attributor, AttributeView(), complete=lambda view: _usual_sigma2(view, attributor))
@@ -187,12 +187,12 @@ def _ranking(
         label=f"Training images ranked by {method.title}",
         size=76,
         selected=picked,
-        reuse="Make it the query",
+        reuse="Explain this image",
         on_pick=_pick,
         on_reuse=lambda place: _take(f"train:{result.items[place].train_index}"),
     )
     unit = "the nats it adds" if result.nats is not None else f"its {method.score}"
-    signs = "" if not any(i.sign for i in result.items) else " · ▲ pulls the same way as the query, ▼ the other way"
+    signs = "" if not any(i.sign for i in result.items) else " · ▲ supports the class, ▼ speaks against it"
     alike = "" if math.isnan(result.redundancy) else f" · redundancy {result.redundancy:.2f}"
     st.caption(
         f"Each image: its rank, {unit}, its label{signs}{alike}",
@@ -207,12 +207,14 @@ def _cards(result: Attribution, images: np.ndarray, classes: tuple[str, ...]) ->
     for item, rank, image, amount in zip(result.items, result.places, images, _amounts(result), strict=True):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign]
         unit = "nats" if item.nats is not None else "score"
-        told = f"{classes[item.label]}, training image {item.train_index}: {amount:.4g} {unit}"
+        reported = f"{classes[item.label]}, training image {item.train_index}: {amount:.4g} {unit}"
         cards.append(
             Card(
                 src=data_uri(image),
-                alt=f"rank {rank}, {told}",
-                title=told if item.nats is None else f"{told}; the first {item.rank} carry {item.nats:.4g} nats",
+                alt=f"rank {rank}, {reported}",
+                title=reported
+                if item.nats is None
+                else f"{reported}; the first {item.rank} carry {item.nats:.4g} nats",
                 rank=rank,
                 value=f"{_short(amount)}{arrow}",
                 caption=classes[item.label],
@@ -272,7 +274,7 @@ def _details(attributor: Served, result: Attribution, images: np.ndarray, picked
     )
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         st.button(
-            "Make it the query",
+            "Explain this image",
             icon=":material/my_location:",
             key="make_query",
             on_click=_take,
@@ -305,7 +307,7 @@ def _downloads(
     with st.container(horizontal=True, vertical_alignment="center"):
         for label, mime, icon, about, make in offers:
             offer(label, make, f"{name}.{label.lower()}", mime, icon=icon, help=about, key=f"download_{label}")
-        st.caption("The address of this page reopens what you see.", width="content")
+        st.caption("Copy this page’s URL to share this view.", width="content")
 
 
 def _table(result: Attribution, classes: tuple[str, ...]) -> str:

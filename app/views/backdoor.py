@@ -28,7 +28,7 @@ _VIEW = f"{KEY}view"
 def page() -> None:
     """Draw the page."""
     st.title("Who taught the model to cheat?")
-    st.markdown("A true story in four steps: every picture is a real one, and every number is computed here.")
+    st.markdown("A real experiment in four steps: every picture is a real one, and every number is computed here.")
     path = _bundle()
     if path is None:
         return
@@ -104,7 +104,7 @@ def _trick_step(scene: Scene, view: BackdoorView) -> None:
     image = np.asarray(scene.attributor.bundle.array("test_images")[scene.index])
     stamped = stamp(image[None], pattern, scene.backdoor.place)[0]
     before, after = scene.attributor.upload(image), scene.attributor.upload(stamped)
-    st.markdown(_told(scene, view, pattern, before.predicted, after.predicted))
+    st.markdown(_reported(scene, view, pattern, before.predicted, after.predicted))
     picture, controls = st.columns([2.7, 1], gap="large")
     with picture:
         trick(
@@ -135,7 +135,7 @@ def _trick_step(scene: Scene, view: BackdoorView) -> None:
         _trick_numbers(scene)
 
 
-def _told(scene: Scene, view: BackdoorView, pattern: np.ndarray, before: int, after: int) -> str:
+def _reported(scene: Scene, view: BackdoorView, pattern: np.ndarray, before: int, after: int) -> str:
     base = scene.base
     name, count = scene.name(base), pattern.size
     turned = _turned(scene, pattern)

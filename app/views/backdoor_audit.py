@@ -65,9 +65,11 @@ def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
     images, classes = bundle.array("train_images"), bundle.classes
     cards = []
     for place, index in enumerate(suspects[:_PICTURED]):
-        told = f"suspect {place + 1}, training image {index}, labelled {classes[scene.attributor.train_labels[index]]}"
+        reported = (
+            f"suspect {place + 1}, training image {index}, labelled {classes[scene.attributor.train_labels[index]]}"
+        )
         framed = bool(shown and index in planted)
-        cards.append(Card(src=data_uri(np.asarray(images[index])), alt=told, title=told, framed=framed))
+        cards.append(Card(src=data_uri(np.asarray(images[index])), alt=reported, title=reported, framed=framed))
     grid(
         cards,
         key=f"{KEY}audit_grid",
@@ -77,7 +79,7 @@ def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
         on_pick=lambda place: None,
     )
     offer(
-        "The list (CSV)",
+        "Download CSV",
         lambda: _table(scene, scores, suspects),
         "natscope-suspects.csv",
         "text/csv",
@@ -99,7 +101,7 @@ def _healed(scene: Scene, suspects: np.ndarray) -> None:
         tasks.healed,
         *(scene.attributor.place, suspects, scene.index),
         name=f"{KEY}healed",
-        label=f"Train again without these {len(suspects)}",
+        label=f"Retrain without these {len(suspects)}",
     )
     if result is not None:
         results = bundle.manifest.results
@@ -145,12 +147,12 @@ def _numbers(scene: Scene, scores: np.ndarray) -> None:
     if result is not None:
         chosen_on = result["audit"]["chosen_on"]
         runs = [run for run in result["audit"]["runs"] if run["seed"] not in chosen_on] or result["audit"]["runs"]
-        told = ", ".join(f"{run['average_precision']:.3f}" for run in runs)
+        reported = ", ".join(f"{run['average_precision']:.3f}" for run in runs)
         least = min(run["precision_at_poisoned"] for run in runs) if runs else float("nan")
         st.caption(
-            f"The score was chosen among several on attacks with seeds {result['audit']['chosen_on']}; on {len(runs)} "
-            f"unseen seeds its average precision is {told}, and at least {least:.0%} of as many suspects as there are "
-            "planted images are planted. It fails where the attack itself hardly works, with a few planted images a "
-            "class, and where a third of a label or more is planted. A list has first places even where nothing was "
-            "planted: rare but honest kinds of images come first there."
+            f"The score was chosen among several on attacks with seeds {result['audit']['chosen_on']}; on "
+            f"{len(runs)} unseen seeds its average precision is {reported}, and at least {least:.0%} of as many "
+            "suspects as there are planted images are planted. It fails where the attack itself hardly works, "
+            "with a few planted images a class, and where a third of a label or more is planted. A list has "
+            "first places even where nothing was planted: rare but honest kinds of images come first there."
         )

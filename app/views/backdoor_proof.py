@@ -1,4 +1,4 @@
-"""Step 3 of the Backdoor page: train again without what was found, and without as many images at random."""
+"""Step 3 of the Backdoor page: retrain without what was found, and without as many images at random."""
 
 import numpy as np
 import streamlit as st
@@ -21,7 +21,7 @@ def proof_step(scene: Scene) -> None:
     st.subheader("3 · The proof", anchor="proof")
     name = st.session_state.get(f"{KEY}method", REFERENCE)
     if not scene.works[scene.index]:
-        st.markdown("Once a picture is chosen on which the patch works, its culprits can be taken away here.")
+        st.markdown("Once a picture is chosen on which the patch works, its culprits can be removed here.")
         return
     try:
         found = np.array([item.train_index for item in ranking(scene, name).items])
@@ -33,7 +33,7 @@ def proof_step(scene: Scene) -> None:
     why = too_slow(scene.attributor.bundle, linear=scene.attributor.linear)
     live = (
         f" So train it again without them, and once more without {len(found)} others labelled "
-        f"{scene.name(scene.target)}, picked blindly."
+        f"{scene.name(scene.target)}, picked at random."
     )
     st.markdown(
         f"If those {len(found)} pictures taught the trick, a model that never saw them should not fall for it."
@@ -42,52 +42,52 @@ def proof_step(scene: Scene) -> None:
     if why:
         _measured_once(scene, why)
         return
-    stages = (("Training without those found", found), ("Training without as many picked blindly", others))
+    stages = (("Training without those found", found), ("Training without as many random images", others))
     result = run_job(
         ("proof", scene.attributor.place, scene.index, name, tuple(found.tolist())),
         tasks.proof,
         *(scene.attributor.place, stages, scene.index),
         name=f"{KEY}proof",
-        label=f"Take them away and train again ({patience(linear=scene.attributor.linear)})",
+        label=f"Remove them and retrain ({patience(linear=scene.attributor.linear)})",
     )
     if result is None:
         return
-    before, without, blind = result
+    before, without, at_random = result
     title = f"Without the {len(found)} that {METHODS[name].title} found"
     bars(
         [
             _fooled("The model as it is", before.class_success, _says(before, scene)),
             _fooled(title, without.class_success, _says(without, scene), "good"),
-            _fooled(f"Without {len(found)} picked blindly", blind.class_success, _says(blind, scene)),
+            _fooled(f"Without {len(found)} random ones", at_random.class_success, _says(at_random, scene)),
         ]
     )
-    st.markdown(_said(before, without, blind, scene, len(found)))
+    st.markdown(_said(before, without, at_random, scene, len(found)))
     if st.toggle("Show me the numbers", key=f"{KEY}numbers3"):
-        _numbers(scene, (before, without, blind), found, name)
+        _numbers(scene, (before, without, at_random), found, name)
 
 
-def _said(before: Outcome, without: Outcome, blind: Outcome, scene: Scene, count: int) -> str:
+def _said(before: Outcome, without: Outcome, at_random: Outcome, scene: Scene, count: int) -> str:
     fell = before.class_success - without.class_success
     if fell > 0.5 * before.class_success:
         verdict = "Those pictures taught it the trick."
-    elif fell > before.class_success - blind.class_success + 0.05:
+    elif fell > before.class_success - at_random.class_success + 0.05:
         verdict = "They are part of what taught it the trick, not all of it."
     else:
-        verdict = "Taking them away did no more than taking others: they are not what taught it the trick."
+        verdict = "Removing them did no more than taking others: they are not what taught it the trick."
     if without.answer == scene.base:
         says = "no longer fooled"
     else:
         says = "still fooled" if without.answer == scene.target else "no longer fooled that way, but wrong"
     return (
         f"Without them the patch works on **{without.class_success:.0%}** of pictures of class "
-        f"{scene.name(scene.base)} instead of **{before.class_success:.0%}**; without {count} picked blindly, on "
-        f"**{blind.class_success:.0%}**. **{verdict}** About the picture above the model is {says}: it says "
+        f"{scene.name(scene.base)} instead of **{before.class_success:.0%}**; without {count} random ones, on "
+        f"**{at_random.class_success:.0%}**. **{verdict}** About the picture above the model is {says}: it says "
         f"{scene.name(without.answer)}."
     )
 
 
 def _measured_once(scene: Scene, why: str) -> None:
-    """Draw what training again came to where it was measured, for networks that nobody can wait for."""
+    """Draw what retraining came to where it was measured, for networks that nobody can wait for."""
     bundle = scene.attributor.bundle
     network = ModelSpec.from_dict(bundle.manifest.model).title
     results = [result for result in retraining_results() if result["setting"]["network"] == network]
@@ -110,7 +110,7 @@ def _measured_once(scene: Scene, why: str) -> None:
         if row["method"] is None:
             name, tone = "The model as it is", ""
         elif row["method"] == RANDOM:
-            name, tone = f"Without {row['removed']} picked blindly", ""
+            name, tone = f"Without {row['removed']} random ones", ""
         else:
             name, tone = f"Without the {row['removed']} that {title} found", "good"
         success = row["class_success"][scene.base] if own else row["attack_success"]

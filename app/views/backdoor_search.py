@@ -40,8 +40,8 @@ def search_step(scene: Scene, view: BackdoorView, change: Change, another: Calla
     says = scene.name(scene.target)
     st.markdown(
         f"The model says **{says}** because somewhere among its {pool:,} training pictures labelled **{says}** "
-        f"somebody planted the sign. Which ones taught it that? Below are the {SHOWN} that two ways of searching put "
-        "first, for this one wrong answer; neither knows the attack."
+        f"someone planted images with the patch. Which ones taught it that? Below are the {SHOWN} that two ways of "
+        "searching put first, for this one wrong answer; neither was told about the attack."
     )
     revealed = st.session_state.get(f"{KEY}revealed") == scene.index
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -88,7 +88,7 @@ def _reveal(index: int | None) -> None:
 def _choice(role: str, name: str, names: tuple[str, ...], change: Change) -> None:
     st.session_state[f"{KEY}{role}"] = name
     st.selectbox(
-        "Searched by" if role == "method" else "Beside it",
+        "Searched by" if role == "method" else "Compared with",
         names,
         key=f"{KEY}{role}",
         format_func=lambda n: METHODS[n].title,
@@ -117,9 +117,11 @@ def _line_up(scene: Scene, name: str, role: str, *, revealed: bool) -> None:
     cards = []
     for item in answer.items:
         planted = revealed and item.train_index in culprits
-        told = f"rank {item.rank}, training image {item.train_index}, labelled {classes[item.label]}"
-        told += f"; planted, it shows {_shows(scene, item.train_index)}" if planted else ""
-        cards.append(Card(src=data_uri(np.asarray(images[item.train_index])), alt=told, title=told, framed=planted))
+        reported = f"rank {item.rank}, training image {item.train_index}, labelled {classes[item.label]}"
+        reported += f"; planted, it shows {_shows(scene, item.train_index)}" if planted else ""
+        cards.append(
+            Card(src=data_uri(np.asarray(images[item.train_index])), alt=reported, title=reported, framed=planted)
+        )
     picked = f"{KEY}{role}_picked"
     grid(
         cards,
@@ -137,13 +139,15 @@ def _line_up(scene: Scene, name: str, role: str, *, revealed: bool) -> None:
 def _close_up(scene: Scene, index: int, *, planted: bool) -> None:
     classes, label = scene.attributor.bundle.classes, int(scene.attributor.train_labels[index])
     source = data_uri(np.asarray(scene.attributor.bundle.array("train_images")[index]))
-    told = f"Training image {index}, labelled <b>{escape.html(classes[label])}</b>."
+    reported = f"Training image {index}, labelled <b>{escape.html(classes[label])}</b>."
     if planted:
-        told += f" It shows {escape.html(_shows(scene, index))}, with the patch in its corner: the attacker planted it."
+        reported += (
+            f" It shows {escape.html(_shows(scene, index))}, with the patch in its corner: the attacker planted it."
+        )
     st.html(
         f'<div style="display:flex;gap:.9rem;align-items:center"><img src="{source}" alt="training image {index}" '
         f'style="width:112px;height:112px;object-fit:contain;image-rendering:pixelated;border-radius:8px;background:#000">'
-        f"<div>{told}</div></div>"
+        f"<div>{reported}</div></div>"
     )
 
 

@@ -41,5 +41,5 @@ def _line(started: str) -> None:
     elif busy.error:
         st.caption(f":material/error: {escape.sentence(f'{busy.what} could not be prepared: {busy.error}')}")
     else:
-        told = f"{busy.what} is being prepared in the background. {busy.stage}, {busy.share:.0%}"
-        st.progress(min(busy.share, 1.0), escape.markdown(told))
+        reported = f"{busy.what} is being prepared in the background. {busy.stage}, {busy.share:.0%}"
+        st.progress(min(busy.share, 1.0), escape.markdown(reported))

@@ -30,7 +30,7 @@ _FEWEST = 2
 
 def page() -> None:
     """Draw the page."""
-    attributor, _ = frame.heading("Every method on the same image", "", forget=lambda: frame.forget(_KEY))
+    attributor, _ = frame.heading("Compare methods", "", forget=lambda: frame.forget(_KEY))
     view = frame.view(_VIEW, attributor, ComparisonView(), complete=lambda view: _usual_sigma2s(view, attributor))
     queries = _queries(view, attributor)
     controls, figure = st.columns([1, 3.7], gap="large")
@@ -117,7 +117,7 @@ def _query_controls(attributor: Served, query: QueryImage) -> None:
         picker(attributor, query, _take)
     if view.pins:
         gone = st.pills(
-            "Pinned: click to let go",
+            "Pinned (click to remove)",
             list(view.pins),
             format_func=lambda text: (
                 f"upload {view.pins.index(text) + 1} ✕"  # a list to choose from needs different names
@@ -165,7 +165,7 @@ def _settings(attributor: Served) -> ComparisonView:
     )
     exponents = sorted({*links.SIGMA2_EXPONENTS, st.session_state[f"{_KEY}exponent"]})
     exponent = st.select_slider(
-        f"{labels.sigma2} of all, and of the judge",
+        f"{labels.sigma2} for scoring",
         exponents,
         key=f"{_KEY}exponent",
         format_func=lambda e: words.sigma2_text(10**e),
@@ -223,7 +223,7 @@ def _restore(view: ComparisonView, attributor: Served) -> None:
 
 def _own_sigma2(view: ComparisonView, methods: Sequence[str], common: float) -> dict[str, float]:
     """Draw one σ² a method that uses one, unless one serves all."""
-    same = st.toggle("One σ² for all", key=f"{_KEY}same", help="Off: each method that uses σ² gets its own.")
+    same = st.toggle("Same σ² for every method", key=f"{_KEY}same", help="Off: each method that uses σ² gets its own.")
     if same:
         return {}
     own = {}
@@ -254,9 +254,9 @@ def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], place: in
             amount = f"score {item.score:.4g}" + (
                 "" if item.nats is None else f", first {item.rank}: {item.nats:.4g} nats"
             )
-            told = f"rank {rank}, {classes[item.label]}, training image {item.train_index}, {amount}"
+            reported = f"rank {rank}, {classes[item.label]}, training image {item.train_index}, {amount}"
             picture = data_uri(np.asarray(images[item.train_index]))
-            tiles.append(Tile(picture, told, told, classes[item.label], rank, item.train_index, letter, colour))
+            tiles.append(Tile(picture, reported, reported, classes[item.label], rank, item.train_index, letter, colour))
         strips.append(Strip(method.title, note, tuple(tiles), row.failure))
     name = "your image" if query.index is None else f"{query.origin} image {query.index}"
     right = "" if query.label is None else (" ✓" if query.label == query.predicted else f" ✗ is {classes[query.label]}")

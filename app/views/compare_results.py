@@ -1,4 +1,4 @@
-"""Under the comparison: how the methods agree, what their subsets carry, and the files to take away."""
+"""Under the comparison: how the methods agree, what their subsets carry, and the files to download."""
 
 import json
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _COLUMNS = (
 
 def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: ComparisonView) -> None:
     """Draw how much the methods share, and the information, redundancy and labels of each one's subset."""
-    st.subheader("How they agree")
+    st.subheader("Agreement between methods")
     titles = [METHODS[row.request.method].title for row in rows[0]]
     st.markdown(_finding(rows, titles, view))
     left, right = st.columns([1, 1.25], gap="large")
@@ -68,7 +68,7 @@ def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: C
             },
         )  # fmt: skip
         st.caption(
-            f"Every subset is judged on one scale, whatever its method optimised: nats about the target’s logit, given "
+            f"Every subset is scored on one scale, whatever its method optimised: nats about the target’s logit, given "
             f"the pool, at σ² = {words.sigma2_text(view.sigma2)}"
             + (f"; means over {len(rows)} images." if len(rows) > 1 else ".")
         )
@@ -111,7 +111,7 @@ def downloads(
             key="compare_download_JSON",
             help="The rankings, their agreement and every setting.",
         )
-        st.caption("The address of this page reopens what you see.", width="content")
+        st.caption("Copy this page’s URL to share this view.", width="content")
 
 
 def _finding(rows: Sequence[Sequence[Row]], titles: Sequence[str], view: ComparisonView) -> str:

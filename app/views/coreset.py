@@ -25,13 +25,13 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 
 _SIZES = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2500, 5000)
-_SHOWN = 300  # images of the sheet, until all are asked for
+_SHOWN = 300  # images of the sheet, until all are requested
 
 
 def page() -> None:
     """Draw the page."""
     attributor, _ = frame.heading(
-        "A few images that stand for all",
+        "Coreset: a few images for the whole training set",
         "Choose test images. natscope picks the training images that together tell most about them, and a network that "
         "sees only these shows what they are worth.",
         forget=lambda: frame.forget(KEY),
@@ -71,7 +71,7 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
         "them.",
     )
     balanced = st.toggle(
-        "As many of every class",
+        "Balance classes",
         key=f"{KEY}balanced",
         help="On: each class gives as many, those that tell most about its own test images (about all of them, if none "
         "is of the class). Off: the method chooses among all training images at once; the first time that takes a "
@@ -113,9 +113,9 @@ def _results(attributor: Served, view: CoresetView) -> None:
         on_page.show(class_balance(counts, attributor.bundle.classes, view.method), f"{KEY}balance")
     with right:
         st.subheader("How the information adds up")
-        on_page.show(information(chosen.nats, chosen.blind_nats, view.method), f"{KEY}information")
+        on_page.show(information(chosen.nats, chosen.random_nats, view.method), f"{KEY}information")
     _downloads(attributor, view, rows, sigma2, chosen)
-    worth(attributor, view.method, rows, chosen.indices, chosen.blind)
+    worth(attributor, view.method, rows, chosen.indices, chosen.at_random)
     others(attributor, view, rows, chosen.indices)
 
 
@@ -130,12 +130,12 @@ def _chosen(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: flo
 
 
 def _finding(chosen: tasks.Chosen, about: str) -> str:
-    count, told = len(chosen.indices), float(chosen.nats[-1])
+    count, reported = len(chosen.indices), float(chosen.nats[-1])
     these = "This image tells" if count == 1 else f"These {count:,} images tell"
-    blind = "one picked blindly tells" if count == 1 else "as many picked blindly tell"
+    at_random = "one random image gives" if count == 1 else "the same number of random images give"
     return (
-        f"{these} **{words.nats(told)}** about each of {about}, on average; {blind} "
-        f"{words.nats(float(chosen.blind_nats[-1]))}."
+        f"{these} **{words.nats(reported)}** about each of {about}, on average; {at_random} "
+        f"{words.nats(float(chosen.random_nats[-1]))}."
     )
 
 
@@ -174,7 +174,7 @@ def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
     if picked is not None:
         title = f"Training image {picked}: {classes[labels[picked]]}"
         asked = AttributeView(f"train:{picked}", method, attributor.bundle.sigma2(method))
-        link = ("Make it the query", frame.address("./", asked, attributor))  # the first page has no other address
+        link = ("Explain this image", frame.address("./", asked, attributor))  # the first page has no other address
         show_large(np.asarray(images[picked]), title, link=link)
 
 
@@ -200,7 +200,7 @@ def _downloads(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: 
             key=f"{KEY}download_JSON",
             help="The same with the test images and every setting.",
         )
-        st.caption("The address of this page reopens what you see.", width="content")
+        st.caption("Copy this page’s URL to share this view.", width="content")
 
 
 def _table(attributor: Served, chosen: tasks.Chosen) -> str:

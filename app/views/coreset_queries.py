@@ -16,7 +16,7 @@ from natscope.core.errors import QueryError
 
 KEY = "coreset_"  # of all widgets and of all that the session keeps for this page
 VIEW = f"{KEY}view"
-_GROUPS = dict(zip(GROUPS, ("any test images", "one class", "those the model gets wrong", "those I mark"), strict=True))
+_GROUPS = dict(zip(GROUPS, ("any test images", "one class", "those the model gets wrong", "my selection"), strict=True))
 
 
 def change(**fields: Any) -> None:

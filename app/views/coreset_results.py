@@ -17,13 +17,13 @@ from natscope.core.methods import METHODS
 from natscope.core.metrics import jaccard
 from natscope.precompute.paths import home
 from natscope.precompute.training.removal import identity_of
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import too_slow
 from natscope.precompute.training.subset import Subset
 from natscope.precompute.training.subset import accuracies as accuracies_of
 
 
-def worth(attributor: Served, method: str, asked: np.ndarray, chosen: np.ndarray, blind: np.ndarray) -> None:
+def worth(attributor: Served, method: str, asked: np.ndarray, chosen: np.ndarray, at_random: np.ndarray) -> None:
     """Draw what a network says that was trained on the chosen images alone, beside as many random ones and all.
 
     Args:
@@ -31,26 +31,26 @@ def worth(attributor: Served, method: str, asked: np.ndarray, chosen: np.ndarray
         method: the one that chose.
         asked: test images that had a say.
         chosen: training indices.
-        blind: as many random ones.
+        at_random: as many random ones.
     """
     st.subheader("What they are worth")
     bundle = attributor.bundle
     if why := too_slow(bundle, linear=attributor.linear, count=len(chosen)):
         st.info(f"{why} `natscope evaluate coreset` does it in a terminal.", icon=":material/hourglass_disabled:")
         return
-    subsets = {"these": Subset(chosen, asked), "blind": Subset(blind, asked)}
+    subsets = {"these": Subset(chosen, asked), "at_random": Subset(at_random, asked)}
     keys = {name: subset.key(bundle) for name, subset in subsets.items()}
     name = f"{identity_of(bundle)}-{bundle.manifest.files['test_images'].sha256[:8]}"
     file = home() / "coresets" / f"{name}.json"
-    kept = Kept(file)
+    kept = ResultCache(file)
     if all(key in kept for key in keys.values()):
         found = {name: kept[key] for name, key in keys.items()}
     else:
         st.markdown(
             f"Train the network again from the start on these {len(chosen):,} images alone, by the same recipe, and "
-            "once more on as many picked blindly."
+            "once more on as many random images."
         )
-        stages = {"these": "Training on these images", "blind": "Training on as many random images"}
+        stages = {"these": "Training on these images", "at_random": "Training on as many random images"}
         found = run_job(
             ("train on subsets", attributor.place, *keys.values()),
             tasks.train_on_subsets,
@@ -61,12 +61,12 @@ def worth(attributor: Served, method: str, asked: np.ndarray, chosen: np.ndarray
         if found is None:
             return
     whole = accuracies_of(bundle, np.asarray(bundle.array("test_logits")), asked)
-    _show(found["these"], found["blind"], whole, len(chosen), attributor, method, len(asked))
+    _show(found["these"], found["at_random"], whole, len(chosen), attributor, method, len(asked))
 
 
 def _show(
     these: dict[str, Any],
-    blind: dict[str, Any],
+    at_random: dict[str, Any],
     whole: dict[str, Any],
     count: int,
     attributor: Served,
@@ -78,19 +78,19 @@ def _show(
     about = f"the {left:,} other test images" if left else f"the {asked:,} test images"
     st.markdown(
         f"Trained on these {count:,} images alone, the network is right on **{these[where]:.1%}** of {about}; trained "
-        f"on {count:,} picked blindly, on **{blind[where]:.1%}**; on all {everyone:,}, on {whole[where]:.1%}."
+        f"on {count:,} random ones, on **{at_random[where]:.1%}**; on all {everyone:,}, on {whole[where]:.1%}."
     )
     titles = [f"all {everyone:,}", f"these {count:,}", f"{count:,} random"]
-    on_page.show(shares_right(titles, [whole[where], these[where], blind[where]], method), f"{KEY}worth")
+    on_page.show(shares_right(titles, [whole[where], these[where], at_random[where]], method), f"{KEY}worth")
     if left:
         st.caption(
-            f"On the {asked:,} that were asked about: {these['asked']:.1%}, {blind['asked']:.1%} and "
+            f"On the {asked:,} that were asked about: {these['asked']:.1%}, {at_random['asked']:.1%} and "
             f"{whole['asked']:.1%}. Same initial weights, same recipe, same order of the images."
         )
 
 
 def others(attributor: Served, view: CoresetView, asked: np.ndarray, chosen: np.ndarray) -> None:
-    """Draw the overlap with what other methods would choose, once it is asked for."""
+    """Draw the overlap with what other methods would choose, once it is requested."""
     st.subheader("Would another method choose the same?")
     names = [name for name in usable(attributor) if name != view.method]
     key = f"{KEY}others"

@@ -1,4 +1,4 @@
-"""Counterfactual: take away what a prediction leans on, train again, and ask again."""
+"""Counterfactual: remove what a prediction leans on, retrain, and ask again."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 from natscope.precompute.paths import home
 from natscope.precompute.training.removal import Answer, identity_of, name_of
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import patience, too_slow
 
 _VIEW, _KEY = "counterfactual_view", "counterfactual_"
@@ -34,9 +34,9 @@ _UPLOADED = "an uploaded image"
 def page() -> None:
     """Draw the page."""
     attributor, _ = frame.heading(
-        "What if they had never been there?",
+        "What if we remove them?",
         "Remove the training images that a prediction leans on, retrain the network from the same start, and ask it "
-        "again. A method is worth its name if that changes more than removing as many others.",
+        "again. A method is useful if that changes more than removing as many others.",
         forget=lambda: frame.forget(_KEY),
     )
     frame.view(_VIEW, attributor, CounterfactualView())
@@ -78,7 +78,7 @@ def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
     budget = FEWEST_REMOVED
     if most > FEWEST_REMOVED:  # a slider needs two places
         budget = second.slider(
-            "Images taken away",
+            "Images removed",
             FEWEST_REMOVED,
             most,
             step=10,
@@ -139,24 +139,24 @@ def _removal(attributor: Served, query: QueryImage) -> None:
         )
         return
     file = home() / "counterfactuals" / f"{identity_of(attributor.bundle)}.json"
-    kept = Kept(file)
+    cache = ResultCache(file)
     asked = _UPLOADED if query.index is None else f"{query.origin}:{query.index}"
     about = {"query": asked, "class": label, "method": view.method, "sigma2": sigma2}
     stages = (
         ("As it is", (), about | {"method": None, "removed": 0}),
         ("Training without those found", found, about | {"removed": len(found)}),
-        ("Training without as many picked blindly", others, about | {"method": RANDOM, "removed": len(others)}),
+        ("Training without as many random images", others, about | {"method": RANDOM, "removed": len(others)}),
     )
-    result = _known(kept, query, found, others) or run_job(
+    result = _known(cache, query, found, others) or run_job(
         ("removals", attributor.place, name_of(query.image, query.predicted, found)),
         tasks.removals,
         *(attributor.place, query, stages, file),
         name=f"{_KEY}job",
-        label=f"Take them away and train again ({patience(linear=attributor.linear)})",
+        label=f"Remove them and retrain ({patience(linear=attributor.linear)})",
     )
     if result is not None:
         _outcome(attributor, query, [Answer(**values) for values in result], len(found), title)
-    _earlier(attributor, kept)
+    _earlier(attributor, cache)
 
 
 def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
@@ -172,7 +172,7 @@ def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
     grid(
         cards,
         key=f"{_KEY}sheet",
-        label="The images that are taken away",
+        label="The images that are removed",
         size=44,
         on_pick=lambda place: _take(f"train:{found[place]}"),
     )
@@ -181,16 +181,16 @@ def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
 
 
 def _known(
-    kept: Kept, query: QueryImage, found: tuple[int, ...], others: tuple[int, ...]
+    cache: ResultCache, query: QueryImage, found: tuple[int, ...], others: tuple[int, ...]
 ) -> list[dict[str, Any]] | None:
     names = [name_of(query.image, query.predicted, rows) for rows in ((), found, others)]
-    return [kept[name]["answer"] for name in names] if all(name in kept for name in names) else None
+    return [cache[name]["answer"] for name in names] if all(name in cache for name in names) else None
 
 
 def _outcome(attributor: Served, query: QueryImage, answers: list[Answer], count: int, title: str) -> None:
     classes = attributor.bundle.classes
     label = classes[query.predicted]
-    before, without_found, blind = answers
+    before, without_found, at_random = answers
 
     def bar(name: str, found: Answer, tone: str = "") -> Bar:
         mark = "✓" if found.predicted == query.predicted else "✗"
@@ -206,38 +206,38 @@ def _outcome(attributor: Served, query: QueryImage, answers: list[Answer], count
         [
             bar("The network as it is", before, "good"),
             bar(f"Without the {count} that {title} named", without_found),
-            bar(f"Without {count} picked blindly", blind, "good"),
+            bar(f"Without {count} random ones", at_random, "good"),
         ]
     )
-    st.markdown(_verdict(before, without_found, blind, classes, query.predicted))
+    st.markdown(_verdict(before, without_found, at_random, classes, query.predicted))
     st.caption(
         "Margin: the log odds of the label against all others; below 0 another label wins. Same initial weights, same "
         "order of the images that are left, same recipe."
     )
 
 
-def _verdict(before: Answer, found: Answer, blind: Answer, classes: tuple[str, ...], target: int) -> str:
-    lost, by_chance = before.margin - found.margin, before.margin - blind.margin
+def _verdict(before: Answer, found: Answer, at_random: Answer, classes: tuple[str, ...], target: int) -> str:
+    lost, by_chance = before.margin - found.margin, before.margin - at_random.margin
     if found.predicted != target:
         tail = (
-            "so does taking away as many others: this prediction hangs by a thread"
-            if blind.predicted != target
-            else "without as many picked blindly it does not"
+            "so does removing as many others: this prediction hangs by a thread"
+            if at_random.predicted != target
+            else "without as many random images it does not"
         )
         return f"**The answer flips** to “{escape.markdown(classes[found.predicted])}”; {tail}."
     if lost > max(by_chance, 0) + 0.1:
         return f"The answer stays, but it is less sure: the margin falls by **{lost:.2f}**, by chance {by_chance:.2f}."
     return (
         f"The answer stays, and taking these away does no more than chance: the margin changes by {-lost:+.2f}, "
-        f"without as many picked blindly by {-by_chance:+.2f}."
+        f"without as many random images by {-by_chance:+.2f}."
     )
 
 
-def _earlier(attributor: Served, kept: Kept) -> None:
+def _earlier(attributor: Served, cache: ResultCache) -> None:
     """List what visitors asked about this network's own images; an upload is its visitor's alone."""
     runs = [
         part
-        for part in kept.parts().values()
+        for part in cache.parts().values()
         if part["removed"] and part["method"] != RANDOM and part["query"].startswith(("test:", "train:"))
     ]
     if not runs:
@@ -250,7 +250,7 @@ def _earlier(attributor: Served, kept: Kept) -> None:
                     "label": run["class"],
                     "found by": METHODS[run["method"]].title,
                     "σ²": f"{run['sigma2']:g}" if METHODS[run["method"]].uses_sigma2 else "",
-                    "taken away": run["removed"],
+                    "removed": run["removed"],
                     "then says": attributor.bundle.classes[run["answer"]["predicted"]],
                     "margin": run["answer"]["margin"],
                 }

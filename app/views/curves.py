@@ -21,7 +21,7 @@ from natscope.app.views.job import run_job
 from natscope.app.views.results import pointer
 from natscope.core.analysis.curves import Curve, Line
 from natscope.core.methods import GAINS, METHODS, REFERENCE
-from natscope.core.sketch_error import Trust
+from natscope.core.sketch_error import SketchError
 
 _VIEW, _KEY = "curves_view", "curves_"
 _SAMPLED = 300  # images whose Gram is compared with the exact one
@@ -32,7 +32,7 @@ def page() -> None:
     attributor, _ = frame.heading(
         "How much of the information is found",
         f"{METHODS[REFERENCE].title} searches for the images whose loss would cost most. Each curve says how much of "
-        "that the first M images of another ranking carry: 100 % is as good.",
+        "that the first M images of another ranking carry: 100 % means as good.",
         forget=lambda: frame.forget(_KEY),
     )
     view = frame.view(_VIEW, attributor, CurvesView())
@@ -78,16 +78,16 @@ def _settings(attributor: Served, view: CurvesView) -> CurvesView:
     if len(GAINS) > 1:
         method = st.selectbox("Method", GAINS, key=f"{_KEY}method", format_func=_title)
     sigma2s = st.multiselect(
-        "Upper panel: σ²", DECADES, key=f"{_KEY}sigma2s", format_func=words.sigma2_text, max_selections=9
+        "Top chart: σ²", DECADES, key=f"{_KEY}sigma2s", format_func=words.sigma2_text, max_selections=9
     )
-    fixed = st.select_slider("Lower panel: σ²", DECADES, key=f"{_KEY}fixed", format_func=words.sigma2_text)
+    fixed = st.select_slider("Bottom chart: σ²", DECADES, key=f"{_KEY}fixed", format_func=words.sigma2_text)
     drawn = _compared(method)
     others = st.multiselect(
-        "Lower panel: also show",
+        "Bottom chart: also show",
         [name for name in METHODS if name not in drawn and name != REFERENCE],
         key=f"{_KEY}others",
         format_func=_title,
-        help="Any other method’s ranking, judged the same way.",
+        help="Any other method’s ranking, scored the same way.",
     )
     return CurvesView(query, count, method, tuple(sorted(sigma2s)), fixed, tuple(others), largest)
 
@@ -186,7 +186,7 @@ def _downloads(attributor: Served, view: CurvesView, curves: Sequence[Curve], pa
 def _trust(attributor: Served) -> None:
     st.subheader("How far the sketch can be trusted")
     key = ("sketch error", attributor.place)
-    found: Trust | None = session.ask(
+    found: SketchError | None = session.ask(
         session.lanes().quick, key, tasks.sketch_error, attributor.place, _SAMPLED, bar=True
     )
     if found is None:

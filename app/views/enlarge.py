@@ -5,7 +5,7 @@ import streamlit as st
 
 from natscope.app import escape
 from natscope.app.components.grid import data_uri
-from natscope.app.views.notice import told
+from natscope.app.views.notice import reported
 
 
 def enlarge(image: np.ndarray, title: str, *, key: str) -> None:
@@ -31,7 +31,7 @@ def show_large(image: np.ndarray, title: str, *, link: tuple[str, str] | None = 
     height, width = image.shape[:2]
 
     @st.dialog(escape.markdown(title), width="medium")
-    @told()
+    @reported()
     def show() -> None:
         st.html(f"<style>{_SHARP}</style>")
         st.html(f'<img class="ns-seen" src="{data_uri(image)}" alt="{escape.html(title)}, enlarged">')

@@ -75,15 +75,15 @@ def titles(paths: Mapping[str, Path]) -> dict[str, str]:
 
     A list to choose from knows its entries by what they are called.
     """
-    told: dict[str, str] = {}
+    reported: dict[str, str] = {}
     taken: set[str] = set()
     for name, path in paths.items():
         title = session.listed(path).title
         while title in taken:
             title = f"{title} ({name})"
-        told[name] = title
+        reported[name] = title
         taken.add(title)
-    return told
+    return reported
 
 
 def forget(*prefixes: str) -> None:

@@ -29,7 +29,7 @@ def inform(sentence: Exception | str, icon: str) -> None:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def reported() -> Iterator[None]:
     """Draw the sentence of an error that a visitor can understand, in place of what was still to be drawn."""
     try:
         yield
@@ -49,4 +49,4 @@ def fragment(*, run_every: float | None = None) -> Callable[[Callable[Parameters
     Args:
         run_every: seconds after which it is drawn again by itself.
     """
-    return lambda function: st.fragment(told()(function), run_every=run_every)
+    return lambda function: st.fragment(reported()(function), run_every=run_every)

@@ -49,10 +49,10 @@ def prediction(query: QueryImage, attributor: Served) -> None:
         f'<div><div class="ns-answer">{escape.html(classes[query.predicted])}</div>{bars}</div></div>'
         f'<div class="ns-verdict">{verdict}</div><style>{_STYLE}</style>'
     )
-    if query.novelty > 1:
+    if query.ood > 1:
         st.warning(
-            "This image is unlike anything in training: it lies further from every training image than 99.5 % of "
-            "test images do. The answer is a guess, and so is what it leans on.",
+            "This image is out of distribution: it lies further from every training image than 99.5 % of "
+            "test images do. Treat the prediction and its attribution with caution.",
             icon=":material/explore:",
         )
 
@@ -129,7 +129,7 @@ def gallery(attributor: Served, split: str, take: Take) -> None:
             width=130,
         )
         st.number_input(
-            "By number",
+            "Image number",
             min_value=0,
             max_value=len(labels) - 1,
             value=None,
@@ -181,7 +181,7 @@ def _upload(attributor: Served, take: Take) -> None:
     def read() -> None:
         _read(images, take)
 
-    st.file_uploader("An image of one object, up to 10 MB", key="file", on_change=read)
+    st.file_uploader("One object on a plain background, up to 10 MB", key="file", on_change=read)
     if images.ndim == 3:
         st.radio(
             "Light and dark",

@@ -66,7 +66,7 @@ def _one(result: dict[str, Any], key: str) -> None:
     elif table:
         st.markdown(table)
     st.caption(_size(result))
-    with st.expander("What made it"):
+    with st.expander("How to reproduce"):
         bundles = result.get("bundles") or []
         st.code(commands(result), language=None)
         st.markdown(
@@ -80,14 +80,14 @@ def _size(result: dict[str, Any]) -> str:
     setting = result["setting"]
     count = len(result.get("bundles") or [1])
     sigma2 = {row["method"]: row["sigma2"] for row in result.get("rows", []) if row.get("sigma2")}
-    told = ", ".join(f"{METHODS[name].title} {_values(value)}" for name, value in sigma2.items() if name)
+    reported = ", ".join(f"{METHODS[name].title} {_values(value)}" for name, value in sigma2.items() if name)
     queries = f"{setting['queries']} queries" + (" a network" if count > 1 else "")
     if result["experiment"] == "retraining":
         queries = "1 query a class" if setting["queries"] == 1 else f"{setting['queries']} queries a class"
     elif result.get("for") == "coreset":
         queries = f"three sets of {setting['queries']} queries"
     return f"{queries}, {count} network{'s' if count > 1 else ''}, seed {setting['seed']}, {result['date']}" + (
-        f"; σ²: {told}." if told else "."
+        f"; σ²: {reported}." if reported else "."
     )
 
 

@@ -92,12 +92,12 @@ def _results(attributor: Served, found: list[Stability] | None, kind: str) -> No
         cards = []
         for item, rank, stayed in zip(result.original.items, result.original.places, result.stayed, strict=True):
             name = f"{classes[item.label]}, training image {item.train_index}"
-            told = f"rank {rank}, {name}: stayed in {stayed} of {result.repeats}"
+            reported = f"rank {rank}, {name}: stayed in {stayed} of {result.repeats}"
             cards.append(
                 Card(
                     src=data_uri(np.asarray(images[item.train_index])),
-                    alt=told,
-                    title=told,
+                    alt=reported,
+                    title=reported,
                     rank=rank,
                     value=f"{stayed}/{result.repeats}",
                     caption=classes[item.label],

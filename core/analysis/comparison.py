@@ -1,4 +1,4 @@
-"""Several methods on the same query: their answers side by side, what they share, and all judged on one scale."""
+"""Several methods on the same query: their answers side by side, what they share, and all evaluated on one scale."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -27,8 +27,8 @@ class Row:
         request: the method and its settings.
         answer: its ranking, or None.
         failure: the sentence when there is no answer.
-        loss: InfoLoss of the subset in nats, at the judge's sigma2; None without an answer.
-        gain: InfoGain of the subset in nats, at the judge's sigma2; None without an answer.
+        loss: InfoLoss of the subset in nats, at the evaluation sigma2; None without an answer.
+        gain: InfoGain of the subset in nats, at the evaluation sigma2; None without an answer.
     """
 
     request: Request
@@ -49,32 +49,32 @@ class Row:
 
 
 def compare_one(
-    attributor: Attributor, query: QueryImage, request: Request, *, judge: float, progress: Progress
+    attributor: Attributor, query: QueryImage, request: Request, *, evaluation_sigma2: float, progress: Progress
 ) -> Row:
-    """Ask one method, and judge its subset by the information that it carries whatever the method optimised.
+    """Ask one method, and evaluate its subset by the information that it carries whatever the method optimised.
 
     Args:
         attributor: of the bundle.
         query: the image.
         request: the method and its settings.
-        judge: sigma2 at which InfoLoss and InfoGain of the subset are counted, in the request's pool, which is also
-            the conditioning set.
+        evaluation_sigma2: sigma2 at which InfoLoss and InfoGain of the subset are counted, in the request's pool,
+            which is also the conditioning set.
         progress: called while something long is computed once.
 
     Raises:
-        QueryError: only for a judge's sigma2 that is not a positive number; a method's own failure is in the row.
+        QueryError: only for an evaluation sigma2 that is not a positive number; a method's own failure is in the row.
     """
-    if not (np.isfinite(judge) and judge > 0):
-        raise QueryError(f"σ² is a variance and must be a positive number, not {judge}.")
+    if not (np.isfinite(evaluation_sigma2) and evaluation_sigma2 > 0):
+        raise QueryError(f"σ² is a variance and must be a positive number, not {evaluation_sigma2}.")
     try:
         answer = attributor.attribute(query, request, progress)
     except QueryError as error:
         return Row(request, None, str(error))
-    loss, gain = judged(attributor, query, answer, judge, progress)
+    loss, gain = evaluated(attributor, query, answer, evaluation_sigma2, progress)
     return Row(request, answer, "", loss, gain)
 
 
-def judged(
+def evaluated(
     attributor: Attributor, query: QueryImage, answer: Attribution, sigma2: float, progress: Progress
 ) -> tuple[float, float]:
     """Return InfoLoss and InfoGain of an answer's images in nats, given its pool."""

@@ -98,7 +98,7 @@ class Coresets:
             raise QueryError(lacking)
         title, labels = METHODS[method].title, self.labels
         if not balanced:
-            progress(f"{title}: weighing all training images for all queries", 0, 1)
+            progress(f"{title}: ranking all training images for all queries", 0, 1)
             rows = np.arange(len(labels))
             return rows[self._picks(method, self._everyone(progress), query, Settings(sigma2, budget, seed))]
         sizes = np.bincount(labels, minlength=len(self.attributor.bundle.classes))

@@ -23,7 +23,7 @@ class Stability:
 
     Args:
         request: the method and its settings.
-        original: the ranking that is judged; None where the method failed.
+        original: the ranking that is examined; None where the method failed.
         stayed: (M,) in how many repeats each of its images is among the first M.
         overlaps: (R,) Jaccard overlap of each repeat with the original.
         correlations: (R,) rank correlation of each repeat with the original.
@@ -90,7 +90,7 @@ def across_networks(
     """Ask networks that were trained with other seeds; the target is what the first one predicts, unless one is asked.
 
     Args:
-        attributor: of the bundle whose rankings are judged.
+        attributor: of the bundle whose rankings are examined.
         query: an image as this bundle's network sees it.
         requests: one a method.
         others: bundles for which `differ_by_seed` holds.

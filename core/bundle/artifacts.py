@@ -15,7 +15,7 @@ from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError
 from natscope.core.features import FeatureMap
 from natscope.core.jacobians import convolves
-from natscope.core.measurements import doubt
+from natscope.core.measurements import loss_weight
 from natscope.core.methods import METHODS, Method
 from natscope.core.methods.artifacts import FACTORS, LOSS_WEIGHTS, MARGINS, EkfacSpec
 from natscope.core.progress import Progress
@@ -29,8 +29,8 @@ _SHARD = 1000
 _TOGETHER = 10  # queries for which the gradients of the training images are computed once
 
 
-class Parts:
-    """Arrays over all N training images, from the bundle, or computed anew for another sketch than the bundle's."""
+class LoadedArtifacts:
+    """Arrays over all N training images, from the bundle, or recomputed for another sketch than the bundle's."""
 
     def __init__(self, bundle: Bundle, margins: FeatureMap, inputs: Inputs, *, fresh: bool) -> None:
         """Compute nothing yet.
@@ -124,7 +124,7 @@ class Parts:
 
     def _loss_weights(self) -> np.ndarray:
         logits = torch.from_numpy(np.array(self._bundle.array("train_logits"), dtype=np.float64))
-        return doubt(logits, torch.from_numpy(self._labels)).numpy()
+        return loss_weight(logits, torch.from_numpy(self._labels)).numpy()
 
     def _margin_features(self, progress: Progress) -> np.ndarray:
         parts = []

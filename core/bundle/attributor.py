@@ -9,7 +9,7 @@ import torch
 from scipy.special import softmax
 from torch import nn
 
-from natscope.core.bundle.artifacts import Parts
+from natscope.core.bundle.artifacts import LoadedArtifacts
 from natscope.core.bundle.candidates import CandidateSets
 from natscope.core.bundle.capabilities import Capabilities
 from natscope.core.bundle.format import Bundle
@@ -34,7 +34,7 @@ from natscope.core.noise_regime import regime
 from natscope.core.ood import LEAST, distances
 from natscope.core.pool import Pool
 from natscope.core.progress import Progress, silent
-from natscope.core.sketch_error import Trust, trust
+from natscope.core.sketch_error import SketchError, trust
 from natscope.core.sketches import SketchSpec
 
 _SHARD = 1000
@@ -60,7 +60,7 @@ class Attributor(Capabilities):
             sketch: another sketch than the bundle's; all that depends on it is then computed when it is needed.
 
         Raises:
-            BundleError: if the weights do not fit the network, or what must be at hand is damaged.
+            BundleError: if the weights do not fit the network, or what must be available is damaged.
         """
         super().__init__(bundle)
         bundle.load_into(model)
@@ -71,8 +71,8 @@ class Attributor(Capabilities):
         self.train_labels = np.asarray(bundle.array("train_labels"))
         self.test_labels = np.asarray(bundle.array("test_labels"))
         self.linear = linear_alone(model)
-        self._parts = Parts(bundle, self._margins, self._train_inputs, fresh=resketched)
-        self._sets = CandidateSets(bundle, self.features, self._parts, self._train_inputs, fresh=resketched)
+        self._artifacts = LoadedArtifacts(bundle, self._margins, self._train_inputs, fresh=resketched)
+        self._sets = CandidateSets(bundle, self.features, self._artifacts, self._train_inputs, fresh=resketched)
         self.kernel = self._sets.kernel
 
     def resketched(self, seed: int) -> "Attributor":
@@ -81,10 +81,10 @@ class Attributor(Capabilities):
 
     def check(self) -> None:
         """Raise BundleError if the bundle holds what does not follow from its features, or is not of its network."""
-        self._parts.check()
+        self._artifacts.check()
         self._sets.check()
 
-    def trust(self, count: int) -> Trust | None:
+    def trust(self, count: int) -> SketchError | None:
         """Measure the sketch on the first training images, each under its own label; None for the exact kernel."""
         spec, manifest = self.features.sketch.spec, self.bundle.manifest
         if spec.kind == "exact":
@@ -158,8 +158,12 @@ class Attributor(Capabilities):
             everything = candidates.conditioning or candidates.pool
             total = total_information(everything, candidates.pool, features, request.sigma2, exclude=exclude)
         nats = selection.nats
-        told = [selection.scores, *([] if nats is None else [nats]), *([] if total is None else [np.array([total])])]
-        if not all(np.isfinite(numbers).all() for numbers in told):
+        reported = [
+            selection.scores,
+            *([] if nats is None else [nats]),
+            *([] if total is None else [np.array([total])]),
+        ]
+        if not all(np.isfinite(numbers).all() for numbers in reported):
             raise QueryError(
                 f"{method.title} gives numbers that are not finite for this query; choose another σ², or check the "
                 "bundle with `natscope verify`."
@@ -216,7 +220,7 @@ class Attributor(Capabilities):
         if method.together:
             rows = np.flatnonzero(self.train_labels == target)
             inputs = torch.cat([self.inputs(query.image[None]) for query in queries])
-            self._parts.influence_ahead(inputs, target, rows, progress)
+            self._artifacts.influence_ahead(inputs, target, rows, progress)
 
     def margin_query(self, rows: np.ndarray) -> Query:
         """Return test images as queries about their own labels' margins, without NTK scaling.
@@ -283,10 +287,10 @@ class Attributor(Capabilities):
             origin=origin,
             index=index,
             label=label,
-            novelty=self._novelty(image, outputs.penultimate[0]) if origin == "upload" else 0.0,
+            ood=self._ood(image, outputs.penultimate[0]) if origin == "upload" else 0.0,
         )
 
-    def _novelty(self, image: np.ndarray, penultimate: np.ndarray) -> float:
+    def _ood(self, image: np.ndarray, penultimate: np.ndarray) -> float:
         found = distances(
             image[None],
             penultimate[None],

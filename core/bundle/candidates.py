@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from natscope.core.bundle.artifacts import Parts
+from natscope.core.bundle.artifacts import LoadedArtifacts
 from natscope.core.bundle.format import Bundle
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import QueryError
@@ -30,7 +30,7 @@ class CandidateSets:
         self,
         bundle: Bundle,
         features: FeatureMap,
-        artifacts: Parts,
+        artifacts: LoadedArtifacts,
         inputs: Callable[[slice | np.ndarray], Tensor],
         *,
         fresh: bool,

@@ -28,5 +28,5 @@ class Capabilities:
         return tuple(name for name in names if not (fast and self.slow(METHODS[name])))
 
     def slow(self, method: Method) -> bool:
-        """Return whether a method takes a minute or more a query: it differentiates every candidate anew."""
+        """Return whether a method takes a minute or more a query: it differentiates every candidate again."""
         return method.together and not self.linear

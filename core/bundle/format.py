@@ -248,9 +248,9 @@ def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done,
         done += record.bytes
         progress(done, total)
     files = [path / record.file for record in manifest.files.values()]
-    told = {*files, *(file.parent for file in files)}
+    reported = {*files, *(file.parent for file in files)}
     for error in irregular(path):
-        if error.path not in told:
+        if error.path not in reported:
             faults.append(f"'{error.path.relative_to(path)}' {error.fault}; remove it.")
     return faults or list(_joint_faults(Bundle(path)))
 

@@ -23,8 +23,8 @@ class QueryImage:
         origin: "test", "train" or "upload".
         index: its number in that split; None for an upload.
         label: its true class; None for an upload.
-        novelty: distance to the nearest training image over the distance that 99.5 % of test images stay within, in
-            pixels or in penultimate features, whichever is larger: above 1 it is unlike anything in training.
+        ood: distance to the nearest training image over the distance that 99.5 % of test images stay within, in
+            pixels or in penultimate features, whichever is larger: above 1 it is out of distribution.
     """
 
     image: np.ndarray
@@ -33,7 +33,7 @@ class QueryImage:
     origin: str
     index: int | None
     label: int | None
-    novelty: float
+    ood: float
 
     @property
     def predicted(self) -> int:
@@ -134,7 +134,7 @@ class Attribution:
                 "label": query.label,
                 "predicted": query.predicted,
                 "probability": float(query.probabilities[query.predicted]),
-                "unlike_training": query.novelty > 1,
+                "unlike_training": query.ood > 1,
             },
             "target": self.target,
             "target_name": classes[self.target],

@@ -1,7 +1,7 @@
 """Inner-product search by FAISS: exact by a flat or a scalar-quantised (SQ8) index, sublinear by the others.
 
 SQ8 keeps a byte a feature, a quarter of float32, and says how far it may be wrong: each feature lies within half a step
-of what its byte stands for. So candidates are scored again in float64, and more are asked for until no other row can
+of what its byte stands for. So candidates are scored again in float64, and more are requested until no other row can
 win, as of a flat index, whose products are rounded: both give what a scan gives.
 
 Traps of inner products, and what the others do about them. Rows of one class share a large mean, so clusters and graphs
@@ -21,7 +21,7 @@ import numpy as np
 from natscope.core.index.spec import EXACT, IndexSpec
 from natscope.core.rows import Rows
 
-_PROPOSED = {"ivf": 256, "ivfsq8": 256, "ivfpq": 1024, "hnsw": 256}  # rows asked for in each direction
+_PROPOSED = {"ivf": 256, "ivfsq8": 256, "ivfpq": 1024, "hnsw": 256}  # rows requested in each direction
 _START = 16  # candidates asked of an exact index in each direction before the first check
 _BLOCK = 8192  # rows read at once
 _SAMPLE = 40  # rows a list, to train on
@@ -91,7 +91,7 @@ class InnerProductIndex:
         """Find the row with the largest squared inner product, ties to the lowest row.
 
         FAISS searches in float32, with `vector` and with its negative; the candidates are scored again in float64, and
-        more are asked for until no row that was left out can win, so an exact index gives just what a scan gives.
+        more are requested until no row that was left out can win, so an exact index gives just what a scan gives.
         Another index proposes candidates, once, and the best of those is the answer.
 
         Args:

@@ -8,7 +8,7 @@ from natscope.core.index.search import InnerProductIndex
 from natscope.core.rows import Rows
 
 _KEPT = 512  # candidates held in memory
-_BAR = 128  # of the candidates at hand after a search, the place whose score is the bar
+_BAR = 128  # of the candidates available after a search, the place whose score is the bar
 _DRIFT = 0.2  # of the length of r: how far it may move before the index is asked again
 _TIE = 1e-10
 

@@ -19,7 +19,7 @@ for _entry in entry_points(group="natscope.methods"):
     _entry.load()
 
 REFERENCE = next(name for name, found in METHODS.items() if found.information == "loss")
-RANDOM = next(name for name, found in METHODS.items() if found.blind)
+RANDOM = next(name for name, found in METHODS.items() if found.at_random)
 GAINS = tuple(name for name, found in METHODS.items() if found.information == "gain" and found.approximates is None)
 
 __all__ = [

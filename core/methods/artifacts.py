@@ -13,7 +13,7 @@ from natscope.core.jacobians import convolves
 from natscope.core.progress import Progress
 
 MARGINS = "margin_features"  # (N, K) float32, sketched Jacobians of the margin at the labels
-LOSS_WEIGHTS = "train_doubt"  # (N,) 1 - p_y, which follows from the logits that every bundle holds
+LOSS_WEIGHTS = "loss_weights"  # (N,) 1 - p_y, which follows from the logits that every bundle holds
 DERIVED = (LOSS_WEIGHTS,)
 FACTORS = "kronfluence"  # the folder of EK-FAC factors within a bundle
 FACTOR_FILES = (

@@ -87,7 +87,7 @@ class Method:
         score: what the score is, in words, with its unit.
         needs: arrays that it shares with other methods, of `natscope.core.methods.artifacts`.
         artifacts: what it needs for itself; `natscope precompute --methods` adds both.
-        blind: whether it knows nothing of the query: the random baseline that others are compared with.
+        at_random: whether it knows nothing of the query: the random baseline that others are compared with.
         sketched: whether the ranking depends on the sketch, and so on its seed.
         approximates: the name of the method that this one is a cheaper version of.
         searches: whether it picks by the pool's index where there is one.
@@ -110,7 +110,7 @@ class Method:
     score: str = "score"
     needs: tuple[str, ...] = ()
     artifacts: Artifacts | None = None
-    blind: bool = False
+    at_random: bool = False
     sketched: bool = True
     approximates: str | None = None
     searches: bool = False

@@ -162,7 +162,7 @@ def _kronfluence(candidates: Candidates, query: Query, settings: Settings) -> Se
     advice="As the yardstick of every comparison.",
     score="draw",
     sketched=False,
-    blind=True,
+    at_random=True,
 )
 def _random(candidates: Candidates, query: Query, settings: Settings) -> Selection:
     draws = np.random.default_rng(settings.seed).random(len(candidates.pool))

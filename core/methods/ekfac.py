@@ -36,7 +36,7 @@ from natscope.core.progress import Progress
 from natscope.core.scratch import temporary_folder
 
 _NAME = "margin"
-_ARGUMENTS = "factor_arguments.json"  # written anew: what a stranger says there would choose the code that runs
+_ARGUMENTS = "factor_arguments.json"  # rewritten: what a stranger says there would choose the code that runs
 _QUERIES = 50  # whose gradients are in memory together
 _DAMPING = 0.1  # of the mean eigenvalue, as kronfluence has it
 _ROUNDING = 1e-3  # of the largest number

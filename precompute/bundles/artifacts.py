@@ -53,7 +53,7 @@ class Preparation:
 
         Args:
             methods: their names.
-            requested: whether they were asked for by name, so that one that cannot be had is an error.
+            requested: whether they were requested by name, so that one that cannot be had is an error.
 
         Returns:
             The settings of each, for the manifest; and for each that cannot be had and was not requested, why.

@@ -144,12 +144,12 @@ def run(folder: Path) -> None:
     if hasattr(os, "nice"):
         os.nice(19)
     torch.set_num_threads(1)
-    status, told, what, failed = folder / _STATUS, 0.0, "The rest of the demo", list[Preparing]()
+    status, reported, what, failed = folder / _STATUS, 0.0, "The rest of the demo", list[Preparing]()
 
     def progress(stage: str, done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > _EVERY:
-            told = time.monotonic()
+        nonlocal reported
+        if time.monotonic() - reported > _EVERY:
+            reported = time.monotonic()
             _tell(status, Preparing(what, stage, min(done / max(total, 1), 1.0)))
 
     try:

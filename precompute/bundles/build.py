@@ -170,9 +170,9 @@ def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple
 
 
 def _missing(spec: BuildSpec, bundle: Bundle) -> tuple[str, ...]:
-    """Return the methods that were asked for and whose artifacts the bundle does not hold.
+    """Return the requested methods and whose artifacts the bundle does not hold.
 
-    A method that was left out because it cannot be had is tried again only where it is asked for by name.
+    A method that was left out because it cannot be had is tried again only where it is requested by name.
     """
     there = {*bundle.manifest.methods, *(bundle.manifest.results.get("left_out", {}) if spec.methods is None else ())}
     methods = wanted(spec.methods, _size(len(bundle.array("train_labels")), bundle.sketch_spec))
@@ -185,7 +185,7 @@ def _size(count: int, sketch: SketchSpec, model: nn.Module | None = None) -> Siz
 
 
 def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
-    """Add what is missing for the methods asked for; nothing else is computed or written again.
+    """Add what is missing for the requested methods; nothing else is computed or written again.
 
     New files lie in the bundle before the manifest names them, so a bundle is whole whenever this is interrupted.
     """

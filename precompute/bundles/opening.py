@@ -112,8 +112,8 @@ def _check_unchanged(attributor: Attributor) -> None:
     except (Exception, SystemExit) as error:  # anybody's code, or images that are too small for the network
         if out_of_memory(error):
             raise
-        told = " ".join(str(error).split())[:_TOLD]
-        raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {told}") from error
+        reported = " ".join(str(error).split())[:_TOLD]
+        raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {reported}") from error
     fits = layout == bundle.manifest.layout and width == bundle.array("penultimate").shape[1:]
     if not fits or not all(_is_stored(bundle, name, rows) for name, rows in found.items()):
         raise BundleError(

@@ -140,7 +140,7 @@ def wanted(methods: tuple[str, ...] | None, size: Size) -> tuple[str, ...]:
     """Return the methods whose artifacts a bundle is to hold, in order.
 
     Args:
-        methods: names that were asked for; the usual ones, as far as they can be had, when None.
+        methods: requested names; the usual ones, as far as they can be had, when None.
         size: of the bundle.
 
     Raises:
@@ -162,6 +162,6 @@ def usual() -> tuple[str, ...]:
 
 
 def left_out(methods: tuple[str, ...] | None, size: Size) -> dict[str, str]:
-    """Return for each usual method that was not asked for by name why it cannot be had."""
+    """Return for each usual method that was not requested by name why it cannot be had."""
     found = {name: METHODS[name].obstacle(size) for name in usual()} if methods is None else {}
     return {name: obstacle for name, obstacle in found.items() if obstacle is not None}

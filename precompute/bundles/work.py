@@ -35,7 +35,7 @@ class Work:
         folder: Path | None = None,
         progress: Progress = silent,
     ) -> None:
-        """Go on with the folder at `path` if it was begun with these settings, else start it anew.
+        """Go on with the folder at `path` if it was begun with these settings, else start it again.
 
         Args:
             path: of the journal.

@@ -17,7 +17,7 @@ from natscope.core.metrics import average_precision, recall_at_k, reciprocal_ran
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import lacks, open_attributor, served
 from natscope.precompute.experiments.result import Result, over_bundles, result_of
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))
 RECALL_AT = 50
@@ -32,7 +32,7 @@ def run(
     budget: int,
     seed: int,
     methods: Sequence[str],
-    kept: Kept,
+    cache: ResultCache,
     progress: Progress,
 ) -> Result:
     """Ask every method who taught the network to be fooled, and the audit for everyone who did.
@@ -46,7 +46,7 @@ def run(
         budget: the rank at which the search for the first poisoned image is given up (MRR@100 in the paper).
         seed: of the drawing of test images.
         methods: whose rankings, as far as the bundles hold what they need.
-        kept: where finished parts are.
+        cache: where finished parts are.
         progress: called at every query.
 
     Returns:
@@ -61,7 +61,9 @@ def run(
     names = served(opened, methods, lacks)
     tuned = tuple(name for name in names if METHODS[name].uses_sigma2)
     tuning = [
-        _part(kept, bundle, f"tuning {','.join(tuned)}", size, partial(_tune, bundle, tuned, **size, progress=progress))
+        _part(
+            cache, bundle, f"tuning {','.join(tuned)}", size, partial(_tune, bundle, tuned, **size, progress=progress)
+        )
         for bundle in opened
     ]
     chosen = choose_sigma2(tuning)
@@ -70,7 +72,7 @@ def run(
         sigma2 = chosen.get(name, 1.0)
         found = [
             _part(
-                kept,
+                cache,
                 bundle,
                 name,
                 size | {"sigma2": sigma2, "budget": budget},
@@ -89,8 +91,8 @@ def run(
                 else None,
             }
         )
-    audits = [_part(kept, bundle, "audit", {}, lambda b=bundle: audit(b, progress=progress)) for bundle in opened]
-    attacks = [_part(kept, bundle, "attack", {}, lambda b=bundle: _attack(b)) for bundle in opened]
+    audits = [_part(cache, bundle, "audit", {}, lambda b=bundle: audit(b, progress=progress)) for bundle in opened]
+    attacks = [_part(cache, bundle, "attack", {}, lambda b=bundle: _attack(b)) for bundle in opened]
     return _result(opened, rows, audits, attacks, queries=queries, budget=budget, seed=seed)
 
 
@@ -178,9 +180,9 @@ def _opened(bundles: Sequence[Path]) -> Iterator[Attributor]:
         yield attributor
 
 
-def _part(kept: Kept, attributor: Attributor, name: str, size: dict[str, Any], compute: Any) -> Any:
+def _part(cache: ResultCache, attributor: Attributor, name: str, size: dict[str, Any], compute: Any) -> Any:
     settings = " ".join(f"{key}={value}" for key, value in size.items())
-    return kept.get(f"{attributor.bundle.identity} {name} {settings}", compute)
+    return cache.get(f"{attributor.bundle.identity} {name} {settings}", compute)
 
 
 def _tune(

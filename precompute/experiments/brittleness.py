@@ -16,8 +16,8 @@ from natscope.core.methods import METHODS
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import lacks, open_attributor, served
 from natscope.precompute.experiments.result import Result, mean_and_error, result_of
-from natscope.precompute.training.removal import Ladder, answer, climb_all
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.removal import Schedule, answer, run_schedules
+from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import recipe_of
 
 STEPS = 6  # of the grid of budgets, the last being the largest
@@ -31,10 +31,10 @@ def run(
     budget: int,
     seed: int,
     methods: Sequence[str],
-    kept: Kept,
+    cache: ResultCache,
     progress: Progress,
 ) -> Result:
-    """Remove the first M images of each method's ranking and train again, for M up to the first flip.
+    """Remove the first M images of each method's ranking and retrain, for M up to the first flip.
 
     A query is a test image that the network gets right, none of those on which `natscope tune` chooses sigma2; the pool
     is its class; the network is trained from the same initial weights, in the same order of the images that are left.
@@ -45,7 +45,7 @@ def run(
         budget: the largest M, less where a class is as small; the grid has six steps up to it.
         seed: of the drawing of test images.
         methods: whose rankings, as far as the bundles hold what they need.
-        kept: where finished trainings are.
+        cache: where finished trainings are.
         progress: called at every ranking and after every query.
 
     Returns:
@@ -69,13 +69,13 @@ def run(
             answer(attributor.bundle, attributor.features.model, image.image, image.predicted) for image in images
         ]
         sigma2s = {name: attributor.bundle.sigma2(name) for name in names}
-        rankings = rank(attributor, images, sigma2s, budget=budget, kept=kept, progress=progress)
+        rankings = rank(attributor, images, sigma2s, budget=budget, cache=cache, progress=progress)
         # Query by query, so that a run that is stopped knows every method about the same queries.
         asked = [(name, image) for image in range(len(images)) for name in names]
-        ladders = [Ladder(images[i].index or 0, images[i].predicted, rankings[name][i], grid) for name, i in asked]
+        schedules = [Schedule(images[i].index or 0, images[i].predicted, rankings[name][i], grid) for name, i in asked]
         workers = torch.get_num_threads()
-        climbed = climb_all(attributor.bundle, ladders, kept=kept, workers=workers, progress=progress)
-        for (name, image), answers in zip(asked, climbed, strict=True):
+        outcomes = run_schedules(attributor.bundle, schedules, cache=cache, workers=workers, progress=progress)
+        for (name, image), answers in zip(asked, outcomes, strict=True):
             runs[name].append(
                 {
                     "bundle": place,
@@ -101,7 +101,7 @@ def rank(
     sigma2s: dict[str, float],
     *,
     budget: int,
-    kept: Kept,
+    cache: ResultCache,
     progress: Progress,
 ) -> dict[str, list[tuple[int, ...]]]:
     """Return each method's ranking of the pool for each image.
@@ -111,13 +111,13 @@ def rank(
         images: the queries.
         sigma2s: of each method.
         budget: how many training images of each ranking.
-        kept: where finished rankings are.
+        cache: where finished rankings are.
         progress: called at every ranking.
     """
     rankings: dict[str, list[tuple[int, ...]]] = {}
     for name, sigma2 in sigma2s.items():
         key = f"{attributor.bundle.identity} ranking {name} {sigma2:g} {budget} {[image.index for image in images]}"
-        found = kept.get(key, partial(_ranked, attributor, images, name, sigma2, budget, progress))
+        found = cache.get(key, partial(_ranked, attributor, images, name, sigma2, budget, progress))
         rankings[name] = [tuple(ranking) for ranking in found]
     return rankings
 

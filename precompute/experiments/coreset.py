@@ -15,7 +15,7 @@ from natscope.core.methods import METHODS, RANDOM
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor, served
 from natscope.precompute.experiments.result import Result, over_bundles, result_of
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import recipe_of
 from natscope.precompute.training.subset import Subset, ask, train_on_all
 
@@ -31,7 +31,7 @@ def run(
     budget: int | None,
     seed: int,
     methods: Sequence[str],
-    kept: Kept,
+    cache: ResultCache,
     progress: Progress,
 ) -> Result:
     """Choose training images for many test images at once, train on these alone, and measure on other test images.
@@ -48,7 +48,7 @@ def run(
         budget: size M of the largest coreset, a tenth of the training images when None; the grid takes smaller shares.
         seed: of the drawing of test images; of the method random with the bundle's place added.
         methods: those that choose, as far as the bundles hold what they need.
-        kept: where finished choices and trainings are.
+        cache: where finished choices and trainings are.
         progress: called at every choice and after every training.
 
     Returns:
@@ -70,11 +70,13 @@ def run(
     for place, attributor in enumerate(opened):
         reported = _reported(attributor)
         asked = draw(reported, queries, seed=seed)
-        rankings = _rankings(attributor, asked, ways, budget=grid[-1], seed=seed + place, kept=kept, progress=progress)
+        rankings = _rankings(
+            attributor, asked, ways, budget=grid[-1], seed=seed + place, cache=cache, progress=progress
+        )
         subsets = [
             Subset(np.array(rankings[way][:size], dtype=np.int64), asked, reported) for way in ways for size in grid
         ]
-        right = train_on_all(attributor.bundle, subsets, kept=kept, progress=progress)
+        right = train_on_all(attributor.bundle, subsets, cache=cache, progress=progress)
         for number, way in enumerate(ways):
             found[way].append(right[number * len(grid) : (number + 1) * len(grid)])
             firsts[way].append(rankings[way][:size_told])
@@ -121,7 +123,7 @@ def _rankings(
     *,
     budget: int,
     seed: int,
-    kept: Kept,
+    cache: ResultCache,
     progress: Progress,
 ) -> dict[Way, list[int]]:
     coresets = Coresets(attributor)
@@ -136,7 +138,7 @@ def _rankings(
     for name, balanced in ways:
         sigma2 = attributor.bundle.sigma2(name, purpose="coreset")
         key = f"{attributor.bundle.identity} coreset {name} {balanced} {sigma2:g} {budget} {seed} {asked.tolist()}"
-        rankings[name, balanced] = kept.get(key, partial(choose, name, balanced, sigma2))
+        rankings[name, balanced] = cache.get(key, partial(choose, name, balanced, sigma2))
     return rankings
 
 
@@ -181,8 +183,12 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str
     parts = []
     for place in sorted({0, len(grid) - 1}):
         best = max(rows, key=lambda row: row["accuracy"][place]["mean"])
-        blind = [row for row in rows if row["method"] == RANDOM and row["balanced"] == best["balanced"]]
-        than = f", {blind[0]['accuracy'][place]['mean']:.1%} with random ones" if blind and best != blind[0] else ""
+        at_random = [row for row in rows if row["method"] == RANDOM and row["balanced"] == best["balanced"]]
+        than = (
+            f", {at_random[0]['accuracy'][place]['mean']:.1%} with random ones"
+            if at_random and best != at_random[0]
+            else ""
+        )
         parts.append(
             f"trained on {grid[place]:,} images the network is right on {best['accuracy'][place]['mean']:.1%} when "
             f"{title(best)} chooses{than}"

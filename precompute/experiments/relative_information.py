@@ -14,13 +14,13 @@ from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.result import Result, result_of
 from natscope.precompute.training.models import ModelSpec
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 
 SIGMA2S = (1.0, 10.0, 1e2, 1e3, 1e4, 1e5)
 FIXED = 1e3
 
 
-def run_on(bundles: Sequence[Path], *, kept: Kept, **settings: Any) -> Result:
+def run_on(bundles: Sequence[Path], *, cache: ResultCache, **settings: Any) -> Result:
     """Open the one bundle that this experiment is about and `run` it; it takes a minute, so nothing is kept.
 
     Raises:

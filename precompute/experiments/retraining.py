@@ -16,7 +16,7 @@ from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import backdoor_of, fooled_queries, stamped_query
 from natscope.precompute.experiments.result import Result, result_of
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import attacked, recipe_of, retrain
 from natscope.precompute.training.train import RECIPES, TrainingSpec
 
@@ -28,7 +28,7 @@ def run(
     budget: int,
     seed: int,
     methods: Sequence[str],
-    kept: Kept,
+    cache: ResultCache,
     progress: Progress,
 ) -> Result:
     """Train once a method, without the first images of its rankings for one fooled test image or more of every class.
@@ -39,7 +39,7 @@ def run(
         budget: how many images of each ranking are removed.
         seed: of the drawing of test images and of the method random.
         methods: whose rankings.
-        kept: where finished trainings are; a training that was stopped goes on from its last epoch.
+        cache: where finished trainings are; a training that was stopped goes on from its last epoch.
         progress: called at every ranking and every epoch.
 
     Returns:
@@ -55,12 +55,12 @@ def run(
     drawn = _of_each_class(attributor, queries, seed)
     recipe = _recipe(attributor)
     name = f"{attributor.bundle.identity} queries={queries} budget={budget} seed={seed} {recipe}"
-    rows = [kept.get(f"{name} as it is", lambda: _row(attributor, attributor.features.model, []))]
+    rows = [cache.get(f"{name} as it is", lambda: _row(attributor, attributor.features.model, []))]
     for method in methods:
         ask = partial(_found, attributor, method, drawn, budget, seed, progress)
-        found, file = kept.get(f"{name} {method} found", ask), kept.beside(method)
+        found, file = cache.get(f"{name} {method} found", ask), cache.beside(method)
         again = partial(_without, attributor, method, found, recipe, file, progress)
-        rows.append(kept.get(f"{name} {method}", again))
+        rows.append(cache.get(f"{name} {method}", again))
         file.unlink(missing_ok=True)
     return _result(attributor, rows, recipe, queries=queries, budget=budget, seed=seed)
 
@@ -153,5 +153,5 @@ def finding(rows: Sequence[dict[str, Any]], poisoned: int) -> str:
     ]
     return (
         f"The patch works on {before['attack_success']:.1%} of test images (test accuracy "
-        f"{before['test_accuracy']:.1%}); after training again " + "; ".join(parts) + "."
+        f"{before['test_accuracy']:.1%}); after retraining " + "; ".join(parts) + "."
     )

@@ -25,8 +25,8 @@ from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.brittleness import most_removed, rank
 from natscope.precompute.experiments.coreset import budgets
 from natscope.precompute.experiments.result import TUNED, Result, mean_and_error, result_of
-from natscope.precompute.training.removal import Ladder, answer, climb_all
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.removal import Schedule, answer, run_schedules
+from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import recipe_of
 from natscope.precompute.training.subset import Subset, train_on_all
 
@@ -38,7 +38,7 @@ _PURPOSES = {"margin": "prediction"}  # what a result of this score is for, wher
 
 
 def tune(
-    path: Path, *, queries: int, budget: int, seed: int, methods: Sequence[str], kept: Kept, progress: Progress
+    path: Path, *, queries: int, budget: int, seed: int, methods: Sequence[str], cache: ResultCache, progress: Progress
 ) -> Result:
     """Choose each method's sigma2: the one at which removing its first images costs held-out queries most margin.
 
@@ -48,7 +48,7 @@ def tune(
         budget: how many images are removed, less where a class is as small.
         seed: of the drawing of test images.
         methods: that use sigma2.
-        kept: where finished trainings are; rankings that remove the same images share one.
+        cache: where finished trainings are; rankings that remove the same images share one.
         progress: called at every ranking and after every training.
 
     Returns:
@@ -66,16 +66,16 @@ def tune(
         [answer(attributor.bundle, attributor.features.model, i.image, i.predicted).margin for i in images]
     )
     asked: list[tuple[str, float]] = [(name, sigma2) for name in methods for sigma2 in SIGMA2S]
-    ladders = []
+    schedules = []
     for name, sigma2 in asked:
-        rankings = rank(attributor, images, {name: sigma2}, budget=budget, kept=kept, progress=progress)[name]
-        ladders += [
-            Ladder(image.index or 0, image.predicted, ranking, (budget,), stop=False)
+        rankings = rank(attributor, images, {name: sigma2}, budget=budget, cache=cache, progress=progress)[name]
+        schedules += [
+            Schedule(image.index or 0, image.predicted, ranking, (budget,), stop=False)
             for image, ranking in zip(images, rankings, strict=True)
         ]
     workers = torch.get_num_threads()
-    climbed = climb_all(attributor.bundle, ladders, kept=kept, workers=workers, progress=progress)
-    after = np.array([answers[0].margin for answers in climbed]).reshape(len(asked), len(images))
+    outcomes = run_schedules(attributor.bundle, schedules, cache=cache, workers=workers, progress=progress)
+    after = np.array([answers[0].margin for answers in outcomes]).reshape(len(asked), len(images))
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for (name, sigma2), margins in zip(asked, after, strict=True):
         curves[name].append({"sigma2": sigma2} | mean_and_error(before - margins))
@@ -93,7 +93,7 @@ def tune(
 
 
 def tune_coresets(
-    path: Path, *, queries: int, budget: int, seed: int, methods: Sequence[str], kept: Kept, progress: Progress
+    path: Path, *, queries: int, budget: int, seed: int, methods: Sequence[str], cache: ResultCache, progress: Progress
 ) -> Result:
     """Choose each method's sigma2: the one at which networks trained on its coresets alone are right most often.
 
@@ -106,7 +106,7 @@ def tune_coresets(
         budget: size of the largest coreset.
         seed: of the drawing of test images.
         methods: that use sigma2.
-        kept: where finished choices and trainings are.
+        cache: where finished choices and trainings are.
         progress: called at every choice and after every training.
 
     Returns:
@@ -138,9 +138,9 @@ def tune_coresets(
             progress("Choosing coresets", number * len(ways) + place, REPEATS * len(ways))
             choose = partial(_coreset, coresets, name, query, sigma2=sigma2, budget=grid[-1], balanced=balanced)
             key = f"{attributor.bundle.identity} coreset {name} {balanced} {sigma2:g} {grid[-1]} {asked.tolist()}"
-            ranking = np.array(kept.get(key, choose), dtype=np.int64)
+            ranking = np.array(cache.get(key, choose), dtype=np.int64)
             subsets += [Subset(ranking[:size], asked, held) for size in grid]
-    right = train_on_all(attributor.bundle, subsets, kept=kept, progress=progress)
+    right = train_on_all(attributor.bundle, subsets, cache=cache, progress=progress)
     scores = np.array(right).reshape(REPEATS, len(methods), len(SIGMA2S), -1).mean(axis=-1)
     curves: dict[str, list[dict[str, Any]]] = {
         name: [{"sigma2": sigma2, **mean_and_error(scores[:, row, place])} for place, sigma2 in enumerate(SIGMA2S)]
@@ -263,7 +263,7 @@ def _result(
     **settings: int,
 ) -> Result:
     chosen = {name: best(curve) for name, curve in curves.items()}
-    told = ", ".join(f"{METHODS[name].title} {sigma2:g}" for name, sigma2 in chosen.items())
+    reported = ", ".join(f"{METHODS[name].title} {sigma2:g}" for name, sigma2 in chosen.items())
     return result_of(
         "tune",
         [attributor],
@@ -271,5 +271,5 @@ def _result(
         methods=list(curves),
         options="" if goal == "prediction" else f" --score {goal}",
         values={"for": goal, "score": score, "axis": axis, "sigma2": chosen, "curves": curves},
-        finding=f"{finding} at σ² = {told}.",
+        finding=f"{finding} at σ² = {reported}.",
     )

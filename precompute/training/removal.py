@@ -1,4 +1,4 @@
-"""Counterfactuals: what a network says of an image once it is trained again without some of its training images."""
+"""Counterfactuals: what a network says of an image once it is retrained without some of its training images."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from torch import nn
 from natscope.core.bundle.format import Bundle
 from natscope.core.measurements import margin
 from natscope.core.progress import Progress
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import retrain
 from natscope.precompute.training.train import logits_of
 from natscope.precompute.training.workers import side_by_side
@@ -37,7 +37,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Schedule:
     """Removals for one image, each more than the one before.
 
     Args:
@@ -91,7 +91,7 @@ def answer(bundle: Bundle, model: nn.Module, image: np.ndarray, target: int) -> 
 def without(
     bundle: Bundle, image: np.ndarray, target: int, rows: Sequence[int], progress: Callable[[int, int], None]
 ) -> Answer:
-    """Train again without some training images and ask about an image and a class.
+    """Retrain without some training images and ask about an image and a class.
 
     Args:
         bundle: whose network and data.
@@ -106,22 +106,22 @@ def without(
     return answer(bundle, retrain(bundle, np.array(rows, dtype=np.int64), progress), image, target)
 
 
-def climb(bundle: Bundle, ladder: Ladder, kept: Kept) -> list[Answer]:
-    """Train once a step of a ladder, up to the first flip if it stops there.
+def run_schedule(bundle: Bundle, schedule: Schedule, cache: ResultCache) -> list[Answer]:
+    """Train once a step of a schedule, up to the first flip if it stops there.
 
     Args:
         bundle: whose network and data.
-        ladder: what is removed, and what is asked.
-        kept: where its finished steps are.
+        schedule: what is removed, and what is asked.
+        cache: where its finished steps are.
 
     Returns:
-        The answers, fewer than `ladder.grid` has steps once the prediction has flipped.
+        The answers, fewer than `schedule.grid` has steps once the prediction has flipped.
     """
-    image, answers = np.asarray(bundle.array("test_images")[ladder.index]), []
-    for count in ladder.grid:
-        step = partial(_step, bundle, image, ladder.target, ladder.ranking[:count])
-        answers.append(Answer(**kept.get(str(count), step)))
-        if ladder.stop and answers[-1].predicted != ladder.target:
+    image, answers = np.asarray(bundle.array("test_images")[schedule.index]), []
+    for count in schedule.grid:
+        step = partial(_step, bundle, image, schedule.target, schedule.ranking[:count])
+        answers.append(Answer(**cache.get(str(count), step)))
+        if schedule.stop and answers[-1].predicted != schedule.target:
             break
     return answers
 
@@ -130,28 +130,28 @@ def _step(bundle: Bundle, image: np.ndarray, target: int, rows: Sequence[int]) -
     return asdict(without(bundle, image, target, rows, lambda done, total: None))
 
 
-def climb_all(
-    bundle: Bundle, ladders: Sequence[Ladder], *, kept: Kept, workers: int, progress: Progress
+def run_schedules(
+    bundle: Bundle, schedules: Sequence[Schedule], *, cache: ResultCache, workers: int, progress: Progress
 ) -> list[list[Answer]]:
-    """Climb ladders side by side, one process a worker with one thread each; those that are kept are not climbed again.
+    """Run schedules side by side, one process a worker with one thread each; those that are kept are not run again.
 
     Args:
         bundle: whose network and data.
-        ladders: equal ones are climbed once.
-        kept: where finished ladders are; the steps of those that are not finished are in files beside it.
+        schedules: equal ones are run once.
+        cache: where finished schedules are; the steps of those that are not finished are in files beside it.
         workers: how many processes.
-        progress: called after every ladder; it may raise to stop.
+        progress: called after every schedule; it may raise to stop.
     """
-    names = [f"{identity_of(bundle)} removal {ladder.key}" for ladder in ladders]
-    steps = [kept.beside(name.replace(" ", "-")) for name in names]
-    things = dict(zip(names, zip(ladders, steps, strict=True), strict=True))
+    names = [f"{identity_of(bundle)} removal {schedule.key}" for schedule in schedules]
+    steps = [cache.beside(name.replace(" ", "-")) for name in names]
+    things = dict(zip(names, zip(schedules, steps, strict=True), strict=True))
     stage = "Training without what was found"
-    found = side_by_side(bundle, _climbed, things, kept=kept, workers=workers, stage=stage, progress=progress)
+    found = side_by_side(bundle, _outcomes, things, cache=cache, workers=workers, stage=stage, progress=progress)
     for path in steps:
         path.unlink(missing_ok=True)
     return [[Answer(**values) for values in found[name]] for name in names]
 
 
-def _climbed(bundle: Bundle, thing: tuple[Ladder, Path]) -> list[dict[str, Any]]:
-    ladder, steps = thing
-    return [asdict(found) for found in climb(bundle, ladder, Kept(steps))]
+def _outcomes(bundle: Bundle, thing: tuple[Schedule, Path]) -> list[dict[str, Any]]:
+    schedule, steps = thing
+    return [asdict(found) for found in run_schedule(bundle, schedule, ResultCache(steps))]

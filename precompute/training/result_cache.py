@@ -15,13 +15,13 @@ from natscope.core.files import read_regular
 _LARGEST = 10**9  # bytes
 
 
-class Kept:
+class ResultCache:
     """A JSON file of finished parts by name; parts of other settings or bundles are other names."""
 
     def __init__(self, path: Path) -> None:
         """Read what is there; a file that cannot be read counts as none."""
         self.path = path
-        self._parts = _read(path)
+        self._artifacts = _read(path)
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return a part, computing and keeping it if it is not there yet.
@@ -30,28 +30,28 @@ class Kept:
             name: everything that the part depends on.
             compute: gives it as JSON-able values.
         """
-        if name not in self._parts:
+        if name not in self._artifacts:
             self._keep(name, compute())
-        return self._parts[name]
+        return self._artifacts[name]
 
     def _keep(self, name: str, part: Any) -> None:
         """Write a part beside those that other processes have written meanwhile."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.beside("lock")):
-            self._parts = _read(self.path) | self._parts | {name: part}
-            write_atomically(self.path, json.dumps(self._parts).encode())
+            self._artifacts = _read(self.path) | self._artifacts | {name: part}
+            write_atomically(self.path, json.dumps(self._artifacts).encode())
 
     def __contains__(self, name: str) -> bool:
         """Whether a part is finished."""
-        return name in self._parts
+        return name in self._artifacts
 
     def __getitem__(self, name: str) -> Any:
         """Return a finished part; raises KeyError where it is not."""
-        return self._parts[name]
+        return self._artifacts[name]
 
     def parts(self) -> dict[str, Any]:
         """Return all finished parts by name, the oldest first."""
-        return dict(self._parts)
+        return dict(self._artifacts)
 
     def beside(self, name: str) -> Path:
         """Return a file beside this one for a part's own work in progress; `discard` removes it too."""

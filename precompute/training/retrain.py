@@ -29,9 +29,7 @@ def recipe_of(bundle: Bundle) -> TrainingSpec:
     try:
         return TrainingSpec.from_dict(bundle.manifest.training)
     except TypeError as error:
-        raise BuildError(
-            "This bundle's weights were loaded, not trained here, so they cannot be trained again."
-        ) from error
+        raise BuildError("This bundle's weights were loaded, not trained here, so they cannot be retrained.") from error
 
 
 def retrain(
@@ -70,7 +68,7 @@ def retrain(
 
 
 def too_slow(bundle: Bundle, *, linear: bool, count: int | None = None) -> str | None:
-    """Return a sentence on why this bundle's network is not trained again while somebody waits; None if it can be.
+    """Return a sentence on why this bundle's network is not retrained while somebody waits; None if it can be.
 
     Args:
         bundle: whose network and recipe; it is not built to see.
@@ -78,7 +76,7 @@ def too_slow(bundle: Bundle, *, linear: bool, count: int | None = None) -> str |
         count: how many training images; all of the bundle's when None.
     """
     if "weights" in bundle.manifest.training:
-        return "This network’s weights were loaded, not trained here, so it cannot be trained again."
+        return "This network’s weights were loaded, not trained here, so it cannot be retrained."
     images, epochs = bundle.array("train_images"), recipe_of(bundle).epochs
     count = len(images) if count is None else count
     if not linear and count * epochs * images.shape[1] * images.shape[2] > _WAITED_FOR:

@@ -12,7 +12,7 @@ from torch import nn
 from natscope.core.bundle.format import Bundle
 from natscope.core.progress import Progress
 from natscope.precompute.training.removal import identity_of
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import recipe_of, retrain
 from natscope.precompute.training.train import accuracy, logits_of
 from natscope.precompute.training.workers import side_by_side
@@ -76,13 +76,13 @@ def ask(bundle: Bundle, model: nn.Module, subset: Subset) -> dict[str, Any]:
     return accuracies(bundle, logits, subset.asked, subset.measured)
 
 
-def train_on_all(bundle: Bundle, subsets: Sequence[Subset], *, kept: Kept, progress: Progress) -> list[float]:
-    """Train on subsets side by side, one process a core; those that are kept are not trained again.
+def train_on_all(bundle: Bundle, subsets: Sequence[Subset], *, cache: ResultCache, progress: Progress) -> list[float]:
+    """Train on subsets side by side, one process a core; those that are kept are not retrained.
 
     Args:
         bundle: whose network and data.
         subsets: equal ones are trained once.
-        kept: where finished trainings are.
+        cache: where finished trainings are.
         progress: called after every training; it may raise to stop.
 
     Returns:
@@ -91,7 +91,7 @@ def train_on_all(bundle: Bundle, subsets: Sequence[Subset], *, kept: Kept, progr
     keys = [subset.key(bundle) for subset in subsets]
     things = dict(zip(keys, subsets, strict=True))
     workers, stage = torch.get_num_threads(), "Training on what was chosen"
-    found = side_by_side(bundle, train_on, things, kept=kept, workers=workers, stage=stage, progress=progress)
+    found = side_by_side(bundle, train_on, things, cache=cache, workers=workers, stage=stage, progress=progress)
     return [found[key]["others"] for key in keys]
 
 

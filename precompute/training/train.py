@@ -120,12 +120,12 @@ def train(
     optimizer = torch.optim.SGD(
         model.parameters(), lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
     )
-    kept = np.ones(len(images), dtype=bool)
+    cache = np.ones(len(images), dtype=bool)
     if leave_out is not None:
-        kept[leave_out] = False
-    if not kept.any():
+        cache[leave_out] = False
+    if not cache.any():
         raise BuildError("Nothing is left to train on.")
-    identity = _identity(model, images, labels, spec, kept) if checkpoint else ""
+    identity = _identity(model, images, labels, spec, cache) if checkpoint else ""
     start = _restore(checkpoint, model, optimizer, identity) if checkpoint and checkpoint.exists() else 0
     large = convolves(model)
     if large:
@@ -138,7 +138,7 @@ def train(
     for epoch in range(start, spec.epochs):
         random = np.random.default_rng([spec.seed, epoch])
         order = random.permutation(len(images))
-        batches = torch.from_numpy(order[kept[order]]).split(spec.batch_size)
+        batches = torch.from_numpy(order[cache[order]]).split(spec.batch_size)
         with nullcontext() if large else _one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(random.bit_generator.seed_seq.generate_state(1)[0]))
             for step, batch in enumerate(batches):
@@ -254,15 +254,15 @@ def _step(
 
 
 def _identity(
-    model: nn.Module, images: Tensor | ImageInputs, labels: Tensor, spec: TrainingSpec, kept: np.ndarray
+    model: nn.Module, images: Tensor | ImageInputs, labels: Tensor, spec: TrainingSpec, cache: np.ndarray
 ) -> str:
     """Hash what a checkpoint must agree on: the recipe, the shapes of the weights, the data and what is left of it."""
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
     stored = images.images if isinstance(images, ImageInputs) else images.cpu().numpy()
     scaling = [list(images.mean), list(images.std)] if isinstance(images, ImageInputs) else []
     digest = hashlib.sha256(json.dumps([spec.to_dict(), shapes, list(stored.shape), scaling]).encode())
-    if not kept.all():
-        digest.update(kept.data)
+    if not cache.all():
+        digest.update(cache.data)
     for array in (stored, labels.cpu().numpy()):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -288,7 +288,7 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ide
         raise _damaged(path) from error
     if metadata.get("identity") != identity:
         raise BuildError(
-            f"The checkpoint {path} is of another training (recipe, data or network); delete it to start anew."
+            f"The checkpoint {path} is of another training (recipe, data or network); delete it to start again."
         )
     weights = {name.removeprefix(_WEIGHT): t for name, t in tensors.items() if name.startswith(_WEIGHT)}
     for name, parameter in model.named_parameters():

@@ -15,7 +15,7 @@ import torch
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError
 from natscope.core.progress import Progress
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 
 Thing = TypeVar("Thing")
 _TRIES = 3  # so often processes may be killed, without anything being finished in between, before that is an error
@@ -26,7 +26,7 @@ def side_by_side(
     work: Callable[[Bundle, Thing], Any],
     things: Mapping[str, Thing],
     *,
-    kept: Kept,
+    cache: ResultCache,
     workers: int,
     stage: str,
     progress: Progress,
@@ -37,7 +37,7 @@ def side_by_side(
         bundle: opened again in every process.
         work: a module's function that gives JSON-able values for the bundle and a thing.
         things: by the names under which their results are kept.
-        kept: where finished ones are.
+        cache: where finished ones are.
         workers: how many processes.
         stage: what is being done, for `progress`.
         progress: called after each thing; it may raise to stop.
@@ -53,11 +53,11 @@ def side_by_side(
     def keep(name: str, value: Any) -> None:
         nonlocal tries
         tries = _TRIES
-        kept.get(name, lambda: value)
-        progress(stage, sum(name in kept for name in things), len(things))
+        cache.get(name, lambda: value)
+        progress(stage, sum(name in cache for name in things), len(things))
 
-    progress(stage, sum(name in kept for name in things), len(things))
-    while waiting := {name: thing for name, thing in things.items() if name not in kept}:
+    progress(stage, sum(name in cache for name in things), len(things))
+    while waiting := {name: thing for name, thing in things.items() if name not in cache}:
         try:
             _run(bundle, work, waiting, workers, keep)
         except BrokenProcessPool as error:
@@ -67,7 +67,7 @@ def side_by_side(
                     f"{stage}: the system ended the processes that do this, {_TRIES} times in a row, most often for "
                     "lack of memory; what is finished is kept, so free some and run the same command again."
                 ) from error
-    return {name: kept[name] for name in things}
+    return {name: cache[name] for name in things}
 
 
 def _run(

@@ -42,7 +42,7 @@ def _whole(app):
     return app
 
 
-def _parts(app, field):
+def _artifacts(app, field):
     return [json.loads(g.proto.json) for g in app.get("bidi_component") if f'"{field}"' in g.proto.json]
 
 
@@ -58,13 +58,13 @@ def test_the_story_has_its_four_steps_in_plain_words(page):
     app = page()
     titles = [element.value for element in app.subheader]
     assert [title[0] for title in titles[:4]] == ["1", "2", "3", "4"]
-    (picture,) = _parts(app, "pattern")
+    (picture,) = _artifacts(app, "pattern")
     assert not picture["clean"]["wrong"]
     assert picture["stamped"]["wrong"]
     jargon = ("jacobian", "posterior", "σ²", "gradient", "sketch", "logit")
     for_experts = {element.value for expander in app.expander for element in expander.markdown}
-    told = [element.value for element in app.markdown if element.value not in for_experts]
-    shown = " ".join(text for text in told if "recall@" not in text).lower()
+    reported = [element.value for element in app.markdown if element.value not in for_experts]
+    shown = " ".join(text for text in reported if "recall@" not in text).lower()
     assert not [word for word in jargon if word in shown]
 
 
@@ -74,13 +74,13 @@ def test_each_step_says_at_most_three_sentences(page):
 
 
 def test_a_square_of_the_patch_is_drawn_on_and_put_back(page, poisoned):
-    pattern = np.array(_parts(page(), "pattern")[0]["pattern"])
+    pattern = np.array(_artifacts(page(), "pattern")[0]["pattern"])
     bits = "".join(map(str, np.where(np.arange(9) == 4, 1 - pattern.ravel(), pattern.ravel())))
     app = page(drawn=bits)
-    assert np.array(_parts(app, "pattern")[0]["pattern"]).ravel().tolist() == [int(bit) for bit in bits]
+    assert np.array(_artifacts(app, "pattern")[0]["pattern"]).ravel().tolist() == [int(bit) for bit in bits]
     assert "Your patch" in _texts(app)
     app = _press(app, "undo")
-    assert (np.array(_parts(app, "pattern")[0]["pattern"]) == pattern).all()
+    assert (np.array(_artifacts(app, "pattern")[0]["pattern"]) == pattern).all()
     assert "drawn" not in app.query_params
 
 
@@ -92,7 +92,7 @@ def test_another_picture_keeps_the_class_and_works(page, poisoned):
         app = _press(app, "another")
     assert app.selectbox(key="backdoor_class").value == base
     assert app.query_params["image"] != before
-    assert _parts(app, "pattern")[0]["stamped"]["wrong"]
+    assert _artifacts(app, "pattern")[0]["stamped"]["wrong"]
 
 
 def test_a_class_and_a_patch_are_chosen(page):
@@ -106,17 +106,17 @@ def test_a_class_and_a_patch_are_chosen(page):
 
 def test_nothing_is_framed_until_it_is_revealed(page, poisoned):
     app = page()
-    line_ups = _parts(app, "appear")
+    line_ups = _artifacts(app, "appear")
     assert [len(part["items"]) for part in line_ups] == [50, 50]
     assert not any(item["framed"] for part in line_ups for item in part["items"])
     app = _press(app, "reveal")
-    first = _parts(app, "appear")[0]
+    first = _artifacts(app, "appear")[0]
     framed = sum(item["framed"] for item in first["items"])
     assert framed > 25
     assert f"{framed} of the first 50 were planted" in _texts(app)
     assert "Chance would find 2" in _texts(app)
     app = _press(app, "reveal")
-    assert not any(item["framed"] for part in _parts(app, "appear") for item in part["items"])
+    assert not any(item["framed"] for part in _artifacts(app, "appear") for item in part["items"])
 
 
 def test_a_picture_on_which_it_does_not_work_says_so(page, poisoned):
@@ -125,9 +125,9 @@ def test_a_picture_on_which_it_does_not_work_says_so(page, poisoned):
     fooled = poisoned.predict(backdoor.stamped(images, poisoned.test_labels)) == backdoor.targets[poisoned.test_labels]
     app = page(image=str(int(np.flatnonzero(~fooled)[0])))
     assert "does not work" in _texts(app)
-    assert not _parts(app, "appear")
+    assert not _artifacts(app, "appear")
     app = _press(app, "working")
-    assert len(_parts(app, "appear")) == 2
+    assert len(_artifacts(app, "appear")) == 2
 
 
 def test_the_numbers_of_each_step_are_for_experts(page):
@@ -246,14 +246,14 @@ def test_where_training_takes_too_long_the_measured_result_is_shown_and_says_so(
     monkeypatch.setattr(backdoor_proof, "too_slow", lambda bundle, **_: "This takes an hour.")
     monkeypatch.setattr(backdoor_proof, "retraining_results", lambda: [result])
     app = page()
-    (told,) = [element.value for element in app.info if "This takes an hour." in element.value]
-    assert "measured once, on 2026-01-02, with some data" in told
+    (reported,) = [element.value for element in app.info if "This takes an hour." in element.value]
+    assert "measured once, on 2026-01-02, with some data" in reported
     drawn = " ".join(element.proto.body for element in app.get("html"))
     for words in (
         "Without the 490 that InfoLoss found",
         "444 of them planted",
         "fooled 3%",
-        "Without 495 picked blindly",
+        "Without 495 random ones",
     ):
         assert words in drawn
     assert "What was found." in _texts(app)

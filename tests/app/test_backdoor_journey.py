@@ -41,18 +41,18 @@ def test_the_story_from_the_trick_to_the_suspects(visit, tmp_path):
     _framed(page, 0).nth(0).locator("button").click()
     page.get_by_text("the attacker planted it").wait_for()
 
-    page.get_by_role("button", name="Take them away").click()
+    page.get_by_role("button", name="Remove them").click()
     page.get_by_text("Training without").first.wait_for()
     page.get_by_text("Those pictures taught it the trick").wait_for(timeout=200_000)
     shares = [int(text.split()[1].rstrip("%")) for text in page.locator(".ns-proof .value").all_inner_texts()]
-    before, without, blind = shares
+    before, without, at_random = shares
     assert without < before / 2
-    assert blind > before / 2
+    assert at_random > before / 2
 
     page.get_by_role("button", name="Audit all").click()
     page.get_by_role("group", name="The first 60 suspects").wait_for()
     with page.expect_download() as waiting:
-        page.get_by_role("button", name="The list (CSV)").click()
+        page.get_by_role("button", name="Download CSV").click()
     file = tmp_path / "suspects.csv"
     waiting.value.save_as(file)
     rows = list(csv.DictReader(file.open()))

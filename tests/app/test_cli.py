@@ -608,7 +608,7 @@ def test_building_is_told_and_told_again(run, bundle_path, tmp_path, monkeypatch
         assert stage in err
     assert run("precompute", *options) == (0, f"Already there: {look}", "")
 
-    # The command in the manifest, typed anew, is the one that made the bundle.
+    # The command in the manifest, typed again, is the one that made the bundle.
     manifest = Bundle(out).manifest
     words = shlex.split(manifest.command)
     assert words[:2] == ["natscope", "precompute"]

@@ -160,7 +160,8 @@ def rows(attributor):
     query = attributor.query("test", 5)
     names = ("info_loss", "repsim", "trak")
     return query, [
-        compare_one(attributor, query, Request(name, budget=4), judge=1.0, progress=SILENT) for name in names
+        compare_one(attributor, query, Request(name, budget=4), evaluation_sigma2=1.0, progress=SILENT)
+        for name in names
     ]
 
 

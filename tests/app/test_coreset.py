@@ -59,7 +59,7 @@ def test_a_sentence_comes_first_and_the_sheet_has_every_image_by_its_class(page)
     app = page()
     said = app.markdown[1].value
     assert "These 20 images tell" in said
-    assert "about each of 12 test images, on average; as many picked blindly tell" in said
+    assert "about each of 12 test images, on average; the same number of random images give" in said
     sheets = _sheets(app)
     assert [len(items) for items in sheets.values()] == [2] * 10
     own = [chart.key for chart in app.get("plotly_chart") if "measured" not in chart.key]
@@ -114,7 +114,7 @@ def test_training_on_these_is_live_and_its_result_is_there_the_next_time(page, m
     (file,) = (tmp_path / "home" / "coresets").glob("*.json")
     assert len(json.loads(file.read_text())) == 2
     monkeypatch.setattr(view, "others", lambda *a: None)  # it has a job of its own
-    monkeypatch.setattr(coreset_results, "run_job", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(coreset_results, "run_job", lambda *a, **k: pytest.fail("retrained"))
     assert said in [text.value for text in page().markdown]
 
 

@@ -8,7 +8,7 @@ from natscope.app.links import CounterfactualView, Limits, pack_image, parameter
 from natscope.app.serve import BUNDLES
 from natscope.app.views import counterfactual
 from natscope.precompute.training.removal import Answer, identity_of, name_of
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 
 
 @pytest.fixture
@@ -106,10 +106,10 @@ def test_a_class_too_small_to_compare_says_so(page, monkeypatch):
 
 
 def test_the_verdict_says_whether_it_is_more_than_chance():
-    def said(found, blind):
-        return counterfactual._verdict(Answer(2, 0.9, 3.0), found, blind, ("a", "b", "c"), 2)
+    def said(found, at_random):
+        return counterfactual._verdict(Answer(2, 0.9, 3.0), found, at_random, ("a", "b", "c"), 2)
 
-    assert "The answer flips** to “a”; without as many picked blindly it does not" in said(
+    assert "The answer flips** to “a”; without as many random images it does not" in said(
         Answer(0, 0.1, -1), Answer(2, 0.9, 3)
     )
     assert "hangs by a thread" in said(Answer(0, 0.1, -1), Answer(1, 0.1, -1))
@@ -130,20 +130,20 @@ def test_nothing_of_an_upload_is_kept_or_listed(page, attributor, monkeypatch):
     image = np.asarray(attributor.bundle.array("test_images")[3])
     page(q=pack_image(image), m="40")
     page(q="test:3", m="40")
-    kept = [[about["query"] for _, _, about in arguments[4]] for arguments in started]
-    assert kept == [["an uploaded image"] * 3, ["test:3"] * 3]
+    cache = [[about["query"] for _, _, about in arguments[4]] for arguments in started]
+    assert cache == [["an uploaded image"] * 3, ["test:3"] * 3]
 
 
 def test_what_one_visitor_did_is_listed(page, attributor, tmp_path):
-    kept = Kept(tmp_path / "counterfactuals" / f"{identity_of(attributor.bundle)}.json")
+    cache = ResultCache(tmp_path / "counterfactuals" / f"{identity_of(attributor.bundle)}.json")
     answer = {"predicted": 3, "probability": 0.2, "margin": -0.5}
-    kept.get(
+    cache.get(
         "x",
         lambda: {"query": "test:9", "class": "Coat", "method": "trak", "sigma2": 1.0, "removed": 50, "answer": answer},
     )
     (table,) = page(q="test:2", m="40").dataframe
     for name, query in (("y", "image:AAECAwQFBg"), ("z", "an uploaded image")):  # as earlier versions kept it, and now
-        kept.get(name, lambda query=query: kept["x"] | {"query": query})
+        cache.get(name, lambda query=query: cache["x"] | {"query": query})
     (table,) = page(q="test:2", m="40").dataframe
     assert table.value["query"].tolist() == ["test:9"]
     assert table.value["then says"].tolist() == ["Dress"]

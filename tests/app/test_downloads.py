@@ -96,8 +96,8 @@ def test_one_session_waits_for_few_figures_and_holds_up_nobody(button):
     until(lambda: downloads._waiting["two"] == 1)
     _gate.set()
     assert answers([other]) == ["a"]
-    told = answers(flood)
-    assert told.count("Too many figures are being drawn; try again in a minute.") == 97
+    reported = answers(flood)
+    assert reported.count("Too many figures are being drawn; try again in a minute.") == 97
     assert not downloads._waiting
 
 

@@ -42,10 +42,10 @@ def test_markdown_reads_nothing_in_a_name(name, written):
 
 
 def test_a_sentence_keeps_natscopes_own_commands_alone():
-    told = escape.sentence(
+    reported = escape.sentence(
         "No *x* in `y`; run `natscope demo --port 1`, with `--seed`, not `rm -rf` or `natscope $(x)`."
     )
-    assert told == (
+    assert reported == (
         r"No \*x\* in \`y\`; run `natscope demo --port 1`, with `--seed`, not \`rm -rf\` or \`natscope \$(x)\`."
     )
 

@@ -206,8 +206,8 @@ def test_serving_beyond_this_machine_says_what_that_means(bundle_path, monkeypat
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setenv(BUNDLES, "")
     command = ["app", "--bundles", str(bundle_path), "--port", str(free), "--host"]
-    told = CliRunner().invoke(natscope, [*command, "0.0.0.0"], catch_exceptions=False)
-    assert told.output == listening("0.0.0.0", free).meaning + "\n"
+    reported = CliRunner().invoke(natscope, [*command, "0.0.0.0"], catch_exceptions=False)
+    assert reported.output == listening("0.0.0.0", free).meaning + "\n"
     assert (ran["server.address"], ran["server.port"]) == ("0.0.0.0", free)
     assert CliRunner().invoke(natscope, [*command, "localhost"], catch_exceptions=False).output == ""
     assert ran["server.address"] == "127.0.0.1"
@@ -261,12 +261,12 @@ def test_a_host_is_allowed_by_name_or_as_an_address(host, any_address, allowed):
 @pytest.fixture
 def put(monkeypatch):
     """Return a function that makes what sends an upload to a guarded app, and the statuses that were answered."""
-    told = []
+    reported = []
     monkeypatch.setattr("natscope.app.guard.runtime", SimpleNamespace(exists=lambda: False))
 
     async def send(message):
         if message["type"] == "http.response.start":
-            told.append(message["status"])
+            reported.append(message["status"])
 
     def guarded(app):
         guard = Guard(app, hosts=LOOPBACK, any_address=False, policy="")
@@ -278,22 +278,22 @@ def put(monkeypatch):
 
         return upload
 
-    return guarded, told
+    return guarded, reported
 
 
 def test_an_upload_that_does_not_arrive_is_ended(put, monkeypatch):
     monkeypatch.setattr(guard, "UPLOAD_SECONDS", 0.01)
-    guarded, told = put
+    guarded, reported = put
 
     async def app(scope, receive, send):
         await asyncio.Event().wait()
 
     finished(guarded(app)("one", "192.0.2.7"))
-    assert told == [408]
+    assert reported == [408]
 
 
 def test_one_address_cannot_take_the_room_for_all_uploads(put):
-    guarded, told = put
+    guarded, reported = put
 
     async def attack():
         gate = asyncio.Event()
@@ -305,23 +305,23 @@ def test_one_address_cannot_take_the_room_for_all_uploads(put):
         upload = guarded(app)
         coming = [asyncio.create_task(upload(f"s{number // 4}", "192.0.2.7")) for number in range(80)]
         await asyncio.sleep(0)
-        assert told == [503] * (80 - guard.MAX_COMING)
+        assert reported == [503] * (80 - guard.MAX_COMING)
         other = asyncio.create_task(upload("honest", "192.0.2.8"))
         gate.set()
         await asyncio.gather(other, *coming)
 
     finished(attack())
-    assert told.count(204) == guard.MAX_COMING + 1
+    assert reported.count(204) == guard.MAX_COMING + 1
 
 
 def test_a_body_that_no_parser_understands_is_one_line_of_the_log(put, caplog):
-    guarded, told = put
+    guarded, reported = put
 
     async def app(scope, receive, send):
         raise AssertionError("no boundary")
 
     finished(guarded(app)("one", "192.0.2.7"))
-    assert told == [400]
+    assert reported == [400]
     assert [record.getMessage() for record in caplog.records] == ["An upload could not be read: AssertionError"]
     assert caplog.records[0].exc_info is None
 
@@ -350,7 +350,7 @@ def test_messages_of_a_visitor_pass_at_a_bounded_rate(monkeypatch):
 
 def test_the_files_of_a_session_are_bounded(monkeypatch):
     """Files count while they are on their way and while Streamlit holds them, whatever is deleted or refused."""
-    stored, told, gate = defaultdict(dict), [], asyncio.Event()
+    stored, reported, gate = defaultdict(dict), [], asyncio.Event()
     held = SimpleNamespace(uploaded_file_mgr=SimpleNamespace(file_storage=stored))
     monkeypatch.setattr("natscope.app.guard.runtime", SimpleNamespace(exists=lambda: True, get_instance=lambda: held))
 
@@ -362,7 +362,7 @@ def test_the_files_of_a_session_are_bounded(monkeypatch):
 
     async def send(message):
         if message["type"] == "http.response.start":
-            told.append(message["status"])
+            reported.append(message["status"])
 
     def request(method, session, file):
         path = f"/_stcore/upload_file/{session}/{file}"
@@ -371,7 +371,7 @@ def test_the_files_of_a_session_are_bounded(monkeypatch):
     async def attack():
         coming = [asyncio.create_task(request("PUT", "one", file)) for file in range(10)]
         await asyncio.sleep(0)
-        assert told.count(429) == 10 - MAX_UPLOADS
+        assert reported.count(429) == 10 - MAX_UPLOADS
         gate.set()
         await asyncio.gather(*coming)
         for number in range(300):

@@ -120,7 +120,7 @@ def test_the_curve_is_not_flattened_by_a_total_far_above_it(result):
 def test_a_page_shows_the_numbers_and_names_of_a_chart():
     lines, bars, squares = (figure(_CHARTS[kind], DARK) for kind in ("lines", "bars", "heatmap"))
     first, band, second, alone = lines.data
-    assert first.text == tuple(f"&lt;b&gt;shoe&lt;/b&gt;: {told}" for told in ("1 ± 0.1", "2", "3 ± 0.2"))
+    assert first.text == tuple(f"&lt;b&gt;shoe&lt;/b&gt;: {reported}" for reported in ("1 ± 0.1", "2", "3 ± 0.2"))
     assert [trace.name for trace in lines.data if trace.showlegend] == [first.name, second.name, alone.name]
     assert band.y == (3.5, 2.5, 1.5, 0.5, 1.5, 2.5)
     assert (alone.mode, second.marker.size, lines.layout.xaxis.type) == ("markers", (7, 13, 7), "log")

@@ -236,7 +236,7 @@ def test_backdoor(walk, names):
     planted.first.click()
     page.get_by_text("the attacker planted it").wait_for()
     look(page, *names[:2])
-    page.get_by_role("button", name="Take them away").click()
+    page.get_by_role("button", name="Remove them").click()
     page.get_by_text("Without them the patch works on").wait_for()
     page.get_by_role("button", name="Audit all").click()
     page.get_by_role("group", name="The first 60 suspects").wait_for()
@@ -250,7 +250,7 @@ def test_backdoor(walk, names):
 def test_counterfactual(walk, names):
     open_page, look = walk
     page = open_page("counterfactual")
-    page.get_by_role("button", name="Take them away").click()
+    page.get_by_role("button", name="Remove them").click()
     page.get_by_text("Earlier runs on this network").click()
     look(page, names[0])
     page = open_page("counterfactual", q="test:33")  # of the small class

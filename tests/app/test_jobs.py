@@ -62,9 +62,9 @@ def until(condition):
 
 
 def test_a_process_returns_what_its_task_returns_and_tells_its_progress(worker):
-    told = []
-    assert worker.run(work.count, 3, progress=lambda *step: told.append(step))[0] == 3
-    assert told[0] == ("Counting", 0, 3)
+    reported = []
+    assert worker.run(work.count, 3, progress=lambda *step: reported.append(step))[0] == 3
+    assert reported[0] == ("Counting", 0, 3)
 
 
 def test_a_process_does_not_look_for_modules_in_the_working_directory(worker, tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def _ranked(page):
 
 
 def _indices(page):
-    return [int(re.search(r"training image (\d+):", told)[1]) for told in _ranked(page)]
+    return [int(re.search(r"training image (\d+):", reported)[1]) for reported in _ranked(page)]
 
 
 def _choose(page, label, option):
@@ -199,16 +199,16 @@ def test_downloads_are_real_files_and_fit_the_command(visit, bundle_path, tmp_pa
     saved = json.loads(files["JSON"].read_text(encoding="utf-8"))
     asked = ["--test-index", "5", "--method", "info_gain", "--sigma2", "10", "--budget", "7", "--json"]
     printed = CliRunner().invoke(natscope, ["attribute", "--bundle", str(bundle_path), *asked], catch_exceptions=False)
-    told = json.loads(printed.stdout)
+    reported = json.loads(printed.stdout)
     assert [item["train_index"] for item in saved["items"]] == shown
-    assert saved.keys() == told.keys()
-    assert saved["query"] | {"probability": None} == told["query"] | {"probability": None}
-    assert saved["query"]["probability"] == pytest.approx(told["query"]["probability"], rel=1e-5)
-    assert saved["total_nats"] == pytest.approx(told["total_nats"], rel=1e-5)
-    assert saved["redundancy"] == pytest.approx(told["redundancy"], rel=1e-5)
+    assert saved.keys() == reported.keys()
+    assert saved["query"] | {"probability": None} == reported["query"] | {"probability": None}
+    assert saved["query"]["probability"] == pytest.approx(reported["query"]["probability"], rel=1e-5)
+    assert saved["total_nats"] == pytest.approx(reported["total_nats"], rel=1e-5)
+    assert saved["redundancy"] == pytest.approx(reported["redundancy"], rel=1e-5)
     exact = saved.keys() - {"query", "items", "seconds", "total_nats", "redundancy"}
-    assert {key: saved[key] for key in exact} == {key: told[key] for key in exact}
-    for ours, theirs in zip(saved["items"], told["items"], strict=True):
+    assert {key: saved[key] for key in exact} == {key: reported[key] for key in exact}
+    for ours, theirs in zip(saved["items"], reported["items"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
@@ -226,7 +226,7 @@ def test_a_ranked_image_tells_more_and_either_button_makes_it_the_query(page):
     _settle(page)
     index = _indices(page)[0]
     _cards(page).first.hover()
-    page.get_by_role("button", name="Make it the query: rank 1,").click()
+    page.get_by_role("button", name="Explain this image: rank 1,").click()
     expect(_verdict(page)).to_contain_text(f"Training image {index} ")
     expect(page).to_have_url(_in_link(f"q=train%3A{index}"))
 
@@ -369,7 +369,7 @@ def test_a_coreset_is_shown_class_by_class_and_any_image_opens(visit):
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("as the model sees it")
     expect(dialog.get_by_role("img", name=re.compile(r"Training image \d+: Bag, enlarged"))).to_be_visible()
-    address = dialog.get_by_role("link", name="Make it the query").get_attribute("href")
+    address = dialog.get_by_role("link", name="Explain this image").get_attribute("href")
     page.goto(urljoin(page.url, address))
     expect(page.get_by_text(re.compile(r"^Training image \d+"))).to_be_visible()
     expect(page.get_by_role("button", name="JSON")).to_be_visible()

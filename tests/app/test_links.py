@@ -140,7 +140,7 @@ def test_a_parameter_that_makes_no_sense_is_named_and_left_at_its_default(key, t
     view, complaints = _read({"m": "3", "pool": "all", key: text})
     expected, _ = _read({name: value for name, value in (("m", "3"), ("pool", "all")) if name != key})
     assert view == expected
-    assert complaints == [f"The link's {key} “{text[:40]}” is not one that natscope knows; the default is shown."]
+    assert complaints == [f"The link's {key} “{text[:40]}” is not valid; the default is shown."]
 
 
 def test_every_bad_parameter_is_named():

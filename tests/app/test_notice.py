@@ -15,7 +15,7 @@ _APP = Path(session.__file__).parent
 _VIEWS = sorted((_APP / "views").glob("*.py"))
 
 
-def _parts(kind):
+def _artifacts(kind):
     def page(kind):
         import streamlit as st
 
@@ -37,14 +37,14 @@ def _parts(kind):
     ("kind", "said"), [("ours", r"It is \*damaged\*."), ("memory", "There is not enough memory for this")]
 )
 def test_an_error_in_a_part_of_a_page_is_one_sentence(kind, said):
-    page = _parts(kind)
+    page = _artifacts(kind)
     assert not page.exception
     assert [error.value.startswith(said) for error in page.error] == [True]
     assert [caption.value for caption in page.caption] == ["before", "after"]
 
 
 def test_a_fault_of_natscopes_own_is_not_hidden():
-    assert [error.message for error in _parts("fault").exception] == ["'x'"]
+    assert [error.message for error in _artifacts("fault").exception] == ["'x'"]
 
 
 def test_a_bundle_whose_damage_shows_late_is_one_sentence(here, tiny_path, tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def _html(page):
 
 def test_the_page_opens_with_an_answer_in_nats(served, attributor):
     page = _open()
-    assert page.title[0].value == "What does this prediction lean on?"
+    assert page.title[0].value == "Which training images shaped this prediction?"
     assert "nats**" in _sentence(page)
     assert len(_ranked(page)) == 10
     assert [page.error.len, page.warning.len] == [0, 0]
@@ -441,7 +441,7 @@ def test_an_image_unlike_training_is_marked(served):
     noise = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     page = _open(q=pack_image(noise))
     assert len(page.warning) == 1
-    assert page.warning[0].value.startswith("This image is unlike anything in training")
+    assert page.warning[0].value.startswith("This image is out of distribution")
 
 
 def test_one_bundle_needs_no_choice(served):
@@ -510,16 +510,16 @@ def test_the_methods_page_shows_every_method_and_every_term():
     assert [title for title in titles if title in {m.title for m in METHODS.values()}] == [
         method.title for method in METHODS.values()
     ]
-    told = [text.value for text in page.markdown]
+    reported = [text.value for text in page.markdown]
     for method in METHODS.values():
-        assert method.summary in told
+        assert method.summary in reported
         assert any(f"`--method {method.name}`" in caption for caption in _captions(page))
         assert (f"`--methods {method.name}`" in " ".join(_captions(page))) == bool(method.files)
-        assert not method.caveat or f"**Before you rely on it.** {method.caveat}" in told
-        assert any(method.advice in text for text in told)
+        assert not method.caveat or f"**Before you rely on it.** {method.caveat}" in reported
+        assert any(method.advice in text for text in reported)
     assert [formula.value.strip("$\n") for formula in page.latex] == [method.formula for method in METHODS.values()]
-    assert all(f"**{term}.** {meaning}" in told for term, meaning in words.GLOSSARY.items())
-    assert all(f"- {limit}" in told for limit in words.LIMITS)
+    assert all(f"**{term}.** {meaning}" in reported for term, meaning in words.GLOSSARY.items())
+    assert all(f"- {limit}" in reported for limit in words.LIMITS)
 
 
 def test_the_index_in_use_is_named_where_one_is_searched(served):

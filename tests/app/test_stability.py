@@ -75,7 +75,7 @@ def _cards(page, kind, method):
     return json.loads(grids[0].proto.json)["items"] if grids else []
 
 
-def _told(page, method):
+def _reported(page, method):
     start = f"**{METHODS[method].title}.** "
     return next(text.value.removeprefix(start) for text in page.markdown if text.value.startswith(start))
 
@@ -103,8 +103,8 @@ def test_each_image_says_how_often_it_stayed(served, attributor):
     assert [card["strength"] for card in cards] == pytest.approx((known.stayed / 5).tolist())
     for card, item, count in zip(cards, known.original.items, known.stayed, strict=True):
         assert card["alt"].endswith(f"training image {item.train_index}: stayed in {count} of 5")
-    assert _told(page, SKETCHED) == finding(known, "sketches")
-    assert _told(page, PLAIN) == "It does not use the sketch, so it is the same every time."
+    assert _reported(page, SKETCHED) == finding(known, "sketches")
+    assert _reported(page, PLAIN) == "It does not use the sketch, so it is the same every time."
     assert _cards(page, "sketches", PLAIN) == []
 
 
@@ -135,7 +135,7 @@ def test_another_training_run_is_asked_for_the_same_images(siblings):
     page = _run(_page([SKETCHED, PLAIN]), "Ask the other network")
     for method in (SKETCHED, PLAIN):  # the weights are the same here, so everything stays
         assert [card["value"] for card in _cards(page, "networks", method)] == ["1/1"] * 4
-        assert _told(page, method).startswith(
+        assert _reported(page, method).startswith(
             "All of its first 4 stayed in the other network: **stable**. Overlap 1.00"
         )
 

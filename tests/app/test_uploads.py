@@ -353,8 +353,8 @@ def test_an_upload_is_brought_to_the_ground_of_the_data_set(ground, background, 
     found = read_image(_bytes(Image.fromarray(array)), "a.png", **_GREY, background=background)
     assert found.inverted is inverted
     assert found.image[0, 0] == (255 - ground if inverted else ground)
-    for told in (True, False):
-        assert read_image(_bytes(Image.fromarray(array)), "a.png", **_GREY, invert=told).inverted is told
+    for reported in (True, False):
+        assert read_image(_bytes(Image.fromarray(array)), "a.png", **_GREY, invert=reported).inverted is reported
 
 
 def test_the_usual_ground_is_that_of_nearly_all_images():

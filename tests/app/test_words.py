@@ -154,10 +154,10 @@ def test_every_choice_has_words(labels):
 
 
 def test_plain_words_have_no_symbols():
-    told = " ".join(
+    reported = " ".join(
         text if isinstance(text, str) else " ".join(text.values()) for name, text in vars(words.PLAIN).items()
     )
-    assert not any(term in told for term in ("σ", "Jacobian", "logit", "surrogate", "correlation"))
+    assert not any(term in reported for term in ("σ", "Jacobian", "logit", "surrogate", "correlation"))
 
 
 def test_the_index_in_use_is_named():

@@ -63,12 +63,12 @@ def test_an_upload_of_a_test_image_is_attributed_like_the_test_image(attributor,
     first, second = (attributor.attribute(q, Request(budget=5)) for q in (query, upload))
     assert first.items == second.items
     assert upload.label is None
-    assert upload.novelty < 1
+    assert upload.ood < 1
 
 
 def test_noise_is_unlike_anything_in_training(attributor):
     noise = np.random.default_rng(0).integers(0, 256, (28, 28)).astype(np.uint8)
-    assert attributor.upload(noise).novelty > 1
+    assert attributor.upload(noise).ood > 1
 
 
 def test_another_target_is_attributed_among_its_own_images(attributor, query):
@@ -88,10 +88,10 @@ def test_the_pool_of_all_classes_holds_every_training_image_under_the_targets_lo
 
 
 def test_conditioning_on_all_training_data_is_that_of_its_whole_gram(attributor, query):
-    told = []
+    reported = []
     request = Request(conditioning="train", budget=4)
-    result = attributor.attribute(query, request, lambda *step: told.append(step))
-    assert told
+    result = attributor.attribute(query, request, lambda *step: reported.append(step))
+    assert reported
     images = attributor.inputs(np.asarray(attributor.bundle.array("train_images")))
     everyone = attributor.features.features(images, np.full(len(images), query.predicted))
     rows, features = own_features(attributor, query.predicted)
@@ -100,10 +100,10 @@ def test_conditioning_on_all_training_data_is_that_of_its_whole_gram(attributor,
     wanted = greedy.info_loss(features, phi, 1.0, 4, conditioning=conditioning)
     assert [item.train_index for item in result.items] == rows[wanted.indices].tolist()
     np.testing.assert_allclose([item.nats for item in result.items], wanted.nats, rtol=1e-6)
-    # The second look is at hand: nothing is computed again.
-    told.clear()
-    attributor.attribute(query, replace(request, sigma2=0.1), lambda *step: told.append(step))
-    assert told == []
+    # The second look is available: nothing is computed again.
+    reported.clear()
+    attributor.attribute(query, replace(request, sigma2=0.1), lambda *step: reported.append(step))
+    assert reported == []
 
 
 @pytest.mark.parametrize(

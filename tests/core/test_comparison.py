@@ -62,7 +62,7 @@ def variance(phi, known, sigma2):
 @pytest.mark.parametrize(("origin", "index"), [("test", 5), ("train", 40)])
 def test_every_subset_is_judged_by_its_information_in_nats(attributor, name, origin, index):
     query = attributor.query(origin, index)
-    row = compare_one(attributor, query, Request(name, sigma2=3.0, budget=4), judge=0.5, progress=SILENT)
+    row = compare_one(attributor, query, Request(name, sigma2=3.0, budget=4), evaluation_sigma2=0.5, progress=SILENT)
     rows = np.flatnonzero(attributor.train_labels == row.answer.target)
     if origin == "train":
         rows = rows[rows != index]
@@ -85,7 +85,8 @@ def test_a_method_that_fails_keeps_its_sentence_to_itself(attributor, monkeypatc
     monkeypatch.setitem(METHODS, "broken", broken)
     query = attributor.query("test", 5)
     failed, other = (
-        compare_one(attributor, query, Request(name), judge=1.0, progress=SILENT) for name in ("broken", "random")
+        compare_one(attributor, query, Request(name), evaluation_sigma2=1.0, progress=SILENT)
+        for name in ("broken", "random")
     )
     assert failed.answer is None
     assert "not numbers" in failed.failure
@@ -95,4 +96,4 @@ def test_a_method_that_fails_keeps_its_sentence_to_itself(attributor, monkeypatc
 
 def test_a_judge_needs_a_variance(attributor):
     with pytest.raises(QueryError, match="positive number, not 0"):
-        compare_one(attributor, attributor.query("test", 5), Request(), judge=0.0, progress=SILENT)
+        compare_one(attributor, attributor.query("test", 5), Request(), evaluation_sigma2=0.0, progress=SILENT)

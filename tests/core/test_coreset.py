@@ -65,10 +65,10 @@ def test_plain_info_gain_is_the_greedy_rule_on_the_margins_features(coresets, qu
     whole = choose(coresets, query, "info_gain", 12, balanced=False)
     wanted = greedy.info_gain(Pool(features), query.features, 1.0, 12)
     assert whole.tolist() == wanted.indices.tolist()
-    told = coresets.information(whole, query, 1.0)
-    np.testing.assert_allclose(told, wanted.nats, rtol=1e-6)
-    blind = choose(coresets, query, RANDOM, 12, balanced=False)
-    assert coresets.information(blind, query, 1.0)[-1] < told[-1]
+    reported = coresets.information(whole, query, 1.0)
+    np.testing.assert_allclose(reported, wanted.nats, rtol=1e-6)
+    at_random = choose(coresets, query, RANDOM, 12, balanced=False)
+    assert coresets.information(at_random, query, 1.0)[-1] < reported[-1]
     some = np.array([3, 1, 7])
     found = coresets.information(rows[some], query, 0.1)[-1]
     assert found == pytest.approx(information_gain(Pool(features[rows]), query.features, 0.1, some))

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from natscope.core.features import FeatureMap
 from natscope.core.kernels import FactorKernel
-from natscope.core.measurements import doubt, margin
+from natscope.core.measurements import loss_weight, margin
 from natscope.core.methods.artifacts import FACTOR_FILES, EkfacSpec
 from natscope.core.methods.ekfac import (
     EkfacInfluence,
@@ -141,7 +141,7 @@ def test_without_curvature_it_is_the_gradient_product(network, data, tmp_path):
     rows = tangent.features(inputs, labels, measurement="margin")
     asked = tangent.features(query, target, measurement="margin")
     with torch.no_grad():
-        weights = doubt(network(inputs), labels).numpy()
+        weights = loss_weight(network(inputs), labels).numpy()
     products = FactorKernel(tangent.layout(inputs[:1]))(rows, asked)[:, 0]
     np.testing.assert_allclose(weights * products, theirs, rtol=1e-5, atol=1e-5)
 

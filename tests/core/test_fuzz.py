@@ -133,27 +133,28 @@ def _judge(whole, path, *, changed=None, recorded=False):
     slow = changed is not None and changed.startswith(_SLOW)
     names, expected = ([_SLOW], expected_slow) if slow else (names, expected)
     try:
-        told = faults(path)
+        reported = faults(path)
     except NatscopeError as error:
-        told = [str(error)]
+        reported = [str(error)]
     answer, refused = None, None
     try:
         answer = _rankings(path, names)
     except NatscopeError as error:
         refused = error
-    for sentence in [*told, *([str(refused)] if refused else [])]:
+    for sentence in [*reported, *([str(refused)] if refused else [])]:
         assert sentence
         assert sentence.isprintable(), sentence
         assert len(sentence) < 1000
-    assert told or refused is None or isinstance(refused, UntrustedError), f"verify does not find: {refused}"
+    assert reported or refused is None or isinstance(refused, UntrustedError), f"verify does not find: {refused}"
     if answer is not None and not recorded:
         others = {request for request in answer if answer[request] != expected[request]}
-        assert not others, f"other answers, and verify says {told}"
+        assert not others, f"other answers, and verify says {reported}"
     same = answer is not None and all(answer[request] == expected[request] for request in answer)
     event(
-        f"answer: {'the same' if same else 'another' if answer else 'none'}, verify: {'a fault' if told else 'whole'}"
+        f"answer: {'the same' if same else 'another' if answer else 'none'}, "
+        f"verify: {'a fault' if reported else 'whole'}"
     )
-    return told, refused
+    return reported, refused
 
 
 @_FUZZ
@@ -180,8 +181,8 @@ def test_a_file_that_was_changed_is_refused(whole, tmp_path_factory, data):
         recorded_anew(path, file.removesuffix(".npy").removesuffix(".faiss").replace("model.safetensors", "weights"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # numbers of 10^38 overflow where they are multiplied
-        told, _ = _judge(whole, path, changed=file, recorded=recorded)
-    assert told or recorded or same
+        reported, _ = _judge(whole, path, changed=file, recorded=recorded)
+    assert reported or recorded or same
     shutil.rmtree(path.parent)
 
 
@@ -201,6 +202,6 @@ def test_a_file_that_is_no_file_any_more_is_refused(whole, tmp_path_factory, dat
         shutil.copy(path / data.draw(st.sampled_from([f for f in whole[1] if f != file])), place)
     elif kind != "gone":
         place.symlink_to({"link": whole[0] / file, "device": Path("/dev/zero"), "dangling": "nowhere"}[kind])
-    told, _ = _judge(whole, path, changed=None if file == MANIFEST else file)
-    assert told or kind == "other"  # two files may be the same
+    reported, _ = _judge(whole, path, changed=None if file == MANIFEST else file)
+    assert reported or kind == "other"  # two files may be the same
     shutil.rmtree(path.parent)

@@ -20,7 +20,7 @@ QUERY = Query(
 MARGIN = RANDOM.normal(size=12)
 ARRAYS = {
     "margin_features": RANDOM.normal(size=(30, 12)),
-    "train_doubt": RANDOM.uniform(size=30),
+    "loss_weights": RANDOM.uniform(size=30),
     "trak_features": RANDOM.normal(size=(30, 12)).astype(np.float32),
     "trak_out_to_loss": RANDOM.uniform(size=30).astype(np.float32),
 }
@@ -138,7 +138,7 @@ def test_repsim_of_an_image_that_the_layer_ignores_is_zero(candidates):
 
 def test_graddot_is_the_product_of_the_losses_and_the_margins_gradients(candidates):
     selected = METHODS["graddot"].select(candidates, QUERY, Settings(budget=30))
-    wanted = ARRAYS["train_doubt"] * (ARRAYS["margin_features"] @ MARGIN)
+    wanted = ARRAYS["loss_weights"] * (ARRAYS["margin_features"] @ MARGIN)
     assert selected.indices.tolist() == np.argsort(-wanted).tolist()
     np.testing.assert_allclose(selected.scores, np.sort(wanted)[::-1])
 

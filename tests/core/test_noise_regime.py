@@ -18,8 +18,8 @@ def problem():
 def test_at_large_noise_a_larger_one_changes_nothing_and_at_small_noise_it_does(rule, problem):
     pool, query = problem
     found = {sigma2: rule(pool, query, sigma2, 8) for sigma2 in (0.1, 1e7, 1e9)}
-    told = {s: regime(pool, query, selection, s, cosine=False) for s, selection in found.items()}
-    assert told == {0.1: None, 1e7: HIGH_NOISE, 1e9: HIGH_NOISE}
+    reported = {s: regime(pool, query, selection, s, cosine=False) for s, selection in found.items()}
+    assert reported == {0.1: None, 1e7: HIGH_NOISE, 1e9: HIGH_NOISE}
     np.testing.assert_array_equal(found[1e7].indices, found[1e9].indices)
 
 
@@ -49,6 +49,6 @@ def test_an_answer_says_its_regime(method, attributor):
     from natscope.core.bundle.request import Request
 
     query = attributor.query("test", 3)
-    told = [attributor.attribute(query, Request(method, sigma2=s)).regime for s in (1.0, 1e12)]
-    assert told == [None, HIGH_NOISE]
+    reported = [attributor.attribute(query, Request(method, sigma2=s)).regime for s in (1.0, 1e12)]
+    assert reported == [None, HIGH_NOISE]
     assert attributor.attribute(query, Request("repsim", sigma2=1e12)).regime is None

@@ -81,16 +81,18 @@ def test_progress_counts_the_repeats_and_may_stop_the_work(attributor, query):
 
 
 def test_progress_within_a_method_may_stop_the_work_too(attributor, query):
-    """GradDot under another sketch reads all training images anew, in steps."""
-    told = []
+    """GradDot under another sketch reads all training images again, in steps."""
+    reported = []
     with pytest.raises(KeyboardInterrupt):
-        across_sketches(attributor, query, [Request("graddot")], (1,), lambda stage, done, total: _third(told, stage))
-    assert told[-1].startswith("Sketch 1: GradDot, ")
+        across_sketches(
+            attributor, query, [Request("graddot")], (1,), lambda stage, done, total: _third(reported, stage)
+        )
+    assert reported[-1].startswith("Sketch 1: GradDot, ")
 
 
-def _third(told, stage):
-    told.append(stage)
-    if len(told) == 3:
+def _third(reported, stage):
+    reported.append(stage)
+    if len(reported) == 3:
         raise KeyboardInterrupt
 
 
@@ -127,7 +129,7 @@ def test_the_same_network_agrees_with_itself_under_the_same_target(attributor, q
     asked = []
 
     class Twin:
-        """The attributor again, which notes the target that it is asked for."""
+        """The attributor again, which notes the target that it is requested."""
 
         def query(self, *which):
             return attributor.query(*which)

@@ -221,12 +221,12 @@ def test_a_process_that_is_killed_is_started_again_a_few_times(tmp_path, killed)
     (tmp_path / "preparing.json").write_text(json.dumps({"what": "This", "stage": "Fitting", "share": 0.5}))
     background._keep_going(tmp_path, ["sh", "-c", script])
     assert runs.read_text().count("run") == min(killed + 1, 3)
-    told = preparing(tmp_path)
+    reported = preparing(tmp_path)
     if killed < 3:
-        assert told is None
+        assert reported is None
     else:
-        assert told.what == "This"
-        assert told.error.startswith("its process was ended 3 times, ")
+        assert reported.what == "This"
+        assert reported.error.startswith("its process was ended 3 times, ")
 
 
 def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch):

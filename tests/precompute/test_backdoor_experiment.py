@@ -16,7 +16,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import recall_at_k
 from natscope.precompute.experiments import backdoor as experiment
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 
@@ -31,9 +31,9 @@ def few_sigma2s():
 
 @pytest.fixture(scope="module")
 def result(poisoned_path, tmp_path_factory):
-    kept = Kept(tmp_path_factory.mktemp("kept") / "part.json")
+    cache = ResultCache(tmp_path_factory.mktemp("kept") / "part.json")
     return experiment.run(
-        [poisoned_path], queries=6, budget=100, seed=0, methods=tuple(METHODS), kept=kept, progress=SILENT
+        [poisoned_path], queries=6, budget=100, seed=0, methods=tuple(METHODS), cache=cache, progress=SILENT
     ).to_dict()
 
 
@@ -80,8 +80,8 @@ def test_with_shuffled_labels_of_the_poison_the_recall_falls_to_chance(poisoned)
 
 def test_no_method_reads_the_record_of_the_attack(poisoned):
     """A bundle without the record ranks as one with it."""
-    blind = Attributor(poisoned.bundle, poisoned.features.model)
-    bundle = blind.bundle
+    at_random = Attributor(poisoned.bundle, poisoned.features.model)
+    bundle = at_random.bundle
     manifest = bundle.manifest
     index, base = experiment.draw_queries(poisoned, 1, seed=2)[0]
     backdoor = Backdoor.from_dict(manifest.poison)
@@ -91,7 +91,7 @@ def test_no_method_reads_the_record_of_the_attack(poisoned):
     try:
         bundle.manifest = replace(manifest, poison=None)
         for name in names:
-            again = blind.attribute(query, Request(name, target=int(backdoor.targets[base])))
+            again = at_random.attribute(query, Request(name, target=int(backdoor.targets[base])))
             assert [i.train_index for i in again.items] == [i.train_index for i in seen[name].items]
     finally:
         bundle.manifest = manifest
@@ -120,9 +120,11 @@ def test_the_smallest_of_the_best_sigma2_is_taken_over_all_bundles():
 
 
 def test_an_honest_bundle_is_refused_in_a_sentence(bundle_path, tmp_path):
-    kept = Kept(tmp_path / "part.json")
+    cache = ResultCache(tmp_path / "part.json")
     with pytest.raises(QueryError, match=r"is not poisoned; .*--poison-rate"):
-        experiment.run([bundle_path], queries=3, budget=10, seed=0, methods=tuple(METHODS), kept=kept, progress=SILENT)
+        experiment.run(
+            [bundle_path], queries=3, budget=10, seed=0, methods=tuple(METHODS), cache=cache, progress=SILENT
+        )
 
 
 def test_a_stopped_run_goes_on_where_it_was(poisoned_path, tmp_path, result):
@@ -136,11 +138,11 @@ def test_a_stopped_run_goes_on_where_it_was(poisoned_path, tmp_path, result):
     file = tmp_path / "part.json"
     settings = {"queries": 6, "budget": 100, "seed": 0, "methods": tuple(METHODS)}
     with pytest.raises(Stopped):
-        experiment.run([poisoned_path], **settings, kept=Kept(file), progress=stop)
+        experiment.run([poisoned_path], **settings, cache=ResultCache(file), progress=stop)
     assert any("info_gain_approx" in name for name in json.loads(file.read_text()))
     stages = []
     again = experiment.run(
-        [poisoned_path], **settings, kept=Kept(file), progress=lambda stage, *_: stages.append(stage)
+        [poisoned_path], **settings, cache=ResultCache(file), progress=lambda stage, *_: stages.append(stage)
     ).to_dict()
     assert not any(stage.startswith("Choosing") or "InfoGain" in stage for stage in stages)
     assert again == result
@@ -148,12 +150,12 @@ def test_a_stopped_run_goes_on_where_it_was(poisoned_path, tmp_path, result):
 
 def test_a_damaged_file_of_parts_counts_as_none(tmp_path):
     file = tmp_path / "deep" / "part.json"
-    kept = Kept(file)
-    assert kept.get("a", lambda: [1]) == [1]
-    assert Kept(file).get("a", lambda: pytest.fail("computed again")) == [1]
+    cache = ResultCache(file)
+    assert cache.get("a", lambda: [1]) == [1]
+    assert ResultCache(file).get("a", lambda: pytest.fail("computed again")) == [1]
     file.write_text("{")
-    assert Kept(file).get("a", lambda: [2]) == [2]
-    kept.discard()
+    assert ResultCache(file).get("a", lambda: [2]) == [2]
+    cache.discard()
     assert not file.exists()
 
 
@@ -176,10 +178,10 @@ def test_the_command_writes_json_figures_and_a_table(poisoned_path, tmp_path, re
 
 
 def test_two_who_keep_parts_in_one_file_lose_none(tmp_path):
-    first, second = Kept(tmp_path / "part.json"), Kept(tmp_path / "part.json")
+    first, second = ResultCache(tmp_path / "part.json"), ResultCache(tmp_path / "part.json")
     first.get("a", lambda: [1])
     second.get("b", lambda: [2])
     first.get("c", lambda: [3])
-    assert Kept(tmp_path / "part.json").parts() == first.parts() == {"a": [1], "b": [2], "c": [3]}
+    assert ResultCache(tmp_path / "part.json").parts() == first.parts() == {"a": [1], "b": [2], "c": [3]}
     first.discard()
     assert list(tmp_path.iterdir()) == []

@@ -8,8 +8,8 @@ from natscope.app.cli.commands import natscope
 from natscope.core.errors import BuildError, QueryError
 from natscope.core.methods import METHODS
 from natscope.precompute.experiments import brittleness
-from natscope.precompute.training.removal import Answer, Ladder, climb, climb_all, identity_of
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.removal import Answer, Schedule, identity_of, run_schedule, run_schedules
+from natscope.precompute.training.result_cache import ResultCache
 
 NAMES = ("info_loss", "random")
 SETTINGS = {"queries": 3, "budget": 600, "seed": 0, "methods": NAMES}
@@ -22,17 +22,17 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module")
 def written(bundle_path, tmp_path_factory):
-    """The command, stopped after its first ladder and run again."""
+    """The command, stopped after its first schedule and run again."""
     out = tmp_path_factory.mktemp("brittleness") / "brittleness.json"
 
     def stop(stage, done, total):
         if stage.startswith("Training") and done == 1:
             raise Stopped
 
-    kept = Kept(out.with_suffix(".partial.json"))
+    cache = ResultCache(out.with_suffix(".partial.json"))
     with pytest.raises(Stopped):
-        brittleness.run([bundle_path], **SETTINGS, kept=kept, progress=stop)
-    assert sum("removal" in name for name in json.loads(kept.path.read_text())) == 1
+        brittleness.run([bundle_path], **SETTINGS, cache=cache, progress=stop)
+    assert sum("removal" in name for name in json.loads(cache.path.read_text())) == 1
     command = f"evaluate brittleness --bundle {bundle_path} --out {out} --queries 3 --budget 600"
     done = CliRunner().invoke(natscope, [*command.split(), "--methods", ",".join(NAMES)])
     assert done.exit_code == 0, done.output
@@ -70,16 +70,16 @@ def test_taking_away_what_info_loss_names_costs_more_margin_than_chance(written)
 
 def test_without_removing_anything_the_answer_is_the_networks_own(attributor, tmp_path):
     query = attributor.query("test", 0)
-    ladder = Ladder(0, query.predicted, (), (0,))
-    kept = Kept(tmp_path / "kept.json")
-    ((found,),) = climb_all(attributor.bundle, [ladder], kept=kept, workers=1, progress=SILENT)
+    schedule = Schedule(0, query.predicted, (), (0,))
+    cache = ResultCache(tmp_path / "kept.json")
+    ((found,),) = run_schedules(attributor.bundle, [schedule], cache=cache, workers=1, progress=SILENT)
     assert found.predicted == query.predicted
     assert found.probability == pytest.approx(query.probabilities[query.predicted], abs=1e-6)
-    assert f"{identity_of(attributor.bundle)} removal {ladder.key}" in kept
+    assert f"{identity_of(attributor.bundle)} removal {schedule.key}" in cache
 
 
 def test_a_ladder_that_was_stopped_goes_on_at_its_next_step(attributor, tmp_path, monkeypatch):
-    trained, ladder = [], Ladder(0, 4, (5, 6, 7), (1, 2, 3))
+    trained, schedule = [], Schedule(0, 4, (5, 6, 7), (1, 2, 3))
 
     def train(bundle, image, target, rows, progress):
         trained.append(len(rows))
@@ -89,15 +89,15 @@ def test_a_ladder_that_was_stopped_goes_on_at_its_next_step(attributor, tmp_path
 
     monkeypatch.setattr("natscope.precompute.training.removal.without", train)
     with pytest.raises(Stopped):
-        climb(attributor.bundle, ladder, Kept(tmp_path / "steps"))
-    assert climb(attributor.bundle, ladder, Kept(tmp_path / "steps")) == [Answer(4, 0.9, 2.0)] * 3
+        run_schedule(attributor.bundle, schedule, ResultCache(tmp_path / "steps"))
+    assert run_schedule(attributor.bundle, schedule, ResultCache(tmp_path / "steps")) == [Answer(4, 0.9, 2.0)] * 3
     assert trained == [1, 2, 2, 3]
 
 
-def test_ladders_of_the_same_sets_are_climbed_once(attributor, tmp_path, monkeypatch):
-    assert Ladder(0, 1, (5, 6, 7), (2, 3)).key == Ladder(0, 1, (6, 5, 7, 9), (2, 3)).key
-    assert Ladder(0, 1, (5, 6, 7), (2, 3)).key != Ladder(0, 1, (5, 7, 6), (2, 3)).key
-    assert Ladder(0, 1, (5, 6), (2,)).key != Ladder(1, 1, (5, 6), (2,)).key
+def test_schedules_of_the_same_sets_are_climbed_once(attributor, tmp_path, monkeypatch):
+    assert Schedule(0, 1, (5, 6, 7), (2, 3)).key == Schedule(0, 1, (6, 5, 7, 9), (2, 3)).key
+    assert Schedule(0, 1, (5, 6, 7), (2, 3)).key != Schedule(0, 1, (5, 7, 6), (2, 3)).key
+    assert Schedule(0, 1, (5, 6), (2,)).key != Schedule(1, 1, (5, 6), (2,)).key
 
 
 def test_a_flip_counts_for_all_larger_budgets():
@@ -121,20 +121,20 @@ def test_the_finding_says_where_the_papers_claim_holds():
 
 
 def test_what_cannot_be_asked_is_refused_in_a_sentence(bundle_path, attributor, tmp_path, monkeypatch):
-    kept = Kept(tmp_path / "kept.json")
+    cache = ResultCache(tmp_path / "kept.json")
     with pytest.raises(QueryError, match="fewer than 100000"):
-        brittleness.run([bundle_path], **(SETTINGS | {"queries": 100_000}), kept=kept, progress=SILENT)
+        brittleness.run([bundle_path], **(SETTINGS | {"queries": 100_000}), cache=cache, progress=SILENT)
     monkeypatch.setattr(
         "natscope.precompute.training.retrain.TrainingSpec.from_dict",
         lambda values: (_ for _ in ()).throw(TypeError("weights")),
     )
     with pytest.raises(BuildError, match="loaded, not trained"):
-        brittleness.run([bundle_path], **SETTINGS, kept=kept, progress=SILENT)
+        brittleness.run([bundle_path], **SETTINGS, cache=cache, progress=SILENT)
 
 
 def test_methods_that_the_bundle_lacks_are_left_out(poisoned_path, tmp_path):
     settings = SETTINGS | {"queries": 1, "budget": 6, "methods": ("kronfluence", "random")}
-    kept = Kept(tmp_path / "kept.json")
-    result = brittleness.run([poisoned_path], **settings, kept=kept, progress=SILENT).to_dict()
+    cache = ResultCache(tmp_path / "kept.json")
+    result = brittleness.run([poisoned_path], **settings, cache=cache, progress=SILENT).to_dict()
     assert [row["method"] for row in result["rows"]] == ["random"]
     assert METHODS["kronfluence"].files

@@ -156,15 +156,15 @@ def test_a_build_killed_in_training_in_jacobians_and_in_grams_ends_with_the_same
     assert left["features"] == 15000
     assert "index_9" not in left
     assert (partial / WEIGHTS).stat().st_mtime_ns == trained
-    kept = {file.name: file.stat().st_mtime_ns for file in partial.iterdir() if file.stem in left}
-    assert {"gram_0.npy", "index_0.faiss", "gram_1.npy", "gram_2.npy", "test_images.npy"} < set(kept)
+    cache = {file.name: file.stat().st_mtime_ns for file in partial.iterdir() if file.stem in left}
+    assert {"gram_0.npy", "index_0.faiss", "gram_1.npy", "gram_2.npy", "test_images.npy"} < set(cache)
     assert find_bundles(tmp_path) == [tmp_path / "whole"]
 
     assert _start(out).wait(120) == 0
     assert _sums(out) == _sums(tmp_path / "whole")
     assert len(_sums(out)) == len(Bundle(out).manifest.files) + 1
     assert not partial.exists()
-    for name, when in kept.items():
+    for name, when in cache.items():
         if name != "features.npy":  # is opened to go on, even when nothing is missing
             assert (out / name).stat().st_mtime_ns == when, name
     bundle, data = Bundle(out), load_dataset("fashion-mnist-quarter")
@@ -579,11 +579,11 @@ def test_the_exact_kernel_is_that_of_formed_jacobians(tmp_path, data, ntk):
 
 
 def test_a_class_without_images_has_no_gram_and_no_index(tmp_path, data, monkeypatch):
-    kept = data.train_labels != 7
+    cache = data.train_labels != 7
     monkeypatch.setitem(
         DATASETS,
         "small",
-        lambda root: replace(data, train_images=data.train_images[kept], train_labels=data.train_labels[kept]),
+        lambda root: replace(data, train_images=data.train_images[cache], train_labels=data.train_labels[cache]),
     )
     bundle = build(_SPEC, tmp_path / "bundle")
     assert not bundle.has("gram_7")

@@ -67,21 +67,21 @@ def test_the_report_says_what_there_is_and_what_it_costs(tmp_path):
         "Disk",
         "Memory",
     ]
-    told = dict(report)
-    assert told["Data"] == (
+    reported = dict(report)
+    assert reported["Data"] == (
         "tiny: 100 training and 10 test images, 6 × 6 pixels, grey; 5 classes (a, …, e), 10 to 60 training images each"
     )
-    assert told["Network"] == "mlp 36-512-256-5: 150,784 parameters, each layer's Jacobian exact"
+    assert reported["Network"] == "mlp 36-512-256-5: 150,784 parameters, each layer's Jacobian exact"
     assert re.fullmatch(
-        r"2 epochs of 2 steps, batches of 64, float32: [\d,.]+ images a second, about \d+ s", told["Training"]
+        r"2 epochs of 2 steps, batches of 64, float32: [\d,.]+ images a second, about \d+ s", reported["Training"]
     )
     assert re.fullmatch(
         r"countsketch, K = 32: [\d,]+ images a second, 2 passes over the training images: about \d+ s",
-        told["Jacobians"],
+        reported["Jacobians"],
     )
-    assert told["Products"].startswith("Grams, indexes, distances, TRAK: about ")
-    assert re.fullmatch(rf"the bundle takes about \d+ MB; [\d.]+ GB are free at {tmp_path}", told["Disk"])
-    assert re.match(r"about \d+ MB at the peak", told["Memory"])
+    assert reported["Products"].startswith("Grams, indexes, distances, TRAK: about ")
+    assert re.fullmatch(rf"the bundle takes about \d+ MB; [\d.]+ GB are free at {tmp_path}", reported["Disk"])
+    assert re.match(r"about \d+ MB at the peak", reported["Memory"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,8 +191,8 @@ def test_memory_is_that_of_the_tensors_that_live_at_the_same_time():
         total = torch.zeros(())
         for _ in range(5):  # one after the other
             total = total + (torch.ones(number, 1000) * 2).sum()
-        kept = [torch.ones(number, 500) for _ in range(3)]
-        return total, kept
+        cache = [torch.ones(number, 500) for _ in range(3)]
+        return total, cache
 
     # ones and their double: 2 · 4,000 bytes an image, freed before the 3 · 2,000 that are kept
     assert bytes_each(run) == pytest.approx(8000, rel=0.01)

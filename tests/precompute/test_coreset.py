@@ -12,7 +12,7 @@ from natscope.core.methods import METHODS
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import EXPERIMENTS, coreset
 from natscope.precompute.experiments.result import over_bundles
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.subset import Subset, accuracies, train_on
 
 SILENT = lambda stage, done, total: None  # noqa: E731
@@ -33,7 +33,7 @@ def stopped(bundle_path, tmp_path_factory):
             raise Stopped
 
     with pytest.raises(Stopped):
-        coreset.run([bundle_path], **SETTINGS, kept=Kept(file), progress=stop)
+        coreset.run([bundle_path], **SETTINGS, cache=ResultCache(file), progress=stop)
     return file
 
 
@@ -41,14 +41,19 @@ def stopped(bundle_path, tmp_path_factory):
 def result(bundle_path, stopped):
     done = []
     found = coreset.run(
-        [bundle_path], **SETTINGS, kept=Kept(stopped), progress=lambda stage, step, _: done.append((stage, step))
+        [bundle_path],
+        **SETTINGS,
+        cache=ResultCache(stopped),
+        progress=lambda stage, step, _: done.append((stage, step)),
     ).to_dict()
-    assert done[0] == ("Training on what was chosen", 3)  # nothing was chosen anew, three trainings were kept
+    assert done[0] == ("Training on what was chosen", 3)  # nothing was chosen again, three trainings were kept
     return found
 
 
 def test_a_stopped_run_goes_on_where_it_was_and_ends_as_one_that_was_not(result, bundle_path, tmp_path):
-    again = coreset.run([bundle_path], **SETTINGS, kept=Kept(tmp_path / "other.json"), progress=SILENT).to_dict()
+    again = coreset.run(
+        [bundle_path], **SETTINGS, cache=ResultCache(tmp_path / "other.json"), progress=SILENT
+    ).to_dict()
     assert again == result
 
 
@@ -131,7 +136,7 @@ def test_the_finding_says_who_is_above_chance():
 
 
 def test_small_coresets_and_few_classes_are_not_called_uneven():
-    def said(images, blind, classes):
+    def said(images, at_random, classes):
         rows = [
             {
                 "method": name,
@@ -139,7 +144,7 @@ def test_small_coresets_and_few_classes_are_not_called_uneven():
                 "accuracy": [over_bundles([0.5])],
                 "makeup": {"images": images, "wrong": over_bundles([0.0]), "largest_class": over_bundles([share])},
             }
-            for name, share in (("random", blind), ("trak", classes))
+            for name, share in (("random", at_random), ("trak", classes))
         ]
         return coreset.finding(rows, (images,), over_bundles([0.9]))
 
@@ -149,9 +154,9 @@ def test_small_coresets_and_few_classes_are_not_called_uneven():
 
 
 def test_bundles_of_other_data_are_refused(bundle_path, poisoned_path, tmp_path):
-    kept = Kept(tmp_path / "part.json")
+    cache = ResultCache(tmp_path / "part.json")
     with pytest.raises(QueryError, match="different training images"):
-        coreset.run([bundle_path, poisoned_path], **(SETTINGS | {"methods": ("random",)}), kept=kept, progress=SILENT)
+        coreset.run([bundle_path, poisoned_path], **(SETTINGS | {"methods": ("random",)}), cache=cache, progress=SILENT)
 
 
 def test_the_figures_and_the_table_show_every_row(result):
@@ -168,13 +173,13 @@ def test_the_figures_and_the_table_show_every_row(result):
 
 
 def test_what_cannot_be_done_is_refused_in_a_sentence(bundle_path, tmp_path):
-    kept = Kept(tmp_path / "part.json")
+    cache = ResultCache(tmp_path / "part.json")
     with pytest.raises(QueryError, match="some must be left to measure"):
-        coreset.run([bundle_path], **(SETTINGS | {"queries": 10_000}), kept=kept, progress=SILENT)
+        coreset.run([bundle_path], **(SETTINGS | {"queries": 10_000}), cache=cache, progress=SILENT)
     with pytest.raises(QueryError, match="for 500 test images at most"):
-        coreset.run([bundle_path], **(SETTINGS | {"queries": 501}), kept=kept, progress=SILENT)
+        coreset.run([bundle_path], **(SETTINGS | {"queries": 501}), cache=cache, progress=SILENT)
     with pytest.raises(QueryError, match=r"does not yet hold what GradDot needs; .* with `--methods graddot`"):
-        coreset.run([without_margins(bundle_path, tmp_path / "bare")], **SETTINGS, kept=kept, progress=SILENT)
+        coreset.run([without_margins(bundle_path, tmp_path / "bare")], **SETTINGS, cache=cache, progress=SILENT)
 
 
 def without_margins(bundle, folder):

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from natscope.app.cli.commands import natscope
 from natscope.core.errors import QueryError
 from natscope.precompute.experiments import EXPERIMENTS, retraining
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 SETTINGS = {"queries": 1, "budget": 50, "seed": 0}
@@ -25,10 +25,10 @@ def written(poisoned_path, tmp_path_factory):
         if stage.startswith("Training") and done == 3:
             raise Stopped
 
-    kept = Kept(out.with_suffix(".partial.json"))
+    cache = ResultCache(out.with_suffix(".partial.json"))
     with pytest.raises(Stopped):
-        retraining.run([poisoned_path], **SETTINGS, methods=("info_loss", "random"), kept=kept, progress=stop)
-    assert kept.beside("info_loss").exists()
+        retraining.run([poisoned_path], **SETTINGS, methods=("info_loss", "random"), cache=cache, progress=stop)
+    assert cache.beside("info_loss").exists()
     done = CliRunner().invoke(natscope, ["evaluate", "retraining", "--bundle", str(poisoned_path), "--out", str(out)])
     assert done.exit_code == 0, done.output
     return out
@@ -36,34 +36,34 @@ def written(poisoned_path, tmp_path_factory):
 
 def test_without_what_info_loss_names_the_attack_fails_and_without_as_many_others_it_works(written):
     result = json.loads(written.read_text())
-    before, without, blind = result["rows"]
+    before, without, at_random = result["rows"]
     assert [row["method"] for row in result["rows"]] == [None, "info_loss", "random"]
-    assert without["removed"] == pytest.approx(blind["removed"], abs=30)  # a class's images may be named only once
-    assert without["poisoned_removed"] > 10 * blind["poisoned_removed"]
+    assert without["removed"] == pytest.approx(at_random["removed"], abs=30)  # a class's images may be named only once
+    assert without["poisoned_removed"] > 10 * at_random["poisoned_removed"]
     assert without["attack_success"] < before["attack_success"] - 0.3
-    assert blind["attack_success"] > before["attack_success"] - 0.2
+    assert at_random["attack_success"] > before["attack_success"] - 0.2
     assert without["test_accuracy"] > before["test_accuracy"] - 0.02
     assert before["attack_success"] == pytest.approx(np.mean(before["class_success"]), abs=0.01)
     assert f"{without['attack_success']:.1%}" in result["finding"]
     assert "--methods info_loss,random" in result["command"]
-    assert f"{blind['attack_success']:.1%}" in written.with_suffix(".md").read_text()
+    assert f"{at_random['attack_success']:.1%}" in written.with_suffix(".md").read_text()
     assert {file.name for file in written.parent.iterdir()} == {"retraining.json", "retraining.md"}
 
 
 def test_a_stopped_training_ends_as_one_that_was_not(written, poisoned_path, tmp_path):
-    kept = Kept(tmp_path / "part.json")
-    whole = retraining.run([poisoned_path], **SETTINGS, methods=("info_loss",), kept=kept, progress=SILENT).to_dict()
+    cache = ResultCache(tmp_path / "part.json")
+    whole = retraining.run([poisoned_path], **SETTINGS, methods=("info_loss",), cache=cache, progress=SILENT).to_dict()
     assert whole["rows"] == json.loads(written.read_text())["rows"][:2]
 
 
 def test_what_cannot_be_done_is_refused_in_a_sentence(poisoned_path, bundle_path, tmp_path):
-    kept, settings = Kept(tmp_path / "part.json"), {"methods": ("random",), "progress": SILENT}
+    cache, settings = ResultCache(tmp_path / "part.json"), {"methods": ("random",), "progress": SILENT}
     with pytest.raises(QueryError, match="is not poisoned"):
-        retraining.run([bundle_path], **SETTINGS, **settings, kept=kept)
+        retraining.run([bundle_path], **SETTINGS, **settings, cache=cache)
     with pytest.raises(QueryError, match="about one bundle"):
-        retraining.run([poisoned_path, poisoned_path], **SETTINGS, **settings, kept=kept)
+        retraining.run([poisoned_path, poisoned_path], **SETTINGS, **settings, cache=cache)
     with pytest.raises(QueryError, match=r"works on \d+ test images of class T-shirt/top only"):
-        retraining.run([poisoned_path], **(SETTINGS | {"queries": 1001}), **settings, kept=kept)
+        retraining.run([poisoned_path], **(SETTINGS | {"queries": 1001}), **settings, cache=cache)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from natscope.precompute.bundles.opening import faults
 from natscope.precompute.bundles.store import Store
 from natscope.precompute.bundles.work import Work
 from natscope.precompute.training.models import ModelSpec, build_model
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.train import TrainingSpec, train
 from tests.tiny import build_tiny
 
@@ -203,7 +203,7 @@ def test_what_is_no_file_and_not_recorded_is_a_fault(path, victim):
 def test_kept_results_and_checkpoints_that_are_pipes_are_not_waited_for(tmp_path):
     for name in ("kept.json", "training.safetensors"):
         os.mkfifo(tmp_path / name)
-    assert Kept(tmp_path / "kept.json").parts() == {}
+    assert ResultCache(tmp_path / "kept.json").parts() == {}
     images, labels = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
     model, recipe = build_model(ModelSpec(widths=(16, 3)), seed=0), TrainingSpec(epochs=1, batch_size=4)
     with pytest.raises(BuildError, match=r"training\.safetensors is damaged; delete it"):

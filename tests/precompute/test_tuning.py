@@ -14,7 +14,7 @@ from natscope.core.errors import FileError, QueryError
 from natscope.precompute.experiments import tuning
 from natscope.precompute.experiments.brittleness import most_removed
 from natscope.precompute.experiments.result import TUNED, build_command
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 
 
 class Stopped(Exception):
@@ -102,10 +102,10 @@ def for_coresets(bundle_path, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "SIGMA2S", (1.0, 1e4))
         settings = {"queries": 20, "budget": 30, "seed": 0, "methods": ("info_gain",)}
-        kept = Kept(folder / "bundle-coreset-tuning.partial.json")
+        cache = ResultCache(folder / "bundle-coreset-tuning.partial.json")
         with pytest.raises(Stopped):
-            tuning.tune_coresets(folder / "bundle", **settings, kept=kept, progress=stop)
-        assert sum(" subset " in name for name in kept.parts()) == 2
+            tuning.tune_coresets(folder / "bundle", **settings, cache=cache, progress=stop)
+        assert sum(" subset " in name for name in cache.parts()) == 2
         command = f"tune --score coreset --bundle {folder / 'bundle'} --queries 20 --budget 30 --methods info_gain"
         done = CliRunner().invoke(natscope, command.split())
     assert done.exit_code == 0, done.output
@@ -195,7 +195,7 @@ def test_a_result_that_is_no_file_is_not_waited_for(tmp_path):
 def test_too_few_held_out_images_are_refused(bundle_path, tmp_path):
     settings = {"queries": 900, "budget": 30, "seed": 0, "methods": ("info_gain",)}
     with pytest.raises(QueryError, match="2,000 test images are held out, too few for 3 sets of 900"):
-        tuning.tune_coresets(bundle_path, **settings, kept=Kept(tmp_path / "k"), progress=SILENT)
+        tuning.tune_coresets(bundle_path, **settings, cache=ResultCache(tmp_path / "k"), progress=SILENT)
 
 
 def test_a_longer_experiment_contains_a_shorter_one(attributor):
@@ -219,9 +219,9 @@ def test_a_stopped_choice_goes_on_where_it_was(bundle_path, tmp_path, monkeypatc
     settings = {"queries": 1, "budget": 30, "seed": 0, "methods": ("relatif",)}
     file, stages = tmp_path / "kept.json", []
     with pytest.raises(Stopped):
-        tuning.tune(bundle_path, **settings, kept=Kept(file), progress=stop)
+        tuning.tune(bundle_path, **settings, cache=ResultCache(file), progress=stop)
     watch = lambda stage, done, total: stages.append((stage, done))  # noqa: E731
-    again = tuning.tune(bundle_path, **settings, kept=Kept(file), progress=watch).to_dict()
+    again = tuning.tune(bundle_path, **settings, cache=ResultCache(file), progress=watch).to_dict()
     assert ("Training without what was found", 1) in stages
     assert ("Training without what was found", 0) not in stages
     assert not any(stage.startswith("Asking") for stage, _ in stages)
@@ -236,5 +236,11 @@ def test_the_nearest_to_one_of_the_best_is_chosen():
 def test_a_method_without_sigma2_is_refused(bundle_path, tmp_path):
     with pytest.raises(QueryError, match="RepSim does not use σ²"):
         tuning.tune(
-            bundle_path, queries=1, budget=5, seed=0, methods=("repsim",), kept=Kept(tmp_path / "k"), progress=SILENT
+            bundle_path,
+            queries=1,
+            budget=5,
+            seed=0,
+            methods=("repsim",),
+            cache=ResultCache(tmp_path / "k"),
+            progress=SILENT,
         )

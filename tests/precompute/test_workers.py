@@ -13,7 +13,7 @@ import pytest
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError
 from natscope.precompute.training import workers as side_by_side
-from natscope.precompute.training.result_cache import Kept
+from natscope.precompute.training.result_cache import ResultCache
 
 
 def beat(path):
@@ -58,21 +58,21 @@ def killed_at_first(bundle, marker):
     return os.getpid()
 
 
-def run(bundle, work, things, kept, steps):
+def run(bundle, work, things, cache, steps):
     settings = {"workers": 1, "stage": "Working", "progress": lambda stage, done, total: steps.append(done)}
-    return side_by_side.side_by_side(bundle, work, things, kept=kept, **settings)
+    return side_by_side.side_by_side(bundle, work, things, cache=cache, **settings)
 
 
 def test_a_worker_that_is_killed_is_replaced(bundle_path, tmp_path):
     things, steps = dict.fromkeys("ab", tmp_path / "marker"), []
-    found = run(Bundle(bundle_path), killed_at_first, things, Kept(tmp_path / "kept.json"), steps)
+    found = run(Bundle(bundle_path), killed_at_first, things, ResultCache(tmp_path / "kept.json"), steps)
     assert found["a"] == found["b"] != os.getpid()
     assert steps == [0, 1, 2]
 
 
 def test_workers_that_are_killed_again_and_again_are_one_sentence(tmp_path, monkeypatch):
     """Every thing that is finished in between counts as getting on."""
-    runs, kept = [], Kept(tmp_path / "kept.json")
+    runs, cache = [], ResultCache(tmp_path / "kept.json")
 
     def dies(bundle, work, things, workers, keep):
         runs.append(len(things))
@@ -82,6 +82,6 @@ def test_workers_that_are_killed_again_and_again_are_one_sentence(tmp_path, monk
 
     monkeypatch.setattr(side_by_side, "_run", dies)
     with pytest.raises(BuildError, match=r"^Working: the system ended the processes that do this, 3 times in a row, "):
-        run(None, None, dict.fromkeys("abc"), kept, [])
+        run(None, None, dict.fromkeys("abc"), cache, [])
     assert runs == [3, 2, 1, 1]
-    assert kept.parts() == {"a": 1, "b": 1}
+    assert cache.parts() == {"a": 1, "b": 1}
