@@ -70,7 +70,7 @@ def _lab(colour, seen):
 _COLOURS = {method.colour for method in METHODS.values()} | {Method("own", "Own", None, "", "", "").colour}
 
 
-@pytest.mark.parametrize("colour", [*_COLOURS, *ramp(6)])
+@pytest.mark.parametrize("colour", [*sorted(_COLOURS), *ramp(6)])
 def test_every_colour_is_seen_on_every_background(colour):
     for background in ("#ffffff", LIGHT.background, DARK.background):
         assert _contrast(colour, background) >= 3
