@@ -103,6 +103,9 @@ def _alive(session: str) -> bool:
     return not session or not runtime.exists() or runtime.get_instance().is_active_session(session)
 
 
+_waiting: dict[tuple[str, Lane], tuple[Job, object]] = {}  # what the latest run of a session's page waits for
+
+
 def ask(lane: Lane, key: Hashable, task: Callable[..., Any], *arguments: Any, bar: bool = False) -> Any:
     """Return what a task finds, waiting for it; the same key is asked once, whoever asks.
 
@@ -119,7 +122,13 @@ def ask(lane: Lane, key: Hashable, task: Callable[..., Any], *arguments: Any, ba
         NatscopeError: what the task raised, or why it could not be done.
     """
     place = st.empty() if bar else None  # always, so that what follows keeps its place on the page
-    job = lane.start(key, task, *arguments, session=session_id())
+    session, mine = session_id(), object()
+    # Streamlit starts the next run of a page before the last one has noticed: what that waits for is left now.
+    before = _waiting.get((session, lane))
+    if before is not None and before[0].key != key:
+        lane.leave(before[0], session)
+    job = lane.start(key, task, *arguments, session=session)
+    _waiting[session, lane] = job, mine
     began = time.monotonic()
     try:
         job.finished.wait(_PATIENCE if bar else None)
@@ -127,9 +136,13 @@ def ask(lane: Lane, key: Hashable, task: Callable[..., Any], *arguments: Any, ba
             if place is not None:  # drawing is also where Streamlit ends a run that is no longer wanted
                 place.progress(job.share, f"{_doing(lane, job)} … {time.monotonic() - began:.0f} s")
     finally:
+        latest = _waiting.get((session, lane), (job, mine))
+        if latest[1] is mine:
+            _waiting.pop((session, lane), None)
+        joined = latest[0] is job and latest[1] is not mine  # by the next run of the same page
         # Of a session that is gone the job stays for a while: whoever reloads the page comes back as another one.
-        if not job.finished.is_set() and _alive(session_id()):
-            lane.leave(job, session_id())
+        if not job.finished.is_set() and not joined and _alive(session):
+            lane.leave(job, session)
     if place is not None:
         place.empty()
     return job.value()

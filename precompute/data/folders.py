@@ -5,12 +5,13 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from natscope.core.errors import DataError, QueryError
-from natscope.core.files import size
+from natscope.core.errors import DataError, FileError, QueryError
+from natscope.core.files import sha256_of, size
 from natscope.core.progress import Progress, silent
 from natscope.core.text import UNSEEN
 from natscope.precompute.data.datasets import FOLDER, Dataset, load_dataset
@@ -129,7 +130,9 @@ def load_folder(
 
 
 def fingerprint(path: Path) -> str:
-    """Hash the names and sizes of a folder's images, by which a build notices that they are others.
+    """Hash the names and contents of a folder's images, by which a build notices that they are others.
+
+    Files of a size and a time of change that were hashed before are not read again.
 
     Raises:
         DataError: if the folder cannot be used.
@@ -137,9 +140,19 @@ def fingerprint(path: Path) -> str:
     _, train, test = _listed(path, 0.5)
     digest = hashlib.sha256()
     for file in sorted(file for file, _ in [*train, *test]):
-        length = file.lstat().st_size if _dangles(file) else file.stat().st_size
-        digest.update(f"{file.relative_to(path).as_posix()}\0{length}\n".encode(errors="surrogateescape"))
+        found = file.lstat() if _dangles(file) else file.stat()
+        content = _content(file, found.st_size, found.st_mtime_ns)
+        digest.update(f"{file.relative_to(path).as_posix()}\0{content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=2**20)
+def _content(file: Path, length: int, changed: int) -> str:
+    """Return the checksum of a file; its length where it cannot be read, which whoever reads the images says."""
+    try:
+        return sha256_of(file)
+    except FileError:
+        return str(length)
 
 
 Labelled = list[tuple[Path, int]]

@@ -4,11 +4,12 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from natscope.app import session
 from natscope.app.jobs import Lane
 from natscope.app.worker import OutOfMemory, Stopped, TookTooLong, Worker, WorkerLost
 from natscope.core.errors import QueryError
@@ -259,3 +260,28 @@ def test_what_took_too_much_is_not_tried_again_at_once(tmp_path):
     assert lane.start("a", work.until, tmp_path / "never", session="s") is job
     with pytest.raises(QueryError, match="takes longer, or more memory"):
         job.value()
+
+
+def test_the_next_run_of_a_page_leaves_what_the_last_one_still_waits_for(lane, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "session_id", lambda: "one")
+    found, gates = {}, {name: tmp_path / name for name in ("old", "new")}
+
+    def run(name, key):
+        def wait():
+            with suppress(Exception):
+                found[name] = session.ask(lane, key, work.until, gates[key])
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        until(lambda: lane.get(key) is not None and "one" in lane.get(key).sessions)
+        return thread
+
+    first = run("first", "old")
+    until(lambda: lane.get("old").state == "running")
+    threads = [first, run("second", "new"), run("third", "new")]  # the last two ask the same
+    gates["old"].touch()
+    gates["new"].touch()
+    for thread in threads:
+        thread.join(60)
+    assert found["second"] == found["third"] == "done"
+    assert session._waiting == {}

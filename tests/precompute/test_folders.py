@@ -256,7 +256,7 @@ def test_a_file_without_permission_is_named(single, monkeypatch):
     assert load_folder(single, _SKIP)[1] == [f"{name}/3.png: Permission denied" for name in ("cat", "dog")]
 
 
-def test_the_fingerprint_follows_names_and_sizes(split):
+def test_the_fingerprint_follows_names_and_contents(split):
     first = fingerprint(split)
     assert fingerprint(split) == first
     (split / "train" / "notes.txt").write_text("no image")
@@ -269,7 +269,11 @@ def test_the_fingerprint_follows_names_and_sizes(split):
     seen.add(fingerprint(split))
     _save(split / "train" / "cat" / "new.png", size=(60, 60))
     seen.add(fingerprint(split))
-    assert len(seen) == 4
+    content = bytearray(file.with_name("renamed.png").read_bytes())
+    content[-20] ^= 1  # of the same size
+    file.with_name("renamed.png").write_bytes(content)
+    seen.add(fingerprint(split))
+    assert len(seen) == 5
 
 
 def test_a_folder_of_any_name_is_named_as_it_can_be_printed(single, tmp_path_factory):
