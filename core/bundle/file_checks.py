@@ -155,6 +155,18 @@ def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, fortran, dtype
 
 
+def whole_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return what `read_header` does of a file that holds all numbers of its array and nothing more.
+
+    Raises:
+        ValueError: as `read_header` does, and if the file is shorter or longer than its header says.
+    """
+    shape, fortran, dtype = read_header(file)
+    if file.tell() + dtype.itemsize * math.prod(shape) != os.fstat(file.fileno()).st_size:
+        raise ValueError("another size")
+    return shape, fortran, dtype
+
+
 def _header(file: BinaryIO, record: FileRecord) -> tuple[int, bool]:
     """Return where an array's numbers begin, and whether columns come first.
 

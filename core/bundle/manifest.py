@@ -196,7 +196,7 @@ def _misfits(manifest: Manifest) -> Iterator[str]:
         yield "holds a command that is none of natscope's"
     yield from _setting_misfits(manifest, classes)
     for name, record in files.items():
-        if record.file != _file_of(name, classes):
+        if record.file != file_of(name, classes):
             yield "records a file that natscope does not know, or under another name"
             return
         if fault := _record_misfit(manifest, name, record):
@@ -251,7 +251,7 @@ def _poison_misfits(manifest: Manifest, poison: dict[str, Any], side: int, count
         yield "has a backdoor and not how often it works"
 
 
-def _file_of(name: str, classes: int) -> str | None:
+def file_of(name: str, classes: int) -> str | None:
     """Return the one file that a logical name may stand for; None where there is no such name."""
     if name == "weights":
         return WEIGHTS

@@ -87,7 +87,9 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
                 return _add(spec, existing(out, settings), progress)
             work = Work(out.with_name(out.name + ".partial"), settings, progress=progress)
             if not work.published:
-                _Builder(spec, work, progress).run()
+                builder = _Builder(spec, work, progress)
+                with work.resuming():
+                    builder.run()
             work.publish(out)
     except filelock.Timeout as error:
         raise BundleError(f"Another natscope is building {out} right now; wait for it, or stop it first.") from error
@@ -202,16 +204,20 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     images = ImageInputs(bundle.array("train_images"), dataset["mean"], dataset["std"])
     store = Store(bundle.path, work, progress)
     preparation = Preparation(store, model.eval(), images, labels, sketch=spec.sketch, ekfac=spec.ekfac)
-    added, missing = preparation.add(methods, requested=spec.methods is not None)
+    with work.resuming():
+        added, missing = preparation.add(methods, requested=spec.methods is not None)
     if (threads := versions()["threads"]) != bundle.manifest.versions.get("threads"):
         added = {name: settings | {"threads": threads} for name, settings in added.items()}
+    files = store.checked_records()
+    work.check(files.values())
     manifest = replace(
         bundle.manifest,
         methods=bundle.manifest.methods | added,
         results=bundle.manifest.results | _left_out(missing, bundle.manifest.results),
-        files=bundle.manifest.files | store.checked_records(),
+        files=bundle.manifest.files | files,
     )
-    write_manifest(bundle.path, manifest)
+    with work.resuming():
+        write_manifest(bundle.path, manifest)
     shutil.rmtree(work.path)
     return Bundle(bundle.path)
 

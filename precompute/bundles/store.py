@@ -1,6 +1,5 @@
 """The files of a bundle while it is written: each whole or not there, filled shard by shard, recorded in a journal."""
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from natscope.core.bundle.file_checks import read_header
+from natscope.core.bundle.file_checks import whole_header
 from natscope.core.bundle.format import FileRecord, write_atomically
 from natscope.core.errors import FileError
 from natscope.core.files import create, opened
@@ -111,8 +110,6 @@ def _holds(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
     """Return whether a file is an array of this form, whatever its values, that has no other name."""
     try:
         with opened(file) as handle:
-            header, found = read_header(handle), os.fstat(handle.fileno())
-            size = handle.tell() + dtype.itemsize * math.prod(shape)
+            return whole_header(handle) == (shape, False, dtype) and os.fstat(handle.fileno()).st_nlink == 1
     except (FileError, ValueError):
         return False
-    return header == (shape, False, dtype) and (found.st_size, found.st_nlink) == (size, 1)

@@ -1,15 +1,20 @@
 """The unfinished bundle: a folder and a journal of what is on disk, so that a killed build goes on where it was."""
 
+import contextlib
 import json
 import os
 import shutil
-from pathlib import Path, PurePath
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
-from natscope.core.bundle.file_checks import read_header
-from natscope.core.bundle.format import MANIFEST, Manifest, sha256_of, write_atomically
-from natscope.core.bundle.manifest import LARGEST
-from natscope.core.errors import BundleError, NatscopeError
+import safetensors
+
+from natscope.core.bundle.file_checks import whole_header
+from natscope.core.bundle.format import MANIFEST, FileRecord, Manifest, sha256_of, write_atomically
+from natscope.core.bundle.manifest import LARGEST, file_of
+from natscope.core.bundle.schema import SchemaError
+from natscope.core.errors import BuildError, BundleError, NatscopeError, out_of_memory
 from natscope.core.files import irregular, opened, read_regular
 from natscope.core.progress import Progress, silent
 from natscope.precompute.bundles.spec import versions
@@ -17,6 +22,8 @@ from natscope.precompute.bundles.spec import versions
 CHECKPOINT = "training.safetensors"
 _JOURNAL, _SETTINGS = "journal.json", "settings.json"
 _UNREADABLE = (NatscopeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_MISFITS = (ValueError, TypeError, LookupError, RuntimeError, safetensors.SafetensorError)
+_CLASSES = 10**6  # more than any bundle has
 
 
 class Work:
@@ -24,7 +31,8 @@ class Work:
 
     A finished file is in it with its checksum: one that is no longer whole when work goes on is made again, as after a
     crash of the machine that kept the journal and not all of the file. A stranger may have made both folders: neither
-    is written into while it holds a link, a pipe or a device, through which something else would be written.
+    is written into while it holds a link, a pipe or a device, through which something else would be written, and a
+    file that is not the one of its name counts as unfinished.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class Work:
             if known != identity:
                 shutil.rmtree(path)
         path.mkdir(exist_ok=True)
+        self.resumed = any(file.name != _SETTINGS for file in path.iterdir())
         for place in (self._folder, path):
             for error in irregular(place, alone=place == path):  # others write into files of this one
                 raise BundleError(f"Nothing is written into {place}, for {error.path} {error.fault}; remove it first.")
@@ -86,6 +95,23 @@ class Work:
         """Return the SHA-256 of a finished file."""
         return self._files[name][1]
 
+    def check(self, files: Iterable[FileRecord]) -> None:
+        """Raise BuildError unless files are as recorded, before a manifest that others rely on names them."""
+        for record in files:
+            if sha256_of(self._folder / record.file, links=False) != record.sha256:
+                raise self._damaged()
+
+    @contextlib.contextmanager
+    def resuming(self) -> Iterator[None]:
+        """Make one BuildError of what libraries raise of files that do not fit; what a fresh build raises is kept."""
+        try:
+            yield
+        except (*_MISFITS, BundleError) as error:
+            unrecordable = isinstance(error.__cause__, SchemaError)  # arrays of other shapes than the rest calls for
+            if not self.resumed or out_of_memory(error) or (isinstance(error, BundleError) and not unrecordable):
+                raise
+            raise self._damaged() from error
+
     def publish(self, out: Path) -> None:
         """Return the finished folder its name, in one step."""
         for name in (_JOURNAL, CHECKPOINT, _SETTINGS):
@@ -94,12 +120,19 @@ class Work:
             file.unlink()
         self.path.rename(out)
 
+    def _damaged(self) -> BuildError:
+        return BuildError(
+            f"The unfinished bundle {self.path} is damaged; delete that folder and run the command again."
+        )
+
     def _is_whole(self, name: str) -> bool:
         file, digest = self._files[name]
+        if file != file_of(name, _CLASSES):
+            return False
         try:
             if file.endswith(".npy"):
                 with opened(self._folder / file) as handle:
-                    read_header(handle)
+                    whole_header(handle)
             return sha256_of(self._folder / file, links=False) == digest
         except (NatscopeError, ValueError):
             return False
@@ -113,8 +146,7 @@ def _read(journal: Path) -> tuple[dict[str, int], dict[str, tuple[str, str]]]:
         files = {name: (str(file), str(digest)) for name, (file, digest) in found["files"].items()}
     except _UNREADABLE:
         return {}, {}
-    within = all(".." not in PurePath(file).parts and not PurePath(file).is_absolute() for file, _ in files.values())
-    return (done, files) if within and files.keys() <= done.keys() else ({}, {})
+    return (done, files) if files.keys() <= done.keys() else ({}, {})
 
 
 def _made_with(path: Path) -> dict[str, Any] | None:

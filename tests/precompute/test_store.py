@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import safetensors
+import safetensors.torch
 import torch
 
-from natscope.core.bundle.format import Bundle, check_bundle
+from natscope.core.bundle.format import Bundle, check_bundle, sha256_of
 from natscope.core.errors import BuildError, BundleError
 from natscope.core.methods.artifacts import FACTORS
 from natscope.precompute.bundles.opening import faults
@@ -208,3 +209,144 @@ def test_kept_results_and_checkpoints_that_are_pipes_are_not_waited_for(tmp_path
     model, recipe = build_model(ModelSpec(widths=(16, 3)), seed=0), TrainingSpec(epochs=1, batch_size=4)
     with pytest.raises(BuildError, match=r"training\.safetensors is damaged; delete it"):
         train(model, images, labels, recipe, checkpoint=tmp_path / "training.safetensors")
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _stop(stage, done, total):
+    if stage == "Checksums":
+        raise _Stopped
+
+
+@pytest.fixture(scope="session")
+def unfinished_path(tmp_path_factory):
+    """A build without methods that was stopped before its manifest."""
+    path = tmp_path_factory.mktemp("unfinished") / "new"
+    with pytest.raises(_Stopped):
+        build_tiny(path, _stop, methods=())
+    return path.with_name("new.partial")
+
+
+@pytest.fixture
+def unfinished(unfinished_path, tmp_path):
+    return shutil.copytree(unfinished_path, tmp_path / "new.partial")
+
+
+def _forge(work, name, file, folder=None):
+    """Let the journal say that a file is the finished one of a name."""
+    found = json.loads((work / "journal.json").read_text())
+    found["files"][name] = [file, sha256_of((folder or work) / file)]
+    found["done"][name] = found["done"].get(name, 60)
+    (work / "journal.json").write_text(json.dumps(found))
+
+
+def _sums(path):
+    return {file.name: sha256_of(file) for file in path.iterdir() if file.is_file()}
+
+
+@pytest.mark.parametrize("name", ["train_labels", "train_images", "train_logits", "penultimate", "gram_0"])
+@pytest.mark.parametrize("bytes_more", [-8, 8])
+def test_an_unfinished_array_that_is_cut_off_is_made_again(unfinished, bare_path, name, bytes_more):
+    file = unfinished / f"{name}.npy"
+    content = file.read_bytes()
+    file.write_bytes(content[:bytes_more] if bytes_more < 0 else content + bytes(bytes_more))
+    _forge(unfinished, name, file.name)
+    assert _sums(build_tiny(unfinished.with_name("new"), methods=()).path) == _sums(bare_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "other"),
+    [
+        ("train_labels", "train_labels.npy", "test_labels.npy"),
+        ("train_logits", "train_logits.npy", "settings.json"),
+        ("index_0", "index_0.faiss", "gram_0.npy"),
+        ("weights", "model.safetensors", "features.npy"),
+    ],
+)
+def test_an_unfinished_file_recorded_under_another_name_is_made_again(unfinished, bare_path, name, file, other):
+    (unfinished / file).unlink()
+    _forge(unfinished, name, other)
+    assert _sums(build_tiny(unfinished.with_name("new"), methods=()).path) == _sums(bare_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("train_logits", np.zeros((6, 3), np.float32)),
+        ("train_logits", np.zeros((60, 2), np.float32)),
+        ("penultimate", np.zeros(60, np.float32)),
+        ("penultimate", np.zeros((60, 5), np.float32)),
+        ("gram_0", np.zeros((3, 2))),
+        ("weights", b"garbage"),
+        ("weights", safetensors.torch.save({"a": torch.zeros(3)})),
+    ],
+    ids=["few rows", "few classes", "one dimension", "few units", "no square", "no weights", "other weights"],
+)
+def test_unfinished_work_that_does_not_fit_is_one_sentence(unfinished, name, array):
+    file = unfinished / ("model.safetensors" if name == "weights" else f"{name}.npy")
+    if isinstance(array, bytes):
+        file.write_bytes(array)
+    else:
+        np.save(file, array)
+    _forge(unfinished, name, file.name)
+    with pytest.raises(
+        BuildError, match=r"^The unfinished bundle .*new\.partial is damaged; delete that folder and run the command ag"
+    ):
+        build_tiny(unfinished.with_name("new"), methods=())
+    shutil.rmtree(unfinished)
+    assert faults(build_tiny(unfinished.with_name("new"), methods=()).path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "resumed"), [(ValueError("a bug"), False), (RuntimeError("not enough memory: 9 bytes"), True)]
+)
+def test_only_what_files_may_have_raised_is_said_of_unfinished_work(unfinished, monkeypatch, error, resumed):
+    def fail(*arguments, **settings):
+        raise error
+
+    if not resumed:
+        shutil.rmtree(unfinished)
+    monkeypatch.setattr("natscope.precompute.bundles.build.distances", fail)
+    with pytest.raises(type(error), match=str(error)):
+        build_tiny(unfinished.with_name("new"), methods=())
+
+
+def _adding(path):
+    place = path.with_name("bundle.adding")
+    Work(place, {"bundle": Bundle(path).identity}, folder=path)
+    (place / "journal.json").write_text('{"done": {}, "files": {}}')
+    return place
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_no_method_is_added_with_the_checksum_of_another_file(path, there):
+    place = _adding(path)
+    for name in ("trak_features", "trak_out_to_loss", "margin_features"):
+        _forge(place, name, "features.npy", path)
+        if there:
+            shutil.copy(path / "features.npy", path / f"{name}.npy")
+    build_tiny(path, methods=("trak",))
+    assert faults(path) == []
+
+
+def test_an_added_array_that_does_not_fit_is_one_sentence(path):
+    place = _adding(path)
+    for name in ("trak_features", "trak_out_to_loss"):
+        np.save(path / f"{name}.npy", np.zeros((7, 3), np.float32))
+        _forge(place, name, f"{name}.npy", path)
+    with pytest.raises(BuildError, match=r"^The unfinished bundle .*bundle\.adding is damaged; delete that folder"):
+        build_tiny(path, methods=("trak",))
+    assert check_bundle(path) == []
+
+
+def test_a_file_that_changes_before_it_is_recorded_is_not_recorded(path):
+    def change(stage, done, total):
+        if stage == "Checksums":
+            np.save(path / "trak_features.npy", np.zeros((60, 16), np.float32))
+
+    with pytest.raises(BuildError, match=r"^The unfinished bundle .*bundle\.adding is damaged; delete that folder"):
+        build_tiny(path, change, methods=("trak",))
+    assert check_bundle(path) == []
+    assert Bundle(path).manifest.methods == {}
