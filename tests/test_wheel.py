@@ -22,7 +22,7 @@ _ROOT = Path(__file__).parents[1]
 _TRACKED = ("app", "assets", "core", "natscope", "precompute", "pyproject.toml", "README.md", "LICENSE")
 _FILES = (
     "py.typed",
-    "app/grid.js",
+    "app/components/grid.js",
     "app/logo.svg",
     "assets/fashion_mnist/LICENSE",
     "assets/resnet9/cifar10.safetensors",
@@ -140,7 +140,7 @@ def test_it_brings_one_name_and_all_that_belongs_to_it(wheel):
     }
     there = {
         "natscope/py.typed",
-        "natscope/app/grid.js",
+        "natscope/app/components/grid.js",
         "natscope/app/logo.svg",
         "natscope/assets/results/backdoor.json",
     }

@@ -243,7 +243,7 @@ def attribute(
     else:
         origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
         query = attributor.query(origin, int(index))  # type: ignore[arg-type]
-    method = method or Request().method
+    method = Request().method if method is None else method
     settings |= {"method": method, "sigma2": attributor.bundle.sigma2(method) if sigma2 is None else sigma2}
     request = Request(target=None if target is None else _class_number(target, classes), **settings)
     result = attributor.attribute(query, request)
