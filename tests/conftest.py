@@ -33,12 +33,13 @@ _DATA = Path(os.environ.get("NATSCOPE_TEST_DATA", Path(__file__).parents[2] / "s
 
 
 _SLOW = {"browser", "bundle_path", "poisoned_path", "shared_data"}  # fixtures that start a browser, build or train
+_BUILDING = {"artifacts", "build", "fuzz", "own_model", "store", "tenth_method", "trusted", "wheel"}  # files of tests
 
 
 def pytest_collection_modifyitems(items) -> None:
     """Mark as slow what needs a browser or a bundle built from scratch: `make check` leaves it out."""
     for item in items:
-        if _SLOW & set(item.fixturenames):
+        if _SLOW & set(item.fixturenames) or item.path.stem.removeprefix("test_") in _BUILDING:
             item.add_marker(pytest.mark.slow)
 
 
