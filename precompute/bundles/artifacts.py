@@ -67,6 +67,7 @@ class Preparation:
             try:
                 added[method.name] = {"needs": list(method.files)} | self._prepare(method)
             except ValueError as error:
+                shutil.rmtree(self.folder, ignore_errors=True)  # what an interruption leaves there is gone on with
                 if requested:
                     raise BuildError(str(error)) from error
                 left_out[method.name] = str(error)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from natscope import assets
-from natscope.core.bundle.format import Bundle, check_bundle, sha256_of
+from natscope.core.bundle.format import MANIFEST, Bundle, check_bundle, sha256_of
 from natscope.core.bundle.request import Request
 from natscope.core.errors import BuildError, QueryError
 from natscope.core.methods import METHODS
@@ -107,6 +107,8 @@ def test_a_method_that_was_not_asked_for_and_cannot_be_had_is_left_out_with_a_se
     (sentence,) = bundle.manifest.results["left_out"].values()
     assert "more than this network's gradients span" in sentence
     assert "trak" not in bundle.manifest.methods
+    recorded = {record.file for record in bundle.manifest.files.values()}
+    assert {path.name for path in bundle.path.iterdir()} == {MANIFEST, *recorded}
     assert "graddot" in bundle.manifest.methods
     before = bundle.identity
     assert build(spec, tmp_path / "bundle").identity == before
