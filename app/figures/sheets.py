@@ -10,22 +10,19 @@ from natscope.app.figures.style import Axes, Figure, Rectangle, blank, saved
 from natscope.app.words import nats, sigma2_text
 from natscope.core.analysis.comparison import Row, shared_images
 from natscope.core.bundle.request import Attribution, QueryImage
-from natscope.core.methods import METHODS, Method
+from natscope.core.methods import METHODS
 
 _COLUMNS = 10
 _SHORT, _LONG = 14, 16  # characters of a class's name at an image
 
 
-def ranking_png(
-    query: QueryImage, images: np.ndarray, result: Attribution, method: Method, classes: tuple[str, ...]
-) -> bytes:
+def ranking_png(query: QueryImage, images: np.ndarray, result: Attribution, classes: tuple[str, ...]) -> bytes:
     """Draw the query and its ranked images as a PNG.
 
     Args:
         query: the query.
         images: (M, H, W) or (M, H, W, 3) uint8, in the order of the ranking.
         result: the attribution.
-        method: the method that made it.
         classes: names by label.
     """
     names = [escape.mathtext(name, _LONG) for name in classes]
@@ -45,6 +42,7 @@ def ranking_png(
         before = item.nats or 0.0
         row, column = divmod(place, _COLUMNS)
         _show(figure.add_subplot(cells[row, column + 2]), image, f"{rank}  {names[item.label]}\n{amount}{arrow}")
+    method = METHODS[result.request.method]
     sigma2 = f", σ² = {result.request.sigma2:.3g}" if method.uses_sigma2 else ""
     figure.suptitle(f"{method.title}{sigma2}: training images behind “{names[result.target]}”", fontsize=9)
     return saved(figure, "png")

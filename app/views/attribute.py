@@ -58,7 +58,7 @@ def _title(query: QueryImage) -> str:
 
 
 def _restore_controls(view: AttributeView) -> None:
-    """Return the controls the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
+    """Set the controls to the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
     target = _ITS_ANSWER if view.target is None else view.target
     values = (view.method, links.exponent_of(view.sigma2), view.budget, view.pool, view.conditioning, target)
     for key, value in zip(_WIDGETS, values, strict=True):
@@ -113,7 +113,7 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
         _curve(result, picked)
     with details:
         _details(attributor, result, images, picked)
-    _downloads(query, images, result, method, classes)
+    _downloads(query, images, result, classes)
 
 
 def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> AttributeView:
@@ -283,17 +283,15 @@ def _details(attributor: Served, result: Attribution, images: np.ndarray, picked
         enlarge(images[picked], f"Training image {item.train_index}: {classes[item.label]}", key="enlarge_picked")
 
 
-def _downloads(
-    query: QueryImage, images: np.ndarray, result: Attribution, method: Method, classes: tuple[str, ...]
-) -> None:
-    name = f"natscope-{query.origin}{'' if query.index is None else f'-{query.index}'}-{method.name}"
+def _downloads(query: QueryImage, images: np.ndarray, result: Attribution, classes: tuple[str, ...]) -> None:
+    name = f"natscope-{query.origin}{'' if query.index is None else f'-{query.index}'}-{result.request.method}"
     offers = (
         (
             "PNG",
             "image/png",
             ":material/image:",
             "The figure, in print quality.",
-            lambda: draw(ranking_png, query, images, result, method, classes),
+            lambda: draw(ranking_png, query, images, result, classes),
         ),
         ("CSV", "text/csv", ":material/table:", "The ranking as a table.", lambda: _table(result, classes)),
         (

@@ -2,15 +2,21 @@
 
 import ast
 import logging
+import pickle
 import threading
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from natscope.app import downloads, session
+from natscope.app.figures.sheets import ranking_png
 from natscope.app.jobs import Lane
 from natscope.app.serve import THREADS, _in_one_line
+from natscope.core.bundle.request import Attribution, Item, QueryImage, Request
 from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS
 from tests.app.conftest import Here
 from tests.conftest import syntax_of
 
@@ -50,7 +56,7 @@ def button(monkeypatch):
     return draw
 
 
-class Request(threading.Thread):
+class Download(threading.Thread):
     """A request for a file, in a thread as Streamlit's are."""
 
     def __init__(self, make):
@@ -81,7 +87,7 @@ def until(condition):
 
 
 def test_equal_figures_are_drawn_once_whoever_asks(button):
-    requests = [Request(button(owner, "a")) for owner in ("one", "two", "one")]
+    requests = [Download(button(owner, "a")) for owner in ("one", "two", "one")]
     until(lambda: downloads._waiting.total() == 3)
     _gate.set()
     assert answers(requests) == ["a"] * 3
@@ -90,9 +96,9 @@ def test_equal_figures_are_drawn_once_whoever_asks(button):
 
 
 def test_one_session_waits_for_few_figures_and_holds_up_nobody(button):
-    flood = [Request(button("one", f"{number}")) for number in range(100)]
+    flood = [Download(button("one", f"{number}")) for number in range(100)]
     until(lambda: sum(request.found is not None for request in flood) == 97)
-    other = Request(button("two", "a"))
+    other = Download(button("two", "a"))
     until(lambda: downloads._waiting["two"] == 1)
     _gate.set()
     assert answers([other]) == ["a"]
@@ -102,14 +108,14 @@ def test_one_session_waits_for_few_figures_and_holds_up_nobody(button):
 
 
 def test_some_threads_are_left_for_tables_however_many_sessions_ask(button):
-    flood = [Request(button(f"{number}", "a")) for number in range(100)]
+    flood = [Download(button(f"{number}", "a")) for number in range(100)]
     until(lambda: sum(request.found is None for request in flood) < THREADS)
     _gate.set()
     assert answers(flood).count("a") == THREADS // 2
 
 
 def test_a_figure_belongs_to_the_session_that_was_offered_it(button, figures):
-    request = Request(button("one", "a"))
+    request = Download(button("one", "a"))
     until(lambda: _drawn)
     assert [job.sessions for job in figures._jobs.values()] == [{"one"}]
     _gate.set()
@@ -145,3 +151,13 @@ def test_every_page_offers_files_in_this_way(file):
     assert "download_button" not in {
         found.attr for found in ast.walk(syntax_of(file)) if isinstance(found, ast.Attribute)
     }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_ranking_of_every_method_reaches_the_process_that_draws_it(method):
+    query = QueryImage(np.zeros((4, 4), np.uint8), np.array([0.9, 0.1]), np.zeros(3), "test", 0, 0, ood=0.5)
+    item = Item(rank=1, train_index=3, label=0, score=0.5, nats=None, sign=1, variance=1.0)
+    answer = Attribution(Request(method), 0, 10, (item,), None, redundancy=0.0, seconds=0.1)
+    sent = ForkingPickler.dumps((ranking_png, query, np.zeros((1, 4, 4), np.uint8), answer, ("coat", "shirt")))
+    function, *arguments = pickle.loads(sent)
+    assert function(*arguments).startswith(b"\x89PNG")
