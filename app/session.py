@@ -103,7 +103,7 @@ def _alive(session: str) -> bool:
     return not session or not runtime.exists() or runtime.get_instance().is_active_session(session)
 
 
-_waiting: dict[tuple[str, Lane], tuple[Job, object]] = {}  # what the latest run of a session's page waits for
+_waiting: dict[tuple[str, Lane], tuple[Job]] = {}  # what the latest run of a session's page waits for
 
 
 def ask(lane: Lane, key: Hashable, task: Callable[..., Any], *arguments: Any, bar: bool = False) -> Any:
@@ -122,13 +122,13 @@ def ask(lane: Lane, key: Hashable, task: Callable[..., Any], *arguments: Any, ba
         NatscopeError: what the task raised, or why it could not be done.
     """
     place = st.empty() if bar else None  # always, so that what follows keeps its place on the page
-    session, mine = session_id(), object()
+    session = session_id()
     # Streamlit starts the next run of a page before the last one has noticed: what that waits for is left now.
     before = _waiting.get((session, lane))
     if before is not None and before[0].key != key:
         lane.leave(before[0], session)
     job = lane.start(key, task, *arguments, session=session)
-    _waiting[session, lane] = job, mine
+    mine = _waiting[session, lane] = (job,)  # another tuple for each run, of the same job too
     began = time.monotonic()
     try:
         job.finished.wait(_PATIENCE if bar else None)
@@ -136,10 +136,10 @@ def ask(lane: Lane, key: Hashable, task: Callable[..., Any], *arguments: Any, ba
             if place is not None:  # drawing is also where Streamlit ends a run that is no longer wanted
                 place.progress(job.share, f"{_doing(lane, job)} … {time.monotonic() - began:.0f} s")
     finally:
-        latest = _waiting.get((session, lane), (job, mine))
-        if latest[1] is mine:
+        latest = _waiting.get((session, lane), mine)
+        if latest is mine:
             _waiting.pop((session, lane), None)
-        joined = latest[0] is job and latest[1] is not mine  # by the next run of the same page
+        joined = latest is not mine and latest[0] is job  # by the next run of the same page
         # Of a session that is gone the job stays for a while: whoever reloads the page comes back as another one.
         if not job.finished.is_set() and not joined and _alive(session):
             lane.leave(job, session)

@@ -1,1 +1,16 @@
 """Parts of pages with HTML, CSS or JavaScript of their own."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import streamlit as st
+
+_FOLDER = Path(__file__).parent
+
+
+@cache
+def component(name: str, html: str) -> Callable:
+    """Declare a component by the name of its CSS and JavaScript files here, once; return what draws it."""
+    css, js = ((_FOLDER / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return st.components.v2.component(f"natscope_{name}", html=html, css=css, js=js)

@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import streamlit as st
 
+from natscope.app.components import component
 from natscope.app.theme import FRAMES
-
-_FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -37,22 +34,12 @@ class Strip:
 
 
 def marks(shared: Sequence[int]) -> dict[int, tuple[str, str]]:
-    """Return each shared image a letter and a colour, the first ones A, B, C and so on."""
+    """Return a letter and a colour for each shared image, the first ones A, B, C and so on."""
     return {image: (_letters(place), FRAMES[place % len(FRAMES)]) for place, image in enumerate(shared)}
 
 
 def _letters(place: int) -> str:
     return chr(65 + place % 26) + (str(place // 26 + 1) if place >= 26 else "")
-
-
-@lru_cache(maxsize=1)
-def _component() -> Callable:
-    return st.components.v2.component(
-        "natscope_comparison",
-        html='<div class="comparison"></div>',
-        css=(_FOLDER / "comparison.css").read_text(encoding="utf-8"),
-        js=(_FOLDER / "comparison.js").read_text(encoding="utf-8"),
-    )
 
 
 def comparison(
@@ -73,7 +60,7 @@ def comparison(
         if isinstance(image, int) and any(tile.image == image for strip in strips for tile in strip.tiles):
             on_pick(image)
 
-    _component()(
+    component("comparison", '<div class="comparison"></div>')(
         key=key,
         data={
             "query": {"src": query_src, "name": query_text[0], "says": query_text[1]},

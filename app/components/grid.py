@@ -5,13 +5,13 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import streamlit as st
 from PIL import Image
 
-_FOLDER = Path(__file__).parent
+from natscope.app.components import component
+
 _KEPT, _SMALL = 4096, 2**13  # encoded images that are remembered, for all visitors, and bytes of the largest such image
 
 
@@ -40,16 +40,6 @@ class Card:
     tone: str = "for"
     strength: float = 0.0
     framed: bool = False
-
-
-@lru_cache(maxsize=1)
-def _component() -> Callable:
-    return st.components.v2.component(
-        "natscope_grid",
-        html='<div class="grid" role="group"></div>',
-        css=(_FOLDER / "grid.css").read_text(encoding="utf-8"),
-        js=(_FOLDER / "grid.js").read_text(encoding="utf-8"),
-    )
 
 
 def grid(
@@ -86,7 +76,7 @@ def grid(
 
         return handle
 
-    _component()(
+    component("grid", '<div class="grid" role="group"></div>')(
         key=key,
         data={
             "items": [vars(card) for card in cards],

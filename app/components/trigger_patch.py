@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import streamlit as st
 
-_FOLDER = Path(__file__).parent
+from natscope.app.components import component
 
 
 @dataclass(frozen=True)
@@ -27,16 +25,6 @@ class Shown:
     says: str
     share: str
     wrong: bool
-
-
-@lru_cache(maxsize=1)
-def _component() -> Callable:
-    return st.components.v2.component(
-        "natscope_trick",
-        html='<div class="trick"></div>',
-        css=(_FOLDER / "trigger_patch.css").read_text(encoding="utf-8"),
-        js=(_FOLDER / "trigger_patch.js").read_text(encoding="utf-8"),
-    )
 
 
 def trick(
@@ -65,7 +53,7 @@ def trick(
         if isinstance(place, int) and 0 <= place < squares:
             on_draw(place)
 
-    _component()(
+    component("trigger_patch", '<div class="trick"></div>')(
         key=key,
         data={
             "clean": asdict(clean),

@@ -59,7 +59,7 @@ def measured_for(attributor: Served) -> dict[str, Any] | None:
 
 
 def sigma2_of(scene: Scene, method: str) -> float:
-    """Return the sigma2 at which a method is requested the culprits."""
+    """Return the sigma2 at which a method is asked for the culprits."""
     return scene.attributor.bundle.sigma2(method, purpose="backdoor")
 
 

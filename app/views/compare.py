@@ -65,7 +65,7 @@ def page() -> None:
 def _usual_sigma2s(view: ComparisonView, attributor: Served) -> ComparisonView:
     if "sigma2" in st.query_params or not attributor.bundle.manifest.tuned:
         return view
-    return replace(view, own={n: attributor.bundle.sigma2(n) for n, m in METHODS.items() if m.uses_sigma2})
+    return replace(view, own=frame.usual_sigma2s(attributor))
 
 
 def _shown(view: ComparisonView) -> tuple[str, ...]:
@@ -203,7 +203,7 @@ def _settings(attributor: Served) -> ComparisonView:
 
 
 def _restore(view: ComparisonView, attributor: Served) -> None:
-    """Return the controls the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
+    """Set the controls to the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
     now, known = attributor.usable(fast=True), f"{_KEY}usable"
     if not view.methods and st.session_state.get(known, now) != now:
         st.session_state.pop(f"{_KEY}methods", None)  # a method that became ready joins those that were not chosen

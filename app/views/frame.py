@@ -145,12 +145,17 @@ def comparison(view: AttributeView, attributor: Served, *, purpose: str = "predi
         attributor: of the bundle.
         purpose: as of `Bundle.sigma2`.
     """
-    own = {name: attributor.bundle.sigma2(name, purpose=purpose) for name, m in METHODS.items() if m.uses_sigma2}
+    own = usual_sigma2s(attributor, purpose=purpose)
     own |= {view.method: view.sigma2} if METHODS[view.method].uses_sigma2 else {}
     budget = min(view.budget, links.LARGEST_COMPARED)
     asked = {"pool": view.pool, "conditioning": view.conditioning, "target": view.target}
     shown = ComparisonView(view.query, sigma2=view.sigma2, own=own, budget=budget, **asked)  # type: ignore[arg-type]
     return address("compare", shown, attributor)
+
+
+def usual_sigma2s(attributor: Served, *, purpose: str = "prediction") -> dict[str, float]:
+    """Return the usual sigma2 of every method that uses one, for a purpose of `Bundle.sigma2`."""
+    return {name: attributor.bundle.sigma2(name, purpose=purpose) for name, m in METHODS.items() if m.uses_sigma2}
 
 
 def _bundle(attributor: Served) -> dict[str, str]:

@@ -136,14 +136,13 @@ class LoadedArtifacts:
 
     def _computed(self, method: Method, progress: Progress) -> dict[str, np.ndarray]:
         """Return the arrays of a method for another sketch than the bundle's."""
-        rows, artifacts = self.array(MARGINS, progress), method.artifacts
-        if artifacts is None:
-            raise ValueError(f"{method.title} has no arrays of its own.")
+        rows = self.array(MARGINS, progress)
         with temporary_folder() as folder:
             source = _Source(
                 self._margins.model, self._labels, Path(folder), progress, EkfacSpec(), self._inputs, lambda: rows
             )
-            return {name: array for name, array in artifacts.compute(source).items() if isinstance(array, np.ndarray)}
+            computed = method.artifacts.compute(source)
+            return {name: array for name, array in computed.items() if isinstance(array, np.ndarray)}
 
 
 @dataclass(frozen=True)

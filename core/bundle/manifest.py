@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from natscope.core.bundle.schema import SchemaError, checked
-from natscope.core.methods import METHODS, Artifacts
+from natscope.core.methods import METHODS
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.sketches import SKETCHES
 
@@ -189,7 +189,7 @@ def _misfits(manifest: Manifest) -> Iterator[str]:
         yield f"records no '{missing[0]}'"
         return
     for method in METHODS.values():
-        own = set(method.artifacts.names if method.artifacts else ())
+        own = set(method.artifacts.names)
         if own & files.keys() and not own <= files.keys():
             yield f"records only a part of what {method.title} needs"
     if not plain_command(manifest.command):
@@ -255,7 +255,7 @@ def file_of(name: str, classes: int) -> str | None:
     """Return the one file that a logical name may stand for; None where there is no such name."""
     if name == "weights":
         return WEIGHTS
-    if any(name in artifacts.files for artifacts in _artifacts()):
+    if any(name in method.artifacts.files for method in METHODS.values()):
         return name
     if name in _FIXED or name in _features() or name in _numbers():
         return f"{name}.npy"
@@ -280,17 +280,13 @@ _FIXED: dict[str, tuple[str, ...]] = {
 }
 
 
-def _artifacts() -> list[Artifacts]:
-    return [method.artifacts for method in METHODS.values() if method.artifacts is not None]
-
-
 def _features() -> set[str]:
     """Return the names of what methods need in the form of the features."""
-    return {MARGINS, *(name for artifacts in _artifacts() for name in artifacts.features)}
+    return {MARGINS, *(name for method in METHODS.values() for name in method.artifacts.features)}
 
 
 def _numbers() -> set[str]:
-    return {name for artifacts in _artifacts() for name in artifacts.numbers}
+    return {name for method in METHODS.values() for name in method.artifacts.numbers}
 
 
 def _record_misfit(manifest: Manifest, name: str, record: FileRecord) -> str | None:

@@ -1,7 +1,7 @@
 """What an attribution method is: its description, its needs and one verb, `select`; and the registry of them all."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from natscope.core.greedy import Selection
 from natscope.core.index.search import InnerProductIndex
-from natscope.core.methods.artifacts import DERIVED, Artifacts, Size
+from natscope.core.methods.artifacts import DERIVED, Artifacts
 from natscope.core.pool import Pool
 from natscope.core.posterior import Conditioning
 
@@ -109,7 +109,7 @@ class Method:
     conditions: bool = False
     score: str = "score"
     needs: tuple[str, ...] = ()
-    artifacts: Artifacts | None = None
+    artifacts: Artifacts = field(default_factory=Artifacts)
     at_random: bool = False
     sketched: bool = True
     approximates: str | None = None
@@ -122,12 +122,7 @@ class Method:
     @property
     def files(self) -> tuple[str, ...]:
         """The names of all that a bundle must hold for it, but for what follows from what every bundle holds."""
-        own = self.artifacts.names if self.artifacts else ()
-        return (*(name for name in self.needs if name not in DERIVED), *own)
-
-    def obstacle(self, size: Size) -> str | None:
-        """Return a sentence on why it cannot be prepared for a bundle of this size; None if it can."""
-        return self.artifacts.obstacle(size) if self.artifacts else None
+        return (*(name for name in self.needs if name not in DERIVED), *self.artifacts.names)
 
 
 METHODS: dict[str, Method] = {}

@@ -13,7 +13,7 @@ from natscope.core.errors import BuildError
 from natscope.core.features import FeatureMap
 from natscope.core.images import ImageInputs
 from natscope.core.methods import METHODS, Method
-from natscope.core.methods.artifacts import MARGINS, Artifacts, EkfacSpec
+from natscope.core.methods.artifacts import MARGINS, EkfacSpec
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.store import Store
 
@@ -92,8 +92,7 @@ class Preparation:
         return self._store.large(MARGINS, shape, np.dtype("float32"), shard, "Gradients of the margins")
 
     def _prepare(self, method: Method) -> dict[str, Any]:
-        artifacts = method.artifacts or Artifacts()
-        computed: dict[str, np.ndarray | bytes] = {}
+        artifacts, computed = method.artifacts, dict[str, np.ndarray | bytes]()
         if not all(map(self._store.work.finished, artifacts.names)):
             computed = dict(artifacts.compute(self))
         for name in artifacts.names:

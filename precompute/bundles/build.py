@@ -30,15 +30,22 @@ from natscope.core.files import size
 from natscope.core.images import ImageInputs
 from natscope.core.index.spec import AUTO
 from natscope.core.kernels import Kernel
-from natscope.core.methods import METHODS, Size
+from natscope.core.methods import METHODS
 from natscope.core.ood import distances, usual_distances
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.posterior import blocks, feature_gram
 from natscope.core.progress import Progress, silent
 from natscope.core.rows import RowView
-from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.artifacts import Preparation
-from natscope.precompute.bundles.spec import BuildSpec, artifact_bytes, estimated_bytes, left_out, versions, wanted
+from natscope.precompute.bundles.spec import (
+    BuildSpec,
+    artifact_bytes,
+    estimated_bytes,
+    left_out,
+    size_of,
+    versions,
+    wanted,
+)
 from natscope.precompute.bundles.store import Store
 from natscope.precompute.bundles.work import CHECKPOINT, Work
 from natscope.precompute.data.datasets import Dataset, first_of_each, of_classes, scaled
@@ -172,18 +179,13 @@ def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple
 
 
 def _missing(spec: BuildSpec, bundle: Bundle) -> tuple[str, ...]:
-    """Return the requested methods and whose artifacts the bundle does not hold.
+    """Return the requested methods whose artifacts the bundle does not hold.
 
     A method that was left out because it cannot be had is tried again only where it is requested by name.
     """
     there = {*bundle.manifest.methods, *(bundle.manifest.results.get("left_out", {}) if spec.methods is None else ())}
-    methods = wanted(spec.methods, _size(len(bundle.array("train_labels")), bundle.sketch_spec))
+    methods = wanted(spec.methods, size_of(len(bundle.array("train_labels")), bundle.sketch_spec))
     return tuple(name for name in methods if METHODS[name].files and name not in there)
-
-
-def _size(count: int, sketch: SketchSpec, model: nn.Module | None = None) -> Size:
-    parameters = None if model is None else sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Size(count, sketch.dim, vectors=sketch.kind != "exact", parameters=parameters)
 
 
 def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
@@ -196,7 +198,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
         return bundle
     place, identity = bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity}
     work = Work(place, identity, folder=bundle.path, progress=progress)
-    size = _size(len(bundle.array("train_labels")), bundle.sketch_spec)
+    size = size_of(len(bundle.array("train_labels")), bundle.sketch_spec)
     _make_sure_of_room(work.path, artifact_bytes(methods, size))
     model = network_of(bundle, seed=0)
     bundle.load_into(model)
@@ -241,8 +243,8 @@ class _Builder:
             last = len(images) % spec.training.batch_size
             check_trains(build_model(self.model, seed=spec.training.seed), images[:3], last, self.model)
         layout = layout_of(spec, model, images[:1])
-        size = _size(len(images), spec.sketch, model)
-        wanted(spec.methods, size)  # what cannot be had is found out now
+        size = size_of(len(images), spec.sketch, suitable.parameters)
+        served = wanted(spec.methods, size)  # what cannot be had is found out now
         _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
         check_recordable(spec, data, self.backdoor, self.model, self.skipped)
         self._train(model, images)
@@ -258,7 +260,7 @@ class _Builder:
         if spec.outputs == "all":
             self._every_output(features, images)
         preparation = Preparation(self.store, model, images, data.train_labels, sketch=spec.sketch, ekfac=spec.ekfac)
-        methods, missing = preparation.add(wanted(spec.methods, size), requested=spec.methods is not None)
+        methods, missing = preparation.add(served, requested=spec.methods is not None)
         self._finish(layout, results | _left_out(left_out(spec.methods, size) | missing), methods)
 
     def _inputs(self, images: np.ndarray) -> ImageInputs:

@@ -21,7 +21,7 @@ from natscope.core.pool import LARGEST_GRAM
 from natscope.core.progress import Progress, silent
 from natscope.precompute.bundles.build import SHARD, check_recordable, check_room, existing, layout_of, prepared
 from natscope.precompute.bundles.measure import bytes_each, seconds_each
-from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_out, wanted
+from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_out, size_of, wanted
 from natscope.precompute.data.datasets import FOLDER, Dataset
 from natscope.precompute.data.folders import load_named
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
@@ -71,7 +71,7 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
         yield "", f"by torch.func, exact as well and slower: {', '.join(network.by_torch_func)}"
     layout = layout_of(spec, model, images[:1])
     check_recordable(spec, data, backdoor, model_spec, skipped)
-    size = Size(len(data.train_images), spec.sketch.dim, spec.sketch.kind != "exact", network.parameters)
+    size = size_of(len(data.train_images), spec.sketch, network.parameters)
     methods = wanted(spec.methods, size)
     for name, why in left_out(spec.methods, size).items():
         yield "Left out", f"{METHODS[name].title}: {why}"
@@ -179,7 +179,7 @@ def _products(spec: BuildSpec, data: Dataset, network: Suitable, methods: tuple[
     number = float(dim * (sizes[sizes <= LARGEST_GRAM].astype(float) ** 2).sum())
     number += min(len(data.test_images), 2000) * count * (data.train_images[0].size + network.penultimate)
     number += count * dim**2 * (len(data.classes) if spec.outputs == "all" else 0)
-    own = {METHODS[name].title: a for name in methods if (a := METHODS[name].artifacts) is not None}
+    own = {METHODS[name].title: METHODS[name].artifacts for name in methods}
     number += sum(artifacts.products(size) for artifacts in own.values())
     timed = ["Grams, indexes, distances", *(title for title, artifacts in own.items() if artifacts.products(size))]
     others = [title for title, artifacts in own.items() if not artifacts.timed]
@@ -219,7 +219,7 @@ def _memory(
         bytes_each(lambda number: features.features(images[:number], labels[:number]))
         * min(features.batch_size, count),
         8 * largest * (2 * largest + dim),
-        *(a.memory(size) for name in methods if (a := METHODS[name].artifacts) is not None),
+        *(METHODS[name].artifacts.memory(size) for name in methods),
     ]
     if spec.weights is None:
         phases.append(2 * weights + bytes_each(step) * min(spec.training.batch_size, count))

@@ -25,7 +25,7 @@ EMBEDDED = {
         command=f"natscope precompute --poison-rate {RATE} --name 'Fashion-MNIST (25 %) with a backdoor, MLP'",
     ),
 }
-SLOW = tuple(name for name, m in METHODS.items() if m.artifacts is not None and not m.artifacts.usual)
+SLOW = tuple(name for name, m in METHODS.items() if m.files and not m.artifacts.usual)
 
 
 def build_embedded(

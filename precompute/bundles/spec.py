@@ -105,11 +105,15 @@ def versions() -> dict[str, str]:
     return found | {"machine": platform.machine(), "threads": str(torch.get_num_threads())}
 
 
+def size_of(count: int, sketch: SketchSpec, parameters: int | None = None) -> Size:
+    """Return what the cost of artifacts depends on, for N = `count` training images and a network's parameters."""
+    return Size(count, sketch.dim, vectors=sketch.kind != "exact", parameters=parameters)
+
+
 def artifact_bytes(methods: tuple[str, ...], size: Size) -> int:
     """Estimate the size of the artifacts of methods, work in progress included."""
     margins = 4 * size.count * size.dim if any(MARGINS in METHODS[name].needs for name in methods) else 0
-    own = (METHODS[name].artifacts for name in methods)
-    return int(1.1 * (margins + sum(artifacts.bytes(size) for artifacts in own if artifacts is not None)))
+    return int(1.1 * (margins + sum(METHODS[name].artifacts.bytes(size) for name in methods)))
 
 
 def estimated_bytes(
@@ -147,21 +151,21 @@ def wanted(methods: tuple[str, ...] | None, size: Size) -> tuple[str, ...]:
         BuildError: for a name that no method has, or a method that cannot be had for this bundle.
     """
     if methods is None:
-        return tuple(name for name in usual() if METHODS[name].obstacle(size) is None)
+        return tuple(name for name in usual() if METHODS[name].artifacts.obstacle(size) is None)
     for name in methods:
         if name not in METHODS:
             raise BuildError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
-        if obstacle := METHODS[name].obstacle(size):
+        if obstacle := METHODS[name].artifacts.obstacle(size):
             raise BuildError(obstacle)
     return tuple(name for name in METHODS if name in methods)
 
 
 def usual() -> tuple[str, ...]:
     """Return the methods whose artifacts a bundle gets without being asked, where they can be had."""
-    return tuple(name for name, m in METHODS.items() if m.artifacts is not None and m.artifacts.usual)
+    return tuple(name for name, m in METHODS.items() if m.files and m.artifacts.usual)
 
 
 def left_out(methods: tuple[str, ...] | None, size: Size) -> dict[str, str]:
     """Return for each usual method that was not requested by name why it cannot be had."""
-    found = {name: METHODS[name].obstacle(size) for name in usual()} if methods is None else {}
+    found = {name: METHODS[name].artifacts.obstacle(size) for name in usual()} if methods is None else {}
     return {name: obstacle for name, obstacle in found.items() if obstacle is not None}

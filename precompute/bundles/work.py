@@ -113,7 +113,7 @@ class Work:
             raise self._damaged() from error
 
     def publish(self, out: Path) -> None:
-        """Return the finished folder its name, in one step."""
+        """Rename the finished folder, in one step."""
         for name in (_JOURNAL, CHECKPOINT, _SETTINGS):
             (self.path / name).unlink(missing_ok=True)
         for file in self.path.rglob("*.tmp"):  # of a process that was killed while it wrote

@@ -299,6 +299,8 @@ def _likeliest(recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trust
 
     Without a bundle the one that this process builds with comes first.
     """
+    if len(recorded) < 2:
+        return list(recorded)
     if bundle is None:
         return sorted(recorded, key=lambda known: known.file == _built_with.get(known.architecture))[::-1]
     settings, here = bundle.manifest.results.get("settings"), _here()
