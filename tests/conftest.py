@@ -137,6 +137,14 @@ def syntax_of(file):
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
+def one_sentence(text: str) -> str:
+    """Return what is told to a user, once it is one sentence on one line; click ends some with "?" or ")"."""
+    assert text.strip().count("\n") == 0, text
+    assert text.rstrip()[-1] in ".?)", text
+    assert "Traceback" not in text
+    return text.strip()
+
+
 def finished(coroutine):
     """Return what a coroutine does; Playwright keeps a loop running in this thread, where asyncio.run refuses."""
     with ThreadPoolExecutor(1) as pool:

@@ -6,6 +6,7 @@ import pytest
 from natscope.app.cli.commands import main, natscope
 from natscope.app.cli.values import PATH
 from natscope.precompute.experiments import tuning
+from tests.conftest import one_sentence
 
 _OPTIONS = [
     (name, option.opts[0], option.type)
@@ -22,29 +23,28 @@ def refused(capsys, *arguments):
         main(list(arguments))
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.count("\n") == 1
     assert len(err) < 300
-    return err
+    return one_sentence(err)
 
 
 @pytest.mark.parametrize("path", ["x" * 5000, "/".join(["x" * 200] * 40), "a\0b", "", "\ud800"])
 @pytest.mark.parametrize(("command", "option"), _PATHS)
 def test_a_path_that_cannot_be(capsys, command, option, path):
     said = refused(capsys, command, f"{option}={path}")
-    assert said.startswith(f"natscope: Invalid value for '{option}': ")
+    assert f"'{option}': " in said
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "9" * 4000, "9" * 30, "-1", "²", "nan", "", "1\0"])
 @pytest.mark.parametrize(("command", "option"), _NUMBERS)
 def test_a_number_that_cannot_be(capsys, command, option, number):
     said = refused(capsys, command, f"{option}={number}")
-    assert said.startswith(f"natscope: Invalid value for '{option}': ")
+    assert f"'{option}': " in said
 
 
 @pytest.mark.parametrize("number", ["nan", "inf", "1e400", "-1", "0", "9" * 5000, ""])
 @pytest.mark.parametrize("command", ["app", "demo"])
 def test_a_size_of_memory_that_cannot_be(capsys, command, number):
-    assert refused(capsys, command, f"--memory={number}").startswith("natscope: Invalid value for '--memory': ")
+    assert "'--memory': " in refused(capsys, command, f"--memory={number}")
 
 
 def test_every_whole_number_but_that_of_an_image_has_bounds():
@@ -68,13 +68,13 @@ def test_a_word_of_thousands_of_letters_is_cut(capsys, tmp_path, monkeypatch, wa
 @pytest.mark.parametrize("widths", ["1," * 5000 + "1", "9" * 30 + ",1"])
 def test_widths_that_no_network_has(capsys, tmp_path, widths):
     said = refused(capsys, "precompute", "--out", str(tmp_path / "bundle"), f"--widths={widths}")
-    assert said.startswith("natscope: Widths must be two or more positive whole numbers, from pixels to classes, ")
+    assert "Widths" in said
 
 
 @pytest.mark.parametrize("target", ["9" * 5000, "²", "-1", "٣" * 20])
 def test_a_class_that_cannot_be(capsys, bundle_path, target):
     said = refused(capsys, "attribute", "--bundle", str(bundle_path), "--test-index", "0", f"--target={target}")
-    assert said.startswith("natscope: There is no class '")
+    assert f"no class '{target[:9]}" in said
 
 
 @pytest.mark.parametrize("place", ["/proc", "/dev/null/x", "/sys/x"])
@@ -87,11 +87,11 @@ def test_a_place_where_nothing_can_be_written(capsys, place):
 def test_a_result_that_cannot_be_written_is_found_out_at_once(capsys, monkeypatch, tmp_path, command, out):
     monkeypatch.setattr(tuning, "tune", lambda *_, **__: pytest.fail("It was computed."))
     said = refused(capsys, *command, "--bundle", str(tmp_path), "--out", out)
-    assert said.startswith(f"natscope: The result cannot be written to {out}: ")
+    assert f"written to {out}: " in said
 
 
 def test_a_result_never_takes_the_place_of_a_folder(capsys, tmp_path):
     (tmp_path / "result.json").mkdir()
     out = tmp_path / "result.json"
     said = refused(capsys, "tune", "--bundle", str(tmp_path), "--out", str(out))
-    assert said == f"natscope: {out} is a folder; --out names the JSON file to write.\n"
+    assert f"{out} is a folder; --out" in said

@@ -103,7 +103,7 @@ def test_one_session_waits_for_few_figures_and_holds_up_nobody(button):
     _gate.set()
     assert answers([other]) == ["a"]
     reported = answers(flood)
-    assert reported.count("Too many figures are being drawn; try again in a minute.") == 97
+    assert sum("Too many figures" in each for each in reported) == 97
     assert not downloads._waiting
 
 
@@ -124,7 +124,7 @@ def test_a_figure_belongs_to_the_session_that_was_offered_it(button, figures):
 
 def test_no_request_waits_for_ever(button, monkeypatch):
     monkeypatch.setattr(downloads, "_PATIENCE", 0.01)
-    with pytest.raises(QueryError, match=r"^The figure was not drawn in time; try again in a minute\.$"):
+    with pytest.raises(QueryError, match="not drawn in time"):
         button("one", "a")()
     assert not downloads._waiting
 

@@ -22,6 +22,7 @@ from natscope.app.links import (
 from natscope.core.bundle.request import CONDITIONINGS, POOLS
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
+from tests.conftest import one_sentence
 
 _LIMITS = Limits(classes=10)
 _LOW, _HIGH = 10 ** SIGMA2_EXPONENTS[0], 10 ** SIGMA2_EXPONENTS[-1]
@@ -140,7 +141,8 @@ def test_a_parameter_that_makes_no_sense_is_named_and_left_at_its_default(key, t
     view, complaints = _read({"m": "3", "pool": "all", key: text})
     expected, _ = _read({name: value for name, value in (("m", "3"), ("pool", "all")) if name != key})
     assert view == expected
-    assert complaints == [f"The link's {key} “{text[:40]}” is not valid; the default is shown."]
+    (complaint,) = complaints
+    assert f" {key} “{text[:40]}” " in one_sentence(complaint)
 
 
 def test_every_bad_parameter_is_named():
@@ -165,7 +167,7 @@ def test_a_number_opens_the_image_with_that_number(attributor, origin):
 
 
 def test_an_image_that_there_is_not_is_named(attributor):
-    with pytest.raises(QueryError, match=r"no test image 10000; choose a number from 0 to 9999\."):
+    with pytest.raises(QueryError, match=r"test image 10000; .* 0 to 9999"):
         open_query("test:10000", attributor)
 
 
@@ -197,7 +199,7 @@ def test_a_packed_image_needs_no_escapes_in_an_address():
     ids=["length", "letters", "text", "zeros", "checksum"],
 )
 def test_a_damaged_image_in_a_link_is_refused_in_a_sentence(attributor, query):
-    with pytest.raises(QueryError, match=r"^The image in this link is damaged; upload it again\.$"):
+    with pytest.raises(QueryError, match="link is damaged"):
         open_query(query, attributor)
 
 
@@ -213,7 +215,7 @@ def test_a_damaged_image_in_a_link_is_refused_in_a_sentence(attributor, query):
     ids=["nothing", "narrow", "wide", "colour", "cut"],
 )
 def test_an_image_of_another_size_in_a_link_is_refused_in_a_sentence(attributor, query):
-    with pytest.raises(QueryError, match="another size than this bundle's images; upload it again"):
+    with pytest.raises(QueryError, match="another size"):
         open_query(query, attributor)
 
 
@@ -232,5 +234,6 @@ def test_a_bomb_in_a_link_is_not_unpacked(attributor):
 @settings(max_examples=50, deadline=None)
 @given(st.text() | st.binary().map(lambda data: _packed(zlib.compress(data)).removeprefix("image:")))
 def test_whatever_the_link_says_is_an_image_or_a_sentence(attributor, text):
-    with pytest.raises(QueryError, match=r"^The image in this link .*; upload it again\.$"):
+    with pytest.raises(QueryError, match=r"damaged|another size") as caught:
         open_query("image:" + text, attributor)
+    one_sentence(str(caught.value))

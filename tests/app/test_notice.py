@@ -33,9 +33,7 @@ def _artifacts(kind):
     return AppTest.from_function(page, args=(kind,)).run()
 
 
-@pytest.mark.parametrize(
-    ("kind", "said"), [("ours", r"It is \*damaged\*."), ("memory", "There is not enough memory for this")]
-)
+@pytest.mark.parametrize(("kind", "said"), [("ours", r"It is \*damaged\*."), ("memory", "There is not enough memory")])
 def test_an_error_in_a_part_of_a_page_is_one_sentence(kind, said):
     page = _artifacts(kind)
     assert not page.exception

@@ -18,6 +18,7 @@ from natscope.app.views import query as query_view
 from natscope.core.errors import QueryError
 from natscope.precompute.data import decode as pictures
 from natscope.precompute.data.datasets import load_dataset
+from tests.conftest import one_sentence
 
 _GREY = {"size": (28, 28), "channels": 1}
 _COLOUR = {"size": (32, 32), "channels": 3}
@@ -85,7 +86,7 @@ HOSTILE = {
     "bomb": (lambda: _png_that_says(100_000, 100_000), "a.png", "more than 25 megapixels"),
     "huge real image": (lambda: _bytes(Image.new("1", (7000, 7000))), "a.png", "more than 25 megapixels"),
     "text bomb": (_text_bomb, "a.png", "damaged or incomplete"),
-    "no pixels": (lambda: _png_that_says(0, 0), "a.png", "damaged|no image|times as long"),
+    "no pixels": (lambda: _png_that_says(0, 0), "a.png", "damaged|no image|crop it"),
     "truncated PNG": (lambda: _bytes(_noise())[:1500], "a.png", "damaged or incomplete"),
     "truncated JPEG": (lambda: _bytes(_noise(), "JPEG")[:900], "a.jpg", "damaged or incomplete"),
     "truncated GIF": (lambda: _bytes(_noise(), "GIF")[:-400], "a.gif", "damaged or incomplete"),
@@ -96,8 +97,8 @@ HOSTILE = {
     "header only": (lambda: _bytes(_noise())[:33], "a.png", "damaged"),
     "signature only": (lambda: b"\x89PNG\r\n\x1a\n", "a.png", "damaged|no image"),
     "broken checksum": (lambda: _flipped(_bytes(_noise()), 200), "a.png", "damaged or incomplete"),
-    "HTML": (lambda: _HTML, "a.png", "HTML or SVG, not an image"),
-    "SVG": (lambda: b'\n <svg xmlns="http://www.w3.org/2000/svg"/>', "a.svg", "HTML or SVG, not an image"),
+    "HTML": (lambda: _HTML, "a.png", "HTML or SVG"),
+    "SVG": (lambda: b'\n <svg xmlns="http://www.w3.org/2000/svg"/>', "a.svg", "HTML or SVG"),
     "ZIP": (lambda: b"PK\x03\x04" + b"\0" * 100, "a.png", "a ZIP archive"),
     "EXE": (lambda: b"MZ\x90\0" + b"\0" * 100, "a.png", "a program, not an image"),
     "ELF": (lambda: b"\x7fELF" + b"\0" * 100, "a.jpg", "a program, not an image"),
@@ -114,10 +115,10 @@ HOSTILE = {
     "icon": (lambda: _bytes(_noise(), "ICO"), "a.ico", "no image of a kind"),
     "noise": (lambda: random.Random(0).randbytes(5000), "a.png", "no image of a kind"),
     "zeros": (lambda: bytes(5000), "a.jpg", "no image of a kind"),
-    "animated GIF": (lambda: _frames("GIF"), "a.gif", "an animation or several pages"),
-    "animated PNG": (lambda: _frames("PNG"), "a.png", "an animation or several pages"),
-    "animated WEBP": (lambda: _frames("WEBP"), "a.webp", "an animation or several pages"),
-    "pages": (lambda: _frames("TIFF"), "a.tiff", "an animation or several pages"),
+    "animated GIF": (lambda: _frames("GIF"), "a.gif", "an animation"),
+    "animated PNG": (lambda: _frames("PNG"), "a.png", "an animation"),
+    "animated WEBP": (lambda: _frames("WEBP"), "a.webp", "an animation"),
+    "pages": (lambda: _frames("TIFF"), "a.tiff", "an animation"),
     "a line": (lambda: _bytes(Image.new("L", (1, 20_000))), "a.png", "crop it"),
     "a lying line": (lambda: _bytes(Image.new("L", (20_000, 1))), "a.png", "crop it"),
     "all transparent": (lambda: _bytes(Image.new("RGBA", (20, 20))), "a.png", "transparent everywhere"),
@@ -132,9 +133,7 @@ def test_hostile_files_get_one_sentence(case, form):
     make, name, message = HOSTILE[case]
     with pytest.raises(QueryError, match=message) as caught:
         read_image(make(), name, **form)
-    text = str(caught.value)
-    assert text.endswith(".")
-    assert "\n" not in text
+    text = one_sentence(str(caught.value))
     assert any(word in text for word in ("save", "choose", "crop"))
 
 
@@ -168,7 +167,7 @@ def test_an_image_that_does_not_fit_in_memory_is_a_sentence(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(pictures, "_decode", fail)
-    with pytest.raises(QueryError, match="does not fit in memory; save it smaller"):
+    with pytest.raises(QueryError, match="fit in memory"):
         read_image(b"x", "a.png", **_GREY)
 
 

@@ -23,27 +23,22 @@ def _said(*cumulative, method="info_loss", plain=False, **settings):
     return finding(_result(*cumulative, method=method, **settings), METHODS[method], "Bag", plain=plain)
 
 
-def test_several_images_carry_a_share_of_what_the_candidates_tell():
-    assert _said(0.5, 0.75, 1.0) == (
-        "These 3 images carry **1 nats**, 50 % of what the 1,500 candidates tell about “Bag” here. "
-        "Without them, the model's uncertainty would be 2.72 times as wide."
-    )
-
-
-def test_one_image_is_spoken_of_in_the_singular():
-    assert _said(math.log(2)) == (
-        "This image carries **0.693 nats**, 35 % of what the 1,500 candidates tell about “Bag” here. "
-        "Without it, the model's uncertainty would be 2 times as wide."
-    )
-    assert _said(math.log(2), method="info_gain").endswith("It alone makes the model's uncertainty 2 times as narrow.")
-
-
-def test_gain_is_told_as_what_the_images_do_by_themselves():
-    assert _said(0.5, 1.0, method="info_gain").endswith("They alone make the model's uncertainty 2.72 times as narrow.")
+@pytest.mark.parametrize(
+    ("cumulative", "method", "told"),
+    [
+        ((0.5, 0.75, 1.0), "info_loss", ["These 3", "**1 nats**, 50 %", "1,500", "“Bag”", "2.72", "wide"]),
+        ((math.log(2),), "info_loss", ["This image", "**0.693 nats**, 35 %", "1,500", "“Bag”", " 2 ", "wide"]),
+        ((0.5, 1.0), "info_gain", ["These 2", "**1 nats**, 50 %", "alone", "2.72", "narrow"]),
+        ((math.log(2),), "info_gain", ["This image", "**0.693 nats**, 35 %", "alone", " 2 ", "narrow"]),
+    ],
+)
+def test_images_carry_a_share_of_what_the_candidates_tell(cumulative, method, told):
+    said = _said(*cumulative, method=method)
+    assert all(part in said for part in told), said
 
 
 def test_plain_words_say_what_is_counted():
-    assert "carry **1 nats** of information, 50 % of what" in _said(0.5, 1.0, plain=True)
+    assert "**1 nats** of information, 50 % " in _said(0.5, 1.0, plain=True)
     assert "of information" not in _said(0.5, 1.0, plain=False)
 
 
@@ -72,37 +67,40 @@ def test_the_informative_methods_are_those_that_count_nats():
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_method_without_nats_claims_none(method, plain):
     title = METHODS[method].title
-    tail = f"ranked first by {title}, which has no unit of information: it orders images and does not weigh them."
-    assert _said(None, None, method=method, total=None, plain=plain) == f"These 2 images are {tail}"
-    assert _said(None, method=method, total=None, plain=plain) == f"This image is {tail}"
+    for cumulative, start in (((None, None), "These 2 images"), ((None,), "This image")):
+        said = _said(*cumulative, method=method, total=None, plain=plain)
+        assert said.startswith(start)
+        assert title in said
+        assert "nats" not in said
 
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_where_nothing_is_told_nothing_is_shared_out(plain):
     said = _said(0.0, 0.0, total=0.0, plain=plain)
-    assert said == "The candidates tell the model nothing about this answer: there is no information to share out."
+    assert said
+    assert not any(part in said for part in ("nats", "%", "wide"))
 
 
 def test_an_unknown_total_leaves_the_share_out():
-    assert _said(0.5, 1.0, total=None) == (
-        "These 2 images carry **1 nats**. Without them, the model's uncertainty would be 2.72 times as wide."
-    )
+    said = _said(0.5, 1.0, total=None)
+    assert "**1 nats**. " in said
+    assert "%" not in said
 
 
 def test_the_whole_is_all_training_images_only_for_methods_that_condition_on_them():
-    assert "of what all training images tell" in _said(0.5, conditioning="train")
-    assert "of what the 1,500 candidates tell" in _said(0.5, method="info_gain", conditioning="train")
+    assert "all training images" in _said(0.5, conditioning="train")
+    assert "the 1,500 candidates" in _said(0.5, method="info_gain", conditioning="train")
 
 
 @pytest.mark.parametrize(
     ("total", "share"), [(2.0, "50 %"), (1.0, "100 %"), (0.999999, "100 %"), (3000.0, "0.033 %"), (100.0, "1 %")]
 )
 def test_shares_are_short_and_never_above_all(total, share):
-    assert f", {share} of what" in _said(1.0, total=total)
+    assert f", {share} of" in _said(1.0, total=total)
 
 
 def test_a_huge_amount_does_not_overflow():
-    assert "times as wide" in _said(1e5, total=2e5)
+    assert " wide" in _said(1e5, total=2e5)
 
 
 @pytest.mark.parametrize(
@@ -161,5 +159,5 @@ def test_plain_words_have_no_symbols():
 
 
 def test_the_index_in_use_is_named():
-    assert words.searched("flat") == "Searched with a flat index (exact)."
-    assert words.searched("ivfpq").startswith("Searched with an IVF-PQ index")
+    assert "a flat index (exact)" in words.searched("flat")
+    assert "an IVF-PQ index" in words.searched("ivfpq")
