@@ -109,13 +109,13 @@ def test_conditioning_on_all_training_data_is_that_of_its_whole_gram(attributor,
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        (Request("magic"), "no method 'magic'; choose one of info_loss"),
+        (Request("magic"), "'magic'; .* info_loss"),
         (Request(sigma2=0.0), "positive number, not 0"),
         (Request(sigma2=float("nan")), "positive number, not nan"),
         (Request(budget=0), "at least 1, not 0"),
-        (Request(pool="some"), "no pool 'some'; choose one of same-class, all"),
+        (Request(pool="some"), "'some'; .* same-class, all"),
         (Request(conditioning="none"), "choose pool or train"),
-        (Request(target=10), "no class 10; choose one from 0 to 9"),
+        (Request(target=10), "class 10; .* 0 to 9"),
         (Request(target=-1), "no class -1"),
     ],
 )
@@ -128,7 +128,7 @@ def test_settings_that_cannot_be_used_get_a_sentence(attributor, query, request_
     ("origin", "index", "last"), [("test", 10000, 9999), ("test", -1, 9999), ("train", 15000, 14999)]
 )
 def test_an_image_that_is_not_there_gets_a_sentence(attributor, origin, index, last):
-    with pytest.raises(QueryError, match=f"There is no {origin} image {index}; choose a number from 0 to {last}"):
+    with pytest.raises(QueryError, match=f"{origin} image {index}; .* 0 to {last}"):
         attributor.query(origin, index)
 
 
@@ -196,5 +196,5 @@ def test_an_index_is_read_by_methods_that_search_alone(tiny_path, tmp_path):
         if not method.searches:
             assert len(attributor.attribute(query, Request(name, budget=3)).items) == 3
             continue
-        with pytest.raises(BundleError, match=r"'index_\d\.faiss' does not have the recorded checksum"):
+        with pytest.raises(BundleError, match=r"'index_\d\.faiss' .* checksum"):
             attributor.attribute(query, Request(name, budget=3))

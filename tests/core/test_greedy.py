@@ -279,7 +279,7 @@ def test_the_arrays_of_a_selection_are_read_only(name):
 @pytest.mark.parametrize(
     ("features", "query", "sigma2", "budget", "sentence"),
     [
-        (np.eye(3), np.ones(3), 0.0, 1, "must be a positive number, not 0"),
+        (np.eye(3), np.ones(3), 0.0, 1, "positive number, not 0"),
         (np.eye(3), np.ones(3), -1.0, 1, "must be a positive number"),
         (np.eye(3), np.ones(3), np.nan, 1, "must be a positive number"),
         (np.eye(3), np.ones(3), np.inf, 1, "must be a positive number"),

@@ -154,7 +154,7 @@ def test_training_mode_is_refused():
 
 def test_a_batch_norm_without_running_statistics_is_refused():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, track_running_stats=False)).eval()
-    with pytest.raises(ValueError, match="'1' keeps no running statistics"):
+    with pytest.raises(ValueError, match="'1' keeps no running"):
         jacobian_blocks(model, torch.ones(3, 2), torch.zeros(3, dtype=torch.int64))
 
 

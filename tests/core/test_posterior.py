@@ -138,5 +138,5 @@ def test_a_large_pool_picks_what_its_spectrum_picks(monkeypatch, sigma2):
 
 
 def test_more_dimensions_than_memory_holds_products_of_are_refused():
-    with pytest.raises(QueryError, match=r"too many for K = 1,000,000; condition on the pool\.$"):
+    with pytest.raises(QueryError, match="K = 1,000,000"):
         feature_gram([np.zeros((1, 1_000_000), dtype=np.float32)])

@@ -32,7 +32,7 @@ def test_excluded_rows_are_left_out(features):
     for taken in (1, 5, 500):
         row, _ = index.largest_square(vector, features, excluded=order[:taken])
         assert row == order[taken]
-    with pytest.raises(ValueError, match="Every row of the index is excluded"):
+    with pytest.raises(ValueError, match="Every row"):
         index.largest_square(vector, features, excluded=np.arange(3000))
 
 
@@ -174,7 +174,7 @@ def test_rows_left_out_are_never_proposed(indexed, clustered):
         proposed = indexed[0].propose(vector, 256, excluded=taken)
         assert not np.isin(proposed, taken).any()
         assert indexed[0].largest_square(vector, clustered, excluded=taken)[0] not in taken
-    with pytest.raises(ValueError, match="Every row of the index is excluded"):
+    with pytest.raises(ValueError, match="Every row"):
         indexed[0].largest_square(vector, clustered, excluded=np.arange(8_000))
 
 
@@ -231,9 +231,7 @@ def test_features_are_read_in_blocks_and_candidates_alone_are_scored(clustered, 
 
 
 def test_an_index_that_there_is_not_is_refused():
-    with pytest.raises(
-        ValueError, match=r"There is no index 'annoy'; choose one of auto, flat, sq8, ivf, ivfsq8, ivfpq, hnsw\."
-    ):
+    with pytest.raises(ValueError, match=r"'annoy'; .* auto, flat, sq8, ivf, ivfsq8, ivfpq, hnsw"):
         IndexSpec("annoy")
 
 

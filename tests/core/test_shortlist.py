@@ -90,7 +90,7 @@ def test_of_equal_rows_the_lowest_is_picked_first():
 
     shortlist = Shortlist(_Proposes(), features, [0])
     assert [shortlist.best(np.ones(4))[0] for _ in range(4)] == [1, 3, 2, 4]
-    with pytest.raises(ValueError, match="Every row of the index is excluded"):
+    with pytest.raises(ValueError, match="Every row"):
         shortlist.best(np.ones(4))
 
 

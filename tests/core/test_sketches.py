@@ -121,9 +121,9 @@ def test_the_layout_of_a_network_with_biases_is_none(network):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        (SketchSpec("nothing"), "no sketch 'nothing'; choose one of countsketch"),
-        (SketchSpec("countsketch", 0), "at least one dimension, not 0"),
-        (SketchSpec("tensorsketch", 63), "even number of dimensions, not 63"),
+        (SketchSpec("nothing"), "'nothing'; .* countsketch"),
+        (SketchSpec("countsketch", 0), "dimension, not 0"),
+        (SketchSpec("tensorsketch", 63), "even number .* not 63"),
     ],
 )
 def test_a_sketch_that_cannot_be_made_is_refused(spec, sentence):
