@@ -113,7 +113,9 @@ def test_the_finding_says_where_the_papers_claim_holds():
         return {"method": name, "flips": [{"mean": mean} for mean in means]}
 
     good = [row("info_loss", 0.5, 0.9), row("info_gain", 0.4, 0.8), row("trak", 0.1, 0.2), row("random", 0.0, 0.0)]
-    assert "at every budget; the best baseline is TRAK" in brittleness.finding(good, (1, 2))
+    said = brittleness.finding(good, (1, 2))
+    assert "at every budget" in said
+    assert "TRAK" in said
     good[1] = row("info_gain", 0.1, 0.8)
     assert "at 1 of 2 budgets" in brittleness.finding(good, (1, 2))
     good[0] = row("info_loss", 0.0, 0.1)

@@ -68,20 +68,16 @@ def test_the_report_says_what_there_is_and_what_it_costs(tmp_path):
         "Memory",
     ]
     reported = dict(report)
-    assert reported["Data"] == (
-        "tiny: 100 training and 10 test images, 6 × 6 pixels, grey; 5 classes (a, …, e), 10 to 60 training images each"
-    )
-    assert reported["Network"] == "mlp 36-512-256-5: 150,784 parameters, each layer's Jacobian exact"
-    assert re.fullmatch(
-        r"2 epochs of 2 steps, batches of 64, float32: [\d,.]+ images a second, about \d+ s", reported["Training"]
-    )
-    assert re.fullmatch(
-        r"countsketch, K = 32: [\d,]+ images a second, 2 passes over the training images: about \d+ s",
-        reported["Jacobians"],
-    )
-    assert reported["Products"].startswith("Grams, indexes, distances, TRAK: about ")
-    assert re.fullmatch(rf"the bundle takes about [\d.]+ MB; [\d.]+ GB are free at {tmp_path}", reported["Disk"])
-    assert re.match(r"about \d+ MB at the peak", reported["Memory"])
+    for name, part in {
+        "Data": r"tiny: 100 training .* 10 test .* 6 × 6 .*; 5 classes \(a, …, e\), 10 to 60 ",
+        "Network": r"mlp 36-512-256-5: 150,784 parameters",
+        "Training": r"2 epochs .* 2 steps, .* 64, float32: [\d,.]+ images a second, about \d+ s$",
+        "Jacobians": r"countsketch, K = 32: [\d,]+ images a second, 2 passes .* about \d+ s$",
+        "Products": r"Grams, indexes, distances, TRAK: about ",
+        "Disk": rf".* [\d.]+ MB; [\d.]+ GB are free at {tmp_path}$",
+        "Memory": r"about \d+ MB ",
+    }.items():
+        assert re.match(part, reported[name]), name
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,10 +87,10 @@ def test_the_report_says_what_there_is_and_what_it_costs(tmp_path):
         ({"classes": (0, 1)}, "2 classes (a, b), 10 training images each"),
         ({"poison": PoisonSpec(rate=0.05)}, "Training: "),
         ({"model": ModelSpec("resnet9", None), "folder": FolderSpec()}, "Conv2d '12'"),
-        ({"outputs": "all"}, "7 passes over the training images"),
+        ({"outputs": "all"}, "7 passes"),
         ({"sketch": SketchSpec("exact")}, "exact, no sketch: "),
-        ({"methods": ()}, "1 pass over the training images"),
-        ({"methods": ("kronfluence",)}, "and Kronfluence, not timed here"),
+        ({"methods": ()}, "1 pass "),
+        ({"methods": ("kronfluence",)}, "and Kronfluence, not timed"),
     ],
 )
 def test_the_report_follows_the_settings(changes, said):
@@ -108,21 +104,21 @@ def test_the_report_follows_the_settings(changes, said):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"dataset": "cats"}, DataError, "There is no data set 'cats'"),
+        ({"dataset": "cats"}, DataError, "data set 'cats'"),
         ({"classes": (0, 9)}, DataError, "tiny has no class 9"),
         ({"poison": PoisonSpec(rate=0.9)}, DataError, "A poisoned share of 0.9 makes"),
-        ({"scaling": ((0.0,), (0.0,))}, DataError, "--mean takes finite numbers and --std positive ones"),
-        ({"model": ModelSpec(widths=(784, 10))}, BuildError, "the first width must be 36"),
-        ({"model": ModelSpec(widths=(36, 10))}, BuildError, "The network has 10 outputs and the data set 5 classes"),
-        ({"training": TrainingSpec(learning_rate=-1)}, BuildError, "The learning rate must be positive"),
-        ({"training": TrainingSpec(decay_epochs=-1)}, BuildError, "Epochs, decay and warm-up epochs"),
-        ({"sketch": SketchSpec("tensorsketch", 33)}, BuildError, "TensorSketch needs an even number"),
-        ({"sketch": SketchSpec("exact"), "outputs": "all"}, BuildError, "The exact kernel needs a network of Linear"),
-        ({"methods": ("magic",)}, BuildError, "There is no method 'magic'"),
-        ({"name": "x" * 301}, BuildError, "These settings cannot be recorded in a bundle"),
-        ({"name": "\0"}, BuildError, "These settings cannot be recorded in a bundle"),
+        ({"scaling": ((0.0,), (0.0,))}, DataError, "--mean"),
+        ({"model": ModelSpec(widths=(784, 10))}, BuildError, "width must be 36"),
+        ({"model": ModelSpec(widths=(36, 10))}, BuildError, "10 outputs"),
+        ({"training": TrainingSpec(learning_rate=-1)}, BuildError, "learning rate must be"),
+        ({"training": TrainingSpec(decay_epochs=-1)}, BuildError, "decay and warm-up"),
+        ({"sketch": SketchSpec("tensorsketch", 33)}, BuildError, "TensorSketch"),
+        ({"sketch": SketchSpec("exact"), "outputs": "all"}, BuildError, "The exact kernel"),
+        ({"methods": ("magic",)}, BuildError, "method 'magic'"),
+        ({"name": "x" * 301}, BuildError, "cannot be recorded"),
+        ({"name": "\0"}, BuildError, "cannot be recorded"),
         ({"training": TrainingSpec(learning_rate=1e31)}, BuildError, "learning_rate"),
-        ({"sketch": SketchSpec(dim=200), "methods": ("trak",)}, BuildError, "TRAK needs more training images than"),
+        ({"sketch": SketchSpec(dim=200), "methods": ("trak",)}, BuildError, "TRAK needs"),
     ],
 )
 def test_what_build_would_refuse_is_refused_in_the_same_words(tmp_path, changes, error, message):
@@ -136,21 +132,18 @@ def test_what_build_would_refuse_is_refused_in_the_same_words(tmp_path, changes,
 
 def test_too_little_disk_and_memory_are_said(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 1000)
-    assert "MORE than the 1 MB of this machine: the build may be killed" in dict(_report(_SPEC))["Memory"]
+    assert "MORE than the 1 MB" in dict(_report(_SPEC))["Memory"]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _DiskUsage(10**12, 10**12 - 10**6, 10**6))
-    with pytest.raises(
-        BuildError, match=rf"^The bundle needs about [\d.]+ MB and only 1 MB are free at {tmp_path}; make"
-    ):
+    with pytest.raises(BuildError, match=rf"about [\d.]+ MB .* only 1 MB .* {tmp_path};"):
         _report(_SPEC, tmp_path / "deep" / "bundle")
 
 
 def test_a_bundle_that_is_there_is_told(tmp_path):
     build(_SPEC, tmp_path / "bundle")
-    assert _report(_SPEC, tmp_path / "bundle")[0] == (
-        "Bundle",
-        f"{tmp_path}/bundle is there already, with these settings",
-    )
-    with pytest.raises(BundleError, match="holds a bundle with other settings"):
+    name, said = _report(_SPEC, tmp_path / "bundle")[0]
+    assert name == "Bundle"
+    assert said.startswith(f"{tmp_path}/bundle is there already")
+    with pytest.raises(BundleError, match="other settings"):
         _report(replace(_SPEC, ntk=False), tmp_path / "bundle")
 
 
@@ -162,14 +155,14 @@ def test_a_large_folder_is_read_in_part(tmp_path, monkeypatch):
             Image.new("L", (5, 5), 1 + i).save(tmp_path / name / f"{i:02}.png")
     spec = replace(_SPEC, dataset=f"folder:{tmp_path}", folder=FolderSpec(6, test_share=0.1))
     report = _report(spec)
-    assert report[0][1].startswith(f"folder:{tmp_path.name}: 90 training and 10 test images, 6 × 6 pixels, grey;")
-    assert report[1] == ("", "12 of 100 files were read, and all can be used")
+    assert re.match(rf"folder:{tmp_path.name}: 90 training .* 10 test .* 6 × 6 ", report[0][1])
+    assert report[1][1].startswith("12 of 100 files")
     for file in tmp_path.glob("cat/1*.png"):
         file.write_bytes(b"")
-    with pytest.raises(DataError, match=r"^\d+ of 12 images in .* cannot be read: cat/1\d\.png: The file is empty"):
+    with pytest.raises(DataError, match=r"^\d+ of 12 images .* cat/1\d\.png: The file is empty"):
         _report(spec)
     report = _report(replace(spec, folder=FolderSpec(6, test_share=0.1, skip_broken=True)))
-    assert re.match(r"12 of 100 files were read; \d cannot be used and will be skipped: cat/1\d\.png: ", report[1][1])
+    assert re.match(r"12 of 100 files .*; \d cannot be used .* cat/1\d\.png: ", report[1][1])
 
 
 def test_time_is_extrapolated_from_work_that_takes_long_enough(monkeypatch):

@@ -13,6 +13,7 @@ from natscope.assets.make_fashion_mnist import make, write_idx
 from natscope.core.errors import DataError
 from natscope.precompute.data import datasets
 from natscope.precompute.data.datasets import DATASETS, DEBIAN_FOLDER, Dataset, first_of_each, load_dataset, read_idx
+from tests.conftest import one_sentence
 
 _debian = pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -135,7 +136,7 @@ def test_idx_files_survive_a_round_trip(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, damage):
     write_idx(tmp_path / "images.gz", np.random.default_rng(0).integers(0, 256, (9, 5, 5), dtype=np.uint8))
     (tmp_path / "images.gz").write_bytes(damage((tmp_path / "images.gz").read_bytes()))
-    with pytest.raises(DataError, match=r"images\.gz is damaged.*fetch it again\."):
+    with pytest.raises(DataError, match=r"images\.gz is damaged"):
         read_idx(tmp_path / "images.gz")
 
 
@@ -145,9 +146,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(
-        DataError, match="no data set 'imagenet'; choose one of cifar10, fashion-mnist, fashion-mnist-quarter, or"
-    ):
+    with pytest.raises(DataError, match=r"'imagenet'; .* cifar10, fashion-mnist, fashion-mnist-quarter,"):
         load_dataset("imagenet")
 
 
@@ -183,7 +182,7 @@ def test_a_damaged_download_is_named(without_debian, tiny):
 def test_files_that_were_exchanged_are_named(without_debian, tiny):
     raw = tiny / "FashionMNIST" / "raw"
     (raw / "train-images-idx3-ubyte").write_bytes((raw / "train-labels-idx1-ubyte").read_bytes())
-    with pytest.raises(DataError, match="train-images-idx3-ubyte is damaged: it holds something else"):
+    with pytest.raises(DataError, match="train-images-idx3-ubyte is damaged"):
         load_dataset("fashion-mnist", root=tiny)
 
 
@@ -193,9 +192,9 @@ def test_a_failed_download_is_one_sentence(without_debian, monkeypatch, tmp_path
         raise failure
 
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", fail)
-    with pytest.raises(DataError, match=r"could not be downloaded to .*fashion-mnist-quarter") as caught:
+    with pytest.raises(DataError, match=r"not be downloaded .*fashion-mnist-quarter") as caught:
         load_dataset("fashion-mnist", root=tmp_path)
-    assert "\n" not in str(caught.value)
+    one_sentence(str(caught.value))
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(without_debian, tmp_path):

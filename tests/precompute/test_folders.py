@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from natscope.core.errors import DataError
 from natscope.precompute.data.folders import FolderSpec, fingerprint, load_folder
+from tests.conftest import one_sentence
 
 _SPEC = FolderSpec(image_size=8)
 _SKIP = FolderSpec(image_size=8, skip_broken=True)
@@ -105,13 +107,13 @@ def _bomb(file):
 
 
 BROKEN = {
-    "text": (lambda file: file.with_suffix(".jpg").write_text("Dear Sir"), "bad.jpg: The file is no image of a kind"),
+    "text": (lambda file: file.with_suffix(".jpg").write_text("Dear Sir"), "bad.jpg: The file is no image"),
     "empty": (lambda file: file.write_bytes(b""), "bad.png: The file is empty"),
-    "truncated": (_truncated_jpeg, "bad.jpg: The image is damaged or incomplete"),
-    "bomb": (_bomb, "bad.png: The image has more than 25 megapixels"),
-    "misnamed": (lambda file: _picture(1).save(file, "JPEG"), "bad.png: The file's name does not fit its content"),
+    "truncated": (_truncated_jpeg, "bad.jpg: The image is damaged"),
+    "bomb": (_bomb, "bad.png: .*25 megapixels"),
+    "misnamed": (lambda file: _picture(1).save(file, "JPEG"), "bad.png: The file's name"),
     "dangling": (lambda file: file.symlink_to("nowhere.png"), "bad.png: No such file or directory"),
-    "loop": (lambda file: file.symlink_to(file.name), "bad.png: Too many levels of symbolic links"),
+    "loop": (lambda file: file.symlink_to(file.name), "bad.png: Too many levels"),
 }
 
 
@@ -119,25 +121,24 @@ BROKEN = {
 def test_a_file_that_cannot_be_read_is_named_and_skipped_when_told(split, kind):
     make, reason = BROKEN[kind]
     make(split / "train" / "dog" / "bad.png")
-    with pytest.raises(DataError, match=rf"^1 of 13 images in {split} cannot be read: train/dog/{reason}") as caught:
+    with pytest.raises(DataError, match=rf"^1 of 13 images in {split} .*: train/dog/{reason}.*--skip-broken\.$"):
         load_folder(split, _SPEC)
-    assert str(caught.value).endswith("Remove them, or go on without them with --skip-broken.")
-    data, skipped = load_folder(split, _SKIP)
-    assert len(skipped) == 1
-    assert skipped[0].startswith(f"train/dog/{reason}")
+    data, (skipped,) = load_folder(split, _SKIP)
+    assert re.match(f"train/dog/{reason}", skipped)
     assert data.train_labels.tolist() == [0] * 4 + [1] * 4
 
 
 def test_a_file_larger_than_any_picture_is_not_read_into_memory(split):
     with (split / "train" / "dog" / "bad.tif").open("wb") as file:
         file.truncate(2**28 + 1)  # no room on the disk is taken
-    assert load_folder(split, _SKIP)[1] == ["train/dog/bad.tif: The file is larger than 268 MB"]
+    (skipped,) = load_folder(split, _SKIP)[1]
+    assert re.match(r"train/dog/bad\.tif: .*268 MB", skipped)
 
 
 def test_many_unreadable_files_are_counted_and_the_first_named(split):
     for i in range(14):
         (split / "train" / "cat" / f"bad{i:02}.png").touch()
-    with pytest.raises(DataError, match=r"^14 of 26 images .*bad09\.png: The file is empty and 4 more\. Remove them"):
+    with pytest.raises(DataError, match=r"^14 of 26 images .*bad09\.png: The file is empty and 4 more\."):
         load_folder(split, _SPEC)
     assert len(load_folder(split, _SKIP)[1]) == 14
 
@@ -184,50 +185,46 @@ def _remove(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: _remove(p / "train" / "cat"), "The class cat of {path} has no training image that can be read."),
-        (lambda p: _remove(p / "test" / "dog"), "The class dog of {path} has no test image that can be read."),
-        (lambda p: (p / "train" / "owl").mkdir(), "The class owl of {path} has no training image that can be read."),
-        (lambda p: (p / "test" / "owl").mkdir(), "{path}/test has a class owl that {path}/train does not have."),
-        (lambda p: (p / "test").rename(p / "val"), "{path} has a folder train and none named test; rename the one to"),
-        (
-            lambda p: _save(p / "train" / "Cat" / "0.png"),
-            "The classes Cat and cat of {path}/train differ in nothing but upper and lower case",
-        ),
+        (lambda p: _remove(p / "train" / "cat"), "class cat of {path} has no training image"),
+        (lambda p: _remove(p / "test" / "dog"), "class dog of {path} has no test image"),
+        (lambda p: (p / "train" / "owl").mkdir(), "class owl of {path} has no training image"),
+        (lambda p: (p / "test" / "owl").mkdir(), "{path}/test has a class owl"),
+        (lambda p: (p / "test").rename(p / "val"), "{path} has a folder train"),
+        (lambda p: _save(p / "train" / "Cat" / "0.png"), "The classes Cat and cat of {path}/train"),
         (
             lambda p: [_save(p / "train" / unicodedata.normalize(f, "é") / "0.png") for f in ("NFC", "NFD")],
-            "differ in nothing but upper and lower case or the way an accent is written; merge or rename one.",
+            "an accent",
         ),
-        (lambda p: (p / "train" / "a\nb").mkdir(), "has no printable name; rename it."),
+        (lambda p: (p / "train" / "a\nb").mkdir(), "no printable name"),
     ],
 )
 def test_folders_that_make_no_data_set_are_one_sentence(split, change, message):
     change(split)
     with pytest.raises(DataError, match=r"\.$") as caught:
         load_folder(split, _SPEC)
-    assert message.format(path=split) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message.format(path=split) in one_sentence(str(caught.value))
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_classes_are_refused(tmp_path, count):
     for i in range(count):
         _save(tmp_path / f"class{i}" / "0.png")
-    with pytest.raises(DataError, match=rf"has {count} class(es)?, and a classifier needs at least two: put each"):
+    with pytest.raises(DataError, match=f"has {count} class"):
         load_folder(tmp_path, _SPEC)
 
 
 def test_a_class_of_one_image_cannot_be_divided(single):
     _save(single / "owl" / "0.png")
-    with pytest.raises(DataError, match=r"^The class owl of .* has one image; it needs at least two, one of them for"):
+    with pytest.raises(DataError, match=r"class owl of .* one image;"):
         load_folder(single, _SPEC)
 
 
 def test_a_missing_folder_and_sizes_out_of_range_are_refused(tmp_path, single):
     for call in (lambda p: load_folder(p, _SPEC), fingerprint):
-        with pytest.raises(DataError, match=r"^There is no folder .*missing; --dataset folder:PATH names one"):
+        with pytest.raises(DataError, match=r"no folder .*missing;"):
             call(tmp_path / "missing")
     for spec in (FolderSpec(3), FolderSpec(513), FolderSpec(8, 0.0), FolderSpec(8, 1.0)):
-        with pytest.raises(DataError, match="a side of 4 to 512 pixels, and the test share must lie between"):
+        with pytest.raises(DataError, match="4 to 512 pixels"):
             load_folder(single, spec)
 
 
@@ -240,7 +237,7 @@ def test_a_folder_without_permission_is_named(single, monkeypatch):
         return walk(folder, onerror=onerror)
 
     monkeypatch.setattr(os, "walk", denied)
-    with pytest.raises(DataError, match=rf"^The folder {single}/dog cannot be read: Permission denied\.$"):
+    with pytest.raises(DataError, match=rf"{single}/dog cannot be read: Permission denied"):
         load_folder(single, _SPEC)
 
 

@@ -13,6 +13,7 @@ from natscope.core.measurements import MEASUREMENTS
 from natscope.precompute.training.models import ModelSpec, build_model, fitted, source_of
 from natscope.precompute.training.trusted import trust
 from tests import oracles
+from tests.conftest import one_sentence
 
 
 def test_the_default_is_the_papers_mlp():
@@ -57,12 +58,12 @@ def test_a_spec_survives_json():
 
 @pytest.mark.parametrize("widths", [(), (784,), (784, 0, 10), (784, -5, 10), (784, 2.5, 10), (True, 10)])
 def test_widths_that_make_no_network_are_refused(widths):
-    with pytest.raises(BuildError, match="two or more positive whole numbers"):
+    with pytest.raises(BuildError, match="two or more positive"):
         build_model(ModelSpec(widths=widths), seed=0)
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
-    with pytest.raises(BuildError, match=r"no architecture 'vit'; choose one of mlp, resnet9, or name a factory"):
+    with pytest.raises(BuildError, match=r"'vit'; .* mlp, resnet9,"):
         build_model(ModelSpec(architecture="vit"), seed=0)
 
 
@@ -144,7 +145,7 @@ def test_widths_are_fitted_to_the_data(spec, shape, widths):
 
 @pytest.mark.parametrize("widths", [None, (3,), (3, 10, 10), (0, 10)])
 def test_a_resnet9_has_two_widths(widths):
-    with pytest.raises(BuildError, match="A resnet9 has two widths, its input channels and its classes, not"):
+    with pytest.raises(BuildError, match="A resnet9 has two widths"):
         build_model(ModelSpec("resnet9", widths), seed=0)
 
 
@@ -208,29 +209,17 @@ def test_an_edited_module_has_another_source(module, tmp_path):
 @pytest.mark.parametrize(
     ("text", "attribute", "message"),
     [
-        ("", "net", r"^The module {name} has no 'net'; --model takes module\.path:factory\.$"),
-        ("class Net(nn.Module):\n    pass", "net", r"^The module {name} has no 'net'; it has Net\.$"),
-        ("net = 3", "net", r"^{name}:net is no function and no torch\.nn\.Module, so it makes no network\.$"),
-        ("net = nn.Linear(2, 3)", "net", "is no function and no torch"),
+        ("", "net", r"module {name} has no 'net'; .*module\.path:factory"),
+        ("class Net(nn.Module):\n    pass", "net", r"module {name} has no 'net'; it has Net\.$"),
+        ("net = 3", "net", "^{name}:net is no function"),
+        ("net = nn.Linear(2, 3)", "net", "is no function"),
         ("def net():\n    return 3", "net", r"^{name}:net\(\) gave int, not a torch\.nn\.Module\.$"),
-        (
-            "def net(width):\n    pass",
-            "net",
-            r"^{name}:net\(\) failed: TypeError: net\(\) missing 1 required .*'width'\.$",
-        ),
-        ("def net():\n    return nn.ReLU()", "net", "has no parameters, so there is nothing to attribute by"),
-        (
-            "def net():\n    return nn.LazyLinear(3)",
-            "net",
-            "^The parameter 'weight' of .* has no shape yet; use layers",
-        ),
-        (
-            "import nothing_of_the_kind",
-            "net",
-            r"^The module {name} fails when it is imported: ModuleNotFoundError: No module named 'nothing_of_the_ki",
-        ),
-        ("def net(:", "net", r"^The module {name} fails when it is imported: SyntaxError: "),
-        ("1 / 0", "net", "fails when it is imported: ZeroDivisionError: division by zero"),
+        ("def net(width):\n    pass", "net", r"^{name}:net\(\) failed: TypeError: .*'width'"),
+        ("def net():\n    return nn.ReLU()", "net", "has no parameters"),
+        ("def net():\n    return nn.LazyLinear(3)", "net", "parameter 'weight' of .* no shape"),
+        ("import nothing_of_the_kind", "net", r"module {name} fails .* ModuleNotFoundError: .*'nothing_of_the_kind'"),
+        ("def net(:", "net", r"module {name} fails .* SyntaxError: "),
+        ("1 / 0", "net", "module {name} fails .* ZeroDivisionError: division by zero"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Lazy modules")
@@ -238,7 +227,7 @@ def test_factories_that_make_no_network_are_one_sentence(module, text, attribute
     name = module(text)
     with pytest.raises(BuildError, match=message.format(name=name)) as caught:
         _built(f"{name}:{attribute}")
-    assert "\n" not in str(caught.value)
+    one_sentence(str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -246,12 +235,12 @@ def test_factories_that_make_no_network_are_one_sentence(module, text, attribute
     ["http.server:test", "os:abort", "natscope.core.cache:BoundedCache", "natscope.app.cli.commands:main"],
 )
 def test_a_strangers_manifest_calls_nothing_of_python_or_natscope(name):
-    with pytest.raises(BuildError, match=r"is a module of Python or natscope; --model takes"):
+    with pytest.raises(BuildError, match="of Python or natscope"):
         _built(name)
 
 
 def test_a_module_that_is_not_there_is_one_sentence():
-    with pytest.raises(BuildError, match=r"^There is no module nowhere_at_all here; run natscope in the folder that"):
+    with pytest.raises(BuildError, match="no module nowhere_at_all"):
         _built("nowhere_at_all:net")
 
 
@@ -259,7 +248,7 @@ def test_a_module_that_is_not_there_is_one_sentence():
     "name", [":net", "a b:net", "..up:net", "up.:net", "a:b:c", "a:", "\x1b[2J:net", "a" * 500 + ":b"]
 )
 def test_a_name_that_no_module_can_have_is_one_sentence(name):
-    with pytest.raises(BuildError, match=r"^A network of one's own is named module\.path:factory, such as ") as caught:
+    with pytest.raises(BuildError, match=r"named module\.path:factory") as caught:
         _built(name)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 200

@@ -149,12 +149,12 @@ def test_a_damaged_checkpoint_is_named(data, tmp_path, damage):
     file = tmp_path / "checkpoint.safetensors"
     _trained(data, checkpoint=file)
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(BuildError, match=r"checkpoint\.safetensors is damaged; delete it"):
+    with pytest.raises(BuildError, match=r"checkpoint\.safetensors is damaged"):
         _trained(data, checkpoint=file)
 
 
 def test_a_loss_that_runs_away_is_refused(data):
-    with pytest.raises(BuildError, match="train with a smaller learning rate"):
+    with pytest.raises(BuildError, match="smaller learning rate"):
         _trained(data, TrainingSpec(epochs=50, learning_rate=1e12))
     with pytest.raises(BuildError, match="NaN in epoch 1"):
         _trained((torch.full_like(data[0], math.nan), data[1]))
@@ -163,12 +163,12 @@ def test_a_loss_that_runs_away_is_refused(data):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": -1}, "Epochs, decay and warm-up epochs and seed"),
-        ({"decay_epochs": -1}, "Epochs, decay and warm-up epochs and seed"),
+        ({"epochs": -1}, "Epochs, decay and warm-up"),
+        ({"decay_epochs": -1}, "Epochs, decay and warm-up"),
         ({"batch_size": 0}, "batch size 1 or more"),
-        ({"seed": -1}, "Epochs, decay and warm-up epochs and seed"),
-        ({"learning_rate": 0.0}, "learning rate must be positive"),
-        ({"learning_rate": math.nan}, "learning rate must be positive"),
+        ({"seed": -1}, "Epochs, decay and warm-up"),
+        ({"learning_rate": 0.0}, "learning rate must be"),
+        ({"learning_rate": math.nan}, "learning rate must be"),
         ({"momentum": 1.0}, "momentum in"),
         ({"weight_decay": -0.1}, "weight decay 0 or more"),
     ],
@@ -321,7 +321,7 @@ def test_bfloat16_trains_float32_weights(colour):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert not _equal(_state(model), _state(exact))
     assert (model[0].weight - exact[0].weight).norm() < 0.5 * exact[0].weight.norm()  # drifts by some 0.2 in training
-    with pytest.raises(BuildError, match="There is no precision 'float8'; choose one of float32, bfloat16"):
+    with pytest.raises(BuildError, match=r"'float8'; .* float32, bfloat16"):
         train(_small(), *colour, dataclasses.replace(_TRIANGLE, precision="float8"))
 
 

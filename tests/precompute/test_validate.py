@@ -6,6 +6,7 @@ from torch.nn.functional import linear, one_hot
 from natscope.core.errors import BuildError
 from natscope.precompute.training.models import ModelSpec, build_model
 from natscope.precompute.training.validate import check_suitable, check_trains
+from tests.conftest import one_sentence
 
 _SPEC = ModelSpec("their:net", None)
 
@@ -119,52 +120,42 @@ def test_tied_weights_and_frozen_layers_suit():
 @pytest.mark.parametrize(
     ("model", "images", "sentence"),
     [
-        (Conv(1), _images(), "it fails in Conv2d 'conv', which takes 1 channels and gets 3."),
-        (Conv(3), _images(1), "images of 1 channel (grey) and 8 × 8 pixels: it fails in Conv2d 'conv', which takes 3"),
-        (
-            nn.Sequential(nn.Flatten(), nn.Linear(300, 4)),
-            _images(),
-            "it fails in Linear '1', which takes 300 numbers and gets 192.",
-        ),
+        (Conv(1), _images(), "Conv2d 'conv', which takes 1 channels and gets 3"),
+        (Conv(3), _images(1), "1 channel (grey) and 8 × 8 pixels: "),
+        (nn.Sequential(nn.Flatten(), nn.Linear(300, 4)), _images(), "Linear '1', which takes 300 numbers and gets 192"),
         (nn.Sequential(nn.Conv2d(3, 4, 9), nn.Flatten(), nn.Linear(4, 4)), _images(), "it fails in Conv2d '0' ("),
         (build_model(ModelSpec("resnet9", (3, 4)), seed=0), _images(), "it fails in Conv2d '12' ("),
     ],
 )
 def test_images_that_do_not_go_in_name_the_layer(model, images, sentence):
     said = _refused(model, images)
-    assert said.startswith("The network their:net does not take images of ")
+    assert "their:net does not take images" in said
     assert sentence in said
 
 
 @pytest.mark.parametrize(
     ("forward", "sentence"),
     [
-        (lambda self, x: self.head(self.features(x))[:, :3], "The network has 3 outputs and the data set 4 classes."),
-        (lambda self, x: (self.head(self.features(x)),), "gives a tuple; natscope needs one that gives a tensor of"),
-        (lambda self, x: {"logits": self.head(self.features(x))}, "gives a dict; natscope needs"),
-        (lambda self, x: self.head(self.features(x))[..., None], "gives float32 of shape (3, 4, 1) for 3 images"),
-        (lambda self, x: self.head(self.features(x)).mean(0), "gives float32 of shape (4,) for 3 images"),
-        (lambda self, x: self.head(self.features(x)).argmax(1), "gives int64 of shape (3,) for 3 images"),
-        (lambda self, x: self.head(self.features(x)) / 0, "The outputs of their:net are not finite numbers;"),
-        (lambda self, x: self.head(self.features(x)).softmax(1), "seems to end in a softmax"),
-        (
-            lambda self, x: self.head(self.features(x) * torch.rand(6)),
-            "gives other outputs every time, in eval mode too",
-        ),
-        (lambda self, x: self.features(x)[:, :4], "runs no torch.nn.Linear layer, and natscope compares images by"),
-        (
-            lambda self, x: self.head(self.features(x) - self.features(x).mean(0)),
-            "for one image is another in a batch than alone",
-        ),
+        (lambda self, x: self.head(self.features(x))[:, :3], "3 outputs"),
+        (lambda self, x: (self.head(self.features(x)),), "gives a tuple;"),
+        (lambda self, x: {"logits": self.head(self.features(x))}, "gives a dict;"),
+        (lambda self, x: self.head(self.features(x))[..., None], "float32 of shape (3, 4, 1)"),
+        (lambda self, x: self.head(self.features(x)).mean(0), "float32 of shape (4,)"),
+        (lambda self, x: self.head(self.features(x)).argmax(1), "int64 of shape (3,)"),
+        (lambda self, x: self.head(self.features(x)) / 0, "their:net are not finite"),
+        (lambda self, x: self.head(self.features(x)).softmax(1), "softmax"),
+        (lambda self, x: self.head(self.features(x) * torch.rand(6)), "other outputs every time"),
+        (lambda self, x: self.features(x)[:, :4], "no torch.nn.Linear layer"),
+        (lambda self, x: self.head(self.features(x) - self.features(x).mean(0)), "in a batch than alone"),
         (
             lambda self, x: self.head(self.features(x)) + linear(self.features(x), self.head.weight),
-            "the gradient of 'head.weight' for one image is another in a batch than alone, or its weight is used past",
+            "'head.weight' for one image",
         ),
         (
             lambda self, x: self.head(self.features(x.repeat_interleave(2, 0))).view(len(x), 2, -1).sum(1),
-            "keep images along the first axis of every layer's input",
+            "along the first axis",
         ),
-        (lambda self, x: self.head(self.features(x)).detach(), "The network their:net cannot be differentiated"),
+        (lambda self, x: self.head(self.features(x)).detach(), "cannot be differentiated"),
     ],
 )
 def test_outputs_that_cannot_be_attributed_are_one_sentence(forward, sentence):
@@ -174,7 +165,7 @@ def test_outputs_that_cannot_be_attributed_are_one_sentence(forward, sentence):
 def test_a_batch_norm_without_running_statistics_is_named():
     model = _with(Conv.forward)
     model.norm = nn.BatchNorm2d(6, track_running_stats=False)
-    assert _refused(model).startswith("Batch norm 'norm' keeps no running statistics, so examples influence each")
+    assert _refused(model).startswith("Batch norm 'norm' ")
 
 
 class Router(nn.Module):
@@ -189,9 +180,8 @@ def test_what_torch_func_cannot_follow_is_named():
         lambda self, x: self.head(self.ln(self.router(self.features(x)))), ln=nn.LayerNorm(6), router=Router()
     )
     said = _refused(model)
-    assert said.startswith("The network their:net cannot be attributed: LayerNorm 'ln' (2 parameters) needs torch.func")
-    assert "which fails in Router 'router' (" in said
-    assert "let nothing in it depend on the values of tensors" in said
+    assert "LayerNorm 'ln' (2 parameters) needs torch.func" in said
+    assert "fails in Router 'router' (" in said
 
 
 def test_training_is_tried_in_training_mode():
@@ -207,16 +197,15 @@ def test_training_is_tried_in_training_mode():
         return self.head(self.features(x)) + one_hot(torch.zeros(7, dtype=torch.int64)) if self.training else x
 
     cases = (
-        (_with(auxiliary), 0, "cannot be trained: a step in training mode fails"),
-        (_with(broken), 0, "cannot be trained: a step in training mode fails"),
-        (_with(single, flat=nn.BatchNorm1d(6)), 1, "The last step of every epoch has one image, with which their:net"),
-        (Conv().requires_grad_(False), 0, "All parameters of their:net are frozen"),
+        (_with(auxiliary), 0, "in training mode fails"),
+        (_with(broken), 0, "in training mode fails"),
+        (_with(single, flat=nn.BatchNorm1d(6)), 1, "last step of every epoch"),
+        (Conv().requires_grad_(False), 0, "their:net are frozen"),
     )
     for model, last, sentence in cases:
         with pytest.raises(BuildError, match=r"\.$") as caught:
             check_trains(model, _images(), last, _SPEC)
-        assert sentence in str(caught.value)
-        assert "\n" not in str(caught.value)
+        assert sentence in one_sentence(str(caught.value))
     check_trains(_with(single, flat=nn.BatchNorm1d(6)), _images(), 2, _SPEC)
 
 

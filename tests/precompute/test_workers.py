@@ -81,7 +81,7 @@ def test_workers_that_are_killed_again_and_again_are_one_sentence(tmp_path, monk
         raise BrokenProcessPool
 
     monkeypatch.setattr(side_by_side, "_run", dies)
-    with pytest.raises(BuildError, match=r"^Working: the system ended the processes that do this, 3 times in a row, "):
+    with pytest.raises(BuildError, match=r"^Working: .* 3 times"):
         run(None, None, dict.fromkeys("abc"), cache, [])
     assert runs == [3, 2, 1, 1]
     assert cache.parts() == {"a": 1, "b": 1}
