@@ -19,6 +19,7 @@ from benchmarks import (
     indexes,
     load,
     methods,
+    precision,
     rankings,
     retraining,
     search,
@@ -42,6 +43,7 @@ BENCHMARKS = {
     "retraining": retraining.run,
     "load": load.run,
     "rankings": rankings.run,
+    "precision": precision.run,
 }
 BUNDLE = click.Path(path_type=Path, exists=True, file_okay=False)
 
@@ -99,6 +101,14 @@ def _cold(bundle: Path | None) -> None:
 def _rankings(bundle: Path | None, **options: Any) -> None:
     """Record what every method answers on a bundle, or fail where it differs from what was recorded."""
     _run("rankings", bundle=bundle or _demo(), **options)
+
+
+@main.command("precision")
+@click.option("--bundle", type=BUNDLE, help="The bundle; the demo's by default.")
+@click.option("--queries", type=click.IntRange(1), default=40, show_default=True, help="Test images.")
+def _precision(bundle: Path | None, queries: int) -> None:
+    """Compare answers from stored features with answers from float32."""
+    _run("precision", bundle=bundle or _demo(), queries=queries)
 
 
 @main.command("load")

@@ -1,4 +1,4 @@
-"""The Jacobian pass of a ResNet-9 against an epoch of training, its sketch against the exact kernel, and float16."""
+"""The Jacobian pass of a ResNet-9 against an epoch of training, and its sketch against the exact kernel."""
 
 import resource
 
@@ -6,20 +6,16 @@ import numpy as np
 import torch
 from torch.func import functional_call, grad, vmap
 
-from benchmarks.network import Say, seconds, trained
+from benchmarks.network import Say, seconds
 from natscope.core.features import FeatureMap
-from natscope.core.greedy import info_loss
 from natscope.core.images import ImageInputs
 from natscope.core.jacobians import jacobian_blocks
-from natscope.core.metrics import jaccard
-from natscope.core.pool import Pool
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.training.models import ModelSpec, build_model
 from natscope.precompute.training.train import TrainingSpec, train
 
 _COUNT = 2048  # images of noise: what they show changes no time
 _JUDGED = 128  # images whose exact kernel is formed
-_BUDGET = 50
 
 
 def run(say: Say) -> None:
@@ -48,7 +44,6 @@ def run(say: Say) -> None:
     mebi = 2**20
     say(f"memory of the pass beyond the peak of training: {grown / mebi:.0f} MiB, its result {found.nbytes / mebi:.0f}")
     _errors(say, features, inputs[:_JUDGED], labels[:_JUDGED], found[:_JUDGED])
-    _half(say)
 
 
 def _epoch(model: torch.nn.Module, inputs: ImageInputs, labels: np.ndarray, precision: str) -> None:
@@ -74,25 +69,6 @@ def _errors(say: Say, features: FeatureMap, inputs: torch.Tensor, labels: np.nda
     for title, rows in (("float32", found), ("network under bfloat16 autocast", rough)):
         gram = rows.astype(np.float64) @ rows.T.astype(np.float64)
         say(f"{title:<52}{np.linalg.norm(gram - exact) / np.linalg.norm(exact):>9.4f}")
-
-
-def _half(say: Say) -> None:
-    here = trained()
-    features = FeatureMap(here.model, SketchSpec(), ntk=True)
-    rows = np.flatnonzero(here.data.train_labels == 0)
-    pool = features.features(here.inputs[rows], here.data.train_labels[rows])
-    queries = pool[:20]
-    say(f"features stored as float16: overlap (Jaccard) of InfoLoss's first {_BUDGET} with float32's, 20 queries")
-    full, half = Pool(pool), Pool(pool.astype(np.float16))
-    for sigma2 in (1e-4, 1.0, 1e4):
-        overlaps = [
-            jaccard(
-                info_loss(full, query, sigma2, _BUDGET, exclude=[row]).indices.tolist(),
-                info_loss(half, query, sigma2, _BUDGET, exclude=[row]).indices.tolist(),
-            )
-            for row, query in enumerate(queries)
-        ]
-        say(f"σ² = {sigma2:<8g}{np.mean(overlaps):>9.3f} (least {min(overlaps):.3f})")
 
 
 def _peak() -> int:

@@ -1,5 +1,6 @@
 """Inner products between features, whatever form the sketch gave them; always computed in float64."""
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -79,6 +80,24 @@ def self_product(rows: np.ndarray) -> np.ndarray:
         found[start:stop, start:] = rows[start:stop] @ rows[start:].T
         found[stop:, start:stop] = found[start:stop, stop:].T
     return found
+
+
+def packed(gram: np.ndarray) -> np.ndarray:
+    """Return the lower triangle of a Gram (n, n), row by row, (n (n + 1) / 2,), as a bundle keeps it."""
+    return gram[np.tri(len(gram), dtype=bool)]
+
+
+def unpacked(triangle: np.ndarray) -> np.ndarray:
+    """Return the Gram (n, n) whose lower triangle `packed` gave."""
+    members = members_of(len(triangle))
+    below, gram = np.tri(members, dtype=bool), np.empty((members, members))
+    gram[below] = gram.T[below] = triangle
+    return gram
+
+
+def members_of(numbers: int) -> int:
+    """Return n of a triangle of n (n + 1) / 2 numbers, rounded down."""
+    return (math.isqrt(8 * numbers + 1) - 1) // 2
 
 
 def _double(x: np.ndarray) -> np.ndarray:

@@ -51,13 +51,16 @@ class Attributor(Capabilities):
         1500
     """
 
-    def __init__(self, bundle: Bundle, model: nn.Module, *, sketch: SketchSpec | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, model: nn.Module, *, sketch: SketchSpec | None = None, recompute: bool = False
+    ) -> None:
         """Load the bundle's weights into a freshly built network.
 
         Args:
             bundle: an open bundle.
             model: a network of the bundle's architecture.
             sketch: another sketch than the bundle's; all that depends on it is then computed when it is needed.
+            recompute: whether to compute it for the bundle's own sketch too, in float32.
 
         Raises:
             BundleError: if the weights do not fit the network, or what must be available is damaged.
@@ -67,12 +70,12 @@ class Attributor(Capabilities):
         spec = sketch or bundle.sketch_spec
         self.features = FeatureMap(model, spec, ntk=bundle.manifest.ntk, batch_size=_SHARD)
         self._margins = FeatureMap(model, spec, ntk=False, batch_size=_SHARD)
-        resketched = spec != bundle.sketch_spec
+        fresh = recompute or spec != bundle.sketch_spec
         self.train_labels = np.asarray(bundle.array("train_labels"))
         self.test_labels = np.asarray(bundle.array("test_labels"))
         self.linear = linear_alone(model)
-        self._artifacts = LoadedArtifacts(bundle, self._margins, self._train_inputs, fresh=resketched)
-        self._sets = CandidateSets(bundle, self.features, self._artifacts, self._train_inputs, fresh=resketched)
+        self._artifacts = LoadedArtifacts(bundle, self._margins, self._train_inputs, fresh=fresh)
+        self._sets = CandidateSets(bundle, self.features, self._artifacts, self._train_inputs, fresh=fresh)
         self.kernel = self._sets.kernel
 
     def resketched(self, seed: int) -> "Attributor":

@@ -14,6 +14,7 @@ from natscope.core.errors import QueryError
 from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.index.spec import EXACT
 from natscope.core.jacobians import linear_alone
+from natscope.core.kernels import unpacked
 from natscope.core.methods import Candidates
 from natscope.core.pool import LARGEST_GRAM, LIVE, Pool, is_product
 from natscope.core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
@@ -118,7 +119,7 @@ class CandidateSets:
         stored = self._bundle.array("features")
         proposed = self._bundle.index_spec.kind_of(len(rows)) not in EXACT  # and searched without being loaded
         chosen = RowView(stored, rows) if proposed and len(rows) > LARGEST_GRAM else np.asarray(stored[rows])
-        gram = self._bundle.array(name) if self._bundle.has(name := f"gram_{target}") else None
+        gram = unpacked(self._bundle.array(name)) if self._bundle.has(name := f"gram_{target}") else None
         pool = Pool(chosen, kernel=self.kernel, gram=gram)
         if not pool.gram_follows():
             raise self._bundle.unlike_features(name)

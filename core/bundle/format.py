@@ -115,7 +115,7 @@ class Bundle:
         members = np.bincount(labels, minlength=len(self.classes))
         for label, count in enumerate(members):
             gram = self.manifest.files.get(f"gram_{label}")
-            if gram is not None and gram.shape != (count, count):
+            if gram is not None and gram.shape != (count * (count + 1) // 2,):
                 raise self._damaged(gram, "has another shape than its class has images")
         if (poison := self.manifest.poison) is not None:
             targets = np.array(poison["targets"])[poison["base_labels"]]

@@ -22,7 +22,7 @@ from natscope.core.methods import METHODS
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.sketches import SKETCHES
 
-SCHEMA = 1
+SCHEMA = 2
 PURPOSES = ("prediction", "coreset", "backdoor")  # what sigma2 is chosen for
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
@@ -267,6 +267,7 @@ def file_of(name: str, classes: int) -> str | None:
 
 _INT, _BOOL, _BYTE, _SINGLE, _DOUBLE = ("int64",), ("bool",), ("uint8",), ("float32",), ("float64",)
 _FLOATS = ("float16", "float32", "float64")  # what a network of one's own may compute in
+_STORED = ("float16", "float32")  # features
 _FIXED: dict[str, tuple[str, ...]] = {
     "train_images": _BYTE,
     "train_labels": _INT,
@@ -276,7 +277,7 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "test_logits": _FLOATS,
     "test_fooled": _BOOL,
     "penultimate": _FLOATS,
-    "features": _SINGLE,
+    "features": _STORED,
 }
 
 
@@ -292,8 +293,8 @@ def _numbers() -> set[str]:
 def _record_misfit(manifest: Manifest, name: str, record: FileRecord) -> str | None:
     """Return what is wrong with the shape and type of an array, which have to be what all others call for."""
     if record.file.endswith(".npy"):
-        single = name.startswith("features") or name in _features() | _numbers()
-        dtypes = _FIXED.get(name) or (_SINGLE if single else _DOUBLE)
+        vectors = name.startswith("features") or name in _features()
+        dtypes = _FIXED.get(name) or (_SINGLE if name in _numbers() else _STORED if vectors else _DOUBLE)
         shape = record.shape or ()
         if record.dtype not in dtypes or not _fits(manifest, name, shape):
             return f"records '{name}' with a shape or type that does not fit the rest"
@@ -311,7 +312,7 @@ def _fits(manifest: Manifest, name: str, shape: tuple[int, ...]) -> bool:
     if not (0 < train <= MOST_TRAINING_IMAGES and 0 < test <= MOST_TEST_IMAGES):
         return False
     if name.startswith("gram_"):
-        return len(shape) == 2 and 1 <= shape[0] == shape[1] <= train
+        return len(shape) == 1 and 1 <= shape[0] <= train * (train + 1) // 2
     if name.startswith("train_gram_"):
         return shape == (manifest.width, manifest.width)
     if name == "penultimate":

@@ -166,7 +166,7 @@ class _Manifest(_Strict):
     command: Note
     methods: dict[Word, dict[Word, Any]]
     files: dict[str, _Record]
-    schema: Literal[1]
+    schema: Literal[2]
     index: _Index | None = None
     tuned: _Tuned | None = None
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from natscope.core.jacobians import convolves
 from natscope.core.progress import Progress
 
-MARGINS = "margin_features"  # (N, K) float32, sketched Jacobians of the margin at the labels
+MARGINS = "margin_features"  # (N, K), sketched Jacobians of the margin at the labels
 LOSS_WEIGHTS = "loss_weights"  # (N,) 1 - p_y, which follows from the logits that every bundle holds
 DERIVED = (LOSS_WEIGHTS,)
 FACTORS = "kronfluence"  # the folder of EK-FAC factors within a bundle
@@ -116,7 +116,7 @@ class Artifacts:
     """Files of a bundle for one method alone.
 
     Args:
-        features: names of float32 arrays (N, K).
+        features: names of arrays (N, K), computed in float32; a bundle keeps them as float16 where that holds them.
         numbers: names of float32 arrays (N,).
         files: names of other files, "folder/name".
         compute: returns the arrays and the contents of the files; raises ValueError if they cannot be had.

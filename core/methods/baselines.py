@@ -71,6 +71,7 @@ def _trak_artifacts(source: Source) -> Computed:
     features, weights = trak_features(
         source.model, source.inputs, source.labels, source.margins(), folder=folder, progress=source.progress
     )
+    features *= 2.0 ** -np.round(np.log2(np.abs(features).max()))  # for float16; scores have no unit
     return {"trak_features": features, "trak_out_to_loss": weights}
 
 
@@ -103,7 +104,7 @@ def _trak_obstacle(size: Size) -> str | None:
         compute=_trak_artifacts,
         settings=lambda _: {"checkpoints": 1, "ridge": 0.0, "traker": version("traker")},
         obstacle=_trak_obstacle,
-        bytes=lambda size: 3 * 4 * size.count * size.dim,
+        bytes=lambda size: (2 + 4 + 4) * size.count * size.dim,  # and two arrays of traker's own
         memory=lambda size: 8 * size.count * size.dim + 16 * size.dim**2,
         products=lambda size: float(size.count * size.dim**2),
     ),

@@ -15,7 +15,7 @@ from natscope.core.images import ImageInputs
 from natscope.core.methods import METHODS, Method
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.bundles.store import Store
+from natscope.precompute.bundles.store import Store, halved
 
 _SHARD = 1000
 
@@ -80,16 +80,12 @@ class Preparation:
     def margins(self) -> np.ndarray:
         """Return the sketched Jacobians (N, K) of the margin at the labels, filled shard by shard."""
         features = FeatureMap(self.model, self._sketch, ntk=False, batch_size=_SHARD)
-        width = features.features(self._images[:1], self.labels[:1], measurement="margin").shape[1]
 
         def shard(part: slice) -> np.ndarray:
-            block = features.features(self._images[part], self.labels[part], measurement="margin")
-            if not np.isfinite(block).all():
-                raise BuildError("A Jacobian is not finite; the network's weights have run away.")
-            return block
+            return features.features(self._images[part], self.labels[part], measurement="margin")
 
-        shape = (len(self._images), width)
-        return self._store.large(MARGINS, shape, np.dtype("float32"), shard, "Gradients of the margins")
+        shape, halve = (len(self._images), shard(slice(1)).shape[1]), self._sketch.kind != "exact"
+        return self._store.features(MARGINS, shape, shard, "Gradients of the margins", halve=halve)
 
     def _prepare(self, method: Method) -> dict[str, Any]:
         artifacts, computed = method.artifacts, dict[str, np.ndarray | bytes]()
@@ -99,7 +95,8 @@ class Preparation:
             if name in artifacts.files:
                 self._store.file(name, _given(computed, name))
             else:
-                self._store.small(name, _given(computed, name))
+                given = _halved if name in artifacts.features else _given
+                self._store.small(name, given(computed, name))
         shutil.rmtree(self.folder, ignore_errors=True)
         if MARGINS in method.needs:
             self.margins()
@@ -108,3 +105,7 @@ class Preparation:
 
 def _given(computed: dict[str, Any], name: str) -> Callable[[], Any]:
     return lambda: computed[name]
+
+
+def _halved(computed: dict[str, Any], name: str) -> Callable[[], np.ndarray]:
+    return lambda: halved(computed[name])

@@ -29,7 +29,7 @@ from natscope.core.features import FeatureMap, Outputs, kernel_of
 from natscope.core.files import size
 from natscope.core.images import ImageInputs
 from natscope.core.index.spec import AUTO
-from natscope.core.kernels import Kernel
+from natscope.core.kernels import Kernel, packed
 from natscope.core.methods import METHODS
 from natscope.core.ood import distances, usual_distances
 from natscope.core.pool import LARGEST_GRAM
@@ -330,15 +330,11 @@ class _Builder:
     def _features(
         self, name: str, features: FeatureMap, images: ImageInputs, targets: np.ndarray, stage: str
     ) -> np.ndarray:
-        width = features.features(images[:1], targets[:1]).shape[1]
-
         def shard(part: slice) -> np.ndarray:
-            block = features.features(images[part], targets[part])
-            if not np.isfinite(block).all():
-                raise BuildError("A Jacobian is not finite; the network's weights have run away.")
-            return block
+            return features.features(images[part], targets[part])
 
-        return self.store.large(name, (len(images), width), np.dtype("float32"), shard, stage)
+        shape, halve = (len(images), shard(slice(1)).shape[1]), self.spec.sketch.kind != "exact"
+        return self.store.features(name, shape, shard, stage, halve=halve)
 
     def _per_class(self, own: np.ndarray, kernel: Kernel) -> None:
         classes = len(self.data.classes)
@@ -349,7 +345,7 @@ class _Builder:
                 continue
             if len(rows) <= LARGEST_GRAM:
                 members = np.asarray(own[rows])
-                self.store.small(f"gram_{label}", functools.partial(kernel, members, members))
+                self.store.small(f"gram_{label}", functools.partial(_triangle, kernel, members))
             if kernel.explicit:
                 self.store.index(f"index_{label}", RowView(own, rows), self.spec.index)
         self.progress("Grams and indexes, class by class", classes, classes)
@@ -405,6 +401,10 @@ def _left_out(missing: dict[str, str], known: Mapping[str, Any] | None = None) -
 def _make_sure_of_room(folder: Path, needed: int) -> None:
     present = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
     check_room(needed - present, shutil.disk_usage(folder).free, folder.parent)
+
+
+def _triangle(kernel: Kernel, members: np.ndarray) -> np.ndarray:
+    return packed(kernel(members, members))
 
 
 def _gram_of(features: np.ndarray) -> np.ndarray:

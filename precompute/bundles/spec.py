@@ -112,7 +112,7 @@ def size_of(count: int, sketch: SketchSpec, parameters: int | None = None) -> Si
 
 def artifact_bytes(methods: tuple[str, ...], size: Size) -> int:
     """Estimate the size of the artifacts of methods, work in progress included."""
-    margins = 4 * size.count * size.dim if any(MARGINS in METHODS[name].needs for name in methods) else 0
+    margins = _each(size) * size.count * size.dim if any(MARGINS in METHODS[name].needs for name in methods) else 0
     return int(1.1 * (margins + sum(METHODS[name].artifacts.bytes(size) for name in methods)))
 
 
@@ -124,10 +124,11 @@ def estimated_bytes(
     exact = spec.sketch.kind == "exact" and layout is not None
     width = sum(o + i for o, i in layout) if exact and layout else spec.sketch.dim
     members = np.bincount(data.train_labels, minlength=classes)
-    grams = sum(8 * int(n) ** 2 for n in members if n <= LARGEST_GRAM)
+    grams = sum(4 * int(n) * (int(n) + 1) for n in members if n <= LARGEST_GRAM)
     indexes = 0 if exact else sum(spec.index.bytes(int(n), width) for n in members if n)
-    features = 4 * count * width + indexes
-    every = classes * (4 * count * width + 8 * width**2) if spec.outputs == "all" else 0
+    size = Size(count, width, vectors=not exact)
+    own = _each(size) * count * width
+    every = classes * (own + 8 * width**2) if spec.outputs == "all" else 0
     shapes = layout or ((classes, 512),)
     outputs = 4 * (count * (shapes[-1][1] + classes) + len(data.test_images) * classes)
     weights = 4 * sum(o * i for o, i in shapes)
@@ -135,9 +136,13 @@ def estimated_bytes(
         outputs += 4 * count * (network.penultimate - shapes[-1][1])
         weights = 12 * network.parameters  # and their momentum while training
     pixels = data.train_images.nbytes + data.test_images.nbytes
-    whole = int(1.1 * (pixels + features + grams + every + outputs + weights)) + 2**20
-    size = Size(count, width, vectors=not exact)
+    whole = int(1.1 * (pixels + own + indexes + grams + every + outputs + weights)) + 2**20
     return whole + artifact_bytes(wanted(spec.methods, size), size)
+
+
+def _each(size: Size) -> int:
+    """Return the bytes of a stored number of features, as long as those of vectors fit into float16."""
+    return 2 if size.vectors else 4
 
 
 def wanted(methods: tuple[str, ...] | None, size: Size) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The files of a bundle while it is written: each whole or not there, filled shard by shard, recorded in a journal."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ import numpy as np
 
 from natscope.core.bundle.file_checks import whole_header
 from natscope.core.bundle.format import FileRecord, write_atomically
-from natscope.core.errors import FileError
+from natscope.core.errors import BuildError, FileError
 from natscope.core.files import create, opened
 from natscope.core.index.search import build_index
 from natscope.core.index.spec import IndexSpec
@@ -18,6 +19,7 @@ from natscope.core.rows import Rows
 from natscope.precompute.bundles.work import Work
 
 _SHARD = 1000
+_HALF_ERROR = 2.0**-11  # of a float16 number, at most, by its size
 
 
 class Store:
@@ -55,6 +57,7 @@ class Store:
         if done >= shape[0] and not self.work.finished(name):
             done = 0
         if not done:
+            self.work.mark(name, 0)  # what is there is of another form
             create(file).close()
         array = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=dtype, shape=None if done else shape)
         if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process in the middle of a write
@@ -69,6 +72,33 @@ class Store:
         self.progress(stage, shape[0], shape[0])
         self.record(name, file, array)
         return array
+
+    def features(
+        self, name: str, shape: tuple[int, int], shard: Callable[[slice], np.ndarray], stage: str, *, halve: bool
+    ) -> np.ndarray:
+        """Fill an array of features shard by shard, as float32, or as float16 where that holds them; see `halved`.
+
+        Args:
+            name: of the array.
+            shape: (N, K).
+            shard: returns some rows, float32.
+            stage: for the progress.
+            halve: whether to try float16.
+
+        Raises:
+            BuildError: if a feature is not finite.
+        """
+
+        def finite(part: slice) -> np.ndarray:
+            block = shard(part)
+            if not np.isfinite(block).all():
+                raise BuildError("A Jacobian is not finite; the network's weights have run away.")
+            return block
+
+        if halve:
+            with contextlib.suppress(_CoarseError):
+                return self.large(name, shape, np.dtype("float16"), lambda part: _half(finite(part)), stage)
+        return self.large(name, shape, np.dtype("float32"), finite, stage)
 
     def index(self, name: str, members: Rows, spec: IndexSpec) -> None:
         """Write an inner-product index over feature vectors (n, K), which are read in blocks."""
@@ -104,6 +134,30 @@ class Store:
             files[name] = replace(record, sha256=self.work.digest(name))
         self.progress("Checksums", len(files), len(files))
         return files
+
+
+class _CoarseError(Exception):
+    """Rows cannot be kept as float16."""
+
+
+def halved(rows: np.ndarray) -> np.ndarray:
+    """Return feature vectors (n, K) as float16 where that holds them as well as it holds any, else as they are.
+
+    A float16 number is within 1 part in 2048 of what it stands for, unless that is above 65,504 or below 6e-5. Where a
+    row with such numbers would be further from the original, by its length, all rows are kept as they are.
+    """
+    try:
+        return _half(rows)
+    except _CoarseError:
+        return rows
+
+
+def _half(rows: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        half = rows.astype(np.float16)
+    if not (np.linalg.norm(half - rows, axis=1) <= _HALF_ERROR * np.linalg.norm(rows, axis=1)).all():
+        raise _CoarseError
+    return half
 
 
 def _holds(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:

@@ -639,6 +639,7 @@ def test_ctrl_c_stops_with_a_sentence_and_keeps_what_was_built(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         cwd=_ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     try:
         deadline = time.monotonic() + 60

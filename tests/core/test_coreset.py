@@ -80,7 +80,7 @@ def test_queries_are_measured_as_the_training_images_are(coresets, attributor):
     found = attributor._margins.features(
         attributor.inputs(images), attributor.train_labels[:5], measurement="margin"
     )  # as `margin_query` does
-    np.testing.assert_allclose(found, attributor.bundle.array("margin_features")[:5], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, attributor.bundle.array("margin_features")[:5], rtol=1e-3, atol=1e-5)
 
 
 def test_random_differs_by_seed_and_by_class(coresets, query):

@@ -24,6 +24,7 @@ from natscope.core.errors import BuildError, BundleError, DataError
 from natscope.core.images import to_input
 from natscope.core.index.spec import IndexSpec
 from natscope.core.jacobians import jacobian_blocks
+from natscope.core.kernels import unpacked
 from natscope.core.rows import RowView
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.build import build
@@ -373,7 +374,7 @@ def test_the_estimate_is_never_too_low(data, tmp_path, changes):
     spec = replace(_SPEC, weights=weights, **changes)
     bundle = build(spec, tmp_path / "bundle")
     size = sum(file.stat().st_size for file in bundle.path.iterdir())
-    assert size <= estimated_bytes(spec, data, bundle.manifest.layout) <= 2 * size + 2**20
+    assert size <= estimated_bytes(spec, data, bundle.manifest.layout) <= 3 * size
 
 
 def test_the_estimate_counts_the_features_of_every_output(data, everything):
@@ -526,8 +527,8 @@ def test_usual_distances_are_what_nearly_all_test_images_keep_to(whole, data):
 def test_grams_are_the_inner_products_of_features(whole):
     for label in range(10):
         own = whole.array("features")[_own(whole, label)].astype(np.float64)
-        gram = whole.array(f"gram_{label}")
-        assert gram.dtype == np.float64
+        assert whole.array(f"gram_{label}").dtype == np.float64
+        gram = unpacked(whole.array(f"gram_{label}"))
         np.testing.assert_allclose(gram, own @ own.T, rtol=1e-12, atol=1e-12 * np.abs(gram).max())
         assert len(whole.index(f"index_{label}")) == len(own)
 
@@ -550,7 +551,7 @@ def test_all_outputs_hold_every_logits_features_and_their_products(everything, w
         features = everything.array(f"features_all_{label}")
         assert features.shape == own.shape
         rows = _own(everything, label)
-        np.testing.assert_allclose(features[rows], own[rows], rtol=1e-6, atol=1e-6 * np.abs(own).max())
+        np.testing.assert_allclose(features[rows], own[rows], rtol=2e-3, atol=1e-6)
         others = np.setdiff1d(np.arange(_TRAIN), rows)
         assert not np.allclose(features[others], own[others])
         gram, double = everything.array(f"train_gram_{label}"), features.astype(np.float64)
@@ -573,7 +574,7 @@ def test_the_exact_kernel_is_that_of_formed_jacobians(tmp_path, data, ntk):
         targets = torch.full((8,), label)
         formed = [b.form().flatten(1) for b in jacobian_blocks(model.double().eval(), images, targets, ntk=ntk)]
         jacobian = torch.cat(formed, dim=1).numpy()
-        gram = bundle.array(f"gram_{label}")
+        gram = unpacked(bundle.array(f"gram_{label}"))
         assert jacobian.shape == (8, 784 * 16 + 16 * 10)
         np.testing.assert_allclose(gram[:8, :8], jacobian @ jacobian.T, rtol=1e-5, atol=1e-5 * gram.max())
 

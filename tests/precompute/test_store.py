@@ -282,7 +282,7 @@ def test_an_unfinished_file_recorded_under_another_name_is_made_again(unfinished
         ("weights", b"garbage"),
         ("weights", safetensors.torch.save({"a": torch.zeros(3)})),
     ],
-    ids=["few rows", "few classes", "one dimension", "few units", "no square", "no weights", "other weights"],
+    ids=["few rows", "few classes", "one dimension", "few units", "no triangle", "no weights", "other weights"],
 )
 def test_unfinished_work_that_does_not_fit_is_one_sentence(unfinished, name, array):
     file = unfinished / ("model.safetensors" if name == "weights" else f"{name}.npy")
@@ -350,3 +350,60 @@ def test_a_file_that_changes_before_it_is_recorded_is_not_recorded(path):
         build_tiny(path, change, methods=("trak",))
     assert check_bundle(path) == []
     assert Bundle(path).manifest.methods == {}
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def _features(folder, rows, *, stop=None, halve=True):
+    """Store rows as features, and fail at a shard."""
+
+    def shard(part):
+        if part.start == stop:
+            raise _Interrupted
+        return rows[part]
+
+    folder.mkdir(exist_ok=True)
+    return Store(folder, Work(folder, {}), lambda *_: None).features("features", rows.shape, shard, "", halve=halve)
+
+
+@pytest.mark.parametrize(
+    ("scale", "halve", "dtype"),
+    [
+        (1.0, True, np.float16),
+        (1.0, False, np.float32),
+        (1e5, True, np.float32),
+        (1e-7, True, np.float32),
+        (0.0, True, np.float16),
+    ],
+)
+def test_features_are_stored_as_float16_where_that_holds_them_and_as_float32_elsewhere(tmp_path, scale, halve, dtype):
+    rows = np.random.default_rng(0).normal(size=(2_500, 8)).astype(np.float32)
+    rows[2_100:] *= scale
+    whole = _features(tmp_path / "whole", rows, halve=halve)
+    assert whole.dtype == dtype
+    error = np.linalg.norm(whole.astype(np.float64) - rows, axis=1)
+    assert (error <= 2.0**-11 * np.linalg.norm(rows, axis=1)).all()
+    for stop in (1_000, 2_000):
+        with pytest.raises(_Interrupted):
+            _features(tmp_path / "stopped", rows, stop=stop, halve=halve)
+    _features(tmp_path / "stopped", rows, halve=halve)
+    assert sha256_of(tmp_path / "stopped" / "features.npy") == sha256_of(tmp_path / "whole" / "features.npy")
+
+
+def test_work_in_another_form_is_begun_again(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(2_500, 8)).astype(np.float32)
+    for stop, halve in ((2_000, False), (0, True)):  # the second begins the file again, and stops at once
+        with pytest.raises(_Interrupted):
+            _features(tmp_path / "stopped", rows, stop=stop, halve=halve)
+    _features(tmp_path / "stopped", rows)
+    _features(tmp_path / "whole", rows)
+    assert sha256_of(tmp_path / "stopped" / "features.npy") == sha256_of(tmp_path / "whole" / "features.npy")
+
+
+def test_features_that_are_not_finite_end_the_build(tmp_path):
+    rows = np.ones((5, 8), dtype=np.float32)
+    rows[3, 2] = np.inf
+    with pytest.raises(BuildError, match="A Jacobian is not finite"):
+        _features(tmp_path / "work", rows)
