@@ -9,18 +9,14 @@ import hashlib
 import importlib
 import json
 import os
-import sys
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from itertools import accumulate
 from modulefinder import ModuleFinder
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import filelock
@@ -29,16 +25,13 @@ from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, sha256_of, wr
 from natscope.core.errors import BuildError, FileError, UntrustedError
 from natscope.core.files import read_regular
 from natscope.precompute.paths import configuration
+from natscope.precompute.training.projects import INSTALLED, NOT_THEIRS, elsewhere, finders, project_in
 
 ALLOWED = "NATSCOPE_ALLOW_CODE"  # environment variable, which child processes inherit: names with commas
-_NOT_THEIRS = frozenset(sys.stdlib_module_names) | {"natscope"}
 _LONGEST = 200  # characters of "module.path:factory"
 _RECORD, _RECORD_LIMIT = "trusted.json", 10_000_000  # bytes
 _PATIENCE = 10.0  # seconds
-_INSTALLED = ("site-packages", "dist-packages")  # folders whose modules belong to many projects
-_finders = threading.Lock()  # of Python, which two threads must not change at the same time
-_importing = threading.RLock()  # held while modules of one project stand in for those of another
-_projects: dict[str, dict[str, ModuleType]] = {}  # by folder, what was imported from it, by name
+_FOLDER = 5  # how `modulefinder` calls a package
 _built_with: dict[str, str] = {}  # files by architecture, so that another build meanwhile changes nothing for this one
 
 
@@ -71,8 +64,8 @@ class Code:
     def digest(self) -> str:
         """SHA-256 over the module's file and those of its folder that it imports, found without running them."""
         files = {self.module: self.file}
-        if self.folder.name not in _INSTALLED:
-            finder = ModuleFinder(path=[str(self.folder)])
+        if self.folder.name not in INSTALLED:
+            finder = _Imports(path=[str(self.folder)])
             with suppress(ImportError, SyntaxError, ValueError):  # whoever imports it says what is wrong
                 finder.import_hook(self.module)
             found = {name: getattr(module, "__file__", None) for name, module in finder.modules.items()}
@@ -80,22 +73,9 @@ class Code:
         sums = {name: sha256_of(file) for name, file in sorted(files.items())}
         return sums[self.module] if len(sums) == 1 else hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
-    @contextmanager
-    def importable(self) -> Iterator[None]:
-        """Let imports of the module lead to exactly what was found, and let it import what lies beside it.
-
-        Projects whose modules share names do not see each other's: what is loaded under such a name is set aside
-        meanwhile, and stands there again afterwards.
-        """
-        first, last = _Exactly(self.chain), _Beside(self.folder)
-        with _importing, _others_set_aside(self.chain, last):
-            with _finders:  # a new list each time: other threads go through the old one, and would miss what moves
-                sys.meta_path = [first, *sys.meta_path, last]
-            try:
-                yield
-            finally:
-                with _finders:
-                    sys.meta_path = [finder for finder in sys.meta_path if finder not in (first, last)]
+    def importable(self) -> AbstractContextManager[None]:
+        """Let imports of the module lead to exactly what was found, see `natscope.precompute.training.projects`."""
+        return project_in(self.folder).importing(self.chain, self.digest)
 
 
 @dataclass(frozen=True)
@@ -105,6 +85,26 @@ class Trusted:
     architecture: str
     file: str
     folder: str
+
+
+class _Imports(ModuleFinder):
+    """Finds what a module imports without running it, in folders without an `__init__.py` too."""
+
+    def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
+        try:
+            return super().find_module(name, path, parent)
+        except AttributeError:  # of the loader that such a folder has not
+            found = PathFinder.find_spec(name, path or self.path)
+            if found is None:
+                raise ImportError(name=name) from None
+            return None, next(iter(found.submodule_search_locations or ())), ("", "", _FOLDER)
+
+    def load_package(self, fqname: str, pathname: str) -> Any:
+        if (Path(pathname) / "__init__.py").is_file():
+            return super().load_package(fqname, pathname)
+        module = self.add_module(fqname)
+        module.__path__ = [pathname]
+        return module
 
 
 def allow(names: Iterable[str]) -> None:
@@ -196,73 +196,13 @@ def find(architecture: str, bundle: Bundle | None = None) -> Code:
     )
 
 
-class _Exactly(MetaPathFinder):
-    """Finds some modules where they were found before."""
-
-    def __init__(self, chain: Iterable[ModuleSpec]) -> None:
-        self._specs = {spec.name: spec for spec in chain}
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        return self._specs.get(fullname)
-
-
-class _Beside(MetaPathFinder):
-    """Finds top-level modules in one folder: what stands there is no longer found once a network is made."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.found = str(folder), set[str]()
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        found = PathFinder.find_spec(fullname, [self.folder]) if path is None else None
-        if found is not None:
-            self.found.add(fullname)
-        return found
-
-
-@contextmanager
-def _others_set_aside(chain: Sequence[ModuleSpec], beside: _Beside) -> Iterator[None]:
-    """Take what is loaded under a name by which this project means another file out of `sys.modules` for a while."""
-    ours, names = _projects.setdefault(beside.folder, {}), {chain[0].name}
-    for modules in _projects.values():
-        names |= {name for name in modules if "." not in name}
-    others: dict[str, ModuleType] = {}
-    for name in names & sys.modules.keys():
-        meant = chain[0] if name == chain[0].name else _anywhere(name, beside.folder)
-        if meant is None or _places(sys.modules[name]) != _places(meant):
-            others |= _tree([name], sys.modules)
-    for name in others:
-        del sys.modules[name]
-    sys.modules.update({name: ours[name] for name in others.keys() & ours.keys()})
-    before = set(sys.modules)
-    try:
-        yield
-    finally:
-        fresh = {name: module for name, module in sys.modules.items() if name not in before}
-        ours |= _tree([chain[0].name, *beside.found], fresh)
-        sys.modules.update(others)
-
-
-def _tree(tops: Iterable[str], modules: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
-    """Return the modules of these names and all below them."""
-    wanted = set(tops)
-    return {name: module for name, module in modules.items() if name.partition(".")[0] in wanted}
-
-
-def _places(found: ModuleType | ModuleSpec) -> list[Path]:
-    """Return where a module's code is: one file, or the folders of a package that has none."""
-    spec = found if isinstance(found, ModuleSpec) else found.__spec__
-    origin = getattr(found, "__file__", None) or (spec and spec.has_location and spec.origin)
-    places = [origin] if origin else list(getattr(spec, "submodule_search_locations", None) or ())
-    return [Path(place).resolve() for place in places]
-
-
 def _split(architecture: str) -> tuple[str, str]:
     module, _, factory = architecture.partition(":")
     if not _is_name(module, factory):
         raise BuildError(
             f"A network of one's own is named module.path:factory, such as my_model:Net, not {architecture[:60]!r}."
         )
-    if module.partition(".")[0] in _NOT_THEIRS:
+    if module.partition(".")[0] in NOT_THEIRS:
         raise BuildError(f"{module} is a module of Python or natscope; --model takes module.path:factory of your own.")
     return module, factory
 
@@ -325,7 +265,7 @@ def _chain(module: str, folder: str | None = None) -> tuple[ModuleSpec, ...] | N
         module: dotted name.
         folder: to begin in; wherever Python looks, and in the working directory last, when None.
     """
-    with _finders:
+    with finders:
         importlib.invalidate_caches()
     chain: list[ModuleSpec] = []
     for name in accumulate(module.split("."), "{}.{}".format):
@@ -333,30 +273,13 @@ def _chain(module: str, folder: str | None = None) -> tuple[ModuleSpec, ...] | N
         if chain:
             found = PathFinder.find_spec(last, list(chain[-1].submodule_search_locations or ()))
         else:
-            found = _anywhere(last, *_here()) if folder is None else PathFinder.find_spec(last, [folder])
+            found = elsewhere(last, *_here()) if folder is None else PathFinder.find_spec(last, [folder])
         if found is None:
             return None
         chain.append(_renamed(found, name))
     if chain[-1].origin is None:
         return None  # a folder without code
     return tuple(chain)
-
-
-def _anywhere(name: str, *folders: str) -> ModuleSpec | None:
-    """Find a top-level module as an import would, by finders of packages that are installed for development too.
-
-    Args:
-        name: of the module.
-        folders: to look in last.
-    """
-    for finder in sys.meta_path:
-        if finder is PathFinder:
-            found = PathFinder.find_spec(name, [*sys.path, *folders])
-        else:
-            found = finder.find_spec(name, None) if hasattr(finder, "find_spec") else None
-        if found is not None:
-            return found
-    return None
 
 
 def _renamed(found: ModuleSpec, name: str) -> ModuleSpec:

@@ -253,7 +253,7 @@ def test_a_bundle_finds_its_own_among_modules_of_one_name(place, tmp_path, monke
         (tmp_path / name / "images").symlink_to(place / "images")
         monkeypatch.chdir(tmp_path / name)
         bundles[name] = build(_spec("same_name:Net"), tmp_path / name / "bundle")
-        del sys.modules["same_name"]
+        sys.modules.pop("same_name", None)
     monkeypatch.chdir(place)
     logits = {}
     for name in ("two", "one", "three", "one", "two"):
@@ -289,6 +289,101 @@ def test_what_two_projects_import_from_beside_them_is_each_ones_own(place, tmp_p
         with factories["two"].importable():
             assert importlib.import_module("helpers").WIDTH == 5
         assert sys.modules["helpers"] is mine
+
+
+_LAZY = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        {first}
+        self.a, self.b = nn.Linear(64, helper.WIDTH), nn.Linear(helper.WIDTH, 2)
+
+    def forward(self, x):
+        {then}
+        return self.b(helper.act(self.a(x.flatten(1))))
+"""
+_HELPER = """
+import torch
+
+WIDTH = 4
+
+
+def act(h):
+    import scale_of_it
+
+    return scale_of_it.SCALE * torch.{act}(h)
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "architecture"),
+    [("import helper", "lazy_net:Net"), ("from . import helper", "their_nets.lazy_net:Net")],
+)
+@pytest.mark.parametrize("searched", [False, True])
+def test_what_a_project_imports_while_it_runs_is_its_own(
+    place, tmp_path, monkeypatch, statement, architecture, searched
+):
+    bundles, alone = {}, {}
+    for name, act in (("one", "relu"), ("two", "sin"), ("three", "cos")):
+        folder = tmp_path / name
+        package = folder.joinpath(*architecture.split(".")[:-1])
+        package.mkdir(parents=True)
+        (package / "lazy_net.py").write_text(_LAZY.format(first=statement, then=statement))
+        (package / "helper.py").write_text(_HELPER.format(act=act))
+        (folder / "scale_of_it.py").write_text(f"SCALE = {len(name)}\n")
+        (folder / "images").symlink_to(place / "images")
+        script = (
+            "from natscope.precompute.bundles.opening import open_attributor\nfrom pathlib import Path\n"
+            f"found = open_attributor(Path({str(folder / 'bundle')!r})).query('test', 0).probabilities\n"
+            "print(*map(float.hex, found))"
+        )
+        monkeypatch.chdir(folder)
+        bundles[name] = build(_spec(architecture), folder / "bundle").path
+        run = subprocess.run([sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True, check=True)
+        alone[name] = [float.fromhex(number) for number in run.stdout.split()]
+    monkeypatch.chdir(place)
+    with monkeypatch.context() as patch:
+        if searched:  # as in a script of the first project's
+            patch.syspath_prepend(tmp_path / "one")
+        opened = {name: open_attributor(path) for name, path in bundles.items()}
+        for name in ("one", "two", "three", "one"):
+            found = opened[name].query("test", 0).probabilities
+            np.testing.assert_allclose(found, alone[name], rtol=1e-6)
+    assert len({tuple(found) for found in alone.values()}) == 3
+
+
+def test_an_import_that_cannot_be_told_apart_fails(place, tmp_path, monkeypatch):
+    """Nothing tells whose `import_module` runs, so a name of two projects leads to neither's module."""
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "dynamic_net.py").write_text(
+            "import importlib\n"
+            + _LAZY.format(first="import told_apart as helper", then="helper = importlib.import_module('told_apart')")
+        )
+        (folder / "told_apart.py").write_text("WIDTH = 4\nact = lambda h: h\n")
+        (folder / "images").symlink_to(place / "images")
+        monkeypatch.chdir(folder)
+        if name == "one":
+            opened = open_attributor(build(_spec("dynamic_net:Net"), folder / "bundle").path)
+            assert opened.query("test", 0)
+    with pytest.raises(BuildError, match="No module named 'told_apart'"):
+        build(_spec("dynamic_net:Net"), folder / "bundle")
+    with pytest.raises(ModuleNotFoundError, match="told_apart"):
+        opened.query("test", 0)
+
+
+def test_an_edited_project_is_imported_again(place, tmp_path, monkeypatch):
+    (tmp_path / "images").symlink_to(place / "images")
+    monkeypatch.chdir(tmp_path)
+    for act in ("relu", "sin"):
+        (tmp_path / "edited_net.py").write_text(_LAZY.format(first="import helper", then="import helper"))
+        (tmp_path / "helper.py").write_text(f"import torch\n\nWIDTH, act = 4, torch.{act}\n")
+        opened = open_attributor(build(_spec("edited_net:Net"), tmp_path / act).path)
+        assert opened.query("test", 0)
 
 
 def test_dotted_names_and_what_lies_beside_a_module(place, tmp_path, marker, monkeypatch):

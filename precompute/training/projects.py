@@ -1,0 +1,206 @@
+"""The modules of users' projects: two may have modules of the same name, and the code of each means its own.
+
+Python knows one module of a name in a process. Here each folder's modules are kept apart: whenever code of a project
+imports, as it is loaded or long after, in `forward`, the names by which it means files of its own lead to these.
+"""
+
+import builtins
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+NOT_THEIRS = frozenset(sys.stdlib_module_names) | {"natscope"}
+INSTALLED = ("site-packages", "dist-packages")  # folders whose modules belong to many projects
+finders = threading.Lock()  # of Python, which two threads must not change at the same time
+_importing = threading.RLock()  # held while modules of one project stand in for those of another
+_projects: dict[str, "Project"] = {}  # by folder
+
+
+def project_in(folder: Path) -> "Project":
+    """Return the project of a folder, the same one each time."""
+    return _projects.setdefault(str(folder), Project(folder))
+
+
+class Project(MetaPathFinder):
+    """The modules of one folder.
+
+    A module of a name that several projects have is in `sys.modules` only while code of one of them imports.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Import nothing yet."""
+        self._folder, self._installed = str(folder), folder.name in INSTALLED
+        self._specs: dict[str, ModuleSpec] = {}  # what was found and trusted
+        self._digests: dict[str, str] = {}
+        self._tops: set[str] = set()  # top-level names of its own
+        self._asked: set[str] = set()  # top-level names that its code imports
+        self._modules: dict[str, ModuleType] = {}
+        self._aside: dict[str, ModuleType] = {}
+        self._before: dict[str, ModuleType] = {}
+        self._depth = 0
+        self.builtins = vars(builtins) | {"__import__": self._import}
+
+    @contextmanager
+    def importing(self, chain: Sequence[ModuleSpec], digest: str) -> Iterator[None]:
+        """Let imports of a module lead to exactly what was found, and let it import what lies beside it.
+
+        Args:
+            chain: where its packages and the module itself are, the outermost first.
+            digest: of its files; where they were edited since they were imported, they are imported again.
+        """
+        with _importing:
+            name = chain[-1].name
+            if self._digests.setdefault(name, digest) != digest:
+                self._forget()
+                self._digests[name] = digest
+            self._specs |= {spec.name: spec for spec in chain}
+            self._tops.add(chain[0].name)
+            with self._standing_in():
+                yield
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Return where a module of the project is; None if it has none of this name."""
+        if fullname in self._specs:
+            found: ModuleSpec | None = self._specs[fullname]
+        elif path is not None:
+            found = PathFinder.find_spec(fullname, path) if _top(fullname) in self._tops else None
+        else:
+            found = self._beside(fullname)
+            if found is not None and not (fullname in self._asked and found.has_location) and elsewhere(fullname):
+                found = None  # a folder without code, or what a library imports: what is installed comes first
+        if found is None:
+            return None
+        self._tops.add(_top(fullname))
+        if type(found.loader) is not SourceFileLoader:
+            return found
+        origin = str(found.origin)
+        return spec_from_file_location(
+            fullname,
+            origin,
+            loader=_Loader(fullname, origin, self),
+            submodule_search_locations=found.submodule_search_locations,
+        )
+
+    def _import(
+        self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
+    ) -> ModuleType:
+        """Import as code of this project does: what `import` calls there."""
+        top = _top(name)
+        if not level and top in NOT_THEIRS:
+            return builtins.__import__(name, globals, locals, fromlist, level)
+        with self._standing_in():
+            if not level:
+                self._asked.add(top)
+                self._make_way(top)
+            return builtins.__import__(name, globals, locals, fromlist, level)
+
+    def _beside(self, name: str) -> ModuleSpec | None:
+        return None if self._installed or name in NOT_THEIRS else PathFinder.find_spec(name, [self._folder])
+
+    @contextmanager
+    def _standing_in(self) -> Iterator[None]:
+        with _importing:
+            if not self._depth:
+                with finders:  # a new list each time: other threads go through the old one, and would miss what moves
+                    sys.meta_path = [self, *sys.meta_path]
+                self._before = dict(sys.modules)
+                for name in set().union(*(project._tops for project in _projects.values())):
+                    self._make_way(name)
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if not self._depth:
+                    self._leave()
+
+    def _make_way(self, name: str) -> None:
+        """Let a top-level name lead to what this project means by it."""
+        loaded = sys.modules.get(name)
+        if loaded is not None and loaded is not self._modules.get(name) and self._is_another(name, loaded):
+            others = {each: module for each, module in sys.modules.items() if _top(each) == name}
+            for each in others:
+                del sys.modules[each]
+            self._aside |= others
+        if sys.modules.get(name) in (None, self._modules.get(name)):
+            for each in [each for each in self._modules if _top(each) == name]:
+                sys.modules[each] = self._modules[each]
+                self._before[each] = self._modules[each]
+
+    def _is_another(self, name: str, loaded: ModuleType) -> bool:
+        if name in self._specs:
+            return places(loaded) != places(self._specs[name])
+        if (own := self._beside(name)) is not None and own.has_location:
+            return places(loaded) != places(own) and not any(set(INSTALLED) & set(p.parts) for p in places(loaded))
+        return any(project is not self and project._modules.get(name) is loaded for project in _projects.values())
+
+    def _leave(self) -> None:
+        with finders:
+            sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
+        fresh = {name: module for name, module in sys.modules.items() if self._before.get(name) is not module}
+        self._modules |= {name: module for name, module in fresh.items() if _top(name) in self._tops}
+        contested = {_top(name) for name in self._aside}
+        for project in _projects.values():
+            contested |= project._tops if project is not self else set()
+        for name, module in self._modules.items():
+            if _top(name) in contested and sys.modules.get(name) is module:
+                del sys.modules[name]
+        of_projects = {id(module) for project in _projects.values() for module in project._modules.values()}
+        sys.modules.update({name: module for name, module in self._aside.items() if id(module) not in of_projects})
+        self._aside, self._before = {}, {}
+
+    def _forget(self) -> None:
+        for name, module in self._modules.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+        self._modules, self._digests = {}, {}
+
+
+class _Loader(SourceFileLoader):
+    """Runs a module of a project with an `import` of the project's own."""
+
+    def __init__(self, fullname: str, path: str, project: Project) -> None:
+        super().__init__(fullname, path)
+        self._project = project
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__["__builtins__"] = self._project.builtins  # which every function in it keeps
+        super().exec_module(module)
+
+
+def elsewhere(name: str, *folders: str) -> ModuleSpec | None:
+    """Find a top-level module as an import would, by finders of packages that are installed for development too.
+
+    Args:
+        name: of the module.
+        folders: to look in last.
+    """
+    for finder in sys.meta_path:
+        if finder is PathFinder:
+            found = PathFinder.find_spec(name, [*sys.path, *folders])
+        elif isinstance(finder, Project) or not hasattr(finder, "find_spec"):
+            continue
+        else:
+            found = finder.find_spec(name, None)
+        if found is not None:
+            return found
+    return None
+
+
+def places(found: ModuleType | ModuleSpec) -> list[Path]:
+    """Return where a module's code is: one file, or the folders of a package that has none."""
+    spec = found if isinstance(found, ModuleSpec) else found.__spec__
+    origin = getattr(found, "__file__", None) or (spec and spec.has_location and spec.origin)
+    where = [origin] if origin else list(getattr(spec, "submodule_search_locations", None) or ())
+    return [Path(place).resolve() for place in where]
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
