@@ -112,11 +112,11 @@ def test_each_method_can_have_its_own_sigma2(page):
 
 def test_a_method_that_fails_keeps_its_row_and_the_others_theirs(here, page, monkeypatch):
     def fail(candidates, query, settings):
-        raise ValueError("It gave scores that are not numbers.")
+        raise ValueError("No numbers.")
 
     monkeypatch.setitem(METHODS, "repsim", replace(METHODS["repsim"], select=fail))
     (figure,) = _figures(page(q="test:7", methods="repsim,random"))
-    assert figure["strips"][0]["failure"] == "It gave scores that are not numbers."
+    assert figure["strips"][0]["failure"] == "No numbers."
     assert figure["strips"][0]["tiles"] == []
     assert len(figure["strips"][1]["tiles"]) == 10
 
@@ -125,7 +125,7 @@ def test_a_link_that_cannot_be_read_is_said_and_the_rest_is_kept(page):
     app = page(q="test:5", methods="repsim,random", m="900", pins="test:99999")
     said = [warning.value for warning in app.warning]
     assert any("m “900”" in text for text in said)
-    assert any("There is no test image 99999" in text for text in said)
+    assert any("test image 99999" in text for text in said)
     assert [figure["query"]["name"] for figure in _figures(app)] == ["test image 5"]
 
 

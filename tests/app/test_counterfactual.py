@@ -55,7 +55,7 @@ def _has(app, key):
 
 def test_taken_away_trained_again_and_known_the_next_time(page, attributor, tmp_path):
     app = page(q="test:1", m="40")
-    assert "names these 40 of 1,500 training images" in _texts(app)
+    assert "these 40 of 1,500" in _texts(app)
     app = _whole(app.button(key="counterfactual_job_start").click().run())
     app = _trained(app)
     assert "margin" in _texts(app)
@@ -79,7 +79,7 @@ def test_a_link_reopens_what_it_says_and_what_it_cannot_is_said(page):
     view = CounterfactualView("train:7", "trak", 10.0, 50)
     assert read(CounterfactualView(), parameters(view), Limits()) == (view, [])
     app = page(q="test:99999999", m="7")
-    assert any("There is no test image" in warning.value for warning in app.warning)
+    assert any("no test image 99999999" in warning.value for warning in app.warning)
     assert any("the default is shown" in warning.value for warning in app.warning)
 
 
@@ -101,7 +101,7 @@ def test_each_method_has_its_own_usual_sigma2(page, monkeypatch):
 def test_a_class_too_small_to_compare_says_so(page, monkeypatch):
     monkeypatch.setattr(counterfactual, "FEWEST_REMOVED", 800)
     app = page(q="test:1")
-    assert "Only 1500 training images are labelled Pullover: too few to remove 800" in _texts(app)
+    assert "too few to remove 800" in _texts(app)
     assert not _has(app, "counterfactual_job_start")
 
 
@@ -109,9 +109,7 @@ def test_the_verdict_says_whether_it_is_more_than_chance():
     def said(found, at_random):
         return counterfactual._verdict(Answer(2, 0.9, 3.0), found, at_random, ("a", "b", "c"), 2)
 
-    assert "The answer flips** to “a”; without as many random images it does not" in said(
-        Answer(0, 0.1, -1), Answer(2, 0.9, 3)
-    )
+    assert "flips** to “a”" in said(Answer(0, 0.1, -1), Answer(2, 0.9, 3))
     assert "hangs by a thread" in said(Answer(0, 0.1, -1), Answer(1, 0.1, -1))
     assert "falls by **2.00**" in said(Answer(2, 0.7, 1.0), Answer(2, 0.9, 2.9))
     assert "no more than chance" in said(Answer(2, 0.9, 2.9), Answer(2, 0.9, 2.8))

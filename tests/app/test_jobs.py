@@ -14,6 +14,7 @@ from natscope.app.jobs import Lane
 from natscope.app.worker import OutOfMemory, Stopped, TookTooLong, Worker, WorkerLost
 from natscope.core.errors import QueryError
 from tests.app import work
+from tests.conftest import one_sentence
 
 _MEMORY = 2 * 10**9
 
@@ -80,13 +81,14 @@ def test_a_process_does_not_look_for_modules_in_the_working_directory(worker, tm
 
 
 def test_what_a_user_can_mend_comes_back_as_the_same_sentence(worker):
-    with pytest.raises(QueryError, match=r"^There is no such image\.$"):
-        worker.run(work.fail, QueryError("There is no such image."))
+    with pytest.raises(QueryError, match=r"^Not today\.$"):
+        worker.run(work.fail, QueryError("Not today."))
 
 
 def test_any_other_failure_is_one_sentence_without_details(worker):
-    with pytest.raises(QueryError, match=r"^This could not be computed; the server's log says why\.$"):
+    with pytest.raises(QueryError, match="the server's log") as caught:
         worker.run(work.fail, KeyError("secret"))
+    assert "secret" not in one_sentence(str(caught.value))
 
 
 def test_a_process_that_takes_too_long_is_ended(tmp_path):
@@ -159,16 +161,13 @@ def test_who_waits_sees_how_many_are_ahead(lane, tmp_path):
         first = lane.start("first", work.count, 1, session="a")
         second = lane.start("second", work.count, 1, session="b")
         assert (lane.ahead(first), lane.ahead(second)) == (1, 2)
-        with pytest.raises(QueryError, match="Too many computations are waiting"):
+        with pytest.raises(QueryError, match="Too many"):
             lane.start("third", work.count, 1, session="c")
     assert done(first).value() == done(second).value() == 1
 
 
 def test_a_session_has_one_heavy_job(lane, tmp_path):
-    with (
-        busy(lane, tmp_path, session="s"),
-        pytest.raises(QueryError, match="Another computation of yours is under way"),
-    ):
+    with busy(lane, tmp_path, session="s"), pytest.raises(QueryError, match="Another computation of yours"):
         lane.start("another", work.count, 1, session="s")
 
 
@@ -180,7 +179,7 @@ def test_a_job_that_is_stopped_ends_unless_somebody_else_waits(lane, tmp_path):
     assert job.live
     lane.leave(job, "two")
     assert done(job).state == "stopped"
-    with pytest.raises(QueryError, match="stopped before it was done"):
+    with pytest.raises(QueryError, match="stopped"):
         job.value()
 
 
@@ -207,7 +206,7 @@ def test_a_job_that_kills_every_process_ends_in_a_sentence(lane):
 
 
 def test_a_job_that_needs_too_much_ends_in_a_sentence(lane):
-    with pytest.raises(QueryError, match="takes longer, or more memory"):
+    with pytest.raises(QueryError, match="--memory GB"):
         done(lane.start("a", work.take, 2 * _MEMORY, session="s")).value()
     assert done(lane.start("b", work.count, 1, session="s")).value() == 1
 
@@ -258,7 +257,7 @@ def test_what_took_too_much_is_not_tried_again_at_once(tmp_path):
     lane = Lane([Worker(memory=_MEMORY)], longest=2, kept=2**20, seconds=0.1)
     job = done(lane.start("a", work.until, tmp_path / "never", session="s"))
     assert lane.start("a", work.until, tmp_path / "never", session="s") is job
-    with pytest.raises(QueryError, match="takes longer, or more memory"):
+    with pytest.raises(QueryError, match="--memory GB"):
         job.value()
 
 

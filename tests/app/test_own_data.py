@@ -75,7 +75,7 @@ def test_a_dark_upload_is_inverted_for_a_data_set_on_white_and_a_light_one_left(
     light = np.full((40, 40), 255, np.uint8)
     light[10:30, 10:30] = 30
     assert "what the model sees" in _upload(page, light)
-    assert page.radio(key="invert").help.startswith("The training images show their objects on a light ground.")
+    assert "light ground" in page.radio(key="invert").help
     assert "what the model sees, inverted" in _upload(page, 255 - light)
 
 
@@ -124,5 +124,5 @@ def test_a_bundle_of_code_that_is_not_trusted_is_a_sentence_and_others_are_shown
         said[bundle] = [error.value for error in page.error]
     assert said["good"] == []
     assert len(said["a stranger's"]) == 1
-    assert "wants to run code from the module payload, which is not part of natscope" in said["a stranger's"][0]
+    assert "module payload" in said["a stranger's"][0]
     assert not (tmp_path / "it ran").exists()

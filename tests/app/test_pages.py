@@ -20,6 +20,7 @@ from natscope.app.views import query as query_view
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Request
 from natscope.core.methods import METHODS, rank
+from tests.conftest import one_sentence
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
 
@@ -96,7 +97,7 @@ def _html(page):
 
 def test_the_page_opens_with_an_answer_in_nats(served, attributor):
     page = _open()
-    assert page.title[0].value == "Which training images shaped this prediction?"
+    assert len(page.title) == 1
     assert "nats**" in _sentence(page)
     assert len(_ranked(page)) == 10
     assert [page.error.len, page.warning.len] == [0, 0]
@@ -117,11 +118,7 @@ def test_every_method_answers(served, name):
     assert len(_ranked(page)) == 5
     assert page.query_params.get("method", "info_loss") == name
     assert ("nats**" in _sentence(page)) == bool(method.information)
-    without = (
-        "This method orders images and has no unit of information, so there is no curve. "
-        "InfoLoss, InfoGain and InfoGain (approx) have one."
-    )
-    assert (without in _captions(page)) != bool(method.information)
+    assert any(words.informative() in caption for caption in _captions(page)) != bool(method.information)
     assert page.select_slider(key="exponent").disabled != method.uses_sigma2
     assert page.segmented_control(key="conditioning").disabled != method.conditions
 
@@ -136,8 +133,9 @@ def test_a_method_that_the_bundle_lacks_is_offered_and_says_how_to_add_it(two_bu
         "TRAK (not in this bundle)"
     ]
     page = _set(page, "selectbox", "method", "trak")
-    assert [error.value.split(";")[0] for error in page.error] == ["This bundle does not yet hold what TRAK needs"]
-    assert "--methods trak" in page.error[0].value
+    (error,) = page.error
+    assert "TRAK" in error.value
+    assert "--methods trak" in error.value
     assert _ranked(page) == []
     page = _set(page, "selectbox", "method", "graddot")
     assert len(page.error) == 0
@@ -193,7 +191,7 @@ def test_settings_survive_a_method_that_has_no_use_for_them(served):
 
 def test_a_gain_after_conditioning_on_everything_is_shared_out_among_its_candidates(served):
     page = _set(_open(given="train"), "selectbox", "method", "info_gain")
-    assert "of what the 1,500 candidates tell" in _sentence(page)
+    assert "the 1,500 candidates" in _sentence(page)
 
 
 def test_why_not_another_class_ranks_that_class(served, attributor):
@@ -234,7 +232,7 @@ def test_conditioning_on_all_training_data_changes_the_amount(served):
     page = _open()
     before = _sentence(page)
     page = _set(page, "segmented_control", "conditioning", "train")
-    assert "of what all training images tell" in _sentence(page)
+    assert "all training images" in _sentence(page)
     assert _sentence(page).split("**")[1] != before.split("**")[1]
     assert page.query_params["given"] == "train"
 
@@ -324,7 +322,7 @@ def test_a_filter_brings_a_late_page_back_into_range(served):
 def test_a_filter_that_nothing_fits_says_so(served, monkeypatch):
     monkeypatch.setattr(query_view, "_UNSURE", 0.0)
     page = _set(_open(), "selectbox", "test_outcome", "Unsure")
-    assert [info.value for info in page.info] == ["No image fits these filters; widen one of them."]
+    assert ["filters" in info.value for info in page.info] == [True]
     assert _gallery(page) == []
     assert page.button(key="test_random").disabled
     assert "nats**" in _sentence(page)
@@ -395,14 +393,14 @@ def test_wrong_parameters_are_named_and_the_default_is_shown(served):
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("test:10000", "There is no test image 10000; choose a number from 0 to 9999."),
-        ("train:15000", "There is no train image 15000; choose a number from 0 to 14999."),
-        ("image:AAAA", "The image in this link is damaged; upload it again."),
+        ("test:10000", "test image 10000"),
+        ("train:15000", "train image 15000"),
+        ("image:AAAA", "image in this link"),
     ],
 )
 def test_a_link_to_no_image_is_answered_by_a_sentence_and_the_first_image(served, query, said):
     page = _open(q=query)
-    assert [warning.value for warning in page.warning] == [said]
+    assert [said in one_sentence(warning.value) for warning in page.warning] == [True]
     assert page.query_params["q"] == "test:0"
     assert _ranked(page) == _ranked(_open())
 
@@ -418,7 +416,7 @@ def test_an_upload_is_the_query_and_a_broken_file_leaves_it_so(served, attributo
     page = _set(_open(), "segmented_control", "source", "image")
     page.file_uploader[0].set_value(_file(image)).run()
     assert page.query_params["q"].startswith("image:")
-    assert "Your image, as the model sees it" in _html(page)
+    assert "Your image" in _html(page)
     assert "what the model sees" in _captions(page)
     ranked = _ranked(page)
     assert _ranked(_open(**page.query_params)) == ranked
@@ -441,7 +439,7 @@ def test_an_image_unlike_training_is_marked(served):
     noise = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     page = _open(q=pack_image(noise))
     assert len(page.warning) == 1
-    assert page.warning[0].value.startswith("This image is out of distribution")
+    assert "out of distribution" in page.warning[0].value
 
 
 def test_one_bundle_needs_no_choice(served):
@@ -482,7 +480,7 @@ def test_a_damaged_bundle_is_one_sentence_with_its_mend_and_leaves_the_others(tw
     page = _open()
     assert len(page.error) == 1
     assert "is damaged" in page.error[0].value
-    assert "delete the folder and build it again with the command that made it" in page.error[0].value
+    assert "To fix it" in page.error[0].value
     assert page.selectbox(key="bundle").options == ["first (damaged)", "The second one"]
     page = _set(page, "selectbox", "bundle", "second")
     assert len(page.error) == 0
@@ -494,9 +492,9 @@ def test_no_bundle_at_all_is_a_sentence_that_says_how_to_make_one(tmp_path, monk
     folder = tmp_path / "none" if missing else tmp_path
     monkeypatch.setenv(BUNDLES, str(folder))
     page = _open()
-    assert [error.value for error in page.error] == [
-        sentence(f"There is no bundle in {folder}; `natscope demo` or `natscope precompute` makes one.")
-    ]
+    (error,) = page.error
+    assert sentence(f"no bundle in {folder};") in error.value
+    assert "`natscope demo`" in error.value
 
 
 def test_the_methods_page_shows_every_method_and_every_term():
@@ -515,7 +513,7 @@ def test_the_methods_page_shows_every_method_and_every_term():
         assert method.summary in reported
         assert any(f"`--method {method.name}`" in caption for caption in _captions(page))
         assert (f"`--methods {method.name}`" in " ".join(_captions(page))) == bool(method.files)
-        assert not method.caveat or f"**Before you rely on it.** {method.caveat}" in reported
+        assert not method.caveat or any(text.endswith(method.caveat) for text in reported)
         assert any(method.advice in text for text in reported)
     assert [formula.value.strip("$\n") for formula in page.latex] == [method.formula for method in METHODS.values()]
     assert all(f"**{term}.** {meaning}" in reported for term, meaning in words.GLOSSARY.items())
@@ -524,7 +522,7 @@ def test_the_methods_page_shows_every_method_and_every_term():
 
 def test_the_index_in_use_is_named_where_one_is_searched(served):
     method = next(m for m in METHODS.values() if m.searches)
-    said = "Searched with an SQ8 index (exact)."
+    said = words.searched("sq8")
     assert said in _captions(_open(method=method.name))
     assert said not in _captions(_open(method=method.name, pool="all"))
     assert said not in _captions(_open(method=method.approximates))

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import time
 
@@ -104,7 +105,7 @@ def test_each_image_says_how_often_it_stayed(served, attributor):
     for card, item, count in zip(cards, known.original.items, known.stayed, strict=True):
         assert card["alt"].endswith(f"training image {item.train_index}: stayed in {count} of 5")
     assert _reported(page, SKETCHED) == finding(known, "sketches")
-    assert _reported(page, PLAIN) == "It does not use the sketch, so it is the same every time."
+    assert "does not use the sketch" in _reported(page, PLAIN)
     assert _cards(page, "sketches", PLAIN) == []
 
 
@@ -135,33 +136,26 @@ def test_another_training_run_is_asked_for_the_same_images(siblings):
     page = _run(_page([SKETCHED, PLAIN]), "Ask the other network")
     for method in (SKETCHED, PLAIN):  # the weights are the same here, so everything stays
         assert [card["value"] for card in _cards(page, "networks", method)] == ["1/1"] * 4
-        assert _reported(page, method).startswith(
-            "All of its first 4 stayed in the other network: **stable**. Overlap 1.00"
-        )
+        assert re.search(r"^All of its first 4 .*\*\*stable\*\*.* 1\.00", _reported(page, method))
 
 
 def test_the_sentence_counts_the_images_that_always_stayed():
     said = finding(_result([5, 5, 4, 0], [0.6] * 5, [0.5, 0.7, 0.6, 0.6, 0.6]), "sketches")
-    assert said == (
-        "2 of its first 4 stayed in all 5 repeats, 70 % on average: **partly stable**. "
-        "Overlap 0.60 (0.60 to 0.60); the order correlates at 0.60 (0.50 to 0.70)."
-    )
+    assert re.search(r"^2 of its first 4 .* all 5 .*70 %.*\*\*partly stable\*\*", said)
+    assert "0.60 (0.60 to 0.60)" in said
+    assert "0.60 (0.50 to 0.70)" in said
 
 
 @pytest.mark.parametrize(
     ("stayed", "verdict"), [([5, 5], "stable"), ([4, 4], "stable"), ([3, 2], "partly stable"), ([1, 0], "unstable")]
 )
 def test_the_verdict_follows_the_share_that_stayed(stayed, verdict):
-    assert f" on average: **{verdict}**." in finding(_result(stayed, [0.5] * 5, [0.5] * 5), "sketches")
+    assert f"**{verdict}**" in finding(_result(stayed, [0.5] * 5, [0.5] * 5), "sketches")
 
 
 def test_all_and_none_are_words():
-    assert finding(_result([2, 2], [1.0] * 2, [1.0] * 2), "networks").startswith(
-        "All of its first 2 stayed in all 2 other"
-    )
-    assert finding(_result([1, 0], [0.3] * 2, [0.1] * 2), "sketches").startswith(
-        "None of its first 2 stayed in all 2 re"
-    )
+    assert finding(_result([2, 2], [1.0] * 2, [1.0] * 2), "networks").startswith("All of its first 2 ")
+    assert finding(_result([1, 0], [0.3] * 2, [0.1] * 2), "sketches").startswith("None of its first 2 ")
 
 
 def test_an_order_that_cannot_be_told_is_left_out():
