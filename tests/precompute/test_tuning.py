@@ -139,14 +139,14 @@ def test_values_for_a_backdoor_are_taken_from_its_experiment(tiny_path, bundle_p
     result = tuning.read(assets.path("results", TUNED["backdoor"]))
     for name in ("poisoned", "clean"):
         shutil.copytree(tiny_path if name == "poisoned" else bundle_path, tmp_path / name)
-    with pytest.raises(QueryError, match=r"bundles with a backdoor, and .*clean has none"):
+    with pytest.raises(QueryError, match=r"backdoor, .*clean has none"):
         tuning.record(tmp_path / "clean", result, TUNED["backdoor"])
     tuning.record(tmp_path / "poisoned", result, TUNED["backdoor"])
     bundle = Bundle(tmp_path / "poisoned")
     chosen = {row["method"]: row["sigma2"] for row in result["rows"] if row["sigma2"] is not None}
     assert {name: bundle.sigma2(name, purpose="backdoor") for name in chosen} == chosen
     assert bundle.sigma2("info_loss") == bundle.sigma2("info_loss", purpose="coreset") == 1.0
-    with pytest.raises(ValueError, match="chosen for one of prediction, coreset, backdoor, not for lunch"):
+    with pytest.raises(ValueError, match="prediction, coreset, backdoor, not for lunch"):
         bundle.sigma2("info_loss", purpose="lunch")
     assert build_command("retraining", bundle.manifest, 0).endswith("--take assets/results/backdoor.json")
     assert "--take" not in build_command("backdoor", bundle.manifest, 0)
@@ -174,7 +174,7 @@ def test_what_is_no_result_is_not_taken(tmp_path, change):
     file.write_text(json.dumps(whole))
     assert tuning.read(file)["sigma2"] == {"info_gain": 10.0}
     file.write_text(json.dumps(whole | change))
-    with pytest.raises(QueryError, match="is no result of `natscope tune`"):
+    with pytest.raises(QueryError, match="no result of `natscope tune`"):
         tuning.read(file)
 
 
@@ -182,7 +182,7 @@ def test_what_is_no_result_is_not_taken(tmp_path, change):
 def test_what_is_no_json_is_not_taken(tmp_path, text):
     file = tmp_path / "result.json"
     file.write_text(text, encoding="latin-1")
-    with pytest.raises(QueryError, match="is no result of `natscope tune`"):
+    with pytest.raises(QueryError, match="no result of `natscope tune`"):
         tuning.read(file)
 
 
@@ -194,7 +194,7 @@ def test_a_result_that_is_no_file_is_not_waited_for(tmp_path):
 
 def test_too_few_held_out_images_are_refused(bundle_path, tmp_path):
     settings = {"queries": 900, "budget": 30, "seed": 0, "methods": ("info_gain",)}
-    with pytest.raises(QueryError, match="2,000 test images are held out, too few for 3 sets of 900"):
+    with pytest.raises(QueryError, match=r"2,000 test images .* 3 sets of 900"):
         tuning.tune_coresets(bundle_path, **settings, cache=ResultCache(tmp_path / "k"), progress=SILENT)
 
 
