@@ -24,6 +24,7 @@ from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle
 from natscope.core.methods import METHODS
 from natscope.precompute.bundles import background
 from natscope.precompute.bundles.demo import FIRST, POISONED, SLOW
+from tests.conftest import one_sentence
 from tests.tiny import edited
 
 _ROOT = Path(__file__).parents[2]
@@ -85,12 +86,8 @@ def refused(run):
 
 
 def _sentence(err):
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert len(lines) == 1, err
-    assert lines[0].startswith("natscope: ")
-    assert lines[0][-1] in ".?)"  # click ends a few of its own with a question or a bracket
-    assert "Traceback" not in err
-    return lines[0].removeprefix("natscope: ")
+    assert err.startswith("natscope: ")
+    return one_sentence(err).removeprefix("natscope: ")
 
 
 def _process(*arguments, **options):
@@ -288,9 +285,8 @@ def test_a_name_that_could_be_two_classes_is_refused(refused, tiny_path, tmp_pat
     path = shutil.copytree(tiny_path, tmp_path / "bundle")
     edited(path, lambda raw: raw["dataset"].update(classes=["cat", "bee", "Cat"]))
     said = refused("attribute", "--bundle", path, "--test-index", 0, "--target", "CAT")
-    assert said == (
-        "Several classes are called 'CAT' but for their capitals; name one by its number: 0 (cat), 2 (Cat)."
-    )
+    assert "'CAT'" in said
+    assert "0 (cat), 2 (Cat)" in said
 
 
 def test_the_pool_of_all_ranks_images_of_every_class(attribute, bundle_path):
@@ -329,11 +325,11 @@ def test_the_table_says_what_the_json_says(run, attribute, bundle_path, method):
     assert (code, err) == (0, "")
     head, *rest = out.splitlines()
     name = answer["target_name"]
-    assert head == f"Predicted {name} ({answer['query']['probability']:.1%}); attributed: {name}."
+    assert head.count(name) == 2
+    assert f"({answer['query']['probability']:.1%})" in head
     if METHODS[method].information:
         share = answer["items"][-1]["nats"] / answer["total_nats"]
-        said = f"These 4 images carry {answer['items'][-1]['nats']:.3f} nats, {share:.0%} of what the pool tells."
-        assert rest.pop(0) == said
+        assert f" 4 images carry {answer['items'][-1]['nats']:.3f} nats, {share:.0%} of" in rest.pop(0)
     assert rest.pop(0).split() == ["rank", "image", "label", "score", "nats", "sign"]
     for line, i in zip(rest, answer["items"], strict=True):
         rank, image, label, score, *nats, sign = re.split(r"\s{2,}", line.strip())
@@ -346,48 +342,44 @@ def test_the_table_says_what_the_json_says(run, attribute, bundle_path, method):
 # What is refused
 
 
-_QUERY_NEEDED = "Name one query: --test-index I, --train-index I or --image FILE."
+_QUERIES = ["--test-index", "--train-index", "--image"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "named"),
     [
-        ([], re.escape(_QUERY_NEEDED)),
-        (["--test-index", "1", "--train-index", "1"], re.escape(_QUERY_NEEDED)),
-        (["--test-index", "1", "--image", "x.png"], re.escape(_QUERY_NEEDED)),
-        (["--test-index", "10000"], r"There is no test image 10000; choose a number from 0 to 9999\."),
-        (["--train-index", "15000"], r"There is no train image 15000; choose a number from 0 to 14999\."),
-        (["--test-index", "-1"], r"There is no test image -1; .*"),
-        (["--train-index", "-1"], r"There is no train image -1; .*"),
-        (["--test-index", "9" * 30], r"There is no test image 9{30}; .*"),
-        (["--test-index", "1.5"], r"Invalid value for '--test-index': '1\.5' is not a valid integer\."),
-        (["--method", "magic"], rf"There is no method 'magic'; choose one of {', '.join(METHODS)}\."),
-        (["--method", ""], r"There is no method ''; .*"),
-        *(
-            (["--sigma2", value], r"σ² is a variance and must be a positive number, .*")
-            for value in ("0", "-1", "nan", "inf", "-inf")
-        ),
-        (["--sigma2", "much"], r"Invalid value for '--sigma2': 'much' is not a valid float\."),
-        (["--budget", "0"], r"Invalid value for '--budget': 0 is not in the range x>=1\."),
-        (["--budget", "-3"], r"Invalid value for '--budget': -3 is not in the range x>=1\."),
-        (["--budget", "many"], r"Invalid value for '--budget': 'many' is not a valid integer\."),
-        (["--seed", "-1", "--method", "random"], r"Invalid value for '--seed': -1 is not in the range x>=0\."),
-        (["--target", "cat"], r"There is no class 'cat'; choose a number from 0 to 9 or one of T-shirt/top, .*"),
-        (["--target", "10"], r"There is no class '10'; .*"),
-        (["--target", "-1"], r"There is no class '-1'; .*"),
-        (["--target", ""], r"There is no class ''; .*"),
-        (["--pool", "half"], r"Invalid value for '--pool': 'half' is not one of 'same-class', 'all'\."),
-        (["--conditioning", "half"], r"Invalid value for '--conditioning': 'half' is not one of 'pool', 'train'\."),
-        (["--magic"], r"No such option '?--magic'?\..*"),
-        (["surplus"], r"Got unexpected extra argument \(surplus\)\.?"),
+        ([], _QUERIES),
+        (["--test-index", "1", "--train-index", "1"], _QUERIES),
+        (["--test-index", "1", "--image", "x.png"], _QUERIES),
+        (["--test-index", "10000"], ["test image 10000", "0 to 9999"]),
+        (["--train-index", "15000"], ["train image 15000", "0 to 14999"]),
+        (["--test-index", "-1"], ["test image -1"]),
+        (["--train-index", "-1"], ["train image -1"]),
+        (["--test-index", "9" * 30], [f"test image {'9' * 30}"]),
+        (["--test-index", "1.5"], ["'--test-index'", "'1.5'"]),
+        (["--method", "magic"], ["'magic'", ", ".join(METHODS)]),
+        (["--method", ""], ["method ''"]),
+        *((["--sigma2", value], ["σ²", "positive"]) for value in ("0", "-1", "nan", "inf", "-inf")),
+        (["--sigma2", "much"], ["'--sigma2'", "'much'"]),
+        (["--budget", "0"], ["'--budget'", "x>=1"]),
+        (["--budget", "-3"], ["'--budget'", "-3", "x>=1"]),
+        (["--budget", "many"], ["'--budget'", "'many'"]),
+        (["--seed", "-1", "--method", "random"], ["'--seed'", "x>=0"]),
+        (["--target", "cat"], ["class 'cat'", "0 to 9", "T-shirt/top, "]),
+        (["--target", "10"], ["class '10'"]),
+        (["--target", "-1"], ["class '-1'"]),
+        (["--target", ""], ["class ''"]),
+        (["--pool", "half"], ["'--pool'", "'half'", "'same-class', 'all'"]),
+        (["--conditioning", "half"], ["'--conditioning'", "'half'", "'pool', 'train'"]),
+        (["--magic"], ["--magic"]),
+        (["surplus"], ["surplus"]),
     ],
 )
-def test_what_cannot_be_attributed_is_one_sentence(run, bundle_path, arguments, sentence):
+def test_what_cannot_be_attributed_is_one_sentence(refused, bundle_path, arguments, named):
     asks = any(word.endswith("-index") for word in arguments) or not arguments
     question = arguments if asks else ["--test-index", "1", *arguments]
-    code, out, err = run("attribute", "--bundle", bundle_path, *question)
-    assert (code, out) == (2, "")
-    assert re.fullmatch(sentence, _sentence(err)), err
+    said = refused("attribute", "--bundle", bundle_path, *question)
+    assert all(name in said for name in named), said
 
 
 def test_an_image_that_is_none_is_one_sentence(refused, bundle_path, tmp_path):
@@ -399,18 +391,18 @@ def test_an_image_that_is_none_is_one_sentence(refused, bundle_path, tmp_path):
     (tmp_path / "empty.png").touch()
     missing = tmp_path / "missing.png"
     assert said(missing) == f"{missing} is missing."
-    assert said(tmp_path) == f"{tmp_path} is a folder and no regular file."
+    assert said(tmp_path).startswith(f"{tmp_path} is a folder")
     for name in ("letter.txt", "letter.png"):
-        assert said(tmp_path / name).startswith("The file is no image of a kind that natscope reads")
-    assert said(tmp_path / "empty.png") == "The file is empty; choose another one."
+        assert "no image" in said(tmp_path / name)
+    assert "empty" in said(tmp_path / "empty.png")
 
 
 @pytest.mark.parametrize("command", [["attribute", "--test-index", "1"], ["verify"]])
 def test_a_missing_bundle_is_one_sentence(refused, tmp_path, command):
     missing = tmp_path / "missing"
     said = refused(*command, "--bundle", missing)
-    assert said == f"There is no bundle at {missing}; `natscope precompute --out {missing}` makes one."
-    assert refused(*command, "--bundle", tmp_path).startswith(f"{tmp_path} is no bundle: ")
+    assert f"`natscope precompute --out {missing}`" in said
+    assert refused(*command, "--bundle", tmp_path).startswith(f"{tmp_path} is no bundle")
 
 
 @pytest.mark.parametrize(
@@ -431,81 +423,72 @@ def test_a_damaged_bundle_is_one_sentence_that_says_how_to_mend_it(refused, dama
         _replace(damaged / file, damage((damaged / file).read_bytes()) if callable(damage) else damage)
     asked = ("attribute", "--bundle", damaged, "--test-index", "1", "--target", "9", "--method", "info_gain_approx")
     said = refused(*asked)
-    assert said.startswith(f"The bundle {damaged} is damaged: ")
+    assert f"{damaged} is damaged" in said
     assert file in said
-    assert said.endswith(". To fix it, delete the folder and build it again with the command that made it.")
+    assert "To fix it" in said
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "named"),
     [
-        (
-            ["--dataset", "cats"],
-            r"There is no data set 'cats'; choose one of .*, or a folder of yours as folder:PATH\.",
-        ),
-        (["--dataset", "folder:missing"], r"There is no folder missing; --dataset folder:PATH names one that holds .*"),
-        (
-            ["--sketch", "pencil"],
-            r"There is no sketch 'pencil'; choose one of countsketch, tensorsketch, dense, exact\.",
-        ),
-        (["--sketch", "tensorsketch", "--dim", "7"], r"TensorSketch needs an even number of dimensions, not 7\."),
-        (["--sketch", "exact", "--outputs", "all"], r"The exact kernel needs .*"),
-        (["--sketch", "exact", "--bias"], r"The exact kernel needs .*"),
-        (["--widths", "wide"], r"--widths takes whole numbers with commas, such as 784,512,256,10, not wide\."),
-        (["--widths", "784,1.5,10"], r"--widths takes whole numbers .*"),
-        (["--widths", "784,,10"], r"--widths takes whole numbers .*"),
-        (["--widths", "784,0,10"], r"Widths must be two or more positive whole numbers, .*"),
-        (["--widths", "784"], r"Widths must be two or more positive whole numbers, .*"),
-        (["--widths", "100,10"], r"The network does not take images of 784 pixels; the first width must be 784\."),
-        (["--widths", "784,11"], r"The network has 11 outputs and the data set 10 classes\."),
-        (["--model", "oracle"], r"There is no architecture 'oracle'; choose one of mlp, resnet9, or .*\."),
-        (["--weights", "missing.safetensors"], r"There is no file of weights at missing\.safetensors\."),
-        (
-            ["--model", "nowhere:net"],
-            r"There is no module nowhere here; run natscope in the folder that holds it, or .*\.",
-        ),
-        (["--weights", __file__], r".* is no safetensors file of weights, nor one of torch\.save\."),
-        (["--mean", "0"], r"--mean and --std go together: give both, or neither\."),
-        *((["--learning-rate", rate], r"The learning rate must be positive, .*") for rate in ("0", "-1", "nan", "inf")),
-        (["--momentum", "1"], r".* the momentum in \[0, 1\) .*"),
-        (["--weight-decay", "-1"], r".* the weight decay 0 or more\."),
-        (["--epochs", "0"], r"Invalid value for '--epochs': 0 is not in the range x>=1\."),
-        (["--dim", "0"], r"Invalid value for '--dim': 0 is not in the range x>=1\."),
-        (["--seed", "-1"], r"Invalid value for '--seed': .*"),
-        (["--index", "annoy"], r"There is no index 'annoy'; choose one of auto, flat, sq8, ivf, ivfsq8, ivfpq, hnsw\."),
-        (["--outputs", "some"], r"Invalid value for '--outputs': 'some' is not one of 'own', 'all'\."),
-        (["--magic"], r"No such option '?--magic'?\..*"),
+        (["--dataset", "cats"], ["'cats'", "folder:PATH"]),
+        (["--dataset", "folder:missing"], ["no folder missing"]),
+        (["--sketch", "pencil"], ["'pencil'", "countsketch, tensorsketch, dense, exact"]),
+        (["--sketch", "tensorsketch", "--dim", "7"], ["TensorSketch", "not 7"]),
+        (["--sketch", "exact", "--outputs", "all"], ["exact kernel"]),
+        (["--sketch", "exact", "--bias"], ["exact kernel"]),
+        *((["--widths", widths], ["--widths", f"not {widths}"]) for widths in ("wide", "784,1.5,10", "784,,10")),
+        *((["--widths", widths], ["Widths", "two or more"]) for widths in ("784,0,10", "784")),
+        (["--widths", "100,10"], ["first width", "784"]),
+        (["--widths", "784,11"], ["11 outputs", "10 classes"]),
+        (["--model", "oracle"], ["architecture 'oracle'", "mlp, resnet9"]),
+        (["--weights", "missing.safetensors"], ["no file", "missing.safetensors"]),
+        (["--model", "nowhere:net"], ["module nowhere"]),
+        (["--weights", __file__], [__file__, "no safetensors file"]),
+        (["--mean", "0"], ["--mean and --std"]),
+        *((["--learning-rate", rate], ["learning rate must be"]) for rate in ("0", "-1", "nan", "inf")),
+        (["--momentum", "1"], ["momentum in [0, 1)"]),
+        (["--weight-decay", "-1"], ["weight decay 0"]),
+        (["--epochs", "0"], ["'--epochs'", "x>=1"]),
+        (["--dim", "0"], ["'--dim'", "x>=1"]),
+        (["--seed", "-1"], ["'--seed'"]),
+        (["--index", "annoy"], ["'annoy'", "auto, flat, sq8, ivf, ivfsq8, ivfpq, hnsw"]),
+        (["--outputs", "some"], ["'--outputs'", "'some'", "'own', 'all'"]),
+        (["--magic"], ["--magic"]),
     ],
 )
-def test_what_cannot_be_built_is_one_sentence(refused, tmp_path, options, sentence):
+def test_what_cannot_be_built_is_one_sentence(refused, tmp_path, options, named):
     out = tmp_path / "bundle"
-    assert re.fullmatch(sentence, refused("precompute", "--out", out, *options))
+    said = refused("precompute", "--out", out, *options)
+    assert all(name in said for name in named), said
     assert not out.exists()
 
 
 def test_a_place_that_is_taken_is_one_sentence(refused, bundle_path, tmp_path):
     said = refused("precompute", "--out", bundle_path, "--epochs", "1")
-    assert said == f"{bundle_path} holds a bundle with other settings; choose another folder, or delete that one first."
+    assert str(bundle_path) in said
+    assert "other settings" in said
     (tmp_path / "file").touch()
-    assert refused("precompute", "--out", tmp_path / "file").startswith(f"{tmp_path}/file is in the way")
-    assert refused("precompute", "--out", tmp_path / "file" / "x").startswith(f"The bundle {tmp_path}/file/x cannot")
+    assert f"{tmp_path}/file is in the way" in refused("precompute", "--out", tmp_path / "file")
+    assert f"{tmp_path}/file/x cannot" in refused("precompute", "--out", tmp_path / "file" / "x")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "named"),
     [
-        (["magic"], r"No such command 'magic'\..*"),
-        (["--magic"], r"No such option '?--magic'?\..*"),
-        (["attribute"], r"Missing option '--bundle'\."),
-        (["verify"], r"Missing option '--bundle'\."),
-        (["app"], r"Missing option '--bundles'\."),
-        (["precompute"], r"Missing option '--out'\."),
-        (["app", "--bundles", ".", "--port", "0"], r"Invalid value for '--port': 0 is not in the range 1<=x<=65535\."),
-        (["demo", "--port", "http"], r"Invalid value for '--port': 'http' is not a valid integer range\."),
+        (["magic"], ["'magic'"]),
+        (["--magic"], ["--magic"]),
+        (["attribute"], ["Missing", "'--bundle'"]),
+        (["verify"], ["Missing", "'--bundle'"]),
+        (["app"], ["Missing", "'--bundles'"]),
+        (["precompute"], ["Missing", "'--out'"]),
+        (["app", "--bundles", ".", "--port", "0"], ["'--port'", "1<=x<=65535"]),
+        (["demo", "--port", "http"], ["'--port'", "'http'"]),
     ],
 )
-def test_usage_errors_are_one_sentence(refused, arguments, sentence):
-    assert re.fullmatch(sentence, refused(*arguments))
+def test_usage_errors_are_one_sentence(refused, arguments, named):
+    said = refused(*arguments)
+    assert all(name in said for name in named), said
 
 
 class _Found:
@@ -528,7 +511,7 @@ def test_the_app_without_bundles_is_one_sentence(refused, tmp_path):
         free = server.getsockname()[1]
     for folder in (tmp_path, tmp_path / "missing"):
         said = refused("app", "--bundles", folder, "--port", free)
-        assert said == f"There is no bundle in {folder}; `natscope demo` or `natscope precompute` makes one."
+        assert f"no bundle in {folder};" in said
 
 
 def test_the_demo_serves_the_bundles_that_are_not_damaged(run, tiny_path, tmp_path, monkeypatch):
@@ -543,19 +526,20 @@ def test_the_demo_serves_the_bundles_that_are_not_damaged(run, tiny_path, tmp_pa
     code, out, err = run("demo", "--port", 8999, "--no-browser")
     assert (code, out, served) == (0, "", [[(POISONED, ""), *((POISONED, method) for method in SLOW)], folder])
     first, other = err.splitlines()
-    assert first.startswith(f"natscope: The bundle {folder / FIRST} is damaged: 'features.npy' is missing.")
-    assert other.startswith(f"natscope: The bundle {folder / 'other'} is damaged: 'features.npy' is missing.")
+    assert f"{folder / FIRST} is damaged: 'features.npy' is missing." in first
+    assert f"{folder / 'other'} is damaged: 'features.npy' is missing." in other
 
 
 def test_a_port_in_use_is_said_before_anything_is_built(refused, bundle_path, tmp_path, busy_port, monkeypatch):
     monkeypatch.setenv("NATSCOPE_HOME", str(tmp_path / "home"))
-    sentence = f"Port {busy_port} is in use; stop what uses it, or choose another with --port."
-    assert refused("demo", "--port", busy_port, "--no-browser") == sentence
+    sentence = refused("demo", "--port", busy_port, "--no-browser")
+    assert f"Port {busy_port} " in sentence
     assert not (tmp_path / "home").exists()
     assert refused("app", "--bundles", bundle_path, "--port", busy_port, "--no-browser") == sentence
     assert refused("app", "--bundles", bundle_path, "--host", "0.0.0.0", "--port", busy_port) == sentence
     for command in (["demo"], ["app", "--bundles", bundle_path]):
-        assert refused(*command, "--host", "203.0.113.1").startswith("The app cannot listen at '203.0.113.1': --host")
+        said = refused(*command, "--host", "203.0.113.1")
+        assert "'203.0.113.1': --host" in said
 
 
 # verify
@@ -569,7 +553,7 @@ def test_a_whole_bundle_is_verified(run, bundle_path):
     code, out, err = run("verify", "--bundle", bundle_path)
     files = len(Bundle(bundle_path).manifest.files)
     assert (code, _faults(err)) == (0, [])
-    assert out == f"{bundle_path} is whole: {files} files, every checksum right.\n"
+    assert out.startswith(f"{bundle_path} is whole: {files} files")
 
 
 def test_every_fault_of_a_bundle_is_a_sentence(run, damaged):
@@ -578,7 +562,8 @@ def test_every_fault_of_a_bundle_is_a_sentence(run, damaged):
     (damaged / "gram_3.npy").unlink()
     code, out, err = run("verify", "--bundle", damaged)
     assert (code, out) == (1, "")
-    assert _faults(err) == ["'gram_3.npy' is missing.", "'test_labels.npy' does not have the recorded checksum."]
+    assert [fault.split()[0] for fault in _faults(err)] == ["'gram_3.npy'", "'test_labels.npy'"]
+    assert "checksum" in err
 
 
 # Real processes
@@ -591,7 +576,7 @@ def test_a_real_process_keeps_the_same_contract(bundle_path, attribute):
     assert [i["train_index"] for i in json.loads(done.stdout)["items"]] == [i["train_index"] for i in expected["items"]]
     done = _process("verify", "--bundle", bundle_path / "missing")
     assert (done.returncode, done.stdout) == (2, "")
-    assert _sentence(done.stderr).startswith(f"There is no bundle at {bundle_path}/missing; ")
+    assert f"no bundle at {bundle_path}/missing;" in _sentence(done.stderr)
 
 
 class _Terminal(io.StringIO):
@@ -604,15 +589,18 @@ def test_building_is_told_and_told_again(run, bundle_path, tmp_path, monkeypatch
     shutil.copy(bundle_path / WEIGHTS, weights)
     options = ("--out", out, "--weights", weights, "--dim", "256", "--no-ntk", "--name", "A title")
     accuracy = f"{Bundle(bundle_path).manifest.results['test_accuracy']:.1%}"
-    look = f"{out} (test accuracy {accuracy}). Look at it with `natscope app --bundles {out}`.\n"
     terminal = _Terminal()
     with monkeypatch.context() as shown:
         shown.setattr(sys, "stderr", terminal)
-        assert run("precompute", *options) == (0, f"Built: {look}", "")
+        code, built, _ = run("precompute", *options)
+    assert code == 0
+    assert built.startswith(f"Built: {out} (test accuracy {accuracy})")
+    assert f"`natscope app --bundles {out}`" in built
     err = terminal.getvalue()
-    for stage in ("Jacobians of the training images: 100%", "Grams and indexes, class by class: 100%"):
-        assert stage in err
-    assert run("precompute", *options) == (0, f"Already there: {look}", "")
+    for stage in ("Jacobians", "Grams and indexes"):
+        assert re.search(rf"{stage}[^%]*: 100%", err)
+    there = built.replace("Built", "Already there")
+    assert run("precompute", *options) == (0, there, "")
 
     # The command in the manifest, typed again, is the one that made the bundle.
     manifest = Bundle(out).manifest
@@ -620,7 +608,7 @@ def test_building_is_told_and_told_again(run, bundle_path, tmp_path, monkeypatch
     assert words[:2] == ["natscope", "precompute"]
     assert sorted(words[2:]) == sorted(map(str, options[2:]))
     assert (manifest.name, manifest.ntk, manifest.model["bias"]) == ("A title", False, False)
-    assert run(*words[1:], "--out", out) == (0, f"Already there: {look}", "")
+    assert run(*words[1:], "--out", out) == (0, there, "")
 
 
 def test_ctrl_c_stops_with_a_sentence_and_keeps_what_was_built(tmp_path):
@@ -652,7 +640,7 @@ def test_ctrl_c_stops_with_a_sentence_and_keeps_what_was_built(tmp_path):
     finally:
         process.kill()
     assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == "natscope: stopped; what was built so far is kept."
+    assert err.splitlines()[-1].startswith("natscope: stopped")
     assert "Traceback" not in err
     assert (tmp_path / "bundle.partial" / "training.safetensors").exists()
 

@@ -22,7 +22,7 @@ from natscope.app.listen import LOOPBACK, Listening, listening
 from natscope.app.serve import BUNDLES
 from natscope.core.errors import QueryError
 from tests.app.conftest import serving
-from tests.conftest import finished
+from tests.conftest import finished, one_sentence
 
 pytestmark = pytest.mark.browser
 _PATH = "/tools/natscope"
@@ -190,10 +190,10 @@ def test_what_listening_means_is_said_beyond_this_machine_alone():
         at = listening(host, free, path="/a/b/")
         assert at.exposed
         assert at.everywhere
-        assert at.meaning.startswith(f"Anyone who reaches port {free} of this machine can see the training images")
+        assert f"port {free} of this machine" in at.meaning
         assert at.url == f"http://localhost:{free}/a/b"
     assert Listening("::1", "::1", 80, (), "").url == "http://[::1]:80"
-    assert "reaches http://192.0.2.7:80 can see" in Listening("192.0.2.7", "192.0.2.7", 80, (), "").meaning
+    assert "http://192.0.2.7:80 " in Listening("192.0.2.7", "192.0.2.7", 80, (), "").meaning
 
 
 def test_serving_beyond_this_machine_says_what_that_means(bundle_path, monkeypatch):
@@ -215,20 +215,20 @@ def test_serving_beyond_this_machine_says_what_that_means(bundle_path, monkeypat
 
 @pytest.mark.parametrize("host", ["203.0.113.1", "no such host", "", "x" * 300, "a\x1b[31m", "\0"])
 def test_a_host_that_is_not_this_machine_is_one_sentence(host):
-    sentence = re.escape(f"The app cannot listen at {host!r}: --host takes localhost, a name or address of this ")
-    with pytest.raises(QueryError, match=f"^{sentence}machine, or 0.0.0.0 for all of its addresses.$"):
+    with pytest.raises(QueryError, match=re.escape(f"{host!r}: --host")) as caught:
         listening(host, 8501)
+    one_sentence(str(caught.value))
 
 
 @pytest.mark.parametrize("name", ["http://a.example", "a.example:443", "a.example/b", "", "*", "a b", "a\n"])
 def test_a_name_to_answer_to_that_is_none_is_one_sentence(name):
-    with pytest.raises(QueryError, match="--allowed-host takes a name or an IP address, without scheme, port or path"):
+    with pytest.raises(QueryError, match="--allowed-host"):
         listening("localhost", 8501, (name,))
 
 
 @pytest.mark.parametrize("path", ["a b", "a//b", "../a", "a?b", "\u00e9"])
 def test_a_path_that_is_none_is_one_sentence(path):
-    with pytest.raises(QueryError, match="--base-path takes letters, digits, '-' and '_' between slashes"):
+    with pytest.raises(QueryError, match="--base-path"):
         listening("localhost", 8501, path=path)
 
 
@@ -322,8 +322,9 @@ def test_a_body_that_no_parser_understands_is_one_line_of_the_log(put, caplog):
 
     finished(guarded(app)("one", "192.0.2.7"))
     assert reported == [400]
-    assert [record.getMessage() for record in caplog.records] == ["An upload could not be read: AssertionError"]
-    assert caplog.records[0].exc_info is None
+    (record,) = caplog.records
+    assert "AssertionError" in record.getMessage()
+    assert record.exc_info is None
 
 
 def test_messages_of_a_visitor_pass_at_a_bounded_rate(monkeypatch):

@@ -63,7 +63,7 @@ def test_methods_are_added_later_and_nothing_else_is_written_again(tmp_path):
     bare, full = tmp_path / "bare", tmp_path / "full"
     build(_SPEC, bare)
     before, written = sums(bare), {f: f.stat().st_mtime_ns for f in bare.iterdir() if f.name != "manifest.json"}
-    with pytest.raises(QueryError, match=r"does not yet hold what TRAK needs; .* with `--methods trak`"):
+    with pytest.raises(QueryError, match=r"TRAK .*`--methods trak`"):
         open_attributor(bare).attribute(open_attributor(bare).query("test", 0), Request("trak"))
     build(replace(_SPEC, methods=("trak",)), bare)
     build(replace(_SPEC, methods=tuple(METHODS)), bare)
@@ -105,17 +105,17 @@ def test_a_method_that_was_not_asked_for_and_cannot_be_had_is_left_out_with_a_se
     spec = replace(_SPEC, model=ModelSpec(widths=(784, 2, 2)), sketch=SketchSpec(dim=64), methods=None)
     bundle = build(spec, tmp_path / "bundle")
     (sentence,) = bundle.manifest.results["left_out"].values()
-    assert "more than this network's gradients span" in sentence
+    assert "this network's gradients span" in sentence
     assert "trak" not in bundle.manifest.methods
     recorded = {record.file for record in bundle.manifest.files.values()}
     assert {path.name for path in bundle.path.iterdir()} == {MANIFEST, *recorded}
     assert "graddot" in bundle.manifest.methods
     before = bundle.identity
     assert build(spec, tmp_path / "bundle").identity == before
-    with pytest.raises(BuildError, match="more than this network's gradients span"):
+    with pytest.raises(BuildError, match="this network's gradients span"):
         build(replace(spec, methods=("trak",)), tmp_path / "bundle")
     assert wanted(None, Size(5000, 4096, parameters=4000)) == ("graddot",)
-    with pytest.raises(BuildError, match=r"more parameters of the network than dimensions .* --dim below 4,001"):
+    with pytest.raises(BuildError, match=r"--dim below 4,001"):
         wanted(("trak",), Size(5000, 4096, parameters=4000))
 
 
@@ -166,8 +166,8 @@ def test_the_usual_methods_are_those_that_can_be_had():
 @pytest.mark.parametrize(
     ("methods", "kind", "words"),
     [
-        (("magic",), "countsketch", "no method 'magic'; choose from info_loss"),
-        (("trak",), "exact", "the exact kernel has none"),
+        (("magic",), "countsketch", "'magic'; .* info_loss"),
+        (("trak",), "exact", "the exact kernel"),
         (("trak",), "countsketch", "a --dim below 40"),
     ],
 )
@@ -228,7 +228,7 @@ def test_a_process_that_is_killed_is_started_again_a_few_times(tmp_path, killed)
         assert reported is None
     else:
         assert reported.what == "This"
-        assert reported.error.startswith("its process was ended 3 times, ")
+        assert " 3 times" in reported.error
 
 
 def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch):
@@ -268,7 +268,7 @@ def test_the_background_leaves_a_damaged_bundle_alone_and_goes_on(tmp_path, monk
     assert sums(tmp_path / "damaged") == before
     assert list(Bundle(tmp_path / "good").manifest.methods) == ["graddot"]
     assert unfinished(tmp_path) == [("linked", "graddot")]
-    assert "is a link and no regular file" in preparing(tmp_path).error
+    assert "is a link" in preparing(tmp_path).error
 
 
 def test_classes_are_kept_in_the_order_that_was_asked_for(data):
