@@ -34,16 +34,16 @@ def test_the_story_from_the_trick_to_the_suspects(visit, tmp_path):
     expect(page.get_by_role("group", name="Images that").nth(0).locator(".card")).to_have_count(50)
     assert _framed(page, 0).count() == 0
     page.get_by_role("button", name="Reveal who was planted").click()
-    page.get_by_text("of the first 50 were planted").first.wait_for()
+    page.get_by_text("of the first 50 ").first.wait_for()
     expect(_framed(page, 0).nth(20)).to_be_visible()
     found = _framed(page, 0).count()
-    assert page.get_by_text(f"{found} of the first 50 were planted").count()
+    assert page.get_by_text(f"{found} of the first 50 ").count()
     _framed(page, 0).nth(0).locator("button").click()
     page.get_by_text("the attacker planted it").wait_for()
 
     page.get_by_role("button", name="Remove them").click()
     page.get_by_text("Training without").first.wait_for()
-    page.get_by_text("Those pictures taught it the trick").wait_for(timeout=200_000)
+    page.locator(".ns-proof .value").nth(2).wait_for(timeout=200_000)
     shares = [int(text.split()[1].rstrip("%")) for text in page.locator(".ns-proof .value").all_inner_texts()]
     before, without, at_random = shares
     assert without < before / 2
@@ -59,14 +59,14 @@ def test_the_story_from_the_trick_to_the_suspects(visit, tmp_path):
     assert len(rows) == 500
     assert {"rank", "train_index", "label_name", "suspicion"} <= set(rows[0])
     page.get_by_text("Reveal who was planted").last.click()
-    page.get_by_text("of the first 500 were planted").wait_for()
+    page.get_by_text("of the first 500 ").wait_for()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_the_whole_width(visit, scheme):
     page = visit("/backdoor", viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
     page.locator(".trick").wait_for()
-    page.get_by_text("4 · Find it without knowing").wait_for()
+    page.get_by_role("heading", name="4 ·").wait_for()
     width = page.evaluate("() => document.querySelector('[data-testid=stMain]').scrollWidth")
     assert width <= 390
     box = page.locator(".trick").bounding_box()

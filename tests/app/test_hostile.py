@@ -237,7 +237,7 @@ def test_backdoor(walk, names):
     page.get_by_text("the attacker planted it").wait_for()
     look(page, *names[:2])
     page.get_by_role("button", name="Remove them").click()
-    page.get_by_text("Without them the patch works on").wait_for()
+    page.locator(".ns-proof .value").nth(2).wait_for()
     page.get_by_role("button", name="Audit all").click()
     page.get_by_role("group", name="The first 60 suspects").wait_for()
     for place in range(4):

@@ -152,7 +152,7 @@ def test_an_upload_is_answered_and_reopened_by_its_link_and_a_broken_file_is_a_s
     chooser = page.locator("input[type=file]")
     chooser.set_input_files(_file("mine.png", _png(image)))
     expect(page.get_by_text("what the model sees", exact=True)).to_be_visible()
-    expect(_verdict(page)).to_have_text("Your image, as the model sees it")
+    expect(_verdict(page)).to_contain_text("Your image")
     expect(page).to_have_url(re.compile("q=image%3A"))
     # The last answer stays on the page, dimmed, until the new one is there.
     answer = re.escape(page.locator(".ns-answer").inner_text())
@@ -163,7 +163,7 @@ def test_an_upload_is_answered_and_reopened_by_its_link_and_a_broken_file_is_a_s
     assert page.locator(".ns-seen").get_attribute("src") == page.locator(".ns-query img").get_attribute("src")
 
     again = visit(link)
-    expect(_verdict(again)).to_have_text("Your image, as the model sees it")
+    expect(_verdict(again)).to_contain_text("Your image")
     expect(_sentence(again)).to_have_text(said)
     expect(_cards(again)).to_have_count(10)
     _settle(again)
@@ -172,7 +172,7 @@ def test_an_upload_is_answered_and_reopened_by_its_link_and_a_broken_file_is_a_s
 
     chooser.set_input_files(_file("broken.png", _png(image)[:100]))
     expect(page.get_by_role("alert")).to_have_count(1)
-    expect(page.get_by_role("alert")).to_contain_text("The image is damaged or incomplete; open it in an image editor")
+    expect(page.get_by_role("alert")).to_contain_text("damaged or incomplete")
     expect(_sentence(page)).to_have_text(said)
     assert (page.url, _ranked(page)) == (link, ranked)
 
@@ -245,7 +245,7 @@ def test_the_keyboard_reaches_a_card_and_opens_and_closes_it(page):
     expect(page.get_by_text("first 1 together")).to_be_visible()
     assert page.evaluate(_FOCUSED) == focused
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Click an image, or a point of the curve")).to_be_visible()
+    expect(page.get_by_text("Click an image")).to_be_visible()
     assert page.evaluate(_FOCUSED) == focused
 
 
