@@ -263,7 +263,7 @@ def test_a_strangers_folder_in_the_place_of_the_work_is_refused_and_kept(tmp_pat
     partial = tmp_path / "bundle.partial"
     partial.mkdir()
     (partial / content).write_text(text)
-    with pytest.raises(BundleError, match=rf"^{partial} is in the way and was not made by natscope; move it away\.$"):
+    with pytest.raises(BundleError, match=f"{partial} is in the way"):
         build(_SPEC, tmp_path / "bundle")
     assert (partial / content).read_text() == text
     assert not (tmp_path / "bundle").exists()
@@ -271,7 +271,7 @@ def test_a_strangers_folder_in_the_place_of_the_work_is_refused_and_kept(tmp_pat
 
 def test_a_file_in_the_place_of_the_work_is_refused_and_kept(tmp_path):
     (tmp_path / "bundle.partial").write_text("mine")
-    with pytest.raises(BundleError, match=r"bundle\.partial is in the way and was not made by natscope"):
+    with pytest.raises(BundleError, match=r"bundle\.partial is in the way"):
         build(_SPEC, tmp_path / "bundle")
     assert (tmp_path / "bundle.partial").read_text() == "mine"
 
@@ -286,23 +286,23 @@ def test_a_strangers_folder_or_file_in_the_place_of_the_bundle_is_refused_and_ke
     folder.mkdir()
     for thing in (folder / "thesis.tex", file):
         thing.write_text("mine")
-    with pytest.raises(BundleError, match=rf"^{folder} is no bundle: its manifest\.json is missing; .*\.$"):
+    with pytest.raises(BundleError, match=rf"{folder} is no bundle: .*manifest\.json is missing"):
         build(_SPEC, folder)
-    with pytest.raises(BundleError, match=rf"^{file} is in the way and is no bundle; choose another folder\.$"):
+    with pytest.raises(BundleError, match=f"{file} is in the way"):
         build(_SPEC, file)
     assert (folder / "thesis.tex").read_text() == file.read_text() == "mine"
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(BuildError, match=rf"^The bundle {tmp_path}/file/bundle cannot be written: .*\.$"):
+    with pytest.raises(BuildError, match=f"{tmp_path}/file/bundle cannot be written"):
         build(_SPEC, tmp_path / "file" / "bundle")
 
 
 def test_the_second_of_two_builds_says_so(whole, tmp_path):
     out = tmp_path / "bundle"
     with filelock.FileLock(tmp_path / "bundle.lock"):
-        with pytest.raises(BundleError, match=rf"^Another natscope is building {out} right now; wait for it, .*\.$"):
+        with pytest.raises(BundleError, match=f"Another natscope is building {out}"):
             build(_SPEC, out)
         assert sorted(tmp_path.iterdir()) == [tmp_path / "bundle.lock"]
     assert build(_SPEC, out).identity == whole.identity
@@ -319,7 +319,7 @@ def test_a_bundle_of_the_same_settings_is_opened_and_one_of_others_refused(whole
         replace(_SPEC, sketch=SketchSpec(dim=33)),
         replace(_SPEC, training=TrainingSpec(epochs=3)),
     ):
-        with pytest.raises(BundleError, match=rf"^{whole.path} holds a bundle with other settings; .*\.$"):
+        with pytest.raises(BundleError, match=rf"^{whole.path} .* other settings"):
             build(other, whole.path)
     assert {file: file.stat().st_mtime_ns for file in whole.path.iterdir()} == before
 
@@ -331,10 +331,7 @@ def test_too_little_disk_is_said_before_anything_is_computed(tmp_path, monkeypat
     steps = []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _DiskUsage(10**12, 10**12 - 123_000_000, 123_000_000))
     spec = replace(_SPEC, dataset="fashion-mnist-quarter")
-    with pytest.raises(
-        BuildError,
-        match=rf"^The bundle needs about \d{{3}} MB and only 123 MB are free at {tmp_path}; make room or choose .*\.$",
-    ):
+    with pytest.raises(BuildError, match=rf"about \d{{3}} MB .* only 123 MB .* {tmp_path};"):
         build(spec, tmp_path / "bundle", lambda *step: steps.append(step))
     assert steps == []
 
@@ -403,7 +400,7 @@ def test_weights_are_known_by_their_content_not_by_their_name(whole, tmp_path):
     build(replace(_SPEC, weights=tmp_path / "first"), tmp_path / "bundle")
     build(replace(_SPEC, weights=tmp_path / "second"), tmp_path / "bundle")
     safetensors.torch.save_file(build_model(_SPEC.model, seed=9).state_dict(), tmp_path / "second")
-    with pytest.raises(BundleError, match="holds a bundle with other settings"):
+    with pytest.raises(BundleError, match="other settings"):
         build(replace(_SPEC, weights=tmp_path / "second"), tmp_path / "bundle")
 
 
@@ -413,7 +410,7 @@ def test_weights_that_are_not_finite_are_refused_each_time(tmp_path, value):
     tensors["3.weight"][4, 5] = value
     safetensors.torch.save_file(tensors, tmp_path / "weights")
     for _ in range(2):
-        with pytest.raises(BuildError, match=r"^The weights hold values that are not finite numbers; "):
+        with pytest.raises(BuildError, match="weights hold values"):
             build(replace(_SPEC, weights=tmp_path / "weights"), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
@@ -429,18 +426,12 @@ def _other_names(file):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (
-            _other_widths,
-            r"do not fit the network mlp 784-16-10: its '1\.weight' is 16 × 784, the file's 17 × 784; check ",
-        ),
-        (_other_names, r"the file has no '1\.weight' \(and 1 more\), but 'weight'; check --widths and --bias\.$"),
-        (lambda file: file.write_bytes(b""), r"weights is no safetensors file of weights, nor one of torch\.save\.$"),
-        (
-            lambda file: file.write_text("weights"),
-            r"weights is no safetensors file of weights, nor one of torch\.save\.$",
-        ),
-        (lambda file: file.mkdir(), r"^There is no file of weights at .*/weights\.$"),
-        (lambda file: None, r"^There is no file of weights at .*/weights\.$"),
+        (_other_widths, r"mlp 784-16-10: .*'1\.weight' is 16 × 784, .* 17 × 784"),
+        (_other_names, r"no '1\.weight' \(and 1 more\), but 'weight'; .* --widths and --bias"),
+        (lambda file: file.write_bytes(b""), "weights is no safetensors file"),
+        (lambda file: file.write_text("weights"), "weights is no safetensors file"),
+        (lambda file: file.mkdir(), "no file .*/weights"),
+        (lambda file: None, "no file .*/weights"),
     ],
 )
 def test_weights_that_cannot_be_loaded_are_refused(tmp_path, write, message):
@@ -456,27 +447,23 @@ def test_weights_that_cannot_be_loaded_are_refused(tmp_path, write, message):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": ModelSpec(widths=(783, 10))}, BuildError, r"784 pixels; the first width must be 784\.$"),
-        (
-            {"model": ModelSpec(widths=(784, 9))},
-            BuildError,
-            r"^The network has 9 outputs and the data set 10 classes\.$",
-        ),
-        ({"model": ModelSpec(widths=(784,))}, BuildError, "^Widths must be two or more positive whole numbers"),
-        ({"model": ModelSpec("transformer")}, BuildError, "^There is no architecture 'transformer'; choose one of"),
-        ({"dataset": "cats"}, DataError, "^There is no data set 'cats'; choose one of"),
-        ({"name": "x" * 301}, BuildError, r"^These settings cannot be recorded .* its manifest\.json .* at name\.$"),
-        ({"name": "two\nlines"}, BuildError, r"its manifest\.json holds text that cannot be printed\.$"),
-        ({"training": TrainingSpec(learning_rate=-1.0)}, BuildError, "^The learning rate must be positive"),
-        ({"training": TrainingSpec(learning_rate=1e9)}, BuildError, "train with a smaller learning rate"),
-        ({"sketch": SketchSpec("magic")}, BuildError, "^There is no sketch 'magic'; choose one of"),
-        ({"sketch": SketchSpec(dim=0)}, BuildError, "^A sketch needs at least one dimension, not 0"),
-        ({"sketch": SketchSpec("tensorsketch", 33)}, BuildError, "^TensorSketch needs an even number of dimensions"),
-        ({"sketch": SketchSpec("exact"), "outputs": "all"}, BuildError, "^The exact kernel needs a network of Linear"),
+        ({"model": ModelSpec(widths=(783, 10))}, BuildError, "784 pixels; .* 784"),
+        ({"model": ModelSpec(widths=(784, 9))}, BuildError, "9 outputs .* 10 classes"),
+        ({"model": ModelSpec(widths=(784,))}, BuildError, "^Widths must be"),
+        ({"model": ModelSpec("transformer")}, BuildError, "architecture 'transformer'"),
+        ({"dataset": "cats"}, DataError, "data set 'cats'"),
+        ({"name": "x" * 301}, BuildError, r"manifest\.json .* at name\.$"),
+        ({"name": "two\nlines"}, BuildError, r"manifest\.json .* cannot be printed"),
+        ({"training": TrainingSpec(learning_rate=-1.0)}, BuildError, "learning rate must be"),
+        ({"training": TrainingSpec(learning_rate=1e9)}, BuildError, "smaller learning rate"),
+        ({"sketch": SketchSpec("magic")}, BuildError, "sketch 'magic'"),
+        ({"sketch": SketchSpec(dim=0)}, BuildError, "dimension, not 0"),
+        ({"sketch": SketchSpec("tensorsketch", 33)}, BuildError, "^TensorSketch"),
+        ({"sketch": SketchSpec("exact"), "outputs": "all"}, BuildError, "^The exact kernel"),
         (
             {"sketch": SketchSpec("exact"), "model": ModelSpec(widths=(784, 16, 10), bias=True)},
             BuildError,
-            "^The exact kernel needs a network of Linear",
+            "^The exact kernel",
         ),
     ],
 )
@@ -659,15 +646,13 @@ def test_a_build_with_an_index_goes_on_where_it_was_and_ends_with_the_same_bytes
     assert bundle.index_spec == spec.index
     assert bundle.index("index_1").kind == ("sq8" if kind == "auto" else kind)
     assert build(spec, tmp_path / "whole").identity == bundle.identity
-    with pytest.raises(BundleError, match="holds a bundle with other settings"):
+    with pytest.raises(BundleError, match="other settings"):
         build(replace(spec, index=IndexSpec("flat")), tmp_path / "whole")
 
 
 def test_the_exact_kernel_has_nothing_to_index(tmp_path):
     spec = replace(_SPEC, sketch=SketchSpec("exact"), index=IndexSpec("ivf"))
-    with pytest.raises(
-        BuildError, match=r"^The exact kernel has no feature vectors to index; choose another --sketch\.$"
-    ):
+    with pytest.raises(BuildError, match=r"exact kernel .* index; .*--sketch"):
         build(spec, tmp_path / "bundle")
 
 
@@ -678,7 +663,7 @@ def test_a_damaged_index_of_lists_is_one_sentence(tmp_path, damage):
     bundle = build(_indexed("ivf"), tmp_path / "bundle")
     file = bundle.path / "index_0.faiss"
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(BundleError, match=r"^The bundle .* is damaged: 'index_0\.faiss' .*To fix it, .*\.$"):
+    with pytest.raises(BundleError, match=r"is damaged: 'index_0\.faiss' .*To fix it, "):
         Bundle(bundle.path).index("index_0")
 
 

