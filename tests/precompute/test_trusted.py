@@ -31,6 +31,7 @@ from natscope.precompute.training.models import ModelSpec, build_model
 from natscope.precompute.training.retrain import retrain
 from natscope.precompute.training.train import TrainingSpec
 from natscope.precompute.training.trusted import ALLOWED, allow, find, trust
+from tests.conftest import one_sentence
 
 _ROOT = Path(__file__).parents[2]
 _NET = """
@@ -138,9 +139,9 @@ def test_a_payload_in_the_bundles_own_folder_never_runs(place, tmp_path, marker,
     bundle = _forged(place, tmp_path / "evil", f"{name}:Net")
     _payload(bundle / "payload.py", marker)
     monkeypatch.chdir(tmp_path / working)
-    _refuses(bundle, marker, rf"^The bundle .*evil wants to run code from the module {name}, which is not part of nat")
+    _refuses(bundle, marker, rf"evil wants to run .* module {name},")
     allow([name])
-    _refuses(bundle, marker, rf"The module {name} lies in the bundle .*evil, and nothing in a bundle is ever run; if")
+    _refuses(bundle, marker, rf"module {name} lies in the bundle .*evil,")
     with pytest.raises(BuildError, match="lies in the bundle"):
         trust(f"{name}:Net")
 
@@ -152,9 +153,9 @@ def test_a_payload_in_a_bundle_beside_never_runs(place, tmp_path, marker, monkey
     _payload(tmp_path / "second" / "payload.py", marker)
     monkeypatch.chdir(tmp_path)
     allow(["second.payload", "linked"])
-    _refuses(bundle, marker, r"The module second\.payload lies in the bundle .*second, and nothing")
+    _refuses(bundle, marker, r"module second\.payload lies in the bundle .*second,")
     (tmp_path / "linked.py").symlink_to(tmp_path / "second" / "payload.py")
-    _refuses(_forged(place, tmp_path / "third", "linked:Net"), marker, r"The module linked lies in the bundle")
+    _refuses(_forged(place, tmp_path / "third", "linked:Net"), marker, "module linked lies in")
 
 
 def test_a_package_in_a_bundle_never_runs(place, tmp_path, marker, monkeypatch):
@@ -163,7 +164,7 @@ def test_a_package_in_a_bundle_never_runs(place, tmp_path, marker, monkeypatch):
     _payload(bundle / "inner.py", marker)
     monkeypatch.chdir(tmp_path)
     allow(["evil.inner"])
-    _refuses(bundle, marker, r"The module evil lies in the bundle .*evil, and nothing in a bundle")
+    _refuses(bundle, marker, "module evil lies in the bundle .*evil,")
 
 
 @pytest.mark.parametrize("name", ["torch.distributed.run:main", "numpy.f2py:main", "pytest:main", "setuptools:setup"])
@@ -172,9 +173,7 @@ def test_what_is_installed_is_not_called(place, tmp_path, marker, name):
     _refuses(
         _forged(place, tmp_path / "evil", name),
         marker,
-        rf"^The (bundle .*evil|network {name}) wants to run code from the module {module}, which is not part of "
-        r"natscope and which you have not trusted; if you trust whoever made it, run natscope in the folder that holds "
-        rf"it, with `--allow-code {name}`\.$",
+        rf"(bundle .*evil|network {name}) wants to run .* module {module}, .*`--allow-code {name}`",
     )
 
 
@@ -184,7 +183,7 @@ def test_what_is_installed_is_not_called(place, tmp_path, marker, name):
 )
 def test_what_is_pythons_or_natscopes_is_not_called_even_when_it_is_allowed(place, tmp_path, marker, name):
     allow([name])
-    _refuses(_forged(place, tmp_path / "evil", name), marker, r"is a module of Python or natscope; --model takes")
+    _refuses(_forged(place, tmp_path / "evil", name), marker, "of Python or natscope")
 
 
 def test_a_forged_bundle_is_not_taken_for_the_one_that_is_being_built(place, tmp_path, marker, monkeypatch):
@@ -192,7 +191,7 @@ def test_a_forged_bundle_is_not_taken_for_the_one_that_is_being_built(place, tmp
     _payload(tmp_path / "payload.py", marker)
     monkeypatch.syspath_prepend(tmp_path)
     forged = _forged(place, tmp_path / "forged", "payload:Net")
-    with pytest.raises(BundleError, match="holds a bundle with other settings"):
+    with pytest.raises(BundleError, match="other settings"):
         build(replace(_spec("net_of_hers:Net"), methods=("graddot",)), forged)
     assert not marker.exists()
     sys.path.remove(str(tmp_path))
@@ -226,7 +225,7 @@ def test_a_bundle_that_is_there_already_is_trusted_again_by_the_same_command(pla
 
 def test_trust_is_of_one_factory(place, tmp_path, marker, monkeypatch):
     monkeypatch.chdir(place)
-    _refuses(_forged(place, tmp_path / "other", "net_of_hers:other"), marker, "which you have not trusted")
+    _refuses(_forged(place, tmp_path / "other", "net_of_hers:other"), marker, "have not trusted")
 
 
 def test_another_file_of_the_same_name_is_not_trusted(place, tmp_path, marker, monkeypatch):
@@ -240,7 +239,7 @@ def test_another_file_of_the_same_name_is_not_trusted(place, tmp_path, marker, m
     assert open_attributor(bundle)
     del sys.modules["moved_net"]
     (tmp_path / "hers" / "moved_net.py").unlink()
-    _refuses(bundle, marker, r"The module moved_net, which you trusted, is no longer at .*hers/moved_net\.py; put it")
+    _refuses(bundle, marker, r"module moved_net, .* no longer at .*hers/moved_net\.py;")
 
 
 def test_a_bundle_finds_its_own_among_modules_of_one_name(place, tmp_path, monkeypatch):
@@ -414,12 +413,10 @@ def test_only_python_source_is_imported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "some.zip")])
     for name in ("compiled", "bytes_only", "zipped"):
-        with pytest.raises(BuildError, match=rf"^The module {name} is no Python source file, and natscope imports no"):
+        with pytest.raises(BuildError, match=f"module {name} is no Python source"):
             trust(f"{name}:Net")
     for name in ("only_a_folder", "only_a_folder.inner", "nowhere_at_all"):
-        with pytest.raises(
-            BuildError, match=rf"^There is no module {name} here; run natscope in the folder that holds"
-        ):
+        with pytest.raises(BuildError, match=f"no module {name} here"):
             trust(f"{name}:Net")
     monkeypatch.undo()
 
@@ -431,9 +428,7 @@ def test_code_that_would_end_the_session_is_one_sentence(tmp_path, monkeypatch, 
     (tmp_path / "it_exits.py").write_text(text)
     monkeypatch.chdir(tmp_path)
     trust("it_exits:net")
-    with pytest.raises(
-        BuildError, match=r"^(The module it_exits fails when|it_exits:net\(\) failed).*(SystemExit|Stop): 3"
-    ):
+    with pytest.raises(BuildError, match=r"(module it_exits fails|it_exits:net\(\) failed).*(SystemExit|Stop): 3"):
         build_model(ModelSpec("it_exits:net", None), seed=0)
     (tmp_path / "it_exits.py").write_text("raise KeyboardInterrupt")
     sys.modules.pop("it_exits", None)
@@ -445,7 +440,7 @@ def test_what_failing_code_says_is_no_command_to_a_terminal(tmp_path, monkeypatc
     (tmp_path / "it_shouts.py").write_text("raise ValueError('\\x1b[2J' + 'x' * 10_000)")
     monkeypatch.chdir(tmp_path)
     trust("it_shouts:net")
-    with pytest.raises(BuildError, match=r"^The module it_shouts fails when it is imported: ValueError: ") as caught:
+    with pytest.raises(BuildError, match=r"module it_shouts fails .*ValueError: ") as caught:
         build_model(ModelSpec("it_shouts:net", None), seed=0)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
@@ -476,9 +471,7 @@ def test_a_damaged_record_is_one_sentence(place, stranger, text, monkeypatch):
     configuration().mkdir(parents=True)
     (configuration() / "trusted.json").write_bytes(text.encode(errors="surrogateescape"))
     for call in (lambda: open_attributor(place / "bundles" / "hers"), lambda: trust("net_of_hers:Net")):
-        with pytest.raises(
-            NatscopeError, match=r"The record of what code you trust, .*trusted\.json, is damaged; delete"
-        ):
+        with pytest.raises(NatscopeError, match=r"trusted\.json, is damaged"):
             call()
     allow(["net_of_hers"])
     assert open_attributor(place / "bundles" / "hers")
@@ -489,9 +482,7 @@ def test_a_record_that_cannot_be_written_is_one_sentence(place, tmp_path, where,
     (tmp_path / "a file").touch()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / where))
     monkeypatch.chdir(place)
-    with pytest.raises(
-        BuildError, match=r"^(That you trust net_of_hers:Net cannot be recorded|What code you trust cannot)"
-    ):
+    with pytest.raises(BuildError, match=r"net_of_hers:Net cannot be recorded|What code you trust cannot"):
         trust("net_of_hers:Net")
 
 
@@ -507,15 +498,13 @@ def test_a_copy_is_refused_at_another_users_until_she_allows_its_code(place, tmp
     copy = shutil.copytree(place / "bundles" / "hers", tmp_path / "copy")
     monkeypatch.chdir(place)
     attribute = ("attribute", "--bundle", copy, "--test-index", 0, "--budget", 2)
-    said = (
-        f"natscope: The bundle {copy} wants to run code from the module net_of_hers, which is not part of natscope and "
-        "which you have not trusted; if you trust whoever made it, run natscope in the folder that holds it, with "
-        "`--allow-code net_of_hers:Net`.\n"
-    )
-    assert _run(capsys, *attribute) == (2, "", said)
-    assert _run(capsys, *attribute, "--allow-code", "net_of_hers:Other") == (2, "", said)
+    for options in ((), ("--allow-code", "net_of_hers:Other")):
+        code, out, err = _run(capsys, *attribute, *options)
+        assert (code, out) == (2, "")
+        assert f"{copy} wants to run " in one_sentence(err)
+        assert "`--allow-code net_of_hers:Net`" in err
     code, out, _ = _run(capsys, "verify", "--bundle", copy)
-    assert (code, "is whole" in out, "Its network was not tried. The bundle" in out) == (0, True, True)
+    assert (code, "is whole" in out, "network was not tried" in out) == (0, True, True)
     assert "net_of_hers" not in sys.modules
     assert _run(capsys, *attribute, "--allow-code", "elsewhere", "--allow-code", "net_of_hers:Net")[0] == 0
     assert os.environ[ALLOWED] == "net_of_hers:Other,elsewhere,net_of_hers:Net"
@@ -523,14 +512,14 @@ def test_a_copy_is_refused_at_another_users_until_she_allows_its_code(place, tmp
     monkeypatch.chdir(tmp_path)
     sys.modules.pop("net_of_hers")
     code, _, err = _run(capsys, *attribute, "--allow-code", "net_of_hers")
-    assert (code, "There is no module net_of_hers here; run natscope in the folder that holds it" in err) == (2, True)
+    assert (code, "no module net_of_hers here" in err) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../up", "a:b:c", "a,b", "\x1b[2J", "x" * 400])
 def test_a_name_that_is_no_modules_is_one_sentence(name, capsys, tmp_path):
     code, out, err = _run(capsys, "attribute", "--bundle", tmp_path, "--allow-code", name)
     assert (code, out) == (2, "")
-    assert err.startswith("natscope: --allow-code takes the name of a module, such as my_model or my_model:Net, not ")
+    assert err.startswith("natscope: --allow-code takes ")
     assert err.rstrip("\n").isprintable()
 
 
