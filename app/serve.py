@@ -16,6 +16,7 @@ from natscope.app.escape import terminal
 from natscope.app.listen import Listening
 from natscope.app.theme import streamlit_theme
 from natscope.core.errors import NatscopeError
+from natscope.core.files import machine_memory
 
 BUNDLES = "NATSCOPE_BUNDLES"  # environment variables that tell the pages where bundles are, and what work may take
 JOBS, MEMORY = "NATSCOPE_JOBS", "NATSCOPE_MEMORY"
@@ -32,11 +33,7 @@ def memory_allowed() -> int:
     """Return how many bytes of memory a worker process may take: 4 GB, or a third of a smaller machine's memory."""
     if MEMORY in os.environ:
         return int(float(os.environ[MEMORY]) * 1e9)
-    try:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on every system
-        there = 3 * int(_USUAL_MEMORY * 1e9)
-    return min(int(_USUAL_MEMORY * 1e9), there // 3)
+    return int(min(_USUAL_MEMORY * 1e9, machine_memory() / 3))
 
 
 def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = None, memory: float | None = None) -> None:

@@ -12,6 +12,7 @@ _NO_MEMORY = (
     "can't allocate memory",
     "failed to map segment",
     "can't start new thread",
+    "error return without exception set",  # CPython, where an import ran out of it
 )
 
 

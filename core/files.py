@@ -1,6 +1,7 @@
 """Files that somebody else may have put there: only regular ones are opened, and no more is read than was agreed."""
 
 import hashlib
+import math
 import os
 import stat
 import uuid
@@ -13,6 +14,7 @@ from natscope.core.errors import FileError, out_of_memory
 
 _BLOCK = 2**22  # bytes hashed at once
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+REFUSED = "cannot be read "  # and why: a fault of the system's, not of the file's content
 _KINDS = {
     stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
@@ -50,7 +52,12 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as error:
         if out_of_memory(error):
             raise
-        raise FileError(path, f"cannot be read ({error.strerror or type(error).__name__})") from error
+        raise FileError(path, refused(error)) from error
+
+
+def refused(error: OSError) -> str:
+    """Return the fault of a file that the system does not let be read, whatever is in it."""
+    return f"{REFUSED}({error.strerror or type(error).__name__})"
 
 
 def _descriptor(path: Path, links: bool) -> int:
@@ -103,6 +110,14 @@ def read_open(path: Path, file: BinaryIO, limit: int) -> bytes:
     if len(content) > limit:
         raise _too_large(path, limit)
     return content
+
+
+def machine_memory() -> float:
+    """Return the bytes of this machine's memory; infinity where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def size(number: float) -> str:

@@ -22,7 +22,7 @@ import torch
 from natscope.core.bundle.manifest import FileRecord
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import FileError, out_of_memory
-from natscope.core.files import opened, reading
+from natscope.core.files import machine_memory, opened, reading, refused, size
 
 _BLOCK = 2**22  # bytes read at once
 _LONGEST_HEADER = 300  # bytes of an array's header
@@ -68,7 +68,7 @@ def size_fault(folder: Path, record: FileRecord) -> str:
             return "is not in a folder of the bundle's own"
         found = path.lstat()
     except OSError as error:
-        return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        return "is missing" if isinstance(error, FileNotFoundError) else refused(error)
     if not stat.S_ISREG(found.st_mode):
         return "is no regular file"
     if found.st_size != record.bytes:
@@ -115,7 +115,7 @@ def mapped(path: Path, record: FileRecord) -> np.ndarray:
 
 
 def _read_through(file: BinaryIO, path: Path, record: FileRecord, classes: int) -> str:
-    digest, offset, wrong = hashlib.sha256(), 0, ""
+    digest, offset, wrong, tensors = hashlib.sha256(), 0, "", path.suffix == ".safetensors"
     usable: Callable[[np.ndarray], bool] | None = None
     if record.shape is not None:
         try:
@@ -123,6 +123,8 @@ def _read_through(file: BinaryIO, path: Path, record: FileRecord, classes: int) 
             usable = _usable(record, classes)
         except ValueError:
             wrong = "is no array of the recorded shape and type"
+    elif tensors and (misfit := _tensors_fault(path, record)):
+        return misfit
     file.seek(0)
     digest.update(file.read(offset))
     while block := file.read(_BLOCK):
@@ -131,7 +133,7 @@ def _read_through(file: BinaryIO, path: Path, record: FileRecord, classes: int) 
             wrong = "holds labels of no class" if record.dtype == "int64" else _NOT_FINITE
     if digest.hexdigest() != record.sha256:
         return "does not have the recorded checksum"
-    return wrong or (_tensors_fault(path) if path.suffix == ".safetensors" else "")
+    return wrong or ("" if not tensors or _tensors_are_finite(path) else _NOT_FINITE)
 
 
 def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -191,17 +193,23 @@ def _usable(record: FileRecord, classes: int) -> Callable[[np.ndarray], bool] | 
     return (lambda values: bool((values.view(np.uint8) <= 1).all())) if kind == "b" else None
 
 
-def _tensors_fault(path: Path) -> str:
+def _tensors_fault(path: Path, record: FileRecord) -> str:
+    """Return what is wrong with weights that were not read through yet, which takes long where they are large."""
+    if record.bytes > machine_memory():
+        return f"is larger, with {size(record.bytes)}, than the memory of this machine"
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            if not all(file.get_slice(name).get_dtype() in _TENSORS for name in names):
-                return "holds numbers of a type that natscope does not write"
-            return "" if all(_is_finite(file.get_tensor(name)) for name in names) else _NOT_FINITE
+            known = all(file.get_slice(name).get_dtype() in _TENSORS for name in list(file.keys()))
+            return "" if known else "holds numbers of a type that natscope does not write"
     except Exception as error:  # what a header may say in place of what it should raises nearly everything
         if out_of_memory(error):
             raise
         return "is no file of weights"
+
+
+def _tensors_are_finite(path: Path) -> bool:
+    with safetensors.safe_open(path, framework="pt") as file:
+        return all(_is_finite(file.get_tensor(name)) for name in list(file.keys()))
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -20,7 +20,7 @@ from natscope.core.bundle.manifest import LARGEST, MANIFEST, PURPOSES, SCHEMA, W
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, FileError, out_of_memory
-from natscope.core.files import irregular, opened, read_open, sha256_of, write_atomically
+from natscope.core.files import REFUSED, irregular, opened, read_open, sha256_of, write_atomically
 from natscope.core.index.file_checks import index_fault
 from natscope.core.index.search import InnerProductIndex
 from natscope.core.index.spec import IndexSpec
@@ -211,8 +211,10 @@ class Bundle:
         record = self._checked(name)
         try:
             return mapped(self.path / record.file, record)
-        except (FileError, ValueError) as error:
-            raise self._damaged(record, "cannot be read") from error
+        except FileError as error:
+            raise self._damaged(record, error.fault) from error
+        except ValueError as error:
+            raise self._damaged(record, "is no array of the recorded shape and type") from error
 
     def _checked(self, name: str) -> FileRecord:
         """Return the record of a file that was read through."""
@@ -227,6 +229,8 @@ class Bundle:
         return BundleError(f"The weights in {self.path} do not fit the network that its manifest names; {FIX}.")
 
     def _damaged(self, record: FileRecord, wrong: str) -> BundleError:
+        if wrong.startswith(REFUSED):
+            return BundleError(f"The bundle {self.path} cannot be opened: '{record.file}' {wrong}.")
         return BundleError(f"The bundle {self.path} is damaged: '{record.file}' {wrong}. To fix it, {FIX}.")
 
 
@@ -313,6 +317,8 @@ def read_manifest(path: Path) -> Manifest:
         with opened(file) as handle:
             found = once(_MANIFESTS, os.fstat(handle.fileno()), (), lambda: _parsed(read_open(file, handle, LARGEST)))
     except FileError as error:
+        if error.fault.startswith(REFUSED):
+            raise BundleError(f"The bundle {path} cannot be opened: its {MANIFEST} {error.fault}.") from error
         raise BundleError(
             f"{path} is no bundle: its {MANIFEST} {error.fault}; `natscope precompute --out FOLDER` makes one."
         ) from error

@@ -1,6 +1,6 @@
 """A dry run of `natscope precompute`: in seconds, whether network and data will do, and what building will cost."""
 
-import os
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from torch import nn
 
 from natscope.core.backdoor import Backdoor
 from natscope.core.features import FeatureMap
+from natscope.core.files import machine_memory
 from natscope.core.files import size as formatted
 from natscope.core.images import ImageInputs
 from natscope.core.methods import METHODS, Size
@@ -227,9 +228,7 @@ def _memory(
     pixels = copies * (data.train_images.nbytes + data.test_images.nbytes)
     peak = _IDLE + pixels + weights + _WITHIN * max(phases)
     found = f"about {formatted(peak)} at the peak"
-    try:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on every system
+    if math.isinf(there := machine_memory()):
         return found
     if peak > there:
         return f"{found}, MORE than the {formatted(there)} of this machine: the build may be killed"

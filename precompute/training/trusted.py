@@ -103,7 +103,7 @@ class _Imports(ModuleFinder):
         if (Path(pathname) / "__init__.py").is_file():
             return super().load_package(fqname, pathname)
         module = self.add_module(fqname)
-        module.__path__ = [pathname]
+        module.__path__ = [pathname]  # type: ignore[attr-defined]
         return module
 
 

@@ -100,9 +100,11 @@ def _without_prefix(weights: dict[str, Tensor], model: nn.Module) -> dict[str, T
 
 
 def _check_kinds(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Refuse what torch would convert without a word: whole numbers, complex ones."""
+    """Refuse what torch would convert without a word: whole numbers, complex ones; and what has no numbers in a row."""
     own = dict(model.named_parameters())
     for name, tensor in weights.items():
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise BuildError(f"{path} holds '{name}' as a sparse, nested or empty tensor; save its numbers one by one.")
         if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise BuildError(f"{path} holds '{name}' as {kind}, and natscope needs floating-point weights.")

@@ -27,6 +27,7 @@ def test_every_library_that_gets_no_memory_is_one_sentence(ask):
         (RuntimeError("std::bad_alloc"), _NO_MEMORY),
         (RuntimeError("can't start new thread"), _NO_MEMORY),
         (RuntimeError("Cannot Allocate Memory"), _NO_MEMORY),
+        (SystemError("error return without exception set"), _NO_MEMORY),
         (OSError("mmap: not enough memory"), _NO_MEMORY),
         (ImportError("libx.so: failed to map segment from shared object"), _NO_MEMORY),
         (PermissionError(13, "Permission denied", "/proc/x"), "/proc/x cannot be used: Permission denied"),

@@ -454,6 +454,46 @@ def test_a_file_that_changed_a_moment_ago_is_read_again(path, monkeypatch):
     assert read == ["features.npy"] * 2
 
 
+@pytest.mark.parametrize("name", ["features.npy", MANIFEST])
+def test_what_the_system_refuses_is_no_damage(path, monkeypatch, name):
+    """A lack of file descriptors, or a disk that fails, is no reason to delete a bundle."""
+    opening = os.open
+
+    def refuse(file, *rest):
+        if str(file).endswith(name):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opening(file, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(BundleError, match="Too many open files") as raised:
+        Bundle(path).array("features")
+    assert "delete" not in str(raised.value)
+
+
+class _Read(Exception):
+    pass
+
+
+@pytest.mark.parametrize("header", [b"", None])
+def test_weights_larger_than_they_can_be_are_not_read_through(path, monkeypatch, header):
+    """A sparse file takes no room on a disk and hours to read."""
+    file, size = path / "model.safetensors", 2**41
+    if header is None:  # one tensor that fills it
+        size = 8 + 2**41
+        text = json.dumps({"a": {"dtype": "F32", "shape": [2**39 - 32], "data_offsets": [0, 2**41 - 128]}})
+        header = (128).to_bytes(8, "little") + text.ljust(128).encode()
+        file.write_bytes(header)
+    os.truncate(file, size)
+    edited(path, lambda raw: raw["files"]["weights"].update(bytes=size))
+    monkeypatch.setattr(file_checks, "hashlib", SimpleNamespace(sha256=lambda: SimpleNamespace(update=_raising(_Read))))
+    with pytest.raises(BundleError, match=r"model\.safetensors"):
+        Bundle(path).weights()
+    monkeypatch.setattr(file_checks, "machine_memory", lambda: np.inf)
+    if header == b"":
+        with pytest.raises(BundleError, match=r"model\.safetensors"):
+            Bundle(path).weights()
+
+
 def _raising(error):
     def fail(*arguments, **settings):
         raise error
@@ -548,7 +588,7 @@ def test_a_manifest_that_could_not_be_read_again_is_not_written(path):
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (lambda path: (path / WEIGHTS).write_bytes(bytes((path / WEIGHTS).stat().st_size)), "the recorded checksum"),
+        (lambda path: (path / WEIGHTS).write_bytes(bytes((path / WEIGHTS).stat().st_size)), "is no file of weights"),
         (_weights(lambda t: {f"x{k}": v for k, v in t.items()}), "do not fit the network"),
         (_weights(lambda t: {k: v.T.contiguous() for k, v in t.items()}), "do not fit the network"),
     ],

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import safetensors.torch
 import torch
@@ -29,6 +31,11 @@ def model():
 @pytest.fixture
 def weights():
     return build_model(_SPEC, seed=1).state_dict()
+
+
+def _nested():
+    with warnings.catch_warnings(action="ignore"):  # a prototype
+        return torch.nested.nested_tensor([torch.ones(3), torch.ones(2)])
 
 
 def _same(model, weights):
@@ -125,6 +132,9 @@ def test_weights_of_another_network_are_told_apart(model, weights, tmp_path, cha
         (lambda f: f.mkdir(), "no file of weights at"),
         (lambda f: None, "no file of weights at"),
         (lambda f: torch.save({"1.weight": torch.zeros(5, 6, dtype=torch.int8)}, f), "'1.weight' as int8"),
+        (lambda f: torch.save({"1.weight": torch.eye(6).to_sparse()}, f), "'1.weight' as a sparse"),
+        (lambda f: torch.save({"1.weight": _nested()}, f), "nested"),
+        (lambda f: torch.save({"1.weight": torch.empty(5, 6, device="meta")}, f), "'1.weight' as .* empty"),
     ],
 )
 def test_files_that_are_no_weights_are_one_sentence(model, tmp_path, write, message):
