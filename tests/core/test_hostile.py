@@ -27,8 +27,6 @@ from natscope.precompute.bundles.opening import faults, open_attributor
 from natscope.precompute.training import models
 from tests.tiny import CLASSES, TRAIN, edited, recorded_anew, saved
 
-_FIX = r"To fix it, delete the folder and build it again with the command that made it\."
-
 
 @pytest.fixture
 def path(tiny_path, tmp_path):
@@ -67,71 +65,73 @@ def _swap(first, second):
     [
         (_set("name", None), "a wrong value at name"),
         (_set("name", "x" * 5000), "a wrong value at name"),
-        (_set("name", "\x1b[2J"), "text that cannot be printed"),
-        (_set("name", "right to left: \u202e"), "text that cannot be printed"),
-        (_set("dataset", "classes", 1, "two\nlines"), "text that cannot be printed"),
+        (_set("name", "\x1b[2J"), "cannot be printed"),
+        (_set("name", "right to left: \u202e"), "cannot be printed"),
+        (_set("dataset", "classes", 1, "two\nlines"), "cannot be printed"),
         (_set("dataset", "classes", ["one"]), r"a wrong value at dataset\.classes"),
         (_set("dataset", "classes", ["ant", "bee"]), "does not fit|do not fit"),
         (_set("dataset", "std", [0]), r"a wrong value at dataset\.std"),
         (_set("dataset", "mean", [0.1, 0.2, 0.3]), "other means and deviations"),
         (_set("dataset", "classes", ["a", "a"]), "two classes alike"),
-        (_set("model", "widths", [16, 100_000, 100_000, 3]), f"names a network whose weights '{WEIGHTS}' is too small"),
+        (_set("model", "widths", [16, 100_000, 100_000, 3]), f"'{WEIGHTS}' is too small"),
         (_set("model", "widths", [16, -6, 3]), r"a wrong value at model\.widths"),
-        (_set("model", "widths", [16, 6, 4]), "widths that do not fit the images and classes"),
+        (_set("model", "widths", [16, 6, 4]), "widths that do not fit"),
         (_set("model", {"architecture": "resnet9", "widths": [1, 4], "bias": False}), "widths that do not fit"),
         (_set("model", "code", "print(1)"), "a wrong value at model"),
-        (_set("layout", [[6, 16], [3, 7]]), "another layout than its network"),
+        (_set("layout", [[6, 16], [3, 7]]), "another layout"),
         (_set("training", "epochs", "many"), r"a wrong value at training\.epochs"),
         (_set("training", "seed", -1), r"a wrong value at training\.seed"),
-        (_set("sketch", "kind", "magic"), "names a sketch that there is not"),
-        (_set("sketch", "kind", "exact"), "does not fit the rest"),
+        (_set("sketch", "kind", "magic"), "names a sketch"),
+        (_set("sketch", "kind", "exact"), "not fit the rest"),
         (_set("sketch", "dim", 2**40), r"a wrong value at sketch\.dim"),
-        (_set("sketch", "dim", 17), "with a shape or type that does not fit the rest"),
+        (_set("sketch", "dim", 17), "a shape or type"),
         (_set("ntk", 1), "a wrong value at ntk"),
         (_set("outputs", "some"), "a wrong value at outputs"),
         (_set("poison", "place", "middle"), r"a wrong value at poison\.place"),
-        (_set("poison", "train_indices", 0, 10**9), "poisoned images that there are not"),
-        (_set("poison", "targets", [0, 1]), "patches or targets that do not fit"),
-        (_set("poison", "patterns", [[[1]]] * 3), "patches or targets that do not fit"),
+        (_set("poison", "train_indices", 0, 10**9), "poisoned images"),
+        (_set("poison", "targets", [0, 1]), "patches or targets"),
+        (_set("poison", "patterns", [[[1]]] * 3), "patches or targets"),
         (_set("results", "test_accuracy", 1.5), r"a wrong value at results\.test_accuracy"),
         (_set("results", "usual_distances", []), r"a wrong value at results\.usual_distances"),
         (_set("results", "settings", _deep(50)), "settings within settings"),
         (_set("tuned", {"sigma2": {"info_loss": -1.0}}), r"a wrong value at tuned\.sigma2"),
-        (_set("command", "natscope precompute; rm -rf /"), "a command that is none of natscope's"),
-        (_set("command", "rm -rf /"), "a command that is none of natscope's"),
+        (_set("command", "natscope precompute; rm -rf /"), "a command"),
+        (_set("command", "rm -rf /"), "a command"),
         (_set("versions", {"torch": 2}), "a wrong value at versions"),
-        (_set("files", "features", "file", "../../secret.npy"), "a file that natscope does not know"),
-        (_set("files", "features", "file", "/dev/zero"), "a file that natscope does not know"),
+        (_set("files", "features", "file", "../../secret.npy"), "a file that"),
+        (_set("files", "features", "file", "/dev/zero"), "a file that"),
         (_set("files", "features", "file", 5), "a wrong value at files"),
         (_set("files", "features", "bytes", "x"), "a wrong value at files"),
         (_set("files", "features", "bytes", 10**30), "a wrong value at files"),
-        (_set("files", "features", "shape", [60, 2**40]), "does not fit the rest"),
-        (_set("files", "features", "dtype", "object"), "does not fit the rest"),
+        (_set("files", "features", "shape", [60, 2**40]), "not fit the rest"),
+        (_set("files", "features", "dtype", "object"), "not fit the rest"),
         (_set("files", "gram_3", {"file": "gram_3.npy", "bytes": 1, "sha256": "0" * 64}), "does not know"),
         (_set("files", "gram_00", {"file": "gram_0.npy", "bytes": 1, "sha256": "0" * 64}), "does not know"),
         (_set("files", "weights", "shape", [1]), "records 'weights' as an array"),
-        (_swap("features", "margin_features"), "a file that natscope does not know, or under another name"),
+        (_swap("features", "margin_features"), "under another name"),
         (lambda raw: raw["files"].pop("penultimate"), "records no 'penultimate'"),
-        (lambda raw: raw["files"].pop("kronfluence/lambda_matrix.safetensors"), "only a part of what Kron"),
-        (lambda raw: raw["files"].pop("test_fooled"), "has a backdoor and not how often it works"),
+        (lambda raw: raw["files"].pop("kronfluence/lambda_matrix.safetensors"), "a part of what Kron"),
+        (lambda raw: raw["files"].pop("test_fooled"), "has a backdoor"),
         (lambda raw: raw.pop("results"), r"holds a wrong value"),
     ],
 )
 def test_a_manifest_with_a_wrong_value_is_one_sentence_everywhere(path, change, fault):
     edited(path, change)
     for opened in (Bundle, check_bundle, faults, open_attributor):
-        with pytest.raises(BundleError, match=rf"\A[^\n]* its manifest\.json [^\n]*({fault})[^\n]*{_FIX}\Z"):
+        with pytest.raises(
+            BundleError, match=rf"\A[^\n]* its manifest\.json [^\n]*({fault})[^\n]*To fix it, [^\n]*\.\Z"
+        ):
             opened(path)
 
 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("[" * 100_000, "is no JSON that can be read"),
+        ("[" * 100_000, "is no JSON"),
         ('{"schema": 1, "schema": 1}', "names something twice"),
-        ('{"schema": NaN}', "a number that is not finite"),
-        ('{"schema": 1e999}', "a number that is not finite"),
-        ('{"schema": ' + "9" * 5000 + "}", "is no JSON that can be read"),
+        ('{"schema": NaN}', "a number that is not"),
+        ('{"schema": 1e999}', "a number that is not"),
+        ('{"schema": ' + "9" * 5000 + "}", "is no JSON"),
         ('{"schema": "1"}', "a wrong value"),
     ],
 )
@@ -145,33 +145,33 @@ def test_json_that_other_readers_take_is_refused(path, text, fault):
 def test_a_manifest_of_many_values_is_refused_before_they_are_looked_at(path, place, monkeypatch):
     edited(path, _set(*place, [0] * 300_001))
     monkeypatch.setattr("natscope.core.bundle.manifest.json.loads", None)
-    with pytest.raises(BundleError, match=r"its manifest\.json holds more than 300,000 values"):
+    with pytest.raises(BundleError, match=r"manifest\.json .* 300,000 "):
         Bundle(path)
 
 
 @pytest.mark.parametrize("place", [("methods", "trak", "junk"), ("results", "settings", "junk")])
 def test_settings_without_end_are_refused(path, place):
     edited(path, _set(*place, [[0]] * 10_000))
-    with pytest.raises(BundleError, match=r"its manifest\.json holds too many settings"):
+    with pytest.raises(BundleError, match="too many settings"):
         Bundle(path)
 
 
 def test_an_unknown_setting_is_refused_before_the_others_are_looked_at(path, monkeypatch):
     edited(path, lambda raw: raw.update(junk=[0] * 100_000))
     monkeypatch.setattr("natscope.core.bundle.schema._convert", None)
-    with pytest.raises(BundleError, match=r"its manifest\.json holds a setting that natscope does not know"):
+    with pytest.raises(BundleError, match="does not know"):
         Bundle(path)
 
 
 def test_a_name_in_a_manifest_is_never_told(path):
     edited(path, _set("model", "[x](http://x) - at `$.<b>`", 1))
-    with pytest.raises(BundleError, match=r"holds a wrong value at model\. "):
+    with pytest.raises(BundleError, match=r"at model\. "):
         Bundle(path)
 
 
 def test_a_manifest_too_large_is_not_read(path):
     os.truncate(path / MANIFEST, 2**40)
-    with pytest.raises(BundleError, match=r"its manifest\.json is larger than 4 MB"):
+    with pytest.raises(BundleError, match=r"manifest\.json .* 4 MB"):
         Bundle(path)
 
 
@@ -200,18 +200,19 @@ def _become(path, kind, monkeypatch):
 )
 def test_what_is_no_regular_file_is_one_sentence_at_once(path, name, kind, monkeypatch):
     _become(path / name, kind, monkeypatch)
-    with pytest.raises(BundleError, match=rf"{name}'? is .*no regular file[;.]"):
+    with pytest.raises(BundleError, match=rf"{name}'? is .*no regular file"):
         Bundle(path)
     if name == MANIFEST:
         assert listed(path).title == "bundle (damaged)"
     else:
-        assert faults(path) == [f"'{name}' is no regular file."]
+        (fault,) = faults(path)
+        assert fault.startswith(f"'{name}' is no regular file")
 
 
 def test_a_folder_of_factors_that_is_a_link_is_not_followed(path, tmp_path):
     (path / "kronfluence").rename(tmp_path / "elsewhere")
     (path / "kronfluence").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BundleError, match=r"'kronfluence/.*' is not in a folder of the bundle's own\."):
+    with pytest.raises(BundleError, match=r"'kronfluence/.*' is not in"):
         Bundle(path)
     assert len(faults(path)) == 7
 
@@ -257,12 +258,12 @@ def _all(tensors, change):
     return {name: change(tensor) for name, tensor in tensors.items()}
 
 
-_NOT_FINITE = "holds values that are not finite numbers"
-_OTHER_TYPE = "holds numbers of a type that natscope does not write"
-_OF_OTHERS = "factors are not those of its network"
+_NOT_FINITE = "not finite"
+_OTHER_TYPE = "numbers of a type"
+_OF_OTHERS = "factors are not those"
 _CONSISTENT = {
-    "the largest number in a Gram": (_with("gram_0", _place(1.7e308)), "does not follow from the features"),
-    "another number in a Gram": (_with("gram_1", _place(0.5, 5)), "does not follow from the features"),
+    "the largest number in a Gram": (_with("gram_0", _place(1.7e308)), "follow from the features"),
+    "another number in a Gram": (_with("gram_1", _place(0.5, 5)), "follow from the features"),
     "features": (_with("features", _place(np.nan)), _NOT_FINITE),
     "margin_features": (_with("margin_features", _place(np.inf, -1, -1)), _NOT_FINITE),
     "trak_features": (_with("trak_features", _place(np.nan)), _NOT_FINITE),
@@ -271,16 +272,16 @@ _CONSISTENT = {
     "train_logits": (_with("train_logits", _place(np.nan)), _NOT_FINITE),
     "gram": (_with("gram_2", _place(np.nan)), _NOT_FINITE),
     "weights": (_weights(lambda t: {k: v * torch.nan for k, v in t.items()}), _NOT_FINITE),
-    "images without a header": (lambda path: _headless(path), "is no array of the recorded shape and type"),
-    "labels too large": (_with("train_labels", _place(CLASSES)), "holds labels of no class"),
-    "labels below zero": (_with("test_labels", _place(-1)), "holds labels of no class"),
+    "images without a header": (lambda path: _headless(path), "recorded shape and type"),
+    "labels too large": (_with("train_labels", _place(CLASSES)), "labels of no class"),
+    "labels below zero": (_with("test_labels", _place(-1)), "labels of no class"),
     "no truth values": (lambda path: _no_truth(path), _NOT_FINITE),
-    "labels moved": (_with("train_labels", _place(1, 0)), "has another shape than its class has images"),
-    "gram's shape": (_with("gram_0", lambda a: a[:-1]), "has another shape than its class has images"),
-    "backdoor": (lambda path: edited(path, _set("poison", "base_labels", [0] * 6)), "does not fit the backdoor"),
-    "index": (_other_rows, "is no index over the features of its class"),
-    "other weights": (_weights(lambda t: {k: -v for k, v in t.items()}), "does not give the outputs"),
-    "huge weights": (_weights(lambda t: {k: v * 1e30 for k, v in t.items()}), "does not give the outputs"),
+    "labels moved": (_with("train_labels", _place(1, 0)), "has another shape"),
+    "gram's shape": (_with("gram_0", lambda a: a[:-1]), "has another shape"),
+    "backdoor": (lambda path: edited(path, _set("poison", "base_labels", [0] * 6)), "the backdoor"),
+    "index": (_other_rows, "is no index"),
+    "other weights": (_weights(lambda t: {k: -v for k, v in t.items()}), "give the outputs"),
+    "huge weights": (_weights(lambda t: {k: v * 1e30 for k, v in t.items()}), "give the outputs"),
     "weights of other layers": (_weights(lambda t: {f"x{k}": v for k, v in t.items()}), "do not fit the network"),
     "weights of other shapes": (_weights(lambda t: {k: v.T.contiguous() for k, v in t.items()}), "do not fit"),
     "factors": (_factors("lambda_matrix", lambda t: {k: v.T.contiguous() for k, v in t.items()}), _OF_OTHERS),
@@ -303,7 +304,7 @@ _CONSISTENT = {
         _factors("activation_eigenvectors", lambda t: _all(t, lambda v: 2 * v)),
         _OF_OTHERS,
     ),
-    "penultimate's width": (_with("penultimate", lambda a: a[:, :-1]), "does not give the outputs"),
+    "penultimate's width": (_with("penultimate", lambda a: a[:, :-1]), "give the outputs"),
 }
 
 
@@ -351,14 +352,15 @@ def test_a_class_without_images_has_no_index_that_is_read(path):
             del raw["files"][name]
 
     edited(path, change)
-    assert any("is about a class without images" in fault or "is no index" in fault for fault in faults(path))
+    assert any("class without images" in fault or "is no index" in fault for fault in faults(path))
 
 
 def test_what_else_is_in_a_folder_of_factors_is_not_copied(path):
     os.mkfifo(path / "kronfluence" / "covariance.safetensors")
     (path / "kronfluence" / "factor_arguments.json").write_text('{"strategy": "diagonal"}')
     recorded_anew(path, "kronfluence/factor_arguments.json")
-    assert faults(path) == ["'kronfluence/covariance.safetensors' is a pipe and no regular file; remove it."]
+    (fault,) = faults(path)
+    assert fault.startswith("'kronfluence/covariance.safetensors' is a pipe")
     attributor = open_attributor(path)
     attributor.attribute(attributor.query("test", 0), Request("kronfluence"))
 
@@ -408,7 +410,7 @@ def test_a_list_of_many_bundles_reads_each_once_until_it_changes(tiny_path, tmp_
 @pytest.mark.parametrize("name", ["a\0b", "a" * 5000, "no/such/../folder"])
 def test_a_place_where_no_bundle_can_be_is_one_sentence(tmp_path, name):
     assert find_bundles(tmp_path / name) == []
-    with pytest.raises(BundleError, match=r"^There is no bundle at "):
+    with pytest.raises(BundleError, match="no bundle at"):
         Bundle(tmp_path / name)
 
 
@@ -427,7 +429,7 @@ def test_a_files_bytes_are_read_once_and_again_when_it_changes(path, monkeypatch
     with file.open("r+b") as handle:
         handle.write(data)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nothing had been written
-    with pytest.raises(BundleError, match=r"'features\.npy' does not have the recorded checksum"):
+    with pytest.raises(BundleError, match=r"'features\.npy' .* checksum"):
         Bundle(path).array("features")
     assert read == ["features.npy"] * 2
 
@@ -535,7 +537,7 @@ def test_a_header_that_pythons_parser_has_no_memory_for_is_damage(path, kind, le
     file = path / "features.npy"
     file.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + file.read_bytes()[128:])
     recorded_anew(path, "features")
-    with pytest.raises(BundleError, match=r"'features\.npy' is no array of the recorded shape and type"):
+    with pytest.raises(BundleError, match=r"'features\.npy' .* shape and type"):
         Bundle(path).array("features")
 
 
@@ -578,10 +580,10 @@ def test_a_manifest_that_could_not_be_read_again_is_not_written(path):
     manifest = Bundle(path).manifest
     before = (path / MANIFEST).read_bytes()
     wrong = Manifest(**{**{f: getattr(manifest, f) for f in manifest.__dataclass_fields__}, "name": "x" * 301})
-    with pytest.raises(BundleError, match=r"cannot be recorded: its manifest\.json holds a wrong value at name\."):
+    with pytest.raises(BundleError, match=r"recorded: .* at name\."):
         bundles.write_manifest(path, wrong)
     assert (path / MANIFEST).read_bytes() == before
-    with pytest.raises(SchemaError, match="holds a wrong value at name"):
+    with pytest.raises(SchemaError, match="wrong value at name"):
         Manifest.from_json(json.dumps(json.loads(wrong.to_json())))
 
 
@@ -604,7 +606,7 @@ def test_features_before_the_last_layer_have_its_width_where_they_are_not_compar
     saved(path, "penultimate", np.load(path / "penultimate.npy")[:, :-1])
     first = opening._first
     monkeypatch.setattr(opening, "_first", lambda *of: first(*of)[: 1 if of[1] == "test_images" else 0])
-    with pytest.raises(BundleError, match="does not give the outputs that were recorded"):
+    with pytest.raises(BundleError, match="give the outputs"):
         open_attributor(path)
 
 
