@@ -130,12 +130,16 @@ def informative() -> str:
     return titles(method for method in METHODS.values() if method.information)
 
 
+def everything(result: Attribution) -> str:
+    """Name the images whose information is the whole, in the plural."""
+    conditioned = METHODS[result.request.method].conditions and result.request.conditioning == "train"
+    return "all training images" if conditioned else f"the {result.pool_size:,} candidates"
+
+
 def finding(result: Attribution, method: Method, target: str, *, plain: bool) -> str:
     """Return a sentence or two on what was found (Markdown)."""
     count = len(result.items)
     images = "This image" if count == 1 else f"These {count} images"
-    everything = method.conditions and result.request.conditioning == "train"
-    whole = "all training images" if everything else f"the {result.pool_size:,} candidates"
     if result.nats is None:
         kind = "is ranked" if count == 1 else "are ranked"
         return (
@@ -144,11 +148,10 @@ def finding(result: Attribution, method: Method, target: str, *, plain: bool) ->
         )
     if result.total_nats is not None and result.total_nats < 1e-12:
         return "The candidates tell the model nothing about this answer: there is no information to share out."
-    share = (
-        ""
-        if not result.total_nats
-        else f", {_share(result.nats / result.total_nats)} of what {whole} tell about “{escape.markdown(target)}” here"
-    )
+    share = ""
+    if result.total_nats:
+        part = _share(result.nats / result.total_nats)
+        share = f", {part} of what {everything(result)} tell about “{escape.markdown(target)}” here"
     factor = math.exp(min(result.nats, 50))
     verb = "carries" if count == 1 else "carry"
     if method.information == "loss":

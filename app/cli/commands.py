@@ -230,6 +230,7 @@ def attribute(
     **settings: Any,
 ) -> None:
     """Rank the training images that one prediction owes its certainty to."""
+    from natscope.app.words import everything
     from natscope.core.bundle.request import Request
     from natscope.core.errors import QueryError
     from natscope.precompute.bundles.opening import open_attributor
@@ -254,7 +255,8 @@ def attribute(
     say(f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}.")
     if result.nats is not None and result.total_nats:
         share = result.nats / result.total_nats
-        say(f"These {len(result.items)} images carry {result.nats:.3f} nats, {share:.0%} of what the pool tells.")
+        whole = everything(result)
+        say(f"These {len(result.items)} images carry {result.nats:.3f} nats, {share:.0%} of what {whole} tell.")
     say(f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign")
     for i in result.items:
         nats = "" if i.nats is None else f"{i.nats:.4f}"

@@ -94,7 +94,7 @@ def others(attributor: Served, view: CoresetView, asked: np.ndarray, chosen: np.
     st.subheader("Would another method choose the same?")
     names = [name for name in usable(attributor) if name != view.method]
     key = f"{KEY}others"
-    st.session_state.setdefault(key, [name for name in names if not METHODS[name].together])
+    st.session_state.setdefault(key, [name for name in names if not METHODS[name].ekfac])
     st.session_state[key] = [name for name in st.session_state[key] if name in names]
     wanted = st.multiselect("Methods", names, key=key, format_func=lambda name: METHODS[name].title)
     if not wanted:

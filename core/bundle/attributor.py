@@ -157,7 +157,8 @@ class Attributor(Capabilities):
         except ValueError as error:
             raise QueryError(str(error)) from error
         total = None
-        if method.information and (candidates.pool.fits_gram or candidates.conditioning):
+        # Of a pool too large for its Gram it takes a minute, unless the method has conditioned on the pool itself.
+        if method.information and (candidates.pool.fits_gram or candidates.conditioning or method.conditions):
             everything = candidates.conditioning or candidates.pool
             total = total_information(everything, candidates.pool, features, request.sigma2, exclude=exclude)
         nats = selection.nats
@@ -220,7 +221,7 @@ class Attributor(Capabilities):
             target: the class.
             progress: called while something long is computed.
         """
-        if method.together:
+        if method.ekfac:
             rows = np.flatnonzero(self.train_labels == target)
             inputs = torch.cat([self.inputs(query.image[None]) for query in queries])
             self._artifacts.influence_ahead(inputs, target, rows, progress)

@@ -87,7 +87,7 @@ class CandidateSets:
             array=lambda name: _rows_of(self._artifacts.array(name, progress), rows),
             influence=lambda image, label: self._artifacts.influence(image, int(label), rows, progress),
         )
-        if conditioning == "train" or (conditioning == "pool" and not found.pool.fits_gram):
+        if conditioning == "train" or (conditioning == "pool" and pool == "all" and not found.pool.fits_gram):
             return self._conditioned(found, target, pool, progress), rows
         return found, rows
 

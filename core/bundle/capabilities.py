@@ -29,4 +29,4 @@ class Capabilities:
 
     def slow(self, method: Method) -> bool:
         """Return whether a method takes a minute or more a query: it differentiates every candidate again."""
-        return method.together and not self.linear
+        return method.ekfac and not self.linear

@@ -91,7 +91,8 @@ class Method:
         sketched: whether the ranking depends on the sketch, and so on its seed.
         approximates: the name of the method that this one is a cheaper version of.
         searches: whether it picks by the pool's index where there is one.
-        together: whether many queries about one class cost little more than one.
+        ekfac: whether it ranks by EK-FAC influence, for which every candidate is differentiated again; many queries
+            about one class then cost little more than one.
         colour: hex, in every chart; seen on white and on dark, and told from the others by colour-blind people.
         dash: of its line in charts: solid, dash, dot, dashdot, longdash or longdashdot.
         caveat: what to know before relying on it, in a sentence or two; empty when there is nothing.
@@ -114,7 +115,7 @@ class Method:
     sketched: bool = True
     approximates: str | None = None
     searches: bool = False
-    together: bool = False
+    ekfac: bool = False
     colour: str = "#808080"
     dash: str = "solid"
     caveat: str = ""

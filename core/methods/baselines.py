@@ -145,7 +145,7 @@ def _factors(source: Source) -> Computed:
         timed=False,
     ),
     sketched=False,
-    together=True,
+    ekfac=True,
     caveat="Computed by the library kronfluence; its factors are fitted on a part of the training images.",
 )
 def _kronfluence(candidates: Candidates, query: Query, settings: Settings) -> Selection:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from natscope.core import greedy
+from natscope.core import greedy, pool
 from natscope.core.bundle.request import Request
 from natscope.core.errors import BundleError, QueryError
 from natscope.core.methods import METHODS
@@ -104,6 +104,21 @@ def test_conditioning_on_all_training_data_is_that_of_its_whole_gram(attributor,
     reported.clear()
     attributor.attribute(query, replace(request, sigma2=0.1), lambda *step: reported.append(step))
     assert reported == []
+
+
+@pytest.mark.parametrize("name", ["info_loss", "relatif", "info_gain"])
+def test_a_class_too_large_for_its_gram_is_conditioned_on_itself(tiny_path, monkeypatch, name):
+    """And not on all training data, which is another question."""
+    request, answers = Request(name, sigma2=0.1, budget=5), []
+    for largest in (pool.LARGEST_GRAM, 3):  # classes of 20 images, features of 16 numbers
+        monkeypatch.setattr(pool, "LARGEST_GRAM", largest)
+        tiny = open_attributor(tiny_path)
+        answers.append(tiny.attribute(tiny.query("test", 1), request))
+    small, large = answers
+    assert [item.train_index for item in large.items] == [item.train_index for item in small.items]
+    if name != "relatif":
+        np.testing.assert_allclose([i.nats for i in large.items], [i.nats for i in small.items], rtol=1e-6)
+    assert large.total_nats == (pytest.approx(small.total_nats) if name == "info_loss" else None)
 
 
 @pytest.mark.parametrize(
