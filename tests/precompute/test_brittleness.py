@@ -12,7 +12,7 @@ from natscope.precompute.training.removal import Answer, Schedule, identity_of, 
 from natscope.precompute.training.result_cache import ResultCache
 
 NAMES = ("info_loss", "random")
-SETTINGS = {"queries": 3, "budget": 600, "seed": 0, "methods": NAMES}
+SETTINGS = {"queries": 3, "budget": 300, "seed": 0, "methods": NAMES}
 SILENT = lambda stage, done, total: None  # noqa: E731
 
 
@@ -33,7 +33,7 @@ def written(bundle_path, tmp_path_factory):
     with pytest.raises(Stopped):
         brittleness.run([bundle_path], **SETTINGS, cache=cache, progress=stop)
     assert sum("removal" in name for name in json.loads(cache.path.read_text())) == 1
-    command = f"evaluate brittleness --bundle {bundle_path} --out {out} --queries 3 --budget 600"
+    command = f"evaluate brittleness --bundle {bundle_path} --out {out} --queries 3 --budget 300"
     done = CliRunner().invoke(natscope, [*command.split(), "--methods", ",".join(NAMES)])
     assert done.exit_code == 0, done.output
     return out
@@ -42,7 +42,7 @@ def written(bundle_path, tmp_path_factory):
 def test_each_query_is_asked_up_to_its_flip(written, attributor):
     result = json.loads(written.read_text())
     grid = result["setting"]["grid"]
-    assert grid == [100, 200, 300, 400, 500, 600]
+    assert grid == [50, 100, 150, 200, 250, 300]
     labels = attributor.test_labels
     for row in result["rows"]:
         assert len(row["queries"]) == 3
