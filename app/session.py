@@ -28,6 +28,7 @@ from natscope.core.bundle.capabilities import Capabilities
 from natscope.core.bundle.file_checks import once
 from natscope.core.bundle.format import MANIFEST, Bundle, find_bundles, read_manifest
 from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.core.bundle.unmapped import UnmappedBundle
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, NatscopeError
 from natscope.core.methods import METHODS
@@ -214,7 +215,7 @@ def _read(path: Path) -> Listed:
 
 
 class Served(Capabilities):
-    """A bundle as pages see it: arrays are available, what its network computes is asked of worker processes."""
+    """A bundle as pages see it: arrays are read, never mapped, and its network is asked in worker processes."""
 
     def __init__(self, place: tasks.Place) -> None:
         """Open the bundle, here and in a worker.
@@ -222,11 +223,11 @@ class Served(Capabilities):
         Raises:
             BundleError: if it cannot be opened.
         """
-        super().__init__(Bundle(place.path))
+        super().__init__(UnmappedBundle(place.path))
         place.check(self.bundle)
         self.place = place
-        self.train_labels = np.asarray(self.bundle.array("train_labels"))
-        self.test_labels = np.asarray(self.bundle.array("test_labels"))
+        self.train_labels = self.bundle.array("train_labels")
+        self.test_labels = self.bundle.array("test_labels")
         self.linear: bool = self._ask("linear", (), tasks.linear)
         self._large = int(np.bincount(self.train_labels).max(initial=0)) > LARGEST_GRAM
         self._rows: BoundedCache[Row] = BoundedCache(_MOST_ROWS)
@@ -288,12 +289,12 @@ class Served(Capabilities):
 
 
 def served(path: Path) -> Served:
-    """Return the opened bundle; it is opened again when another one has taken its place.
+    """Return the opened bundle; it is opened again when another one has taken its place, or a file has changed.
 
     Raises:
         BundleError: if it cannot be opened.
     """
-    return _served(_place(path))
+    return _served(tasks.Place.of(path))
 
 
 def warm() -> None:
@@ -304,7 +305,7 @@ def warm() -> None:
     opened: list[Served] = []
     for path in bundle_paths().values():
         with contextlib.suppress(NatscopeError):  # pages say what is wrong
-            opened.append(Served(_place(path)))
+            opened.append(Served(tasks.Place.of(path)))
     with contextlib.suppress(NatscopeError):
         for first in opened[:1]:
             _look(first)
@@ -319,10 +320,6 @@ def _look(found: Served) -> None:
     answers = np.asarray(found.bundle.array("test_logits")).argmax(axis=1)
     for index in np.unique(answers, return_index=True)[1]:
         found.attribute(found.query("test", int(index)), request, bar=False)
-
-
-def _place(path: Path) -> tasks.Place:
-    return tasks.Place(path, read_manifest(path).identity)
 
 
 @st.cache_resource(max_entries=16, show_spinner="Opening the bundle …", hash_funcs={tasks.Place: hash})

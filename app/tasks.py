@@ -20,7 +20,8 @@ from natscope.core.analysis.curves import Curve, Line, relative_curves, sample_q
 from natscope.core.analysis.stability import Stability, across_networks, across_sketches
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.attributor import Attributor
-from natscope.core.bundle.format import Bundle
+from natscope.core.bundle.file_checks import stamp
+from natscope.core.bundle.format import Bundle, read_manifest
 from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.errors import BundleError
 from natscope.core.methods import RANDOM
@@ -36,18 +37,31 @@ from natscope.precompute.training.subset import Subset, train_on
 
 @dataclass(frozen=True)
 class Place:
-    """Where a bundle is, and which one is meant by its identity: another may have been put there since.
+    """Where a bundle is, and which one is meant: another may have been put there, or a file changed, since.
 
     Every result that is kept is kept under its place: a bundle of the same identity elsewhere may be damaged.
     """
 
     path: Path
     identity: str
+    stamp: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Place":
+        """Return the place of the bundle that lies somewhere now, as its files are.
+
+        Raises:
+            BundleError: if there is none, or its manifest cannot be used.
+        """
+        manifest = read_manifest(path)
+        return cls(path, manifest.identity, stamp(path, manifest.files.values()))
 
     def check(self, bundle: Bundle) -> None:
-        """Raise BundleError if a bundle that was opened here is another one."""
-        if bundle.identity != self.identity:
-            raise BundleError(f"The bundle {self.path} was replaced while this page was open; reload the page.")
+        """Raise BundleError if a bundle that was opened here is another one, or its files are not those that were."""
+        if (bundle.identity, bundle.stamp()) != (self.identity, self.stamp):
+            raise BundleError(
+                f"The bundle {self.path} was replaced or changed while this page was open; reload the page."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +81,14 @@ class Chosen:
     random_nats: np.ndarray
 
 
-@lru_cache(maxsize=4)
 def _opened(place: Place) -> Attributor:
+    attributor = _kept(place)
+    place.check(attributor.bundle)
+    return attributor
+
+
+@lru_cache(maxsize=4)
+def _kept(place: Place) -> Attributor:
     attributor = open_attributor(place.path)
     place.check(attributor.bundle)
     return attributor

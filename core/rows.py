@@ -1,6 +1,9 @@
 """Feature vectors that need not be in memory, and a choice of their rows."""
 
-from typing import Any, Protocol
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -40,6 +43,53 @@ class RowView:
     def __getitem__(self, rows: Any) -> np.ndarray:
         """Read one row, a slice or several, in the requested order."""
         return np.asarray(self._array[self._rows[rows]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Read all rows."""
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+
+class FileRows:
+    """An array in a file whose rows are read when they are requested, and never mapped.
+
+    Of a file that is cut short while it is mapped the system ends the process; reading it is an error like any other.
+    """
+
+    def __init__(
+        self,
+        opened: Callable[[], AbstractContextManager[BinaryIO]],
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            opened: opens the file, and raises its own error of an EOFError while it is open.
+            offset: in bytes, of the first number.
+            shape: (N, ...), the last axis varying fastest.
+            dtype: of the numbers.
+        """
+        self._opened, self._offset = opened, offset
+        self.shape, self.dtype, self.ndim = shape, dtype, len(shape)
+
+    def __len__(self) -> int:
+        """Return N."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Read one row, a slice or several, in the requested order."""
+        chosen = np.arange(len(self))[rows]
+        found = np.empty((*chosen.shape, *self.shape[1:]), self.dtype)
+        flat = found.reshape(chosen.size, math.prod(self.shape[1:]))
+        size = flat.shape[1] * self.dtype.itemsize
+        with self._opened() as file:
+            for place, row in enumerate(chosen.flat):
+                file.seek(self._offset + int(row) * size)
+                if len(data := file.read(size)) < size:
+                    raise EOFError
+                flat[place] = np.frombuffer(data, self.dtype)
+        return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Read all rows."""

@@ -72,7 +72,7 @@ def _siblings(attributor: Served) -> list[tasks.Place]:
     """Return the served bundles that differ from this one by their training seed alone."""
     own = kin(attributor.bundle.manifest)
     found = {path: session.listed(path) for path in session.bundle_paths().values()}
-    return [tasks.Place(path, each.identity) for path, each in found.items() if differ_by_seed(own, each.kin)]
+    return [tasks.Place.of(path) for path, each in found.items() if differ_by_seed(own, each.kin)]
 
 
 def _results(attributor: Served, found: list[Stability] | None, kind: str) -> None:

@@ -71,8 +71,9 @@ class Attributor(Capabilities):
         self.features = FeatureMap(model, spec, ntk=bundle.manifest.ntk, batch_size=_SHARD)
         self._margins = FeatureMap(model, spec, ntk=False, batch_size=_SHARD)
         fresh = recompute or spec != bundle.sketch_spec
-        self.train_labels = np.asarray(bundle.array("train_labels"))
-        self.test_labels = np.asarray(bundle.array("test_labels"))
+        # Copies, as all that is kept of a file must be: a map would show what somebody writes into it later.
+        self.train_labels = np.array(bundle.array("train_labels"))
+        self.test_labels = np.array(bundle.array("test_labels"))
         self.linear = linear_alone(model)
         self._artifacts = LoadedArtifacts(bundle, self._margins, self._train_inputs, fresh=fresh)
         self._sets = CandidateSets(bundle, self.features, self._artifacts, self._train_inputs, fresh=fresh)
@@ -84,11 +85,13 @@ class Attributor(Capabilities):
 
     def check(self) -> None:
         """Raise BundleError if the bundle holds what does not follow from its features, or is not of its network."""
+        self.bundle.check_unchanged()
         self._artifacts.check()
         self._sets.check()
 
     def trust(self, count: int) -> SketchError | None:
         """Measure the sketch on the first training images, each under its own label; None for the exact kernel."""
+        self.bundle.check_unchanged()
         spec, manifest = self.features.sketch.spec, self.bundle.manifest
         if spec.kind == "exact":
             return None
@@ -101,15 +104,18 @@ class Attributor(Capabilities):
 
         Raises:
             QueryError: if there is no such image.
+            BundleError: if a file of the bundle has changed since it was opened.
         """
+        self.bundle.check_unchanged()
         images = self.bundle.array(f"{origin}_images")
         if not 0 <= index < len(images):
             raise QueryError(f"There is no {origin} image {index}; choose a number from 0 to {len(images) - 1}.")
         labels = self.test_labels if origin == "test" else self.train_labels
-        return self._seen(np.asarray(images[index]), origin, index, int(labels[index]))
+        return self._seen(np.array(images[index]), origin, index, int(labels[index]))
 
     def upload(self, image: np.ndarray) -> QueryImage:
         """Take an image of the data set's form, uint8 (H, W) or (H, W, 3), as the query."""
+        self.bundle.check_unchanged()
         return self._seen(image, "upload", None, None)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
@@ -131,6 +137,7 @@ class Attributor(Capabilities):
 
         Raises:
             QueryError: for a setting that cannot be used here, in one sentence.
+            BundleError: if a file of the bundle has changed since it was opened.
         """
         started = time.perf_counter()
         target = self._checked(request, query)
@@ -186,6 +193,7 @@ class Attributor(Capabilities):
                 zip(selection.indices, candidates.pool.variances(selection.indices), strict=True)
             )
         )
+        self.bundle.check_unchanged()  # for features and Grams are read until here
         return Attribution(
             request=request,
             target=target,
@@ -221,6 +229,7 @@ class Attributor(Capabilities):
             target: the class.
             progress: called while something long is computed.
         """
+        self.bundle.check_unchanged()
         if method.ekfac:
             rows = np.flatnonzero(self.train_labels == target)
             inputs = torch.cat([self.inputs(query.image[None]) for query in queries])
@@ -235,6 +244,7 @@ class Attributor(Capabilities):
         Raises:
             QueryError: if the network's response to one is not finite.
         """
+        self.bundle.check_unchanged()
         inputs, labels = self.inputs(np.asarray(self.bundle.array("test_images")[rows])), self.test_labels[rows]
         features = self._margins.features(inputs, labels, measurement="margin")
         if not np.isfinite(features).all():
@@ -246,12 +256,14 @@ class Attributor(Capabilities):
 
     def margin_candidates(self, rows: np.ndarray, progress: Progress) -> Candidates:
         """Return training images (n,), rising, as candidates under their own labels' margins, without NTK scaling."""
+        self.bundle.check_unchanged()
         return self._sets.margins(rows, progress)
 
     def candidates(
         self, target: int, pool: str, conditioning: str, progress: Progress
     ) -> tuple[Candidates, np.ndarray]:
         """Return the candidates of a target class and their training indices: see `CandidateSets.of`."""
+        self.bundle.check_unchanged()
         return self._sets.of(target, pool, conditioning, progress)
 
     def query_features(self, query: QueryImage, target: int) -> np.ndarray:

@@ -48,8 +48,8 @@ class CandidateSets:
         self._bundle, self._features, self._artifacts = bundle, features, artifacts
         self._inputs, self._fresh = inputs, fresh
         self.kernel = kernel_of(features.sketch.spec, bundle.manifest.layout)
-        self.penultimate = np.asarray(bundle.array("penultimate"), dtype=np.float32)
-        self._labels = np.asarray(bundle.array("train_labels"))
+        self.penultimate = np.array(bundle.array("penultimate"), dtype=np.float32)
+        self._labels = np.array(bundle.array("train_labels"))
         largest = int(np.bincount(self._labels).max())
         self._own: BoundedCache[Candidates] = BoundedCache(12 if largest <= LIVE else 3)  # 0.3 to 0.5 GB each
         self._all: BoundedCache[Candidates] = BoundedCache(2)

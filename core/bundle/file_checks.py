@@ -11,7 +11,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -23,6 +24,7 @@ from natscope.core.bundle.manifest import FileRecord
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import FileError, out_of_memory
 from natscope.core.files import machine_memory, opened, reading, refused, size
+from natscope.core.rows import FileRows
 
 _BLOCK = 2**22  # bytes read at once
 _LONGEST_HEADER = 300  # bytes of an array's header
@@ -84,15 +86,54 @@ def fault(folder: Path, record: FileRecord, classes: int) -> str:
         record: of the file.
         classes: how many classes labels may name.
     """
-    if wrong := size_fault(folder, record):
-        return wrong
-    path = folder / record.file
     try:
-        with opened(path) as file, reading(path):
-            found = os.fstat(file.fileno())
-            return once(_CHECKED, found, (record, classes), lambda: _read_through(file, path, record, classes))
+        with checked(folder, record, classes):
+            return ""
     except FileError as error:
         return error.fault
+
+
+@contextmanager
+def checked(folder: Path, record: FileRecord, classes: int) -> Iterator[BinaryIO]:
+    """Open a file that is as it was recorded, reading it through if that was not done before.
+
+    Args:
+        folder: of the bundle.
+        record: of the file.
+        classes: how many classes labels may name.
+
+    Raises:
+        FileError: if it is not; also in place of an EOFError that is raised while it is open.
+    """
+    path = folder / record.file
+    if wrong := size_fault(folder, record):
+        raise FileError(path, wrong)
+    with opened(path) as file, reading(path):
+        found = os.fstat(file.fileno())
+        if wrong := once(_CHECKED, found, (record, classes), lambda: _read_through(file, path, record, classes)):
+            raise FileError(path, wrong)
+        file.seek(0)
+        try:
+            yield file
+        except EOFError as error:
+            raise FileError(path, "was cut short while it was read") from error
+
+
+def stamp(folder: Path, records: Iterable[FileRecord]) -> str:
+    """Return a checksum of which files are there, how large they are and when they were written; none is opened.
+
+    Args:
+        folder: of the bundle.
+        records: of the files.
+    """
+    digest = hashlib.sha256()
+    for record in records:
+        try:
+            found = (folder / record.file).lstat()
+            digest.update(f"{found.st_ino} {found.st_size} {found.st_mtime_ns}\n".encode())
+        except OSError:
+            digest.update(b"missing\n")
+    return digest.hexdigest()
 
 
 def mapped(path: Path, record: FileRecord) -> np.ndarray:
@@ -114,6 +155,26 @@ def mapped(path: Path, record: FileRecord) -> np.ndarray:
         )
 
 
+def unmapped(
+    opened: Callable[[], AbstractContextManager[BinaryIO]], record: FileRecord, *, whole: bool
+) -> FileRows | np.ndarray:
+    """Return an array without a map: its rows, which are read when they are requested, or all of it in memory.
+
+    Args:
+        opened: opens the file, see `checked`.
+        record: of the file.
+        whole: whether all of it is wanted; where columns come first there are no rows to be read, so it is all, too.
+    """
+    dtype, shape = np.dtype(record.dtype), record.shape or ()
+    with opened() as file:
+        offset, fortran = _header(file, record)
+        if whole or fortran:
+            if len(data := file.read(record.bytes - offset)) < record.bytes - offset:
+                raise EOFError
+            return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+    return FileRows(opened, offset, shape, dtype)
+
+
 def _read_through(file: BinaryIO, path: Path, record: FileRecord, classes: int) -> str:
     digest, offset, wrong, tensors = hashlib.sha256(), 0, "", path.suffix == ".safetensors"
     usable: Callable[[np.ndarray], bool] | None = None
@@ -129,7 +190,8 @@ def _read_through(file: BinaryIO, path: Path, record: FileRecord, classes: int) 
     digest.update(file.read(offset))
     while block := file.read(_BLOCK):
         digest.update(block)
-        if usable is not None and not wrong and not usable(np.frombuffer(block, record.dtype)):
+        count = len(block) // np.dtype(record.dtype).itemsize  # a file may be cut short in the middle of a number
+        if usable is not None and not wrong and not usable(np.frombuffer(block, record.dtype, count)):
             wrong = "holds labels of no class" if record.dtype == "int64" else _NOT_FINITE
     if digest.hexdigest() != record.sha256:
         return "does not have the recorded checksum"

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from natscope.core.bundle.file_checks import fault, mapped, once, size_fault
+from natscope.core.bundle.file_checks import fault, mapped, once, size_fault, stamp
 from natscope.core.bundle.manifest import LARGEST, MANIFEST, PURPOSES, SCHEMA, WEIGHTS, FileRecord, Manifest
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.cache import BoundedCache
@@ -65,6 +65,7 @@ class Bundle:
         """
         self.path = path
         self.manifest = read_manifest(path)
+        self._opened_with = self.stamp()
         for record in self.manifest.files.values():
             if wrong := size_fault(path, record):
                 raise self._damaged(record, wrong)
@@ -73,6 +74,15 @@ class Bundle:
     def identity(self) -> str:
         """A checksum of the manifest, and so of settings and contents: the key of every cache."""
         return self.manifest.identity
+
+    def stamp(self) -> str:
+        """Return what tells the bundle's files, as they are now, from changed ones: see `file_checks.stamp`."""
+        return stamp(self.path, self.manifest.files.values())
+
+    def check_unchanged(self) -> None:
+        """Raise BundleError if a file that the manifest records has changed since the bundle was opened."""
+        if self.stamp() != self._opened_with:
+            raise BundleError(f"The files of the bundle {self.path} changed while it was open; open it again.")
 
     def sigma2(self, method: str, *, purpose: str = "prediction") -> float:
         """Return the usual noise variance for a method: what was tuned for the purpose, else for predictions, else 1.

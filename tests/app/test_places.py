@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from natscope.app import session, tasks
-from natscope.core.bundle.format import read_manifest
 from natscope.core.bundle.request import Request
 from natscope.core.errors import BundleError
 from tests.conftest import syntax_of
@@ -37,13 +36,13 @@ def swapped(tiny_path, other_path, tmp_path):
         (tmp_path / "aside").rename(path)
         (tmp_path / "moved").rename(tmp_path / "aside")
 
-    return tasks.Place(path, read_manifest(path).identity), swap
+    return tasks.Place.of(path), swap
 
 
 @pytest.fixture(autouse=True)
 def nothing_opened():
     """Let no test find what another one opened."""
-    tasks._opened.cache_clear()
+    tasks._kept.cache_clear()
     tasks._coresets.cache_clear()
 
 
@@ -70,7 +69,7 @@ def test_a_worker_refuses_a_bundle_that_took_the_place_of_another(swapped, ask):
 
 def test_other_networks_are_those_that_the_page_named(tiny_path, swapped):
     place, swap = swapped
-    own = tasks.Place(tiny_path, read_manifest(tiny_path).identity)
+    own = tasks.Place.of(tiny_path)
     asked = tasks.query(silent, own, "test", 0)
     swap()
     with pytest.raises(BundleError, match=_REPLACED):
@@ -82,7 +81,7 @@ def test_what_is_kept_of_a_bundle_is_never_anothers(here, swapped):
     good, request = session.served(place.path), Request(budget=3)
     query = good.query("test", 1)
     swap()
-    tasks._opened.cache_clear()  # as in the worker of another lane
+    tasks._kept.cache_clear()  # as in the worker of another lane
     with pytest.raises(BundleError, match=_REPLACED):
         good.attribute(query, request, bar=False)
     other = session.served(place.path)
@@ -106,7 +105,7 @@ def test_a_damaged_copy_of_a_bundle_spoils_no_other(here, tiny_path, tmp_path):
     file = copy / "features.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     query = good.query("test", 1)
-    tasks._opened.cache_clear()
+    tasks._kept.cache_clear()
     with pytest.raises(BundleError, match="copy is damaged"):
         damaged.attribute(query, request, bar=False)
     failed = ("attribute", damaged.place, ("test", 1), request)
@@ -131,3 +130,42 @@ def test_a_manifest_that_was_written_anew_is_another_bundle_even_at_the_same_tim
     os.utime(manifest, ns=(found.st_atime_ns, found.st_mtime_ns))
     assert session.served(place.path).bundle.manifest.name == "Tinier"
     assert first.bundle.manifest.name == "Tiny"
+
+
+def _overwritten(path, name):
+    """Write other numbers into an array's file, in place, and return what it held."""
+    file = path / f"{name}.npy"
+    held = file.read_bytes()
+    with file.open("r+b") as opened:
+        opened.seek(-8 * 4, os.SEEK_END)
+        opened.write(np.zeros(4, dtype=np.int64).tobytes())
+    return held
+
+
+@pytest.mark.parametrize("name", ["train_labels", "test_labels", "test_logits", "train_images"])
+def test_a_file_that_is_cut_short_in_place_is_told_by_a_page_that_is_open(here, swapped, name):
+    """Were it mapped, the system would end the server."""
+    path = swapped[0].path
+    open_page = session.served(path)
+    os.truncate(path / f"{name}.npy", 0)
+    assert len(open_page.train_labels) + len(open_page.test_labels) == 72
+    with pytest.raises(BundleError, match=rf"'{name}.npy' has 0 bytes"):
+        open_page.bundle.array(name)
+    with pytest.raises(BundleError, match=rf"'{name}.npy' has 0 bytes"):
+        session.served(path)
+
+
+@pytest.mark.parametrize("name", ["train_labels", "penultimate", "features"])
+def test_no_answer_follows_from_a_file_that_was_overwritten_in_place_even_after_its_repair(here, swapped, name):
+    path, request = swapped[0].path, Request("repsim", budget=3)
+    first = session.served(path)
+    before = first.attribute(first.query("test", 1), request, bar=False)
+    held = _overwritten(path, name)
+    with pytest.raises(BundleError, match="was replaced or changed"):
+        first.attribute(first.query("test", 2), request, bar=False)
+    with pytest.raises(BundleError, match=rf"is damaged: '{name}.npy'"):
+        session.served(path).query("test", 1)
+    (path / f"{name}.npy").write_bytes(held)
+    again = session.served(path)
+    assert again.place != first.place
+    assert again.attribute(again.query("test", 1), request, bar=False).items == before.items

@@ -1,5 +1,7 @@
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from natscope.core.errors import BundleError, QueryError
 from natscope.core.methods import METHODS
 from natscope.core.pool import Pool
 from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
+from natscope.core.progress import silent
 from natscope.precompute.bundles.opening import open_attributor
+from tests.tiny import build_tiny
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +217,68 @@ def test_an_index_is_read_by_methods_that_search_alone(tiny_path, tmp_path):
             continue
         with pytest.raises(BundleError, match=r"'index_\d\.faiss' .* checksum"):
             attributor.attribute(query, Request(name, budget=3))
+
+
+def _overwrite(file):
+    """Write one number of an array's file anew, in place."""
+    with file.open("r+b") as opened:
+        opened.seek(-8, os.SEEK_END)
+        opened.write((0).to_bytes(8, "little"))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda a, query: a.query("test", 0),
+        lambda a, query: a.query("train", 0),
+        lambda a, query: a.upload(query.image),
+        lambda a, query: a.attribute(query, Request("repsim", budget=2)),
+        lambda a, query: a.ahead(next(m for m in METHODS.values() if m.ekfac), [query], 0),
+        lambda a, query: a.candidates(0, "all", "none", silent),
+        lambda a, query: a.margin_query(np.arange(2)),
+        lambda a, query: a.margin_candidates(np.arange(2), silent),
+        lambda a, query: a.resketched(1).query("test", 0),
+        lambda a, query: a.trust(4),
+        lambda a, query: a.check(),
+    ],
+)
+def test_nothing_is_read_of_a_bundle_of_which_a_file_changed_while_it_was_open(tiny_path, tmp_path, ask):
+    path = shutil.copytree(tiny_path, tmp_path / "tiny")
+    attributor = open_attributor(path)
+    query = attributor.query("test", 0)
+    ask(attributor, query)
+    _overwrite(path / "trak_features.npy")  # which nothing of this reads
+    with pytest.raises(BundleError, match="changed while it was open; open it again"):
+        ask(attributor, query)
+
+
+@pytest.mark.parametrize("change", [lambda file: os.truncate(file, 9), Path.unlink])
+def test_a_file_that_is_cut_short_or_gone_has_changed(tiny_path, tmp_path, change):
+    path = shutil.copytree(tiny_path, tmp_path / "tiny")
+    attributor = open_attributor(path)
+    change(path / "trak_features.npy")
+    with pytest.raises(BundleError, match="changed while it was open"):
+        attributor.query("test", 0)
+
+
+def test_what_is_kept_of_a_file_is_a_copy(tiny_path, tmp_path):
+    path = shutil.copytree(tiny_path, tmp_path / "tiny")
+    attributor = open_attributor(path)
+    query = attributor.query("train", 59)
+    kept = {
+        "train_labels": [attributor.train_labels, attributor._sets._labels, attributor._artifacts._labels],
+        "test_labels": [attributor.test_labels],
+        "penultimate": [attributor._sets.penultimate],
+        "train_images": [query.image],
+    }
+    for name, arrays in kept.items():
+        before = [array.copy() for array in arrays]
+        _overwrite(path / f"{name}.npy")
+        assert all(map(np.array_equal, arrays, before))
+
+
+def test_a_bundle_that_is_given_the_parts_of_more_methods_stays_open(tmp_path):
+    build_tiny(tmp_path / "tiny", methods=("repsim",))
+    attributor = open_attributor(tmp_path / "tiny")
+    assert build_tiny(tmp_path / "tiny").identity != attributor.bundle.identity
+    assert attributor.attribute(attributor.query("test", 0), Request("repsim", budget=2)).items

@@ -487,13 +487,14 @@ def test_weights_larger_than_they_can_be_are_not_read_through(path, monkeypatch,
         file.write_bytes(header)
     os.truncate(file, size)
     edited(path, lambda raw: raw["files"]["weights"].update(bytes=size))
+    bundle = Bundle(path)
     monkeypatch.setattr(file_checks, "hashlib", SimpleNamespace(sha256=lambda: SimpleNamespace(update=_raising(_Read))))
     with pytest.raises(BundleError, match=r"model\.safetensors"):
-        Bundle(path).weights()
+        bundle.weights()
     monkeypatch.setattr(file_checks, "machine_memory", lambda: np.inf)
     if header == b"":
         with pytest.raises(BundleError, match=r"model\.safetensors"):
-            Bundle(path).weights()
+            bundle.weights()
 
 
 def _raising(error):

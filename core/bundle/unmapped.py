@@ -1,0 +1,30 @@
+"""A bundle for a process that must outlive the bundle's files: it reads them, and never maps one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, BinaryIO
+
+from natscope.core.bundle.file_checks import checked, unmapped
+from natscope.core.bundle.format import Bundle
+from natscope.core.bundle.manifest import FileRecord
+from natscope.core.errors import FileError
+
+
+class UnmappedBundle(Bundle):
+    """An open bundle without memory maps: the system ends a process that looks at a mapped file which was cut short."""
+
+    def _mapped(self, name: str) -> Any:
+        """Return images as `natscope.core.rows.FileRows`, checked again at each look, and a copy of any other array."""
+        record = self._checked(name)
+        return unmapped(partial(self._open, record), record, whole=not name.endswith("_images"))
+
+    @contextmanager
+    def _open(self, record: FileRecord) -> Iterator[BinaryIO]:
+        try:
+            with checked(self.path, record, len(self.classes)) as file:
+                yield file
+        except FileError as error:
+            raise self._damaged(record, error.fault) from error
+        except ValueError as error:
+            raise self._damaged(record, "is no array of the recorded shape and type") from error
