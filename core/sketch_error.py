@@ -14,8 +14,9 @@ class SketchError:
     """What a sketch does to a sample of images.
 
     Args:
-        error: relative Frobenius error of the sample's Gram matrix.
-        ratios: (n,) squared length of each feature over that of the Jacobian itself.
+        error: relative Frobenius error of the sample's Gram matrix; 0 where there is nothing to compare.
+        ratios: (n',) squared length of each feature over that of the Jacobian itself; images to which the network does
+            not respond at all have neither.
         expected: standard deviation of these ratios for an ideal sketch of K dimensions, sqrt(2 / K).
         exact: whether the Jacobians' own inner products were available; else both come from independent sketches.
     """
@@ -27,8 +28,8 @@ class SketchError:
 
     @property
     def spread(self) -> float:
-        """The root mean square deviation of the ratios from 1."""
-        return float(np.sqrt(np.mean((self.ratios - 1) ** 2)))
+        """The root mean square deviation of the ratios from 1; 0 where there are none."""
+        return float(np.sqrt(np.mean((self.ratios - 1) ** 2))) if len(self.ratios) else 0.0
 
 
 def trust(
@@ -67,8 +68,9 @@ def trust(
         reference = np.mean(grams, axis=0)
         # The mean of the others errs too: E|G - mean|^2 = (1 + 1/others) E|G - exact|^2.
         bias = 1 / others
-    ratios = np.diag(gram) / np.diag(reference)
-    error = np.linalg.norm(gram - reference) / np.linalg.norm(reference) / np.sqrt(1 + bias)
+    seen = np.diag(reference) > 0
+    ratios = np.diag(gram)[seen] / np.diag(reference)[seen]
+    error = np.linalg.norm(gram - reference) / (np.linalg.norm(reference) or 1.0) / np.sqrt(1 + bias)
     return SketchError(
         float(error), 1 + (ratios - 1) / np.sqrt(1 + bias), float(np.sqrt(2 / spec.dim)), layout is not None
     )

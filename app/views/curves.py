@@ -192,10 +192,13 @@ def _trust(attributor: Served) -> None:
     if found is None:
         st.caption("This bundle uses the exact kernel: no sketch, no error.")
         return
+    if not len(found.ratios):
+        st.caption("The network does not respond to the training images at all: there is nothing to measure.")
+        return
     how = "against the exact inner products" if found.exact else "estimated from independent sketches"
     st.markdown(
-        f"Over {_SAMPLED} training images, {how}: the Gram matrix errs by **{found.error:.1%}** (relative Frobenius "
-        f"error), and squared lengths scatter by **{found.spread:.1%}**; {found.expected:.1%} is what K = "
+        f"Over {len(found.ratios):,} training images, {how}: the Gram matrix errs by **{found.error:.1%}** (relative "
+        f"Frobenius error), and squared lengths scatter by **{found.spread:.1%}**; {found.expected:.1%} is what K = "
         f"{attributor.bundle.sketch_spec.dim:,} random dimensions allow (√(2/K))."
     )
     on_page.show(lengths(found.ratios), f"{_KEY}lengths")

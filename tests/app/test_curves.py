@@ -15,18 +15,18 @@ from natscope.app.figures.style import FORMATS
 from natscope.app.links import CurvesView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
 from natscope.core.analysis.curves import Curve, Line
+from natscope.core.sketch_error import SketchError
 
 
 @pytest.fixture
-def page(bundle_path, monkeypatch):
-    monkeypatch.setenv(BUNDLES, str(bundle_path.parent))
-
+def page(request, monkeypatch):
     def draw():
         from natscope.app.views import curves
 
         curves.page()
 
-    def open_page(**link):
+    def open_page(bundle=None, **link):
+        monkeypatch.setenv(BUNDLES, str(bundle or request.getfixturevalue("bundle_path").parent))
         app = AppTest.from_function(draw, default_timeout=90)
         app.query_params.update(link)
         return _whole(app.run())
@@ -106,3 +106,17 @@ def test_the_shipped_result_says_how_it_was_made_and_can_be_drawn_again():
     np.testing.assert_allclose(upper[0].error, 100 * np.array(first["standard_error"]))
     assert len(lower) == 2
     assert {kind for kind, _ in experiment_files(result)} == {"png", "svg"}
+
+
+def test_images_to_which_the_network_does_not_respond_do_not_count_in_the_sketchs_error(here, page, tiny_path):
+    """Three training images of this bundle are such ones."""
+    app = page(tiny_path)
+    assert any(text.value.startswith("Over 57 training images") for text in app.markdown)
+
+
+def test_where_the_network_responds_to_no_image_the_page_says_so(here, page, tiny_path, monkeypatch):
+    nothing = SketchError(0.0, np.empty(0), 0.35, exact=True)
+    monkeypatch.setattr("natscope.core.bundle.attributor.trust", lambda *_, **__: nothing)
+    app = page(tiny_path)
+    assert any("does not respond to the training images" in caption.value for caption in app.caption)
+    assert "lengths" not in _charts(app)

@@ -44,3 +44,19 @@ def test_without_the_exact_kernel_other_sketches_estimate_the_same(sample):
     for what in ("error", "spread"):
         wanted, found = (np.mean([getattr(each, what) for each in group]) for group in (exact, estimated))
         assert found == pytest.approx(wanted, rel=0.1)
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, None])
+def test_images_to_which_the_network_does_not_respond_do_not_count(sample, layout):
+    model, inputs, targets = sample
+    silent = torch.cat([inputs, torch.zeros(3, 30)])
+    found = measure((model, silent, np.append(targets, [0, 1, 2])), 256, layout)
+    without = measure(sample, 256, layout)
+    assert found.ratios == pytest.approx(without.ratios)
+    assert (found.error, found.spread) == pytest.approx((without.error, without.spread))
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, None])
+def test_where_the_network_responds_to_no_image_there_is_nothing_to_measure(sample, layout):
+    found = measure((sample[0], torch.zeros(3, 30), np.arange(3)), 256, layout)
+    assert (len(found.ratios), found.error, found.spread) == (0, 0, 0)
