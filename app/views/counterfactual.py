@@ -193,12 +193,12 @@ def _outcome(attributor: Served, query: QueryImage, answers: list[Answer], count
     before, without_found, at_random = answers
 
     def bar(name: str, found: Answer, tone: str = "") -> Bar:
-        mark = "✓" if found.predicted == query.predicted else "✗"
+        changed = "still says" if found.predicted == query.predicted else "now says"
         return Bar(
             name,
             found.probability,
             f"{found.probability:.0%} {label}",
-            f"{mark} says “{classes[found.predicted]}” · margin {found.margin:.2f}",
+            f"{'says' if found is before else changed} “{classes[found.predicted]}” · margin {found.margin:.2f}",
             tone,
         )
 
@@ -211,7 +211,7 @@ def _outcome(attributor: Served, query: QueryImage, answers: list[Answer], count
     )
     st.markdown(_verdict(before, without_found, at_random, classes, query.predicted))
     st.caption(
-        "Margin: the log odds of the label against all others; below 0 another label wins. Same initial weights, same "
+        "Margin: the log odds of the answer against all others; below 0 another one wins. Same initial weights, same "
         "order of the images that are left, same recipe."
     )
 
