@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import runtime
 
@@ -28,6 +28,7 @@ _BURST, _EVERY = 5.0, 0.05  # a visitor's messages pass 20 a second once a hundr
 _HOST = re.compile(r"(\[(?P<address>[^\]]+)\]|(?P<name>[^:@/\[\]]+))(:\d{1,5})?")
 _METRICS = re.compile(r"/_stcore/metrics$")  # how many sessions there are is nobody else's business
 _UPLOAD = re.compile(r"/_stcore/upload_file/([^/]+)/")
+_FIRST = re.compile(r"/attribute(/?)$")  # the first page by its name, which Streamlit knows by the folder's alone
 
 _LOG = logging.getLogger(__name__)
 _OTHER_HOST = "This server answers to its own names alone. Start it with --allowed-host NAME to give it another."
@@ -77,6 +78,10 @@ class Guard:
             await _refuse(404, "There is nothing here.", scope, receive, send_with_headers)
         elif scope["type"] == "http" and scope["method"] != "DELETE" and (upload := _UPLOAD.search(scope["path"])):
             await self._upload(upload[1], scope, receive, send_with_headers)
+        elif scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and (named := _FIRST.search(scope["path"])):
+            query = scope["query_string"].decode("latin-1")
+            to = RedirectResponse((".." if named[1] else ".") + "/" + (f"?{query}" if query else ""))
+            await to(scope, receive, send_with_headers)
         elif scope["type"] == "http":
             await self._app(scope, receive, send_with_headers)
         else:
@@ -115,6 +120,8 @@ class Guard:
             await self._app(scope, _paced(receive), send)
         except RuntimeError as error:  # Streamlit closes a connection once more that broke meanwhile
             _LOG.info("A connection broke: %s", error)
+        except Exception as error:  # whatever is raised on messages that no page sends
+            _LOG.warning("A connection was closed: %s", type(error).__name__)
         finally:
             self._visitors -= 1
 
@@ -143,7 +150,7 @@ async def _received(app: ASGIApp, scope: Scope, receive: Receive, send: Send) ->
 
 
 def _paced(receive: Receive) -> Receive:
-    """Return what gives a visitor's messages no faster than a person makes them."""
+    """Return what gives a visitor's messages no faster than a person makes them, and leaves one who sends text."""
     due = 0.0
 
     async def paced() -> Message:
@@ -152,6 +159,9 @@ def _paced(receive: Receive) -> Receive:
         due = max(due, now - _BURST) + _EVERY
         if due > now:
             await asyncio.sleep(due - now)
+        if message["type"] == "websocket.receive" and message.get("bytes") is None:  # pages send bytes alone
+            _LOG.info("A connection sent text.")
+            return {"type": "websocket.disconnect", "code": 1003}
         return message
 
     return paced

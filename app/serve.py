@@ -72,6 +72,7 @@ def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = Non
         yield
 
     logging.getLogger("streamlit.runtime.backend_operation_handler").addFilter(_in_one_line)
+    logging.getLogger("streamlit.web.server.starlette.starlette_websocket").addFilter(_without_cause)
     if at.exposed:
         print(at.meaning, flush=True)
     app = streamlit.App(Path(__file__).parent / "main.py", middleware=[guard], lifespan=lifespan)
@@ -106,6 +107,7 @@ def settings(at: Listening) -> dict[str, Any]:
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
+        "client.showErrorLinks": False,  # to search engines and chatbots, with the error
         "client.allowedOrigins": [],
         "secrets.files": [],
         "theme.baseRadius": "medium",
@@ -121,6 +123,13 @@ def _in_one_line(record: logging.LogRecord) -> bool:
         cause = cause.__cause__
     if cause is not None:
         record.msg, record.args, record.exc_info = "No file to download: %s", (terminal(str(cause)),), None
+    return True
+
+
+def _without_cause(record: logging.LogRecord) -> bool:
+    """Let the log warn of a message that is none without a traceback."""
+    if record.levelno <= logging.WARNING:
+        record.exc_info = None
     return True
 
 

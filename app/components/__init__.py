@@ -14,3 +14,14 @@ def component(name: str, html: str) -> Callable:
     """Declare a component by the name of its CSS and JavaScript files here, once; return what draws it."""
     css, js = ((_FOLDER / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return st.components.v2.component(f"natscope_{name}", html=html, css=css, js=js)
+
+
+def clicked(key: str, trigger: str) -> int | None:
+    """Return the number that a component sends of a click; None where it is none, or the session forgot the component.
+
+    Args:
+        key: of the component.
+        trigger: the name under which it sends.
+    """
+    number = (st.session_state.get(key) or {}).get(trigger)
+    return number if type(number) is int else None  # a browser can send true, which is an int for Python

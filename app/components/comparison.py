@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-import streamlit as st
-
-from natscope.app.components import component
+from natscope.app.components import clicked, component
 from natscope.app.theme import FRAMES
 
 
@@ -56,8 +54,8 @@ def comparison(
     """
 
     def picked() -> None:
-        image = st.session_state[key]["picked"]
-        if isinstance(image, int) and any(tile.image == image for strip in strips for tile in strip.tiles):
+        image = clicked(key, "picked")
+        if image is not None and any(tile.image == image for strip in strips for tile in strip.tiles):
             on_pick(image)
 
     component("comparison", '<div class="comparison"></div>')(

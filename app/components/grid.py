@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import streamlit as st
 from PIL import Image
 
-from natscope.app.components import component
+from natscope.app.components import clicked, component
 
 _KEPT, _SMALL = 4096, 2**13  # encoded images that are remembered, for all visitors, and bytes of the largest such image
 
@@ -70,8 +69,8 @@ def grid(
 
     def call(trigger: str, function: Callable[[int], None] | None) -> Callable[[], None]:
         def handle() -> None:
-            place = st.session_state[key][trigger]
-            if function is not None and isinstance(place, int) and 0 <= place < len(cards):
+            place = clicked(key, trigger)
+            if function is not None and place is not None and 0 <= place < len(cards):
                 function(place)
 
         return handle

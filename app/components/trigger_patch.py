@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-import streamlit as st
-
-from natscope.app.components import component
+from natscope.app.components import clicked, component
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ def trick(
     squares = sum(len(row) for row in pattern)
 
     def drawn() -> None:
-        place = st.session_state[key]["drawn"]
-        if isinstance(place, int) and 0 <= place < squares:
+        place = clicked(key, "drawn")
+        if place is not None and 0 <= place < squares:
             on_draw(place)
 
     component("trigger_patch", '<div class="trick"></div>')(

@@ -25,7 +25,7 @@ def show(chart: Chart, key: str, *, on_point: Callable[[int], None] | None = Non
     """
 
     def clicked() -> None:
-        points = st.session_state[key]["selection"]["points"]
+        points = key in st.session_state and st.session_state[key]["selection"]["points"]
         if points and on_point:
             on_point(int(points[0]["point_index"]))
 

@@ -89,7 +89,8 @@ def _take(query: str) -> None:
 @fragment()
 def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> None:
     """Draw the controls and the ranking; a change reruns this part alone, unless it makes another image the query."""
-    if st.session_state[_VIEW].query != shown:
+    view = st.session_state.get(_VIEW)
+    if view is None or view.query != shown:
         st.rerun()
     view = replace(_controls(attributor, query, words.PLAIN if plain else words.EXPERT), plain=plain)
     frame.keep(_VIEW, view, attributor)

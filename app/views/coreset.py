@@ -65,7 +65,8 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
         "Method",
         list(METHODS),
         key=f"{KEY}method",
-        on_change=_usual_sigma2,
+        on_change=frame.forget_usual,
+        args=(VIEW, f"{KEY}exponent"),
         format_func=lambda n: METHODS[n].title + (" (not in this bundle)" if missing(attributor, n) else ""),
         help=f"{words.informative()} choose for all test images together; the others rank by their mean score over "
         "them.",
@@ -88,12 +89,6 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
     )
     sigma2 = None if exponent == links.exponent_of(usual) else 10**exponent
     return replace(view, method=name, balanced=balanced, budget=budget, sigma2=sigma2)
-
-
-def _usual_sigma2() -> None:
-    """Let another method have the σ² that is usual for it, unless the visitor chose one."""
-    if st.session_state[VIEW].sigma2 is None:
-        st.session_state.pop(f"{KEY}exponent", None)
 
 
 def _results(attributor: Served, view: CoresetView) -> None:

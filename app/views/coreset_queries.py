@@ -1,7 +1,7 @@
 """Whom the Coreset page asks about: a random sample, a class, what the model gets wrong, or images marked by hand."""
 
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import streamlit as st
@@ -10,6 +10,7 @@ from natscope.app import escape
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.links import GROUPS, MOST_MARKED, CoresetView
 from natscope.app.session import Served
+from natscope.app.views import frame
 from natscope.app.views.query import gallery
 from natscope.core.analysis.coreset import MOST_QUERIES, draw
 from natscope.core.errors import QueryError
@@ -19,9 +20,7 @@ VIEW = f"{KEY}view"
 _GROUPS = dict(zip(GROUPS, ("any test images", "one class", "those the model gets wrong", "my selection"), strict=True))
 
 
-def change(**fields: Any) -> None:
-    """Change fields of the session's view."""
-    st.session_state[VIEW] = replace(st.session_state[VIEW], **fields)
+change = partial(frame.change, VIEW)
 
 
 def query_controls(attributor: Served, view: CoresetView) -> CoresetView:
@@ -111,7 +110,7 @@ def _marks(attributor: Served, view: CoresetView) -> None:
 
 
 def _mark(text: str) -> None:
-    index, marked = int(text.partition(":")[2]), st.session_state[VIEW].marked
+    index, marked = int(text.partition(":")[2]), st.session_state.get(VIEW, CoresetView()).marked
     if index in marked:
         change(marked=tuple(i for i in marked if i != index))
     elif len(marked) < MOST_MARKED:

@@ -72,7 +72,8 @@ def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
         "Found by",
         usable,
         key=f"{_KEY}method",
-        on_change=_usual_sigma2,
+        on_change=frame.forget_usual,
+        args=(_VIEW, f"{_KEY}exponent"),
         format_func=lambda n: METHODS[n].title,
     )
     budget = FEWEST_REMOVED
@@ -96,12 +97,6 @@ def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
     sigma2 = 10**exponent
     chosen = None if np.isclose(sigma2, attributor.bundle.sigma2(name), rtol=1e-5) else sigma2
     return replace(view, method=name, budget=budget, sigma2=chosen)
-
-
-def _usual_sigma2() -> None:
-    """Let another method have the σ² that is usual for it, unless the visitor chose one."""
-    if st.session_state[_VIEW].sigma2 is None:
-        st.session_state.pop(f"{_KEY}exponent", None)
 
 
 def _removal(attributor: Served, query: QueryImage) -> None:

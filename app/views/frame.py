@@ -128,8 +128,23 @@ def keep(key: str, view: Any, attributor: Served) -> None:
 
 
 def change(key: str, **fields: Any) -> None:
-    """Change fields of the session's view."""
-    st.session_state[key] = replace(st.session_state[key], **fields)
+    """Change fields of the session's view; of one that was just forgotten, with its bundle, there is nothing to change.
+
+    A page's callbacks run in any order before it is drawn, and the choice of the bundle is one of them.
+    """
+    if key in st.session_state:
+        st.session_state[key] = replace(st.session_state[key], **fields)
+
+
+def forget_usual(key: str, control: str) -> None:
+    """Let another method have the σ² that is usual for it, unless the visitor chose one.
+
+    Args:
+        key: of the session's view.
+        control: of σ².
+    """
+    if key in st.session_state and st.session_state[key].sigma2 is None:
+        st.session_state.pop(control, None)
 
 
 def address(page: str, view: Any, attributor: Served) -> str:

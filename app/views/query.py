@@ -170,7 +170,7 @@ def _turn(split: str, page: int) -> None:
 
 
 def _by_number(split: str, take: Take) -> None:
-    number = st.session_state[f"{split}_number"]
+    number = st.session_state.get(f"{split}_number")
     if number is not None:
         take(f"{split}:{number}")
 

@@ -19,7 +19,7 @@ from natscope.app import guard
 from natscope.app.cli.commands import natscope
 from natscope.app.guard import MAX_UPLOADS, Guard, is_allowed
 from natscope.app.listen import LOOPBACK, Listening, listening
-from natscope.app.serve import BUNDLES
+from natscope.app.serve import BUNDLES, settings
 from natscope.core.errors import QueryError
 from tests.app.conftest import serving
 from tests.conftest import finished, one_sentence
@@ -125,6 +125,48 @@ def test_its_own_pages_and_programs_get_a_websocket(ask, server):
     assert ask(_STREAM, **_UPGRADE, Origin=f"http://localhost:{port}")[0] == 101
     assert ask(_STREAM, host=f"127.0.0.1:{port}", **_UPGRADE, Origin=f"http://127.0.0.1:{port}")[0] == 101
     assert ask(_STREAM, **_UPGRADE)[0] == 101
+
+
+@pytest.mark.parametrize("kind", [0x81, 0x82])  # of text, of bytes
+def test_messages_that_are_none_of_a_page_are_a_line_of_the_log_at_most(server, ask, log, kind):
+    before, place = len(log.read_text()), urlsplit(server)
+    lines = [
+        f"GET {_STREAM} HTTP/1.1",
+        f"Host: {place.netloc}",
+        *(f"{name}: {text}" for name, text in _UPGRADE.items()),
+    ]
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        assert connection.recv(12) == b"HTTP/1.1 101"
+        connection.sendall(bytes([kind, 0x80 | 3, 0, 0, 0, 0]) + b"abc")  # with a mask of zeros
+        while connection.recv(2**16):  # until the server closes it
+            pass
+    assert ask(f"{_PATH}/")[0] == 200  # and goes on
+    assert "Traceback" not in log.read_text()[before:]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, TypeError])
+def test_a_connection_that_breaks_the_app_is_closed_with_a_line_in_the_log(caplog, error):
+    async def app(scope, receive, send):
+        raise error("bytes")
+
+    guarded = Guard(app, hosts=LOOPBACK, any_address=False, policy="")
+    with caplog.at_level("INFO"):
+        finished(guarded({"type": "websocket", "headers": [(b"host", b"localhost")]}, None, None))
+    (record,) = caplog.records
+    assert record.exc_info is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "led"), [("attribute?q=test%3A3&m=4", "./?q=test%3A3&m=4"), ("attribute", "./"), ("attribute/", "../")]
+)
+def test_the_first_page_is_found_by_its_name_too(ask, asked, led):
+    status, headers, _ = ask(f"{_PATH}/{asked}")
+    assert (status, headers["Location"]) == (307, led)
+
+
+def test_an_error_on_a_page_links_to_nobody():
+    assert settings(Listening("localhost", "127.0.0.1", 8501, (), ""))["client.showErrorLinks"] is False
 
 
 def test_every_answer_allows_its_own_origin_alone(ask):

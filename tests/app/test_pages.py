@@ -12,10 +12,12 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from natscope.app import session, words
+from natscope.app.components import clicked
 from natscope.app.escape import sentence
 from natscope.app.links import SIGMA2_EXPONENTS, pack_image
 from natscope.app.listen import Listening
 from natscope.app.serve import BUNDLES, settings
+from natscope.app.views import frame
 from natscope.app.views import query as query_view
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Request
@@ -562,3 +564,70 @@ def test_many_or_large_classes_are_not_looked_at_before_anyone_asks(served, monk
     monkeypatch.setattr(session.Served, "attribute", lambda *_, **__: pytest.fail("It was asked."))
     monkeypatch.setattr(session, "_CLASSES", 9)
     session.warm()
+
+
+_PAGES = {
+    "attribute": ("number_input", "test_number", 3),
+    "compare": ("number_input", "test_number", 3),
+    "counterfactual": ("number_input", "test_number", 3),
+    "coreset": ("selectbox", "coreset_method", "random"),
+}
+
+
+@pytest.fixture
+def open_view(two_bundles):
+    """Return a function that opens one page, as `main.py` does."""
+
+    def draw(name):
+        from importlib import import_module
+
+        from natscope.app.views.notice import reported
+
+        with reported():
+            import_module(f"natscope.app.views.{name}").page()
+
+    def open_page(name):
+        page = AppTest.from_function(draw, default_timeout=60, args=(name,))
+        page.query_params["bundle"] = "first"
+        return _whole(page.run())
+
+    return open_page
+
+
+@pytest.mark.parametrize("name", _PAGES)
+def test_a_choice_is_lost_with_the_bundle_that_is_left_at_the_same_moment(open_view, name):
+    """The callback of the choice runs after that of the bundle, which forgets the view."""
+    page, (kind, key, value) = open_view(name), _PAGES[name]
+    page.selectbox(key="bundle").set_value("second")
+    getattr(page, kind)(key=key).set_value(value)
+    assert _whole(page.run()).selectbox(key="bundle").value == "second"
+    assert "second" in page.query_params["bundle"]
+
+
+@pytest.mark.parametrize("name", _PAGES)
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_bundle_that_is_renamed_or_damaged_under_an_open_page_is_no_traceback(open_view, two_bundles, name, damage):
+    page, (kind, key, value) = open_view(name), _PAGES[name]
+    if damage:
+        (two_bundles / "first" / "test_logits.npy").unlink()
+    else:
+        (two_bundles / "first").rename(two_bundles / "third")
+    for again in (False, True):
+        found = [each for each in page.get(kind) if each.key == key]
+        if found:
+            found[0].set_value(value)
+        if again and not damage:
+            page.selectbox(key="bundle").set_value("third")
+        page = _whole(page.run())
+    assert [error.value for error in page.error if "first" in error.value] if damage else not page.error
+
+
+def test_what_a_page_left_undone_with_its_view_harms_nobody(monkeypatch):
+    session_state = {"picks": {"picked": True}}
+    monkeypatch.setattr("streamlit.session_state", session_state)
+    frame.change("view", query="test:1")
+    frame.forget_usual("view", "exponent")
+    assert (clicked("picks", "picked"), clicked("gone", "picked")) == (None, None)
+    session_state["picks"]["picked"] = 1
+    assert clicked("picks", "picked") == 1
+    assert "view" not in session_state
