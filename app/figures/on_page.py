@@ -127,11 +127,12 @@ def _heatmap(chart: Heatmap, palette: Palette) -> tuple[list[Any], Layout]:
         z=chart.values,
         text=[["" if isnan(value) else f"{value:.2f}" for value in row] for row in chart.values],
         texttemplate="%{text}",
+        textfont={"color": palette.text},
         hovertext=[[f"{one} and {other}" for other in axis["ticktext"]] for one in axis["ticktext"]],
         hovertemplate="%{hovertext}: %{z:.3f}<extra></extra>",
         colorscale=[[0, palette.background], [1, palette.accent]],
         zmin=0,
-        zmax=1,
+        zmax=2,  # half the accent at most, on which the text is read
         showscale=False,
         xgap=2,
         ygap=2,
@@ -147,7 +148,7 @@ def _heatmap(chart: Heatmap, palette: Palette) -> tuple[list[Any], Layout]:
 def _named(names: Sequence[str]) -> Layout:
     """Names as texts of ticks: as values, some would be read as numbers or dates, and those alike be one."""
     ticks = {"tickvals": list(range(len(names))), "ticktext": [escape.chart(name) for name in names]}
-    return {**ticks, "fixedrange": True, "automargin": True, "showgrid": False}
+    return {**ticks, "fixedrange": True, "automargin": True, "showgrid": False, "zeroline": False}
 
 
 def _axis(axis: Axis, values: Sequence[float]) -> Layout:

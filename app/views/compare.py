@@ -30,7 +30,8 @@ _FEWEST = 2
 
 def page() -> None:
     """Draw the page."""
-    attributor, _ = frame.heading("Compare methods", "", forget=lambda: frame.forget(_KEY))
+    about = "Every method is asked about the same prediction; an image that several name has one colour and letter."
+    attributor, _ = frame.heading("Compare methods", about, forget=lambda: frame.forget(_KEY))
     view = frame.view(_VIEW, attributor, ComparisonView(), complete=lambda view: _usual_sigma2s(view, attributor))
     queries = _queries(view, attributor)
     controls, figure = st.columns([1, 3.7], gap="large")
