@@ -1,4 +1,4 @@
-"""From an image to ranked training images: a bundle and its network, asked by pages and commands alike."""
+"""From an image to ranked training images: a bundle and its network, queried by pages and commands alike."""
 
 import time
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ from natscope.core.progress import Progress, silent
 from natscope.core.sketch_error import SketchError, trust
 from natscope.core.sketches import SketchSpec
 
-_SHARD = 1000
+_NOT_FINITE = "The network's response to {} is not a finite number, so nothing can be attributed."
 
 
 class Attributor(Capabilities):
@@ -63,15 +63,15 @@ class Attributor(Capabilities):
             recompute: whether to compute it for the bundle's own sketch too, in float32.
 
         Raises:
-            BundleError: if the weights do not fit the network, or what must be available is damaged.
+            BundleError: if the weights do not fit the network, or a required file is damaged.
         """
         super().__init__(bundle)
         bundle.load_into(model)
         spec = sketch or bundle.sketch_spec
-        self.features = FeatureMap(model, spec, ntk=bundle.manifest.ntk, batch_size=_SHARD)
-        self._margins = FeatureMap(model, spec, ntk=False, batch_size=_SHARD)
+        self.features = FeatureMap(model, spec, ntk=bundle.manifest.ntk)
+        self._margins = FeatureMap(model, spec, ntk=False)
         fresh = recompute or spec != bundle.sketch_spec
-        # Copies, as all that is kept of a file must be: a map would show what somebody writes into it later.
+        # Copies, as everything kept from a file must be: a map would show what somebody writes into it later.
         self.train_labels = np.array(bundle.array("train_labels"))
         self.test_labels = np.array(bundle.array("test_labels"))
         self.linear = linear_alone(model)
@@ -140,7 +140,7 @@ class Attributor(Capabilities):
             BundleError: if a file of the bundle has changed since it was opened.
         """
         started = time.perf_counter()
-        target = self._checked(request, query)
+        target = self._target_of(request, query)
         method = METHODS[request.method]
         if missing := self.missing(method):
             raise QueryError(missing)
@@ -152,47 +152,10 @@ class Attributor(Capabilities):
             raise QueryError(f"There is no other training image labelled {self.bundle.classes[target]} to rank.")
         features = self.query_features(query, target)
         settings = Settings(request.sigma2, request.budget, request.seed, exclude)
-        asked = Query(
-            features,
-            query.penultimate,
-            margin=lambda: self._margin(query, target),
-            input=self.inputs(query.image[None]),
-            target=target,
-        )
-        try:
-            selection = method.select(candidates, asked, settings)
-        except ValueError as error:
-            raise QueryError(str(error)) from error
-        total = None
-        # Of a pool too large for its Gram it takes a minute, unless the method has conditioned on the pool itself.
-        if method.information and (candidates.pool.fits_gram or candidates.conditioning or method.conditions):
-            everything = candidates.conditioning or candidates.pool
-            total = total_information(everything, candidates.pool, features, request.sigma2, exclude=exclude)
-        nats = selection.nats
-        reported = [
-            selection.scores,
-            *([] if nats is None else [nats]),
-            *([] if total is None else [np.array([total])]),
-        ]
-        if not all(np.isfinite(numbers).all() for numbers in reported):
-            raise QueryError(
-                f"{method.title} gives numbers that are not finite for this query; choose another σ², or check the "
-                "bundle with `natscope verify`."
-            )
-        items = tuple(
-            Item(
-                rank=place + 1,
-                train_index=int(rows[row]),
-                label=int(self.train_labels[rows[row]]),
-                score=float(selection.scores[place]),
-                nats=None if nats is None else float(nats[place]),
-                sign=int(selection.signs[place]),
-                variance=float(variance),
-            )
-            for place, (row, variance) in enumerate(
-                zip(selection.indices, candidates.pool.variances(selection.indices), strict=True)
-            )
-        )
+        selection = self._selection(method, candidates, self._asked(query, target, features), settings)
+        total = _total(method, candidates, features, settings)
+        _check_finite(method, selection, total)
+        items = self._items(selection, candidates.pool, rows)
         self.bundle.check_unchanged()  # for features and Grams are read until here
         return Attribution(
             request=request,
@@ -204,6 +167,37 @@ class Attributor(Capabilities):
             regime=self._regime(method, candidates.pool, features, selection, settings),
             seconds=time.perf_counter() - started,
             index=candidates.index().kind if method.searches and candidates.index else None,
+        )
+
+    def _asked(self, query: QueryImage, target: int, features: np.ndarray) -> Query:
+        return Query(
+            features,
+            query.penultimate,
+            margin=lambda: self._margin(query, target),
+            input=self.inputs(query.image[None]),
+            target=target,
+        )
+
+    def _selection(self, method: Method, candidates: Candidates, asked: Query, settings: Settings) -> Selection:
+        try:
+            return method.select(candidates, asked, settings)
+        except ValueError as error:
+            raise QueryError(str(error)) from error
+
+    def _items(self, selection: Selection, pool: Pool, rows: np.ndarray) -> tuple[Item, ...]:
+        """Return the picks as training images; `rows` (n,) are the training indices of the pool."""
+        indices, nats = selection.indices, selection.nats
+        return tuple(
+            Item(
+                rank=position + 1,
+                train_index=int(rows[row]),
+                label=int(self.train_labels[rows[row]]),
+                score=float(selection.scores[position]),
+                nats=None if nats is None else float(nats[position]),
+                sign=int(selection.signs[position]),
+                variance=float(variance),
+            )
+            for position, (row, variance) in enumerate(zip(indices, pool.variances(indices), strict=True))
         )
 
     def _regime(
@@ -224,8 +218,8 @@ class Attributor(Capabilities):
         """Compute together what a method can for queries about one class; each is then answered faster.
 
         Args:
-            method: nothing is done for those that gain nothing by it.
-            queries: that will be asked about, in the pool of the target's class.
+            method: any; nothing is done for those that would not be faster.
+            queries: those that will be asked about, in the pool of the target's class.
             target: the class.
             progress: called while something long is computed.
         """
@@ -248,9 +242,7 @@ class Attributor(Capabilities):
         inputs, labels = self.inputs(np.asarray(self.bundle.array("test_images")[rows])), self.test_labels[rows]
         features = self._margins.features(inputs, labels, measurement="margin")
         if not np.isfinite(features).all():
-            raise QueryError(
-                "The network's response to one of these images is not a finite number, so nothing can be attributed."
-            )
+            raise QueryError(_NOT_FINITE.format("one of these images"))
         penultimate = self.features.outputs(inputs).penultimate
         return Query(features, penultimate, margin=lambda: features, input=inputs, target=labels)
 
@@ -274,9 +266,7 @@ class Attributor(Capabilities):
         """
         features = self.features.features(self.inputs(query.image[None]), np.array([target]))[0]
         if not np.isfinite(features).all():
-            raise QueryError(
-                "The network's response to this image is not a finite number, so nothing can be attributed."
-            )
+            raise QueryError(_NOT_FINITE.format("this image"))
         if not features.any():
             raise QueryError(
                 "The network does not respond to this image at all, so there is no certainty to attribute."
@@ -293,9 +283,7 @@ class Attributor(Capabilities):
         outputs = self.features.outputs(self.inputs(image[None]))
         logits = outputs.logits[0].astype(np.float64)
         if not np.isfinite(logits).all():
-            raise QueryError(
-                "The network's response to this image is not a finite number, so nothing can be attributed."
-            )
+            raise QueryError(_NOT_FINITE.format("this image"))
         return QueryImage(
             image=image,
             probabilities=softmax(logits),
@@ -316,13 +304,16 @@ class Attributor(Capabilities):
         usual = np.maximum(self.bundle.manifest.results["usual_distances"], LEAST)
         return float((found[0] / usual).max())
 
-    def _checked(self, request: Request, query: QueryImage) -> int:
+    def _target_of(self, request: Request, query: QueryImage) -> int:
+        """Return the class whose logit is attributed, once every setting is known to be valid."""
         if request.method not in METHODS:
             raise QueryError(f"There is no method '{request.method}'; choose one of {', '.join(METHODS)}.")
         if request.pool not in POOLS:
             raise QueryError(f"There is no pool '{request.pool}'; choose one of {', '.join(POOLS)}.")
         if request.conditioning not in CONDITIONINGS:
-            raise QueryError(f"There is no conditioning set '{request.conditioning}'; choose pool or train.")
+            raise QueryError(
+                f"There is no conditioning set '{request.conditioning}'; choose {' or '.join(CONDITIONINGS)}."
+            )
         if not (np.isfinite(request.sigma2) and request.sigma2 > 0):
             raise QueryError(f"σ² is a variance and must be a positive number, not {request.sigma2}.")
         if not LEAST_SIGMA2 <= request.sigma2 <= LARGEST_SIGMA2:
@@ -335,3 +326,23 @@ class Attributor(Capabilities):
         if not 0 <= target < len(self.bundle.classes):
             raise QueryError(f"There is no class {target}; choose one from 0 to {len(self.bundle.classes) - 1}.")
         return target
+
+
+def _total(method: Method, candidates: Candidates, features: np.ndarray, settings: Settings) -> float | None:
+    """Return the information of the whole pool in nats; None for a method without nats, or where it takes too long."""
+    if not method.information:
+        return None
+    # Of a pool too large for its Gram it takes a minute, unless the method has conditioned on the pool itself.
+    if not (candidates.pool.fits_gram or candidates.conditioning or method.conditions):
+        return None
+    everything = candidates.conditioning or candidates.pool
+    return total_information(everything, candidates.pool, features, settings.sigma2, exclude=settings.exclude)
+
+
+def _check_finite(method: Method, selection: Selection, total: float | None) -> None:
+    numbers = [selection.scores, selection.nats, None if total is None else np.array([total])]
+    if not all(np.isfinite(values).all() for values in numbers if values is not None):
+        raise QueryError(
+            f"{method.title} gives numbers that are not finite for this query; choose another σ², or check the "
+            "bundle with `natscope verify`."
+        )
