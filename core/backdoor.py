@@ -1,6 +1,6 @@
-"""A backdoor as the manifest of a poisoned bundle records it: the patches, what they aim at, who taught it.
+"""A backdoor as the manifest of a poisoned bundle records it: the patches, what they aim at, which images planted it.
 
-Nothing that ranks training images may read this; it is for showing the attack and for judging what was found.
+Nothing that ranks training images may read this; it is for showing the attack and for evaluating what was found.
 """
 
 from collections.abc import Callable, Mapping
@@ -81,7 +81,7 @@ def attack_success(
     """Return for each image whether its stamped version is taken for what the attack aims at, (N,) bool.
 
     Args:
-        predict: gives the predicted class (N,) of images.
+        predict: returns the predicted class (N,) of images.
         backdoor: the attack.
         images: (N, H, W[, 3]) uint8, clean.
         labels: (N,) their classes.

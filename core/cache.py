@@ -1,4 +1,4 @@
-"""A small cache shared by all visitors: bounded, and one computation a key however many ask at once."""
+"""A small cache shared by all visitors: bounded, with one computation a key however many ask at once."""
 
 import threading
 from collections import OrderedDict
@@ -19,7 +19,7 @@ class BoundedCache(Generic[Value]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """Return the value of a key; the first to ask computes it, the others wait for that."""
+        """Return the value of a key; the first caller computes it, the others wait."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -42,11 +42,11 @@ class BoundedCache(Generic[Value]):
                 self._values.popitem(last=False)
 
     def peek(self, key: Hashable) -> Value | None:
-        """Return a key's value if it is available, else None."""
+        """Return a key's value if it is cached, else None."""
         with self._lock:
             return self._values.get(key)
 
     def __contains__(self, key: Hashable) -> bool:
-        """Whether a key's value is available."""
+        """Whether a key's value is cached."""
         with self._lock:
             return key in self._values

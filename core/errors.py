@@ -3,7 +3,7 @@
 import errno
 from pathlib import Path
 
-# How torch, C++ libraries and the loader of shared libraries say it.
+# How torch, C++ libraries and the loader of shared libraries say that memory ran out.
 _NO_MEMORY = (
     "not enough memory",
     "bad_alloc",
@@ -49,20 +49,20 @@ class BuildError(NatscopeError):
 
 
 class FileError(NatscopeError):
-    """A file is missing, too large or no regular one; `fault` says which without naming it: "is a pipe …"."""
+    """A file is missing, too large or not a regular file; `fault` says which without naming it: "is a pipe …"."""
 
     def __init__(self, path: Path, fault: str) -> None:
-        """Make the sentence of the file's path and its fault."""
+        """Build the sentence from the file's path and its fault."""
         super().__init__(f"{path} {fault}.")
         self.path, self.fault = path, fault
 
     def __reduce__(self) -> tuple[type["FileError"], tuple[Path, str]]:
-        """Return what makes it again in another process."""
+        """Return what recreates it in another process."""
         return type(self), (self.path, self.fault)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory has run out, in the words of whichever library met it."""
+    """Return whether an error says that memory has run out, in the words of whichever library raised it."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     known = isinstance(error, OSError | RuntimeError | ImportError | SystemError)

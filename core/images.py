@@ -13,14 +13,14 @@ def to_input(images: np.ndarray, *, mean: Sequence[float], std: Sequence[float])
 
     Args:
         images: (B, H, W) grey or (B, H, W, 3) colour, uint8.
-        mean: of each channel, in units where white is 1.
-        std: of each channel, in the same units, positive.
+        mean: mean of each channel, in units where white is 1.
+        std: standard deviation of each channel, in the same units, positive.
 
     Returns:
         (B, C, H, W) float32, contiguous, sharing no memory with `images`.
 
     Raises:
-        ValueError: if the images' type or shape is another, or mean and std do not have one value a channel.
+        ValueError: if the images have another type or shape, or mean and std do not have one value a channel.
     """
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
         raise ValueError(f"Images must be uint8 of shape (B, H, W) or (B, H, W, 3), not {images.dtype} {images.shape}.")
@@ -39,12 +39,12 @@ def to_input(images: np.ndarray, *, mean: Sequence[float], std: Sequence[float])
 
 @dataclass(frozen=True, eq=False)
 class ImageInputs:
-    """Stored images that turn into the network's inputs when rows are taken: memory is that of a batch, whatever N.
+    """Stored images that become the network's inputs row by row: memory is that of a batch, whatever N.
 
     Args:
         images: (N, H, W) or (N, H, W, 3) uint8; a memory map will do.
-        mean: of each channel, in units where white is 1.
-        std: of each channel, in the same units, positive.
+        mean: mean of each channel, in units where white is 1.
+        std: standard deviation of each channel, in the same units, positive.
     """
 
     images: np.ndarray

@@ -70,7 +70,7 @@ class Summed:
     name: str
     delta: Tensor  # (B, rows, L), by position of the output
     activation: Tensor  # (B, ...), the layer's input
-    patches: Callable[[Tensor], Tensor]  # gives for inputs (b, ...) what each position saw of them, (b, columns, L)
+    patches: Callable[[Tensor], Tensor]  # returns for inputs (b, ...) what each position sees of them, (b, columns, L)
     columns: int
     scale: float = 1.0
 
@@ -93,7 +93,7 @@ def jacobian_blocks(
     """Differentiate `measurement(model(x), y)` by every parameter, for each example of a batch.
 
     Examples must not influence each other, so the model has to be in eval mode. Memory is that of one training step,
-    and one gradient an example of what is no weight of a `Linear` or `Conv2d` layer.
+    and one gradient an example of whatever is not a weight of a `Linear` or `Conv2d` layer.
 
     Args:
         model: any module that maps (B, ...) to logits (B, C).
@@ -116,10 +116,10 @@ def jacobian_blocks(
 
 
 def exclusive(model: nn.Module) -> threading.RLock:
-    """Return the lock of a network, which whoever hooks into it or replaces its parameters has to hold.
+    """Return the lock of a network, to be held by anyone who hooks into it or replaces its parameters.
 
     A hook sees the calls of every thread, and `torch.func.functional_call` changes the module for all of them: without
-    the lock, two threads that use one network take each other's numbers.
+    the lock, two threads that use one network mix up their results.
     """
     with _locks_guard:
         return _locks.setdefault(model, threading.RLock())
@@ -147,7 +147,7 @@ def _jacobian_blocks(
 
 
 def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the model once and also give what enters its last `Linear` layer (the penultimate features).
+    """Run the model once and also return what enters its last `Linear` layer (the penultimate features).
 
     Args:
         model: a module with at least one `Linear` layer.
@@ -202,7 +202,7 @@ def supported_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def _recorded(layers: dict[str, nn.Module], calls: dict[str, list[tuple[Tensor, Tensor]]]) -> Iterator[None]:
-    """Record each layer's input and output; the network goes on with a copy, so in-place operations do no harm."""
+    """Record each layer's input and output; the network continues with a copy, so in-place operations do no harm."""
 
     def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -251,7 +251,7 @@ def _total(parts: Iterable[Tensor]) -> Tensor:
 
 
 def _positions(values: Tensor) -> Tensor:
-    """Bring what a `Linear` layer saw or gave at each position, (B, ..., D), to (B, D, L)."""
+    """Reshape a `Linear` layer's input or output at each position, (B, ..., D), to (B, D, L)."""
     return values.flatten(1, -2).transpose(1, 2)
 
 

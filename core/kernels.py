@@ -83,7 +83,7 @@ def self_product(rows: np.ndarray) -> np.ndarray:
 
 
 def packed(gram: np.ndarray) -> np.ndarray:
-    """Return the lower triangle of a Gram (n, n), row by row, (n (n + 1) / 2,), as a bundle keeps it."""
+    """Return the lower triangle of a Gram (n, n), row by row, (n (n + 1) / 2,), as a bundle stores it."""
     return gram[np.tri(len(gram), dtype=bool)]
 
 

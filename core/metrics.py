@@ -110,7 +110,7 @@ def total_information(
         pool: the candidates.
         queries: (K,) or (Q, K).
         sigma2: noise variance.
-        exclude: rows of the pool that are taken out of D.
+        exclude: rows of the pool that are removed from D.
     """
     queries, rows = np.atleast_2d(queries), np.asarray(exclude, dtype=np.int64)
     posterior = conditioning.posterior(queries, sigma2)
@@ -148,7 +148,7 @@ def reciprocal_rank(ranking: Sequence[int] | np.ndarray, relevant: Collection[in
 
 
 def average_precision(ranking: Sequence[int] | np.ndarray, relevant: Collection[int] | np.ndarray) -> float:
-    """Return the mean over the relevant items of the ranking's precision down to each; those it lacks count 0."""
+    """Return the mean over the relevant items of the ranking's precision down to each; missing items count 0."""
     hits = np.isin(np.asarray(ranking), np.asarray(list(relevant)))
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     return float(precision[hits].sum() / len(relevant))
@@ -211,12 +211,12 @@ def _explained(block: np.ndarray, cross: np.ndarray) -> np.ndarray:
 
 
 def _mean_curve(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Apply `mean_half_log_ratio` at every length of the subset: variances (M, Q), or (Q,) where they stay."""
+    """Apply `mean_half_log_ratio` at every length of the subset: variances (M, Q), or (Q,) if they are constant."""
     return np.array([mean_half_log_ratio(a, b) for a, b in zip(*np.broadcast_arrays(above, below), strict=True)])
 
 
 def _rise(posterior: Posterior, subset: np.ndarray) -> np.ndarray:
-    """By how much each query's variance rises when a subset is taken out of D: alpha_S^T (P_SS)^-1 alpha_S, (Q,)."""
+    """Return how much each query's variance rises without a subset of D: alpha_S^T (P_SS)^-1 alpha_S, (Q,)."""
     if not len(subset):
         return np.zeros_like(posterior.variance)
     alpha, block = posterior.alpha[subset], posterior.precision_columns(subset)[subset]

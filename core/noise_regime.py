@@ -22,8 +22,8 @@ def regime(
         query: (W,) features.
         selection: what a method chose at this sigma2.
         sigma2: noise variance.
-        cosine: whether the limit is the prior correlation in place of the squared covariance.
-        exclude: rows that were not to be chosen.
+        cosine: whether the limit is the prior correlation instead of the squared covariance.
+        exclude: rows that could not be chosen.
 
     Returns:
         "high-noise" where the picks are those of the limit, in its order; "imprecise"; or None.

@@ -1,4 +1,4 @@
-"""How far an image lies from everything in training: in pixels, and in what the last hidden layer makes of it.
+"""How far an image lies from everything in training: in pixels, and in the last hidden layer's features.
 
 A ratio above 1 says that it lies further than nearly all test images do. Neither distance is enough by itself: noise
 looks ordinary to the last layer's Euclidean distance, a black-on-white picture of a known object does not; angles

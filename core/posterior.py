@@ -32,10 +32,10 @@ class Posterior:
         variance: (Q,) `Var(f_* | D)`.
         alpha: (n, Q) the candidates' rows of P k_*; `Cov(f_x, f_* | D) = sigma2 alpha`.
         precision: (n,) the candidates' diagonal of P.
-        precision_columns: gives the candidates' block of columns of P, (n, len(indices)).
+        precision_columns: returns the candidates' block of columns of P, (n, len(indices)).
         pool_variance: (n,) Var(f_x | D).
-        whole: gives the candidates' whole block of P, (n, n), for those who need so many columns that it takes less
-            time; None where single columns are cheap, or the candidates too many.
+        whole: returns the candidates' whole block of P, (n, n), for callers who need so many columns that this is
+            faster; None if single columns are cheap, or there are too many candidates.
     """
 
     variance: np.ndarray
@@ -81,7 +81,7 @@ class SampleSpectrum:
         eigenvalues, vectors = self.eigenvalues, self.eigenvectors
         weights = 1 / (eigenvalues + sigma2)
         rotated = vectors.T @ cross
-        # The query's prior variance, split over the eigenvectors; what is left is out of the pool's reach.
+        # The query's prior variance, split over the eigenvectors; the rest is out of the pool's reach.
         kept = eigenvalues > len(eigenvalues) * np.finfo(float).eps * eigenvalues[-1]
         explained = np.zeros_like(rotated)
         explained[kept] = rotated[kept] ** 2 / eigenvalues[kept, None]
@@ -100,7 +100,7 @@ class SampleSpectrum:
         )
 
     def _diagonals_at(self, sigma2: float) -> np.ndarray:
-        """Return the diagonal of P and Var(f_x | D), (2, n): the half of the work that no query takes part in."""
+        """Return the diagonal of P and Var(f_x | D), (2, n): the half of the work that depends on no query."""
         weights = 1 / (self.eigenvalues + sigma2)
         return (self.eigenvectors**2 @ np.stack([weights, sigma2 * self.eigenvalues * weights], axis=1)).T
 
@@ -109,7 +109,7 @@ class SampleSpectrum:
 class SamplePrecision:
     """P = (K + sigma2 I)^-1 of a conditioning set that is the pool itself, (n, n) float64, for one sigma2.
 
-    A tenth of the work of the eigendecomposition, for pools so large that one waits for it.
+    A tenth of the work of the eigendecomposition, for pools so large that the time is felt.
     """
 
     precision: np.ndarray
@@ -180,7 +180,7 @@ class FeatureConditioning:
     """A pool whose conditioning set D is larger than K, by the eigendecomposition of Phi^T Phi.
 
     Args:
-        spectrum: of D.
+        spectrum: the spectrum of D.
         candidates: (n, K) float64, the pool's features in the eigenbasis; each candidate is a member of D.
     """
 
@@ -222,7 +222,7 @@ class FeatureConditioning:
 
 
 def mean_half_log_ratio(above: np.ndarray, below: np.ndarray) -> float:
-    """Return the mean over queries of 1/2 log(above / below), in nats, for variances (Q,); none where both are 0."""
+    """Return the mean over queries of 1/2 log(above / below), in nats, for variances (Q,); 0 where both are 0."""
     tiny = np.finfo(float).tiny
     return float(np.mean(0.5 * np.log(np.maximum(above, tiny) / np.maximum(below, tiny))))
 

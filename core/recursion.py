@@ -41,9 +41,9 @@ class Recursion:
             diagonal: (n,) of A.
             cross: (n, Q), C.
             floor: (n,) or a number, the least that rounding may leave of a.
-            columns: gives columns of A.
+            columns: returns columns of A.
             budget: how many picks are to be made, besides those of `exclude`.
-            exclude: rows that are not open.
+            exclude: rows that may not be picked.
             prefetch: how many columns are computed together.
         """
         self.a, self.floor, self.columns = diagonal.copy(), floor, columns
@@ -67,7 +67,7 @@ class Recursion:
         return len(self.picks) < limit and not self.closed.all()
 
     def best(self, *, divide: bool) -> int:
-        """Return the open row of the largest ||C_i||^2, over a_i where `divide`, and remember its score."""
+        """Return the open row of the largest ||C_i||^2, divided by a_i if `divide`, and remember its score."""
         scores = self.squares(divide=divide)
         if divide:
             scores /= self.a
@@ -78,7 +78,7 @@ class Recursion:
         return index
 
     def squares(self, *, divide: bool) -> np.ndarray:
-        """Return ||C_i||^2 of every row, (n,), in an array of the caller's own."""
+        """Return ||C_i||^2 of every row, (n,), in an array that the caller may change."""
         return np.einsum("nq,nq->n", self.c, self.c)
 
     def pick(self, index: int) -> None:
@@ -105,11 +105,11 @@ class Recursion:
         return (self.column(index) - done[:, index] @ done) / root
 
     def move(self, column: np.ndarray, cross: np.ndarray) -> None:
-        """Take u x^T from C."""
+        """Subtract u x^T from C."""
         self.c -= np.outer(column, cross)
 
     def column(self, index: int) -> np.ndarray:
-        """Return a column of the first A, (n,), with those that are likely to be requested next."""
+        """Return a column of the first A, (n,), along with those likely to be requested next."""
         if index not in self.fetched:
             wanted = [index]
             if self.prefetch > 1 and hasattr(self, "ranking"):
@@ -164,7 +164,7 @@ class ManyQueries(Recursion):
         return (self.column(index) - both[0]) / root
 
     def move(self, column: np.ndarray, cross: np.ndarray) -> None:
-        """Move the squares by the pick, and what rounding may have made of them."""
+        """Move the squares by the pick, and the bound of their rounding error."""
         size = np.sqrt(cross @ cross)
         self.square += column * (column * size**2 - 2 * self.along)
         self.error += _ROUNDING * np.abs(column) * size * self.length

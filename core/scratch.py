@@ -1,4 +1,4 @@
-"""Temporary folders that outlive no process: what one that was killed has left, the next one sweeps."""
+"""Temporary folders that outlive no process: those of a killed process are removed by the next one."""
 
 import atexit
 import os
@@ -13,12 +13,12 @@ _PREFIX, _LOCK = "natscope-", ".lock"
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory:
-    """Return a new temporary folder within that of this process; it goes with the object, at the latest with both."""
+    """Return a new temporary folder within that of this process; it is deleted with the returned object, or at exit."""
     return tempfile.TemporaryDirectory(dir=_own(os.getpid()))
 
 
 def sweep() -> None:
-    """Remove the temporary folders of this user's processes that are gone; nothing of other users is opened."""
+    """Remove the temporary folders of this user's dead processes; nothing of other users is opened."""
     for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*{_LOCK}"):
         _sweep(lock)
 
@@ -30,7 +30,7 @@ def _own(process: int) -> Path:
 
     sweep()
     lock = FileLock(Path(tempfile.gettempdir()) / f"{_PREFIX}{uuid.uuid4().hex}{_LOCK}", thread_local=False)
-    lock.acquire()  # before there is a folder, so that none is ever without
+    lock.acquire()  # before there is a folder, so that no folder is ever unlocked
     folder = Path(lock.lock_file).with_suffix("")
     folder.mkdir(mode=0o700)
 
@@ -50,9 +50,9 @@ def _sweep(file: Path) -> None:
     try:
         found = file.lstat()
         if not stat.S_ISREG(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
-            return  # a link of somebody's, which opening could empty, or another user's
+            return  # somebody's link, which opening could empty, or another user's file
         with FileLock(file, timeout=0):
             shutil.rmtree(file.with_suffix(""), ignore_errors=True)
             file.unlink(missing_ok=True)
-    except (Timeout, OSError):  # a process that lives, or one that swept it first
+    except (Timeout, OSError):  # a live process, or one that swept it first
         return

@@ -16,9 +16,9 @@ class SketchError:
     Args:
         error: relative Frobenius error of the sample's Gram matrix; 0 where there is nothing to compare.
         ratios: (n',) squared length of each feature over that of the Jacobian itself; images to which the network does
-            not respond at all have neither.
+            not respond at all are left out.
         expected: standard deviation of these ratios for an ideal sketch of K dimensions, sqrt(2 / K).
-        exact: whether the Jacobians' own inner products were available; else both come from independent sketches.
+        exact: whether the Jacobians' own inner products were computed; otherwise both come from independent sketches.
     """
 
     error: float
@@ -50,7 +50,8 @@ def trust(
         inputs: (n, ...).
         targets: (n,) int64.
         ntk: whether weight blocks are scaled as in the NTK parameterisation.
-        layout: of the layers, when all parameters are weights of Linear layers: the exact Gram is then available.
+        layout: (fan_out, fan_in) of each layer when all parameters are weights of Linear layers: the exact Gram can
+            then be computed.
         others: without a layout, how many independent sketches stand in for the exact Gram by their mean.
     """
     features = FeatureMap(model, spec, ntk=ntk).features(inputs, targets)

@@ -30,7 +30,7 @@ class SketchSpec:
     Args:
         kind: "countsketch", "tensorsketch", "dense" or "exact".
         dim: K, numbers an example; unused by "exact".
-        seed: of the random projections.
+        seed: seed of the random projections.
 
     Examples:
         >>> natscope.SketchSpec("dense", dim=1024).to_dict()
@@ -60,7 +60,7 @@ class Sketch:
         """Sketch one batch.
 
         Args:
-            blocks: the Jacobian of B examples, as `jacobian_blocks` gives it.
+            blocks: the Jacobian of B examples, as `jacobian_blocks` returns it.
 
         Returns:
             (B, K) float32 features on the blocks' device, E[<f(x), f(y)>] = <J(x), J(y)>.
@@ -143,7 +143,7 @@ class TensorSketch(CountSketch):
     """TensorSketch (Pham & Pagh 2013) of delta (x) a, left in the Fourier domain: the outer product is never formed.
 
     By Parseval the K real numbers sqrt(2/K) [Re, Im] of rfft(CS delta) * rfft(CS' a) (sqrt(1/K) at frequency 0 and
-    Nyquist) have the same inner products as the sketch itself. Parameters that are no factored weight are
+    Nyquist) have the same inner products as the sketch itself. Parameters that are not factored weights are
     count-sketched.
     """
 
@@ -215,7 +215,7 @@ class ExactFactors(Sketch):
         """Return (B, sum over layers of fan_out + fan_in) float32.
 
         Raises:
-            ValueError: if a parameter is no factored weight.
+            ValueError: if a parameter is not a factored weight.
         """
         for block in blocks:
             if not isinstance(block, Outer):

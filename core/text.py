@@ -1,4 +1,4 @@
-"""Characters that change what is seen without being seen themselves."""
+"""Invisible characters that change what is displayed."""
 
 import re
 
@@ -7,5 +7,5 @@ UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u
 
 
 def plain(text: str) -> bool:
-    """Whether a text has none of them, and so cannot turn what stands around it."""
+    """Whether a text has no such character, and so cannot change how its surroundings look."""
     return UNSEEN.search(text) is None

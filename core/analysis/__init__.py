@@ -1,1 +1,1 @@
-"""What is made of attributions: comparisons, curves, coresets, stability, the audit."""
+"""What is derived from attributions: comparisons, curves, coresets, stability, the audit."""

@@ -25,7 +25,7 @@ def suspicion(
     """Score every training image by how suspiciously the predictions about the others of its label lean on it.
 
     Args:
-        attributor: of the bundle.
+        attributor: the opened bundle.
         sigma2: noise variance.
         first: how many images a concentrated support may have.
         progress: called once a class.

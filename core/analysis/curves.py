@@ -67,14 +67,14 @@ def relative_curves(
     """Compute the curves of figure 2 of the paper, for the class that the model predicts and its same-class pool.
 
     Args:
-        attributor: of the bundle.
+        attributor: the opened bundle.
         queries: one or more; all curves are means over them.
         lines: what to draw.
         largest: M, the size of the largest subset; no more than the smallest pool is used.
         progress: called at every step, with a stage's name, steps done and in all; it may raise to stop.
 
     Raises:
-        QueryError: if a method cannot be had, or no query has any information to share out.
+        QueryError: if a method cannot be used, or no query has any information.
     """
     found: dict[Line, list[np.ndarray]] = {line: [] for line in lines}
     undefined = dict.fromkeys(lines, 0)
@@ -127,9 +127,9 @@ def sample_queries(attributor: Attributor, count: int, *, seed: int = 0, part: s
     """Draw test images that the network gets right, without repetition, the same ones for one seed.
 
     Args:
-        attributor: of the bundle.
+        attributor: the opened bundle.
         count: how many.
-        seed: of the draw.
+        seed: seed of the draw.
         part: "held out" for every fifth test image, on which settings are chosen; "reported" for the others, of which
             the first are the same for every count, so that a long experiment contains a short one; or "all".
 

@@ -1,1 +1,1 @@
-"""The bundle: its format, what a stranger's may hold, and what is asked of it."""
+"""The bundle: its format, what a stranger's may contain, and the queries that it answers."""

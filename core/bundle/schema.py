@@ -1,4 +1,4 @@
-"""What each value of a manifest may be, as msgspec's structs: types, bounds, and words that can be shown anywhere."""
+"""What each value of a manifest may be, as msgspec's structs: types, bounds, and text that can be shown anywhere."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -11,7 +11,7 @@ from natscope.core.bundle.request import LARGEST_SIGMA2, LEAST_SIGMA2
 from natscope.core.index.spec import CHOICES
 from natscope.core.text import plain
 
-_MOST_SETTINGS = 20_000  # values in what a bundle was asked to be; the targets of a backdoor are some
+_MOST_SETTINGS = 20_000  # values in a bundle's settings, such as the targets of a backdoor
 _DEPTH = 12  # of values within values, at most
 LONGEST = 300  # characters of a title or the name of a class
 
@@ -39,11 +39,11 @@ class SchemaError(ValueError):
     """A manifest cannot be used.
 
     `fault` says why in words that follow its name, such as "holds a wrong value at name"; `schema` is the number of its
-    schema where that is another than the one that is read here, else None.
+    schema if that differs from the one read here, else None.
     """
 
     def __init__(self, fault: str, *, schema: int | None = None) -> None:
-        """Keep what is wrong."""
+        """Keep the fault and the schema."""
         super().__init__(fault)
         self.fault, self.schema = fault, schema
 
@@ -111,7 +111,7 @@ class _Poison(_Strict):
 
 
 class _Settings(Struct):
-    """What the bundle was asked to be: compared as a whole, read in its training alone."""
+    """The settings that the bundle was built with: compared as a whole; only the training is read."""
 
     training: dict[str, Any] | None = None
 
@@ -172,7 +172,7 @@ class _Manifest(_Strict):
 
 
 def checked(raw: dict[str, Any]) -> None:
-    """Raise SchemaError if a value of a manifest, as JSON gives it, is not what it may be."""
+    """Raise SchemaError if a value of a manifest, as parsed from JSON, is not allowed."""
     if raw.keys() - {known.name for known in msgspec.structs.fields(_Manifest)}:
         raise SchemaError("holds a setting that natscope does not know")
     if not _shallow(raw, _DEPTH):

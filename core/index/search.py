@@ -1,14 +1,14 @@
 """Inner-product search by FAISS: exact by a flat or a scalar-quantised (SQ8) index, sublinear by the others.
 
-SQ8 keeps a byte a feature, a quarter of float32, and says how far it may be wrong: each feature lies within half a step
-of what its byte stands for. So candidates are scored again in float64, and more are requested until no other row can
-win, as of a flat index, whose products are rounded: both give what a scan gives.
+SQ8 keeps a byte a feature, a quarter of float32, with a known error bound: each feature lies within half a step of what
+its byte stands for. So candidates are scored again in float64, and more are requested until no other row can win; the
+same goes for a flat index, whose products are rounded. Both give what a scan gives.
 
-Traps of inner products, and what the others do about them. Rows of one class share a large mean, so clusters and graphs
-would be about that mean and about length: what is not exact is built over rows minus the mean of the training sample,
-which moves every product with one vector by the same amount and so changes no ranking. Clusters are by direction
-(spherical k-means), or a few long centroids would draw half of the rows. The vector r of InfoGain (approx) is like no
-row once the first picks are explained, so an index only proposes: whoever asks scores the proposals again, exactly.
+Pitfalls of inner products, and what the other kinds do about them. Rows of one class share a large mean, so clusters
+and graphs would be about that mean and about length: what is not exact is built over rows minus the mean of the
+training sample, which moves every product with one vector by the same amount and so changes no ranking. Clusters are by
+direction (spherical k-means), or a few long centroids would attract half of the rows. After the first picks the vector
+r of InfoGain (approx) resembles no row, so an index only proposes: the caller scores the proposals again, exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ _BLOCK = 8192  # rows read at once
 _SAMPLE = 40  # rows a list, to train on
 _BITS = 8  # of a piece of a product-quantised code
 _BYTE: Any = faiss.ScalarQuantizer.QT_8bit
-HALF_STEP = 0.501  # of SQ8, with what single precision adds: a feature's distance from what its byte stands for
+HALF_STEP = 0.501  # of SQ8, single-precision error included: a feature's distance from what its byte stands for
 _TYPES = {
     "flat": faiss.IndexFlat,
     "sq8": faiss.IndexScalarQuantizer,
@@ -39,7 +39,7 @@ _TYPES = {
 
 
 class InnerProductIndex:
-    """Rows that maximise an inner product; every kind of index behind the same methods."""
+    """Finds rows that maximise an inner product; every kind of index has the same methods."""
 
     def __init__(self, index: Any) -> None:
         """Wrap a FAISS index of one of natscope's kinds.
@@ -69,11 +69,11 @@ class InnerProductIndex:
         """Open an index that `save` or `build_index` wrote; its vectors stay on disk and are mapped into memory.
 
         Raises:
-            RuntimeError, ValueError: if the file is no such index.
+            RuntimeError, ValueError: if the file is not such an index.
         """
         with path.open("rb") as file:
             inverted = file.read(2) == b"Iw"
-        # Lists are mapped by one way, vectors in one piece by another; older FAISS reads the latter into memory.
+        # Lists and contiguous vectors are mapped by different flags; older FAISS reads the latter into memory.
         mapped = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if inverted else getattr(faiss, "IO_FLAG_MMAP_IFC", 0)
         return cls(faiss.read_index(str(path), mapped))
 
@@ -92,7 +92,7 @@ class InnerProductIndex:
 
         FAISS searches in float32, with `vector` and with its negative; the candidates are scored again in float64, and
         more are requested until no row that was left out can win, so an exact index gives just what a scan gives.
-        Another index proposes candidates, once, and the best of those is the answer.
+        Any other index proposes candidates once, and the best of those is the answer.
 
         Args:
             vector: (K,).
@@ -116,7 +116,7 @@ class InnerProductIndex:
             products = picked @ vector
             squares = products**2
             best = int(np.argmax(squares >= squares.max() * (1 - 1e-10)))
-            # A row not returned has at most the last returned product, up to what its code says wrongly and to float32
+            # A row not returned has at most the last returned product, up to its code's error and to float32
             # rounding of a dot product.
             rounded = 4 * np.finfo(np.float32).eps * np.sqrt(len(vector)) * length
             slack = coded + rounded * np.linalg.norm(picked, axis=1).max()
@@ -140,7 +140,7 @@ class InnerProductIndex:
     def _search(
         self, vector: np.ndarray, count: int, excluded: Sequence[int] | np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search both directions; give the rows found, and the larger of the last products (of an exact index)."""
+        """Return the rows found in both directions, and the larger of the last products (for an exact index)."""
         both = np.stack([vector, -vector]).astype(np.float32)
         selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(np.asarray(excluded, dtype=np.int64)))
         count = min(count, len(self) - len(set(excluded)))
@@ -150,7 +150,7 @@ class InnerProductIndex:
             near, rows = self._index.search(both, count, params=self._parameters(selector, effort, count))
             effort *= 4
         found = np.unique(rows[rows >= 0])
-        if not len(found):  # no link leads to what is left
+        if not len(found):  # no link leads to the remaining rows
             found = np.setdiff1d(np.arange(len(self)), excluded)
         return found, near[:, -1].max()
 
@@ -171,8 +171,8 @@ class InnerProductIndex:
 def build_index(features: Rows, spec: IndexSpec, path: Path) -> None:
     """Build an index over features (n, K) and write it to a file; the same rows and spec give the same bytes.
 
-    Features are read in blocks, and what the index keeps of them is held in memory: of SQ8, IVF-SQ8 and HNSW a byte a
-    feature, of flat and IVF four. Below 256 rows every index is flat.
+    Features are read in blocks, and what the index keeps is held in memory: a byte a feature for SQ8, IVF-SQ8 and
+    HNSW, four for flat and IVF. Below 256 rows every index is flat.
 
     Args:
         features: rows; a memory map is not loaded.
@@ -193,7 +193,7 @@ def build_index(features: Rows, spec: IndexSpec, path: Path) -> None:
         del sample
     threads = faiss.omp_get_max_threads()
     if isinstance(index, faiss.IndexHNSW):
-        faiss.omp_set_num_threads(1)  # with several, the graph depends on which of them is first
+        faiss.omp_set_num_threads(1)  # with several, the graph depends on their timing
     try:
         for block in _blocks(features):
             index.add(block - mean)
@@ -255,5 +255,5 @@ def _blocks(features: Rows) -> Iterator[np.ndarray]:
 
 
 def _write(index: faiss.Index, path: Path) -> None:
-    with path.open("wb") as file:  # Python's own, which says that a disk is full where FAISS would only print it
+    with path.open("wb") as file:  # Python's own, which raises on a full disk where FAISS would only print
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]

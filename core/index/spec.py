@@ -14,20 +14,20 @@ _FEWEST = 2**_BITS  # rows below which a flat index is built: there is nothing t
 
 @dataclass(frozen=True)
 class IndexSpec:
-    """An index and its settings; those that a kind has no use for are ignored.
+    """An index and its settings; those that a kind does not use are ignored.
 
     Args:
-        kind: of `KINDS`; or "auto": "sq8" for up to 10,000 rows, "ivfsq8" for more.
+        kind: one of `KINDS`, or "auto": "sq8" for up to 10,000 rows, "ivfsq8" for more.
         lists: clusters of an IVF index; 2 sqrt(n) when None.
         probes: clusters searched, of those lists.
         pieces: bytes of a product-quantised code; the largest divisor of K up to this is used.
         links: neighbours a row of HNSW keeps.
-        breadth: rows that HNSW keeps in sight while it builds.
-        reach: rows that HNSW keeps in sight while it searches, at least.
-        seed: of the training sample and of k-means.
+        breadth: candidate rows that HNSW tracks while it builds.
+        reach: candidate rows that HNSW tracks while it searches, at least.
+        seed: seed of the training sample and of k-means.
 
     Raises:
-        ValueError: for a kind that there is not.
+        ValueError: for an unknown kind.
     """
 
     kind: str = AUTO

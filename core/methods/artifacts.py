@@ -33,9 +33,9 @@ class Size:
 
     Args:
         count: N, training images.
-        dim: K, numbers a feature.
+        dim: K, numbers in a feature vector.
         vectors: whether features are vectors; the exact kernel has none.
-        parameters: of the network; None where it is not known.
+        parameters: how many the network has; None where it is not known.
     """
 
     count: int
@@ -49,10 +49,10 @@ class EkfacSpec:
     """How EK-FAC factors are fitted, to the Fisher's directions: pairs of a training image and a class.
 
     Args:
-        covariance_directions: at most so many directions, drawn evenly, for the Kronecker factors, which set the axes.
-        lambda_directions: at most so many, drawn by their share of the Fisher's trace, for the variances along these
+        covariance_directions: the most directions, drawn evenly, for the Kronecker factors, which set the axes.
+        lambda_directions: the most, drawn by their share of the Fisher's trace, for the variances along these
             axes, which cost most.
-        seed: of the draws.
+        seed: seed of the draws.
         batch_size: directions a step.
     """
 
@@ -67,7 +67,7 @@ class EkfacSpec:
 
     @classmethod
     def usual(cls, model: nn.Module) -> "EkfacSpec":
-        """Return what fits a network: a convolution's directions cost a thousand times those of a small MLP."""
+        """Return the usual settings of a network: a convolution's directions cost a thousand times a small MLP's."""
         if convolves(model):
             return cls(covariance_directions=10_000, lambda_directions=2_000, batch_size=50)
         return cls()
@@ -85,15 +85,15 @@ class Source(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """Of the training images, (N,) int64."""
+        """The training images' labels, (N,) int64."""
 
     @property
     def folder(self) -> Path:
-        """Where a method may keep files of its own."""
+        """Where a method may keep its own files."""
 
     @property
     def progress(self) -> Progress:
-        """To be called with a stage's name, steps done and in all."""
+        """Called with a stage's name, steps done and in all."""
 
     @property
     def ekfac(self) -> EkfacSpec:
@@ -119,13 +119,13 @@ class Artifacts:
         features: names of arrays (N, K), computed in float32; a bundle keeps them as float16 where that holds them.
         numbers: names of float32 arrays (N,).
         files: names of other files, "folder/name".
-        compute: returns the arrays and the contents of the files; raises ValueError if they cannot be had.
+        compute: returns the arrays and the contents of the files; raises ValueError if they cannot be computed.
         settings: returns what the manifest says of how they were computed.
-        obstacle: says in a sentence why they cannot be had for a size, without computing anything; None if they can.
+        obstacle: returns a sentence on why a size rules them out, without computing anything; None if it does not.
         bytes: on disk, work in progress included, for a size.
         memory: bytes while they are computed.
         products: multiplications, where these take most of the time.
-        usual: whether a bundle gets them without being asked.
+        usual: whether a bundle gets them by default.
         timed: whether `products` and the pass over the margins are all that takes time.
     """
 

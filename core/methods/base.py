@@ -23,9 +23,9 @@ class Candidates:
         penultimate: (n, D) float32.
         conditioning: what InfoLoss and RelatIF condition on; the pool itself when None.
         index: returns the inner-product index over the pool's features, when there is one; opened when first asked.
-        array: gives the members' rows of an array that a method `needs`, by its name.
-        influence: gives the influence of each member on a target's margin by EK-FAC, (n,), for one input and target, or
-            the mean over several.
+        array: returns the members' rows of an array that a method `needs`, by its name.
+        influence: returns the influence of each member on a target's margin by EK-FAC, (n,), for one input and
+            target, or the mean over several.
     """
 
     pool: Pool
@@ -44,7 +44,7 @@ class Query:
         features: (W,) or (Q, W) of the target's logit, under NTK scaling where the bundle has it; with several queries,
             of the measurement that the pool has.
         penultimate: (D,) or (Q, D).
-        margin: gives features (W,) or (Q, W) of the target's margin, in the network's own parameterisation.
+        margin: returns features (W,) or (Q, W) of the target's margin, in the network's own parameterisation.
         input: (1, ...) or (Q, ...), what the network takes.
         target: the class, or (Q,) classes.
     """
@@ -89,12 +89,12 @@ class Method:
         artifacts: what it needs for itself; `natscope precompute --methods` adds both.
         at_random: whether it knows nothing of the query: the random baseline that others are compared with.
         sketched: whether the ranking depends on the sketch, and so on its seed.
-        approximates: the name of the method that this one is a cheaper version of.
+        approximates: the method of which this one is a cheaper version.
         searches: whether it picks by the pool's index where there is one.
         ekfac: whether it ranks by EK-FAC influence, for which every candidate is differentiated again; many queries
             about one class then cost little more than one.
-        colour: hex, in every chart; seen on white and on dark, and told from the others by colour-blind people.
-        dash: of its line in charts: solid, dash, dot, dashdot, longdash or longdashdot.
+        colour: hex, in every chart; visible on white and on dark, and distinguishable by colour-blind people.
+        dash: style of its line in charts: solid, dash, dot, dashdot, longdash or longdashdot.
         caveat: what to know before relying on it, in a sentence or two; empty when there is nothing.
     """
 
@@ -122,7 +122,7 @@ class Method:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The names of all that a bundle must hold for it, but for what follows from what every bundle holds."""
+        """The names of all that a bundle must hold for it, beyond what every bundle holds or implies."""
         return (*(name for name in self.needs if name not in DERIVED), *self.artifacts.names)
 
 

@@ -67,7 +67,7 @@ def _graddot(candidates: Candidates, query: Query, settings: Settings) -> Select
 def _trak_artifacts(source: Source) -> Computed:
     from natscope.core.methods.trak import trak_features
 
-    folder = emptied(source.folder / "traker")  # a TRAKer does not go on within a pass
+    folder = emptied(source.folder / "traker")  # a TRAKer cannot resume within a pass
     features, weights = trak_features(
         source.model, source.inputs, source.labels, source.margins(), folder=folder, progress=source.progress
     )

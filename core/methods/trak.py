@@ -17,7 +17,7 @@ from trak.score_computers import BasicScoreComputer
 from natscope.core.progress import Progress
 
 _AT_ONCE = 1000
-_NEARLY = 0.99  # cosine between a vector and what the inverse and its matrix make of it
+_NEARLY = 0.99  # cosine between a vector and its image under the matrix times its inverse
 
 
 def trak_features(
@@ -34,7 +34,7 @@ def trak_features(
 
     Args:
         model: the trained network.
-        inputs: gives the network's inputs (n, ...) of a slice of the training images.
+        inputs: returns the network's inputs (n, ...) of a slice of the training images.
         labels: (N,) int64.
         margin_features: (N, K) float, sketched Jacobians of the margin at the labels; N greater than K.
         folder: an empty folder for the TRAKer's own arrays.
@@ -81,7 +81,7 @@ def scores(features: np.ndarray, out_to_loss: np.ndarray, query: np.ndarray) -> 
     """Score training images for one query, or for several on average, by traker's own score computer.
 
     Args:
-        features: (n, K), rows of what `trak_features` gave.
+        features: (n, K), rows of what `trak_features` returned.
         out_to_loss: (n,), likewise.
         query: (K,) or (Q, K), sketched Jacobian of the query's margin.
 
@@ -96,7 +96,7 @@ def scores(features: np.ndarray, out_to_loss: np.ndarray, query: np.ndarray) -> 
 
 
 class _Sketched(FunctionalGradientComputer):
-    """Takes the gradients from the batch, which brings them along; the loss's weights are the library's own."""
+    """Takes the gradients from the batch, which carries them; the loss's weights are the library's own."""
 
     def compute_per_sample_grad(self, batch: Any) -> Tensor:
         return batch[2].clone()
@@ -126,7 +126,7 @@ def _used(features: np.ndarray) -> np.ndarray:
 
 
 def _is_inverse(rows: np.ndarray, features: np.ndarray, used: np.ndarray) -> bool:
-    """Check that Phi^T times `features` is a multiple of the identity; float32 gives nonsense without a warning."""
+    """Check that Phi^T times `features` is a multiple of the identity; float32 gives nonsense silently."""
     probe = np.zeros(rows.shape[1], dtype=np.float32)
     probe[used] = np.random.default_rng(0).standard_normal(len(used))
     image = sum(
