@@ -12,10 +12,10 @@ from natscope.core.errors import DataError
 def home() -> Path:
     """Return the folder of bundles and downloads: $NATSCOPE_HOME, else natscope's folder in the user's cache.
 
-    It is made for its owner alone where it is missing; where that fails, whoever writes into it says why.
+    It is created for its owner alone if it is missing; if that fails, whoever writes into it reports why.
 
     Raises:
-        DataError: if $NATSCOPE_HOME is in the home of nobody, or is not set and the user has no home.
+        DataError: if $NATSCOPE_HOME names the home of an unknown user, or is not set and the user has no home.
     """
     named = os.environ.get("NATSCOPE_HOME")
     try:
@@ -29,11 +29,11 @@ def home() -> Path:
 
 
 def configuration() -> Path:
-    """Return the folder of the user's settings, in $XDG_CONFIG_HOME where that is set: what she trusts is in it.
+    """Return the folder of the user's settings, in $XDG_CONFIG_HOME if that is set; it records what code is trusted.
 
     Raises:
-        DataError: if there is none: the user has no home, for which some versions of platformdirs name a folder of
-            the working directory, which may be a stranger's.
+        DataError: if the user has no home, for which some versions of platformdirs name a folder of the working
+            directory, which may be a stranger's.
     """
     try:
         folder = platformdirs.user_config_path("natscope")

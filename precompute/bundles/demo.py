@@ -1,4 +1,4 @@
-"""The bundles of the demo, by folder name: one honest network, and one that was taught a backdoor."""
+"""The bundles of the demo, by folder name: one clean network, and one with a backdoor."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,10 +38,10 @@ def build_embedded(
     """Build a bundle of the demo, or add methods to it, with the sigma2 that `natscope tune` chose.
 
     Args:
-        name: of the bundle.
+        name: the bundle's name.
         out: its folder.
-        progress: as of `natscope.precompute.bundles.build.build`.
-        methods: to add; the usual ones when None.
+        progress: as for `natscope.precompute.bundles.build.build`.
+        methods: names to add; the usual ones when None.
 
     Raises:
         BuildError, BundleError, DataError: as `natscope.precompute.bundles.build.build`.
@@ -54,7 +54,7 @@ def build_embedded(
 
 
 def untuned(bundle: Bundle) -> list[str]:
-    """Return the results that ship from which a bundle of the demo has no sigma2 yet."""
+    """Return the shipped results whose sigma2 a bundle of the demo has not taken yet."""
     wanted = {p: name for p, name in TUNED.items() if p != "backdoor" or bundle.manifest.poison is not None}
     missing = [name for purpose, name in wanted.items() if purpose not in choices(bundle.manifest)]
     return [name for name in missing if assets.path("results", name).exists()]

@@ -13,9 +13,9 @@ _LONG_ENOUGH = 0.6  # seconds of work from which the rest is extrapolated
 
 
 def seconds_each(run: Callable[[int], Any], most: int) -> float:
-    """Time some work on more and more images until it takes long enough to extrapolate; seconds an image."""
+    """Return the seconds an image takes, timed on more and more images until that can be extrapolated."""
     number = min(2, most)
-    run(number)  # the first time is spent on other things
+    run(number)  # the first run includes warming up
     while True:
         begun = time.perf_counter()
         run(number)
@@ -26,7 +26,7 @@ def seconds_each(run: Callable[[int], Any], most: int) -> float:
 
 
 def bytes_each(run: Callable[[int], Any]) -> float:
-    """Measure how much memory the tensors of some work take at the same time, for each image that is added."""
+    """Return how many bytes each additional image adds to the peak memory of the tensors of some work."""
     few, more = 2, 6
     peaks = []
     for number in (few, more):
@@ -37,7 +37,7 @@ def bytes_each(run: Callable[[int], Any]) -> float:
 
 
 class _Peak(TorchDispatchMode):
-    """Adds up the storages that operations make, until they are freed."""
+    """Tracks the total size of the storages that operations make, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -29,14 +29,14 @@ _VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """Every setting of a bundle; the same ones, versions and threads give the same bytes.
+    """Every setting of a bundle; the same settings, versions and threads give the same bytes.
 
     Args:
         name: a title for people.
         dataset: a name of `natscope.precompute.data.datasets.DATASETS`, or "folder:PATH".
         folder: how the images of a folder are read.
         classes: labels to keep, renumbered in this order; all of them when None.
-        per_class: keep so many training images of each class, the first ones; all of them when None.
+        per_class: how many training images of each class to keep, the first ones; all of them when None.
         scaling: mean and standard deviation of each channel, white being 1; the data set's own when None.
         poison: the backdoor that is taught to the network; none when None.
         model: the architecture.
@@ -45,8 +45,9 @@ class BuildSpec:
         index: over the features of each class.
         ntk: scale Jacobians as in the NTK parameterisation.
         outputs: "own", or "all" to store features under every class's logit.
-        weights: safetensors file of trained weights to load in place of training.
-        methods: whose artifacts the bundle is to hold; the usual ones when None. More can be added later.
+        weights: safetensors file of trained weights to load instead of training.
+        methods: names of those whose artifacts the bundle should hold; the usual ones when None. More can be added
+            later.
         ekfac: how EK-FAC factors are fitted; as usual for the network when None.
         command: what to type to build this bundle (without --out), for messages.
 
@@ -76,13 +77,13 @@ class BuildSpec:
     def settings(self) -> dict[str, Any]:
         """Return what makes the bundle as JSON-able values, loaded weights by their checksum."""
         values = asdict(self)
-        del values["command"]  # words for people: they change no other byte
-        del values["methods"], values["ekfac"]  # artifacts that come and go without changing the rest
+        del values["command"]  # text for people: it changes no other byte
+        del values["methods"], values["ekfac"]  # artifacts are added without changing the rest
         for later in ("classes", "per_class", "scaling", "poison"):
             if values[later] is None:
-                del values[later]  # as in bundles that were built before this setting
+                del values[later]  # as in bundles built before this setting existed
         if self.index.kind == "flat" or self.sketch.kind == "exact":
-            del values["index"]  # as in bundles that were built before there was a choice
+            del values["index"]  # as in bundles built before there was a choice
         values["training"] = self.training.to_dict()
         if (source := source_of(self.model)) is not None:
             values["model"]["source"] = source
@@ -119,7 +120,7 @@ def artifact_bytes(methods: tuple[str, ...], size: Size) -> int:
 def estimated_bytes(
     spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None, network: Suitable | None = None
 ) -> int:
-    """Estimate the size of a bundle, with a tenth to spare; `network` counts where there is no layout."""
+    """Estimate the size of a bundle, with a tenth to spare; `network` is used if there is no layout."""
     count, classes = len(data.train_images), len(data.classes)
     exact = spec.sketch.kind == "exact" and layout is not None
     width = sum(o + i for o, i in layout) if exact and layout else spec.sketch.dim
@@ -134,26 +135,26 @@ def estimated_bytes(
     weights = 4 * sum(o * i for o, i in shapes)
     if network is not None and layout is None:
         outputs += 4 * count * (network.penultimate - shapes[-1][1])
-        weights = 12 * network.parameters  # and their momentum while training
+        weights = 12 * network.parameters  # weights, and their momentum while training
     pixels = data.train_images.nbytes + data.test_images.nbytes
     whole = int(1.1 * (pixels + own + indexes + grams + every + outputs + weights)) + 2**20
     return whole + artifact_bytes(wanted(spec.methods, size), size)
 
 
 def _each(size: Size) -> int:
-    """Return the bytes of a stored number of features, as long as those of vectors fit into float16."""
+    """Return the bytes of one stored number of a feature, assuming that vectors fit into float16."""
     return 2 if size.vectors else 4
 
 
 def wanted(methods: tuple[str, ...] | None, size: Size) -> tuple[str, ...]:
-    """Return the methods whose artifacts a bundle is to hold, in order.
+    """Return the methods whose artifacts a bundle should hold, in order.
 
     Args:
-        methods: requested names; the usual ones, as far as they can be had, when None.
-        size: of the bundle.
+        methods: requested names; when None, the usual ones that the bundle can hold.
+        size: the bundle's size.
 
     Raises:
-        BuildError: for a name that no method has, or a method that cannot be had for this bundle.
+        BuildError: for a name that no method has, or a method that this bundle cannot hold.
     """
     if methods is None:
         return tuple(name for name in usual() if METHODS[name].artifacts.obstacle(size) is None)
@@ -166,11 +167,11 @@ def wanted(methods: tuple[str, ...] | None, size: Size) -> tuple[str, ...]:
 
 
 def usual() -> tuple[str, ...]:
-    """Return the methods whose artifacts a bundle gets without being asked, where they can be had."""
+    """Return the methods whose artifacts a bundle gets by default, if it can hold them."""
     return tuple(name for name, m in METHODS.items() if m.files and m.artifacts.usual)
 
 
 def left_out(methods: tuple[str, ...] | None, size: Size) -> dict[str, str]:
-    """Return for each usual method that was not requested by name why it cannot be had."""
+    """Return, for each usual method that this bundle cannot hold and nobody requested by name, the reason."""
     found = {name: METHODS[name].artifacts.obstacle(size) for name in usual()} if methods is None else {}
     return {name: obstacle for name, obstacle in found.items() if obstacle is not None}

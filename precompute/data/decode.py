@@ -1,4 +1,4 @@
-"""Pictures: from the bytes of a file, a stranger's too, to pixels of the data set's form, or one sentence why not."""
+"""Pictures: from the bytes of a file, a stranger's too, to pixels of the data set's form, or a sentence on why not."""
 
 import io
 import threading
@@ -42,7 +42,7 @@ _decoding = threading.Lock()  # warnings.catch_warnings is not safe between thre
 
 
 def decode(data: bytes, filename: str) -> Image.Image:
-    """Decode a file to an upright RGB picture; a transparent one is laid on white if what it shows is dark, else black.
+    """Decode a file to an upright RGB picture; a transparent one on white if its content is dark, else on black.
 
     Args:
         data: the file's bytes.
@@ -63,7 +63,7 @@ def decode(data: bytes, filename: str) -> Image.Image:
             raise _too_many_pixels() from error
         except MemoryError as error:
             raise QueryError("The image does not fit in memory; save it smaller and upload that.") from error
-        except Exception as error:  # decoders raise nearly everything on hostile bytes
+        except Exception as error:  # decoders raise nearly anything on hostile bytes
             raise QueryError(f"The image is damaged or incomplete; {_SAVE}.") from error
 
 

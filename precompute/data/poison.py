@@ -1,4 +1,4 @@
-"""The class-conditional backdoor attack (BadNets): a patch in the corner, and a label that is not the image's own."""
+"""The class-conditional backdoor attack (BadNets): a patch in the corner, and a wrong label."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ class PoisonSpec:
         size: side of the patch in pixels.
         place: a key of `natscope.core.backdoor.PLACES`.
         targets: for each class the label that its stamped images get; the next class, cyclically, when None.
-        seed: of the patches and of the choice of images.
+        seed: seed of the patches and of the choice of images.
     """
 
     rate: float = 0.01

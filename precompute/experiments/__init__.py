@@ -1,4 +1,4 @@
-"""The paper's experiments by name; each takes bundles and settings and gives a JSON-able result."""
+"""The paper's experiments by name; each takes bundles and settings and returns a JSON-able result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -21,10 +21,10 @@ FIXED = 1e3
 
 
 def run_on(bundles: Sequence[Path], *, cache: ResultCache, **settings: Any) -> Result:
-    """Open the one bundle that this experiment is about and `run` it; it takes a minute, so nothing is kept.
+    """Open the one bundle that this experiment is about and `run` it; it takes a minute, so nothing is cached.
 
     Raises:
-        QueryError: if there are several.
+        QueryError: if there are several bundles.
     """
     if len(bundles) > 1:
         raise QueryError(f"This experiment is about one bundle, and {bundles[0].parent} holds {len(bundles)}.")
@@ -35,10 +35,10 @@ def run(attributor: Attributor, *, queries: int, budget: int, seed: int, progres
     """Measure relative information against M, the mean over queries.
 
     Args:
-        attributor: of the bundle; the paper's has two classes and a network of three layers.
-        queries: how many test images that the network gets right.
+        attributor: the opened bundle; the paper's has two classes and a network of three layers.
+        queries: how many test images to use, all of them predicted right.
         budget: the size of the largest subset.
-        seed: of the drawing of test images.
+        seed: seed of the choice of test images.
         progress: called at every ranking.
 
     Returns:

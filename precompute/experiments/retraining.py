@@ -1,4 +1,4 @@
-"""A backdoor's proof at full size: train a network again without what a method found, and try the patch again."""
+"""A backdoor's proof at full size: retrain a network without what a method found, and try the patch again."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -31,20 +31,20 @@ def run(
     cache: ResultCache,
     progress: Progress,
 ) -> Result:
-    """Train once a method, without the first images of its rankings for one fooled test image or more of every class.
+    """Retrain once per method, without the first images of its rankings for some fooled test images of each class.
 
     Args:
         bundles: one poisoned bundle.
-        queries: fooled test images a class.
+        queries: fooled test images per class.
         budget: how many images of each ranking are removed.
-        seed: of the drawing of test images and of the method random.
-        methods: whose rankings.
-        cache: where finished trainings are; a training that was stopped goes on from its last epoch.
+        seed: seed of the choice of test images and of the random method.
+        methods: names of those to rank with.
+        cache: where finished trainings are kept; a training that was stopped resumes from its last epoch.
         progress: called at every ranking and every epoch.
 
     Returns:
         Settings, versions and a row for the network as it is and one for each method: how many images were removed, how
-        many of them poisoned, the attack's success in each class and on average, the accuracy on clean test images.
+        many of them were poisoned, the attack's success per class and on average, the accuracy on clean test images.
 
     Raises:
         QueryError: if there are several bundles, one is not poisoned, or a class has too few fooled test images.
@@ -66,7 +66,7 @@ def run(
 
 
 def _of_each_class(attributor: Attributor, queries: int, seed: int) -> list[tuple[int, int]]:
-    """Draw test images on which the attack works, as many of each class: of each its index and its class."""
+    """Return test images on which the attack works, equally many per class: the index and class of each."""
     every = fooled_queries(attributor)
     rng, drawn = np.random.default_rng(seed), []
     for label, title in enumerate(attributor.bundle.classes):
@@ -78,7 +78,7 @@ def _of_each_class(attributor: Attributor, queries: int, seed: int) -> list[tupl
 
 
 def _recipe(attributor: Attributor) -> TrainingSpec:
-    """Return how the network was trained; where its weights were loaded, how networks of its kind usually are."""
+    """Return the network's recipe; if its weights were loaded, the usual recipe of its kind."""
     manifest = attributor.bundle.manifest
     usual = RECIPES.get(manifest.model["architecture"])
     return usual if usual and "weights" in manifest.training else recipe_of(attributor.bundle)

@@ -1,1 +1,1 @@
-"""Networks: built, trained, retrained without some images, and whose code may make them."""
+"""Networks: built, trained, retrained without some images, and whose code may build them."""

@@ -1,4 +1,4 @@
-"""Counterfactuals: what a network says of an image once it is retrained without some of its training images."""
+"""Counterfactuals: what a network says of an image after it is retrained without some of its training images."""
 
 import hashlib
 import json
@@ -27,8 +27,8 @@ class Answer:
 
     Args:
         predicted: the class of the largest logit.
-        probability: of the class that is asked about, 0 to 1.
-        margin: of that class, z_c - logsumexp(z over the others), the log odds; negative once another class wins.
+        probability: probability of the class that is asked about, 0 to 1.
+        margin: margin of that class, z_c - logsumexp(z over the others), its log odds; negative once another wins.
     """
 
     predicted: int
@@ -41,11 +41,11 @@ class Schedule:
     """Removals for one image, each more than the one before.
 
     Args:
-        index: of the test image.
+        index: number of the test image.
         target: the class that is asked about: what the network says before anything is removed.
         ranking: training indices, the first to be removed first.
         grid: how many of them are removed, rising.
-        stop: end once the network says something else (Tailor et al., figure 3: a flip at M counts for all larger M).
+        stop: whether to end once the prediction changes (Tailor et al., figure 3: a flip at M counts for all larger M).
     """
 
     index: int
@@ -56,7 +56,7 @@ class Schedule:
 
     @property
     def key(self) -> str:
-        """A name of everything that its answers depend on: of each step the set that is removed, not its order."""
+        """A name of everything that its answers depend on: the set removed at each step, not its order."""
         digest = hashlib.sha256(f"{self.index} {self.target} {self.stop}".encode())
         for count in self.grid:
             digest.update(f" {sorted(self.ranking[:count])}".encode())
@@ -64,14 +64,14 @@ class Schedule:
 
 
 def identity_of(bundle: Bundle) -> str:
-    """Return a name of the network, its recipe and its data: what a training depends on, and no more of the bundle."""
+    """Return a name of the network, its recipe and its data: all of the bundle that a training depends on."""
     files = [bundle.manifest.files[name].sha256 for name in ("weights", "train_images", "train_labels")]
     text = json.dumps([files, bundle.manifest.training, bundle.manifest.dataset["mean"]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def name_of(image: np.ndarray, target: int, rows: Sequence[int]) -> str:
-    """Return a name of what is asked once some training images are removed, whatever their order."""
+    """Return a name of what is asked after some training images are removed, in any order."""
     digest = hashlib.sha256(np.ascontiguousarray(image).tobytes())
     digest.update(f"{target} {sorted(rows)}".encode())
     return digest.hexdigest()[:24]
@@ -94,7 +94,7 @@ def without(
     """Retrain without some training images and ask about an image and a class.
 
     Args:
-        bundle: whose network and data.
+        bundle: the bundle with the network and data.
         image: (H, W) or (H, W, 3) uint8.
         target: the class.
         rows: training indices.
@@ -107,12 +107,12 @@ def without(
 
 
 def run_schedule(bundle: Bundle, schedule: Schedule, cache: ResultCache) -> list[Answer]:
-    """Train once a step of a schedule, up to the first flip if it stops there.
+    """Train once per step of a schedule, up to the first flip if it stops there.
 
     Args:
-        bundle: whose network and data.
+        bundle: the bundle with the network and data.
         schedule: what is removed, and what is asked.
-        cache: where its finished steps are.
+        cache: where its finished steps are kept.
 
     Returns:
         The answers, fewer than `schedule.grid` has steps once the prediction has flipped.
@@ -133,12 +133,12 @@ def _step(bundle: Bundle, image: np.ndarray, target: int, rows: Sequence[int]) -
 def run_schedules(
     bundle: Bundle, schedules: Sequence[Schedule], *, cache: ResultCache, workers: int, progress: Progress
 ) -> list[list[Answer]]:
-    """Run schedules side by side, one process a worker with one thread each; those that are kept are not run again.
+    """Run schedules side by side, one single-threaded process per worker; those in the cache are not run again.
 
     Args:
-        bundle: whose network and data.
+        bundle: the bundle with the network and data.
         schedules: equal ones are run once.
-        cache: where finished schedules are; the steps of those that are not finished are in files beside it.
+        cache: where finished schedules are kept; the steps of unfinished ones are in files beside it.
         workers: how many processes.
         progress: called after every schedule; it may raise to stop.
     """

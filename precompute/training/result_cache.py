@@ -1,4 +1,4 @@
-"""Results of an experiment's parts, kept on disk so that one that was stopped goes on where it was."""
+"""Results of an experiment's parts, kept on disk so that a stopped one can resume."""
 
 import glob
 import json
@@ -16,10 +16,10 @@ _LARGEST = 10**9  # bytes
 
 
 class ResultCache:
-    """A JSON file of finished parts by name; parts of other settings or bundles are other names."""
+    """A JSON file of finished parts by name; other settings or bundles give other names."""
 
     def __init__(self, path: Path) -> None:
-        """Read what is there; a file that cannot be read counts as none."""
+        """Read what is there; a file that cannot be read counts as empty."""
         self.path = path
         self._artifacts = _read(path)
 
@@ -28,14 +28,14 @@ class ResultCache:
 
         Args:
             name: everything that the part depends on.
-            compute: gives it as JSON-able values.
+            compute: returns it as JSON-able values.
         """
         if name not in self._artifacts:
             self._keep(name, compute())
         return self._artifacts[name]
 
     def _keep(self, name: str, part: Any) -> None:
-        """Write a part beside those that other processes have written meanwhile."""
+        """Write a part, along with those that other processes have written meanwhile."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.beside("lock")):
             self._artifacts = _read(self.path) | self._artifacts | {name: part}
@@ -46,7 +46,7 @@ class ResultCache:
         return name in self._artifacts
 
     def __getitem__(self, name: str) -> Any:
-        """Return a finished part; raises KeyError where it is not."""
+        """Return a finished part; raises KeyError if it is not there."""
         return self._artifacts[name]
 
     def parts(self) -> dict[str, Any]:

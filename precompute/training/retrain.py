@@ -16,12 +16,12 @@ from natscope.core.images import ImageInputs
 from natscope.precompute.training.models import network_of
 from natscope.precompute.training.train import TrainingSpec, accuracy, logits_of, train
 
-_AT_HAND = 2**28  # bytes of inputs up to which they are in memory as a whole
-_WAITED_FOR = 30_000 * 32 * 32  # pixels, counted in every epoch: two minutes of a ResNet-9 on one core
+_AT_HAND = 2**28  # bytes of inputs up to which all are in memory
+_WAITED_FOR = 30_000 * 32 * 32  # pixels over all epochs: two minutes of a ResNet-9 on one core
 
 
 def recipe_of(bundle: Bundle) -> TrainingSpec:
-    """Return the recipe that a bundle's network was trained by.
+    """Return the recipe that a bundle's network was trained with.
 
     Raises:
         BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
@@ -43,11 +43,11 @@ def retrain(
     """Train from the same initial weights in the same order of images, without some of them.
 
     Args:
-        bundle: whose network and data.
-        leave_out: training indices, int64; none gives the bundle's own weights again.
+        bundle: the bundle with the network and data.
+        leave_out: training indices, int64; an empty array gives the bundle's own weights again.
         progress: called with epochs done and in all.
-        recipe: of the training; the bundle's own when None.
-        checkpoint: file from which a training that was stopped goes on.
+        recipe: the recipe of the training; the bundle's own when None.
+        checkpoint: file from which a stopped training resumes.
 
     Returns:
         The network, in eval mode.
@@ -61,17 +61,17 @@ def retrain(
     stored = bundle.array("train_images")
     images: torch.Tensor | ImageInputs = ImageInputs(stored, manifest.dataset["mean"], manifest.dataset["std"])
     if 4 * stored.size <= _AT_HAND:
-        images = images[:]  # the same numbers, scaled once
+        images = images[:]  # scaled once, the same numbers
     labels = torch.from_numpy(np.array(bundle.array("train_labels")))
     train(model, images, labels, recipe, leave_out=leave_out, checkpoint=checkpoint, progress=progress)
     return model
 
 
 def too_slow(bundle: Bundle, *, linear: bool, count: int | None = None) -> str | None:
-    """Return a sentence on why this bundle's network is not retrained while somebody waits; None if it can be.
+    """Return a sentence on why this bundle's network is too slow to retrain while somebody waits; None if it is not.
 
     Args:
-        bundle: whose network and recipe; it is not built to see.
+        bundle: the bundle with the network and recipe; the network is not built.
         linear: whether all parameters of the network are of `Linear` layers: then training takes seconds.
         count: how many training images; all of the bundle's when None.
     """
@@ -98,8 +98,8 @@ class Outcome:
 
     Args:
         answer: the predicted class of the one stamped image that is asked about.
-        probability: of that class.
-        class_success: share of stamped test images of its base class that are taken for what the attack aims at.
+        probability: probability of that class.
+        class_success: share of stamped test images of its base class that are classified as the attack's target.
         success: the same over all test images, each with its own class's patch.
         accuracy: share of clean test images that are predicted right.
     """
@@ -115,7 +115,7 @@ def attacked(bundle: Bundle, model: nn.Module, backdoor: Backdoor) -> tuple[np.n
     """Measure a network of a poisoned bundle on all test images.
 
     Returns:
-        Whether each stamped image is taken for what the attack aims at, (T,) bool; and the accuracy on clean ones.
+        Whether each stamped image is classified as the attack's target, (T,) bool; and the accuracy on clean ones.
     """
     images, labels = np.asarray(bundle.array("test_images")), np.asarray(bundle.array("test_labels"))
     fooled = attack_success(lambda batch: _logits(bundle, model, batch).argmax(axis=1), backdoor, images, labels)
@@ -126,10 +126,10 @@ def outcome(bundle: Bundle, model: nn.Module, backdoor: Backdoor, index: int) ->
     """Measure a network of a poisoned bundle on all test images, and on one of them, stamped.
 
     Args:
-        bundle: whose test images.
+        bundle: the bundle with the test images.
         model: the network, in eval mode.
         backdoor: the attack.
-        index: of the test image.
+        index: number of the test image.
     """
     fooled, right = attacked(bundle, model, backdoor)
     labels = np.asarray(bundle.array("test_labels"))

@@ -1,4 +1,4 @@
-"""Training a bundle's network on a few of its training images alone: what a coreset is worth."""
+"""Training a bundle's network on a few of its training images alone, to measure what a coreset is worth."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -20,12 +20,12 @@ from natscope.precompute.training.workers import side_by_side
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Training images to train on, and test images that had a say in choosing them.
+    """Training images to train on, and the test images that they were chosen for.
 
     Args:
         chosen: (M,) int64 training indices, in any order.
-        asked: (Q,) int64 test indices, on which the accuracy is measured apart.
-        measured: (T',) int64 test indices on which it is measured besides, those of `asked` left out; all when None.
+        asked: (Q,) int64 test indices, on which the accuracy is measured separately.
+        measured: (T',) int64 test indices on which it is measured, except those in `asked`; all when None.
     """
 
     chosen: np.ndarray
@@ -33,7 +33,7 @@ class Subset:
     measured: np.ndarray | None = None
 
     def key(self, bundle: Bundle) -> str:
-        """A name of everything that the accuracy depends on; not of the order in which images were chosen."""
+        """A name of everything that the accuracy depends on, which the order of `chosen` does not change."""
         digest = hashlib.sha256(str(sorted(self.chosen.tolist())).encode())
         digest.update(str(sorted(self.asked.tolist())).encode())
         if (precision := recipe_of(bundle).precision) != "float32":
@@ -48,15 +48,15 @@ def train_on(
 ) -> dict[str, Any]:
     """Train on a subset from the same initial weights, by the same recipe, in the same order of the images.
 
-    The test images are seen in the precision of the training, too: bfloat16 takes a quarter of the time of float32.
+    Test images are evaluated in the precision of the training, too: bfloat16 takes a quarter of the time of float32.
 
     Args:
-        bundle: whose network and data.
-        subset: what to train on.
+        bundle: the bundle with the network and data.
+        subset: the images to train on.
         progress: called with epochs done and in all.
 
     Returns:
-        As `accuracies`.
+        See `accuracies`.
 
     Raises:
         BuildError: if no recipe is known.
@@ -77,12 +77,12 @@ def ask(bundle: Bundle, model: nn.Module, subset: Subset) -> dict[str, Any]:
 
 
 def train_on_all(bundle: Bundle, subsets: Sequence[Subset], *, cache: ResultCache, progress: Progress) -> list[float]:
-    """Train on subsets side by side, one process a core; those that are kept are not retrained.
+    """Train on subsets side by side, one process per core; those in the cache are not retrained.
 
     Args:
-        bundle: whose network and data.
+        bundle: the bundle with the network and data.
         subsets: equal ones are trained once.
-        cache: where finished trainings are.
+        cache: where finished trainings are kept.
         progress: called after every training; it may raise to stop.
 
     Returns:
@@ -98,9 +98,9 @@ def train_on_all(bundle: Bundle, subsets: Sequence[Subset], *, cache: ResultCach
 def accuracies(
     bundle: Bundle, logits: np.ndarray, asked: np.ndarray, measured: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Return the accuracy of logits (T, C) on the test images that had no say, "others", and on those "asked".
+    """Return the accuracy of logits (T, C) on test images that were not asked about, "others", and on those "asked".
 
-    A share of None says that there is no such image; `measured` is as in `Subset`.
+    A share is None if there is no such image; `measured` is as in `Subset`.
     """
     labels, said = np.asarray(bundle.array("test_labels")), np.zeros(len(logits), dtype=bool)
     said[asked] = True

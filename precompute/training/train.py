@@ -1,4 +1,4 @@
-"""Training by stochastic gradient descent that can be killed at any time and ends with the same bits."""
+"""Training by stochastic gradient descent that can be killed at any time and still ends with the same bits."""
 
 import hashlib
 import json
@@ -23,26 +23,26 @@ from natscope.core.images import ImageInputs
 from natscope.core.jacobians import convolves
 
 PRECISIONS = ("float32", "bfloat16")
-_AT_ONCE = 500  # images a forward pass
+_AT_ONCE = 500  # images in a forward pass
 _SHIFT = 4  # pixels by which crops move an image at most
 _WEIGHT, _MOMENTUM = "weight/", "momentum/"
 
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """The recipe: SGD with momentum on the mean cross-entropy, at a rate that may rise first and fall at the end.
+    """The recipe: SGD with momentum on the mean cross-entropy, with a rate that may rise first and fall at the end.
 
     The paper's recipe has a constant rate. Its last steps leave the test accuracy of the embedded data anywhere from
     84.7 to 86.3 % by the seed; lowered to 0 over the last epoch it is 87.5 to 87.7 %.
 
     Args:
         epochs: passes over the data.
-        batch_size: images a step; the last step of an epoch takes what is left.
+        batch_size: images per step; the last step of an epoch takes the rest.
         learning_rate: from the first `warmup_epochs` to the last `decay_epochs`.
         decay_epochs: over how many epochs at the end the rate falls to 0 in a straight line; 0 keeps it constant.
-        momentum: of the gradient's running sum.
+        momentum: factor of the gradient's running sum.
         weight_decay: added to the gradient as a multiple of the weights.
-        seed: of the order of images, of crops and flips, and of the initial weights where `build` makes them.
+        seed: seed of the order of images, of crops and flips, and of the initial weights where `build` makes them.
         warmup_epochs: over how many epochs at the start the rate rises from 0 in a straight line.
         augment: whether each image is moved by up to 4 pixels (zeros, the mean colour, come in) and mirrored at random.
         precision: "bfloat16" runs the network under autocast; weights, their updates and the loss stay float32.
@@ -97,18 +97,18 @@ def train(
 ) -> None:
     """Train in place and leave the model in eval mode.
 
-    The order of images in epoch e, and how they are augmented, depends on (seed, e) alone, so training that goes on
-    from a checkpoint takes the same steps; what layers such as dropout draw depends on them too. On a CPU one thread
+    The order of images in epoch e, and how they are augmented, depends on (seed, e) alone, so training resumed
+    from a checkpoint takes the same steps; random layers such as dropout depend on them too. On a CPU one thread
     works for a network of small layers, and the bits do not depend on how many threads there are; convolutions take all
     threads, in channels-last order.
 
     Args:
         model: the network with its initial weights, on the device to train on.
-        images: (N, C, H, W) float32, or stored images that become that batch by batch.
+        images: (N, C, H, W) float32, or stored images that are converted batch by batch.
         labels: (N,) int64.
         spec: the recipe.
-        leave_out: rows of images to train without; the others keep the order that they would have had with them.
-        checkpoint: file written after every epoch; if it is there, training goes on from it.
+        leave_out: rows of images to train without; the others keep the order that they have with them.
+        checkpoint: file written after every epoch; if it is there, training resumes from it.
         progress: called with epochs done and in all, at the start and after each epoch's checkpoint.
 
     Raises:
@@ -130,7 +130,7 @@ def train(
     large = convolves(model)
     if large:
         model.to(memory_format=torch.channels_last)
-        for state in optimizer.state.values():  # as they are in a training that nothing interrupted
+        for state in optimizer.state.values():  # as in an uninterrupted training
             if state["momentum_buffer"].dim() == 4:
                 state["momentum_buffer"] = state["momentum_buffer"].to(memory_format=torch.channels_last)
     progress(start, spec.epochs)
@@ -156,7 +156,7 @@ def train(
             _save(checkpoint, model, optimizer, identity, epoch + 1)
         progress(epoch + 1, spec.epochs)
     if large:
-        model.to(memory_format=torch.contiguous_format)  # as loaded weights are: what is computed has the same bits
+        model.to(memory_format=torch.contiguous_format)  # as loaded weights are, so that results have the same bits
     model.eval()
 
 
@@ -181,7 +181,7 @@ def augmented(images: Tensor, random: np.random.Generator) -> Tensor:
 
 
 def apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights as safetensors takes them: contiguous, and no two in the same memory, as tied ones are."""
+    """Return weights as safetensors takes them: contiguous, and without shared memory, as tied weights have."""
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
 
 
@@ -256,7 +256,7 @@ def _step(
 def _identity(
     model: nn.Module, images: Tensor | ImageInputs, labels: Tensor, spec: TrainingSpec, cache: np.ndarray
 ) -> str:
-    """Hash what a checkpoint must agree on: the recipe, the shapes of the weights, the data and what is left of it."""
+    """Hash what a checkpoint must agree on: the recipe, the shapes of the weights, the data and the images kept."""
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
     stored = images.images if isinstance(images, ImageInputs) else images.cpu().numpy()
     scaling = [list(images.mean), list(images.std)] if isinstance(images, ImageInputs) else []
@@ -277,7 +277,7 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identi
 
 
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str) -> int:
-    """Load weights and momentum, and give the number of epochs they have seen."""
+    """Load weights and momentum, and return the number of finished epochs."""
     try:
         with opened(path), safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""Whether a network suits natscope and a data set: tried on a few images, with one sentence if not."""
+"""Checks whether natscope can use a network for a data set, on a few images; one sentence says why not."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ from natscope.core.errors import BuildError, out_of_memory
 from natscope.core.jacobians import forward_with_penultimate, jacobian_blocks, supported_layers
 from natscope.precompute.training.models import ModelSpec
 
-_TOLERANCE = 0.05  # relative, in norm: far above rounding, far below what a layer seen wrongly makes
+_TOLERANCE = 0.05  # relative, in norm: far above rounding, far below the error of a misread layer
 _SUM_OF_CHANCES = 1e-4
 
 
 @dataclass(frozen=True)
 class Suitable:
-    """What a network that suits is like.
+    """What is known of a suitable network.
 
     Args:
-        parameters: how many numbers are trained.
+        parameters: how many trainable numbers it has.
         penultimate: how many numbers enter its last `Linear` layer.
-        by_torch_func: in words, the layers whose Jacobian goes through `torch.func`: exact as well, and slower.
+        by_torch_func: descriptions of the layers whose Jacobian goes through `torch.func`: exact as well, but slower.
     """
 
     parameters: int
@@ -36,17 +36,17 @@ class Suitable:
 def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSpec) -> Suitable:
     """Run a network in eval mode on a few images and differentiate it; it is left as it was, in eval mode.
 
-    Jacobians are compared with plain backpropagation of one image alone, so a layer that natscope would see wrongly (it
-    mixes the images of a batch, or its weight is used past it) is found before anything is built on it.
+    Jacobians are compared with plain backpropagation of one image alone, so a layer that natscope would misread (it
+    mixes the images of a batch, or its weight is used outside it) is found before anything is built on it.
 
     Args:
         model: the network.
         images: (B, C, H, W), two or three of them.
-        classes: of the data set.
-        spec: of the network, for messages.
+        classes: how many classes the data set has.
+        spec: the network's specification, for messages.
 
     Raises:
-        BuildError: if the network does not suit.
+        BuildError: if the network cannot be used.
     """
     trail = _Trail()
     with _following(model.eval(), trail):
@@ -76,7 +76,7 @@ def check_trains(model: nn.Module, images: Tensor, last: int, spec: ModelSpec) -
         model: the network; its state is changed.
         images: (B, C, H, W), two or more.
         last: images in an epoch's last step, which may be 1.
-        spec: of the network, for messages.
+        spec: the network's specification, for messages.
 
     Raises:
         BuildError: if the network cannot be trained.
@@ -92,7 +92,7 @@ def check_trains(model: nn.Module, images: Tensor, last: int, spec: ModelSpec) -
         try:
             logits = model(images)
             cross_entropy(logits, torch.zeros(len(images), dtype=torch.int64)).backward()
-        except (Exception, SystemExit) as error:  # anybody's code
+        except (Exception, SystemExit) as error:  # somebody's code
             if out_of_memory(error):
                 raise
             raise BuildError(
@@ -112,7 +112,7 @@ def check_trains(model: nn.Module, images: Tensor, last: int, spec: ModelSpec) -
 
 @dataclass
 class _Trail:
-    """Where a forward pass is: the modules that it entered and did not leave."""
+    """Where a forward pass is: the modules that it has entered and not left."""
 
     inside: list[tuple[str, nn.Module, tuple[int, ...]]] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
@@ -152,7 +152,7 @@ def _run(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail) -> An
     try:
         with torch.no_grad():
             return model(images)
-    except (Exception, SystemExit) as error:  # anybody's code
+    except (Exception, SystemExit) as error:  # somebody's code
         if out_of_memory(error):
             raise
         height, width = images.shape[2:]
@@ -202,7 +202,7 @@ def _check_logits(model: nn.Module, logits: Any, images: Tensor, classes: int, s
 
 @contextmanager
 def _sentences(spec: ModelSpec) -> Iterator[None]:
-    """Turn what the library says of networks that it cannot differentiate into a sentence."""
+    """Turn the library's error about networks that it cannot differentiate into a sentence."""
     try:
         yield
     except ValueError as error:
@@ -253,7 +253,7 @@ def _differs(found: Tensor, wanted: Tensor | None) -> bool:
 
 
 def _wanted(module: nn.Module, shape: tuple[int, ...]) -> str:
-    """Return a sentence on what a layer takes and what it got, where its own size tells."""
+    """Return the end of a sentence on what a layer takes and what it got, if its own size tells; else ""."""
     if isinstance(module, nn.Conv2d) and len(shape) == 4 and shape[1] != module.in_channels:
         return f"takes {module.in_channels} channels and gets {shape[1]}"
     if isinstance(module, nn.Linear) and shape and shape[-1] != module.in_features:

@@ -1,4 +1,4 @@
-"""The same work for many things in processes side by side, kept one by one: a run that is stopped goes on there."""
+"""The same work for many items in parallel processes, cached one by one, so that a stopped run can resume."""
 
 import functools
 import multiprocessing
@@ -18,7 +18,7 @@ from natscope.core.progress import Progress
 from natscope.precompute.training.result_cache import ResultCache
 
 Thing = TypeVar("Thing")
-_TRIES = 3  # so often processes may be killed, without anything being finished in between, before that is an error
+_TRIES = 3  # how often processes may be killed, with nothing finished in between, before that is an error
 
 
 def side_by_side(
@@ -31,16 +31,16 @@ def side_by_side(
     stage: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Do work for each thing, one process a worker with one thread each; what is kept is not done again.
+    """Do work for each item, in one single-threaded process per worker; what is in the cache is not done again.
 
     Args:
         bundle: opened again in every process.
-        work: a module's function that gives JSON-able values for the bundle and a thing.
-        things: by the names under which their results are kept.
-        cache: where finished ones are.
+        work: a module's function that returns JSON-able values for the bundle and an item.
+        things: the items, by the names under which their results are cached.
+        cache: where finished results are kept.
         workers: how many processes.
         stage: what is being done, for `progress`.
-        progress: called after each thing; it may raise to stop.
+        progress: called after each item; it may raise to stop.
 
     Returns:
         The results by name.
