@@ -1,1 +1,1 @@
-"""What a person touches: the command line and the Streamlit pages."""
+"""The user interface: the command line and the Streamlit pages."""

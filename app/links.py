@@ -1,4 +1,4 @@
-"""What pages show, as links: a parameter of an address is declared once, with its name, its bounds and its default.
+"""What pages show, as links: each parameter of an address is declared once, with its name, bounds and default.
 
 A page's view is a frozen dataclass whose fields are such parameters. `read` takes a view from an address and checks it;
 `parameters` writes it back.
@@ -19,7 +19,7 @@ from natscope.core.bundle.request import CONDITIONINGS, POOLS, QueryImage, Reque
 from natscope.core.errors import QueryError
 from natscope.core.methods import GAINS, METHODS, REFERENCE
 
-if TYPE_CHECKING:  # pages alone need Streamlit
+if TYPE_CHECKING:  # only pages need Streamlit
     from natscope.app.session import Served
 
 AnyView = TypeVar("AnyView")
@@ -42,7 +42,7 @@ class Limits:
         classes: how many there are.
         images: test images.
         train_images: training images.
-        squares: of a backdoor's patch.
+        squares: side × side of a backdoor's patch.
     """
 
     classes: int = 1
@@ -52,14 +52,14 @@ class Limits:
 
     @classmethod
     def of(cls, attributor: "Served", *, squares: int = 0) -> "Limits":
-        """Return those of an opened bundle."""
+        """Return the limits of an opened bundle."""
         images, train = len(attributor.test_labels), len(attributor.train_labels)
         return cls(len(attributor.bundle.classes), images, train, squares)
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of an address: its name, how it is read and written, and whether it is there at its default, too."""
+    """A parameter of an address: its name, how it is read and written, and whether also at its default."""
 
     name: str
     read: Reader
@@ -72,10 +72,10 @@ def parameter(name: str, default: Any, read: Reader, *, write: Callable[[Any], s
 
     Args:
         name: in the address.
-        default: where the address has none; a dictionary is copied for each view.
-        read: returns the value of a text, or raises ValueError.
+        default: the value if the address has none; a dictionary is copied for each view.
+        read: returns a text's value, or raises ValueError.
         write: returns the text of a value.
-        always: whether an address has it at its default, too.
+        always: whether an address has it even at its default.
     """
     about = {"parameter": Parameter(name, read, write, always)}
     if isinstance(default, dict):
@@ -83,11 +83,11 @@ def parameter(name: str, default: Any, read: Reader, *, write: Callable[[Any], s
     return field(default=default, metadata=about)
 
 
-# What a text may be
+# Readers of texts
 
 
 def parse_query(text: str, limits: Limits | None = None) -> str:
-    """Check the name of a query, "test:I", "train:I" or "image:DATA"; ValueError if it is none."""
+    """Check the name of a query, "test:I", "train:I" or "image:DATA"; raise ValueError if it is not valid."""
     kind, _, value = text.partition(":")
     if kind in ("test", "train") and value.isascii() and value.isdecimal() and len(value) < 10:
         return text
@@ -97,7 +97,7 @@ def parse_query(text: str, limits: Limits | None = None) -> str:
 
 
 def parse_sigma2(text: str, limits: Limits | None = None) -> float:
-    """Read a variance within the slider's range; ValueError if it is none."""
+    """Read a variance within the slider's range; raise ValueError if it is not valid."""
     value = float(text)
     if not 10 ** SIGMA2_EXPONENTS[0] <= value <= 10 ** SIGMA2_EXPONENTS[-1]:
         raise ValueError(text)
@@ -128,7 +128,7 @@ def whole(low: int, high: int | Callable[[Limits], int]) -> Reader:
 
 
 def several(read: Reader, *, most: int | None = None) -> Reader:
-    """Return a reader of different values with commas between them."""
+    """Return a reader of distinct values separated by commas."""
 
     def read_all(text: str, limits: Limits) -> tuple[Any, ...]:
         values = tuple(dict.fromkeys(read(part, limits) for part in text.split(",")))
@@ -197,7 +197,7 @@ _IMAGE = whole(0, lambda limits: limits.images - 1)
 
 @dataclass(frozen=True)
 class AttributeView:
-    """The page Attribute: a query, what is asked of it, and whether in plain words."""
+    """The page Attribute: a query, the settings, and whether to use plain words."""
 
     query: str = parameter("q", "test:0", parse_query, always=True)
     method: str = parameter("method", REFERENCE, _METHOD)
@@ -217,11 +217,11 @@ class AttributeView:
 
 @dataclass(frozen=True)
 class ComparisonView:
-    """The page Compare: the current query and those pinned beside it, and what is asked of all.
+    """The page Compare: the current query, those pinned beside it, and the settings for all.
 
-    `methods` are all that the bundle can do when empty, in the registry's order. `sigma2` is that of every method that
-    has none of its own in `own`, and of the evaluation. `target` is one class for all queries; each one's predicted
-    class when None.
+    `methods`, if empty, stands for all that the bundle can serve, in the registry's order. `sigma2` is that of the
+    evaluation, and of every method without its own in `own`. `target` is one class for all queries; each one's
+    predicted class when None.
     """
 
     query: str = parameter("q", "test:0", parse_query, always=True)
@@ -248,7 +248,7 @@ class ComparisonView:
 
 @dataclass(frozen=True)
 class CounterfactualView:
-    """The page Counterfactual: whose ranking is removed for a query, and how much of it; the usual sigma2 when None."""
+    """The page Counterfactual: the query, whose ranking is removed, and how much of it; the usual sigma2 when None."""
 
     query: str = parameter("q", "test:0", parse_query, always=True)
     method: str = parameter("method", REFERENCE, _METHOD, always=True)
@@ -258,7 +258,7 @@ class CounterfactualView:
 
 @dataclass(frozen=True)
 class CurvesView:
-    """The page Information curves: of one test image, or, where `query` is empty, the mean over so many.
+    """The page Information curves: of one test image or, if `query` is empty, the mean over `count`.
 
     `method` is drawn at several `sigma2s`; the second panel shows it at the sigma2 `fixed`, with what approximates it
     and `others`.
@@ -277,9 +277,9 @@ class CurvesView:
 
 @dataclass(frozen=True)
 class BackdoorView:
-    """The page Backdoor: a test image, whose patch it gets, and who is asked.
+    """The page Backdoor: a test image, whose patch it gets, and which methods are asked.
 
-    What is None or empty is the page's choice: an image on which the attack works, the image's own patch, the method,
+    None or empty leaves the choice to the page: an image on which the attack works, the image's own patch, the method,
     and the one beside it. `drawn` is a patch of the visitor's own, row by row, "0" black and "1" white.
     """
 
@@ -292,7 +292,7 @@ class BackdoorView:
 
 @dataclass(frozen=True)
 class CoresetView:
-    """The page Coreset: which test images are asked about, and who chooses how many training images for them.
+    """The page Coreset: which test images are asked about, and which method chooses how many training images.
 
     `label` is the class of the group "class", `count` how many images of a group are drawn, `marked` those of the
     group "marked"; sigma2 is the bundle's own for the method when None.
@@ -317,12 +317,12 @@ class CoresetView:
 
 
 def read(view: AnyView, address: Mapping[str, str], limits: Limits) -> tuple[AnyView, list[str]]:
-    """Read an address; what cannot be used is left at its default and named in a sentence.
+    """Read an address; what is not valid stays at its default and is named in a sentence.
 
     Args:
         view: with the defaults.
         address: its parameters.
-        limits: of the bundle.
+        limits: what the bundle allows.
 
     Returns:
         The view and one sentence for each parameter that was not understood.
@@ -339,7 +339,7 @@ def read(view: AnyView, address: Mapping[str, str], limits: Limits) -> tuple[Any
 
 
 def parameters(view: Any) -> dict[str, str]:
-    """Return the parameters of an address that `read` makes the same view of."""
+    """Return the parameters from which `read` restores the view."""
     usual = type(view)()
     texts = {about: (about.write(getattr(view, n)), about.write(getattr(usual, n))) for n, about in _parameters(view)}
     return {about.name: own for about, (own, default) in texts.items() if about.always or own != default}

@@ -1,4 +1,4 @@
-"""What the paper says of each experiment, and where ours differs."""
+"""What the paper says about each experiment, and where ours differs."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ class Section:
     """One experiment of the paper.
 
     Args:
-        title: of the section.
-        anchor: of its address.
+        title: the section's title.
+        anchor: its anchor in the page's address.
         paper: what the paper says or shows, in words.
         differs: where we differ from it, and why.
-        names: of our results, the first being the main one.
+        names: names of our results, the main one first.
         numbers: a table of what the paper reports (Markdown), where its text gives numbers.
     """
 

@@ -12,19 +12,19 @@ def backdoor_results() -> list[dict[str, Any]]:
 
 
 def retraining_results() -> list[dict[str, Any]]:
-    """Return the results of retraining without what was found, for networks that take long."""
+    """Return the results of retraining without what was found, for networks that are slow to retrain."""
     return load_results("retraining-cifar10")
 
 
 def load_results(*names: str) -> list[dict[str, Any]]:
-    """Return those of some results that are installed and say what made them."""
+    """Return those of the named results that are installed and have their provenance."""
     return [result for name in names if (result := load_result(name)) is not None]
 
 
 def load_result(name: str) -> dict[str, Any] | None:
-    """Return an experiment's result by its name, such as "backdoor"; None where it is not installed or says not enough.
+    """Return an experiment's result by its name, such as "backdoor"; None if it is not installed or incomplete.
 
-    A result that does not say what made it (command, bundles, versions, seed) counts as none.
+    A result without its provenance (command, bundles, versions, seed) counts as missing.
     """
     result = load_benchmark(name)
     return result if provenance_missing(result) is None else None
@@ -39,12 +39,12 @@ def load_benchmark(name: str) -> Any:
 
 
 def commands(result: dict[str, Any]) -> str:
-    """Return what made a result, a command a line: its bundles first."""
+    """Return the commands that made a result, one per line, its bundles first."""
     return "\n".join([*(bundle["command"] for bundle in result.get("bundles") or []), result["command"]])
 
 
 def provenance_missing(result: Any) -> str | None:
-    """Name the first thing that a result does not say of what made it; None where nothing is missing."""
+    """Return the first item of provenance that a result lacks; None if nothing is missing."""
     if not isinstance(result, dict):
         return "everything"
     for name in ("experiment", "date", "command", "setting", "versions", "finding"):

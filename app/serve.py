@@ -18,10 +18,10 @@ from natscope.app.theme import streamlit_theme
 from natscope.core.errors import NatscopeError
 from natscope.core.files import machine_memory
 
-BUNDLES = "NATSCOPE_BUNDLES"  # environment variables that tell the pages where bundles are, and what work may take
+BUNDLES = "NATSCOPE_BUNDLES"  # environment variables that tell the pages where bundles are, and the limits of work
 JOBS, MEMORY = "NATSCOPE_JOBS", "NATSCOPE_MEMORY"
 _USUAL_MEMORY = 4.0  # GB
-THREADS = 32  # of the server that make files to download
+THREADS = 32  # of the server, which make files to download
 
 
 def jobs_allowed() -> int:
@@ -42,9 +42,9 @@ def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = Non
     Args:
         bundles: a bundle or a folder of bundles.
         at: where to listen.
-        browser: whether to open one.
+        browser: whether to open a browser.
         jobs: worker processes for long work, and as many for clicks; 1 when None.
-        memory: GB that each of them may take; see `memory_allowed` when None.
+        memory: GB that each of them may use; see `memory_allowed` when None.
     """
     import streamlit
     from starlette.middleware import Middleware
@@ -76,7 +76,7 @@ def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = Non
     if at.exposed:
         print(at.meaning, flush=True)
     app = streamlit.App(Path(__file__).parent / "main.py", middleware=[guard], lifespan=lifespan)
-    # The server raises the signal that stopped it once more when everything is closed.
+    # The server raises the signal that stopped it again once everything is closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with suppress(KeyboardInterrupt):
         app.run(config=settings(at))
@@ -96,13 +96,13 @@ def settings(at: Listening) -> dict[str, Any]:
         "server.enableAgentApi": False,
         "server.enableCORS": True,
         "server.enableXsrfProtection": True,
-        # What a visitor can cost: an upload (MB), a message (MB), the state of all widgets (MB), and how long a
+        # Limits per visitor: an upload (MB), a message (MB), the state of all widgets (MB), and how long a
         # session is kept after its page is gone (seconds), for a connection that breaks.
         "server.maxUploadSize": 11,
         "server.maxMessageSize": 50,
         "server.maxWidgetStateSize": 2,
         "server.disconnectedSessionTTL": 60,
-        "logger.hideWelcomeMessage": True,  # it asks a server on the internet for this machine's address
+        "logger.hideWelcomeMessage": True,  # it would ask a server on the internet for this machine's address
         "runner.postScriptGC": False,  # the pages do it, less often
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
@@ -117,7 +117,7 @@ def settings(at: Listening) -> dict[str, Any]:
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """Let the log say of a file that was refused why, without a traceback."""
+    """Log why a file was refused in one line, without a traceback."""
     cause = record.exc_info[1] if record.exc_info else None
     while cause is not None and not isinstance(cause, NatscopeError):
         cause = cause.__cause__
@@ -134,7 +134,7 @@ def _without_cause(record: logging.LogRecord) -> bool:
 
 
 def _warm() -> None:
-    """Let a worker open the bundles, so that the first visitor need not wait for that."""
+    """Let a worker open the bundles, so that the first visitor need not wait."""
     from natscope.app import session
 
     with suppress(NatscopeError):  # pages say what is wrong
@@ -144,5 +144,5 @@ def _warm() -> None:
 def _open_browser(address: str) -> None:
     from streamlit.cli_util import open_browser
 
-    # In a thread: a browser in the terminal keeps its caller until it is closed.
+    # In a thread, because a browser in the terminal blocks its caller until it is closed.
     threading.Thread(target=open_browser, args=(address,), daemon=True).start()

@@ -1,7 +1,7 @@
 """What worker processes do for the pages: module functions whose first argument is a progress function.
 
-A worker keeps the bundles that it opened, with their caches, until another one takes their place or its memory is used
-up; the bundle's path and identity say which is meant, and another one that lies there by now is refused.
+A worker keeps the bundles that it opened, with their caches, until others replace them or its memory is used
+up; the bundle's path and identity say which is meant, and a different one at the same path is refused.
 """
 
 import contextlib
@@ -37,9 +37,9 @@ from natscope.precompute.training.subset import Subset, train_on
 
 @dataclass(frozen=True)
 class Place:
-    """Where a bundle is, and which one is meant: another may have been put there, or a file changed, since.
+    """Where a bundle is, and which one is meant: it may since have been replaced, or a file changed.
 
-    Every result that is kept is kept under its place: a bundle of the same identity elsewhere may be damaged.
+    Results are cached by place: a bundle of the same identity elsewhere may be damaged.
     """
 
     path: Path
@@ -48,16 +48,16 @@ class Place:
 
     @classmethod
     def of(cls, path: Path) -> "Place":
-        """Return the place of the bundle that lies somewhere now, as its files are.
+        """Return the place of the bundle that is at a path now, with its files' current state.
 
         Raises:
-            BundleError: if there is none, or its manifest cannot be used.
+            BundleError: if there is no bundle, or its manifest cannot be used.
         """
         manifest = read_manifest(path)
         return cls(path, manifest.identity, stamp(path, manifest.files.values()))
 
     def check(self, bundle: Bundle) -> None:
-        """Raise BundleError if a bundle that was opened here is another one, or its files are not those that were."""
+        """Raise BundleError if the bundle opened here is a different one, or its files have changed."""
         if (bundle.identity, bundle.stamp()) != (self.identity, self.stamp):
             raise BundleError(
                 f"The bundle {self.path} was replaced or changed while this page was open; reload the page."
@@ -66,13 +66,13 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """A coreset, what its first images tell, and what as many random ones tell.
+    """A coreset, and the information of its first images and of as many random ones.
 
     Args:
         indices: (M,) training indices, the best first.
         nats: (M,) information of the first 1, 2, … of them alone, mean over the queries.
         at_random: (M,) random training indices.
-        random_nats: (M,) the same of these.
+        random_nats: (M,) the same for these.
     """
 
     indices: np.ndarray
@@ -105,12 +105,12 @@ def linear(progress: Progress, place: Place) -> bool:
 
 
 def query(progress: Progress, place: Place, origin: str, index: int) -> QueryImage:
-    """Return a "test" or "train" image with what the network says of it."""
+    """Return a "test" or "train" image with the network's answer."""
     return _opened(place).query(origin, index)
 
 
 def upload(progress: Progress, place: Place, image: np.ndarray) -> QueryImage:
-    """Return an image, (H, W) or (H, W, 3) uint8, with what the network says of it."""
+    """Return an image, (H, W) or (H, W, 3) uint8, with the network's answer."""
     return _opened(place).upload(image)
 
 
@@ -197,13 +197,13 @@ def coresets_of(
 def train_on_subsets(
     progress: Progress, place: Place, subsets: dict[str, Subset], stages: dict[str, str], file: Path
 ) -> dict[str, Any]:
-    """Train once on each subset alone; what is in the file is not retrained."""
+    """Train once on each subset alone; what is in the cache file is not retrained."""
     bundle, cache, found = _opened(place).bundle, ResultCache(file), {}
     for name, subset in subsets.items():
         key = subset.key(bundle)
         value = cache[key] if key in cache else train_on(bundle, subset, partial(progress, stages[name]))
         found[name] = value
-        with contextlib.suppress(OSError):  # where nothing can be kept it is shown all the same
+        with contextlib.suppress(OSError):  # if it cannot be cached it is shown all the same
             cache.get(key, lambda value=value: value)  # type: ignore[misc]
     return found
 
@@ -239,14 +239,14 @@ def removals(
     stages: Sequence[tuple[str, tuple[int, ...], dict[str, Any]]],
     file: Path,
 ) -> list[dict[str, Any]]:
-    """Ask the network about an image after removing the training images of each stage; each training is kept.
+    """Ask the network about an image after removing the training images of each stage; each training is cached.
 
     Args:
         progress: called while a network is trained.
-        place: of the bundle.
+        place: where the bundle is.
         asked: the image.
-        stages: a title, the images that are removed (none: the network as it is), and what is kept beside the answer.
-        file: where finished ones are kept.
+        stages: a title, the images that are removed (none: the network as it is), and what to store with the answer.
+        file: where finished trainings are cached.
     """
     attributor, cache, answers = _opened(place), ResultCache(file), []
     for stage, rows, about in stages:
@@ -259,7 +259,7 @@ def removals(
                 else answer(bundle, attributor.features.model, image, target)
             )
             part = about | {"answer": asdict(found)}
-            with contextlib.suppress(OSError):  # where nothing can be kept it is shown all the same
+            with contextlib.suppress(OSError):  # if it cannot be cached it is shown all the same
                 cache.get(name, lambda part=part: part)  # type: ignore[misc]
         answers.append(cache[name]["answer"] if name in cache else part["answer"])
     return answers

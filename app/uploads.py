@@ -1,4 +1,4 @@
-"""Uploaded images: from the bytes of a stranger's file to an image of the data set's form, or one sentence why not."""
+"""Uploaded images: from the bytes of a stranger's file to an image of the data set's form, or a sentence on why not."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,11 @@ from natscope.core.errors import QueryError
 from natscope.precompute.data.decode import border_colour, decode, fit
 
 LARGEST_BYTES = 10_000_000
-_COMPARED = 1000  # images whose border tells on what background a data set shows its objects
+_COMPARED = 1000  # images whose border shows a data set's usual background
 _MIDDLE = 127  # grey values above it are light
-_NEARLY_ALL = 0.8  # of them have to agree
+_NEARLY_ALL = 0.8  # of them must agree
 THUMBNAIL = 512  # pixels along the longer side
-SECONDS, MEMORY = 2.0, 512 * 2**20  # that reading a file may take
+SECONDS, MEMORY = 2.0, 512 * 2**20  # limits for reading a file
 TOO_MUCH = "The image takes too long, or too much memory, to read; save it smaller, as a PNG, and upload that."
 
 
@@ -59,12 +59,12 @@ def form_of(images: np.ndarray) -> dict[str, Any]:
 
 
 def read_task(progress: object, data: bytes, filename: str, form: dict[str, Any]) -> Upload:
-    """Do `read_image` as a task of a worker process."""
+    """Run `read_image` as a task of a worker process."""
     return read_image(data, filename, **form)
 
 
 def read_apart(data: bytes, filename: str, form: dict[str, Any]) -> Upload:
-    """Do `read_image` in a process that is ended when it takes more than `SECONDS` or `MEMORY`.
+    """Run `read_image` in a process that is killed when it takes more than `SECONDS` or `MEMORY`.
 
     Raises:
         QueryError: if the file cannot be used; the sentence tells what to do.
@@ -89,8 +89,8 @@ def read_image(
 ) -> Upload:
     """Read an uploaded file and bring it to the data set's form.
 
-    The aspect ratio is kept: what is missing to (H, W) is filled with the border's median colour. Transparent images
-    are laid on white if what they show is dark, else on black.
+    The aspect ratio is kept: the rest of (H, W) is filled with the border's median colour. Transparent images
+    are laid on white if their content is dark, else on black.
 
     Args:
         data: the file's bytes.
@@ -99,7 +99,7 @@ def read_image(
         channels: 1 for grey, 3 for colour.
         invert: exchange light and dark; None decides for grey by the border, and never for colour: it is inverted where
             it is not the data set's background.
-        background: of the data set, as `usual_background` tells; nothing is inverted by itself where it is mixed.
+        background: the data set's, from `usual_background`; where it is mixed, nothing is inverted unasked.
 
     Raises:
         QueryError: if the file cannot be used; the sentence tells what to do.

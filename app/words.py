@@ -1,4 +1,4 @@
-"""The words of the pages: what was found, in a sentence, and the terms explained, for experts and for everyone."""
+"""The texts of the pages: what was found, in a sentence, and the terms explained, for experts and for everyone."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -120,18 +120,18 @@ _DATA = {
 
 
 def titles(methods: Iterable[Method]) -> str:
-    """Name methods in a sentence: "A", "A and B", "A, B and C"."""
+    """Return methods for a sentence: "A", "A and B", "A, B and C"."""
     *first, last = (method.title for method in methods)
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def informative() -> str:
-    """Name the methods that count nats."""
+    """Return the names of the methods that count nats."""
     return titles(method for method in METHODS.values() if method.information)
 
 
 def everything(result: Attribution) -> str:
-    """Name the images whose information is the whole, in the plural."""
+    """Return a name, in the plural, for the images whose information is the total."""
     conditioned = METHODS[result.request.method].conditions and result.request.conditioning == "train"
     return "all training images" if conditioned else f"the {result.pool_size:,} candidates"
 
@@ -173,7 +173,7 @@ def searched(kind: str) -> str:
 
 
 def regime_hint(kind: str, *, plain: bool) -> str:
-    """Return a sentence on what it means that sigma2 is where it no longer matters, or where digits are lost."""
+    """Return a sentence on a sigma2 so large that it no longer matters, or so small that digits are lost."""
     if kind == "imprecise":
         return (
             "This value is so small that the arithmetic loses most of its digits: move it to the right for an order "
@@ -188,27 +188,27 @@ def regime_hint(kind: str, *, plain: bool) -> str:
 
 
 def data_of(setting: Mapping[str, str]) -> str:
-    """Name a result's data in words (Markdown); `setting` holds it as a bundle calls it."""
+    """Return a result's data in words (Markdown); `setting` has it under the bundle's name."""
     name, comma, rest = setting["data"].partition(",")
     return escape.markdown(f"{_DATA.get(name, name.removeprefix('folder:'))}{comma}{rest}")
 
 
 def setting_of(setting: Mapping[str, Any]) -> str:
-    """Name a result's data and network in words (Markdown), with the length of its training where that is told."""
+    """Return a result's data and network in words (Markdown), with the length of its training if that is known."""
     network = "ResNet-9" if setting["network"].startswith("resnet9") else setting["network"].replace("mlp ", "MLP ")
     epochs = f", {setting['recipe']['epochs']} epochs" if setting.get("recipe") else ""
     return f"{data_of(setting)}; {escape.markdown(network)}{epochs}"
 
 
 def nats(value: float) -> str:
-    """Write an amount of information with its unit, three significant digits."""
+    """Return an amount of information with its unit, three significant digits."""
     if value != 0 and abs(value) < 1e-3:
         return f"{value:.1e} nats"
     return f"{value:.3g} nats"
 
 
 def sigma2_text(value: float) -> str:
-    """Write σ² as a short number."""
+    """Return σ² as a short number."""
     if 1e-3 <= value < 1e4:
         return f"{value:.2g}" if value < 99.5 else f"{value:.0f}"
     return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")

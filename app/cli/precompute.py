@@ -22,7 +22,7 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
     Args:
         name: a title for people, or None.
         options: values by parameter name.
-        parameters: of the command, to write it down again.
+        parameters: the command's parameters, to write it down again.
 
     Raises:
         BuildError: for an option that cannot be read.
@@ -69,7 +69,7 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
 def print_check(
     name: str | None, options: dict[str, Any], parameters: Sequence[click.Parameter], out: Path | None, bars: Any
 ) -> None:
-    """Print whether a build will work and what it will cost; exit with 2 if it will not."""
+    """Print whether a build will work and what it will cost; exit with 2 if it will not work."""
     from natscope.core.errors import NatscopeError
     from natscope.precompute.bundles.check import check
 
@@ -87,7 +87,7 @@ def print_check(
 
 
 def notes(results: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines of what a build has to say beyond its accuracy: layers by torch.func, files that were skipped."""
+    """Yield lines on a build beyond its accuracy: layers by torch.func, files that were skipped."""
     if layers := results.get("by_torch_func"):
         yield from _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
     for sentence in results.get("left_out", {}).values():
@@ -152,7 +152,7 @@ def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
 
 
 def method_names(text: str) -> tuple[str, ...]:
-    """Read names of methods with commas, or "all"; raises QueryError if there is no such method."""
+    """Read names of methods separated by commas, or "all"; raises QueryError if there is no such method."""
     from natscope.core.errors import QueryError
     from natscope.core.methods import METHODS
 
@@ -172,7 +172,7 @@ def _command(options: dict[str, Any], parameters: Sequence[click.Parameter]) -> 
         value = options.get(parameter.name or "")
         if not isinstance(parameter, click.Option) or value is None:
             continue
-        if parameter.is_flag:  # off without a default, whatever click calls it; None leaves it to the recipe
+        if parameter.is_flag:  # off by default, whatever click calls it; None leaves it to the recipe
             if value is not (parameter.default if parameter.default in (True, None) else False):
                 words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
         elif value != parameter.default:

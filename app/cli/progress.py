@@ -1,4 +1,4 @@
-"""What the command line writes: lines, and progress bars."""
+"""Output of the command line: lines, and progress bars."""
 
 import re
 import sys
@@ -13,13 +13,13 @@ _LONG = re.compile(r"(\S{40})\S{400,}(\S{20})")
 
 
 def say(line: object, *, err: bool = False) -> None:
-    """Write a line to stdout or stderr; a terminal obeys nothing in it, and in stderr's the longest words are cut."""
+    """Write a line to stdout or stderr; control characters are escaped, and on stderr very long words are cut."""
     text = escape.terminal(str(line))
     click.echo(_LONG.sub(r"\1…\2", text) if err else text, err=err)
 
 
 class Bars:
-    """Progress bars on stderr, one a stage, with the time left."""
+    """Progress bars on stderr, one per stage, with the time left."""
 
     def __init__(self, unit: str = "it") -> None:
         self._unit, self._stage = unit, ""
@@ -29,7 +29,7 @@ class Bars:
         return self
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show that so much of a stage is done."""
+        """Show how much of a stage is done."""
         from tqdm import tqdm  # takes a moment to load, and --help needs none
 
         if stage != self._stage:
@@ -42,7 +42,7 @@ class Bars:
                 unit_scale=True,
                 file=sys.stderr,
                 dynamic_ncols=True,
-                disable=None,  # silent where stderr is no terminal
+                disable=None,  # silent where stderr is not a terminal
             )
         self._bar.update(done - self._bar.n)
 

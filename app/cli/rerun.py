@@ -1,6 +1,6 @@
 """Run a small version of every experiment: `make results`, or `python -m natscope.app.cli.rerun FOLDER`.
 
-Each is the same command as the full one with fewer epochs, queries and methods; the bundles are the embedded data's.
+Each is the same command as the full one with fewer epochs, queries and methods; the bundles are of the embedded data.
 """
 
 import shlex
@@ -46,7 +46,11 @@ def main(folder: Path) -> None:
         if out.exists():
             if words[0] != "tune":
                 continue
-            words = [*words[: words.index("--bundle") + 2], "--take", str(out)]  # the manifest may not have it yet
+            words = [
+                *words[: words.index("--bundle") + 2],
+                "--take",
+                str(out),
+            ]  # the manifest may not have these values yet
         say(f"$ natscope {shlex.join(words)}")
         if code := subprocess.run([sys.executable, "-P", "-m", "natscope.app.cli", *words], check=False).returncode:
             sys.exit(code)

@@ -11,7 +11,7 @@ _FOLDER = Path(__file__).parent
 
 @cache
 def component(name: str, html: str) -> Callable:
-    """Declare a component by the name of its CSS and JavaScript files here, once; return what draws it."""
+    """Declare a component by the name of its CSS and JavaScript files in this folder, once; return what draws it."""
     css, js = ((_FOLDER / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return st.components.v2.component(f"natscope_{name}", html=html, css=css, js=js)
 

@@ -10,7 +10,7 @@ from natscope.app import escape
 
 @dataclass(frozen=True)
 class Bar:
-    """One network: its title, a share from 0 to 1 with its words, what else there is to say, and "good" or ""."""
+    """One network: its title, a share from 0 to 1 with its text, a further note, and "good" or ""."""
 
     title: str
     share: float

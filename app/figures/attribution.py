@@ -16,7 +16,7 @@ def curve(result: Attribution, selected: int | None) -> Lines:
 
     Args:
         result: an attribution whose items have nats.
-        selected: place of the marked item, or None.
+        selected: position of the marked item, or None.
     """
     nats = [item.nats or 0.0 for item in result.items]
     far = result.total_nats is None or result.total_nats >= 4 * max(*nats, 1e-12)  # it would flatten the curve
@@ -35,7 +35,7 @@ def curve(result: Attribution, selected: int | None) -> Lines:
 
 
 def agreement(matrix: np.ndarray, titles: Sequence[str]) -> Heatmap:
-    """Return the overlaps (R, R), 0 to 1, of methods; that of one with itself is left out."""
+    """Return the overlaps (R, R), 0 to 1, of methods; each method's overlap with itself is left out."""
     shown = matrix.copy()
     np.fill_diagonal(shown, np.nan)
     return Heatmap(titles, shown.tolist())

@@ -17,7 +17,7 @@ def relative(title: str, curves: Sequence[Curve], *, by_method: bool) -> Lines:
     """Return relative information in per cent against M, with a band of one standard error.
 
     Args:
-        title: of the panel.
+        title: the panel's title.
         curves: to draw, together.
         by_method: whether the legend names methods, or else values of sigma2.
     """

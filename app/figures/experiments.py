@@ -1,4 +1,4 @@
-"""What stands beside an experiment's JSON: its charts, on a page and as files, and its table."""
+"""What accompanies an experiment's JSON: its charts, on a page and as files, and its table."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def charts(result: dict[str, Any]) -> Sequence[Chart]:
 
 
 def experiment_files(result: dict[str, Any]) -> list[tuple[str, bytes]]:
-    """Draw an experiment: of each file the suffix and the content."""
+    """Draw an experiment; return the suffix and the content of each file."""
     kind, files = result["experiment"], []
     if drawn := charts(result):
         columns = 2 if kind == "coreset" else 1
@@ -27,7 +27,7 @@ def experiment_files(result: dict[str, Any]) -> list[tuple[str, bytes]]:
 
 
 def flips(result: dict[str, Any]) -> Lines:
-    """Return the share of flipped predictions against the number of images removed, a line a method."""
+    """Return the share of flipped predictions against the number of images removed, one line per method."""
     grid = result["setting"]["grid"]
     lines = [
         line_of(
@@ -43,7 +43,7 @@ def flips(result: dict[str, Any]) -> Lines:
 
 
 def scores(result: dict[str, Any]) -> Lines:
-    """Return the score against sigma2 with its standard error, a line a method; the chosen points are larger."""
+    """Return the score against sigma2 with its standard error, one line per method; the chosen points are larger."""
     lines = []
     for method, points in result["curves"].items():
         sigma2s, chosen = [point["sigma2"] for point in points], result["sigma2"][method]

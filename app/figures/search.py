@@ -29,7 +29,7 @@ def search_charts(result: dict[str, Any]) -> list[Lines]:
 
 
 def search_title(result: dict[str, Any]) -> str:
-    """Say what was measured."""
+    """Return a title that says what was measured."""
     setting = result["setting"]
     threads = f"{setting['threads']} thread{'' if setting['threads'] == 1 else 's'}"
     return f"K = {setting['dim']:,}, σ² = {_sigma2(result):g}, {threads}"

@@ -1,7 +1,7 @@
-"""The style of files, and Matplotlib as it is delivered.
+"""The style of files, and Matplotlib with its default settings.
 
 Matplotlib also reads a `matplotlibrc` in the working directory, which may be a stranger's. Such a file can run TeX on
-its own text, be a pipe that is waited for, or no text at all, and makes figures depend on where they were drawn.
+its own text, be a pipe that blocks, or not be text at all, and makes figures depend on where they were drawn.
 """
 
 import io
@@ -15,7 +15,7 @@ from natscope.app.theme import LIGHT
 
 @contextmanager
 def _nothing_here() -> Iterator[None]:
-    """Let Matplotlib, which reads its settings while it is imported, see none in the working directory."""
+    """Let Matplotlib, which reads its settings on import, find none in the working directory."""
     exists = os.path.exists
     os.path.exists = lambda path: path != "matplotlibrc" and exists(path)
     try:
@@ -50,7 +50,7 @@ matplotlib.rc("svg", hashsalt="natscope")
 
 
 def blank(width: float, height: float, *, arranged: bool = True) -> Figure:
-    """Return an empty figure of a size in inches; `arranged`: what is drawn makes room for each other."""
+    """Return an empty figure of a size in inches; `arranged` lets its parts make room for one another."""
     return Figure(figsize=(width, height), layout="constrained" if arranged else None)
 
 

@@ -13,7 +13,7 @@ from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.request import QueryImage
 from natscope.precompute.training.models import ModelSpec
 
-KEY = "backdoor_"  # of all widgets and of all that the session keeps for this page
+KEY = "backdoor_"  # prefix of all widgets and of all that the session keeps for this page
 SHOWN = 50  # images in a line-up
 Change = Callable[..., None]
 
@@ -23,9 +23,9 @@ class Scene:
     """What all steps are about.
 
     Args:
-        attributor: of the poisoned bundle.
+        attributor: the opened poisoned bundle.
         backdoor: the attack.
-        index: of the test image.
+        index: number of the test image.
         base: its class.
         works: (T,) bool, on which test images the network is right without and fooled with the attacker's patch.
     """
@@ -38,7 +38,7 @@ class Scene:
 
     @property
     def target(self) -> int:
-        """The class that the attack makes of the image."""
+        """The class that the attack turns the image into."""
         return int(self.backdoor.targets[self.base])
 
     def name(self, label: int) -> str:
@@ -52,7 +52,7 @@ class Scene:
 
 
 def measured_for(attributor: Served) -> dict[str, Any] | None:
-    """Return the experiment that ships about this bundle's kind of network; the first one where there is none."""
+    """Return the shipped experiment on this bundle's kind of network; the first one if there is none."""
     results, network = backdoor_results(), ModelSpec.from_dict(attributor.bundle.manifest.model).title
     alike = [result for result in results if result["setting"]["network"] == network]
     return next(iter(alike or results), None)
@@ -73,11 +73,11 @@ def weak(names: tuple[str, ...], result: dict[str, Any] | None) -> str:
 
 
 def chance(scene: Scene, count: int) -> float:
-    """Return how many of the culprits among so many images of the pool chance would find."""
+    """Return how many culprits chance would find among `count` images of the pool."""
     pool = int((scene.attributor.train_labels == scene.target).sum())
     return count * len(scene.backdoor.culprits(scene.base)) / pool
 
 
 def few(number: float) -> str:
-    """Write a number of images: whole from 1 on, else "less than 1"."""
+    """Return a number of images as text: whole from 1 on, else "less than 1"."""
     return f"{number:.0f}" if number >= 0.95 else "less than 1"

@@ -21,15 +21,15 @@ def run_job(
     label: str,
     icon: str = ":material/play_arrow:",
 ) -> Any:
-    """Draw the work's state, and return its result once it is there, else None.
+    """Draw the work's state, and return its result once it is done, else None.
 
     Args:
-        key: everything that the result depends on; the same key is the same job for every visitor.
-        task: of `natscope.app.tasks`.
-        arguments: of the task.
+        key: everything that the result depends on; all visitors share a job by its key.
+        task: a function of `natscope.app.tasks`.
+        arguments: the task's arguments.
         name: unique on the page, for the widgets' keys.
-        label: of the button that starts it.
-        icon: of the button.
+        label: label of the button that starts it.
+        icon: icon of the button.
     """
     lane, refused, stopped = session.lanes().heavy, f"{name}_refused", f"{name}_stopped"
     job = lane.get(key)
