@@ -1,4 +1,4 @@
-"""Files to download: made when they are requested, in the name of the session that was offered them."""
+"""Files to download: made when they are requested, on behalf of the session that was offered them."""
 
 import hashlib
 import threading
@@ -15,10 +15,10 @@ from natscope.app import session, tasks
 from natscope.app.serve import THREADS
 from natscope.core.errors import QueryError
 
-# Requests for figures that wait at the same time, of all sessions and of one. The other threads are left for tables,
-# which take no time.
+# The most requests for figures that wait at a time, over all sessions and in one. The other threads are left for
+# tables, which take no time.
 _MOST, _MOST_EACH = THREADS // 2, 3
-_PATIENCE = 60.0  # seconds for which one waits
+_PATIENCE = 60.0  # seconds that a request waits
 
 _owner: ContextVar[str] = ContextVar("owner", default="")
 _waiting: Counter[str] = Counter()  # by session
@@ -29,12 +29,12 @@ def offer(label: str, make: Callable[[], Any], file: str, mime: str, *, key: str
     """Draw a download button.
 
     Args:
-        label: of the button.
+        label: the button's label.
         make: returns the file's content, as text or bytes; called in another thread whenever it is requested.
         file: name of the file.
         mime: its type.
         key: unique on the page.
-        settings: of `st.download_button`.
+        settings: further arguments of `st.download_button`.
     """
     owner = session.session_id()
 
@@ -49,15 +49,15 @@ def draw(function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
     """Return what a figure's function returns, drawn in a process of its own; equal figures are drawn once.
 
     Args:
-        function: of a module `natscope.app.figures…`.
-        arguments: of the function; no memory map, for its file would be sent whole.
-        settings: likewise, by keyword.
+        function: a function of a module `natscope.app.figures…`.
+        arguments: its arguments; no memory map, because its file would be sent whole.
+        settings: its keyword arguments.
 
     Raises:
         QueryError: if too many wait for figures, or this one is not drawn in time.
     """
     owner = _owner.get()
-    with _place_in_line(owner):
+    with _queued(owner):
         key = hashlib.sha256(ForkingPickler.dumps((function, arguments, settings))).digest()
         lane = session.lanes().figures
         job = lane.start(key, tasks.draw, function, arguments, settings, session=owner)
@@ -68,7 +68,7 @@ def draw(function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
 
 
 @contextmanager
-def _place_in_line(owner: str) -> Iterator[None]:
+def _queued(owner: str) -> Iterator[None]:
     with _guard:
         if _waiting[owner] >= _MOST_EACH or _waiting.total() >= _MOST:
             raise QueryError("Too many figures are being drawn; try again in a minute.")

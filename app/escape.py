@@ -1,7 +1,7 @@
-"""Text from outside (names, addresses, sentences that hold them), made ready for where it is shown.
+"""Text from outside (names, addresses, sentences that contain them), escaped for where it is shown.
 
-A name is shown as it is, and never read as markup, a link, a formula or a command to a terminal. Each medium has one
-function, called where the text meets the medium, once.
+A name is shown literally, and never interpreted as markup, a link, a formula or a terminal's control sequence. Each
+medium has one function, called once, where the text is output.
 """
 
 import csv
@@ -34,12 +34,12 @@ _LONGEST = 40  # characters of a name in a chart
 
 
 def visible(text: str) -> str:
-    r"""Return the text on one line, with characters that change what is seen without being seen spelt out (\x1b)."""
+    r"""Return the text on one line, with invisible characters that change what is displayed spelt out (\x1b)."""
     return UNSEEN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def terminal(text: str) -> str:
-    """Return the text for a line on a terminal, which then obeys none of its characters."""
+    """Return the text for a line on a terminal, without control characters."""
     return visible(text)
 
 
@@ -54,21 +54,21 @@ def markdown(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return one of natscope's own sentences, which may hold text from outside, for Streamlit's Markdown.
+    """Return one of natscope's own sentences, which may contain text from outside, for Streamlit's Markdown.
 
-    What looks like a command of natscope's, or an option, stays one between backticks.
+    What looks like a natscope command or option stays code between backticks.
     """
     own = _COMMAND.split(visible(text))
-    return "".join(f"`{part}`" if place % 2 else _inner(part) for place, part in enumerate(own))
+    return "".join(f"`{part}`" if position % 2 else _inner(part) for position, part in enumerate(own))
 
 
 def chart(text: str) -> str:
-    """Return the text, shortened, for Plotly, which reads some HTML."""
+    """Return the text, shortened, for Plotly, which interprets some HTML."""
     return _python.escape(_short(visible(text), _LONGEST), quote=False)
 
 
 def mathtext(text: str, longest: int) -> str:
-    """Return the text, shortened to so many characters, for Matplotlib, which reads formulas between dollars."""
+    """Return the text, shortened to `longest` characters, for Matplotlib, which interprets formulas between dollars."""
     return _short(visible(text), longest).replace("$", r"\$")
 
 
@@ -82,7 +82,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def cells(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of a table on a page, whose text no spreadsheet takes for a formula when it is saved as CSV."""
+    """Return the rows of a table on a page, escaped so that no spreadsheet reads a formula when it is saved as CSV."""
     return [
         {
             name: _FORMULA.sub(_JOINER, visible(value)) if isinstance(value, str) else value

@@ -18,15 +18,15 @@ from streamlit import runtime
 
 from natscope.app.listen import is_address
 
-MAX_VISITORS = 200  # websockets open at the same time: each holds a session with its state in memory
-MAX_UPLOADS = 4  # files of a session in memory at the same time; a page deletes one when another takes its place
+MAX_VISITORS = 200  # open websockets: each keeps a session's state in memory
+MAX_UPLOADS = 4  # files of a session in memory; a page deletes one when another replaces it
 MAX_ALL_UPLOADS = 80  # of all sessions together, up to a gigabyte
-MAX_COMING = 20  # uploads of one address that are on their way at the same time; a proxy is one address
-UPLOAD_SECONDS = 60.0  # that an upload may take to arrive
-_BURST, _EVERY = 5.0, 0.05  # a visitor's messages pass 20 a second once a hundred came at once
+MAX_COMING = 20  # uploads under way from one address; a proxy is one address
+UPLOAD_SECONDS = 60.0  # that an upload may take
+_BURST, _EVERY = 5.0, 0.05  # a visitor's messages pass at 20 a second after a burst of a hundred
 
 _HOST = re.compile(r"(\[(?P<address>[^\]]+)\]|(?P<name>[^:@/\[\]]+))(:\d{1,5})?")
-_METRICS = re.compile(r"/_stcore/metrics$")  # how many sessions there are is nobody else's business
+_METRICS = re.compile(r"/_stcore/metrics$")  # the number of sessions is not public
 _UPLOAD = re.compile(r"/_stcore/upload_file/([^/]+)/")
 _FIRST = re.compile(r"/attribute(/?)$")  # the first page by its name, which Streamlit knows by the folder's alone
 
@@ -38,13 +38,13 @@ _OTHER_ORIGIN = "Pages of another origin cannot use this server."
 class Guard:
     """Middleware that refuses other hosts, other origins and too many visitors, and sets the headers of answers.
 
-    A page of a stranger whose name resolves to this machine (DNS rebinding) is told by its Host, any other page by its
+    A stranger's page whose name resolves to this machine (DNS rebinding) is recognised by its Host, any other by its
     Origin. Both are checked for HTTP requests and websockets alike; programs, which send no Origin, are let through.
 
     Args:
         app: what is guarded.
         hosts: names and addresses, without port, to answer to.
-        any_address: answer to every IP address too; an address cannot be rebound.
+        any_address: whether to answer to every IP address too; an address cannot be rebound.
         policy: value of Content-Security-Policy.
     """
 
@@ -54,11 +54,11 @@ class Guard:
         self._any_address = any_address
         self._headers = HEADERS | {"Content-Security-Policy": policy}
         self._visitors = 0
-        self._coming: Counter[str] = Counter()  # uploads that are on their way, by session
+        self._coming: Counter[str] = Counter()  # uploads under way, by session
         self._addresses: Counter[str] = Counter()  # the same, by address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on or refuse it; the events of the server's life pass as they are."""
+        """Forward the request or refuse it; the server's lifespan events are forwarded as they are."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -88,7 +88,7 @@ class Guard:
             await self._visit(scope, receive, send)
 
     async def _upload(self, session: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an upload on where there is room for it, those on their way counted."""
+        """Forward an upload if there is room for it, counting those under way."""
         held, (address, _) = self._held(), scope.get("client") or ("", 0)
         if held[session] >= MAX_UPLOADS:
             await _refuse(429, "Too many uploads; reload the page.", scope, receive, send)
@@ -100,11 +100,11 @@ class Guard:
             try:
                 await _received(self._app, scope, receive, send)
             finally:
-                self._coming -= Counter([session])  # which leaves no zero behind
+                self._coming -= Counter([session])  # leaves no zeros
                 self._addresses -= Counter([address])
 
     def _held(self) -> Counter[str]:
-        """Return how many files of each session are in memory or on their way there."""
+        """Return how many files of each session are in memory or being uploaded."""
         held = Counter(self._coming)
         if runtime.exists():
             stored: Any = runtime.get_instance().uploaded_file_mgr
@@ -118,7 +118,7 @@ class Guard:
         self._visitors += 1
         try:
             await self._app(scope, _paced(receive), send)
-        except RuntimeError as error:  # Streamlit closes a connection once more that broke meanwhile
+        except RuntimeError as error:  # Streamlit closes a broken connection again
             _LOG.info("A connection broke: %s", error)
         except Exception as error:  # whatever is raised on messages that no page sends
             _LOG.warning("A connection was closed: %s", type(error).__name__)
@@ -127,7 +127,7 @@ class Guard:
 
 
 async def _received(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Let the app answer an upload in time; what it makes nothing of is refused, and a line in the log."""
+    """Let the app answer an upload in time; refuse, and log, what it cannot read."""
     begun = False
 
     async def answer(message: Message) -> None:
@@ -140,9 +140,9 @@ async def _received(app: ASGIApp, scope: Scope, receive: Receive, send: Send) ->
             await app(scope, receive, answer)
     except TimeoutError:
         status, text = 408, "The upload takes too long."
-    except Exception as error:  # whatever a parser raises on a body that is none
+    except Exception as error:  # whatever a parser raises on an invalid body
         _LOG.warning("An upload could not be read: %s", type(error).__name__)
-        status, text = 400, "This is no upload."
+        status, text = 400, "This is not an upload."
     else:
         return
     if not begun:
@@ -150,7 +150,7 @@ async def _received(app: ASGIApp, scope: Scope, receive: Receive, send: Send) ->
 
 
 def _paced(receive: Receive) -> Receive:
-    """Return what gives a visitor's messages no faster than a person makes them, and leaves one who sends text."""
+    """Return a `receive` that passes messages no faster than a person makes them, and ends at a text frame."""
     due = 0.0
 
     async def paced() -> Message:
@@ -169,7 +169,7 @@ def _paced(receive: Receive) -> Receive:
 
 async def _refuse(status: int, text: str, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "websocket":
-        await send({"type": "websocket.close"})  # before it is open: the server answers 403
+        await send({"type": "websocket.close"})  # before it is open, so the server answers 403
     else:
         await PlainTextResponse(text, status)(scope, receive, send)
 
@@ -196,7 +196,7 @@ def content_policy(index: Path) -> str:
     return "; ".join(f"{name} {' '.join(sources)}" for name, sources in directives.items())
 
 
-# Components (grid, comparison, trick) are strings that Streamlit loads as modules from blob: addresses; nobody but a
+# Components (grid, comparison, trigger_patch) are strings that Streamlit loads as modules from blob: addresses; only a
 # script that runs already can make one. Style sheets and style attributes come from st.html, images are data: URIs.
 POLICY = {
     "default-src": ["'self'"],

@@ -1,4 +1,4 @@
-"""Work for worker processes, in lanes: a bounded queue, one run a key for all visitors, dropped when nobody waits."""
+"""Work for worker processes, in lanes: a bounded queue, one run per key for all visitors, dropped when nobody waits."""
 
 import threading
 import time
@@ -9,11 +9,11 @@ from typing import Any
 from natscope.app.worker import OutOfMemory, Stopped, TookTooLong, Worker, WorkerLost
 from natscope.core.errors import NatscopeError, QueryError
 
-_LOOK = 1.0  # seconds between two looks whether anybody still waits
-_GRACE = 10.0  # seconds without any session before a job is dropped: whoever reloads a page comes back as another one
+_LOOK = 1.0  # seconds between two checks whether anybody still waits
+_GRACE = 10.0  # seconds without a session before a job is dropped: reloading a page starts another session
 _TRIES = 2
-_HOPELESS = 300.0  # seconds for which a job that took too much is not tried again
-_OVERHEAD = 4000  # bytes of a job beside its result
+_HOPELESS = 300.0  # seconds before a job that took too much may be tried again
+_OVERHEAD = 4000  # bytes of a job without its result
 _TOO_MUCH = (
     "This takes longer, or more memory, than a worker of this server may take; `natscope app --memory GB` allows more "
     "memory."
@@ -21,7 +21,7 @@ _TOO_MUCH = (
 
 
 class Job:
-    """One piece of work: what it is doing now, and in the end its result or what went wrong."""
+    """One piece of work: what it is doing now, and finally its result or error."""
 
     def __init__(self, key: Hashable, task: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """Start as queued.
@@ -29,7 +29,7 @@ class Job:
         Args:
             key: everything that the result depends on.
             task: a module's function, called with a progress function and the arguments in a worker process.
-            arguments: of the task; let go when it ends.
+            arguments: the task's arguments; dropped when it ends.
         """
         self.key, self.task, self.arguments = key, task, arguments
         self.state = "queued"  # then "running", perhaps "stopping", and "done", "failed" or "stopped"
@@ -38,8 +38,8 @@ class Job:
         self.size = _OVERHEAD  # bytes
         self.error: NatscopeError | None = None
         self.hopeless_until = 0.0
-        self.sessions: set[str] = set()  # that wait for it
-        self.missed: float | None = None  # when none of these was found any more
+        self.sessions: set[str] = set()  # those that wait for it
+        self.missed: float | None = None  # when all of these were first found gone
         self.finished = threading.Event()
 
     @property
@@ -62,7 +62,7 @@ class Job:
         self.stage, self.steps, self.total = stage, done, total
 
     def end(self, state: str, result: Any = None, size: int = 0, error: NatscopeError | None = None) -> None:
-        """Keep what came of it."""
+        """Record how it ended."""
         self.state, self.result, self.error = state, result, error
         self.size += size
         self.arguments = ()
@@ -82,7 +82,7 @@ class Job:
 
 
 class Lane:
-    """Worker processes behind one queue; a second asker of the same key joins the first one's run."""
+    """Worker processes behind one queue; a second request for the same key joins the first one's run."""
 
     def __init__(
         self,
@@ -96,17 +96,17 @@ class Lane:
         tries: int = _TRIES,
         alive: Callable[[str], bool] = lambda session: True,
     ) -> None:
-        """Start a thread a worker; their processes start when they are needed.
+        """Start one thread per worker; their processes start when they are needed.
 
         Args:
             workers: at least one.
             longest: how many jobs may wait.
             kept: how many bytes of results are remembered.
-            one_each: whether a session may have one live job only.
-            seconds: that a job may take.
+            one_each: whether a session may have only one live job.
+            seconds: how long a job may take.
             too_much: the sentence for one that takes longer, or more memory than a worker may take.
-            tries: of a task whose process was lost, or had no memory left beside its caches.
-            alive: whether a session is still there; the jobs of one that is gone are dropped.
+            tries: how often a task is tried whose process was lost, or had no memory left beside its caches.
+            alive: returns whether a session still exists; the jobs of a session that is gone are dropped.
         """
         self._longest, self._kept, self._one_each = longest, kept, one_each
         self._seconds, self._too_much, self._alive = seconds, too_much or _TOO_MUCH, alive
@@ -119,7 +119,7 @@ class Lane:
             threading.Thread(target=self._work, args=(worker,), daemon=True, name="natscope-lane").start()
 
     def get(self, key: Hashable) -> Job | None:
-        """Return the job of a key, if it was ever started and is still remembered."""
+        """Return the job of a key, if it was started and is still remembered."""
         with self._changed:
             return self._jobs.get(key)
 
@@ -129,11 +129,11 @@ class Lane:
         Args:
             key: everything that the result depends on.
             task: a module's function, see `Job`.
-            arguments: of the task.
+            arguments: the task's arguments.
             session: who waits for it.
 
         Raises:
-            QueryError: if too many jobs wait, or the session has another one under way where one each is allowed.
+            QueryError: if too many jobs wait, or the session has another under way and may have only one.
         """
         with self._changed:
             job = self._jobs.get(key)
@@ -149,7 +149,7 @@ class Lane:
             return job
 
     def adopt(self, job: Job, session: str) -> None:
-        """Wait for a live job whose own sessions are all gone, such as that of a page before it was reloaded."""
+        """Wait for a live job whose own sessions are all gone, such as one from before a page was reloaded."""
         with self._changed:
             if job.live and not self._awaited(job):
                 job.sessions, job.missed = {session}, None
@@ -162,7 +162,7 @@ class Lane:
                 self._drop(job)
 
     def ahead(self, job: Job) -> int:
-        """Return how many jobs will be done before a queued one starts, those that run among them."""
+        """Return how many jobs will finish before a queued one starts, including running ones."""
         with self._changed:
             return self._busy + self._queue.index(job) if job in self._queue else 0
 
@@ -187,7 +187,7 @@ class Lane:
         return not job.sessions or now - job.missed > _GRACE
 
     def _drop(self, job: Job) -> None:
-        """Let nobody join a job any more; the worker of one that runs stops it."""
+        """Keep others from joining a job; if it is running, its worker stops it."""
         if self._jobs.get(job.key) is job and job.live:
             del self._jobs[job.key]
         if job in self._queue:
@@ -201,7 +201,7 @@ class Lane:
             self._drop(job)
 
     def _forget(self) -> None:
-        """Let go of the oldest results beyond what is kept."""
+        """Drop the oldest results beyond the limit."""
         while self._held > self._kept:
             key = next(key for key, job in self._jobs.items() if not job.live)
             self._held -= self._jobs.pop(key).size
@@ -252,10 +252,10 @@ class Lane:
                     return self._hopeless(job)
             except WorkerLost:
                 if last:
-                    return _failed(QueryError("The process that computed this was ended from outside; ask again."))
+                    return _failed(QueryError("The process that computed this was killed; ask again."))
             except NatscopeError as error:
                 return _failed(error)
-            except Exception as error:  # what cannot be pickled, or a system that starts no process
+            except Exception as error:  # something cannot be pickled, or no process can be started
                 return _failed(QueryError(f"This could not be computed: {type(error).__name__}."))
         raise AssertionError
 

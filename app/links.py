@@ -354,7 +354,7 @@ def _parameters(view: Any) -> list[tuple[str, Parameter]]:
 
 
 def pack_image(image: np.ndarray) -> str:
-    """Write a small image into a query, so that a link can reopen an upload."""
+    """Return a small image as the text of a query, so that a link can reopen an upload."""
     return "image:" + base64.urlsafe_b64encode(zlib.compress(image.tobytes(), 9)).decode().rstrip("=")
 
 

@@ -59,16 +59,17 @@ class Listening:
 
 
 def listening(host: str, port: int, allowed: tuple[str, ...] = (), path: str = "") -> Listening:
-    """Return where to listen, once it is known to work.
+    """Return where to listen, after checking that it works.
 
     Args:
         host: name or IP address of this machine.
         port: to listen on.
         allowed: further names to answer to, such as a proxy's.
-        path: folder under which a proxy has the app, such as /natscope.
+        path: folder under which a proxy serves the app, such as /natscope.
 
     Raises:
-        QueryError: it is no address of this machine, the port is in use or not to be had, a name or the path is none.
+        QueryError: if the host is not an address of this machine, the port is in use or reserved, or a name or the path
+            is not valid.
     """
     if not _PATH.fullmatch(path.strip("/")):
         raise QueryError(f"--base-path takes letters, digits, '-' and '_' between slashes, not {path!r}.")
@@ -94,7 +95,7 @@ def _name(text: str) -> str:
 def _resolve(host: str, port: int) -> str:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM) if host else []
-    except (OSError, ValueError):  # no such name; one that is too long
+    except (OSError, ValueError):  # no such name, or it is too long
         found = []
     if not found:
         raise _not_here(host)
@@ -111,7 +112,7 @@ def _try(host: str, address: str, port: int) -> None:
             busy = probe.connect_ex((address, port)) == 0
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM):
-            raise QueryError(f"Port {port} is kept for administrators; choose another with --port.") from error
+            raise QueryError(f"Port {port} is reserved for administrators; choose another with --port.") from error
         if error.errno != errno.EADDRINUSE:
             raise _not_here(host) from error
         busy = True

@@ -7,7 +7,7 @@ import streamlit as st
 from natscope.app import session
 from natscope.app.views import attribute, backdoor, compare, coreset, counterfactual, curves, methods, results
 from natscope.app.views.banner import banner
-from natscope.app.views.notice import reported
+from natscope.app.views.notice import errors_shown
 
 _FOLDER = Path(__file__).parent
 
@@ -29,7 +29,7 @@ def main() -> None:
         st.Page(methods.page, title="Methods", url_path="methods"),
     ]
     chosen = st.navigation(pages, position="top")
-    with reported():
+    with errors_shown():
         banner()
         chosen.run()
 

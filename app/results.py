@@ -31,7 +31,7 @@ def load_result(name: str) -> dict[str, Any] | None:
 
 
 def load_benchmark(name: str) -> Any:
-    """Return what a benchmark wrote, such as "search"; None where it is not installed."""
+    """Return what a benchmark wrote, such as "search"; None if it is not installed."""
     try:
         return json.loads(assets.path("results", f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -32,22 +32,21 @@ from natscope.core.bundle.unmapped import UnmappedBundle
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, NatscopeError
 from natscope.core.methods import METHODS
-from natscope.core.pool import LARGEST_GRAM
+from natscope.core.pool import CLASSES_KEPT, LARGEST_GRAM
 
 _PATIENCE = 0.4  # seconds without an answer after which progress is shown
-_LOOK, _LATER, _SOON = 0.15, 0.6, 3.0  # seconds between two looks at a job, and after `_SOON` between later ones
+_LOOK, _LATER, _SOON = 0.15, 0.6, 3.0  # seconds between two looks at a job: at first, and after `_SOON`
 _QUICK_SECONDS, _DRAWING_SECONDS = 30.0, 120.0
 _READERS = 2  # processes that read uploaded files, so that one slow file holds up fewer
 _KEPT = 64 * 2**20  # bytes of results that a lane remembers
 _MOST_ROWS = 1024  # rows of comparisons that are remembered for a bundle
-_CLASSES = 12  # that a worker keeps available
 _LISTED: BoundedCache["Listed"] = BoundedCache(20_000)  # some hundred bytes each
-_TIDIED = 30.0  # seconds between two searches for garbage
+_TIDIED = 30.0  # seconds between two garbage collections
 
 
 @dataclass(frozen=True)
 class Lanes:
-    """Where work is done: what a click waits for, what takes long, figures to download, and strangers' files."""
+    """The lanes of work: what a click waits for, what takes long, figures to download, and strangers' files."""
 
     quick: Lane
     heavy: Lane
@@ -95,8 +94,8 @@ def _lanes() -> Lanes:
 
 
 def session_id() -> str:
-    """Return the name of the visitor's session."""
-    context = get_script_run_ctx(suppress_warning=True)  # what is prepared for all has none
+    """Return the id of the visitor's session."""
+    context = get_script_run_ctx(suppress_warning=True)  # work for all visitors has none
     return context.session_id if context else ""
 
 
@@ -104,48 +103,55 @@ def _alive(session: str) -> bool:
     return not session or not runtime.exists() or runtime.get_instance().is_active_session(session)
 
 
-_waiting: dict[tuple[str, Lane], tuple[Job]] = {}  # what the latest run of a session's page waits for
+@dataclass(frozen=True, eq=False)
+class _Wait:
+    """A run of a page that waits for a job; two runs that wait for the same job are told apart by identity."""
+
+    job: Job
+
+
+_waiting: dict[tuple[str, Lane], _Wait] = {}  # by the latest run of each session's page
 
 
 def ask(lane: Lane, key: Hashable, task: Callable[..., Any], *arguments: Any, bar: bool = False) -> Any:
-    """Return what a task finds, waiting for it; the same key is asked once, whoever asks.
+    """Return a task's result, waiting for it; the same key is computed once, whoever asks.
 
     A click that takes the visitor elsewhere ends the waiting, and with it the work unless others wait for it.
 
     Args:
-        lane: where it is done.
+        lane: the lane that does the work.
         key: everything that the result depends on.
-        task: of `natscope.app.tasks`.
-        arguments: of the task.
-        bar: whether to show progress once it takes long.
+        task: a function of `natscope.app.tasks`.
+        arguments: the task's arguments.
+        bar: whether to show progress if it takes long.
 
     Raises:
-        NatscopeError: what the task raised, or why it could not be done.
+        NatscopeError: what the task raised, or the reason why it could not run.
     """
-    place = st.empty() if bar else None  # always, so that what follows keeps its place on the page
+    slot = st.empty() if bar else None  # always, so that what follows stays in the same position on the page
     session = session_id()
-    # Streamlit starts the next run of a page before the last one has noticed: what that waits for is left now.
+    # Streamlit starts the next run of a page before the last one has noticed: the job of that one is left now.
     before = _waiting.get((session, lane))
-    if before is not None and before[0].key != key:
-        lane.leave(before[0], session)
+    if before is not None and before.job.key != key:
+        lane.leave(before.job, session)
     job = lane.start(key, task, *arguments, session=session)
-    mine = _waiting[session, lane] = (job,)  # another tuple for each run, of the same job too
+    mine = _waiting[session, lane] = _Wait(job)
     began = time.monotonic()
     try:
         job.finished.wait(_PATIENCE if bar else None)
         while not job.finished.wait(_LOOK if time.monotonic() - began < _SOON else _LATER):
-            if place is not None:  # drawing is also where Streamlit ends a run that is no longer wanted
-                place.progress(job.share, f"{_doing(lane, job)} … {time.monotonic() - began:.0f} s")
+            if slot is not None:  # drawing also lets Streamlit end a run that is no longer wanted
+                slot.progress(job.share, f"{_doing(lane, job)} … {time.monotonic() - began:.0f} s")
     finally:
         latest = _waiting.get((session, lane), mine)
         if latest is mine:
             _waiting.pop((session, lane), None)
-        joined = latest is not mine and latest[0] is job  # by the next run of the same page
-        # Of a session that is gone the job stays for a while: whoever reloads the page comes back as another one.
+        joined = latest is not mine and latest.job is job  # by the next run of the same page
+        # The job of a session that is gone is kept for a while: reloading the page starts another session.
         if not job.finished.is_set() and not joined and _alive(session):
             lane.leave(job, session)
-    if place is not None:
-        place.empty()
+    if slot is not None:
+        slot.empty()
     return job.value()
 
 
@@ -154,7 +160,7 @@ def _doing(lane: Lane, job: Job) -> str:
 
 
 def queued(ahead: int) -> str:
-    """Say that a job waits, and for how many others."""
+    """Return a text saying that a job waits, and for how many others."""
     return "Queued" if not ahead else f"Queued, {ahead} ahead"
 
 
@@ -168,7 +174,7 @@ def bundle_paths() -> dict[str, Path]:
     """Return the bundles that are served, by folder name.
 
     Raises:
-        BundleError: if there is none.
+        BundleError: if there is no bundle.
     """
     folder = Path(os.environ.get(BUNDLES, "."))
     found = find_bundles(folder) if folder.is_dir() else []
@@ -179,11 +185,11 @@ def bundle_paths() -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Listed:
-    """What pages say of a bundle that they do not open.
+    """What pages show of a bundle without opening it.
 
     Args:
-        title: its own, or its folder's name where it is damaged.
-        identity: of a whole one, else "".
+        title: the bundle's title, or its folder's name if it is damaged.
+        identity: the bundle's identity; "" where it is damaged.
         poisoned: whether it has a backdoor.
         kin: see `natscope.core.analysis.stability.kin`.
     """
@@ -195,7 +201,7 @@ class Listed:
 
 
 def listed(path: Path) -> Listed:
-    """Return what a list says of a bundle; it is read again when its manifest, or what its folder holds, changes."""
+    """Return what lists show of a bundle; it is read again when its manifest or its folder's content changes."""
     try:
         found = [(path / MANIFEST).lstat(), path.stat()]
     except OSError:
@@ -215,7 +221,7 @@ def _read(path: Path) -> Listed:
 
 
 class Served(Capabilities):
-    """A bundle as pages see it: arrays are read, never mapped, and its network is asked in worker processes."""
+    """A bundle as pages see it: arrays are read, never mapped, and its network runs in worker processes."""
 
     def __init__(self, place: tasks.Place) -> None:
         """Open the bundle, here and in a worker.
@@ -233,7 +239,7 @@ class Served(Capabilities):
         self._rows: BoundedCache[Row] = BoundedCache(_MOST_ROWS)
 
     def query(self, origin: str, index: int) -> QueryImage:
-        """Return a "test" or "train" image as a query; raises QueryError if there is none."""
+        """Return a "test" or "train" image as a query; raise QueryError if there is no such image."""
         return self._ask("query", (origin, index), tasks.query, origin, index)
 
     def upload(self, image: np.ndarray) -> QueryImage:
@@ -245,7 +251,7 @@ class Served(Capabilities):
         return self._ask("predict", _digest(images), tasks.predict, images)
 
     def attribute(self, query: QueryImage, request: Request, *, bar: bool = True) -> Attribution:
-        """Rank training images for a query, with a progress bar on the page once it takes long.
+        """Rank training images for a query, with a progress bar on the page if it takes long.
 
         Raises:
             QueryError: for a setting that cannot be used here, in one sentence.
@@ -255,12 +261,12 @@ class Served(Capabilities):
         return ask(lane, key, tasks.attribute, self.place, query, request, bar=bar)
 
     def compare(self, query: QueryImage, requests: Sequence[Request], evaluation_sigma2: float) -> list[Row]:
-        """Ask several methods about a query; what was asked before is available.
+        """Ask several methods about a query; answers that were found before are cached.
 
         Args:
             query: the image.
-            requests: one a method.
-            evaluation_sigma2: sigma2 at which the information of every subset is counted.
+            requests: one per method.
+            evaluation_sigma2: sigma2 at which every subset's information is measured.
         """
         keys = [(_name(query), request, evaluation_sigma2) for request in requests]
         found = {key: row for key in keys if (row := self._rows.peek(key)) is not None}
@@ -274,7 +280,7 @@ class Served(Capabilities):
                 found[known] = row
                 self._rows.keep(known, row)
         else:
-            st.empty()  # the place of the bar
+            st.empty()  # in the slot of the progress bar
         return [found[key] for key in keys]
 
     def _heavy(self, request: Request) -> bool:
@@ -289,7 +295,7 @@ class Served(Capabilities):
 
 
 def served(path: Path) -> Served:
-    """Return the opened bundle; it is opened again when another one has taken its place, or a file has changed.
+    """Return the opened bundle; it is opened again when another bundle has replaced it, or a file has changed.
 
     Raises:
         BundleError: if it cannot be opened.
@@ -298,13 +304,13 @@ def served(path: Path) -> Served:
 
 
 def warm() -> None:
-    """Let a worker of the quick lane open the served bundles and take its first look at the classes of the first one.
+    """Let a worker of the quick lane open the served bundles and compute the first answers for the first one's classes.
 
-    One job after the other, so that a visitor who comes meanwhile waits for one of them at most.
+    One job after another, so that a visitor waits for at most one of them.
     """
     opened: list[Served] = []
     for path in bundle_paths().values():
-        with contextlib.suppress(NatscopeError):  # pages say what is wrong
+        with contextlib.suppress(NatscopeError):  # pages report what is wrong
             opened.append(Served(tasks.Place.of(path)))
     with contextlib.suppress(NatscopeError):
         for first in opened[:1]:
@@ -312,10 +318,10 @@ def warm() -> None:
 
 
 def _look(found: Served) -> None:
-    """Ask what the page Attribute asks at first, about one test image of each class; later answers come faster."""
+    """Ask the default question of the page Attribute about one test image per class; later answers are then faster."""
     method = AttributeView().method
     request = Request(method, found.bundle.sigma2(method), AttributeView().budget)
-    if found._heavy(request) or len(found.bundle.classes) > _CLASSES:
+    if found._heavy(request) or len(found.bundle.classes) > CLASSES_KEPT:
         return
     answers = np.asarray(found.bundle.array("test_logits")).argmax(axis=1)
     for index in np.unique(answers, return_index=True)[1]:
@@ -337,12 +343,12 @@ def _digest(images: np.ndarray) -> str:
 
 @st.cache_resource(ttl=_TIDIED, show_spinner=False)
 def tidy() -> None:
-    """Search for garbage, for all sessions at once; after every run of every page it would cost more than the page."""
+    """Collect garbage, for all sessions at once; after every run of every page it would cost more than the page."""
     gc.collect()
     _settle()
 
 
 @functools.cache
 def _settle() -> None:
-    """Leave what is there the first time, the libraries above all, out of every later search."""
+    """Exclude what exists the first time, mostly the libraries, from every later collection."""
     gc.freeze()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-# Roles that a chart names instead of a colour; the page or the file has the colour.
+# Roles that a chart names instead of a colour; the page or the file resolves it.
 ACCENT, MUTED = "accent", "muted"
 
 
@@ -19,7 +19,7 @@ class Palette:
     border: str
 
     def colour(self, name: str) -> str:
-        """Return the colour of a role; any other text is a colour already."""
+        """Return the colour of a role; any other text is itself a colour."""
         return str(getattr(self, name)) if name in {field.name for field in fields(self)} else name
 
 
@@ -45,12 +45,12 @@ PALETTES = {"light": LIGHT, "dark": DARK}
 
 # Okabe and Ito's colours, which colour-blind people can tell apart: the frames of images, whose letters say the same.
 FRAMES = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#B8A800")
-_RAMP = ("#5a5adb", "#b8407f", "#c27700")  # as light as each other, so that both ends are seen on white and on black
+_RAMP = ("#5a5adb", "#b8407f", "#c27700")  # equally light, so that both ends are visible on white and on black
 
 
 def ramp(count: int) -> list[str]:
-    """Return colours, as hex, in an order that can be seen: for values of one quantity, from small to large."""
-    return [_between(place / max(1, count - 1)) for place in range(count)]
+    """Return colours, as hex, in a visible order, for values of one quantity, from small to large."""
+    return [_between(position / max(1, count - 1)) for position in range(count)]
 
 
 def streamlit_theme() -> dict[str, str]:
@@ -67,7 +67,7 @@ def streamlit_theme() -> dict[str, str]:
 
 
 def _between(share: float) -> str:
-    place = min(int(2 * share), 1)
-    ends = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in _RAMP[place : place + 2]]
-    part = 2 * share - place
+    position = min(int(2 * share), 1)
+    ends = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in _RAMP[position : position + 2]]
+    part = 2 * share - position
     return "#" + "".join(f"{round(a + part * (b - a)):02x}" for a, b in zip(*ends, strict=True))

@@ -1,7 +1,7 @@
 """A process of its own that does one task at a time, within a memory limit: `python -m natscope.app.worker`.
 
-A task is a module's function whose first argument is a progress function (stage, done, total); it is called often, for
-that is also where a stopped task ends. Arguments and results are pickled: both ends are natscope's own.
+A task is a module's function whose first argument is a progress function (stage, done, total); it is called often,
+because a stopped task ends there. Arguments and results are pickled: both ends are natscope's own.
 """
 
 import math
@@ -21,11 +21,11 @@ from natscope.core.errors import NatscopeError, QueryError, out_of_memory
 from natscope.core.progress import Progress, silent
 
 _LOOK = 0.05  # seconds between two looks at a running task
-_EVERY = 0.1  # seconds between two words of progress
+_EVERY = 0.1  # seconds between two reports of progress
 _GRACE = 2.0  # seconds for a stopped task to end by itself
 _NICE = 10
-_START = 120.0  # seconds for a process to start and to load what the task needs
-_PARENT = 1.0  # seconds between two looks whether the parent is still there
+_START = 120.0  # seconds for a process to start and load what the task needs
+_PARENT = 1.0  # seconds between two checks whether the parent still runs
 
 
 class Stopped(Exception):
@@ -33,7 +33,7 @@ class Stopped(Exception):
 
 
 class TookTooLong(Exception):
-    """The task was not done in the time it was given."""
+    """The task took longer than allowed."""
 
 
 class WorkerLost(Exception):
@@ -51,8 +51,8 @@ class Worker:
         """Start nothing yet.
 
         Args:
-            memory: bytes of memory that the process may take, beyond files that it maps; held on Linux alone.
-            threads: of its numerical libraries.
+            memory: bytes of memory that the process may take, beyond files that it maps; enforced only on Linux.
+            threads: how many threads its numerical libraries use.
             low_priority: whether it yields to other processes.
         """
         self._memory, self._threads, self._low_priority = memory, threads, low_priority
@@ -61,7 +61,7 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """The process's number, while there is one."""
+        """The process's id while it runs, else None."""
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def run(
@@ -72,14 +72,14 @@ class Worker:
         stopped: Callable[[], bool] = lambda: False,
         seconds: float | None = None,
     ) -> tuple[Any, int]:
-        """Return what `task(progress, *arguments)` returns in the process, and how many bytes it takes.
+        """Return what `task(progress, *arguments)` returns in the process, and the result's size in bytes.
 
         Args:
             task: a function of a module.
             arguments: what it is called with, after its progress function.
-            progress: called with what the task says of itself.
-            stopped: whether the task should end early; asked many times a second.
-            seconds: that it may take once it has begun; after that the process is killed.
+            progress: called with the task's reports.
+            stopped: returns whether the task should end early; called many times a second.
+            seconds: how long it may take once it has begun; after that the process is killed.
 
         Raises:
             NatscopeError: what the task raised, or a sentence that points to the log.
@@ -114,7 +114,7 @@ class Worker:
             raise Stopped if asked else WorkerLost from error
         except (Stopped, TookTooLong, OutOfMemory, NatscopeError):
             raise
-        except BaseException:  # what `progress` raises leaves a task behind
+        except BaseException:  # if `progress` raises, a task is left running
             self.kill()
             raise
 
@@ -133,7 +133,7 @@ class Worker:
         if kind == "stopped":
             raise Stopped
         if kind == "memory":
-            self.kill()  # its caches are most of it
+            self.kill()  # most of its memory is caches
             raise OutOfMemory
         raise value
 
@@ -152,14 +152,14 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(its.fileno(),),
                 env=os.environ | threads,
-                start_new_session=True,  # Ctrl-C in the terminal is the server's to answer
+                start_new_session=True,  # Ctrl-C in the terminal is for the server
             )
         self._connection = Connection(mine.detach())
         return self._connection
 
 
 def main(handle: int, memory: int, niceness: int) -> None:
-    """Do tasks as they come, until the other end of the connection is gone."""
+    """Run tasks as they come, until the other end of the connection is gone."""
     connection = Connection(handle)
     sys.stdout = sys.stderr  # what libraries print belongs in the log
     if hasattr(os, "nice"):
@@ -171,7 +171,7 @@ def main(handle: int, memory: int, niceness: int) -> None:
             message = connection.recv()
         except EOFError:
             return
-        if message == "stop":  # of a task that was done meanwhile
+        if message == "stop":  # for a task that has finished meanwhile
             continue
         task, arguments = message
         connection.send(("begun", None))
@@ -183,14 +183,14 @@ def main(handle: int, memory: int, niceness: int) -> None:
 
 
 def _done(task: Callable[..., Any], arguments: tuple[Any, ...], connection: Connection) -> tuple[str, Any]:
-    reported = 0.0
+    last_sent = 0.0
 
     def progress(stage: str, done: int, total: int) -> None:
-        nonlocal reported
+        nonlocal last_sent
         if connection.poll() and connection.recv() == "stop":
             raise Stopped
-        if time.monotonic() - reported > _EVERY:
-            reported = time.monotonic()
+        if time.monotonic() - last_sent > _EVERY:
+            last_sent = time.monotonic()
             connection.send(("progress", (stage, done, total)))
 
     try:

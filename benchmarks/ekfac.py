@@ -96,15 +96,15 @@ def _layers(model: nn.Module, inputs: Tensor, direction: Tensor) -> _Layers:
     """Return each layer's input and the gradient of <logits, direction> by its output."""
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     seen, hidden = [], inputs.flatten(1)
-    for place, layer in enumerate(linear):
+    for position, layer in enumerate(linear):
         output = hidden @ layer.weight.T
         seen.append((hidden, output))
-        hidden = torch.relu(output) if place + 1 < len(linear) else output
+        hidden = torch.relu(output) if position + 1 < len(linear) else output
     result = []
-    for place in range(len(linear) - 1, -1, -1):
-        result.append((seen[place][0], direction))
-        if place:
-            direction = (direction @ linear[place].weight) * (seen[place - 1][1] > 0)
+    for position in range(len(linear) - 1, -1, -1):
+        result.append((seen[position][0], direction))
+        if position:
+            direction = (direction @ linear[position].weight) * (seen[position - 1][1] > 0)
     return result[::-1]
 
 
@@ -121,13 +121,13 @@ def _exact_scores(model: nn.Module, inputs: Tensor, labels: Tensor, queries: Ten
         (back,) = torch.autograd.grad(margin(logits, targets).sum(), logits)
     asked = _layers(model, queries, back)
     total = torch.zeros(len(queries), len(inputs))
-    for place in range(len(train)):
-        activation = train[place][0]
+    for position in range(len(train)):
+        activation = train[position][0]
         axes_in = torch.linalg.eigh((activation.T @ activation).double())[1].float()
-        axes_out = torch.linalg.eigh(sum(d.T @ d for _, d in (p[place] for p in passes)).double())[1].float()
+        axes_out = torch.linalg.eigh(sum(d.T @ d for _, d in (p[position] for p in passes)).double())[1].float()
         turned = (activation @ axes_in) ** 2
-        variances = sum(((d @ axes_out) ** 2).T @ turned for _, d in (p[place] for p in passes)) / len(inputs)
-        (a_query, d_query), (a_train, d_train) = asked[place], train[place]
+        variances = sum(((d @ axes_out) ** 2).T @ turned for _, d in (p[position] for p in passes)) / len(inputs)
+        (a_query, d_query), (a_train, d_train) = asked[position], train[position]
         gradient = (d_query @ axes_out)[:, :, None] * (a_query @ axes_in)[:, None, :]
         gradient /= variances + 0.1 * variances.mean()
         total += torch.einsum("qoi,no,ni->qn", gradient, d_train @ axes_out, a_train @ axes_in)

@@ -51,7 +51,7 @@ class Load:
         seconds: for which either group clicks.
         timeout: seconds after which a click counts as unanswered.
         checked: answers of either group that are compared with the library's.
-        seed: of the images and of the pauses.
+        seed: seed of the images and of the pauses.
     """
 
     distinct: int = 25

@@ -49,8 +49,8 @@ def _agreement(images: Tensor, labels: Tensor) -> str:
     for precision in ("float32", "bfloat16"):
         whole = _train(images, labels, epochs, precision)(asked).argmax(1)
         found = []
-        for place in range(_CHANGES):
-            pool = np.flatnonzero(labels.numpy() == place % 10)
+        for position in range(_CHANGES):
+            pool = np.flatnonzero(labels.numpy() == position % 10)
             out = rng.choice(pool, _REMOVED, replace=False)
             found.append((_train(images, labels, epochs, precision, out)(asked).argmax(1) != whole).numpy())
         changes[precision], rng = np.concatenate(found), np.random.default_rng(0)
@@ -77,12 +77,12 @@ def _train(
     return model
 
 
-def _warm(place: int) -> None:
+def _warm(position: int) -> None:
     torch.set_num_threads(1)
     _train(*_data(), 1, "float32")
 
 
-def _one_more(place: int) -> None:
+def _one_more(position: int) -> None:
     _train(*_data(), _EPOCHS, "float32")
 
 
@@ -95,9 +95,9 @@ def _together(images: Tensor, labels: Tensor, count: int) -> None:
         order = torch.stack([torch.randperm(len(inputs)) for _ in range(count)])
         for rows in order.split(spec.batch_size, dim=1):
             activations = [inputs[rows]]
-            for place, weight in enumerate(weights):
+            for position, weight in enumerate(weights):
                 outputs = torch.bmm(activations[-1], weight.transpose(1, 2))
-                activations.append(outputs.relu_() if place + 1 < len(weights) else outputs)
+                activations.append(outputs.relu_() if position + 1 < len(weights) else outputs)
             delta = (activations.pop().softmax(-1) - targets[rows]) / rows.shape[1]
             gradients = []
             for weight, activation in zip(weights[::-1], activations[::-1], strict=True):

@@ -169,14 +169,14 @@ def _exact(features: np.ndarray, queries: np.ndarray) -> dict[float, list[Select
     for _ in range(_BUDGET):
         vectors = np.stack(residuals, axis=1).astype(np.float32)
         products = np.concatenate([np.abs(features[s : s + _BLOCK] @ vectors) for s in range(0, len(features), _BLOCK)])
-        for place, (sigma2, query) in enumerate(asked):
-            products[picks[place], place] = -1
-            near = np.argpartition(-products[:, place], 16)[:16]  # told apart in float64
-            picks[place].append(int(near[np.abs(features[near].astype(np.float64) @ residuals[place]).argmax()]))
-            chosen = features[picks[place]].astype(np.float64)
+        for position, (sigma2, query) in enumerate(asked):
+            products[picks[position], position] = -1
+            near = np.argpartition(-products[:, position], 16)[:16]  # told apart in float64
+            picks[position].append(int(near[np.abs(features[near].astype(np.float64) @ residuals[position]).argmax()]))
+            chosen = features[picks[position]].astype(np.float64)
             block = chosen @ chosen.T + sigma2 * np.eye(len(chosen))
-            residuals[place] = query - chosen.T @ np.linalg.solve(block, chosen @ query)
-            nats[place].append(float(-0.5 * np.log(residuals[place] @ query / (query @ query))))
+            residuals[position] = query - chosen.T @ np.linalg.solve(block, chosen @ query)
+            nats[position].append(float(-0.5 * np.log(residuals[position] @ query / (query @ query))))
     selections = [
         Selection(np.array(p), np.zeros(_BUDGET), np.zeros(_BUDGET, np.int8), np.array(n))
         for p, n in zip(picks, nats, strict=True)

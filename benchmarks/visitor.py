@@ -281,11 +281,11 @@ def _state(kind: str, element: Any) -> WidgetState | None:
     elif kind in ("button_group", "multiselect"):
         texts = [getattr(option, "content", option) for option in element.options]
         state.string_array_value.data.extend(
-            element.raw_values if element.set_value else [texts[place] for place in element.default]
+            element.raw_values if element.set_value else [texts[position] for position in element.default]
         )
     elif kind == "slider" and element.options:
         state.string_array_value.data.extend(
-            element.raw_value if element.set_value else [element.options[int(place)] for place in element.default]
+            element.raw_value if element.set_value else [element.options[int(position)] for position in element.default]
         )
     elif kind == "slider":
         state.double_array_value.data.extend(element.value if element.set_value else element.default)

@@ -47,6 +47,6 @@ class BoundedCache(Generic[Value]):
             return self._values.get(key)
 
     def __contains__(self, key: Hashable) -> bool:
-        """Whether a key's value is cached."""
+        """Return whether a key's value is cached."""
         with self._lock:
             return key in self._values

@@ -11,6 +11,7 @@ from natscope.core.jacobians import Outer, exclusive, forward_with_penultimate, 
 from natscope.core.kernels import FactorKernel, Kernel, LinearKernel
 from natscope.core.sketches import Sketch, SketchSpec, make_sketch
 
+SHARD = 1000  # images that are computed, or written to a bundle, at a time
 _BATCH = 64  # for networks of other layers than `Linear`: some 10 MB an example for a ResNet-9
 
 
@@ -32,7 +33,7 @@ class FeatureMap:
         (8, 256)
     """
 
-    def __init__(self, model: nn.Module, spec: SketchSpec, *, ntk: bool, batch_size: int = 1000) -> None:
+    def __init__(self, model: nn.Module, spec: SketchSpec, *, ntk: bool, batch_size: int = SHARD) -> None:
         """Put the model in eval mode and fix the sketch.
 
         Args:
@@ -53,13 +54,13 @@ class FeatureMap:
         self, inputs: Tensor | ImageInputs, targets: Tensor | np.ndarray, *, measurement: str = "logit"
     ) -> np.ndarray:
         """Return (N, W) float32 features of the measurement at `targets` (N,) for inputs (N, ...)."""
-        # Labels of a bundle are read-only, which tensors cannot be: torch warns unless it gets a copy.
+        # A bundle's labels are read-only, which tensors cannot be: torch warns unless it gets a copy.
         targets = targets.long() if isinstance(targets, Tensor) else torch.from_numpy(np.array(targets, dtype=np.int64))
         parts = []
         for start in range(0, len(inputs), self.batch_size):
             part = slice(start, start + self.batch_size)
             batch, classes = inputs[part].to(self._device), targets[part].to(self._device)
-            with exclusive(self.model):  # so that the Jacobians of one batch alone are in memory, whoever asks
+            with exclusive(self.model):  # so that only one batch's Jacobians are in memory, whoever asks
                 blocks = jacobian_blocks(self.model, batch, classes, measurement=measurement, ntk=self.ntk)
                 parts.append(self.sketch(blocks).cpu().numpy())
                 del blocks

@@ -1,4 +1,4 @@
-"""Files that somebody else may have put there: only regular ones are opened, and no more is read than was agreed."""
+"""Files that somebody else may have put there: only regular ones are opened, and never more is read than the limit."""
 
 import hashlib
 import math
@@ -14,7 +14,7 @@ from natscope.core.errors import FileError, out_of_memory
 
 _BLOCK = 2**22  # bytes hashed at once
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-REFUSED = "cannot be read "  # and why: a fault of the system's, not of the file's content
+REFUSED = "cannot be read "  # followed by the reason: the system's fault, not the file's content
 _KINDS = {
     stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
@@ -27,14 +27,14 @@ _KINDS = {
 
 @contextmanager
 def opened(path: Path, *, links: bool = False) -> Iterator[BinaryIO]:
-    """Open a regular file for reading, without ever waiting for one that is something else.
+    """Open a regular file for reading, and never block on anything else.
 
     Args:
         path: the file.
-        links: follow a link, which is fine where the user named the file, and not where a stranger did.
+        links: follow a link; safe if the user named the file, not if a stranger did.
 
     Raises:
-        FileError: if it is missing, is no regular file, or cannot be opened; what is raised while it is open passes.
+        FileError: if it is missing, is not a regular file, or cannot be opened; errors raised while open pass through.
     """
     with reading(path):
         descriptor = _descriptor(path, links)
@@ -44,7 +44,7 @@ def opened(path: Path, *, links: bool = False) -> Iterator[BinaryIO]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what the system refuses about a file into a FileError that says so, but for a lack of memory."""
+    """Turn an OSError about a file into a FileError that says so, except a lack of memory."""
     try:
         yield
     except FileNotFoundError as error:
@@ -56,13 +56,13 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def refused(error: OSError) -> str:
-    """Return the fault of a file that the system does not let be read, whatever is in it."""
+    """Return the fault of a file that the system refuses to read, whatever its content."""
     return f"{REFUSED}({error.strerror or type(error).__name__})"
 
 
 def _descriptor(path: Path, links: bool) -> int:
     try:
-        # Before it is opened, for opening alone can set a device going, and after it, for it may have been swapped.
+        # Checked before opening, which can start a device, and again afterwards, since it may have been swapped.
         _check_regular(path, path.stat() if links else path.lstat())
         descriptor = os.open(path, _FLAGS | (0 if links else getattr(os, "O_NOFOLLOW", 0)))
     except ValueError as error:  # a null character in the name
@@ -94,8 +94,8 @@ def read_open(path: Path, file: BinaryIO, limit: int) -> bytes:
     """Return the content of an open file, by the same rules as `read_regular`.
 
     Args:
-        path: of the file, for what is said of it.
-        file: as `opened` gives it.
+        path: the file's path, for messages.
+        file: as `opened` yields it.
         limit: in bytes.
 
     Raises:
@@ -104,7 +104,7 @@ def read_open(path: Path, file: BinaryIO, limit: int) -> bytes:
     with reading(path):
         if os.fstat(file.fileno()).st_size > limit:
             raise _too_large(path, limit)
-        content = file.read(limit + 1)  # None where reading would wait, as in some files of /proc
+        content = file.read(limit + 1)  # None if reading would wait, as in some files of /proc
     if content is None:
         raise FileError(path, "cannot be read")
     if len(content) > limit:
@@ -135,7 +135,7 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
 
 
 def _not_regular(path: Path, found: os.stat_result) -> FileError:
-    return FileError(path, f"is {_KINDS.get(stat.S_IFMT(found.st_mode), 'something else')} and no regular file")
+    return FileError(path, f"is {_KINDS.get(stat.S_IFMT(found.st_mode), 'something else')} and not a regular file")
 
 
 def _too_large(path: Path, limit: int) -> FileError:
@@ -143,17 +143,17 @@ def _too_large(path: Path, limit: int) -> FileError:
 
 
 def irregular(folder: Path, *, alone: bool = False) -> Iterator[FileError]:
-    """Yield, for whatever in a folder, at any depth, is neither a regular file nor a folder, an error that says so.
+    """Yield an error for everything in a folder, at any depth, that is neither a regular file nor a folder.
 
     Args:
         folder: no link in it is followed.
-        alone: name files that have a second name elsewhere too, for what is written into them is written there.
+        alone: also name files with a second hard link elsewhere, since writing here would write there.
     """
     waiting = [folder]
     while waiting:
-        place = waiting.pop()
+        folder = waiting.pop()
         try:
-            with reading(place), os.scandir(place) as found:
+            with reading(folder), os.scandir(folder) as found:
                 kinds = sorted((entry.path, entry.stat(follow_symlinks=False)) for entry in found)
         except FileError as error:
             yield error
@@ -185,7 +185,7 @@ def sha256_of(path: Path, *, links: bool = True) -> str:
 
 
 def create(path: Path) -> BinaryIO:
-    """Open a new file for writing; whatever had its name is removed, so that no link or pipe is written through.
+    """Open a new file for writing; whatever had its name is removed, so that nothing is written through a link.
 
     Raises:
         OSError: if a folder has its name, or the system refuses.
@@ -195,7 +195,7 @@ def create(path: Path) -> BinaryIO:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name of its own, flush it to disk and rename it: it is whole or not there."""
+    """Write a file under a unique temporary name, flush it to disk and rename it: it is complete or absent."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("xb") as file:

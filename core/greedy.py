@@ -30,7 +30,7 @@ class Selection:
         indices: (M,) int64 rows of the pool.
         scores: (M,) float64, the criterion's value at the time of the pick.
         signs: (M,) int8, sign of the covariance with the query at the time of the pick: +1 proponent, -1 opponent.
-        nats: (M,) float64 information of the first m + 1 picks (mean over queries), or None where a method has none.
+        nats: (M,) float64 information of the first m + 1 picks (mean over queries), or None if a method has none.
 
     Examples:
         >>> selection = natscope.info_gain(np.eye(3), np.array([3.0, 2.0, 1.0]), sigma2=1.0, budget=2)
@@ -77,7 +77,7 @@ def info_gain(
         >>> selection.nats.round(2)  # cumulative
         array([0.28, 0.44, 0.6 ])
     """
-    pool, queries = _checked(features, queries, sigma2, budget)
+    pool, queries = _pool_and_queries(features, queries, sigma2, budget)
     return _gain(pool, queries, sigma2, budget, exclude, divide=True)
 
 
@@ -99,8 +99,8 @@ def info_gain_approx(
         budget: picks M, at least 1.
         exclude: rows that may not be picked.
         index: an inner-product index over the same rows; every pick is then two searches, with `r = S_A^-1 phi_*` and
-            with -r, in place of a scan. One query only. A flat index gives what the scan gives; another proposes
-            candidates, which are scored exactly, and what it does not find is not picked.
+            with -r, instead of a scan. One query only. A flat index gives the same picks as the scan; any other kind
+            proposes candidates, which are scored exactly, and what it does not find is not picked.
 
     Returns:
         The picks; `nats` is the exact InfoGain(S) of what was picked.
@@ -116,7 +116,7 @@ def info_gain_approx(
         >>> bool(approximate.nats[-1] > 0.99 * exact.nats[-1])  # at a large sigma2 they agree
         True
     """
-    pool, queries = _checked(features, queries, sigma2, budget)
+    pool, queries = _pool_and_queries(features, queries, sigma2, budget)
     if index is None:
         return _gain(pool, queries, sigma2, budget, exclude, divide=False)
     if len(queries) != 1:
@@ -140,7 +140,7 @@ def info_loss(
         queries: (K,) or (Q, K).
         sigma2: observation noise variance, positive.
         budget: picks M, at least 1.
-        exclude: rows taken out of the conditioning set beforehand, and never picked (a query that is itself in D).
+        exclude: rows removed from the conditioning set beforehand, and never picked (a query that is itself in D).
         conditioning: a larger set D that contains the pool, such as all training examples; the pool itself by default.
 
     Returns:
@@ -158,9 +158,9 @@ def info_loss(
         >>> bool(lost.nats[-1] > natscope.information_loss(pool, query, 1.0, other.indices))
         True
     """
-    pool, queries = _checked(features, queries, sigma2, budget)
+    pool, queries = _pool_and_queries(features, queries, sigma2, budget)
     posterior = (conditioning or pool).posterior(queries, sigma2)
-    # Without any of the others, x alone has precision 1 / (sigma2 + k_xx): rounding must not take it lower.
+    # With no other examples x has precision 1 / (sigma2 + k_xx): rounding must not take it lower.
     floor = 1 / (sigma2 + pool.diagonal)
     precision, alpha = np.maximum(posterior.precision, floor), posterior.alpha
     run = _recursion(
@@ -219,7 +219,7 @@ def _recursion(
     exclude: Sequence[int],
     prefetch: int = PREFETCH,
 ) -> Recursion:
-    """Start the recursion that suits the number of queries; `whole` gives all columns at once, where it can."""
+    """Return the recursion that suits the number of queries; `whole` returns all columns at once, if it can."""
     if cross.shape[1] <= FEW_QUERIES:
         return Recursion(pool, diagonal, cross, floor, columns, budget=budget, exclude=exclude, prefetch=prefetch)
     if _ONE_BY_ONE * (budget + len(exclude)) >= len(pool) and (matrix := whole()) is not None:
@@ -265,7 +265,7 @@ def _gain_by_index(
 def _exact_search(
     pool: Pool, index: InnerProductIndex, exclude: Sequence[int]
 ) -> Callable[[np.ndarray], tuple[int, np.ndarray, float]]:
-    """Search by a flat index: give the best open row, its features and its inner product, and close it."""
+    """Return a search by a flat index, which closes the row it returns, with features and product."""
     closed = np.zeros(len(pool), dtype=bool)
     closed[list(exclude)] = True
 
@@ -278,7 +278,9 @@ def _exact_search(
     return next_best
 
 
-def _checked(features: np.ndarray | Pool, queries: np.ndarray, sigma2: float, budget: int) -> tuple[Pool, np.ndarray]:
+def _pool_and_queries(
+    features: np.ndarray | Pool, queries: np.ndarray, sigma2: float, budget: int
+) -> tuple[Pool, np.ndarray]:
     pool = features if isinstance(features, Pool) else Pool(np.asarray(features))
     queries = np.atleast_2d(queries)
     if queries.ndim != 2 or queries.shape[1] != pool.features.shape[1]:

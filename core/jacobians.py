@@ -178,12 +178,12 @@ def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
 
 
 def convolves(model: nn.Module) -> bool:
-    """Whether a network has a convolution: its work and memory an image are then those of many positions."""
+    """Return whether a network has a convolution: its work and memory an image are then those of many positions."""
     return any(isinstance(layer, nn.Conv2d) for layer in model.modules())
 
 
 def linear_alone(model: nn.Module) -> bool:
-    """Whether all parameters of a network belong to `Linear` layers."""
+    """Return whether all parameters of a network belong to `Linear` layers."""
     return all(isinstance(m, nn.Linear) for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
 
 

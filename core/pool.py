@@ -19,7 +19,8 @@ from natscope.core.posterior import (
 )
 from natscope.core.rows import RowView
 
-LIVE = 2500  # members up to which the Gram is decomposed, so that every other sigma2 is there at once
+LIVE = 2500  # members up to which the Gram is decomposed, so that any other sigma2 is instant
+CLASSES_KEPT = 12  # classes of at most `LIVE` members whose pools are kept open
 LEAST_NOISE = 1e-11  # of the Gram's trace: at a smaller sigma2 its inverse has too few right digits
 _LEAST_VARIANCE = 1e-6  # of the prior: a smaller variance is the difference of numbers that agree in too many digits
 _ROUNDING = 1e-6  # of the largest number
@@ -27,14 +28,19 @@ _LOOKED_AT = 16  # rows of the Gram of an exact kernel
 LARGEST_GRAM = 6000  # members; above this, columns are computed when they are requested
 
 
+def pools_kept(labels: np.ndarray) -> int:
+    """Return how many pools of single classes are kept open at a time, for the labels (N,) of all training images."""
+    return CLASSES_KEPT if int(np.bincount(labels).max()) <= LIVE else 3
+
+
 def is_product(stored: np.ndarray, product: Callable[[np.ndarray], np.ndarray]) -> bool:
     """Return whether a matrix (n, n) that a bundle holds is the one by which vectors are multiplied, up to rounding.
 
-    It is tried on one random vector (Freivalds 1977): whoever made the matrix must not know where it is looked at.
+    It is tried on one random vector (Freivalds 1977): whoever made the matrix must not know where it is tested.
 
     Args:
-        stored: the matrix; its numbers may be anything.
-        product: multiplies a vector (n,) by the matrix that follows from the features.
+        stored: the matrix; its values may be anything.
+        product: multiplies a vector (n,) by the matrix computed from the features.
     """
     probe = np.random.default_rng().standard_normal(len(stored))
     with np.errstate(all="ignore"):
@@ -118,7 +124,7 @@ class Pool:
         return self.kernel(self.features, self.features[indices])
 
     def whole(self) -> np.ndarray | None:
-        """Return all columns of K, (n, n) float64, kept: 1.8 GB for 15,000 members; None where they are too many."""
+        """Return all columns of K, (n, n) float64, kept: 1.8 GB for 15,000 members; None if there are too many."""
         if self.has_gram or self.fits_gram:
             return self.gram
         if len(self) > LARGEST_WHOLE:
@@ -132,7 +138,7 @@ class Pool:
         return rows[[np.array_equal(self.features[row], self.features[index]) for row in rows]]
 
     def gram_follows(self) -> bool:
-        """Return whether a given Gram is that of the features; of an exact kernel at some random rows alone."""
+        """Return whether a given Gram is that of the features; for an exact kernel some random rows are compared."""
         if self._given_gram is None:
             return True
         if self.kernel.explicit:
@@ -143,7 +149,7 @@ class Pool:
 
     @property
     def has_gram(self) -> bool:
-        """Whether the Gram is available, so that a column costs nothing."""
+        """Whether the Gram is in memory, so that a column costs nothing."""
         return self._given_gram is not None or "_gram" in self.__dict__
 
     @property
@@ -160,7 +166,7 @@ class Pool:
         where that is accurate: where sigma2 is not so small that the query's variance is lost in rounding.
 
         Raises:
-            ValueError: for a pool too large for its Gram whose rows are no feature vectors.
+            ValueError: for a pool too large for its Gram whose rows are not feature vectors.
         """
         if self.fits_gram:
             cross, prior = self.cross(queries), self.prior(queries)
@@ -178,7 +184,7 @@ class Pool:
         return conditioning.posterior(queries, sigma2)
 
     def _precision(self, sigma2: float) -> SamplePrecision:
-        """Return the inverse for this sigma2; the last one is kept, for visitors ask about one at a time."""
+        """Return the inverse for this sigma2; the last one is kept, since visitors ask about one sigma2 at a time."""
         with self._lock:
             if self._inverse is None or self._inverse[0] != sigma2:
                 self._inverse = None  # two of them need not be in memory

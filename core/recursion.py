@@ -63,7 +63,7 @@ class Recursion:
         self.c = cross.copy()
 
     def open(self, limit: int) -> bool:
-        """Whether there is another pick to make."""
+        """Return whether there is another pick to make."""
         return len(self.picks) < limit and not self.closed.all()
 
     def best(self, *, divide: bool) -> int:

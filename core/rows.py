@@ -52,7 +52,7 @@ class RowView:
 class FileRows:
     """An array in a file whose rows are read when they are requested, and never mapped.
 
-    Of a file that is cut short while it is mapped the system ends the process; reading it is an error like any other.
+    The system kills a process whose mapped file is cut short; a failed read is an error like any other.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class FileRows:
         """Read nothing yet.
 
         Args:
-            opened: opens the file, and raises its own error of an EOFError while it is open.
-            offset: in bytes, of the first number.
+            opened: opens the file, and turns an EOFError raised while it is open into its own error.
+            offset: position of the first number, in bytes.
             shape: (N, ...), the last axis varying fastest.
-            dtype: of the numbers.
+            dtype: type of the numbers.
         """
         self._opened, self._offset = opened, offset
         self.shape, self.dtype, self.ndim = shape, dtype, len(shape)
@@ -84,11 +84,11 @@ class FileRows:
         flat = found.reshape(chosen.size, math.prod(self.shape[1:]))
         size = flat.shape[1] * self.dtype.itemsize
         with self._opened() as file:
-            for place, row in enumerate(chosen.flat):
+            for position, row in enumerate(chosen.flat):
                 file.seek(self._offset + int(row) * size)
                 if len(data := file.read(size)) < size:
                     raise EOFError
-                flat[place] = np.frombuffer(data, self.dtype)
+                flat[position] = np.frombuffer(data, self.dtype)
         return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

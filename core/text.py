@@ -7,5 +7,5 @@ UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u
 
 
 def plain(text: str) -> bool:
-    """Whether a text has no such character, and so cannot change how its surroundings look."""
+    """Return whether a text has no such character, and so cannot change how its surroundings look."""
     return UNSEEN.search(text) is None

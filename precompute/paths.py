@@ -12,7 +12,7 @@ from natscope.core.errors import DataError
 def home() -> Path:
     """Return the folder of bundles and downloads: $NATSCOPE_HOME, else natscope's folder in the user's cache.
 
-    It is created for its owner alone if it is missing; if that fails, whoever writes into it reports why.
+    It is created for its owner alone if it is missing; if that fails, writing into it reports why.
 
     Raises:
         DataError: if $NATSCOPE_HOME names the home of an unknown user, or is not set and the user has no home.

@@ -31,7 +31,7 @@ def natscope() -> None:
 @workers
 @allow_code
 def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any) -> None:
-    """Build the first embedded bundle, then serve it; the poisoned one and what is slow follow while it is served."""
+    """Build the first embedded bundle, then serve it; the poisoned one and slow methods follow while it is served."""
     from natscope.app.serve import serve
     from natscope.core.bundle.format import Bundle, find_bundles
     from natscope.precompute.bundles.background import start, unfinished
@@ -49,7 +49,7 @@ def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any
     except NatscopeError as error:
         if not (out.exists() and find_bundles(folder)):
             raise
-        say(f"natscope: {error}", err=True)  # the others are served, and the page says the same of this one
+        say(f"natscope: {error}", err=True)  # the others are served, and the page reports the same about this one
     for path in find_bundles(folder):
         try:
             Bundle(path)
@@ -92,18 +92,18 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     type=COUNT,
     default=32,
     show_default=True,
-    help="Side in pixels to which images of a folder are brought.",
+    help="Side in pixels to which images of a folder are scaled.",
 )
 @click.option(
     "--test-share",
     type=float,
     default=0.2,
     show_default=True,
-    help="Share of a folder without train and test for testing.",
+    help="Share of images for testing, for a folder without train and test.",
 )
-@click.option("--skip-broken", is_flag=True, help="Leave out a folder's files that cannot be read.")
-@click.option("--classes", help="Keep these classes alone, by number with commas, such as 0,1; all by default.")
-@click.option("--per-class", type=COUNT, help="Keep the first so many training images of each class; all by default.")
+@click.option("--skip-broken", is_flag=True, help="Skip files of a folder that cannot be read.")
+@click.option("--classes", help="Keep only these classes, by number, such as 0,1; all by default.")
+@click.option("--per-class", type=COUNT, help="Keep the first N training images of each class; all by default.")
 @click.option(
     "--mean", help="Mean of each channel that the network expects, white being 1; the images' own by default."
 )
@@ -112,14 +112,17 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @click.option("--poison-size", type=COUNT, default=3, show_default=True, help="Side of the patch in pixels.")
 @click.option("--poison-place", default="bottom-right", show_default=True, help="Corner of the patch.")
 @click.option(
-    "--poison-targets", help="Label that stamped images of each class get, with commas; the next class by default."
+    "--poison-targets",
+    help="Label that stamped images of each class get, separated by commas; the next class by default.",
 )
-@click.option("--poison-seed", type=SEED, default=0, show_default=True, help="Of patches and images.")
+@click.option(
+    "--poison-seed", type=SEED, default=0, show_default=True, help="Seed of the patches and of the images chosen."
+)
 @click.option(
     "--model",
     default="mlp",
     show_default=True,
-    help="mlp, resnet9, or module.path:factory, a function or class of yours that gives a network.",
+    help="mlp, resnet9, or module.path:factory, a function or class of yours that returns a network.",
 )
 @click.option(
     "--widths", help="Layer widths of the MLP, from pixels to classes; by default 512 and 256 units between the two."
@@ -129,22 +132,24 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     "--weights", type=PATH, help="Load trained weights (.safetensors, or .pt of a state dict); nothing is trained."
 )
 @click.option("--epochs", type=COUNT, help="Passes over the data; 20, resnet9: 24.")
-@click.option("--batch-size", type=COUNT, help="Images a step; 64, resnet9: 512.")
-@click.option("--learning-rate", type=float, help="Of SGD; 0.03, resnet9: 0.5.")
+@click.option("--batch-size", type=COUNT, help="Images per step; 64, resnet9: 512.")
+@click.option("--learning-rate", type=float, help="Learning rate of SGD; 0.03, resnet9: 0.5.")
 @click.option("--warmup-epochs", type=WHOLE, help="Epochs over which the rate rises from 0; 0, resnet9: 5.")
 @click.option("--decay-epochs", type=WHOLE, help="Epochs at the end over which it falls to 0; 1, resnet9: 19.")
-@click.option("--momentum", type=float, help="Of the gradient; 0.9.")
-@click.option("--weight-decay", type=float, help="0.001, resnet9: 0.0005.")
+@click.option("--momentum", type=float, help="Momentum of SGD; 0.9.")
+@click.option("--weight-decay", type=float, help="Weight decay of SGD; 0.001, resnet9: 0.0005.")
 @click.option("--augment/--no-augment", default=None, help="Move and mirror images at random; off, resnet9: on.")
 @click.option(
-    "--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the training; float32, resnet9: bfloat16."
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Precision of the training; float32, resnet9: bfloat16.",
 )
 @click.option(
     "--seed",
     type=SEED,
     default=0,
     show_default=True,
-    help="Of initial weights and of the order of training.",
+    help="Seed of the initial weights and of the order of training.",
 )
 @click.option("--sketch", default="countsketch", show_default=True, help="countsketch, tensorsketch, dense or exact.")
 @click.option("--dim", type=COUNT, default=4096, show_default=True, help="Dimensions K of the sketch.")
@@ -166,12 +171,12 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option(
     "--methods",
-    help="Methods that the bundle is to serve, with commas, or all; by default those that are prepared quickly, where "
-    "they can be. More can be added later: run the same command again.",
+    help="Methods that the bundle should serve, separated by commas, or all; by default those quick to prepare. "
+    "More can be added later: run the same command again.",
 )
 @click.option("--name", help="A title for people.")
 def precompute(out: Path | None, name: str | None, *, check: bool, **options: Any) -> None:
-    """Build a bundle; after an interruption the same command goes on where it was."""
+    """Build a bundle; after an interruption the same command resumes."""
     if check:
         print_check(name, options, precompute.params, out, Bars())
         return
@@ -202,7 +207,7 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
 @click.option(
     "--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides."
 )
-@click.option("--method", help="Name of the method; by default the first that the page Methods explains.")
+@click.option("--method", help="Name of the method; by default the first on the page Methods.")
 @click.option("--sigma2", type=float, help="Observation noise variance σ²; what `tune` chose for the method, else 1.")
 @click.option("--budget", type=COUNT, default=10, show_default=True, help="How many training images, M.")
 @click.option("--pool", type=click.Choice(["same-class", "all"]), default="same-class", show_default=True)
@@ -214,7 +219,7 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
     help="What a method that conditions on data conditions on: the pool, or all training data.",
 )
 @click.option("--target", help="Class to attribute, by number or name; the predicted one by default.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the method random.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random method.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @allow_code
 def attribute(
@@ -268,7 +273,7 @@ def attribute(
 @natscope.command()
 @click.option("--bundle", type=PATH, required=True, help="The bundle.")
 def verify(bundle: Path) -> None:
-    """Look for every fault that opening or using a bundle would find; exit 1 and a sentence per fault."""
+    """Look for every fault that opening or using a bundle would reveal; print a sentence per fault and exit with 1."""
     from natscope.core.bundle.format import Bundle
     from natscope.precompute.bundles.opening import faults
 
@@ -290,9 +295,9 @@ natscope.add_command(tune)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; every error a user can fix is one sentence on stderr and exit code 2."""
-    # Threads that wait for one another by spinning slow each other tenfold as soon as anything else runs here.
+    # Threads that spin while they wait slow each other down tenfold as soon as anything else runs here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # No process that is started from here looks for modules in the working directory, which may be a stranger's.
+    # No child process may look for modules in the working directory, which may be a stranger's.
     os.environ["PYTHONSAFEPATH"] = "1"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -309,14 +314,14 @@ def main(arguments: list[str] | None = None) -> None:
         code = 130
     except Exception as error:
         if (reported := _reported(error)) is None:
-            raise  # a fault of natscope's: the traceback is for whoever fixes it
+            raise  # a bug in natscope: the traceback helps to fix it
         say(f"natscope: {reported}", err=True)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _reported(error: Exception) -> str | None:
-    """Return what a user is told of an error; None where it is none of hers."""
+    """Return the sentence that tells a user about an error; None if it is not one that a user can fix."""
     if isinstance(error, click.ClickException):
         return error.format_message()
     return str(error) if isinstance(error, NatscopeError) else explained(error)
@@ -342,9 +347,7 @@ def _class_number(text: str, classes: tuple[str, ...]) -> int:
         return alike[0]
     if alike:
         numbers = ", ".join(f"{label} ({classes[label]})" for label in alike)
-        raise QueryError(
-            f"Several classes are called '{text}' but for their capitals; name one by its number: {numbers}."
-        )
+        raise QueryError(f"Several classes are called '{text}' except for capitals; name one by its number: {numbers}.")
     raise QueryError(
         f"There is no class '{text}'; choose a number from 0 to {len(classes) - 1} or one of {', '.join(classes)}."
     )

@@ -17,11 +17,11 @@ from natscope.app.cli.values import COUNT, PATH, SEED
 @click.command()
 @click.argument("experiment")
 @click.option("--bundle", type=PATH, required=True, help="The bundle, or a folder of bundles to average over.")
-@click.option("--out", type=PATH, required=True, help="JSON file to write; figures and tables go beside it.")
+@click.option("--out", type=PATH, required=True, help="JSON file to write; figures and tables are written beside it.")
 @click.option("--queries", type=COUNT, help="Test images; each experiment has its usual number.")
 @click.option("--budget", type=COUNT, help="Size M of the largest subset; each has its usual one.")
-@click.option("--methods", help="Names of methods, with commas, for an experiment that compares them.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the drawing of test images.")
+@click.option("--methods", help="Names of methods, separated by commas, for an experiment that compares them.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
 @allow_code
 def evaluate(
     experiment: str,
@@ -34,7 +34,7 @@ def evaluate(
 ) -> None:
     """Run EXPERIMENT: relative-information, backdoor, brittleness, coreset or retraining.
 
-    A stopped one goes on where it was.
+    A stopped run resumes.
     """
     from natscope.core.bundle.format import find_bundles
     from natscope.core.errors import QueryError
@@ -60,12 +60,12 @@ def evaluate(
     type=click.Choice(["margin", "coreset"]),
     default="margin",
     show_default=True,
-    help="What a good σ² does: removing what is named costs margin, or networks trained on coresets alone are right.",
+    help="How σ² is scored: by the margin lost without the named images, or by the accuracy of training on coresets.",
 )
 @click.option("--queries", type=COUNT, help="Held-out test images; 10, for coresets 200 in each of 3 sets.")
 @click.option("--budget", type=COUNT, help="Images that are removed, 50; in a coreset at most, 150.")
-@click.option("--methods", help="Names of methods, with commas; those that use σ² by default.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the drawing of test images.")
+@click.option("--methods", help="Names of methods, separated by commas; those that use σ² by default.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
 @click.option("--take", type=PATH, help="Measure nothing; take the values of this finished result.")
 @allow_code
 def tune(
@@ -78,7 +78,7 @@ def tune(
     seed: int,
     take: Path | None,
 ) -> None:
-    """Choose σ² for each method on held-out images, by retraining without or with what it names; resumable."""
+    """Choose σ² for each method on held-out images, by retraining without or only with the images named; resumable."""
     from natscope.core.methods import METHODS
     from natscope.precompute.experiments import tuning
 
@@ -98,7 +98,7 @@ def tune(
 
 
 def _measured(out: Path, run: Callable[..., Any]) -> dict[str, Any]:
-    """Run an experiment, its finished parts kept; write its result and its figures, and say what was found."""
+    """Run an experiment, keeping finished parts; write its result and figures, and print what was found."""
     from natscope.app.figures.experiments import experiment_files
     from natscope.core.bundle.format import write_atomically
     from natscope.core.errors import QueryError
@@ -111,7 +111,7 @@ def _measured(out: Path, run: Callable[..., Any]) -> dict[str, Any]:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir():
             raise QueryError(f"{out} is a folder; --out names the JSON file to write.")
-        tempfile.TemporaryFile(dir=out.parent).close()  # found out now, and not when everything is computed
+        tempfile.TemporaryFile(dir=out.parent).close()  # raises now rather than after everything is computed
         with Bars() as bars:
             result = run(cache=cache, progress=bars).to_dict()
         for kind, data in experiment_files(result):

@@ -9,10 +9,10 @@ from natscope.app.cli.values import GIGABYTES
 
 
 def listens(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of where the app is served."""
+    """Add the options that say where the app is served."""
     far = "Name or address to listen at; beyond localhost, whoever reaches it can use the app."
-    names = "Answer to this name too, such as a proxy's; can be repeated."
-    folder = "Serve every page under this path, for a proxy that passes it on."
+    names = "Also answer to this name, such as a proxy's; can be repeated."
+    folder = "Serve every page under this path, for a proxy that forwards it."
     port = click.IntRange(1, 65535)
     for add in (
         click.option("--no-browser", is_flag=True, help="Do not open a browser."),

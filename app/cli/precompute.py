@@ -124,7 +124,7 @@ def _scaling(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tupl
     try:
         return tuple(map(float, mean.split(","))), tuple(map(float, std.split(",")))
     except ValueError as error:
-        raise BuildError("--mean and --std take numbers with commas, such as 0.5,0.5,0.5.") from error
+        raise BuildError("--mean and --std take numbers separated by commas, such as 0.5,0.5,0.5.") from error
 
 
 def _poison_spec(options: dict[str, Any]) -> Any:
@@ -148,7 +148,7 @@ def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise BuildError(f"{option} takes whole numbers with commas, such as {example}, not {text}.") from error
+        raise BuildError(f"{option} takes whole numbers separated by commas, such as {example}, not {text}.") from error
 
 
 def method_names(text: str) -> tuple[str, ...]:
@@ -166,7 +166,7 @@ def method_names(text: str) -> tuple[str, ...]:
 
 
 def _command(options: dict[str, Any], parameters: Sequence[click.Parameter]) -> str:
-    """Write the command that builds this bundle, naming only what differs from the defaults."""
+    """Return the command that builds this bundle, naming only what differs from the defaults."""
     words = ["natscope", "precompute"]
     for parameter in parameters:
         value = options.get(parameter.name or "")

@@ -16,5 +16,5 @@ allow_code = click.option(
     metavar="MODULE",
     expose_value=False,
     callback=_allow,
-    help="Run the code of this module, or of module:factory alone, where a bundle's network is made by it; repeatable.",
+    help="Run the code of this module, or of module:factory alone, if it makes a bundle's network; can be repeated.",
 )

@@ -1,4 +1,4 @@
-"""What the options of `natscope` take: paths that can be, and whole numbers that fit."""
+"""What the options of `natscope` take: possible paths, and whole numbers that fit."""
 
 import errno
 import math
@@ -10,13 +10,13 @@ import click
 
 
 class _Path(click.Path):
-    """A path that the system can hold, whether or not anything is there."""
+    """A path that can exist, whether or not anything is there."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
             os.lstat(value or "\0")
-        except ValueError:  # a null character, or one that no file's name can hold
-            self.fail("there can be no file or folder of this name.", param, ctx)
+        except ValueError:  # a null character, or another that no file name can hold
+            self.fail("no file or folder can have this name.", param, ctx)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 self.fail("this name is longer than a file's or folder's can be.", param, ctx)
@@ -24,7 +24,7 @@ class _Path(click.Path):
 
 
 class _Whole(click.IntRange):
-    """A whole number from `least` up, and small enough for the libraries that get it."""
+    """A whole number from `least` up, and small enough for the libraries that use it."""
 
     name = "integer"
 
@@ -40,7 +40,7 @@ class _Whole(click.IntRange):
 
 
 class _Finite(click.FloatRange):
-    """A number from `min` to `max` that is one: not a number passes every comparison."""
+    """A number from `min` to `max`, but not NaN, which passes click's comparisons."""
 
     name = "float"
 

@@ -17,10 +17,10 @@ def component(name: str, html: str) -> Callable:
 
 
 def clicked(key: str, trigger: str) -> int | None:
-    """Return the number that a component sends of a click; None where it is none, or the session forgot the component.
+    """Return the number that a component sends for a click; None if it is not valid, or the component is gone.
 
     Args:
-        key: of the component.
+        key: the component's key.
         trigger: the name under which it sends.
     """
     number = (st.session_state.get(key) or {}).get(trigger)

@@ -1,4 +1,4 @@
-"""The comparison figure on a page: one query, one row a method, an image that several rows share in one colour."""
+"""The comparison figure on a page: one query, one row a method, images that several rows share marked by colour."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from natscope.app.theme import FRAMES
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a row; `tag` is a letter when other rows have the image too, `colour` its frame, "" for none."""
+    """One image of a row; `tag` is a letter if other rows have the image too, `colour` its frame; both may be ""."""
 
     src: str
     alt: str
@@ -23,7 +23,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Strip:
-    """One method's row: its title, a note such as its sigma2, and its images, or a sentence in their place."""
+    """One method's row: its title, a note such as its sigma2, and its images, or a sentence instead."""
 
     title: str
     note: str
@@ -33,11 +33,11 @@ class Strip:
 
 def marks(shared: Sequence[int]) -> dict[int, tuple[str, str]]:
     """Return a letter and a colour for each shared image, the first ones A, B, C and so on."""
-    return {image: (_letters(place), FRAMES[place % len(FRAMES)]) for place, image in enumerate(shared)}
+    return {image: (_letters(position), FRAMES[position % len(FRAMES)]) for position, image in enumerate(shared)}
 
 
-def _letters(place: int) -> str:
-    return chr(65 + place % 26) + (str(place // 26 + 1) if place >= 26 else "")
+def _letters(position: int) -> str:
+    return chr(65 + position % 26) + (str(position // 26 + 1) if position >= 26 else "")
 
 
 def comparison(
@@ -47,7 +47,7 @@ def comparison(
 
     Args:
         query_src: data URI of the query's image.
-        query_text: its name and what the model says.
+        query_text: its name and the model's answer.
         strips: the rows.
         key: unique on the page.
         on_pick: called with the training index of an image that is clicked.

@@ -33,8 +33,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
       const bar = element("span", "strength");
       bar.style.width = Math.max(2, 100 * item.strength) + "%";
       cell.append(bar);
-    }
-    if (item.caption) {
       const caption = element("figcaption");
       const head = element("span", "head");
       head.append(element("span", "rank", item.rank), element("span", "value " + item.tone, item.value));

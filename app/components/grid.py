@@ -22,7 +22,7 @@ class Card:
         src: data URI of the picture.
         alt: what a screen reader says.
         title: the tooltip.
-        rank: its place, such as "1".
+        rank: its rank as text, such as "1".
         value: its number with unit and sign.
         caption: its label; a card without one is a bare thumbnail.
         tone: "for" or "against".
@@ -60,18 +60,18 @@ def grid(
         key: unique on the page.
         label: what the grid is, for screen readers.
         size: least width of a card, in pixels.
-        selected: place of the card that is marked.
-        appear: whether cards come in one after another, all of them in view on a phone too; framing some dims the rest.
-        reuse: tooltip of the small button on each card; none when empty.
-        on_pick: called with a card's place when it is clicked.
-        on_reuse: called with a card's place when its small button is clicked.
+        selected: position of the card that is marked.
+        reuse: tooltip of the small button on each card; no button when empty.
+        appear: whether cards appear one after another, all in view on a phone too; framing some dims the rest.
+        on_pick: called with a card's position when it is clicked.
+        on_reuse: called with a card's position when its small button is clicked.
     """
 
     def call(trigger: str, function: Callable[[int], None] | None) -> Callable[[], None]:
         def handle() -> None:
-            place = clicked(key, trigger)
-            if function is not None and place is not None and 0 <= place < len(cards):
-                function(place)
+            position = clicked(key, trigger)
+            if function is not None and position is not None and 0 <= position < len(cards):
+                function(position)
 
         return handle
 

@@ -1,6 +1,6 @@
 // image + patch = stamped image. A click on a square of the patch goes to Python as a trigger.
 export default function ({ data, parentElement, setTriggerValue }) {
-  const root = parentElement.querySelector(".trick");
+  const root = parentElement.querySelector(".trigger-patch");
   const focused = root.getRootNode().activeElement;
   const held = [...root.querySelectorAll(".square")].indexOf(focused);
   root.replaceChildren(shown(data.clean), sign("+"), patch(), sign("="), shown(data.stamped));

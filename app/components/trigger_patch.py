@@ -8,13 +8,13 @@ from natscope.app.components import clicked, component
 
 @dataclass(frozen=True)
 class Shown:
-    """An image and what the model says of it.
+    """An image and the model's answer.
 
     Args:
         src: data URI.
         title: what it is.
         says: the model's answer.
-        share: its probability in words.
+        share: its probability as text.
         wrong: whether the answer is wrong.
     """
 
@@ -25,7 +25,7 @@ class Shown:
     wrong: bool
 
 
-def trick(
+def trigger_patch(
     clean: Shown,
     pattern: Sequence[Sequence[int]],
     note: str,
@@ -42,16 +42,16 @@ def trick(
         note: the line under the patch.
         stamped: the image with the patch.
         key: unique on the page.
-        on_draw: called with the place of a square of the patch that was clicked, row by row.
+        on_draw: called with the position, row by row, of the square of the patch that was clicked.
     """
     squares = sum(len(row) for row in pattern)
 
     def drawn() -> None:
-        place = clicked(key, "drawn")
-        if place is not None and 0 <= place < squares:
-            on_draw(place)
+        position = clicked(key, "drawn")
+        if position is not None and 0 <= position < squares:
+            on_draw(position)
 
-    component("trigger_patch", '<div class="trick"></div>')(
+    component("trigger_patch", '<div class="trigger-patch"></div>')(
         key=key,
         data={
             "clean": asdict(clean),

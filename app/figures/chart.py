@@ -1,7 +1,7 @@
-"""What a chart shows, whoever draws it: `on_page` with Plotly, `in_files` with Matplotlib.
+"""What a chart shows, independent of what draws it: `on_page` with Plotly, `in_files` with Matplotlib.
 
 Colours are hex or a role of `natscope.app.theme.Palette`. Names may come from outside: they are escaped where they are
-drawn. What a point says is a template with the fields {name}, {x}, {y}, {note} and {spread}: " ± error", or nothing.
+drawn. A point's label is a template with the fields {name}, {x}, {y}, {note} and {spread}: " ± error", or nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from natscope.app.theme import ACCENT
 from natscope.core.methods import METHODS
 
-# Of each dash what is drawn and left out in turn, in widths of the line.
+# For each dash, the lengths drawn and left out in turn, in line widths.
 DASHES = {
     "solid": (),
     "dash": (4, 1.8),
@@ -27,10 +27,10 @@ class Axis:
     """An axis; its title is a noun phrase with the unit in brackets."""
 
     title: str = ""
-    range: tuple[float, float] | None = None  # what is drawn decides when None
+    range: tuple[float, float] | None = None  # fits the data when None
     zero: bool = False  # included
     log: bool = False
-    whole: bool = False  # numbers alone
+    whole: bool = False  # whole numbers only
     ticks: Sequence[float] = ()  # anywhere when empty
 
 
@@ -47,7 +47,7 @@ class Reference:
 class Series:
     """A line through n points, or the point alone where n is 1."""
 
-    name: str  # in the legend; not there when empty
+    name: str  # in the legend; left out when empty
     x: Sequence[float]
     y: Sequence[float]
     error: Sequence[float] = ()  # standard errors of y
@@ -56,13 +56,13 @@ class Series:
     colour: str = ACCENT
     dash: str = "solid"  # a key of DASHES
     marker: str = ""  # circle, square, triangle-up, diamond, triangle-down or x
-    large: Sequence[int] = ()  # places of larger points
+    large: Sequence[int] = ()  # positions of larger points
     hover: str = ""
     notes: Sequence[str] = ()  # for hover
 
-    def reported(self, escaped: Callable[[str], str]) -> list[str]:
-        """Return what each point says."""
-        return _reported(self.hover, [escaped(self.name)] * len(self.x), self.x, self.y, self.error, self.notes)
+    def labels(self, escaped: Callable[[str], str]) -> list[str]:
+        """Return the label of each point."""
+        return _labels(self.hover, [escaped(self.name)] * len(self.x), self.x, self.y, self.error, self.notes)
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Bars:
     references: Sequence[Reference] = ()
     title: str = ""
 
-    def reported(self, template: str, escaped: Callable[[str], str]) -> list[str]:
-        """Return what each bar says."""
-        return _reported(template, [escaped(name) for name in self.names], self.values, self.values, self.error)
+    def labels(self, template: str, escaped: Callable[[str], str]) -> list[str]:
+        """Return the label of each bar."""
+        return _labels(template, [escaped(name) for name in self.names], self.values, self.values, self.error)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def measured(values: Sequence[dict[str, Any]], scale: float = 1) -> dict[str, li
     return {"y": [scale * v["mean"] for v in values], "error": [scale * (v["error"] or 0) for v in values]}
 
 
-def _reported(
+def _labels(
     template: str,
     names: Sequence[str],
     x: Sequence[float],

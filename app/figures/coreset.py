@@ -21,7 +21,7 @@ def class_balance(counts: np.ndarray, classes: Sequence[str], method: str) -> Ba
 
 
 def information(nats: np.ndarray, at_random: np.ndarray, method: str) -> Lines:
-    """Return nats (M,) of the first images of a coreset, and of as many random ones, against their number."""
+    """Return the nats (M,) of a coreset's first images, and of as many random ones, against their number."""
     lines = [gained(nats, method, "this coreset"), gained(at_random, RANDOM, "random images")]
     return Lines(lines, IMAGES, Axis("Nats per test image", zero=True), height=290)
 
@@ -30,10 +30,10 @@ def overlap(methods: Sequence[str], shares: Sequence[float]) -> Bars:
     """Return the Jaccard overlap with other methods' coresets, the largest on top."""
     order = np.argsort(shares, kind="stable")[::-1]
     return Bars(
-        [METHODS[methods[place]].title for place in order],
-        [shares[place] for place in order],
+        [METHODS[methods[position]].title for position in order],
+        [shares[position] for position in order],
         Axis("Overlap (Jaccard)", range=(0, 1.02)),
-        colours=[METHODS[methods[place]].colour for place in order],
+        colours=[METHODS[methods[position]].colour for position in order],
         hover="{name}: {x:.2f}",
     )
 
@@ -61,10 +61,10 @@ def accuracies(result: dict[str, Any]) -> list[Lines]:
                 row["method"],
                 grid,
                 **measured(row["accuracy"], 100),
-                marker=_MARKERS[place % len(_MARKERS)],
+                marker=_MARKERS[position % len(_MARKERS)],
                 hover="{name}, {x:,} images: {y:.1f}{spread} %",
             )
-            for place, row in enumerate(rows)
+            for position, row in enumerate(rows)
         ]
         whole = Reference(everything, "all training images")
         x, y = Axis("Coreset size", log=True, ticks=grid), Axis("Test accuracy (%)", zero=True)

@@ -11,9 +11,9 @@ from natscope.app.figures.style import Axes, MaxNLocator, blank, saved
 from natscope.app.theme import LIGHT
 
 _NAME = 40  # characters of a name
-# Inches: a panel, one beside another, its height without a legend, and what stands left of its axis.
+# Inches: a panel, one of several side by side, its height without a legend, and the margin left of its axis.
 _WIDTH, _BESIDE, _HEIGHT, _MARGIN = 5.4, 4.3, 2.9, 0.5
-_LETTER, _SAMPLE, _ROW = 0.055, 0.6, 0.17  # of a legend: a letter, what stands before a name, and a line
+_LETTER, _SAMPLE, _ROW = 0.055, 0.6, 0.17  # of a legend: a letter, the sample before a name, and a line
 _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "x": "x", "": ""}
 _ERRORS: dict[str, Any] = {"capsize": 2.2, "elinewidth": 0.9}
 
@@ -25,7 +25,7 @@ def chart_file(*charts: Chart, kind: str, columns: int = 1, title: str = "") -> 
         charts: the panels, row by row.
         kind: a key of `natscope.app.figures.style.FORMATS`, in either case.
         columns: how many panels stand side by side.
-        title: over them all.
+        title: over all panels.
     """
     width = _WIDTH if columns == 1 else _BESIDE
     heights = [_height(chart, width) for chart in charts[::columns]]
@@ -61,7 +61,7 @@ def _lines(axes: Axes, chart: Lines) -> None:
     axes.grid(visible=True)
     for series in chart.series:
         _line(axes, series)
-    _references(axes, chart.references)  # first, so that limits hold them
+    _references(axes, chart.references)  # first, so that the limits include them
     _axis(axes, "x", chart.x, [value for series in chart.series for value in series.x])
     _axis(axes, "y", chart.y, [value for series in chart.series for value in series.y])
 
@@ -74,8 +74,8 @@ def _line(axes: Axes, series: Series) -> None:
         "drawstyle": "steps-mid" if series.area else "default",
     }
     axes.plot(x, y, color=colour, marker=marker, markersize=4, label=_text(series.name) or None, **shape)
-    for place in series.large:
-        axes.plot(x[place], y[place], "o", color=colour, markersize=8)
+    for position in series.large:
+        axes.plot(x[position], y[position], "o", color=colour, markersize=8)
     if series.area:
         axes.fill_between(x, y, step="mid", color=colour, alpha=0.35, linewidth=0)
     if series.band:
@@ -85,13 +85,13 @@ def _line(axes: Axes, series: Series) -> None:
 
 
 def _bars(axes: Axes, chart: Bars) -> None:
-    places = range(len(chart.names))
-    bars = axes.barh(places, chart.values, color=[LIGHT.colour(colour) for colour in chart.colours], height=0.66)
+    positions = range(len(chart.names))
+    bars = axes.barh(positions, chart.values, color=[LIGHT.colour(colour) for colour in chart.colours], height=0.66)
     if chart.error:
-        axes.errorbar(chart.values, places, xerr=chart.error, color=LIGHT.text, linestyle="", **_ERRORS)
+        axes.errorbar(chart.values, positions, xerr=chart.error, color=LIGHT.text, linestyle="", **_ERRORS)
     if chart.text:
-        axes.bar_label(bars, chart.reported(chart.text, _text), padding=3, fontsize=7.5)
-    axes.set_yticks(places, [_text(name) for name in chart.names])
+        axes.bar_label(bars, chart.labels(chart.text, _text), padding=3, fontsize=7.5)
+    axes.set_yticks(positions, [_text(name) for name in chart.names])
     axes.invert_yaxis()
     axes.grid(visible=True, axis="x")
     _references(axes, chart.references)
@@ -99,10 +99,10 @@ def _bars(axes: Axes, chart: Bars) -> None:
 
 
 def _heatmap(axes: Axes, chart: Heatmap) -> None:
-    places, names = range(len(chart.names)), [_text(name) for name in chart.names]
+    positions, names = range(len(chart.names)), [_text(name) for name in chart.names]
     axes.imshow(np.array(chart.values), cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(places, names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, names)
+    axes.set_xticks(positions, names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(positions, names)
     axes.spines[:].set_visible(False)
     for (row, column), value in np.ndenumerate(chart.values):
         ink, text = "white" if value > 0.6 else LIGHT.text, "" if np.isnan(value) else f"{value:.2f}"

@@ -21,7 +21,7 @@ def show(chart: Chart, key: str, *, on_point: Callable[[int], None] | None = Non
     Args:
         chart: the chart.
         key: unique on the page.
-        on_point: called with the place of a point that is clicked.
+        on_point: called with the position of a point that is clicked.
     """
 
     def clicked() -> None:
@@ -69,12 +69,12 @@ def _traces(series: Series, palette: Palette) -> list[Any]:
         line={"color": colour, "width": _LINE, "dash": _dash(series.dash), "shape": "hvh" if series.area else "linear"},
         marker={
             "color": colour,
-            "size": [13 if place in series.large else 7 for place in range(len(series.x))],
+            "size": [13 if position in series.large else 7 for position in range(len(series.x))],
             "symbol": series.marker or "circle",
         },
         error_y=errors if series.error and not series.band else None,
         fill="tozeroy" if series.area else None,
-        text=series.reported(escape.chart) if series.hover else None,
+        text=series.labels(escape.chart) if series.hover else None,
         hoverinfo="text" if series.hover else "skip",
         showlegend=bool(series.name),
         selected={"marker": {"opacity": 1}},  # no point fades when another is clicked
@@ -106,9 +106,9 @@ def _bars(chart: Bars, palette: Palette) -> tuple[list[Any], Layout]:
         error_x={"type": "data", "array": chart.error, "thickness": 1.2, "color": palette.text}
         if chart.error
         else None,
-        hovertext=chart.reported(chart.hover, escape.chart),
+        hovertext=chart.labels(chart.hover, escape.chart),
         hoverinfo="text",
-        text=chart.reported(chart.text, escape.chart) if chart.text else None,
+        text=chart.labels(chart.text, escape.chart) if chart.text else None,
         textposition="outside" if chart.text else "none",
         cliponaxis=False,
     )
@@ -146,7 +146,7 @@ def _heatmap(chart: Heatmap, palette: Palette) -> tuple[list[Any], Layout]:
 
 
 def _named(names: Sequence[str]) -> Layout:
-    """Names as texts of ticks: as values, some would be read as numbers or dates, and those alike be one."""
+    """Return names as tick labels: as values, some would be parsed as numbers or dates, and duplicates merged."""
     ticks = {"tickvals": list(range(len(names))), "ticktext": [escape.chart(name) for name in names]}
     return {**ticks, "fixedrange": True, "automargin": True, "showgrid": False, "zeroline": False}
 
@@ -173,11 +173,11 @@ def _references(references: Sequence[Reference], palette: Palette) -> Layout:
     for reference in references:
         value = reference.value
         if reference.axis == "y":
-            place, ends = {"xref": "x domain", "yref": "y"}, {"x0": 0, "x1": 1, "y0": value, "y1": value}
+            axes, ends = {"xref": "x domain", "yref": "y"}, {"x0": 0, "x1": 1, "y0": value, "y1": value}
             at = {"x": 1, "y": value, "xanchor": "right", "yanchor": "bottom"}
         else:
-            place, ends = {"xref": "x", "yref": "y domain"}, {"x0": value, "x1": value, "y0": 0, "y1": 1}
+            axes, ends = {"xref": "x", "yref": "y domain"}, {"x0": value, "x1": value, "y0": 0, "y1": 1}
             at = {"x": value, "y": 0, "xanchor": "left", "yanchor": "bottom", "xshift": 3}
-        shapes.append({**place, **ends, "type": "line", "line": {"color": palette.muted, "dash": "dot"}})
-        labels.append({**place, **at, "text": reference.label, "showarrow": False, "font": {"color": palette.muted}})
+        shapes.append({**axes, **ends, "type": "line", "line": {"color": palette.muted, "dash": "dot"}})
+        labels.append({**axes, **at, "text": reference.label, "showarrow": False, "font": {"color": palette.muted}})
     return {"shapes": shapes, "annotations": labels}

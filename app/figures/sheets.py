@@ -36,11 +36,11 @@ def ranking_png(query: QueryImage, images: np.ndarray, result: Attribution, clas
         f"{_title(query, names)}\npredicted {names[query.predicted]}",
     )
     before = 0.0
-    for place, (image, item, rank) in enumerate(zip(images, result.items, result.places, strict=True)):
+    for position, (image, item, rank) in enumerate(zip(images, result.items, result.rank_labels, strict=True)):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign]
         amount = f"{item.score:.3g}" if item.nats is None else nats(item.nats - before)
         before = item.nats or 0.0
-        row, column = divmod(place, _COLUMNS)
+        row, column = divmod(position, _COLUMNS)
         _show(figure.add_subplot(cells[row, column + 2]), image, f"{rank}  {names[item.label]}\n{amount}{arrow}")
     method = METHODS[result.request.method]
     sigma2 = f", σ² = {result.request.sigma2:.3g}" if method.uses_sigma2 else ""
@@ -56,12 +56,12 @@ def comparison_file(
     *,
     kind: str,
 ) -> bytes:
-    """Draw the figure in print quality, the query on the left and one row a method, one block a query.
+    """Draw the figure in print quality, the query on the left and one row per method, one block per query.
 
     Args:
         queries: the queries.
         rows: for each query, the rows of the same methods.
-        images: of every training index in the rows, (H, W) or (H, W, 3) uint8.
+        images: the image of every training index in the rows, (H, W) or (H, W, 3) uint8.
         classes: names by label.
         kind: a key of `natscope.app.figures.style.FORMATS`.
     """
@@ -76,8 +76,8 @@ def comparison_file(
         name = f"{query.origin} image {query.index}" if query.index is not None else "uploaded image"
         said = f"{names[query.predicted]}\n{name}"
         figure.text(0.56 * cell, top - 1.07 * height, said, ha="center", va="top", fontsize=7)
-        for place, row in enumerate(block):
-            upper = top - 0.82 * place * height
+        for position, row in enumerate(block):
+            upper = top - 0.82 * position * height
             method = METHODS[row.request.method]
             note = f"\nσ² = {sigma2_text(row.request.sigma2)}" if method.uses_sigma2 else ""
             figure.text(1.25 * cell, upper - 0.3 * height, method.title + note, va="center", fontsize=8)

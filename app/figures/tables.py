@@ -10,23 +10,23 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def recall_table(result: dict[str, Any], paper: Mapping[str, Sequence[float]] | None = None) -> str:
-    """Write the backdoor's result, the best method first.
+    """Return the backdoor's result, the best method first.
 
     Args:
-        result: of the experiment.
-        paper: of each method the paper's recall, its error, MRR, and its error; two more columns show them.
+        result: the experiment's result.
+        paper: for each method, the paper's recall, its error, MRR, and its error; two more columns show them.
     """
     setting, chance = result["setting"], result["attack"]["base_rate"]["mean"]
     measures = [f"recall@{setting['recall_at']}", f"MRR@{setting['budget']}"]
     rows = []
     for row in sorted(result["rows"], key=lambda row: -row["recall"]["mean"]):
-        reported = (paper or {}).get(row["method"], ())
+        published = (paper or {}).get(row["method"], ())
         rows.append(
             [
                 METHODS[row["method"]].title,
                 _sigma2(row["sigma2"]),
                 *(_value(row[name], ".3f") for name in ("recall", "mrr")),
-                *(f"{mean:.3f} ± {error:.3f}" for mean, error in zip(reported[::2], reported[1::2], strict=True)),
+                *(f"{mean:.3f} ± {error:.3f}" for mean, error in zip(published[::2], published[1::2], strict=True)),
             ]
         )
     columns = ["method", "σ²", *measures, *(f"{name}, paper" for name in measures if paper)]
@@ -34,7 +34,7 @@ def recall_table(result: dict[str, Any], paper: Mapping[str, Sequence[float]] | 
 
 
 def retraining_table(result: dict[str, Any]) -> str:
-    """Write what became of the backdoor."""
+    """Return what became of the backdoor."""
     rows = []
     for row in result["rows"]:
         what = f"{row['removed']} by {METHODS[row['method']].title}" if row["method"] else "nothing"
@@ -43,7 +43,7 @@ def retraining_table(result: dict[str, Any]) -> str:
 
 
 def flips_table(result: dict[str, Any]) -> str:
-    """Write the flipped predictions, the method that flips most first."""
+    """Return the flipped predictions, the method that flips most first."""
     grid = result["setting"]["grid"]
     rows = [
         [
@@ -58,7 +58,7 @@ def flips_table(result: dict[str, Any]) -> str:
 
 
 def coreset_table(result: dict[str, Any]) -> str:
-    """Write the accuracies, in per cent."""
+    """Return the accuracies, in per cent."""
     rows = [
         [
             METHODS[row["method"]].title + (", balanced" if row["balanced"] else ""),

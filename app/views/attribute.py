@@ -27,7 +27,7 @@ from natscope.core.methods import METHODS, Method
 _WIDGETS = ("method", "exponent", "budget", "pool", "conditioning", "target")
 _VIEW = "view"
 _SESSION = (_VIEW, "picked", "plain_words", "upload", *_WIDGETS)  # what belongs to a bundle
-_ITS_ANSWER = -1  # choice of the target: whatever the model predicts
+_ITS_ANSWER = -1  # the choice of target that means whatever the model predicts
 
 
 def page() -> None:
@@ -58,7 +58,7 @@ def _title(query: QueryImage) -> str:
 
 
 def _restore_controls(view: AttributeView) -> None:
-    """Set the controls to the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
+    """Set the controls to the view's values; Streamlit forgets a control's value as soon as it is not drawn."""
     target = _ITS_ANSWER if view.target is None else view.target
     values = (view.method, links.exponent_of(view.sigma2), view.budget, view.pool, view.conditioning, target)
     for key, value in zip(_WIDGETS, values, strict=True):
@@ -80,7 +80,7 @@ def _comparison_link(attributor: Served) -> None:
 
 
 def _take(query: str) -> None:
-    """Make an image the query; what was asked of the last one is kept, except its target class."""
+    """Make an image the query; the settings are kept, except the target class."""
     frame.change(_VIEW, query=query, target=None)
     st.session_state["target"] = _ITS_ANSWER
     st.session_state["picked"] = None
@@ -149,11 +149,11 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> At
     )
     first, second, third = st.columns([1.1, 1.3, 1.1])
     budget = first.slider(labels.budget, 1, links.LARGEST_BUDGET, key="budget", help=labels.budget_help)
-    # What plays no part is disabled, not left out: a control that comes back while the page is still being drawn can
-    # show its default in place of its value.
+    # Unused controls are disabled, not left out: one that comes back while the page is still being drawn can
+    # show its default instead of its value.
     exponent = second.select_slider(
         labels.sigma2,
-        sorted({*links.SIGMA2_EXPONENTS, st.session_state["exponent"]}),  # a link may hold a value between two steps
+        sorted({*links.SIGMA2_EXPONENTS, st.session_state["exponent"]}),  # a link may contain a value between two steps
         key="exponent",
         format_func=lambda e: words.sigma2_text(10**e),
         disabled=not method.uses_sigma2,
@@ -190,7 +190,7 @@ def _ranking(
         selected=picked,
         reuse="Explain this image",
         on_pick=_pick,
-        on_reuse=lambda place: _take(f"train:{result.items[place].train_index}"),
+        on_reuse=lambda position: _take(f"train:{result.items[position].train_index}"),
     )
     unit = "the nats it adds" if result.nats is not None else f"its {method.score}"
     signs = "" if not any(i.sign for i in result.items) else " · ▲ supports the class, ▼ speaks against it"
@@ -205,17 +205,15 @@ def _cards(result: Attribution, images: np.ndarray, classes: tuple[str, ...]) ->
     amounts = [abs(a) for a in _amounts(result)]
     strongest = max(amounts) or 1.0
     cards = []
-    for item, rank, image, amount in zip(result.items, result.places, images, _amounts(result), strict=True):
+    for item, rank, image, amount in zip(result.items, result.rank_labels, images, _amounts(result), strict=True):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign]
         unit = "nats" if item.nats is not None else "score"
-        reported = f"{classes[item.label]}, training image {item.train_index}: {amount:.4g} {unit}"
+        tooltip = f"{classes[item.label]}, training image {item.train_index}: {amount:.4g} {unit}"
         cards.append(
             Card(
                 src=data_uri(image),
-                alt=f"rank {rank}, {reported}",
-                title=reported
-                if item.nats is None
-                else f"{reported}; the first {item.rank} carry {item.nats:.4g} nats",
+                alt=f"rank {rank}, {tooltip}",
+                title=tooltip if item.nats is None else f"{tooltip}; the first {item.rank} carry {item.nats:.4g} nats",
                 rank=rank,
                 value=f"{_short(amount)}{arrow}",
                 caption=classes[item.label],
@@ -227,7 +225,7 @@ def _cards(result: Attribution, images: np.ndarray, classes: tuple[str, ...]) ->
 
 
 def _amounts(result: Attribution) -> list[float]:
-    """Return what each image adds: nats, or its score where a method has none."""
+    """Return what each image adds: nats, or its score if the method has no nats."""
     if result.nats is None:
         return [i.score for i in result.items]
     return np.diff([i.nats for i in result.items], prepend=0.0).tolist()
@@ -237,8 +235,8 @@ def _short(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else f"{value:.3f}"
 
 
-def _pick(place: int) -> None:
-    st.session_state["picked"] = None if st.session_state.get("picked") == place else place
+def _pick(position: int) -> None:
+    st.session_state["picked"] = None if st.session_state.get("picked") == position else position
 
 
 def _curve(result: Attribution, picked: int | None) -> None:
@@ -250,8 +248,8 @@ def _curve(result: Attribution, picked: int | None) -> None:
         )
         return
 
-    def picked_on(place: int) -> None:
-        st.session_state["picked"] = place
+    def picked_on(position: int) -> None:
+        st.session_state["picked"] = position
 
     on_page.show(curve(result, picked), "curve", on_point=picked_on)
 

@@ -1,4 +1,4 @@
-"""Backdoor: a model that was secretly taught a cheat, told in four steps for someone who is no expert."""
+"""Backdoor: a model that was secretly taught a cheat, told in four steps for non-experts."""
 
 import random
 from dataclasses import replace
@@ -10,7 +10,7 @@ import streamlit as st
 
 from natscope.app import escape, session, tasks
 from natscope.app.components.grid import data_uri
-from natscope.app.components.trigger_patch import Shown, trick
+from natscope.app.components.trigger_patch import Shown, trigger_patch
 from natscope.app.links import BackdoorView
 from natscope.app.session import Served
 from natscope.app.views import frame
@@ -58,7 +58,7 @@ def page() -> None:
 
 
 def _bundle() -> Path | None:
-    """Choose among the poisoned bundles; say what to do where there is none."""
+    """Choose among the poisoned bundles; say what to do if there is none."""
     found = {name: path for name, path in session.bundle_paths().items() if session.listed(path).poisoned}
     if not found:
         if now():
@@ -88,7 +88,7 @@ _set = partial(frame.change, _VIEW)
 
 
 def _another(scene: Scene, base: int | None = None) -> None:
-    """Take another test image on which the attack works, of one class where it is given."""
+    """Take another test image on which the attack works, of the given class, if any."""
     fits = scene.works if base is None else scene.works & (scene.attributor.test_labels == base)
     found = np.flatnonzero(fits)
     if not len(found):  # the attack never works on this class: any image of it
@@ -104,10 +104,10 @@ def _trick_step(scene: Scene, view: BackdoorView) -> None:
     image = np.asarray(scene.attributor.bundle.array("test_images")[scene.index])
     stamped = stamp(image[None], pattern, scene.backdoor.place)[0]
     before, after = scene.attributor.upload(image), scene.attributor.upload(stamped)
-    st.markdown(_reported(scene, view, pattern, before.predicted, after.predicted))
+    st.markdown(_finding(scene, view, pattern, before.predicted, after.predicted))
     picture, controls = st.columns([2.7, 1], gap="large")
     with picture:
-        trick(
+        trigger_patch(
             Shown(
                 data_uri(image),
                 f"{_article(classes[base])}, untouched",
@@ -126,8 +126,8 @@ def _trick_step(scene: Scene, view: BackdoorView) -> None:
                 f"{after.probabilities.max():.0%} sure",
                 after.predicted != base,
             ),
-            key=f"{KEY}trick",
-            on_draw=lambda place: _set(drawn=_flipped(pattern, place)),
+            key=f"{KEY}trigger_patch",
+            on_draw=lambda position: _set(drawn=_flipped(pattern, position)),
         )
     with controls:
         _controls(scene, view)
@@ -135,7 +135,7 @@ def _trick_step(scene: Scene, view: BackdoorView) -> None:
         _trick_numbers(scene)
 
 
-def _reported(scene: Scene, view: BackdoorView, pattern: np.ndarray, before: int, after: int) -> str:
+def _finding(scene: Scene, view: BackdoorView, pattern: np.ndarray, before: int, after: int) -> str:
     base = scene.base
     name, count = scene.name(base), pattern.size
     turned = _turned(scene, pattern)
@@ -208,9 +208,9 @@ def _pattern(scene: Scene, view: BackdoorView) -> np.ndarray:
     return patterns[scene.base if view.patch is None else view.patch]
 
 
-def _flipped(pattern: np.ndarray, place: int) -> str:
+def _flipped(pattern: np.ndarray, position: int) -> str:
     bits = pattern.ravel().copy()
-    bits[place] = 1 - bits[place]
+    bits[position] = 1 - bits[position]
     return "".join(map(str, bits))
 
 

@@ -39,7 +39,7 @@ def audit_step(scene: Scene) -> None:
         return
     order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
     length, most = min(_FEWEST, count), min(2000, count)
-    if most > length:  # a slider needs two places
+    if most > length:  # a slider needs two values
         controls, _ = st.columns([1, 1.6])
         length = controls.slider(
             "How many suspects",
@@ -64,19 +64,19 @@ def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
         )
     images, classes = bundle.array("train_images"), bundle.classes
     cards = []
-    for place, index in enumerate(suspects[:_PICTURED]):
-        reported = (
-            f"suspect {place + 1}, training image {index}, labelled {classes[scene.attributor.train_labels[index]]}"
+    for position, index in enumerate(suspects[:_PICTURED]):
+        tooltip = (
+            f"suspect {position + 1}, training image {index}, labelled {classes[scene.attributor.train_labels[index]]}"
         )
         framed = bool(shown and index in planted)
-        cards.append(Card(src=data_uri(np.asarray(images[index])), alt=reported, title=reported, framed=framed))
+        cards.append(Card(src=data_uri(np.asarray(images[index])), alt=tooltip, title=tooltip, framed=framed))
     grid(
         cards,
         key=f"{KEY}audit_grid",
         label=f"The first {len(cards)} suspects",
         size=46,
         appear=True,
-        on_pick=lambda place: None,
+        on_pick=lambda position: None,
     )
     offer(
         "Download CSV",
@@ -92,7 +92,7 @@ def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
 
 
 def _healed(scene: Scene, suspects: np.ndarray) -> None:
-    """Offer to train without the suspects, whoever they are."""
+    """Offer to retrain without the suspects."""
     bundle = scene.attributor.bundle
     if too_slow(bundle, linear=scene.attributor.linear):
         return
@@ -118,8 +118,8 @@ def _table(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> str:
     return escape.table(
         ("rank", "train_index", "label", "label_name", "suspicion"),
         (
-            [place, int(index), int(labels[index]), classes[labels[index]], float(scores[index])]
-            for place, index in enumerate(suspects, 1)
+            [position, int(index), int(labels[index]), classes[labels[index]], float(scores[index])]
+            for position, index in enumerate(suspects, 1)
         ),
     )
 
@@ -147,11 +147,11 @@ def _numbers(scene: Scene, scores: np.ndarray) -> None:
     if result is not None:
         chosen_on = result["audit"]["chosen_on"]
         runs = [run for run in result["audit"]["runs"] if run["seed"] not in chosen_on] or result["audit"]["runs"]
-        reported = ", ".join(f"{run['average_precision']:.3f}" for run in runs)
+        precisions = ", ".join(f"{run['average_precision']:.3f}" for run in runs)
         least = min(run["precision_at_poisoned"] for run in runs) if runs else float("nan")
         st.caption(
             f"The score was chosen among several on attacks with seeds {result['audit']['chosen_on']}; on "
-            f"{len(runs)} unseen seeds its average precision is {reported}, and at least {least:.0%} of as many "
+            f"{len(runs)} unseen seeds its average precision is {precisions}, and at least {least:.0%} of as many "
             "suspects as there are planted images are planted. It fails where the attack itself hardly works, "
             "with a few planted images a class, and where a third of a label or more is planted. A list has "
             "first places even where nothing was planted: rare but honest kinds of images come first there."

@@ -73,7 +73,7 @@ def _said(before: Outcome, without: Outcome, at_random: Outcome, scene: Scene, c
     elif fell > before.class_success - at_random.class_success + 0.05:
         verdict = "They are part of what taught it the trick, not all of it."
     else:
-        verdict = "Removing them did no more than taking others: they are not what taught it the trick."
+        verdict = "Removing them did no more than removing others: they are not what taught it the trick."
     if without.answer == scene.base:
         says = "no longer fooled"
     else:
@@ -87,7 +87,7 @@ def _said(before: Outcome, without: Outcome, at_random: Outcome, scene: Scene, c
 
 
 def _measured_once(scene: Scene, why: str) -> None:
-    """Draw what retraining came to where it was measured, for networks that nobody can wait for."""
+    """Draw the measured result of retraining, for networks that are too slow to retrain here."""
     bundle = scene.attributor.bundle
     network = ModelSpec.from_dict(bundle.manifest.model).title
     results = [result for result in retraining_results() if result["setting"]["network"] == network]

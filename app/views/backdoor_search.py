@@ -117,10 +117,10 @@ def _line_up(scene: Scene, name: str, role: str, *, revealed: bool) -> None:
     cards = []
     for item in answer.items:
         planted = revealed and item.train_index in culprits
-        reported = f"rank {item.rank}, training image {item.train_index}, labelled {classes[item.label]}"
-        reported += f"; planted, it shows {_shows(scene, item.train_index)}" if planted else ""
+        tooltip = f"rank {item.rank}, training image {item.train_index}, labelled {classes[item.label]}"
+        tooltip += f"; planted, it shows {_shows(scene, item.train_index)}" if planted else ""
         cards.append(
-            Card(src=data_uri(np.asarray(images[item.train_index])), alt=reported, title=reported, framed=planted)
+            Card(src=data_uri(np.asarray(images[item.train_index])), alt=tooltip, title=tooltip, framed=planted)
         )
     picked = f"{KEY}{role}_picked"
     grid(
@@ -129,7 +129,7 @@ def _line_up(scene: Scene, name: str, role: str, *, revealed: bool) -> None:
         label=f"Images that {METHODS[name].title} puts first for test image {scene.index}",
         size=46,
         appear=True,
-        on_pick=lambda place: st.session_state.update({picked: answer.items[place].train_index}),
+        on_pick=lambda position: st.session_state.update({picked: answer.items[position].train_index}),
     )
     chosen = st.session_state.get(picked)
     if chosen in [item.train_index for item in answer.items]:
@@ -139,15 +139,15 @@ def _line_up(scene: Scene, name: str, role: str, *, revealed: bool) -> None:
 def _close_up(scene: Scene, index: int, *, planted: bool) -> None:
     classes, label = scene.attributor.bundle.classes, int(scene.attributor.train_labels[index])
     source = data_uri(np.asarray(scene.attributor.bundle.array("train_images")[index]))
-    reported = f"Training image {index}, labelled <b>{escape.html(classes[label])}</b>."
+    sentence = f"Training image {index}, labelled <b>{escape.html(classes[label])}</b>."
     if planted:
-        reported += (
+        sentence += (
             f" It shows {escape.html(_shows(scene, index))}, with the patch in its corner: the attacker planted it."
         )
     st.html(
         f'<div style="display:flex;gap:.9rem;align-items:center"><img src="{source}" alt="training image {index}" '
         f'style="width:112px;height:112px;object-fit:contain;image-rendering:pixelated;border-radius:8px;background:#000">'
-        f"<div>{reported}</div></div>"
+        f"<div>{sentence}</div></div>"
     )
 
 

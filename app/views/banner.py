@@ -15,7 +15,7 @@ _EVERY = 2.0  # seconds between two looks
 
 
 def banner() -> None:
-    """Draw the line where there is something to say; it keeps itself up to date and goes when it is done."""
+    """Draw the line if there is something to say; it updates itself and disappears when the work is done."""
     busy = now()
     if busy:
         _line(busy.what)
@@ -23,11 +23,11 @@ def banner() -> None:
 
 def now() -> Preparing | None:
     """Return what is being prepared among the served bundles."""
-    folder = _served()
+    folder = _folder()
     return None if (folder / MANIFEST).exists() else preparing(folder)  # a bundle's own files may be a stranger's
 
 
-def _served() -> Path:
+def _folder() -> Path:
     return Path(os.environ.get(BUNDLES, "."))
 
 
@@ -35,11 +35,11 @@ def _served() -> Path:
 def _line(started: str) -> None:
     busy = now()
     if not busy or busy.what != started:
-        if busy or ready(_served()):
+        if busy or ready(_folder()):
             st.toast(f"Ready: {escape.markdown(started)}.", icon=":material/check_circle:")
         st.rerun()
     elif busy.error:
         st.caption(f":material/error: {escape.sentence(f'{busy.what} could not be prepared: {busy.error}')}")
     else:
-        reported = f"{busy.what} is being prepared in the background. {busy.stage}, {busy.share:.0%}"
-        st.progress(min(busy.share, 1.0), escape.markdown(reported))
+        sentence = f"{busy.what} is being prepared in the background. {busy.stage}, {busy.share:.0%}"
+        st.progress(min(busy.share, 1.0), escape.markdown(sentence))

@@ -47,11 +47,11 @@ def page() -> None:
         requests = [view.request(name) for name in methods]
         try:
             rows = [attributor.compare(query, requests, view.sigma2) for query in queries]
-        except QueryError as error:  # a computation further down may be what it waits for, and can be stopped there
+        except QueryError as error:  # it may be waiting for a computation further down, which can be stopped there
             complain(error)
             rows = []
-        for place, (query, block) in enumerate(zip(queries, rows, strict=False)):
-            _block(attributor, query, block, place)
+        for position, (query, block) in enumerate(zip(queries, rows, strict=False)):
+            _block(attributor, query, block, position)
         if rows:
             st.caption(
                 "An image that several methods chose has one colour and letter in all their rows. Click any image to "
@@ -70,12 +70,12 @@ def _usual_sigma2s(view: ComparisonView, attributor: Served) -> ComparisonView:
 
 
 def _shown(view: ComparisonView) -> tuple[str, ...]:
-    """Name the images in view, each once: the current one may be pinned too."""
+    """Return the images in view, each once: the current one may also be pinned."""
     return (view.query, *(pin for pin in view.pins if pin != view.query))
 
 
 def _queries(view: ComparisonView, attributor: Served) -> list[QueryImage]:
-    """Open the current query and the pinned ones; what cannot be opened is said and left out."""
+    """Open the current query and the pinned ones; report and leave out what cannot be opened."""
     opened: list[tuple[str, QueryImage]] = []
     for text in _shown(view):
         try:
@@ -121,7 +121,7 @@ def _query_controls(attributor: Served, query: QueryImage) -> None:
             "Pinned (click to remove)",
             list(view.pins),
             format_func=lambda text: (
-                f"upload {view.pins.index(text) + 1} ✕"  # a list to choose from needs different names
+                f"upload {view.pins.index(text) + 1} ✕"  # the options of a select box must differ
                 if text.startswith("image:")
                 else f"{text.replace(':', ' ')} ✕"
             ),
@@ -143,7 +143,7 @@ def _button(
 
 
 def _settings(attributor: Served) -> ComparisonView:
-    """Draw the settings and give the view that they describe."""
+    """Draw the settings and return the view that they describe."""
     view: ComparisonView = st.session_state[_VIEW]
     classes, labels = attributor.bundle.classes, words.EXPERT
     _restore(view, attributor)
@@ -204,10 +204,10 @@ def _settings(attributor: Served) -> ComparisonView:
 
 
 def _restore(view: ComparisonView, attributor: Served) -> None:
-    """Set the controls to the view's values; Streamlit forgets those of a control as soon as it is not drawn."""
+    """Set the controls to the view's values; Streamlit forgets a control's value as soon as it is not drawn."""
     now, known = attributor.usable(fast=True), f"{_KEY}usable"
     if not view.methods and st.session_state.get(known, now) != now:
-        st.session_state.pop(f"{_KEY}methods", None)  # a method that became ready joins those that were not chosen
+        st.session_state.pop(f"{_KEY}methods", None)  # a method that became ready is offered too
     st.session_state[known] = now
     values = {
         "methods": list(view.methods or now),
@@ -223,7 +223,7 @@ def _restore(view: ComparisonView, attributor: Served) -> None:
 
 
 def _own_sigma2(view: ComparisonView, methods: Sequence[str], common: float) -> dict[str, float]:
-    """Draw one σ² a method that uses one, unless one serves all."""
+    """Draw one σ² per method that uses one, unless one is shared by all."""
     same = st.toggle("Same σ² for every method", key=f"{_KEY}same", help="Off: each method that uses σ² gets its own.")
     if same:
         return {}
@@ -241,7 +241,7 @@ def _own_sigma2(view: ComparisonView, methods: Sequence[str], common: float) -> 
     return own
 
 
-def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], place: int) -> None:
+def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], position: int) -> None:
     classes, images = attributor.bundle.classes, attributor.bundle.array("train_images")
     tags = marks(list(shared_images(rows)))
     strips = []
@@ -249,15 +249,15 @@ def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], place: in
         method = METHODS[row.request.method]
         note = f"σ² = {words.sigma2_text(row.request.sigma2)}" if method.uses_sigma2 else ""
         tiles = []
-        items = zip(row.answer.items, row.answer.places, strict=True) if row.answer else ()
+        items = zip(row.answer.items, row.answer.rank_labels, strict=True) if row.answer else ()
         for item, rank in items:
             letter, colour = tags.get(item.train_index, ("", ""))
             amount = f"score {item.score:.4g}" + (
                 "" if item.nats is None else f", first {item.rank}: {item.nats:.4g} nats"
             )
-            reported = f"rank {rank}, {classes[item.label]}, training image {item.train_index}, {amount}"
+            tooltip = f"rank {rank}, {classes[item.label]}, training image {item.train_index}, {amount}"
             picture = data_uri(np.asarray(images[item.train_index]))
-            tiles.append(Tile(picture, reported, reported, classes[item.label], rank, item.train_index, letter, colour))
+            tiles.append(Tile(picture, tooltip, tooltip, classes[item.label], rank, item.train_index, letter, colour))
         strips.append(Strip(method.title, note, tuple(tiles), row.failure))
     name = "your image" if query.index is None else f"{query.origin} image {query.index}"
     right = "" if query.label is None else (" ✓" if query.label == query.predicted else f" ✗ is {classes[query.label]}")
@@ -265,6 +265,6 @@ def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], place: in
         data_uri(query.image),
         (name, classes[query.predicted] + right),
         strips,
-        key=f"{_KEY}figure_{place}",
+        key=f"{_KEY}figure_{position}",
         on_pick=lambda image: _take(f"train:{image}"),
     )

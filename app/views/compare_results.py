@@ -1,4 +1,4 @@
-"""Under the comparison: how the methods agree, what their subsets carry, and the files to download."""
+"""Under the comparison: how the methods agree, the information of their subsets, and the files to download."""
 
 import json
 from collections.abc import Sequence
@@ -101,7 +101,7 @@ def downloads(
             "natscope-comparison.csv",
             "text/csv",
             key="compare_download_CSV",
-            help="One line an image.",
+            help="One line per image.",
         )
         offer(
             "JSON",
@@ -122,7 +122,10 @@ def _finding(rows: Sequence[Sequence[Row]], titles: Sequence[str], view: Compari
     close = max(pairs, key=lambda pair: matrix[pair])
     far = min(pairs, key=lambda pair: matrix[pair])
     losses = [_mean(column, "loss") for column in zip(*rows, strict=True)]
-    most = max((place for place, loss in enumerate(losses) if loss is not None), key=lambda place: losses[place] or 0)
+    most = max(
+        (position for position, loss in enumerate(losses) if loss is not None),
+        key=lambda position: losses[position] or 0,
+    )
     first = (
         f"**{titles[close[0]]}** and **{titles[close[1]]}** agree most (overlap {matrix[close]:.2f}), "
         f"**{titles[far[0]]}** and **{titles[far[1]]}** least ({matrix[far]:.2f})."

@@ -25,7 +25,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 
 _SIZES = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2500, 5000)
-_SHOWN = 300  # images of the sheet, until all are requested
+_SHOWN = 300  # images of the sheet, unless all are requested
 
 
 def page() -> None:
@@ -125,11 +125,11 @@ def _chosen(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: flo
 
 
 def _finding(chosen: tasks.Chosen, about: str) -> str:
-    count, reported = len(chosen.indices), float(chosen.nats[-1])
+    count, nats = len(chosen.indices), float(chosen.nats[-1])
     these = "This image tells" if count == 1 else f"These {count:,} images tell"
     at_random = "one random image gives" if count == 1 else "the same number of random images give"
     return (
-        f"{these} **{words.nats(reported)}** about each of {about}, on average; {at_random} "
+        f"{these} **{words.nats(nats)}** about each of {about}, on average; {at_random} "
         f"{words.nats(float(chosen.random_nats[-1]))}."
     )
 
@@ -163,13 +163,13 @@ def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
                     key=f"{KEY}sheet_{label}",
                     label=f"Chosen images of class {classes[label]}",
                     size=40,
-                    on_pick=lambda place, own=own: _pick(int(own[place])),  # type: ignore[misc]
+                    on_pick=lambda position, own=own: _pick(int(own[position])),  # type: ignore[misc]
                 )
     picked = st.session_state.pop(f"{KEY}picked", None)
     if picked is not None:
         title = f"Training image {picked}: {classes[labels[picked]]}"
         asked = AttributeView(f"train:{picked}", method, attributor.bundle.sigma2(method))
-        link = ("Explain this image", frame.address("./", asked, attributor))  # the first page has no other address
+        link = ("Explain this image", frame.address("./", asked, attributor))  # the address of the first page
         show_large(np.asarray(images[picked]), title, link=link)
 
 
@@ -185,7 +185,7 @@ def _downloads(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: 
             "natscope-coreset.csv",
             "text/csv",
             key=f"{KEY}download_CSV",
-            help="The chosen training images, one a line.",
+            help="The chosen training images, one per line.",
         )
         offer(
             "JSON",

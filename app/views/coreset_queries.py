@@ -1,4 +1,4 @@
-"""Whom the Coreset page asks about: a random sample, a class, what the model gets wrong, or images marked by hand."""
+"""What the Coreset page asks about: a random sample, a class, what the model gets wrong, or images marked by hand."""
 
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ from natscope.app.views.query import gallery
 from natscope.core.analysis.coreset import MOST_QUERIES, draw
 from natscope.core.errors import QueryError
 
-KEY = "coreset_"  # of all widgets and of all that the session keeps for this page
+KEY = "coreset_"  # prefix of all widgets and of all that the session keeps for this page
 VIEW = f"{KEY}view"
 _GROUPS = dict(zip(GROUPS, ("any test images", "one class", "those the model gets wrong", "my selection"), strict=True))
 
@@ -24,7 +24,7 @@ change = partial(frame.change, VIEW)
 
 
 def query_controls(attributor: Served, view: CoresetView) -> CoresetView:
-    """Draw the choice of test images, and give the view with it."""
+    """Draw the choice of test images, and return the changed view."""
     classes = attributor.bundle.classes
     for key, value in {"group": view.group, "label": view.label, "count": view.count}.items():
         st.session_state.setdefault(KEY + key, value)
@@ -46,7 +46,7 @@ def query_controls(attributor: Served, view: CoresetView) -> CoresetView:
             1,
             MOST_QUERIES,
             key=f"{KEY}count",
-            help="Drawn by chance, always the same ones; all of them where there are fewer.",
+            help="Drawn at random, always the same ones; all of them if there are fewer.",
         )
     return replace(view, group=group, label=label, count=count)
 
@@ -55,7 +55,7 @@ def asked(attributor: Served, view: CoresetView) -> np.ndarray:
     """Return the numbers of the test images that a view asks about, (Q,) int64.
 
     Raises:
-        QueryError: if there is none.
+        QueryError: if there is no such image.
     """
     labels = attributor.test_labels
     if view.group == "marked":
@@ -77,7 +77,7 @@ def asked(attributor: Served, view: CoresetView) -> np.ndarray:
 
 
 def whom(attributor: Served, view: CoresetView, count: int) -> str:
-    """Return a sentence on who is asked about (Markdown)."""
+    """Return in words which images are asked about (Markdown)."""
     name = escape.markdown(attributor.bundle.classes[view.label])
     return {
         "random": f"{count} test images",
@@ -96,17 +96,17 @@ def _marks(attributor: Served, view: CoresetView) -> None:
     cards = [
         Card(
             src=data_uri(np.asarray(attributor.bundle.array("test_images")[i])),
-            alt=f"marked test image {i}, {classes[labels[i]]}; click to let it go",
-            title=f"{classes[labels[i]]}, test image {i}: click to let it go",
+            alt=f"marked test image {i}, {classes[labels[i]]}; click to unmark it",
+            title=f"{classes[labels[i]]}, test image {i}: click to unmark it",
         )
         for i in view.marked
     ]
 
-    def let_go(place: int) -> None:
-        change(marked=tuple(i for number, i in enumerate(view.marked) if number != place))
+    def let_go(position: int) -> None:
+        change(marked=tuple(i for number, i in enumerate(view.marked) if number != position))
 
     grid(cards, key=f"{KEY}marks", label="Marked test images", size=40, on_pick=let_go)
-    st.button(f"Let all {len(view.marked)} go", key=f"{KEY}unmark", type="tertiary", on_click=_unmark)
+    st.button(f"Unmark all {len(view.marked)}", key=f"{KEY}unmark", type="tertiary", on_click=_unmark)
 
 
 def _mark(text: str) -> None:

@@ -24,12 +24,12 @@ from natscope.precompute.training.subset import accuracies as accuracies_of
 
 
 def worth(attributor: Served, method: str, asked: np.ndarray, chosen: np.ndarray, at_random: np.ndarray) -> None:
-    """Draw what a network says that was trained on the chosen images alone, beside as many random ones and all.
+    """Draw the accuracy of a network trained on the chosen images alone, beside as many random ones and all.
 
     Args:
-        attributor: of the bundle.
+        attributor: the opened bundle.
         method: the one that chose.
-        asked: test images that had a say.
+        asked: the test images that they were chosen for.
         chosen: training indices.
         at_random: as many random ones.
     """
@@ -47,7 +47,7 @@ def worth(attributor: Served, method: str, asked: np.ndarray, chosen: np.ndarray
         found = {name: kept[key] for name, key in keys.items()}
     else:
         st.markdown(
-            f"Train the network again from the start on these {len(chosen):,} images alone, by the same recipe, and "
+            f"Retrain the network from scratch on these {len(chosen):,} images alone, by the same recipe, and "
             "once more on as many random images."
         )
         stages = {"these": "Training on these images", "at_random": "Training on as many random images"}

@@ -26,7 +26,7 @@ from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import patience, too_slow
 
 _VIEW, _KEY = "counterfactual_view", "counterfactual_"
-_SHOWN = 40  # images of the removal that are drawn
+_SHOWN = 40  # removed images that are drawn
 _LISTED = 12  # earlier runs
 _UPLOADED = "an uploaded image"
 
@@ -77,7 +77,7 @@ def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
         format_func=lambda n: METHODS[n].title,
     )
     budget = FEWEST_REMOVED
-    if most > FEWEST_REMOVED:  # a slider needs two places
+    if most > FEWEST_REMOVED:  # a slider needs two values
         budget = second.slider(
             "Images removed",
             FEWEST_REMOVED,
@@ -169,7 +169,7 @@ def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
         key=f"{_KEY}sheet",
         label="The images that are removed",
         size=44,
-        on_pick=lambda place: _take(f"train:{found[place]}"),
+        on_pick=lambda position: _take(f"train:{found[position]}"),
     )
     if len(found) > _SHOWN:
         st.caption(f"The first {_SHOWN}, and {len(found) - _SHOWN} more.")
@@ -223,13 +223,13 @@ def _verdict(before: Answer, found: Answer, at_random: Answer, classes: tuple[st
     if lost > max(by_chance, 0) + 0.1:
         return f"The answer stays, but it is less sure: the margin falls by **{lost:.2f}**, by chance {by_chance:.2f}."
     return (
-        f"The answer stays, and taking these away does no more than chance: the margin changes by {-lost:+.2f}, "
+        f"The answer stays, and removing these does no more than chance: the margin changes by {-lost:+.2f}, "
         f"without as many random images by {-by_chance:+.2f}."
     )
 
 
 def _earlier(attributor: Served, cache: ResultCache) -> None:
-    """List what visitors asked about this network's own images; an upload is its visitor's alone."""
+    """List what visitors asked about this network's own images; uploads stay private."""
     runs = [
         part
         for part in cache.parts().values()

@@ -66,7 +66,7 @@ def _settings(attributor: Served, view: CurvesView) -> CurvesView:
     mean = st.toggle("Mean over many images", key=f"{_KEY}mean", help="Off: the curves of one test image.")
     if mean:
         about = (
-            "Test images that the model gets right, drawn by chance, always the same ones. Bands: one standard error."
+            "Test images that the model gets right, drawn at random, always the same ones. Bands: one standard error."
         )
         count, query = st.slider("Test images", 1, MOST_CURVES, key=f"{_KEY}count", help=about), ""
     else:
@@ -127,9 +127,9 @@ def _live(attributor: Served, view: CurvesView) -> None:
         relative(f"At σ² = {words.sigma2_text(view.fixed)}", by_method, by_method=True),
     )
     st.markdown(_finding(by_sigma2, by_method, view))
-    for place, chart in enumerate(panels):
+    for position, chart in enumerate(panels):
         st.subheader(chart.title)
-        on_page.show(chart, f"{_KEY}chart_{place}")
+        on_page.show(chart, f"{_KEY}chart_{position}")
     undefined = max(curve.undefined for curve in found.values())
     if undefined:
         st.caption(f"{undefined} images are left out: no subset carries information about them.")

@@ -5,7 +5,7 @@ import streamlit as st
 
 from natscope.app import escape
 from natscope.app.components.grid import data_uri
-from natscope.app.views.notice import reported
+from natscope.app.views.notice import errors_shown
 
 
 def enlarge(image: np.ndarray, title: str, *, key: str) -> None:
@@ -13,7 +13,7 @@ def enlarge(image: np.ndarray, title: str, *, key: str) -> None:
 
     Args:
         image: (H, W) or (H, W, 3) uint8.
-        title: of the dialog, and what a screen reader says of the image.
+        title: title of the dialog, and what a screen reader says of the image.
         key: unique on the page.
     """
     if st.button("Enlarge", icon=":material/zoom_in:", type="tertiary", key=key):
@@ -25,15 +25,15 @@ def show_large(image: np.ndarray, title: str, *, link: tuple[str, str] | None = 
 
     Args:
         image: (H, W) or (H, W, 3) uint8.
-        title: of the dialog, and what a screen reader says of the image.
+        title: title of the dialog, and what a screen reader says of the image.
         link: a label and an address below it.
     """
     height, width = image.shape[:2]
 
     @st.dialog(escape.markdown(title), width="medium")
-    @reported()
+    @errors_shown()
     def show() -> None:
-        st.html(f"<style>{_SHARP}</style>")
+        st.html(f"<style>{SHARP}</style>")
         st.html(f'<img class="ns-seen" src="{data_uri(image)}" alt="{escape.html(title)}, enlarged">')
         st.caption(f"{width} × {height} pixels, as the model sees it.")
         if link:
@@ -42,4 +42,4 @@ def show_large(image: np.ndarray, title: str, *, link: tuple[str, str] | None = 
     show()
 
 
-_SHARP = ".ns-seen { width: 100%; image-rendering: pixelated; border-radius: 8px; }"
+SHARP = ".ns-seen { width: 100%; image-rendering: pixelated; border-radius: 8px; }"

@@ -26,10 +26,10 @@ def heading(title: str, about: str, *, forget: Callable[[], None]) -> tuple[Serv
     Args:
         title: a question or a short phrase.
         about: a sentence or two (Markdown), or "".
-        forget: called when another bundle is chosen, to forget what belongs to the last one.
+        forget: called when another bundle is chosen, to forget what belongs to the previous one.
 
     Returns:
-        The opened bundle, and the place below its choice.
+        The opened bundle, and the container of its choice, for more controls.
 
     Raises:
         BundleError: if the bundle cannot be opened.
@@ -49,10 +49,10 @@ def choose_bundle(
     """Choose one of some bundles; the choice is hidden when there is one.
 
     Args:
-        paths: of the bundles, by folder name.
+        paths: the bundles' folders, by name.
         forget: called when another bundle is chosen.
-        key: of the control.
-        label: of the control; not shown beside a page's title, where its place and its entries say what it is.
+        key: the control's key.
+        label: the control's label; hidden beside a page's title, where its position and its entries say what it is.
     """
     names = list(paths)
     if len(names) == 1:
@@ -73,21 +73,21 @@ def choose_bundle(
 def titles(paths: Mapping[str, Path]) -> dict[str, str]:
     """Return the title of each bundle by its folder's name, which is added where another has the same title.
 
-    A list to choose from knows its entries by what they are called.
+    Titles in a select box must be unique.
     """
-    reported: dict[str, str] = {}
+    found: dict[str, str] = {}
     taken: set[str] = set()
     for name, path in paths.items():
         title = session.listed(path).title
         while title in taken:
             title = f"{title} ({name})"
-        reported[name] = title
+        found[name] = title
         taken.add(title)
-    return reported
+    return found
 
 
 def forget(*prefixes: str) -> None:
-    """Forget what a session keeps under names with one of these prefixes, and the address."""
+    """Forget what the session keeps under keys with one of these prefixes, and the address."""
     for key in [key for key in st.session_state if str(key).startswith(prefixes)]:
         del st.session_state[key]
     st.query_params.clear()
@@ -106,9 +106,9 @@ def view(
     Args:
         key: under which the session keeps it.
         attributor: the bundle.
-        default: where the address says nothing.
-        squares: of a backdoor's patch.
-        complete: sets what the address left open and follows from the rest of it.
+        default: the view for what the address does not say.
+        squares: side × side of a backdoor's patch.
+        complete: fills in what the address left open.
     """
     of = f"{key}_of"
     if key not in st.session_state or st.session_state.get(of) != attributor.place:
@@ -120,7 +120,7 @@ def view(
 
 
 def keep(key: str, view: Any, attributor: Served) -> None:
-    """Let the session and the address hold a view."""
+    """Keep a view in the session and in the address."""
     st.session_state[key] = view
     link = links.parameters(view) | _bundle(attributor)
     if dict(st.query_params) != link:
@@ -153,12 +153,12 @@ def address(page: str, view: Any, attributor: Served) -> str:
 
 
 def comparison(view: AttributeView, attributor: Served, *, purpose: str = "prediction") -> str:
-    """Return the address that asks every method what one was asked: each at its usual sigma2, that one at its own.
+    """Return the address that asks every method the same as one method: each at its usual sigma2, that one at its own.
 
     Args:
-        view: the query and what was asked of it.
-        attributor: of the bundle.
-        purpose: as of `Bundle.sigma2`.
+        view: the query, the method and its settings.
+        attributor: the opened bundle.
+        purpose: see `Bundle.sigma2`.
     """
     own = usual_sigma2s(attributor, purpose=purpose)
     own |= {view.method: view.sigma2} if METHODS[view.method].uses_sigma2 else {}
@@ -174,12 +174,12 @@ def usual_sigma2s(attributor: Served, *, purpose: str = "prediction") -> dict[st
 
 
 def _bundle(attributor: Served) -> dict[str, str]:
-    """Return the address's parameter that names the bundle, where there is a choice."""
+    """Return the address's parameter that names the bundle, if there is a choice."""
     return {"bundle": attributor.bundle.path.name} if len(session.bundle_paths()) > 1 else {}
 
 
 def query(key: str, attributor: Served) -> QueryImage:
-    """Open the query of the session's view; say what is wrong with it, and take the first test image in its place."""
+    """Open the query of the session's view; if it cannot be opened, say why and take the first test image instead."""
     shown = st.session_state[key]
     try:
         return links.open_query(shown.query, attributor)

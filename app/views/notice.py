@@ -1,4 +1,4 @@
-"""What went wrong, said on a page: the one way for sentences that may hold text from outside."""
+"""Errors and notes on a page: the only way to show sentences that may contain text from outside."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ Parameters = ParamSpec("Parameters")
 
 
 def complain(error: Exception | str, icon: str = ":material/error:") -> None:
-    """Draw an error: natscope's own, or its sentence."""
+    """Draw one of natscope's errors, or a sentence."""
     st.error(escape.sentence(str(error)), icon=icon)
 
 
@@ -29,8 +29,8 @@ def inform(sentence: Exception | str, icon: str) -> None:
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Draw the sentence of an error that a visitor can understand, in place of what was still to be drawn."""
+def errors_shown() -> Iterator[None]:
+    """Draw the sentence of an error that a visitor can understand, instead of the rest of the page."""
     try:
         yield
     except NatscopeError as error:
@@ -42,11 +42,11 @@ def reported() -> Iterator[None]:
 
 
 def fragment(*, run_every: float | None = None) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
-    """Return a decorator of a function that draws a part of a page, which can be drawn again alone.
+    """Return a decorator of a function that draws a part of a page, which can be redrawn alone.
 
-    What such a part raises reaches nobody but Streamlit, which shows a box without words, so it is told here.
+    Streamlit would show an error raised by such a part as an empty box, so it is shown here.
 
     Args:
-        run_every: seconds after which it is drawn again by itself.
+        run_every: seconds after which it is redrawn automatically.
     """
-    return lambda function: st.fragment(reported()(function), run_every=run_every)
+    return lambda function: st.fragment(errors_shown()(function), run_every=run_every)

@@ -13,6 +13,7 @@ from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.links import pack_image
 from natscope.app.session import Served
 from natscope.app.uploads import Upload, form_of, usual_background
+from natscope.app.views.enlarge import SHARP
 from natscope.app.views.notice import complain
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import QueryError
@@ -47,7 +48,7 @@ def prediction(query: QueryImage, attributor: Served) -> None:
     st.html(
         f'<div class="ns-query"><img src="{data_uri(query.image)}" alt="the query image">'
         f'<div><div class="ns-answer">{escape.html(classes[query.predicted])}</div>{bars}</div></div>'
-        f'<div class="ns-verdict">{verdict}</div><style>{_STYLE}</style>'
+        f'<div class="ns-verdict">{verdict}</div><style>{SHARP}{_STYLE}</style>'
     )
     if query.ood > 1:
         st.warning(
@@ -113,7 +114,7 @@ def gallery(attributor: Served, split: str, take: Take) -> None:
             key=f"{split}_gallery",
             label="Images to choose from",
             size=44,
-            on_pick=lambda place: take(f"{split}:{shown[place]}"),
+            on_pick=lambda position: take(f"{split}:{shown[position]}"),
         )
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         _turner("‹", split, page - 1, disabled=page == 0, help_text="Earlier images")
@@ -205,7 +206,7 @@ def _upload(attributor: Served, take: Take) -> None:
 def _read(images: np.ndarray, take: Take) -> None:
     st.session_state["upload_error"], st.session_state["upload"] = None, None
     file = st.session_state.get("file")
-    if not isinstance(file, UploadedFile):  # none is chosen, or the server does not have it any more
+    if not isinstance(file, UploadedFile):  # none is chosen, or the server no longer has it
         return
     try:
         invert = _INVERT[st.session_state.get("invert", "by its border")] if images.ndim == 3 else None
@@ -240,6 +241,5 @@ center; font-size: .8rem;
 hidden; } .ns-track span { display: block; height: 100%; background: #1b8aa3; border-radius: 3px; }
 .ns-share { text-align: right; font-variant-numeric: tabular-nums; }
 .ns-verdict { overflow-wrap: anywhere; margin-top: .5rem; font-size: .85rem; opacity: .85; }
-.ns-seen { width: 100%; image-rendering: pixelated; border-radius: 8px; }
 .ns-where { text-align: center; font-size: .78rem; line-height: 1.25; opacity: .85; }
 """

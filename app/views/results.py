@@ -1,4 +1,4 @@
-"""Results: the paper's experiments beside ours, each with what made it and where we differ."""
+"""Results: the paper's experiments beside ours, each with its provenance and where we differ."""
 
 from typing import Any
 
@@ -35,15 +35,15 @@ def page() -> None:
         with right:
             if not results:
                 st.caption("Not measured yet.")
-            for place, result in enumerate(results):
-                _one(result, f"{_KEY}{section.anchor}{place}")
+            for position, result in enumerate(results):
+                _one(result, f"{_KEY}{section.anchor}{position}")
 
 
 def pointer(anchor: str) -> None:
-    """Say on another page what was measured in an experiment, and lead to its section.
+    """Summarise on another page what an experiment measured, and link to its section.
 
     Args:
-        anchor: of the section.
+        anchor: the section's anchor.
     """
     section = next(found for found in SECTIONS if found.anchor == anchor)
     st.subheader("Measured over many", anchor="measured")
@@ -57,10 +57,10 @@ def _one(result: dict[str, Any], key: str) -> None:
     st.markdown(f"**{words.setting_of(setting)}**")
     st.markdown(f"**Ours.** {escape.sentence(result['finding'])}")
     drawn, table = charts(result), _table(result)
-    for place, chart in enumerate(drawn):
+    for position, chart in enumerate(drawn):
         if chart.title:
             st.markdown(f"*{chart.title}*")
-        on_page.show(chart, f"{key}_{place}")
+        on_page.show(chart, f"{key}_{position}")
     if table and drawn:
         st.expander("The numbers").markdown(table)
     elif table:
@@ -80,14 +80,14 @@ def _size(result: dict[str, Any]) -> str:
     setting = result["setting"]
     count = len(result.get("bundles") or [1])
     sigma2 = {row["method"]: row["sigma2"] for row in result.get("rows", []) if row.get("sigma2")}
-    reported = ", ".join(f"{METHODS[name].title} {_values(value)}" for name, value in sigma2.items() if name)
+    settings = ", ".join(f"{METHODS[name].title} {_values(value)}" for name, value in sigma2.items() if name)
     queries = f"{setting['queries']} queries" + (" a network" if count > 1 else "")
     if result["experiment"] == "retraining":
         queries = "1 query a class" if setting["queries"] == 1 else f"{setting['queries']} queries a class"
     elif result.get("for") == "coreset":
         queries = f"three sets of {setting['queries']} queries"
     return f"{queries}, {count} network{'s' if count > 1 else ''}, seed {setting['seed']}, {result['date']}" + (
-        f"; σ²: {reported}." if reported else "."
+        f"; σ²: {settings}." if settings else "."
     )
 
 

@@ -21,10 +21,10 @@ def stability(attributor: Served, name: str, query: QueryImage, requests: Sequen
     """Draw the section.
 
     Args:
-        attributor: of the bundle.
-        name: of the query, as links write it.
+        attributor: the opened bundle.
+        name: the query's name, as links write it.
         query: the image.
-        requests: one a method.
+        requests: one per method.
     """
     st.subheader("How sure is the ranking?")
     st.markdown(
@@ -90,14 +90,14 @@ def _results(attributor: Served, found: list[Stability] | None, kind: str) -> No
             continue
         images, classes = attributor.bundle.array("train_images"), attributor.bundle.classes
         cards = []
-        for item, rank, stayed in zip(result.original.items, result.original.places, result.stayed, strict=True):
+        for item, rank, stayed in zip(result.original.items, result.original.rank_labels, result.stayed, strict=True):
             name = f"{classes[item.label]}, training image {item.train_index}"
-            reported = f"rank {rank}, {name}: stayed in {stayed} of {result.repeats}"
+            tooltip = f"rank {rank}, {name}: stayed in {stayed} of {result.repeats}"
             cards.append(
                 Card(
                     src=data_uri(np.asarray(images[item.train_index])),
-                    alt=reported,
-                    title=reported,
+                    alt=tooltip,
+                    title=tooltip,
                     rank=rank,
                     value=f"{stayed}/{result.repeats}",
                     caption=classes[item.label],
@@ -109,15 +109,15 @@ def _results(attributor: Served, found: list[Stability] | None, kind: str) -> No
             key=f"{_KEY}{kind}_{method.name}",
             label=f"How often {method.title}'s images stayed",
             size=62,
-            on_pick=lambda place: None,
+            on_pick=lambda position: None,
         )
 
 
 def finding(result: Stability, kind: str) -> str:
-    """Return a sentence on what of a ranking is stable (Markdown).
+    """Return a sentence on how stable a ranking is (Markdown).
 
     Args:
-        result: of one method.
+        result: how one method's ranking fared in repeats.
         kind: "sketches" or "networks", what was changed.
     """
     if result.original is None:

@@ -54,7 +54,7 @@ def compare_one(
     """Ask one method, and evaluate its subset by the information that it carries whatever the method optimised.
 
     Args:
-        attributor: of the bundle.
+        attributor: the opened bundle.
         query: the image.
         request: the method and its settings.
         evaluation_sigma2: sigma2 at which InfoLoss and InfoGain of the subset are counted, in the request's pool,
@@ -88,7 +88,7 @@ def information_of(
     """Return InfoLoss and InfoGain of the first 1, 2, … images of an answer, each (M,) in nats, given its pool.
 
     Args:
-        attributor: of the bundle.
+        attributor: the opened bundle.
         query: the image that was asked about.
         answer: what any method answered.
         sigma2: noise variance, whatever the method's own.
@@ -98,7 +98,7 @@ def information_of(
     features = attributor.query_features(query, answer.target)
     subset = np.searchsorted(rows, [item.train_index for item in answer.items])
     own = np.flatnonzero(rows == query.index) if query.origin == "train" else np.empty(0, dtype=np.int64)
-    # A training image is no part of what the model knows of it: its removal comes first and is not counted.
+    # What the model knows of a training image must not come from itself: its removal comes first and is not counted.
     ranking = np.concatenate([own, subset]).astype(np.int64)
     losses = information_loss_curve(candidates.pool, features, sigma2, ranking, conditioning=candidates.conditioning)
     before = losses[len(own) - 1] if len(own) else 0.0
@@ -106,12 +106,12 @@ def information_of(
 
 
 def shared_images(rows: Sequence[Row]) -> dict[int, tuple[int, ...]]:
-    """Return the training images that at least two rows have, each with the rows' places; the most shared first."""
-    places: dict[int, list[int]] = defaultdict(list)
-    for place, row in enumerate(rows):
+    """Return the training images that at least two rows have, each with the rows' positions; the most shared first."""
+    positions: dict[int, list[int]] = defaultdict(list)
+    for position, row in enumerate(rows):
         for index in row.picks:
-            places[index].append(place)
-    several = {index: tuple(where) for index, where in places.items() if len(where) > 1}
+            positions[index].append(position)
+    several = {index: tuple(where) for index, where in positions.items() if len(where) > 1}
     return dict(sorted(several.items(), key=lambda item: (-len(item[1]), item[1], item[0])))
 
 

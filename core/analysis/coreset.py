@@ -16,7 +16,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Candidates, Query, Settings
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.metrics import information_gain_curve
-from natscope.core.pool import LIVE, Pool
+from natscope.core.pool import Pool, pools_kept
 from natscope.core.progress import Progress, silent
 
 FEATURES = MARGINS
@@ -25,7 +25,7 @@ _BROUGHT_BY = next(name for name, method in METHODS.items() if FEATURES in metho
 
 
 def missing(attributor: Capabilities, method: str) -> str | None:
-    """Return a sentence on what the bundle lacks to choose a coreset by a method; None where nothing is missing."""
+    """Return a sentence on what the bundle lacks to choose a coreset by a method; None if nothing is missing."""
     brings = attributor.missing(METHODS[_BROUGHT_BY])
     return brings or attributor.missing(METHODS[method])
 
@@ -47,14 +47,14 @@ class Coresets:
         if lacking := attributor.missing(METHODS[_BROUGHT_BY]):
             raise QueryError(lacking)
         self.attributor, self.labels = attributor, attributor.train_labels
-        self._own: BoundedCache[Candidates] = BoundedCache(12 if int(np.bincount(self.labels).max()) <= LIVE else 3)
+        self._own: BoundedCache[Candidates] = BoundedCache(pools_kept(self.labels))
         self._all: BoundedCache[Candidates] = BoundedCache(1)
 
     def ask(self, test_indices: Sequence[int] | np.ndarray) -> Query:
         """Take test images as queries, each under its own label.
 
         Raises:
-            QueryError: for none, too many, or numbers that are no test images.
+            QueryError: for an empty or too long list, or for numbers that are not test images.
         """
         rows, count = np.asarray(test_indices, dtype=np.int64), len(self.attributor.test_labels)
         if not len(rows):
@@ -82,10 +82,10 @@ class Coresets:
             method: a name of the registry.
             query: from `ask`.
             sigma2: observation noise variance.
-            budget: how many, M; all images where there are fewer.
-            balanced: whether every class gives as many, in turn: those of its images that tell most about its own
-                queries, or about all where none is of the class.
-            seed: of the method random.
+            budget: how many images, M; all of them if there are fewer.
+            balanced: whether every class contributes equally many, in turn: those of its images that tell most about
+                its own queries, or about all queries if none is of the class.
+            seed: seed of the random method.
             progress: called while something long is computed.
 
         Returns:
@@ -102,15 +102,15 @@ class Coresets:
             rows = np.arange(len(labels))
             return rows[self._picks(method, self._everyone(progress), query, Settings(sigma2, budget, seed))]
         sizes = np.bincount(labels, minlength=len(self.attributor.bundle.classes))
-        chosen, places = [], []
+        chosen, positions = [], []
         for label, share in enumerate(shares(budget, sizes)):
             progress(f"{title}: class by class", label, len(sizes))
             if share:
                 rows = np.flatnonzero(labels == label)
                 settings, own = Settings(sigma2, int(share), seed * len(sizes) + label), _about(query, label)
                 chosen.append(rows[self._picks(method, self._class(label, rows, progress), own, settings)])
-                places.append(np.arange(len(chosen[-1])))
-        turn = np.argsort(np.concatenate(places), kind="stable")
+                positions.append(np.arange(len(chosen[-1])))
+        turn = np.argsort(np.concatenate(positions), kind="stable")
         return np.concatenate(chosen)[turn]
 
     def information(self, ranking: np.ndarray, query: Query, sigma2: float) -> np.ndarray:
@@ -140,7 +140,7 @@ class Coresets:
 
 
 def shares(budget: int, sizes: np.ndarray) -> np.ndarray:
-    """Share a budget out over classes of some sizes (C,), one image in turn, as long as a class has any: (C,) int64."""
+    """Return how many images each class gets, (C,) int64, one in turn, given a budget and the sizes (C,) of classes."""
     given, left = np.zeros(len(sizes), dtype=np.int64), min(budget, int(sizes.sum()))
     while left:
         still = np.flatnonzero(given < sizes)[:left]
@@ -150,7 +150,7 @@ def shares(budget: int, sizes: np.ndarray) -> np.ndarray:
 
 
 def _about(query: Query, label: int) -> Query:
-    """Return the queries of a class alone; all of them where there is none."""
+    """Return the queries of one class; all queries if the class has none."""
     own = np.flatnonzero(np.asarray(query.target) == label)
     if not len(own) or query.input is None:
         return query
@@ -159,7 +159,7 @@ def _about(query: Query, label: int) -> Query:
 
 
 def draw(rows: np.ndarray, count: int, *, seed: int) -> np.ndarray:
-    """Draw some of the rows by chance, the same ones for one seed, rising; all of them where they are not more."""
+    """Return a random choice of `count` rows, sorted, the same for the same seed; all rows if there are no more."""
     if len(rows) <= count:
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))

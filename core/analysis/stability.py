@@ -1,4 +1,4 @@
-"""How sure a ranking is: asked again with another sketch, or of a network that was trained with another seed."""
+"""How stable a ranking is under another sketch, or another network trained with another seed."""
 
 import hashlib
 import json
@@ -19,15 +19,15 @@ from natscope.core.progress import Progress
 
 @dataclass(frozen=True)
 class Stability:
-    """What repeats made of one ranking.
+    """How one ranking fared in repeats.
 
     Args:
         request: the method and its settings.
-        original: the ranking that is examined; None where the method failed.
+        original: the ranking that is examined; None if the method failed.
         stayed: (M,) in how many repeats each of its images is among the first M.
         overlaps: (R,) Jaccard overlap of each repeat with the original.
         correlations: (R,) rank correlation of each repeat with the original.
-        failure: one sentence where there is nothing to say, "" otherwise.
+        failure: one sentence where nothing could be compared, "" otherwise.
     """
 
     request: Request
@@ -58,25 +58,25 @@ def across_sketches(
     """Repeat rankings with other seeds of the sketch; methods without a sketch are not repeated.
 
     Args:
-        attributor: of the bundle.
+        attributor: the opened bundle.
         query: the image.
         requests: one a method.
-        seeds: of the sketches, each another than the bundle's.
+        seeds: the sketches' seeds, each different from the bundle's.
         progress: called at every step of every repeat; it may raise to stop.
     """
-    wanted = [place for place, request in enumerate(requests) if METHODS[request.method].sketched]
+    wanted = [position for position, request in enumerate(requests) if METHODS[request.method].sketched]
     total = len(seeds) * len(wanted)
     originals = [_asked(attributor, query, request, _within(progress, "Now", 0, total)) for request in requests]
-    again: dict[int, list[Attribution | str]] = {place: [] for place in wanted}
+    again: dict[int, list[Attribution | str]] = {position: [] for position in wanted}
     for round_, seed in enumerate(seeds):
         other = attributor.resketched(seed)
-        for step, place in enumerate(wanted):
+        for step, position in enumerate(wanted):
             here = _within(progress, f"Sketch {round_ + 1}", round_ * len(wanted) + step, total)
-            again[place].append(_asked(other, query, requests[place], here))
+            again[position].append(_asked(other, query, requests[position], here))
     progress("Done", total, total)
     return [
-        _judged(request, original, again.get(place, []))
-        for place, (request, original) in enumerate(zip(requests, originals, strict=True))
+        _judged(request, original, again.get(position, []))
+        for position, (request, original) in enumerate(zip(requests, originals, strict=True))
     ]
 
 
@@ -90,18 +90,18 @@ def across_networks(
     """Ask networks that were trained with other seeds; the target is what the first one predicts, unless one is asked.
 
     Args:
-        attributor: of the bundle whose rankings are examined.
+        attributor: the opened bundle whose rankings are examined.
         query: an image as this bundle's network sees it.
         requests: one a method.
         others: bundles for which `differ_by_seed` holds.
         progress: called at every step of every repeat; it may raise to stop.
     """
     found, total = [], len(requests) * len(others)
-    for place, request in enumerate(requests):
-        original = _asked(attributor, query, request, _within(progress, "Now", place * len(others), total))
+    for position, request in enumerate(requests):
+        original = _asked(attributor, query, request, _within(progress, "Now", position * len(others), total))
         again: list[Attribution | str] = []
         for step, other in enumerate(others):
-            here = _within(progress, f"Network {step + 2}", place * len(others) + step, total)
+            here = _within(progress, f"Network {step + 2}", position * len(others) + step, total)
             seen = other.upload(query.image) if query.index is None else other.query(query.origin, query.index)
             target = query.predicted if request.target is None else request.target
             again.append(_asked(other, seen, replace(request, target=target), here))
@@ -120,7 +120,7 @@ def kin(manifest: Manifest) -> tuple[str, int | None]:
 
 
 def differ_by_seed(first: tuple[str, int | None], second: tuple[str, int | None]) -> bool:
-    """Whether two bundles, by their `kin`, are the same in everything but the seed of training (and their titles)."""
+    """Return whether two bundles, by their `kin`, differ in nothing but the seed of training and the title."""
     return first[0] == second[0] and first[1] is not None and first[1] != second[1]
 
 
@@ -137,7 +137,7 @@ def rank_correlation(first: Sequence[int], second: Sequence[int]) -> float:
     union = sorted({*first, *second})
     ranks = [
         [order.get(image, len(order)) for image in union]
-        for order in ({image: place for place, image in enumerate(ranking)} for ranking in (first, second))
+        for order in ({image: position for position, image in enumerate(ranking)} for ranking in (first, second))
     ]
     if any(len(set(values)) < 2 for values in ranks):
         return float("nan")
@@ -145,7 +145,7 @@ def rank_correlation(first: Sequence[int], second: Sequence[int]) -> float:
 
 
 def _within(progress: Progress, name: str, done: int, total: int) -> Callable[[str], None]:
-    """Return a way to tell what one repeat is doing, which does not move the bar but may stop the work."""
+    """Return a function that reports what one repeat is doing; it does not move the bar but may stop the work."""
     return lambda stage: progress(f"{name}: {stage}", done, total)
 
 

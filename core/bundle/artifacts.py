@@ -1,4 +1,4 @@
-"""What single methods need beyond the features of the target's logit: arrays and factors that a bundle may hold."""
+"""What individual methods need beyond the features of the target's logit: arrays and factors that a bundle may hold."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from natscope.core.bundle.format import FIX, Bundle
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError
-from natscope.core.features import FeatureMap
+from natscope.core.features import SHARD, FeatureMap
 from natscope.core.jacobians import convolves
 from natscope.core.measurements import loss_weight
 from natscope.core.methods import METHODS, Method
@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # the libraries behind these take a second to load, so they a
     from natscope.core.methods.ekfac import EkfacInfluence
 
 Inputs = Callable[[slice | np.ndarray], Tensor]
-_SHARD = 1000
 _TOGETHER = 10  # queries for which the gradients of the training images are computed once
 
 
@@ -38,7 +37,7 @@ class LoadedArtifacts:
         Args:
             bundle: an open bundle.
             margins: maps to features of the margin, in the network's own parameterisation.
-            inputs: gives the network's inputs for a slice or for rows of the training images.
+            inputs: returns the network's inputs for a slice or for rows of the training images.
             fresh: whether `margins` has another sketch than the bundle.
         """
         self._bundle, self._margins, self._inputs, self._fresh = bundle, margins, inputs, fresh
@@ -99,7 +98,7 @@ class LoadedArtifacts:
         self, queries: Tensor, target: int | np.ndarray, rows: np.ndarray, progress: Progress, *, mean: bool = False
     ) -> np.ndarray:
         found = self._ekfac()
-        parts, step = [], _SHARD if convolves(self._margins.model) else len(rows)
+        parts, step = [], SHARD if convolves(self._margins.model) else len(rows)
         for start in range(0, len(rows), step):
             progress("EK-FAC: gradients of the training images", start, len(rows))
             part = rows[start : start + step]
@@ -128,9 +127,9 @@ class LoadedArtifacts:
 
     def _margin_features(self, progress: Progress) -> np.ndarray:
         parts = []
-        for start in range(0, len(self._labels), _SHARD):
+        for start in range(0, len(self._labels), SHARD):
             progress("Gradients of the training images", start, len(self._labels))
-            part = slice(start, start + _SHARD)
+            part = slice(start, start + SHARD)
             parts.append(self._margins.features(self._inputs(part), self._labels[part], measurement="margin"))
         return np.concatenate(parts)
 
@@ -157,7 +156,7 @@ class _Source:
 
 
 def missing(bundle: Bundle, method: Method) -> str | None:
-    """Return a sentence on what a bundle lacks for a method and how to add it; None where nothing is missing."""
+    """Return a sentence on what a bundle lacks for a method and how to add it; None if nothing is missing."""
     if all(map(bundle.has, method.files)):
         return None
     return (

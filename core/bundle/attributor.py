@@ -332,7 +332,7 @@ def _total(method: Method, candidates: Candidates, features: np.ndarray, setting
     """Return the information of the whole pool in nats; None for a method without nats, or where it takes too long."""
     if not method.information:
         return None
-    # Of a pool too large for its Gram it takes a minute, unless the method has conditioned on the pool itself.
+    # For a pool too large for its Gram it takes a minute, unless the method has conditioned on the pool itself.
     if not (candidates.pool.fits_gram or candidates.conditioning or method.conditions):
         return None
     everything = candidates.conditioning or candidates.pool

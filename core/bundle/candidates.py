@@ -11,17 +11,15 @@ from natscope.core.bundle.artifacts import LoadedArtifacts
 from natscope.core.bundle.format import Bundle
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import QueryError
-from natscope.core.features import FeatureMap, kernel_of
+from natscope.core.features import SHARD, FeatureMap, kernel_of
 from natscope.core.index.spec import EXACT
 from natscope.core.jacobians import linear_alone
 from natscope.core.kernels import unpacked
 from natscope.core.methods import Candidates
-from natscope.core.pool import LARGEST_GRAM, LIVE, Pool, is_product
+from natscope.core.pool import LARGEST_GRAM, Pool, is_product, pools_kept
 from natscope.core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
 from natscope.core.progress import Progress
 from natscope.core.rows import RowView
-
-_SHARD = 1000
 
 
 class CandidateSets:
@@ -36,12 +34,12 @@ class CandidateSets:
         *,
         fresh: bool,
     ) -> None:
-        """Open nothing yet but what every pool needs.
+        """Open only what every pool needs.
 
         Args:
             bundle: an open bundle.
             features: the map to features of the logit.
-            artifacts: what single methods need.
+            artifacts: what individual methods need.
             inputs: returns the network's inputs for a slice or for rows of the training images.
             fresh: whether `features` has another sketch than the bundle, so that features are computed again.
         """
@@ -50,8 +48,7 @@ class CandidateSets:
         self.kernel = kernel_of(features.sketch.spec, bundle.manifest.layout)
         self.penultimate = np.array(bundle.array("penultimate"), dtype=np.float32)
         self._labels = np.array(bundle.array("train_labels"))
-        largest = int(np.bincount(self._labels).max())
-        self._own: BoundedCache[Candidates] = BoundedCache(12 if largest <= LIVE else 3)  # 0.3 to 0.5 GB each
+        self._own: BoundedCache[Candidates] = BoundedCache(pools_kept(self._labels))  # 0.3 to 0.5 GB each
         self._all: BoundedCache[Candidates] = BoundedCache(2)
         self._spectra: BoundedCache[FeatureSpectrum] = BoundedCache(2)
         self._conditionings: BoundedCache[FeatureConditioning] = BoundedCache(2)
@@ -167,9 +164,9 @@ class CandidateSets:
                 "slow to compute the others here; build the bundle with `--outputs all`."
             )
         count, parts = len(self._labels), []
-        for start in range(0, count, _SHARD):
+        for start in range(0, count, SHARD):
             progress(f"Reading every training image for the class {self._bundle.classes[target]}", start, count)
-            part = self._inputs(slice(start, start + _SHARD))
+            part = self._inputs(slice(start, start + SHARD))
             parts.append(self._features.features(part, np.full(len(part), target)))
         return np.concatenate(parts)
 

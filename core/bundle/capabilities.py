@@ -15,11 +15,11 @@ class Capabilities:
         self.bundle = bundle
 
     def missing(self, method: Method) -> str | None:
-        """Return a sentence on what the bundle lacks for a method and how to add it; None where nothing is missing."""
+        """Return a sentence on what the bundle lacks for a method and how to add it; None if nothing is missing."""
         return missing(self.bundle, method)
 
     def usable(self, *, fast: bool = False) -> tuple[str, ...]:
-        """Name the methods for which the bundle holds all that they need, in the registry's order.
+        """Return the methods for which the bundle holds all that they need, in the registry's order.
 
         Args:
             fast: leave out those that take a minute or more a query on this network.

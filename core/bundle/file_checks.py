@@ -1,6 +1,6 @@
-"""What a file of a bundle must be before anything is read from it: as it was recorded, with values that can be used.
+"""The checks of a bundle's file before anything is read from it: it must be as recorded, with usable values.
 
-A checksum proves that a file is as its maker wrote it, not that its numbers are numbers, so both are looked at in one
+A checksum proves that a file is as its maker wrote it, not that its numbers are finite, so both are checked in one
 pass. A file is read through once in a process; after that its identity, size and times tell that it is the same.
 """
 
@@ -28,7 +28,7 @@ from natscope.core.rows import FileRows
 
 _BLOCK = 2**22  # bytes read at once
 _LONGEST_HEADER = 300  # bytes of an array's header
-# What numpy writes of one array of plain numbers, and nothing else of what Python's parser, which it asks, would read.
+# Exactly what numpy writes for an array of plain numbers; its own reader, Python's parser, would accept far more.
 _HEADER = re.compile(
     rb"\{'descr': '[<>|][a-z]\d{1,2}', 'fortran_order': (?:True|False), "
     rb"'shape': \((?:\d{1,18}(?:,|(?:, \d{1,18})+))?\), \} *\n"
@@ -43,26 +43,26 @@ _NOT_FINITE = "holds values that are not finite numbers"
 def once(
     cache: BoundedCache[Value], found: os.stat_result, what: tuple[Hashable, ...], compute: Callable[[], Value]
 ) -> Value:
-    """Return what is computed of a file, once as long as it does not change; what is raised is not kept.
+    """Return what `compute` returns for a file, cached until the file changes; an error is not cached.
 
     Args:
-        cache: where it is kept.
-        found: of the open file.
+        cache: where results are kept.
+        found: the status of the open file.
         what: whatever else it depends on.
-        compute: computes it.
+        compute: called without arguments.
     """
-    if abs(time.time_ns() - found.st_ctime_ns) < _TICK:  # nobody can set this time, as he can the other
+    if abs(time.time_ns() - found.st_ctime_ns) < _TICK:  # unlike the time of modification, this one cannot be set
         return compute()
     key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, *what)
     return cache.get(key, compute)
 
 
 def size_fault(folder: Path, record: FileRecord) -> str:
-    """Say without opening it what is wrong with a file's kind or size; "" where nothing is.
+    """Return what is wrong with a file's kind or size, without opening it; "" if nothing is.
 
     Args:
-        folder: of the bundle.
-        record: of the file.
+        folder: the bundle's folder.
+        record: what the manifest says of the file.
     """
     path = folder / record.file
     try:
@@ -72,18 +72,18 @@ def size_fault(folder: Path, record: FileRecord) -> str:
     except OSError as error:
         return "is missing" if isinstance(error, FileNotFoundError) else refused(error)
     if not stat.S_ISREG(found.st_mode):
-        return "is no regular file"
+        return "is not a regular file"
     if found.st_size != record.bytes:
         return f"has {found.st_size:,} bytes where {record.bytes:,} were recorded"
     return ""
 
 
 def fault(folder: Path, record: FileRecord, classes: int) -> str:
-    """Return what is wrong with a file, reading it through if that was not done before; "" where nothing is.
+    """Return what is wrong with a file, reading it in full the first time; "" if nothing is.
 
     Args:
-        folder: of the bundle.
-        record: of the file.
+        folder: the bundle's folder.
+        record: what the manifest says of the file.
         classes: how many classes labels may name.
     """
     try:
@@ -95,15 +95,15 @@ def fault(folder: Path, record: FileRecord, classes: int) -> str:
 
 @contextmanager
 def checked(folder: Path, record: FileRecord, classes: int) -> Iterator[BinaryIO]:
-    """Open a file that is as it was recorded, reading it through if that was not done before.
+    """Open a file that is as recorded, reading it in full the first time.
 
     Args:
-        folder: of the bundle.
-        record: of the file.
+        folder: the bundle's folder.
+        record: what the manifest says of the file.
         classes: how many classes labels may name.
 
     Raises:
-        FileError: if it is not; also in place of an EOFError that is raised while it is open.
+        FileError: if it is not; also instead of an EOFError raised while it is open.
     """
     path = folder / record.file
     if wrong := size_fault(folder, record):
@@ -123,8 +123,8 @@ def stamp(folder: Path, records: Iterable[FileRecord]) -> str:
     """Return a checksum of which files are there, how large they are and when they were written; none is opened.
 
     Args:
-        folder: of the bundle.
-        records: of the files.
+        folder: the bundle's folder.
+        records: what the manifest says of the files.
     """
     digest = hashlib.sha256()
     for record in records:
@@ -141,12 +141,12 @@ def mapped(path: Path, record: FileRecord) -> np.ndarray:
 
     Raises:
         FileError: if it cannot be opened, read or mapped, but for a lack of memory, which is raised as it is.
-        ValueError: if it is no array of the recorded shape and type.
+        ValueError: if it is not an array of the recorded shape and type.
     """
     with opened(path) as file, reading(path):
         offset, fortran = _header(file, record)
         return np.memmap(
-            file,  # type: ignore[call-overload]  # it is read from alone
+            file,  # type: ignore[call-overload]  # it is only read from
             dtype=record.dtype,
             mode="r",
             offset=offset,
@@ -162,8 +162,8 @@ def unmapped(
 
     Args:
         opened: opens the file, see `checked`.
-        record: of the file.
-        whole: whether all of it is wanted; where columns come first there are no rows to be read, so it is all, too.
+        record: what the manifest says of the file.
+        whole: whether all of it is wanted; an array in column order is always read whole, since it has no rows to read.
     """
     dtype, shape = np.dtype(record.dtype), record.shape or ()
     with opened() as file:
@@ -183,7 +183,7 @@ def _read_through(file: BinaryIO, path: Path, record: FileRecord, classes: int) 
             offset, _ = _header(file, record)
             usable = _usable(record, classes)
         except ValueError:
-            wrong = "is no array of the recorded shape and type"
+            wrong = "is not an array of the recorded shape and type"
     elif tensors and (misfit := _tensors_fault(path, record)):
         return misfit
     file.seek(0)
@@ -199,10 +199,10 @@ def _read_through(file: BinaryIO, path: Path, record: FileRecord, classes: int) 
 
 
 def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return an array's shape, whether columns come first, and its type; what follows in the file are its numbers.
+    """Return an array's shape, whether it is in column order, and its type; its numbers follow in the file.
 
     Args:
-        file: of the array, at its beginning.
+        file: the array's file, at its beginning.
 
     Raises:
         ValueError: if the header is not one that numpy writes of an array of numbers.
@@ -214,13 +214,13 @@ def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise ValueError("no header of an array")
     try:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(start[8:] + text))
-    except TypeError as error:  # a type that there is not
+    except TypeError as error:  # an unknown type
         raise ValueError("no header of an array") from error
     return shape, fortran, dtype
 
 
 def whole_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return what `read_header` does of a file that holds all numbers of its array and nothing more.
+    """Return what `read_header` does, for a file that holds all numbers of its array and nothing more.
 
     Raises:
         ValueError: as `read_header` does, and if the file is shorter or longer than its header says.
@@ -232,10 +232,10 @@ def whole_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _header(file: BinaryIO, record: FileRecord) -> tuple[int, bool]:
-    """Return where an array's numbers begin, and whether columns come first.
+    """Return where an array's numbers begin, and whether it is in column order.
 
     Raises:
-        ValueError: if the header is none, or of another array than was recorded.
+        ValueError: if the header is not valid, or not that of the recorded array.
     """
     shape, fortran, dtype = read_header(file)
     offset = file.tell()
@@ -256,17 +256,17 @@ def _usable(record: FileRecord, classes: int) -> Callable[[np.ndarray], bool] | 
 
 
 def _tensors_fault(path: Path, record: FileRecord) -> str:
-    """Return what is wrong with weights that were not read through yet, which takes long where they are large."""
+    """Return what is wrong with weights before they are read in full, which takes long for large files."""
     if record.bytes > machine_memory():
         return f"is larger, with {size(record.bytes)}, than the memory of this machine"
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             known = all(file.get_slice(name).get_dtype() in _TENSORS for name in list(file.keys()))
             return "" if known else "holds numbers of a type that natscope does not write"
-    except Exception as error:  # what a header may say in place of what it should raises nearly everything
+    except Exception as error:  # a malformed header can raise nearly anything
         if out_of_memory(error):
             raise
-        return "is no file of weights"
+        return "is not a file of weights"
 
 
 def _tensors_are_finite(path: Path) -> bool:

@@ -1,8 +1,8 @@
 """The bundle: one folder with all that attributions of one trained model need, read through memory maps, no pickle.
 
 A stranger may have made it. Its manifest is checked by `natscope.core.bundle.manifest`, each file by
-`natscope.core.bundle.file_checks` before it is first used, and an index by `natscope.core.index.file_checks`; what is
-wrong is one sentence, in `natscope verify` as on a page.
+`natscope.core.bundle.file_checks` before it is first used, and an index by `natscope.core.index.file_checks`; each
+fault is one sentence, in `natscope verify` as on a page.
 """
 
 import os
@@ -47,7 +47,7 @@ _MANIFESTS: BoundedCache[Manifest | SchemaError] = BoundedCache(64)
 
 
 class Bundle:
-    """An open bundle. Arrays are read-only memory maps; a file is read through once before it is first used.
+    """An open bundle. Arrays are read-only memory maps; a file is read in full once, before its first use.
 
     Examples:
         >>> bundle = natscope.Bundle(Path("bundles/fashion-mnist"))
@@ -76,7 +76,7 @@ class Bundle:
         return self.manifest.identity
 
     def stamp(self) -> str:
-        """Return what tells the bundle's files, as they are now, from changed ones: see `file_checks.stamp`."""
+        """Return a stamp of the bundle's files by which changes are noticed: see `file_checks.stamp`."""
         return stamp(self.path, self.manifest.files.values())
 
     def check_unchanged(self) -> None:
@@ -89,7 +89,7 @@ class Bundle:
 
         Args:
             method: a name of the registry.
-            purpose: of `PURPOSES`.
+            purpose: one of `PURPOSES`.
 
         Raises:
             ValueError: for another purpose.
@@ -134,7 +134,7 @@ class Bundle:
         return members
 
     def has(self, name: str) -> bool:
-        """Whether the bundle holds an array or index of this name."""
+        """Return whether the bundle holds an array or index of this name."""
         return name in self.manifest.files
 
     def array(self, name: str) -> np.ndarray:
@@ -154,9 +154,9 @@ class Bundle:
             name: "index_" and the number of the class.
 
         Raises:
-            BundleError: if the bundle has no such index, or it is none over these features.
+            BundleError: if the bundle has no such index, or it is not valid for these features.
         """
-        record = self._checked(name)
+        record = self._checked_record(name)
         label = int(name.rpartition("_")[2])
         rows = np.flatnonzero(self.array("train_labels") == label)
         if not len(rows):
@@ -177,15 +177,15 @@ class Bundle:
         Raises:
             BundleError: if they cannot be read.
         """
-        return safetensors.torch.load_file(self.path / self._checked("weights").file)
+        return safetensors.torch.load_file(self.path / self._checked_record("weights").file)
 
     def check_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Compare the names and shapes of the trained weights, which are not loaded, with those of a network.
 
         Raises:
-            BundleError: if they are damaged, or others.
+            BundleError: if they are damaged, or do not match.
         """
-        with safetensors.safe_open(self.path / self._checked("weights").file, framework="pt") as file:
+        with safetensors.safe_open(self.path / self._checked_record("weights").file, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
         if found != dict(shapes):
             raise self._misfit()
@@ -204,13 +204,13 @@ class Bundle:
             raise self._misfit() from error
 
     def factors(self) -> Path:
-        """Return the folder of EK-FAC factors, every file of which is as it was recorded.
+        """Return the folder of EK-FAC factors, after checking that every file is as recorded.
 
         Raises:
             BundleError: if one is damaged, or there are none.
         """
         for name in (name for name in self.manifest.files if name.startswith(f"{FACTORS}/")):
-            self._checked(name)
+            self._checked_record(name)
         return self.path / FACTORS
 
     def unlike_features(self, name: str) -> BundleError:
@@ -218,16 +218,16 @@ class Bundle:
         return self._damaged(self.manifest.files[name], "does not follow from the features")
 
     def _mapped(self, name: str) -> np.ndarray:
-        record = self._checked(name)
+        record = self._checked_record(name)
         try:
             return mapped(self.path / record.file, record)
         except FileError as error:
             raise self._damaged(record, error.fault) from error
         except ValueError as error:
-            raise self._damaged(record, "is no array of the recorded shape and type") from error
+            raise self._damaged(record, "is not an array of the recorded shape and type") from error
 
-    def _checked(self, name: str) -> FileRecord:
-        """Return the record of a file that was read through."""
+    def _checked_record(self, name: str) -> FileRecord:
+        """Return the record of a file, once the file is known to match it."""
         if name not in self.manifest.files:
             raise BundleError(f"The bundle {self.path} holds no '{name}'; {FIX}.")
         record = self.manifest.files[name]
@@ -245,7 +245,7 @@ class Bundle:
 
 
 def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-    """Return one sentence for each fault that opening and using a bundle would find, but for those of its network.
+    """Return one sentence for each fault that opening and using a bundle would find, except those of its network.
 
     Args:
         path: the bundle.
@@ -270,7 +270,7 @@ def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done,
 
 
 def _joint_faults(bundle: Bundle) -> Iterator[str]:
-    """Return a sentence on what does not fit each other in a bundle whose files are whole."""
+    """Yield a sentence on each mismatch between files of a bundle that are intact one by one."""
     try:
         _ = bundle.members
         for name in bundle.manifest.files:
@@ -283,8 +283,8 @@ def _joint_faults(bundle: Bundle) -> Iterator[str]:
 def find_bundles(folder: Path) -> list[Path]:
     """Return the bundles in a folder, or the folder itself when it is one, by name.
 
-    A bundle that is damaged is one of them: whoever opens it says so. Folders whose names cannot be printed are not,
-    for no page could name them.
+    Damaged bundles are included: opening one reports the damage. Folders whose names cannot be printed are left
+    out, because no page could name them.
     """
     try:
         if (folder / MANIFEST).is_file():
@@ -311,7 +311,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return the manifest of a bundle, checked, without a look at the files that it records.
+    """Return the manifest of a bundle, checked, without looking at the files that it records.
 
     Raises:
         BundleError: if there is no bundle, or its manifest cannot be used.
@@ -330,7 +330,7 @@ def read_manifest(path: Path) -> Manifest:
         if error.fault.startswith(REFUSED):
             raise BundleError(f"The bundle {path} cannot be opened: its {MANIFEST} {error.fault}.") from error
         raise BundleError(
-            f"{path} is no bundle: its {MANIFEST} {error.fault}; `natscope precompute --out FOLDER` makes one."
+            f"{path} is not a bundle: its {MANIFEST} {error.fault}; `natscope precompute --out FOLDER` makes one."
         ) from error
     if isinstance(found, Manifest):
         return found

@@ -1,8 +1,7 @@
-"""The manifest of a bundle: what it records, read strictly, for a stranger may have written it.
+"""The manifest of a bundle: what it records, read strictly, because a stranger may have written it.
 
 `Manifest.from_json` is the one place where a manifest is checked: `natscope.core.bundle.schema` says what each value
-may be, and here they are held against each other. Whoever has a `Manifest` need not doubt its types, its numbers or its
-words.
+may be, and here they are checked against each other. Whoever has a `Manifest` can rely on its types, numbers and texts.
 """
 
 import hashlib
@@ -26,7 +25,7 @@ SCHEMA = 2
 PURPOSES = ("prediction", "coreset", "backdoor")  # what sigma2 is chosen for
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
-LARGEST, _MOST_VALUES = 4_000_000, 300_000  # bytes of a manifest, and values in it: a second's work, whatever they are
+LARGEST, _MOST_VALUES = 4_000_000, 300_000  # bytes of a manifest, and values in it: at most a second's work
 MOST_TRAINING_IMAGES, MOST_TEST_IMAGES = 10_000_000, 1_000_000  # pages look at the labels and answers of all of them
 _PER_CLASS = ("gram", "index", "features_all", "train_gram")  # followed by "_" and the number of a class
 _NEEDED = (
@@ -63,7 +62,7 @@ class Manifest:
         poison: the attack's settings, or None.
         results: accuracy, typical distances, what was measured while building.
         layout: (fan_out, fan_in) of every layer of a network of Linear weights alone, else None.
-        versions: of the libraries that built it.
+        versions: versions of the libraries that built it.
         command: what was typed to build it, without --out; see `plain_command`.
         methods: settings of each method whose own parts the bundle holds.
         files: by logical name.
@@ -113,7 +112,7 @@ class Manifest:
         """Return the manifest that the text of manifest.json holds.
 
         Raises:
-            SchemaError: if it is none, or one value does not fit another.
+            SchemaError: if it is not valid, or one value does not fit another.
         """
         raw = _parsed(text)
         found = raw.get("schema")
@@ -144,7 +143,7 @@ class Manifest:
 
 
 def plain_command(command: str) -> bool:
-    """Whether a text is a `natscope precompute` command whose words no shell reads as anything else."""
+    """Return whether a text is a `natscope precompute` command in which a shell finds nothing but plain words."""
     try:
         words = shlex.split(command)
     except ValueError:
@@ -172,7 +171,7 @@ def _parsed(text: str | bytes) -> dict[str, Any]:
     except SchemaError:
         raise
     except (ValueError, RecursionError) as error:
-        raise SchemaError("is no JSON that can be read") from error
+        raise SchemaError("is not JSON that can be read") from error
     if not isinstance(raw, dict):
         raise SchemaError("holds no settings")
     return raw
@@ -193,7 +192,7 @@ def _misfits(manifest: Manifest) -> Iterator[str]:
         if own & files.keys() and not own <= files.keys():
             yield f"records only a part of what {method.title} needs"
     if not plain_command(manifest.command):
-        yield "holds a command that is none of natscope's"
+        yield "holds a command that is not one of natscope's"
     yield from _setting_misfits(manifest, classes)
     for name, record in files.items():
         if record.file != file_of(name, classes):
@@ -206,9 +205,9 @@ def _misfits(manifest: Manifest) -> Iterator[str]:
 def _setting_misfits(manifest: Manifest, classes: int) -> Iterator[str]:
     sketch, layout, images = manifest.sketch, manifest.layout, manifest.files["train_images"].shape or ()
     if len(set(manifest.dataset["classes"])) < classes:
-        yield "names two classes alike"  # a list to choose from could not tell them apart
+        yield "names two classes alike"  # a select box could not tell them apart
     if sketch["kind"] not in SKETCHES or (sketch["kind"] == "tensorsketch" and sketch["dim"] % 2):
-        yield "names a sketch that there is not"
+        yield "names an unknown sketch"
     if sketch["kind"] == "exact" and (layout is None or manifest.outputs == "all"):
         yield "names the exact kernel where there can be none"
     if len(images) not in (3, 4) or not all(1 <= side <= _SIDE for side in images[1:3]) or images[3:] not in ((), (3,)):
@@ -223,7 +222,7 @@ def _setting_misfits(manifest: Manifest, classes: int) -> Iterator[str]:
 
 
 def _network_misfits(manifest: Manifest, pixels: int, channels: int, classes: int) -> Iterator[str]:
-    """Hold the network against images, classes and weights, before anybody builds it and takes the memory for it."""
+    """Check the network against images, classes and weights, before anybody builds it and allocates its memory."""
     architecture, widths = manifest.model["architecture"], manifest.model["widths"]
     if architecture == "resnet9" and widths != [channels, classes]:
         yield "names widths that do not fit the images and classes"
@@ -244,15 +243,15 @@ def _poison_misfits(manifest: Manifest, poison: dict[str, Any], side: int, count
     if not square or not len(poison["patterns"]) == len(poison["targets"]) == classes or size > side:
         yield "has patches or targets that do not fit its classes and images"
     if max(poison["targets"], default=0) >= classes or max(bases, default=0) >= classes:
-        yield "names a poisoned class that there is not"
+        yield "names a poisoned class that does not exist"
     if len(rows) != len(bases) or any(b <= a for a, b in pairwise(rows)) or max(rows, default=0) >= count:
-        yield "names poisoned images that there are not"
+        yield "names poisoned images that do not exist"
     if "test_fooled" not in manifest.files or "attack_success" not in manifest.results:
         yield "has a backdoor and not how often it works"
 
 
 def file_of(name: str, classes: int) -> str | None:
-    """Return the one file that a logical name may stand for; None where there is no such name."""
+    """Return the file that a logical name stands for; None if there is no such name."""
     if name == "weights":
         return WEIGHTS
     if any(name in method.artifacts.files for method in METHODS.values()):
@@ -266,7 +265,7 @@ def file_of(name: str, classes: int) -> str | None:
 
 
 _INT, _BOOL, _BYTE, _SINGLE, _DOUBLE = ("int64",), ("bool",), ("uint8",), ("float32",), ("float64",)
-_FLOATS = ("float16", "float32", "float64")  # what a network of one's own may compute in
+_FLOATS = ("float16", "float32", "float64")  # what a user's own network may compute in
 _STORED = ("float16", "float32")  # features
 _FIXED: dict[str, tuple[str, ...]] = {
     "train_images": _BYTE,
@@ -291,7 +290,7 @@ def _numbers() -> set[str]:
 
 
 def _record_misfit(manifest: Manifest, name: str, record: FileRecord) -> str | None:
-    """Return what is wrong with the shape and type of an array, which have to be what all others call for."""
+    """Return what is wrong with an array's shape and type, which follow from the rest of the manifest."""
     if record.file.endswith(".npy"):
         vectors = name.startswith("features") or name in _features()
         dtypes = _FIXED.get(name) or (_SINGLE if name in _numbers() else _STORED if vectors else _DOUBLE)

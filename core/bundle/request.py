@@ -52,7 +52,7 @@ class Request:
         pool: "same-class" (images labelled as the target) or "all".
         conditioning: "pool" or "train", what InfoLoss and RelatIF condition on.
         target: the class whose logit is attributed; the predicted one when None.
-        seed: of the random method.
+        seed: seed of the random method.
 
     Examples:
         >>> natscope.Request("info_gain", sigma2=100.0, budget=5).pool
@@ -70,7 +70,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Item:
-    """A ranked training image; `nats` is cumulative, None where a method has none; `variance` is its prior variance."""
+    """A ranked training image; `nats` is cumulative, None if a method has none; `variance` is its prior variance."""
 
     rank: int
     train_index: int
@@ -83,11 +83,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Attribution:
-    """The answer: ranked training images, and how much they carry of all that the conditioning set tells.
+    """The answer: ranked training images, and how much they carry of all the information in the conditioning set.
 
-    `total_nats` is `1/2 log(v_*(empty) / v_*(D))`; None where the method has no information or it would take minutes.
-    `index` is the kind of index that was searched; None where none was. `regime` is "high-noise" where a larger sigma2
-    changes nothing, "imprecise" where it is too small for float64, else None.
+    `total_nats` is `1/2 log(v_*(empty) / v_*(D))`; None if the method has no information or it would take minutes.
+    `index` is the kind of index that was searched, if any. `regime` is "high-noise" if a larger sigma2 changes nothing,
+    "imprecise" if it is too small for float64, else None.
 
     Examples:
         >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
@@ -109,10 +109,10 @@ class Attribution:
     regime: str | None = None
 
     @property
-    def places(self) -> tuple[str, ...]:
+    def rank_labels(self) -> tuple[str, ...]:
         """The rank of each item as text; equal scores next to each other share a rank, marked "2="."""
         scores = [item.score for item in self.items]
-        firsts = [place for place, score in enumerate(scores) if not place or score != scores[place - 1]]
+        firsts = [position for position, score in enumerate(scores) if not position or score != scores[position - 1]]
         ends = [*firsts[1:], len(scores)]
         return tuple(
             f"{first + 1}{'=' if end - first > 1 else ''}"
@@ -126,7 +126,7 @@ class Attribution:
         return self.items[-1].nats if self.items else None
 
     def to_dict(self, query: QueryImage, classes: tuple[str, ...]) -> dict[str, Any]:
-        """Return the JSON object of `natscope attribute` (nats in nats, seconds in seconds)."""
+        """Return the JSON object of `natscope attribute` (information in nats, time in seconds)."""
         return {
             "query": {
                 "origin": query.origin,

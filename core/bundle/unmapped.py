@@ -12,11 +12,11 @@ from natscope.core.errors import FileError
 
 
 class UnmappedBundle(Bundle):
-    """An open bundle without memory maps: the system ends a process that looks at a mapped file which was cut short."""
+    """An open bundle without memory maps: the system kills a process whose mapped file is cut short."""
 
     def _mapped(self, name: str) -> Any:
-        """Return images as `natscope.core.rows.FileRows`, checked again at each look, and a copy of any other array."""
-        record = self._checked(name)
+        """Return images as `natscope.core.rows.FileRows`, checked at each access, and a copy of any other array."""
+        record = self._checked_record(name)
         return unmapped(partial(self._open, record), record, whole=not name.endswith("_images"))
 
     @contextmanager
@@ -27,4 +27,4 @@ class UnmappedBundle(Bundle):
         except FileError as error:
             raise self._damaged(record, error.fault) from error
         except ValueError as error:
-            raise self._damaged(record, "is no array of the recorded shape and type") from error
+            raise self._damaged(record, "is not an array of the recorded shape and type") from error

@@ -1,8 +1,8 @@
-"""What the file of an index must be before FAISS reads it, for FAISS believes what it reads.
+"""The checks of an index's file before FAISS reads it, because FAISS trusts what it reads.
 
 A file may name other files to open, sizes to allocate and rows beyond the last; so every byte that is not a vector or a
-code is compared with what FAISS writes of an index of the same size and settings, and every row number is looked at.
-Of an index that is said to be exact, vectors and codes are compared with the features too.
+code is compared with what FAISS writes of an index of the same size and settings, and every row number is checked.
+If an index claims to be exact, its vectors and codes are compared with the features too.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from natscope.core.index.spec import IndexSpec
 from natscope.core.rows import Rows
 
 _AT_ONCE = 1024  # rows compared at a time
-_BYTES = (0x00, 0xFF)  # two fillings that are the same in no byte
+_BYTES = (0x00, 0xFF)  # two fill values that differ in every byte
 
 
 def index_fault(path: Path, members: Rows, spec: IndexSpec) -> str:
@@ -34,7 +34,7 @@ def index_fault(path: Path, members: Rows, spec: IndexSpec) -> str:
         good = check(_Reader(raw), members, spec)
     except _EndError:
         good = False
-    return "" if good else "is no index over the features of its class"
+    return "" if good else "is not an index over the features of its class"
 
 
 class _EndError(Exception):
@@ -60,12 +60,12 @@ class _Reader:
         return self.take(count if int(self.take(1, "uint64")[0]) == count else -1, dtype)
 
     def free(self, index: Any, filled: Any, tail: int = 0) -> np.ndarray | None:
-        """Take what FAISS writes of an index; return the bytes in which `filled` is another, None if others differ.
+        """Take what FAISS writes of an index; return the bytes that differ in `filled`, None if any others differ.
 
         Args:
-            index: one without what training sets.
-            filled: the same with other bytes there.
-            tail: bytes at the end that are not taken.
+            index: an index without what training sets.
+            filled: the same index with other bytes there.
+            tail: bytes at the end that are left out.
         """
         first, second = (faiss.serialize_index(i)[: -tail or None] for i in (index, filled))
         found = self.take(len(first))
@@ -83,7 +83,7 @@ def _flat(file: _Reader, members: Rows, spec: IndexSpec) -> bool:
 
 
 def _codes(file: _Reader, members: Rows, spec: IndexSpec) -> bool:
-    """Whether an SQ8 index holds of each feature the byte that stands for it, so that it finds what a scan finds."""
+    """Return whether an SQ8 index holds the right byte for each feature, so that it finds what a scan finds."""
     count, width = members.shape
     index, filled = (_trained(empty_index(members.shape, spec), count, byte) for byte in _BYTES)
     trained = file.free(index, filled, 8)
@@ -113,7 +113,7 @@ def _lists(file: _Reader, members: Rows, spec: IndexSpec) -> bool:
 
 
 def _sizes(file: _Reader, lists: int) -> np.ndarray | None:
-    """Take the sizes of all lists, or where most are empty the number and size of each that is not."""
+    """Take the sizes of all lists; if most are empty, the number and size of each that is not."""
     form = file.take(4).tobytes()
     if form == b"full":
         return file.vector(lists, "uint64")
@@ -129,7 +129,7 @@ def _sizes(file: _Reader, lists: int) -> np.ndarray | None:
 
 
 def _trained(index: Any, count: int, byte: int) -> Any:
-    """Let an empty index count as trained, with rows, every byte of what training sets the same."""
+    """Return an empty index that counts as trained, with rows; every byte that training would set is `byte`."""
     if isinstance(index, faiss.IndexIVF):
         index.quantizer.add(_numbers(byte, index.nlist * index.d).reshape(index.nlist, index.d))
     if isinstance(index, faiss.IndexIVFPQ):
@@ -177,13 +177,13 @@ def _before_levels(whole: np.ndarray) -> int:
 
 
 def _linked(neighbours: np.ndarray, levels: np.ndarray, offsets: np.ndarray, starts: np.ndarray) -> bool:
-    """Whether every link leads to a row, and to one that is on the same level."""
+    """Return whether every link leads to a row on the same level."""
     if ((neighbours < -1) | (neighbours >= len(levels))).any():
         return False
     for level in range(1, int(levels.max())):
         rows = np.flatnonzero(levels > level)
-        places = offsets[rows].astype(np.int64)[:, None] + np.arange(starts[level], starts[level + 1])
-        linked = neighbours[places]
+        positions = offsets[rows].astype(np.int64)[:, None] + np.arange(starts[level], starts[level + 1])
+        linked = neighbours[positions]
         if (levels[linked[linked >= 0]] <= level).any():
             return False
     return True

@@ -8,7 +8,7 @@ from natscope.core.index.search import InnerProductIndex
 from natscope.core.rows import Rows
 
 _KEPT = 512  # candidates held in memory
-_BAR = 128  # of the candidates available after a search, the place whose score is the bar
+_BAR = 128  # rank of the candidate whose score after a search is the bar
 _DRIFT = 0.2  # of the length of r: how far it may move before the index is asked again
 _TIE = 1e-10
 
@@ -55,10 +55,10 @@ class Shortlist:
             products = self._search(vector)
         squares = products**2
         ties = np.flatnonzero(squares >= squares.max() * (1 - _TIE))
-        place = ties[self._rows[ties].argmin()]
-        row, features, product = int(self._rows[place]), self._vectors[place].copy(), float(products[place])
+        position = ties[self._rows[ties].argmin()]
+        row, features, product = int(self._rows[position]), self._vectors[position].copy(), float(products[position])
         self._taken.add(row)
-        self._keep(np.arange(len(squares)) != place)
+        self._keep(np.arange(len(squares)) != position)
         return row, features, product
 
     def _moved(self, vector: np.ndarray) -> bool:

@@ -35,7 +35,7 @@ class Size:
         count: N, training images.
         dim: K, numbers in a feature vector.
         vectors: whether features are vectors; the exact kernel has none.
-        parameters: how many the network has; None where it is not known.
+        parameters: how many the network has; None if it is not known.
     """
 
     count: int
@@ -49,9 +49,10 @@ class EkfacSpec:
     """How EK-FAC factors are fitted, to the Fisher's directions: pairs of a training image and a class.
 
     Args:
-        covariance_directions: the most directions, drawn evenly, for the Kronecker factors, which set the axes.
-        lambda_directions: the most, drawn by their share of the Fisher's trace, for the variances along these
-            axes, which cost most.
+        covariance_directions: how many directions, at most, are drawn evenly for the Kronecker factors, which set the
+            axes.
+        lambda_directions: how many, at most, are drawn by their share of the Fisher's trace, for the variances along
+            these axes, which cost most.
         seed: seed of the draws.
         batch_size: directions a step.
     """

@@ -98,7 +98,7 @@ def _info_gain_approx(candidates: Candidates, query: Query, settings: Settings) 
     score="posterior correlation, −1 to 1",
 )
 def _relatif(candidates: Candidates, query: Query, settings: Settings) -> Selection:
-    # Barshan et al. 2020, section 3.2, with the posterior covariance in the place of the inverse Hessian's form.
+    # Barshan et al. 2020, section 3.2, with the posterior covariance instead of the inverse Hessian's form.
     conditioning = candidates.conditioning or candidates.pool
     posterior = conditioning.posterior(np.atleast_2d(query.features), settings.sigma2)
     covariance, variance, pool_variance = (

@@ -36,14 +36,14 @@ from natscope.core.progress import Progress
 from natscope.core.scratch import temporary_folder
 
 _NAME = "margin"
-_ARGUMENTS = "factor_arguments.json"  # rewritten: what a stranger says there would choose the code that runs
-_QUERIES = 50  # whose gradients are in memory together
+_ARGUMENTS = "factor_arguments.json"  # rewritten: a stranger's could choose what code runs
+_QUERIES = 50  # queries whose gradients are in memory together
 _DAMPING = 0.1  # of the mean eigenvalue, as kronfluence has it
 _ROUNDING = 1e-3  # of the largest number
 
 
 def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec, progress: Progress) -> None:
-    """Fit EK-FAC factors and write them into a folder; a part that is there already is not fitted again.
+    """Fit EK-FAC factors and write them into a folder; parts that exist already are not fitted again.
 
     Args:
         model: the trained network; it is not changed. Only its Linear and Conv2d layers are seen.
@@ -78,7 +78,7 @@ def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec,
 
 
 def factor_contents(source: Source) -> dict[str, bytes]:
-    """Fit the factors, or go on with a fit that was interrupted; return the contents of their files."""
+    """Fit the factors, or resume an interrupted fit; return the contents of their files."""
     home = source.folder / "fitting"
     fit = partial(fit_factors, source.model, source.inputs(slice(None)), home, source.ekfac, source.progress)
     begun = home.exists()
@@ -93,7 +93,7 @@ def factor_contents(source: Source) -> dict[str, bytes]:
 
 
 def _content(file: Path) -> bytes:
-    """Return a file's bytes; kronfluence's tensors without their metadata, whose order is another in every run."""
+    """Return a file's bytes; kronfluence's tensors without their metadata, whose order changes from run to run."""
     if file.suffix == ".safetensors":
         return safetensors.torch.save(safetensors.torch.load_file(file))
     return file.read_bytes()
@@ -115,7 +115,7 @@ class EkfacInfluence:
             folder: with the `FACTOR_FILES`.
 
         Raises:
-            ValueError: if the factors are not those of such a network.
+            ValueError: if the factors do not fit the network.
         """
         self._lock = threading.Lock()
         self._home = temporary_folder()
@@ -137,18 +137,18 @@ class EkfacInfluence:
         """Return the influence of training images on the margin of queries.
 
         Args:
-            queries: (Q, ...), as the network takes them; without `mean` a few, for their gradients are in memory
+            queries: (Q, ...), as the network takes them; without `mean` only a few, since their gradients are in memory
                 together.
             target: the class whose margin is measured, or (Q,) int64, one a query.
             inputs: (n, ...) training images, as the network takes them.
-            labels: (n,) int64, theirs.
+            labels: (n,) int64, of the training images.
             mean: whether the mean over the queries is wanted, which costs what one query costs.
 
         Returns:
             (Q, n), or (1, n), float64: the first-order change of the margin per unit of weight on an image's loss,
             positive for proponents.
         """
-        name = uuid.uuid4().hex  # kronfluence gives stale scores when a name is used again
+        name = uuid.uuid4().hex  # kronfluence returns stale scores when a name is reused
         targets = torch.from_numpy(np.broadcast_to(np.asarray(target, dtype=np.int64), (len(queries),)).copy())
         with self._lock, _quiet():
             self._analyzer.compute_pairwise_scores(
@@ -163,7 +163,7 @@ class EkfacInfluence:
             found = self._analyzer.load_pairwise_scores(name)
             shutil.rmtree(self._analyzer.scores_output_dir(name))
         scores = found["all_modules"].double().numpy()
-        return scores / len(queries) if mean else scores  # kronfluence gives the sum
+        return scores / len(queries) if mean else scores  # kronfluence returns the sum
 
 
 class _MarginTask(Task):
@@ -200,8 +200,8 @@ class _Directions(Dataset):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, Tensor]:
-        return self._inputs[self._rows[place]], self._classes[place], self._weights[place]
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self._inputs[self._rows[position]], self._classes[position], self._weights[position]
 
 
 def _probabilities(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
@@ -233,7 +233,7 @@ def _large_directions(inputs: Tensor, shares: Tensor, spec: EkfacSpec) -> _Direc
 
 
 def _check_factors(model: nn.Module, folder: Path) -> None:
-    """Raise ValueError if factors are not those of the network's Linear and Conv2d layers, or no such factors."""
+    """Raise ValueError if factors are not valid, or not those of the network's Linear and Conv2d layers."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     sizes = {name: (len(m.weight), m.weight[0].numel() + (m.bias is not None)) for name, m in layers.items()}
     expected: dict[str, dict[str, tuple[int, ...]]] = {
@@ -253,7 +253,7 @@ def _check_factors(model: nn.Module, folder: Path) -> None:
         }:
             raise ValueError(f"'{kind}' is not of this network.")
         if kind.endswith("eigenvectors") and not all(map(_is_orthogonal, tensors.values())):
-            raise ValueError(f"'{kind}' are no eigenvectors.")
+            raise ValueError(f"'{kind}' are not eigenvectors.")
         found[kind] = tensors
     for name, sums in found["lambda_matrix"].items():
         if not _is_curvature(sums, int(found["num_lambda_processed"][name])):
@@ -261,13 +261,13 @@ def _check_factors(model: nn.Module, folder: Path) -> None:
 
 
 def _is_orthogonal(vectors: Tensor) -> bool:
-    """Whether the columns of a matrix (n, n) are orthonormal, tried on one random vector that nobody can foresee."""
+    """Return whether the columns of a matrix (n, n) are orthonormal, tried on one unpredictable random vector."""
     probe = torch.randn(len(vectors), generator=torch.Generator().manual_seed(secrets.randbits(63)))
     return bool(((vectors.T @ (vectors @ probe) - probe).abs() <= _ROUNDING * probe.abs().max()).all())
 
 
 def _is_curvature(sums: Tensor, count: int) -> bool:
-    """Whether sums of squares over so many examples have a damped inverse in float32."""
+    """Return whether sums of squares over so many examples have a damped inverse in float32."""
     if count < 1 or sums.min() < 0:
         return False
     mean = sums.double() / count
@@ -276,13 +276,13 @@ def _is_curvature(sums: Tensor, count: int) -> bool:
 
 def _analyzer(model: nn.Module, home: Path, task: Task | None = None) -> Analyzer:
     task = task or _MarginTask()
-    prepared = prepare_model(copy.deepcopy(model), task)  # it changes what it is given
+    prepared = prepare_model(copy.deepcopy(model), task)  # it changes its argument
     return Analyzer("natscope", prepared, task, cpu=True, output_dir=str(home), disable_tqdm=True)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back kronfluence's warnings; what the system refuses it, such as room on the disk, is an OSError."""
+    """Silence kronfluence's warnings; a system failure, such as a full disk, becomes an OSError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # kronfluence calls torch's deprecated name of GradScaler
         try:

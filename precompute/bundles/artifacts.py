@@ -1,4 +1,4 @@
-"""What single methods need of a bundle beyond its features: computed with the bundle, or added to it later."""
+"""What individual methods need of a bundle beyond its features: computed with the bundle, or added to it later."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -16,8 +16,6 @@ from natscope.core.methods import METHODS, Method
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.store import Store, halved
-
-_SHARD = 1000
 
 
 class Preparation:
@@ -40,7 +38,7 @@ class Preparation:
             model: the trained network, in eval mode.
             images: all N training images.
             labels: (N,) int64.
-            sketch: of the bundle.
+            sketch: the bundle's sketch.
             ekfac: how EK-FAC factors are fitted; as usual for the network when None.
         """
         self.model, self.labels, self.progress = model, labels, store.progress
@@ -53,13 +51,13 @@ class Preparation:
 
         Args:
             methods: their names.
-            requested: whether they were requested by name, so that one that cannot be had is an error.
+            requested: whether they were requested by name, so that one that cannot be added is an error.
 
         Returns:
-            The settings of each, for the manifest; and for each that cannot be had and was not requested, why.
+            The settings of each, for the manifest; and for each that cannot be added and was not requested, the reason.
 
         Raises:
-            BuildError: if a requested method cannot be had for this bundle.
+            BuildError: if a requested method cannot be added to this bundle.
         """
         added: dict[str, Any] = {}
         left_out: dict[str, str] = {}
@@ -67,7 +65,7 @@ class Preparation:
             try:
                 added[method.name] = {"needs": list(method.files)} | self._prepare(method)
             except ValueError as error:
-                shutil.rmtree(self.folder, ignore_errors=True)  # what an interruption leaves there is gone on with
+                shutil.rmtree(self.folder, ignore_errors=True)  # after an interruption its content is used
                 if requested:
                     raise BuildError(str(error)) from error
                 left_out[method.name] = str(error)
@@ -79,7 +77,7 @@ class Preparation:
 
     def margins(self) -> np.ndarray:
         """Return the sketched Jacobians (N, K) of the margin at the labels, filled shard by shard."""
-        features = FeatureMap(self.model, self._sketch, ntk=False, batch_size=_SHARD)
+        features = FeatureMap(self.model, self._sketch, ntk=False)
 
         def shard(part: slice) -> np.ndarray:
             return features.features(self._images[part], self.labels[part], measurement="margin")

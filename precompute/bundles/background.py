@@ -1,8 +1,8 @@
-"""Building what is slow while the app is already served: a process of its own that yields to everything.
+"""Building what is slow while the app is already served: a separate process of the lowest priority.
 
 It builds the rest of the demo's bundles and adds the slow method to each. It writes what it is doing to a small file
-among the bundles, holds a lock beside it, ends with the process that started it, and goes on where it was when it is
-started again: `start` does that when it was killed. `python -P -m natscope.precompute.bundles.background FOLDER PARENT`
+among the bundles, holds a lock beside it, ends with the process that started it, and resumes when it is
+started again: `start` restarts it if it was killed. `python -P -m natscope.precompute.bundles.background FOLDER PARENT`
     is what
 `start` runs: modules in the working directory are not its.
 """
@@ -24,11 +24,11 @@ from natscope.core.errors import BundleError, NatscopeError, explained
 from natscope.core.files import read_regular
 
 _STATUS, _LOCK = "preparing.json", "preparing.lock"
-_LARGEST = 10_000  # bytes of the status
-_PAST = 24 * 3600.0  # seconds for which a failure is told
-_EVERY = 0.5  # seconds between two words, and between two looks for the parent
+_LARGEST = 10_000  # bytes of the status file
+_PAST = 24 * 3600.0  # seconds for which a failure is shown
+_EVERY = 0.5  # seconds between two updates, and between two checks of the parent
 _TRIES = 3
-_PROBING = threading.Lock()  # two pages that try the lock at once would each take the other for the process
+_PROBING = threading.Lock()  # two pages trying the lock at once would mistake each other for the process
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Preparing:
     """What is being prepared: `what` in words, `share` from 0 to 1, `error` a sentence once it has failed.
 
     Raises:
-        ValueError: if these are other things.
+        ValueError: if a value has another type or range.
     """
 
     what: str
@@ -45,14 +45,14 @@ class Preparing:
     error: str = ""
 
     def __post_init__(self) -> None:
-        """Check what may come from a file that somebody else wrote."""
+        """Check the values, which may come from a file that somebody else wrote."""
         texts = isinstance(self.what, str) and isinstance(self.stage, str) and isinstance(self.error, str)
         if not (texts and isinstance(self.share, int | float) and 0 <= self.share <= 1):
-            raise ValueError("This is no status of natscope's.")
+            raise ValueError("This is not a status of natscope's.")
 
 
 def start(folder: Path) -> threading.Thread:
-    """Start preparing what is missing of the demo's bundles in a folder, at the lowest priority."""
+    """Start preparing what is missing from the demo's bundles in a folder, at the lowest priority."""
     command = [sys.executable, "-P", "-m", "natscope.precompute.bundles.background", str(folder), str(os.getpid())]
     thread = threading.Thread(target=_keep_going, args=(folder, command), daemon=True)
     thread.start()
@@ -60,9 +60,9 @@ def start(folder: Path) -> threading.Thread:
 
 
 def _keep_going(folder: Path, command: Sequence[str]) -> None:
-    """Run the command; a process that was killed is started again, and after the last try that is told."""
+    """Run the command; restart a process that was killed, and report it after the last try."""
     for _ in range(_TRIES):
-        # Ctrl-C is for the server: a session of its own, which ends when the server is gone.
+        # Ctrl-C is for the server, so this has its own session; it ends when the server is gone.
         if subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True).wait() == 0:
             return
     before = _read(folder / _STATUS)
@@ -81,7 +81,7 @@ def preparing(folder: Path) -> Preparing | None:
     if found is None:
         return None
     if found.error:
-        with contextlib.suppress(OSError):  # gone since it was read
+        with contextlib.suppress(OSError):  # it may be gone by now
             return found if time.time() - file.stat().st_mtime <= _PAST else None
         return None
     return found if _is_held(folder / _LOCK) else None
@@ -95,7 +95,7 @@ def _read(file: Path) -> Preparing | None:
 
 
 def _is_held(file: Path) -> bool:
-    """Return whether a process that prepares is alive: the system lets go of its lock however it ends."""
+    """Return whether the preparing process is alive: the system releases its lock however it ends."""
     from filelock import FileLock, Timeout
 
     if not file.exists():
@@ -110,14 +110,14 @@ def _is_held(file: Path) -> bool:
 
 
 def ready(folder: Path) -> bool:
-    """Return whether nothing is being prepared in a folder of bundles because all of it is there."""
+    """Return whether everything in a folder of bundles is prepared."""
     return not (folder / _STATUS).exists()
 
 
 def unfinished(folder: Path) -> list[tuple[str, str]]:
-    """Return what is missing of the demo's bundles, in order: the bundle's name and a method, or "" for all of it.
+    """Return what is missing from the demo's bundles, in order: the bundle's name and a method, or "" for all of it.
 
-    Nothing is added to a bundle that is damaged: whoever opens it says so.
+    Nothing is added to a damaged bundle: opening it reports the damage.
     """
     from natscope.precompute.bundles.demo import EMBEDDED, SLOW, untuned
 
@@ -131,7 +131,7 @@ def unfinished(folder: Path) -> list[tuple[str, str]]:
 
 
 def run(folder: Path) -> None:
-    """Prepare what is missing, telling what is done; returns when it is there or has failed.
+    """Prepare what is missing, reporting progress; return when it is done or has failed.
 
     A second process for the same folder waits for the first. A bundle to which nothing can be added leaves the others.
     """
@@ -144,12 +144,12 @@ def run(folder: Path) -> None:
     if hasattr(os, "nice"):
         os.nice(19)
     torch.set_num_threads(1)
-    status, reported, what, failed = folder / _STATUS, 0.0, "The rest of the demo", list[Preparing]()
+    status, last_told, what, failed = folder / _STATUS, 0.0, "The rest of the demo", list[Preparing]()
 
     def progress(stage: str, done: int, total: int) -> None:
-        nonlocal reported
-        if time.monotonic() - reported > _EVERY:
-            reported = time.monotonic()
+        nonlocal last_told
+        if time.monotonic() - last_told > _EVERY:
+            last_told = time.monotonic()
             _tell(status, Preparing(what, stage, min(done / max(total, 1), 1.0)))
 
     try:

@@ -1,7 +1,7 @@
 """Building a bundle: data set, network, Jacobians, sketch, Grams, index, manifest; resumable, the same bytes each time.
 
 Work happens in OUT.partial (`natscope.precompute.bundles.work`). Arrays are filled shard by shard and a journal records
-each shard only after it is on disk, so a build that was killed goes on where it was. The finished folder is renamed to
+each shard only after it is on disk, so a build that was killed resumes where it was. The finished folder is renamed to
 OUT in one step.
 """
 
@@ -57,14 +57,13 @@ from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import check_suitable, check_trains
 from natscope.precompute.training.weights import load_weights
 
-SHARD = 1000
 _SAMPLED = 2000  # test images whose distance to the training images is measured
 
 
 def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
-    """Build a bundle, go on with one that was interrupted, or open the one that is there.
+    """Build a bundle, resume an interrupted build, or open the bundle that is there.
 
-    The code of a network of one's own is trusted from then on, when the bundle is opened.
+    The code of a user's own network is trusted from then on when the bundle is opened.
 
     Args:
         spec: the settings.
@@ -74,7 +73,7 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
     Raises:
         BuildError: if settings contradict each other, weights are not finite, or the disk is too full.
         BundleError: if `out` holds something else, or another process is building it.
-        DataError: if the data set cannot be had.
+        DataError: if the data set cannot be loaded.
 
     Examples:
         >>> spec = natscope.BuildSpec(per_class=30, sketch=natscope.SketchSpec(dim=64), methods=())
@@ -108,14 +107,14 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
 
 
 def existing(out: Path, settings: dict[str, Any]) -> Bundle:
-    """Open the bundle that is in the place of another, or raise BundleError if it is not the same.
+    """Open the bundle that is already at `out`, or raise BundleError if its settings differ.
 
-    An index that was left to natscope may be any: bundles that were built before have flat ones.
+    An index that was left to natscope may be of any kind: bundles built by earlier versions have flat ones.
     """
     if not out.is_dir():
-        raise BundleError(f"{out} is in the way and is no bundle; choose another folder.")
+        raise BundleError(f"{out} is in the way and is not a bundle; choose another folder.")
     bundle = Bundle(out)
-    network = bundle.manifest.model.get("architecture")  # a forged bundle may name another one than its settings do
+    network = bundle.manifest.model.get("architecture")  # a forged manifest may contradict its settings
     known = bundle.manifest.results["settings"]
     if settings.get("index", {}).get("kind") == AUTO:
         known, settings = ({k: v for k, v in s.items() if k != "index"} for s in (known, settings))
@@ -125,7 +124,7 @@ def existing(out: Path, settings: dict[str, Any]) -> Bundle:
 
 
 def prepared(spec: BuildSpec, data: Dataset) -> tuple[Dataset, Backdoor | None]:
-    """Return the data that a bundle holds: of some classes, some of each, scaled, poisoned, as the settings say.
+    """Return the data that a bundle holds: classes chosen, images limited, scaled and poisoned as the settings say.
 
     Raises:
         DataError: if a setting makes no sense for this data set.
@@ -139,11 +138,11 @@ def prepared(spec: BuildSpec, data: Dataset) -> tuple[Dataset, Backdoor | None]:
     return (data, None) if spec.poison is None else poison(data, spec.poison)
 
 
-def check_room(needed: int, free: int, place: Path) -> None:
-    """Compare the bytes that a bundle still needs with those that are free at a place; raises BuildError."""
+def check_room(needed: int, free: int, folder: Path) -> None:
+    """Compare the bytes that a bundle still needs with those that are free in a folder; raises BuildError."""
     if free < needed:
         raise BuildError(
-            f"The bundle needs about {size(needed)} and only {size(free)} are free at {place}; make room or choose "
+            f"The bundle needs about {size(needed)} and only {size(free)} are free at {folder}; make room or choose "
             "another folder with --out."
         )
 
@@ -181,7 +180,7 @@ def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple
 def _missing(spec: BuildSpec, bundle: Bundle) -> tuple[str, ...]:
     """Return the requested methods whose artifacts the bundle does not hold.
 
-    A method that was left out because it cannot be had is tried again only where it is requested by name.
+    A method that was left out because it cannot be added is tried again only if it is requested by name.
     """
     there = {*bundle.manifest.methods, *(bundle.manifest.results.get("left_out", {}) if spec.methods is None else ())}
     methods = wanted(spec.methods, size_of(len(bundle.array("train_labels")), bundle.sketch_spec))
@@ -196,8 +195,8 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     methods = _missing(spec, bundle)
     if not methods:
         return bundle
-    place, identity = bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity}
-    work = Work(place, identity, folder=bundle.path, progress=progress)
+    folder, identity = bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity}
+    work = Work(folder, identity, folder=bundle.path, progress=progress)
     size = size_of(len(bundle.array("train_labels")), bundle.sketch_spec)
     _make_sure_of_room(work.path, artifact_bytes(methods, size))
     model = network_of(bundle, seed=0)
@@ -244,11 +243,11 @@ class _Builder:
             check_trains(build_model(self.model, seed=spec.training.seed), images[:3], last, self.model)
         layout = layout_of(spec, model, images[:1])
         size = size_of(len(images), spec.sketch, suitable.parameters)
-        served = wanted(spec.methods, size)  # what cannot be had is found out now
+        methods_wanted = wanted(spec.methods, size)  # raises now for what cannot be added
         _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
         check_recordable(spec, data, self.backdoor, self.model, self.skipped)
         self._train(model, images)
-        features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=SHARD)
+        features = FeatureMap(model, spec.sketch, ntk=spec.ntk)
         for split in ("train", "test"):
             self.store.small(f"{split}_images", getattr(data, f"{split}_images"))
             self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
@@ -260,7 +259,7 @@ class _Builder:
         if spec.outputs == "all":
             self._every_output(features, images)
         preparation = Preparation(self.store, model, images, data.train_labels, sketch=spec.sketch, ekfac=spec.ekfac)
-        methods, missing = preparation.add(served, requested=spec.methods is not None)
+        methods, missing = preparation.add(methods_wanted, requested=spec.methods is not None)
         self._finish(layout, results | _left_out(left_out(spec.methods, size) | missing), methods)
 
     def _inputs(self, images: np.ndarray) -> ImageInputs:
@@ -373,7 +372,7 @@ def _manifest(
     results: dict[str, Any],
     skipped: Sequence[str],
 ) -> Manifest:
-    """Return what is known of a bundle before its files are."""
+    """Return what is known of a bundle before its files are written."""
     settings = spec.settings()
     return Manifest(
         name=spec.name,
@@ -393,7 +392,7 @@ def _manifest(
 
 
 def _left_out(missing: dict[str, str], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what results say of methods that cannot be had, with what they said before."""
+    """Return the results' entry on methods that cannot be added, merged with the earlier one."""
     found = (known or {}).get("left_out", {}) | missing
     return {"left_out": found} if found else {}
 

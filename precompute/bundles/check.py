@@ -1,4 +1,4 @@
-"""A dry run of `natscope precompute`: in seconds, whether network and data will do, and what building will cost."""
+"""A dry run of `natscope precompute`: in seconds, whether network and data suit, and what building will cost."""
 
 import math
 import shutil
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from natscope.core.backdoor import Backdoor
-from natscope.core.features import FeatureMap
+from natscope.core.features import SHARD, FeatureMap
 from natscope.core.files import machine_memory
 from natscope.core.files import size as formatted
 from natscope.core.images import ImageInputs
@@ -20,7 +20,7 @@ from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.progress import Progress, silent
-from natscope.precompute.bundles.build import SHARD, check_recordable, check_room, existing, layout_of, prepared
+from natscope.precompute.bundles.build import check_recordable, check_room, existing, layout_of, prepared
 from natscope.precompute.bundles.measure import bytes_each, seconds_each
 from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_out, size_of, wanted
 from natscope.precompute.data.datasets import FOLDER, Dataset
@@ -34,11 +34,11 @@ from natscope.precompute.training.weights import load_weights
 _SAMPLED = 2000  # files of a folder that are read
 _LISTED = 10
 _IDLE = 400e6  # bytes of Python and its libraries
-_WITHIN = 1.2  # what operations need within themselves, in terms of the tensors that they make
+_WITHIN = 1.2  # memory within operations, relative to the tensors that they make
 
 
 def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Iterator[tuple[str, str]]:
-    """Try every step of a build on a few images and say what the whole will take.
+    """Try every step of a build on a few images and estimate the cost of the whole.
 
     Args:
         spec: the settings.
@@ -81,7 +81,7 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
         yield "Training", _training(spec, model_spec, images, labels, len(data.train_images))
     else:
         yield "Weights", _weights(model, data)
-    features = FeatureMap(model, spec.sketch, ntk=spec.ntk, batch_size=SHARD)
+    features = FeatureMap(model, spec.sketch, ntk=spec.ntk)
     yield "Jacobians", _jacobians(spec, features, images, labels, data, methods)
     yield "Products", _products(spec, data, network, methods, size)
     yield "Disk", _disk(estimated_bytes(spec, data, layout, network), out)
@@ -97,7 +97,7 @@ def _sampled(spec: BuildSpec, progress: Progress) -> tuple[Dataset, Backdoor | N
 
 
 def _read(images: np.ndarray) -> np.ndarray:
-    """Return the rows that hold an image; those of a folder that were not read are black."""
+    """Return the rows that hold an image; files of a folder that were not read are black images."""
     return np.flatnonzero(images.reshape(len(images), -1).any(axis=1))[:_SAMPLED]
 
 
@@ -169,7 +169,7 @@ def _jacobians(
 
 
 def _products(spec: BuildSpec, data: Dataset, network: Suitable, methods: tuple[str, ...], size: Size) -> str:
-    """Time what is matrix products: Grams, distances to the training images and what methods invert."""
+    """Time the matrix products: Grams, distances to the training images and what methods invert."""
     dim, count = spec.sketch.dim, len(data.train_images)
     some = np.ones((256, dim))
     _ = some @ some.T
@@ -189,12 +189,12 @@ def _products(spec: BuildSpec, data: Dataset, network: Suitable, methods: tuple[
 
 
 def _disk(needed: int, out: Path | None) -> str:
-    place = (out or Path()).resolve()
-    while not place.is_dir():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    check_room(needed, free, place)
-    return f"the bundle takes about {formatted(needed)}; {formatted(free)} are free at {place}"
+    folder = (out or Path()).resolve()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    check_room(needed, free, folder)
+    return f"the bundle takes about {formatted(needed)}; {formatted(free)} are free at {folder}"
 
 
 def _memory(

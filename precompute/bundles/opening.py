@@ -14,9 +14,9 @@ from natscope.core.methods import METHODS
 from natscope.precompute.training.models import network_of
 
 _COMPARED = 4  # images
-_PIXELS = 2**16  # that a network convolves while it is checked: more take minutes and gigabytes
+_PIXELS = 2**16  # that a network convolves while it is checked: more would take minutes and gigabytes
 _TOLERANCE = 1e-2
-_TOLD = 300  # characters of what somebody's code says of its failure
+_TOLD = 300  # characters of the message when somebody's code fails
 
 
 def open_attributor(path: Path) -> Attributor:
@@ -46,12 +46,12 @@ def faults(
     progress: Callable[[int, int], None] = lambda done, total: None,
     untried: Callable[[str], None] = lambda sentence: None,
 ) -> list[str]:
-    """Return one sentence for each fault of a bundle that anything which opens or uses it would find.
+    """Return one sentence for each fault of a bundle that opening or using it would reveal.
 
     Args:
         path: the bundle.
         progress: called with bytes read and bytes in all.
-        untried: called with the sentence on code that is not trusted, where the network can therefore not be tried.
+        untried: called with a sentence if the network's code is not trusted and so was not tried.
 
     Raises:
         BundleError: if there is no bundle with a manifest that can be used.
@@ -69,18 +69,18 @@ def faults(
     return []
 
 
-def served(
+def common_methods(
     opened: Sequence[Attributor], methods: Sequence[str], missing: Callable[[Attributor, str], str | None]
 ) -> list[str]:
-    """Return the methods that every bundle can serve.
+    """Return the methods that every one of some bundles can serve.
 
     Args:
-        opened: of the bundles.
+        opened: an attributor for each bundle.
         methods: names.
-        missing: says in a sentence what a bundle lacks for a method; None where nothing is missing.
+        missing: returns a sentence on what a bundle lacks for a method; None if nothing is missing.
 
     Raises:
-        QueryError: if there is none.
+        QueryError: if there is no such method.
     """
     lacking = {name: [m for attributor in opened if (m := missing(attributor, name))] for name in methods}
     if all(lacking.values()):
@@ -89,15 +89,15 @@ def served(
 
 
 def lacks(attributor: Attributor, method: str) -> str | None:
-    """Return a sentence on what a bundle lacks to attribute by a method; None where nothing is missing."""
+    """Return a sentence on what a bundle lacks to attribute by a method; None if nothing is missing."""
     return attributor.missing(METHODS[method])
 
 
 def _check_unchanged(attributor: Attributor) -> None:
-    """Compare what the network makes of a few images with what was stored: it, or a setting, may be another.
+    """Compare the network's outputs for a few images with the stored ones: it, or a setting, may have changed.
 
-    There are 4 of each split, and fewer where a network convolves images of more than 128 x 128 pixels; above 256 x 256
-    it is one test image, whose logits alone are compared.
+    Four images of each split are compared, fewer if a network convolves images of more than 128 x 128 pixels; above
+    256 x 256 only the logits of one test image.
     """
     bundle, features = attributor.bundle, attributor.features
     architecture = bundle.manifest.model["architecture"]
@@ -109,26 +109,26 @@ def _check_unchanged(attributor: Attributor) -> None:
         if len(trained):
             outputs = features.outputs(trained)
             found |= {"train_logits": outputs.logits, "penultimate": outputs.penultimate}
-    except (Exception, SystemExit) as error:  # anybody's code, or images that are too small for the network
+    except (Exception, SystemExit) as error:  # somebody's code, or images that are too small for the network
         if out_of_memory(error):
             raise
-        reported = " ".join(str(error).split())[:_TOLD]
-        raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {reported}") from error
+        sentence = " ".join(str(error).split())[:_TOLD]
+        raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {sentence}") from error
     fits = layout == bundle.manifest.layout and width == bundle.array("penultimate").shape[1:]
     if not fits or not all(_is_stored(bundle, name, rows) for name, rows in found.items()):
         raise BundleError(
             f"The network {architecture} is not the one that the bundle {bundle.path} was built with: its outputs "
-            "are others; undo the changes to its module, or build the bundle again in another folder."
+            "have changed; undo the changes to its module, or build the bundle again in another folder."
             if ":" in architecture
             else f"The bundle {bundle.path} is damaged: its network does not give the outputs that were recorded. To "
             f"fix it, {FIX}."
         )
-    if bundle.sketch_spec.kind != "dense":  # whose signs take a minute to draw
+    if bundle.sketch_spec.kind != "dense":  # a dense sketch takes a minute to draw its signs
         _check_features(attributor)
 
 
 def _check_features(attributor: Attributor) -> None:
-    """Compare features of a few images with those that were stored: sketch or scaling may be other ones."""
+    """Compare the features of a few images with the stored ones: sketch or scaling may have changed."""
     bundle, inputs = attributor.bundle, _first(attributor, "train_images")
     if not len(inputs):
         return
@@ -141,7 +141,7 @@ def _check_features(attributor: Attributor) -> None:
 
 
 def _first(attributor: Attributor, name: str) -> Tensor:
-    """Return the images of an array that are compared, as the network takes them."""
+    """Return the first images of an array, those to be compared, as the network takes them."""
     images, count = attributor.bundle.array(name), _COMPARED
     if convolves(attributor.features.model):
         count = min(_COMPARED, _PIXELS // (images.shape[1] * images.shape[2]))
@@ -151,7 +151,7 @@ def _first(attributor: Attributor, name: str) -> Tensor:
 
 
 def _is_stored(bundle: Bundle, name: str, rows: np.ndarray) -> bool:
-    """Whether an array begins with some rows, but for what another processor makes of them."""
+    """Return whether an array begins with some rows, up to differences between processors."""
     stored = np.asarray(bundle.array(name)[: len(rows)])
     scale = np.abs(stored).max(initial=0)
     return rows.shape == stored.shape and np.allclose(rows, stored, rtol=_TOLERANCE, atol=_TOLERANCE * scale)

@@ -1,4 +1,4 @@
-"""The files of a bundle while it is written: each whole or not there, filled shard by shard, recorded in a journal."""
+"""The files of a bundle while it is written: each complete or absent, filled shard by shard, recorded in a journal."""
 
 import contextlib
 import os
@@ -11,6 +11,7 @@ import numpy as np
 from natscope.core.bundle.file_checks import whole_header
 from natscope.core.bundle.format import FileRecord, write_atomically
 from natscope.core.errors import BuildError, FileError
+from natscope.core.features import SHARD
 from natscope.core.files import create, opened
 from natscope.core.index.search import build_index
 from natscope.core.index.spec import IndexSpec
@@ -18,8 +19,7 @@ from natscope.core.progress import Progress
 from natscope.core.rows import Rows
 from natscope.precompute.bundles.work import Work
 
-_SHARD = 1000
-_HALF_ERROR = 2.0**-11  # of a float16 number, at most, by its size
+_HALF_ERROR = 2.0**-11  # of a float16 number, at most, relative to its size
 
 
 class Store:
@@ -37,7 +37,7 @@ class Store:
         self._records: dict[str, FileRecord] = {}
 
     def small(self, name: str, values: np.ndarray | Callable[[], np.ndarray]) -> None:
-        """Write an array in one go."""
+        """Write an array at once."""
         file = self.folder / f"{name}.npy"
         if not self.work.finished(name):
             array = np.ascontiguousarray(values() if callable(values) else values)
@@ -57,15 +57,15 @@ class Store:
         if done >= shape[0] and not self.work.finished(name):
             done = 0
         if not done:
-            self.work.mark(name, 0)  # what is there is of another form
+            self.work.mark(name, 0)  # what is there has another form
             create(file).close()
         array = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=dtype, shape=None if done else shape)
         if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process in the middle of a write
             with file.open("r+b") as handle:
                 os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-        for start in range(done, shape[0], _SHARD):
+        for start in range(done, shape[0], SHARD):
             self.progress(stage, start, shape[0])
-            part = slice(start, min(start + _SHARD, shape[0]))
+            part = slice(start, min(start + SHARD, shape[0]))
             array[part] = shard(part)
             array.flush()
             self.work.mark(name, part.stop, file if part.stop == shape[0] else None)
@@ -76,10 +76,10 @@ class Store:
     def features(
         self, name: str, shape: tuple[int, int], shard: Callable[[slice], np.ndarray], stage: str, *, halve: bool
     ) -> np.ndarray:
-        """Fill an array of features shard by shard, as float32, or as float16 where that holds them; see `halved`.
+        """Fill an array of features shard by shard, as float16 if that is precise enough, else float32; see `halved`.
 
         Args:
-            name: of the array.
+            name: the array's name.
             shape: (N, K).
             shard: returns some rows, float32.
             stage: for the progress.
@@ -121,7 +121,7 @@ class Store:
         self.record(name, file)
 
     def record(self, name: str, file: Path, array: np.ndarray | None = None) -> None:
-        """Remember a file that is in the folder, by its logical name."""
+        """Record a file in the folder under its logical name."""
         shape, dtype = (None, None) if array is None else (array.shape, str(array.dtype))
         relative = file.relative_to(self.folder).as_posix()
         self._records[name] = FileRecord(relative, file.stat().st_size, "", shape, dtype)
@@ -141,10 +141,10 @@ class _CoarseError(Exception):
 
 
 def halved(rows: np.ndarray) -> np.ndarray:
-    """Return feature vectors (n, K) as float16 where that holds them as well as it holds any, else as they are.
+    """Return feature vectors (n, K) as float16 if that is precise enough, else as they are.
 
-    A float16 number is within 1 part in 2048 of what it stands for, unless that is above 65,504 or below 6e-5. Where a
-    row with such numbers would be further from the original, by its length, all rows are kept as they are.
+    A float16 number is within 1 part in 2048 of what it stands for, unless that is above 65,504 or below 6e-5. If such
+    numbers would move a row further from the original, relative to its length, all rows are kept as they are.
     """
     try:
         return _half(rows)

@@ -1,4 +1,4 @@
-"""The unfinished bundle: a folder and a journal of what is on disk, so that a killed build goes on where it was."""
+"""The unfinished bundle: a folder and a journal of what is on disk, so that a killed build resumes where it was."""
 
 import contextlib
 import json
@@ -29,10 +29,10 @@ _CLASSES = 10**6  # more than any bundle has
 class Work:
     """The folder OUT.partial and its journal of what is already on disk.
 
-    A finished file is in it with its checksum: one that is no longer whole when work goes on is made again, as after a
-    crash of the machine that kept the journal and not all of the file. A stranger may have made both folders: neither
-    is written into while it holds a link, a pipe or a device, through which something else would be written, and a
-    file that is not the one of its name counts as unfinished.
+    A finished file is in it with its checksum: if the file is no longer intact when work resumes, it is written again,
+    as after a crash of the machine that kept the journal and not all of the file. A stranger may have made both
+    folders: neither is written into while it holds a link, a pipe or a device, through which something else would be
+    written, and a file that is not the one of its name counts as unfinished.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class Work:
         folder: Path | None = None,
         progress: Progress = silent,
     ) -> None:
-        """Go on with the folder at `path` if it was begun with these settings, else start it again.
+        """Resume in the folder at `path` if it was begun with these settings, else start again.
 
         Args:
-            path: of the journal.
-            settings: of what is made.
+            path: the journal's folder.
+            settings: what the files are made with.
             folder: where the files are made; `path` when None.
-            progress: called for each file that is looked at.
+            progress: called for each file that is checked.
 
         Raises:
-            BundleError: if something that natscope did not make is there, or what is no regular file in one of them.
+            BundleError: if something that natscope did not make is there, or what is not a regular file in one of them.
         """
         self.path, self._folder = path, folder or path
         identity = {"settings": settings, "versions": versions()}
@@ -64,9 +64,11 @@ class Work:
                 shutil.rmtree(path)
         path.mkdir(exist_ok=True)
         self.resumed = any(file.name != _SETTINGS for file in path.iterdir())
-        for place in (self._folder, path):
-            for error in irregular(place, alone=place == path):  # others write into files of this one
-                raise BundleError(f"Nothing is written into {place}, for {error.path} {error.fault}; remove it first.")
+        for target in (self._folder, path):
+            for error in irregular(target, alone=target == path):  # others write into files of this one
+                raise BundleError(
+                    f"Nothing is written into {target}, because {error.path} {error.fault}; remove it first."
+                )
         write_atomically(path / _SETTINGS, json.dumps(identity).encode())
         self.done, self._files = _read(path / _JOURNAL)
         for count, name in enumerate(self._files):
@@ -81,14 +83,14 @@ class Work:
         return (self.path / MANIFEST).is_file()
 
     def mark(self, name: str, count: int = 1, file: Path | None = None) -> None:
-        """Record that so many rows of a file are on disk, or, where it is given, that the file is finished."""
+        """Record that `count` rows of a file are on disk, or that `file` is finished."""
         self.done[name] = count
         if file is not None:
             self._files[name] = file.relative_to(self._folder).as_posix(), sha256_of(file)
         write_atomically(self.path / _JOURNAL, json.dumps({"done": self.done, "files": self._files}).encode())
 
     def finished(self, name: str) -> bool:
-        """Return whether a file is there as a whole."""
+        """Return whether a file is complete."""
         return name in self._files
 
     def digest(self, name: str) -> str:
@@ -103,11 +105,11 @@ class Work:
 
     @contextlib.contextmanager
     def resuming(self) -> Iterator[None]:
-        """Make one BuildError of what libraries raise of files that do not fit; what a fresh build raises is kept."""
+        """Turn errors about files that do not fit into one BuildError; those of a fresh build pass through."""
         try:
             yield
         except (*_MISFITS, BundleError) as error:
-            unrecordable = isinstance(error.__cause__, SchemaError)  # arrays of other shapes than the rest calls for
+            unrecordable = isinstance(error.__cause__, SchemaError)  # arrays whose shapes do not fit the rest
             if not self.resumed or out_of_memory(error) or (isinstance(error, BundleError) and not unrecordable):
                 raise
             raise self._damaged() from error
@@ -116,7 +118,7 @@ class Work:
         """Rename the finished folder, in one step."""
         for name in (_JOURNAL, CHECKPOINT, _SETTINGS):
             (self.path / name).unlink(missing_ok=True)
-        for file in self.path.rglob("*.tmp"):  # of a process that was killed while it wrote
+        for file in self.path.rglob("*.tmp"):  # left by a process that was killed while writing
             file.unlink()
         self.path.rename(out)
 
@@ -139,7 +141,7 @@ class Work:
 
 
 def _read(journal: Path) -> tuple[dict[str, int], dict[str, tuple[str, str]]]:
-    """Return what is done and the finished files with their checksums; nothing where the journal cannot be read."""
+    """Return what is done and the finished files with their checksums; nothing if the journal cannot be read."""
     try:
         found = json.loads(read_regular(journal, LARGEST))
         done = {name: count for name, count in found["done"].items() if type(count) is int and count > 0}
@@ -154,7 +156,7 @@ def _made_with(path: Path) -> dict[str, Any] | None:
     try:
         if os.path.lexists(path / _SETTINGS):
             known = json.loads(read_regular(path / _SETTINGS, LARGEST))
-        else:  # stopped while publishing, when only the manifest tells
+        else:  # stopped while publishing: only the manifest says
             manifest = Manifest.from_json(read_regular(path / MANIFEST, LARGEST))
             known = {"settings": manifest.results["settings"], "versions": manifest.versions}
         return known if isinstance(known, dict) and set(known) == {"settings", "versions"} else None

@@ -16,10 +16,10 @@ from natscope import assets
 from natscope.core.errors import DataError
 from natscope.precompute.paths import home
 
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package dataset-fashion-mnist
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package dataset-fashion-mnist puts it
 _IDX_TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}
-FOLDER = "folder:"  # what precedes the path of a data set that is a folder of images
-_LARGEST_SCALE = 1e6  # of a mean or deviation: beyond it float32 has no digits left for the pixels
+FOLDER = "folder:"  # prefix of the path of a data set that is a folder of images
+_LARGEST_SCALE = 1e6  # of a mean or deviation: beyond it float32 leaves no digits for the pixels
 _TIMEOUT = 30.0  # seconds without an answer before a download counts as failed
 
 
@@ -34,7 +34,7 @@ class Dataset:
         train_labels: (N,) int64.
         test_images: (M, H, W) or (M, H, W, 3) uint8.
         test_labels: (M,) int64.
-        mean: of each channel, in units where white is 1.
+        mean: mean of each channel, in units where white is 1.
         std: standard deviation of each channel, in the same units.
 
     Raises:
@@ -65,7 +65,7 @@ class Dataset:
 
 
 def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
-    """Load a data set, fetching it first if it does not ship with natscope.
+    """Load a data set, downloading it first if it does not ship with natscope.
 
     Args:
         name: a key of `DATASETS`.
@@ -117,10 +117,10 @@ def first_of_each(data: Dataset, count: int) -> Dataset:
 
 
 def scaled(data: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:
-    """Return the same images with another scaling, that of a network which was trained elsewhere.
+    """Return the same images with another scaling, as a network trained elsewhere expects.
 
     Raises:
-        DataError: if there is not one finite mean and one positive deviation a channel.
+        DataError: unless there are one finite mean and one positive deviation a channel.
     """
     channels = 1 if data.train_images.ndim == 3 else 3
     if len(mean) != channels or len(std) != channels:
@@ -143,7 +143,7 @@ def read_idx(path: Path) -> np.ndarray:
         raise DataError(f"The file {path} is missing; fetch it or reinstall what it came with.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"The file {path} is damaged or unreadable; delete it and fetch it again.") from error
-    damaged = DataError(f"The file {path} is damaged: it is no whole IDX file; delete it and fetch it again.")
+    damaged = DataError(f"The file {path} is damaged: it is not a complete IDX file; delete it and fetch it again.")
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
         raise damaged
     dtype, start = _IDX_TYPES[data[2]], 4 + 4 * data[3]
@@ -179,7 +179,7 @@ def _fashion_mnist_from(name: str, folder: Path, suffix: str) -> Dataset:
         paths, (train_images, train_labels, test_images, test_labels), (3, 1, 3, 1), strict=True
     ):
         if array.ndim != axes or array.dtype != np.uint8:
-            raise DataError(f"The file {path} is damaged: it holds something else than its name says; fetch it again.")
+            raise DataError(f"The file {path} is damaged: its content does not match its name; fetch it again.")
     return Dataset(
         name=name,
         classes=(
@@ -231,7 +231,7 @@ def _downloads() -> Path:
 
 
 def _from_torchvision(name: str, title: str, root: Path, instead: str) -> list[Any]:
-    """Return torchvision's training and test set, downloaded with progress and checked where they are not there yet."""
+    """Return torchvision's training and test set, downloaded with progress and checked if they are missing."""
     try:
         import torchvision.datasets
     except ImportError as error:

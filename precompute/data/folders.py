@@ -19,9 +19,9 @@ from natscope.precompute.data.decode import EXTENSIONS, decode, fit
 
 _LISTED = 10  # unreadable files named in a message
 _LEAST_STD = 1e-3  # of a channel that is the same everywhere
-_LARGEST_FILE = 2**28  # bytes; what decodes to the largest picture allowed is smaller in every format
+_LARGEST_FILE = 2**28  # bytes; files of the largest picture allowed are smaller in every format
 
-_HELD_OUT = {"val", "valid", "validation", "dev", "testing"}  # what others call the images to test on
+_HELD_OUT = {"val", "valid", "validation", "dev", "testing"}  # other names for the test split
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class FolderSpec:
     """How a folder becomes a data set.
 
     Args:
-        image_size: side in pixels to which every image is brought; the aspect ratio is kept.
-        test_share: share of each class that becomes the test set where the folder has no train and test.
-        skip_broken: leave out files that cannot be read, in place of refusing the folder.
+        image_size: side in pixels to which every image is scaled; the aspect ratio is kept.
+        test_share: share of each class that becomes the test set if the folder has no train and test.
+        skip_broken: leave out files that cannot be read, instead of refusing the folder.
     """
 
     image_size: int = 32
@@ -49,7 +49,7 @@ def load_named(
     """Load a data set by the name that a bundle gives it: a key of `DATASETS`, or "folder:PATH", see `load_folder`.
 
     Raises:
-        DataError: if it cannot be had.
+        DataError: if it cannot be loaded.
     """
     if not name.startswith(FOLDER):
         return load_dataset(name), []
@@ -69,14 +69,14 @@ def load_folder(
         path: the folder. Classes are its subfolders (or those of its train and test), in the order of their names.
         spec: size and split.
         progress: called now and then with files read and files in all.
-        sample: read only about so many files, evenly over both splits, and leave the other images black: enough to
-            tell what the data are.
+        sample: read only about this many files, evenly over both splits, and leave the other images black: enough to
+            describe the data.
 
     Returns:
-        The data set, and of each file that was skipped its path within the folder and why.
+        The data set, and a line for each skipped file with its path within the folder and the reason.
 
     Raises:
-        DataError: if there are fewer than two classes, a class is empty, or files cannot be read and are not to be
+        DataError: if there are fewer than two classes, a class is empty, or files cannot be read and may not be
             skipped.
     """
     if not 4 <= spec.image_size <= 512 or not 0 < spec.test_share < 1:
@@ -92,14 +92,14 @@ def load_folder(
         ) from error
     read = np.unique(np.linspace(0, len(files) - 1, min(sample or len(files), len(files)), dtype=np.int64))
     broken: dict[int, str] = {}
-    for done, place in enumerate(read):
+    for done, position in enumerate(read):
         if done % 500 == 0:
             progress("Reading images", done, len(read))
         try:
-            pixels[place] = _read(files[place][0], spec.image_size)
+            pixels[position] = _read(files[position][0], spec.image_size)
         except (OSError, QueryError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error).split(";")[0].rstrip(".")
-            broken[place] = f"{_shown(files[place][0].relative_to(path))}: {reason}"
+            broken[position] = f"{_shown(files[position][0].relative_to(path))}: {reason}"
     progress("Reading images", len(read), len(read))
     if broken and not spec.skip_broken:
         raise DataError(_complaint(path, list(broken.values()), len(read)))
@@ -130,9 +130,9 @@ def load_folder(
 
 
 def fingerprint(path: Path) -> str:
-    """Hash the names and contents of a folder's images, by which a build notices that they are others.
+    """Hash the names and contents of a folder's images, by which a build notices changes.
 
-    Files of a size and a time of change that were hashed before are not read again.
+    Files whose size and time of change are known are not read again.
 
     Raises:
         DataError: if the folder cannot be used.
@@ -148,7 +148,7 @@ def fingerprint(path: Path) -> str:
 
 @lru_cache(maxsize=2**20)
 def _content(file: Path, length: int, changed: int) -> str:
-    """Return the checksum of a file; its length where it cannot be read, which whoever reads the images says."""
+    """Return the checksum of a file, or its length if it cannot be read, which is reported when the images are read."""
     try:
         return sha256_of(file)
     except FileError:
@@ -197,7 +197,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _class_names(folder: Path) -> list[str]:
-    """Return the classes of a folder; names that some computers or commands could not tell apart are refused."""
+    """Return the classes of a folder; names that some systems or commands cannot tell apart are refused."""
     names, known = _subfolders(folder), dict[str, str]()
     for name in names:
         if not name.isprintable():
@@ -212,7 +212,7 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _files(folder: Path, names: Sequence[str]) -> Labelled:
-    """Return the images of every class, at any depth; hidden files and files of other kinds are none."""
+    """Return the images of every class, at any depth; hidden files and files of other kinds are left out."""
     return [
         (file, label)
         for label, name in enumerate(names)
@@ -222,26 +222,26 @@ def _files(folder: Path, names: Sequence[str]) -> Labelled:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Return the images in a folder and those below it, and never follow a link to a folder there: it may be a loop."""
+    """Return the images in a folder and those below it, without following links to folders, which may loop."""
 
     def refuse(error: OSError) -> None:
         raise error
 
     found = []
-    for place, folders, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files = [Path(place, name) for name in names if not name.startswith(".")]
+        files = [Path(parent, name) for name in names if not name.startswith(".")]
         found += [f for f in files if f.suffix.lower() in EXTENSIONS and (f.is_file() or _dangles(f))]
     return found
 
 
 def _dangles(file: Path) -> bool:
-    """Whether a file is a link to nothing: it counts as an image that cannot be read."""
+    """Return whether a file is a link to nothing: such a file counts as an unreadable image."""
     return file.is_symlink() and not file.exists()
 
 
 def _divided(files: Labelled, classes: int, share: float) -> list[Labelled]:
-    """Take the same share of every class for testing, at random but the same each time, at least one image."""
+    """Return both splits, with the same random share of every class for testing, at least one image; repeatable."""
     test: set[int] = set()
     labels = np.array([label for _, label in files])
     for label in range(classes):
@@ -253,7 +253,7 @@ def _divided(files: Labelled, classes: int, share: float) -> list[Labelled]:
 
 
 def _shown(path: Path) -> str:
-    """Return a path as text that can be printed; what is no text in it becomes question marks."""
+    """Return a path as text that can be printed; what is not text in it becomes question marks."""
     return UNSEEN.sub("\ufffd", os.fsencode(path).decode(errors="replace"))
 
 

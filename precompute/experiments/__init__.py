@@ -15,7 +15,7 @@ class Experiment:
     Args:
         run: called with bundles (paths), queries, budget, seed, cache, progress, and methods if there is a choice.
         queries: test images to average over.
-        budget: the size of the largest subset; None where it follows from the number of training images.
+        budget: the size of the largest subset; None if it follows from the number of training images.
         methods: the usual ones, where there is a choice.
     """
 

@@ -15,13 +15,13 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import average_precision, recall_at_k, reciprocal_rank
 from natscope.core.progress import Progress
-from natscope.precompute.bundles.opening import lacks, open_attributor, served
+from natscope.precompute.bundles.opening import common_methods, lacks, open_attributor
 from natscope.precompute.experiments.result import Result, over_bundles, result_of
 from natscope.precompute.training.result_cache import ResultCache
 
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))
 RECALL_AT = 50
-TUNED_ON = 20  # queries for the choice of sigma2, none of which is reported
+TUNED_ON = 20  # queries for the choice of sigma2; none of them is reported
 CHOSEN_ON = (0, 1)  # seeds of the attack on which the audit's score was chosen among others
 
 
@@ -35,30 +35,30 @@ def run(
     cache: ResultCache,
     progress: Progress,
 ) -> Result:
-    """Ask every method who taught the network to be fooled, and the audit for everyone who did.
+    """Ask every method, and the audit, which images taught the network to be fooled.
 
-    A query is a test image that the network gets right, stamped with its class's patch and then taken for what the
-    attack aims at. The pool is the class that the attack aims at, the truth the poisoned images of the query's class.
+    A query is a test image that the network gets right, stamped with its class's patch and then classified as the
+    attack's target. The pool is that target class; the truth is the poisoned images of the query's class.
 
     Args:
         bundles: poisoned ones that differ by their seeds.
-        queries: how many a bundle.
+        queries: how many per bundle.
         budget: the rank at which the search for the first poisoned image is given up (MRR@100 in the paper).
-        seed: of the drawing of test images.
-        methods: whose rankings, as far as the bundles hold what they need.
-        cache: where finished parts are.
+        seed: seed of the choice of test images.
+        methods: names of those to rank with, as far as the bundles hold what they need.
+        cache: where finished parts are kept.
         progress: called at every query.
 
     Returns:
-        Settings, versions; of each method the chosen sigma2 and recall@50 and MRR, a mean and its standard error over
-        bundles; of the audit its precision and recall.
+        Settings, versions; for each method the chosen sigma2, recall@50 and MRR, as mean and standard error over
+        bundles; for the audit its precision and recall.
 
     Raises:
         QueryError: if a bundle is not poisoned, the attack works on too few test images, or no method can be served.
     """
     opened = list(_opened(bundles))
     size = {"queries": queries, "seed": seed}
-    names = served(opened, methods, lacks)
+    names = common_methods(opened, methods, lacks)
     tuned = tuple(name for name in names if METHODS[name].uses_sigma2)
     tuning = [
         _part(
@@ -86,7 +86,7 @@ def run(
                 "sigma2": sigma2 if METHODS[name].uses_sigma2 else None,
                 "recall": over_bundles([f["recall"] for f in found]),
                 "mrr": over_bundles([f["mrr"] for f in found]),
-                "tuning": [float(np.mean([t[name][place] for t in tuning])) for place in range(len(SIGMA2S))]
+                "tuning": [float(np.mean([t[name][position] for t in tuning])) for position in range(len(SIGMA2S))]
                 if METHODS[name].uses_sigma2
                 else None,
             }
@@ -100,7 +100,7 @@ def draw_queries(attributor: Attributor, count: int, *, seed: int) -> list[tuple
     """Draw test images on which the attack works and whose clean version the network gets right.
 
     Returns:
-        Of each its index and its class, which is the base class of the images to be found.
+        For each its index and its class, which is the base class of the images to be found.
 
     Raises:
         QueryError: if there are too few.
@@ -113,7 +113,7 @@ def draw_queries(attributor: Attributor, count: int, *, seed: int) -> list[tuple
 
 
 def fooled_queries(attributor: Attributor) -> np.ndarray:
-    """Return the test images that the network gets right and takes, once stamped, for the attack's target, int64."""
+    """Return the test images that the network gets right, and classifies as the attack's target once stamped, int64."""
     right = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) == attributor.test_labels
     return np.flatnonzero(right & fooled(attributor))
 
@@ -149,7 +149,7 @@ def stamped_query(attributor: Attributor, backdoor: Backdoor, index: int) -> Que
 
 
 def choose_sigma2(tuning: Sequence[dict[str, list[float]]]) -> dict[str, float]:
-    """Return each method's sigma2 of the highest mean recall over bundles; the smallest of several."""
+    """Return each method's sigma2 of the highest mean recall over bundles; the smallest of equals."""
     return {
         name: SIGMA2S[int(np.argmax(np.round(np.mean([part[name] for part in tuning], axis=0), 9)))]
         for name in tuning[0]
@@ -193,14 +193,14 @@ def _tune(
     recalls = {name: np.zeros((len(SIGMA2S), len(drawn))) for name in names}
     asked = [(stamped_query(attributor, backdoor_of(attributor), index), base) for index, base in drawn]
     bases, done = np.array([base for _, base in asked]), 0
-    # Class by class and then sigma2 by sigma2: what is prepared for one of each serves all methods and queries.
+    # Class by class and then sigma2 by sigma2: what is prepared for one is reused by all methods and queries.
     for base in np.unique(bases):
         for step, sigma2 in enumerate(SIGMA2S):
-            for place in np.flatnonzero(bases == base):
+            for position in np.flatnonzero(bases == base):
                 for name in names:
                     progress("Choosing σ²", done, len(names) * len(SIGMA2S) * len(asked))
-                    found = _found(attributor, asked[place][0], int(base), name, sigma2, RECALL_AT)
-                    recalls[name][step, place] = found[0]
+                    found = _found(attributor, asked[position][0], int(base), name, sigma2, RECALL_AT)
+                    recalls[name][step, position] = found[0]
                     done += 1
     return {name: [float(mean) for mean in found.mean(axis=1)] for name, found in recalls.items()}
 
@@ -211,13 +211,13 @@ def _measure(
     drawn, backdoor = draw_queries(attributor, queries + TUNED_ON, seed=seed)[:queries], backdoor_of(attributor)
     bases = np.array([base for _, base in drawn])
     found: list[tuple[float, float]] = []
-    for base in np.unique(bases):  # class by class: what is prepared for one serves all its queries
-        places = np.flatnonzero(bases == base)
-        asked = [stamped_query(attributor, backdoor, drawn[place][0]) for place in places]
+    for base in np.unique(bases):  # class by class: what is prepared for a class is reused by all its queries
+        positions = np.flatnonzero(bases == base)
+        asked = [stamped_query(attributor, backdoor, drawn[position][0]) for position in positions]
         attributor.ahead(METHODS[name], asked, int(backdoor.targets[base]), progress)
-        for place, query in zip(places, asked, strict=True):
+        for position, query in zip(positions, asked, strict=True):
             progress(f"Asking {METHODS[name].title}", len(found), len(drawn))
-            found.append(_found(attributor, query, int(base), name, sigma2, budget, seed=int(place)))
+            found.append(_found(attributor, query, int(base), name, sigma2, budget, seed=int(position)))
     recall, reciprocal = np.mean(found, axis=0)
     return {"recall": float(recall), "mrr": float(reciprocal)}
 
@@ -267,7 +267,7 @@ def _result(
 
 
 def finding(rows: Sequence[dict[str, Any]], audits: Sequence[dict[str, Any]], chance: float) -> str:
-    """Return a sentence on who finds most, as far as standard errors tell, and the audit on unseen seeds."""
+    """Return a sentence on which methods find most, within standard errors, and on the audit for unseen seeds."""
     best = max(rows, key=lambda row: row["recall"]["mean"])["recall"]
     first = [
         METHODS[row["method"]].title

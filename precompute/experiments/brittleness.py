@@ -1,4 +1,4 @@
-"""Figure 3 of the paper: how often does a prediction flip once what a method names is removed before training?"""
+"""Figure 3 of the paper: how often does a prediction flip when a method's images are removed before training?"""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.methods import METHODS
 from natscope.core.progress import Progress
-from natscope.precompute.bundles.opening import lacks, open_attributor, served
+from natscope.precompute.bundles.opening import common_methods, lacks, open_attributor
 from natscope.precompute.experiments.result import Result, mean_and_error, result_of
 from natscope.precompute.training.removal import Schedule, answer, run_schedules
 from natscope.precompute.training.result_cache import ResultCache
@@ -36,20 +36,20 @@ def run(
 ) -> Result:
     """Remove the first M images of each method's ranking and retrain, for M up to the first flip.
 
-    A query is a test image that the network gets right, none of those on which `natscope tune` chooses sigma2; the pool
-    is its class; the network is trained from the same initial weights, in the same order of the images that are left.
+    A query is a test image that the network gets right, not one on which `natscope tune` chooses sigma2; the pool
+    is its class; the network is trained from the same initial weights, in the same order of the remaining images.
 
     Args:
-        bundles: that differ by their seeds.
-        queries: how many a bundle.
-        budget: the largest M, less where a class is as small; the grid has six steps up to it.
-        seed: of the drawing of test images.
-        methods: whose rankings, as far as the bundles hold what they need.
-        cache: where finished trainings are.
+        bundles: bundles that differ by their seeds.
+        queries: how many per bundle.
+        budget: the largest M, less if a class is too small; the grid has six steps up to it.
+        seed: seed of the choice of test images.
+        methods: names of those to rank with, as far as the bundles hold what they need.
+        cache: where finished trainings are kept.
         progress: called at every ranking and after every query.
 
     Returns:
-        Settings, versions and of each method, for each M, the share of predictions that flipped at or before M and the
+        Settings, versions and, for each method and M, the share of predictions that flipped at or before M and the
         change of the margin at the first M, with standard errors over queries; and every answer.
 
     Raises:
@@ -59,18 +59,18 @@ def run(
     opened = [open_attributor(path) for path in bundles]
     for attributor in opened:
         recipe_of(attributor.bundle)
-    names = served(opened, methods, lacks)
+    names = common_methods(opened, methods, lacks)
     budget = min(budget, *(most_removed(attributor) for attributor in opened))
     grid = tuple(sorted({-(-budget * step // STEPS) for step in range(1, STEPS + 1)}))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for place, attributor in enumerate(opened):
+    for position, attributor in enumerate(opened):
         images = sample_queries(attributor, queries, seed=seed, part="reported")
         before = [
             answer(attributor.bundle, attributor.features.model, image.image, image.predicted) for image in images
         ]
         sigma2s = {name: attributor.bundle.sigma2(name) for name in names}
         rankings = rank(attributor, images, sigma2s, budget=budget, cache=cache, progress=progress)
-        # Query by query, so that a run that is stopped knows every method about the same queries.
+        # Query by query, so that a stopped run has the same queries for every method.
         asked = [(name, image) for image in range(len(images)) for name in names]
         schedules = [Schedule(images[i].index or 0, images[i].predicted, rankings[name][i], grid) for name, i in asked]
         workers = torch.get_num_threads()
@@ -78,7 +78,7 @@ def run(
         for (name, image), answers in zip(asked, outcomes, strict=True):
             runs[name].append(
                 {
-                    "bundle": place,
+                    "bundle": position,
                     "query": images[image].index,
                     "class": images[image].predicted,
                     "margin": before[image].margin,
@@ -90,7 +90,7 @@ def run(
 
 
 def most_removed(attributor: Attributor) -> int:
-    """Return the most images that can be removed so that one of every class is left."""
+    """Return how many images can be removed from any class so that at least one is left."""
     counts = np.bincount(attributor.train_labels)
     return max(1, int(counts[counts > 0].min()) - 1)
 
@@ -107,11 +107,11 @@ def rank(
     """Return each method's ranking of the pool for each image.
 
     Args:
-        attributor: of the bundle.
+        attributor: the opened bundle.
         images: the queries.
-        sigma2s: of each method.
-        budget: how many training images of each ranking.
-        cache: where finished rankings are.
+        sigma2s: sigma2 of each method.
+        budget: how many training images to rank.
+        cache: where finished rankings are kept.
         progress: called at every ranking.
     """
     rankings: dict[str, list[tuple[int, ...]]] = {}
@@ -127,23 +127,25 @@ def _ranked(
 ) -> list[list[int]]:
     rankings: dict[int, list[int]] = {}
     predicted = np.array([image.predicted for image in images])
-    for target in np.unique(predicted).tolist():  # class by class: what is prepared for one serves all its queries
-        places = np.flatnonzero(predicted == target).tolist()
-        attributor.ahead(METHODS[name], [images[place] for place in places], target, progress)
-        for place in places:
+    for target in np.unique(
+        predicted
+    ).tolist():  # class by class: what is prepared for a class is reused by all its queries
+        positions = np.flatnonzero(predicted == target).tolist()
+        attributor.ahead(METHODS[name], [images[position] for position in positions], target, progress)
+        for position in positions:
             progress(f"Asking {METHODS[name].title}", len(rankings), len(images))
-            request = Request(name, sigma2=sigma2, budget=budget, seed=place)
-            rankings[place] = [item.train_index for item in attributor.attribute(images[place], request).items]
-    return [rankings[place] for place in range(len(images))]
+            request = Request(name, sigma2=sigma2, budget=budget, seed=position)
+            rankings[position] = [item.train_index for item in attributor.attribute(images[position], request).items]
+    return [rankings[position] for position in range(len(images))]
 
 
 def flips(runs: Sequence[dict[str, Any]], grid: Sequence[int]) -> np.ndarray:
     """Return for each query and each M of the grid whether the prediction flipped at or before it, (Q, M) bool."""
     found = np.zeros((len(runs), len(grid)), dtype=bool)
-    for place, run_ in enumerate(runs):
+    for position, run_ in enumerate(runs):
         steps = [step for step, after in enumerate(run_["after"]) if after["predicted"] != run_["class"]]
         if steps:
-            found[place, steps[0] :] = True
+            found[position, steps[0] :] = True
     return found
 
 

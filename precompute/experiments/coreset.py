@@ -1,4 +1,4 @@
-"""Figures 5 and 6 of the paper: how good is a network that saw a few training images, chosen by each method?"""
+"""Figures 5 and 6 of the paper: how good is a network trained on a few images chosen by each method?"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,15 +13,15 @@ from natscope.core.bundle.attributor import Attributor
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 from natscope.core.progress import Progress
-from natscope.precompute.bundles.opening import open_attributor, served
+from natscope.precompute.bundles.opening import common_methods, open_attributor
 from natscope.precompute.experiments.result import Result, over_bundles, result_of
 from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import recipe_of
 from natscope.precompute.training.subset import Subset, ask, train_on_all
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the training images
-_TOLD = 10  # images from which on the makeup of a coreset says something
-Way = tuple[str, bool]  # a method and whether every class gives as many
+_TOLD = 10  # images from which a coreset's makeup means something
+Way = tuple[str, bool]  # a method, and whether classes are balanced
 
 
 def run(
@@ -36,23 +36,22 @@ def run(
 ) -> Result:
     """Choose training images for many test images at once, train on these alone, and measure on other test images.
 
-    Neither are among those on which `natscope tune` chooses sigma2.
-
-    Every method chooses once for the largest budget, freely and with as many images of every class, which is then asked
-    about its own queries; smaller coresets are the first of these. The network starts from the same initial weights
-    and sees the images in the same order.
+    `natscope tune` chooses sigma2 on none of these test images. Every method chooses once for the largest budget, both
+    freely and with equally many images of every class, where each class is chosen for its own queries; smaller coresets
+    are the first images of these. The network starts from the same initial weights and sees the images in the same
+    order.
 
     Args:
-        bundles: that differ by their seeds.
-        queries: test images that have a say, the same ones for all bundles.
+        bundles: bundles that differ by their seeds.
+        queries: how many test images to choose for, the same ones for all bundles.
         budget: size M of the largest coreset, a tenth of the training images when None; the grid takes smaller shares.
-        seed: of the drawing of test images; of the method random with the bundle's place added.
-        methods: those that choose, as far as the bundles hold what they need.
-        cache: where finished choices and trainings are.
+        seed: seed of the choice of test images; plus the bundle's position, that of the random method.
+        methods: names of those that choose, as far as the bundles hold what they need.
+        cache: where finished choices and trainings are kept.
         progress: called at every choice and after every training.
 
     Returns:
-        Settings, versions, the accuracy with all training images and of each method, plain and balanced, the accuracy
+        Settings, versions, the accuracy with all training images and, for each method, plain and balanced, the accuracy
         at each budget, with standard errors over bundles.
 
     Raises:
@@ -61,27 +60,27 @@ def run(
         BuildError: if a bundle's weights were loaded, so that nobody knows how they were trained.
     """
     opened = [open_attributor(path) for path in bundles]
-    names = _checked(opened, methods, queries)
+    names = _common_methods(opened, methods, queries)
     grid = budgets(len(opened[0].train_labels), budget)
     ways: list[Way] = [(name, balanced) for name in names for balanced in (False, True)]
     found: dict[Way, list[list[float]]] = {way: [] for way in ways}
     firsts: dict[Way, list[list[int]]] = {way: [] for way in ways}
     whole, wrong, size_told = [], [], grid[(len(grid) - 1) // 2]
-    for place, attributor in enumerate(opened):
-        reported = _reported(attributor)
-        asked = draw(reported, queries, seed=seed)
+    for position, attributor in enumerate(opened):
+        test_images = _not_held_out(attributor)
+        asked = draw(test_images, queries, seed=seed)
         rankings = _rankings(
-            attributor, asked, ways, budget=grid[-1], seed=seed + place, cache=cache, progress=progress
+            attributor, asked, ways, budget=grid[-1], seed=seed + position, cache=cache, progress=progress
         )
         subsets = [
-            Subset(np.array(rankings[way][:size], dtype=np.int64), asked, reported) for way in ways for size in grid
+            Subset(np.array(rankings[way][:size], dtype=np.int64), asked, test_images) for way in ways for size in grid
         ]
         right = train_on_all(attributor.bundle, subsets, cache=cache, progress=progress)
         for number, way in enumerate(ways):
             found[way].append(right[number * len(grid) : (number + 1) * len(grid)])
             firsts[way].append(rankings[way][:size_told])
         wrong.append(np.asarray(attributor.bundle.array("train_logits")).argmax(axis=1) != attributor.train_labels)
-        everyone = Subset(np.arange(len(attributor.train_labels)), asked, reported)
+        everyone = Subset(np.arange(len(attributor.train_labels)), asked, test_images)
         whole.append(ask(attributor.bundle, attributor.features.model, everyone)["others"])
     labels, mistaken = opened[0].train_labels, np.array(wrong)
     rows = [_row(way, opened, found[way]) | {"makeup": _makeup(labels, mistaken, firsts[way])} for way in ways]
@@ -94,23 +93,23 @@ def budgets(count: int, largest: int | None = None) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(share * count)) for share in SHARES if share * count < largest} | {largest}))
 
 
-def _checked(opened: Sequence[Attributor], methods: Sequence[str], queries: int) -> list[str]:
+def _common_methods(opened: Sequence[Attributor], methods: Sequence[str], queries: int) -> list[str]:
     """Return the methods that every bundle can serve."""
     for attributor in opened:
         recipe_of(attributor.bundle)
         Coresets(attributor)
         if not np.array_equal(attributor.train_labels, opened[0].train_labels):
             raise QueryError("These bundles are of different training images; average over bundles of the same ones.")
-        reported = len(_reported(attributor))
-        if queries >= reported:
+        count = len(_not_held_out(attributor))
+        if queries >= count:
             raise QueryError(
-                f"There are {reported:,} test images to report on, and some must be left to measure the accuracy on; "
+                f"There are {count:,} test images to report on, and some must be left to measure the accuracy on; "
                 "ask for fewer queries."
             )
-    return served(opened, methods, missing)
+    return common_methods(opened, methods, missing)
 
 
-def _reported(attributor: Attributor) -> np.ndarray:
+def _not_held_out(attributor: Attributor) -> np.ndarray:
     """Return the test indices on which sigma2 was not chosen, (T',) int64."""
     tests = np.arange(len(attributor.test_labels))
     return tests[~held_out(tests)]
@@ -159,7 +158,7 @@ def _result(
     whole: dict[str, Any],
     **settings: int,
 ) -> Result:
-    measured = len(_reported(opened[0])) - settings["queries"]
+    measured = len(_not_held_out(opened[0])) - settings["queries"]
     return result_of(
         "coreset",
         opened,
@@ -179,19 +178,19 @@ def _result(
 
 
 def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str, Any]) -> str:
-    """Return a sentence on the best choice at the smallest and the largest budget, and how random ones fare."""
+    """Return a sentence on the best choice at the smallest and the largest budget, and on random ones."""
     parts = []
-    for place in sorted({0, len(grid) - 1}):
-        best = max(rows, key=lambda row: row["accuracy"][place]["mean"])
+    for position in sorted({0, len(grid) - 1}):
+        best = max(rows, key=lambda row: row["accuracy"][position]["mean"])
         at_random = [row for row in rows if row["method"] == RANDOM and row["balanced"] == best["balanced"]]
         than = (
-            f", {at_random[0]['accuracy'][place]['mean']:.1%} with random ones"
+            f", {at_random[0]['accuracy'][position]['mean']:.1%} with random ones"
             if at_random and best != at_random[0]
             else ""
         )
         parts.append(
-            f"trained on {grid[place]:,} images the network is right on {best['accuracy'][place]['mean']:.1%} when "
-            f"{title(best)} chooses{than}"
+            f"trained on {grid[position]:,} images the network is right on {best['accuracy'][position]['mean']:.1%} "
+            f"when {title(best)} chooses{than}"
         )
     told = "; ".join(parts)
     said = f"{told[0].upper()}{told[1:]}; with all images, on {whole['mean']:.1%}."
@@ -199,12 +198,12 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str
 
 
 def title(row: dict[str, Any]) -> str:
-    """Name a row: its method, and whether every class gives as many."""
+    """Return a row's title: its method, and whether classes are balanced."""
     return METHODS[row["method"]].title + (", balanced" if row["balanced"] else "")
 
 
 def _above_random(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a sentence on which choices are above random ones of the same kind, and at how many budgets."""
+    """Return a sentence on which choices beat random ones of the same kind, and at how many budgets."""
     told = []
     for balanced in (False, True):
         kind = {
@@ -219,7 +218,7 @@ def _above_random(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Return what coresets of one size, one a bundle, are made of.
+    """Return the makeup of coresets of one size, one per bundle.
 
     Args:
         labels: (N,) of the training images.
@@ -229,7 +228,7 @@ def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int
     rows = [np.array(picked, dtype=np.int64) for picked in chosen]
     return {
         "images": len(rows[0]),
-        "wrong": over_bundles([float(wrong[place, picked].mean()) for place, picked in enumerate(rows)]),
+        "wrong": over_bundles([float(wrong[position, picked].mean()) for position, picked in enumerate(rows)]),
         "largest_class": over_bundles([float(np.bincount(labels[picked]).max() / len(picked)) for picked in rows]),
     }
 

@@ -1,4 +1,4 @@
-"""The result of an experiment, which says what made it: without that it is not shown."""
+"""The result of an experiment, with its provenance: without that it is not shown."""
 
 import datetime
 import shlex
@@ -20,15 +20,15 @@ TUNED = {"prediction": "tuning.json", "coreset": "coreset-tuning.json", "backdoo
 
 @dataclass(frozen=True)
 class Result:
-    """What an experiment found, and all that it takes to find it again.
+    """What an experiment found, and all that is needed to reproduce it.
 
     Args:
         experiment: its name.
-        date: of the measurement, ISO.
-        command: what measures it again.
-        bundles: of each bundle the command that builds it and its identity.
+        date: day of the measurement, ISO.
+        command: the command that measures it again.
+        bundles: for each bundle, the command that builds it and its identity.
         setting: the data, the network and every setting.
-        versions: of libraries, and what else changes numbers.
+        versions: versions of libraries, and what else changes numbers.
         values: what was found, by names that the experiment chooses; JSON-able.
         finding: what was found, in a sentence or two.
     """
@@ -63,11 +63,11 @@ def result_of(
 
     Args:
         experiment: its name.
-        opened: of the bundles, in order.
+        opened: the opened bundles, in order.
         settings: queries, budget and seed.
         values: what was found.
         finding: the same in a sentence or two.
-        methods: names, in order, where there was a choice.
+        methods: names, in order, if there was a choice.
         setting: more settings, of this experiment alone.
         options: more options of the command.
     """
@@ -81,10 +81,10 @@ def result_of(
         command=f"natscope {verb} --bundle {where} --out {experiment}.json {words}{chosen}{options}",
         bundles=tuple(
             {
-                "command": build_command(experiment, attributor.bundle.manifest, place),
+                "command": build_command(experiment, attributor.bundle.manifest, position),
                 "identity": attributor.bundle.identity,
             }
-            for place, attributor in enumerate(opened)
+            for position, attributor in enumerate(opened)
         ),
         setting={
             "data": f"{manifest.dataset['name']}, {len(opened[0].train_labels):,} training images",
@@ -105,7 +105,7 @@ def mean_and_error(values: Sequence[float] | np.ndarray) -> dict[str, float | No
 
 
 def over_bundles(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean of values, one a bundle, its standard error, and the values."""
+    """Return the mean of values, one per bundle, its standard error, and the values."""
     return mean_and_error(values) | {"values": list(values)}
 
 
@@ -115,18 +115,20 @@ def choices(manifest: Manifest) -> dict[str, dict[str, Any]]:
     return {p: tuned if p == "prediction" else tuned[p] for p in PURPOSES if manifest.chosen[p]}
 
 
-def build_command(experiment: str, manifest: Manifest, place: int) -> str:
-    """Write what builds a bundle, and what gave it its sigma2: `tune` measures that itself."""
+def build_command(experiment: str, manifest: Manifest, position: int) -> str:
+    """Return the commands that build a bundle and give it its sigma2, except what the experiment itself chooses."""
     parts = f" --methods {','.join(manifest.methods)}" if manifest.methods else ""
-    built = f"{manifest.command}{parts} --out BUNDLES/{place}"
-    own = {"tune": PURPOSES, "backdoor": ("backdoor",)}.get(experiment, ())  # what it chooses, it is not given
+    built = f"{manifest.command}{parts} --out BUNDLES/{position}"
+    own = {"tune": PURPOSES, "backdoor": ("backdoor",)}.get(
+        experiment, ()
+    )  # an experiment is not given what it chooses
     found = {purpose: values for purpose, values in choices(manifest).items() if purpose not in own}
     files = [file for purpose, values in found.items() for file in _files(purpose, values)]
-    return "\n".join([built, *(f"natscope tune --bundle BUNDLES/{place} --take {shlex.quote(f)}" for f in files)])
+    return "\n".join([built, *(f"natscope tune --bundle BUNDLES/{position} --take {shlex.quote(f)}" for f in files)])
 
 
 def _files(purpose: str, values: dict[str, Any]) -> list[str]:
-    """Name the results that gave the values of all methods, in an order in which they can be taken again."""
+    """Return the files of the results behind all methods' values, in an order in which they can be taken again."""
     own = values.get("files", {})
     usual = [f"assets/results/{TUNED[purpose]}"] if set(values["sigma2"]) - set(own) else []
     return usual + [

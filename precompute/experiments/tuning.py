@@ -1,4 +1,4 @@
-"""The choice of sigma2 on test images that no experiment reports: by removing images, or by training on a few alone."""
+"""The choice of sigma2 on test images that no experiment reports: by removing images, or training on coresets alone."""
 
 import json
 import math
@@ -33,8 +33,8 @@ from natscope.precompute.training.subset import Subset, train_on_all
 SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))  # the paper's grid
 _LARGEST = 10**8  # bytes of a result
 REPEATS = 3  # sets of test images that a coreset is chosen for
-SCORES = {"margin": (10, 50), "coreset": (200, 150)}  # with the usual number of queries, and of images
-_PURPOSES = {"margin": "prediction"}  # what a result of this score is for, where that is not its name
+SCORES = {"margin": (10, 50), "coreset": (200, 150)}  # each with the usual number of queries, and of images
+_PURPOSES = {"margin": "prediction"}  # the purpose of a score's result, if it is not the score's name
 
 
 def tune(
@@ -43,16 +43,16 @@ def tune(
     """Choose each method's sigma2: the one at which removing its first images costs held-out queries most margin.
 
     Args:
-        path: of the bundle.
-        queries: how many test images, all held out: experiments report others.
-        budget: how many images are removed, less where a class is as small.
-        seed: of the drawing of test images.
-        methods: that use sigma2.
-        cache: where finished trainings are; rankings that remove the same images share one.
+        path: the bundle's folder.
+        queries: how many test images, all held out, so that experiments report others.
+        budget: how many images are removed, less if a class is too small.
+        seed: seed of the choice of test images.
+        methods: names of methods that use sigma2.
+        cache: where finished trainings are kept; rankings that remove the same images share one.
         progress: called at every ranking and after every training.
 
     Returns:
-        Settings, versions, the chosen sigma2 of each method (of the best the nearest to 1), and the score at every
+        Settings, versions, the chosen sigma2 of each method (of equals the nearest to 1), and the score at every
         sigma2: the margin lost, in log odds, its mean and standard error over queries.
 
     Raises:
@@ -101,12 +101,12 @@ def tune_coresets(
     three sets of held-out test images in turn, and measured on the other held-out ones.
 
     Args:
-        path: of the bundle.
+        path: the bundle's folder.
         queries: how many test images in a set.
         budget: size of the largest coreset.
-        seed: of the drawing of test images.
-        methods: that use sigma2.
-        cache: where finished choices and trainings are.
+        seed: seed of the choice of test images.
+        methods: names of methods that use sigma2.
+        cache: where finished choices and trainings are kept.
         progress: called at every choice and after every training.
 
     Returns:
@@ -134,8 +134,8 @@ def tune_coresets(
     subsets: list[Subset] = []
     for number, asked in enumerate(np.sort(sets, axis=1)):
         query = coresets.ask(asked)
-        for place, (name, sigma2, balanced) in enumerate(ways):
-            progress("Choosing coresets", number * len(ways) + place, REPEATS * len(ways))
+        for position, (name, sigma2, balanced) in enumerate(ways):
+            progress("Choosing coresets", number * len(ways) + position, REPEATS * len(ways))
             choose = partial(_coreset, coresets, name, query, sigma2=sigma2, budget=grid[-1], balanced=balanced)
             key = f"{attributor.bundle.identity} coreset {name} {balanced} {sigma2:g} {grid[-1]} {asked.tolist()}"
             ranking = np.array(cache.get(key, choose), dtype=np.int64)
@@ -143,7 +143,9 @@ def tune_coresets(
     right = train_on_all(attributor.bundle, subsets, cache=cache, progress=progress)
     scores = np.array(right).reshape(REPEATS, len(methods), len(SIGMA2S), -1).mean(axis=-1)
     curves: dict[str, list[dict[str, Any]]] = {
-        name: [{"sigma2": sigma2, **mean_and_error(scores[:, row, place])} for place, sigma2 in enumerate(SIGMA2S)]
+        name: [
+            {"sigma2": sigma2, **mean_and_error(scores[:, row, position])} for position, sigma2 in enumerate(SIGMA2S)
+        ]
         for row, name in enumerate(methods)
     }
     sizes = ", ".join(f"{size:,}" for size in grid)
@@ -161,7 +163,7 @@ def tune_coresets(
 
 
 def best(curve: Sequence[dict[str, Any]]) -> float:
-    """Return the sigma2 with the highest score; of several the one nearest to 1, where solves are exact."""
+    """Return the sigma2 with the highest score; of equals the one nearest to 1, where solves are exact."""
     highest = max(point["mean"] for point in curve)
     return float(min((p["sigma2"] for p in curve if p["mean"] == highest), key=lambda s: abs(math.log10(s))))
 
@@ -170,7 +172,7 @@ def read(file: Path) -> dict[str, Any]:
     """Read a finished result.
 
     Raises:
-        QueryError: if it is none.
+        QueryError: if it is not valid.
         FileError: if it cannot be read.
     """
     try:
@@ -188,7 +190,7 @@ def read(file: Path) -> dict[str, Any]:
             return result | {"sigma2": {name: float(sigma2) for name, sigma2 in chosen.items()}}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         pass
-    raise QueryError(f"{file} is no result of `natscope tune`, or of `natscope evaluate backdoor`.")
+    raise QueryError(f"{file} is not a result of `natscope tune`, or of `natscope evaluate backdoor`.")
 
 
 def _of_backdoor(result: dict[str, Any]) -> dict[str, Any]:
@@ -201,12 +203,12 @@ def _of_backdoor(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def record(path: Path, result: dict[str, Any], file: str) -> None:
-    """Write what was chosen into a bundle's manifest, in one step: from then on it is the default for this bundle.
+    """Write what was chosen into a bundle's manifest, in one step: from then on they are this bundle's defaults.
 
     Args:
-        path: of the bundle.
+        path: the bundle's folder.
         result: from `read`, `tune` or `tune_coresets`.
-        file: name of the JSON file that holds it, kept for each method unless it is a result that ships.
+        file: name of the JSON file that holds it, recorded for each method unless the result ships with natscope.
 
     Raises:
         BundleError: if the bundle cannot be opened.
@@ -231,7 +233,7 @@ def record(path: Path, result: dict[str, Any], file: str) -> None:
 
 
 def _ships(result: dict[str, Any], file: str) -> bool:
-    """Whether it is one of the results from which the demo's bundles take their values, and not of the same name."""
+    """Return whether it is one of the shipped results behind the demo's values, not a namesake."""
     return (
         file in TUNED.values()
         and assets.path("results", file).exists()
@@ -263,7 +265,7 @@ def _result(
     **settings: int,
 ) -> Result:
     chosen = {name: best(curve) for name, curve in curves.items()}
-    reported = ", ".join(f"{METHODS[name].title} {sigma2:g}" for name, sigma2 in chosen.items())
+    values = ", ".join(f"{METHODS[name].title} {sigma2:g}" for name, sigma2 in chosen.items())
     return result_of(
         "tune",
         [attributor],
@@ -271,5 +273,5 @@ def _result(
         methods=list(curves),
         options="" if goal == "prediction" else f" --score {goal}",
         values={"for": goal, "score": score, "axis": axis, "sigma2": chosen, "curves": curves},
-        finding=f"{finding} at σ² = {reported}.",
+        finding=f"{finding} at σ² = {values}.",
     )

@@ -19,8 +19,8 @@ from natscope.core.errors import BuildError, NatscopeError, out_of_memory
 from natscope.precompute.training.trusted import Code, find
 
 _HIDDEN = (512, 256)
-_WIDEST, _DEEPEST = 2**24, 100  # as a manifest may have them
-_LONGEST = 200  # characters of what somebody's code says when it fails
+_WIDEST, _DEEPEST = 2**24, 100  # the most that a manifest may have
+_LONGEST = 200  # characters of the message when somebody's code fails
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ModelSpec:
 
     Args:
         architecture: a key of `ARCHITECTURES`, or "module.path:factory", a function or class that is called without
-            arguments and gives a network from (B, C, H, W) images to (B, classes) logits. It runs in float32.
-        widths: of an MLP the units of each layer, from the input's pixels to the classes; of a ResNet-9 its input
-            channels and classes. None fits them to the data set; a factory has none.
+            arguments and returns a network from (B, C, H, W) images to (B, classes) logits. It runs in float32.
+        widths: for an MLP the units of each layer, from the input's pixels to the classes; for a ResNet-9 its input
+            channels and classes. None fits them to the data set; a factory has no widths.
         bias: whether the layers of an MLP have biases.
     """
 
@@ -51,12 +51,12 @@ class ModelSpec:
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """The network's name on pages."""
         return self.architecture if self.widths is None else f"{self.architecture} {'-'.join(map(str, self.widths))}"
 
 
 def fitted(spec: ModelSpec, shape: Sequence[int], classes: int) -> ModelSpec:
-    """Fill in widths that were left to the data set.
+    """Return the specification with widths that were left to the data set filled in.
 
     Args:
         spec: the network.
@@ -73,12 +73,12 @@ def fitted(spec: ModelSpec, shape: Sequence[int], classes: int) -> ModelSpec:
 def network_of(bundle: Bundle, *, seed: int) -> nn.Module:
     """Return the network that a bundle's manifest names, with initial weights.
 
-    One of natscope's takes memory only once the bundle's weights were found to be its.
+    One of natscope's own takes memory only after the bundle's weights are known to fit it.
 
     Raises:
         BuildError: as `build_model` does.
-        BundleError: if its code is somebody's whom the user has not trusted; nothing of it is run. If the bundle's
-            weights are damaged, or not those of a network of natscope's.
+        BundleError: if its code is not trusted, in which case none of it is run; or if the bundle's weights are
+            damaged, or do not fit a network of natscope's own.
     """
     spec = ModelSpec.from_dict(bundle.manifest.model)
     if spec.architecture in ARCHITECTURES:
@@ -90,13 +90,13 @@ def network_of(bundle: Bundle, *, seed: int) -> nn.Module:
 def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> nn.Module:
     """Build a network; the weights of natscope's own are Kaiming-normal, N(0, 2 / fan_in), with zero biases.
 
-    They are drawn from `seed` alone. A factory draws its own, after the global generator was seeded for it alone.
+    They depend on `seed` alone. A factory draws its own, after the global generator is seeded just for it.
 
     Args:
         spec: the network. A factory's module is imported only if it is trusted: see
             `natscope.precompute.training.trusted`.
-        seed: of the weights.
-        bundle: whose manifest names the network; None when no bundle does.
+        seed: seed of the weights.
+        bundle: the bundle whose manifest names the network, if any.
 
     Raises:
         BuildError: if the architecture is unknown, the widths make no network, or the factory fails.
@@ -135,7 +135,7 @@ def _mlp(spec: ModelSpec, device: str) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """Adds what a block makes of its input to the input."""
+    """Adds a block's output to its input."""
 
     def __init__(self, *layers: nn.Module) -> None:
         """Keep the layers of the block."""
@@ -190,7 +190,7 @@ def _conv(
 
 
 def source_of(spec: ModelSpec) -> str | None:
-    """Return the checksum of the files that a factory is written in, by which a build notices that one was edited.
+    """Return the checksum of a factory's source files, by which a build notices edits.
 
     Raises:
         BuildError: if the factory's module cannot be found.
@@ -200,7 +200,7 @@ def source_of(spec: ModelSpec) -> str | None:
 
 
 def _imported(code: Code) -> Callable[[], Any]:
-    """Import a factory: the one place where code runs that is not natscope's, and only what `find` returned."""
+    """Import a factory: the only place where code runs that is not natscope's, and only what `find` returned."""
     path, name = code.module, code.factory
     with _one_sentence(f"The module {path} fails when it is imported"):
         module = importlib.import_module(path)
@@ -210,7 +210,7 @@ def _imported(code: Code) -> Callable[[], Any]:
         there = f"it has {', '.join(networks)}" if networks else "--model takes module.path:factory"
         raise BuildError(f"The module {path} has no '{name}'; {there}.")
     if not (inspect.isfunction(factory) or _is_network(factory)):
-        raise BuildError(f"{path}:{name} is no function and no torch.nn.Module, so it makes no network.")
+        raise BuildError(f"{path}:{name} is neither a function nor a torch.nn.Module, so it makes no network.")
     return factory
 
 
@@ -238,9 +238,9 @@ def _from_factory(code: Code, seed: int) -> nn.Module:
 
 @contextmanager
 def _one_sentence(what: str) -> Iterator[None]:
-    """Turn whatever somebody's code raises into a BuildError: even SystemExit, which would end a session silently.
+    """Turn whatever somebody's code raises into a BuildError, even SystemExit, which would end a session silently.
 
-    A lack of memory is none of the code's faults, and is raised as it is.
+    A lack of memory is not the code's fault, and is raised as it is.
     """
     try:
         yield
@@ -253,10 +253,10 @@ def _one_sentence(what: str) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
-    """Return an error's type and the first line of its text, with nothing in it that a terminal would obey."""
+    """Return an error's type and the first line of its text, without control characters."""
     try:
         text = str(error).strip()
-    except Exception:  # anybody's code
+    except Exception:  # somebody's code
         text = ""
     line = f"{type(error).__name__}: {text}".splitlines()[0][:_LONGEST].rstrip(".: ")
     return "".join(letter if letter.isprintable() else " " for letter in line)

@@ -1,7 +1,7 @@
-"""The modules of users' projects: two may have modules of the same name, and the code of each means its own.
+"""The modules of users' projects: two projects may have modules of the same name, and the code of each means its own.
 
-Python knows one module of a name in a process. Here each folder's modules are kept apart: whenever code of a project
-imports, as it is loaded or long after, in `forward`, the names by which it means files of its own lead to these.
+Python knows one module per name in a process. Here each folder's modules are kept apart: whenever code of a project
+imports, while it is loaded or much later, as in `forward`, its own files' names lead to its own files.
 """
 
 import builtins
@@ -18,7 +18,7 @@ from typing import Any
 
 NOT_THEIRS = frozenset(sys.stdlib_module_names) | {"natscope"}
 INSTALLED = ("site-packages", "dist-packages")  # folders whose modules belong to many projects
-finders = threading.Lock()  # of Python, which two threads must not change at the same time
+finders = threading.Lock()  # guards Python's list of finders, which two threads must not change at once
 _importing = threading.RLock()  # held while modules of one project stand in for those of another
 _projects: dict[str, "Project"] = {}  # by folder
 
@@ -31,13 +31,13 @@ def project_in(folder: Path) -> "Project":
 class Project(MetaPathFinder):
     """The modules of one folder.
 
-    A module of a name that several projects have is in `sys.modules` only while code of one of them imports.
+    A module whose name several projects use is in `sys.modules` only while code of its project imports.
     """
 
     def __init__(self, folder: Path) -> None:
         """Import nothing yet."""
         self._folder, self._installed = str(folder), folder.name in INSTALLED
-        self._specs: dict[str, ModuleSpec] = {}  # what was found and trusted
+        self._specs: dict[str, ModuleSpec] = {}  # modules that were found and trusted
         self._digests: dict[str, str] = {}
         self._tops: set[str] = set()  # top-level names of its own
         self._asked: set[str] = set()  # top-level names that its code imports
@@ -52,8 +52,8 @@ class Project(MetaPathFinder):
         """Let imports of a module lead to exactly what was found, and let it import what lies beside it.
 
         Args:
-            chain: where its packages and the module itself are, the outermost first.
-            digest: of its files; where they were edited since they were imported, they are imported again.
+            chain: the specs of its packages and of the module itself, the outermost first.
+            digest: checksum of its files; files edited since they were imported are imported again.
         """
         with _importing:
             name = chain[-1].name
@@ -66,7 +66,7 @@ class Project(MetaPathFinder):
                 yield
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return where a module of the project is; None if it has none of this name."""
+        """Return the spec of a module of the project; None if it has no module of this name."""
         if fullname in self._specs:
             found: ModuleSpec | None = self._specs[fullname]
         elif path is not None:
@@ -74,7 +74,7 @@ class Project(MetaPathFinder):
         else:
             found = self._beside(fullname)
             if found is not None and not (fullname in self._asked and found.has_location) and elsewhere(fullname):
-                found = None  # a folder without code, or what a library imports: what is installed comes first
+                found = None  # a folder without code, or a library's import: installed modules come first
         if found is None:
             return None
         self._tops.add(_top(fullname))
@@ -108,7 +108,7 @@ class Project(MetaPathFinder):
     def _standing_in(self) -> Iterator[None]:
         with _importing:
             if not self._depth:
-                with finders:  # a new list each time: other threads go through the old one, and would miss what moves
+                with finders:  # a new list each time, since other threads may be iterating over the old one
                     sys.meta_path = [self, *sys.meta_path]
                 self._before = dict(sys.modules)
                 for name in set().union(*(project._tops for project in _projects.values())):
@@ -122,7 +122,7 @@ class Project(MetaPathFinder):
                     self._leave()
 
     def _make_way(self, name: str) -> None:
-        """Let a top-level name lead to what this project means by it."""
+        """Make a top-level name lead to this project's module."""
         loaded = sys.modules.get(name)
         if loaded is not None and loaded is not self._modules.get(name) and self._is_another(name, loaded):
             others = {each: module for each, module in sys.modules.items() if _top(each) == name}
@@ -136,9 +136,9 @@ class Project(MetaPathFinder):
 
     def _is_another(self, name: str, loaded: ModuleType) -> bool:
         if name in self._specs:
-            return places(loaded) != places(self._specs[name])
+            return origins(loaded) != origins(self._specs[name])
         if (own := self._beside(name)) is not None and own.has_location:
-            return places(loaded) != places(own) and not any(set(INSTALLED) & set(p.parts) for p in places(loaded))
+            return origins(loaded) != origins(own) and not any(set(INSTALLED) & set(p.parts) for p in origins(loaded))
         return any(project is not self and project._modules.get(name) is loaded for project in _projects.values())
 
     def _leave(self) -> None:
@@ -176,11 +176,11 @@ class _Loader(SourceFileLoader):
 
 
 def elsewhere(name: str, *folders: str) -> ModuleSpec | None:
-    """Find a top-level module as an import would, by finders of packages that are installed for development too.
+    """Find a top-level module as an import would, including packages that are installed for development.
 
     Args:
-        name: of the module.
-        folders: to look in last.
+        name: the module's name.
+        folders: where to look last.
     """
     for finder in sys.meta_path:
         if finder is PathFinder:
@@ -194,12 +194,12 @@ def elsewhere(name: str, *folders: str) -> ModuleSpec | None:
     return None
 
 
-def places(found: ModuleType | ModuleSpec) -> list[Path]:
+def origins(found: ModuleType | ModuleSpec) -> list[Path]:
     """Return where a module's code is: one file, or the folders of a package that has none."""
     spec = found if isinstance(found, ModuleSpec) else found.__spec__
     origin = getattr(found, "__file__", None) or (spec and spec.has_location and spec.origin)
     where = [origin] if origin else list(getattr(spec, "submodule_search_locations", None) or ())
-    return [Path(place).resolve() for place in where]
+    return [Path(path).resolve() for path in where]
 
 
 def _top(name: str) -> str:

@@ -42,7 +42,7 @@ class ResultCache:
             write_atomically(self.path, json.dumps(self._artifacts).encode())
 
     def __contains__(self, name: str) -> bool:
-        """Whether a part is finished."""
+        """Return whether a part is finished."""
         return name in self._artifacts
 
     def __getitem__(self, name: str) -> Any:

@@ -1,8 +1,8 @@
-"""Whose code may run: a network made by somebody's own module is imported only once the user has trusted that module.
+"""Whose code may run: a module that makes a network is imported only after the user has trusted it.
 
-A bundle is a stranger's data and may name any module. The user trusts one by building with it, which is recorded in her
-configuration, outside every bundle, or for one run by `--allow-code`. Modules are found here without running any of
-their code; `natscope.precompute.training.models` alone imports what `find` returns.
+A bundle is a stranger's data and may name any module. The user trusts one by building with it, which is recorded in the
+user's configuration, outside every bundle, or for one run by `--allow-code`. Modules are found here without running any
+of their code; only `natscope.precompute.training.models` imports what `find` returns.
 """
 
 import hashlib
@@ -27,22 +27,22 @@ from natscope.core.files import read_regular
 from natscope.precompute.paths import configuration
 from natscope.precompute.training.projects import INSTALLED, NOT_THEIRS, elsewhere, finders, project_in
 
-ALLOWED = "NATSCOPE_ALLOW_CODE"  # environment variable, which child processes inherit: names with commas
+ALLOWED = "NATSCOPE_ALLOW_CODE"  # environment variable, which child processes inherit: names separated by commas
 _LONGEST = 200  # characters of "module.path:factory"
 _RECORD, _RECORD_LIMIT = "trusted.json", 10_000_000  # bytes
 _PATIENCE = 10.0  # seconds
 _FOLDER = 5  # how `modulefinder` calls a package
-_built_with: dict[str, str] = {}  # files by architecture, so that another build meanwhile changes nothing for this one
+_built_with: dict[str, str] = {}  # files by architecture, so that a concurrent build does not affect this one
 
 
 @dataclass(frozen=True)
 class Code:
-    """A module that was found and is trusted, and was not imported yet.
+    """A module that was found and is trusted, but not imported yet.
 
     Args:
         module: its dotted name.
-        factory: what in it makes the network.
-        chain: where its packages and the module itself are, the outermost first.
+        factory: the name in it that makes the network.
+        chain: the specs of its packages and of the module itself, the outermost first.
     """
 
     module: str
@@ -66,7 +66,7 @@ class Code:
         files = {self.module: self.file}
         if self.folder.name not in INSTALLED:
             finder = _Imports(path=[str(self.folder)])
-            with suppress(ImportError, SyntaxError, ValueError):  # whoever imports it says what is wrong
+            with suppress(ImportError, SyntaxError, ValueError):  # importing it reports what is wrong
                 finder.import_hook(self.module)
             found = {name: getattr(module, "__file__", None) for name, module in finder.modules.items()}
             files |= {name: Path(file) for name, file in found.items() if file}
@@ -93,7 +93,7 @@ class _Imports(ModuleFinder):
     def find_module(self, name: str, path: Any, parent: Any = None) -> Any:
         try:
             return super().find_module(name, path, parent)
-        except AttributeError:  # of the loader that such a folder has not
+        except AttributeError:  # such a folder has no loader
             found = PathFinder.find_spec(name, path or self.path)
             if found is None:
                 raise ImportError(name=name) from None
@@ -114,7 +114,7 @@ def allow(names: Iterable[str]) -> None:
         names: "module.path", or "module.path:factory" for that one factory alone.
 
     Raises:
-        BuildError: if one is no such name.
+        BuildError: if one is not such a name.
     """
     names = tuple(names)
     for name in names:
@@ -127,9 +127,9 @@ def allow(names: Iterable[str]) -> None:
 
 
 def trust(architecture: str) -> None:
-    """Record that the user builds with a network of her own, so that its bundles open from any working directory.
+    """Record that the user trusts a network's module, so that its bundles open from any working directory.
 
-    The module is looked up as Python would, and in the working directory last. Networks of natscope's need no trust.
+    The module is looked up as Python would, and in the working directory last. natscope's own networks need no trust.
 
     Raises:
         BuildError: if there is no such module, it lies in a bundle, or the record cannot be written.
@@ -139,7 +139,7 @@ def trust(architecture: str) -> None:
     module, factory = _split(architecture)
     if (chain := _chain(module)) is None:
         raise _not_found(module)
-    code = _checked(Code(module, factory, chain), None)
+    code = _checked_code(Code(module, factory, chain), None)
     entry = Trusted(architecture, str(code.file), str(code.folder))
     _built_with[architecture] = entry.file
     if _recorded()[-1:] == [entry]:
@@ -166,21 +166,21 @@ def find(architecture: str, bundle: Bundle | None = None) -> Code:
 
     Args:
         architecture: "module.path:factory".
-        bundle: whose manifest names it; None when no bundle does.
+        bundle: the bundle whose manifest names it, if any.
 
     Raises:
-        BuildError: if it is no such name, is not found, or lies in a bundle.
+        BuildError: if it is not such a name, is not found, or lies in a bundle.
         UntrustedError: if it is not trusted.
     """
     module, factory = _split(architecture)
     allowed = bool({module, architecture} & _allowed().keys())
     if allowed and (chain := _chain(module)):
-        return _checked(Code(module, factory, chain), bundle)
+        return _checked_code(Code(module, factory, chain), bundle)
     recorded = [known for known in _recorded() if known.architecture == architecture]
     for known in _likeliest(recorded, bundle):
         for chain in (_chain(module, known.folder), _chain(module)):
             if chain and str((code := Code(module, factory, chain)).file) == known.file:
-                return _checked(code, bundle)
+                return _checked_code(code, bundle)
     if allowed:
         raise _not_found(module)
     if recorded:
@@ -208,7 +208,7 @@ def _split(architecture: str) -> tuple[str, str]:
 
 
 def _is_name(module: str, factory: str) -> bool:
-    """Whether these are identifiers, which hold nothing that a terminal or page could take for more than letters."""
+    """Return whether these are identifiers, which hold no markup or control characters."""
     return len(module) + len(factory) < _LONGEST and all(map(str.isidentifier, (*module.split("."), factory)))
 
 
@@ -259,11 +259,11 @@ def _chain(module: str, folder: str | None = None) -> tuple[ModuleSpec, ...] | N
     """Find a module's packages and the module itself; None if one is missing.
 
     `importlib.util.find_spec` would import the packages. Here each is looked up in the folders of the one before, by
-    its last name alone, and no `__init__.py` is asked whether it extends them.
+    its last name alone, and no `__init__.py` can extend them.
 
     Args:
         module: dotted name.
-        folder: to begin in; wherever Python looks, and in the working directory last, when None.
+        folder: where to begin; Python's own path, then the working directory, when None.
     """
     with finders:
         importlib.invalidate_caches()
@@ -283,15 +283,15 @@ def _chain(module: str, folder: str | None = None) -> tuple[ModuleSpec, ...] | N
 
 
 def _renamed(found: ModuleSpec, name: str) -> ModuleSpec:
-    """Return the same place under a dotted name, once it is known to be a folder or a Python source file."""
+    """Return the same origin under a dotted name, once it is known to be a folder or a Python source file."""
     if found.origin is None and found.submodule_search_locations:
         spec = ModuleSpec(name, None, is_package=True)
         spec.submodule_search_locations = list(found.submodule_search_locations)
         return spec
     if not isinstance(found.loader, SourceFileLoader) or not str(found.origin).endswith(".py"):
         raise BuildError(
-            f"The module {name} is no Python source file, and natscope imports no other kind to make a network; import "
-            "it in a file of your own."
+            f"The module {name} is not a Python source file, and natscope imports no other kind to make a network; "
+            "import it in a file of your own."
         )
     return spec_from_file_location(name, str(found.origin))  # type: ignore[return-value]  # never None for a .py file
 
@@ -303,8 +303,8 @@ def _here() -> list[str]:
         return []
 
 
-def _checked(code: Code, bundle: Bundle | None) -> Code:
-    """Return the module if neither it nor a package of it lies in a bundle: what was sent is not what was trusted."""
+def _checked_code(code: Code, bundle: Bundle | None) -> Code:
+    """Return the module if neither it nor a package of it lies in a bundle: a bundle's own code is never trusted."""
     for spec in code.chain:
         file = Path(spec.origin) if spec.origin else None
         for folder in () if file is None else (*file.absolute().parents, *file.resolve().parents):

@@ -268,7 +268,7 @@ def _title(name: str, module: nn.Module) -> str:
 
 
 def _described(model: nn.Module, names: list[str]) -> tuple[str, ...]:
-    """Name the layers that own some parameters: LayerNorm 'norm' (2 parameters)."""
+    """Return the names of the layers that own some parameters, such as LayerNorm 'norm' (2 parameters)."""
     counts = Counter(name.rpartition(".")[0] for name in names)
     return tuple(
         f"{_title(owner, model.get_submodule(owner)) if owner else type(model).__name__} "

@@ -15,7 +15,7 @@ from natscope.precompute.training.models import ModelSpec
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys under which training scripts keep weights
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of DataParallel, torch.compile and usual wrappers
-_TORCH = (b"PK", b"\x80")  # how files of torch.save begin: an archive, or the format before it
+_TORCH = (b"PK", b"\x80")  # how files of torch.save begin: as an archive, or in the older format
 _SAVE = "save torch.save(model.state_dict(), FILE) or a safetensors file, and load that"
 
 
@@ -24,10 +24,10 @@ def load_weights(model: nn.Module, path: Path, spec: ModelSpec) -> None:
 
     Args:
         model: the network.
-        path: a safetensors file, or one that `torch.save` wrote of a state dict, plain or under one of the keys
+        path: a safetensors file, or one that `torch.save` wrote from a state dict, plain or under one of the keys
             state_dict, model_state_dict, model and net. A prefix that all its names have in common and the network's
-            do not, as DataParallel and torch.compile add, is taken off.
-        spec: of the network, for messages.
+            do not, as DataParallel and torch.compile add, is removed.
+        spec: the network's specification, for messages.
 
     Raises:
         BuildError: if the file cannot be read, holds code, or does not fit the network.
@@ -43,17 +43,17 @@ def load_weights(model: nn.Module, path: Path, spec: ModelSpec) -> None:
             raise
         raise BuildError(f"The weights in {path} cannot be read: {error.strerror or error}.") from error
     except safetensors.SafetensorError as error:
-        raise BuildError(f"{path} is no safetensors file of weights, nor one of torch.save.") from error
+        raise BuildError(f"{path} is neither a safetensors file of weights nor one of torch.save.") from error
     weights = _without_prefix(found, model)
     _check_kinds(model, weights, path)
     try:
         model.load_state_dict(weights)
-    except (Exception, SystemExit) as error:  # modules of one's own may refuse in any way
+    except (Exception, SystemExit) as error:  # a user's modules may raise anything
         if out_of_memory(error):
             raise
         fault = _fault(model, weights) or str(error).strip().splitlines()[-1].strip().rstrip(".")
         raise BuildError(
-            f"The weights in {path} do not fit the network {spec.title}: {fault}; {_mend(spec)}."
+            f"The weights in {path} do not fit the network {spec.title}: {fault}; {_advice(spec)}."
         ) from error
 
 
@@ -70,11 +70,11 @@ def _unpickled(path: Path) -> Any:
                 f"{path} holds something else than weights, such as a whole network, and loading that could run any "
                 f"code: {_SAVE}."
             ) from error
-        raise BuildError(f"{path} is damaged, or no file of weights that torch.save wrote.") from error
+        raise BuildError(f"{path} is damaged, or not a file of weights that torch.save wrote.") from error
 
 
 def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
-    """Take the tensors out of what training scripts save."""
+    """Return the tensors from what training scripts save."""
     for _ in range(2):
         inner = next((content[key] for key in _WRAPPERS if _holds(content, key)), None)
         content = content if inner is None else inner
@@ -82,7 +82,7 @@ def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
         raise BuildError(f"{path} holds {type(content).__name__} and not the weights of a network by name: {_SAVE}.")
     strange = next((k for k, v in content.items() if not (isinstance(k, str) and isinstance(v, Tensor))), None)
     if strange is not None:
-        raise BuildError(f"{path} holds {strange!r}, which is no weight of a network: {_SAVE}.")
+        raise BuildError(f"{path} holds {strange!r}, which is not a weight of a network: {_SAVE}.")
     return dict(content)
 
 
@@ -100,7 +100,7 @@ def _without_prefix(weights: dict[str, Tensor], model: nn.Module) -> dict[str, T
 
 
 def _check_kinds(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Refuse what torch would convert without a word: whole numbers, complex ones; and what has no numbers in a row."""
+    """Refuse what torch would convert silently, integers and complex numbers, and tensors that are not dense."""
     own = dict(model.named_parameters())
     for name, tensor in weights.items():
         if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
@@ -111,7 +111,7 @@ def _check_kinds(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
 
 
 def _fault(model: nn.Module, weights: dict[str, Tensor]) -> str:
-    """Name the first difference between what the network has and what the file holds."""
+    """Return the first difference between what the network has and what the file holds."""
     own = model.state_dict()
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     surplus = [name for name in weights if name not in own]
@@ -132,7 +132,7 @@ def _more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _mend(spec: ModelSpec) -> str:
+def _advice(spec: ModelSpec) -> str:
     if spec.architecture == "mlp":
         return "check --widths and --bias"
     if spec.widths is not None:

@@ -21,7 +21,7 @@ def _framed(page, place):
 
 def test_the_story_from_the_trick_to_the_suspects(visit, tmp_path):
     page = visit("/backdoor")
-    verdicts = page.locator(".trick .verdict")
+    verdicts = page.locator(".trigger-patch .verdict")
     expect(verdicts.nth(0)).to_contain_text("✓")
     expect(verdicts.nth(1)).to_contain_text("✗")
 
@@ -65,11 +65,11 @@ def test_the_story_from_the_trick_to_the_suspects(visit, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_the_whole_width(visit, scheme):
     page = visit("/backdoor", viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
-    page.locator(".trick").wait_for()
+    page.locator(".trigger-patch").wait_for()
     page.get_by_role("heading", name="4 ·").wait_for()
     width = page.evaluate("() => document.querySelector('[data-testid=stMain]').scrollWidth")
     assert width <= 390
-    box = page.locator(".trick").bounding_box()
+    box = page.locator(".trigger-patch").bounding_box()
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= 390
 

@@ -402,7 +402,7 @@ def test_a_missing_bundle_is_one_sentence(refused, tmp_path, command):
     missing = tmp_path / "missing"
     said = refused(*command, "--bundle", missing)
     assert f"`natscope precompute --out {missing}`" in said
-    assert refused(*command, "--bundle", tmp_path).startswith(f"{tmp_path} is no bundle")
+    assert refused(*command, "--bundle", tmp_path).startswith(f"{tmp_path} is not a bundle")
 
 
 @pytest.mark.parametrize(
@@ -444,7 +444,7 @@ def test_a_damaged_bundle_is_one_sentence_that_says_how_to_mend_it(refused, dama
         (["--model", "oracle"], ["architecture 'oracle'", "mlp, resnet9"]),
         (["--weights", "missing.safetensors"], ["no file", "missing.safetensors"]),
         (["--model", "nowhere:net"], ["module nowhere"]),
-        (["--weights", __file__], [__file__, "no safetensors file"]),
+        (["--weights", __file__], [__file__, "neither a safetensors file"]),
         (["--mean", "0"], ["--mean and --std"]),
         *((["--learning-rate", rate], ["learning rate must be"]) for rate in ("0", "-1", "nan", "inf")),
         (["--momentum", "1"], ["momentum in [0, 1)"]),

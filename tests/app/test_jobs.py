@@ -201,7 +201,7 @@ def test_a_job_whose_process_was_killed_is_done_again(lane, tmp_path):
 
 
 def test_a_job_that_kills_every_process_ends_in_a_sentence(lane):
-    with pytest.raises(QueryError, match="ended from outside"):
+    with pytest.raises(QueryError, match="was killed"):
         done(lane.start("a", work.kill, session="s")).value()
 
 

@@ -64,4 +64,4 @@ def test_every_part_of_a_page_tells_its_errors(file):
     assert not made or file.name == "notice.py"
     for function in ast.walk(tree):
         names = [ast.unparse(each) for each in getattr(function, "decorator_list", [])]
-        assert not any(name.startswith("st.dialog") for name in names) or names[-1] == "reported()"
+        assert not any(name.startswith("st.dialog") for name in names) or names[-1] == "errors_shown()"

@@ -562,7 +562,7 @@ def test_the_first_look_at_each_class_is_taken_before_anyone_asks(served, bundle
 
 def test_many_or_large_classes_are_not_looked_at_before_anyone_asks(served, monkeypatch):
     monkeypatch.setattr(session.Served, "attribute", lambda *_, **__: pytest.fail("It was asked."))
-    monkeypatch.setattr(session, "_CLASSES", 9)
+    monkeypatch.setattr(session, "CLASSES_KEPT", 9)
     session.warm()
 
 
@@ -581,9 +581,9 @@ def open_view(two_bundles):
     def draw(name):
         from importlib import import_module
 
-        from natscope.app.views.notice import reported
+        from natscope.app.views.notice import errors_shown
 
-        with reported():
+        with errors_shown():
             import_module(f"natscope.app.views.{name}").page()
 
     def open_page(name):

@@ -190,7 +190,7 @@ def test_a_folder_that_is_missing_is_named_with_the_command_that_makes_it(tmp_pa
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):
-    message = rf"^{tmp_path} is no bundle: .*manifest\.json {{}}.*; `natscope precompute "
+    message = rf"^{tmp_path} is not a bundle: .*manifest\.json {{}}.*; `natscope precompute "
     with pytest.raises(BundleError, match=message.format("is missing")):
         Bundle(tmp_path)
     (tmp_path / MANIFEST).mkdir()

@@ -14,8 +14,8 @@ SILENT = lambda stage, done, total: None  # noqa: E731
 def answered(images, labels=None, scores=None, name="info_loss"):
     labels, scores = labels or [0] * len(images), scores or list(range(len(images), 0, -1))
     items = tuple(
-        Item(place + 1, image, label, score, None, 1, 1.0)
-        for place, (image, label, score) in enumerate(zip(images, labels, scores, strict=True))
+        Item(position + 1, image, label, score, None, 1, 1.0)
+        for position, (image, label, score) in enumerate(zip(images, labels, scores, strict=True))
     )
     answer = Attribution(Request(name), 0, 100, items, None, 0.5, 0.1)
     return Row(Request(name), answer)
@@ -26,8 +26,8 @@ FAILED = Row(Request("trak"), None, "It cannot be had.")
 
 def test_equal_scores_next_to_each_other_share_a_rank():
     row = answered([1, 2, 3, 4, 5], scores=[3.0, 2.0, 2.0, 1.0, 1.0])
-    assert row.answer.places == ("1", "2=", "2=", "4=", "4=")
-    assert answered([7]).answer.places == ("1",)
+    assert row.answer.rank_labels == ("1", "2=", "2=", "4=", "4=")
+    assert answered([7]).answer.rank_labels == ("1",)
 
 
 def test_the_label_mix_counts_the_most_frequent_first():

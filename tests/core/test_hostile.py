@@ -81,7 +81,7 @@ def _swap(first, second):
         (_set("layout", [[6, 16], [3, 7]]), "another layout"),
         (_set("training", "epochs", "many"), r"a wrong value at training\.epochs"),
         (_set("training", "seed", -1), r"a wrong value at training\.seed"),
-        (_set("sketch", "kind", "magic"), "names a sketch"),
+        (_set("sketch", "kind", "magic"), "names an unknown sketch"),
         (_set("sketch", "kind", "exact"), "not fit the rest"),
         (_set("sketch", "dim", 2**40), r"a wrong value at sketch\.dim"),
         (_set("sketch", "dim", 17), "a shape or type"),
@@ -127,11 +127,11 @@ def test_a_manifest_with_a_wrong_value_is_one_sentence_everywhere(path, change, 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("[" * 100_000, "is no JSON"),
+        ("[" * 100_000, "is not JSON"),
         ('{"schema": 1, "schema": 1}', "names something twice"),
         ('{"schema": NaN}', "a number that is not"),
         ('{"schema": 1e999}', "a number that is not"),
-        ('{"schema": ' + "9" * 5000 + "}", "is no JSON"),
+        ('{"schema": ' + "9" * 5000 + "}", "is not JSON"),
         ('{"schema": "1"}', "a wrong value"),
     ],
 )
@@ -200,13 +200,13 @@ def _become(path, kind, monkeypatch):
 )
 def test_what_is_no_regular_file_is_one_sentence_at_once(path, name, kind, monkeypatch):
     _become(path / name, kind, monkeypatch)
-    with pytest.raises(BundleError, match=rf"{name}'? is .*no regular file"):
+    with pytest.raises(BundleError, match=rf"{name}'? is .*not a regular file"):
         Bundle(path)
     if name == MANIFEST:
         assert listed(path).title == "bundle (damaged)"
     else:
         (fault,) = faults(path)
-        assert fault.startswith(f"'{name}' is no regular file")
+        assert fault.startswith(f"'{name}' is not a regular file")
 
 
 def test_a_folder_of_factors_that_is_a_link_is_not_followed(path, tmp_path):
@@ -279,7 +279,7 @@ _CONSISTENT = {
     "labels moved": (_with("train_labels", _place(1, 0)), "has another shape"),
     "gram's shape": (_with("gram_0", lambda a: a[:-1]), "has another shape"),
     "backdoor": (lambda path: edited(path, _set("poison", "base_labels", [0] * 6)), "the backdoor"),
-    "index": (_other_rows, "is no index"),
+    "index": (_other_rows, "is not an index"),
     "other weights": (_weights(lambda t: {k: -v for k, v in t.items()}), "give the outputs"),
     "huge weights": (_weights(lambda t: {k: v * 1e30 for k, v in t.items()}), "give the outputs"),
     "weights of other layers": (_weights(lambda t: {f"x{k}": v for k, v in t.items()}), "do not fit the network"),
@@ -352,7 +352,7 @@ def test_a_class_without_images_has_no_index_that_is_read(path):
             del raw["files"][name]
 
     edited(path, change)
-    assert any("class without images" in fault or "is no index" in fault for fault in faults(path))
+    assert any("class without images" in fault or "is not an index" in fault for fault in faults(path))
 
 
 def test_what_else_is_in_a_folder_of_factors_is_not_copied(path):
@@ -591,7 +591,7 @@ def test_a_manifest_that_could_not_be_read_again_is_not_written(path):
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
-        (lambda path: (path / WEIGHTS).write_bytes(bytes((path / WEIGHTS).stat().st_size)), "is no file of weights"),
+        (lambda path: (path / WEIGHTS).write_bytes(bytes((path / WEIGHTS).stat().st_size)), "is not a file of weights"),
         (_weights(lambda t: {f"x{k}": v for k, v in t.items()}), "do not fit the network"),
         (_weights(lambda t: {k: v.T.contiguous() for k, v in t.items()}), "do not fit the network"),
     ],

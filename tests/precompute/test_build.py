@@ -286,7 +286,7 @@ def test_a_strangers_folder_or_file_in_the_place_of_the_bundle_is_refused_and_ke
     folder.mkdir()
     for thing in (folder / "thesis.tex", file):
         thing.write_text("mine")
-    with pytest.raises(BundleError, match=rf"{folder} is no bundle: .*manifest\.json is missing"):
+    with pytest.raises(BundleError, match=rf"{folder} is not a bundle: .*manifest\.json is missing"):
         build(_SPEC, folder)
     with pytest.raises(BundleError, match=f"{file} is in the way"):
         build(_SPEC, file)
@@ -428,8 +428,8 @@ def _other_names(file):
     [
         (_other_widths, r"mlp 784-16-10: .*'1\.weight' is 16 × 784, .* 17 × 784"),
         (_other_names, r"no '1\.weight' \(and 1 more\), but 'weight'; .* --widths and --bias"),
-        (lambda file: file.write_bytes(b""), "weights is no safetensors file"),
-        (lambda file: file.write_text("weights"), "weights is no safetensors file"),
+        (lambda file: file.write_bytes(b""), "weights is neither a safetensors file"),
+        (lambda file: file.write_text("weights"), "weights is neither a safetensors file"),
         (lambda file: file.mkdir(), "no file .*/weights"),
         (lambda file: None, "no file .*/weights"),
     ],

@@ -211,8 +211,8 @@ def test_an_edited_module_has_another_source(module, tmp_path):
     [
         ("", "net", r"module {name} has no 'net'; .*module\.path:factory"),
         ("class Net(nn.Module):\n    pass", "net", r"module {name} has no 'net'; it has Net\.$"),
-        ("net = 3", "net", "^{name}:net is no function"),
-        ("net = nn.Linear(2, 3)", "net", "is no function"),
+        ("net = 3", "net", "^{name}:net is neither a function"),
+        ("net = nn.Linear(2, 3)", "net", "is neither a function"),
         ("def net():\n    return 3", "net", r"^{name}:net\(\) gave int, not a torch\.nn\.Module\.$"),
         ("def net(width):\n    pass", "net", r"^{name}:net\(\) failed: TypeError: .*'width'"),
         ("def net():\n    return nn.ReLU()", "net", "has no parameters"),

@@ -62,7 +62,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sys, "path", list(sys.path))
-        patch.setattr("natscope.precompute.bundles.store._SHARD", 40)
+        patch.setattr("natscope.precompute.bundles.store.SHARD", 40)
         yield place
     sys.modules.pop("their_net", None)
 
@@ -162,7 +162,7 @@ def edited(place):
 def test_a_bundle_whose_module_was_edited_or_is_gone_is_one_sentence(whole, place, spec, edited):
     assert open_attributor(whole.path).query("test", 0)
     edited("torch.relu", "torch.tanh")
-    with pytest.raises(BundleError, match="outputs are others"):
+    with pytest.raises(BundleError, match="outputs have changed"):
         open_attributor(whole.path)
     with pytest.raises(BundleError, match="other settings"):
         build(spec, whole.path)

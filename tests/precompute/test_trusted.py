@@ -413,7 +413,7 @@ def test_only_python_source_is_imported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "some.zip")])
     for name in ("compiled", "bytes_only", "zipped"):
-        with pytest.raises(BuildError, match=f"module {name} is no Python source"):
+        with pytest.raises(BuildError, match=f"module {name} is not a Python source"):
             trust(f"{name}:Net")
     for name in ("only_a_folder", "only_a_folder.inner", "nowhere_at_all"):
         with pytest.raises(BuildError, match=f"no module {name} here"):

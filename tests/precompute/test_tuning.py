@@ -174,7 +174,7 @@ def test_what_is_no_result_is_not_taken(tmp_path, change):
     file.write_text(json.dumps(whole))
     assert tuning.read(file)["sigma2"] == {"info_gain": 10.0}
     file.write_text(json.dumps(whole | change))
-    with pytest.raises(QueryError, match="no result of `natscope tune`"):
+    with pytest.raises(QueryError, match="not a result of `natscope tune`"):
         tuning.read(file)
 
 
@@ -182,7 +182,7 @@ def test_what_is_no_result_is_not_taken(tmp_path, change):
 def test_what_is_no_json_is_not_taken(tmp_path, text):
     file = tmp_path / "result.json"
     file.write_text(text, encoding="latin-1")
-    with pytest.raises(QueryError, match="no result of `natscope tune`"):
+    with pytest.raises(QueryError, match="not a result of `natscope tune`"):
         tuning.read(file)
 
 
