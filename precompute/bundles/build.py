@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from natscope.core.backdoor import Backdoor, attack_success
+from natscope.core.bundle.file_checks import bounded
 from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, Manifest, write_atomically, write_manifest
 from natscope.core.bundle.manifest import plain_command
 from natscope.core.bundle.schema import SchemaError
@@ -51,7 +52,7 @@ from natscope.precompute.bundles.work import CHECKPOINT, Work
 from natscope.precompute.data.datasets import Dataset, first_of_each, of_classes, scaled
 from natscope.precompute.data.folders import load_named
 from natscope.precompute.data.poison import poison
-from natscope.precompute.training.models import ModelSpec, build_model, fitted, network_of
+from natscope.precompute.training.models import ModelSpec, build_model, fitted, foreign, network_of
 from natscope.precompute.training.train import accuracy, apart, check_recipe, train
 from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import check_suitable, check_trains
@@ -94,7 +95,7 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
             work = Work(out.with_name(out.name + ".partial"), settings, progress=progress)
             if not work.published:
                 builder = _Builder(spec, work, progress)
-                with work.resuming():
+                with work.resuming(), foreign(spec.model):
                     builder.run()
             work.publish(out)
     except filelock.Timeout as error:
@@ -297,7 +298,7 @@ class _Builder:
         else:
             self.progress("Predictions", 0, 1)
             train_out = features.outputs(train_images)
-        if not (np.isfinite(train_out.logits).all() and np.isfinite(test_out.logits).all()):
+        if not all(map(bounded, (train_out.logits, train_out.penultimate, test_out.logits))):
             raise BuildError(f"The outputs of {self.model.title} are not finite numbers for some images of the data.")
         self.store.small("train_logits", train_out.logits)
         self.store.small("test_logits", test_out.logits)

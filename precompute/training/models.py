@@ -10,12 +10,14 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError, NatscopeError, out_of_memory
+from natscope.precompute.training.projects import raised_by_one
 from natscope.precompute.training.trusted import Code, find
 
 _HIDDEN = (512, 256)
@@ -220,7 +222,7 @@ def _is_network(value: Any) -> bool:
 
 def _from_factory(code: Code, seed: int) -> nn.Module:
     name = f"{code.module}:{code.factory}"
-    with code.importable(), torch.random.fork_rng(devices=[]):
+    with code.importable(), torch.random.fork_rng(devices=[]), _defaults_kept():
         factory = _imported(code)
         torch.manual_seed(seed)
         with _one_sentence(f"{name}() failed"):
@@ -234,6 +236,32 @@ def _from_factory(code: Code, seed: int) -> nn.Module:
         if next(model.parameters(), None) is None:
             raise BuildError(f"The network of {name} has no parameters, so there is nothing to attribute by.")
         return model.to("cpu", torch.float32)
+
+
+@contextmanager
+def _defaults_kept() -> Iterator[None]:
+    """Undo what somebody's code changes for all that runs in this process."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    try:
+        with np.errstate():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+
+
+@contextmanager
+def foreign(spec: ModelSpec) -> Iterator[None]:
+    """Turn what the code of a user's network raises into one sentence; whatever else is raised stays as it is."""
+    try:
+        yield
+    except (NatscopeError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if out_of_memory(error) or not raised_by_one(error):
+            raise
+        raise BuildError(f"The network {spec.title} fails: {_said(error)}.") from error
 
 
 @contextmanager

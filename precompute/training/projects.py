@@ -20,12 +20,26 @@ NOT_THEIRS = frozenset(sys.stdlib_module_names) | {"natscope"}
 INSTALLED = ("site-packages", "dist-packages")  # folders whose modules belong to many projects
 finders = threading.Lock()  # guards Python's list of finders, which two threads must not change at once
 _importing = threading.RLock()  # held while modules of one project stand in for those of another
-_projects: dict[str, "Project"] = {}  # by folder
+_PATIENCE = 120.0  # seconds for which a thread waits for another one that imports
+_projects: dict[tuple[str, str], "Project"] = {}  # by folder and digest
 
 
-def project_in(folder: Path) -> "Project":
-    """Return the project of a folder, the same one each time."""
-    return _projects.setdefault(str(folder), Project(folder))
+def project_in(folder: Path, digest: str) -> "Project":
+    """Return the project of a folder whose files have this checksum, the same one each time.
+
+    Edited files are another project: networks that were made before go on with the modules that they came from.
+    """
+    return _projects.setdefault((str(folder), digest), Project(folder))
+
+
+def raised_by_one(error: BaseException) -> bool:
+    """Return whether an error came out of code of a project."""
+    trace = error.__traceback__
+    while trace is not None:
+        if any(trace.tb_frame.f_builtins is project.builtins for project in _projects.values()):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 class Project(MetaPathFinder):
@@ -38,7 +52,6 @@ class Project(MetaPathFinder):
         """Import nothing yet."""
         self._folder, self._installed = str(folder), folder.name in INSTALLED
         self._specs: dict[str, ModuleSpec] = {}  # modules that were found and trusted
-        self._digests: dict[str, str] = {}
         self._tops: set[str] = set()  # top-level names of its own
         self._asked: set[str] = set()  # top-level names that its code imports
         self._modules: dict[str, ModuleType] = {}
@@ -48,18 +61,13 @@ class Project(MetaPathFinder):
         self.builtins = vars(builtins) | {"__import__": self._import}
 
     @contextmanager
-    def importing(self, chain: Sequence[ModuleSpec], digest: str) -> Iterator[None]:
+    def importing(self, chain: Sequence[ModuleSpec]) -> Iterator[None]:
         """Let imports of a module lead to exactly what was found, and let it import what lies beside it.
 
         Args:
             chain: the specs of its packages and of the module itself, the outermost first.
-            digest: checksum of its files; files edited since they were imported are imported again.
         """
-        with _importing:
-            name = chain[-1].name
-            if self._digests.setdefault(name, digest) != digest:
-                self._forget()
-                self._digests[name] = digest
+        with _alone():
             self._specs |= {spec.name: spec for spec in chain}
             self._tops.add(chain[0].name)
             with self._standing_in():
@@ -93,7 +101,7 @@ class Project(MetaPathFinder):
     ) -> ModuleType:
         """Import as code of this project does: what `import` calls there."""
         top = _top(name)
-        if not level and top in NOT_THEIRS:
+        if not level and not self._is_contested(top):
             return builtins.__import__(name, globals, locals, fromlist, level)
         with self._standing_in():
             if not level:
@@ -101,12 +109,18 @@ class Project(MetaPathFinder):
                 self._make_way(top)
             return builtins.__import__(name, globals, locals, fromlist, level)
 
+    def _is_contested(self, top: str) -> bool:
+        """Return whether a name may lead to a module of a project; any other import need not wait for anybody."""
+        if top in NOT_THEIRS:
+            return False
+        return any(top in project._tops for project in list(_projects.values())) or self._beside(top) is not None
+
     def _beside(self, name: str) -> ModuleSpec | None:
         return None if self._installed or name in NOT_THEIRS else PathFinder.find_spec(name, [self._folder])
 
     @contextmanager
     def _standing_in(self) -> Iterator[None]:
-        with _importing:
+        with _alone():
             if not self._depth:
                 with finders:  # a new list each time, since other threads may be iterating over the old one
                     sys.meta_path = [self, *sys.meta_path]
@@ -135,11 +149,17 @@ class Project(MetaPathFinder):
                 self._before[each] = self._modules[each]
 
     def _is_another(self, name: str, loaded: ModuleType) -> bool:
+        if any(project is not self and project._modules.get(name) is loaded for project in _projects.values()):
+            return True  # of another folder, or of this one before it was edited
         if name in self._specs:
             return origins(loaded) != origins(self._specs[name])
-        if (own := self._beside(name)) is not None and own.has_location:
-            return origins(loaded) != origins(own) and not any(set(INSTALLED) & set(p.parts) for p in origins(loaded))
-        return any(project is not self and project._modules.get(name) is loaded for project in _projects.values())
+        own = self._beside(name)
+        return own is not None and bool(own.has_location) and origins(loaded) != origins(own)
+
+    def _hides(self, name: str) -> bool:
+        """Return whether a module of this project has the name of one that Python finds elsewhere."""
+        own, other = sys.modules.get(name), elsewhere(name)
+        return own is not None and other is not None and origins(own) != origins(other)
 
     def _leave(self) -> None:
         with finders:
@@ -149,6 +169,7 @@ class Project(MetaPathFinder):
         contested = {_top(name) for name in self._aside}
         for project in _projects.values():
             contested |= project._tops if project is not self else set()
+        contested |= {top for top in self._tops if self._hides(top)}
         for name, module in self._modules.items():
             if _top(name) in contested and sys.modules.get(name) is module:
                 del sys.modules[name]
@@ -156,11 +177,15 @@ class Project(MetaPathFinder):
         sys.modules.update({name: module for name, module in self._aside.items() if id(module) not in of_projects})
         self._aside, self._before = {}, {}
 
-    def _forget(self) -> None:
-        for name, module in self._modules.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
-        self._modules, self._digests = {}, {}
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    if not _importing.acquire(timeout=_PATIENCE):
+        raise ImportError("another thread of this process does not finish its import")
+    try:
+        yield
+    finally:
+        _importing.release()
 
 
 class _Loader(SourceFileLoader):

@@ -75,7 +75,7 @@ class Code:
 
     def importable(self) -> AbstractContextManager[None]:
         """Let imports of the module lead to exactly what was found, see `natscope.precompute.training.projects`."""
-        return project_in(self.folder).importing(self.chain, self.digest)
+        return project_in(self.folder, self.digest).importing(self.chain)
 
 
 @dataclass(frozen=True)

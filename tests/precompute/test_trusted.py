@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from natscope.app.cli.commands import main, natscope
@@ -597,3 +598,74 @@ def test_figures_are_drawn_as_if_no_style_lay_in_the_working_directory(tmp_path,
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "False 8.5\n", "")
+
+
+def test_an_open_network_goes_on_with_the_code_that_it_came_from(place, tmp_path, monkeypatch):
+    (tmp_path / "images").symlink_to(place / "images")
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for act in ("relu", "sin"):
+        (tmp_path / "open_net.py").write_text(_LAZY.format(first="import helper", then="import helper"))
+        (tmp_path / "helper.py").write_text(f"import torch\n\nWIDTH, act = 4, torch.{act}\n")
+        found.append(open_attributor(build(_spec("open_net:Net"), tmp_path / act).path))
+        if act == "relu":
+            before = found[0].query("test", 0).probabilities
+    np.testing.assert_array_equal(found[0].query("test", 0).probabilities, before)
+    assert not np.array_equal(found[1].query("test", 0).probabilities, before)
+
+
+def test_a_network_changes_nothing_for_others(place, tmp_path, monkeypatch):
+    (tmp_path / "changing_net.py").write_text(
+        "import numpy, torch\n"
+        + _NET.replace(
+            "super()", "torch.set_default_dtype(torch.float64)\n        numpy.seterr(all='raise')\n        super()"
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    trust("changing_net:Net")
+    before = torch.get_default_dtype(), np.geterr()
+    model = build_model(ModelSpec("changing_net:Net", None), seed=0)
+    assert (torch.get_default_dtype(), np.geterr()) == before
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_thread_of_a_factory_may_import_what_is_no_projects(place, tmp_path, monkeypatch):
+    (tmp_path / "threaded_net.py").write_text(
+        "import threading\n\n\ndef work():\n    import numpy\n\n"
+        + _NET.replace(
+            "super()",
+            "thread = threading.Thread(target=work)\n        thread.start()\n        thread.join(20)\n"
+            "        assert not thread.is_alive()\n        super()",
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    trust("threaded_net:Net")
+    assert build_model(ModelSpec("threaded_net:Net", None), seed=0)
+
+
+def test_a_module_with_the_name_of_a_library_is_its_projects_alone(place, tmp_path, monkeypatch):
+    """Whether the library was loaded before or not."""
+    for name, library in (("loaded", "click"), ("new", "cloudpickle_of_no_use")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / f"{library}.py").write_text("WIDTH = 4\n")
+        (folder / f"net_{name}.py").write_text(f"import {library}\n" + _NET.replace("64, 4", f"64, {library}.WIDTH"))
+        monkeypatch.chdir(folder)
+        trust(f"net_{name}:Net")
+        before = sys.modules.get(library)
+        assert build_model(ModelSpec(f"net_{name}:Net", None), seed=0)
+        assert sys.modules.get(library) is before or name == "new"
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(0)", "StopIteration", "RuntimeError('')", "KeyError('x')"])
+def test_a_network_that_fails_in_the_middle_of_a_build_is_one_sentence(place, tmp_path, monkeypatch, raised):
+    net = _NET + (
+        "\n    def forward(self, x):\n        if len(x) > 8:  # all training images\n"
+        f"            raise {raised}\n        return super().forward(x)\n"
+    )
+    (tmp_path / "failing_net.py").write_text(net)
+    (tmp_path / "images").symlink_to(place / "images")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BuildError, match="failing_net:Net") as caught:
+        build(_spec("failing_net:Net"), tmp_path / "bundle")
+    one_sentence(str(caught.value))
