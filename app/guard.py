@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import runtime
+from streamlit.proto.BackMsg_pb2 import BackMsg
 
 from natscope.app.listen import is_address
 
@@ -28,7 +29,8 @@ _BURST, _EVERY = 5.0, 0.05  # a visitor's messages pass at 20 a second after a b
 _HOST = re.compile(r"(\[(?P<address>[^\]]+)\]|(?P<name>[^:@/\[\]]+))(:\d{1,5})?")
 _METRICS = re.compile(r"/_stcore/metrics$")  # the number of sessions is not public
 _UPLOAD = re.compile(r"/_stcore/upload_file/([^/]+)/")
-_FIRST = re.compile(r"/attribute(/?)$")  # the first page by its name, which Streamlit knows by the folder's alone
+_FIRST = "attribute"  # the first page by its name, which Streamlit knows by the folder's alone
+_SHORT = 16  # bytes of the largest message that asks for nothing but a command
 
 _LOG = logging.getLogger(__name__)
 _OTHER_HOST = "This server answers to its own names alone. Start it with --allowed-host NAME to give it another."
@@ -46,12 +48,14 @@ class Guard:
         hosts: names and addresses, without port, to answer to.
         any_address: whether to answer to every IP address too; an address cannot be rebound.
         policy: value of Content-Security-Policy.
+        path: folder under which the app is served, "" for none.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: Iterable[str], any_address: bool, policy: str) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: Iterable[str], any_address: bool, policy: str, path: str = "") -> None:
         self._app = app
         self._hosts = frozenset(hosts)
         self._any_address = any_address
+        self._first = "/" + f"{path}/{_FIRST}".strip("/")
         self._headers = HEADERS | {"Content-Security-Policy": policy}
         self._visitors = 0
         self._coming: Counter[str] = Counter()  # uploads under way, by session
@@ -78,9 +82,9 @@ class Guard:
             await _refuse(404, "There is nothing here.", scope, receive, send_with_headers)
         elif scope["type"] == "http" and scope["method"] != "DELETE" and (upload := _UPLOAD.search(scope["path"])):
             await self._upload(upload[1], scope, receive, send_with_headers)
-        elif scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and (named := _FIRST.search(scope["path"])):
+        elif scope.get("method") in ("GET", "HEAD") and scope["path"].removesuffix("/") == self._first:
             query = scope["query_string"].decode("latin-1")
-            to = RedirectResponse((".." if named[1] else ".") + "/" + (f"?{query}" if query else ""))
+            to = RedirectResponse((".." if scope["path"].endswith("/") else ".") + "/" + (f"?{query}" if query else ""))
             await to(scope, receive, send_with_headers)
         elif scope["type"] == "http":
             await self._app(scope, receive, send_with_headers)
@@ -155,16 +159,27 @@ def _paced(receive: Receive) -> Receive:
 
     async def paced() -> Message:
         nonlocal due
-        message, now = await receive(), time.monotonic()
-        due = max(due, now - _BURST) + _EVERY
-        if due > now:
-            await asyncio.sleep(due - now)
+        while True:
+            message, now = await receive(), time.monotonic()
+            due = max(due, now - _BURST) + _EVERY
+            if due > now:
+                await asyncio.sleep(due - now)
+            if not _clears_cache(message.get("bytes") or b""):
+                break
         if message["type"] == "websocket.receive" and message.get("bytes") is None:  # pages send bytes alone
             _LOG.info("A connection sent text.")
             return {"type": "websocket.disconnect", "code": 1003}
         return message
 
     return paced
+
+
+def _clears_cache(data: bytes) -> bool:
+    """Return whether a message would clear what the server keeps for all visitors, which no page offers."""
+    try:
+        return len(data) <= _SHORT and BackMsg.FromString(data).clear_cache
+    except Exception:  # whatever a parser raises on no such message; Streamlit says so
+        return False
 
 
 async def _refuse(status: int, text: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -46,6 +46,7 @@ def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = Non
         jobs: worker processes for long work, and as many for clicks; 1 when None.
         memory: GB that each of them may use; see `memory_allowed` when None.
     """
+    import pandas  # type: ignore[import-untyped]  # noqa: F401 - plotly looks at it while another thread may be importing it
     import streamlit
     from starlette.middleware import Middleware
     from streamlit import config
@@ -60,7 +61,7 @@ def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = Non
     # server, and secrets.toml, which becomes environment variables of this process and its children.
     config.get_config_files = lambda file_name: []
     policy = content_policy(Path(streamlit.__file__).parent / "static" / "index.html")
-    guard = Middleware(Guard, hosts=at.names, any_address=at.everywhere, policy=policy)
+    guard = Middleware(Guard, hosts=at.names, any_address=at.everywhere, policy=policy, path=at.path)
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:

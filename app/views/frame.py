@@ -18,6 +18,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 
 AnyView = TypeVar("AnyView")
+_SHOWN = 60  # letters of a name from the address
 
 
 def heading(title: str, about: str, *, forget: Callable[[], None]) -> tuple[Served, DeltaGenerator]:
@@ -54,10 +55,11 @@ def choose_bundle(
         key: the control's key.
         label: the control's label; hidden beside a page's title, where its position and its entries say what it is.
     """
-    names = list(paths)
+    names, wanted = list(paths), st.query_params.get("bundle")
+    if wanted is not None and wanted not in names:
+        warn(f"There is no bundle “{wanted[:_SHOWN]}” here; this is another one.", icon=":material/link_off:")
     if len(names) == 1:
         return paths[names[0]]
-    wanted = st.query_params.get("bundle")
     st.session_state.setdefault(key, wanted if wanted in names else names[0])
     chosen = st.selectbox(
         label or "Bundle",

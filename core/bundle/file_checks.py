@@ -37,7 +37,8 @@ _TICK = 10**8  # nanoseconds within which a second change may leave a file's tim
 _CHECKED: BoundedCache[str] = BoundedCache(20_000)
 Value = TypeVar("Value")
 _TENSORS = frozenset(("F32", "I64", "I32", "I16", "I8", "U8", "BOOL"))  # networks are of float32; buffers may count
-_NOT_FINITE = "holds values that are not finite numbers"
+_NOT_FINITE = "holds values that are not finite numbers, or too large"
+_LARGEST = 1e15
 
 
 def once(
@@ -246,10 +247,16 @@ def _header(file: BinaryIO, record: FileRecord) -> tuple[int, bool]:
     return offset, fortran
 
 
+def bounded(values: np.ndarray) -> bool:
+    """Return whether values are finite numbers whose products stay finite in float32."""
+    return float(np.abs(values).max(initial=0)) <= _LARGEST
+
+
 def _usable(record: FileRecord, classes: int) -> Callable[[np.ndarray], bool] | None:
     kind = np.dtype(record.dtype).kind
     if kind == "f":
-        return lambda values: bool(np.isfinite(values).all())
+        products = record.file.startswith(("gram_", "train_gram_"))
+        return (lambda values: bool(np.isfinite(values).all())) if products else bounded
     if kind == "i":
         return lambda values: bool(((values >= 0) & (values < classes)).all())
     return (lambda values: bool((values.view(np.uint8) <= 1).all())) if kind == "b" else None

@@ -40,6 +40,7 @@ _ARGUMENTS = "factor_arguments.json"  # rewritten: a stranger's could choose wha
 _QUERIES = 50  # queries whose gradients are in memory together
 _DAMPING = 0.1  # of the mean eigenvalue, as kronfluence has it
 _ROUNDING = 1e-3  # of the largest number
+_LARGEST_INVERSE = 1e30  # of a curvature: what a gradient times it may reach in float32
 
 
 def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec, progress: Progress) -> None:
@@ -262,16 +263,17 @@ def _check_factors(model: nn.Module, folder: Path) -> None:
 
 def _is_orthogonal(vectors: Tensor) -> bool:
     """Return whether the columns of a matrix (n, n) are orthonormal, tried on one unpredictable random vector."""
-    probe = torch.randn(len(vectors), generator=torch.Generator().manual_seed(secrets.randbits(63)))
+    secret = torch.Generator().manual_seed(secrets.randbits(63))
+    probe = torch.randn(len(vectors), dtype=torch.float32, generator=secret)
     return bool(((vectors.T @ (vectors @ probe) - probe).abs() <= _ROUNDING * probe.abs().max()).all())
 
 
 def _is_curvature(sums: Tensor, count: int) -> bool:
-    """Return whether sums of squares over so many examples have a damped inverse in float32."""
+    """Return whether sums of squares over so many examples have a damped inverse by which float32 can multiply."""
     if count < 1 or sums.min() < 0:
         return False
     mean = sums.double() / count
-    return bool((mean + _DAMPING * mean.mean()).reciprocal().float().isfinite().all())
+    return bool(((mean + _DAMPING * mean.mean()).reciprocal() <= _LARGEST_INVERSE).all())
 
 
 def _analyzer(model: nn.Module, home: Path, task: Task | None = None) -> Analyzer:

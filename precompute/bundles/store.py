@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from natscope.core.bundle.file_checks import whole_header
+from natscope.core.bundle.file_checks import bounded, whole_header
 from natscope.core.bundle.format import FileRecord, write_atomically
 from natscope.core.errors import BuildError, FileError
 from natscope.core.features import SHARD
@@ -91,7 +91,7 @@ class Store:
 
         def finite(part: slice) -> np.ndarray:
             block = shard(part)
-            if not np.isfinite(block).all():
+            if not bounded(block):
                 raise BuildError("A Jacobian is not finite; the network's weights have run away.")
             return block
 

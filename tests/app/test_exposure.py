@@ -14,6 +14,7 @@ import streamlit
 from click.testing import CliRunner
 from playwright.sync_api import expect
 from streamlit import config
+from streamlit.proto.BackMsg_pb2 import BackMsg
 
 from natscope.app import guard
 from natscope.app.cli.commands import natscope
@@ -367,6 +368,46 @@ def test_a_body_that_no_parser_understands_is_one_line_of_the_log(put, caplog):
     (record,) = caplog.records
     assert "AssertionError" in record.getMessage()
     assert record.exc_info is None
+
+
+def test_no_message_clears_what_is_kept_for_all(monkeypatch):
+    clearing, rerun = (
+        BackMsg(**{kind: value}).SerializeToString() for kind, value in (("clear_cache", True), ("stop_script", True))
+    )
+    coming = iter([clearing, b"garbage", clearing, clearing, rerun])
+
+    async def receive():
+        return {"type": "websocket.receive", "bytes": next(coming)}
+
+    async def visit():
+        paced = guard._paced(receive)
+        return [(await paced())["bytes"] for _ in range(2)]
+
+    assert finished(visit()) == [b"garbage", rerun]
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "status"),
+    [
+        ("", "/attribute", 307),
+        ("attribute", "/attribute", 200),
+        ("attribute", "/attribute/attribute", 307),
+        ("", "/x/attribute", 200),
+    ],
+)
+def test_a_folder_may_have_the_first_pages_name(path, asked, status):
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        sent.append(message)
+
+    guarded = Guard(app, hosts=LOOPBACK, any_address=False, policy="", path=path)
+    scope = {"type": "http", "method": "GET", "path": asked, "query_string": b"", "headers": [(b"host", b"localhost")]}
+    finished(guarded(scope, None, send))
+    assert sent[0]["status"] == status
 
 
 def test_messages_of_a_visitor_pass_at_a_bounded_rate(monkeypatch):

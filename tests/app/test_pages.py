@@ -471,6 +471,7 @@ def test_bundles_of_the_same_title_can_be_told_apart(two_bundles):
 
 def test_an_unknown_bundle_in_the_link_gives_the_first(two_bundles):
     page = _open(bundle="third")
+    assert ["third" in warning.value for warning in page.warning] == [True]
     assert page.selectbox(key="bundle").value == "first"
     assert "nats**" in _sentence(page)
 

@@ -263,6 +263,8 @@ _OTHER_TYPE = "numbers of a type"
 _OF_OTHERS = "factors are not those"
 _CONSISTENT = {
     "the largest number in a Gram": (_with("gram_0", _place(1.7e308)), "follow from the features"),
+    "features too large for float32": (_with("trak_features", lambda a: a.astype(np.float32) + 3e38), _NOT_FINITE),
+    "units too large for float32": (_with("penultimate", lambda a: a.astype(np.float64) + 1e300), _NOT_FINITE),
     "another number in a Gram": (_with("gram_1", _place(0.5, 5)), "follow from the features"),
     "features": (_with("features", _place(np.nan)), _NOT_FINITE),
     "margin_features": (_with("margin_features", _place(np.inf, -1, -1)), _NOT_FINITE),
