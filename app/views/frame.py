@@ -18,6 +18,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 
 AnyView = TypeVar("AnyView")
+_TITLES = "titles of bundles"  # key in the session's state
 _SHOWN = 60  # letters of a name from the address
 
 
@@ -75,16 +76,15 @@ def choose_bundle(
 def titles(paths: Mapping[str, Path]) -> dict[str, str]:
     """Return the title of each bundle by its folder's name, which is added where another has the same title.
 
-    Titles in a select box must be unique.
+    Titles in a select box must be unique. A browser sends back the title alone, so a session keeps those that it was
+    shown: another bundle that comes to have the same title would be taken for the chosen one.
     """
-    found: dict[str, str] = {}
-    taken: set[str] = set()
-    for name, path in paths.items():
-        title = session.listed(path).title
-        while title in taken:
+    found: dict[str, str] = st.session_state.setdefault(_TITLES, {})
+    for name in [name for name in paths if name not in found]:
+        title = session.listed(paths[name]).title
+        while title in found.values():
             title = f"{title} ({name})"
         found[name] = title
-        taken.add(title)
     return found
 
 

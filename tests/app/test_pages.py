@@ -469,6 +469,14 @@ def test_bundles_of_the_same_title_can_be_told_apart(two_bundles):
     assert page.query_params["bundle"] == "second"
 
 
+def test_a_bundle_that_comes_to_have_the_same_title_is_not_taken_for_the_chosen_one(two_bundles):
+    page = _open(bundle="second", q="test:3")
+    shutil.copytree(two_bundles / "second", two_bundles / "another", copy_function=os.link)  # sorted before it
+    chosen = page.run().selectbox(key="bundle")
+    assert chosen.options == ["The second one (another)", "The first one", "The second one"]
+    assert (chosen.value, page.query_params["bundle"]) == ("second", "second")
+
+
 def test_an_unknown_bundle_in_the_link_gives_the_first(two_bundles):
     page = _open(bundle="third")
     assert ["third" in warning.value for warning in page.warning] == [True]
