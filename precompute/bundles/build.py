@@ -206,7 +206,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     images = ImageInputs(bundle.array("train_images"), dataset["mean"], dataset["std"])
     store = Store(bundle.path, work, progress)
     preparation = Preparation(store, model.eval(), images, labels, sketch=spec.sketch, ekfac=spec.ekfac)
-    with work.resuming():
+    with work.resuming(), foreign(spec.model):
         added, missing = preparation.add(methods, requested=spec.methods is not None)
     if (threads := versions()["threads"]) != bundle.manifest.versions.get("threads"):
         added = {name: settings | {"threads": threads} for name, settings in added.items()}

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -251,21 +251,13 @@ def _defaults_kept() -> Iterator[None]:
             torch.set_default_device(device)
 
 
-@contextmanager
-def foreign(spec: ModelSpec) -> Iterator[None]:
+def foreign(spec: ModelSpec) -> AbstractContextManager[None]:
     """Turn what the code of a user's network raises into one sentence; whatever else is raised stays as it is."""
-    try:
-        yield
-    except (NatscopeError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        if out_of_memory(error) or not raised_by_one(error):
-            raise
-        raise BuildError(f"The network {spec.title} fails: {_said(error)}.") from error
+    return _one_sentence(f"The network {spec.title} fails", only=raised_by_one)
 
 
 @contextmanager
-def _one_sentence(what: str) -> Iterator[None]:
+def _one_sentence(what: str, *, only: Callable[[BaseException], bool] = lambda _: True) -> Iterator[None]:
     """Turn whatever somebody's code raises into a BuildError, even SystemExit, which would end a session silently.
 
     A lack of memory is not the code's fault, and is raised as it is.
@@ -275,7 +267,7 @@ def _one_sentence(what: str) -> Iterator[None]:
     except (NatscopeError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or not only(error):
             raise
         raise BuildError(f"{what}: {_said(error)}.") from error
 

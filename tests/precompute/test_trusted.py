@@ -669,3 +669,23 @@ def test_a_network_that_fails_in_the_middle_of_a_build_is_one_sentence(place, tm
     with pytest.raises(BuildError, match="failing_net:Net") as caught:
         build(_spec("failing_net:Net"), tmp_path / "bundle")
     one_sentence(str(caught.value))
+
+
+def test_a_network_that_fails_while_a_method_is_added_is_one_sentence(place, tmp_path, monkeypatch):
+    net = (
+        "from pathlib import Path\n"
+        + _NET
+        + (
+            f"\n    def forward(self, x):\n        if Path({str(tmp_path / 'fail')!r}).exists():\n"
+            "            raise RuntimeError('no')\n        return super().forward(x)\n"
+        )
+    )
+    (tmp_path / "later_failing_net.py").write_text(net)
+    (tmp_path / "images").symlink_to(place / "images")
+    monkeypatch.chdir(tmp_path)
+    spec = _spec("later_failing_net:Net")
+    build(spec, tmp_path / "bundle")
+    (tmp_path / "fail").touch()
+    with pytest.raises(BuildError, match="later_failing_net:Net") as caught:
+        build(replace(spec, methods=("graddot",)), tmp_path / "bundle")
+    one_sentence(str(caught.value))
