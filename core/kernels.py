@@ -89,15 +89,10 @@ def packed(gram: np.ndarray) -> np.ndarray:
 
 def unpacked(triangle: np.ndarray) -> np.ndarray:
     """Return the Gram (n, n) whose lower triangle `packed` gave."""
-    members = members_of(len(triangle))
+    members = (math.isqrt(8 * len(triangle) + 1) - 1) // 2  # of whose square they are the lower half
     below, gram = np.tri(members, dtype=bool), np.empty((members, members))
     gram[below] = gram.T[below] = triangle
     return gram
-
-
-def members_of(numbers: int) -> int:
-    """Return n of a triangle of n (n + 1) / 2 numbers, rounded down."""
-    return (math.isqrt(8 * numbers + 1) - 1) // 2
 
 
 def _double(x: np.ndarray) -> np.ndarray:

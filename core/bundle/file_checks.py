@@ -39,6 +39,7 @@ Value = TypeVar("Value")
 _TENSORS = frozenset(("F32", "I64", "I32", "I16", "I8", "U8", "BOOL"))  # networks are of float32; buffers may count
 _NOT_FINITE = "holds values that are not finite numbers, or too large"
 _LARGEST = 1e15
+_EXPONENT = np.uint16(0x7C00)  # of a float16
 
 
 def once(
@@ -249,6 +250,8 @@ def _header(file: BinaryIO, record: FileRecord) -> tuple[int, bool]:
 
 def bounded(values: np.ndarray) -> bool:
     """Return whether values are finite numbers whose products stay finite in float32."""
+    if values.dtype == np.float16:  # at most 65,504 unless all bits of the exponent are set; the test below takes long
+        return not ((values.view(np.uint16) & _EXPONENT) == _EXPONENT).any()
     return float(np.abs(values).max(initial=0)) <= _LARGEST
 
 

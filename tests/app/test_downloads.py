@@ -159,5 +159,5 @@ def test_a_ranking_of_every_method_reaches_the_process_that_draws_it(method):
     item = Item(rank=1, train_index=3, label=0, score=0.5, nats=None, sign=1, variance=1.0)
     answer = Attribution(Request(method), 0, 10, (item,), None, redundancy=0.0, seconds=0.1)
     sent = ForkingPickler.dumps((ranking_png, query, np.zeros((1, 4, 4), np.uint8), answer, ("coat", "shirt")))
-    function, *arguments = pickle.loads(sent)
+    function, *arguments = pickle.loads(sent)  # safe: made on the line above
     assert function(*arguments).startswith(b"\x89PNG")
