@@ -19,6 +19,7 @@ from typing import Any
 
 from natscope.core.errors import NatscopeError, QueryError, out_of_memory
 from natscope.core.progress import Progress, silent
+from natscope.precompute.training.projects import complaint
 
 _LOOK = 0.05  # seconds between two looks at a running task
 _EVERY = 0.1  # seconds between two reports of progress
@@ -201,9 +202,13 @@ def _done(task: Callable[..., Any], arguments: tuple[Any, ...], connection: Conn
         return "failed", error
     except (EOFError, BrokenPipeError):
         os._exit(1)  # nobody waits for it any more
-    except Exception as error:
+    except BaseException as error:
         if out_of_memory(error):
             return "memory", None
+        if (sentence := complaint(error)) is not None:
+            return "failed", QueryError(sentence)
+        if not isinstance(error, Exception):
+            raise
         traceback.print_exc()
         return "failed", QueryError("This could not be computed; the server's log says why.")
 

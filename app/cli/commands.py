@@ -312,19 +312,25 @@ def main(arguments: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         say("natscope: stopped; what was built so far is kept.", err=True)
         code = 130
-    except Exception as error:
+    except BaseException as error:
         if (reported := _reported(error)) is None:
-            raise  # a bug in natscope: the traceback helps to fix it
+            raise  # an exit, or a bug in natscope: the traceback helps to fix it
         say(f"natscope: {reported}", err=True)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _reported(error: Exception) -> str | None:
+def _reported(error: BaseException) -> str | None:
     """Return the sentence that tells a user about an error; None if it is not one that a user can fix."""
     if isinstance(error, click.ClickException):
         return error.format_message()
-    return str(error) if isinstance(error, NatscopeError) else explained(error)
+    if isinstance(error, NatscopeError):
+        return str(error)
+    if (known := explained(error)) is not None:
+        return known
+    from natscope.precompute.training.projects import complaint
+
+    return complaint(error)
 
 
 def _read_upload(file: Path, train_images: Any, invert: bool | None) -> Any:

@@ -18,7 +18,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 
 AnyView = TypeVar("AnyView")
-_TITLES = "titles of bundles"  # key in the session's state
+_TITLES, _CHOSEN = "titles of bundles", "chosen"  # keys in the session's state, the latter followed by a box's
 _SHOWN = 60  # letters of a name from the address
 
 
@@ -56,36 +56,47 @@ def choose_bundle(
         key: the control's key.
         label: the control's label; hidden beside a page's title, where its position and its entries say what it is.
     """
-    names, wanted = list(paths), st.query_params.get("bundle")
-    if wanted is not None and wanted not in names:
-        warn(f"There is no bundle “{wanted[:_SHOWN]}” here; this is another one.", icon=":material/link_off:")
-    if len(names) == 1:
-        return paths[names[0]]
-    st.session_state.setdefault(key, wanted if wanted in names else names[0])
-    chosen = st.selectbox(
-        label or "Bundle",
-        names,
-        key=key,
-        format_func=titles(paths).__getitem__,
-        on_change=forget,
-        label_visibility="visible" if label else "collapsed",
-    )
-    return paths[chosen]
+    names, remembered = list(paths), f"{_CHOSEN} {key}"  # other pages draw another box, and forget what is in it
+    before, elsewhere = (st.session_state.get(name) for name in (remembered, f"{_CHOSEN} bundle"))
+    wanted = st.session_state.get(key, st.query_params.get("bundle", before))
+    if wanted not in names:
+        if wanted is not None:
+            shown = f"“{wanted[:_SHOWN]}”"
+            served = wanted in session.bundle_paths()
+            why = f"{shown} cannot be shown on this page" if served else f"There is no bundle {shown} here"
+            warn(f"{why}; this is another one.", icon=":material/link_off:")
+        wanted = next((name for name in (before, elsewhere) if name in names), names[0])
+    if len(names) > 1:
+        st.session_state[key] = wanted  # so that the box shows it, whatever a browser sends back
+        wanted = st.selectbox(
+            label or "Bundle",
+            names,
+            key=key,
+            format_func=titles(paths).__getitem__,
+            on_change=forget,
+            label_visibility="visible" if label else "collapsed",
+        )
+    st.session_state[remembered] = wanted
+    return paths[wanted]
 
 
 def titles(paths: Mapping[str, Path]) -> dict[str, str]:
     """Return the title of each bundle by its folder's name, which is added where another has the same title.
 
     Titles in a select box must be unique. A browser sends back the title alone, so a session keeps those that it was
-    shown: another bundle that comes to have the same title would be taken for the chosen one.
+    shown, as long as the bundles have them: another one that comes to have the same title would be taken for the
+    chosen one.
     """
-    found: dict[str, str] = st.session_state.setdefault(_TITLES, {})
+    found: dict[str, tuple[str, str]] = st.session_state.setdefault(_TITLES, {})  # own title, and the one shown
+    own = {name: session.listed(path).title for name, path in paths.items()}
+    for name in [name for name in found if name in own and found[name][0] != own[name]]:
+        del found[name]
     for name in [name for name in paths if name not in found]:
-        title = session.listed(paths[name]).title
-        while title in found.values():
+        title = own[name]
+        while title in (shown for _, shown in found.values()):
             title = f"{title} ({name})"
-        found[name] = title
-    return found
+        found[name] = own[name], title
+    return {name: shown for name, (_, shown) in found.items()}
 
 
 def forget(*prefixes: str) -> None:
@@ -176,8 +187,8 @@ def usual_sigma2s(attributor: Served, *, purpose: str = "prediction") -> dict[st
 
 
 def _bundle(attributor: Served) -> dict[str, str]:
-    """Return the address's parameter that names the bundle, if there is a choice."""
-    return {"bundle": attributor.bundle.path.name} if len(session.bundle_paths()) > 1 else {}
+    """Return the address's parameter that names the bundle, even of a single one: others may come to lie beside it."""
+    return {"bundle": attributor.bundle.path.name}
 
 
 def query(key: str, attributor: Served) -> QueryImage:

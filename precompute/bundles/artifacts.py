@@ -16,6 +16,7 @@ from natscope.core.methods import METHODS, Method
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.store import Store, halved
+from natscope.precompute.training.projects import raised_by_one
 
 
 class Preparation:
@@ -66,6 +67,8 @@ class Preparation:
                 added[method.name] = {"needs": list(method.files)} | self._prepare(method)
             except ValueError as error:
                 shutil.rmtree(self.folder, ignore_errors=True)  # after an interruption its content is used
+                if raised_by_one(error):
+                    raise
                 if requested:
                     raise BuildError(str(error)) from error
                 left_out[method.name] = str(error)

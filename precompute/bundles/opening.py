@@ -11,12 +11,12 @@ from natscope.core.bundle.format import FIX, Bundle, check_bundle
 from natscope.core.errors import BuildError, BundleError, QueryError, UntrustedError, out_of_memory
 from natscope.core.jacobians import convolves
 from natscope.core.methods import METHODS
-from natscope.precompute.training.models import network_of
+from natscope.precompute.training.models import ModelSpec, foreign, network_of
+from natscope.precompute.training.projects import said
 
 _COMPARED = 4  # images
 _PIXELS = 2**16  # that a network convolves while it is checked: more would take minutes and gigabytes
 _TOLERANCE = 1e-2
-_TOLD = 300  # characters of the message when somebody's code fails
 
 
 def open_attributor(path: Path) -> Attributor:
@@ -60,11 +60,12 @@ def faults(
         return found
     try:
         attributor = open_attributor(path)
-        attributor.check()
-        _check_features(attributor)
+        with foreign(ModelSpec.from_dict(attributor.bundle.manifest.model)):
+            attributor.check()
+            _check_features(attributor)
     except UntrustedError as error:
         untried(str(error))
-    except BundleError as error:
+    except (BundleError, BuildError) as error:
         return [str(error)]
     return []
 
@@ -109,11 +110,12 @@ def _check_unchanged(attributor: Attributor) -> None:
         if len(trained):
             outputs = features.outputs(trained)
             found |= {"train_logits": outputs.logits, "penultimate": outputs.penultimate}
-    except (Exception, SystemExit) as error:  # somebody's code, or images that are too small for the network
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # somebody's code, or images that are too small for the network
         if out_of_memory(error):
             raise
-        sentence = " ".join(str(error).split())[:_TOLD]
-        raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {sentence}") from error
+        raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {said(error)}.") from error
     fits = layout == bundle.manifest.layout and width == bundle.array("penultimate").shape[1:]
     if not fits or not all(_is_stored(bundle, name, rows) for name, rows in found.items()):
         raise BundleError(

@@ -17,12 +17,11 @@ from torch.nn.utils import skip_init
 
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError, NatscopeError, out_of_memory
-from natscope.precompute.training.projects import raised_by_one
+from natscope.precompute.training.projects import raised_by_one, said
 from natscope.precompute.training.trusted import Code, find
 
 _HIDDEN = (512, 256)
 _WIDEST, _DEEPEST = 2**24, 100  # the most that a manifest may have
-_LONGEST = 200  # characters of the message when somebody's code fails
 
 
 @dataclass(frozen=True)
@@ -269,17 +268,7 @@ def _one_sentence(what: str, *, only: Callable[[BaseException], bool] = lambda _
     except BaseException as error:
         if out_of_memory(error) or not only(error):
             raise
-        raise BuildError(f"{what}: {_said(error)}.") from error
-
-
-def _said(error: BaseException) -> str:
-    """Return an error's type and the first line of its text, without control characters."""
-    try:
-        text = str(error).strip()
-    except Exception:  # somebody's code
-        text = ""
-    line = f"{type(error).__name__}: {text}".splitlines()[0][:_LONGEST].rstrip(".: ")
-    return "".join(letter if letter.isprintable() else " " for letter in line)
+        raise BuildError(f"{what}: {said(error)}.") from error
 
 
 ARCHITECTURES: dict[str, Callable[[ModelSpec, str], nn.Module]] = {"mlp": _mlp, "resnet9": _resnet9}

@@ -5,6 +5,9 @@ imports, while it is loaded or much later, as in `forward`, its own files' names
 """
 
 import builtins
+import functools
+import importlib.metadata
+import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,10 +19,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from natscope.core.errors import out_of_memory
+
 NOT_THEIRS = frozenset(sys.stdlib_module_names) | {"natscope"}
 INSTALLED = ("site-packages", "dist-packages")  # folders whose modules belong to many projects
 finders = threading.Lock()  # guards Python's list of finders, which two threads must not change at once
 _importing = threading.RLock()  # held while modules of one project stand in for those of another
+_LONGEST = 200  # characters of what somebody's code says
 _PATIENCE = 120.0  # seconds for which a thread waits for another one that imports
 _projects: dict[tuple[str, str], "Project"] = {}  # by folder and digest
 
@@ -30,6 +36,29 @@ def project_in(folder: Path, digest: str) -> "Project":
     Edited files are another project: networks that were made before go on with the modules that they came from.
     """
     return _projects.setdefault((str(folder), digest), Project(folder))
+
+
+def complaint(error: BaseException) -> str | None:
+    """Return a sentence on an error that came out of code of a project; None for any other, or a lack of memory."""
+    if out_of_memory(error) or not raised_by_one(error):
+        return None
+    return f"The code of a network that is not natscope's own fails: {said(error)}."
+
+
+def said(error: BaseException) -> str:
+    """Return the type of an error that somebody's code raised, and the first line of its text, as it can be printed."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, as it can be printed, or the name of its type."""
+    try:
+        text = str(error).strip()
+    except BaseException:  # somebody's code
+        text = ""
+    line = (text or type(error).__name__).splitlines()[0].strip()[:_LONGEST].rstrip(".: ")
+    return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 def raised_by_one(error: BaseException) -> bool:
@@ -85,6 +114,8 @@ class Project(MetaPathFinder):
                 found = None  # a folder without code, or a library's import: installed modules come first
         if found is None:
             return None
+        if (bundle := next(filter(is_bundle, _folders(found)), None)) is not None:
+            raise ModuleNotFoundError(f"{fullname} lies in the bundle {bundle}, whose code never runs", name=fullname)
         self._tops.add(_top(fullname))
         if type(found.loader) is not SourceFileLoader:
             return found
@@ -111,12 +142,14 @@ class Project(MetaPathFinder):
 
     def _is_contested(self, top: str) -> bool:
         """Return whether a name may lead to a module of a project; any other import need not wait for anybody."""
-        if top in NOT_THEIRS:
+        if top in NOT_THEIRS or top in libraries():
             return False
         return any(top in project._tops for project in list(_projects.values())) or self._beside(top) is not None
 
     def _beside(self, name: str) -> ModuleSpec | None:
-        return None if self._installed or name in NOT_THEIRS else PathFinder.find_spec(name, [self._folder])
+        if self._installed or name in NOT_THEIRS or name in libraries():
+            return None
+        return PathFinder.find_spec(name, [self._folder])
 
     @contextmanager
     def _standing_in(self) -> Iterator[None]:
@@ -198,6 +231,36 @@ class _Loader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         module.__dict__["__builtins__"] = self._project.builtins  # which every function in it keeps
         super().exec_module(module)
+
+
+def is_bundle(folder: Path) -> bool:
+    """Return whether a folder is a bundle."""
+    from natscope.core.bundle.format import MANIFEST, WEIGHTS  # which imports torch; processes for uploads do without
+
+    return (folder / MANIFEST).exists() and (folder / WEIGHTS).exists()
+
+
+@functools.cache
+def libraries() -> frozenset[str]:
+    """Return the modules of the libraries that natscope requires; a file of such a name never takes their place.
+
+    To give it to a project, the library would have to be taken from all other threads for as long as the project
+    imports.
+    """
+    found = set[str]()
+    for requirement in importlib.metadata.requires("natscope") or ():
+        if "extra ==" not in requirement:
+            files = importlib.metadata.files(re.split(r"[^\w.-]", requirement)[0]) or ()
+            found |= {f.parts[0].removesuffix(".py") for f in files if f.name in ("__init__.py", f.parts[0])}
+    return frozenset(filter(str.isidentifier, found)) - {"tests", "examples"}
+
+
+def _folders(found: ModuleSpec) -> Iterator[Path]:
+    """Yield the folders in which the code of a module lies, links resolved and not."""
+    for origin in (found.origin, *(found.submodule_search_locations or ())):
+        if origin is not None and (found.has_location or origin != found.origin):
+            path = Path(origin)
+            yield from (path, *path.absolute().parents, *path.resolve().parents)
 
 
 def elsewhere(name: str, *folders: str) -> ModuleSpec | None:

@@ -21,16 +21,18 @@ from typing import Any
 
 import filelock
 
-from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, sha256_of, write_atomically
+from natscope.core.bundle.format import MANIFEST, Bundle, sha256_of, write_atomically
 from natscope.core.errors import BuildError, FileError, UntrustedError
 from natscope.core.files import read_regular
 from natscope.precompute.paths import configuration
-from natscope.precompute.training.projects import INSTALLED, NOT_THEIRS, elsewhere, finders, project_in
+from natscope.precompute.training.projects import INSTALLED, NOT_THEIRS, elsewhere, finders, is_bundle, project_in
 
 ALLOWED = "NATSCOPE_ALLOW_CODE"  # environment variable, which child processes inherit: names separated by commas
 _LONGEST = 200  # characters of "module.path:factory"
 _RECORD, _RECORD_LIMIT = "trusted.json", 10_000_000  # bytes
 _PATIENCE = 10.0  # seconds
+_LISTED = 5  # folders in a message
+_MOST_DIGESTS = 1000  # states of a module that are remembered
 _FOLDER = 5  # how `modulefinder` calls a package
 _built_with: dict[str, str] = {}  # files by architecture, so that a concurrent build does not affect this one
 
@@ -66,7 +68,8 @@ class Code:
         files = {self.module: self.file}
         if self.folder.name not in INSTALLED:
             finder = _Imports(path=[str(self.folder)])
-            with suppress(ImportError, SyntaxError, ValueError):  # importing it reports what is wrong
+            # Looking for modules invalidates what Python has cached of folders, which two threads must not do at once.
+            with finders, suppress(ImportError, SyntaxError, ValueError):  # importing it reports what is wrong
                 finder.import_hook(self.module)
             found = {name: getattr(module, "__file__", None) for name, module in finder.modules.items()}
             files |= {name: Path(file) for name, file in found.items() if file}
@@ -80,11 +83,19 @@ class Code:
 
 @dataclass(frozen=True)
 class Trusted:
-    """A record of trust: a network's "module.path:factory", the module's file, and the folder that led there."""
+    """A record of trust.
+
+    Args:
+        architecture: a network's "module.path:factory".
+        file: of the module.
+        folder: that led there.
+        digests: `Code.digest` of each state that was built with, the latest last.
+    """
 
     architecture: str
     file: str
     folder: str
+    digests: tuple[str, ...] = ()
 
 
 class _Imports(ModuleFinder):
@@ -140,18 +151,24 @@ def trust(architecture: str) -> None:
     if (chain := _chain(module)) is None:
         raise _not_found(module)
     code = _checked_code(Code(module, factory, chain), None)
-    entry = Trusted(architecture, str(code.file), str(code.folder))
-    _built_with[architecture] = entry.file
-    if _recorded()[-1:] == [entry]:
+    file, digest = str(code.file), code.digest
+    _built_with[architecture] = file
+    if any(
+        (last.architecture, last.file, last.digests[-1:]) == (architecture, file, (digest,))
+        for last in _recorded()[-1:]
+    ):
         return
     folder = configuration()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
         with filelock.FileLock(folder / f"{_RECORD}.lock", timeout=_PATIENCE):
-            same = (entry.architecture, entry.file)
-            entries = [*(known for known in _recorded() if (known.architecture, known.file) != same), entry]
-            text = json.dumps({"trusted": [asdict(known) for known in entries]}, indent=1)
+            known = {(each.architecture, each.file): each for each in _recorded()}
+            before = known.pop((architecture, file), None)
+            digests = dict.fromkeys((*(before.digests if before else ()), digest))
+            digests[digest] = digests.pop(digest)  # the latest last
+            entries = [*known.values(), Trusted(architecture, file, str(code.folder), tuple(digests)[-_MOST_DIGESTS:])]
+            text = json.dumps({"trusted": [asdict(each) for each in entries]}, indent=1)
             write_atomically(folder / _RECORD, text.encode())
     except (OSError, filelock.Timeout) as error:
         reason = getattr(error, "strerror", None) or "another natscope holds it"
@@ -177,15 +194,22 @@ def find(architecture: str, bundle: Bundle | None = None) -> Code:
     if allowed and (chain := _chain(module)):
         return _checked_code(Code(module, factory, chain), bundle)
     recorded = [known for known in _recorded() if known.architecture == architecture]
-    for known in _likeliest(recorded, bundle):
+    candidates = _candidates(recorded, bundle)
+    for known in candidates:
         for chain in (_chain(module, known.folder), _chain(module)):
             if chain and str((code := Code(module, factory, chain)).file) == known.file:
                 return _checked_code(code, bundle)
     if allowed:
         raise _not_found(module)
+    if recorded and not candidates:
+        folders = ", ".join(known.folder for known in recorded[-_LISTED:])
+        raise BuildError(
+            f"You trust several modules called {module} ({folders}), and this bundle was built with none of them as it "
+            f"is or was; run natscope in the folder of the one that belongs to it, with `--allow-code {architecture}`."
+        )
     if recorded:
         raise BuildError(
-            f"The module {module}, which you trusted, is no longer at {recorded[-1].file}; put it back, or run "
+            f"The module {module}, which you trusted, is no longer at {candidates[0].file}; put it back, or run "
             f"natscope where it is with `--allow-code {architecture}`."
         )
     who = f"The network {architecture}" if bundle is None else f"The bundle {bundle.path}"
@@ -220,39 +244,43 @@ def _recorded() -> list[Trusted]:
     """Return what is trusted, the latest last."""
     file = configuration() / _RECORD
     try:
-        found = [Trusted(**entry) for entry in json.loads(read_regular(file, _RECORD_LIMIT, links=True))["trusted"]]
-        if not all(isinstance(value, str) for entry in found for value in asdict(entry).values()):
+        read = json.loads(read_regular(file, _RECORD_LIMIT, links=True))["trusted"]
+        found = [Trusted(**entry | {"digests": tuple(entry.get("digests", ()))}) for entry in read]
+        texts = (text for each in found for text in (each.architecture, each.file, each.folder, *each.digests))
+        if not all(isinstance(text, str) for text in texts):
             raise TypeError
     except FileError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return []
         raise BuildError(f"What code you trust cannot be read: {error}") from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BuildError(
             f"The record of what code you trust, {file}, is damaged; delete it and build again."
         ) from error
     return found
 
 
-def _likeliest(recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trusted]:
-    """Sort files of one name: first the one that the bundle was built with, then that of this folder, then the latest.
+def _candidates(recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trusted]:
+    """Return the files of one name that a network may come from, the likeliest first.
 
-    Without a bundle the one that this process builds with comes first.
+    A bundle's own are those as it was built with, else those that were so once and have been edited since. Only a
+    bundle from elsewhere may get any other: the only one, or that of the working directory.
     """
-    if len(recorded) < 2:
-        return list(recorded)
     if bundle is None:
         return sorted(recorded, key=lambda known: known.file == _built_with.get(known.architecture))[::-1]
-    settings, here = bundle.manifest.results.get("settings"), _here()
+    settings = bundle.manifest.results.get("settings")
     model = settings.get("model") if isinstance(settings, dict) else None
     source = model.get("source") if isinstance(model, dict) else None
+    same = [known for known in recorded if source is not None and _digest(known) == source]
+    edited = [known for known in recorded if source in known.digests and known not in same]
+    here = [known for known in recorded if known.folder in _here()]
+    return [*same, *edited][::-1] or (list(recorded) if len(recorded) == 1 else here)
 
-    def likeness(known: Trusted) -> tuple[bool, bool]:
-        module, _, factory = known.architecture.partition(":")
-        chain = _chain(module, known.folder)
-        return chain is not None and Code(module, factory, chain).digest == source, known.folder in here
 
-    return sorted(recorded, key=likeness)[::-1]
+def _digest(known: Trusted) -> str | None:
+    module, factory = _split(known.architecture)
+    chain = _chain(module, known.folder)
+    return Code(module, factory, chain).digest if chain else None
 
 
 def _chain(module: str, folder: str | None = None) -> tuple[ModuleSpec, ...] | None:
@@ -317,9 +345,8 @@ def _checked_code(code: Code, bundle: Bundle | None) -> Code:
 
 
 def _is_bundle(folder: Path, opened: Path | None) -> bool:
-    named = (folder / MANIFEST).exists()
-    beside = opened is not None and (folder == opened or (named and folder.parent == opened.parent))
-    return beside or (named and (folder / WEIGHTS).exists())
+    beside = opened is not None and (folder == opened or folder.parent == opened.parent)
+    return (beside and (folder / MANIFEST).exists()) or folder == opened or is_bundle(folder)
 
 
 def _not_found(module: str) -> BuildError:

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from natscope.core.errors import BuildError, out_of_memory
 from natscope.core.jacobians import forward_with_penultimate, jacobian_blocks, supported_layers
 from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.projects import first_line
 
 _TOLERANCE = 0.05  # relative, in norm: far above rounding, far below the error of a misread layer
 _SUM_OF_CHANCES = 1e-4
@@ -119,7 +120,7 @@ class _Trail:
 
     def where(self, error: BaseException) -> str:
         """Return in which layer the pass stopped, and why, as the end of a sentence."""
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].strip().rstrip(".")
+        reason = first_line(error)
         if not self.inside or not self.inside[-1][0]:
             return f" ({reason})"
         name, module, shape = self.inside[-1]

@@ -2,6 +2,7 @@ import gc
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from natscope.app.views import query as query_view
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Request
 from natscope.core.methods import METHODS, rank
+from tests.app.conftest import serving
 from tests.conftest import one_sentence
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
@@ -155,14 +157,11 @@ def test_equal_scores_share_a_rank(served, attributor, here, monkeypatch):
     assert [alt.split(",")[0] for alt in _cards(page, "ranking")] == ["rank 1", "rank 2", "rank 3"]
 
 
-def test_the_comparison_is_one_link_away(two_bundles, bundle_path, monkeypatch):
+def test_the_comparison_is_one_link_away(two_bundles):
     address = _compare_address(_open(q="test:7", bundle="second"))
     assert address.startswith("compare?q=test%3A7&")
     assert address.endswith("&bundle=second")
-    monkeypatch.setenv(BUNDLES, str(bundle_path.parent))
-    page = _open(q="test:7")
-    assert "bundle" not in _compare_address(page)
-    page = _set(page, "number_input", "test_number", 30)
+    page = _set(_open(q="test:7"), "number_input", "test_number", 30)
     assert _compare_address(page).startswith("compare?q=test%3A30&")
 
 
@@ -388,7 +387,7 @@ def test_wrong_parameters_are_named_and_the_default_is_shown(served):
     wrong = dict.fromkeys(("q", "method", "sigma2", "m", "pool", "given", "target"), "wrong")
     page = _open(**wrong)
     assert [warning.value.split()[2] for warning in page.warning] == list(wrong)
-    assert page.query_params == {"q": "test:0", "sigma2": "1", "m": "10"}
+    assert page.query_params == {"q": "test:0", "sigma2": "1", "m": "10", "bundle": "fashion-mnist"}
     assert (_ranked(page), _sentence(page)) == (_ranked(_open()), _sentence(_open()))
 
 
@@ -447,7 +446,61 @@ def test_an_image_unlike_training_is_marked(served):
 def test_one_bundle_needs_no_choice(served):
     page = _open()
     assert "bundle" not in [box.key for box in page.selectbox]
-    assert "bundle" not in page.query_params
+
+
+@pytest.fixture
+def server(tiny_path, tmp_path):
+    shutil.copytree(tiny_path, tmp_path / "served" / "middle")
+    with serving(tmp_path / "served", tmp_path / "log") as address:
+        yield address
+
+
+@pytest.mark.browser
+def test_the_chosen_bundle_stays_chosen_on_every_page(visit, server, tmp_path):
+    def on(page, name, bundle):
+        page.get_by_role("link", name=name, exact=True).click()
+        page.wait_for_url(re.compile(rf"{name.split()[-1].lower()}\?.*bundle={bundle}"), timeout=60_000)
+
+    page, folder = visit("/?q=test:5"), tmp_path / "served"
+    page.wait_for_url(re.compile("bundle=middle"), timeout=60_000)
+    shutil.copytree(folder / "middle", folder / "an earlier one")
+    for name in ("Compare", "Counterfactual", "Coreset"):
+        on(page, name, "middle")
+    page.get_by_role("combobox", name="Bundle").click()
+    page.get_by_role("option", name="Tiny", exact=True).click()
+    page.wait_for_url(re.compile(r"coreset\?.*bundle=an\+earlier\+one"), timeout=60_000)
+    on(page, "Compare", r"an\+earlier\+one")
+    shutil.rmtree(folder / "an earlier one")
+    on(page, "Counterfactual", "middle")
+    page.get_by_text("There is no bundle “an earlier one” here").wait_for()
+
+
+def test_a_bundle_that_comes_to_lie_beside_the_only_one_takes_nothing_over(two_bundles):
+    (two_bundles / "first").rename(two_bundles.parent / "first")
+    page = _open(q="test:3")
+    link = dict(page.query_params)
+    (two_bundles.parent / "first").rename(two_bundles / "first")
+    assert _whole(page.run()).query_params == link
+    assert _open(**link).query_params == link
+
+
+def test_a_bundle_that_is_gone_when_it_is_chosen_leaves_the_one_before(two_bundles):
+    shutil.copytree(two_bundles / "second", two_bundles / "third", copy_function=os.link)
+    page = _open(bundle="second")
+    shutil.rmtree(two_bundles / "third")
+    page = _set(page, "selectbox", "bundle", "third")
+    assert page.selectbox(key="bundle").value == page.query_params["bundle"] == "second"
+    assert ["third" in warning.value for warning in page.warning] == [True]
+
+
+def test_a_title_follows_its_bundle(two_bundles):
+    page = _open(bundle="second")
+    first, second = two_bundles / "first", two_bundles / "second"
+    first.rename(two_bundles.parent / "first")
+    second.rename(first)
+    (two_bundles.parent / "first").rename(second)
+    box = _whole(page.run()).selectbox(key="bundle")
+    assert (box.options, box.value) == (["The second one", "The first one"], "second")
 
 
 def test_among_several_bundles_one_is_chosen(two_bundles):

@@ -265,6 +265,67 @@ def test_a_bundle_finds_its_own_among_modules_of_one_name(place, tmp_path, monke
     assert retrain(bundles["two"], np.zeros(0, dtype=np.int64))
 
 
+def test_an_edited_module_is_not_mistaken_for_one_of_the_same_name(place, tmp_path, monkeypatch):
+    bundles = {}
+    for name, activation in (("one", "none"), ("two", "tanh")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "twin_net.py").write_text(_NET.replace("ReLU()", f"GELU({activation!r})"))
+        (tmp_path / name / "images").symlink_to(place / "images")
+        monkeypatch.chdir(tmp_path / name)
+        bundles[name] = build(_spec("twin_net:Net"), tmp_path / name / "bundle").path
+    monkeypatch.chdir(place)
+    before = open_attributor(bundles["one"]).query("test", 0).probabilities
+    with (tmp_path / "one" / "twin_net.py").open("a") as file:
+        file.write("# a comment\n")
+    for folder in (place, tmp_path / "two"):
+        monkeypatch.chdir(folder)
+        np.testing.assert_array_equal(open_attributor(bundles["one"]).query("test", 0).probabilities, before)
+    (tmp_path / "one" / "twin_net.py").unlink()
+    with pytest.raises(BundleError, match=r"no longer at .*one/twin_net\.py"):
+        open_attributor(bundles["one"])
+
+
+def test_none_of_several_modules_of_one_name_is_taken_for_that_of_a_bundle_from_elsewhere(place, tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "many_net.py").write_text(f"{_NET}\n# {name}\n")
+        monkeypatch.chdir(tmp_path / name)
+        trust("many_net:Net")
+    bundle = _forged(place, tmp_path / "bundle", "many_net:Net")
+    monkeypatch.chdir(place)
+    with pytest.raises(BundleError, match=r"several modules called many_net .*two") as caught:
+        open_attributor(bundle)
+    one_sentence(str(caught.value))
+    monkeypatch.chdir(tmp_path / "one")
+    assert open_attributor(bundle)
+
+
+def test_code_of_a_bundle_that_lies_beside_a_module_never_runs(place, tmp_path, marker, monkeypatch):
+    net = "try:\n    import beside_it\nexcept ImportError:\n    pass\n" + _NET
+    (tmp_path / "trying_net.py").write_text(net)
+    shutil.copytree(place / "bundles" / "hers", tmp_path / "beside_it")
+    _payload(tmp_path / "beside_it" / "__init__.py", marker)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [str(tmp_path), *sys.path])
+        trust("trying_net:Net")
+        assert build_model(ModelSpec("trying_net:Net", None), seed=0)
+    assert not marker.exists()
+    assert "beside_it" not in sys.modules
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy", "trak"])
+def test_a_file_named_like_a_library_of_natscopes_takes_it_from_nobody(place, tmp_path, library, marker, monkeypatch):
+    _payload(tmp_path / f"{library}.py", marker)
+    (tmp_path / "crowded_net.py").write_text(f"import {library}\n" + _NET)
+    monkeypatch.chdir(tmp_path)
+    trust("crowded_net:Net")
+    here = sys.modules.get(library)
+    assert build_model(ModelSpec("crowded_net:Net", None), seed=0)
+    assert not marker.exists()
+    assert here is None or sys.modules[library] is here
+
+
 def test_what_two_projects_import_from_beside_them_is_each_ones_own(place, tmp_path, monkeypatch):
     factories = {}
     for name, width in (("one", 4), ("two", 5)):
@@ -460,7 +521,7 @@ def test_the_record_is_the_users_alone_and_loses_nothing(tmp_path, stranger, mon
     assert configuration().stat().st_mode & 0o777 == 0o700
     entries = json.loads((configuration() / "trusted.json").read_text())["trusted"]
     assert sorted(entry["architecture"] for entry in entries) == [f"{name}:Net" for name in names]
-    assert entries[0].keys() == {"architecture", "file", "folder"}
+    assert entries[0].keys() == {"architecture", "file", "folder", "digests"}
     trust("many_0:Net")
     trust("many_0:Net")
     assert len(json.loads((configuration() / "trusted.json").read_text())["trusted"]) == 8
@@ -645,7 +706,8 @@ def test_a_thread_of_a_factory_may_import_what_is_no_projects(place, tmp_path, m
 
 def test_a_module_with_the_name_of_a_library_is_its_projects_alone(place, tmp_path, monkeypatch):
     """Whether the library was loaded before or not."""
-    for name, library in (("loaded", "click"), ("new", "cloudpickle_of_no_use")):
+    importlib.import_module("jinja2")
+    for name, library in (("loaded", "jinja2"), ("new", "cloudpickle_of_no_use")):
         folder = tmp_path / name
         folder.mkdir()
         (folder / f"{library}.py").write_text("WIDTH = 4\n")
@@ -689,3 +751,39 @@ def test_a_network_that_fails_while_a_method_is_added_is_one_sentence(place, tmp
     with pytest.raises(BuildError, match="later_failing_net:Net") as caught:
         build(replace(spec, methods=("graddot",)), tmp_path / "bundle")
     one_sentence(str(caught.value))
+
+
+@pytest.fixture(scope="module")
+def moody(place, tmp_path_factory):
+    """A folder with a bundle whose network fails when the environment says so."""
+    folder = tmp_path_factory.mktemp("moody")
+    (folder / "images").symlink_to(place / "images")
+    (folder / "moody_net.py").write_text(
+        "import os\n\n\nclass Wordless(BaseException):\n    def __str__(self):\n        raise ValueError\n"
+        + _NET
+        + "\n    calls = 0\n\n    def forward(self, x):\n        Net.calls += 1\n"
+        + "        if Net.calls == int(os.environ.get('FAILS_AT', 0)):\n            raise eval(os.environ['RAISES'])\n"
+        + "        return super().forward(x)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        build(_spec("moody_net:Net"), folder / "bundle")
+    return folder
+
+
+@pytest.mark.parametrize("raised", ["ValueError('an odd image')", "Wordless()", "SystemExit(3)"])
+@pytest.mark.parametrize("command", ["attribute", "verify"])
+def test_a_network_that_fails_after_its_bundle_was_opened_is_one_sentence(moody, monkeypatch, capsys, raised, command):
+    monkeypatch.chdir(moody)
+    query, codes = ["--test-index", "1", "--budget", "2"] if command == "attribute" else [], []
+    for call in range(1, 9):
+        monkeypatch.setenv("FAILS_AT", str(call))
+        monkeypatch.setenv("RAISES", raised)
+        with (moody / "moody_net.py").open("a") as file:
+            file.write("#\n")  # imported again, it counts from the start
+        code, out, err = _run(capsys, command, "--bundle", moody / "bundle", *query)
+        if code:
+            assert "moody_net:Net" in out + err or "natscope's own fails" in out + err
+            one_sentence(err if command == "attribute" else f"{out}{err}")
+        codes.append(code)
+    assert codes[:3] == [{"attribute": 2, "verify": 1}[command]] * 3
