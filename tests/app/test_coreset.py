@@ -65,7 +65,7 @@ def test_a_sentence_comes_first_and_the_sheet_has_every_image_by_its_class(page)
     assert [len(items) for items in sheets.values()] == [2] * 10
     own = [chart.key for chart in app.get("plotly_chart") if "measured" not in chart.key]
     assert own == ["coreset_balance", "coreset_information"]
-    assert dict(app.query_params) == {"n": "12", "m": "20"}
+    assert dict(app.query_params) == {"n": "12", "m": "20", "bundle": "fashion-mnist"}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_each_way_of_choosing_queries(page, link, said):
     app = page(**link)
     assert said in app.markdown[1].value
     assert sum(len(items) for items in _sheets(app).values()) == 20
-    assert dict(app.query_params) == {"n": "12", "m": "20"} | link
+    assert dict(app.query_params) == {"n": "12", "m": "20", "bundle": "fashion-mnist"} | link
 
 
 def test_queries_are_those_that_were_asked_for(attributor):
