@@ -32,6 +32,7 @@ from tests.tiny import build_tiny
 _DATA = Path(os.environ.get("NATSCOPE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+EACH = 600  # training images of a class in the bundles that most tests use
 _SLOW = {"browser", "bundle_path", "poisoned_path", "shared_data"}  # fixtures that start a browser, build or train
 _BUILDING = {"artifacts", "build", "fuzz", "own_model", "store", "tenth_method", "trusted", "wheel"}  # files of tests
 
@@ -54,9 +55,10 @@ def own_configuration(tmp_path_factory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def bundle_path(tmp_path_factory) -> Path:
-    """The embedded bundle with fewer epochs and a narrower sketch: real in everything else, and built in seconds."""
+    """The embedded bundle with fewer images and a narrower sketch: real in everything else, and built in seconds."""
     spec = BuildSpec(
-        training=TrainingSpec(epochs=3),
+        per_class=EACH,
+        training=TrainingSpec(epochs=6),
         sketch=SketchSpec(dim=512),
         methods=tuple(METHODS),
         ekfac=EkfacSpec(covariance_directions=5000, lambda_directions=300),
@@ -77,8 +79,9 @@ def poisoned_path(tmp_path_factory) -> Path:
     """The embedded data with a backdoor, trained just long enough to learn it."""
     spec = BuildSpec(
         name="Fashion-MNIST with a backdoor",
+        per_class=EACH,
         poison=PoisonSpec(rate=0.0333),
-        training=TrainingSpec(epochs=8),
+        training=TrainingSpec(epochs=16),
         sketch=SketchSpec(dim=512),
     )
     return _built_once(spec, "fashion-mnist-poisoned", tmp_path_factory, sigma2="backdoor")

@@ -53,8 +53,8 @@ class Bundle:
         >>> bundle = natscope.Bundle(Path("bundles/fashion-mnist"))
         >>> bundle.classes[:3]
         ('T-shirt/top', 'Trouser', 'Pullover')
-        >>> bundle.array("train_images").shape
-        (15000, 28, 28)
+        >>> bundle.array("test_images").shape
+        (10000, 28, 28)
     """
 
     def __init__(self, path: Path) -> None:

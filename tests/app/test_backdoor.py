@@ -112,7 +112,7 @@ def test_nothing_is_framed_until_it_is_revealed(page, poisoned):
     app = _press(app, "reveal")
     first = _artifacts(app, "appear")[0]
     framed = sum(item["framed"] for item in first["items"])
-    assert framed > 25
+    assert framed > 15  # of 20
     assert f"{framed} of the first 50" in _texts(app)
     assert "Chance would find 2" in _texts(app)
     app = _press(app, "reveal")

@@ -24,7 +24,7 @@ from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle
 from natscope.core.methods import METHODS
 from natscope.precompute.bundles import background
 from natscope.precompute.bundles.demo import FIRST, POISONED, SLOW
-from tests.conftest import one_sentence
+from tests.conftest import EACH, one_sentence
 from tests.tiny import edited
 
 _ROOT = Path(__file__).parents[2]
@@ -291,7 +291,7 @@ def test_a_name_that_could_be_two_classes_is_refused(refused, tiny_path, tmp_pat
 
 def test_the_pool_of_all_ranks_images_of_every_class(attribute, bundle_path):
     answer = attribute("--test-index", _TEST_IMAGE, "--pool", "all", "--method", "random", "--budget", "500")
-    assert (answer["pool"], answer["pool_size"]) == ("all", 15000)
+    assert (answer["pool"], answer["pool_size"]) == ("all", 10 * EACH)
     labels = Bundle(bundle_path).array("train_labels")
     assert all(i["label"] == labels[i["train_index"]] for i in answer["items"])
     assert {i["label"] for i in answer["items"]} == set(range(10))
@@ -301,7 +301,7 @@ def test_the_pool_of_all_tells_more_than_the_images_of_one_class(attribute):
     own, everything = (
         attribute("--test-index", _TEST_IMAGE, "--method", "info_gain", "--pool", p) for p in ("same-class", "all")
     )
-    assert everything["items"][0]["nats"] >= own["items"][0]["nats"]
+    assert everything["items"][0]["nats"] >= own["items"][0]["nats"] * (1 - 1e-3)  # stored as float16
 
 
 def test_conditioning_on_all_training_images_changes_what_is_lost(attribute):
@@ -352,7 +352,7 @@ _QUERIES = ["--test-index", "--train-index", "--image"]
         (["--test-index", "1", "--train-index", "1"], _QUERIES),
         (["--test-index", "1", "--image", "x.png"], _QUERIES),
         (["--test-index", "10000"], ["test image 10000", "0 to 9999"]),
-        (["--train-index", "15000"], ["train image 15000", "0 to 14999"]),
+        (["--train-index", "15000"], ["train image 15000", f"0 to {10 * EACH - 1}"]),
         (["--test-index", "-1"], ["test image -1"]),
         (["--train-index", "-1"], ["train image -1"]),
         (["--test-index", "9" * 30], [f"test image {'9' * 30}"]),

@@ -9,6 +9,7 @@ from natscope.app.serve import BUNDLES
 from natscope.app.views import counterfactual
 from natscope.precompute.training.removal import Answer, identity_of, name_of
 from natscope.precompute.training.result_cache import ResultCache
+from tests.conftest import EACH
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def _has(app, key):
 
 def test_taken_away_trained_again_and_known_the_next_time(page, attributor, tmp_path):
     app = page(q="test:1", m="40")
-    assert "these 40 of 1,500" in _texts(app)
+    assert f"these 40 of {EACH}" in _texts(app)
     app = _whole(app.button(key="counterfactual_job_start").click().run())
     app = _trained(app)
     assert "margin" in _texts(app)

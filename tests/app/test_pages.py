@@ -24,7 +24,7 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Request
 from natscope.core.methods import METHODS, rank
 from tests.app.conftest import serving
-from tests.conftest import one_sentence
+from tests.conftest import EACH, one_sentence
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
 
@@ -192,7 +192,7 @@ def test_settings_survive_a_method_that_has_no_use_for_them(served):
 
 def test_a_gain_after_conditioning_on_everything_is_shared_out_among_its_candidates(served):
     page = _set(_open(given="train"), "selectbox", "method", "info_gain")
-    assert "the 1,500 candidates" in _sentence(page)
+    assert f"the {EACH} candidates" in _sentence(page)
 
 
 def test_why_not_another_class_ranks_that_class(served, attributor):
@@ -223,10 +223,10 @@ def test_another_query_is_asked_for_its_own_answer(served, attributor):
 
 def test_all_classes_may_be_ranked(served, attributor):
     page = _set(_open(), "segmented_control", "pool", "all")
-    assert "the 15,000 candidates" in _sentence(page)
+    assert f"the {10 * EACH:,} candidates" in _sentence(page)
     assert page.query_params["pool"] == "all"
     page = _set(page, "segmented_control", "pool", "same-class")
-    assert "the 1,500 candidates" in _sentence(page)
+    assert f"the {EACH} candidates" in _sentence(page)
 
 
 def test_conditioning_on_all_training_data_changes_the_amount(served):

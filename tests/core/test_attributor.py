@@ -15,6 +15,7 @@ from natscope.core.pool import Pool
 from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
 from natscope.core.progress import silent
 from natscope.precompute.bundles.opening import open_attributor
+from tests.conftest import EACH
 from tests.tiny import build_tiny
 
 
@@ -33,7 +34,7 @@ def test_items_are_training_images_of_the_predicted_class(attributor, query, nam
     result = attributor.attribute(query, Request(name, budget=6))
     assert [item.rank for item in result.items] == [1, 2, 3, 4, 5, 6]
     assert {int(attributor.train_labels[item.train_index]) for item in result.items} == {query.predicted}
-    assert result.pool_size == 1500
+    assert result.pool_size == EACH
     assert (result.total_nats is not None) == (METHODS[name].information is not None)
     if result.nats is not None:
         assert 0 < result.nats <= result.total_nats
@@ -59,7 +60,7 @@ def test_a_training_image_is_taken_out_of_what_it_leans_on(attributor):
     found = attributor.attribute(image, Request(budget=5, target=label))
     assert [item.train_index for item in found.items] == rows[kept][wanted.indices].tolist()
     np.testing.assert_allclose([item.nats for item in found.items], wanted.nats, rtol=1e-6)
-    assert found.pool_size == 1499
+    assert found.pool_size == EACH - 1
 
 
 def test_an_upload_of_a_test_image_is_attributed_like_the_test_image(attributor, query):
@@ -88,7 +89,7 @@ def test_the_pool_of_all_classes_holds_every_training_image_under_the_targets_lo
     features = attributor.features.features(images, np.full(len(images), query.predicted))
     wanted = greedy.info_gain(Pool(features), attributor.query_features(query, query.predicted), 1.0, 5)
     assert [item.train_index for item in result.items] == wanted.indices.tolist()
-    assert result.pool_size == 15000
+    assert result.pool_size == 10 * EACH
 
 
 def test_conditioning_on_all_training_data_is_that_of_its_whole_gram(attributor, query):
@@ -144,7 +145,7 @@ def test_settings_that_cannot_be_used_get_a_sentence(attributor, query, request_
 
 
 @pytest.mark.parametrize(
-    ("origin", "index", "last"), [("test", 10000, 9999), ("test", -1, 9999), ("train", 15000, 14999)]
+    ("origin", "index", "last"), [("test", 10000, 9999), ("test", -1, 9999), ("train", 15000, 10 * EACH - 1)]
 )
 def test_an_image_that_is_not_there_gets_a_sentence(attributor, origin, index, last):
     with pytest.raises(QueryError, match=f"{origin} image {index}; .* 0 to {last}"):

@@ -30,14 +30,14 @@ def test_rank_correlation_ties_what_a_list_lacks_below_its_last():
 
 
 def test_other_sketches_change_what_depends_on_them_alone(attributor, query):
-    requests = [Request(name, budget=8) for name in METHODS]
+    requests = [Request(name, budget=40) for name in METHODS]
     found = across_sketches(attributor, query, requests, (1,), SILENT)
     assert [each.request for each in found] == requests
     for each in found:
         assert each.repeats == (1 if METHODS[each.request.method].sketched else 0)
         assert each.original.items == attributor.attribute(query, each.request).items
         if each.repeats:
-            assert each.stayed.shape == (8,)
+            assert each.stayed.shape == (40,)
             assert each.stayed.sum() > 0
             assert each.stayed.max() <= 1
             assert (each.correlations < 1).all()  # the same images may stay, but not in the very same order

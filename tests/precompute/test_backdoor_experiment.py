@@ -17,6 +17,7 @@ from natscope.core.methods import METHODS
 from natscope.core.metrics import recall_at_k
 from natscope.precompute.experiments import backdoor as experiment
 from natscope.precompute.training.result_cache import ResultCache
+from tests.conftest import EACH
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 
@@ -59,7 +60,7 @@ def test_random_finds_the_base_rate_within_its_error(poisoned):
         items = poisoned.attribute(query, request).items
         recalls.append(recall_at_k([item.train_index for item in items], truth, 50))
     error = np.std(recalls, ddof=1) / 200**0.5
-    assert abs(np.mean(recalls) - 50 / 1500) < 4 * error
+    assert abs(np.mean(recalls) - 50 / EACH) < 4 * error
 
 
 def test_with_shuffled_labels_of_the_poison_the_recall_falls_to_chance(poisoned):
@@ -75,7 +76,7 @@ def test_with_shuffled_labels_of_the_poison_the_recall_falls_to_chance(poisoned)
         shuffled.append(recall_at_k(ranking, set(rng.choice(pool, 50, replace=False).tolist()), 50))
     error = np.std(shuffled, ddof=1) / len(shuffled) ** 0.5
     assert np.mean(real) > 0.5
-    assert abs(np.mean(shuffled) - 50 / 1500) < 4 * error
+    assert abs(np.mean(shuffled) - 50 / EACH) < 4 * error
 
 
 def test_no_method_reads_the_record_of_the_attack(poisoned):

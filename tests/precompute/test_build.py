@@ -27,12 +27,13 @@ from natscope.core.jacobians import jacobian_blocks
 from natscope.core.kernels import unpacked
 from natscope.core.rows import RowView
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.build import build, prepared
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes
 from natscope.precompute.data.datasets import DATASETS, Dataset, load_dataset
 from natscope.precompute.training.models import ModelSpec, build_model
 from natscope.precompute.training.train import TrainingSpec
+from tests.conftest import EACH
 
 _TRAIN, _TEST = 2300, 200  # three shards of training images
 _SPEC = BuildSpec(
@@ -352,8 +353,9 @@ def test_what_an_unfinished_build_has_written_counts_as_room(whole, tmp_path, mo
 
 def test_the_estimate_of_the_embedded_bundle_is_close(bundle_path):
     size = sum(file.stat().st_size for file in bundle_path.rglob("*"))
-    spec = BuildSpec(sketch=SketchSpec(dim=512), methods=("graddot", "trak", "kronfluence"))
-    estimate = estimated_bytes(spec, load_dataset(spec.dataset), Bundle(bundle_path).manifest.layout)
+    spec = BuildSpec(per_class=EACH, sketch=SketchSpec(dim=512), methods=("graddot", "trak", "kronfluence"))
+    data, _ = prepared(spec, load_dataset(spec.dataset))
+    estimate = estimated_bytes(spec, data, Bundle(bundle_path).manifest.layout)
     assert size <= estimate <= 2 * size
 
 

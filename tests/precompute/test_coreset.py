@@ -62,7 +62,7 @@ def test_the_result_says_what_was_done(result):
     assert [(row["method"], row["balanced"]) for row in result["rows"]] == [
         (name, balanced) for name in ("info_gain", "random") for balanced in (False, True)
     ]
-    assert result["setting"]["grid"] == [30, 60]
+    assert result["setting"]["grid"] == [12, 30, 60]
     assert {"experiment", "date", "command", "bundles", "setting", "versions", "finding"} <= set(result)
     assert "--queries 20 --budget 60 --seed 0 --methods info_gain,random" in result["command"]
     for row in result["rows"]:

@@ -8,6 +8,7 @@ from natscope.core.backdoor import Backdoor, attack_success, stamp
 from natscope.core.errors import DataError
 from natscope.precompute.data.datasets import load_dataset
 from natscope.precompute.data.poison import PoisonSpec, poison
+from tests.conftest import EACH
 
 
 @pytest.fixture(scope="module")
@@ -103,5 +104,5 @@ def test_the_network_learns_it_and_the_manifest_says_who_taught_it(poisoned):
     assert manifest.results["test_accuracy"] > 0.8
     assert manifest.results["settings"]["poison"]["rate"] == 0.0333
     backdoor = Backdoor.from_dict(manifest.poison)
-    assert len(backdoor.train_indices) == 500
+    assert len(backdoor.train_indices) == 10 * EACH // 30
     assert (poisoned.train_labels[backdoor.train_indices] == backdoor.targets[backdoor.base_labels]).all()
