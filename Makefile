@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 TYPING := build/typing/natscope
 ARGS ?=
 PYTEST_ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: help demo test check lint audit format bench results docs clean
 help: ## list the targets
@@ -18,7 +18,7 @@ demo: $(VENV)/.installed ## install, build the embedded bundle, open the app (AR
 
 test: $(VENV)/.installed-dev ## install what tests need, a browser too, and run them (PYTEST_ARGS="-k greedy" WORKERS=0)
 	@$(BIN)/python -m tests.browser
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=10 $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST_ARGS)
 
 check: lint ## lint, and the tests that need neither a browser nor a build from scratch (two minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser" $(PYTEST_ARGS)

@@ -38,10 +38,16 @@ _BUILDING = {"artifacts", "build", "fuzz", "own_model", "store", "tenth_method",
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Mark as slow what needs a browser or a bundle built from scratch: `make check` leaves it out."""
+    """Mark as slow what needs a browser or a bundle built from scratch: `make check` leaves it out.
+
+    Files with slow tests come first, so that no worker is left alone with one at the end.
+    """
+    slow = set()
     for item in items:
         if _SLOW & set(item.fixturenames) or item.path.stem.removeprefix("test_") in _BUILDING:
             item.add_marker(pytest.mark.slow)
+            slow.add(item.path)
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

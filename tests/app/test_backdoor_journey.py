@@ -4,7 +4,6 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.app.conftest import serving
-from tests.conftest import EACH
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=60_000)
@@ -57,10 +56,10 @@ def test_the_story_from_the_trick_to_the_suspects(visit, tmp_path):
     file = tmp_path / "suspects.csv"
     waiting.value.save_as(file)
     rows = list(csv.DictReader(file.open()))
-    assert len(rows) == 10 * EACH // 30
+    assert len(rows) == 500
     assert {"rank", "train_index", "label_name", "suspicion"} <= set(rows[0])
     page.get_by_text("Reveal who was planted").last.click()
-    page.get_by_text(f"of the first {10 * EACH // 30} ").wait_for()
+    page.get_by_text("of the first 500 ").wait_for()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -352,8 +352,8 @@ def test_what_an_unfinished_build_has_written_counts_as_room(whole, tmp_path, mo
 
 
 def test_the_estimate_of_the_embedded_bundle_is_close(bundle_path):
-    size = sum(file.stat().st_size for file in bundle_path.rglob("*"))
-    spec = BuildSpec(per_class=EACH, sketch=SketchSpec(dim=512), methods=("graddot", "trak", "kronfluence"))
+    size = sum(file.stat().st_size for file in bundle_path.iterdir())
+    spec = BuildSpec(per_class=EACH, sketch=SketchSpec(dim=512), methods=("graddot", "trak"))
     data, _ = prepared(spec, load_dataset(spec.dataset))
     estimate = estimated_bytes(spec, data, Bundle(bundle_path).manifest.layout)
     assert size <= estimate <= 2 * size

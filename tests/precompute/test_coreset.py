@@ -15,6 +15,7 @@ from natscope.precompute.experiments import EXPERIMENTS, coreset
 from natscope.precompute.experiments.result import over_bundles
 from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.subset import Subset, accuracies, train_on
+from tests.conftest import EACH
 
 SILENT = lambda stage, done, total: None  # noqa: E731
 SETTINGS = {"queries": 20, "budget": 60, "seed": 0, "methods": ("info_gain", "random")}
@@ -66,7 +67,7 @@ def test_the_result_says_what_was_done(result):
     assert {"experiment", "date", "command", "bundles", "setting", "versions", "finding"} <= set(result)
     assert "--queries 20 --budget 60 --seed 0 --methods info_gain,random" in result["command"]
     for row in result["rows"]:
-        assert len(row["accuracy"]) == 2
+        assert len(row["accuracy"]) == 3
         assert all(0.05 < value["mean"] < result["all_data"]["mean"] for value in row["accuracy"])
     assert result["rows"][0]["sigma2"] == [1.0]
     assert result["rows"][2]["sigma2"] is None
@@ -81,7 +82,7 @@ def test_the_result_says_what_was_done(result):
 
 def test_on_all_training_images_it_is_the_bundles_own_network(bundle_path, result):
     bundle = open_attributor(bundle_path).bundle
-    subset = Subset(np.arange(15_000), np.array([3, 4]))
+    subset = Subset(np.arange(10 * EACH), np.array([3, 4]))
     own = accuracies(bundle, np.asarray(bundle.array("test_logits")), subset.asked)
     assert train_on(bundle, subset) == pytest.approx(own, abs=1e-4)
     labels = np.asarray(bundle.array("test_labels"))
