@@ -40,7 +40,7 @@ def worth(attributor: Served, method: str, asked: np.ndarray, chosen: np.ndarray
         return
     subsets = {"these": Subset(chosen, asked), "at_random": Subset(at_random, asked)}
     keys = {name: subset.key(bundle) for name, subset in subsets.items()}
-    name = f"{identity_of(bundle)}-{bundle.manifest.files['test_images'].sha256[:8]}"
+    name = identity_of(bundle)
     file = home() / "coresets" / f"{name}.json"
     kept = ResultCache(file)
     if all(key in kept for key in keys.values()):

@@ -1,6 +1,7 @@
 """Open a bundle with the network that its manifest names."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -103,19 +104,13 @@ def _check_unchanged(attributor: Attributor) -> None:
     bundle, features = attributor.bundle, attributor.features
     architecture = bundle.manifest.model["architecture"]
     tests, trained = (_first(attributor, f"{split}_images") for split in ("test", "train"))
-    try:
+    with _failures(bundle):
         outputs = features.outputs(tests)
         found, width = {"test_logits": outputs.logits}, outputs.penultimate.shape[1:]
         layout = None if convolves(features.model) else features.layout(tests[:1])
         if len(trained):
             outputs = features.outputs(trained)
             found |= {"train_logits": outputs.logits, "penultimate": outputs.penultimate}
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # somebody's code, or images that are too small for the network
-        if out_of_memory(error):
-            raise
-        raise BundleError(f"The network {architecture} of the bundle {bundle.path} fails: {said(error)}.") from error
     fits = layout == bundle.manifest.layout and width == bundle.array("penultimate").shape[1:]
     if not fits or not all(_is_stored(bundle, name, rows) for name, rows in found.items()):
         raise BundleError(
@@ -134,12 +129,27 @@ def _check_features(attributor: Attributor) -> None:
     bundle, inputs = attributor.bundle, _first(attributor, "train_images")
     if not len(inputs):
         return
-    found = attributor.features.features(inputs, attributor.train_labels[: len(inputs)])
+    with _failures(bundle):
+        found = attributor.features.features(inputs, attributor.train_labels[: len(inputs)])
     if not _is_stored(bundle, "features", found):
         raise BundleError(
             f"The bundle {bundle.path} is damaged: 'features.npy' does not hold what its settings call for. To fix "
             f"it, {FIX}."
         )
+
+
+@contextmanager
+def _failures(bundle: Bundle) -> Iterator[None]:
+    """Turn what a network raises, or what fails on its outputs, into a BundleError."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # somebody's code, or images that are too small for the network
+        if out_of_memory(error):
+            raise
+        network = bundle.manifest.model["architecture"]
+        raise BundleError(f"The network {network} of the bundle {bundle.path} fails: {said(error)}.") from error
 
 
 def _first(attributor: Attributor, name: str) -> Tensor:

@@ -114,8 +114,7 @@ class Project(MetaPathFinder):
                 found = None  # a folder without code, or a library's import: installed modules come first
         if found is None:
             return None
-        if (bundle := next(filter(is_bundle, _folders(found)), None)) is not None:
-            raise ModuleNotFoundError(f"{fullname} lies in the bundle {bundle}, whose code never runs", name=fullname)
+        _refuse_bundles(found, fullname)
         self._tops.add(_top(fullname))
         if type(found.loader) is not SourceFileLoader:
             return found
@@ -133,6 +132,8 @@ class Project(MetaPathFinder):
         """Import as code of this project does: what `import` calls there."""
         top = _top(name)
         if not level and not self._is_contested(top):
+            if top not in sys.modules and top not in NOT_THEIRS and (found := elsewhere(top)) is not None:
+                _refuse_bundles(found, top)
             return builtins.__import__(name, globals, locals, fromlist, level)
         with self._standing_in():
             if not level:
@@ -253,6 +254,12 @@ def libraries() -> frozenset[str]:
             files = importlib.metadata.files(re.split(r"[^\w.-]", requirement)[0]) or ()
             found |= {f.parts[0].removesuffix(".py") for f in files if f.name in ("__init__.py", f.parts[0])}
     return frozenset(filter(str.isidentifier, found)) - {"tests", "examples"}
+
+
+def _refuse_bundles(found: ModuleSpec, name: str) -> None:
+    """Raise ModuleNotFoundError for a module that lies in a bundle, wherever Python found it."""
+    if (bundle := next(filter(is_bundle, _folders(found)), None)) is not None:
+        raise ModuleNotFoundError(f"{name} lies in the bundle {bundle}, whose code never runs", name=name)
 
 
 def _folders(found: ModuleSpec) -> Iterator[Path]:

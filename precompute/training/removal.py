@@ -64,9 +64,11 @@ class Schedule:
 
 
 def identity_of(bundle: Bundle) -> str:
-    """Return a name of the network, its recipe and its data: all of the bundle that a training depends on."""
-    files = [bundle.manifest.files[name].sha256 for name in ("weights", "train_images", "train_labels")]
-    text = json.dumps([files, bundle.manifest.training, bundle.manifest.dataset["mean"]])
+    """Return a name of all of a bundle on which a training depends, or what is measured and said of its result."""
+    names = ("weights", "train_images", "train_labels", "test_images", "test_labels")
+    manifest = bundle.manifest
+    files = [manifest.files[name].sha256 for name in names]
+    text = json.dumps([files, manifest.training, manifest.dataset, manifest.model], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -234,8 +234,14 @@ def _compare(model: nn.Module, images: Tensor, blocks: list[Any], spec: ModelSpe
     if not trained:
         return
     with torch.enable_grad():
-        total = model(images[:1])[0, 0]
-        found = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+        alone = _alone(model, images[:1], spec)
+        if not isinstance(alone, Tensor) or alone.dim() != 2 or len(alone) != 1:
+            form = tuple(alone.shape) if isinstance(alone, Tensor) else type(alone).__name__
+            raise BuildError(
+                f"The network {spec.title} gives {form} for one image alone; natscope needs logits of shape "
+                "(images, classes) for any number of images."
+            )
+        found = torch.autograd.grad(alone[0, 0], list(trained.values()), allow_unused=True)
     truth = dict(zip(trained, found, strict=True))
     for block in blocks:
         formed = block.form()
@@ -246,6 +252,15 @@ def _compare(model: nn.Module, images: Tensor, blocks: list[Any], spec: ModelSpe
                 "another in a batch than alone, or its weight is used past its layer's own call; keep images along "
                 "the first axis of every layer's input, and call layers as modules."
             )
+
+
+def _alone(model: nn.Module, image: Tensor, spec: ModelSpec) -> Any:
+    try:
+        return model(image)
+    except (Exception, SystemExit) as error:  # somebody's code
+        if out_of_memory(error):
+            raise
+        raise BuildError(f"The network {spec.title} fails on one image alone ({first_line(error)}).") from error
 
 
 def _differs(found: Tensor, wanted: Tensor | None) -> bool:

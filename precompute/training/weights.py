@@ -1,9 +1,13 @@
 """Trained weights from a file that somebody else may have written: tensors alone, never code."""
 
+import pickletools
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -16,6 +20,9 @@ from natscope.precompute.training.models import ModelSpec
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys under which training scripts keep weights
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of DataParallel, torch.compile and usual wrappers
 _TORCH = (b"PK", b"\x80")  # how files of torch.save begin: as an archive, or in the older format
+_DEEPEST = 20  # tuples within tuples: a state dict has three
+_LARGEST_PICKLE = 2**28  # bytes of a pickle, which holds no numbers
+_PICKLES = 4  # of a file in the older format before its numbers: a magic number, the format, the system and the content
 _SAVE = "save torch.save(model.state_dict(), FILE) or a safetensors file, and load that"
 
 
@@ -58,6 +65,8 @@ def load_weights(model: nn.Module, path: Path, spec: ModelSpec) -> None:
 
 
 def _unpickled(path: Path) -> Any:
+    if _nesting(path) > _DEEPEST:
+        raise BuildError(f"{path} holds tuples within tuples without end, and not the weights of a network: {_SAVE}.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -71,6 +80,45 @@ def _unpickled(path: Path) -> Any:
                 f"code: {_SAVE}."
             ) from error
         raise BuildError(f"{path} is damaged, or not a file of weights that torch.save wrote.") from error
+
+
+def _nesting(path: Path) -> int:
+    """Return how deep the tuples of a file's pickles are nested; hashing one takes two to the power of its depth."""
+    deepest = 0
+    with suppress(Exception), ExitStack() as stack:  # torch says what is wrong with the file
+        streams: list[IO[bytes]] = [stack.enter_context(path.open("rb"))] * _PICKLES
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            streams = [archive.open(name) for name in archive.namelist() if name.endswith(".pkl")]
+        for depth in chain.from_iterable(map(_depths, streams)):
+            deepest = max(deepest, depth)
+    return deepest
+
+
+def _depths(stream: IO[bytes]) -> Iterator[int]:
+    """Yield the depth of each value that a pickle makes, by its operations alone; only what is hashed counts."""
+    stack: list[int | None] = []  # depth of each value; None for a mark
+    memo: dict[int, int] = {}
+    for operation, argument, position in pickletools.genops(stream):
+        name, before = operation.name, operation.stack_before
+        if (position or 0) > _LARGEST_PICKLE:
+            yield _DEEPEST + 1
+            return
+        if name in ("BINGET", "LONG_BINGET", "GET"):
+            stack.append(memo[int(str(argument))])
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
+            memo[len(memo) if argument is None else int(str(argument))] = stack[-1] or 0
+        else:
+            taken: list[int | None] = []
+            if pickletools.markobject in before:
+                while (value := stack.pop()) is not None:
+                    taken.append(value)
+                before = before[: before.index(pickletools.markobject)]
+            taken += [stack.pop() for _ in before]
+            made = name.startswith("TUPLE") or name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX")
+            depth = max((value or 0 for value in taken), default=0) + 1 if made else 0
+            yield depth
+            stack += [None if kind is pickletools.markobject else depth for kind in operation.stack_after]
 
 
 def _state_of(content: Any, path: Path) -> dict[str, Tensor]:

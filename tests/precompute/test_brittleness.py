@@ -1,10 +1,12 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from natscope.app.cli.commands import natscope
+from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError, QueryError
 from natscope.core.methods import METHODS
 from natscope.core.sketches import SketchSpec
@@ -14,6 +16,7 @@ from natscope.precompute.experiments import brittleness
 from natscope.precompute.training.removal import Answer, Schedule, identity_of, run_schedule, run_schedules
 from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.train import TrainingSpec
+from tests.tiny import edited, saved
 
 NAMES = ("info_loss", "random")
 SETTINGS = {"queries": 2, "budget": 120, "seed": 0, "methods": NAMES}
@@ -91,6 +94,23 @@ def test_without_removing_anything_the_answer_is_the_networks_own(attributor, tm
     assert found.predicted == query.predicted
     assert found.probability == pytest.approx(query.probabilities[query.predicted], abs=1e-6)
     assert f"{identity_of(attributor.bundle)} removal {schedule.key}" in cache
+
+
+def test_what_is_measured_of_a_training_is_that_of_its_bundle_alone(tiny_path, tmp_path):
+    """Bundles may have the same network and differ in what it is shown, how, and what the right answers are."""
+    known = {identity_of(Bundle(tiny_path))}
+    labels = np.load(tiny_path / "test_labels.npy")
+    changes = {
+        "test_labels": lambda path: saved(path, "test_labels", (labels + 1) % 3),
+        "test_images": lambda path: saved(path, "test_images", 255 - np.load(path / "test_images.npy")),
+        "std": lambda path: edited(path, lambda raw: raw["dataset"].update(std=[1.5])),
+        "classes": lambda path: edited(path, lambda raw: raw["dataset"].update(classes=["a", "b", "c"])),
+    }
+    for name, change in changes.items():
+        shutil.copytree(tiny_path, tmp_path / name)
+        change(tmp_path / name)
+        known.add(identity_of(Bundle(tmp_path / name)))
+    assert len(known) == 1 + len(changes)
 
 
 def test_a_ladder_that_was_stopped_goes_on_at_its_next_step(attributor, tmp_path, monkeypatch):

@@ -314,6 +314,23 @@ def test_code_of_a_bundle_that_lies_beside_a_module_never_runs(place, tmp_path, 
     assert "beside_it" not in sys.modules
 
 
+def test_code_of_a_bundle_to_which_pythons_path_leads_never_runs(place, tmp_path, marker, monkeypatch):
+    """As in a script or notebook beside which somebody put the bundle, or that was started in it."""
+    (tmp_path / "hers").mkdir()
+    attempts = ("around_it", "inside_it", "around_it.deeper")
+    net = "".join(f"try:\n    import {name}\nexcept ImportError:\n    pass\n" for name in attempts) + _NET
+    (tmp_path / "hers" / "optional_net.py").write_text(net)
+    bundle = shutil.copytree(place / "bundles" / "hers", tmp_path / "around_it")
+    _payload(bundle / "inside_it.py", marker)
+    _payload(bundle / "deeper.py", marker)
+    monkeypatch.chdir(tmp_path / "hers")
+    trust("optional_net:Net")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [str(tmp_path), str(bundle), *sys.path])
+        assert build_model(ModelSpec("optional_net:Net", None), seed=0)
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize("library", ["torch", "numpy", "trak"])
 def test_a_file_named_like_a_library_of_natscopes_takes_it_from_nobody(place, tmp_path, library, marker, monkeypatch):
     _payload(tmp_path / f"{library}.py", marker)

@@ -1,4 +1,6 @@
+import pickle
 import warnings
+import zipfile
 
 import pytest
 import safetensors.torch
@@ -144,3 +146,22 @@ def test_files_that_are_no_weights_are_one_sentence(model, tmp_path, write, mess
         load_weights(model, tmp_path / "w.pt", _SPEC)
     one_sentence(str(caught.value))
     assert _same(model, before)
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_tuples_within_tuples_that_would_be_hashed_for_ever_are_refused(model, tmp_path, archive):
+    key = ()
+    for _ in range(60):
+        key = (key, key)
+    pickled = pickle.dumps(key, 2)[:-1]  # without the end, so that it can be a key
+    content = b"\x80\x02}" + pickled[2:] + b"K\x01s."
+    file = tmp_path / "net.pt"
+    if archive:
+        with zipfile.ZipFile(file, "w") as packed:
+            packed.writestr("net/data.pkl", content)
+    else:
+        header = (pickle.dumps(0x1950A86A20F9469CFC6C, 2), pickle.dumps(1001, 2), pickle.dumps({}, 2))
+        file.write_bytes(b"".join((*header, content)))
+    with pytest.raises(BuildError, match="tuples within tuples") as caught:
+        load_weights(model, file, _SPEC)
+    one_sentence(str(caught.value))
