@@ -1,6 +1,6 @@
 """Trained weights from a file that somebody else may have written: tensors alone, never code."""
 
-import pickletools
+import pickletools  # nosec B403 - it lists the operations of a pickle and runs none
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
