@@ -1,6 +1,6 @@
 """Trained weights from a file that somebody else may have written: tensors alone, never code."""
 
-import pickletools  # nosec B403 - it lists the operations of a pickle and runs none
+import pickletools  # nosec B403
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -96,7 +96,10 @@ def _nesting(path: Path) -> int:
 
 
 def _depths(stream: IO[bytes]) -> Iterator[int]:
-    """Yield the depth of each value that a pickle makes, by its operations alone; only what is hashed counts."""
+    """Yield the depth of each value that a pickle would make; only what is hashed counts.
+
+    Its operations are listed, and none of them is run.
+    """
     stack: list[int | None] = []  # depth of each value; None for a mark
     memo: dict[int, int] = {}
     for operation, argument, position in pickletools.genops(stream):
