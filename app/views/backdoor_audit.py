@@ -37,8 +37,13 @@ def audit_step(scene: Scene) -> None:
     )
     if scores is None:
         return
+    if (unscored := int(np.isnan(scores).sum())) == count:
+        st.info("No class has enough pictures for the audit: none of them could be scored.", icon=":material/info:")
+        return
+    if unscored:
+        st.caption(f"{unscored:,} pictures could not be scored, in classes with too few; they are at the end.")
     order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
-    length, most = min(_FEWEST, count), min(2000, count)
+    length, most = min(_FEWEST, count), min(2000, max(count // 2, min(_FEWEST, count)))
     if most > length:  # a slider needs two values
         controls, _ = st.columns([1, 1.6])
         length = controls.slider(

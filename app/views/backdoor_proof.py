@@ -67,13 +67,14 @@ def proof_step(scene: Scene) -> None:
 
 
 def _said(before: Outcome, without: Outcome, at_random: Outcome, scene: Scene, count: int) -> str:
-    fell = before.class_success - without.class_success
-    if fell > 0.5 * before.class_success:
+    fell, by_chance = (before.class_success - each.class_success for each in (without, at_random))
+    more = fell > by_chance + 0.05
+    if more and fell > 0.5 * before.class_success:
         verdict = "Those pictures taught it the trick."
-    elif fell > before.class_success - at_random.class_success + 0.05:
+    elif more:
         verdict = "They are part of what taught it the trick, not all of it."
     else:
-        verdict = "Removing them did no more than removing others: they are not what taught it the trick."
+        verdict = "Removing them did no more than removing others, so this does not show what taught it the trick."
     if without.answer == scene.base:
         says = "no longer fooled"
     else:

@@ -236,7 +236,9 @@ class Bundle:
         return record
 
     def _misfit(self) -> BundleError:
-        return BundleError(f"The weights in {self.path} do not fit the network that its manifest names; {FIX}.")
+        own = ":" in self.manifest.model["architecture"]
+        fix = "open it with the code that it was built with, or build it again in another folder" if own else FIX
+        return BundleError(f"The weights in {self.path} do not fit the network that its manifest names; {fix}.")
 
     def _damaged(self, record: FileRecord, wrong: str) -> BundleError:
         if wrong.startswith(REFUSED):

@@ -15,9 +15,11 @@ from torch import nn
 from natscope.core.bundle.format import Bundle
 from natscope.core.measurements import margin
 from natscope.core.progress import Progress
+from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import retrain
 from natscope.precompute.training.train import logits_of
+from natscope.precompute.training.trusted import find
 from natscope.precompute.training.workers import side_by_side
 
 
@@ -64,11 +66,18 @@ class Schedule:
 
 
 def identity_of(bundle: Bundle) -> str:
-    """Return a name of all of a bundle on which a training depends, or what is measured and said of its result."""
+    """Return a name of all on which a training depends, or what is measured and said of its result: also of the code.
+
+    Raises:
+        BuildError: if the module of the network is not found.
+        BundleError: if it is not trusted.
+    """
     names = ("weights", "train_images", "train_labels", "test_images", "test_labels")
     manifest = bundle.manifest
     files = [manifest.files[name].sha256 for name in names]
-    text = json.dumps([files, manifest.training, manifest.dataset, manifest.model], sort_keys=True)
+    network = ModelSpec.from_dict(manifest.model)
+    code = find(network.architecture, bundle).digest if ":" in network.architecture else None
+    text = json.dumps([files, manifest.training, manifest.dataset, manifest.model, code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -263,8 +263,9 @@ def _recorded() -> list[Trusted]:
 def _candidates(recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trusted]:
     """Return the files of one name that a network may come from, the likeliest first.
 
-    A bundle's own are those as it was built with, else those that were so once and have been edited since. Only a
-    bundle from elsewhere may get any other: the only one, or that of the working directory.
+    A bundle's own are those as it was built with, then those that were so once and have been edited since. Of several
+    alike, as copies are, that of the working directory comes first, then the latest. Only a bundle from elsewhere may
+    get any other: the only one, or that of the working directory.
     """
     if bundle is None:
         return sorted(recorded, key=lambda known: known.file == _built_with.get(known.architecture))[::-1]
@@ -274,7 +275,9 @@ def _candidates(recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trus
     same = [known for known in recorded if source is not None and _digest(known) == source]
     edited = [known for known in recorded if source in known.digests and known not in same]
     here = [known for known in recorded if known.folder in _here()]
-    return [*same, *edited][::-1] or (list(recorded) if len(recorded) == 1 else here)
+    for alike in (same, edited):
+        alike.sort(key=lambda known: (known in here, recorded.index(known)), reverse=True)
+    return [*same, *edited] or (list(recorded) if len(recorded) == 1 else here)
 
 
 def _digest(known: Trusted) -> str | None:

@@ -29,6 +29,7 @@ from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.folders import FolderSpec
 from natscope.precompute.paths import configuration
 from natscope.precompute.training.models import ModelSpec, build_model
+from natscope.precompute.training.removal import identity_of
 from natscope.precompute.training.retrain import retrain
 from natscope.precompute.training.train import TrainingSpec
 from natscope.precompute.training.trusted import ALLOWED, allow, find, trust
@@ -283,6 +284,39 @@ def test_an_edited_module_is_not_mistaken_for_one_of_the_same_name(place, tmp_pa
     (tmp_path / "one" / "twin_net.py").unlink()
     with pytest.raises(BundleError, match=r"no longer at .*one/twin_net\.py"):
         open_attributor(bundles["one"])
+
+
+def test_an_edited_copy_takes_nothing_from_the_project_that_is_as_it_was(place, tmp_path, monkeypatch):
+    folders, bundles = [tmp_path / name for name in ("one", "two")], {}
+    for folder in folders:
+        folder.mkdir()
+        (folder / "copied_net.py").write_text(_NET)
+        (folder / "images").symlink_to(place / "images")
+        monkeypatch.chdir(folder)
+        bundles[folder] = build(_spec("copied_net:Net"), folder / "bundle")
+    assert identity_of(bundles[folders[0]]) == identity_of(bundles[folders[1]])
+    with (folders[0] / "copied_net.py").open("a") as file:
+        file.write("# edited\n")
+    monkeypatch.chdir(place)
+    assert find("copied_net:Net", bundles[folders[1]]).folder == folders[1]
+    (folders[1] / "copied_net.py").write_text(_NET + "# otherwise\n")
+    assert len({identity_of(bundle) for bundle in bundles.values()}) == 1  # both get the module edited last: copies
+    monkeypatch.chdir(folders[0])
+    assert find("copied_net:Net", bundles[folders[1]]).folder == folders[0]
+
+
+def test_what_is_measured_of_a_training_is_of_its_code_too(place, tmp_path, monkeypatch):
+    known = set()
+    for name, factor in (("one", 1), ("two", 8)):
+        (tmp_path / name).mkdir()
+        scaled = "\n    def forward(self, x):\n        z = super().forward(x)\n"
+        scaled += f"        return z if self.training else z / {factor}\n"
+        (tmp_path / name / "cooled_net.py").write_text(_NET + scaled)
+        (tmp_path / name / "images").symlink_to(place / "images")
+        monkeypatch.chdir(tmp_path / name)
+        bundle = build(_spec("cooled_net:Net"), tmp_path / name / "bundle")
+        known.add(identity_of(bundle))
+    assert len(known) == 2
 
 
 def test_none_of_several_modules_of_one_name_is_taken_for_that_of_a_bundle_from_elsewhere(place, tmp_path, monkeypatch):
