@@ -29,7 +29,7 @@ from natscope.core.progress import Progress
 from natscope.core.sketch_error import SketchError
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import fooled as fooled_by
-from natscope.precompute.training.removal import answer, name_of, without
+from natscope.precompute.training.removal import answer, identity_of, name_of, without
 from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import Outcome, outcome, retrain
 from natscope.precompute.training.subset import Subset, train_on
@@ -199,8 +199,9 @@ def train_on_subsets(
 ) -> dict[str, Any]:
     """Train once on each subset alone; what is in the cache file is not retrained."""
     bundle, cache, found = _opened(place).bundle, ResultCache(file), {}
+    identity = identity_of(bundle)
     for name, subset in subsets.items():
-        key = subset.key(bundle)
+        key = subset.key(bundle, identity)
         value = cache[key] if key in cache else train_on(bundle, subset, partial(progress, stages[name]))
         found[name] = value
         with contextlib.suppress(OSError):  # if it cannot be cached it is shown all the same

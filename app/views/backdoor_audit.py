@@ -43,7 +43,8 @@ def audit_step(scene: Scene) -> None:
     if unscored:
         st.caption(f"{unscored:,} pictures could not be scored, in classes with too few; they are at the end.")
     order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
-    length, most = min(_FEWEST, count), min(2000, max(count // 2, min(_FEWEST, count)))
+    length = min(_FEWEST, count)
+    most = min(2000, max(length, count // 2))
     if most > length:  # a slider needs two values
         controls, _ = st.columns([1, 1.6])
         length = controls.slider(

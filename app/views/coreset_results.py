@@ -39,9 +39,9 @@ def worth(attributor: Served, method: str, asked: np.ndarray, chosen: np.ndarray
         st.info(f"{why} `natscope evaluate coreset` does it in a terminal.", icon=":material/hourglass_disabled:")
         return
     subsets = {"these": Subset(chosen, asked), "at_random": Subset(at_random, asked)}
-    keys = {name: subset.key(bundle) for name, subset in subsets.items()}
-    name = identity_of(bundle)
-    file = home() / "coresets" / f"{name}.json"
+    identity = identity_of(bundle)
+    keys = {name: subset.key(bundle, identity) for name, subset in subsets.items()}
+    file = home() / "coresets" / f"{identity}.json"
     kept = ResultCache(file)
     if all(key in kept for key in keys.values()):
         found = {name: kept[key] for name, key in keys.items()}

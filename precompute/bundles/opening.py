@@ -1,7 +1,7 @@
 """Open a bundle with the network that its manifest names."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +9,10 @@ from torch import Tensor
 
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import FIX, Bundle, check_bundle
-from natscope.core.errors import BuildError, BundleError, QueryError, UntrustedError, out_of_memory
+from natscope.core.errors import BuildError, BundleError, QueryError, UntrustedError
 from natscope.core.jacobians import convolves
 from natscope.core.methods import METHODS
-from natscope.precompute.training.models import ModelSpec, foreign, network_of
-from natscope.precompute.training.projects import said
+from natscope.precompute.training.models import ModelSpec, foreign, network_of, one_sentence
 
 _COMPARED = 4  # images
 _PIXELS = 2**16  # that a network convolves while it is checked: more would take minutes and gigabytes
@@ -138,18 +137,10 @@ def _check_features(attributor: Attributor) -> None:
         )
 
 
-@contextmanager
-def _failures(bundle: Bundle) -> Iterator[None]:
-    """Turn what a network raises, or what fails on its outputs, into a BundleError."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # somebody's code, or images that are too small for the network
-        if out_of_memory(error):
-            raise
-        network = bundle.manifest.model["architecture"]
-        raise BundleError(f"The network {network} of the bundle {bundle.path} fails: {said(error)}.") from error
+def _failures(bundle: Bundle) -> AbstractContextManager[None]:
+    """Turn what a network raises, or what fails on its outputs or on images too small for it, into a BundleError."""
+    network = bundle.manifest.model["architecture"]
+    return one_sentence(f"The network {network} of the bundle {bundle.path} fails", kind=BundleError)
 
 
 def _first(attributor: Attributor, name: str) -> Tensor:

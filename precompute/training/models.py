@@ -203,7 +203,7 @@ def source_of(spec: ModelSpec) -> str | None:
 def _imported(code: Code) -> Callable[[], Any]:
     """Import a factory: the only place where code runs that is not natscope's, and only what `find` returned."""
     path, name = code.module, code.factory
-    with _one_sentence(f"The module {path} fails when it is imported"):
+    with one_sentence(f"The module {path} fails when it is imported"):
         module = importlib.import_module(path)
         factory = getattr(module, name, None)
     if factory is None:
@@ -224,11 +224,11 @@ def _from_factory(code: Code, seed: int) -> nn.Module:
     with code.importable(), torch.random.fork_rng(devices=[]), _defaults_kept():
         factory = _imported(code)
         torch.manual_seed(seed)
-        with _one_sentence(f"{name}() failed"):
+        with one_sentence(f"{name}() failed"):
             model = factory()
     if not isinstance(model, nn.Module):
         raise BuildError(f"{name}() gave {type(model).__name__}, not a torch.nn.Module.")
-    with _one_sentence(f"The network of {name} fails"):
+    with one_sentence(f"The network of {name} fails"):
         lazy = [title for title, p in model.named_parameters() if nn.parameter.is_lazy(p)]
         if lazy:
             raise BuildError(f"The parameter '{lazy[0]}' of {name} has no shape yet; use layers that are not lazy.")
@@ -252,14 +252,21 @@ def _defaults_kept() -> Iterator[None]:
 
 def foreign(spec: ModelSpec) -> AbstractContextManager[None]:
     """Turn what the code of a user's network raises into one sentence; whatever else is raised stays as it is."""
-    return _one_sentence(f"The network {spec.title} fails", only=raised_by_one)
+    return one_sentence(f"The network {spec.title} fails", only=raised_by_one)
 
 
 @contextmanager
-def _one_sentence(what: str, *, only: Callable[[BaseException], bool] = lambda _: True) -> Iterator[None]:
-    """Turn whatever somebody's code raises into a BuildError, even SystemExit, which would end a session silently.
+def one_sentence(
+    what: str, *, only: Callable[[BaseException], bool] = lambda _: True, kind: type[NatscopeError] = BuildError
+) -> Iterator[None]:
+    """Turn whatever somebody's code raises into one sentence, even SystemExit, which would end a session silently.
 
     A lack of memory is not the code's fault, and is raised as it is.
+
+    Args:
+        what: how the sentence begins.
+        only: whether an error is one to be turned.
+        kind: what is raised in its place.
     """
     try:
         yield
@@ -268,7 +275,7 @@ def _one_sentence(what: str, *, only: Callable[[BaseException], bool] = lambda _
     except BaseException as error:
         if out_of_memory(error) or not only(error):
             raise
-        raise BuildError(f"{what}: {said(error)}.") from error
+        raise kind(f"{what}: {said(error)}.") from error
 
 
 ARCHITECTURES: dict[str, Callable[[ModelSpec, str], nn.Module]] = {"mlp": _mlp, "resnet9": _resnet9}

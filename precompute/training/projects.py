@@ -258,11 +258,11 @@ def libraries() -> frozenset[str]:
 
 def _refuse_bundles(found: ModuleSpec, name: str) -> None:
     """Raise ModuleNotFoundError for a module that lies in a bundle, wherever Python found it."""
-    if (bundle := next(filter(is_bundle, _folders(found)), None)) is not None:
+    if (bundle := next(filter(is_bundle, folders_of(found)), None)) is not None:
         raise ModuleNotFoundError(f"{name} lies in the bundle {bundle}, whose code never runs", name=name)
 
 
-def _folders(found: ModuleSpec) -> Iterator[Path]:
+def folders_of(found: ModuleSpec) -> Iterator[Path]:
     """Yield the folders in which the code of a module lies, links resolved and not."""
     for origin in (found.origin, *(found.submodule_search_locations or ())):
         if origin is not None and (found.has_location or origin != found.origin):

@@ -153,7 +153,8 @@ def run_schedules(
         workers: how many processes.
         progress: called after every schedule; it may raise to stop.
     """
-    names = [f"{identity_of(bundle)} removal {schedule.key}" for schedule in schedules]
+    identity = identity_of(bundle)
+    names = [f"{identity} removal {schedule.key}" for schedule in schedules]
     steps = [cache.beside(name.replace(" ", "-")) for name in names]
     things = dict(zip(names, zip(schedules, steps, strict=True), strict=True))
     stage = "Training without what was found"

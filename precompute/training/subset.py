@@ -32,15 +32,20 @@ class Subset:
     asked: np.ndarray
     measured: np.ndarray | None = None
 
-    def key(self, bundle: Bundle) -> str:
-        """A name of everything that the accuracy depends on, which the order of `chosen` does not change."""
+    def key(self, bundle: Bundle, identity: str) -> str:
+        """A name of everything that the accuracy depends on, which the order of `chosen` does not change.
+
+        Args:
+            bundle: the bundle.
+            identity: its `identity_of`, which reads the code of a user's network and so is asked for once.
+        """
         digest = hashlib.sha256(str(sorted(self.chosen.tolist())).encode())
         digest.update(str(sorted(self.asked.tolist())).encode())
         if (precision := recipe_of(bundle).precision) != "float32":
             digest.update(f" {precision}".encode())
         if self.measured is not None:
             digest.update(f" {sorted(self.measured.tolist())}".encode())
-        return f"{identity_of(bundle)} subset {digest.hexdigest()[:24]}"
+        return f"{identity} subset {digest.hexdigest()[:24]}"
 
 
 def train_on(
@@ -88,7 +93,8 @@ def train_on_all(bundle: Bundle, subsets: Sequence[Subset], *, cache: ResultCach
     Returns:
         The accuracy on the "others" of `accuracies`, of each subset.
     """
-    keys = [subset.key(bundle) for subset in subsets]
+    identity = identity_of(bundle)
+    keys = [subset.key(bundle, identity) for subset in subsets]
     things = dict(zip(keys, subsets, strict=True))
     workers, stage = torch.get_num_threads(), "Training on what was chosen"
     found = side_by_side(bundle, train_on, things, cache=cache, workers=workers, stage=stage, progress=progress)

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from itertools import accumulate
@@ -25,7 +25,15 @@ from natscope.core.bundle.format import MANIFEST, Bundle, sha256_of, write_atomi
 from natscope.core.errors import BuildError, FileError, UntrustedError
 from natscope.core.files import read_regular
 from natscope.precompute.paths import configuration
-from natscope.precompute.training.projects import INSTALLED, NOT_THEIRS, elsewhere, finders, is_bundle, project_in
+from natscope.precompute.training.projects import (
+    INSTALLED,
+    NOT_THEIRS,
+    elsewhere,
+    finders,
+    folders_of,
+    is_bundle,
+    project_in,
+)
 
 ALLOWED = "NATSCOPE_ALLOW_CODE"  # environment variable, which child processes inherit: names separated by commas
 _LONGEST = 200  # characters of "module.path:factory"
@@ -151,24 +159,17 @@ def trust(architecture: str) -> None:
     if (chain := _chain(module)) is None:
         raise _not_found(module)
     code = _checked_code(Code(module, factory, chain), None)
-    file, digest = str(code.file), code.digest
-    _built_with[architecture] = file
-    if any(
-        (last.architecture, last.file, last.digests[-1:]) == (architecture, file, (digest,))
-        for last in _recorded()[-1:]
-    ):
+    entry = Trusted(architecture, str(code.file), str(code.folder), (code.digest,))
+    _built_with[architecture] = entry.file
+    recorded = _recorded()
+    if _with(recorded, entry) == recorded:
         return
     folder = configuration()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
         with filelock.FileLock(folder / f"{_RECORD}.lock", timeout=_PATIENCE):
-            known = {(each.architecture, each.file): each for each in _recorded()}
-            before = known.pop((architecture, file), None)
-            digests = dict.fromkeys((*(before.digests if before else ()), digest))
-            digests[digest] = digests.pop(digest)  # the latest last
-            entries = [*known.values(), Trusted(architecture, file, str(code.folder), tuple(digests)[-_MOST_DIGESTS:])]
-            text = json.dumps({"trusted": [asdict(each) for each in entries]}, indent=1)
+            text = json.dumps({"trusted": [asdict(known) for known in _with(_recorded(), entry)]}, indent=1)
             write_atomically(folder / _RECORD, text.encode())
     except (OSError, filelock.Timeout) as error:
         reason = getattr(error, "strerror", None) or "another natscope holds it"
@@ -260,6 +261,14 @@ def _recorded() -> list[Trusted]:
     return found
 
 
+def _with(recorded: Sequence[Trusted], entry: Trusted) -> list[Trusted]:
+    """Return the record with an entry as its latest, which takes over the digests of an earlier one of its file."""
+    same = [known for known in recorded if (known.architecture, known.file) == (entry.architecture, entry.file)]
+    before = [digest for known in same for digest in known.digests if digest not in entry.digests]
+    merged = replace(entry, digests=(*before, *entry.digests)[-_MOST_DIGESTS:])
+    return [*(known for known in recorded if known not in same), merged]
+
+
 def _candidates(recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trusted]:
     """Return the files of one name that a network may come from, the likeliest first.
 
@@ -337,8 +346,7 @@ def _here() -> list[str]:
 def _checked_code(code: Code, bundle: Bundle | None) -> Code:
     """Return the module if neither it nor a package of it lies in a bundle: a bundle's own code is never trusted."""
     for spec in code.chain:
-        file = Path(spec.origin) if spec.origin else None
-        for folder in () if file is None else (*file.absolute().parents, *file.resolve().parents):
+        for folder in folders_of(spec) if spec.origin else ():
             if _is_bundle(folder, None if bundle is None else bundle.path.resolve()):
                 raise BuildError(
                     f"The module {spec.name} lies in the bundle {folder}, and nothing in a bundle is ever run; if you "
@@ -348,8 +356,8 @@ def _checked_code(code: Code, bundle: Bundle | None) -> Code:
 
 
 def _is_bundle(folder: Path, opened: Path | None) -> bool:
-    beside = opened is not None and (folder == opened or folder.parent == opened.parent)
-    return (beside and (folder / MANIFEST).exists()) or folder == opened or is_bundle(folder)
+    beside = opened is not None and folder.parent == opened.parent and (folder / MANIFEST).exists()
+    return folder == opened or beside or is_bundle(folder)
 
 
 def _not_found(module: str) -> BuildError:

@@ -1,5 +1,6 @@
 """Trained weights from a file that somebody else may have written: tensors alone, never code."""
 
+# A pickle's operations are only listed here, and none is run.
 import pickletools  # nosec B403
 import warnings
 import zipfile

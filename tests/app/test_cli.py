@@ -301,7 +301,7 @@ def test_the_pool_of_all_tells_more_than_the_images_of_one_class(attribute):
     own, everything = (
         attribute("--test-index", _TEST_IMAGE, "--method", "info_gain", "--pool", p) for p in ("same-class", "all")
     )
-    assert everything["items"][0]["nats"] >= own["items"][0]["nats"] * (1 - 1e-3)  # stored as float16
+    assert everything["items"][0]["nats"] >= own["items"][0]["nats"] * (1 - 1e-4)  # stored as float16
 
 
 def test_conditioning_on_all_training_images_changes_what_is_lost(attribute):

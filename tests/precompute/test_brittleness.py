@@ -83,6 +83,7 @@ def test_predictions_flip_sooner_without_what_info_loss_names_than_without_as_ma
     rows = {row["method"]: row for row in json.loads(written.read_text())["rows"]}
     trained = {name: sum(len(query["after"]) for query in row["queries"]) for name, row in rows.items()}
     assert trained["info_loss"] < trained["random"]
+    assert rows["info_loss"]["margin_drop"]["mean"] > rows["random"]["margin_drop"]["mean"]
     assert rows["info_loss"]["flips"][-1]["mean"] > rows["random"]["flips"][-1]["mean"]
 
 

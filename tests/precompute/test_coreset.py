@@ -13,6 +13,7 @@ from natscope.core.methods import METHODS
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import EXPERIMENTS, coreset
 from natscope.precompute.experiments.result import over_bundles
+from natscope.precompute.training.removal import identity_of
 from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.subset import Subset, accuracies, train_on
 from tests.conftest import EACH
@@ -97,11 +98,12 @@ def test_on_all_training_images_it_is_the_bundles_own_network(bundle_path, resul
 def test_a_training_depends_on_what_is_in_the_set_and_not_on_its_order(bundle_path):
     bundle = open_attributor(bundle_path).bundle
     first, asked = np.array([5, 1, 9]), np.array([0, 2])
-    key = Subset(first, asked).key(bundle)
-    assert Subset(first[::-1], asked[::-1]).key(bundle) == key
-    assert Subset(first[:2], asked).key(bundle) != key
-    assert Subset(first, asked[:1]).key(bundle) != key
-    assert Subset(first, asked, np.arange(7)).key(bundle) != key
+    identity = identity_of(bundle)
+    key = Subset(first, asked).key(bundle, identity)
+    assert Subset(first[::-1], asked[::-1]).key(bundle, identity) == key
+    assert Subset(first[:2], asked).key(bundle, identity) != key
+    assert Subset(first, asked[:1]).key(bundle, identity) != key
+    assert Subset(first, asked, np.arange(7)).key(bundle, identity) != key
 
 
 def test_budgets_are_shares_of_the_training_images_up_to_the_largest():

@@ -39,7 +39,7 @@ def test_without_what_info_loss_names_the_attack_fails_and_without_as_many_other
     before, without, at_random = result["rows"]
     assert [row["method"] for row in result["rows"]] == [None, "info_loss", "random"]
     assert without["removed"] == pytest.approx(at_random["removed"], abs=30)  # a class's images may be named only once
-    assert without["poisoned_removed"] > 5 * at_random["poisoned_removed"]
+    assert without["poisoned_removed"] > 8 * at_random["poisoned_removed"]
     assert without["attack_success"] < before["attack_success"] - 0.3
     assert at_random["attack_success"] > before["attack_success"] - 0.2
     assert without["test_accuracy"] > before["test_accuracy"] - 0.02
