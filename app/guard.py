@@ -27,7 +27,8 @@ UPLOAD_SECONDS = 60.0  # that an upload may take
 _BURST, _EVERY = 5.0, 0.05  # a visitor's messages pass at 20 a second after a burst of a hundred
 
 _HOST = re.compile(r"(\[(?P<address>[^\]]+)\]|(?P<name>[^:@/\[\]]+))(:\d{1,5})?")
-_METRICS = re.compile(r"/_stcore/metrics$")  # the number of sessions is not public
+# The number of sessions is not public, and there are no accounts.
+_NOTHING = re.compile(r"/(_stcore/metrics|auth/(login|logout)|oauth2callback)/?$")
 _UPLOAD = re.compile(r"/_stcore/upload_file/([^/]+)/")
 _FIRST = "attribute"  # the first page by its name, which Streamlit knows by the folder's alone
 _SHORT = 16  # bytes of the largest message that asks for nothing but a command
@@ -78,7 +79,7 @@ class Guard:
             await _refuse(400, _OTHER_HOST, scope, receive, send_with_headers)
         elif origin is not None and origin.partition("://")[2].lower() != host.lower():
             await _refuse(403, _OTHER_ORIGIN, scope, receive, send_with_headers)
-        elif scope["type"] == "http" and _METRICS.search(scope["path"]):
+        elif scope["type"] == "http" and _NOTHING.search(scope["path"]):
             await _refuse(404, "There is nothing here.", scope, receive, send_with_headers)
         elif scope["type"] == "http" and scope["method"] != "DELETE" and (upload := _UPLOAD.search(scope["path"])):
             await self._upload(upload[1], scope, receive, send_with_headers)

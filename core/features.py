@@ -45,7 +45,8 @@ class FeatureMap:
         Raises:
             ValueError: if the sketch cannot be made.
         """
-        self.model = model.eval()
+        model.eval()
+        self.model = model
         self.sketch: Sketch = make_sketch(spec)
         self.ntk, self.batch_size = ntk, batch_size if linear_alone(model) else min(batch_size, _BATCH)
         self._device = next(model.parameters()).device

@@ -1,6 +1,7 @@
 """Files that somebody else may have put there: only regular ones are opened, and never more is read than the limit."""
 
 import hashlib
+import json
 import math
 import os
 import stat
@@ -8,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from natscope.core.errors import FileError, out_of_memory
 
@@ -110,6 +111,24 @@ def read_open(path: Path, file: BinaryIO, limit: int) -> bytes:
     if len(content) > limit:
         raise _too_large(path, limit)
     return content
+
+
+def from_json(text: str | bytes, **hooks: Any) -> Any:
+    """Return what a JSON text holds, every string of which can be written as UTF-8.
+
+    Args:
+        text: the text.
+        hooks: of `json.loads`; what they raise passes through.
+
+    Raises:
+        ValueError: if it is not JSON, is nested too deeply, or holds half of a surrogate pair, which JSON can escape.
+    """
+    try:
+        value = json.loads(text, **hooks)
+        json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("The text is nested too deeply.") from error
+    return value
 
 
 def machine_memory() -> float:

@@ -137,7 +137,8 @@ def _jacobian_blocks(
 
     blocks: dict[str, Block] = {}
     for name, records in calls.items():
-        triples = [(a.detach(), _or_zeros(next(deltas), output)) for a, output in records]
+        kind = next(layers[name].parameters()).dtype  # under autocast, layers take and give another
+        triples = [(a.detach().to(kind), _or_zeros(next(deltas), output).to(kind)) for a, output in records]
         blocks |= {block.name: block for block in _layer_blocks(name, layers[name], triples, ntk=ntk)}
     names = [name for name, _ in model.named_parameters()]
     missing = [name for name in names if name not in blocks]
@@ -174,7 +175,7 @@ def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
                 hook.remove()
     if not seen:
         raise ValueError("The model has no Linear layer, so it has no penultimate features.")
-    return logits, seen[-1].flatten(1)
+    return logits, seen[-1].flatten(1).to(logits.dtype)
 
 
 def convolves(model: nn.Module) -> bool:

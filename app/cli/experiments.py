@@ -1,6 +1,7 @@
 """The commands that measure: experiments of the paper, and the choice of sigma2."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -90,8 +91,8 @@ def tune(
         images, most = tuning.SCORES[score]
         size: dict[str, Any] = {"queries": queries or images, "budget": budget or most, "seed": seed, "methods": names}
         run = tuning.tune_coresets if score == "coreset" else tuning.tune
-        path = bundle.resolve()
-        file = out or path.with_name(f"{path.name}-{'coreset-' if score == 'coreset' else ''}tuning.json")
+        path = Path(os.path.realpath(bundle))  # resolve() raises where links form a loop
+        file = out or path.parent / f"{path.name}-{'coreset-' if score == 'coreset' else ''}tuning.json"
         result = _measured(file, lambda **keeping: run(bundle, **size, **keeping))
     tuning.record(bundle, result, file.name)
     say("The bundle's manifest holds these values; they are now its defaults.")

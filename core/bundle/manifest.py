@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from natscope.core.bundle.schema import SchemaError, checked
+from natscope.core.files import from_json
 from natscope.core.methods import METHODS
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.sketches import SKETCHES
@@ -167,10 +168,10 @@ def _parsed(text: str | bytes) -> dict[str, Any]:
     if (text.count(",") if isinstance(text, str) else text.count(b",")) > _MOST_VALUES:
         raise SchemaError(f"holds more than {_MOST_VALUES:,} values")
     try:
-        raw = json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
+        raw = from_json(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
     except SchemaError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SchemaError("is not JSON that can be read") from error
     if not isinstance(raw, dict):
         raise SchemaError("holds no settings")

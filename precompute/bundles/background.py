@@ -21,7 +21,7 @@ from pathlib import Path
 
 from natscope.core.bundle.format import Bundle, write_atomically
 from natscope.core.errors import BundleError, NatscopeError, explained
-from natscope.core.files import read_regular
+from natscope.core.files import from_json, read_regular
 
 _STATUS, _LOCK = "preparing.json", "preparing.lock"
 _LARGEST = 10_000  # bytes of the status file
@@ -89,8 +89,8 @@ def preparing(folder: Path) -> Preparing | None:
 
 def _read(file: Path) -> Preparing | None:
     try:
-        return Preparing(**json.loads(read_regular(file, _LARGEST)))
-    except (NatscopeError, ValueError, TypeError, RecursionError):
+        return Preparing(**from_json(read_regular(file, _LARGEST)))
+    except (NatscopeError, ValueError, TypeError):
         return None
 
 

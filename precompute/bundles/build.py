@@ -205,7 +205,8 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     dataset, labels = bundle.manifest.dataset, np.asarray(bundle.array("train_labels"))
     images = ImageInputs(bundle.array("train_images"), dataset["mean"], dataset["std"])
     store = Store(bundle.path, work, progress)
-    preparation = Preparation(store, model.eval(), images, labels, sketch=spec.sketch, ekfac=spec.ekfac)
+    model.eval()
+    preparation = Preparation(store, model, images, labels, sketch=spec.sketch, ekfac=spec.ekfac)
     with work.resuming(), foreign(spec.model):
         added, missing = preparation.add(methods, requested=spec.methods is not None)
     if (threads := versions()["threads"]) != bundle.manifest.versions.get("threads"):

@@ -1,6 +1,7 @@
 """A dry run of `natscope precompute`: in seconds, whether network and data suit, and what building will cost."""
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -124,7 +125,8 @@ def _files_read(data: Dataset, skipped: list[str]) -> str:
 def _weights(model: nn.Module, data: Dataset) -> str:
     rows = _read(data.test_images)[:200]
     with torch.no_grad():
-        logits = model.eval()(ImageInputs(data.test_images[rows], data.mean, data.std)[:])
+        model.eval()
+        logits = model(ImageInputs(data.test_images[rows], data.mean, data.std)[:])
     share = accuracy(logits.numpy(), data.test_labels[rows])
     return (
         f"loaded, nothing is trained; accuracy on {len(rows)} test images {share:.0%} with pixels scaled by mean "
@@ -189,7 +191,7 @@ def _products(spec: BuildSpec, data: Dataset, network: Suitable, methods: tuple[
 
 
 def _disk(needed: int, out: Path | None) -> str:
-    folder = (out or Path()).resolve()
+    folder = Path(os.path.realpath(out or Path()))
     while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -15,13 +15,13 @@ from natscope.core.bundle.format import MANIFEST, FileRecord, Manifest, sha256_o
 from natscope.core.bundle.manifest import LARGEST, file_of
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.errors import BuildError, BundleError, NatscopeError, out_of_memory
-from natscope.core.files import irregular, opened, read_regular
+from natscope.core.files import from_json, irregular, opened, read_regular
 from natscope.core.progress import Progress, silent
 from natscope.precompute.bundles.spec import versions
 
 CHECKPOINT = "training.safetensors"
 _JOURNAL, _SETTINGS = "journal.json", "settings.json"
-_UNREADABLE = (NatscopeError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_UNREADABLE = (NatscopeError, ValueError, TypeError, KeyError, AttributeError)
 _MISFITS = (ValueError, TypeError, LookupError, RuntimeError, safetensors.SafetensorError)
 _CLASSES = 10**6  # more than any bundle has
 
@@ -143,7 +143,7 @@ class Work:
 def _read(journal: Path) -> tuple[dict[str, int], dict[str, tuple[str, str]]]:
     """Return what is done and the finished files with their checksums; nothing if the journal cannot be read."""
     try:
-        found = json.loads(read_regular(journal, LARGEST))
+        found = from_json(read_regular(journal, LARGEST))
         done = {name: count for name, count in found["done"].items() if type(count) is int and count > 0}
         files = {name: (str(file), str(digest)) for name, (file, digest) in found["files"].items()}
     except _UNREADABLE:
@@ -155,7 +155,7 @@ def _made_with(path: Path) -> dict[str, Any] | None:
     """Return the settings and versions that an unfinished bundle was begun with; None if natscope did not make it."""
     try:
         if os.path.lexists(path / _SETTINGS):
-            known = json.loads(read_regular(path / _SETTINGS, LARGEST))
+            known = from_json(read_regular(path / _SETTINGS, LARGEST))
         else:  # stopped while publishing: only the manifest says
             manifest = Manifest.from_json(read_regular(path / MANIFEST, LARGEST))
             known = {"settings": manifest.results["settings"], "versions": manifest.versions}

@@ -1,6 +1,5 @@
 """The choice of sigma2 on test images that no experiment reports: by removing images, or training on coresets alone."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle, write_manifest
 from natscope.core.bundle.manifest import PURPOSES
 from natscope.core.errors import QueryError
-from natscope.core.files import read_regular
+from natscope.core.files import from_json, read_regular
 from natscope.core.methods import METHODS, Query
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor
@@ -176,7 +175,7 @@ def read(file: Path) -> dict[str, Any]:
         FileError: if it cannot be read.
     """
     try:
-        result = json.loads(read_regular(file, _LARGEST, links=True))
+        result = from_json(read_regular(file, _LARGEST, links=True))
         if result["experiment"] == "backdoor":  # it chooses sigma2 on queries that it does not report
             result |= _of_backdoor(result)
         result["for"] = _PURPOSES.get(result.get("for", "margin"), result.get("for"))
@@ -188,7 +187,7 @@ def read(file: Path) -> dict[str, Any]:
             and all(name in METHODS and 0 < float(sigma2) < math.inf for name, sigma2 in chosen.items())
         ):
             return result | {"sigma2": {name: float(sigma2) for name, sigma2 in chosen.items()}}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         pass
     raise QueryError(f"{file} is not a result of `natscope tune`, or of `natscope evaluate backdoor`.")
 

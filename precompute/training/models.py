@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,15 @@ from natscope.precompute.training.projects import raised_by_one, said
 from natscope.precompute.training.trusted import Code, find
 
 _HIDDEN = (512, 256)
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
+# What code that was written for another purpose may set when it is imported.
+_PROCESS_WIDE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
+)
 _WIDEST, _DEEPEST = 2**24, 100  # the most that a manifest may have
 
 
@@ -224,6 +234,8 @@ def _from_factory(code: Code, seed: int) -> nn.Module:
     with code.importable(), torch.random.fork_rng(devices=[]), _defaults_kept():
         factory = _imported(code)
         torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         with one_sentence(f"{name}() failed"):
             model = factory()
     if not isinstance(model, nn.Module):
@@ -234,6 +246,17 @@ def _from_factory(code: Code, seed: int) -> nn.Module:
             raise BuildError(f"The parameter '{lazy[0]}' of {name} has no shape yet; use layers that are not lazy.")
         if next(model.parameters(), None) is None:
             raise BuildError(f"The network of {name} has no parameters, so there is nothing to attribute by.")
+        if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):  # the latter by torch.compile
+            raise BuildError(
+                f"{name}() gave {type(model).__name__}, whose layers natscope cannot follow; return the network that "
+                "it was made from."
+            )
+        state, names = model.state_dict(), {title for title, _ in model.named_parameters()}
+        if not (names <= state.keys() and all(isinstance(value, Tensor) for value in state.values())):
+            raise BuildError(
+                f"The state_dict of {name} does not hold the parameters, and tensors alone; leave out get_extra_state, "
+                "and methods of your own that change it."
+            )
         return model.to("cpu", torch.float32)
 
 
@@ -241,10 +264,16 @@ def _from_factory(code: Code, seed: int) -> nn.Module:
 def _defaults_kept() -> Iterator[None]:
     """Undo what somebody's code changes for all that runs in this process."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    drawn = random.getstate(), np.random.get_state()  # noqa: NPY002
+    others = [(setting, value()) for value, setting in _PROCESS_WIDE]
     try:
         with np.errstate():
             yield
     finally:
+        for setting, was in others:
+            setting(was)
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])  # noqa: NPY002
         torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
             torch.set_default_device(device)

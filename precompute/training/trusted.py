@@ -23,7 +23,7 @@ import filelock
 
 from natscope.core.bundle.format import MANIFEST, Bundle, sha256_of, write_atomically
 from natscope.core.errors import BuildError, FileError, UntrustedError
-from natscope.core.files import read_regular
+from natscope.core.files import from_json, read_regular
 from natscope.precompute.paths import configuration
 from natscope.precompute.training.projects import (
     INSTALLED,
@@ -245,7 +245,7 @@ def _recorded() -> list[Trusted]:
     """Return what is trusted, the latest last."""
     file = configuration() / _RECORD
     try:
-        read = json.loads(read_regular(file, _RECORD_LIMIT, links=True))["trusted"]
+        read = from_json(read_regular(file, _RECORD_LIMIT, links=True))["trusted"]
         found = [Trusted(**entry | {"digests": tuple(entry.get("digests", ()))}) for entry in read]
         texts = (text for each in found for text in (each.architecture, each.file, each.folder, *each.digests))
         if not all(isinstance(text, str) for text in texts):
@@ -254,7 +254,7 @@ def _recorded() -> list[Trusted]:
         if isinstance(error.__cause__, FileNotFoundError):
             return []
         raise BuildError(f"What code you trust cannot be read: {error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BuildError(
             f"The record of what code you trust, {file}, is damaged; delete it and build again."
         ) from error

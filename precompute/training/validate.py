@@ -16,6 +16,7 @@ from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.projects import first_line
 
 _TOLERANCE = 0.05  # relative, in norm: far above rounding, far below the error of a misread layer
+_NEGLIGIBLE = 1e-4  # of the whole gradient's norm: a bias before a normalisation has rounding alone
 _SUM_OF_CHANCES = 1e-4
 
 
@@ -50,7 +51,8 @@ def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSp
         BuildError: if the network cannot be used.
     """
     trail = _Trail()
-    with _following(model.eval(), trail):
+    model.eval()
+    with _following(model, trail):
         logits = _run(model, images, spec, trail)
         _check_logits(model, logits, images, classes, spec)
         try:
@@ -181,6 +183,11 @@ def _check_logits(model: nn.Module, logits: Any, images: Tensor, classes: int, s
             f"The network {spec.title} gives {str(logits.dtype).removeprefix('torch.')} of shape {tuple(logits.shape)} "
             f"for {count} images; natscope needs logits of shape (images, classes)."
         )
+    if logits.dtype not in (torch.float32, torch.float64):
+        raise BuildError(
+            f"The network {spec.title} gives {str(logits.dtype).removeprefix('torch.')}; natscope runs networks in "
+            "float32, so leave half precision and autocast out of it."
+        )
     if logits.shape[1] != classes:
         raise BuildError(f"The network has {logits.shape[1]} outputs and the data set {classes} classes.")
     if not torch.isfinite(logits).all():
@@ -243,10 +250,11 @@ def _compare(model: nn.Module, images: Tensor, blocks: list[Any], spec: ModelSpe
             )
         found = torch.autograd.grad(alone[0, 0], list(trained.values()), allow_unused=True)
     truth = dict(zip(trained, found, strict=True))
+    least = _NEGLIGIBLE * float(torch.stack([g.norm() for g in found if g is not None] or [torch.zeros(())]).norm())
     for block in blocks:
         formed = block.form()
         wanted = truth.get(block.name)
-        if block.name in trained and (len(formed) != len(images) or _differs(formed[0].flatten(), wanted)):
+        if block.name in trained and (len(formed) != len(images) or _differs(formed[0].flatten(), wanted, least)):
             raise BuildError(
                 f"The network {spec.title} cannot be attributed: the gradient of '{block.name}' for one image is "
                 "another in a batch than alone, or its weight is used past its layer's own call; keep images along "
@@ -263,9 +271,11 @@ def _alone(model: nn.Module, image: Tensor, spec: ModelSpec) -> Any:
         raise BuildError(f"The network {spec.title} fails on one image alone ({first_line(error)}).") from error
 
 
-def _differs(found: Tensor, wanted: Tensor | None) -> bool:
+def _differs(found: Tensor, wanted: Tensor | None, least: float) -> bool:
+    """Return whether two gradients differ by more than rounding, and by more than the norm `least`."""
     wanted = torch.zeros_like(found) if wanted is None else wanted.flatten()
-    return bool((found - wanted).norm() > _TOLERANCE * max(float(wanted.norm()), float(found.norm()), 1e-12))
+    largest = max(float(wanted.norm()), float(found.norm()), 1e-12)
+    return bool((found - wanted).norm() > max(_TOLERANCE * largest, least))
 
 
 def _wanted(module: nn.Module, shape: tuple[int, ...]) -> str:

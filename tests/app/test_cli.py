@@ -506,6 +506,14 @@ def test_figures_beside_a_result_are_not_written_through_links(monkeypatch, tmp_
     assert (tmp_path / "result.png").read_bytes() == b"a figure"
 
 
+def test_a_folder_without_a_name_or_an_end_is_no_bundle_to_tune(refused, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for folder in ("/", tmp_path / "loop"):
+        said = refused("tune", "--bundle", folder, "--out", tmp_path / "result.json")
+        assert "bundle" in said or "manifest" in said, said
+        refused("tune", "--bundle", folder)
+
+
 def test_the_app_without_bundles_is_one_sentence(refused, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = server.getsockname()[1]

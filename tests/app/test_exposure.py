@@ -106,7 +106,8 @@ def test_a_page_of_another_origin_gets_no_websocket_and_cannot_ask(ask, origin):
 
 
 def test_nobody_is_told_how_many_sessions_there_are(ask):
-    assert ask(f"{_PATH}/_stcore/metrics")[0] == 404
+    for path in ("_stcore/metrics", "auth/login", "auth/logout", "oauth2callback"):
+        assert ask(f"{_PATH}/{path}")[0] == 404
 
 
 def test_settings_and_secrets_of_the_working_directory_are_not_read(ask, log):

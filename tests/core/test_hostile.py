@@ -124,6 +124,29 @@ def test_a_manifest_with_a_wrong_value_is_one_sentence_everywhere(path, change, 
             opened(path)
 
 
+def _places(value, *keys):
+    """Yield the path to every value of a manifest."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, within in inside:
+        yield (*keys, key)
+        yield from _places(within, *keys, key)
+
+
+def test_half_a_surrogate_pair_is_one_sentence_wherever_it_stands(path):
+    raw = json.loads((path / MANIFEST).read_text())
+    places = list(_places(raw))
+    assert len(places) > 300
+    for place in places:
+        changed = json.loads(json.dumps(raw))
+        _set(*place, "\ud800")(changed)
+        with pytest.raises(SchemaError, match="is not JSON that can be read"):
+            Manifest.from_json(json.dumps(changed))
+    edited(path, lambda raw: raw["files"].update({"\ud800": "x"}))
+    with pytest.raises(BundleError, match="is not JSON that can be read"):
+        Bundle(path)
+    assert listed(path).title == f"{path.name} (damaged)"
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

@@ -190,6 +190,16 @@ def test_a_factory_is_a_function_or_a_class(module):
         assert not torch.equal(first, other)
 
 
+def test_what_a_factory_draws_with_any_generator_depends_on_the_seed(module):
+    name = module(
+        "import random\nimport numpy as np\n"
+        "def net():\n    model = nn.Linear(2, 3)\n    model.drawn = random.random(), np.random.rand()\n    return model"
+    )
+    first, again, other = (_built(f"{name}:net", seed).drawn for seed in (3, 3, 4))
+    assert first == again
+    assert not set(first) & set(other)
+
+
 def test_an_edited_module_has_another_source(module, tmp_path):
     name = module("net = lambda: nn.Linear(2, 3)")
     spec = ModelSpec(f"{name}:net", None)
@@ -216,13 +226,28 @@ def test_an_edited_module_has_another_source(module, tmp_path):
         ("def net():\n    return 3", "net", r"^{name}:net\(\) gave int, not a torch\.nn\.Module\.$"),
         ("def net(width):\n    pass", "net", r"^{name}:net\(\) failed: TypeError: .*'width'"),
         ("def net():\n    return nn.ReLU()", "net", "has no parameters"),
+        ("def net():\n    return nn.DataParallel(nn.Linear(2, 3))", "net", "gave DataParallel, .* return the network"),
+        ("def net():\n    return torch.compile(nn.Linear(2, 3))", "net", "gave OptimizedModule, .* return the network"),
+        ("def net():\n    return torch.jit.script(nn.Linear(2, 3))", "net", "gave RecursiveScriptModule, .* return"),
+        (
+            "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(2, 3)\n"
+            "    def get_extra_state(self):\n        return {}\n    def set_extra_state(self, state):\n        pass",
+            "Net",
+            "state_dict of {name}:Net does not hold .*; leave out get_extra_state",
+        ),
+        (
+            "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(2, 3)\n"
+            "    def state_dict(self, **rest):\n        return {}",
+            "Net",
+            "does not hold the parameters, and tensors alone",
+        ),
         ("def net():\n    return nn.LazyLinear(3)", "net", "parameter 'weight' of .* no shape"),
         ("import nothing_of_the_kind", "net", r"module {name} fails .* ModuleNotFoundError: .*'nothing_of_the_kind'"),
         ("def net(:", "net", r"module {name} fails .* SyntaxError: "),
         ("1 / 0", "net", "module {name} fails .* ZeroDivisionError: division by zero"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.filterwarnings("ignore:Lazy modules", "ignore:.torch.jit")
 def test_factories_that_make_no_network_are_one_sentence(module, text, attribute, message):
     name = module(text)
     with pytest.raises(BuildError, match=message.format(name=name)) as caught:

@@ -730,14 +730,28 @@ def test_a_network_changes_nothing_for_others(place, tmp_path, monkeypatch):
     (tmp_path / "changing_net.py").write_text(
         "import numpy, torch\n"
         + _NET.replace(
-            "super()", "torch.set_default_dtype(torch.float64)\n        numpy.seterr(all='raise')\n        super()"
+            "super()",
+            "torch.set_default_dtype(torch.float64)\n        numpy.seterr(all='raise')\n        "
+            "torch.set_grad_enabled(False)\n        torch.set_float32_matmul_precision('medium')\n        "
+            "numpy.random.seed(1)\n        super()",
         )
     )
     monkeypatch.chdir(tmp_path)
     trust("changing_net:Net")
-    before = torch.get_default_dtype(), np.geterr()
+
+    def settings():
+        drawn = np.random.get_state()[1].tolist()  # noqa: NPY002
+        return (
+            torch.get_default_dtype(),
+            np.geterr(),
+            torch.is_grad_enabled(),
+            torch.get_float32_matmul_precision(),
+            drawn,
+        )
+
+    before = settings()
     model = build_model(ModelSpec("changing_net:Net", None), seed=0)
-    assert (torch.get_default_dtype(), np.geterr()) == before
+    assert settings() == before
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 

@@ -146,6 +146,7 @@ def test_images_that_do_not_go_in_name_the_layer(model, images, sentence):
         (lambda self, x: self.head(self.features(x)).mean(0), "float32 of shape (4,)"),
         (lambda self, x: self.head(self.features(x)).argmax(1), "int64 of shape (3,)"),
         (lambda self, x: self.head(self.features(x)) / 0, "their:net are not finite"),
+        (lambda self, x: self.head(self.features(x)).bfloat16(), "gives bfloat16; natscope runs networks in float32"),
         (lambda self, x: self.head(self.features(x)).softmax(1), "softmax"),
         (lambda self, x: self.head(self.features(x) * torch.rand(6)), "other outputs every time"),
         (lambda self, x: self.features(x)[:, :4], "no torch.nn.Linear layer"),
@@ -163,6 +164,31 @@ def test_images_that_do_not_go_in_name_the_layer(model, images, sentence):
 )
 def test_outputs_that_cannot_be_attributed_are_one_sentence(forward, sentence):
     assert sentence in _refused(_with(forward))
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(6, 6), nn.InstanceNorm2d(6, affine=True)])
+def test_a_bias_that_a_normalisation_takes_away_suits(norm):
+    """Its gradient is rounding alone."""
+    model = Conv()
+    model.norm = norm
+    assert check_suitable(model, _images(), 4, _SPEC).parameters
+
+
+def test_a_network_whose_eval_returns_nothing_suits():
+    class Quiet(Conv):
+        def train(self, mode=True):
+            super().train(mode)
+
+    assert check_suitable(Quiet(), _images(), 4, _SPEC).parameters
+
+
+def test_a_network_under_autocast_suits():
+    class Mixed(Conv):
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x).float()
+
+    assert check_suitable(Mixed(), _images(), 4, _SPEC).penultimate == 6
 
 
 def test_a_batch_norm_without_running_statistics_is_named():
