@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -242,17 +243,18 @@ def attribute(
 
     if sum(choice is not None for choice in (test_index, train_index, image)) != 1:
         raise QueryError("Name one query: --test-index I, --train-index I or --image FILE.")
-    attributor = open_attributor(bundle)
-    classes = attributor.bundle.classes
-    if image is not None:
-        query = attributor.upload(_read_upload(image, attributor.bundle.array("train_images"), invert))
-    else:
-        origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
-        query = attributor.query(origin, int(index))  # type: ignore[arg-type]
-    method = Request().method if method is None else method
-    settings |= {"method": method, "sigma2": attributor.bundle.sigma2(method) if sigma2 is None else sigma2}
-    request = Request(target=None if target is None else _class_number(target, classes), **settings)
-    result = attributor.attribute(query, request)
+    with redirect_stdout(sys.stderr):  # a network may print; what scripts read is the answer alone
+        attributor = open_attributor(bundle)
+        classes = attributor.bundle.classes
+        if image is not None:
+            query = attributor.upload(_read_upload(image, attributor.bundle.array("train_images"), invert))
+        else:
+            origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
+            query = attributor.query(origin, int(index))  # type: ignore[arg-type]
+        method = Request().method if method is None else method
+        settings |= {"method": method, "sigma2": attributor.bundle.sigma2(method) if sigma2 is None else sigma2}
+        request = Request(target=None if target is None else _class_number(target, classes), **settings)
+        result = attributor.attribute(query, request)
     if as_json:
         say(json.dumps(result.to_dict(query, classes), allow_nan=False))
         return

@@ -11,7 +11,7 @@ import shutil
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec,
     """Fit EK-FAC factors and write them into a folder; parts that exist already are not fitted again.
 
     Args:
-        model: the trained network; it is not changed. Only its Linear and Conv2d layers are seen.
+        model: the trained network; it is not changed. Only its `seen_layers` count.
         inputs: (N, ...) all training images, as the network takes them.
         folder: where kronfluence keeps its files, the factors in its `factors_folder`.
         spec: the settings.
@@ -79,7 +79,13 @@ def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec,
 
 
 def factor_contents(source: Source) -> dict[str, bytes]:
-    """Fit the factors, or resume an interrupted fit; return the contents of their files."""
+    """Fit the factors, or resume an interrupted fit; return the contents of their files.
+
+    Raises:
+        ValueError: if kronfluence sees no layer of the network, or its loss has no curvature.
+    """
+    if not seen_layers(source.model):
+        raise ValueError("Kronfluence sees plain Linear and Conv2d layers only, and this network has none.")
     home = source.folder / "fitting"
     fit = partial(fit_factors, source.model, source.inputs(slice(None)), home, source.ekfac, source.progress)
     begun = home.exists()
@@ -90,7 +96,25 @@ def factor_contents(source: Source) -> dict[str, bytes]:
             raise
         shutil.rmtree(home)  # it was interrupted in the middle of a file
         fit()
+    try:
+        _check_factors(source.model, factors_folder(home))
+    except ValueError as error:
+        raise ValueError(
+            "Kronfluence finds no curvature of the loss that float32 can invert: this network is too sure of its "
+            "training images, or a layer has no part in its outputs."
+        ) from error
     return {name: _content(factors_folder(home) / Path(name).name) for name in FACTOR_FILES}
+
+
+def seen_layers(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Return the layers that kronfluence can follow, by name: a subclass may compute something else of its weight."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+        and type(layer) in (nn.Linear, nn.Conv2d)
+        and "weight" in dict(layer.named_parameters(recurse=False))
+    }
 
 
 def _content(file: Path) -> bytes:
@@ -177,6 +201,12 @@ class _MarginTask(Task):
     (`python -m benchmarks ekfac` compares the two).
     """
 
+    def __init__(self, layers: Iterable[str] | None = None) -> None:
+        self._layers = None if layers is None else list(layers)
+
+    def get_influence_tracked_modules(self) -> list[str] | None:
+        return self._layers
+
     def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
         logits = model(batch[0])
         if not sample:
@@ -234,9 +264,11 @@ def _large_directions(inputs: Tensor, shares: Tensor, spec: EkfacSpec) -> _Direc
 
 
 def _check_factors(model: nn.Module, folder: Path) -> None:
-    """Raise ValueError if factors are not valid, or not those of the network's Linear and Conv2d layers."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    sizes = {name: (len(m.weight), m.weight[0].numel() + (m.bias is not None)) for name, m in layers.items()}
+    """Raise ValueError if factors are not valid, or not those of the network's layers."""
+    sizes = {
+        name: (len(layer.weight), layer.weight[0].numel() + (layer.bias is not None))
+        for name, layer in seen_layers(model).items()
+    }
     expected: dict[str, dict[str, tuple[int, ...]]] = {
         "activation_eigenvalues": {name: (fan_in,) for name, (_, fan_in) in sizes.items()},
         "activation_eigenvectors": {name: (fan_in, fan_in) for name, (_, fan_in) in sizes.items()},
@@ -277,9 +309,15 @@ def _is_curvature(sums: Tensor, count: int) -> bool:
 
 
 def _analyzer(model: nn.Module, home: Path, task: Task | None = None) -> Analyzer:
-    task = task or _MarginTask()
-    prepared = prepare_model(copy.deepcopy(model), task)  # it changes its argument
+    task = task or _MarginTask(seen_layers(model))
+    prepared = prepare_model(_copied(model), task)  # it changes its argument
     return Analyzer("natscope", prepared, task, cpu=True, output_dir=str(home), disable_tqdm=True)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy, also of a network that keeps tensors that it computed, as `nn.utils.weight_norm` does."""
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
 
 
 @contextmanager

@@ -184,7 +184,7 @@ def read(file: Path) -> dict[str, Any]:
             result["experiment"] in ("tune", "backdoor")
             and result["for"] in PURPOSES
             and all(isinstance(word, str) and word for word in words)
-            and all(name in METHODS and 0 < float(sigma2) < math.inf for name, sigma2 in chosen.items())
+            and all(name in METHODS and type(s) in (int, float) and 0 < s < math.inf for name, s in chosen.items())
         ):
             return result | {"sigma2": {name: float(sigma2) for name, sigma2 in chosen.items()}}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):

@@ -248,7 +248,7 @@ def _recorded() -> list[Trusted]:
         read = from_json(read_regular(file, _RECORD_LIMIT, links=True))["trusted"]
         found = [Trusted(**entry | {"digests": tuple(entry.get("digests", ()))}) for entry in read]
         texts = (text for each in found for text in (each.architecture, each.file, each.folder, *each.digests))
-        if not all(isinstance(text, str) for text in texts):
+        if not all(isinstance(text, str) and "\0" not in text for text in texts):
             raise TypeError
     except FileError as error:
         if isinstance(error.__cause__, FileNotFoundError):

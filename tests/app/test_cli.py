@@ -20,6 +20,7 @@ from PIL import Image
 from natscope.app.cli import commands, experiments
 from natscope.app.cli.commands import main
 from natscope.app.figures import experiments as drawn
+from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle
 from natscope.core.methods import METHODS
 from natscope.precompute.bundles import background
@@ -494,6 +495,14 @@ def test_usage_errors_are_one_sentence(refused, arguments, named):
 class _Found:
     def to_dict(self):
         return {"finding": "It works."}
+
+
+def test_what_a_network_prints_is_not_in_the_answer(run, tiny_path, monkeypatch):
+    own = Attributor.attribute
+    monkeypatch.setattr(Attributor, "attribute", lambda *given: (print("hello"), own(*given))[1])
+    code, out, err = run("attribute", "--bundle", tiny_path, "--test-index", 1, "--method", "repsim", "--json")
+    assert (code, json.loads(out)["method"]) == (0, "repsim")
+    assert "hello" in err
 
 
 def test_figures_beside_a_result_are_not_written_through_links(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 import copy
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from natscope.core.methods.ekfac import (
     _even_directions,
     _large_directions,
     _MarginTask,
+    factor_contents,
     factors_folder,
     fit_factors,
+    seen_layers,
 )
 from natscope.core.sketches import SketchSpec
 
@@ -116,6 +119,69 @@ def test_scores_are_kronfluences_own(network, data, folder):
     assert not np.allclose(together[0], wanted[0], rtol=0.1)  # that query was asked about class 0
     mean = influence.scores(query, targets.numpy(), inputs, labels.numpy(), mean=True)
     np.testing.assert_allclose(mean, wanted.mean(axis=0)[None], rtol=1e-4, atol=1e-5)
+
+
+class Doubled(torch.nn.Linear):
+    """A subclass that computes something else of its weight."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Attending(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.MultiheadAttention(9, 3, batch_first=True)
+
+    def forward(self, x):
+        return self.mix(x[:, None], x[:, None], x[:, None])[0][:, 0]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: Doubled(9, 7),
+        lambda: torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(9, 7)),
+        lambda: torch.nn.utils.weight_norm(torch.nn.Linear(9, 7)),
+        Attending,
+    ],
+    ids=["subclass", "parametrised", "weight norm", "attention"],
+)
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm")
+def test_layers_that_it_cannot_follow_are_left_out(layer, data, tmp_path):
+    torch.manual_seed(0)
+    inputs, labels = data
+    found = layer()
+    width = found(torch.zeros(2, 9)).shape[1]
+    model = torch.nn.Sequential(torch.nn.Flatten(), found, torch.nn.ReLU(), torch.nn.Linear(width, CLASSES)).eval()
+    assert list(seen_layers(model)) == ["3"]
+    model(inputs)
+    fit_factors(model, inputs, tmp_path, EkfacSpec(batch_size=50), lambda *_: None)
+    scores = EkfacInfluence(model, factors_folder(tmp_path)).scores(inputs[:1], 1, inputs, labels.numpy())
+    assert np.isfinite(scores).all()
+    assert scores.any()
+
+
+def _source(model, data, folder):
+    inputs, labels = data
+    return SimpleNamespace(
+        model=model.eval(), inputs=lambda rows: inputs[rows], labels=labels.numpy(), folder=folder,
+        ekfac=EkfacSpec(batch_size=50), progress=lambda *_: None,
+    )  # fmt: skip
+
+
+def test_a_network_without_a_layer_that_it_sees_is_one_sentence(data, tmp_path):
+    model = torch.nn.Sequential(torch.nn.Flatten(), Doubled(9, CLASSES))
+    with pytest.raises(ValueError, match="this network has none"):
+        factor_contents(_source(model, data, tmp_path))
+
+
+def test_a_network_too_sure_to_have_curvature_is_one_sentence(network, data, tmp_path):
+    sure = copy.deepcopy(network)
+    for parameter in sure.parameters():
+        parameter.data *= 1e4
+    with pytest.raises(ValueError, match="too sure of its training images"):
+        factor_contents(_source(sure, data, tmp_path))
 
 
 def test_without_curvature_it_is_the_gradient_product(network, data, tmp_path):

@@ -560,6 +560,7 @@ def test_what_failing_code_says_is_no_command_to_a_terminal(tmp_path, monkeypatc
 
 
 # The record
+_NUL = r'{"trusted": [{"architecture": "net_of_hers:Net", "file": "a", "folder": "a\u0000", "digests": []}]}'
 
 
 def test_the_record_is_the_users_alone_and_loses_nothing(tmp_path, stranger, monkeypatch):
@@ -578,7 +579,9 @@ def test_the_record_is_the_users_alone_and_loses_nothing(tmp_path, stranger, mon
     assert len(json.loads((configuration() / "trusted.json").read_text())["trusted"]) == 8
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"trusted": 3}', '{"trusted": [{"file": 3}]}', "[" * 5000, "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"trusted": 3}', '{"trusted": [{"file": 3}]}', "[" * 5000, "\udcff", _NUL]
+)
 def test_a_damaged_record_is_one_sentence(place, stranger, text, monkeypatch):
     monkeypatch.chdir(place)
     configuration().mkdir(parents=True)
