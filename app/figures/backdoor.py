@@ -18,7 +18,7 @@ def roc(rankings: Mapping[str, np.ndarray]) -> Lines:
     """
     lines = [Series("Chance", [0, 100], [0, 100], colour=MUTED, dash="dot")]
     for method, hits in rankings.items():
-        found, false = np.cumsum(hits) / hits.sum(), np.cumsum(~hits) / (~hits).sum()
+        found, false = np.cumsum(hits) / hits.sum(), np.cumsum(~hits) / max((~hits).sum(), 1)
         x, y = [0, *(100 * false).tolist()], [0, *(100 * found).tolist()]
         said = "{name}: {y:.0f} % found, {x:.1f} % of the clean images inspected"
         lines.append(line_of(method, x, y, hover=said))

@@ -13,6 +13,7 @@ from natscope.app.views.notice import complain
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM, REFERENCE
 from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.removal import as_many_others
 from natscope.precompute.training.retrain import Outcome, patience, too_slow
 
 
@@ -29,14 +30,19 @@ def proof_step(scene: Scene) -> None:
         complain(error)
         return
     pool = np.flatnonzero(scene.attributor.train_labels == scene.target)
-    others = np.random.default_rng(0).choice(pool, len(found), replace=False)
+    which = "those" if len(found) <= len(pool) // 2 else "the first"  # so that as many others are left
+    found = found[: max(1, len(pool) // 2)]
+    if len(pool) < 2:
+        st.info("The class that the attack aims at has one training image: too few to compare with.")
+        return
+    others = as_many_others(pool, found)
     why = too_slow(scene.attributor.bundle, linear=scene.attributor.linear)
     live = (
         f" So train it again without them, and once more without {len(found)} others labelled "
         f"{scene.name(scene.target)}, picked at random."
     )
     st.markdown(
-        f"If those {len(found)} pictures taught the trick, a model that never saw them should not fall for it."
+        f"If {which} {len(found)} pictures taught the trick, a model that never saw them should not fall for it."
         + ("" if why else live)
     )
     if why:

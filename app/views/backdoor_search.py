@@ -198,4 +198,4 @@ def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
 def _area(hits: np.ndarray) -> float:
     """Return the area under the ROC curve of a ranking: the share of (planted, honest) pairs in the right order."""
     honest = np.cumsum(~hits)
-    return float(1 - honest[hits].sum() / (hits.sum() * (~hits).sum()))
+    return float(1 - honest[hits].sum() / max(hits.sum() * (~hits).sum(), 1))

@@ -21,7 +21,7 @@ from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 from natscope.precompute.paths import home
-from natscope.precompute.training.removal import Answer, identity_of, name_of
+from natscope.precompute.training.removal import Answer, as_many_others, identity_of, name_of
 from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import patience, too_slow
 
@@ -119,7 +119,7 @@ def _removal(attributor: Served, query: QueryImage) -> None:
     found = tuple(item.train_index for item in ranked.items)
     own = {query.index} if query.origin == "train" else set()
     pool = [int(row) for row in np.flatnonzero(attributor.train_labels == query.predicted) if row not in own]
-    others = tuple(int(i) for i in np.random.default_rng(0).choice(pool, len(found), replace=False))
+    others = tuple(as_many_others(pool, found).tolist())
     title, label = METHODS[view.method].title, attributor.bundle.classes[query.predicted]
     named = escape.markdown(label)
     st.markdown(

@@ -247,6 +247,8 @@ def _poison_misfits(manifest: Manifest, poison: dict[str, Any], side: int, count
         yield "names a poisoned class that does not exist"
     if len(rows) != len(bases) or any(b <= a for a, b in pairwise(rows)) or max(rows, default=0) >= count:
         yield "names poisoned images that do not exist"
+    if set(bases) != set(range(classes)):
+        yield "has a backdoor and no poisoned image of some class"
     if "test_fooled" not in manifest.files or "attack_success" not in manifest.results:
         yield "has a backdoor and not how often it works"
 

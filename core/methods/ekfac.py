@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import Dataset, TensorDataset
 
 from natscope.core.errors import out_of_memory
-from natscope.core.jacobians import convolves
+from natscope.core.jacobians import convolves, exclusive
 from natscope.core.measurements import margin
 from natscope.core.methods.artifacts import FACTOR_FILES, EkfacSpec, Source
 from natscope.core.progress import Progress
@@ -47,7 +47,7 @@ def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec,
     """Fit EK-FAC factors and write them into a folder; parts that exist already are not fitted again.
 
     Args:
-        model: the trained network; it is not changed. Only its `seen_layers` count.
+        model: the trained network; it is not changed. Only those of its `seen_layers` count that it calls.
         inputs: (N, ...) all training images, as the network takes them.
         folder: where kronfluence keeps its files, the factors in its `factors_folder`.
         spec: the settings.
@@ -64,7 +64,7 @@ def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec,
     )
     stage, common = "Kronfluence: curvature of the loss", {"factors_name": _NAME, "factor_args": arguments}
     with _quiet():
-        analyzer = _analyzer(model, folder)
+        analyzer = _analyzer(model, folder, _MarginTask(_called_layers(model, inputs[:1])))
         progress(stage, 0, parts + 2)
         analyzer.fit_covariance_matrices(dataset=axes, per_device_batch_size=spec.batch_size, **common)
         progress(stage, 1, parts + 2)
@@ -82,20 +82,26 @@ def factor_contents(source: Source) -> dict[str, bytes]:
     """Fit the factors, or resume an interrupted fit; return the contents of their files.
 
     Raises:
-        ValueError: if kronfluence sees no layer of the network, or its loss has no curvature.
+        ValueError: if kronfluence sees no layer of the network, fails on it, or finds no curvature of its loss.
     """
-    if not seen_layers(source.model):
-        raise ValueError("Kronfluence sees plain Linear and Conv2d layers only, and this network has none.")
+    if not _called_layers(source.model, source.inputs(slice(1))):
+        raise ValueError("Kronfluence sees plain Linear and Conv2d layers only, and this network calls none.")
     home = source.folder / "fitting"
     fit = partial(fit_factors, source.model, source.inputs(slice(None)), home, source.ekfac, source.progress)
     begun = home.exists()
     try:
-        fit()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if not begun or out_of_memory(error):
+        try:
+            fit()
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            if not begun or out_of_memory(error):
+                raise
+            shutil.rmtree(home)  # it was interrupted in the middle of a file
+            fit()
+    except (KeyError, RuntimeError) as error:
+        if out_of_memory(error):
             raise
-        shutil.rmtree(home)  # it was interrupted in the middle of a file
-        fit()
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"Kronfluence cannot follow this network: {reason.rstrip('.')}.") from error
     try:
         _check_factors(source.model, factors_folder(home))
     except ValueError as error:
@@ -129,6 +135,25 @@ def factors_folder(home: Path) -> Path:
     return home / "natscope" / f"factors_{_NAME}"
 
 
+def _called_layers(model: nn.Module, inputs: Tensor) -> list[str]:
+    """Return the names of the `seen_layers` that a network calls where gradients are followed."""
+    called: dict[nn.Module, None] = {}
+    layers = seen_layers(model)
+
+    def note(layer: nn.Module, *_: object) -> None:
+        if torch.is_grad_enabled():
+            called[layer] = None
+
+    with exclusive(model), torch.enable_grad():
+        hooks = [layer.register_forward_hook(note) for layer in layers.values()]
+        try:
+            model(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return [name for name, layer in layers.items() if layer in called]
+
+
 class EkfacInfluence:
     """Factors that were fitted, ready to score training images for queries; one thread at a time."""
 
@@ -146,7 +171,7 @@ class EkfacInfluence:
         self._home = temporary_folder()
         factors = factors_folder(Path(self._home.name))
         factors.mkdir(parents=True)
-        _check_factors(model, folder)
+        layers = _check_factors(model, folder)
         for name in (Path(file).name for file in FACTOR_FILES):
             if name.endswith(".safetensors"):
                 shutil.copyfile(folder / name, factors / name)
@@ -154,7 +179,7 @@ class EkfacInfluence:
         # kronfluence writes out the gradients of so many images at a time.
         self._batch = 50 if convolves(model) else 1500
         with _quiet():
-            self._analyzer = _analyzer(model, Path(self._home.name))
+            self._analyzer = _analyzer(model, Path(self._home.name), _MarginTask(layers))
 
     def scores(
         self, queries: Tensor, target: int | np.ndarray, inputs: Tensor, labels: np.ndarray, *, mean: bool = False
@@ -263,11 +288,15 @@ def _large_directions(inputs: Tensor, shares: Tensor, spec: EkfacSpec) -> _Direc
     return _Directions(inputs, pairs // classes, pairs % classes, weights)
 
 
-def _check_factors(model: nn.Module, folder: Path) -> None:
-    """Raise ValueError if factors are not valid, or not those of the network's layers."""
+def _check_factors(model: nn.Module, folder: Path) -> list[str]:
+    """Return the layers that factors are of; raise ValueError if they are not valid, or not of the network's layers."""
+    with safetensors.safe_open(folder / "lambda_matrix.safetensors", "pt") as file:
+        names = set(file.keys())
+    layers = {name: layer for name, layer in seen_layers(model).items() if name in names}
+    if not layers:
+        raise ValueError("The factors are of none of this network's layers.")
     sizes = {
-        name: (len(layer.weight), layer.weight[0].numel() + (layer.bias is not None))
-        for name, layer in seen_layers(model).items()
+        name: (len(layer.weight), layer.weight[0].numel() + (layer.bias is not None)) for name, layer in layers.items()
     }
     expected: dict[str, dict[str, tuple[int, ...]]] = {
         "activation_eigenvalues": {name: (fan_in,) for name, (_, fan_in) in sizes.items()},
@@ -291,6 +320,7 @@ def _check_factors(model: nn.Module, folder: Path) -> None:
     for name, sums in found["lambda_matrix"].items():
         if not _is_curvature(sums, int(found["num_lambda_processed"][name])):
             raise ValueError(f"'lambda_matrix' holds no curvature of '{name}'.")
+    return list(layers)
 
 
 def _is_orthogonal(vectors: Tensor) -> bool:
@@ -308,8 +338,7 @@ def _is_curvature(sums: Tensor, count: int) -> bool:
     return bool(((mean + _DAMPING * mean.mean()).reciprocal() <= _LARGEST_INVERSE).all())
 
 
-def _analyzer(model: nn.Module, home: Path, task: Task | None = None) -> Analyzer:
-    task = task or _MarginTask(seen_layers(model))
+def _analyzer(model: nn.Module, home: Path, task: Task) -> Analyzer:
     prepared = prepare_model(_copied(model), task)  # it changes its argument
     return Analyzer("natscope", prepared, task, cpu=True, output_dir=str(home), disable_tqdm=True)
 

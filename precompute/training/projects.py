@@ -72,9 +72,10 @@ def raised_by_one(error: BaseException) -> bool:
 
 
 class Project(MetaPathFinder):
-    """The modules of one folder.
+    """The modules of one folder, and of folders that its code adds to `sys.path`.
 
-    A module whose name several projects use is in `sys.modules` only while code of its project imports.
+    A module whose name several projects use is in `sys.modules` only while code of its project imports, and what a
+    project adds to `sys.path` is there only then.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,6 +87,8 @@ class Project(MetaPathFinder):
         self._modules: dict[str, ModuleType] = {}
         self._aside: dict[str, ModuleType] = {}
         self._before: dict[str, ModuleType] = {}
+        self._path: list[str] = []  # sys.path while no code of a project imports
+        self._added: tuple[list[str], list[str]] = [], []  # what its code put before and after that
         self._depth = 0
         self.builtins = vars(builtins) | {"__import__": self._import}
 
@@ -150,7 +153,14 @@ class Project(MetaPathFinder):
     def _beside(self, name: str) -> ModuleSpec | None:
         if self._installed or name in NOT_THEIRS or name in libraries():
             return None
-        return PathFinder.find_spec(name, [self._folder])
+        first, last = self._additions() if self._depth else self._added
+        return PathFinder.find_spec(name, [*first, self._folder, *last])
+
+    def _additions(self) -> tuple[list[str], list[str]]:
+        """Return what the project's code has put before and after the usual entries of `sys.path`, while it imports."""
+        start = next((at for at, entry in enumerate(sys.path) if entry in self._path), len(sys.path))
+        found = [entry for entry in sys.path[:start] if isinstance(entry, str)]
+        return found, [entry for entry in sys.path[start:] if isinstance(entry, str) and entry not in self._path]
 
     @contextmanager
     def _standing_in(self) -> Iterator[None]:
@@ -158,7 +168,9 @@ class Project(MetaPathFinder):
             if not self._depth:
                 with finders:  # a new list each time, since other threads may be iterating over the old one
                     sys.meta_path = [self, *sys.meta_path]
-                self._before = dict(sys.modules)
+                self._before, self._path = dict(sys.modules), sys.path
+                first, last = self._added
+                sys.path = [*first, *self._path, *last]
                 for name in set().union(*(project._tops for project in _projects.values())):
                     self._make_way(name)
             self._depth += 1
@@ -198,6 +210,7 @@ class Project(MetaPathFinder):
     def _leave(self) -> None:
         with finders:
             sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
+        self._added, sys.path = self._additions(), self._path
         fresh = {name: module for name, module in sys.modules.items() if self._before.get(name) is not module}
         self._modules |= {name: module for name, module in fresh.items() if _top(name) in self._tops}
         contested = {_top(name) for name in self._aside}

@@ -88,6 +88,17 @@ def name_of(image: np.ndarray, target: int, rows: Sequence[int]) -> str:
     return digest.hexdigest()[:24]
 
 
+def as_many_others(pool: Sequence[int] | np.ndarray, found: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Draw as many training images of a pool as were found in it, none of which was found, always the same ones.
+
+    Args:
+        pool: (n,) training indices.
+        found: at most half of them.
+    """
+    others = np.setdiff1d(pool, found)
+    return np.random.default_rng(0).choice(others, len(found), replace=False)
+
+
 def answer(bundle: Bundle, model: nn.Module, image: np.ndarray, target: int) -> Answer:
     """Ask a network about an image (H, W) or (H, W, 3) uint8 and a class."""
     dataset = bundle.manifest.dataset

@@ -41,6 +41,8 @@ _RECORD, _RECORD_LIMIT = "trusted.json", 10_000_000  # bytes
 _PATIENCE = 10.0  # seconds
 _LISTED = 5  # folders in a message
 _MOST_DIGESTS = 1000  # states of a module that are remembered
+_SOURCE_LIMIT = 10_000_000  # bytes
+_MOST_FOLDERS = 50  # of a project in which modules are looked for
 _FOLDER = 5  # how `modulefinder` calls a package
 _built_with: dict[str, str] = {}  # files by architecture, so that a concurrent build does not affect this one
 
@@ -72,15 +74,15 @@ class Code:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the module's file and those of its folder that it imports, found without running them."""
+        """SHA-256 over the module's file and those of its project that it imports, found without running them.
+
+        Code that changes `sys.path` may import from the folders within and from the one above, too.
+        """
         files = {self.module: self.file}
         if self.folder.name not in INSTALLED:
-            finder = _Imports(path=[str(self.folder)])
-            # Looking for modules invalidates what Python has cached of folders, which two threads must not do at once.
-            with finders, suppress(ImportError, SyntaxError, ValueError):  # importing it reports what is wrong
-                finder.import_hook(self.module)
-            found = {name: getattr(module, "__file__", None) for name, module in finder.modules.items()}
-            files |= {name: Path(file) for name, file in found.items() if file}
+            files |= _imports(self.module, [self.folder])
+            if any(_changes_path(file) for file in files.values()):
+                files |= _imports(self.module, [self.folder, *_within(self.folder), self.folder.parent])
         sums = {name: sha256_of(file) for name, file in sorted(files.items())}
         return sums[self.module] if len(sums) == 1 else hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
@@ -124,6 +126,35 @@ class _Imports(ModuleFinder):
         module = self.add_module(fqname)
         module.__path__ = [pathname]  # type: ignore[attr-defined]
         return module
+
+
+def _imports(name: str, places: Sequence[Path]) -> dict[str, Path]:
+    """Return the files of a module and of those that it imports from some folders, by name, without running them."""
+    finder = _Imports(path=[str(place) for place in places])
+    # Looking for modules invalidates what Python has cached of folders, which two threads must not do at once.
+    with finders, suppress(ImportError, SyntaxError, ValueError):  # importing it reports what is wrong
+        finder.import_hook(name)
+    found = {each: getattr(module, "__file__", None) for each, module in finder.modules.items()}
+    return {each: Path(file) for each, file in found.items() if file}
+
+
+def _changes_path(file: Path) -> bool:
+    try:
+        return b"sys.path" in read_regular(file, _SOURCE_LIMIT, links=True)
+    except FileError:  # reading it for its checksum reports what is wrong
+        return False
+
+
+def _within(folder: Path) -> list[Path]:
+    """Return the folders within one that may hold modules, those nearest first and not too many."""
+    found = [folder]
+    for each in found:
+        if len(found) > _MOST_FOLDERS:
+            break
+        with suppress(OSError):
+            inside = sorted(path for path in each.iterdir() if path.name.isidentifier() and path.is_dir())
+            found += [path for path in inside if not path.name.startswith("_") and not is_bundle(path)]
+    return found[1:][:_MOST_FOLDERS]
 
 
 def allow(names: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from natscope.core.backdoor import Backdoor
 from natscope.core.errors import BuildError
+from natscope.precompute.training.removal import as_many_others
 from natscope.precompute.training.retrain import outcome, patience, retrain, too_slow
 from natscope.precompute.training.train import TrainingSpec, train
 
@@ -89,3 +90,10 @@ def test_without_its_culprits_the_attack_on_a_class_fails_and_the_others_stay(po
     assert healed.class_success < 0.2
     assert healed.success > before.success - 0.2
     assert healed.accuracy > before.accuracy - 0.02
+
+
+def test_as_many_others_are_others():
+    pool, found = np.arange(10, 30), np.arange(12, 22)
+    others = as_many_others(pool, found)
+    assert sorted(others.tolist()) == [10, 11, *range(22, 30)]
+    assert as_many_others(pool, found[:3]).tolist() == as_many_others(pool, found[:3]).tolist()

@@ -15,11 +15,12 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
 from natscope.app.cli.commands import main, natscope
-from natscope.core.bundle.format import MANIFEST, Bundle
+from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle
 from natscope.core.errors import BuildError, BundleError, NatscopeError
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles import background
@@ -727,6 +728,47 @@ def test_an_open_network_goes_on_with_the_code_that_it_came_from(place, tmp_path
             before = found[0].query("test", 0).probabilities
     np.testing.assert_array_equal(found[0].query("test", 0).probabilities, before)
     assert not np.array_equal(found[1].query("test", 0).probabilities, before)
+
+
+_ELSEWHERE = """
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+from blocks import RATE
+"""
+
+
+@pytest.fixture
+def with_paths(place, tmp_path, monkeypatch):
+    """Two projects whose module, of the same name, finds a helper of the same name by a path that it adds itself."""
+    built = {}
+    for rate in (0.0, 0.9):  # so that their outputs differ in training alone
+        project = tmp_path / str(rate)
+        (project / "lib").mkdir(parents=True)
+        (project / "images").symlink_to(place / "images")
+        (project / "path_net.py").write_text(_ELSEWHERE + _NET.replace("nn.ReLU()", "nn.ReLU(), nn.Dropout(RATE)"))
+        (project / "lib" / "blocks.py").write_text(f"RATE = {rate}  # of {tmp_path.name}\n")
+        monkeypatch.chdir(project)
+        built[rate] = build(_spec("path_net:Net"), project / "bundle").path
+    return built
+
+
+def test_a_helper_on_a_path_that_the_code_adds_is_its_projects_own(with_paths):
+    before = list(sys.path)
+    for rate in (0.0, 0.9, 0.0):
+        bundle = Bundle(with_paths[rate])
+        again = retrain(bundle, np.zeros(0, dtype=np.int64)).state_dict()
+        stored = safetensors.torch.load_file(bundle.path / WEIGHTS)
+        assert all(torch.equal(again[name], stored[name]) for name in stored), rate
+    assert sys.path == before
+
+
+def test_an_edited_helper_on_such_a_path_is_noticed(with_paths):
+    bundle, helper = Bundle(with_paths[0.9]), with_paths[0.9].parent / "lib" / "blocks.py"
+    before = identity_of(bundle)
+    helper.write_text("RATE = 0.5\n")
+    assert identity_of(bundle) != before
 
 
 def test_a_network_changes_nothing_for_others(place, tmp_path, monkeypatch):
