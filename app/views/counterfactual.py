@@ -59,7 +59,7 @@ def _take(query: str) -> None:
 def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
     view: CounterfactualView = st.session_state[_VIEW]
     usable = attributor.usable()
-    pool = int((attributor.train_labels == query.predicted).sum())
+    pool = len(_pool(attributor, query))
     most = max(FEWEST_REMOVED, min(MOST_REMOVED, pool // 2))  # so that as many others are left
     st.session_state.setdefault(f"{_KEY}method", view.method if view.method in usable else usable[0])
     st.session_state.setdefault(f"{_KEY}budget", min(view.budget, most))
@@ -99,11 +99,18 @@ def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
     return replace(view, method=name, budget=budget, sigma2=chosen)
 
 
+def _pool(attributor: Served, query: QueryImage) -> np.ndarray:
+    """Return the training images that may be removed: those labelled as the prediction, the query itself left out."""
+    rows = np.flatnonzero(attributor.train_labels == query.predicted)
+    return rows[rows != query.index] if query.origin == "train" else rows
+
+
 def _removal(attributor: Served, query: QueryImage) -> None:
-    if (count := int((attributor.train_labels == query.predicted).sum())) < 2 * FEWEST_REMOVED:
+    if (count := len(_pool(attributor, query))) < 2 * FEWEST_REMOVED:
         label = escape.markdown(attributor.bundle.classes[query.predicted])
+        which = "other training images" if query.origin == "train" else "training images"
         st.info(
-            f"Only {count} training images are labelled {label}: too few to remove {FEWEST_REMOVED} and as many more.",
+            f"Only {count} {which} are labelled {label}: too few to remove {FEWEST_REMOVED} and as many more.",
             icon=":material/info:",
         )
         return
@@ -117,8 +124,7 @@ def _removal(attributor: Served, query: QueryImage) -> None:
         complain(error)
         return
     found = tuple(item.train_index for item in ranked.items)
-    own = {query.index} if query.origin == "train" else set()
-    pool = [int(row) for row in np.flatnonzero(attributor.train_labels == query.predicted) if row not in own]
+    pool = _pool(attributor, query)
     others = tuple(as_many_others(pool, found).tolist())
     title, label = METHODS[view.method].title, attributor.bundle.classes[query.predicted]
     named = escape.markdown(label)

@@ -13,8 +13,9 @@ from natscope.core.backdoor import Backdoor, attack_success
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError
 from natscope.core.images import ImageInputs
-from natscope.precompute.training.models import network_of
+from natscope.precompute.training.models import ModelSpec, network_of
 from natscope.precompute.training.train import TrainingSpec, accuracy, logits_of, train
+from natscope.precompute.training.trusted import find
 
 _AT_HAND = 2**28  # bytes of inputs up to which all are in memory
 _WAITED_FOR = 30_000 * 32 * 32  # pixels over all epochs: two minutes of a ResNet-9 on one core
@@ -53,10 +54,12 @@ def retrain(
         The network, in eval mode.
 
     Raises:
-        BuildError: if no recipe is known, or the checkpoint is damaged or of another training.
+        BuildError: if no recipe is known, the network's code was edited, or the checkpoint is damaged or of another
+            training.
     """
     manifest = bundle.manifest
     recipe = recipe or recipe_of(bundle)
+    _check_code(bundle)
     model = network_of(bundle, seed=recipe.seed)
     stored = bundle.array("train_images")
     images: torch.Tensor | ImageInputs = ImageInputs(stored, manifest.dataset["mean"], manifest.dataset["std"])
@@ -65,6 +68,17 @@ def retrain(
     labels = torch.from_numpy(np.array(bundle.array("train_labels")))
     train(model, images, labels, recipe, leave_out=leave_out, checkpoint=checkpoint, progress=progress)
     return model
+
+
+def _check_code(bundle: Bundle) -> None:
+    """Raise BuildError where a network's code is not that of its bundle: two things would have changed."""
+    spec, built = ModelSpec.from_dict(bundle.manifest.model), bundle.manifest.results["settings"].get("model")
+    source = built.get("source") if isinstance(built, dict) else None
+    if ":" in spec.architecture and source is not None and find(spec.architecture, bundle).digest != source:
+        raise BuildError(
+            f"The code of {spec.architecture} was edited since the bundle {bundle.path} was built, so retraining would "
+            "change more than the images; undo the edit, or build the bundle again."
+        )
 
 
 def too_slow(bundle: Bundle, *, linear: bool, count: int | None = None) -> str | None:

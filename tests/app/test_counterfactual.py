@@ -106,6 +106,14 @@ def test_a_class_too_small_to_compare_says_so(page, monkeypatch):
     assert not _has(app, "counterfactual_job_start")
 
 
+def test_of_a_training_images_class_as_many_others_are_left(page, monkeypatch):
+    """All but the query itself can be removed, in two halves."""
+    monkeypatch.setattr(counterfactual, "MOST_REMOVED", EACH)
+    app = page(q="train:1", m=str(EACH // 2))
+    assert not app.exception
+    assert app.slider(key="counterfactual_budget").max == (EACH - 1) // 2
+
+
 def test_the_verdict_says_whether_it_is_more_than_chance():
     def said(found, at_random):
         return counterfactual._verdict(Answer(2, 0.9, 3.0), found, at_random, ("a", "b", "c"), 2)

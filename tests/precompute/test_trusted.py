@@ -769,6 +769,8 @@ def test_an_edited_helper_on_such_a_path_is_noticed(with_paths):
     before = identity_of(bundle)
     helper.write_text("RATE = 0.5\n")
     assert identity_of(bundle) != before
+    with pytest.raises(BuildError, match="was edited since the bundle"):
+        retrain(bundle, np.zeros(0, dtype=np.int64))
 
 
 def test_a_network_changes_nothing_for_others(place, tmp_path, monkeypatch):
