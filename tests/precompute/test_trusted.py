@@ -730,6 +730,42 @@ def test_an_open_network_goes_on_with_the_code_that_it_came_from(place, tmp_path
     assert not np.array_equal(found[1].query("test", 0).probabilities, before)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import kept",
+        "from kept import WIDTH",
+        "try:\n    from .kept import WIDTH\nexcept ImportError:\n    from kept import WIDTH",
+        "try:\n    from . import kept\nexcept ImportError:\n    import kept",
+        "from parts import *",
+        "from parts.kept import *",
+        "import parts.kept as other",
+        "from parts import kept",
+        "def later():\n    from parts.inner import kept",
+        "if True:\n    from parts.relative import x",
+        "import parts.upward.deep",
+    ],
+)
+def test_an_edited_helper_is_noticed_however_it_is_imported(place, tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "many_ways.py").write_text(f"{text}\n{_NET}")
+    for folder in ("parts", "parts/inner", "parts/upward"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "parts" / "__init__.py").write_text("__all__ = ['kept']\n")
+    (tmp_path / "parts" / "relative.py").write_text("from .kept import WIDTH as x\n")
+    (tmp_path / "parts" / "upward" / "deep.py").write_text("from ..kept import WIDTH\nfrom .... import nothing\n")
+    helpers = [tmp_path / "kept.py", tmp_path / "parts" / "kept.py", tmp_path / "parts" / "inner" / "kept.py"]
+    for helper in helpers:
+        helper.write_text("WIDTH = 4\n")
+    trust("many_ways:Net")
+    before = find("many_ways:Net").digest
+    (tmp_path / "unrelated.py").write_text("WIDTH = 4\n")
+    assert find("many_ways:Net").digest == before
+    for helper in helpers:
+        helper.write_text("WIDTH = 5\n")
+    assert find("many_ways:Net").digest != before
+
+
 _ELSEWHERE = """
 import os
 import sys
