@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from natscope.core.analysis.coreset import MOST_QUERIES as MOST_CORESET_QUERIES
-from natscope.core.bundle.request import CONDITIONINGS, POOLS, QueryImage, Request
+from natscope.core.bundle.format import GRID
+from natscope.core.bundle.request import CONDITIONINGS, LARGEST_SIGMA2, LEAST_SIGMA2, POOLS, QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import GAINS, METHODS, REFERENCE
 
@@ -24,8 +25,7 @@ if TYPE_CHECKING:  # only pages need Streamlit
 
 AnyView = TypeVar("AnyView")
 Reader = Callable[[str, "Limits"], Any]
-SIGMA2_EXPONENTS = tuple(step / 4 for step in range(-24, 21))  # of 10: the slider's steps
-DECADES = tuple(10.0**exponent for exponent in range(-6, 6))
+SIGMA2_EXPONENTS = tuple(step / 4 for step in range(-24, 21))  # of 10, times a bundle's scale: the slider's steps
 LARGEST_BUDGET, LARGEST_COMPARED, MOST_COMPARED = 100, 20, 6
 FEWEST_REMOVED, MOST_REMOVED = 10, 500
 MOST_CURVES, LARGEST_CURVE = 50, 300
@@ -43,18 +43,20 @@ class Limits:
         images: test images.
         train_images: training images.
         squares: side × side of a backdoor's patch.
+        sigma2s: values of σ² that the page Information curves offers, rising.
     """
 
     classes: int = 1
     images: int = 1
     train_images: int = 1
     squares: int = 0
+    sigma2s: tuple[float, ...] = tuple(10.0**exponent for exponent in GRID)
 
     @classmethod
     def of(cls, attributor: "Served", *, squares: int = 0) -> "Limits":
         """Return the limits of an opened bundle."""
         images, train = len(attributor.test_labels), len(attributor.train_labels)
-        return cls(len(attributor.bundle.classes), images, train, squares)
+        return cls(len(attributor.bundle.classes), images, train, squares, attributor.bundle.sigma2s())
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,9 @@ def parse_query(text: str, limits: Limits | None = None) -> str:
 
 
 def parse_sigma2(text: str, limits: Limits | None = None) -> float:
-    """Read a variance within the slider's range; raise ValueError if it is not valid."""
+    """Read a variance; raise ValueError if it is not valid."""
     value = float(text)
-    if not 10 ** SIGMA2_EXPONENTS[0] <= value <= 10 ** SIGMA2_EXPONENTS[-1]:
+    if not LEAST_SIGMA2 <= value <= LARGEST_SIGMA2:
         raise ValueError(text)
     return value
 
@@ -145,7 +147,7 @@ def largest_coreset(train_images: int) -> int:
 
 
 def _sigma2(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
+    return f"{value:.6g}" if value else ""
 
 
 def _joined(values: tuple[Any, ...]) -> str:
@@ -168,7 +170,7 @@ def _pairs(text: str, limits: Limits) -> dict[str, float]:
 
 def _decade(text: str, limits: Limits) -> float:
     value = parse_sigma2(text)
-    return min(DECADES, key=lambda decade: abs(math.log(decade / value)))
+    return min(limits.sigma2s, key=lambda decade: abs(math.log(decade / value)))
 
 
 def _decades(text: str, limits: Limits) -> tuple[float, ...]:
@@ -197,11 +199,11 @@ _IMAGE = whole(0, lambda limits: limits.images - 1)
 
 @dataclass(frozen=True)
 class AttributeView:
-    """The page Attribute: a query, the settings, and whether to use plain words."""
+    """The page Attribute: a query, the settings, and whether to use plain words; sigma2 is the usual one when 0."""
 
     query: str = parameter("q", "test:0", parse_query, always=True)
     method: str = parameter("method", REFERENCE, _METHOD)
-    sigma2: float = parameter("sigma2", 1.0, parse_sigma2, write=_sigma2, always=True)
+    sigma2: float = parameter("sigma2", 0.0, parse_sigma2, write=_sigma2, always=True)
     budget: int = parameter("m", 10, whole(1, LARGEST_BUDGET), always=True)
     pool: str = parameter("pool", POOLS[0], choice(*POOLS))
     conditioning: str = parameter("given", CONDITIONINGS[0], choice(*CONDITIONINGS))
@@ -220,14 +222,14 @@ class ComparisonView:
     """The page Compare: the current query, those pinned beside it, and the settings for all.
 
     `methods`, if empty, stands for all that the bundle can serve, in the registry's order. `sigma2` is that of the
-    evaluation, and of every method without its own in `own`. `target` is one class for all queries; each one's
-    predicted class when None.
+    evaluation, and of every method without its own in `own`; the usual one when 0. `target` is one class for all
+    queries; each one's predicted class when None.
     """
 
     query: str = parameter("q", "test:0", parse_query, always=True)
     pins: tuple[str, ...] = parameter("pins", (), several(parse_query, most=MOST_COMPARED - 1), write=_joined)
     methods: tuple[str, ...] = parameter("methods", (), _in_order, write=_joined)
-    sigma2: float = parameter("sigma2", 1.0, parse_sigma2, write=_sigma2, always=True)
+    sigma2: float = parameter("sigma2", 0.0, parse_sigma2, write=_sigma2, always=True)
     own: Mapping[str, float] = parameter(
         "own", {}, _pairs, write=lambda own: ",".join(f"{name}:{value:.6g}" for name, value in own.items())
     )
@@ -260,6 +262,8 @@ class CounterfactualView:
 class CurvesView:
     """The page Information curves: of one test image or, if `query` is empty, the mean over `count`.
 
+    The page chooses values of sigma2 where there are none.
+
     `method` is drawn at several `sigma2s`; the second panel shows it at the sigma2 `fixed`, with what approximates it
     and `others`.
     """
@@ -267,10 +271,8 @@ class CurvesView:
     query: str = parameter("q", "", _test_query)
     count: int = parameter("n", 10, whole(1, MOST_CURVES))
     method: str = parameter("method", GAINS[0], choice(*GAINS))
-    sigma2s: tuple[float, ...] = parameter(
-        "sigma2s", DECADES[6:], _decades, write=lambda values: ",".join(map(_sigma2, values))
-    )
-    fixed: float = parameter("sigma2", 1e3, _decade, write=_sigma2)
+    sigma2s: tuple[float, ...] = parameter("sigma2s", (), _decades, write=lambda values: ",".join(map(_sigma2, values)))
+    fixed: float = parameter("sigma2", 0.0, _decade, write=_sigma2)
     others: tuple[str, ...] = parameter("others", (), several(_METHOD), write=_joined)
     largest: int = parameter("m", 100, whole(10, LARGEST_CURVE))
 
@@ -342,7 +344,7 @@ def parameters(view: Any) -> dict[str, str]:
     """Return the parameters from which `read` restores the view."""
     usual = type(view)()
     texts = {about: (about.write(getattr(view, n)), about.write(getattr(usual, n))) for n, about in _parameters(view)}
-    return {about.name: own for about, (own, default) in texts.items() if about.always or own != default}
+    return {about.name: own for about, (own, default) in texts.items() if own != default or (about.always and own)}
 
 
 def _parameters(view: Any) -> list[tuple[str, Parameter]]:
@@ -382,4 +384,4 @@ def open_query(text: str, attributor: "Served") -> QueryImage:
 def exponent_of(sigma2: float) -> float:
     """Return log10 of sigma2, as a step of the slider where it is one: links keep six digits."""
     exponent = math.log10(sigma2)
-    return next((step for step in SIGMA2_EXPONENTS if abs(step - exponent) < 1e-5), exponent)
+    return round(4 * exponent) / 4 if abs(4 * exponent - round(4 * exponent)) < 4e-5 else exponent

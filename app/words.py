@@ -214,6 +214,11 @@ def sigma2_text(value: float) -> str:
     return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
 
 
+def ratio_text(sigma2: float, mean_kernel: float) -> str:
+    """Return σ² as a multiple of mean k(x, x); "" where no image moves the network's answer."""
+    return f"{sigma2_text(sigma2 / mean_kernel)} × mean k(x, x)" if mean_kernel else ""
+
+
 def _share(share: float) -> str:
     if share < 0.01:
         return f"{100 * share:.2g} %"

@@ -19,8 +19,10 @@ from benchmarks import (
     indexes,
     load,
     methods,
+    parameterisations,
     precision,
     rankings,
+    ratios,
     retraining,
     search,
     selection,
@@ -44,6 +46,7 @@ BENCHMARKS = {
     "load": load.run,
     "rankings": rankings.run,
     "precision": precision.run,
+    "parameterisations": parameterisations.run,
 }
 BUNDLE = click.Path(path_type=Path, exists=True, file_okay=False)
 
@@ -109,6 +112,24 @@ def _rankings(bundle: Path | None, **options: Any) -> None:
 def _precision(bundle: Path | None, queries: int) -> None:
     """Compare answers from stored features with answers from float32."""
     _run("precision", bundle=bundle or _demo(), queries=queries)
+
+
+@main.command("parameterisations")
+@click.option("--bundle", type=BUNDLE, help="A poisoned bundle; the demo's by default.")
+def _parameterisations(bundle: Path | None) -> None:
+    """Show what the kernel is made of, and how well each parameterisation finds planted images."""
+    _run("parameterisations", bundle=bundle)
+
+
+@main.command("ratios")
+@click.option("--folder", type=click.Path(path_type=Path), default="build/ratios", help="Where work is kept.")
+@click.option("--queries", type=click.IntRange(1), default=10, show_default=True, help="Held-out test images.")
+@click.option("--budget", type=click.IntRange(1), default=50, show_default=True, help="Images removed.")
+def _ratios(folder: Path, queries: int, budget: int) -> None:
+    """Tune small networks of three kinds, and show the best σ² as a multiple of the kernel's scale (an hour)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    click.echo("\n== ratios")
+    ratios.run(click.echo, folder, queries=queries, budget=budget)
 
 
 @main.command("load")

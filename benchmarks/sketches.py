@@ -3,16 +3,21 @@
 import logging
 import tempfile
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 from benchmarks.network import Say, Trained, seconds, trained
 from natscope.core.features import FeatureMap, kernel_of
-from natscope.core.sketches import DEFAULT_DIM, SketchSpec
+from natscope.core.jacobians import Block, jacobian_blocks
+from natscope.core.sketches import DEFAULT_DIM, SketchSpec, group_height
 
 _ERROR_EXAMPLES = 1000  # a hundred of each class
 _ERROR_SEEDS = 3
+_SCATTERED = 48
 _TRAK_EXAMPLES = 512  # in one batch: its projection matrix is redrawn for every batch, so a large one favours it
 
 
@@ -26,12 +31,45 @@ def run(say: Say) -> None:
     for kind, (whole, own) in errors.items():
         say(f"{kind:<14}{whole:>12.4f}{whole / reference[0]:>9.2f}{own:>13.4f}{own / reference[1]:>9.2f}")
 
+    blocks = jacobian_blocks(here.model, *_first(here, _SCATTERED), ntk=True)
+    excess = excess_variances(blocks, DEFAULT_DIM)
+    say(f"\nVariance of k(x, x) under CountSketch above that of a dense projection, {_SCATTERED} images")
+    say(f"median {np.median(excess):.1%}, worst {excess.max():.1%}")
+
     say(f"\nExamples a second, from images to features, K = {DEFAULT_DIM}")
     base = _trak_speed(here)
     say(f"{'traker, its CPU path':<24}{base:>10.1f}{'÷ traker':>10}")
     for kind in ("countsketch", "tensorsketch"):
         speed = _speed(here, kind)
         say(f"{kind:<24}{speed:>10.0f}{speed / base:>10.0f}")
+
+
+def excess_variances(blocks: Sequence[Block], dim: int) -> np.ndarray:
+    """Return by how much the variance of k(x, x) under CountSketch exceeds a dense projection's, relative to it.
+
+    A dense projection's is 2 / K (‖J‖⁴ - Σ J_p⁴). Two weights of one group and column always share a bucket, where
+    others do with probability 1 / K, so each such pair adds 2 J_p² J_q².
+
+    Args:
+        blocks: the Jacobian of B examples, weights of `Linear` layers as factors.
+        dim: K.
+
+    Returns:
+        (B,) float64.
+    """
+    squares, fourth, pairs = 0.0, 0.0, 0.0
+    for block in blocks:
+        gradient = block.form().double().square()
+        height = group_height(block.shape)
+        grouped = pad(gradient, (0, 0, 0, -gradient.shape[1] % height)).unflatten(1, (-1, height))
+        squares += gradient.sum((1, 2)).numpy()
+        fourth += gradient.square().sum((1, 2)).numpy()
+        pairs += (grouped.sum(2).square() - grouped.square().sum(2)).sum((1, 2)).numpy()
+    return np.asarray(dim * pairs / (squares**2 - fourth))
+
+
+def _first(here: Trained, count: int) -> tuple[Tensor, Tensor]:
+    return here.inputs[:count], torch.from_numpy(np.array(here.data.train_labels[:count]))
 
 
 def _gram_errors(here: Trained, kind: str) -> tuple[float, float]:
@@ -62,7 +100,7 @@ def _speed(here: Trained, kind: str) -> float:
 def _trak_speed(here: Trained) -> float:
     from trak import TRAKer
 
-    batch = here.inputs[:_TRAK_EXAMPLES], torch.from_numpy(np.array(here.data.train_labels[:_TRAK_EXAMPLES]))
+    batch = _first(here, _TRAK_EXAMPLES)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scorer = TRAKer(

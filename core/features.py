@@ -1,5 +1,7 @@
 """Tangent features: the sketched Jacobian of a measurement at given images, for training images and queries alike."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from natscope.core.images import ImageInputs
-from natscope.core.jacobians import Outer, exclusive, forward_with_penultimate, jacobian_blocks, linear_alone
+from natscope.core.jacobians import (
+    Block,
+    Outer,
+    exclusive,
+    forward_with_penultimate,
+    jacobian_blocks,
+    linear_alone,
+    squared_norm,
+)
 from natscope.core.kernels import FactorKernel, Kernel, LinearKernel
+from natscope.core.parameters import ROLES, kernel_parameters
 from natscope.core.sketches import Sketch, SketchSpec, make_sketch
 
 SHARD = 1000  # images that are computed, or written to a bundle, at a time
@@ -33,13 +44,22 @@ class FeatureMap:
         (8, 256)
     """
 
-    def __init__(self, model: nn.Module, spec: SketchSpec, *, ntk: bool, batch_size: int = SHARD) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: SketchSpec,
+        *,
+        ntk: bool,
+        layers: Sequence[str] = (),
+        batch_size: int = SHARD,
+    ) -> None:
         """Put the model in eval mode and fix the sketch.
 
         Args:
             model: the trained network, on the device where features are to be computed.
             spec: the sketch.
             ntk: whether weight blocks are scaled as in the NTK parameterisation.
+            layers: glob patterns of the names of parameters that the kernel is made of; all when there are none.
             batch_size: examples whose Jacobian is in memory at a time, at most; fewer where layers see many positions.
 
         Raises:
@@ -48,7 +68,8 @@ class FeatureMap:
         model.eval()
         self.model = model
         self.sketch: Sketch = make_sketch(spec)
-        self.ntk, self.batch_size = ntk, batch_size if linear_alone(model) else min(batch_size, _BATCH)
+        self.ntk, self.layers = ntk, tuple(layers)
+        self.batch_size = batch_size if linear_alone(model) else min(batch_size, _BATCH)
         self._device = next(model.parameters()).device
 
     def features(
@@ -62,7 +83,7 @@ class FeatureMap:
             part = slice(start, start + self.batch_size)
             batch, classes = inputs[part].to(self._device), targets[part].to(self._device)
             with exclusive(self.model):  # so that only one batch's Jacobians are in memory, whoever asks
-                blocks = jacobian_blocks(self.model, batch, classes, measurement=measurement, ntk=self.ntk)
+                blocks = self._blocks(batch, classes, measurement)
                 parts.append(self.sketch(blocks).cpu().numpy())
                 del blocks
         return np.concatenate(parts)
@@ -76,15 +97,37 @@ class FeatureMap:
         logits, penultimate = zip(*pairs, strict=True)
         return Outputs(np.concatenate(logits), np.concatenate(penultimate))
 
+    def shares(self, inputs: Tensor | ImageInputs, targets: np.ndarray) -> dict[str, float]:
+        """Return how much of the kernel each role of parameters holds, of the mean of ||J||^2 over inputs (N, ...).
+
+        Args:
+            inputs: (N, ...).
+            targets: (N,) int64, the class whose logit is measured.
+
+        Returns:
+            A share for each of `natscope.core.parameters.ROLES` that the kernel has; they add up to 1.
+        """
+        roles = {name: parameter.role for name, parameter in kernel_parameters(self.model, self.layers).items()}
+        total: dict[str, float] = defaultdict(float)
+        for start in range(0, len(inputs), _BATCH):
+            part = slice(start, start + _BATCH)
+            batch = inputs[part].to(self._device)
+            with exclusive(self.model):
+                for block in self._blocks(batch, torch.from_numpy(np.array(targets[part])).to(self._device), "logit"):
+                    total[roles[block.name]] += squared_norm(block)
+        whole = sum(total.values())
+        return {role: total[role] / whole if whole else 0.0 for role in ROLES if role in total}
+
+    def _blocks(self, inputs: Tensor, targets: Tensor, measurement: str = "logit") -> list[Block]:
+        return jacobian_blocks(self.model, inputs, targets, measurement=measurement, ntk=self.ntk, layers=self.layers)
+
     def layout(self, example: Tensor) -> tuple[tuple[int, int], ...] | None:
         """Return the (fan_out, fan_in) of every layer if all parameters are weights of `Linear` layers, else None.
 
         Args:
             example: (1, ...), any input.
         """
-        blocks = jacobian_blocks(
-            self.model, example.to(self._device), torch.zeros(1, dtype=torch.int64, device=self._device)
-        )
+        blocks = self._blocks(example.to(self._device), torch.zeros(1, dtype=torch.int64, device=self._device))
         return tuple(b.shape for b in blocks) if all(isinstance(b, Outer) for b in blocks) else None
 
 

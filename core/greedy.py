@@ -159,6 +159,7 @@ def info_loss(
         True
     """
     pool, queries = _pool_and_queries(features, queries, sigma2, budget)
+    exclude = tuple(dict.fromkeys(exclude))
     posterior = (conditioning or pool).posterior(queries, sigma2)
     # With no other examples x has precision 1 / (sigma2 + k_xx): rounding must not take it lower.
     floor = 1 / (sigma2 + pool.diagonal)

@@ -9,7 +9,7 @@ examples at a time), and a sum over positions for `BatchNorm`. Any other paramet
 import functools
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from natscope.core.measurements import MEASUREMENTS, Measurement
+from natscope.core.parameters import kernel_parameters
 
-KAIMING_GAIN = 2.0**0.5
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
 
@@ -87,10 +87,23 @@ class Summed:
 Block = Outer | Formed | Summed
 
 
+def squared_norm(block: Block) -> float:
+    """Return the sum of ||J||^2 over the examples of a block."""
+    if isinstance(block, Outer):
+        return float(block.scale**2 * (block.delta.square().sum(1) * block.activation.square().sum(1)).sum())
+    return float(block.form().square().sum())
+
+
 def jacobian_blocks(
-    model: nn.Module, inputs: Tensor, targets: Tensor, *, measurement: str = "logit", ntk: bool = False
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    measurement: str = "logit",
+    ntk: bool = False,
+    layers: Sequence[str] = (),
 ) -> list[Block]:
-    """Differentiate `measurement(model(x), y)` by every parameter, for each example of a batch.
+    """Differentiate `measurement(model(x), y)` by every parameter of the kernel, for each example of a batch.
 
     Examples must not influence each other, so the model has to be in eval mode. Memory is that of one training step,
     and one gradient an example of whatever is not a weight of a `Linear` or `Conv2d` layer.
@@ -100,19 +113,21 @@ def jacobian_blocks(
         inputs: (B, ...).
         targets: (B,) int64, the class whose measurement is taken.
         measurement: a name of `natscope.core.measurements.MEASUREMENTS`.
-        ntk: scale each weight's block by gain / sqrt(fan_in), gain = sqrt(2) (the NTK parameterisation of
-            Kaiming-normal layers, Jacot et al. 2018); predictions are not changed.
+        ntk: scale each weight's block as in the NTK parameterisation: see `natscope.core.parameters.Parameter.scale`.
+        layers: glob patterns of the names of parameters; all that require gradients when there are none.
 
     Returns:
-        One block a parameter that the model has, in the order of `named_parameters`; blocks carry no autograd graph.
+        One block a parameter of the kernel, in the order of `named_parameters`; blocks carry no autograd graph.
 
     Raises:
-        ValueError: if the model is in training mode, or a batch norm keeps no running statistics.
+        ValueError: if the model is in training mode, a batch norm keeps no running statistics, or no parameter is left.
     """
     if model.training:
         raise ValueError("Jacobians need the model in eval mode: call model.eval() first.")
+    wanted = kernel_parameters(model, layers)
+    scales = {name: parameter.scale(ntk=ntk) for name, parameter in wanted.items()}
     with exclusive(model):
-        return _jacobian_blocks(model, inputs, targets, MEASUREMENTS[measurement], ntk=ntk)
+        return _jacobian_blocks(model, inputs, targets, MEASUREMENTS[measurement], scales)
 
 
 def exclusive(model: nn.Module) -> threading.RLock:
@@ -126,9 +141,13 @@ def exclusive(model: nn.Module) -> threading.RLock:
 
 
 def _jacobian_blocks(
-    model: nn.Module, inputs: Tensor, targets: Tensor, measure: Measurement, *, ntk: bool
+    model: nn.Module, inputs: Tensor, targets: Tensor, measure: Measurement, scales: Mapping[str, float]
 ) -> list[Block]:
-    layers = supported_layers(model)
+    layers = {
+        name: layer
+        for name, layer in supported_layers(model).items()
+        if any(_own(name, own) in scales for own, _ in layer.named_parameters(recurse=False))
+    }
     calls: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     with torch.enable_grad(), _recorded(layers, calls):
         total = measure(model(inputs), targets).sum()
@@ -139,12 +158,15 @@ def _jacobian_blocks(
     for name, records in calls.items():
         kind = next(layers[name].parameters()).dtype  # under autocast, layers take and give another
         triples = [(a.detach().to(kind), _or_zeros(next(deltas), output).to(kind)) for a, output in records]
-        blocks |= {block.name: block for block in _layer_blocks(name, layers[name], triples, ntk=ntk)}
-    names = [name for name, _ in model.named_parameters()]
-    missing = [name for name in names if name not in blocks]
+        blocks |= {block.name: block for block in _layer_blocks(name, layers[name], triples, scales)}
+    missing = {name: scale for name, scale in scales.items() if name not in blocks}
     if missing:
         blocks |= {block.name: block for block in _fallback(model, missing, inputs, targets, measure)}
-    return [blocks[name] for name in names]
+    return [blocks[name] for name in scales]
+
+
+def _own(layer: str, name: str) -> str:
+    return f"{layer}.{name}" if layer else name
 
 
 def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,25 +248,26 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient.detach()
 
 
-def _layer_blocks(name: str, layer: Any, records: list[tuple[Tensor, Tensor]], *, ntk: bool) -> Iterable[Block]:
+def _layer_blocks(
+    name: str, layer: Any, records: list[tuple[Tensor, Tensor]], scales: Mapping[str, float]
+) -> Iterable[Block]:
     """Turn the recorded (input, delta) pairs of one layer into blocks; several calls of a layer add up."""
-    prefix = f"{name}." if name else ""
     weight_rule, bias_rule = _RULES[type(layer)]
-    if layer.weight is not None:
-        fan_in = layer.weight[0].numel()
-        scale = KAIMING_GAIN / fan_in**0.5 if ntk and isinstance(layer, nn.Linear | nn.Conv2d) else 1.0
+    weight, bias = _own(name, "weight"), _own(name, "bias")
+    if weight in scales:
+        columns, scale = layer.weight[0].numel(), scales[weight]
         activation, delta = records[0]
         if isinstance(layer, nn.Linear) and len(records) == 1 and activation.dim() == 2:
-            yield Outer(f"{prefix}weight", delta, activation, scale)
+            yield Outer(weight, delta, activation, scale)
         elif isinstance(layer, nn.Linear) and len(records) == 1:
-            yield Summed(f"{prefix}weight", _positions(delta), activation, _positions, fan_in, scale)
+            yield Summed(weight, _positions(delta), activation, _positions, columns, scale)
         elif isinstance(layer, nn.Conv2d) and len(records) == 1 and layer.groups == 1:
             patches = functools.partial(_patches, layer)
-            yield Summed(f"{prefix}weight", delta.flatten(2), activation, patches, fan_in, scale)
+            yield Summed(weight, delta.flatten(2), activation, patches, columns, scale)
         else:
-            yield Formed(f"{prefix}weight", _total(weight_rule(layer, a, d) for a, d in records), scale)
-    if layer.bias is not None:
-        yield Formed(f"{prefix}bias", _total(bias_rule(d) for _, d in records))
+            yield Formed(weight, _total(weight_rule(layer, a, d) for a, d in records), scale)
+    if bias in scales:
+        yield Formed(bias, _total(bias_rule(d) for _, d in records), scales[bias])
 
 
 def _total(parts: Iterable[Tensor]) -> Tensor:
@@ -302,10 +325,10 @@ _RULES: dict[type[nn.Module], tuple[Callable[[Any, Tensor, Tensor], Tensor], Cal
 
 
 def _fallback(
-    model: nn.Module, names: list[str], inputs: Tensor, targets: Tensor, measure: Measurement
+    model: nn.Module, scales: Mapping[str, float], inputs: Tensor, targets: Tensor, measure: Measurement
 ) -> Iterable[Formed]:
-    """Differentiate the named parameters by torch.func, one example at a time under vmap."""
-    parameters = {name: p.detach() for name, p in model.named_parameters() if name in names}
+    """Differentiate parameters by torch.func, one example at a time under vmap."""
+    parameters = {name: p.detach() for name, p in model.named_parameters() if name in scales}
 
     def scalar(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return measure(functional_call(model, values, (x[None],)), y[None])[0]
@@ -313,4 +336,4 @@ def _fallback(
     for name, gradient in vmap(grad(scalar), in_dims=(None, 0, 0))(parameters, inputs, targets).items():
         batch = len(gradient)
         rows = gradient.shape[1] if gradient.dim() > 2 else 1
-        yield Formed(name, gradient.detach().reshape(batch, rows, -1))
+        yield Formed(name, gradient.detach().reshape(batch, rows, -1), scales[name])

@@ -24,6 +24,7 @@ CLASSES_KEPT = 12  # classes of at most `LIVE` members whose pools are kept open
 LEAST_NOISE = 1e-11  # of the Gram's trace: at a smaller sigma2 its inverse has too few right digits
 _LEAST_VARIANCE = 1e-6  # of the prior: a smaller variance is the difference of numbers that agree in too many digits
 _ROUNDING = 1e-6  # of the largest number
+_SINGLE = 0.25  # of the columns of K: computing more of them one by one costs more than all at once
 _LOOKED_AT = 16  # rows of the Gram of an exact kernel
 LARGEST_GRAM = 6000  # members; above this, columns are computed when they are requested
 
@@ -84,7 +85,7 @@ class Pool:
         if isinstance(features, np.ndarray) and not isinstance(features, np.memmap):
             _ = self.diagonal
         self._given_gram = gram
-        self._lock = threading.RLock()
+        self._lock, self._columns = threading.RLock(), 0  # columns that were computed one by one
         self._inverse: tuple[float, SamplePrecision] | None = None
 
     def __len__(self) -> int:
@@ -118,10 +119,15 @@ class Pool:
         return self.kernel.diagonal(queries)
 
     def columns(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the columns of K at `indices`, (n, len(indices)) float64."""
-        if self.has_gram or self.fits_gram:
-            return self.gram[indices].T  # symmetric: rows lie together in memory
-        return self.kernel(self.features, self.features[indices])
+        """Return the columns of K at `indices`, (n, len(indices)) float64.
+
+        They are computed one by one until that would soon cost more than the whole Gram, which is then kept.
+        """
+        if not self.has_gram:
+            self._columns += len(indices)
+            if not self.fits_gram or self._columns <= _SINGLE * len(self):
+                return self.kernel(self.features, self.features[indices])
+        return self.gram[indices].T  # symmetric: rows lie together in memory
 
     def whole(self) -> np.ndarray | None:
         """Return all columns of K, (n, n) float64, kept: 1.8 GB for 15,000 members; None if there are too many."""

@@ -194,31 +194,70 @@ class FeatureConditioning:
 
     def posterior(self, queries: np.ndarray, sigma2: float) -> Posterior:
         """Condition queries (Q, K) and the candidates on D with noise variance sigma2."""
-        candidates, rotated = self.candidates, self.spectrum.rotate(queries)
         shrink = sigma2 / (self.spectrum.eigenvalues + sigma2)
-        pool_variance = candidates**2 @ shrink
+        return _given_all(self.candidates, self.spectrum.rotate(queries), shrink, sigma2)
 
-        def columns(indices: Sequence[int] | np.ndarray) -> np.ndarray:
-            block = -(candidates @ (shrink[:, None] * candidates[indices].T)) / sigma2**2
-            block[indices, np.arange(len(indices))] += 1 / sigma2
-            return block
 
-        def whole() -> np.ndarray | None:
-            if len(candidates) > LARGEST_WHOLE:
-                return None
-            block = self_product(candidates * (np.sqrt(shrink) / sigma2))
-            np.negative(block, out=block)
-            block.flat[:: len(block) + 1] += 1 / sigma2
-            return block
+@dataclass(frozen=True)
+class FeaturePrecision:
+    """The same from the Cholesky factor L of Phi^T Phi / sigma2 + I, one sigma2 at a time.
 
-        return Posterior(
-            variance=rotated**2 @ shrink,
-            alpha=candidates @ (shrink[:, None] * rotated.T) / sigma2,
-            precision=np.maximum(sigma2 - pool_variance, 0) / sigma2**2,
-            precision_columns=columns,
-            pool_variance=pool_variance,
-            whole=whole,
-        )
+    A fifth of the work of the eigendecomposition, for pools so small that turning the candidates is little of it.
+
+    Args:
+        gram: Phi^T Phi of D, (K, K) float64.
+        features: (n, K), the pool's; each candidate is a member of D.
+    """
+
+    gram: np.ndarray
+    features: np.ndarray
+    _solved: BoundedCache[tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=lambda: BoundedCache(2), init=False, repr=False, compare=False
+    )
+
+    def posterior(self, queries: np.ndarray, sigma2: float) -> Posterior:
+        """Condition queries (Q, K) and the candidates on D with noise variance sigma2."""
+        factor, candidates = self._solved.get(sigma2, lambda: self._solve(sigma2))
+        return _given_all(candidates, _turned(factor, queries), np.ones(len(factor)), sigma2)
+
+    def _solve(self, sigma2: float) -> tuple[np.ndarray, np.ndarray]:
+        precision = np.array(self.gram / sigma2, order="F")
+        precision.flat[:: len(precision) + 1] += 1
+        factor = scipy.linalg.cholesky(precision, lower=True, overwrite_a=True, check_finite=False)
+        return factor, _turned(factor, self.features)
+
+
+def _turned(factor: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Return L^-1 phi for every row phi of features, (n, K) float64: their products are posterior covariances."""
+    columns = np.asarray(features, dtype=np.float64).T
+    return np.asarray(scipy.linalg.solve_triangular(factor, columns, lower=True, check_finite=False).T)
+
+
+def _given_all(candidates: np.ndarray, queries: np.ndarray, shrink: np.ndarray, sigma2: float) -> Posterior:
+    """Return the posterior of candidates (n, K) and queries (Q, K) whose covariances are x diag(shrink) y^T."""
+    pool_variance = candidates**2 @ shrink
+
+    def columns(indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        block = -(candidates @ (shrink[:, None] * candidates[indices].T)) / sigma2**2
+        block[indices, np.arange(len(indices))] += 1 / sigma2
+        return block
+
+    def whole() -> np.ndarray | None:
+        if len(candidates) > LARGEST_WHOLE:
+            return None
+        block = self_product(candidates * (np.sqrt(shrink) / sigma2))
+        np.negative(block, out=block)
+        block.flat[:: len(block) + 1] += 1 / sigma2
+        return block
+
+    return Posterior(
+        variance=queries**2 @ shrink,
+        alpha=candidates @ (shrink[:, None] * queries.T) / sigma2,
+        precision=np.maximum(sigma2 - pool_variance, 0) / sigma2**2,
+        precision_columns=columns,
+        pool_variance=pool_variance,
+        whole=whole,
+    )
 
 
 def mean_half_log_ratio(above: np.ndarray, below: np.ndarray) -> float:

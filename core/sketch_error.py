@@ -1,5 +1,6 @@
 """How far a sketch can be trusted: the error of its Gram matrix and the spread of its squared lengths."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,7 @@ def trust(
     *,
     ntk: bool,
     layout: tuple[tuple[int, int], ...] | None,
+    layers: Sequence[str] = (),
     others: int = 8,
 ) -> SketchError:
     """Measure a sketch on a sample.
@@ -52,19 +54,24 @@ def trust(
         ntk: whether weight blocks are scaled as in the NTK parameterisation.
         layout: (fan_out, fan_in) of each layer when all parameters are weights of Linear layers: the exact Gram can
             then be computed.
+        layers: glob patterns of the names of parameters; all when there are none.
         others: without a layout, how many independent sketches stand in for the exact Gram by their mean.
     """
-    features = FeatureMap(model, spec, ntk=ntk).features(inputs, targets)
+
+    def sketched(by: SketchSpec) -> np.ndarray:
+        return FeatureMap(model, by, ntk=ntk, layers=layers).features(inputs, targets)
+
+    features = sketched(spec)
     gram = kernel_of(spec, layout)(features, features)
     if layout is not None:
         exact = SketchSpec("exact", spec.dim, spec.seed)
-        rows = FeatureMap(model, exact, ntk=ntk).features(inputs, targets)
+        rows = sketched(exact)
         reference, bias = kernel_of(exact, layout)(rows, rows), 0.0
     else:
         seeds = range(spec.seed + 1, spec.seed + 1 + others)
         grams = []
         for seed in seeds:
-            rows = FeatureMap(model, SketchSpec(spec.kind, spec.dim, seed), ntk=ntk).features(inputs, targets)
+            rows = sketched(SketchSpec(spec.kind, spec.dim, seed))
             grams.append(kernel_of(spec, None)(rows, rows))
         reference = np.mean(grams, axis=0)
         # The mean of the others errs too: E|G - mean|^2 = (1 + 1/others) E|G - exact|^2.

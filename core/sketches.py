@@ -19,7 +19,7 @@ DEFAULT_DIM = 4096
 _EXAMPLES_AT_ONCE = 256  # the accumulator of this many examples stays in the processor's cache
 _FORMED_AT_ONCE = 2**21  # numbers of a convolution's gradient that are written out at a time, to be folded in the cache
 _ROWS_A_GROUP = 8  # rows of a large weight that share one shift: see CountSketch
-_SMALL_WEIGHT = 2**15  # weights up to this size get a shift for every row
+_SMALL_WEIGHT = 2**17  # weights up to this size get a shift for every row
 _DENSE_CHUNK = 2048  # parameters whose K signs are in memory at a time
 
 
@@ -86,10 +86,12 @@ class CountSketch(Sketch):
     """CountSketch (Charikar et al. 2002): every weight goes to one of K buckets with a random sign of its own.
 
     The hash is blocked so that it runs at the speed of matrix products. A weight (i, j) goes to bucket
-    (j + shift[i // 8]) mod K. The signs are independent, so the estimate is unbiased whatever the hash; the eight rows
-    that share a shift collide in the same column only, which adds a few per cent to the variance of a fully random
-    hash. For a factored gradient delta (x) a the sum over the eight rows is a product of delta with the signs, so the
-    gradient is never formed.
+    (j + shift[i // h]) mod K, with h = 8 for matrices of more than 2^17 weights and 1 for others. The signs are
+    independent, so the estimate is unbiased whatever the hash. Rows that share a shift collide in the same column, and
+    always there, which a larger K does not change: on the embedded MLP the variance of k(x, x) is 4 % above that of a
+    dense projection for the median of 48 images and 8 % for the worst (`python -m benchmarks sketches`). For a factored
+    gradient delta (x) a the sum over the rows of a group is a product of delta with the signs, so the gradient is never
+    formed.
     """
 
     def __call__(self, blocks: Sequence[Block]) -> Tensor:  # noqa: D102
@@ -118,7 +120,7 @@ class CountSketch(Sketch):
             return
         signs, shifts = self._table(block)
         rows, columns = block.shape
-        height = _group_height(block.shape)
+        height = group_height(block.shape)
         for chunk, left in enumerate(range(0, columns, self.spec.dim)):
             right = min(left + self.spec.dim, columns)
             for group, top in enumerate(range(0, rows, height)):
@@ -134,7 +136,7 @@ class CountSketch(Sketch):
 
     def _draw(self, name: str, shape: tuple[int, int]) -> tuple[Tensor, ...]:
         random = self._random(name)
-        groups, chunks = math.ceil(shape[0] / _group_height(shape)), math.ceil(shape[1] / self.spec.dim)
+        groups, chunks = math.ceil(shape[0] / group_height(shape)), math.ceil(shape[1] / self.spec.dim)
         shifts = torch.from_numpy(random.integers(0, self.spec.dim, (chunks, groups)))
         return _signs(random, shape), shifts
 
@@ -244,7 +246,8 @@ def make_sketch(spec: SketchSpec) -> Sketch:
     return SKETCHES[spec.kind](spec)
 
 
-def _group_height(shape: tuple[int, int]) -> int:
+def group_height(shape: tuple[int, int]) -> int:
+    """Return how many rows of a matrix of weights share a shift in `CountSketch`."""
     return 1 if math.prod(shape) <= _SMALL_WEIGHT else _ROWS_A_GROUP
 
 

@@ -175,7 +175,7 @@ def test_the_help_of_each_setting_of_a_recipe_names_its_defaults():
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--no-augment"], ["--augment"], ["--skip-broken", "--no-ntk"], ["--mean", "0,0"]]
+    "words", [[], ["--no-augment"], ["--augment"], ["--skip-broken", "--ntk", "off"], ["--mean", "0,0"]]
 )
 def test_a_command_that_is_written_down_is_the_one_that_was_typed(words):
     command = commands.commands["precompute"]

@@ -162,7 +162,19 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     "ivfsq8, ivfpq or hnsw (faster in large classes); auto: sq8 up to 10,000 images a class, ivfsq8 above.",
 )
 @click.option("--sketch-seed", type=SEED, default=0, show_default=True)
-@click.option("--ntk/--no-ntk", default=True, show_default=True, help="Scale Jacobians as in the NTK parameterisation.")
+@click.option(
+    "--ntk",
+    type=click.Choice(["auto", "on", "off"]),
+    is_flag=False,
+    flag_value="on",
+    default="auto",
+    show_default=True,
+    help="Scale the Jacobians of weights as in the NTK parameterisation; auto: where all are weights.",
+)
+@click.option("--no-ntk", "ntk", flag_value="off", hidden=True)
+@click.option(
+    "--layers", help='Parameters that the kernel is made of, as glob patterns of their names: "head.*,*.weight"; all.'
+)
 @click.option(
     "--outputs",
     type=click.Choice(["own", "all"]),
@@ -236,9 +248,10 @@ def attribute(
     **settings: Any,
 ) -> None:
     """Rank the training images that one prediction owes its certainty to."""
-    from natscope.app.words import everything
+    from natscope.app.words import everything, ratio_text
     from natscope.core.bundle.request import Request
     from natscope.core.errors import QueryError
+    from natscope.core.methods import METHODS
     from natscope.precompute.bundles.opening import open_attributor
 
     if sum(choice is not None for choice in (test_index, train_index, image)) != 1:
@@ -260,6 +273,9 @@ def attribute(
         return
     chance = query.probabilities[query.predicted]
     say(f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}.")
+    if METHODS[method].uses_sigma2:
+        ratio = ratio_text(request.sigma2, attributor.bundle.mean_kernel())
+        say(f"{METHODS[method].title} at σ² = {request.sigma2:.3g}{f', {ratio}' if ratio else ''}.")
     if result.nats is not None and result.total_nats:
         share = result.nats / result.total_nats
         whole = everything(result)

@@ -58,7 +58,8 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         training=replace(usual, **recipe),
         sketch=SketchSpec(options["sketch"], options["dim"], options["sketch_seed"]),
         index=IndexSpec(options["index"]),
-        ntk=options["ntk"],
+        ntk={"auto": None, "on": True, "off": False}[options["ntk"]],
+        layers=() if options["layers"] is None else tuple(filter(None, map(str.strip, options["layers"].split(",")))),
         outputs=options["outputs"],
         weights=options["weights"],
         methods=None if options["methods"] is None else method_names(options["methods"]),
@@ -88,6 +89,12 @@ def print_check(
 
 def notes(results: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines on a build beyond its accuracy: layers by torch.func, files that were skipped."""
+    from natscope.core.parameters import composition, imbalance
+
+    shares = results["kernel"]["shares"]
+    yield from _paragraph("Kernel", f"{composition(shares)}; mean k(x, x) {results['kernel']['mean']:.3g}")
+    if (warning := imbalance(shares)) is not None:
+        yield from _paragraph("", warning)
     if layers := results.get("by_torch_func"):
         yield from _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
     for sentence in results.get("left_out", {}).values():
@@ -170,7 +177,7 @@ def _command(options: dict[str, Any], parameters: Sequence[click.Parameter]) -> 
     words = ["natscope", "precompute"]
     for parameter in parameters:
         value = options.get(parameter.name or "")
-        if not isinstance(parameter, click.Option) or value is None:
+        if not isinstance(parameter, click.Option) or parameter.hidden or value is None:
             continue
         if parameter.is_flag:  # off by default, whatever click calls it; None leaves it to the recipe
             if value is not (parameter.default if parameter.default in (True, None) else False):

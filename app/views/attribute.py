@@ -20,6 +20,7 @@ from natscope.app.views import frame
 from natscope.app.views.enlarge import enlarge
 from natscope.app.views.notice import complain, fragment
 from natscope.app.views.query import picker, prediction
+from natscope.app.views.sigma2 import slider
 from natscope.core.bundle.request import Attribution, QueryImage
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Method
@@ -66,7 +67,7 @@ def _restore_controls(view: AttributeView) -> None:
 
 
 def _usual_sigma2(view: AttributeView, attributor: Served) -> AttributeView:
-    return view if "sigma2" in st.query_params else replace(view, sigma2=attributor.bundle.sigma2(view.method))
+    return replace(view, sigma2=view.sigma2 or attributor.bundle.sigma2(view.method))
 
 
 def _comparison_link(attributor: Served) -> None:
@@ -151,13 +152,8 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> At
     budget = first.slider(labels.budget, 1, links.LARGEST_BUDGET, key="budget", help=labels.budget_help)
     # Unused controls are disabled, not left out: one that comes back while the page is still being drawn can
     # show its default instead of its value.
-    exponent = second.select_slider(
-        labels.sigma2,
-        sorted({*links.SIGMA2_EXPONENTS, st.session_state["exponent"]}),  # a link may contain a value between two steps
-        key="exponent",
-        format_func=lambda e: words.sigma2_text(10**e),
-        disabled=not method.uses_sigma2,
-        help=labels.sigma2_help,
+    sigma2 = slider(
+        second, labels.sigma2, attributor, "exponent", disabled=not method.uses_sigma2, help=labels.sigma2_help
     )
     conditioning = third.segmented_control(
         labels.conditioning,
@@ -171,7 +167,7 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> At
     return AttributeView(
         view.query,
         name,
-        10**exponent,
+        sigma2,
         budget,
         pool or "same-class",
         conditioning or "pool",

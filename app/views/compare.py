@@ -17,11 +17,12 @@ from natscope.app.views import frame
 from natscope.app.views.compare_results import agreement_section, downloads
 from natscope.app.views.notice import complain, warn
 from natscope.app.views.query import picker
+from natscope.app.views.sigma2 import slider
 from natscope.app.views.stability import stability
 from natscope.core.analysis.comparison import Row, shared_images
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import QueryError
-from natscope.core.methods import METHODS
+from natscope.core.methods import METHODS, REFERENCE
 
 _VIEW, _KEY = "compare_view", "compare_"
 _ITS_ANSWER = -1
@@ -64,9 +65,10 @@ def page() -> None:
 
 
 def _usual_sigma2s(view: ComparisonView, attributor: Served) -> ComparisonView:
-    if "sigma2" in st.query_params or not attributor.bundle.manifest.tuned:
+    if view.sigma2:
         return view
-    return replace(view, own=frame.usual_sigma2s(attributor))
+    own = frame.usual_sigma2s(attributor) if attributor.bundle.manifest.tuned else {}
+    return replace(view, sigma2=attributor.bundle.sigma2(REFERENCE), own=view.own or own)
 
 
 def _shown(view: ComparisonView) -> tuple[str, ...]:
@@ -164,15 +166,9 @@ def _settings(attributor: Served) -> ComparisonView:
         format_func=lambda c: "the model’s answer" if c == _ITS_ANSWER else classes[c],
         help="The class whose support is attributed, for every image in view.",
     )
-    exponents = sorted({*links.SIGMA2_EXPONENTS, st.session_state[f"{_KEY}exponent"]})
-    exponent = st.select_slider(
-        f"{labels.sigma2} for scoring",
-        exponents,
-        key=f"{_KEY}exponent",
-        format_func=lambda e: words.sigma2_text(10**e),
-        help=labels.sigma2_help + " The information that each subset carries is counted at this σ² too.",
-    )
-    own = _own_sigma2(view, chosen, 10**exponent)
+    about = labels.sigma2_help + " The information that each subset carries is counted at this σ² too."
+    sigma2 = slider(st.container(), f"{labels.sigma2} for scoring", attributor, f"{_KEY}exponent", help=about)
+    own = _own_sigma2(attributor, view, chosen, sigma2)
     pool = st.segmented_control(
         labels.pool,
         list(labels.pools),
@@ -196,7 +192,7 @@ def _settings(attributor: Served) -> ComparisonView:
         methods=() if chosen == attributor.usable(fast=True) else chosen,
         budget=budget,
         target=None if target == _ITS_ANSWER else target,
-        sigma2=10**exponent,
+        sigma2=sigma2,
         own=own,
         pool=pool or "same-class",
         conditioning=conditioning or "pool",
@@ -222,7 +218,7 @@ def _restore(view: ComparisonView, attributor: Served) -> None:
         st.session_state.setdefault(_KEY + key, value)
 
 
-def _own_sigma2(view: ComparisonView, methods: Sequence[str], common: float) -> dict[str, float]:
+def _own_sigma2(attributor: Served, view: ComparisonView, methods: Sequence[str], common: float) -> dict[str, float]:
     """Draw one σ² per method that uses one, unless one is shared by all."""
     same = st.toggle("Same σ² for every method", key=f"{_KEY}same", help="Off: each method that uses σ² gets its own.")
     if same:
@@ -231,13 +227,7 @@ def _own_sigma2(view: ComparisonView, methods: Sequence[str], common: float) -> 
     for name in (name for name in methods if METHODS[name].uses_sigma2):
         key = f"{_KEY}own_{name}"
         st.session_state.setdefault(key, links.exponent_of(view.own.get(name, common)))
-        exponent = st.select_slider(
-            METHODS[name].title,
-            sorted({*links.SIGMA2_EXPONENTS, st.session_state[key]}),
-            key=key,
-            format_func=lambda e: words.sigma2_text(10**e),
-        )
-        own[name] = 10**exponent
+        own[name] = slider(st.container(), METHODS[name].title, attributor, key)
     return own
 
 

@@ -20,6 +20,7 @@ from natscope.app.views.coreset_results import others, worth
 from natscope.app.views.enlarge import show_large
 from natscope.app.views.notice import complain, fragment, inform
 from natscope.app.views.results import pointer
+from natscope.app.views.sigma2 import slider
 from natscope.core.analysis.coreset import missing
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
@@ -80,15 +81,10 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
     )
     usual = attributor.bundle.sigma2(name, purpose="coreset")
     st.session_state.setdefault(f"{KEY}exponent", links.exponent_of(view.sigma2 or usual))
-    exponent = st.select_slider(
-        words.EXPERT.sigma2,
-        sorted({*links.SIGMA2_EXPONENTS, st.session_state[f"{KEY}exponent"]}),
-        key=f"{KEY}exponent",
-        format_func=lambda e: words.sigma2_text(10**e),
-        help=words.EXPERT.sigma2_help + " The information of every method’s choice is counted at this σ².",
-    )
-    sigma2 = None if exponent == links.exponent_of(usual) else 10**exponent
-    return replace(view, method=name, balanced=balanced, budget=budget, sigma2=sigma2)
+    about = words.EXPERT.sigma2_help + " The information of every method’s choice is counted at this σ²."
+    sigma2 = slider(st.container(), words.EXPERT.sigma2, attributor, f"{KEY}exponent", purpose="coreset", help=about)
+    own = None if np.isclose(sigma2, usual, rtol=1e-5) else sigma2
+    return replace(view, method=name, balanced=balanced, budget=budget, sigma2=own)
 
 
 def _results(attributor: Served, view: CoresetView) -> None:

@@ -17,6 +17,7 @@ from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain
 from natscope.app.views.query import picker, prediction
 from natscope.app.views.results import pointer
+from natscope.app.views.sigma2 import slider
 from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
@@ -86,15 +87,14 @@ def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
             key=f"{_KEY}budget",
             help=f"Of the {pool:,} with this label.",
         )
-    exponent = third.select_slider(
+    sigma2 = slider(
+        third,
         words.EXPERT.sigma2,
-        sorted({*links.SIGMA2_EXPONENTS, st.session_state[f"{_KEY}exponent"]}),
-        key=f"{_KEY}exponent",
-        format_func=lambda e: words.sigma2_text(10**e),
+        attributor,
+        f"{_KEY}exponent",
         disabled=not METHODS[name].uses_sigma2,
         help=words.EXPERT.sigma2_help,
     )
-    sigma2 = 10**exponent
     chosen = None if np.isclose(sigma2, attributor.bundle.sigma2(name), rtol=1e-5) else sigma2
     return replace(view, method=name, budget=budget, sigma2=chosen)
 

@@ -2,28 +2,32 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
 from natscope.app import escape, session, tasks, words
+from natscope.app.components.bars import Bar, bars
 from natscope.app.downloads import draw, offer
 from natscope.app.figures import on_page
 from natscope.app.figures.chart import Lines
 from natscope.app.figures.curves import lengths, relative
 from natscope.app.figures.in_files import chart_file
 from natscope.app.figures.style import FORMATS
-from natscope.app.links import DECADES, LARGEST_CURVE, MOST_CURVES, CurvesView
+from natscope.app.links import LARGEST_CURVE, MOST_CURVES, CurvesView
 from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.job import run_job
 from natscope.app.views.results import pointer
 from natscope.core.analysis.curves import Curve, Line
 from natscope.core.methods import GAINS, METHODS, REFERENCE
+from natscope.core.parameters import ROLES, imbalance
 from natscope.core.sketch_error import SketchError
 
 _VIEW, _KEY = "curves_view", "curves_"
+_FIXED = 9  # of the values of σ²: a thousand times the scale
 _SAMPLED = 300  # images whose Gram is compared with the exact one
 
 
@@ -35,7 +39,13 @@ def page() -> None:
         "that the first M images of another ranking carry: 100 % means as good.",
         forget=lambda: frame.forget(_KEY),
     )
-    view = frame.view(_VIEW, attributor, CurvesView())
+    grid = attributor.bundle.sigma2s()
+    view = frame.view(
+        _VIEW,
+        attributor,
+        CurvesView(),
+        complete=lambda view: replace(view, sigma2s=view.sigma2s or grid[6:], fixed=view.fixed or grid[_FIXED]),
+    )
     controls, charts = st.columns([1, 2.9], gap="large")
     with controls:
         view = _settings(attributor, view)
@@ -47,6 +57,7 @@ def page() -> None:
     with left:
         pointer("relative-information")
     with right:
+        _kernel(attributor)
         _trust(attributor)
 
 
@@ -74,13 +85,13 @@ def _settings(attributor: Served, view: CurvesView) -> CurvesView:
         number = st.number_input("Test image", 0, last, step=1, key=f"{_KEY}number")
         count, query = view.count, f"test:{number}"
     largest = st.slider("Largest M", 10, LARGEST_CURVE, step=10, key=f"{_KEY}largest")
-    method = GAINS[0]
+    method, grid = GAINS[0], attributor.bundle.sigma2s()
     if len(GAINS) > 1:
         method = st.selectbox("Method", GAINS, key=f"{_KEY}method", format_func=_title)
     sigma2s = st.multiselect(
-        "Top chart: σ²", DECADES, key=f"{_KEY}sigma2s", format_func=words.sigma2_text, max_selections=9
+        "Top chart: σ²", grid, key=f"{_KEY}sigma2s", format_func=words.sigma2_text, max_selections=9
     )
-    fixed = st.select_slider("Bottom chart: σ²", DECADES, key=f"{_KEY}fixed", format_func=words.sigma2_text)
+    fixed = st.select_slider("Bottom chart: σ²", grid, key=f"{_KEY}fixed", format_func=words.sigma2_text)
     drawn = _compared(method)
     others = st.multiselect(
         "Bottom chart: also show",
@@ -181,6 +192,21 @@ def _downloads(attributor: Served, view: CurvesView, curves: Sequence[Curve], pa
     with st.container(horizontal=True, vertical_alignment="center"):
         for kind, mime, make in offers:
             offer(kind, make, f"natscope-curves.{kind.lower()}", mime, key=f"{_KEY}download_{kind}")
+
+
+def _kernel(attributor: Served) -> None:
+    st.subheader("What the kernel is made of")
+    manifest, kernel = attributor.bundle.manifest, attributor.bundle.manifest.results["kernel"]
+    shares = kernel["shares"]
+    scaled = "in the NTK parameterisation" if manifest.ntk else "without NTK scaling"
+    chosen = f" of {', '.join(manifest.layers)}" if manifest.layers else ""
+    st.markdown(
+        f"Jacobians{escape.markdown(chosen)} {scaled}; mean k(x, x) = **{kernel['mean']:.3g}**. Shares of the mean "
+        "squared Jacobian:"
+    )
+    bars([Bar(role, shares.get(role, 0.0), f"{shares[role]:.1%}", "") for role in ROLES if role in shares])
+    if (warning := imbalance(shares)) is not None:
+        st.warning(warning, icon=":material/balance:")
 
 
 def _trust(attributor: Served) -> None:

@@ -124,25 +124,27 @@ def held_out(indices: np.ndarray) -> np.ndarray:
 
 
 def sample_queries(attributor: Attributor, count: int, *, seed: int = 0, part: str = "all") -> list[QueryImage]:
-    """Draw test images that the network gets right, without repetition, the same ones for one seed.
+    """Draw test images that the network gets right, without repetition.
+
+    All images are put into an order that depends on the seed alone, and the first that qualify are taken: a larger draw
+    contains a smaller one, and a network that differs in a few answers, as on another machine, is asked about the same
+    images but for a few.
 
     Args:
         attributor: the opened bundle.
         count: how many.
         seed: seed of the draw.
-        part: "held out" for every fifth test image, on which settings are chosen; "reported" for the others, of which
-            the first are the same for every count, so that a long experiment contains a short one; or "all".
+        part: "held out" for every fifth test image, on which settings are chosen; "reported" for the others; or "all".
 
     Raises:
         QueryError: if it gets fewer right.
     """
     logits, labels = attributor.bundle.array("test_logits"), attributor.test_labels
-    right = np.flatnonzero(np.asarray(logits).argmax(1) == labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    right = order[(np.asarray(logits).argmax(1) == labels)[order]]
     if part != "all":
         right = right[held_out(right) == (part == "held out")]
     if count > len(right):
         of = {"held out": "held-out test images", "reported": "test images that are not held out"}
         raise QueryError(f"The model gets {len(right)} {of.get(part, 'test images')} right, fewer than {count}.")
-    random = np.random.default_rng(seed)
-    drawn = random.permutation(right)[:count] if part == "reported" else random.choice(right, count, replace=False)
-    return [attributor.query("test", int(index)) for index in drawn]
+    return [attributor.query("test", int(index)) for index in right[:count]]

@@ -68,8 +68,9 @@ class Attributor(Capabilities):
         super().__init__(bundle)
         bundle.load_into(model)
         spec = sketch or bundle.sketch_spec
-        self.features = FeatureMap(model, spec, ntk=bundle.manifest.ntk)
-        self._margins = FeatureMap(model, spec, ntk=False)
+        manifest = bundle.manifest
+        self.features = FeatureMap(model, spec, ntk=manifest.ntk, layers=manifest.layers)
+        self._margins = FeatureMap(model, spec, ntk=False, layers=manifest.layers)
         fresh = recompute or spec != bundle.sketch_spec
         # Copies, as everything kept from a file must be: a map would show what somebody writes into it later.
         self.train_labels = np.array(bundle.array("train_labels"))
@@ -97,7 +98,8 @@ class Attributor(Capabilities):
             return None
         part = slice(0, count)
         inputs, labels = self._train_inputs(part), self.train_labels[part]
-        return trust(self.features.model, spec, inputs, labels, ntk=manifest.ntk, layout=manifest.layout)
+        model, layers = self.features.model, manifest.layers
+        return trust(model, spec, inputs, labels, ntk=manifest.ntk, layout=manifest.layout, layers=layers)
 
     def query(self, origin: str, index: int) -> QueryImage:
         """Take a query from the "test" or the "train" images.

@@ -17,7 +17,14 @@ from natscope.core.jacobians import linear_alone
 from natscope.core.kernels import unpacked
 from natscope.core.methods import Candidates
 from natscope.core.pool import LARGEST_GRAM, Pool, is_product, pools_kept
-from natscope.core.posterior import FeatureConditioning, FeatureSpectrum, blocks, feature_gram
+from natscope.core.posterior import (
+    Conditioning,
+    FeatureConditioning,
+    FeaturePrecision,
+    FeatureSpectrum,
+    blocks,
+    feature_gram,
+)
 from natscope.core.progress import Progress
 from natscope.core.rows import RowView
 
@@ -51,7 +58,7 @@ class CandidateSets:
         self._own: BoundedCache[Candidates] = BoundedCache(pools_kept(self._labels))  # 0.3 to 0.5 GB each
         self._all: BoundedCache[Candidates] = BoundedCache(2)
         self._spectra: BoundedCache[FeatureSpectrum] = BoundedCache(2)
-        self._conditionings: BoundedCache[FeatureConditioning] = BoundedCache(2)
+        self._conditionings: BoundedCache[Conditioning] = BoundedCache(2)
 
     def check(self) -> None:
         """Raise BundleError if the bundle holds a Gram that does not follow from its features."""
@@ -129,23 +136,28 @@ class CandidateSets:
         if not self.kernel.explicit:
             raise QueryError("Conditioning on all training images needs feature vectors; the exact kernel has none.")
 
-        def compute() -> FeatureConditioning:
+        def compute() -> Conditioning:
+            features = candidates.pool.features
+            if len(features) <= LARGEST_GRAM:
+                return FeaturePrecision(self._gram_of_all(target, progress), np.asarray(features[:]))
             spectrum = self._spectra.get(target, lambda: self._spectrum(target, progress))
             progress("Turning the candidates into its axes", 3, 4)
-            return FeatureConditioning.of(spectrum, candidates.pool.features)
+            return FeatureConditioning.of(spectrum, features)
 
         conditioning = self._conditionings.get((target, pool), compute)
         return replace(candidates, conditioning=conditioning, index=None)
 
     def _spectrum(self, target: int, progress: Progress) -> FeatureSpectrum:
-        if self._bundle.has(f"train_gram_{target}") and not self._fresh:
-            gram = self._train_gram(target)
-        else:
-            features = self._all.get(target, lambda: self._all_candidates(target, progress)).pool.features
-            progress("Gathering what all training images tell", 1, 4)
-            gram = feature_gram(blocks(features))
+        gram = self._gram_of_all(target, progress)
         progress("Sorting it by importance", 2, 4)
         return FeatureSpectrum.of_gram(gram)
+
+    def _gram_of_all(self, target: int, progress: Progress) -> np.ndarray:
+        if self._bundle.has(f"train_gram_{target}") and not self._fresh:
+            return self._train_gram(target)
+        features = self._all.get(target, lambda: self._all_candidates(target, progress)).pool.features
+        progress("Gathering what all training images tell", 1, 4)
+        return feature_gram(blocks(features))
 
     def _train_gram(self, target: int) -> np.ndarray:
         name, features = f"train_gram_{target}", self._bundle.array(f"features_all_{target}")

@@ -5,6 +5,7 @@ A stranger may have made it. Its manifest is checked by `natscope.core.bundle.ma
 fault is one sentence, in `natscope verify` as on a page.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -16,7 +17,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from natscope.core.bundle.file_checks import fault, mapped, once, size_fault, stamp
-from natscope.core.bundle.manifest import LARGEST, MANIFEST, PURPOSES, SCHEMA, WEIGHTS, FileRecord, Manifest
+from natscope.core.bundle.manifest import LARGEST, MANIFEST, OF_MARGINS, PURPOSES, SCHEMA, WEIGHTS, FileRecord, Manifest
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, FileError, out_of_memory
@@ -24,6 +25,7 @@ from natscope.core.files import REFUSED, irregular, opened, read_open, sha256_of
 from natscope.core.index.file_checks import index_fault
 from natscope.core.index.search import InnerProductIndex
 from natscope.core.index.spec import IndexSpec
+from natscope.core.methods import METHODS
 from natscope.core.methods.artifacts import FACTORS
 from natscope.core.rows import RowView
 from natscope.core.sketches import SketchSpec
@@ -43,6 +45,8 @@ __all__ = [
     "write_manifest",
 ]
 FIX = "delete the folder and build it again with the command that made it"
+GRID = range(-6, 6)  # exponents of the paper's grid of sigma2
+_DECADES = 20  # that a scale may be from 1, so that no sigma2 around it is too small or too large
 _MANIFESTS: BoundedCache[Manifest | SchemaError] = BoundedCache(64)
 
 
@@ -85,7 +89,9 @@ class Bundle:
             raise BundleError(f"The files of the bundle {self.path} changed while it was open; open it again.")
 
     def sigma2(self, method: str, *, purpose: str = "prediction") -> float:
-        """Return the usual noise variance for a method: what was tuned for the purpose, else for predictions, else 1.
+        """Return the usual noise variance for a method: what was tuned, else its usual multiple of the features' scale.
+
+        What was tuned for predictions serves other purposes too, but those whose features have another scale.
 
         Args:
             method: a name of the registry.
@@ -94,10 +100,32 @@ class Bundle:
         Raises:
             ValueError: for another purpose.
         """
+        usual = self.scale(purpose) * (METHODS[method].ratio if method in METHODS else 1.0)
+        chosen = self.manifest.chosen
+        of_features = {} if purpose in OF_MARGINS else chosen["prediction"]
+        return float(chosen[purpose].get(method, of_features.get(method, usual)))
+
+    def mean_kernel(self, purpose: str = "prediction") -> float:
+        """Return mean k(x, x) over the training images, of the features that serve a purpose of `PURPOSES`.
+
+        A sigma2 means what its ratio to this number is.
+
+        Raises:
+            ValueError: for another purpose.
+        """
         if purpose not in PURPOSES:
             raise ValueError(f"sigma2 is chosen for one of {', '.join(PURPOSES)}, not for {purpose}.")
-        chosen = self.manifest.chosen
-        return float(chosen[purpose].get(method, chosen["prediction"].get(method, 1.0)))
+        kernel = self.manifest.results["kernel"]
+        return float(kernel.get("margin_mean", kernel["mean"]) if purpose in OF_MARGINS else kernel["mean"])
+
+    def scale(self, purpose: str = "prediction") -> float:
+        """Return the power of ten nearest to `mean_kernel`: values of sigma2 are tried and offered around it."""
+        mean = self.mean_kernel(purpose)
+        return 10.0 ** min(max(round(math.log10(mean)), -_DECADES), _DECADES) if mean > 0 else 1.0
+
+    def sigma2s(self, purpose: str = "prediction") -> tuple[float, ...]:
+        """Return the values of sigma2 among which is chosen: the paper's 10^-6 ... 10^5, times the scale."""
+        return tuple(10.0**exponent * self.scale(purpose) for exponent in GRID)
 
     @property
     def classes(self) -> tuple[str, ...]:

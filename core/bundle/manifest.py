@@ -22,8 +22,9 @@ from natscope.core.methods import METHODS
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.sketches import SKETCHES
 
-SCHEMA = 2
+SCHEMA = 3
 PURPOSES = ("prediction", "coreset", "backdoor")  # what sigma2 is chosen for
+OF_MARGINS = ("coreset",)  # those of them that use the features of margins
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 LARGEST, _MOST_VALUES = 4_000_000, 300_000  # bytes of a manifest, and values in it: at most a second's work
@@ -59,6 +60,7 @@ class Manifest:
         training: the recipe, or the checksum of weights that were loaded.
         sketch: kind, dim, seed.
         ntk: whether Jacobians are scaled as in the NTK parameterisation.
+        layers: glob patterns of the names of parameters that the kernel is made of; empty for all.
         outputs: "own" (each example under its own label's logit) or "all" (under every class's logit too).
         poison: the attack's settings, or None.
         results: accuracy, typical distances, what was measured while building.
@@ -78,6 +80,7 @@ class Manifest:
     training: dict[str, Any]
     sketch: dict[str, Any]
     ntk: bool
+    layers: tuple[str, ...]
     outputs: str
     poison: dict[str, Any] | None
     results: dict[str, Any]
@@ -124,6 +127,7 @@ class Manifest:
             name: FileRecord(**{**record, "shape": _tuple(record.get("shape"))})
             for name, record in raw["files"].items()
         }
+        raw["layers"] = tuple(raw["layers"])
         raw["layout"] = None if raw["layout"] is None else tuple((o, i) for o, i in raw["layout"])
         manifest = cls(**raw)
         for fault in _misfits(manifest):

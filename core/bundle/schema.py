@@ -116,11 +116,18 @@ class _Settings(Struct):
     training: dict[str, Any] | None = None
 
 
+class _Kernel(_Strict):
+    mean: Distance
+    shares: dict[Word, Share]
+    margin_mean: Distance | UnsetType = UNSET
+
+
 class _Results(_Strict):
     train_accuracy: Share
     test_accuracy: Share
     usual_distances: Annotated[list[Distance], Meta(min_length=2, max_length=2)]
     settings: _Settings
+    kernel: _Kernel
     attack_success: Share | UnsetType = UNSET
     by_torch_func: list[Text] | UnsetType = UNSET
     skipped: list[Note] | UnsetType = UNSET
@@ -158,6 +165,7 @@ class _Manifest(_Strict):
     training: dict[str, Any]
     sketch: _Sketch
     ntk: bool
+    layers: Annotated[list[Text], Meta(max_length=1000)]
     outputs: Literal["own", "all"]
     poison: _Poison | None
     results: _Results
@@ -166,7 +174,7 @@ class _Manifest(_Strict):
     command: Note
     methods: dict[Word, dict[Word, Any]]
     files: dict[str, _Record]
-    schema: Literal[2]
+    schema: Literal[3]
     index: _Index | None = None
     tuned: _Tuned | None = None
 

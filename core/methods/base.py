@@ -82,6 +82,9 @@ class Method:
         advice: when to use it.
         information: "loss", "gain" or None: what `Selection.nats` counts.
         uses_sigma2: whether sigma2 changes the ranking.
+        ratio: its usual sigma2, as a multiple of the features' scale, where nothing was tuned. What was best on three
+            kinds of small networks (`python -m benchmarks ratios`): 1 for methods that condition on data, 10 for those
+            that add images one by one.
         signed: whether the ranking itself runs from proponents to opponents.
         conditions: whether a conditioning set other than the pool makes a difference.
         score: what the score is, in words, with its unit.
@@ -106,6 +109,7 @@ class Method:
     advice: str
     information: str | None = None
     uses_sigma2: bool = False
+    ratio: float = 1.0
     signed: bool = False
     conditions: bool = False
     score: str = "score"

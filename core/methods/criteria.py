@@ -46,6 +46,7 @@ def _info_loss(candidates: Candidates, query: Query, settings: Settings) -> Sele
     advice="For a small, varied set that explains the prediction by itself. At large σ² it agrees with InfoLoss.",
     information="gain",
     uses_sigma2=True,
+    ratio=10.0,
     score="(covariance)² ÷ (σ² + variance)",
 )
 def _info_gain(candidates: Candidates, query: Query, settings: Settings) -> Selection:
@@ -63,6 +64,7 @@ def _info_gain(candidates: Candidates, query: Query, settings: Settings) -> Sele
     advice="For pools too large to scan, and at σ² of about 10³ and above, where it is close to InfoGain.",
     information="gain",
     uses_sigma2=True,
+    ratio=10.0,
     score="(covariance)²",
     approximates="info_gain",
     searches=True,

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from natscope.core.errors import BuildError
-from natscope.core.features import FeatureMap
+from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.images import ImageInputs
 from natscope.core.methods import METHODS, Method
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
-from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.store import Store, halved
 from natscope.precompute.training.projects import raised_by_one
 
@@ -25,27 +23,26 @@ class Preparation:
     def __init__(
         self,
         store: Store,
-        model: nn.Module,
+        features: FeatureMap,
         images: ImageInputs,
         labels: np.ndarray,
         *,
-        sketch: SketchSpec,
         ekfac: EkfacSpec | None,
     ) -> None:
         """Compute nothing yet.
 
         Args:
             store: where the artifacts go.
-            model: the trained network, in eval mode.
+            features: the trained network, its kernel's parameters, and the bundle's sketch.
             images: all N training images.
             labels: (N,) int64.
-            sketch: the bundle's sketch.
             ekfac: how EK-FAC factors are fitted; as usual for the network when None.
         """
-        self.model, self.labels, self.progress = model, labels, store.progress
+        self.model, self.labels, self.progress = features.model, labels, store.progress
         self.folder: Path = store.work.path / "methods"
-        self.ekfac = ekfac or EkfacSpec.usual(model)
-        self._store, self._images, self._sketch = store, images, sketch
+        self.ekfac = ekfac or EkfacSpec.usual(self.model)
+        self.kernel: dict[str, float] = {}  # what the results say of the margins' features, once they are there
+        self._store, self._images, self._features = store, images, features
 
     def add(self, methods: Iterable[str], *, requested: bool) -> tuple[dict[str, Any], dict[str, str]]:
         """Compute and store what the methods need.
@@ -80,13 +77,17 @@ class Preparation:
 
     def margins(self) -> np.ndarray:
         """Return the sketched Jacobians (N, K) of the margin at the labels, filled shard by shard."""
-        features = FeatureMap(self.model, self._sketch, ntk=False)
+        spec = self._features.sketch.spec
+        features = FeatureMap(self.model, spec, ntk=False, layers=self._features.layers)
 
         def shard(part: slice) -> np.ndarray:
             return features.features(self._images[part], self.labels[part], measurement="margin")
 
-        shape, halve = (len(self._images), shard(slice(1)).shape[1]), self._sketch.kind != "exact"
-        return self._store.features(MARGINS, shape, shard, "Gradients of the margins", halve=halve)
+        shape, halve = (len(self._images), shard(slice(1)).shape[1]), spec.kind != "exact"
+        rows = self._store.features(MARGINS, shape, shard, "Gradients of the margins", halve=halve)
+        layout = features.layout(self._images[:1])
+        self.kernel = {"margin_mean": float(np.mean(kernel_of(spec, layout).diagonal(rows)))}
+        return rows
 
     def _prepare(self, method: Method) -> dict[str, Any]:
         artifacts, computed = method.artifacts, dict[str, np.ndarray | bytes]()

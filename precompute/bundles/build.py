@@ -59,6 +59,7 @@ from natscope.precompute.training.validate import check_suitable, check_trains
 from natscope.precompute.training.weights import load_weights
 
 _SAMPLED = 2000  # test images whose distance to the training images is measured
+_SAMPLED_KERNEL = 256  # training images whose Jacobians show what the kernel is made of
 
 
 def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
@@ -149,28 +150,30 @@ def check_room(needed: int, free: int, folder: Path) -> None:
 
 
 def check_recordable(
-    spec: BuildSpec, data: Dataset, backdoor: Backdoor | None, model: ModelSpec, skipped: Sequence[str]
+    spec: BuildSpec,
+    data: Dataset,
+    backdoor: Backdoor | None,
+    model: ModelSpec,
+    features: FeatureMap,
+    skipped: Sequence[str],
 ) -> None:
     """Raise BuildError if the settings cannot be recorded, before anything takes long."""
     if spec.weights is None:
         check_recipe(spec.training)
-    unknown = {"train_accuracy": 0, "test_accuracy": 0, "usual_distances": [0, 0]}
+    unknown = {"train_accuracy": 0, "test_accuracy": 0, "usual_distances": [0, 0], "kernel": {"mean": 0, "shares": {}}}
     try:
-        _manifest(spec, data, backdoor, model, unknown, skipped).check_settings()
+        _manifest(spec, data, backdoor, model, features, unknown, skipped).check_settings()
     except SchemaError as error:
         raise BuildError(f"These settings cannot be recorded in a bundle: its {MANIFEST} {error}.") from error
 
 
-def layout_of(spec: BuildSpec, model: nn.Module, example: torch.Tensor) -> tuple[tuple[int, int], ...] | None:
-    """Return the layers of a network of Linear weights alone, None for others; example is one input.
+def layout_of(spec: BuildSpec, features: FeatureMap, example: torch.Tensor) -> tuple[tuple[int, int], ...] | None:
+    """Return the layers of a kernel of Linear weights alone, None for others; example is one input.
 
     Raises:
         BuildError: if the sketch cannot be made for this network.
     """
-    try:
-        layout = FeatureMap(model, spec.sketch, ntk=spec.ntk).layout(example)
-    except ValueError as error:
-        raise BuildError(str(error)) from error
+    layout = features.layout(example)
     if spec.sketch.kind == "exact" and (layout is None or spec.outputs == "all"):
         raise BuildError("The exact kernel needs a network of Linear weights alone, and --outputs own.")
     if spec.sketch.kind == "exact" and spec.index.kind not in (AUTO, "flat"):
@@ -205,8 +208,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     dataset, labels = bundle.manifest.dataset, np.asarray(bundle.array("train_labels"))
     images = ImageInputs(bundle.array("train_images"), dataset["mean"], dataset["std"])
     store = Store(bundle.path, work, progress)
-    model.eval()
-    preparation = Preparation(store, model, images, labels, sketch=spec.sketch, ekfac=spec.ekfac)
+    preparation = Preparation(store, spec.feature_map(model), images, labels, ekfac=spec.ekfac)
     with work.resuming(), foreign(spec.model):
         added, missing = preparation.add(methods, requested=spec.methods is not None)
     if (threads := versions()["threads"]) != bundle.manifest.versions.get("threads"):
@@ -216,7 +218,9 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     manifest = replace(
         bundle.manifest,
         methods=bundle.manifest.methods | added,
-        results=bundle.manifest.results | _left_out(missing, bundle.manifest.results),
+        results=bundle.manifest.results
+        | {"kernel": bundle.manifest.results["kernel"] | preparation.kernel}
+        | _left_out(missing, bundle.manifest.results),
         files=bundle.manifest.files | files,
     )
     with work.resuming():
@@ -243,13 +247,13 @@ class _Builder:
         if spec.weights is None and ":" in self.model.architecture:
             last = len(images) % spec.training.batch_size
             check_trains(build_model(self.model, seed=spec.training.seed), images[:3], last, self.model)
-        layout = layout_of(spec, model, images[:1])
+        features = spec.feature_map(model)
+        layout = layout_of(spec, features, images[:1])
         size = size_of(len(images), spec.sketch, suitable.parameters)
         methods_wanted = wanted(spec.methods, size)  # raises now for what cannot be added
         _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
-        check_recordable(spec, data, self.backdoor, self.model, self.skipped)
+        check_recordable(spec, data, self.backdoor, self.model, features, self.skipped)
         self._train(model, images)
-        features = FeatureMap(model, spec.sketch, ntk=spec.ntk)
         for split in ("train", "test"):
             self.store.small(f"{split}_images", getattr(data, f"{split}_images"))
             self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
@@ -257,12 +261,18 @@ class _Builder:
         if suitable.by_torch_func:
             results["by_torch_func"] = suitable.by_torch_func
         own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
-        self._per_class(own, kernel_of(spec.sketch, layout))
+        kernel = kernel_of(spec.sketch, layout)
+        results["kernel"] = {
+            "mean": float(np.mean(kernel.diagonal(own))),
+            "shares": features.shares(images[:_SAMPLED_KERNEL], data.train_labels[:_SAMPLED_KERNEL]),
+        }
+        self._per_class(own, kernel)
         if spec.outputs == "all":
             self._every_output(features, images)
-        preparation = Preparation(self.store, model, images, data.train_labels, sketch=spec.sketch, ekfac=spec.ekfac)
+        preparation = Preparation(self.store, features, images, data.train_labels, ekfac=spec.ekfac)
         methods, missing = preparation.add(methods_wanted, requested=spec.methods is not None)
-        self._finish(layout, results | _left_out(left_out(spec.methods, size) | missing), methods)
+        results["kernel"] |= preparation.kernel
+        self._finish(features, layout, results | _left_out(left_out(spec.methods, size) | missing), methods)
 
     def _inputs(self, images: np.ndarray) -> ImageInputs:
         return ImageInputs(images, self.data.mean, self.data.std)
@@ -346,7 +356,7 @@ class _Builder:
                 continue
             if len(rows) <= LARGEST_GRAM:
                 members = np.asarray(own[rows])
-                self.store.small(f"gram_{label}", functools.partial(_triangle, kernel, members))
+                self.store.small(f"gram_{label}", functools.partial(lambda own: packed(kernel(own, own)), members))
             if kernel.explicit:
                 self.store.index(f"index_{label}", RowView(own, rows), self.spec.index)
         self.progress("Grams and indexes, class by class", classes, classes)
@@ -355,13 +365,17 @@ class _Builder:
         for label, title in enumerate(self.data.classes):
             targets = np.full(len(images), label)
             found = self._features(f"features_all_{label}", features, images, targets, f"Jacobians as {title}")
-            self.store.small(f"train_gram_{label}", functools.partial(_gram_of, found))
+            self.store.small(f"train_gram_{label}", functools.partial(lambda all_: feature_gram(blocks(all_)), found))
 
     def _finish(
-        self, layout: tuple[tuple[int, int], ...] | None, results: dict[str, Any], methods: dict[str, Any]
+        self,
+        features: FeatureMap,
+        layout: tuple[tuple[int, int], ...] | None,
+        results: dict[str, Any],
+        methods: dict[str, Any],
     ) -> None:
         self.store.record("weights", self.work.path / WEIGHTS)
-        settled = _manifest(self.spec, self.data, self.backdoor, self.model, results, self.skipped)
+        settled = _manifest(self.spec, self.data, self.backdoor, self.model, features, results, self.skipped)
         files = self.store.checked_records()
         write_manifest(self.work.path, replace(settled, layout=layout, methods=methods, files=files))
 
@@ -371,6 +385,7 @@ def _manifest(
     data: Dataset,
     backdoor: Backdoor | None,
     model: ModelSpec,
+    features: FeatureMap,
     results: dict[str, Any],
     skipped: Sequence[str],
 ) -> Manifest:
@@ -382,7 +397,8 @@ def _manifest(
         model=model.to_dict(),
         training=settings["training"] or {"weights": settings["weights"]},
         sketch=spec.sketch.to_dict(),
-        ntk=spec.ntk,
+        ntk=features.ntk,
+        layers=features.layers,
         outputs=spec.outputs,
         poison=None if backdoor is None else settings["poison"] | backdoor.to_dict(),
         results=results | {"settings": settings} | ({"skipped": list(skipped)} if skipped else {}),
@@ -402,11 +418,3 @@ def _left_out(missing: dict[str, str], known: Mapping[str, Any] | None = None) -
 def _make_sure_of_room(folder: Path, needed: int) -> None:
     present = sum(f.stat().st_size for f in folder.iterdir() if f.is_file())
     check_room(needed - present, shutil.disk_usage(folder).free, folder.parent)
-
-
-def _triangle(kernel: Kernel, members: np.ndarray) -> np.ndarray:
-    return packed(kernel(members, members))
-
-
-def _gram_of(features: np.ndarray) -> np.ndarray:
-    return feature_gram(blocks(features))

@@ -19,6 +19,7 @@ from natscope.core.files import size as formatted
 from natscope.core.images import ImageInputs
 from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS
+from natscope.core.parameters import composition, imbalance
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.progress import Progress, silent
 from natscope.precompute.bundles.build import check_recordable, check_room, existing, layout_of, prepared
@@ -34,6 +35,7 @@ from natscope.precompute.training.weights import load_weights
 
 _SAMPLED = 2000  # files of a folder that are read
 _LISTED = 10
+_MEASURED = 64  # images whose Jacobians show what the kernel is made of
 _IDLE = 400e6  # bytes of Python and its libraries
 _WITHIN = 1.2  # memory within operations, relative to the tensors that they make
 
@@ -71,8 +73,9 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     yield "Network", f"{model_spec.title}: {network.parameters:,} parameters, each layer's Jacobian exact"
     if network.by_torch_func:
         yield "", f"by torch.func, exact as well and slower: {', '.join(network.by_torch_func)}"
-    layout = layout_of(spec, model, images[:1])
-    check_recordable(spec, data, backdoor, model_spec, skipped)
+    features = spec.feature_map(model)
+    layout = layout_of(spec, features, images[:1])
+    check_recordable(spec, data, backdoor, model_spec, features, skipped)
     size = size_of(len(data.train_images), spec.sketch, network.parameters)
     methods = wanted(spec.methods, size)
     for name, why in left_out(spec.methods, size).items():
@@ -82,11 +85,20 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
         yield "Training", _training(spec, model_spec, images, labels, len(data.train_images))
     else:
         yield "Weights", _weights(model, data)
-    features = FeatureMap(model, spec.sketch, ntk=spec.ntk)
+    shares = features.shares(images[:_MEASURED], labels[:_MEASURED])
+    trained = "" if spec.weights else " before training"
+    yield "Kernel", f"{_kernel(features)}: {composition(shares)} of the mean ‖J‖²{trained}"
+    if (warning := imbalance(shares)) is not None:
+        yield "", warning
     yield "Jacobians", _jacobians(spec, features, images, labels, data, methods)
     yield "Products", _products(spec, data, network, methods, size)
     yield "Disk", _disk(estimated_bytes(spec, data, layout, network), out)
     yield "Memory", _memory(spec, model_spec, features, images, labels, data, methods, size)
+
+
+def _kernel(features: FeatureMap) -> str:
+    scaled = "NTK parameterisation" if features.ntk else "no NTK scaling"
+    return f"{scaled}, {', '.join(features.layers)}" if features.layers else scaled
 
 
 def _sampled(spec: BuildSpec, progress: Progress) -> tuple[Dataset, Backdoor | None, np.ndarray, list[str]]:

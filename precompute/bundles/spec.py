@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from natscope.core.bundle.format import sha256_of
 from natscope.core.errors import BuildError, FileError
+from natscope.core.features import FeatureMap
 from natscope.core.index.spec import IndexSpec
 from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
+from natscope.core.parameters import kernel_parameters, scales
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.data.datasets import FOLDER, Dataset
@@ -43,7 +46,8 @@ class BuildSpec:
         training: the recipe; ignored when `weights` is given.
         sketch: kind, dimension K and seed.
         index: over the features of each class.
-        ntk: scale Jacobians as in the NTK parameterisation.
+        ntk: scale Jacobians as in the NTK parameterisation; as is best for the kind of network when None.
+        layers: glob patterns of the names of parameters that the kernel is made of; all when there are none.
         outputs: "own", or "all" to store features under every class's logit.
         weights: safetensors file of trained weights to load instead of training.
         methods: names of those whose artifacts the bundle should hold; the usual ones when None. More can be added
@@ -67,12 +71,26 @@ class BuildSpec:
     training: TrainingSpec = field(default_factory=TrainingSpec)
     sketch: SketchSpec = field(default_factory=SketchSpec)
     index: IndexSpec = field(default_factory=IndexSpec)
-    ntk: bool = True
+    ntk: bool | None = None
+    layers: tuple[str, ...] = ()
     outputs: str = "own"
     weights: Path | None = None
     methods: tuple[str, ...] | None = None
     ekfac: EkfacSpec | None = None
     command: str = "natscope precompute"
+
+    def feature_map(self, model: nn.Module) -> FeatureMap:
+        """Return what turns images into the features of a network.
+
+        Raises:
+            BuildError: if the sketch cannot be made, or no parameter of the network is left.
+        """
+        try:
+            kernel_parameters(model, self.layers)
+            ntk = scales(model) if self.ntk is None else self.ntk
+            return FeatureMap(model, self.sketch, ntk=ntk, layers=self.layers)
+        except ValueError as error:
+            raise BuildError(str(error)) from error
 
     def settings(self) -> dict[str, Any]:
         """Return what makes the bundle as JSON-able values, loaded weights by their checksum."""
@@ -81,7 +99,7 @@ class BuildSpec:
         del values["methods"], values["ekfac"]  # artifacts are added without changing the rest
         for later in ("classes", "per_class", "scaling", "poison"):
             if values[later] is None:
-                del values[later]  # as in bundles built before this setting existed
+                del values[later]
         if self.index.kind == "flat" or self.sketch.kind == "exact":
             del values["index"]  # as in bundles built before there was a choice
         values["training"] = self.training.to_dict()

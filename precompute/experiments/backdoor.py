@@ -19,7 +19,6 @@ from natscope.precompute.bundles.opening import common_methods, lacks, open_attr
 from natscope.precompute.experiments.result import Result, over_bundles, result_of
 from natscope.precompute.training.result_cache import ResultCache
 
-SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))
 RECALL_AT = 50
 TUNED_ON = 20  # queries for the choice of sigma2; none of them is reported
 CHOSEN_ON = (0, 1)  # seeds of the attack on which the audit's score was chosen among others
@@ -66,10 +65,10 @@ def run(
         )
         for bundle in opened
     ]
-    chosen = choose_sigma2(tuning)
+    chosen = choose_position(tuning)
     rows = []
     for name in names:
-        sigma2 = chosen.get(name, 1.0)
+        sigma2s = [bundle.bundle.sigma2s()[chosen[name]] if name in chosen else 1.0 for bundle in opened]
         found = [
             _part(
                 cache,
@@ -78,15 +77,15 @@ def run(
                 size | {"sigma2": sigma2, "budget": budget},
                 lambda b=bundle, n=name, s=sigma2: _measure(b, n, s, budget=budget, **size, progress=progress),
             )
-            for bundle in opened
+            for bundle, sigma2 in zip(opened, sigma2s, strict=True)
         ]
         rows.append(
             {
                 "method": name,
-                "sigma2": sigma2 if METHODS[name].uses_sigma2 else None,
+                "sigma2": sigma2s[0] if METHODS[name].uses_sigma2 else None,
                 "recall": over_bundles([f["recall"] for f in found]),
                 "mrr": over_bundles([f["mrr"] for f in found]),
-                "tuning": [float(np.mean([t[name][position] for t in tuning])) for position in range(len(SIGMA2S))]
+                "tuning": np.mean([part[name] for part in tuning], axis=0).tolist()
                 if METHODS[name].uses_sigma2
                 else None,
             }
@@ -108,7 +107,8 @@ def draw_queries(attributor: Attributor, count: int, *, seed: int) -> list[tuple
     labels, found = attributor.test_labels, fooled_queries(attributor)
     if len(found) < count:
         raise QueryError(f"The attack works on {len(found)} test images only, and {count} are needed; ask for fewer.")
-    drawn = np.random.default_rng(seed).choice(found, count, replace=False)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    drawn = order[np.isin(order, found)][:count]
     return [(int(i), int(labels[i])) for i in drawn]
 
 
@@ -148,12 +148,9 @@ def stamped_query(attributor: Attributor, backdoor: Backdoor, index: int) -> Que
     return attributor.upload(backdoor.stamped(image[None], attributor.test_labels[[index]])[0])
 
 
-def choose_sigma2(tuning: Sequence[dict[str, list[float]]]) -> dict[str, float]:
-    """Return each method's sigma2 of the highest mean recall over bundles; the smallest of equals."""
-    return {
-        name: SIGMA2S[int(np.argmax(np.round(np.mean([part[name] for part in tuning], axis=0), 9)))]
-        for name in tuning[0]
-    }
+def choose_position(tuning: Sequence[dict[str, list[float]]]) -> dict[str, int]:
+    """Return which value of the grid gives each method the highest mean recall over bundles; the smallest of equals."""
+    return {name: int(np.argmax(np.round(np.mean([part[name] for part in tuning], axis=0), 9))) for name in tuning[0]}
 
 
 def audit(attributor: Attributor, *, progress: Progress) -> dict[str, float]:
@@ -190,15 +187,16 @@ def _tune(
 ) -> dict[str, list[float]]:
     """Return each method's mean recall at every sigma2, over queries that are not reported."""
     drawn = draw_queries(attributor, queries + TUNED_ON, seed=seed)[queries:]
-    recalls = {name: np.zeros((len(SIGMA2S), len(drawn))) for name in names}
+    sigma2s = attributor.bundle.sigma2s()
+    recalls = {name: np.zeros((len(sigma2s), len(drawn))) for name in names}
     asked = [(stamped_query(attributor, backdoor_of(attributor), index), base) for index, base in drawn]
     bases, done = np.array([base for _, base in asked]), 0
     # Class by class and then sigma2 by sigma2: what is prepared for one is reused by all methods and queries.
     for base in np.unique(bases):
-        for step, sigma2 in enumerate(SIGMA2S):
+        for step, sigma2 in enumerate(sigma2s):
             for position in np.flatnonzero(bases == base):
                 for name in names:
-                    progress("Choosing σ²", done, len(names) * len(SIGMA2S) * len(asked))
+                    progress("Choosing σ²", done, len(names) * len(sigma2s) * len(asked))
                     found = _found(attributor, asked[position][0], int(base), name, sigma2, RECALL_AT)
                     recalls[name][step, position] = found[0]
                     done += 1
@@ -253,7 +251,12 @@ def _result(
         opened,
         settings,
         methods=[row["method"] for row in rows],
-        setting={"recall_at": RECALL_AT, "tuned_on": TUNED_ON, "sigma2s": list(SIGMA2S), "pool": "same-class"},
+        setting={
+            "recall_at": RECALL_AT,
+            "tuned_on": TUNED_ON,
+            "sigma2s": list(opened[0].bundle.sigma2s()),
+            "pool": "same-class",
+        },
         values={
             "attack": {
                 key: over_bundles([a[key] for a in attacks])

@@ -11,6 +11,7 @@ import numpy as np
 from natscope import assets
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.manifest import PURPOSES, Manifest
+from natscope.core.bundle.request import Request
 from natscope.precompute.bundles.spec import versions
 from natscope.precompute.training.models import ModelSpec
 
@@ -89,6 +90,13 @@ def result_of(
         setting={
             "data": f"{manifest.dataset['name']}, {len(opened[0].train_labels):,} training images",
             "network": ModelSpec.from_dict(manifest.model).title,
+            "kernel": {
+                "ntk": manifest.ntk,
+                "layers": list(manifest.layers),
+                "sketch": manifest.sketch,
+                "mean": opened[0].bundle.mean_kernel(),
+            },
+            "conditioning": Request().conditioning,
             **settings,
             **(setting or {}),
         },

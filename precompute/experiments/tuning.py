@@ -29,7 +29,6 @@ from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import recipe_of
 from natscope.precompute.training.subset import Subset, train_on_all
 
-SIGMA2S = tuple(10.0**exponent for exponent in range(-6, 6))  # the paper's grid
 _LARGEST = 10**8  # bytes of a result
 REPEATS = 3  # sets of test images that a coreset is chosen for
 SCORES = {"margin": (10, 50), "coreset": (200, 150)}  # each with the usual number of queries, and of images
@@ -64,7 +63,7 @@ def tune(
     before = np.array(
         [answer(attributor.bundle, attributor.features.model, i.image, i.predicted).margin for i in images]
     )
-    asked: list[tuple[str, float]] = [(name, sigma2) for name in methods for sigma2 in SIGMA2S]
+    asked = [(name, sigma2) for name in methods for sigma2 in attributor.bundle.sigma2s()]
     schedules = []
     for name, sigma2 in asked:
         rankings = rank(attributor, images, {name: sigma2}, budget=budget, cache=cache, progress=progress)[name]
@@ -129,7 +128,8 @@ def tune_coresets(
         )
     sets = np.random.default_rng(seed).permutation(held)[: queries * REPEATS].reshape(REPEATS, queries)
     coresets, grid = Coresets(attributor), budgets(len(attributor.train_labels), budget)
-    ways = [(name, sigma2, balanced) for name in methods for sigma2 in SIGMA2S for balanced in (False, True)]
+    sigma2s = attributor.bundle.sigma2s("coreset")
+    ways = [(name, sigma2, balanced) for name in methods for sigma2 in sigma2s for balanced in (False, True)]
     subsets: list[Subset] = []
     for number, asked in enumerate(np.sort(sets, axis=1)):
         query = coresets.ask(asked)
@@ -140,10 +140,10 @@ def tune_coresets(
             ranking = np.array(cache.get(key, choose), dtype=np.int64)
             subsets += [Subset(ranking[:size], asked, held) for size in grid]
     right = train_on_all(attributor.bundle, subsets, cache=cache, progress=progress)
-    scores = np.array(right).reshape(REPEATS, len(methods), len(SIGMA2S), -1).mean(axis=-1)
+    scores = np.array(right).reshape(REPEATS, len(methods), len(sigma2s), -1).mean(axis=-1)
     curves: dict[str, list[dict[str, Any]]] = {
         name: [
-            {"sigma2": sigma2, **mean_and_error(scores[:, row, position])} for position, sigma2 in enumerate(SIGMA2S)
+            {"sigma2": sigma2, **mean_and_error(scores[:, row, position])} for position, sigma2 in enumerate(sigma2s)
         ]
         for row, name in enumerate(methods)
     }

@@ -99,9 +99,11 @@ def network_of(bundle: Bundle, *, seed: int) -> nn.Module:
 
 
 def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> nn.Module:
-    """Build a network; the weights of natscope's own are Kaiming-normal, N(0, 2 / fan_in), with zero biases.
+    """Build a network with the initial weights of the paper.
 
-    They depend on `seed` alone. A factory draws its own, after the global generator is seeded just for it.
+    Those of an MLP are Kaiming-normal, N(0, 2 / fan_in), with zero biases; those of a ResNet-9 PyTorch's usual ones,
+    uniform within 1 / sqrt(fan_in). They depend on `seed` alone. A factory draws its own, after the global generator is
+    seeded just for it.
 
     Args:
         spec: the network. A factory's module is imported only if it is trusted: see
@@ -125,7 +127,10 @@ def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> 
     generator = torch.Generator().manual_seed(seed)
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            if spec.architecture == "mlp":
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+            else:
+                nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return model

@@ -213,7 +213,7 @@ def test_the_json_of_every_method_keeps_its_contract(attribute, bundle_path, met
 
 def test_the_same_question_has_the_same_answer_and_other_noise_another(attribute):
     first = attribute("--test-index", _TEST_IMAGE)
-    assert (first["method"], first["sigma2"], len(first["items"])) == ("info_loss", 1.0, 10)
+    assert (first["method"], first["sigma2"], len(first["items"])) == ("info_loss", 10.0, 10)
     assert _ranking(attribute("--test-index", _TEST_IMAGE)) == _ranking(first)
     assert _ranking(attribute("--test-index", _TEST_IMAGE, "--sigma2", "100")) != _ranking(first)
 
@@ -328,6 +328,9 @@ def test_the_table_says_what_the_json_says(run, attribute, bundle_path, method):
     name = answer["target_name"]
     assert head.count(name) == 2
     assert f"({answer['query']['probability']:.1%})" in head
+    if METHODS[method].uses_sigma2:
+        ratio = answer["sigma2"] / Bundle(bundle_path).mean_kernel()
+        assert f"σ² = {answer['sigma2']:.3g}, {ratio:.2g} × mean k(x, x)" in rest.pop(0)
     if METHODS[method].information:
         share = answer["items"][-1]["nats"] / answer["total_nats"]
         assert f" 4 images carry {answer['items'][-1]['nats']:.3f} nats, {share:.0%} of" in rest.pop(0)
@@ -604,7 +607,7 @@ class _Terminal(io.StringIO):
 def test_building_is_told_and_told_again(run, bundle_path, tmp_path, monkeypatch):
     weights, out = tmp_path / "the weights", tmp_path / "bundle"
     shutil.copy(bundle_path / WEIGHTS, weights)
-    options = ("--out", out, "--weights", weights, "--dim", "256", "--no-ntk", "--name", "A title")
+    options = ("--out", out, "--weights", weights, "--dim", "256", "--ntk", "off", "--name", "A title")
     accuracy = f"{Bundle(bundle_path).manifest.results['test_accuracy']:.1%}"
     terminal = _Terminal()
     with monkeypatch.context() as shown:

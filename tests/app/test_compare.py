@@ -106,8 +106,8 @@ def test_each_method_can_have_its_own_sigma2(page):
     app = _whole(app.run())
     app.select_slider(key="compare_own_info_gain").set_value(3.0)
     (figure,) = _figures(_whole(app.run()))
-    assert [strip["note"] for strip in figure["strips"]] == ["σ² = 1", "σ² = 1000"]
-    assert app.query_params["own"] == "info_loss:1,info_gain:1000"
+    assert [strip["note"] for strip in figure["strips"]] == ["σ² = 10", "σ² = 1000"]
+    assert app.query_params["own"] == "info_loss:10,info_gain:1000"
 
 
 def test_a_method_that_fails_keeps_its_row_and_the_others_theirs(here, page, monkeypatch):
@@ -139,7 +139,7 @@ def test_a_comparison_survives_its_link():
         "train:7", ("test:1", "image:abc"), ("info_loss", "trak"), 10.0, {"info_loss": 100.0}, 7, "all", "train", 3
     )
     assert read(ComparisonView(), parameters(view), Limits(classes=10)) == (view, [])
-    assert parameters(ComparisonView()) == {"q": "test:0", "sigma2": "1", "m": "10"}
+    assert parameters(ComparisonView()) == {"q": "test:0", "m": "10"}
 
 
 def test_too_many_pins_and_unknown_methods_are_refused():

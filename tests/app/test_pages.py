@@ -110,7 +110,8 @@ def test_the_page_opens_with_an_answer_in_nats(served, attributor):
 
 def test_the_page_shows_what_the_attributor_answers(served, attributor):
     page = _open(q="test:21", m="4")
-    result = attributor.attribute(attributor.query("test", 21), Request(budget=4))
+    sigma2 = attributor.bundle.sigma2("info_loss")
+    result = attributor.attribute(attributor.query("test", 21), Request(sigma2=sigma2, budget=4))
     assert _ranked(page) == [item.train_index for item in result.items]
     assert f"**{result.nats:.3g} nats**" in _sentence(page)
 
@@ -252,8 +253,8 @@ def test_sigma2_changes_the_amount_and_the_link(served):
     page = _set(page, "select_slider", "exponent", SIGMA2_EXPONENTS[-1])
     assert _sentence(page) != before
     assert page.query_params["sigma2"] == "100000"
-    page = _set(page, "select_slider", "exponent", SIGMA2_EXPONENTS[0])
-    assert page.query_params["sigma2"] == "1e-06"
+    page = _set(page, "select_slider", "exponent", SIGMA2_EXPONENTS[0] + 1)  # mean k(x, x) is nearest to 10
+    assert page.query_params["sigma2"] == "1e-05"
 
 
 @pytest.mark.parametrize("sigma2", ["1e-06", "0.3", "100000"])
@@ -387,7 +388,7 @@ def test_wrong_parameters_are_named_and_the_default_is_shown(served):
     wrong = dict.fromkeys(("q", "method", "sigma2", "m", "pool", "given", "target"), "wrong")
     page = _open(**wrong)
     assert [warning.value.split()[2] for warning in page.warning] == list(wrong)
-    assert page.query_params == {"q": "test:0", "sigma2": "1", "m": "10", "bundle": "fashion-mnist"}
+    assert page.query_params == {"q": "test:0", "sigma2": "10", "m": "10", "bundle": "fashion-mnist"}
     assert (_ranked(page), _sentence(page)) == (_ranked(_open()), _sentence(_open()))
 
 
@@ -508,10 +509,10 @@ def test_among_several_bundles_one_is_chosen(two_bundles):
     assert page.selectbox(key="bundle").options == ["The first one", "The second one"]
     assert page.query_params["bundle"] == "first"
     page = _set(page, "selectbox", "bundle", "second")
-    assert page.query_params == {"q": "test:0", "sigma2": "1", "m": "10", "bundle": "second"}
+    assert page.query_params == {"q": "test:0", "sigma2": "10", "m": "10", "bundle": "second"}
     again = _open(bundle="second", q="test:3", m="5")
     assert again.selectbox(key="bundle").value == "second"
-    assert again.query_params == {"q": "test:3", "sigma2": "1", "m": "5", "bundle": "second"}
+    assert again.query_params == {"q": "test:3", "sigma2": "10", "m": "5", "bundle": "second"}
 
 
 def test_bundles_of_the_same_title_can_be_told_apart(two_bundles):

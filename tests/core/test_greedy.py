@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from natscope.core import greedy
 from natscope.core.index.search import InnerProductIndex
 from natscope.core.pool import Pool
-from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
+from natscope.core.posterior import FeatureConditioning, FeaturePrecision, FeatureSpectrum, feature_gram
 from tests import oracles
 
 RULES = {
@@ -95,13 +95,16 @@ def test_info_loss_picks_what_brute_force_picks(few, problem):
 
 
 @FEW
+@pytest.mark.parametrize("one_sigma2", [False, True])
 @given(problem=problems(), others=st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
-def test_info_loss_conditions_on_all_training_examples_when_told_to(few, problem, others):
+def test_info_loss_conditions_on_all_training_examples_when_told_to(few, one_sigma2, problem, others):
     features, queries, sigma2, budget = problem
     rest = np.random.default_rng(others).normal(size=(others, features.shape[1]))
     everyone = np.concatenate([features, rest])
     conditioning = FeatureConditioning.of(FeatureSpectrum.of([everyone]), features)
+    if one_sigma2:
+        conditioning = FeaturePrecision(feature_gram([everyone]), features)
     with recursion(few):
         selection = greedy.info_loss(features, queries, sigma2, budget, conditioning=conditioning)
     assert_greedy(
@@ -299,3 +302,23 @@ def test_input_that_cannot_be_used_is_refused(name, features, query, sigma2, bud
 def test_an_index_serves_one_query():
     with pytest.raises(ValueError, match="one query at a time"):
         greedy.info_gain_approx(np.eye(3), np.eye(3), 1.0, 1, index=InnerProductIndex.flat(np.eye(3)))
+
+
+def test_a_first_selection_computes_the_columns_that_it_needs_and_a_later_one_the_gram():
+    rng = np.random.default_rng(0)
+    features, query = rng.normal(size=(900, 12)), rng.normal(size=12)
+    pool = Pool(features)
+    first = greedy.info_gain(pool, query, 10.0, 5)
+    assert not pool.has_gram
+    while not pool.has_gram:
+        again = greedy.info_gain(pool, query, 10.0, 5)
+    assert again.indices.tolist() == first.indices.tolist()
+    np.testing.assert_allclose(again.nats, first.nats, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_row_may_be_excluded_twice(name):
+    features = np.random.default_rng(5).normal(size=(12, 4))
+    once, twice = (RULES[name][0](features, features[3], 1.0, 11, exclude=rows) for rows in ((1, 2), (1, 1, 2)))
+    assert once.indices.tolist() == twice.indices.tolist()
+    assert len(once.indices) == 10

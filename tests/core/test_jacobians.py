@@ -134,6 +134,62 @@ def test_ntk_scales_the_weights_of_linear_and_conv_layers_by_gain_over_root_fan_
         torch.testing.assert_close(block.form(), scale * plain[block.name])
 
 
+class OwnConv(nn.Conv2d):
+    """A subclass, whose Jacobian goes through torch.func."""
+
+
+class Frozen(nn.Module):
+    """A head on a body that nobody trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 6).requires_grad_(False), nn.Linear(6, 3)
+        self.head.bias.requires_grad_(False)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x)))
+
+
+@pytest.mark.parametrize("ntk", [False, True])
+def test_a_subclass_of_a_layer_is_scaled_as_the_layer(ntk, generator):
+    plain, own = (
+        nn.Sequential(kind(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)).double().eval()
+        for kind in (nn.Conv2d, OwnConv)
+    )
+    own.load_state_dict(plain.state_dict())
+    inputs = torch.randn(4, 2, 4, 4, generator=generator, dtype=torch.float64)
+    targets = torch.tensor([0, 1, 2, 0])
+    for left, right in zip(*(jacobian_blocks(m, inputs, targets, ntk=ntk) for m in (plain, own)), strict=True):
+        torch.testing.assert_close(left.form().flatten(1), right.form().flatten(1))
+
+
+def test_frozen_parameters_are_not_in_the_kernel(generator):
+    model = Frozen().double().eval()
+    inputs, targets = torch.randn(2, 5, generator=generator, dtype=torch.float64), torch.tensor([0, 2])
+    (block,) = jacobian_blocks(model, inputs, targets)
+    wanted = oracles.jacobians(model, inputs, targets, MEASUREMENTS["logit"])["head.weight"]
+    assert block.name == "head.weight"
+    torch.testing.assert_close(block.form(), wanted)
+
+
+@pytest.mark.parametrize("name", ["residual", "tokens", "tied weights"])
+def test_layers_are_chosen_by_patterns(name, generator):
+    model, inputs, targets = prepared(name, generator)
+    blocks = {block.name: block.form() for block in jacobian_blocks(model, inputs, targets)}
+    some = jacobian_blocks(model, inputs, targets, layers=("*.weight",))
+    assert [block.name for block in some] == [name for name in blocks if name.endswith(".weight")]
+    for block in some:
+        torch.testing.assert_close(block.form(), blocks[block.name])
+
+
+def test_a_network_of_which_nothing_is_left_has_no_jacobian():
+    model, inputs, targets = nn.Linear(2, 2).eval(), torch.ones(1, 2), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"'head\.\*'.*weight, bias"):
+        jacobian_blocks(model, inputs, targets, layers=("weight", "head.*"))
+    with pytest.raises(ValueError, match="requires_grad"):
+        jacobian_blocks(model.requires_grad_(False), inputs, targets)
+
+
 def test_weights_of_linear_layers_stay_factored(generator):
     model, inputs, targets = prepared("mlp", generator)
     kinds = {block.name: type(block) for block in jacobian_blocks(model, inputs, targets)}

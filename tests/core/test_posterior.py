@@ -8,7 +8,14 @@ from natscope.core.errors import QueryError
 from natscope.core.greedy import info_loss
 from natscope.core.kernels import LinearKernel
 from natscope.core.pool import Pool
-from natscope.core.posterior import FeatureConditioning, FeatureSpectrum, SamplePrecision, SampleSpectrum, feature_gram
+from natscope.core.posterior import (
+    FeatureConditioning,
+    FeaturePrecision,
+    FeatureSpectrum,
+    SamplePrecision,
+    SampleSpectrum,
+    feature_gram,
+)
 from tests import oracles
 
 
@@ -26,11 +33,12 @@ def posteriors(features, queries, sigma2):
     by_samples = SampleSpectrum.of(features @ features.T)
     yield by_samples.posterior(features @ queries.T, np.einsum("qk,qk->q", queries, queries), sigma2)
     yield FeatureConditioning.of(FeatureSpectrum.of([features]), features).posterior(queries, sigma2)
+    yield FeaturePrecision(feature_gram([features]), features).posterior(queries, sigma2)
 
 
 @given(problem=problems())
 @settings(max_examples=80, deadline=None)
-def test_both_decompositions_give_the_posterior_of_a_dense_solve(problem):
+def test_every_decomposition_gives_the_posterior_of_a_dense_solve(problem):
     features, queries, sigma2 = problem
     inverse = oracles.inverse_precision(features, sigma2)
     variance = [float(oracles.covariance(q, q, inverse)) for q in queries]

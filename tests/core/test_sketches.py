@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.sketches import excess_variances
 from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.jacobians import Formed, jacobian_blocks
 from natscope.core.sketches import SKETCHES, SketchSpec, make_sketch
@@ -14,7 +15,7 @@ PROJECTIONS = sorted(set(SKETCHES) - {"exact"})
 def network():
     torch.manual_seed(0)
     # The first weight is large enough for rows that share a shift, and wider than the sketch.
-    return nn.Sequential(nn.Linear(300, 130), nn.Tanh(), nn.Linear(130, 20), nn.Tanh(), nn.Linear(20, 4)).eval()
+    return nn.Sequential(nn.Linear(300, 450), nn.Tanh(), nn.Linear(450, 20), nn.Tanh(), nn.Linear(20, 4)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +130,21 @@ def test_the_layout_of_a_network_with_biases_is_none(network):
 def test_a_sketch_that_cannot_be_made_is_refused(spec, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_sketch(spec)
+
+
+def test_squared_lengths_scatter_hardly_more_than_under_a_dense_projection(attributor):
+    """On the embedded network, whose second layer is the hard one: few of its units pass most of the gradient."""
+    inputs, targets = attributor._train_inputs(slice(48)), torch.from_numpy(attributor.train_labels[:48])
+    excess = excess_variances(jacobian_blocks(attributor.features.model, inputs, targets, ntk=True), 4096)
+    assert np.median(excess) < 0.05
+    assert excess.max() < 0.15
+
+
+def test_the_excess_variance_is_what_many_sketches_show(batch):
+    dim, blocks = 256, [block for block in batch if block.name == "0.weight"]
+    lengths = np.stack([make_sketch(SketchSpec(dim=dim, seed=s))(blocks).square().sum(1).numpy() for s in range(400)])
+    exact = blocks[0].form().flatten(1).double().numpy()
+    squared = (exact**2).sum(1)
+    dense = 2 / dim * (squared**2 - (exact**4).sum(1))
+    expected = 1 + excess_variances(blocks, dim)
+    assert np.mean(lengths.var(axis=0) / dense) == pytest.approx(np.mean(expected), rel=0.1)

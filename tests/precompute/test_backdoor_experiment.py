@@ -11,6 +11,7 @@ from natscope.app.figures.experiments import experiment_files
 from natscope.app.figures.tables import recall_table
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.format import GRID
 from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
@@ -26,7 +27,7 @@ SILENT = lambda stage, done, total: None  # noqa: E731
 def few_sigma2s():
     """Choose from a third of the values of σ², in a third of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "SIGMA2S", experiment.SIGMA2S[::3])
+        patch.setattr("natscope.core.bundle.format.GRID", GRID[::3])
         yield
 
 
@@ -45,7 +46,7 @@ def test_the_information_methods_find_the_culprits_and_chance_does_not(result):
     assert rows["info_loss"]["recall"]["mean"] > 10 * chance
     assert rows["info_loss"]["mrr"]["mean"] > 0.8
     assert rows["random"]["recall"]["mean"] < 5 * chance
-    assert rows["info_loss"]["sigma2"] in experiment.SIGMA2S
+    assert rows["info_loss"]["sigma2"] in result["setting"]["sigma2s"]
     assert rows["random"]["sigma2"] is None
     assert "most: " in result["finding"]
 
@@ -115,9 +116,8 @@ def test_tuning_uses_other_queries_than_those_reported(poisoned):
 
 
 def test_the_smallest_of_the_best_sigma2_is_taken_over_all_bundles():
-    low, high = [0.0] * len(experiment.SIGMA2S), [0.0] * len(experiment.SIGMA2S)
-    low[1], high[1], high[3] = 0.4, 0.6, 0.9
-    assert experiment.choose_sigma2([{"m": low}, {"m": high}])["m"] == experiment.SIGMA2S[1]
+    low, high = [0.0, 0.4, 0.0, 0.0], [0.0, 0.6, 0.0, 0.9]
+    assert experiment.choose_position([{"m": low}, {"m": high}])["m"] == 1
 
 
 def test_an_honest_bundle_is_refused_in_a_sentence(bundle_path, tmp_path):

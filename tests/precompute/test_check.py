@@ -62,6 +62,7 @@ def test_the_report_says_what_there_is_and_what_it_costs(tmp_path):
         "Data",
         "Network",
         "Training",
+        "Kernel",
         "Jacobians",
         "Products",
         "Disk",

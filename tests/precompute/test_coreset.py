@@ -8,6 +8,7 @@ import pytest
 
 from natscope.app.figures.experiments import charts, experiment_files
 from natscope.app.figures.tables import coreset_table
+from natscope.core.bundle.format import Bundle
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.precompute.bundles.opening import open_attributor
@@ -60,7 +61,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_as_one_that_was_not(result,
     assert again == result
 
 
-def test_the_result_says_what_was_done(result):
+def test_the_result_says_what_was_done(result, bundle_path):
     assert [(row["method"], row["balanced"]) for row in result["rows"]] == [
         (name, balanced) for name in ("info_gain", "random") for balanced in (False, True)
     ]
@@ -70,7 +71,7 @@ def test_the_result_says_what_was_done(result):
     for row in result["rows"]:
         assert len(row["accuracy"]) == 3
         assert all(0.05 < value["mean"] < result["all_data"]["mean"] for value in row["accuracy"])
-    assert result["rows"][0]["sigma2"] == [1.0]
+    assert result["rows"][0]["sigma2"] == [10 * Bundle(bundle_path).scale("coreset")]
     assert result["rows"][2]["sigma2"] is None
     for row in result["rows"]:
         assert row["makeup"]["images"] == 30

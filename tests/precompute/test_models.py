@@ -101,11 +101,13 @@ def _seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def test_the_resnet9s_weights_are_kaiming_normal_and_its_norms_start_as_nothing():
+def test_the_resnet9s_weights_are_pytorchs_usual_ones_and_its_norms_start_as_nothing():
     model = build_model(ModelSpec("resnet9", (3, 10)), seed=1)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
-            assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / layer.weight[0].numel()), rel=0.05)
+            usual = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size).weight
+            assert layer.weight.std().item() == pytest.approx(usual.std().item(), rel=0.05)
+            assert layer.weight.abs().max() <= layer.weight[0].numel() ** -0.5
         if isinstance(layer, nn.BatchNorm2d):
             assert (layer.weight == 1).all()
             assert (layer.bias == 0).all()

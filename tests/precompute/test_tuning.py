@@ -24,6 +24,7 @@ class Stopped(Exception):
 SILENT = lambda stage, done, total: None  # noqa: E731
 
 
+GRID = "natscope.core.bundle.format.GRID"
 _CHOSEN = {"for": "prediction", "sigma2": {"relatif": 7.0}, "score": "s", "date": "d"}
 
 
@@ -33,7 +34,7 @@ def tuned(bundle_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned")
     shutil.copytree(bundle_path, folder / "bundle")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "SIGMA2S", (1e-6, 1.0, 1e5))
+        patch.setattr(GRID, (-6, 0, 5))
         command = f"tune --bundle {folder / 'bundle'} --queries 2 --budget 40 --methods info_gain"
         done = CliRunner().invoke(natscope, command.split())
     assert done.exit_code == 0, done.output
@@ -44,12 +45,13 @@ def tuned(bundle_path, tmp_path_factory):
 def test_the_best_value_is_in_the_manifest_and_is_what_commands_take(tuned):
     result = json.loads((tuned / "bundle-tuning.json").read_text())
     curve = result["curves"]["info_gain"]
-    assert [point["sigma2"] for point in curve] == [1e-6, 1.0, 1e5]
+    scale = Bundle(tuned / "bundle").scale()
+    assert [point["sigma2"] for point in curve] == pytest.approx([1e-6 * scale, scale, 1e5 * scale])
     chosen = result["sigma2"]["info_gain"]
     assert chosen == curve[int(np.argmax([point["mean"] for point in curve]))]["sigma2"]
     bundle = Bundle(tuned / "bundle")
     assert bundle.sigma2("info_gain") == chosen
-    assert bundle.sigma2("info_loss") == 1.0
+    assert bundle.sigma2("info_loss") == scale
     assert check_bundle(tuned / "bundle") == []
     command = f"attribute --bundle {tuned / 'bundle'} --test-index 0 --method info_gain --json"
     done = CliRunner().invoke(natscope, command.split())
@@ -100,7 +102,7 @@ def for_coresets(bundle_path, tmp_path_factory):
             raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "SIGMA2S", (1.0, 1e4))
+        patch.setattr(GRID, (0, 4))
         settings = {"queries": 20, "budget": 30, "seed": 0, "methods": ("info_gain",)}
         cache = ResultCache(folder / "bundle-coreset-tuning.partial.json")
         with pytest.raises(Stopped):
@@ -115,13 +117,15 @@ def for_coresets(bundle_path, tmp_path_factory):
 def test_coresets_have_a_sigma2_of_their_own(for_coresets):
     result = json.loads((for_coresets / "bundle-coreset-tuning.json").read_text())
     chosen = result["sigma2"]["info_gain"]
-    assert [point["sigma2"] for point in result["curves"]["info_gain"]] == [1.0, 1e4]
+    bundle = Bundle(for_coresets / "bundle")
+    scales = bundle.scale("coreset"), bundle.scale()
+    assert scales[0] > 10 * scales[1]  # margins are not scaled as the NTK parameterisation does
+    assert [point["sigma2"] for point in result["curves"]["info_gain"]] == [scales[0], 1e4 * scales[0]]
     assert all(0.2 < point["mean"] < 0.8 and point["error"] > 0 for point in result["curves"]["info_gain"])
     assert result["command"].endswith("--methods info_gain --score coreset")
-    bundle = Bundle(for_coresets / "bundle")
     assert bundle.sigma2("info_gain", purpose="coreset") == chosen
-    assert bundle.sigma2("info_gain") == 1.0
-    assert bundle.sigma2("info_loss", purpose="coreset") == 1.0
+    assert bundle.sigma2("info_gain") == 10 * scales[1]
+    assert bundle.sigma2("info_loss", purpose="coreset") == scales[0]
     assert not (for_coresets / "bundle-coreset-tuning.partial.json").exists()
 
 
@@ -145,7 +149,8 @@ def test_values_for_a_backdoor_are_taken_from_its_experiment(tiny_path, bundle_p
     bundle = Bundle(tmp_path / "poisoned")
     chosen = {row["method"]: row["sigma2"] for row in result["rows"] if row["sigma2"] is not None}
     assert {name: bundle.sigma2(name, purpose="backdoor") for name in chosen} == chosen
-    assert bundle.sigma2("info_loss") == bundle.sigma2("info_loss", purpose="coreset") == 1.0
+    assert bundle.sigma2("info_loss") == bundle.scale()
+    assert bundle.sigma2("info_loss", purpose="coreset") == bundle.scale("coreset")
     with pytest.raises(ValueError, match="prediction, coreset, backdoor, not for lunch"):
         bundle.sigma2("info_loss", purpose="lunch")
     assert build_command("retraining", bundle.manifest, 0).endswith("--take assets/results/backdoor.json")
@@ -216,7 +221,7 @@ def test_a_stopped_choice_goes_on_where_it_was(bundle_path, tmp_path, monkeypatc
         if stage.startswith("Training") and done == 1:
             raise Stopped
 
-    monkeypatch.setattr(tuning, "SIGMA2S", (1.0, 1e5))
+    monkeypatch.setattr(GRID, (0, 5))
     settings = {"queries": 1, "budget": 30, "seed": 0, "methods": ("relatif",)}
     file, stages = tmp_path / "kept.json", []
     with pytest.raises(Stopped):

@@ -1,0 +1,35 @@
+"""The slider of σ², which every page with a method has: its steps span the scale of the bundle's features."""
+
+import math
+from typing import Any
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from natscope.app import links, words
+from natscope.app.session import Served
+
+
+def slider(
+    place: DeltaGenerator, label: str, attributor: Served, key: str, *, purpose: str = "prediction", **options: Any
+) -> float:
+    """Draw the slider, and below it how many times mean k(x, x) its value is.
+
+    Args:
+        place: where.
+        label: of the slider.
+        attributor: the bundle.
+        key: of log10 σ² in the session, which may lie between two steps, as a link has it.
+        purpose: what σ² is for, one of `natscope.core.bundle.manifest.PURPOSES`.
+        options: of `st.select_slider`, such as `help` and `disabled`.
+
+    Returns:
+        σ².
+    """
+    middle = math.log10(attributor.bundle.scale(purpose))
+    steps = {middle + step for step in links.SIGMA2_EXPONENTS} | {st.session_state[key]}
+    exponent = place.select_slider(
+        label, sorted(steps), key=key, format_func=lambda e: words.sigma2_text(10**e), **options
+    )
+    place.caption(words.ratio_text(10**exponent, attributor.bundle.mean_kernel(purpose)))
+    return float(10**exponent)

@@ -1,0 +1,115 @@
+"""What each parameter of a network is: its role, and over how many inputs a unit of its layer sums (its fan-in).
+
+Both come from the module that owns the parameter, of whatever subclass, and never from the way in which its Jacobian is
+computed.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+WEIGHTS, BIASES, NORMALISATION, EMBEDDINGS = ROLES = ("weights", "biases", "normalisation", "embeddings")
+KAIMING_GAIN = 2.0**0.5
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # their weights are (in, out / groups, ...)
+_NORMALISING = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_WEIGHTED = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase)
+_MUCH = 0.5  # of a kernel, from what is not a weight
+_LISTED = 5  # names in a message
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter that belongs to the kernel.
+
+    Args:
+        name: its name in the network.
+        role: one of `ROLES`.
+        fan_in: inputs that a unit sums over; 1 for whatever is not a weight.
+    """
+
+    name: str
+    role: str
+    fan_in: int = 1
+
+    def scale(self, *, ntk: bool) -> float:
+        """Return the factor of its Jacobian: sqrt(2 / fan_in) for weights in the NTK parameterisation, else 1.
+
+        It is the NTK parameterisation of Kaiming-normal layers (Jacot et al. 2018); predictions are not changed.
+        """
+        return KAIMING_GAIN / self.fan_in**0.5 if ntk and self.role == WEIGHTS else 1.0
+
+
+def kernel_parameters(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, Parameter]:
+    """Return the parameters that the kernel is made of, by name, in the order of `named_parameters`.
+
+    Args:
+        model: the network.
+        layers: glob patterns of parameter names, such as "head.*" or "*.weight"; all parameters when there are none.
+
+    Returns:
+        Those that require gradients and that a pattern matches: the others are not the network's to move.
+
+    Raises:
+        ValueError: if no parameter is left, or a pattern matches none.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not names:
+        raise ValueError("All parameters of the network are frozen (requires_grad is False), so it has no Jacobian.")
+    for pattern in layers:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            some = ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
+            raise ValueError(f"No parameter that requires gradients is called '{pattern}'; there are {some}.")
+    known = {parameter.name: parameter for parameter in _described(model)}
+    return {name: known[name] for name in names if not layers or any(fnmatchcase(name, p) for p in layers)}
+
+
+def scales(model: nn.Module) -> bool:
+    """Return whether attribution is better in the NTK parameterisation: for networks of weights alone.
+
+    Biases and affine parameters of normalisation have no fan-in, so that scaling the weights down leaves a kernel of
+    little else.
+    """
+    return all(parameter.role == WEIGHTS for parameter in kernel_parameters(model).values())
+
+
+def composition(shares: Mapping[str, float]) -> str:
+    """Return what a kernel is made of in words, such as "weights 98 %, biases 2 %", the largest first."""
+    order = sorted(shares, key=lambda role: -shares[role])
+    return ", ".join(f"{role} {shares[role]:.1%}" for role in order)
+
+
+def imbalance(shares: Mapping[str, float]) -> str | None:
+    """Return a sentence if more than half of a kernel is not of weights; None otherwise."""
+    others = {role: share for role, share in shares.items() if role != WEIGHTS}
+    if sum(others.values()) <= _MUCH:
+        return None
+    most = max(others, key=lambda role: others[role])
+    return (
+        f"{sum(others.values()):.0%} of the kernel is not of weights, most of it of {most}: attributions then say "
+        "little about what most of the network learnt. Other settings of --ntk, or --layers with the parameters that "
+        "matter, may be better."
+    )
+
+
+def _described(model: nn.Module) -> Iterator[Parameter]:
+    for path, module in model.named_modules():
+        for own, value in module.named_parameters(recurse=False):
+            yield Parameter(f"{path}.{own}" if path else own, *_role(module, own, value))
+
+
+def _role(module: nn.Module, name: str, value: Tensor) -> tuple[str, int]:
+    if isinstance(module, _NORMALISING):
+        return NORMALISATION, 1
+    if "bias" in name:
+        return BIASES, 1
+    if isinstance(module, _TRANSPOSED):
+        return WEIGHTS, module.in_channels // module.groups * math.prod(module.kernel_size)
+    if isinstance(module, _WEIGHTED):
+        return WEIGHTS, value[0].numel()
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) or (value.dim() > 1 and len(value) == 1):
+        return EMBEDDINGS, 1  # a table, or one row that is added to every input, as tokens and positions are
+    # What is left belongs to a layer of somebody's own: a matrix is a weight, a vector scales or shifts channels.
+    return (WEIGHTS, value[0].numel()) if value.dim() > 1 else (NORMALISATION, 1)
