@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import natscope
-from benchmarks.__main__ import BENCHMARKS
 from benchmarks.__main__ import main as benchmarks
 from docs import pages
 from docs.results import read
@@ -95,7 +94,7 @@ def test_every_command_of_a_page_exists_with_its_options(name, line):
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert {word for word in words[1:] if "=" not in word} <= set(targets)
     elif words[:3] == ["python", "-m", "benchmarks"]:
-        _has_options(benchmarks, words[3:], BENCHMARKS)
+        _has_options(benchmarks, words[3:], benchmarks.commands)
     elif words[:1] == ["natscope"] and words[1:2] != ["COMMAND"] and words[1:2] != ["--version"]:
         _has_options(commands, words[1:], commands.commands)
     elif words[:2] == ["python", "-m"]:
@@ -132,7 +131,8 @@ def test_the_defaults_of_the_settings_table_are_those_of_the_code():
     table = dict(re.findall(r"^\| (.+?) \| (.+?) \|", SETTINGS, re.MULTILINE))
     request, spec = Request(), BuildSpec()
     assert table["method"] == f"`{request.method}`"
-    assert float(table["σ², observation noise variance"]) == request.sigma2
+    assert "natscope tune" in table["σ², observation noise variance"] and request.sigma2 is None
+    assert table["NTK scaling of the Jacobian"].startswith("`auto`") and spec.ntk is None
     assert int(table["M, how many images"]) == request.budget
     assert table["pool"] == f"`{request.pool}`"
     assert table["conditioning set of InfoLoss and RelatIF"] == f"`{request.conditioning}`"
@@ -154,9 +154,10 @@ def test_the_command_lines_defaults_are_those_of_the_library():
         elif field.name not in ("target", "method"):
             assert options[field.name] == field.default, field.name
     options, spec = {p.name: p.default for p in commands.commands["precompute"].params}, BuildSpec()
-    usual = {"dataset": spec.dataset, "outputs": spec.outputs, "ntk": spec.ntk, "seed": spec.training.seed}
+    usual = {"dataset": spec.dataset, "outputs": spec.outputs, "seed": spec.training.seed}
     for name, value in usual.items():
         assert options[name] == value, name
+    assert commands.commands["precompute"].make_context("precompute", ["--out", "x"]).params["ntk"] == "auto"
     assert (options["sketch"], options["dim"]) == (spec.sketch.kind, spec.sketch.dim)
     assert (options["image_size"], options["test_share"]) == (spec.folder.image_size, spec.folder.test_share)
 

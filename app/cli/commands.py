@@ -265,8 +265,8 @@ def attribute(
             origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
             query = attributor.query(origin, int(index))  # type: ignore[arg-type]
         method = Request().method if method is None else method
-        settings |= {"method": method, "sigma2": attributor.bundle.sigma2(method) if sigma2 is None else sigma2}
-        request = Request(target=None if target is None else _class_number(target, classes), **settings)
+        number = None if target is None else _class_number(target, classes)
+        request = Request(method, sigma2, target=number, **settings)
         result = attributor.attribute(query, request)
     if as_json:
         say(json.dumps(result.to_dict(query, classes), allow_nan=False))
@@ -274,8 +274,8 @@ def attribute(
     chance = query.probabilities[query.predicted]
     say(f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}.")
     if METHODS[method].uses_sigma2:
-        ratio = ratio_text(request.sigma2, attributor.bundle.mean_kernel())
-        say(f"{METHODS[method].title} at σ² = {request.sigma2:.3g}{f', {ratio}' if ratio else ''}.")
+        ratio = ratio_text(result.sigma2, attributor.bundle.mean_kernel())
+        say(f"{METHODS[method].title} at σ² = {result.sigma2:.3g}{f', {ratio}' if ratio else ''}.")
     if result.nats is not None and result.total_nats:
         share = result.nats / result.total_nats
         whole = everything(result)

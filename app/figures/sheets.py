@@ -43,7 +43,7 @@ def ranking_png(query: QueryImage, images: np.ndarray, result: Attribution, clas
         row, column = divmod(position, _COLUMNS)
         _show(figure.add_subplot(cells[row, column + 2]), image, f"{rank}  {names[item.label]}\n{amount}{arrow}")
     method = METHODS[result.request.method]
-    sigma2 = f", σ² = {result.request.sigma2:.3g}" if method.uses_sigma2 else ""
+    sigma2 = f", σ² = {result.sigma2:.3g}" if method.uses_sigma2 else ""
     figure.suptitle(f"{method.title}{sigma2}: training images behind “{names[result.target]}”", fontsize=9)
     return saved(figure, "png")
 
@@ -79,7 +79,7 @@ def comparison_file(
         for position, row in enumerate(block):
             upper = top - 0.82 * position * height
             method = METHODS[row.request.method]
-            note = f"\nσ² = {sigma2_text(row.request.sigma2)}" if method.uses_sigma2 else ""
+            note = f"\nσ² = {sigma2_text(row.sigma2)}" if method.uses_sigma2 and row.sigma2 else ""
             figure.text(1.25 * cell, upper - 0.3 * height, method.title + note, va="center", fontsize=8)
             if row.answer is None:
                 figure.text(2.75 * cell, upper - 0.3 * height, "no result", va="center", fontsize=7, style="italic")

@@ -237,7 +237,7 @@ def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], position:
     strips = []
     for row in rows:
         method = METHODS[row.request.method]
-        note = f"σ² = {words.sigma2_text(row.request.sigma2)}" if method.uses_sigma2 else ""
+        note = f"σ² = {words.sigma2_text(row.sigma2)}" if method.uses_sigma2 and row.sigma2 else ""
         tiles = []
         items = zip(row.answer.items, row.answer.rank_labels, strict=True) if row.answer else ()
         for item, rank in items:

@@ -173,7 +173,7 @@ def _table(queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], classes
     for query, block in zip(queries, rows, strict=True):
         for row in block:
             method = METHODS[row.request.method]
-            sigma2 = row.request.sigma2 if method.uses_sigma2 else ""
+            sigma2 = row.sigma2 if method.uses_sigma2 else ""
             for i in row.answer.items if row.answer else ():
                 nats = "" if i.nats is None else i.nats
                 image = [i.train_index, i.label, classes[i.label], i.score, nats, i.sign]

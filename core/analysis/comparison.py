@@ -38,6 +38,11 @@ class Row:
     gain: float | None = None
 
     @property
+    def sigma2(self) -> float | None:
+        """The noise variance of the answer, or else that asked for; None where the bundle's usual one was."""
+        return self.answer.sigma2 if self.answer else self.request.sigma2
+
+    @property
     def picks(self) -> tuple[int, ...]:
         """Training indices, best first; none without an answer."""
         return tuple(item.train_index for item in self.answer.items) if self.answer else ()

@@ -144,6 +144,7 @@ class Attributor(Capabilities):
         started = time.perf_counter()
         target = self._target_of(request, query)
         method = METHODS[request.method]
+        sigma2 = self._sigma2_of(request)
         if missing := self.missing(method):
             raise QueryError(missing)
         # A training image asks which *others* it leans on: it is taken out of the pool and of what is conditioned on.
@@ -153,7 +154,7 @@ class Attributor(Capabilities):
         if len(rows) == len(exclude):
             raise QueryError(f"There is no other training image labelled {self.bundle.classes[target]} to rank.")
         features = self.query_features(query, target)
-        settings = Settings(request.sigma2, request.budget, request.seed, exclude)
+        settings = Settings(sigma2, request.budget, request.seed, exclude)
         selection = self._selection(method, candidates, self._asked(query, target, features), settings)
         total = _total(method, candidates, features, settings)
         _check_finite(method, selection, total)
@@ -161,6 +162,7 @@ class Attributor(Capabilities):
         self.bundle.check_unchanged()  # for features and Grams are read until here
         return Attribution(
             request=request,
+            sigma2=sigma2,
             target=target,
             pool_size=len(rows) - len(exclude),
             items=items,
@@ -316,10 +318,6 @@ class Attributor(Capabilities):
             raise QueryError(
                 f"There is no conditioning set '{request.conditioning}'; choose {' or '.join(CONDITIONINGS)}."
             )
-        if not (np.isfinite(request.sigma2) and request.sigma2 > 0):
-            raise QueryError(f"σ² is a variance and must be a positive number, not {request.sigma2}.")
-        if not LEAST_SIGMA2 <= request.sigma2 <= LARGEST_SIGMA2:
-            raise QueryError(f"σ² must lie between {LEAST_SIGMA2:g} and {LARGEST_SIGMA2:g}, not at {request.sigma2}.")
         if request.budget < 1:
             raise QueryError(f"M must be at least 1, not {request.budget}.")
         if request.seed < 0:
@@ -328,6 +326,14 @@ class Attributor(Capabilities):
         if not 0 <= target < len(self.bundle.classes):
             raise QueryError(f"There is no class {target}; choose one from 0 to {len(self.bundle.classes) - 1}.")
         return target
+
+    def _sigma2_of(self, request: Request) -> float:
+        sigma2 = self.bundle.sigma2(request.method) if request.sigma2 is None else request.sigma2
+        if not (np.isfinite(sigma2) and sigma2 > 0):
+            raise QueryError(f"σ² is a variance and must be a positive number, not {sigma2}.")
+        if not LEAST_SIGMA2 <= sigma2 <= LARGEST_SIGMA2:
+            raise QueryError(f"σ² must lie between {LEAST_SIGMA2:g} and {LARGEST_SIGMA2:g}, not at {sigma2}.")
+        return sigma2
 
 
 def _total(method: Method, candidates: Candidates, features: np.ndarray, settings: Settings) -> float | None:

@@ -47,7 +47,7 @@ class Request:
 
     Args:
         method: a name of the registry.
-        sigma2: observation noise variance.
+        sigma2: observation noise variance; the bundle's usual one for the method when None.
         budget: how many training images, M.
         pool: "same-class" (images labelled as the target) or "all".
         conditioning: "pool" or "train", what InfoLoss and RelatIF condition on.
@@ -60,7 +60,7 @@ class Request:
     """
 
     method: str = REFERENCE
-    sigma2: float = 1.0
+    sigma2: float | None = None
     budget: int = 10
     pool: str = "same-class"
     conditioning: str = "pool"
@@ -85,7 +85,7 @@ class Item:
 class Attribution:
     """The answer: ranked training images, and how much they carry of all the information in the conditioning set.
 
-    `total_nats` is `1/2 log(v_*(empty) / v_*(D))`; None if the method has no information or it would take minutes.
+    `sigma2` is the noise variance that was used. `total_nats` is `1/2 log(v_*(empty) / v_*(D))`; None if the method has no information or it would take minutes.
     `index` is the kind of index that was searched, if any. `regime` is "high-noise" if a larger sigma2 changes nothing,
     "imprecise" if it is too small for float64, else None.
 
@@ -99,6 +99,7 @@ class Attribution:
     """
 
     request: Request
+    sigma2: float
     target: int
     pool_size: int
     items: tuple[Item, ...]
@@ -139,7 +140,7 @@ class Attribution:
             "target": self.target,
             "target_name": classes[self.target],
             "method": self.request.method,
-            "sigma2": self.request.sigma2,
+            "sigma2": self.sigma2,
             "pool": self.request.pool,
             "pool_size": self.pool_size,
             "conditioning": self.request.conditioning,

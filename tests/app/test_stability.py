@@ -83,7 +83,7 @@ def _reported(page, method):
 
 def _result(stayed, overlaps, correlations, failure=""):
     items = tuple(Item(place + 1, place, 0, -place, None, 1, 1.0) for place in range(len(stayed)))
-    original = Attribution(Request(), 0, 100, items, None, 0.1, 0.0)
+    original = Attribution(Request(), 1.0, 0, 100, items, None, 0.1, 0.0)
     return Stability(Request(), original, np.array(stayed), np.array(overlaps), np.array(correlations), failure)
 
 

@@ -16,7 +16,7 @@ def _result(*cumulative, method="info_loss", total=2.0, conditioning="pool"):
         for place, value in enumerate(cumulative)
     )
     request = Request(method=method, budget=len(items), conditioning=conditioning)
-    return Attribution(request, 0, 1500, items, total, redundancy=0.1, seconds=0.0)
+    return Attribution(request, 1.0, 0, 1500, items, total, redundancy=0.1, seconds=0.0)
 
 
 def _said(*cumulative, method="info_loss", plain=False, **settings):

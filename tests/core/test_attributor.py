@@ -57,7 +57,7 @@ def test_a_training_image_is_taken_out_of_what_it_leans_on(attributor):
     rows, features = own_features(attributor, label)
     kept = rows != 11
     wanted = greedy.info_loss(features[kept], attributor.query_features(image, label), 1.0, 5)
-    found = attributor.attribute(image, Request(budget=5, target=label))
+    found = attributor.attribute(image, Request(sigma2=1.0, budget=5, target=label))
     assert [item.train_index for item in found.items] == rows[kept][wanted.indices].tolist()
     np.testing.assert_allclose([item.nats for item in found.items], wanted.nats, rtol=1e-6)
     assert found.pool_size == EACH - 1
@@ -84,7 +84,7 @@ def test_another_target_is_attributed_among_its_own_images(attributor, query):
 
 
 def test_the_pool_of_all_classes_holds_every_training_image_under_the_targets_logit(attributor, query):
-    result = attributor.attribute(query, Request("info_gain", pool="all", budget=5))
+    result = attributor.attribute(query, Request("info_gain", 1.0, pool="all", budget=5))
     images = attributor.inputs(np.asarray(attributor.bundle.array("train_images")))
     features = attributor.features.features(images, np.full(len(images), query.predicted))
     wanted = greedy.info_gain(Pool(features), attributor.query_features(query, query.predicted), 1.0, 5)
@@ -94,7 +94,7 @@ def test_the_pool_of_all_classes_holds_every_training_image_under_the_targets_lo
 
 def test_conditioning_on_all_training_data_is_that_of_its_whole_gram(attributor, query):
     reported = []
-    request = Request(conditioning="train", budget=4)
+    request = Request(sigma2=1.0, conditioning="train", budget=4)
     result = attributor.attribute(query, request, lambda *step: reported.append(step))
     assert reported
     images = attributor.inputs(np.asarray(attributor.bundle.array("train_images")))
@@ -283,3 +283,11 @@ def test_a_bundle_that_is_given_the_parts_of_more_methods_stays_open(tmp_path):
     attributor = open_attributor(tmp_path / "tiny")
     assert build_tiny(tmp_path / "tiny").identity != attributor.bundle.identity
     assert attributor.attribute(attributor.query("test", 0), Request("repsim", budget=2)).items
+
+
+def test_without_a_sigma2_the_bundles_usual_one_is_used(attributor, query):
+    usual = attributor.bundle.sigma2("info_gain")
+    assert usual == 10 * attributor.bundle.scale()
+    found = attributor.attribute(query, Request("info_gain", budget=3))
+    assert found.sigma2 == usual == found.to_dict(query, attributor.bundle.classes)["sigma2"]
+    assert found.items == attributor.attribute(query, Request("info_gain", usual, budget=3)).items

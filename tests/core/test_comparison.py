@@ -17,7 +17,7 @@ def answered(images, labels=None, scores=None, name="info_loss"):
         Item(position + 1, image, label, score, None, 1, 1.0)
         for position, (image, label, score) in enumerate(zip(images, labels, scores, strict=True))
     )
-    answer = Attribution(Request(name), 0, 100, items, None, 0.5, 0.1)
+    answer = Attribution(Request(name), 1.0, 0, 100, items, None, 0.5, 0.1)
     return Row(Request(name), answer)
 
 
