@@ -131,8 +131,10 @@ def test_the_defaults_of_the_settings_table_are_those_of_the_code():
     table = dict(re.findall(r"^\| (.+?) \| (.+?) \|", SETTINGS, re.MULTILINE))
     request, spec = Request(), BuildSpec()
     assert table["method"] == f"`{request.method}`"
-    assert "natscope tune" in table["σ², observation noise variance"] and request.sigma2 is None
-    assert table["NTK scaling of the Jacobian"].startswith("`auto`") and spec.ntk is None
+    assert "natscope tune" in table["σ², observation noise variance"]
+    assert request.sigma2 is None
+    assert table["NTK scaling of the Jacobian"].startswith("`auto`")
+    assert spec.ntk is None
     assert int(table["M, how many images"]) == request.budget
     assert table["pool"] == f"`{request.pool}`"
     assert table["conditioning set of InfoLoss and RelatIF"] == f"`{request.conditioning}`"

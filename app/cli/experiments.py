@@ -14,6 +14,12 @@ from natscope.app.cli.progress import Bars, say
 from natscope.app.cli.trust import allow_code
 from natscope.app.cli.values import COUNT, PATH, SEED
 
+conditioning_option = click.option(
+    "--conditioning",
+    type=click.Choice(["train", "pool"]),
+    help="What InfoLoss and RelatIF condition on: all training data, by default, or the pool.",
+)
+
 
 @click.command()
 @click.argument("experiment")
@@ -22,6 +28,7 @@ from natscope.app.cli.values import COUNT, PATH, SEED
 @click.option("--queries", type=COUNT, help="Test images; each experiment has its usual number.")
 @click.option("--budget", type=COUNT, help="Size M of the largest subset; each has its usual one.")
 @click.option("--methods", help="Names of methods, separated by commas, for an experiment that compares them.")
+@conditioning_option
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
 @allow_code
 def evaluate(
@@ -31,6 +38,7 @@ def evaluate(
     queries: int | None,
     budget: int | None,
     methods: str | None,
+    conditioning: str | None,
     seed: int,
 ) -> None:
     """Run EXPERIMENT: relative-information, backdoor, brittleness, coreset or retraining.
@@ -44,11 +52,15 @@ def evaluate(
     if experiment not in EXPERIMENTS:
         raise QueryError(f"There is no experiment '{experiment}'; choose one of {', '.join(EXPERIMENTS)}.")
     found = EXPERIMENTS[experiment]
-    chosen = {} if found.methods is None else {"methods": found.methods}
+    chosen: dict[str, Any] = {} if found.methods is None else {"methods": found.methods}
     if methods is not None:
         if found.methods is None:
             raise QueryError(f"The experiment '{experiment}' has no choice of methods; leave out --methods.")
         chosen = {"methods": method_names(methods)}
+    if conditioning is not None:
+        if not found.conditions:
+            raise QueryError(f"The experiment '{experiment}' has no choice of conditioning; leave out --conditioning.")
+        chosen["conditioning"] = conditioning
     size = {"queries": queries or found.queries, "budget": budget or found.budget, "seed": seed}
     _measured(out, lambda **keeping: found.run(find_bundles(bundle) or [bundle], **size, **chosen, **keeping))
 
@@ -66,6 +78,7 @@ def evaluate(
 @click.option("--queries", type=COUNT, help="Held-out test images; 10, for coresets 200 in each of 3 sets.")
 @click.option("--budget", type=COUNT, help="Images that are removed, 50; in a coreset at most, 150.")
 @click.option("--methods", help="Names of methods, separated by commas; those that use σ² by default.")
+@conditioning_option
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
 @click.option("--take", type=PATH, help="Measure nothing; take the values of this finished result.")
 @allow_code
@@ -76,10 +89,12 @@ def tune(
     queries: int | None,
     budget: int | None,
     methods: str | None,
+    conditioning: str | None,
     seed: int,
     take: Path | None,
 ) -> None:
     """Choose σ² for each method on held-out images, by retraining without or only with the images named; resumable."""
+    from natscope.core.errors import QueryError
     from natscope.core.methods import METHODS
     from natscope.precompute.experiments import tuning
 
@@ -91,6 +106,10 @@ def tune(
         images, most = tuning.SCORES[score]
         size: dict[str, Any] = {"queries": queries or images, "budget": budget or most, "seed": seed, "methods": names}
         run = tuning.tune_coresets if score == "coreset" else tuning.tune
+        if conditioning is not None:
+            if score == "coreset":
+                raise QueryError("Coresets are chosen from all training data, without a choice of conditioning.")
+            size["conditioning"] = conditioning
         path = Path(os.path.realpath(bundle))  # resolve() raises where links form a loop
         file = out or path.parent / f"{path.name}-{'coreset-' if score == 'coreset' else ''}tuning.json"
         result = _measured(file, lambda **keeping: run(bundle, **size, **keeping))

@@ -62,7 +62,13 @@ class Curve:
 
 
 def relative_curves(
-    attributor: Attributor, queries: Sequence[QueryImage], lines: Sequence[Line], *, largest: int, progress: Progress
+    attributor: Attributor,
+    queries: Sequence[QueryImage],
+    lines: Sequence[Line],
+    *,
+    largest: int,
+    conditioning: str = "pool",
+    progress: Progress,
 ) -> list[Curve]:
     """Compute the curves of figure 2 of the paper, for the class that the model predicts and its same-class pool.
 
@@ -71,6 +77,7 @@ def relative_curves(
         queries: one or more; all curves are means over them.
         lines: what to draw.
         largest: M, the size of the largest subset; no more than the smallest pool is used.
+        conditioning: "pool" or "train", the D of which information is measured.
         progress: called at every step, with a stage's name, steps done and in all; it may raise to stop.
 
     Raises:
@@ -86,12 +93,12 @@ def relative_curves(
             done += 1
             if line.sigma2 not in references:
                 reference = Line(REFERENCE, line.sigma2)
-                references[line.sigma2] = _losses(attributor, query, reference, largest, progress)
+                references[line.sigma2] = _losses(attributor, query, reference, largest, conditioning, progress)
             reference_losses = references[line.sigma2]
             if reference_losses[0] <= 0:
                 undefined[line] += 1
                 continue
-            losses = _losses(attributor, query, line, largest, progress)
+            losses = _losses(attributor, query, line, largest, conditioning, progress)
             found[line].append(losses / reference_losses)
     progress("Ranking and judging", steps, steps)
     if not all(found.values()):
@@ -100,11 +107,13 @@ def relative_curves(
     return [Curve(line, np.stack([row[:shortest] for row in rows]), undefined[line]) for line, rows in found.items()]
 
 
-def _losses(attributor: Attributor, query: QueryImage, line: Line, largest: int, progress: Progress) -> np.ndarray:
+def _losses(
+    attributor: Attributor, query: QueryImage, line: Line, largest: int, conditioning: str, progress: Progress
+) -> np.ndarray:
     """Return InfoLoss of the first 1 … M images of a method's ranking, (M,) in nats."""
-    request = Request(line.method, line.sigma2, largest)
+    request = Request(line.method, line.sigma2, largest, conditioning=conditioning)
     answer = attributor.attribute(query, request, lambda *_: None)
-    candidates, rows = attributor.candidates(answer.target, request.pool, "pool", progress)
+    candidates, rows = attributor.candidates(answer.target, request.pool, conditioning, progress)
     ranking = np.searchsorted(rows, [item.train_index for item in answer.items])
     features = attributor.query_features(query, answer.target)
     own = np.flatnonzero(rows == query.index) if query.origin == "train" else np.empty(0, dtype=np.int64)

@@ -17,18 +17,20 @@ class Experiment:
         queries: test images to average over.
         budget: the size of the largest subset; None if it follows from the number of training images.
         methods: the usual ones, where there is a choice.
+        conditions: whether it takes `conditioning`, the set D of which information is measured.
     """
 
     run: Callable[..., Result]
     queries: int
     budget: int | None
     methods: tuple[str, ...] | None = None
+    conditions: bool = True
 
 
 EXPERIMENTS: dict[str, Experiment] = {
     "relative-information": Experiment(relative_information.run_on, queries=50, budget=100),
     "backdoor": Experiment(backdoor.run, queries=100, budget=100, methods=tuple(METHODS)),
     "brittleness": Experiment(brittleness.run, queries=40, budget=300, methods=tuple(METHODS)),
-    "coreset": Experiment(coreset.run, queries=500, budget=None, methods=tuple(METHODS)),
+    "coreset": Experiment(coreset.run, queries=500, budget=None, methods=tuple(METHODS), conditions=False),
     "retraining": Experiment(retraining.run, queries=1, budget=50, methods=(REFERENCE, RANDOM)),
 }

@@ -1,6 +1,7 @@
 """Table 1 of the paper: how many of the images that taught a backdoor does each method find?"""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def run(
     budget: int,
     seed: int,
     methods: Sequence[str],
+    conditioning: str = "train",
     cache: ResultCache,
     progress: Progress,
 ) -> Result:
@@ -45,6 +47,7 @@ def run(
         budget: the rank at which the search for the first poisoned image is given up (MRR@100 in the paper).
         seed: seed of the choice of test images.
         methods: names of those to rank with, as far as the bundles hold what they need.
+        conditioning: "train" or "pool", what InfoLoss and RelatIF condition on.
         cache: where finished parts are kept.
         progress: called at every query.
 
@@ -56,7 +59,7 @@ def run(
         QueryError: if a bundle is not poisoned, the attack works on too few test images, or no method can be served.
     """
     opened = list(_opened(bundles))
-    size = {"queries": queries, "seed": seed}
+    size: dict[str, Any] = {"queries": queries, "seed": seed, "conditioning": conditioning}
     names = common_methods(opened, methods, lacks)
     tuned = tuple(name for name in names if METHODS[name].uses_sigma2)
     tuning = [
@@ -92,7 +95,7 @@ def run(
         )
     audits = [_part(cache, bundle, "audit", {}, lambda b=bundle: audit(b, progress=progress)) for bundle in opened]
     attacks = [_part(cache, bundle, "attack", {}, lambda b=bundle: _attack(b)) for bundle in opened]
-    return _result(opened, rows, audits, attacks, queries=queries, budget=budget, seed=seed)
+    return _result(opened, rows, audits, attacks, conditioning, queries=queries, budget=budget, seed=seed)
 
 
 def draw_queries(attributor: Attributor, count: int, *, seed: int) -> list[tuple[int, int]]:
@@ -183,7 +186,7 @@ def _part(cache: ResultCache, attributor: Attributor, name: str, size: dict[str,
 
 
 def _tune(
-    attributor: Attributor, names: Sequence[str], *, queries: int, seed: int, progress: Progress
+    attributor: Attributor, names: Sequence[str], *, queries: int, seed: int, conditioning: str, progress: Progress
 ) -> dict[str, list[float]]:
     """Return each method's mean recall at every sigma2, over queries that are not reported."""
     drawn = draw_queries(attributor, queries + TUNED_ON, seed=seed)[queries:]
@@ -197,14 +200,23 @@ def _tune(
             for position in np.flatnonzero(bases == base):
                 for name in names:
                     progress("Choosing σ²", done, len(names) * len(sigma2s) * len(asked))
-                    found = _found(attributor, asked[position][0], int(base), name, sigma2, RECALL_AT)
+                    request = Request(name, sigma2, RECALL_AT, conditioning=conditioning)
+                    found = _found(attributor, asked[position][0], int(base), request)
                     recalls[name][step, position] = found[0]
                     done += 1
     return {name: [float(mean) for mean in found.mean(axis=1)] for name, found in recalls.items()}
 
 
 def _measure(
-    attributor: Attributor, name: str, sigma2: float, *, queries: int, budget: int, seed: int, progress: Progress
+    attributor: Attributor,
+    name: str,
+    sigma2: float,
+    *,
+    queries: int,
+    budget: int,
+    seed: int,
+    conditioning: str,
+    progress: Progress,
 ) -> dict[str, float]:
     drawn, backdoor = draw_queries(attributor, queries + TUNED_ON, seed=seed)[:queries], backdoor_of(attributor)
     bases = np.array([base for _, base in drawn])
@@ -215,20 +227,19 @@ def _measure(
         attributor.ahead(METHODS[name], asked, int(backdoor.targets[base]), progress)
         for position, query in zip(positions, asked, strict=True):
             progress(f"Asking {METHODS[name].title}", len(found), len(drawn))
-            found.append(_found(attributor, query, int(base), name, sigma2, budget, seed=int(position)))
+            request = Request(name, sigma2, budget, conditioning=conditioning, seed=int(position))
+            found.append(_found(attributor, query, int(base), request))
     recall, reciprocal = np.mean(found, axis=0)
     return {"recall": float(recall), "mrr": float(reciprocal)}
 
 
-def _found(
-    attributor: Attributor, query: QueryImage, base: int, name: str, sigma2: float, budget: int, *, seed: int = 0
-) -> tuple[float, float]:
+def _found(attributor: Attributor, query: QueryImage, base: int, request: Request) -> tuple[float, float]:
     """Return recall@50 and the reciprocal rank of the first poisoned image."""
     backdoor = backdoor_of(attributor)
-    request = Request(name, sigma2=sigma2, budget=budget, target=int(backdoor.targets[base]), seed=seed)
+    request = replace(request, target=int(backdoor.targets[base]))
     ranking = [item.train_index for item in attributor.attribute(query, request).items]
     truth = set(backdoor.culprits(base).tolist())
-    return recall_at_k(ranking, truth, RECALL_AT), reciprocal_rank(ranking, truth, budget)
+    return recall_at_k(ranking, truth, RECALL_AT), reciprocal_rank(ranking, truth, request.budget)
 
 
 def _attack(attributor: Attributor) -> dict[str, float]:
@@ -244,13 +255,19 @@ def _attack(attributor: Attributor) -> dict[str, float]:
 
 
 def _result(
-    opened: Sequence[Attributor], rows: list[dict[str, Any]], audits: Any, attacks: Any, **settings: int
+    opened: Sequence[Attributor],
+    rows: list[dict[str, Any]],
+    audits: Any,
+    attacks: Any,
+    conditioning: str,
+    **settings: int,
 ) -> Result:
     return result_of(
         "backdoor",
         opened,
         settings,
         methods=[row["method"] for row in rows],
+        conditioning=conditioning,
         setting={
             "recall_at": RECALL_AT,
             "tuned_on": TUNED_ON,

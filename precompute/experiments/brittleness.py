@@ -1,7 +1,7 @@
 """Figure 3 of the paper: how often does a prediction flip when a method's images are removed before training?"""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ def run(
     budget: int,
     seed: int,
     methods: Sequence[str],
+    conditioning: str = "train",
     cache: ResultCache,
     progress: Progress,
 ) -> Result:
@@ -45,6 +46,7 @@ def run(
         budget: the largest M, less if a class is too small; the grid has six steps up to it.
         seed: seed of the choice of test images.
         methods: names of those to rank with, as far as the bundles hold what they need.
+        conditioning: "train" or "pool", what InfoLoss and RelatIF condition on.
         cache: where finished trainings are kept.
         progress: called at every ranking and after every query.
 
@@ -68,11 +70,14 @@ def run(
         before = [
             answer(attributor.bundle, attributor.features.model, image.image, image.predicted) for image in images
         ]
-        sigma2s = {name: attributor.bundle.sigma2(name) for name in names}
-        rankings = rank(attributor, images, sigma2s, budget=budget, cache=cache, progress=progress)
+        settings = [(name, attributor.bundle.sigma2(name)) for name in names]
+        rankings = rank(
+            attributor, images, settings, budget=budget, conditioning=conditioning, cache=cache, progress=progress
+        )
         # Query by query, so that a stopped run has the same queries for every method.
         asked = [(name, image) for image in range(len(images)) for name in names]
-        schedules = [Schedule(images[i].index or 0, images[i].predicted, rankings[name][i], grid) for name, i in asked]
+        ranked = dict(zip(names, rankings, strict=True))
+        schedules = [Schedule(images[i].index or 0, images[i].predicted, ranked[name][i], grid) for name, i in asked]
         workers = torch.get_num_threads()
         outcomes = run_schedules(attributor.bundle, schedules, cache=cache, workers=workers, progress=progress)
         for (name, image), answers in zip(asked, outcomes, strict=True):
@@ -86,7 +91,7 @@ def run(
                 }
             )
     rows = [_row(name, opened, runs[name], grid) for name in names]
-    return _result(opened, rows, grid, queries=queries, budget=budget, seed=seed)
+    return _result(opened, rows, grid, conditioning, queries=queries, budget=budget, seed=seed)
 
 
 def most_removed(attributor: Attributor) -> int:
@@ -98,45 +103,45 @@ def most_removed(attributor: Attributor) -> int:
 def rank(
     attributor: Attributor,
     images: Sequence[QueryImage],
-    sigma2s: dict[str, float],
+    settings: Sequence[tuple[str, float]],
     *,
     budget: int,
+    conditioning: str,
     cache: ResultCache,
     progress: Progress,
-) -> dict[str, list[tuple[int, ...]]]:
-    """Return each method's ranking of the pool for each image.
+) -> list[list[tuple[int, ...]]]:
+    """Return a ranking of the pool for each setting and each image.
 
     Args:
         attributor: the opened bundle.
         images: the queries.
-        sigma2s: sigma2 of each method.
+        settings: names of methods, each with a sigma2.
         budget: how many training images to rank.
+        conditioning: what InfoLoss and RelatIF condition on.
         cache: where finished rankings are kept.
         progress: called at every ranking.
     """
-    rankings: dict[str, list[tuple[int, ...]]] = {}
-    for name, sigma2 in sigma2s.items():
-        key = f"{attributor.bundle.identity} ranking {name} {sigma2:g} {budget} {[image.index for image in images]}"
-        found = cache.get(key, partial(_ranked, attributor, images, name, sigma2, budget, progress))
-        rankings[name] = [tuple(ranking) for ranking in found]
-    return rankings
-
-
-def _ranked(
-    attributor: Attributor, images: Sequence[QueryImage], name: str, sigma2: float, budget: int, progress: Progress
-) -> list[list[int]]:
-    rankings: dict[int, list[int]] = {}
     predicted = np.array([image.predicted for image in images])
-    for target in np.unique(
-        predicted
-    ).tolist():  # class by class: what is prepared for a class is reused by all its queries
+    rankings: list[list[tuple[int, ...]]] = [[()] * len(images) for _ in settings]
+    done, total = 0, len(settings) * len(images)
+    # Class by class: what is prepared for one is reused by all its queries and settings.
+    for target in np.unique(predicted).tolist():
         positions = np.flatnonzero(predicted == target).tolist()
-        attributor.ahead(METHODS[name], [images[position] for position in positions], target, progress)
-        for position in positions:
-            progress(f"Asking {METHODS[name].title}", len(rankings), len(images))
-            request = Request(name, sigma2=sigma2, budget=budget, seed=position)
-            rankings[position] = [item.train_index for item in attributor.attribute(images[position], request).items]
-    return [rankings[position] for position in range(len(images))]
+        asked = [images[position] for position in positions]
+
+        def ranked(request: Request, done: int, asked: Sequence[QueryImage] = asked) -> list[list[int]]:
+            progress(f"Asking {METHODS[request.method].title}", done, total)
+            attributor.ahead(METHODS[request.method], asked, asked[0].predicted, progress)
+            answers = [attributor.attribute(image, replace(request, seed=image.index or 0)) for image in asked]
+            return [[item.train_index for item in answer.items] for answer in answers]
+
+        for row, (name, sigma2) in enumerate(settings):
+            request = Request(name, sigma2, budget, conditioning=conditioning)
+            key = f"{attributor.bundle.identity} ranking {request} {[image.index for image in asked]}"
+            for position, ranking in zip(positions, cache.get(key, partial(ranked, request, done)), strict=True):
+                rankings[row][position] = tuple(ranking)
+            done += len(asked)
+    return rankings
 
 
 def flips(runs: Sequence[dict[str, Any]], grid: Sequence[int]) -> np.ndarray:
@@ -162,12 +167,15 @@ def _row(name: str, opened: Sequence[Attributor], runs: list[dict[str, Any]], gr
     }
 
 
-def _result(opened: Sequence[Attributor], rows: list[dict[str, Any]], grid: Sequence[int], **settings: int) -> Result:
+def _result(
+    opened: Sequence[Attributor], rows: list[dict[str, Any]], grid: Sequence[int], conditioning: str, **settings: int
+) -> Result:
     return result_of(
         "brittleness",
         opened,
         settings,
         methods=[row["method"] for row in rows],
+        conditioning=conditioning,
         setting={
             "recipe": opened[0].bundle.manifest.training,
             "test_accuracy": [b.bundle.manifest.results["test_accuracy"] for b in opened],

@@ -167,7 +167,7 @@ def _result(
         setting={
             "recipe": opened[0].bundle.manifest.training,
             "measurement": "margin, no NTK scaling",
-            "balanced": "each class by its own queries",
+            "balanced": "each class by its own queries, given its own images",
             "measured_on": f"{measured:,} other test images, every fifth one being left to the choice of sigma2",
             "training_images": len(opened[0].train_labels),
             "grid": list(grid),

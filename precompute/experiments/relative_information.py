@@ -31,7 +31,9 @@ def run_on(bundles: Sequence[Path], *, cache: ResultCache, **settings: Any) -> R
     return run(open_attributor(bundles[0]), **settings)
 
 
-def run(attributor: Attributor, *, queries: int, budget: int, seed: int, progress: Progress) -> Result:
+def run(
+    attributor: Attributor, *, queries: int, budget: int, seed: int, conditioning: str = "train", progress: Progress
+) -> Result:
     """Measure relative information against M, the mean over queries.
 
     Args:
@@ -39,6 +41,7 @@ def run(attributor: Attributor, *, queries: int, budget: int, seed: int, progres
         queries: how many test images to use, all of them predicted right.
         budget: the size of the largest subset.
         seed: seed of the choice of test images.
+        conditioning: "train" or "pool", the D of which information is measured.
         progress: called at every ranking.
 
     Returns:
@@ -53,7 +56,7 @@ def run(attributor: Attributor, *, queries: int, budget: int, seed: int, progres
     lower = [Line(name, FIXED) for name in (GAINS[0], *cheaper)]
     lines = list(dict.fromkeys([*upper, *lower]))
     images = sample_queries(attributor, queries, seed=seed)
-    curves = relative_curves(attributor, images, lines, largest=budget, progress=progress)
+    curves = relative_curves(attributor, images, lines, largest=budget, conditioning=conditioning, progress=progress)
     by_line = {curve.line: curve for curve in curves}
     classes = ", ".join(attributor.bundle.classes)
     features = np.stack([attributor.query_features(query, query.predicted) for query in images])
@@ -69,6 +72,7 @@ def run(attributor: Attributor, *, queries: int, budget: int, seed: int, progres
         "relative-information",
         [attributor],
         {"queries": queries, "budget": budget, "seed": seed},
+        conditioning=conditioning,
         setting={
             "data": f"{manifest.dataset['name']}, {classes}, {len(attributor.train_labels):,} training images",
             "network": f"{ModelSpec.from_dict(manifest.model).title}, "
@@ -77,9 +81,6 @@ def run(attributor: Attributor, *, queries: int, budget: int, seed: int, progres
             "query_indices": [query.index for query in images],
             "largest": len(curves[0].mean),
             "pool": "same-class",
-            "conditioning": "pool",
-            "sketch": manifest.sketch,
-            "ntk": manifest.ntk,
             "mean_prior_variance": float(attributor.kernel.diagonal(features).mean()),
         },
         values={"panels": panels},

@@ -11,7 +11,6 @@ import numpy as np
 from natscope import assets
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.manifest import PURPOSES, Manifest
-from natscope.core.bundle.request import Request
 from natscope.precompute.bundles.spec import versions
 from natscope.precompute.training.models import ModelSpec
 
@@ -57,6 +56,7 @@ def result_of(
     values: Mapping[str, Any],
     finding: str,
     methods: Sequence[str] = (),
+    conditioning: str = "train",
     setting: Mapping[str, Any] | None = None,
     options: str = "",
 ) -> Result:
@@ -69,6 +69,7 @@ def result_of(
         values: what was found.
         finding: the same in a sentence or two.
         methods: names, in order, if there was a choice.
+        conditioning: what InfoLoss and RelatIF conditioned on, "train" or "pool".
         setting: more settings, of this experiment alone.
         options: more options of the command.
     """
@@ -76,6 +77,7 @@ def result_of(
     words = " ".join(f"--{key} {value}" for key, value in settings.items())
     verb, where = (experiment, "BUNDLES/0") if experiment == "tune" else (f"evaluate {experiment}", "BUNDLES")
     chosen = f" --methods {','.join(methods)}" if methods else ""
+    chosen += "" if conditioning == "train" else f" --conditioning {conditioning}"
     return Result(
         experiment=experiment,
         date=datetime.date.today().isoformat(),
@@ -96,7 +98,7 @@ def result_of(
                 "sketch": manifest.sketch,
                 "mean": opened[0].bundle.mean_kernel(),
             },
-            "conditioning": Request().conditioning,
+            "conditioning": conditioning,
             **settings,
             **(setting or {}),
         },

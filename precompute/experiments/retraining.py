@@ -28,6 +28,7 @@ def run(
     budget: int,
     seed: int,
     methods: Sequence[str],
+    conditioning: str = "train",
     cache: ResultCache,
     progress: Progress,
 ) -> Result:
@@ -39,6 +40,7 @@ def run(
         budget: how many images of each ranking are removed.
         seed: seed of the choice of test images and of the random method.
         methods: names of those to rank with.
+        conditioning: "train" or "pool", what InfoLoss and RelatIF condition on.
         cache: where finished trainings are kept; a training that was stopped resumes from its last epoch.
         progress: called at every ranking and every epoch.
 
@@ -54,15 +56,15 @@ def run(
     attributor = open_attributor(bundles[0])
     drawn = _of_each_class(attributor, queries, seed)
     recipe = _recipe(attributor)
-    name = f"{attributor.bundle.identity} queries={queries} budget={budget} seed={seed} {recipe}"
+    name = f"{attributor.bundle.identity} {queries=} {budget=} {seed=} {conditioning=} {recipe}"
     rows = [cache.get(f"{name} as it is", lambda: _row(attributor, attributor.features.model, []))]
     for method in methods:
-        ask = partial(_found, attributor, method, drawn, budget, seed, progress)
+        ask = partial(_found, attributor, method, drawn, budget, seed, conditioning, progress)
         found, file = cache.get(f"{name} {method} found", ask), cache.beside(method)
         again = partial(_without, attributor, method, found, recipe, file, progress)
         rows.append(cache.get(f"{name} {method}", again))
         file.unlink(missing_ok=True)
-    return _result(attributor, rows, recipe, queries=queries, budget=budget, seed=seed)
+    return _result(attributor, rows, recipe, conditioning, queries=queries, budget=budget, seed=seed)
 
 
 def _of_each_class(attributor: Attributor, queries: int, seed: int) -> list[tuple[int, int]]:
@@ -85,14 +87,21 @@ def _recipe(attributor: Attributor) -> TrainingSpec:
 
 
 def _found(
-    attributor: Attributor, method: str, drawn: list[tuple[int, int]], budget: int, seed: int, progress: Progress
+    attributor: Attributor,
+    method: str,
+    drawn: list[tuple[int, int]],
+    budget: int,
+    seed: int,
+    conditioning: str,
+    progress: Progress,
 ) -> list[int]:
     """Return the training images that a method names for any of the queries, rising."""
     backdoor, found = backdoor_of(attributor), set()
     for done, (index, base) in enumerate(drawn):
         progress(f"Asking {METHODS[method].title}", done, len(drawn))
         sigma2 = attributor.bundle.sigma2(method, purpose="backdoor")
-        request = Request(method, sigma2=sigma2, budget=budget, target=int(backdoor.targets[base]), seed=seed + done)
+        target = int(backdoor.targets[base])
+        request = Request(method, sigma2, budget, conditioning=conditioning, target=target, seed=seed + done)
         ranking = attributor.attribute(stamped_query(attributor, backdoor, index), request)
         found |= {item.train_index for item in ranking.items}
     return sorted(found)
@@ -121,7 +130,9 @@ def _row(attributor: Attributor, model: nn.Module, removed: list[int]) -> dict[s
     }
 
 
-def _result(attributor: Attributor, rows: list[dict[str, Any]], recipe: TrainingSpec, **settings: int) -> Result:
+def _result(
+    attributor: Attributor, rows: list[dict[str, Any]], recipe: TrainingSpec, conditioning: str, **settings: int
+) -> Result:
     poison = backdoor_of(attributor)
     methods = [row["method"] for row in rows[1:]]
     sigma2s = {m: attributor.bundle.sigma2(m, purpose="backdoor") for m in methods if METHODS[m].uses_sigma2}
@@ -130,6 +141,7 @@ def _result(attributor: Attributor, rows: list[dict[str, Any]], recipe: Training
         [attributor],
         settings,
         methods=methods,
+        conditioning=conditioning,
         setting={
             "weights_loaded": "weights" in attributor.bundle.manifest.training,
             "recipe": recipe.to_dict(),

@@ -36,7 +36,15 @@ _PURPOSES = {"margin": "prediction"}  # the purpose of a score's result, if it i
 
 
 def tune(
-    path: Path, *, queries: int, budget: int, seed: int, methods: Sequence[str], cache: ResultCache, progress: Progress
+    path: Path,
+    *,
+    queries: int,
+    budget: int,
+    seed: int,
+    methods: Sequence[str],
+    conditioning: str = "train",
+    cache: ResultCache,
+    progress: Progress,
 ) -> Result:
     """Choose each method's sigma2: the one at which removing its first images costs held-out queries most margin.
 
@@ -46,6 +54,7 @@ def tune(
         budget: how many images are removed, less if a class is too small.
         seed: seed of the choice of test images.
         methods: names of methods that use sigma2.
+        conditioning: "train" or "pool", what InfoLoss and RelatIF condition on.
         cache: where finished trainings are kept; rankings that remove the same images share one.
         progress: called at every ranking and after every training.
 
@@ -64,13 +73,12 @@ def tune(
         [answer(attributor.bundle, attributor.features.model, i.image, i.predicted).margin for i in images]
     )
     asked = [(name, sigma2) for name in methods for sigma2 in attributor.bundle.sigma2s()]
-    schedules = []
-    for name, sigma2 in asked:
-        rankings = rank(attributor, images, {name: sigma2}, budget=budget, cache=cache, progress=progress)[name]
-        schedules += [
-            Schedule(image.index or 0, image.predicted, ranking, (budget,), stop=False)
-            for image, ranking in zip(images, rankings, strict=True)
-        ]
+    found = rank(attributor, images, asked, budget=budget, conditioning=conditioning, cache=cache, progress=progress)
+    schedules = [
+        Schedule(image.index or 0, image.predicted, ranking, (budget,), stop=False)
+        for rankings in found
+        for image, ranking in zip(images, rankings, strict=True)
+    ]
     workers = torch.get_num_threads()
     outcomes = run_schedules(attributor.bundle, schedules, cache=cache, workers=workers, progress=progress)
     after = np.array([answers[0].margin for answers in outcomes]).reshape(len(asked), len(images))
@@ -84,6 +92,7 @@ def tune(
         axis="Margin lost (log odds)",
         finding=f"Removing the first {budget} images costs most margin",
         goal="prediction",
+        conditioning=conditioning,
         queries=queries,
         budget=budget,
         seed=seed,
@@ -155,6 +164,7 @@ def tune_coresets(
         axis="Accuracy on held-out images",
         finding=f"Networks trained on {sizes} images alone are right most often",
         goal="coreset",
+        conditioning="train",
         queries=queries,
         budget=budget,
         seed=seed,
@@ -261,6 +271,7 @@ def _result(
     axis: str,
     finding: str,
     goal: str,
+    conditioning: str,
     **settings: int,
 ) -> Result:
     chosen = {name: best(curve) for name, curve in curves.items()}
@@ -270,6 +281,7 @@ def _result(
         [attributor],
         settings,
         methods=list(curves),
+        conditioning=conditioning,
         options="" if goal == "prediction" else f" --score {goal}",
         values={"for": goal, "score": score, "axis": axis, "sigma2": chosen, "curves": curves},
         finding=f"{finding} at σ² = {values}.",
