@@ -8,6 +8,8 @@ import scipy.linalg
 from natscope.core.pool import Pool
 from natscope.core.posterior import Conditioning, Posterior, blocks, mean_half_log_ratio
 
+_LESS_THAN_ALL = 1 - 1e-12  # of a query's variance, where rounding has it that one observation explains all
+
 
 def information_gain(pool: Pool, queries: np.ndarray, sigma2: float, subset: Sequence[int] | np.ndarray) -> float:
     """Return `InfoGain(S) = 1/2 log(v_*(empty) / v_*(S))` in nats, the mean over queries.
@@ -58,6 +60,36 @@ def information_loss(
     subset = np.asarray(subset, dtype=np.int64)
     posterior = (conditioning or pool).posterior(np.atleast_2d(queries), sigma2)
     return mean_half_log_ratio(posterior.variance + _rise(posterior, subset), posterior.variance)
+
+
+def gain_of_each(pool: Pool, query: np.ndarray, sigma2: float) -> np.ndarray:
+    """Return `InfoGain({x})` of every member x by itself, with the sign of its covariance with the query, (n,) in nats.
+
+    Args:
+        pool: the candidates.
+        query: (K,).
+        sigma2: noise variance.
+    """
+    prior, cross = pool.prior(query[None])[0], pool.cross(query[None])[:, 0]
+    share = np.minimum(cross**2 / ((pool.diagonal + sigma2) * max(prior, np.finfo(float).tiny)), _LESS_THAN_ALL)
+    return -0.5 * np.log1p(-share) * np.sign(cross)
+
+
+def loss_of_each(
+    pool: Pool, query: np.ndarray, sigma2: float, *, conditioning: Conditioning | None = None
+) -> np.ndarray:
+    """Return `InfoLoss({x})` of every member x by itself, with the sign of its covariance with the query, (n,) in nats.
+
+    Args:
+        pool: the candidates.
+        query: (K,).
+        sigma2: noise variance.
+        conditioning: D; the pool itself by default.
+    """
+    posterior = (conditioning or pool).posterior(query[None], sigma2)
+    alpha, variance = posterior.alpha[:, 0], max(float(posterior.variance[0]), np.finfo(float).tiny)
+    precision = np.maximum(posterior.precision, 1 / (sigma2 + pool.diagonal))
+    return 0.5 * np.log1p(alpha**2 / (precision * variance)) * np.sign(alpha)
 
 
 def information_gain_curve(

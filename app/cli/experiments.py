@@ -26,7 +26,9 @@ conditioning_option = click.option(
 @click.option("--bundle", type=PATH, required=True, help="The bundle, or a folder of bundles to average over.")
 @click.option("--out", type=PATH, required=True, help="JSON file to write; figures and tables are written beside it.")
 @click.option("--queries", type=COUNT, help="Test images; each experiment has its usual number.")
-@click.option("--budget", type=COUNT, help="Size M of the largest subset; each has its usual one.")
+@click.option(
+    "--budget", type=COUNT, help="Size M of the largest subset, or the number of halves; each has its usual one."
+)
 @click.option("--methods", help="Names of methods, separated by commas, for an experiment that compares them.")
 @conditioning_option
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
@@ -41,7 +43,7 @@ def evaluate(
     conditioning: str | None,
     seed: int,
 ) -> None:
-    """Run EXPERIMENT: relative-information, backdoor, brittleness, coreset or retraining.
+    """Run EXPERIMENT: relative-information, backdoor, brittleness, coreset, lds or retraining.
 
     A stopped run resumes.
     """

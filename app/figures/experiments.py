@@ -66,6 +66,7 @@ _CHARTS: dict[str, Callable[[dict[str, Any]], Sequence[Chart]]] = {
     "brittleness": lambda result: [flips(result)],
     "backdoor": lambda result: [recalls(result)],
     "coreset": accuracies,
+    "lds": lambda result: [],
     "retraining": lambda result: [],
     "tune": lambda result: [scores(result)],
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 from natscope.core.methods import METHODS
 
+_TARGETS = ("margin", "loss", "variance")
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -71,10 +72,26 @@ def coreset_table(result: dict[str, Any]) -> str:
     return _table(["chosen by", "σ²", *(f"{size:,}" for size in result["setting"]["grid"])], [*rows, whole])
 
 
+def lds_table(result: dict[str, Any]) -> str:
+    """Return the mean LDS for each target, the best for the margin first, and the most that can be reached."""
+    rows = [
+        [
+            METHODS[row["method"]].title,
+            row["sum"],
+            _sigma2(row["sigma2"]),
+            *(_value(row[name], ".3f") for name in _TARGETS),
+        ]
+        for row in sorted(result["rows"], key=lambda row: -row["margin"]["mean"])
+    ]
+    most = ["*half of the seeds*", "", "", *(_value(result["ceilings"][name], ".3f") for name in _TARGETS)]
+    return _table(["method", "sum", "σ²", *_TARGETS], [*rows, most])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "brittleness": flips_table,
     "backdoor": recall_table,
     "coreset": coreset_table,
+    "lds": lds_table,
     "retraining": retraining_table,
 }
 

@@ -74,12 +74,13 @@ class LoadedArtifacts:
         key = _influence_key(query, target, rows)
         return self._scores.get(key, lambda: self._influences(query, target, rows, progress)[0])
 
-    def influence_ahead(self, queries: Tensor, target: int, rows: np.ndarray, progress: Progress) -> None:
-        """Compute `influence` for queries (Q, ...) to come: the training images' gradients serve them all."""
-        keys = [_influence_key(query[None], target, rows) for query in queries]
+    def influence_ahead(self, queries: Tensor, targets: np.ndarray, rows: np.ndarray, progress: Progress) -> None:
+        """Compute `influence` for queries (Q, ...) to come, each under its target: gradients of images serve many."""
+        keys = [_influence_key(query[None], int(y), rows) for query, y in zip(queries, targets, strict=True)]
         for start in range(0, len(keys), _TOGETHER):
             part = slice(start, start + _TOGETHER)
-            for key, scores in zip(keys[part], self._influences(queries[part], target, rows, progress), strict=True):
+            found = self._influences(queries[part], targets[part], rows, progress)
+            for key, scores in zip(keys[part], found, strict=True):
                 self._scores.keep(key, scores)
 
     def mean_influence(self, queries: Tensor, targets: np.ndarray, rows: np.ndarray, progress: Progress) -> np.ndarray:
@@ -91,6 +92,8 @@ class LoadedArtifacts:
             rows: numbers of training images.
             progress: called every few hundred images.
         """
+        if len(targets) == 1:
+            return self.influence(queries, int(targets[0]), rows, progress)
         key = ("mean", *_influence_key(queries, hash(targets.tobytes()), rows))
         return self._scores.get(key, lambda: self._influences(queries, targets, rows, progress, mean=True)[0])
 

@@ -231,7 +231,20 @@ class Attributor(Capabilities):
         if method.ekfac:
             rows = np.flatnonzero(self.train_labels == target)
             inputs = torch.cat([self.inputs(query.image[None]) for query in queries])
-            self._artifacts.influence_ahead(inputs, target, rows, progress)
+            self._artifacts.influence_ahead(inputs, np.full(len(queries), target), rows, progress)
+
+    def margins_ahead(self, method: Method, tests: np.ndarray, progress: Progress = silent) -> None:
+        """Do the same for test images (Q,) about their own labels' margins, among all training images.
+
+        Args:
+            method: any.
+            tests: their numbers; no more than are remembered.
+            progress: called while something long is computed.
+        """
+        self.bundle.check_unchanged()
+        if method.ekfac:
+            images, every = np.asarray(self.bundle.array("test_images")[tests]), np.arange(len(self.train_labels))
+            self._artifacts.influence_ahead(self.inputs(images), self.test_labels[tests], every, progress)
 
     def margin_query(self, rows: np.ndarray) -> Query:
         """Return test images as queries about their own labels' margins, without NTK scaling.

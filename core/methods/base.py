@@ -67,6 +67,7 @@ class Settings:
 
 
 Select = Callable[[Candidates, Query, Settings], Selection]
+Each = Callable[[Candidates, Query, Settings], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Method:
         formula: LaTeX, the rule of one pick or the score.
         advice: when to use it.
         information: "loss", "gain" or None: what `Selection.nats` counts.
+        each: returns the information (n,) in nats of each member by itself, with the sign of its covariance with one
+            query; None for methods whose scores are of each member by itself anyway.
         uses_sigma2: whether sigma2 changes the ranking.
         ratio: its usual sigma2, as a multiple of the features' scale, where nothing was tuned. What was best on three
             kinds of small networks (`python -m benchmarks ratios`): 1 for methods that condition on data, 10 for those
@@ -108,6 +111,7 @@ class Method:
     formula: str
     advice: str
     information: str | None = None
+    each: Each | None = None
     uses_sigma2: bool = False
     ratio: float = 1.0
     signed: bool = False

@@ -5,6 +5,15 @@ import numpy as np
 from natscope.core import greedy
 from natscope.core.greedy import Selection
 from natscope.core.methods.base import Candidates, Query, Settings, method, rank
+from natscope.core.metrics import gain_of_each, loss_of_each
+
+
+def _gain_of_each(candidates: Candidates, query: Query, settings: Settings) -> np.ndarray:
+    return gain_of_each(candidates.pool, query.features, settings.sigma2)
+
+
+def _loss_of_each(candidates: Candidates, query: Query, settings: Settings) -> np.ndarray:
+    return loss_of_each(candidates.pool, query.features, settings.sigma2, conditioning=candidates.conditioning)
 
 
 @method(
@@ -19,6 +28,7 @@ from natscope.core.methods.base import Candidates, Query, Settings, method, rank
     advice="The first choice for finding what one prediction really depends on, or which images to remove to "
     "change it.",
     information="loss",
+    each=_loss_of_each,
     uses_sigma2=True,
     conditions=True,
     score="(covariance)² ÷ remaining noise",
@@ -45,6 +55,7 @@ def _info_loss(candidates: Candidates, query: Query, settings: Settings) -> Sele
     r"\mathrm{InfoGain}(S)=\tfrac12\log\frac{v_*(\emptyset)}{v_*(S)}",
     advice="For a small, varied set that explains the prediction by itself. At large σ² it agrees with InfoLoss.",
     information="gain",
+    each=_gain_of_each,
     uses_sigma2=True,
     ratio=10.0,
     score="(covariance)² ÷ (σ² + variance)",
@@ -63,6 +74,7 @@ def _info_gain(candidates: Candidates, query: Query, settings: Settings) -> Sele
     formula=r"\arg\max_x (\phi_x^\top r)^2,\qquad r=S_A^{-1}\phi_*",
     advice="For pools too large to scan, and at σ² of about 10³ and above, where it is close to InfoGain.",
     information="gain",
+    each=_gain_of_each,
     uses_sigma2=True,
     ratio=10.0,
     score="(covariance)²",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from natscope.core.methods import METHODS, RANDOM, REFERENCE
-from natscope.precompute.experiments import backdoor, brittleness, coreset, relative_information, retraining
+from natscope.precompute.experiments import backdoor, brittleness, coreset, lds, relative_information, retraining
 from natscope.precompute.experiments.result import Result
 
 
@@ -15,7 +15,7 @@ class Experiment:
     Args:
         run: called with bundles (paths), queries, budget, seed, cache, progress, and methods if there is a choice.
         queries: test images to average over.
-        budget: the size of the largest subset; None if it follows from the number of training images.
+        budget: the size of the largest subset, or the number of halves; None if it follows from the training images.
         methods: the usual ones, where there is a choice.
         conditions: whether it takes `conditioning`, the set D of which information is measured.
     """
@@ -32,5 +32,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "backdoor": Experiment(backdoor.run, queries=100, budget=100, methods=tuple(METHODS)),
     "brittleness": Experiment(brittleness.run, queries=40, budget=300, methods=tuple(METHODS)),
     "coreset": Experiment(coreset.run, queries=500, budget=None, methods=tuple(METHODS), conditions=False),
+    "lds": Experiment(lds.run_on, queries=500, budget=100, methods=tuple(METHODS), conditions=False),
     "retraining": Experiment(retraining.run, queries=1, budget=50, methods=(REFERENCE, RANDOM)),
 }
