@@ -23,7 +23,7 @@ from natscope.app.views.job import run_job
 from natscope.app.views.results import pointer
 from natscope.core.analysis.curves import Curve, Line
 from natscope.core.methods import GAINS, METHODS, REFERENCE
-from natscope.core.parameters import ROLES, imbalance
+from natscope.core.parameters import ROLES, WEIGHTS, imbalance
 from natscope.core.sketch_error import SketchError
 
 _VIEW, _KEY = "curves_view", "curves_"
@@ -204,7 +204,8 @@ def _kernel(attributor: Served) -> None:
         f"Jacobians{escape.markdown(chosen)} {scaled}; mean k(x, x) = **{kernel['mean']:.3g}**. Shares of the mean "
         "squared Jacobian:"
     )
-    bars([Bar(role, shares.get(role, 0.0), f"{shares[role]:.1%}", "") for role in ROLES if role in shares])
+    tones = dict.fromkeys(ROLES, "") | {WEIGHTS: "good"}
+    bars([Bar(role, shares[role], f"{shares[role]:.1%}", "", tones[role]) for role in ROLES if role in shares])
     if (warning := imbalance(shares)) is not None:
         st.warning(warning, icon=":material/balance:")
 

@@ -139,11 +139,12 @@ def train(
         random = np.random.default_rng([spec.seed, epoch])
         order = random.permutation(len(images))
         batches = torch.from_numpy(order[cache[order]]).split(spec.batch_size)
+        moves = draw_moves(len(images), random)  # for each image, whether it is trained on or not
         with nullcontext() if large else _one_thread(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(random.bit_generator.seed_seq.generate_state(1)[0]))
             for step, batch in enumerate(batches):
                 optimizer.param_groups[0]["lr"] = _rate(spec, epoch + step / len(batches))
-                inputs = augmented(images[batch], random) if spec.augment else images[batch]
+                inputs = augmented(images[batch], moves[batch]) if spec.augment else images[batch]
                 _step(
                     model,
                     optimizer,
@@ -168,11 +169,16 @@ def _rate(spec: TrainingSpec, epochs_done: float) -> float:
     return spec.learning_rate * min(1.0, falling, rising)
 
 
-def augmented(images: Tensor, random: np.random.Generator) -> Tensor:
-    """Move each image of a batch (B, C, H, W) by up to 4 pixels and mirror every second one, at random."""
+def draw_moves(count: int, random: np.random.Generator) -> Tensor:
+    """Draw how images are augmented: rows and columns up to twice 4, and whether mirrored, (count, 3) int64."""
+    return torch.from_numpy(random.integers(0, (2 * _SHIFT + 1, 2 * _SHIFT + 1, 2), (count, 3)))
+
+
+def augmented(images: Tensor, moves: Tensor) -> Tensor:
+    """Move each image of a batch (B, C, H, W) by up to 4 pixels and mirror some, as `draw_moves` (B, 3) says."""
     count, _, height, width = images.shape
-    top, left = (torch.from_numpy(random.integers(0, 2 * _SHIFT + 1, count)) for _ in range(2))
-    mirrored = torch.from_numpy(random.random(count) < 0.5)
+    top, left, mirrored = moves.unbind(1)
+    mirrored = mirrored.bool()
     padded = nn.functional.pad(images, (_SHIFT,) * 4)
     rows = top[:, None] + torch.arange(height)
     columns = left[:, None] + torch.arange(width)

@@ -11,7 +11,7 @@ from natscope.core.images import ImageInputs, to_input
 from natscope.precompute.data.datasets import load_dataset
 from natscope.precompute.training import train as training
 from natscope.precompute.training.models import ModelSpec, build_model
-from natscope.precompute.training.train import RECIPES, TrainingSpec, accuracy, apart, augmented, train
+from natscope.precompute.training.train import RECIPES, TrainingSpec, accuracy, apart, augmented, draw_moves, train
 
 _SPEC = TrainingSpec(epochs=4, batch_size=16, learning_rate=0.05)
 
@@ -296,9 +296,9 @@ def test_the_rate_is_a_triangle():
 def test_augmentation_moves_and_mirrors_and_nothing_else():
     count, size = 200, 6
     images = 1 + torch.arange(count * 3 * size * size, dtype=torch.float32).view(count, 3, size, size)
-    moved = augmented(images, np.random.default_rng(0))
+    moved = augmented(images, draw_moves(len(images), np.random.default_rng(0)))
     assert moved.shape == images.shape
-    assert torch.equal(moved, augmented(images, np.random.default_rng(0)))
+    assert torch.equal(moved, augmented(images, draw_moves(len(images), np.random.default_rng(0))))
     seen = set()
     for image, found in zip(images, moved, strict=True):
         padded = nn.functional.pad(image, (4,) * 4)
@@ -312,6 +312,24 @@ def test_augmentation_moves_and_mirrors_and_nothing_else():
         seen.add(next(key for key, crop in crops.items() if torch.equal(crop, found)))
     assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(9))
     assert {flipped for _, _, flipped in seen} == {False, True}
+
+
+def test_without_some_images_the_others_are_moved_as_before(monkeypatch):
+    images, seen = torch.arange(40.0)[:, None, None, None].expand(40, 3, 8, 8), []
+    labels, recipe = torch.arange(40) % 3, dataclasses.replace(_TRIANGLE, epochs=2, batch_size=8)
+
+    def record(batch, moves):
+        seen.extend(zip(batch[:, 0, 0, 0].tolist(), map(tuple, moves.tolist()), strict=True))
+        return augmented(batch, moves)
+
+    monkeypatch.setattr(training, "augmented", record)
+    found = []
+    for leave_out in (None, np.array([3, 17])):
+        seen.clear()
+        train(_small(), images / 40, labels, recipe, leave_out=leave_out)
+        found.append([(round(40 * image), moves) for image, moves in seen])
+    assert found[1] == [pair for pair in found[0] if pair[0] not in (3, 17)]
+    assert len(found[0]) == 80 > len(found[1])
 
 
 def test_bfloat16_trains_float32_weights(colour):
