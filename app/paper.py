@@ -101,6 +101,20 @@ SECTIONS = (
         ("backdoor", "backdoor-cifar10", "retraining-cifar10"),
     ),
     Section(
+        "LDS: do the scores of a set add up?",
+        "lds",
+        "It does not measure this, and users of TRAK and dattri know it well. Networks are trained on random halves of "
+        "the training images. If a method knows what each image does, the sum of its scores over a half tells how sure "
+        "a network trained on that half will be of a test image. The linear datamodelling score is the rank "
+        "correlation of the two over the halves, its mean over test images: 1 if all halves are in the right order, 0 "
+        "if the scores know nothing.",
+        "The protocol is dattri’s: 100 halves of 5,000 images and 500 test images, with ten seeds on each half. The "
+        "last row is what half of the seeds know of the other half, more than which no score can reach. Nats say how "
+        "much an image matters and not in which direction; they are summed with the sign of the covariance, and "
+        "without. “Of the set” is the information of the half as a whole.",
+        ("lds", "lds-logistic"),
+    ),
+    Section(
         "The choice of σ²",
         "tuning",
         "σ² is chosen for each method on a grid from 10⁻⁶ to 10⁵.",

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from natscope import assets
 from natscope.app import words
 from natscope.app.figures.tables import TABLES
 from natscope.app.paper import SECTIONS
@@ -66,7 +67,7 @@ def _experiment(name: str) -> str:
     parts = [f"### {title}", f"{words.setting_of(result['setting'])}.", result["finding"]]
     if result["experiment"] in _TABLES:
         parts.append(_unbroken(_TABLES[result["experiment"]](result)))
-    if result["experiment"] != "retraining":
+    if assets.path("results", f"{name}.svg").exists():
         parts.append(f"![{result['experiment']}: {title}]({_ABOUT}/{name}.svg)")
     versions = ", ".join(f"{library} {version}" for library, version in result["versions"].items())
     made = "\n".join(f"    $ {line}" for line in commands(result).splitlines())
