@@ -17,7 +17,7 @@ from natscope.app.cli.values import COUNT, PATH, SEED
 conditioning_option = click.option(
     "--conditioning",
     type=click.Choice(["train", "pool"]),
-    help="What InfoLoss and RelatIF condition on: all training data, by default, or the pool.",
+    help="What methods that condition on data condition on: all training data, by default, or the pool.",
 )
 
 
