@@ -109,7 +109,7 @@ SECTIONS = (
         "correlation of the two over the halves, its mean over test images: 1 if all halves are in the right order, 0 "
         "if the scores know nothing.",
         "The protocol is dattri’s: 100 halves of 5,000 images and 500 test images, with ten seeds on each half. The "
-        "last row is what half of the seeds know of the other half, more than which no score can reach. Nats say how "
+        "last row is what a perfect score could reach, given how far the seeds agree. Nats say how "
         "much an image matters and not in which direction; they are summed with the sign of the covariance, and "
         "without. “Of the set” is the information of the half as a whole.",
         ("lds", "lds-logistic"),

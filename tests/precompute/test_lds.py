@@ -77,6 +77,17 @@ def test_the_information_of_a_half_is_that_of_the_set(attributor):
             assert found[row, column] == pytest.approx(wanted, rel=1e-6)
 
 
+def test_the_most_that_can_be_reached_is_that_of_a_perfect_score():
+    """The mean over ten seeds of a signal with noise, ranked by the signal itself."""
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=(3000, 1))
+    seeds = signal[:, None] + rng.normal(size=(3000, 10, 1)) * 2
+    (agreement,), _ = lds.lds(seeds[:, ::2].mean(axis=1), seeds[:, 1::2].mean(axis=1))
+    (reached,), _ = lds.lds(signal, seeds.mean(axis=1))
+    assert lds.most(agreement) == pytest.approx(reached, abs=0.02)
+    assert lds.most(-0.1) == 0.0
+
+
 def test_more_halves_contain_fewer():
     few, many = lds.draw_halves(60, 2, seed=1), lds.draw_halves(60, 5, seed=1)
     assert all(len(half) == 30 and len(set(half.tolist())) == 30 for half in many)
