@@ -73,12 +73,16 @@ class Chosen:
         nats: (M,) information of the first 1, 2, … of them alone, mean over the queries.
         at_random: (M,) random training indices.
         random_nats: (M,) the same for these.
+        joint: information of all M about all queries together, in which what queries share counts once.
+        random_joint: the same for the random ones.
     """
 
     indices: np.ndarray
     nats: np.ndarray
     at_random: np.ndarray
     random_nats: np.ndarray
+    joint: float
+    random_joint: float
 
 
 def _opened(place: Place) -> Attributor:
@@ -181,7 +185,8 @@ def coreset(
     progress("Measuring their information", 0, 1)
     at_random = choose(RANDOM, asked)
     nats, random_nats = (coresets.information(ranking, asked, sigma2) for ranking in (indices, at_random))
-    return Chosen(indices, nats, at_random, random_nats)
+    joint, random_joint = (coresets.joint(ranking, asked, sigma2) for ranking in (indices, at_random))
+    return Chosen(indices, nats, at_random, random_nats, joint, random_joint)
 
 
 def coresets_of(

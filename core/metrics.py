@@ -8,6 +8,7 @@ import scipy.linalg
 from natscope.core.pool import Pool
 from natscope.core.posterior import Conditioning, Posterior, blocks, mean_half_log_ratio
 
+_EPSILON = 1e-7  # of features in single precision
 _LESS_THAN_ALL = 1 - 1e-12  # of a query's variance, where rounding has it that one observation explains all
 
 
@@ -60,6 +61,38 @@ def information_loss(
     subset = np.asarray(subset, dtype=np.int64)
     posterior = (conditioning or pool).posterior(np.atleast_2d(queries), sigma2)
     return mean_half_log_ratio(posterior.variance + _rise(posterior, subset), posterior.variance)
+
+
+def joint_information_gain(pool: Pool, queries: np.ndarray, sigma2: float, subset: Sequence[int] | np.ndarray) -> float:
+    """Return the information that a subset's observations hold about all queries together, in nats.
+
+    It is `1/2 log det(Cov(f_*)) - 1/2 log det(Cov(f_* | S))` (Tailor et al., Equation 89), computed from the other
+    side, `1/2 log det(K_S + sigma2 I) - 1/2 log det(Cov(f_S | f_*) + sigma2 I)`, which holds for queries that repeat
+    each other too. What two queries share counts once, where the mean of `information_gain` counts it twice.
+
+    Args:
+        pool: the candidates.
+        queries: (K,) or (Q, K).
+        sigma2: noise variance.
+        subset: rows of the pool, in any order.
+
+    Examples:
+        >>> pool, query = natscope.Pool(np.eye(3)), np.array([1.0, 1.0, 0.0])
+        >>> one = natscope.information_gain(pool, query, 1.0, [0])
+        >>> from natscope.core.metrics import joint_information_gain
+        >>> bool(abs(joint_information_gain(pool, np.stack([query, query]), 1.0, [0]) - one) < 1e-9)
+        True
+    """
+    queries, subset = np.atleast_2d(queries), np.asarray(subset, dtype=np.int64)
+    block, cross = pool.columns(subset)[subset], pool.cross(queries)[subset]
+    values, vectors = np.linalg.eigh(pool.kernel(queries, queries))
+    kept = values > len(values) * _EPSILON * values[-1]
+    known = cross @ (vectors[:, kept] / np.sqrt(values[kept]))
+    return _half_log_det(block, sigma2) - _half_log_det(block - known @ known.T, sigma2)
+
+
+def _half_log_det(covariance: np.ndarray, sigma2: float) -> float:
+    return float(0.5 * np.log1p(np.maximum(np.linalg.eigvalsh(covariance), 0) / sigma2).sum())
 
 
 def gain_of_each(pool: Pool, query: np.ndarray, sigma2: float) -> np.ndarray:

@@ -95,7 +95,7 @@ def _results(attributor: Served, view: CoresetView) -> None:
     except QueryError as error:
         complain(error)
         return
-    st.markdown(f"##### {_finding(chosen, whom(attributor, view, len(rows)))}", help=words.NAT)
+    st.markdown(f"##### {_finding(chosen, whom(attributor, view, len(rows)), len(rows))}", help=words.NAT)
     _sheet(attributor, chosen.indices, view.method)
     left, right = st.columns([1, 1.2], gap="large")
     with left:
@@ -120,13 +120,16 @@ def _chosen(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: flo
     )
 
 
-def _finding(chosen: tasks.Chosen, about: str) -> str:
+def _finding(chosen: tasks.Chosen, about: str, queries: int) -> str:
     count, nats = len(chosen.indices), float(chosen.nats[-1])
     these = "This image tells" if count == 1 else f"These {count:,} images tell"
     at_random = "one random image gives" if count == 1 else "the same number of random images give"
+    others, joint = words.nats(float(chosen.random_nats[-1])), words.nats(chosen.joint)
+    if queries == 1:
+        return f"{these} **{words.nats(nats)}** about {about}; {at_random} {others}."
     return (
-        f"{these} **{words.nats(nats)}** about each of {about}, on average; {at_random} "
-        f"{words.nats(float(chosen.random_nats[-1]))}."
+        f"{these} **{words.nats(nats)}** about each of {about}, on average, and {joint} about all of them together; "
+        f"{at_random} {others} and {words.nats(chosen.random_joint)}."
     )
 
 
@@ -214,5 +217,6 @@ def _everything(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2:
         "sigma2": sigma2,
         "train_indices": chosen.indices.tolist(),
         "nats": chosen.nats.tolist(),
+        "joint_nats": chosen.joint,
     }
     return json.dumps(data, indent=2, allow_nan=False)

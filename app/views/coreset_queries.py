@@ -79,10 +79,11 @@ def asked(attributor: Served, view: CoresetView) -> np.ndarray:
 def whom(attributor: Served, view: CoresetView, count: int) -> str:
     """Return in words which images are asked about (Markdown)."""
     name = escape.markdown(attributor.bundle.classes[view.label])
+    images = f"{count} test image{'' if count == 1 else 's'}"
     return {
-        "random": f"{count} test images",
-        "class": f"{count} test images of class {name}",
-        "wrong": f"{count} test images that the model gets wrong",
+        "random": images,
+        "class": f"{images} of class {name}",
+        "wrong": f"{images} that the model gets wrong",
         "marked": "the test image that you marked" if count == 1 else f"the {count} test images that you marked",
     }[view.group]
 

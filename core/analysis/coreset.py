@@ -15,7 +15,7 @@ from natscope.core.cache import BoundedCache
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Candidates, Query, Settings
 from natscope.core.methods.artifacts import MARGINS
-from natscope.core.metrics import information_gain_curve
+from natscope.core.metrics import information_gain_curve, joint_information_gain
 from natscope.core.pool import Pool, pools_kept
 from natscope.core.progress import Progress, silent
 
@@ -124,6 +124,12 @@ class Coresets:
         features = np.asarray(self.attributor.bundle.array(FEATURES)[ranking])
         pool = Pool(features, kernel=self.attributor.kernel)
         return information_gain_curve(pool, query.features, sigma2, np.arange(len(ranking)))
+
+    def joint(self, ranking: np.ndarray, query: Query, sigma2: float) -> float:
+        """Return what all images of a ranking (M,) hold about all queries together, in nats."""
+        features = np.asarray(self.attributor.bundle.array(FEATURES)[ranking])
+        pool = Pool(features, kernel=self.attributor.kernel)
+        return joint_information_gain(pool, query.features, sigma2, np.arange(len(ranking)))
 
     def _picks(self, method: str, candidates: Candidates, query: Query, settings: Settings) -> np.ndarray:
         try:

@@ -151,7 +151,7 @@ def test_a_bundle_without_the_margins_features_says_how_to_add_them(bundle_path,
 
 
 def test_the_files_hold_what_is_seen(attributor):
-    chosen = Chosen(np.array([4, 2]), np.array([0.5, 0.75]), np.array([1, 3]), np.array([0.1, 0.2]))
+    chosen = Chosen(np.array([4, 2]), np.array([0.5, 0.75]), np.array([1, 3]), np.array([0.1, 0.2]), 2.5, 0.5)
     rows = list(csv.DictReader(io.StringIO(view._table(attributor, chosen))))
     assert [(row["rank"], row["train_index"], row["nats_cumulative"]) for row in rows] == [
         ("1", "4", "0.5"),
@@ -160,7 +160,7 @@ def test_the_files_hold_what_is_seen(attributor):
     data = json.loads(view._everything(attributor, CoresetView(), np.array([9]), 1.0, chosen))
     assert data["train_indices"] == [4, 2]
     assert data["test_indices"] == [9]
-    assert data["sigma2"] == 1.0
+    assert (data["sigma2"], data["joint_nats"]) == (1.0, 2.5)
 
 
 def test_the_link_reopens_the_view():

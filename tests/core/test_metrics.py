@@ -124,3 +124,28 @@ def test_rank_biased_overlap_refuses_what_makes_no_sense():
         metrics.rank_biased_overlap([], [])
     with pytest.raises(ValueError, match="between 0 and 1, not 1"):
         metrics.rank_biased_overlap([1], [1], persistence=1)
+
+
+def test_joint_information_is_what_the_queries_entropy_loses():
+    rng = np.random.default_rng(0)
+    features, queries, sigma2 = rng.normal(size=(12, 20)), rng.normal(size=(4, 20)), 0.7
+    subset = [2, 5, 7, 11]
+    rows = features[subset]
+    posterior = queries @ np.linalg.inv(np.eye(20) + rows.T @ rows / sigma2) @ queries.T
+    wanted = 0.5 * (np.linalg.slogdet(queries @ queries.T)[1] - np.linalg.slogdet(posterior)[1])
+    pool = Pool(features)
+    assert metrics.joint_information_gain(pool, queries, sigma2, subset) == pytest.approx(wanted, rel=1e-9)
+    one = metrics.information_gain(pool, queries[0], sigma2, subset)
+    assert metrics.joint_information_gain(pool, queries[0], sigma2, subset) == pytest.approx(one, rel=1e-9)
+
+
+@pytest.mark.parametrize("sigma2", [1e-9, 1.0, 1e9])
+def test_queries_that_repeat_each_other_add_nothing(sigma2):
+    rng = np.random.default_rng(1)
+    features, queries = rng.normal(size=(8, 30)), rng.normal(size=(3, 30))
+    pool, subset = Pool(features), list(range(8))
+    once = metrics.joint_information_gain(pool, queries, sigma2, subset)
+    again = metrics.joint_information_gain(pool, np.concatenate([queries, 2 * queries]), sigma2, subset)
+    assert again == pytest.approx(once, rel=1e-6)
+    singles = [metrics.information_gain(pool, query, sigma2, subset) for query in queries]
+    assert again >= max(singles) * (1 - 1e-9)
