@@ -82,6 +82,7 @@ def run(say: Say, folder: Path, *, queries: int = 10, budget: int = 50) -> None:
                 budget=budget,
                 seed=0,
                 methods=_NAMES,
+                conditioning="pool",  # convolutions hold features of their images' own classes alone
                 cache=ResultCache(folder / f"{path.name}.json"),
                 progress=lambda stage, done, total: None,
             ).to_dict()

@@ -111,7 +111,7 @@ def gain_of_each(pool: Pool, query: np.ndarray, sigma2: float) -> np.ndarray:
 def loss_of_each(
     pool: Pool, query: np.ndarray, sigma2: float, *, conditioning: Conditioning | None = None
 ) -> np.ndarray:
-    """Return `InfoLoss({x})` of every member x by itself, with the sign of its covariance with the query, (n,) in nats.
+    """Return `InfoLoss({x})` of every member x by itself, (n,) in nats, with the sign of its covariance given the rest.
 
     Args:
         pool: the candidates.

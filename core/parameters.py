@@ -66,13 +66,13 @@ def kernel_parameters(model: nn.Module, layers: Sequence[str] = ()) -> dict[str,
     return {name: known[name] for name in names if not layers or any(fnmatchcase(name, p) for p in layers)}
 
 
-def scales(model: nn.Module) -> bool:
-    """Return whether attribution is better in the NTK parameterisation: for networks of weights alone.
+def weights_alone(model: nn.Module, layers: Sequence[str] = ()) -> bool:
+    """Return whether a kernel is of weights alone: attribution is then better in the NTK parameterisation.
 
     Biases and affine parameters of normalisation have no fan-in, so that scaling the weights down leaves a kernel of
     little else.
     """
-    return all(parameter.role == WEIGHTS for parameter in kernel_parameters(model).values())
+    return all(parameter.role == WEIGHTS for parameter in kernel_parameters(model, layers).values())
 
 
 def composition(shares: Mapping[str, float]) -> str:
@@ -103,7 +103,7 @@ def _described(model: nn.Module) -> Iterator[Parameter]:
 def _role(module: nn.Module, name: str, value: Tensor) -> tuple[str, int]:
     if isinstance(module, _NORMALISING):
         return NORMALISATION, 1
-    if "bias" in name:
+    if name == "bias" or name.startswith("bias_") or name.endswith("_bias") or "_bias_" in name:
         return BIASES, 1
     if isinstance(module, _TRANSPOSED):
         return WEIGHTS, module.in_channels // module.groups * math.prod(module.kernel_size)
@@ -112,4 +112,4 @@ def _role(module: nn.Module, name: str, value: Tensor) -> tuple[str, int]:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) or (value.dim() > 1 and len(value) == 1):
         return EMBEDDINGS, 1  # a table, or one row that is added to every input, as tokens and positions are
     # What is left belongs to a layer of somebody's own: a matrix is a weight, a vector scales or shifts channels.
-    return (WEIGHTS, value[0].numel()) if value.dim() > 1 else (NORMALISATION, 1)
+    return (WEIGHTS, value[0].numel()) if sum(size > 1 for size in value.shape) > 1 else (NORMALISATION, 1)

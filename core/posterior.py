@@ -217,7 +217,10 @@ class FeaturePrecision:
 
     def posterior(self, queries: np.ndarray, sigma2: float) -> Posterior:
         """Condition queries (Q, K) and the candidates on D with noise variance sigma2."""
-        factor, candidates = self._solved.get(sigma2, lambda: self._solve(sigma2))
+        try:
+            factor, candidates = self._solved.get(sigma2, lambda: self._solve(sigma2))
+        except np.linalg.LinAlgError:  # sigma2 is below the rounding of a Gram that has no full rank
+            return FeatureConditioning.of(FeatureSpectrum.of_gram(self.gram), self.features).posterior(queries, sigma2)
         return _given_all(candidates, _turned(factor, queries), np.ones(len(factor)), sigma2)
 
     def _solve(self, sigma2: float) -> tuple[np.ndarray, np.ndarray]:

@@ -67,7 +67,7 @@ def page() -> None:
 def _usual_sigma2s(view: ComparisonView, attributor: Served) -> ComparisonView:
     if view.sigma2:
         return view
-    own = frame.usual_sigma2s(attributor) if attributor.bundle.manifest.tuned else {}
+    own = frame.usual_sigma2s(attributor)
     return replace(view, sigma2=attributor.bundle.sigma2(REFERENCE), own=view.own or own)
 
 

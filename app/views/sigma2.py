@@ -31,5 +31,7 @@ def slider(
     exponent = place.select_slider(
         label, sorted(steps), key=key, format_func=lambda e: words.sigma2_text(10**e), **options
     )
-    place.caption(words.ratio_text(10**exponent, attributor.bundle.mean_kernel(purpose)))
+    ratio = words.ratio_text(10**exponent, attributor.bundle.mean_kernel(purpose))
+    if ratio and not options.get("disabled"):
+        place.caption(ratio)
     return float(10**exponent)

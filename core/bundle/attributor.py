@@ -23,7 +23,7 @@ from natscope.core.bundle.request import (
     QueryImage,
     Request,
 )
-from natscope.core.errors import QueryError
+from natscope.core.errors import BundleError, QueryError
 from natscope.core.features import FeatureMap
 from natscope.core.greedy import Selection
 from natscope.core.images import to_input
@@ -69,7 +69,10 @@ class Attributor(Capabilities):
         bundle.load_into(model)
         spec = sketch or bundle.sketch_spec
         manifest = bundle.manifest
-        self.features = FeatureMap(model, spec, ntk=manifest.ntk, layers=manifest.layers)
+        try:
+            self.features = FeatureMap(model, spec, ntk=manifest.ntk, layers=manifest.layers)
+        except ValueError as error:
+            raise BundleError(f"The bundle {bundle.path} does not fit its network: {error}") from error
         self._margins = FeatureMap(model, spec, ntk=False, layers=manifest.layers)
         fresh = recompute or spec != bundle.sketch_spec
         # Copies, as everything kept from a file must be: a map would show what somebody writes into it later.

@@ -91,7 +91,7 @@ class Bundle:
     def sigma2(self, method: str, *, purpose: str = "prediction") -> float:
         """Return the usual noise variance for a method: what was tuned, else its usual multiple of the features' scale.
 
-        What was tuned for predictions serves other purposes too, but those whose features have another scale.
+        What was tuned for predictions serves other purposes too, except those whose features have another scale.
 
         Args:
             method: a name of the registry.

@@ -83,11 +83,11 @@ class Method:
         advice: when to use it.
         information: "loss", "gain" or None: what `Selection.nats` counts.
         each: returns the information (n,) in nats of each member by itself, with the sign of its covariance with one
-            query; None for methods whose scores are of each member by itself anyway.
+            query, given all others where the method conditions; None for methods that score each by itself anyway.
         uses_sigma2: whether sigma2 changes the ranking.
-        ratio: its usual sigma2, as a multiple of the features' scale, where nothing was tuned. What was best on three
-            kinds of small networks (`python -m benchmarks ratios`): 1 for methods that condition on data, 10 for those
-            that add images one by one.
+        ratio: its usual sigma2, as a multiple of the features' scale, where nothing was tuned: 1 for methods that
+            condition on data, 10 for those that start from nothing. It was best for InfoLoss and InfoGain on three
+            kinds of small networks (`python -m benchmarks ratios`).
         signed: whether the ranking itself runs from proponents to opponents.
         conditions: whether a conditioning set other than the pool makes a difference.
         score: what the score is, in words, with its unit.

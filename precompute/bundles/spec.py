@@ -17,7 +17,7 @@ from natscope.core.features import FeatureMap
 from natscope.core.index.spec import IndexSpec
 from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
-from natscope.core.parameters import kernel_parameters, scales
+from natscope.core.parameters import kernel_parameters, weights_alone
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.data.datasets import FOLDER, Dataset
@@ -87,7 +87,7 @@ class BuildSpec:
         """
         try:
             kernel_parameters(model, self.layers)
-            ntk = scales(model) if self.ntk is None else self.ntk
+            ntk = weights_alone(model, self.layers) if self.ntk is None else self.ntk
             return FeatureMap(model, self.sketch, ntk=ntk, layers=self.layers)
         except ValueError as error:
             raise BuildError(str(error)) from error

@@ -33,6 +33,7 @@ SEEDS = 10  # trainings on each half
 TARGETS = ("margin", "loss", "variance")
 SURE = 0.05  # p-value below which a test image's correlation is counted as one
 _DIGITS = 6
+_MEANT = 0.05  # a mean LDS below which no score is said to predict anything
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +91,13 @@ def run(
         budget: how many halves.
         seed: seed of the choice of test images and of the halves.
         methods: names of those that score, as far as the bundle holds what they need.
-        cache: where finished trainings and scores are kept.
+        cache: where finished trainings are kept.
         progress: called at every test image and after every half.
 
     Returns:
         Settings, versions and a row for each kind of score: for each target the mean LDS with its standard error over
-        test images, and the share of them whose correlation has p < .05; and how well half of the seeds predict the
-        other half, with the most that a score could then reach.
+        test images, given these halves, and the share of them whose correlation has p < .05; and how well half of the
+        seeds predict the other half, with the most that a score could then reach.
 
     Raises:
         QueryError: if there are too few test images or halves.
@@ -112,6 +113,8 @@ def run(
     targets = _targets(values)
     rows = []
     for name in common_methods([attributor], methods, lacks):
+        if METHODS[name].approximates in methods:
+            continue  # one image by itself has the same information
         sigma2 = bundle.sigma2(name, purpose="coreset")
         scores = additive_scores(attributor, name, tests, sigma2=sigma2, progress=progress)
         about = {"method": name, "sigma2": sigma2 if METHODS[name].uses_sigma2 else None}
@@ -224,7 +227,7 @@ def _ceilings(values: np.ndarray) -> dict[str, Any]:
     """Return how well every other seed predicts the others, and the "most" that a perfect score could then reach.
 
     A correlation r of halves makes one of 2 r / (1 + r) of all seeds with as many others (Spearman 1910, Brown 1910),
-    and its root that with what the seeds have in common.
+    and its root that with what the seeds have in common. For ranks, and for variances, that is rough.
     """
     first, second = _targets(values[:, ::2]), _targets(values[:, 1::2])
     found = {name: _measured(*lds(first[name], second[name])) for name in TARGETS}
@@ -264,6 +267,8 @@ def finding(rows: Sequence[dict[str, Any]], ceilings: dict[str, Any]) -> str:
 
 def _best(rows: Sequence[dict[str, Any]], name: str) -> str:
     row = max(rows, key=lambda row: row[name]["mean"])
+    if row[name]["mean"] < _MEANT:
+        return "none"
     return f"{title(row)} {row[name]['mean']:.2f}"
 
 

@@ -72,7 +72,7 @@ def tune(
     before = np.array(
         [answer(attributor.bundle, attributor.features.model, i.image, i.predicted).margin for i in images]
     )
-    asked = [(name, sigma2) for name in methods for sigma2 in attributor.bundle.sigma2s()]
+    asked = [(name, sigma2) for sigma2 in attributor.bundle.sigma2s() for name in methods]
     found = rank(attributor, images, asked, budget=budget, conditioning=conditioning, cache=cache, progress=progress)
     schedules = [
         Schedule(image.index or 0, image.predicted, ranking, (budget,), stop=False)

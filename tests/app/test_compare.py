@@ -185,7 +185,7 @@ def test_the_data_say_what_the_rows_say(attributor, rows):
     lines = list(csv.DictReader(io.StringIO(compare_results._table([query], [block], attributor.bundle.classes))))
     assert len(lines) == 12
     assert [int(line["train_index"]) for line in lines[:4]] == list(block[0].picks)
-    assert [line["sigma2"] for line in lines[::4]] == ["1.0", "", ""]
+    assert [line["sigma2"] for line in lines[::4]] == ["10.0", "", ""]
     view = ComparisonView(methods=("info_loss", "repsim", "trak"))
     everything = json.loads(
         json.dumps(compare_results._everything(attributor, [query], [block], view), allow_nan=False)
