@@ -20,6 +20,7 @@ from natscope.app.links import LARGEST_CURVE, MOST_CURVES, CurvesView
 from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.job import run_job
+from natscope.app.views.notice import warn
 from natscope.app.views.results import pointer
 from natscope.core.analysis.curves import Curve, Line
 from natscope.core.methods import GAINS, METHODS, REFERENCE
@@ -207,7 +208,7 @@ def _kernel(attributor: Served) -> None:
     tones = dict.fromkeys(ROLES, "") | {WEIGHTS: "good"}
     bars([Bar(role, shares[role], f"{shares[role]:.1%}", "", tones[role]) for role in ROLES if role in shares])
     if (warning := imbalance(shares)) is not None:
-        st.warning(warning, icon=":material/balance:")
+        warn(warning, icon=":material/balance:")
 
 
 def _trust(attributor: Served) -> None:

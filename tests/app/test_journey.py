@@ -114,8 +114,8 @@ def test_method_and_sigma2_change_the_answer_and_the_link_reopens_it(page, visit
     asked.append((_sentence(page).inner_text(), _ranked(page)))
     page.get_by_role("slider", name="σ²").focus()
     for _ in range(8):
-        page.keyboard.press("ArrowRight")
-    expect(page).to_have_url(_in_link("sigma2=100"))
+        page.keyboard.press("ArrowLeft")
+    expect(page).to_have_url(_in_link("sigma2=1"))
     _settle(page)  # the slider passes other values on its way, and each may have been answered for a moment
     expect(_sentence(page)).not_to_have_text(asked[1][0])
     asked.append((_sentence(page).inner_text(), _ranked(page)))
