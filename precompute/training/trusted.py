@@ -5,14 +5,12 @@ user's configuration, outside every bundle, or for one run by `--allow-code`. Mo
 of their code; only `natscope.precompute.training.models` imports what `find` returns.
 """
 
-import ast
 import hashlib
 import importlib
 import json
 import os
-import pkgutil
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
@@ -25,6 +23,7 @@ from natscope.core.bundle.format import MANIFEST, Bundle, sha256_of, write_atomi
 from natscope.core.errors import BuildError, FileError, UntrustedError
 from natscope.core.files import from_json, read_regular
 from natscope.precompute.paths import configuration
+from natscope.precompute.training.imports import imported
 from natscope.precompute.training.projects import (
     INSTALLED,
     NOT_THEIRS,
@@ -41,8 +40,6 @@ _RECORD, _RECORD_LIMIT = "trusted.json", 10_000_000  # bytes
 _PATIENCE = 10.0  # seconds
 _LISTED = 5  # folders in a message
 _MOST_DIGESTS = 1000  # states of a module that are remembered
-_SOURCE_LIMIT = 10_000_000  # bytes
-_MOST_FOLDERS = 50  # of a project in which modules are looked for
 _built_with: dict[str, str] = {}  # files by architecture, so that a concurrent build does not affect this one
 
 
@@ -79,9 +76,7 @@ class Code:
         """
         files = {self.module: self.file}
         if self.folder.name not in INSTALLED:
-            files |= _imports(self.module, [self.folder])
-            if any(_changes_path(file) for file in files.values()):
-                files |= _imports(self.module, [self.folder, *_within(self.folder), self.folder.parent])
+            files |= imported(self.module, self.folder)
         sums = {name: sha256_of(file) for name, file in sorted(files.items())}
         return sums[self.module] if len(sums) == 1 else hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
@@ -105,84 +100,6 @@ class Trusted:
     file: str
     folder: str
     digests: tuple[str, ...] = ()
-
-
-def _imports(name: str, places: Sequence[Path]) -> dict[str, Path]:
-    """Return the files of a module and of all that it may import from some folders, by name, without running them.
-
-    Wherever an import stands, and whichever of two alternatives would be taken: more is found than runs, never less.
-    """
-    found: dict[str, Path] = {}
-    waiting = {name: None}
-    while waiting:
-        each = next(iter(waiting))
-        del waiting[each]
-        # Looking for modules invalidates what Python has cached of folders, which two threads must not do at once.
-        with finders:
-            spec = _located(each, places)
-        if spec is not None and spec.has_location:
-            found[each] = Path(str(spec.origin))
-            package = each if spec.submodule_search_locations is not None else each.rpartition(".")[0]
-            waiting |= dict.fromkeys(other for other in _imported(found[each], package, places) if other not in found)
-    return found
-
-
-def _imported(file: Path, package: str, places: Sequence[Path]) -> list[str]:
-    """Return the names that a source file of a package imports, each with the packages that lead to it."""
-    try:
-        tree = ast.parse(read_regular(file, _SOURCE_LIMIT, links=True))
-    except (FileError, SyntaxError, ValueError, RecursionError, MemoryError):  # importing it reports what is wrong
-        return []
-    within, names = package.split("."), dict[str, None]()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= dict.fromkeys(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = within[: max(len(within) + 1 - node.level, 0)] if node.level else []
-            base = ".".join(filter(None, [*above, node.module]))
-            parts = [part for alias in node.names for part in _parts(alias.name, base, places)]
-            names |= dict.fromkeys([base, *(f"{base}.{part}".lstrip(".") for part in parts)])
-    return [prefix for each in names for prefix in accumulate(each.split("."), "{}.{}".format) if prefix]
-
-
-def _parts(name: str, base: str, places: Sequence[Path]) -> list[str]:
-    """Return the modules of a package that an import of a name from it may load: of *, all."""
-    if name != "*":
-        return [name]
-    with finders:
-        spec = _located(base, places) if base else None
-    within = () if spec is None else spec.submodule_search_locations or ()
-    return [found.name for found in pkgutil.iter_modules(getattr(within, "_path", within))]
-
-
-def _located(name: str, places: Sequence[Path]) -> ModuleSpec | None:
-    where: Iterable[str] | None = [str(place) for place in places]
-    spec = None
-    for part in name.split("."):
-        if where is None or (spec := PathFinder.find_spec(part, list(where))) is None:
-            return None
-        within = spec.submodule_search_locations
-        where = getattr(within, "_path", within)  # a folder without code asks for its parent, which is not imported
-    return spec
-
-
-def _changes_path(file: Path) -> bool:
-    try:
-        return b"sys.path" in read_regular(file, _SOURCE_LIMIT, links=True)
-    except FileError:  # reading it for its checksum reports what is wrong
-        return False
-
-
-def _within(folder: Path) -> list[Path]:
-    """Return the folders within one that may hold modules, those nearest first and not too many."""
-    found = [folder]
-    for each in found:
-        if len(found) > _MOST_FOLDERS:
-            break
-        with suppress(OSError):
-            inside = sorted(path for path in each.iterdir() if path.name.isidentifier() and path.is_dir())
-            found += [path for path in inside if not path.name.startswith("_") and not is_bundle(path)]
-    return found[1:][:_MOST_FOLDERS]
 
 
 def allow(names: Iterable[str]) -> None:

@@ -115,7 +115,7 @@ def test_method_and_sigma2_change_the_answer_and_the_link_reopens_it(page, visit
     page.get_by_role("slider", name="σ²").focus()
     for _ in range(8):
         page.keyboard.press("ArrowLeft")
-    expect(page).to_have_url(_in_link("sigma2=1"))
+    expect(page).to_have_url(_in_link("sigma2=0.1"))
     _settle(page)  # the slider passes other values on its way, and each may have been answered for a moment
     expect(_sentence(page)).not_to_have_text(asked[1][0])
     asked.append((_sentence(page).inner_text(), _ranked(page)))
