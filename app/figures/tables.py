@@ -6,7 +6,6 @@ from typing import Any
 
 from natscope.core.methods import METHODS
 
-_TARGETS = ("margin", "loss", "variance")
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -74,17 +73,18 @@ def coreset_table(result: dict[str, Any]) -> str:
 
 def lds_table(result: dict[str, Any]) -> str:
     """Return the mean LDS for each target, the best for the margin first, and the most that can be reached."""
+    targets = list(result["ceilings"])
     rows = [
         [
             METHODS[row["method"]].title,
             row["sum"],
             _sigma2(row["sigma2"]),
-            *(_value(row[name], ".3f") for name in _TARGETS),
+            *(_value(row[name], ".3f") for name in targets),
         ]
         for row in sorted(result["rows"], key=lambda row: -row["margin"]["mean"])
     ]
-    most = ["*most that seeds allow*", "", "", *(f"{result['ceilings'][name]['most']:.3f}" for name in _TARGETS)]
-    return _table(["method", "sum", "σ²", *_TARGETS], [*rows, most])
+    most = ["*most that seeds allow*", "", "", *(f"{result['ceilings'][name]['most']:.3f}" for name in targets)]
+    return _table(["method", "sum", "σ²", *targets], [*rows, most])
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -121,15 +121,14 @@ class Coresets:
             query: from `ask`.
             sigma2: noise variance.
         """
-        features = np.asarray(self.attributor.bundle.array(FEATURES)[ranking])
-        pool = Pool(features, kernel=self.attributor.kernel)
-        return information_gain_curve(pool, query.features, sigma2, np.arange(len(ranking)))
+        return information_gain_curve(self._pool(ranking), query.features, sigma2, np.arange(len(ranking)))
 
     def joint(self, ranking: np.ndarray, query: Query, sigma2: float) -> float:
         """Return what all images of a ranking (M,) hold about all queries together, in nats."""
-        features = np.asarray(self.attributor.bundle.array(FEATURES)[ranking])
-        pool = Pool(features, kernel=self.attributor.kernel)
-        return joint_information_gain(pool, query.features, sigma2, np.arange(len(ranking)))
+        return joint_information_gain(self._pool(ranking), query.features, sigma2, np.arange(len(ranking)))
+
+    def _pool(self, ranking: np.ndarray) -> Pool:
+        return Pool(np.asarray(self.attributor.bundle.array(FEATURES)[ranking]), kernel=self.attributor.kernel)
 
     def _picks(self, method: str, candidates: Candidates, query: Query, settings: Settings) -> np.ndarray:
         try:

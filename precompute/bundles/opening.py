@@ -70,6 +70,17 @@ def faults(
     return []
 
 
+def open_only(bundles: Sequence[Path]) -> Attributor:
+    """Open the bundle of an experiment that is about one.
+
+    Raises:
+        QueryError: if there are several.
+    """
+    if len(bundles) > 1:
+        raise QueryError(f"This experiment is about one bundle, and {bundles[0].parent} holds {len(bundles)}.")
+    return open_attributor(bundles[0])
+
+
 def common_methods(
     opened: Sequence[Attributor], methods: Sequence[str], missing: Callable[[Attributor, str], str | None]
 ) -> list[str]:

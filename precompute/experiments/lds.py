@@ -20,7 +20,7 @@ from natscope.core.measurements import margin
 from natscope.core.methods import METHODS
 from natscope.core.pool import Pool
 from natscope.core.progress import Progress
-from natscope.precompute.bundles.opening import common_methods, lacks, open_attributor
+from natscope.precompute.bundles.opening import common_methods, lacks, open_only
 from natscope.precompute.experiments.result import Result, mean_and_error, result_of
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.removal import identity_of
@@ -62,9 +62,7 @@ def run_on(bundles: Sequence[Path], **settings: Any) -> Result:
     Raises:
         QueryError: if there are several bundles.
     """
-    if len(bundles) > 1:
-        raise QueryError(f"This experiment is about one bundle, and {bundles[0].parent} holds {len(bundles)}.")
-    return run(open_attributor(bundles[0]), **settings)
+    return run(open_only(bundles), **settings)
 
 
 def run(

@@ -8,10 +8,9 @@ import numpy as np
 
 from natscope.core.analysis.curves import Curve, Line, relative_curves, sample_queries
 from natscope.core.bundle.attributor import Attributor
-from natscope.core.errors import QueryError
 from natscope.core.methods import GAINS, METHODS
 from natscope.core.progress import Progress
-from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.bundles.opening import open_only
 from natscope.precompute.experiments.result import Result, result_of
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.result_cache import ResultCache
@@ -26,9 +25,7 @@ def run_on(bundles: Sequence[Path], *, cache: ResultCache, **settings: Any) -> R
     Raises:
         QueryError: if there are several bundles.
     """
-    if len(bundles) > 1:
-        raise QueryError(f"This experiment is about one bundle, and {bundles[0].parent} holds {len(bundles)}.")
-    return run(open_attributor(bundles[0]), **settings)
+    return run(open_only(bundles), **settings)
 
 
 def run(

@@ -13,7 +13,7 @@ from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.progress import Progress
-from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.bundles.opening import open_only
 from natscope.precompute.experiments.backdoor import backdoor_of, fooled_queries, stamped_query
 from natscope.precompute.experiments.result import Result, result_of
 from natscope.precompute.training.result_cache import ResultCache
@@ -51,9 +51,7 @@ def run(
     Raises:
         QueryError: if there are several bundles, one is not poisoned, or a class has too few fooled test images.
     """
-    if len(bundles) > 1:
-        raise QueryError(f"This experiment is about one bundle, and {bundles[0].parent} holds {len(bundles)}.")
-    attributor = open_attributor(bundles[0])
+    attributor = open_only(bundles)
     drawn = _of_each_class(attributor, queries, seed)
     recipe = _recipe(attributor)
     name = f"{attributor.bundle.identity} {queries=} {budget=} {seed=} {conditioning=} {recipe}"
