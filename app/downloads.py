@@ -11,7 +11,7 @@ from typing import Any
 
 import streamlit as st
 
-from natscope.app import session, tasks
+from natscope.app import lanes, tasks
 from natscope.app.serve import THREADS
 from natscope.core.errors import QueryError
 
@@ -36,7 +36,7 @@ def offer(label: str, make: Callable[[], Any], file: str, mime: str, *, key: str
         key: unique on the page.
         settings: further arguments of `st.download_button`.
     """
-    owner = session.session_id()
+    owner = lanes.session_id()
 
     def made() -> Any:
         _owner.set(owner)  # in the context of this request alone
@@ -59,7 +59,7 @@ def draw(function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
     owner = _owner.get()
     with _queued(owner):
         key = hashlib.sha256(ForkingPickler.dumps((function, arguments, settings))).digest()
-        lane = session.lanes().figures
+        lane = lanes.shared().figures
         job = lane.start(key, tasks.draw, function, arguments, settings, session=owner)
         if not job.finished.wait(_PATIENCE):
             lane.leave(job, owner)

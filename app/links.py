@@ -21,7 +21,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import GAINS, METHODS, REFERENCE
 
 if TYPE_CHECKING:  # only pages need Streamlit
-    from natscope.app.session import Served
+    from natscope.app.bundles import Served
 
 AnyView = TypeVar("AnyView")
 Reader = Callable[[str, "Limits"], Any]

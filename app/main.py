@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from natscope.app import session
+from natscope.app import garbage
 from natscope.app.views import attribute, backdoor, compare, coreset, counterfactual, curves, methods, results
 from natscope.app.views.banner import banner
 from natscope.app.views.notice import errors_shown
@@ -14,7 +14,7 @@ _FOLDER = Path(__file__).parent
 
 def main() -> None:
     """Draw the page that the address names."""
-    session.tidy()
+    garbage.tidy()
     st.set_page_config(page_title="natscope", page_icon=str(_FOLDER / "icon.png"), layout="wide")
     st.logo(str(_FOLDER / "logo.svg"), size="large")
     st.html("<style>" + STYLE + "</style>")

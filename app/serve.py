@@ -136,10 +136,10 @@ def _without_cause(record: logging.LogRecord) -> bool:
 
 def _warm() -> None:
     """Let a worker open the bundles, so that the first visitor need not wait."""
-    from natscope.app import session
+    from natscope.app import bundles
 
     with suppress(NatscopeError):  # pages say what is wrong
-        session.warm()
+        bundles.warm()
 
 
 def _open_browser(address: str) -> None:

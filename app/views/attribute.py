@@ -9,13 +9,13 @@ import streamlit as st
 from scipy.special import softmax
 
 from natscope.app import escape, links, words
+from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.downloads import draw, offer
 from natscope.app.figures import on_page
 from natscope.app.figures.attribution import curve
 from natscope.app.figures.sheets import ranking_png
 from natscope.app.links import AttributeView
-from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.enlarge import enlarge
 from natscope.app.views.notice import complain, fragment

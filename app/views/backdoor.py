@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, session, tasks
+from natscope.app import bundles, escape, lanes, tasks
+from natscope.app.bundles import Served
 from natscope.app.components.grid import data_uri
 from natscope.app.components.trigger_patch import Shown, trigger_patch
 from natscope.app.links import BackdoorView
-from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.backdoor_audit import audit_step
 from natscope.app.views.backdoor_proof import proof_step
@@ -32,7 +32,7 @@ def page() -> None:
     path = _bundle()
     if path is None:
         return
-    attributor = session.served(path)
+    attributor = bundles.served(path)
     backdoor = Backdoor.from_dict(attributor.bundle.manifest.poison or {})
     works = _works(attributor)
     first = int(np.flatnonzero(works)[0]) if works.any() else 0
@@ -59,7 +59,7 @@ def page() -> None:
 
 def _bundle() -> Path | None:
     """Choose among the poisoned bundles; say what to do if there is none."""
-    found = {name: path for name, path in session.bundle_paths().items() if session.listed(path).poisoned}
+    found = {name: path for name, path in bundles.bundle_paths().items() if bundles.listed(path).poisoned}
     if not found:
         if now():
             st.info(
@@ -81,7 +81,7 @@ def _bundle() -> Path | None:
 def _works(attributor: Served) -> np.ndarray:
     right = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) == attributor.test_labels
     key = ("fooled", attributor.place)
-    return right & session.ask(session.lanes().quick, key, tasks.fooled, attributor.place, bar=True)
+    return right & lanes.ask(lanes.shared().quick, key, tasks.fooled, attributor.place, bar=True)
 
 
 _set = partial(frame.change, _VIEW)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from natscope.app import escape
+from natscope.app.bundles import Served
 from natscope.app.results import backdoor_results
-from natscope.app.session import Served
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.request import QueryImage
 from natscope.precompute.training.models import ModelSpec

@@ -9,10 +9,10 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import links, words
+from natscope.app.bundles import Served
 from natscope.app.components.comparison import Strip, Tile, comparison, marks
 from natscope.app.components.grid import data_uri
 from natscope.app.links import LARGEST_COMPARED, MOST_COMPARED, ComparisonView
-from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.compare_results import agreement_section, downloads
 from natscope.app.views.notice import complain, warn

@@ -10,13 +10,13 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape, words
+from natscope.app.bundles import Served
 from natscope.app.downloads import draw, offer
 from natscope.app.figures import on_page
 from natscope.app.figures.attribution import agreement
 from natscope.app.figures.sheets import comparison_file
 from natscope.app.figures.style import FORMATS
 from natscope.app.links import ComparisonView
-from natscope.app.session import Served
 from natscope.core.analysis.comparison import OVERLAPS, QUANTITIES, Row, overlaps
 from natscope.core.bundle.request import QueryImage
 from natscope.core.methods import METHODS

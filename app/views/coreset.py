@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, links, session, tasks, words
+from natscope.app import escape, lanes, links, tasks, words
+from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.downloads import offer
 from natscope.app.figures import on_page
 from natscope.app.figures.coreset import class_balance, information
 from natscope.app.links import AttributeView, CoresetView, largest_coreset
-from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
 from natscope.app.views.coreset_results import others, worth
@@ -111,8 +111,8 @@ def _results(attributor: Served, view: CoresetView) -> None:
 
 
 def _chosen(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: float) -> tasks.Chosen:
-    return session.ask(
-        session.lanes().heavy,
+    return lanes.ask(
+        lanes.shared().heavy,
         ("coreset", attributor.place, rows.tobytes(), view.method, view.balanced, view.budget, sigma2),
         tasks.coreset,
         *(attributor.place, rows, view.method, view.balanced, view.budget, sigma2),

@@ -7,9 +7,9 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape
+from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.links import GROUPS, MOST_MARKED, CoresetView
-from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.query import gallery
 from natscope.core.analysis.coreset import MOST_QUERIES, draw

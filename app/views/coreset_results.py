@@ -6,10 +6,10 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import tasks
+from natscope.app.bundles import Served
 from natscope.app.figures import on_page
 from natscope.app.figures.coreset import overlap, shares_right
 from natscope.app.links import CoresetView
-from natscope.app.session import Served
 from natscope.app.views.coreset_queries import KEY
 from natscope.app.views.job import run_job
 from natscope.core.analysis.coreset import usable

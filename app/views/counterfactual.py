@@ -7,10 +7,10 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape, links, tasks, words
+from natscope.app.bundles import Served
 from natscope.app.components.bars import Bar, bars
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.links import FEWEST_REMOVED, MOST_REMOVED, CounterfactualView
-from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.enlarge import enlarge
 from natscope.app.views.job import run_job

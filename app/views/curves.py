@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, session, tasks, words
+from natscope.app import escape, lanes, tasks, words
+from natscope.app.bundles import Served
 from natscope.app.components.bars import Bar, bars
 from natscope.app.downloads import draw, offer
 from natscope.app.figures import on_page
@@ -17,7 +18,6 @@ from natscope.app.figures.curves import lengths, relative
 from natscope.app.figures.in_files import chart_file
 from natscope.app.figures.style import FORMATS
 from natscope.app.links import LARGEST_CURVE, MOST_CURVES, CurvesView
-from natscope.app.session import Served
 from natscope.app.views import frame
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import warn
@@ -214,8 +214,8 @@ def _kernel(attributor: Served) -> None:
 def _trust(attributor: Served) -> None:
     st.subheader("How far the sketch can be trusted")
     key = ("sketch error", attributor.place)
-    found: SketchError | None = session.ask(
-        session.lanes().quick, key, tasks.sketch_error, attributor.place, _SAMPLED, bar=True
+    found: SketchError | None = lanes.ask(
+        lanes.shared().quick, key, tasks.sketch_error, attributor.place, _SAMPLED, bar=True
     )
     if found is None:
         st.caption("This bundle uses the exact kernel: no sketch, no error.")

@@ -9,9 +9,9 @@ from urllib.parse import urlencode
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from natscope.app import links, session
+from natscope.app import bundles, links
+from natscope.app.bundles import Served
 from natscope.app.links import AttributeView, ComparisonView
-from natscope.app.session import Served
 from natscope.app.views.notice import warn
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import QueryError
@@ -41,8 +41,8 @@ def heading(title: str, about: str, *, forget: Callable[[], None]) -> tuple[Serv
     if about:
         words.markdown(about)
     with choice:
-        path = choose_bundle(session.bundle_paths(), forget=forget)
-    return session.served(path), choice
+        path = choose_bundle(bundles.bundle_paths(), forget=forget)
+    return bundles.served(path), choice
 
 
 def choose_bundle(
@@ -62,7 +62,7 @@ def choose_bundle(
     if wanted not in names:
         if wanted is not None:
             shown = f"“{wanted[:_SHOWN]}”"
-            served = wanted in session.bundle_paths()
+            served = wanted in bundles.bundle_paths()
             why = f"{shown} cannot be shown on this page" if served else f"There is no bundle {shown} here"
             warn(f"{why}; this is another one.", icon=":material/link_off:")
         wanted = next((name for name in (before, elsewhere) if name in names), names[0])
@@ -88,7 +88,7 @@ def titles(paths: Mapping[str, Path]) -> dict[str, str]:
     chosen one.
     """
     found: dict[str, tuple[str, str]] = st.session_state.setdefault(_TITLES, {})  # own title, and the one shown
-    own = {name: session.listed(path).title for name, path in paths.items()}
+    own = {name: bundles.listed(path).title for name, path in paths.items()}
     for name in [name for name in found if name in own and found[name][0] != own[name]]:
         del found[name]
     for name in [name for name in paths if name not in found]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from natscope.app import escape, session
+from natscope.app import escape, lanes
 from natscope.app.jobs import Job
 from natscope.app.views.notice import complain, fragment, warn
 from natscope.core.errors import QueryError
@@ -31,13 +31,13 @@ def run_job(
         label: label of the button that starts it.
         icon: icon of the button.
     """
-    lane, refused, stopped = session.lanes().heavy, f"{name}_refused", f"{name}_stopped"
+    lane, refused, stopped = lanes.shared().heavy, f"{name}_refused", f"{name}_stopped"
     job = lane.get(key)
     if job is not None:
-        lane.adopt(job, session.session_id())
+        lane.adopt(job, lanes.session_id())
     if job is not None and job.state == "done":
         return job.result
-    if job is not None and job.live and session.session_id() in job.sessions:
+    if job is not None and job.live and lanes.session_id() in job.sessions:
         _watch(job, name)
         return None
     if said := st.session_state.pop(refused, None):
@@ -52,7 +52,7 @@ def run_job(
 
     def start() -> None:
         try:
-            lane.start(key, task, *arguments, session=session.session_id())
+            lane.start(key, task, *arguments, session=lanes.session_id())
         except QueryError as error:
             st.session_state[refused] = str(error)
 
@@ -62,15 +62,15 @@ def run_job(
 
 @fragment(run_every=_EVERY)
 def _watch(job: Job, name: str) -> None:
-    lane = session.lanes().heavy
-    if not job.live or session.session_id() not in job.sessions:
+    lane = lanes.shared().heavy
+    if not job.live or lanes.session_id() not in job.sessions:
         st.rerun()
     waiting = job.state == "queued"
     stage = f"{escape.markdown(job.stage)} … {job.steps} of {job.total}"
-    st.progress(job.share, session.queued(lane.ahead(job)) if waiting else stage)
+    st.progress(job.share, lanes.queued(lane.ahead(job)) if waiting else stage)
     st.button("Stop", icon=":material/stop:", key=f"{name}_stop", on_click=_stop, args=(job, name))
 
 
 def _stop(job: Job, name: str) -> None:
     st.session_state[f"{name}_stopped"] = job.key
-    session.lanes().heavy.leave(job, session.session_id())
+    lanes.shared().heavy.leave(job, lanes.session_id())

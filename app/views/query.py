@@ -8,10 +8,10 @@ import streamlit as st
 from scipy.special import softmax
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
-from natscope.app import escape, session
+from natscope.app import escape, lanes
+from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.links import pack_image
-from natscope.app.session import Served
 from natscope.app.uploads import Upload, form_of, usual_background
 from natscope.app.views.enlarge import SHARP
 from natscope.app.views.notice import complain
@@ -210,7 +210,7 @@ def _read(images: np.ndarray, take: Take) -> None:
         return
     try:
         invert = _INVERT[st.session_state.get("invert", "by its border")] if images.ndim == 3 else None
-        upload = session.read_upload(file.getvalue(), file.name, form_of(images) | {"invert": invert})
+        upload = lanes.read_upload(file.getvalue(), file.name, form_of(images) | {"invert": invert})
     except QueryError as error:
         st.session_state["upload_error"] = str(error)
         return

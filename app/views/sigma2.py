@@ -7,7 +7,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from natscope.app import links, words
-from natscope.app.session import Served
+from natscope.app.bundles import Served
 
 
 def slider(

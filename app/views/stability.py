@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, session, tasks
+from natscope.app import bundles, escape, tasks
+from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
-from natscope.app.session import Served
 from natscope.app.views.job import run_job
 from natscope.core.analysis.stability import Stability, differ_by_seed, kin
 from natscope.core.bundle.request import QueryImage, Request
@@ -71,7 +71,7 @@ def stability(attributor: Served, name: str, query: QueryImage, requests: Sequen
 def _siblings(attributor: Served) -> list[tasks.Place]:
     """Return the served bundles that differ from this one by their training seed alone."""
     own = kin(attributor.bundle.manifest)
-    found = {path: session.listed(path) for path in session.bundle_paths().values()}
+    found = {path: bundles.listed(path) for path in bundles.bundle_paths().values()}
     return [tasks.Place.of(path) for path, each in found.items() if differ_by_seed(own, each.kin)]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from natscope.app import session
+from natscope.app import lanes
 from natscope.app.jobs import Lane
 from natscope.app.worker import Stopped
 
@@ -79,8 +79,8 @@ class Here:
 @pytest.fixture
 def here(monkeypatch):
     """Let the app work in this process, with lanes that nobody has used."""
-    own = session.Lanes(*(Lane([Here()], longest=20, kept=2**20, seconds=60.0) for _ in range(4)))
-    monkeypatch.setattr(session, "lanes", lambda: own)
+    own = lanes.Lanes(*(Lane([Here()], longest=20, kept=2**20, seconds=60.0) for _ in range(4)))
+    monkeypatch.setattr(lanes, "shared", lambda: own)
 
 
 @pytest.fixture

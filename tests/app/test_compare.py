@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from natscope.app import session
+from natscope.app import bundles
 from natscope.app.components.comparison import marks
 from natscope.app.figures.sheets import comparison_file
 from natscope.app.links import LARGEST_COMPARED, AttributeView, ComparisonView, Limits, parameters, read
@@ -200,7 +200,7 @@ def test_a_link_to_the_comparison_carries_what_was_shown(attributor, monkeypatch
     monkeypatch.setattr(
         "natscope.core.bundle.format.Bundle.sigma2", lambda bundle, method, purpose: {"backdoor": 7.0}.get(purpose, 3.0)
     )
-    monkeypatch.setattr(session, "bundle_paths", lambda: {"one": attributor.bundle.path, "two": attributor.bundle.path})
+    monkeypatch.setattr(bundles, "bundle_paths", lambda: {"one": attributor.bundle.path, "two": attributor.bundle.path})
     shown = AttributeView("test:5", "info_gain", 50.0, 50, "all", "train", 4)
     page, _, address = frame.comparison(shown, attributor, purpose=purpose).partition("?")
     found, complaints = read(ComparisonView(), dict(parse_qsl(address)), Limits(classes=10))

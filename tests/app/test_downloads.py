@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from natscope.app import downloads, session
+from natscope.app import bundles, downloads, lanes
 from natscope.app.figures.sheets import ranking_png
 from natscope.app.jobs import Lane
 from natscope.app.serve import THREADS, _in_one_line
@@ -20,7 +20,7 @@ from natscope.core.methods import METHODS
 from tests.app.conftest import Here
 from tests.conftest import syntax_of
 
-_VIEWS = sorted((Path(session.__file__).parent / "views").glob("*.py"))
+_VIEWS = sorted((Path(bundles.__file__).parent / "views").glob("*.py"))
 _drawn, _gate = [], threading.Event()
 
 
@@ -33,11 +33,11 @@ def slow(text):
 @pytest.fixture(autouse=True)
 def figures(monkeypatch):
     """Draw in this process; a figure is there when the gate is open."""
-    lanes = session.Lanes(*(Lane([Here()], longest=20, kept=2**20, seconds=60.0) for _ in range(4)))
-    monkeypatch.setattr(session, "lanes", lambda: lanes)
+    own = lanes.Lanes(*(Lane([Here()], longest=20, kept=2**20, seconds=60.0) for _ in range(4)))
+    monkeypatch.setattr(lanes, "shared", lambda: own)
     _drawn.clear()
     _gate.clear()
-    yield lanes.figures
+    yield own.figures
     _gate.set()
 
 
@@ -49,7 +49,7 @@ def button(monkeypatch):
 
     def draw(owner, text):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(session, "session_id", lambda: owner)
+            patch.setattr(lanes, "session_id", lambda: owner)
             downloads.offer("PNG", lambda: downloads.draw(slow, text), "a.png", "image/png", key="a")
         return made[-1]
 

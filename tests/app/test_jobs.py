@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from natscope.app import session
+from natscope.app import lanes
 from natscope.app.jobs import Lane
 from natscope.app.worker import OutOfMemory, Stopped, TookTooLong, Worker, WorkerLost
 from natscope.core.errors import QueryError
@@ -262,13 +262,13 @@ def test_what_took_too_much_is_not_tried_again_at_once(tmp_path):
 
 
 def test_the_next_run_of_a_page_leaves_what_the_last_one_still_waits_for(lane, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "session_id", lambda: "one")
+    monkeypatch.setattr(lanes, "session_id", lambda: "one")
     found, gates = {}, {name: tmp_path / name for name in ("old", "new")}
 
     def run(name, key):
         def wait():
             with suppress(Exception):
-                found[name] = session.ask(lane, key, work.until, gates[key])
+                found[name] = lanes.ask(lane, key, work.until, gates[key])
 
         thread = threading.Thread(target=wait)
         thread.start()
@@ -283,4 +283,4 @@ def test_the_next_run_of_a_page_leaves_what_the_last_one_still_waits_for(lane, t
     for thread in threads:
         thread.join(60)
     assert found["second"] == found["third"] == "done"
-    assert session._waiting == {}
+    assert lanes._waiting == {}

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from natscope.app import session
+from natscope.app import bundles
 from natscope.app.serve import BUNDLES
 from tests.conftest import syntax_of
 
-_APP = Path(session.__file__).parent
+_APP = Path(bundles.__file__).parent
 _VIEWS = sorted((_APP / "views").glob("*.py"))
 
 

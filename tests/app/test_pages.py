@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from natscope.app import session, words
+from natscope.app import bundles, garbage, words
 from natscope.app.components import clicked
 from natscope.app.escape import sentence
 from natscope.app.links import SIGMA2_EXPONENTS, pack_image
@@ -597,26 +597,26 @@ def test_garbage_is_searched_for_once_for_many_runs_and_libraries_are_left_out(m
     calls = []
     monkeypatch.setattr(gc, "collect", lambda: calls.append("collect"))
     monkeypatch.setattr(gc, "freeze", lambda: calls.append("freeze"))
-    session.tidy.clear()
-    session._settle.cache_clear()
+    garbage.tidy.clear()
+    garbage._settle.cache_clear()
     for _ in range(3):
-        session.tidy()
-    session.tidy.clear()
-    session.tidy()
+        garbage.tidy()
+    garbage.tidy.clear()
+    garbage.tidy()
     assert calls == ["collect", "freeze", "collect"]
     assert settings(Listening("localhost", "127.0.0.1", 8501, (), ""))["runner.postScriptGC"] is False
 
 
 def test_the_first_look_at_each_class_is_taken_before_anyone_asks(served, bundle_path, monkeypatch):
     asked = []
-    attribute = session.Served.attribute
+    attribute = bundles.Served.attribute
 
     def note(self, query, request, *, bar=True):
         asked.append((query.predicted, request, bar))
         return attribute(self, query, request, bar=bar)
 
-    monkeypatch.setattr(session.Served, "attribute", note)
-    session.warm()
+    monkeypatch.setattr(bundles.Served, "attribute", note)
+    bundles.warm()
     bundle = Bundle(bundle_path)
     usual = Request("info_loss", bundle.sigma2("info_loss"), 10)
     answers = np.unique(np.asarray(bundle.array("test_logits")).argmax(axis=1))
@@ -624,9 +624,9 @@ def test_the_first_look_at_each_class_is_taken_before_anyone_asks(served, bundle
 
 
 def test_many_or_large_classes_are_not_looked_at_before_anyone_asks(served, monkeypatch):
-    monkeypatch.setattr(session.Served, "attribute", lambda *_, **__: pytest.fail("It was asked."))
-    monkeypatch.setattr(session, "CLASSES_KEPT", 9)
-    session.warm()
+    monkeypatch.setattr(bundles.Served, "attribute", lambda *_, **__: pytest.fail("It was asked."))
+    monkeypatch.setattr(bundles, "CLASSES_KEPT", 9)
+    bundles.warm()
 
 
 _PAGES = {

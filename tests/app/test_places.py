@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from natscope.app import session, tasks
+from natscope.app import bundles, lanes, tasks
 from natscope.core.bundle.request import Request
 from natscope.core.errors import BundleError
 from tests.conftest import syntax_of
@@ -78,16 +78,16 @@ def test_other_networks_are_those_that_the_page_named(tiny_path, swapped):
 
 def test_what_is_kept_of_a_bundle_is_never_anothers(here, swapped):
     place, swap = swapped
-    good, request = session.served(place.path), Request(budget=3)
+    good, request = bundles.served(place.path), Request(budget=3)
     query = good.query("test", 1)
     swap()
     tasks._kept.cache_clear()  # as in the worker of another lane
     with pytest.raises(BundleError, match=_REPLACED):
         good.attribute(query, request, bar=False)
-    other = session.served(place.path)
+    other = bundles.served(place.path)
     assert other.bundle.identity != place.identity
     swap()
-    assert session.served(place.path).bundle.identity == place.identity
+    assert bundles.served(place.path).bundle.identity == place.identity
     assert good.attribute(query, request, bar=False).items
 
 
@@ -95,13 +95,13 @@ def test_a_page_that_opens_a_bundle_is_told_when_it_was_replaced_meanwhile(here,
     place, swap = swapped
     swap()
     with pytest.raises(BundleError, match=_REPLACED):
-        session.Served(place)
+        bundles.Served(place)
 
 
 def test_a_damaged_copy_of_a_bundle_spoils_no_other(here, tiny_path, tmp_path):
     """Its manifest is the same, so that only the folder tells their jobs apart."""
     copy = shutil.copytree(tiny_path, tmp_path / "copy")
-    damaged, good, request = session.served(copy), session.served(tiny_path), Request(budget=3)
+    damaged, good, request = bundles.served(copy), bundles.served(tiny_path), Request(budget=3)
     file = copy / "features.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     query = good.query("test", 1)
@@ -109,12 +109,12 @@ def test_a_damaged_copy_of_a_bundle_spoils_no_other(here, tiny_path, tmp_path):
     with pytest.raises(BundleError, match="copy is damaged"):
         damaged.attribute(query, request, bar=False)
     failed = ("attribute", damaged.place, ("test", 1), request)
-    assert session.lanes().quick.get(failed).error is not None
-    assert session.lanes().quick.get(("attribute", good.place, ("test", 1), request)) is None
+    assert lanes.shared().quick.get(failed).error is not None
+    assert lanes.shared().quick.get(("attribute", good.place, ("test", 1), request)) is None
     assert good.attribute(query, request, bar=False).items
 
 
-@pytest.mark.parametrize("file", sorted((Path(session.__file__).parent / "views").glob("*.py")), ids=lambda f: f.name)
+@pytest.mark.parametrize("file", sorted((Path(bundles.__file__).parent / "views").glob("*.py")), ids=lambda f: f.name)
 def test_no_page_keeps_a_job_by_identity_alone(file):
     keys = [ast.unparse(found) for found in ast.walk(syntax_of(file)) if isinstance(found, ast.Tuple)]
     assert not [key for key in keys if "identity" in key]
@@ -124,11 +124,11 @@ def test_a_manifest_that_was_written_anew_is_another_bundle_even_at_the_same_tim
     place, _ = swapped
     manifest = place.path / "manifest.json"
     found = manifest.stat()
-    first = session.served(place.path)
+    first = bundles.served(place.path)
     edited(place.path, lambda raw: raw.update(name="Tinier"))
 
     os.utime(manifest, ns=(found.st_atime_ns, found.st_mtime_ns))
-    assert session.served(place.path).bundle.manifest.name == "Tinier"
+    assert bundles.served(place.path).bundle.manifest.name == "Tinier"
     assert first.bundle.manifest.name == "Tiny"
 
 
@@ -146,26 +146,26 @@ def _overwritten(path, name):
 def test_a_file_that_is_cut_short_in_place_is_told_by_a_page_that_is_open(here, swapped, name):
     """Were it mapped, the system would end the server."""
     path = swapped[0].path
-    open_page = session.served(path)
+    open_page = bundles.served(path)
     os.truncate(path / f"{name}.npy", 0)
     assert len(open_page.train_labels) + len(open_page.test_labels) == 72
     with pytest.raises(BundleError, match=rf"'{name}.npy' has 0 bytes"):
         open_page.bundle.array(name)
     with pytest.raises(BundleError, match=rf"'{name}.npy' has 0 bytes"):
-        session.served(path)
+        bundles.served(path)
 
 
 @pytest.mark.parametrize("name", ["train_labels", "penultimate", "features"])
 def test_no_answer_follows_from_a_file_that_was_overwritten_in_place_even_after_its_repair(here, swapped, name):
     path, request = swapped[0].path, Request("repsim", budget=3)
-    first = session.served(path)
+    first = bundles.served(path)
     before = first.attribute(first.query("test", 1), request, bar=False)
     held = _overwritten(path, name)
     with pytest.raises(BundleError, match="was replaced or changed"):
         first.attribute(first.query("test", 2), request, bar=False)
     with pytest.raises(BundleError, match=rf"is damaged: '{name}.npy'"):
-        session.served(path).query("test", 1)
+        bundles.served(path).query("test", 1)
     (path / f"{name}.npy").write_bytes(held)
-    again = session.served(path)
+    again = bundles.served(path)
     assert again.place != first.place
     assert again.attribute(again.query("test", 1), request, bar=False).items == before.items

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from natscope.app.session import _read, listed
+from natscope.app.bundles import _read, listed
 from natscope.core.bundle import file_checks
 from natscope.core.bundle import format as bundles
 from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, check_bundle, find_bundles
@@ -414,7 +414,7 @@ def test_a_list_of_many_bundles_reads_each_once_until_it_changes(tiny_path, tmp_
     (tmp_path / "03" / MANIFEST).write_text("{")
     monkeypatch.setattr("natscope.core.bundle.file_checks._TICK", 0)
     read = []
-    monkeypatch.setattr("natscope.app.session._read", lambda path: read.append(path.name) or _read(path))
+    monkeypatch.setattr("natscope.app.bundles._read", lambda path: read.append(path.name) or _read(path))
 
     def titles():
         read.clear()

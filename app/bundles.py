@@ -1,12 +1,8 @@
-"""What all visitors share: open bundles, the lanes of work, and the answers that were found."""
+"""The bundles that are served, which all visitors share: what lists show of them, open ones, and their answers."""
 
 import contextlib
-import functools
-import gc
 import hashlib
 import os
-import threading
-import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +10,10 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
-from streamlit import runtime
-from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from natscope.app import escape, tasks, uploads
-from natscope.app.jobs import Job, Lane
+from natscope.app import lanes, tasks
 from natscope.app.links import AttributeView
-from natscope.app.serve import BUNDLES, jobs_allowed, memory_allowed
-from natscope.app.worker import Worker
+from natscope.app.serve import BUNDLES
 from natscope.core.analysis.comparison import Row
 from natscope.core.analysis.stability import kin
 from natscope.core.bundle.capabilities import Capabilities
@@ -34,140 +26,8 @@ from natscope.core.errors import BundleError, NatscopeError
 from natscope.core.methods import METHODS
 from natscope.core.pool import CLASSES_KEPT, LARGEST_GRAM
 
-_PATIENCE = 0.4  # seconds without an answer after which progress is shown
-_LOOK, _LATER, _SOON = 0.15, 0.6, 3.0  # seconds between two looks at a job: at first, and after `_SOON`
-_QUICK_SECONDS, _DRAWING_SECONDS = 30.0, 120.0
-_READERS = 2  # processes that read uploaded files, so that one slow file holds up fewer
-_KEPT = 64 * 2**20  # bytes of results that a lane remembers
 _MOST_ROWS = 1024  # rows of comparisons that are remembered for a bundle
 _LISTED: BoundedCache["Listed"] = BoundedCache(20_000)  # some hundred bytes each
-_TIDIED = 30.0  # seconds between two garbage collections
-
-
-@dataclass(frozen=True)
-class Lanes:
-    """The lanes of work: what a click waits for, what takes long, figures to download, and strangers' files."""
-
-    quick: Lane
-    heavy: Lane
-    figures: Lane
-    uploads: Lane
-
-
-def lanes() -> Lanes:
-    """Return the lanes of this server; their processes start when they are needed."""
-    with _lanes_guard:
-        return _lanes()
-
-
-_lanes_guard = threading.Lock()
-
-
-@functools.cache
-def _lanes() -> Lanes:
-    jobs, memory = jobs_allowed(), memory_allowed()
-    threads = max(1, (os.cpu_count() or 1) // (2 * jobs))
-
-    def workers(*, low_priority: bool) -> list[Worker]:
-        return [Worker(memory=memory, threads=threads, low_priority=low_priority) for _ in range(jobs)]
-
-    return Lanes(
-        Lane(workers(low_priority=False), longest=200, kept=_KEPT, seconds=_QUICK_SECONDS, alive=_alive),
-        Lane(workers(low_priority=True), longest=20, kept=_KEPT, one_each=True, alive=_alive),
-        Lane(
-            [Worker(memory=memory, low_priority=True)],
-            longest=20,
-            kept=_KEPT // 4,
-            seconds=_DRAWING_SECONDS,
-            alive=_alive,
-        ),
-        Lane(
-            [Worker(memory=uploads.MEMORY) for _ in range(_READERS)],
-            longest=50,
-            kept=0,
-            tries=1,
-            seconds=uploads.SECONDS,
-            too_much=uploads.TOO_MUCH,
-            alive=_alive,
-        ),
-    )
-
-
-def session_id() -> str:
-    """Return the id of the visitor's session."""
-    context = get_script_run_ctx(suppress_warning=True)  # work for all visitors has none
-    return context.session_id if context else ""
-
-
-def _alive(session: str) -> bool:
-    return not session or not runtime.exists() or runtime.get_instance().is_active_session(session)
-
-
-@dataclass(frozen=True, eq=False)
-class _Wait:
-    """A run of a page that waits for a job; two runs that wait for the same job are told apart by identity."""
-
-    job: Job
-
-
-_waiting: dict[tuple[str, Lane], _Wait] = {}  # by the latest run of each session's page
-
-
-def ask(lane: Lane, key: Hashable, task: Callable[..., Any], *arguments: Any, bar: bool = False) -> Any:
-    """Return a task's result, waiting for it; the same key is computed once, whoever asks.
-
-    A click that takes the visitor elsewhere ends the waiting, and with it the work unless others wait for it.
-
-    Args:
-        lane: the lane that does the work.
-        key: everything that the result depends on.
-        task: a function of `natscope.app.tasks`.
-        arguments: the task's arguments.
-        bar: whether to show progress if it takes long.
-
-    Raises:
-        NatscopeError: what the task raised, or the reason why it could not run.
-    """
-    slot = st.empty() if bar else None  # always, so that what follows stays in the same position on the page
-    session = session_id()
-    # Streamlit starts the next run of a page before the last one has noticed: the job of that one is left now.
-    before = _waiting.get((session, lane))
-    if before is not None and before.job.key != key:
-        lane.leave(before.job, session)
-    job = lane.start(key, task, *arguments, session=session)
-    mine = _waiting[session, lane] = _Wait(job)
-    began = time.monotonic()
-    try:
-        job.finished.wait(_PATIENCE if bar else None)
-        while not job.finished.wait(_LOOK if time.monotonic() - began < _SOON else _LATER):
-            if slot is not None:  # drawing also lets Streamlit end a run that is no longer wanted
-                slot.progress(job.share, f"{_doing(lane, job)} … {time.monotonic() - began:.0f} s")
-    finally:
-        latest = _waiting.get((session, lane), mine)
-        if latest is mine:
-            _waiting.pop((session, lane), None)
-        joined = latest is not mine and latest.job is job  # by the next run of the same page
-        # The job of a session that is gone is kept for a while: reloading the page starts another session.
-        if not job.finished.is_set() and not joined and _alive(session):
-            lane.leave(job, session)
-    if slot is not None:
-        slot.empty()
-    return job.value()
-
-
-def _doing(lane: Lane, job: Job) -> str:
-    return queued(lane.ahead(job)) if job.state == "queued" else escape.markdown(job.stage)
-
-
-def queued(ahead: int) -> str:
-    """Return a text saying that a job waits, and for how many others."""
-    return "Queued" if not ahead else f"Queued, {ahead} ahead"
-
-
-def read_upload(data: bytes, filename: str, form: dict[str, Any]) -> uploads.Upload:
-    """Read an uploaded file in a process of its own, see `natscope.app.uploads.read_image`."""
-    key = (hashlib.sha256(data).hexdigest(), filename, tuple(form.items()))
-    return ask(lanes().uploads, key, uploads.read_task, data, filename, form)
 
 
 def bundle_paths() -> dict[str, Path]:
@@ -256,9 +116,9 @@ class Served(Capabilities):
         Raises:
             QueryError: for a setting that cannot be used here, in one sentence.
         """
-        lane = lanes().heavy if self._heavy(request) else lanes().quick
+        lane = lanes.shared().heavy if self._heavy(request) else lanes.shared().quick
         key = ("attribute", self.place, _name(query), request)
-        return ask(lane, key, tasks.attribute, self.place, query, request, bar=bar)
+        return lanes.ask(lane, key, tasks.attribute, self.place, query, request, bar=bar)
 
     def compare(self, query: QueryImage, requests: Sequence[Request], evaluation_sigma2: float) -> list[Row]:
         """Ask several methods about a query; answers that were found before are cached.
@@ -273,9 +133,9 @@ class Served(Capabilities):
         missing = [(key, request) for key, request in zip(keys, requests, strict=True) if key not in found]
         if missing:
             asked = tuple(request for _, request in missing)
-            lane = lanes().heavy if any(map(self._heavy, asked)) else lanes().quick
+            lane = lanes.shared().heavy if any(map(self._heavy, asked)) else lanes.shared().quick
             key = ("compare", self.place, _name(query), asked, evaluation_sigma2)
-            rows = ask(lane, key, tasks.compare, self.place, query, asked, evaluation_sigma2, bar=True)
+            rows = lanes.ask(lane, key, tasks.compare, self.place, query, asked, evaluation_sigma2, bar=True)
             for (known, _), row in zip(missing, rows, strict=True):
                 found[known] = row
                 self._rows.keep(known, row)
@@ -291,7 +151,7 @@ class Served(Capabilities):
         return method is not None and (self.slow(method) or (request.conditioning == "train" and method.conditions))
 
     def _ask(self, what: str, key: Hashable, task: Callable[..., Any], *arguments: Any) -> Any:
-        return ask(lanes().quick, (what, self.place, key), task, self.place, *arguments)
+        return lanes.ask(lanes.shared().quick, (what, self.place, key), task, self.place, *arguments)
 
 
 def served(path: Path) -> Served:
@@ -339,16 +199,3 @@ def _name(query: QueryImage) -> Hashable:
 
 def _digest(images: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
-
-
-@st.cache_resource(ttl=_TIDIED, show_spinner=False)
-def tidy() -> None:
-    """Collect garbage, for all sessions at once; after every run of every page it would cost more than the page."""
-    gc.collect()
-    _settle()
-
-
-@functools.cache
-def _settle() -> None:
-    """Exclude what exists the first time, mostly the libraries, from every later collection."""
-    gc.freeze()
