@@ -1,7 +1,9 @@
 """What pages show, as links: each parameter of an address is declared once, with its name, bounds and default.
 
 A page's view is a frozen dataclass whose fields are such parameters. `read` takes a view from an address and checks it;
-`parameters` writes it back.
+`parameters` writes it back. Streamlit's own binding of widgets to the address (`bind="query-params"`) is not used: it
+drops what its widget does not offer without a word, and a view also holds what no widget shows, such as a σ² between
+two steps of the slider.
 """
 
 import base64
