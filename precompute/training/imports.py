@@ -1,7 +1,9 @@
 """What code of a project may import from its folders, found without running any of it."""
 
 import ast
+import os
 import pkgutil
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
@@ -13,7 +15,8 @@ from natscope.core.files import read_regular
 from natscope.precompute.training.projects import finders, is_bundle
 
 _SOURCE_LIMIT = 10_000_000  # bytes
-_MOST_FOLDERS = 50  # of a project in which modules are looked for
+_MOST_FOLDERS = 200  # of a project in which modules are looked for
+_MOST_SEEN = 2000  # folders that are looked at for that
 
 
 def imported(name: str, folder: Path) -> dict[str, Path]:
@@ -91,19 +94,25 @@ def _located(name: str, places: Sequence[Path]) -> ModuleSpec | None:
 
 
 def _changes_path(file: Path) -> bool:
+    """Return whether a file may change `sys.path`, by whatever name it has there."""
     try:
-        return b"sys.path" in read_regular(file, _SOURCE_LIMIT, links=True)
+        text = read_regular(file, _SOURCE_LIMIT, links=True)
     except FileError:  # reading it for its checksum reports what is wrong
         return False
+    return re.search(rb"\b(sys|site)\b", text) is not None and re.search(rb"\bpath\b|sitedir", text) is not None
 
 
 def _within(folder: Path) -> list[Path]:
     """Return the folders within one that may hold modules, those nearest first and not too many."""
-    found = [folder]
-    for each in found:
-        if len(found) > _MOST_FOLDERS:
+    found, waiting = list[Path](), [folder]
+    for each in waiting:
+        if len(waiting) > _MOST_SEEN or len(found) == _MOST_FOLDERS:
             break
-        with suppress(OSError):
-            inside = sorted(path for path in each.iterdir() if path.name.isidentifier() and path.is_dir())
-            found += [path for path in inside if not path.name.startswith("_") and not is_bundle(path)]
-    return found[1:][:_MOST_FOLDERS]
+        with suppress(OSError), os.scandir(each) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+            folders = [Path(entry) for entry in inside if entry.name.isidentifier() and entry.is_dir()]
+            folders = [path for path in folders if path.name != "__pycache__" and not is_bundle(path)]
+            waiting += folders
+            if each != folder and (folders or any(entry.name.endswith(".py") for entry in inside)):
+                found.append(each)
+    return found

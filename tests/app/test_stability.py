@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from natscope.app import bundles, tasks
+from natscope.app import tasks
 from natscope.app.serve import BUNDLES
 from natscope.app.views.stability import finding
 from natscope.core.analysis.stability import Stability, across_sketches
@@ -40,6 +40,7 @@ def siblings(bundle_path, tmp_path, monkeypatch, here):
 
 def _page(methods, budget=4):
     def script(methods, budget):
+        from natscope.app import bundles
         from natscope.app.views.stability import stability
         from natscope.core.bundle.request import Request
 

@@ -574,7 +574,7 @@ def test_the_record_is_the_users_alone_and_loses_nothing(tmp_path, stranger, mon
     assert configuration().stat().st_mode & 0o777 == 0o700
     entries = json.loads((configuration() / "trusted.json").read_text())["trusted"]
     assert sorted(entry["architecture"] for entry in entries) == [f"{name}:Net" for name in names]
-    assert entries[0].keys() == {"architecture", "file", "folder", "digests"}
+    assert entries[0].keys() == {"architecture", "file", "folder", "digests", "others"}
     trust("many_0:Net")
     trust("many_0:Net")
     assert len(json.loads((configuration() / "trusted.json").read_text())["trusted"]) == 8
@@ -807,6 +807,51 @@ def test_an_edited_helper_on_such_a_path_is_noticed(with_paths):
     assert identity_of(bundle) != before
     with pytest.raises(BuildError, match="was edited since the bundle"):
         retrain(bundle, np.zeros(0, dtype=np.int64))
+
+
+@pytest.mark.parametrize(
+    ("folder", "text"),
+    [
+        ("here/_lib", "from sys import path\npath.insert(0, FOLDER)\nimport odd_helper"),
+        ("here/my-lib", "import sys as s\ns.path.insert(0, FOLDER)\nfrom odd_helper import *"),
+        ("here/photos/deep/lib", "import sys\nsys.path.insert(0, FOLDER)\nimport odd_helper"),
+        ("far/away", "import sys\nsys.path.insert(0, FOLDER)\nimport odd_helper"),
+        ("here", "import importlib\nodd_helper = importlib.import_module('odd_' + 'helper')"),
+        ("far", "import site\nsite.addsitedir(FOLDER)\nimport odd_helper"),
+        (
+            "far",
+            "import os, sys\nsys.path += os.environ['ODD_PLACE'].split(':')\nodd_helper = __import__('odd_helper')",
+        ),
+        (
+            "far",
+            "import importlib.util as u\nspec = u.spec_from_file_location('odd_helper', FOLDER + '/odd_helper.py')\n"
+            "import sys\nodd_helper = sys.modules['odd_helper'] = u.module_from_spec(spec)\n"
+            "spec.loader.exec_module(odd_helper)",
+        ),
+    ],
+)
+def test_an_edited_helper_is_noticed_wherever_the_code_found_it(place, tmp_path, monkeypatch, folder, text):
+    project, lib = tmp_path / "here", tmp_path / folder
+    lib.mkdir(parents=True)
+    project.mkdir(exist_ok=True)
+    for label in range(210):
+        (project / "photos" / f"class_{label}" / "of").mkdir(parents=True)
+    (lib / "odd_helper.py").write_text("RATE = 0.1\n")
+    monkeypatch.setenv("ODD_PLACE", str(lib))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (project / "odd_net.py").write_text(f"FOLDER = {str(lib)!r}\n{text}\n{_NET}")
+    (project / "images").symlink_to(place / "images")
+    monkeypatch.chdir(project)
+    bundle = build(_spec("odd_net:Net"), tmp_path / "bundle")
+    before = identity_of(bundle)
+    assert retrain(bundle, np.zeros(0, dtype=np.int64)) is not None
+    assert build(_spec("odd_net:Net"), tmp_path / "bundle").manifest.identity == bundle.manifest.identity
+    (lib / "odd_helper.py").write_text("RATE = 0.9\n")
+    assert identity_of(bundle) != before
+    with pytest.raises(BuildError, match="was edited since the bundle"):
+        retrain(bundle, np.zeros(0, dtype=np.int64))
+    (lib / "odd_helper.py").write_text("RATE = 0.1\n")
+    assert identity_of(bundle) == before
 
 
 def test_a_network_changes_nothing_for_others(place, tmp_path, monkeypatch):
