@@ -26,12 +26,15 @@ def slider(
     Returns:
         σ².
     """
-    middle = math.log10(attributor.bundle.scale(purpose))
-    steps = {middle + step for step in links.SIGMA2_EXPONENTS} | {st.session_state[key]}
-    exponent = place.select_slider(
-        label, sorted(steps), key=key, format_func=lambda e: words.sigma2_text(10**e), **options
-    )
+    middle, own = math.log10(attributor.bundle.scale(purpose)), st.session_state[key]
+    steps = (middle + step for step in links.SIGMA2_EXPONENTS)
+    apart = {step for step in steps if _text(step) != _text(own)}  # the slider cannot tell two of one text apart
+    exponent = place.select_slider(label, sorted(apart | {own}), key=key, format_func=_text, **options)
     ratio = words.ratio_text(10**exponent, attributor.bundle.mean_kernel(purpose))
     if ratio and not options.get("disabled"):
         place.caption(ratio)
     return float(10**exponent)
+
+
+def _text(exponent: float) -> str:
+    return words.sigma2_text(10**exponent)

@@ -36,6 +36,7 @@ _NEEDED = (
 )
 _LARGEST_HEADER = 10_000  # bytes before the numbers of an array
 _SIDE = 1024  # pixels of an image's side, at most
+_WHOLE = 1.001  # a kernel with rounding
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,8 @@ def _setting_misfits(manifest: Manifest, classes: int) -> Iterator[str]:
     channels = images[3] if len(images) == 4 else 1
     if not len(manifest.dataset["mean"]) == len(manifest.dataset["std"]) == channels:
         yield "has other means and deviations than the images have channels"
+    if sum(manifest.results["kernel"]["shares"].values()) > _WHOLE:
+        yield "has parts of its kernel that are more than the whole"
     yield from _network_misfits(manifest, math.prod(images[1:]), channels, classes)
     if manifest.poison is not None:
         yield from _poison_misfits(manifest, manifest.poison, min(images[1:3]), images[0], classes)

@@ -118,7 +118,7 @@ class _Settings(Struct):
 
 class _Kernel(_Strict):
     mean: Distance
-    shares: dict[Word, Share]
+    shares: dict[Literal["weights", "biases", "normalisation", "embeddings"], Share]
     margin_mean: Distance | UnsetType = UNSET
 
 

@@ -257,9 +257,11 @@ def test_sigma2_changes_the_amount_and_the_link(served):
     assert page.query_params["sigma2"] == "1e-05"
 
 
-@pytest.mark.parametrize("sigma2", ["1e-06", "0.3", "100000"])
+@pytest.mark.parametrize("sigma2", ["1e-06", "0.3", "1.04", "100000"])
 def test_any_sigma2_of_the_range_can_be_linked_to(served, sigma2):
     page = _open(sigma2=sigma2)
+    offered = page.select_slider(key="exponent").options
+    assert len(set(offered)) == len(offered)
     assert page.warning.len == 0
     assert page.query_params["sigma2"] == sigma2
 
