@@ -7,7 +7,7 @@ raises `Var(f_* | D)` by alpha_x^2 / P_xx (leave-one-out, Rasmussen & Williams 2
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.linalg
@@ -20,6 +20,7 @@ LARGEST_WHOLE = 20_000  # candidates of whom all columns may be computed at once
 _WIDEST = 2**15  # dimensions K of which all products are kept: 8.6 GB
 _NOISES = 8  # values of sigma2 whose diagonals are remembered
 _MIRRORED = 512  # rows of a triangle that are copied at a time
+_ROUGHLY = 1e-6  # sigma2 / trace from which on a Gram that was accumulated in float32 gives the same posterior
 Columns = Callable[[Sequence[int] | np.ndarray], np.ndarray]
 Whole = Callable[[], np.ndarray | None]
 
@@ -127,12 +128,7 @@ class SamplePrecision:
         inverse, failed = scipy.linalg.lapack.dpotri(factor, lower=True, overwrite_c=True)
         if failed:
             raise np.linalg.LinAlgError("K + sigma2 I is singular.")
-        for start in range(0, len(inverse), _MIRRORED):  # only the lower triangle is filled
-            stop = start + _MIRRORED
-            inverse[start:stop, stop:] = inverse[stop:, start:stop].T
-            corner = inverse[start:stop, start:stop]
-            corner[:] = np.tril(corner) + np.tril(corner, -1).T
-        return cls(inverse)
+        return cls(_mirrored(inverse))
 
     def posterior(self, cross: np.ndarray, prior: np.ndarray, sigma2: float) -> Posterior:
         """Condition on the pool, with the sigma2 of `of`.
@@ -205,12 +201,17 @@ class FeaturePrecision:
     A fifth of the work of the eigendecomposition, for pools so small that turning the candidates is little of it.
 
     Args:
-        gram: Phi^T Phi of D, (K, K) float64.
+        gram: Phi^T Phi of D, (K, K) float64; its products may be of float32.
+        exact: returns it from products of float64, which a sigma2 as small as their rounding needs.
         features: (n, K), the pool's; each candidate is a member of D.
     """
 
     gram: np.ndarray
+    exact: Callable[[], np.ndarray]
     features: np.ndarray
+    _exact: BoundedCache[np.ndarray] = field(
+        default_factory=lambda: BoundedCache(1), init=False, repr=False, compare=False
+    )
     _solved: BoundedCache[tuple[np.ndarray, np.ndarray]] = field(
         default_factory=lambda: BoundedCache(2), init=False, repr=False, compare=False
     )
@@ -220,11 +221,17 @@ class FeaturePrecision:
         try:
             factor, candidates = self._solved.get(sigma2, lambda: self._solve(sigma2))
         except np.linalg.LinAlgError:  # sigma2 is below the rounding of a Gram that has no full rank
-            return FeatureConditioning.of(FeatureSpectrum.of_gram(self.gram), self.features).posterior(queries, sigma2)
+            spectrum = FeatureSpectrum.of_gram(self._gram(sigma2))
+            return FeatureConditioning.of(spectrum, self.features).posterior(queries, sigma2)
         return _given_all(candidates, _turned(factor, queries), np.ones(len(factor)), sigma2)
 
+    def _gram(self, sigma2: float) -> np.ndarray:
+        if sigma2 >= _ROUGHLY * np.trace(self.gram):
+            return self.gram
+        return self._exact.get(None, self.exact)
+
     def _solve(self, sigma2: float) -> tuple[np.ndarray, np.ndarray]:
-        precision = np.array(self.gram / sigma2, order="F")
+        precision = np.divide(self._gram(sigma2), sigma2, order="F")
         precision.flat[:: len(precision) + 1] += 1
         factor = scipy.linalg.cholesky(precision, lower=True, overwrite_a=True, check_finite=False)
         return factor, _turned(factor, self.features)
@@ -269,27 +276,45 @@ def mean_half_log_ratio(above: np.ndarray, below: np.ndarray) -> float:
     return float(np.mean(0.5 * np.log(np.maximum(above, tiny) / np.maximum(below, tiny))))
 
 
-def feature_gram(features: Iterable[np.ndarray]) -> np.ndarray:
+def feature_gram(features: Iterable[np.ndarray], dtype: type[np.floating[Any]] = np.float64) -> np.ndarray:
     """Accumulate Phi^T Phi, (K, K) float64, over blocks (n_b, K) of any float type.
+
+    Args:
+        features: the blocks.
+        dtype: float64, or float32 for products within a block that take half the time and are rounded.
 
     Raises:
         QueryError: for a K so large that the Gram fills the memory of a usual computer.
     """
     total: np.ndarray | None = None
+    syrk = scipy.linalg.blas.dsyrk if dtype is np.float64 else scipy.linalg.blas.ssyrk
     for block in features:
-        double = np.asarray(block, dtype=np.float64, order="C")
         if block.shape[1] > _WIDEST:
             raise QueryError(
                 f"Conditioning on all training images takes K times K numbers, which are too many for K = "
                 f"{block.shape[1]:,}; condition on the pool."
             )
         if total is None:
-            total = np.zeros((double.shape[1],) * 2, order="F")
-        # double.T is Fortran-ordered, so syrk reads it in place and fills the upper triangle only.
-        total = scipy.linalg.blas.dsyrk(1.0, double.T, beta=1.0, c=total, overwrite_c=True)
+            total = np.zeros((block.shape[1],) * 2, order="F")
+        # The transposed block is Fortran-ordered, so syrk reads it in place; it fills the lower triangle only.
+        columns = np.asarray(block, dtype=dtype, order="C").T
+        if dtype is np.float64:
+            total = syrk(1.0, columns, beta=1.0, c=total, lower=True, overwrite_c=True)
+        else:
+            total += syrk(1.0, columns, lower=True)
     if total is None:
         raise ValueError("A conditioning set needs at least one example.")
-    return np.triu(total) + np.triu(total, 1).T
+    return _mirrored(total)
+
+
+def _mirrored(lower: np.ndarray) -> np.ndarray:
+    """Return a symmetric matrix (n, n) whose lower triangle is filled, with the upper one filled in place."""
+    for start in range(0, len(lower), _MIRRORED):
+        stop = start + _MIRRORED
+        lower[start:stop, stop:] = lower[stop:, start:stop].T
+        corner = lower[start:stop, start:stop]
+        corner[:] = np.tril(corner) + np.tril(corner, -1).T
+    return lower
 
 
 def blocks(features: np.ndarray, rows: int = 2048) -> Iterable[np.ndarray]:

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -139,7 +140,9 @@ class CandidateSets:
         def compute() -> Conditioning:
             features = candidates.pool.features
             if len(features) <= LARGEST_GRAM:
-                return FeaturePrecision(self._gram_of_all(target, progress), np.asarray(features[:]))
+                rough = self._gram_of_all(target, progress, np.float32)
+                exact = functools.partial(self._gram_of_all, target, progress)
+                return FeaturePrecision(rough, exact, np.asarray(features[:]))
             spectrum = self._spectra.get(target, lambda: self._spectrum(target, progress))
             progress("Turning the candidates into its axes", 3, 4)
             return FeatureConditioning.of(spectrum, features)
@@ -152,12 +155,12 @@ class CandidateSets:
         progress("Sorting it by importance", 2, 4)
         return FeatureSpectrum.of_gram(gram)
 
-    def _gram_of_all(self, target: int, progress: Progress) -> np.ndarray:
+    def _gram_of_all(self, target: int, progress: Progress, dtype: type[np.floating[Any]] = np.float64) -> np.ndarray:
         if self._bundle.has(f"train_gram_{target}") and not self._fresh:
             return self._train_gram(target)
         features = self._all.get(target, lambda: self._all_candidates(target, progress)).pool.features
         progress("Gathering what all training images tell", 1, 4)
-        return feature_gram(blocks(features))
+        return feature_gram(blocks(features), dtype)
 
     def _train_gram(self, target: int) -> np.ndarray:
         name, features = f"train_gram_{target}", self._bundle.array(f"features_all_{target}")

@@ -33,7 +33,8 @@ def posteriors(features, queries, sigma2):
     by_samples = SampleSpectrum.of(features @ features.T)
     yield by_samples.posterior(features @ queries.T, np.einsum("qk,qk->q", queries, queries), sigma2)
     yield FeatureConditioning.of(FeatureSpectrum.of([features]), features).posterior(queries, sigma2)
-    yield FeaturePrecision(feature_gram([features]), features).posterior(queries, sigma2)
+    gram = feature_gram([features])
+    yield FeaturePrecision(gram, lambda: gram, features).posterior(queries, sigma2)
 
 
 @given(problem=problems())
@@ -89,8 +90,27 @@ def test_the_feature_gram_is_accumulated_in_a_stream():
     blocks = np.random.default_rng(0).normal(size=(5, 7, 4)).astype(np.float32)
     stacked = blocks.reshape(-1, 4).astype(np.float64)
     np.testing.assert_allclose(feature_gram(iter(blocks)), stacked.T @ stacked, rtol=1e-12)
+    np.testing.assert_allclose(feature_gram(iter(blocks), np.float32), stacked.T @ stacked, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="at least one example"):
         feature_gram([])
+
+
+def test_a_small_sigma2_is_answered_from_products_of_float64():
+    random = np.random.default_rng(3)
+    features, query = random.normal(size=(90, 40)).astype(np.float32), random.normal(size=(1, 40))
+    features[:, 20:] = features[:, :20] + np.float32(1e-3) * random.normal(size=(90, 20)).astype(np.float32)
+    exact = feature_gram([features])
+    asked = []
+    roughly = feature_gram([features], np.float32)
+    conditioning = FeaturePrecision(roughly, lambda: asked.append(1) or exact, features)
+    for ratio, times in ((1e-3, 0), (1e-5, 0), (1e-7, 1), (1e-9, 1)):
+        sigma2 = ratio * float(np.trace(exact))
+        found, right = (
+            each.posterior(query, sigma2) for each in (conditioning, FeaturePrecision(exact, lambda: exact, features))
+        )
+        np.testing.assert_allclose(found.variance, right.variance, rtol=1e-2)
+        np.testing.assert_allclose(found.alpha, right.alpha, atol=1e-2 * np.abs(right.alpha).max())
+        assert len(asked) == times
 
 
 def test_a_pool_larger_than_its_gram_gives_the_same_posterior(monkeypatch):
