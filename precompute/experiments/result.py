@@ -97,6 +97,7 @@ def result_of(
                 "layers": list(manifest.layers),
                 "sketch": manifest.sketch,
                 "mean": opened[0].bundle.mean_kernel(),
+                "scales": {purpose: opened[0].bundle.scale(purpose) for purpose in PURPOSES},
             },
             "conditioning": conditioning,
             **settings,

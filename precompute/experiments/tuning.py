@@ -214,6 +214,8 @@ def _of_backdoor(result: dict[str, Any]) -> dict[str, Any]:
 def record(path: Path, result: dict[str, Any], file: str) -> None:
     """Write what was chosen into a bundle's manifest, in one step: from then on they are this bundle's defaults.
 
+    They are carried over in relation to the scale of the features, where the result says on which it was measured.
+
     Args:
         path: the bundle's folder.
         result: from `read`, `tune` or `tune_coresets`.
@@ -223,12 +225,15 @@ def record(path: Path, result: dict[str, Any], file: str) -> None:
         BundleError: if the bundle cannot be opened.
         QueryError: if the values are for a backdoor, and the bundle has none.
     """
-    manifest, purpose = Bundle(path).manifest, result["for"]
+    bundle, purpose = Bundle(path), result["for"]
+    manifest = bundle.manifest
     if purpose == "backdoor" and manifest.poison is None:
         raise QueryError(f"These values are for bundles with a backdoor, and {path} has none.")
     tuned = dict(manifest.tuned or {})
     known = tuned if purpose == "prediction" else tuned.get(purpose, {})
-    chosen = {"sigma2": known.get("sigma2", {}) | result["sigma2"], "score": result["score"], "date": result["date"]}
+    factor = bundle.scale(purpose) / (_scale_of(result) or bundle.scale(purpose))
+    own = {name: sigma2 * factor for name, sigma2 in result["sigma2"].items()}
+    chosen = {"sigma2": known.get("sigma2", {}) | own, "score": result["score"], "date": result["date"]}
     others = {name: other for name, other in known.get("files", {}).items() if name not in result["sigma2"]}
     if not _ships(result, file):
         others |= dict.fromkeys(result["sigma2"], file)
@@ -239,6 +244,14 @@ def record(path: Path, result: dict[str, Any], file: str) -> None:
     else:
         tuned[purpose] = chosen
     write_manifest(path, replace(manifest, tuned=tuned))
+
+
+def _scale_of(result: dict[str, Any]) -> float | None:
+    """Return the scale of the features that a result was measured on; None if it does not say."""
+    found: Any = result.get("setting")
+    for key in ("kernel", "scales", result["for"]):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if type(found) is float and 0 < found < math.inf else None
 
 
 def _ships(result: dict[str, Any], file: str) -> bool:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 
@@ -137,6 +138,18 @@ def test_values_can_be_taken_from_a_result(for_coresets, tuned, bundle_path, tmp
     taken, first, second = (Bundle(path / "bundle") for path in (tmp_path, tuned, for_coresets))
     assert taken.sigma2("info_gain") == first.sigma2("info_gain")
     assert taken.sigma2("info_gain", purpose="coreset") == second.sigma2("info_gain", purpose="coreset")
+
+
+def test_values_keep_their_relation_to_the_scale_of_the_features(tuned, bundle_path, tmp_path):
+    shutil.copytree(bundle_path, tmp_path / "bundle")
+    result = tuning.read(tuned / "bundle-tuning.json")
+    scales = result["setting"]["kernel"]["scales"]
+    assert scales["prediction"] == Bundle(tuned / "bundle").scale()
+    chosen = result["sigma2"]["info_gain"]
+    for measured, factor in ((scales["prediction"] / 100, 100), (None, 1), (math.inf, 1), ("x", 1)):
+        scales["prediction"] = measured
+        tuning.record(tmp_path / "bundle", result, "result.json")
+        assert Bundle(tmp_path / "bundle").sigma2("info_gain") == pytest.approx(factor * chosen)
 
 
 def test_values_for_a_backdoor_are_taken_from_its_experiment(tiny_path, bundle_path, tmp_path):
