@@ -154,10 +154,11 @@ def test_the_inverse_of_one_sigma2_conditions_like_the_spectrum():
         np.testing.assert_allclose(fast.precision_columns(rows), slow.precision_columns(rows), rtol=1e-6, atol=1e-10)
 
 
+@pytest.mark.parametrize("dim", [60, 200])
 @pytest.mark.parametrize("sigma2", [1e-6, 1e-2, 1.0, 1e3])
-def test_a_large_pool_picks_what_its_spectrum_picks(monkeypatch, sigma2):
+def test_a_large_pool_picks_what_its_spectrum_picks(monkeypatch, sigma2, dim):
     rng = np.random.default_rng(4)
-    features, query = rng.normal(size=(300, 60)), rng.normal(size=60)
+    features, query = rng.normal(size=(300, dim)), rng.normal(size=dim)
     slow = info_loss(Pool(features), query, sigma2, 20)
     monkeypatch.setattr(pool_module, "LIVE", 100)
     fast = info_loss(Pool(features), query, sigma2, 20)
