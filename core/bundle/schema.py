@@ -128,6 +128,7 @@ class _Results(_Strict):
     usual_distances: Annotated[list[Distance], Meta(min_length=2, max_length=2)]
     settings: _Settings
     kernel: _Kernel
+    first_losses: Annotated[list[Distance], Meta(max_length=10)] | UnsetType = UNSET
     attack_success: Share | UnsetType = UNSET
     by_torch_func: list[Text] | UnsetType = UNSET
     skipped: list[Note] | UnsetType = UNSET

@@ -53,7 +53,7 @@ from natscope.precompute.data.datasets import Dataset, first_of_each, of_classes
 from natscope.precompute.data.folders import load_named
 from natscope.precompute.data.poison import poison
 from natscope.precompute.training.models import ModelSpec, build_model, fitted, foreign, network_of
-from natscope.precompute.training.train import accuracy, apart, check_recipe, train
+from natscope.precompute.training.train import accuracy, apart, beginning, check_recipe, train
 from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import check_suitable, check_trains
 from natscope.precompute.training.weights import load_weights
@@ -244,9 +244,11 @@ class _Builder:
         model = build_model(self.model, seed=spec.training.seed)
         images = self._inputs(data.train_images)
         suitable = check_suitable(model, images[:3], len(data.classes), self.model)
+        found: dict[str, Any] = {"by_torch_func": suitable.by_torch_func} if suitable.by_torch_func else {}
         if spec.weights is None and ":" in self.model.architecture:
-            last = len(images) % spec.training.batch_size
-            check_trains(build_model(self.model, seed=spec.training.seed), images[:3], last, self.model)
+            make = functools.partial(build_model, self.model, seed=spec.training.seed)
+            check_trains(make(), images[:3], len(images) % spec.training.batch_size, self.model)
+            found |= beginning(make, images, torch.tensor(data.train_labels), spec.training)
         features = spec.feature_map(model)
         layout = layout_of(spec, features, images[:1])
         size = size_of(len(images), spec.sketch, suitable.parameters)
@@ -257,9 +259,7 @@ class _Builder:
         for split in ("train", "test"):
             self.store.small(f"{split}_images", getattr(data, f"{split}_images"))
             self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
-        results = self._outputs(features, images)
-        if suitable.by_torch_func:
-            results["by_torch_func"] = suitable.by_torch_func
+        results = self._outputs(features, images) | found
         own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
         kernel = kernel_of(spec.sketch, layout)
         results["kernel"] = {

@@ -22,7 +22,7 @@ _MOST_SEEN = 2000  # folders that are looked at for that
 def imported(name: str, folder: Path) -> dict[str, Path]:
     """Return the files of a module and of all that it may import from its project, by name.
 
-    Code that changes `sys.path` may import from the folders within and from the one above, too.
+    Code that changes `sys.path` may import from the folders within, the one above, and those within that, too.
 
     Args:
         name: of the module.
@@ -30,7 +30,7 @@ def imported(name: str, folder: Path) -> dict[str, Path]:
     """
     files = _imports(name, [folder])
     if any(_changes_path(file) for file in files.values()):
-        files |= _imports(name, [folder, *_within(folder), folder.parent])
+        files |= _imports(name, [folder, *_within(folder), folder.parent, *_within(folder.parent)])
     return files
 
 

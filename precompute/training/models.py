@@ -19,7 +19,7 @@ from torch.nn.utils import skip_init
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError, NatscopeError, out_of_memory
 from natscope.precompute.training.projects import raised_by_one, said
-from natscope.precompute.training.trusted import Code, find, record_imports
+from natscope.precompute.training.trusted import Code, find
 
 _HIDDEN = (512, 256)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
@@ -208,17 +208,11 @@ def _conv(
 def source_of(spec: ModelSpec) -> str | None:
     """Return the checksum of a factory's source files, by which a build notices edits.
 
-    The network is made once, to see which files that imports.
-
     Raises:
-        BuildError: if the factory's module cannot be found, or fails.
+        BuildError: if the factory's module cannot be found.
         BundleError: if it is not trusted.
     """
-    if ":" not in spec.architecture:
-        return None
-    code = find(spec.architecture)
-    _from_factory(code, seed=0)
-    return record_imports(code).digest
+    return find(spec.architecture).digest if ":" in spec.architecture else None
 
 
 def _imported(code: Code) -> Callable[[], Any]:

@@ -9,7 +9,6 @@ import functools
 import importlib.metadata
 import re
 import sys
-import sysconfig
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,6 @@ NOT_THEIRS = frozenset(sys.stdlib_module_names) | {"natscope"}
 INSTALLED = ("site-packages", "dist-packages")  # folders whose modules belong to many projects
 finders = threading.Lock()  # guards Python's list of finders, which two threads must not change at once
 _importing = threading.RLock()  # held while modules of one project stand in for those of another
-_PYTHON = Path(sysconfig.get_path("stdlib")).resolve()
 _LONGEST = 200  # characters of what somebody's code says
 _PATIENCE = 120.0  # seconds for which a thread waits for another one that imports
 _projects: dict[tuple[str, str], "Project"] = {}  # by folder and digest
@@ -87,7 +85,6 @@ class Project(MetaPathFinder):
         self._tops: set[str] = set()  # top-level names of its own
         self._asked: set[str] = set()  # top-level names that its code imports
         self._modules: dict[str, ModuleType] = {}
-        self.loaded: set[Path] = set()  # files of all that its code imported and that is not installed
         self._aside: dict[str, ModuleType] = {}
         self._before: dict[str, ModuleType] = {}
         self._path: list[str] = []  # sys.path while no code of a project imports
@@ -116,8 +113,10 @@ class Project(MetaPathFinder):
             found = PathFinder.find_spec(fullname, path) if _top(fullname) in self._tops else None
         else:
             found = self._beside(fullname)
-            if found is not None and not (fullname in self._asked and found.has_location) and elsewhere(fullname):
-                found = None  # a folder without code, or a library's import: installed modules come first
+            if found is not None and not (fullname in self._asked and found.has_location):
+                other = elsewhere(fullname)  # by its own addition to the path, too
+                if other is not None and origins(other) != origins(found):
+                    found = None  # a folder without code, or a library's import: installed modules come first
         if found is None:
             return None
         _refuse_bundles(found, fullname)
@@ -216,7 +215,6 @@ class Project(MetaPathFinder):
         self._added, sys.path = self._additions(), self._path
         fresh = {name: module for name, module in sys.modules.items() if self._before.get(name) is not module}
         self._modules |= {name: module for name, module in fresh.items() if _top(name) in self._tops}
-        self.loaded |= {file for name, module in fresh.items() if (file := _source(name, module)) is not None}
         contested = {_top(name) for name in self._aside}
         for project in _projects.values():
             contested |= project._tops if project is not self else set()
@@ -312,15 +310,6 @@ def origins(found: ModuleType | ModuleSpec) -> list[Path]:
     origin = getattr(found, "__file__", None) or (spec and spec.has_location and spec.origin)
     where = [origin] if origin else list(getattr(spec, "submodule_search_locations", None) or ())
     return [Path(path).resolve() for path in where]
-
-
-def _source(name: str, module: ModuleType) -> Path | None:
-    """Return a module's source file; None for what is installed, or part of Python or natscope."""
-    file = getattr(module, "__file__", None)
-    if not isinstance(file, str) or not file.endswith(".py") or _top(name) in NOT_THEIRS:
-        return None
-    path = Path(file).resolve()
-    return None if any(part in INSTALLED for part in path.parts) or path.is_relative_to(_PYTHON) else path
 
 
 def _top(name: str) -> str:

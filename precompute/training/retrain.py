@@ -14,7 +14,7 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError
 from natscope.core.images import ImageInputs
 from natscope.precompute.training.models import ModelSpec, network_of
-from natscope.precompute.training.train import TrainingSpec, accuracy, logits_of, train
+from natscope.precompute.training.train import TrainingSpec, accuracy, agree, first_losses, logits_of, train
 from natscope.precompute.training.trusted import find
 
 _AT_HAND = 2**28  # bytes of inputs up to which all are in memory
@@ -54,20 +54,26 @@ def retrain(
         The network, in eval mode.
 
     Raises:
-        BuildError: if no recipe is known, the network's code was edited, or the checkpoint is damaged or of another
-            training.
+        BuildError: if no recipe is known, the network's code or what it uses was changed, or the checkpoint is damaged
+            or of another training.
     """
     manifest = bundle.manifest
     recipe = recipe or recipe_of(bundle)
     _check_code(bundle)
+    images, labels = _data(bundle)
+    if "first_losses" in manifest.results:
+        _check_beginning(bundle, images, labels)
     model = network_of(bundle, seed=recipe.seed)
-    stored = bundle.array("train_images")
-    images: torch.Tensor | ImageInputs = ImageInputs(stored, manifest.dataset["mean"], manifest.dataset["std"])
-    if 4 * stored.size <= _AT_HAND:
-        images = images[:]  # scaled once, the same numbers
-    labels = torch.from_numpy(np.array(bundle.array("train_labels")))
     train(model, images, labels, recipe, leave_out=leave_out, checkpoint=checkpoint, progress=progress)
     return model
+
+
+def _data(bundle: Bundle) -> tuple[torch.Tensor | ImageInputs, torch.Tensor]:
+    """Return a bundle's training images, as a network takes them, and labels."""
+    stored, dataset = bundle.array("train_images"), bundle.manifest.dataset
+    images = ImageInputs(stored, dataset["mean"], dataset["std"])
+    labels = torch.from_numpy(np.array(bundle.array("train_labels")))
+    return images[:] if 4 * stored.size <= _AT_HAND else images, labels  # scaled once, the same numbers
 
 
 def _check_code(bundle: Bundle) -> None:
@@ -78,6 +84,18 @@ def _check_code(bundle: Bundle) -> None:
         raise BuildError(
             f"The code of {spec.architecture} was edited since the bundle {bundle.path} was built, so retraining would "
             "change more than the images; undo the edit, or build the bundle again."
+        )
+
+
+def _check_beginning(bundle: Bundle, images: torch.Tensor | ImageInputs, labels: torch.Tensor) -> None:
+    """Raise BuildError where training does not begin as it did: the checksum does not cover all that code may read."""
+    recipe = recipe_of(bundle)
+    losses = first_losses(lambda: network_of(bundle, seed=recipe.seed), images, labels, recipe)
+    if not agree(losses, bundle.manifest.results["first_losses"], recipe):
+        raise BuildError(
+            f"The network {bundle.manifest.model['architecture']} does not train as it did when the bundle "
+            f"{bundle.path} was built, so retraining would change more than the images: something that its code uses "
+            "has changed. Undo that, or build the bundle again; if it is rebuilt already, start natscope anew."
         )
 
 

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ PRECISIONS = ("float32", "bfloat16")
 _AT_ONCE = 500  # images in a forward pass
 _SHIFT = 4  # pixels by which crops move an image at most
 _WEIGHT, _MOMENTUM = "weight/", "momentum/"
+_FIRST = 3  # steps whose losses tell the code of one network from another's
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,7 @@ def train(
             training.
     """
     _check(spec, images, labels)
-    device = next(model.parameters()).device
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
-    )
+    optimizer = _optimizer(model, spec)
     cache = np.ones(len(images), dtype=bool)
     if leave_out is not None:
         cache[leave_out] = False
@@ -136,29 +135,80 @@ def train(
     progress(start, spec.epochs)
     model.train()
     for epoch in range(start, spec.epochs):
-        random = np.random.default_rng([spec.seed, epoch])
-        order = random.permutation(len(images))
-        batches = torch.from_numpy(order[cache[order]]).split(spec.batch_size)
-        moves = draw_moves(len(images), random)  # for each image, whether it is trained on or not
-        with nullcontext() if large else _one_thread(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(random.bit_generator.seed_seq.generate_state(1)[0]))
-            for step, batch in enumerate(batches):
-                optimizer.param_groups[0]["lr"] = _rate(spec, epoch + step / len(batches))
-                inputs = augmented(images[batch], moves[batch]) if spec.augment else images[batch]
-                _step(
-                    model,
-                    optimizer,
-                    inputs.to(device),
-                    labels[batch].to(device),
-                    epoch,
-                    _autocast(spec.precision, device),
-                )
+        for _ in _epoch(model, optimizer, images, labels, spec, epoch, cache):
+            pass
         if checkpoint:
             _save(checkpoint, model, optimizer, identity, epoch + 1)
         progress(epoch + 1, spec.epochs)
     if large:
         model.to(memory_format=torch.contiguous_format)  # as loaded weights are, so that results have the same bits
     model.eval()
+
+
+def first_losses(
+    make: Callable[[], nn.Module], images: Tensor | ImageInputs, labels: Tensor, spec: TrainingSpec
+) -> list[float]:
+    """Return the losses of the first steps of a training: other code, or data that it reads, gives others.
+
+    Args:
+        make: returns the network with its initial weights.
+        images: (N, C, H, W) float32, or stored images that are converted batch by batch.
+        labels: (N,) int64.
+        spec: the recipe.
+
+    Raises:
+        BuildError: if the recipe makes no sense, or a loss is not finite.
+    """
+    _check(spec, images, labels)
+    model = make()
+    cache = np.ones(len(images), dtype=bool)
+    steps = _epoch(model.train(), _optimizer(model, spec), images, labels, spec, 0, cache)
+    with closing(steps):
+        return [loss for loss, _ in zip(steps, range(_FIRST), strict=False)]
+
+
+def beginning(
+    make: Callable[[], nn.Module], images: Tensor | ImageInputs, labels: Tensor, spec: TrainingSpec
+) -> dict[str, list[float]]:
+    """Return `first_losses` under that name, as a bundle's results hold them; nothing where they are not repeatable."""
+    once, again = (first_losses(make, images, labels, spec) for _ in range(2))
+    return {"first_losses": once} if agree(once, again, spec) else {}
+
+
+def agree(losses: Sequence[float], others: Sequence[float], spec: TrainingSpec) -> bool:
+    """Return whether `first_losses` are the same but for what another machine rounds differently."""
+    rounding = _ROUNDING if spec.precision == "float32" else 10 * _ROUNDING
+    return len(losses) == len(others) and bool(np.allclose(losses, others, rtol=rounding, atol=rounding))
+
+
+def _optimizer(model: nn.Module, spec: TrainingSpec) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        model.parameters(), lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
+    )
+
+
+def _epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor | ImageInputs,
+    labels: Tensor,
+    spec: TrainingSpec,
+    epoch: int,
+    cache: np.ndarray,
+) -> Generator[float, None, None]:
+    """Take the steps of one epoch over the images that are kept, (N,) bool, and yield the loss of each."""
+    device = next(model.parameters()).device
+    random = np.random.default_rng([spec.seed, epoch])
+    order = random.permutation(len(images))
+    batches = torch.from_numpy(order[cache[order]]).split(spec.batch_size)
+    moves = draw_moves(len(images), random)  # for each image, whether it is trained on or not
+    with nullcontext() if convolves(model) else _one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(random.bit_generator.seed_seq.generate_state(1)[0]))
+        for step, batch in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = _rate(spec, epoch + step / len(batches))
+            inputs = augmented(images[batch], moves[batch]) if spec.augment else images[batch]
+            precision = _autocast(spec.precision, device)
+            yield _step(model, optimizer, inputs.to(device), labels[batch].to(device), epoch, precision)
 
 
 def _rate(spec: TrainingSpec, epochs_done: float) -> float:
@@ -248,15 +298,16 @@ def _step(
     labels: Tensor,
     epoch: int,
     precision: AbstractContextManager,
-) -> None:
+) -> float:
     with precision:
         logits = model(images)
     loss = cross_entropy(logits.to(labels.device, next(model.parameters()).dtype), labels)
-    if not math.isfinite(loss.item()):
+    if not math.isfinite(value := loss.item()):
         raise BuildError(f"The loss became infinite or NaN in epoch {epoch + 1}; train with a smaller learning rate.")
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    return value
 
 
 def _identity(

@@ -9,14 +9,13 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from itertools import accumulate
 from pathlib import Path
-from types import MappingProxyType
 
 import filelock
 
@@ -28,7 +27,6 @@ from natscope.precompute.training.imports import imported
 from natscope.precompute.training.projects import (
     INSTALLED,
     NOT_THEIRS,
-    Project,
     elsewhere,
     finders,
     folders_of,
@@ -53,13 +51,11 @@ class Code:
         module: its dotted name.
         factory: the name in it that makes the network.
         chain: the specs of its packages and of the module itself, the outermost first.
-        others: files that it was seen to import and that reading it does not lead to.
     """
 
     module: str
     factory: str
     chain: tuple[ModuleSpec, ...]
-    others: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -74,29 +70,19 @@ class Code:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the module's file, those that reading it leads to, and those that it was seen to import."""
-        sums = {name: sha256_of(file) for name, file in sorted(self._read().items())}
-        for file in self.others:
-            with suppress(FileError):  # one that is gone has no sum, which changes the digest as well
-                sums[file] = sha256_of(Path(file))
+        """SHA-256 over the module's file and those of its project that it imports, found without running them.
+
+        Other files that the code reads are not covered: what retraining begins with tells whether they changed.
+        """
+        files = {self.module: self.file}
+        if self.folder.name not in INSTALLED:
+            files |= imported(self.module, self.folder)
+        sums = {name: sha256_of(file) for name, file in sorted(files.items())}
         return sums[self.module] if len(sums) == 1 else hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
     def importable(self) -> AbstractContextManager[None]:
         """Let imports of the module lead to exactly what was found, see `natscope.precompute.training.projects`."""
-        return self._project().importing(self.chain)
-
-    def seen(self) -> "Code":
-        """Return this with all that its code has imported in this process as well."""
-        read = {file.resolve() for file in self._read().values()}
-        loaded = {str(file) for file in self._project().loaded - read}
-        return replace(self, others=tuple(sorted(loaded.union(self.others))))
-
-    def _project(self) -> Project:
-        return project_in(self.folder, self.digest)
-
-    def _read(self) -> dict[str, Path]:
-        files = {self.module: self.file}
-        return files if self.folder.name in INSTALLED else files | imported(self.module, self.folder)
+        return project_in(self.folder, self.digest).importing(self.chain)
 
 
 @dataclass(frozen=True)
@@ -108,20 +94,12 @@ class Trusted:
         file: of the module.
         folder: that led there.
         digests: `Code.digest` of each state that was built with, the latest last.
-        others: `Code.others` by digest, where there are any.
     """
 
     architecture: str
     file: str
     folder: str
     digests: tuple[str, ...] = ()
-    others: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def code(self, chain: tuple[ModuleSpec, ...], source: str | None = None) -> Code:
-        """Return the module as it is now, with the other files of a state: the latest when it was never built with."""
-        latest = self.digests[-1] if self.digests else ""
-        state = source if source in self.digests else latest
-        return Code(*_split(self.architecture), chain, self.others.get(state, ()))
 
 
 def allow(names: Iterable[str]) -> None:
@@ -156,27 +134,9 @@ def trust(architecture: str) -> None:
     module, factory = _split(architecture)
     if (chain := _chain(module)) is None:
         raise _not_found(module)
-    code = _as_recorded(Code(module, factory, chain), None)
-    _built_with[architecture] = str(code.file)
-    _record(_checked_code(code, None))
-
-
-def record_imports(code: Code) -> Code:
-    """Record what a trusted module has imported in this process, so that edits of all of it are noticed; return it.
-
-    Raises:
-        BuildError: if the record cannot be written.
-    """
-    seen = code.seen()
-    if seen != code:
-        _record(seen)
-    return seen
-
-
-def _record(code: Code) -> None:
-    digest = code.digest
-    others = {digest: code.others} if code.others else {}
-    entry = Trusted(f"{code.module}:{code.factory}", str(code.file), str(code.folder), (digest,), others)
+    code = _checked_code(Code(module, factory, chain), None)
+    entry = Trusted(architecture, str(code.file), str(code.folder), (code.digest,))
+    _built_with[architecture] = entry.file
     recorded = _recorded()
     if _with(recorded, entry) == recorded:
         return
@@ -190,8 +150,8 @@ def _record(code: Code) -> None:
     except (OSError, filelock.Timeout) as error:
         reason = getattr(error, "strerror", None) or "another natscope holds it"
         raise BuildError(
-            f"That you trust {entry.architecture} cannot be recorded in {folder} ({reason}); name a folder for "
-            "settings that can be written in XDG_CONFIG_HOME."
+            f"That you trust {architecture} cannot be recorded in {folder} ({reason}); name a folder for settings that "
+            "can be written in XDG_CONFIG_HOME."
         ) from error
 
 
@@ -208,17 +168,13 @@ def find(architecture: str, bundle: Bundle | None = None) -> Code:
     """
     module, factory = _split(architecture)
     allowed = bool({module, architecture} & _allowed().keys())
-    source = _source_of(bundle)
     if allowed and (chain := _chain(module)):
-        code = Code(module, factory, chain)
-        with suppress(BuildError):  # the record need not be readable for that
-            code = _as_recorded(code, source)
-        return _checked_code(code, bundle)
+        return _checked_code(Code(module, factory, chain), bundle)
     recorded = [known for known in _recorded() if known.architecture == architecture]
     candidates = _candidates(recorded, bundle)
     for known in candidates:
         for chain in (_chain(module, known.folder), _chain(module)):
-            if chain and str((code := known.code(chain, source)).file) == known.file:
+            if chain and str((code := Code(module, factory, chain)).file) == known.file:
                 return _checked_code(code, bundle)
     if allowed:
         raise _not_found(module)
@@ -266,9 +222,8 @@ def _recorded() -> list[Trusted]:
     file = configuration() / _RECORD
     try:
         read = from_json(read_regular(file, _RECORD_LIMIT, links=True))["trusted"]
-        found = [_entry(**entry) for entry in read]
-        texts = [text for each in found for text in (each.architecture, each.file, each.folder, *each.digests)]
-        texts += [file for each in found for files in each.others.values() for file in files]
+        found = [Trusted(**entry | {"digests": tuple(entry.get("digests", ()))}) for entry in read]
+        texts = (text for each in found for text in (each.architecture, each.file, each.folder, *each.digests))
         if not all(isinstance(text, str) and "\0" not in text for text in texts):
             raise TypeError
     except FileError as error:
@@ -282,24 +237,11 @@ def _recorded() -> list[Trusted]:
     return found
 
 
-def _entry(
-    architecture: str,
-    file: str,
-    folder: str,
-    digests: Iterable[str] = (),
-    others: Mapping[str, Iterable[str]] = MappingProxyType({}),
-) -> Trusted:
-    files = {digest: tuple(each) for digest, each in others.items()}
-    return Trusted(architecture, file, folder, tuple(digests), files)
-
-
 def _with(recorded: Sequence[Trusted], entry: Trusted) -> list[Trusted]:
     """Return the record with an entry as its latest, which takes over the digests of an earlier one of its file."""
     same = [known for known in recorded if (known.architecture, known.file) == (entry.architecture, entry.file)]
     before = [digest for known in same for digest in known.digests if digest not in entry.digests]
-    digests = (*before, *entry.digests)[-_MOST_DIGESTS:]
-    others = {digest: files for known in (*same, entry) for digest, files in known.others.items() if digest in digests}
-    merged = replace(entry, digests=digests, others=others)
+    merged = replace(entry, digests=(*before, *entry.digests)[-_MOST_DIGESTS:])
     return [*(known for known in recorded if known not in same), merged]
 
 
@@ -312,8 +254,10 @@ def _candidates(recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trus
     """
     if bundle is None:
         return sorted(recorded, key=lambda known: known.file == _built_with.get(known.architecture))[::-1]
-    source = _source_of(bundle)
-    same = [known for known in recorded if source is not None and _digest(known, source) == source]
+    settings = bundle.manifest.results.get("settings")
+    model = settings.get("model") if isinstance(settings, dict) else None
+    source = model.get("source") if isinstance(model, dict) else None
+    same = [known for known in recorded if source is not None and _digest(known) == source]
     edited = [known for known in recorded if source in known.digests and known not in same]
     here = [known for known in recorded if known.folder in _here()]
     for alike in (same, edited):
@@ -321,23 +265,10 @@ def _candidates(recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trus
     return [*same, *edited] or (list(recorded) if len(recorded) == 1 else here)
 
 
-def _source_of(bundle: Bundle | None) -> str | None:
-    """Return the digest of the code that a bundle was built with, if it says so."""
-    settings = bundle.manifest.results.get("settings") if bundle is not None else None
-    model = settings.get("model") if isinstance(settings, dict) else None
-    return model.get("source") if isinstance(model, dict) else None
-
-
-def _as_recorded(code: Code, source: str | None) -> Code:
-    """Return a module with the other files that are recorded for its state; itself if it is not recorded."""
-    name, file = f"{code.module}:{code.factory}", str(code.file)
-    known = next((each for each in _recorded() if (each.architecture, each.file) == (name, file)), None)
-    return code if known is None else known.code(code.chain, source)
-
-
-def _digest(known: Trusted, source: str) -> str | None:
-    chain = _chain(known.architecture.partition(":")[0], known.folder)
-    return known.code(chain, source).digest if chain else None
+def _digest(known: Trusted) -> str | None:
+    module, factory = _split(known.architecture)
+    chain = _chain(module, known.folder)
+    return Code(module, factory, chain).digest if chain else None
 
 
 def _chain(module: str, folder: str | None = None) -> tuple[ModuleSpec, ...] | None:

@@ -574,7 +574,7 @@ def test_the_record_is_the_users_alone_and_loses_nothing(tmp_path, stranger, mon
     assert configuration().stat().st_mode & 0o777 == 0o700
     entries = json.loads((configuration() / "trusted.json").read_text())["trusted"]
     assert sorted(entry["architecture"] for entry in entries) == [f"{name}:Net" for name in names]
-    assert entries[0].keys() == {"architecture", "file", "folder", "digests", "others"}
+    assert entries[0].keys() == {"architecture", "file", "folder", "digests"}
     trust("many_0:Net")
     trust("many_0:Net")
     assert len(json.loads((configuration() / "trusted.json").read_text())["trusted"]) == 8
@@ -775,16 +775,18 @@ from blocks import RATE
 """
 
 
-@pytest.fixture
-def with_paths(place, tmp_path, monkeypatch):
+@pytest.fixture(params=["blocks", "common.blocks"])
+def with_paths(place, tmp_path, monkeypatch, request):
     """Two projects whose module, of the same name, finds a helper of the same name by a path that it adds itself."""
     built = {}
     for rate in (0.0, 0.9):  # so that their outputs differ in training alone
         project = tmp_path / str(rate)
-        (project / "lib").mkdir(parents=True)
+        helper = (project / "lib").joinpath(*request.param.split(".")).with_suffix(".py")
+        helper.parent.mkdir(parents=True)
         (project / "images").symlink_to(place / "images")
-        (project / "path_net.py").write_text(_ELSEWHERE + _NET.replace("nn.ReLU()", "nn.ReLU(), nn.Dropout(RATE)"))
-        (project / "lib" / "blocks.py").write_text(f"RATE = {rate}  # of {tmp_path.name}\n")
+        text = _ELSEWHERE.replace("from blocks", f"from {request.param}")
+        (project / "path_net.py").write_text(text + _NET.replace("nn.ReLU()", "nn.ReLU(), nn.Dropout(RATE)"))
+        helper.write_text(f"RATE = {rate}  # of {tmp_path.name}\n")
         monkeypatch.chdir(project)
         built[rate] = build(_spec("path_net:Net"), project / "bundle").path
     return built
@@ -801,7 +803,7 @@ def test_a_helper_on_a_path_that_the_code_adds_is_its_projects_own(with_paths):
 
 
 def test_an_edited_helper_on_such_a_path_is_noticed(with_paths):
-    bundle, helper = Bundle(with_paths[0.9]), with_paths[0.9].parent / "lib" / "blocks.py"
+    bundle, helper = Bundle(with_paths[0.9]), next((with_paths[0.9].parent / "lib").rglob("blocks.py"))
     before = identity_of(bundle)
     helper.write_text("RATE = 0.5\n")
     assert identity_of(bundle) != before
@@ -828,6 +830,8 @@ def test_an_edited_helper_on_such_a_path_is_noticed(with_paths):
             "import sys\nodd_helper = sys.modules['odd_helper'] = u.module_from_spec(spec)\n"
             "spec.loader.exec_module(odd_helper)",
         ),
+        ("far", "import runpy\nRATE = runpy.run_path(FOLDER + '/odd_helper.py')['RATE']"),
+        ("far", "exec(open(FOLDER + '/odd_helper.py').read())"),
     ],
 )
 def test_an_edited_helper_is_noticed_wherever_the_code_found_it(place, tmp_path, monkeypatch, folder, text):
@@ -839,19 +843,22 @@ def test_an_edited_helper_is_noticed_wherever_the_code_found_it(place, tmp_path,
     (lib / "odd_helper.py").write_text("RATE = 0.1\n")
     monkeypatch.setenv("ODD_PLACE", str(lib))
     monkeypatch.setattr("sys.path", [*sys.path])
-    (project / "odd_net.py").write_text(f"FOLDER = {str(lib)!r}\n{text}\n{_NET}")
+    net = _NET.replace("nn.ReLU()", "nn.ReLU(), nn.Dropout(RATE)")
+    text += "" if any(word in text for word in ("RATE", "*", "exec(")) else "\nRATE = odd_helper.RATE"
+    (project / "odd_net.py").write_text(f"FOLDER = {str(lib)!r}\n{text}\n{net}")
     (project / "images").symlink_to(place / "images")
     monkeypatch.chdir(project)
     bundle = build(_spec("odd_net:Net"), tmp_path / "bundle")
-    before = identity_of(bundle)
-    assert retrain(bundle, np.zeros(0, dtype=np.int64)) is not None
-    assert build(_spec("odd_net:Net"), tmp_path / "bundle").manifest.identity == bundle.manifest.identity
+    nothing = np.zeros(0, dtype=np.int64)
+    weights = retrain(bundle, nothing).state_dict()
+    stored = safetensors.torch.load_file(bundle.path / WEIGHTS)
+    assert all(torch.equal(weights[name], stored[name]) for name in stored)
     (lib / "odd_helper.py").write_text("RATE = 0.9\n")
-    assert identity_of(bundle) != before
-    with pytest.raises(BuildError, match="was edited since the bundle"):
-        retrain(bundle, np.zeros(0, dtype=np.int64))
-    (lib / "odd_helper.py").write_text("RATE = 0.1\n")
-    assert identity_of(bundle) == before
+    for name in ("odd_net", "odd_helper"):
+        monkeypatch.delitem(sys.modules, name, raising=False)  # as in a process that begins now
+    monkeypatch.setattr("natscope.precompute.training.projects._projects", {})
+    with pytest.raises(BuildError, match=r"was edited since the bundle|does not train as it did"):
+        retrain(bundle, nothing)
 
 
 def test_a_network_changes_nothing_for_others(place, tmp_path, monkeypatch):
