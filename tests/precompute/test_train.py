@@ -355,3 +355,34 @@ def test_tied_weights_are_saved_apart():
     saved = apart(model.state_dict())
     assert len({tensor.data_ptr() for tensor in saved.values()}) == len(saved)
     assert all(tensor.is_contiguous() for tensor in saved.values())
+
+
+def test_how_a_training_begins_is_repeatable_and_tells_networks_apart(data):
+    images, labels = data
+    seed = torch.get_rng_state()
+
+    class Moody(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) * np.random.default_rng().random()
+
+    def of(kind=nn.Sequential, rate=0.2):
+        def make():
+            torch.manual_seed(0)
+            return kind(nn.Flatten(), nn.Linear(images[0].numel(), 8), nn.Dropout(rate), nn.Linear(8, 3))
+
+        return make
+
+    spec = TrainingSpec(epochs=1, batch_size=4)
+    once = training.beginning(of(), images, labels, spec)["first_losses"]
+    assert len(once) == 3
+    assert all(math.isfinite(loss) for loss in once)
+    assert training.agree(once, training.first_losses(of(), images, labels, spec), spec)
+    others = [
+        training.first_losses(of(rate=0.3), images, labels, spec),
+        training.first_losses(of(), images, labels.flip(0), spec),
+        training.first_losses(of(), images, labels, dataclasses.replace(spec, learning_rate=0.5)),
+        once[:2],
+    ]
+    assert not any(training.agree(once, other, spec) for other in others)
+    assert training.beginning(of(Moody), images, labels, spec) == {}
+    torch.set_rng_state(seed)
