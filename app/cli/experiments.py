@@ -72,12 +72,13 @@ def evaluate(
 @click.option("--out", type=PATH, help="JSON file to write; beside the bundle by default.")
 @click.option(
     "--score",
-    type=click.Choice(["margin", "coreset"]),
+    type=click.Choice(["margin", "influence", "coreset"]),
     default="margin",
     show_default=True,
-    help="How σ² is scored: by the margin lost without the named images, or by the accuracy of training on coresets.",
+    help="How σ² is scored: by the margin lost without the named images, by retraining or as EK-FAC influence predicts "
+    "it (for weights that were loaded), or by the accuracy of training on coresets.",
 )
-@click.option("--queries", type=COUNT, help="Held-out test images; 10, for coresets 200 in each of 3 sets.")
+@click.option("--queries", type=COUNT, help="Held-out test images; 10, by influence 25, for coresets 200 in 3 sets.")
 @click.option("--budget", type=COUNT, help="Images that are removed, 50; in a coreset at most, 150.")
 @click.option("--methods", help="Names of methods, separated by commas; those that use σ² by default.")
 @conditioning_option
@@ -107,13 +108,13 @@ def tune(
         names = usual if methods is None else method_names(methods)
         images, most = tuning.SCORES[score]
         size: dict[str, Any] = {"queries": queries or images, "budget": budget or most, "seed": seed, "methods": names}
-        run = tuning.tune_coresets if score == "coreset" else tuning.tune
+        run = {"coreset": tuning.tune_coresets, "influence": tuning.tune_by_influence, "margin": tuning.tune}[score]
         if conditioning is not None:
             if score == "coreset":
                 raise QueryError("Coresets are chosen from all training data, without a choice of conditioning.")
             size["conditioning"] = conditioning
         path = Path(os.path.realpath(bundle))  # resolve() raises where links form a loop
-        file = out or path.parent / f"{path.name}-{'coreset-' if score == 'coreset' else ''}tuning.json"
+        file = out or path.parent / f"{path.name}-{'' if score == 'margin' else f'{score}-'}tuning.json"
         result = _measured(file, lambda **keeping: run(bundle, **size, **keeping))
     tuning.record(bundle, result, file.name)
     say("The bundle's manifest holds these values; they are now its defaults.")

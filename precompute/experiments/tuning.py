@@ -16,7 +16,8 @@ from natscope.core.analysis.curves import held_out, sample_queries
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle, write_manifest
 from natscope.core.bundle.manifest import PURPOSES
-from natscope.core.errors import QueryError
+from natscope.core.bundle.request import Request
+from natscope.core.errors import BuildError, QueryError
 from natscope.core.files import from_json, read_regular
 from natscope.core.methods import METHODS, Query
 from natscope.core.progress import Progress
@@ -31,8 +32,13 @@ from natscope.precompute.training.subset import Subset, train_on_all
 
 _LARGEST = 10**8  # bytes of a result
 REPEATS = 3  # sets of test images that a coreset is chosen for
-SCORES = {"margin": (10, 50), "coreset": (200, 150)}  # each with the usual number of queries, and of images
+SCORES = {  # each with the usual number of queries, and of images
+    "margin": (10, 50),
+    "influence": (25, 50),
+    "coreset": (200, 150),
+}
 _PURPOSES = {"margin": "prediction"}  # the purpose of a score's result, if it is not the score's name
+_PREDICTS = next(method for method in METHODS.values() if method.ekfac)
 
 
 def tune(
@@ -92,6 +98,73 @@ def tune(
         axis="Margin lost (log odds)",
         finding=f"Removing the first {budget} images costs most margin",
         goal="prediction",
+        conditioning=conditioning,
+        queries=queries,
+        budget=budget,
+        seed=seed,
+    )
+
+
+def tune_by_influence(
+    path: Path,
+    *,
+    queries: int,
+    budget: int,
+    seed: int,
+    methods: Sequence[str],
+    conditioning: str = "train",
+    cache: ResultCache,
+    progress: Progress,
+) -> Result:
+    """Choose each method's sigma2 without retraining: by the influence of its first images on the margin.
+
+    It is what weights that were trained elsewhere can be tuned by: the sum of EK-FAC influences predicts, of all that
+    needs no retraining, best how the margin changes, see the linear datamodelling scores among the results. It says in
+    what proportion, not by how much.
+
+    Args:
+        path: the bundle's folder.
+        queries: how many test images, all held out, so that experiments report others.
+        budget: how many images are summed over, less if a class is too small.
+        seed: seed of the choice of test images.
+        methods: names of methods that use sigma2.
+        conditioning: "train" or "pool", what InfoLoss and RelatIF condition on.
+        cache: where finished rankings are kept.
+        progress: called at every ranking and while gradients are computed.
+
+    Returns:
+        As `tune`, the score being influence, per unit of weight of a training image.
+
+    Raises:
+        QueryError: if a method does not use sigma2, there are too few queries, or the bundle lacks the EK-FAC factors.
+    """
+    attributor = _opened(path, methods, retrained=False)
+    if lacking := attributor.missing(_PREDICTS):
+        raise QueryError(lacking)
+    budget = min(budget, most_removed(attributor))
+    images = sample_queries(attributor, queries, seed=seed, part="held out")
+    asked = [(name, sigma2) for sigma2 in attributor.bundle.sigma2s() for name in methods]
+    found = rank(attributor, images, asked, budget=budget, conditioning=conditioning, cache=cache, progress=progress)
+    lost = np.zeros((len(images), len(asked)))
+    whole = Request(_PREDICTS.name, budget=len(attributor.train_labels))
+    for target in np.unique([image.predicted for image in images]).tolist():
+        positions = [position for position, image in enumerate(images) if image.predicted == target]
+        attributor.ahead(_PREDICTS, [images[position] for position in positions], target, progress)
+        for position in positions:
+            influence = {i.train_index: i.score for i in attributor.attribute(images[position], whole).items}
+            for row, rankings in enumerate(found):
+                lost[position, row] = sum(influence[index] for index in rankings[position])
+    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    for (name, sigma2), losses in zip(asked, lost.T, strict=True):
+        curves[name].append({"sigma2": sigma2} | mean_and_error(losses))
+    return _result(
+        attributor,
+        curves,
+        score=f"EK-FAC influence of the first {budget} on the margin, summed, mean of {queries} test images",
+        axis="Influence on the margin, summed",
+        finding=f"The first {budget} images have most influence on the margin",
+        goal="prediction",
+        flag="influence",
         conditioning=conditioning,
         queries=queries,
         budget=budget,
@@ -164,6 +237,7 @@ def tune_coresets(
         axis="Accuracy on held-out images",
         finding=f"Networks trained on {sizes} images alone are right most often",
         goal="coreset",
+        flag="coreset",
         conditioning="train",
         queries=queries,
         budget=budget,
@@ -267,12 +341,16 @@ def _coreset(coresets: Coresets, name: str, query: Query, **settings: Any) -> li
     return [int(index) for index in coresets.select(name, query, **settings)]
 
 
-def _opened(path: Path, methods: Sequence[str]) -> Attributor:
+def _opened(path: Path, methods: Sequence[str], *, retrained: bool = True) -> Attributor:
     for name in methods:
         if not METHODS[name].uses_sigma2:
             raise QueryError(f"{METHODS[name].title} does not use σ², so there is nothing to choose.")
     attributor = open_attributor(path)
-    recipe_of(attributor.bundle)
+    if retrained:
+        try:
+            recipe_of(attributor.bundle)
+        except BuildError as error:
+            raise BuildError(f"{error} For predictions `--score influence` needs no retraining.") from error
     return attributor
 
 
@@ -284,6 +362,7 @@ def _result(
     axis: str,
     finding: str,
     goal: str,
+    flag: str = "",
     conditioning: str,
     **settings: int,
 ) -> Result:
@@ -295,7 +374,7 @@ def _result(
         settings,
         methods=list(curves),
         conditioning=conditioning,
-        options="" if goal == "prediction" else f" --score {goal}",
+        options=f" --score {flag}" if flag else "",
         values={"for": goal, "score": score, "axis": axis, "sigma2": chosen, "curves": curves},
         finding=f"{finding} at σ² = {values}.",
     )

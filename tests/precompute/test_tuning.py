@@ -11,7 +11,9 @@ from natscope import assets
 from natscope.app.cli.commands import natscope
 from natscope.core.analysis.curves import sample_queries
 from natscope.core.bundle.format import Bundle, check_bundle
-from natscope.core.errors import FileError, QueryError
+from natscope.core.bundle.request import Request
+from natscope.core.errors import BuildError, FileError, QueryError
+from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import tuning
 from natscope.precompute.experiments.brittleness import most_removed
 from natscope.precompute.experiments.result import TUNED, build_command
@@ -128,6 +130,44 @@ def test_coresets_have_a_sigma2_of_their_own(for_coresets):
     assert bundle.sigma2("info_gain") == 10 * scales[1]
     assert bundle.sigma2("info_loss", purpose="coreset") == scales[0]
     assert not (for_coresets / "bundle-coreset-tuning.partial.json").exists()
+
+
+def test_weights_that_were_loaded_are_tuned_without_retraining(bundle_path, tiny_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(GRID, (-6, 0, 5))
+    path = shutil.copytree(bundle_path, tmp_path / "bundle")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["training"] = {"weights": manifest["files"]["weights"]["sha256"]}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    command = f"tune --bundle {path} --queries 4 --budget 20 --methods info_gain,relatif".split()
+    refused = CliRunner().invoke(natscope, command).exception
+    assert isinstance(refused, BuildError)
+    assert "cannot be retrained. For predictions `--score influence`" in str(refused)
+    done = CliRunner().invoke(natscope, [*command, "--score", "influence"])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "bundle-influence-tuning.json").read_text())
+    assert result["command"].endswith("--methods info_gain,relatif --score influence")
+    attributor = open_attributor(path)
+    images = sample_queries(attributor, 4, seed=0, part="held out")
+    expected = []
+    for point in result["curves"]["info_gain"]:
+        sums = []
+        for image in images:
+            request = Request("info_gain", point["sigma2"], 20, conditioning="train", seed=image.index)
+            first = [item.train_index for item in attributor.attribute(image, request).items]
+            scores = attributor.attribute(image, Request("kronfluence", budget=10**4)).items
+            sums.append(sum(item.score for item in scores if item.train_index in first))
+        expected.append(np.mean(sums))
+    assert [point["mean"] for point in result["curves"]["info_gain"]] == pytest.approx(expected, rel=1e-4)
+    assert Bundle(path).sigma2("info_gain") == result["sigma2"]["info_gain"]
+    path = shutil.copytree(tiny_path, tmp_path / "without")
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name in [name for name in manifest["files"] if name.startswith("kronfluence/")]:
+        del manifest["files"][name]
+    manifest["methods"].pop("kronfluence", None)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    lacking = CliRunner().invoke(natscope, f"tune --bundle {path} --score influence --queries 2".split()).exception
+    assert isinstance(lacking, QueryError)
+    assert "Kronfluence" in str(lacking)
 
 
 def test_values_can_be_taken_from_a_result(for_coresets, tuned, bundle_path, tmp_path):
