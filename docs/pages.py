@@ -125,6 +125,7 @@ def _environment() -> jinja2.Environment:
         search=load_benchmark("search"),
         search_table=results.search_table,
         searched=results.searched,
+        influence_agrees=results.influence_agrees,
     )
     return environment
 

@@ -1,7 +1,10 @@
 """The measured results that ship with natscope as Markdown, every number read from its file in assets/results."""
 
+import math
 from collections.abc import Callable
 from typing import Any
+
+from scipy.stats import spearmanr
 
 from natscope import assets
 from natscope.app import words
@@ -13,7 +16,11 @@ from natscope.core.methods import METHODS
 
 _SHOWN = (1, 10, 100)  # sizes M of the table of relative information
 _ABOUT = "../assets/results"
-_PARTS = {"retraining-cifar10": ", retrained", "coreset-tuning": ", for coresets"}  # of a section, beside its main one
+_PARTS = {  # of a section, beside its main one
+    "retraining-cifar10": ", retrained",
+    "coreset-tuning": ", for coresets",
+    "tuning-influence": ", without retraining",
+}
 
 
 def section(anchor: str) -> str:
@@ -29,6 +36,25 @@ def read(name: str) -> dict[str, Any]:
     if result is None:
         raise LookupError(f"assets/results/{name}.json is missing or does not say what made it.")
     return result
+
+
+def influence_agrees() -> list[dict[str, float]]:
+    """Compare for each method what influence chooses with what retraining does, on the values of σ² of both.
+
+    Returns:
+        The rank correlation of the two scores, the margin lost at the σ² that influence chooses as a share of the most
+        that is lost, and how many powers of ten the two choices are apart.
+    """
+    without, retrained = read("tuning-influence"), read("tuning")
+    found = []
+    for name, curve in without["curves"].items():
+        predicted = {round(math.log10(point["sigma2"])): point["mean"] for point in curve}
+        lost = {round(math.log10(point["sigma2"])): point["mean"] for point in retrained["curves"][name]}
+        both = sorted(predicted.keys() & lost.keys())
+        correlation = spearmanr([predicted[s] for s in both], [lost[s] for s in both]).statistic
+        chosen, best = max(both, key=predicted.__getitem__), max(both, key=lost.__getitem__)
+        found.append({"correlation": correlation, "share": lost[chosen] / lost[best], "apart": abs(chosen - best)})
+    return found
 
 
 def searched(kind: str, sigma2: float = 1.0) -> dict[str, Any]:
