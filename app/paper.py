@@ -121,8 +121,8 @@ SECTIONS = (
         "σ² is chosen for each method on a grid from 10⁻⁶ to 10⁵.",
         "Chosen on every fifth test image, which neither figure 3 nor figures 5 and 6 report: for predictions by the "
         "margin that is lost when what is named is removed, for coresets by the accuracy of networks trained on them "
-        "alone. For weights that were trained elsewhere it can be chosen without retraining, by the EK-FAC influence of "
-        "what is named.",
+        "alone. For weights that were trained elsewhere it can be chosen without retraining, by the EK-FAC influence "
+        "of what is named.",
         ("tuning", "tuning-influence", "tuning-cifar10", "coreset-tuning"),
     ),
 )

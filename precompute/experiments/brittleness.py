@@ -1,5 +1,6 @@
 """Figure 3 of the paper: how often does a prediction flip when a method's images are removed before training?"""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 
 from natscope.core.analysis.curves import sample_queries
 from natscope.core.bundle.attributor import Attributor
@@ -21,6 +23,7 @@ from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import recipe_of
 
 STEPS = 6  # of the grid of budgets, the last being the largest
+SIGNIFICANT = 0.05
 INFORMATION = tuple(name for name, method in METHODS.items() if method.information)
 
 
@@ -170,6 +173,7 @@ def _row(name: str, opened: Sequence[Attributor], runs: list[dict[str, Any]], gr
 def _result(
     opened: Sequence[Attributor], rows: list[dict[str, Any]], grid: Sequence[int], conditioning: str, **settings: int
 ) -> Result:
+    tests = paired_tests(rows, grid)
     return result_of(
         "brittleness",
         opened,
@@ -182,8 +186,8 @@ def _result(
             "pool": "same-class",
             "grid": list(grid),
         },
-        values={"rows": rows},
-        finding=finding(rows, grid),
+        values={"rows": rows, "tests": tests},
+        finding=f"{finding(rows, grid)} {significance(tests)}".strip(),
     )
 
 
@@ -206,4 +210,65 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> str:
     return (
         f"{first} Every information method is above every baseline at {held}; the best baseline is "
         f"{METHODS[best].title}."
+    )
+
+
+def paired_tests(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> list[dict[str, Any]]:
+    """Test each information method against the best baseline, query by query, at every number of images removed.
+
+    Returns:
+        For each method and each M: the baseline, the difference of the shares of flipped queries, its 95 % confidence
+        interval given how many queries differ (Clopper and Pearson's), the p of McNemar's exact test, and that of Holm
+        over all tests.
+    """
+    flipped = {row["method"]: flips(row["queries"], grid) for row in rows}
+    ours = [name for name in INFORMATION if name in flipped]
+    baselines = [name for name in flipped if name not in INFORMATION]
+    if not ours or not baselines:
+        return []
+    best = max(baselines, key=lambda name: flipped[name].mean())
+    tests = [
+        {
+            "method": name,
+            "baseline": best,
+            "removed": removed,
+            **_mcnemar(flipped[name][:, step], flipped[best][:, step]),
+        }
+        for name in ours
+        for step, removed in enumerate(grid)
+    ]
+    least = 0.0
+    for rank_, test in enumerate(sorted(tests, key=lambda test: test["p"])):
+        least = test["p_holm"] = max(least, min(1.0, (len(tests) - rank_) * test["p"]))
+    return tests
+
+
+def _mcnemar(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    more, fewer = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    found = {"difference": (more - fewer) / len(ours), "low": 0.0, "high": 0.0, "p": 1.0}
+    if differ := more + fewer:
+        tested = binomtest(more, differ)
+        low, high = tested.proportion_ci()
+        scale = differ / len(ours)
+        found |= {"low": (2 * low - 1) * scale, "high": (2 * high - 1) * scale, "p": float(tested.pvalue)}
+    return found
+
+
+def significance(tests: Sequence[dict[str, Any]]) -> str:
+    """Return a sentence on which differences from the best baseline are significant."""
+    if not tests:
+        return ""
+    baseline = METHODS[tests[0]["baseline"]].title
+    found = [
+        f"{METHODS[test['method']].title} at {test['removed']} ({test['difference']:+.0%}, "
+        f"{test['low']:+.0%} to {test['high']:+.0%})"
+        for test in tests
+        if test["p_holm"] < SIGNIFICANT
+    ]
+    if found:
+        return f"Significant against {baseline} (McNemar’s test, Holm’s correction): {', '.join(found)}."
+    least = min(test["p_holm"] for test in tests)
+    return (
+        f"No difference from {baseline} is significant (McNemar’s test, p ≥ {math.floor(100 * least) / 100:.2f} with "
+        "Holm’s correction)."
     )

@@ -176,3 +176,33 @@ def test_methods_that_the_bundle_lacks_are_left_out(few_images, tmp_path):
     result = brittleness.run([few_images], **settings, cache=cache, progress=SILENT).to_dict()
     assert [row["method"] for row in result["rows"]] == ["random"]
     assert METHODS["kronfluence"].files
+
+
+def _runs(flipped):
+    return [{"class": 0, "after": [{"removed": 9, "predicted": int(flip)}]} for flip in flipped]
+
+
+def test_differences_from_the_best_baseline_are_tested_query_by_query():
+    queries = np.arange(40)
+    rows = [
+        {"method": "info_loss", "queries": _runs(queries < 20)},  # 15 more than the best baseline, none fewer
+        {"method": "info_gain", "queries": _runs((queries < 4) | (queries == 30))},  # one more, one fewer
+        {"method": "graddot", "queries": _runs(queries < 5)},
+        {"method": "random", "queries": _runs(queries < 1)},
+    ]
+    loss, gain = brittleness.paired_tests(rows, (9,))
+    assert (loss["baseline"], loss["difference"], gain["difference"]) == ("graddot", 15 / 40, 0)
+    assert loss["p"] == pytest.approx(2 * 0.5**15)
+    assert loss["p_holm"] == pytest.approx(2 * loss["p"])
+    assert gain["p"] == gain["p_holm"] == 1
+    assert loss["high"] == pytest.approx(15 / 40)
+    assert loss["low"] == pytest.approx((2 * 0.025 ** (1 / 15) - 1) * 15 / 40)  # Clopper and Pearson's of 15 in 15
+    assert gain["low"] < 0 < gain["high"]
+    words = brittleness.significance([loss, gain])
+    assert "InfoLoss at 9 (+38%" in words
+    assert "InfoGain" not in words
+    assert "No difference from GradDot" in brittleness.significance([gain])
+    assert brittleness.paired_tests(rows[2:], (9,)) == []
+    assert brittleness.significance([]) == ""
+    same = brittleness.paired_tests([rows[2] | {"method": "info_loss"}, rows[2]], (9,))[0]
+    assert (same["difference"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
