@@ -97,10 +97,12 @@ def tune(
     take: Path | None,
 ) -> None:
     """Choose σ² for each method on held-out images, by retraining without or only with the images named; resumable."""
+    from natscope.core.bundle.format import Bundle
     from natscope.core.errors import QueryError
     from natscope.core.methods import METHODS
     from natscope.precompute.experiments import tuning
 
+    opened = None
     if take is not None:
         file, result = take, tuning.read(take)
     else:
@@ -115,8 +117,9 @@ def tune(
             size["conditioning"] = conditioning
         path = Path(os.path.realpath(bundle))  # resolve() raises where links form a loop
         file = out or path.parent / f"{path.name}-{'' if score == 'margin' else f'{score}-'}tuning.json"
+        opened = Bundle(bundle).manifest
         result = _measured(file, lambda **keeping: run(bundle, **size, **keeping))
-    tuning.record(bundle, result, file.name)
+    tuning.record(bundle, result, file.name, opened=opened)
     say("The bundle's manifest holds these values; they are now its defaults.")
 
 

@@ -148,8 +148,9 @@ def _removal(attributor: Served, query: QueryImage) -> None:
         ("Training without those found", found, about | {"removed": len(found)}),
         ("Training without as many random images", others, about | {"method": RANDOM, "removed": len(others)}),
     )
-    result = _known(cache, query, found, others) or run_job(
-        ("removals", attributor.place, name_of(query.image, query.predicted, found)),
+    names = tuple(name_of(query.image, query.predicted, rows) for rows in ((), found, others))
+    result = _known(cache, names) or run_job(
+        ("removals", attributor.place, *names),
         tasks.removals,
         *(attributor.place, query, stages, file),
         name=f"{_KEY}job",
@@ -181,10 +182,7 @@ def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
         st.caption(f"The first {_SHOWN}, and {len(found) - _SHOWN} more.")
 
 
-def _known(
-    cache: ResultCache, query: QueryImage, found: tuple[int, ...], others: tuple[int, ...]
-) -> list[dict[str, Any]] | None:
-    names = [name_of(query.image, query.predicted, rows) for rows in ((), found, others)]
+def _known(cache: ResultCache, names: tuple[str, ...]) -> list[dict[str, Any]] | None:
     return [cache[name]["answer"] for name in names] if all(name in cache for name in names) else None
 
 

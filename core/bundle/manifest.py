@@ -140,6 +140,12 @@ class Manifest:
         """A checksum of settings and contents."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
+    def extends(self, other: "Manifest") -> bool:
+        """Return whether this is of the same bundle, to which methods or chosen values may have been added since."""
+        own = (self.dataset, self.model, self.training, self.poison, self.layers, self.ntk, self.sketch)
+        others = (other.dataset, other.model, other.training, other.poison, other.layers, other.ntk, other.sketch)
+        return own == others and all(self.files.get(name) == record for name, record in other.files.items())
+
     @property
     def width(self) -> int:
         """How many numbers a row of features has."""

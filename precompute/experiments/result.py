@@ -72,7 +72,12 @@ def result_of(
         conditioning: what InfoLoss and RelatIF conditioned on, "train" or "pool".
         setting: more settings, of this experiment alone.
         options: more options of the command.
+
+    Raises:
+        BundleError: if a bundle was replaced or changed meanwhile.
     """
+    for attributor in opened:
+        attributor.bundle.check_unchanged()
     manifest = opened[0].bundle.manifest
     words = " ".join(f"--{key} {value}" for key, value in settings.items())
     verb, where = (experiment, "BUNDLES/0") if experiment == "tune" else (f"evaluate {experiment}", "BUNDLES")

@@ -15,9 +15,9 @@ from natscope.core.analysis.coreset import Coresets, missing
 from natscope.core.analysis.curves import held_out, sample_queries
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle, write_manifest
-from natscope.core.bundle.manifest import PURPOSES
+from natscope.core.bundle.manifest import PURPOSES, Manifest
 from natscope.core.bundle.request import Request
-from natscope.core.errors import BuildError, QueryError
+from natscope.core.errors import BuildError, BundleError, QueryError
 from natscope.core.files import from_json, read_regular
 from natscope.core.methods import METHODS, Query
 from natscope.core.progress import Progress
@@ -285,7 +285,7 @@ def _of_backdoor(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def record(path: Path, result: dict[str, Any], file: str) -> None:
+def record(path: Path, result: dict[str, Any], file: str, *, opened: Manifest | None = None) -> None:
     """Write what was chosen into a bundle's manifest, in one step: from then on they are this bundle's defaults.
 
     They are carried over in relation to the scale of the features, where the result says on which it was measured.
@@ -294,13 +294,19 @@ def record(path: Path, result: dict[str, Any], file: str) -> None:
         path: the bundle's folder.
         result: from `read`, `tune` or `tune_coresets`.
         file: name of the JSON file that holds it, recorded for each method unless the result ships with natscope.
+        opened: the manifest of the bundle for which the values were chosen; of any when None.
 
     Raises:
-        BundleError: if the bundle cannot be opened.
+        BundleError: if the bundle cannot be opened, or is another one.
         QueryError: if the values are for a backdoor, and the bundle has none.
     """
     bundle, purpose = Bundle(path), result["for"]
     manifest = bundle.manifest
+    if opened is not None and not manifest.extends(opened):
+        raise BundleError(
+            f"The bundle {path} was replaced while σ² was chosen for it, so the values are not written into it; they "
+            f"are in {file}."
+        )
     if purpose == "backdoor" and manifest.poison is None:
         raise QueryError(f"These values are for bundles with a backdoor, and {path} has none.")
     tuned = dict(manifest.tuned or {})

@@ -7,13 +7,16 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from natscope.core.bundle.file_checks import stamp
 from natscope.core.bundle.format import Bundle
-from natscope.core.errors import BuildError
+from natscope.core.bundle.manifest import Manifest
+from natscope.core.errors import BuildError, BundleError
 from natscope.core.progress import Progress
 from natscope.precompute.training.result_cache import ResultCache
 
@@ -47,6 +50,7 @@ def side_by_side(
 
     Raises:
         BuildError: if processes are killed again and again; a single one that is killed is replaced.
+        BundleError: if another bundle takes the place of this one.
     """
     tries = _TRIES
 
@@ -77,9 +81,11 @@ def _run(
     workers: int,
     keep: Callable[[str, Any], None],
 ) -> None:
+    bundle.check_unchanged()
     context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
     with ProcessPoolExecutor(min(workers, len(things)), mp_context=context, initializer=_prepare) as pool:
-        tasks = {pool.submit(_do, str(bundle.path), work, thing): name for name, thing in things.items()}
+        expected = _Expected(str(bundle.path), bundle.manifest, bundle.stamp())
+        tasks = {pool.submit(_do, expected, work, thing): name for name, thing in things.items()}
         try:
             for task in as_completed(tasks):
                 keep(tasks[task], task.result())
@@ -90,8 +96,24 @@ def _run(
             raise
 
 
-def _do(path: str, work: Callable[[Bundle, Thing], Any], thing: Thing) -> Any:
-    return work(_opened(path), thing)
+@dataclass(frozen=True)
+class _Expected:
+    """The bundle that is meant, and the state of its files: another may take its place."""
+
+    path: str
+    manifest: Manifest
+    stamp: str
+
+
+def _do(expected: _Expected, work: Callable[[Bundle, Thing], Any], thing: Thing) -> Any:
+    bundle = _opened(expected.path)
+    same = bundle.manifest.extends(expected.manifest)
+    result = work(bundle, thing) if same else None
+    if not same or stamp(bundle.path, expected.manifest.files.values()) != expected.stamp:
+        raise BundleError(
+            f"The bundle {expected.path} was replaced or changed while it was used; run the same command again."
+        )
+    return result
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ from natscope.app.cli.commands import natscope
 from natscope.core.analysis.curves import sample_queries
 from natscope.core.bundle.format import Bundle, check_bundle
 from natscope.core.bundle.request import Request
-from natscope.core.errors import BuildError, FileError, QueryError
+from natscope.core.errors import BuildError, BundleError, FileError, QueryError
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import tuning
 from natscope.precompute.experiments.brittleness import most_removed
@@ -190,6 +190,17 @@ def test_values_keep_their_relation_to_the_scale_of_the_features(tuned, bundle_p
         scales["prediction"] = measured
         tuning.record(tmp_path / "bundle", result, "result.json")
         assert Bundle(tmp_path / "bundle").sigma2("info_gain") == pytest.approx(factor * chosen)
+
+
+def test_a_bundle_that_took_the_place_of_the_tuned_one_gets_no_values(tuned, bundle_path, tiny_path, tmp_path):
+    result, opened = tuning.read(tuned / "bundle-tuning.json"), Bundle(bundle_path).manifest
+    shutil.copytree(tiny_path, tmp_path / "other")
+    before = (tmp_path / "other" / "manifest.json").read_bytes()
+    with pytest.raises(BundleError, match=r"replaced while σ² was chosen .* in result\.json"):
+        tuning.record(tmp_path / "other", result, "result.json", opened=opened)
+    assert (tmp_path / "other" / "manifest.json").read_bytes() == before
+    shutil.copytree(tuned / "bundle", tmp_path / "same")  # which got values since
+    tuning.record(tmp_path / "same", result, "result.json", opened=opened)
 
 
 def test_values_for_a_backdoor_are_taken_from_its_experiment(tiny_path, bundle_path, tmp_path):

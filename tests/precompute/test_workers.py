@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from natscope.core.bundle.format import Bundle
-from natscope.core.errors import BuildError
+from natscope.core.errors import BuildError, BundleError
 from natscope.precompute.training import workers as side_by_side
 from natscope.precompute.training.result_cache import ResultCache
+from tests.tiny import edited, saved
 
 
 def beat(path):
@@ -68,6 +70,36 @@ def test_a_worker_that_is_killed_is_replaced(bundle_path, tmp_path):
     found = run(Bundle(bundle_path), killed_at_first, things, ResultCache(tmp_path / "kept.json"), steps)
     assert found["a"] == found["b"] != os.getpid()
     assert steps == [0, 1, 2]
+
+
+def classes_of(bundle, thing):
+    """Return the labels of the first images."""
+    return bundle.array("train_labels")[:9].tolist()
+
+
+@pytest.fixture
+def opened(tiny_path, tmp_path):
+    return Bundle(shutil.copytree(tiny_path, tmp_path / "bundle"))
+
+
+def test_another_bundle_in_the_place_of_one_is_not_taken_for_it(opened, tmp_path):
+    cache, labels = ResultCache(tmp_path / "kept.json"), opened.array("train_labels")
+    assert run(opened, classes_of, {"a": 0}, cache, [])["a"] == labels[:9].tolist()
+    found = opened.array("train_labels")[::-1].copy()
+    saved(opened.path, "train_labels", found)
+    with pytest.raises(BundleError, match="changed while it was open"):
+        run(opened, classes_of, {"b": 0}, cache, [])
+    expected = side_by_side._Expected(str(opened.path), opened.manifest, Bundle(opened.path).stamp())
+    with pytest.raises(BundleError, match="was replaced or changed while it was used"):
+        side_by_side._do(expected, classes_of, 0)
+    side_by_side._opened.cache_clear()
+    assert "b" not in cache
+
+
+def test_what_is_added_to_a_bundle_meanwhile_disturbs_nobody(opened, tmp_path):
+    edited(opened.path, lambda raw: raw.update(name="Renamed", tuned=None))
+    found = run(opened, classes_of, {"a": 0}, ResultCache(tmp_path / "kept.json"), [])
+    assert found["a"] == opened.array("train_labels")[:9].tolist()
 
 
 def test_workers_that_are_killed_again_and_again_are_one_sentence(tmp_path, monkeypatch):
