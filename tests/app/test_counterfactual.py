@@ -54,6 +54,18 @@ def _has(app, key):
     return any(button.key == key for button in app.button)
 
 
+def test_a_job_is_known_by_all_that_it_removes(page, attributor, monkeypatch):
+    """A training image and an upload of the same pixels are compared with other random images."""
+    jobs = []
+    monkeypatch.setattr(counterfactual, "run_job", lambda key, task, *about, **_: jobs.append((key, *about)))
+    image = np.asarray(attributor.bundle.array("train_images")[3])
+    for query in ("train:3", pack_image(image)):
+        page(q=query, m="20", method="graddot")
+    for key, _, query, stages, _ in jobs:
+        assert key[-3:] == tuple(name_of(image, query.predicted, rows) for _, rows, _ in stages)
+    assert jobs[0][0] != jobs[1][0]
+
+
 def test_taken_away_trained_again_and_known_the_next_time(page, attributor, tmp_path):
     app = page(q="test:1", m="40")
     assert f"these 40 of {EACH}" in _texts(app)
