@@ -168,9 +168,9 @@ class Pool:
         """Condition queries (Q, W) and the members on the pool itself, with noise variance sigma2.
 
         The first call decomposes the Gram, or Phi^T Phi when the pool is too large for one; later ones are cheap. For a
-        pool of more than a few thousand Phi^T Phi is decomposed where it is half as large. Else the Gram is inverted
-        for this sigma2 alone, which takes a tenth of the time, where that is accurate: where sigma2 is not so small
-        that the query's variance is lost in rounding.
+        pool of more than a few thousand Phi^T Phi is decomposed where it is at most half as wide. Otherwise the Gram is
+        inverted for this sigma2 alone, which takes a tenth of the time, where that is accurate: where sigma2 is not so
+        small that the query's variance is lost in rounding.
 
         Raises:
             ValueError: for a pool too large for its Gram whose rows are not feature vectors.

@@ -7,7 +7,7 @@ raises `Var(f_* | D)` by alpha_x^2 / P_xx (leave-one-out, Rasmussen & Williams 2
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import scipy.linalg
@@ -20,9 +20,10 @@ LARGEST_WHOLE = 20_000  # candidates of whom all columns may be computed at once
 _WIDEST = 2**15  # dimensions K of which all products are kept: 8.6 GB
 _NOISES = 8  # values of sigma2 whose diagonals are remembered
 _MIRRORED = 512  # rows of a triangle that are copied at a time
-_ROUGHLY = 1e-6  # sigma2 / trace from which on a Gram that was accumulated in float32 gives the same posterior
+_FLOAT32_ENOUGH = 1e-6  # sigma2 / trace from which on a Gram from products of float32 gives nearly the same posterior
 Columns = Callable[[Sequence[int] | np.ndarray], np.ndarray]
 Whole = Callable[[], np.ndarray | None]
+FloatType = type[np.float32] | type[np.float64]
 
 
 @dataclass(frozen=True)
@@ -201,20 +202,23 @@ class FeaturePrecision:
     A fifth of the work of the eigendecomposition, for pools so small that turning the candidates is little of it.
 
     Args:
-        gram: Phi^T Phi of D, (K, K) float64; its products may be of float32.
-        exact: returns it from products of float64, which a sigma2 as small as their rounding needs.
+        gram: returns Phi^T Phi of D, (K, K) float64, from products of the type that is given: of float32 where that is
+            enough, of float64 where sigma2 is as small as their rounding.
         features: (n, K), the pool's; each candidate is a member of D.
     """
 
-    gram: np.ndarray
-    exact: Callable[[], np.ndarray]
+    gram: Callable[[FloatType], np.ndarray]
     features: np.ndarray
-    _exact: BoundedCache[np.ndarray] = field(
+    _grams: BoundedCache[np.ndarray] = field(
         default_factory=lambda: BoundedCache(1), init=False, repr=False, compare=False
     )
     _solved: BoundedCache[tuple[np.ndarray, np.ndarray]] = field(
         default_factory=lambda: BoundedCache(2), init=False, repr=False, compare=False
     )
+
+    def keep(self, gram: np.ndarray) -> None:
+        """Take Phi^T Phi from products of float32, where it has been computed already."""
+        self._grams.keep(np.float32, gram)
 
     def posterior(self, queries: np.ndarray, sigma2: float) -> Posterior:
         """Condition queries (Q, K) and the candidates on D with noise variance sigma2."""
@@ -226,9 +230,12 @@ class FeaturePrecision:
         return _given_all(candidates, _turned(factor, queries), np.ones(len(factor)), sigma2)
 
     def _gram(self, sigma2: float) -> np.ndarray:
-        if sigma2 >= _ROUGHLY * np.trace(self.gram):
-            return self.gram
-        return self._exact.get(None, self.exact)
+        if (exact := self._grams.peek(np.float64)) is not None:
+            return exact
+        gram = self._grams.get(np.float32, lambda: self.gram(np.float32))
+        if sigma2 < _FLOAT32_ENOUGH * np.trace(gram):
+            gram = self._grams.get(np.float64, lambda: self.gram(np.float64))  # in place of the other
+        return gram
 
     def _solve(self, sigma2: float) -> tuple[np.ndarray, np.ndarray]:
         precision = np.divide(self._gram(sigma2), sigma2, order="F")
@@ -276,7 +283,7 @@ def mean_half_log_ratio(above: np.ndarray, below: np.ndarray) -> float:
     return float(np.mean(0.5 * np.log(np.maximum(above, tiny) / np.maximum(below, tiny))))
 
 
-def feature_gram(features: Iterable[np.ndarray], dtype: type[np.floating[Any]] = np.float64) -> np.ndarray:
+def feature_gram(features: Iterable[np.ndarray], dtype: FloatType = np.float64) -> np.ndarray:
     """Accumulate Phi^T Phi, (K, K) float64, over blocks (n_b, K) of any float type.
 
     Args:
@@ -287,7 +294,6 @@ def feature_gram(features: Iterable[np.ndarray], dtype: type[np.floating[Any]] =
         QueryError: for a K so large that the Gram fills the memory of a usual computer.
     """
     total: np.ndarray | None = None
-    syrk = scipy.linalg.blas.dsyrk if dtype is np.float64 else scipy.linalg.blas.ssyrk
     for block in features:
         if block.shape[1] > _WIDEST:
             raise QueryError(
@@ -299,9 +305,9 @@ def feature_gram(features: Iterable[np.ndarray], dtype: type[np.floating[Any]] =
         # The transposed block is Fortran-ordered, so syrk reads it in place; it fills the lower triangle only.
         columns = np.asarray(block, dtype=dtype, order="C").T
         if dtype is np.float64:
-            total = syrk(1.0, columns, beta=1.0, c=total, lower=True, overwrite_c=True)
+            total = scipy.linalg.blas.dsyrk(1.0, columns, beta=1.0, c=total, lower=True, overwrite_c=True)
         else:
-            total += syrk(1.0, columns, lower=True)
+            total += scipy.linalg.blas.ssyrk(1.0, columns, lower=True)
     if total is None:
         raise ValueError("A conditioning set needs at least one example.")
     return _mirrored(total)

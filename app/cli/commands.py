@@ -291,7 +291,7 @@ def attribute(
 @natscope.command()
 @click.option("--bundle", type=PATH, required=True, help="The bundle.")
 def verify(bundle: Path) -> None:
-    """Look for every fault that opening or using a bundle would reveal; a sentence for each, and exit with 1 or 2."""
+    """Look for every fault that opening or using a bundle would reveal; print each and exit with 1 or 2."""
     from natscope.core.bundle.format import Bundle
     from natscope.precompute.bundles.opening import faults
 

@@ -79,7 +79,7 @@ def evaluate(
     "it (for weights that were loaded), or by the accuracy of training on coresets.",
 )
 @click.option("--queries", type=COUNT, help="Held-out test images; 10, by influence 25, for coresets 200 in 3 sets.")
-@click.option("--budget", type=COUNT, help="Images that are removed, 50; in a coreset at most, 150.")
+@click.option("--budget", type=COUNT, help="The first images that are scored, 50; in a coreset at most, 150.")
 @click.option("--methods", help="Names of methods, separated by commas; those that use σ² by default.")
 @conditioning_option
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
@@ -96,7 +96,7 @@ def tune(
     seed: int,
     take: Path | None,
 ) -> None:
-    """Choose σ² for each method on held-out images, by retraining without or only with the images named; resumable."""
+    """Choose σ² for each method on held-out images, by what happens without or with the images it names; resumable."""
     from natscope.core.bundle.format import Bundle
     from natscope.core.errors import QueryError
     from natscope.core.methods import METHODS
@@ -120,7 +120,7 @@ def tune(
         opened = Bundle(bundle).manifest
         result = _measured(file, lambda **keeping: run(bundle, **size, **keeping))
     tuning.record(bundle, result, file.name, opened=opened)
-    say("The bundle's manifest holds these values; they are now its defaults.")
+    say("The bundle's manifest holds these values, on the scale of its features; they are now its defaults.")
 
 
 def _measured(out: Path, run: Callable[..., Any]) -> dict[str, Any]:

@@ -160,9 +160,9 @@ def _finding(scene: Scene, view: BackdoorView, pattern: np.ndarray, before: int,
     else:
         first = f"On this picture of class **{name}** the trick does not work; on most others it does."
     return (
-        f"{first} The patch turns the answer on **{turned:.0%}** of all test pictures of this class that the model "
-        f"knows. Without a patch the model is right on {results['test_accuracy']:.0%} of all pictures, so nobody "
-        "notices."
+        f"{first} The patch turns the answer on **{turned:.0%}** of the test pictures of this class that the model "
+        f"gets right without it. Without a patch it is right on {results['test_accuracy']:.0%} of all pictures, so "
+        "nobody notices."
     )
 
 

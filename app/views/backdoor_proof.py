@@ -50,7 +50,7 @@ def proof_step(scene: Scene) -> None:
         return
     stages = (("Training without those found", found), ("Training without as many random images", others))
     result = run_job(
-        ("proof", scene.attributor.place, scene.index, found.tobytes(), others.tobytes()),
+        ("proof", scene.attributor.place, scene.index, np.sort(found).tobytes(), np.sort(others).tobytes()),
         tasks.proof,
         *(scene.attributor.place, stages, scene.index),
         name=f"{KEY}proof",

@@ -28,7 +28,7 @@ def slider(
     """
     middle, own = math.log10(attributor.bundle.scale(purpose)), st.session_state[key]
     steps = (middle + step for step in links.SIGMA2_EXPONENTS)
-    apart = {step for step in steps if _text(step) != _text(own)}  # the slider cannot tell two of one text apart
+    apart = {step for step in steps if _text(step) != _text(own)}  # the slider takes options of equal text for one
     exponent = place.select_slider(label, sorted(apart | {own}), key=key, format_func=_text, **options)
     ratio = words.ratio_text(10**exponent, attributor.bundle.mean_kernel(purpose))
     if ratio and not options.get("disabled"):

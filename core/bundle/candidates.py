@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -23,10 +22,11 @@ from natscope.core.posterior import (
     FeatureConditioning,
     FeaturePrecision,
     FeatureSpectrum,
+    FloatType,
     blocks,
     feature_gram,
 )
-from natscope.core.progress import Progress
+from natscope.core.progress import Progress, silent
 from natscope.core.rows import RowView
 
 
@@ -140,9 +140,9 @@ class CandidateSets:
         def compute() -> Conditioning:
             features = candidates.pool.features
             if len(features) <= LARGEST_GRAM:
-                rough = self._gram_of_all(target, progress, np.float32)
-                exact = functools.partial(self._gram_of_all, target, progress)
-                return FeaturePrecision(rough, exact, np.asarray(features[:]))
+                found = FeaturePrecision(functools.partial(self._gram_of_all, target, silent), np.asarray(features[:]))
+                found.keep(self._gram_of_all(target, progress, np.float32))
+                return found
             spectrum = self._spectra.get(target, lambda: self._spectrum(target, progress))
             progress("Turning the candidates into its axes", 3, 4)
             return FeatureConditioning.of(spectrum, features)
@@ -155,7 +155,7 @@ class CandidateSets:
         progress("Sorting it by importance", 2, 4)
         return FeatureSpectrum.of_gram(gram)
 
-    def _gram_of_all(self, target: int, progress: Progress, dtype: type[np.floating[Any]] = np.float64) -> np.ndarray:
+    def _gram_of_all(self, target: int, progress: Progress, dtype: FloatType = np.float64) -> np.ndarray:
         if self._bundle.has(f"train_gram_{target}") and not self._fresh:
             return self._train_gram(target)
         features = self._all.get(target, lambda: self._all_candidates(target, progress)).pool.features

@@ -69,7 +69,7 @@ class Bundle:
         """
         self.path = path
         self.manifest = read_manifest(path)
-        self._opened_with = self.stamp()
+        self.opened_with = self.stamp()
         for record in self.manifest.files.values():
             if wrong := size_fault(path, record):
                 raise self._damaged(record, wrong)
@@ -85,8 +85,10 @@ class Bundle:
 
     def check_unchanged(self) -> None:
         """Raise BundleError if a file that the manifest records has changed since the bundle was opened."""
-        if self.stamp() != self._opened_with:
-            raise BundleError(f"The files of the bundle {self.path} changed while it was open; open it again.")
+        if self.stamp() != self.opened_with:
+            raise BundleError(
+                f"The files of the bundle {self.path} changed while it was open; open it, or run the command, again."
+            )
 
     def sigma2(self, method: str, *, purpose: str = "prediction") -> float:
         """Return the usual noise variance for a method: what was tuned, else its usual multiple of the features' scale.

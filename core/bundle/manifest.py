@@ -36,7 +36,7 @@ _NEEDED = (
 )
 _LARGEST_HEADER = 10_000  # bytes before the numbers of an array
 _SIDE = 1024  # pixels of an image's side, at most
-_WHOLE = 1.001  # a kernel with rounding
+_MOST_SHARES = 1.001  # 1 with rounding
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,8 @@ def _setting_misfits(manifest: Manifest, classes: int) -> Iterator[str]:
     channels = images[3] if len(images) == 4 else 1
     if not len(manifest.dataset["mean"]) == len(manifest.dataset["std"]) == channels:
         yield "has other means and deviations than the images have channels"
-    if sum(manifest.results["kernel"]["shares"].values()) > _WHOLE:
-        yield "has parts of its kernel that are more than the whole"
+    if sum(manifest.results["kernel"]["shares"].values()) > _MOST_SHARES:
+        yield "has shares of its kernel that add up to more than 1"
     yield from _network_misfits(manifest, math.prod(images[1:]), channels, classes)
     if manifest.poison is not None:
         yield from _poison_misfits(manifest, manifest.poison, min(images[1:3]), images[0], classes)

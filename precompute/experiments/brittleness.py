@@ -216,6 +216,8 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> str:
 def paired_tests(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> list[dict[str, Any]]:
     """Test each information method against the best baseline, query by query, at every number of images removed.
 
+    The baseline is the best of the same queries. Queries of several bundles count as independent.
+
     Returns:
         For each method and each M: the baseline, the difference of the shares of flipped queries, its 95 % confidence
         interval given how many queries differ (Clopper and Pearson's), the p of McNemar's exact test, and that of Holm
@@ -255,7 +257,7 @@ def _mcnemar(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
 
 
 def significance(tests: Sequence[dict[str, Any]]) -> str:
-    """Return a sentence on which differences from the best baseline are significant."""
+    """Return a sentence on which differences from the best baseline, of either sign, are significant."""
     if not tests:
         return ""
     baseline = METHODS[tests[0]["baseline"]].title
@@ -266,7 +268,7 @@ def significance(tests: Sequence[dict[str, Any]]) -> str:
         if test["p_holm"] < SIGNIFICANT
     ]
     if found:
-        return f"Significant against {baseline} (McNemar’s test, Holm’s correction): {', '.join(found)}."
+        return f"Significantly different from {baseline} (McNemar’s test, Holm’s correction): {', '.join(found)}."
     least = min(test["p_holm"] for test in tests)
     return (
         f"No difference from {baseline} is significant (McNemar’s test, p ≥ {math.floor(100 * least) / 100:.2f} with "

@@ -1,4 +1,4 @@
-"""The choice of sigma2 on test images that no experiment reports: by removing images, or training on coresets alone."""
+"""The choice of sigma2 on test images that no experiment reports: by retraining without images or on them, or not."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from natscope.core.analysis.curves import held_out, sample_queries
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle, write_manifest
 from natscope.core.bundle.manifest import PURPOSES, Manifest
-from natscope.core.bundle.request import Request
+from natscope.core.bundle.request import LARGEST_SIGMA2, LEAST_SIGMA2, Request
 from natscope.core.errors import BuildError, BundleError, QueryError
 from natscope.core.files import from_json, read_regular
 from natscope.core.methods import METHODS, Query
@@ -118,9 +118,8 @@ def tune_by_influence(
 ) -> Result:
     """Choose each method's sigma2 without retraining: by the influence of its first images on the margin.
 
-    It is what weights that were trained elsewhere can be tuned by: the sum of EK-FAC influences predicts, of all that
-    needs no retraining, best how the margin changes, see the linear datamodelling scores among the results. It says in
-    what proportion, not by how much.
+    Use it for weights that were trained elsewhere. Of the scores that need no retraining, summed EK-FAC influence best
+    predicts the change of the margin, up to a factor: see the linear datamodelling scores among the results.
 
     Args:
         path: the bundle's folder.
@@ -288,17 +287,17 @@ def _of_backdoor(result: dict[str, Any]) -> dict[str, Any]:
 def record(path: Path, result: dict[str, Any], file: str, *, opened: Manifest | None = None) -> None:
     """Write what was chosen into a bundle's manifest, in one step: from then on they are this bundle's defaults.
 
-    They are carried over in relation to the scale of the features, where the result says on which it was measured.
+    They are rescaled to the bundle's features, where the result records the scale of its own.
 
     Args:
         path: the bundle's folder.
-        result: from `read`, `tune` or `tune_coresets`.
+        result: from `read`, or one of the functions above as JSON has it.
         file: name of the JSON file that holds it, recorded for each method unless the result ships with natscope.
         opened: the manifest of the bundle for which the values were chosen; of any when None.
 
     Raises:
         BundleError: if the bundle cannot be opened, or is another one.
-        QueryError: if the values are for a backdoor, and the bundle has none.
+        QueryError: if the values are for a backdoor, and the bundle has none, or if they cannot be rescaled.
     """
     bundle, purpose = Bundle(path), result["for"]
     manifest = bundle.manifest
@@ -313,6 +312,8 @@ def record(path: Path, result: dict[str, Any], file: str, *, opened: Manifest | 
     known = tuned if purpose == "prediction" else tuned.get(purpose, {})
     factor = bundle.scale(purpose) / (_scale_of(result) or bundle.scale(purpose))
     own = {name: sigma2 * factor for name, sigma2 in result["sigma2"].items()}
+    if not all(LEAST_SIGMA2 <= sigma2 <= LARGEST_SIGMA2 for sigma2 in own.values()):
+        raise QueryError(f"Rescaled to the features of {path}, the values of {file} are out of bounds.")
     chosen = {"sigma2": known.get("sigma2", {}) | own, "score": result["score"], "date": result["date"]}
     others = {name: other for name, other in known.get("files", {}).items() if name not in result["sigma2"]}
     if not _ships(result, file):
@@ -331,7 +332,7 @@ def _scale_of(result: dict[str, Any]) -> float | None:
     found: Any = result.get("setting")
     for key in ("kernel", "scales", result["for"]):
         found = found.get(key) if isinstance(found, dict) else None
-    return found if type(found) is float and 0 < found < math.inf else None
+    return found if type(found) in (int, float) and 0 < found < math.inf else None
 
 
 def _ships(result: dict[str, Any], file: str) -> bool:

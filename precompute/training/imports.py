@@ -16,13 +16,15 @@ from natscope.precompute.training.projects import finders, is_bundle
 
 _SOURCE_LIMIT = 10_000_000  # bytes
 _MOST_FOLDERS = 200  # of a project in which modules are looked for
-_MOST_SEEN = 2000  # folders that are looked at for that
+_DEEPEST = 20  # levels of folders within a project
+_PATH_CHANGES = re.compile(rb"sys\s*\.\s*path|from\s+sys\s+import|import\s+sys\s+as|addsitedir")
+_MOST_LISTED = 2000  # folders whose contents are listed for that
 
 
 def imported(name: str, folder: Path) -> dict[str, Path]:
     """Return the files of a module and of all that it may import from its project, by name.
 
-    Code that changes `sys.path` may import from the folders within, the one above, and those within that, too.
+    Code that changes `sys.path` may import from the folders within, the one above, and those near that, too.
 
     Args:
         name: of the module.
@@ -30,14 +32,15 @@ def imported(name: str, folder: Path) -> dict[str, Path]:
     """
     files = _imports(name, [folder])
     if any(_changes_path(file) for file in files.values()):
-        files |= _imports(name, [folder, *_within(folder), folder.parent, *_within(folder.parent)])
+        near = [place for place in _within(folder.parent, 2) if not place.is_relative_to(folder)]
+        files |= _imports(name, [folder, *_within(folder, _DEEPEST), folder.parent, *near])
     return files
 
 
 def _imports(name: str, places: Sequence[Path]) -> dict[str, Path]:
     """Return the files of a module and of all that it may import from some folders, by name, without running them.
 
-    Wherever an import stands, and whichever of two alternatives would be taken: more is found than runs, never less.
+    Wherever an import stands, and whichever of two alternatives would be taken: more is found than runs.
     """
     found: dict[str, Path] = {}
     waiting = {name: None}
@@ -96,23 +99,23 @@ def _located(name: str, places: Sequence[Path]) -> ModuleSpec | None:
 def _changes_path(file: Path) -> bool:
     """Return whether a file may change `sys.path`, by whatever name it has there."""
     try:
-        text = read_regular(file, _SOURCE_LIMIT, links=True)
+        return _PATH_CHANGES.search(read_regular(file, _SOURCE_LIMIT, links=True)) is not None
     except FileError:  # reading it for its checksum reports what is wrong
         return False
-    return re.search(rb"\b(sys|site)\b", text) is not None and re.search(rb"\bpath\b|sitedir", text) is not None
 
 
-def _within(folder: Path) -> list[Path]:
-    """Return the folders within one that may hold modules, those nearest first and not too many."""
-    found, waiting = list[Path](), [folder]
-    for each in waiting:
-        if len(waiting) > _MOST_SEEN or len(found) == _MOST_FOLDERS:
+def _within(folder: Path, levels: int) -> list[Path]:
+    """Return the folders within one that may hold modules, the nearest first and not too many."""
+    found, listed = list[Path](), [(folder, 0)]
+    for each, level in listed:  # which grows meanwhile
+        if len(found) == _MOST_FOLDERS:
             break
         with suppress(OSError), os.scandir(each) as entries:
             inside = sorted(entries, key=lambda entry: entry.name)
             folders = [Path(entry) for entry in inside if entry.name.isidentifier() and entry.is_dir()]
             folders = [path for path in folders if path.name != "__pycache__" and not is_bundle(path)]
-            waiting += folders
+            if level < levels:
+                listed += [(path, level + 1) for path in folders][: _MOST_LISTED - len(listed)]
             if each != folder and (folders or any(entry.name.endswith(".py") for entry in inside)):
                 found.append(each)
     return found

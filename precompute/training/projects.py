@@ -114,7 +114,7 @@ class Project(MetaPathFinder):
         else:
             found = self._beside(fullname)
             if found is not None and not (fullname in self._asked and found.has_location):
-                other = elsewhere(fullname)  # by its own addition to the path, too
+                other = elsewhere(fullname)  # may be the same, found by what this project added to the path
                 if other is not None and origins(other) != origins(found):
                     found = None  # a folder without code, or a library's import: installed modules come first
         if found is None:

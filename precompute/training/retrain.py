@@ -17,6 +17,7 @@ from natscope.precompute.training.models import ModelSpec, network_of
 from natscope.precompute.training.train import TrainingSpec, accuracy, agree, first_losses, logits_of, train
 from natscope.precompute.training.trusted import find
 
+_begun: set[str] = set()  # identities of bundles whose training was seen to begin as it did
 _AT_HAND = 2**28  # bytes of inputs up to which all are in memory
 _WAITED_FOR = 30_000 * 32 * 32  # pixels over all epochs: two minutes of a ResNet-9 on one core
 
@@ -61,8 +62,9 @@ def retrain(
     recipe = recipe or recipe_of(bundle)
     _check_code(bundle)
     images, labels = _data(bundle)
-    if "first_losses" in manifest.results:
+    if "first_losses" in manifest.results and bundle.identity not in _begun:
         _check_beginning(bundle, images, labels)
+        _begun.add(bundle.identity)  # modules stay as they are loaded, so it need not be checked again
     model = network_of(bundle, seed=recipe.seed)
     train(model, images, labels, recipe, leave_out=leave_out, checkpoint=checkpoint, progress=progress)
     return model
@@ -95,7 +97,7 @@ def _check_beginning(bundle: Bundle, images: torch.Tensor | ImageInputs, labels:
         raise BuildError(
             f"The network {bundle.manifest.model['architecture']} does not train as it did when the bundle "
             f"{bundle.path} was built, so retraining would change more than the images: something that its code uses "
-            "has changed. Undo that, or build the bundle again; if it is rebuilt already, start natscope anew."
+            "has changed. Undo that, or build the bundle again; if it is rebuilt already, restart natscope."
         )
 
 

@@ -1,6 +1,7 @@
 """Training by stochastic gradient descent that can be killed at any time and still ends with the same bits."""
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -26,8 +27,8 @@ PRECISIONS = ("float32", "bfloat16")
 _AT_ONCE = 500  # images in a forward pass
 _SHIFT = 4  # pixels by which crops move an image at most
 _WEIGHT, _MOMENTUM = "weight/", "momentum/"
-_FIRST = 3  # steps whose losses tell the code of one network from another's
-_ROUNDING = 1e-3
+_FIRST_STEPS = 3  # whose losses tell the code of one network from another's
+_SAME_LOSS = 1e-3  # difference, absolute or relative, that another machine's rounding may make
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,12 @@ def train(
     """
     _check(spec, images, labels)
     optimizer = _optimizer(model, spec)
-    cache = np.ones(len(images), dtype=bool)
+    kept = np.ones(len(images), dtype=bool)
     if leave_out is not None:
-        cache[leave_out] = False
-    if not cache.any():
+        kept[leave_out] = False
+    if not kept.any():
         raise BuildError("Nothing is left to train on.")
-    identity = _identity(model, images, labels, spec, cache) if checkpoint else ""
+    identity = _identity(model, images, labels, spec, kept) if checkpoint else ""
     start = _restore(checkpoint, model, optimizer, identity) if checkpoint and checkpoint.exists() else 0
     large = convolves(model)
     if large:
@@ -135,7 +136,7 @@ def train(
     progress(start, spec.epochs)
     model.train()
     for epoch in range(start, spec.epochs):
-        for _ in _epoch(model, optimizer, images, labels, spec, epoch, cache):
+        for _ in _epoch(model, optimizer, images, labels, spec, epoch, kept):
             pass
         if checkpoint:
             _save(checkpoint, model, optimizer, identity, epoch + 1)
@@ -150,6 +151,8 @@ def first_losses(
 ) -> list[float]:
     """Return the losses of the first steps of a training: other code, or data that it reads, gives others.
 
+    Convolutions are not put into channels-last order for that, so the last bits may be others than in `train`.
+
     Args:
         make: returns the network with its initial weights.
         images: (N, C, H, W) float32, or stored images that are converted batch by batch.
@@ -161,10 +164,10 @@ def first_losses(
     """
     _check(spec, images, labels)
     model = make()
-    cache = np.ones(len(images), dtype=bool)
-    steps = _epoch(model.train(), _optimizer(model, spec), images, labels, spec, 0, cache)
+    kept = np.ones(len(images), dtype=bool)
+    steps = _epoch(model.train(), _optimizer(model, spec), images, labels, spec, 0, kept)
     with closing(steps):
-        return [loss for loss, _ in zip(steps, range(_FIRST), strict=False)]
+        return list(itertools.islice(steps, _FIRST_STEPS))
 
 
 def beginning(
@@ -177,7 +180,7 @@ def beginning(
 
 def agree(losses: Sequence[float], others: Sequence[float], spec: TrainingSpec) -> bool:
     """Return whether `first_losses` are the same but for what another machine rounds differently."""
-    rounding = _ROUNDING if spec.precision == "float32" else 10 * _ROUNDING
+    rounding = _SAME_LOSS if spec.precision == "float32" else 10 * _SAME_LOSS
     return len(losses) == len(others) and bool(np.allclose(losses, others, rtol=rounding, atol=rounding))
 
 
@@ -194,13 +197,13 @@ def _epoch(
     labels: Tensor,
     spec: TrainingSpec,
     epoch: int,
-    cache: np.ndarray,
+    kept: np.ndarray,
 ) -> Generator[float, None, None]:
     """Take the steps of one epoch over the images that are kept, (N,) bool, and yield the loss of each."""
     device = next(model.parameters()).device
     random = np.random.default_rng([spec.seed, epoch])
     order = random.permutation(len(images))
-    batches = torch.from_numpy(order[cache[order]]).split(spec.batch_size)
+    batches = torch.from_numpy(order[kept[order]]).split(spec.batch_size)
     moves = draw_moves(len(images), random)  # for each image, whether it is trained on or not
     with nullcontext() if convolves(model) else _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.bit_generator.seed_seq.generate_state(1)[0]))
@@ -311,15 +314,15 @@ def _step(
 
 
 def _identity(
-    model: nn.Module, images: Tensor | ImageInputs, labels: Tensor, spec: TrainingSpec, cache: np.ndarray
+    model: nn.Module, images: Tensor | ImageInputs, labels: Tensor, spec: TrainingSpec, kept: np.ndarray
 ) -> str:
     """Hash what a checkpoint must agree on: the recipe, the shapes of the weights, the data and the images kept."""
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
     stored = images.images if isinstance(images, ImageInputs) else images.cpu().numpy()
     scaling = [list(images.mean), list(images.std)] if isinstance(images, ImageInputs) else []
     digest = hashlib.sha256(json.dumps([spec.to_dict(), shapes, list(stored.shape), scaling]).encode())
-    if not cache.all():
-        digest.update(cache.data)
+    if not kept.all():
+        digest.update(kept.data)
     for array in (stored, labels.cpu().numpy()):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

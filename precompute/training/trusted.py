@@ -72,7 +72,8 @@ class Code:
     def digest(self) -> str:
         """SHA-256 over the module's file and those of its project that it imports, found without running them.
 
-        Other files that the code reads are not covered: what retraining begins with tells whether they changed.
+        Other files that the code reads are not covered; `natscope.precompute.training.retrain` compares how training
+        begins.
         """
         files = {self.module: self.file}
         if self.folder.name not in INSTALLED:

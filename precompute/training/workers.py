@@ -81,10 +81,9 @@ def _run(
     workers: int,
     keep: Callable[[str, Any], None],
 ) -> None:
-    bundle.check_unchanged()
     context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
     with ProcessPoolExecutor(min(workers, len(things)), mp_context=context, initializer=_prepare) as pool:
-        expected = _Expected(str(bundle.path), bundle.manifest, bundle.stamp())
+        expected = _Expected(str(bundle.path), bundle.manifest, bundle.opened_with)
         tasks = {pool.submit(_do, expected, work, thing): name for name, thing in things.items()}
         try:
             for task in as_completed(tasks):

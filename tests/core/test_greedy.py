@@ -105,7 +105,7 @@ def test_info_loss_conditions_on_all_training_examples_when_told_to(few, one_sig
     conditioning = FeatureConditioning.of(FeatureSpectrum.of([everyone]), features)
     if one_sigma2:
         gram = feature_gram([everyone])
-        conditioning = FeaturePrecision(gram, lambda: gram, features)
+        conditioning = FeaturePrecision(lambda dtype: gram, features)
     with recursion(few):
         selection = greedy.info_loss(features, queries, sigma2, budget, conditioning=conditioning)
     assert_greedy(

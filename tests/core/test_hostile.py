@@ -79,7 +79,7 @@ def _swap(first, second):
         (_set("model", {"architecture": "resnet9", "widths": [1, 4], "bias": False}), "widths that do not fit"),
         (_set("model", "code", "print(1)"), "a wrong value at model"),
         (_set("layout", [[6, 16], [3, 7]]), "another layout"),
-        (_set("results", "kernel", "shares", {"weights": 0.9, "biases": 0.9}), "more than the whole"),
+        (_set("results", "kernel", "shares", {"weights": 0.9, "biases": 0.9}), "add up to more than 1"),
         (_set("results", "kernel", "shares", {"__class__": 0.9}), "a wrong value"),
         (_set("training", "epochs", "many"), r"a wrong value at training\.epochs"),
         (_set("training", "seed", -1), r"a wrong value at training\.seed"),

@@ -87,13 +87,16 @@ def test_another_bundle_in_the_place_of_one_is_not_taken_for_it(opened, tmp_path
     assert run(opened, classes_of, {"a": 0}, cache, [])["a"] == labels[:9].tolist()
     found = opened.array("train_labels")[::-1].copy()
     saved(opened.path, "train_labels", found)
-    with pytest.raises(BundleError, match="changed while it was open"):
-        run(opened, classes_of, {"b": 0}, cache, [])
-    expected = side_by_side._Expected(str(opened.path), opened.manifest, Bundle(opened.path).stamp())
     with pytest.raises(BundleError, match="was replaced or changed while it was used"):
-        side_by_side._do(expected, classes_of, 0)
-    side_by_side._opened.cache_clear()
+        run(opened, classes_of, {"b": 0}, cache, [])
     assert "b" not in cache
+    now = Bundle(opened.path)
+    for manifest, stamp in ((opened.manifest, now.opened_with), (now.manifest, opened.opened_with)):
+        with pytest.raises(BundleError, match="was replaced or changed while it was used"):
+            side_by_side._do(side_by_side._Expected(str(now.path), manifest, stamp), classes_of, 0)
+    expected = side_by_side._Expected(str(now.path), now.manifest, now.opened_with)
+    assert side_by_side._do(expected, classes_of, 0) == found[:9].tolist()
+    side_by_side._opened.cache_clear()
 
 
 def test_what_is_added_to_a_bundle_meanwhile_disturbs_nobody(opened, tmp_path):
