@@ -117,8 +117,13 @@ def tune(
             size["conditioning"] = conditioning
         path = Path(os.path.realpath(bundle))  # resolve() raises where links form a loop
         file = out or path.parent / f"{path.name}-{'' if score == 'margin' else f'{score}-'}tuning.json"
-        opened = Bundle(bundle).manifest
-        result = _measured(file, lambda **keeping: run(bundle, **size, **keeping))
+
+        def measure(**keeping: Any) -> Any:
+            nonlocal opened
+            opened = Bundle(bundle).manifest
+            return run(bundle, **size, **keeping)
+
+        result = _measured(file, measure)
     tuning.record(bundle, result, file.name, opened=opened)
     say("The bundle's manifest holds these values, on the scale of its features; they are now its defaults.")
 

@@ -17,7 +17,6 @@ from natscope.precompute.training.models import ModelSpec, network_of
 from natscope.precompute.training.train import TrainingSpec, accuracy, agree, first_losses, logits_of, train
 from natscope.precompute.training.trusted import find
 
-_begun: set[str] = set()  # identities of bundles whose training was seen to begin as it did
 _AT_HAND = 2**28  # bytes of inputs up to which all are in memory
 _WAITED_FOR = 30_000 * 32 * 32  # pixels over all epochs: two minutes of a ResNet-9 on one core
 
@@ -62,9 +61,8 @@ def retrain(
     recipe = recipe or recipe_of(bundle)
     _check_code(bundle)
     images, labels = _data(bundle)
-    if "first_losses" in manifest.results and bundle.identity not in _begun:
+    if "first_losses" in manifest.results:  # each time: a factory may read files whenever it makes a network
         _check_beginning(bundle, images, labels)
-        _begun.add(bundle.identity)  # modules stay as they are loaded, so it need not be checked again
     model = network_of(bundle, seed=recipe.seed)
     train(model, images, labels, recipe, leave_out=leave_out, checkpoint=checkpoint, progress=progress)
     return model

@@ -73,8 +73,8 @@ def test_a_worker_that_is_killed_is_replaced(bundle_path, tmp_path):
 
 
 def classes_of(bundle, thing):
-    """Return the labels of the first images."""
-    return bundle.array("train_labels")[:9].tolist()
+    """Return the labels of the first test images."""
+    return bundle.array("test_labels")[:9].tolist()
 
 
 @pytest.fixture
@@ -83,10 +83,10 @@ def opened(tiny_path, tmp_path):
 
 
 def test_another_bundle_in_the_place_of_one_is_not_taken_for_it(opened, tmp_path):
-    cache, labels = ResultCache(tmp_path / "kept.json"), opened.array("train_labels")
+    cache, labels = ResultCache(tmp_path / "kept.json"), opened.array("test_labels")
     assert run(opened, classes_of, {"a": 0}, cache, [])["a"] == labels[:9].tolist()
-    found = opened.array("train_labels")[::-1].copy()
-    saved(opened.path, "train_labels", found)
+    found = opened.array("test_labels")[::-1].copy()
+    saved(opened.path, "test_labels", found)
     with pytest.raises(BundleError, match="was replaced or changed while it was used"):
         run(opened, classes_of, {"b": 0}, cache, [])
     assert "b" not in cache
@@ -102,7 +102,7 @@ def test_another_bundle_in_the_place_of_one_is_not_taken_for_it(opened, tmp_path
 def test_what_is_added_to_a_bundle_meanwhile_disturbs_nobody(opened, tmp_path):
     edited(opened.path, lambda raw: raw.update(name="Renamed", tuned=None))
     found = run(opened, classes_of, {"a": 0}, ResultCache(tmp_path / "kept.json"), [])
-    assert found["a"] == opened.array("train_labels")[:9].tolist()
+    assert found["a"] == opened.array("test_labels")[:9].tolist()
 
 
 def test_workers_that_are_killed_again_and_again_are_one_sentence(tmp_path, monkeypatch):
