@@ -21,6 +21,7 @@ from natscope.precompute.training.result_cache import ResultCache
 from tests.conftest import EACH
 
 SILENT = lambda stage, done, total: None  # noqa: E731
+SETTINGS = {"queries": 6, "budget": 100, "seed": 0, "methods": tuple(METHODS), "conditioning": "pool"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,9 +35,7 @@ def few_sigma2s():
 @pytest.fixture(scope="module")
 def result(poisoned_path, tmp_path_factory):
     cache = ResultCache(tmp_path_factory.mktemp("kept") / "part.json")
-    return experiment.run(
-        [poisoned_path], queries=6, budget=100, seed=0, methods=tuple(METHODS), cache=cache, progress=SILENT
-    ).to_dict()
+    return experiment.run([poisoned_path], **SETTINGS, cache=cache, progress=SILENT).to_dict()
 
 
 def test_the_information_methods_find_the_culprits_and_chance_does_not(result):
@@ -137,13 +136,12 @@ def test_a_stopped_run_goes_on_where_it_was(poisoned_path, tmp_path, result):
             raise Stopped
 
     file = tmp_path / "part.json"
-    settings = {"queries": 6, "budget": 100, "seed": 0, "methods": tuple(METHODS)}
     with pytest.raises(Stopped):
-        experiment.run([poisoned_path], **settings, cache=ResultCache(file), progress=stop)
+        experiment.run([poisoned_path], **SETTINGS, cache=ResultCache(file), progress=stop)
     assert any("info_gain_approx" in name for name in json.loads(file.read_text()))
     stages = []
     again = experiment.run(
-        [poisoned_path], **settings, cache=ResultCache(file), progress=lambda stage, *_: stages.append(stage)
+        [poisoned_path], **SETTINGS, cache=ResultCache(file), progress=lambda stage, *_: stages.append(stage)
     ).to_dict()
     assert not any(stage.startswith("Choosing") or "InfoGain" in stage for stage in stages)
     assert again == result

@@ -59,6 +59,7 @@ def test_each_query_is_asked_up_to_its_flip(written, attributor):
     result = json.loads(written.read_text())
     grid = result["setting"]["grid"]
     assert grid == [20, 40, 60, 80, 100, 120]
+    assert result["setting"]["conditioning"] == "train"
     labels = attributor.test_labels
     for row in result["rows"]:
         assert len(row["queries"]) == 2

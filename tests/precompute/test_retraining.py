@@ -10,7 +10,7 @@ from natscope.precompute.experiments import EXPERIMENTS, retraining
 from natscope.precompute.training.result_cache import ResultCache
 
 SILENT = lambda stage, done, total: None  # noqa: E731
-SETTINGS = {"queries": 1, "budget": 50, "seed": 0}
+SETTINGS = {"queries": 1, "budget": 50, "seed": 0, "conditioning": "pool"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def written(poisoned_path, tmp_path_factory):
     with pytest.raises(Stopped):
         retraining.run([poisoned_path], **SETTINGS, methods=("info_loss", "random"), cache=cache, progress=stop)
     assert cache.beside("info_loss").exists()
-    done = CliRunner().invoke(natscope, ["evaluate", "retraining", "--bundle", str(poisoned_path), "--out", str(out)])
+    command = ["evaluate", "retraining", "--bundle", str(poisoned_path), "--out", str(out), "--conditioning", "pool"]
+    done = CliRunner().invoke(natscope, command)
     assert done.exit_code == 0, done.output
     return out
 
