@@ -267,7 +267,9 @@ def read(file: Path) -> dict[str, Any]:
             result["experiment"] in ("tune", "backdoor")
             and result["for"] in PURPOSES
             and all(isinstance(word, str) and word for word in words)
-            and all(name in METHODS and type(s) in (int, float) and 0 < s < math.inf for name, s in chosen.items())
+            and chosen
+            and all(name in METHODS and METHODS[name].uses_sigma2 for name in chosen)
+            and all(type(sigma2) in (int, float) and 0 < sigma2 < math.inf for sigma2 in chosen.values())
         ):
             return result | {"sigma2": {name: float(sigma2) for name, sigma2 in chosen.items()}}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
@@ -332,7 +334,7 @@ def _scale_of(result: dict[str, Any]) -> float | None:
     found: Any = result.get("setting")
     for key in ("kernel", "scales", result["for"]):
         found = found.get(key) if isinstance(found, dict) else None
-    return found if type(found) in (int, float) and 0 < found < math.inf else None
+    return found if type(found) in (int, float) and 0 < found < LARGEST_SIGMA2 else None
 
 
 def _ships(result: dict[str, Any], file: str) -> bool:

@@ -186,7 +186,7 @@ def test_values_keep_their_relation_to_the_scale_of_the_features(tuned, bundle_p
     scales = result["setting"]["kernel"]["scales"]
     assert scales["prediction"] == Bundle(tuned / "bundle").scale()
     chosen = result["sigma2"]["info_gain"]
-    for measured, factor in ((scales["prediction"] / 100, 100), (None, 1), (math.inf, 1), ("x", 1)):
+    for measured, factor in ((scales["prediction"] / 100, 100), (None, 1), (math.inf, 1), (10**400, 1), ("x", 1)):
         scales["prediction"] = measured
         tuning.record(tmp_path / "bundle", result, "result.json")
         assert Bundle(tmp_path / "bundle").sigma2("info_gain") == pytest.approx(factor * chosen)
@@ -231,6 +231,8 @@ def test_values_for_a_backdoor_are_taken_from_its_experiment(tiny_path, bundle_p
         {"sigma2": {"info_gain": True}},
         {"sigma2": {"info_gain": [1]}},
         {"sigma2": {"magic": 1.0}},
+        {"sigma2": {"random": 1.0}},
+        {"sigma2": {}},
         {"sigma2": [1]},
         {"score": ["s"]},
         {"date": None},
