@@ -153,8 +153,14 @@ def test_the_audit_lists_reveals_and_exports(page, poisoned, monkeypatch):
     assert [(row["rank"], row["train_index"]) for row in rows] == [("1", "5"), ("2", "2")]
 
 
+_done = {}
+
+
 def _at_once(key, task, *arguments, **about):
-    return task(lambda *step: None, *arguments)
+    """Do the work of a job here; of one that was done before, return the result."""
+    if key not in _done:
+        _done[key] = task(lambda *step: None, *arguments)
+    return _done[key]
 
 
 def test_an_honest_bundle_says_how_to_get_a_poisoned_one(bundle_path, monkeypatch):
