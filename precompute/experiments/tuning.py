@@ -88,16 +88,13 @@ def tune(
     workers = torch.get_num_threads()
     outcomes = run_schedules(attributor.bundle, schedules, cache=cache, workers=workers, progress=progress)
     after = np.array([answers[0].margin for answers in outcomes]).reshape(len(asked), len(images))
-    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
-    for (name, sigma2), margins in zip(asked, after, strict=True):
-        curves[name].append({"sigma2": sigma2} | mean_and_error(before - margins))
     return _result(
         attributor,
-        curves,
+        _curves(asked, before - after),
         score=f"margin lost without the first {budget}, mean of {queries} test images",
         axis="Margin lost (log odds)",
         finding=f"Removing the first {budget} images costs most margin",
-        goal="prediction",
+        by="margin",
         conditioning=conditioning,
         queries=queries,
         budget=budget,
@@ -144,7 +141,7 @@ def tune_by_influence(
     images = sample_queries(attributor, queries, seed=seed, part="held out")
     asked = [(name, sigma2) for sigma2 in attributor.bundle.sigma2s() for name in methods]
     found = rank(attributor, images, asked, budget=budget, conditioning=conditioning, cache=cache, progress=progress)
-    lost = np.zeros((len(images), len(asked)))
+    lost = np.zeros((len(asked), len(images)))
     whole = Request(_PREDICTS.name, budget=len(attributor.train_labels))
     for target in np.unique([image.predicted for image in images]).tolist():
         positions = [position for position, image in enumerate(images) if image.predicted == target]
@@ -152,18 +149,14 @@ def tune_by_influence(
         for position in positions:
             influence = {i.train_index: i.score for i in attributor.attribute(images[position], whole).items}
             for row, rankings in enumerate(found):
-                lost[position, row] = sum(influence[index] for index in rankings[position])
-    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
-    for (name, sigma2), losses in zip(asked, lost.T, strict=True):
-        curves[name].append({"sigma2": sigma2} | mean_and_error(losses))
+                lost[row, position] = sum(influence[index] for index in rankings[position])
     return _result(
         attributor,
-        curves,
+        _curves(asked, lost),
         score=f"EK-FAC influence of the first {budget} on the margin, summed, mean of {queries} test images",
         axis="Influence on the margin, summed",
         finding=f"The first {budget} images have most influence on the margin",
-        goal="prediction",
-        flag="influence",
+        by="influence",
         conditioning=conditioning,
         queries=queries,
         budget=budget,
@@ -235,8 +228,7 @@ def tune_coresets(
         score=f"accuracy of networks trained on {sizes} images alone, mean of {REPEATS} sets of {queries} test images",
         axis="Accuracy on held-out images",
         finding=f"Networks trained on {sizes} images alone are right most often",
-        goal="coreset",
-        flag="coreset",
+        by="coreset",
         conditioning="train",
         queries=queries,
         budget=budget,
@@ -363,6 +355,14 @@ def _opened(path: Path, methods: Sequence[str], *, retrained: bool = True) -> At
     return attributor
 
 
+def _curves(asked: Sequence[tuple[str, float]], scores: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+    """Return each method's score at every sigma2, from those of all settings and queries (len(asked), Q)."""
+    curves: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in asked}
+    for (name, sigma2), row in zip(asked, scores, strict=True):
+        curves[name].append({"sigma2": sigma2} | mean_and_error(row))
+    return curves
+
+
 def _result(
     attributor: Attributor,
     curves: dict[str, list[dict[str, Any]]],
@@ -370,11 +370,11 @@ def _result(
     score: str,
     axis: str,
     finding: str,
-    goal: str,
-    flag: str = "",
+    by: str,
     conditioning: str,
     **settings: int,
 ) -> Result:
+    purpose = "coreset" if by == "coreset" else "prediction"
     chosen = {name: best(curve) for name, curve in curves.items()}
     values = ", ".join(f"{METHODS[name].title} {sigma2:g}" for name, sigma2 in chosen.items())
     return result_of(
@@ -383,7 +383,7 @@ def _result(
         settings,
         methods=list(curves),
         conditioning=conditioning,
-        options=f" --score {flag}" if flag else "",
-        values={"for": goal, "score": score, "axis": axis, "sigma2": chosen, "curves": curves},
+        options="" if by == "margin" else f" --score {by}",
+        values={"for": purpose, "score": score, "axis": axis, "sigma2": chosen, "curves": curves},
         finding=f"{finding} at σ² = {values}.",
     )

@@ -16,9 +16,9 @@ from natscope.precompute.training.projects import finders, is_bundle
 
 _SOURCE_LIMIT = 10_000_000  # bytes
 _MOST_FOLDERS = 200  # of a project in which modules are looked for
+_MOST_LISTED = 2000  # folders whose contents are listed for that
 _DEEPEST = 20  # levels of folders within a project
 _PATH_CHANGES = re.compile(rb"sys\s*\.\s*path|from\s+sys\s+import|import\s+sys\s+as|addsitedir")
-_MOST_LISTED = 2000  # folders whose contents are listed for that
 
 
 def imported(name: str, folder: Path) -> dict[str, Path]:
