@@ -18,6 +18,7 @@ from natscope.core.jacobians import Block, Formed, Outer, Summed
 DEFAULT_DIM = 4096
 _EXAMPLES_AT_ONCE = 256  # the accumulator of this many examples stays in the processor's cache
 _FORMED_AT_ONCE = 2**21  # numbers of a convolution's gradient that are written out at a time, to be folded in the cache
+_FORMED_ON_ACCELERATOR = 2**27  # likewise, in half a gigabyte: few large operations are what suits it
 _ROWS_A_GROUP = 8  # rows of a large weight that share one shift: see CountSketch
 _SMALL_WEIGHT = 2**17  # weights up to this size get a shift for every row
 _DENSE_CHUNK = 2048  # parameters whose K signs are in memory at a time
@@ -75,10 +76,11 @@ class Sketch:
         device = _tensor(block).device
         key = (block.name, block.shape, device)
         if key not in self._tables:
-            self._tables[key] = tuple(t.to(device) for t in self._draw(block.name, block.shape))
+            signs, shifts = self._draw(block.name, block.shape)
+            self._tables[key] = signs.to(device), shifts
         return self._tables[key]
 
-    def _draw(self, name: str, shape: tuple[int, int]) -> tuple[Tensor, ...]:
+    def _draw(self, name: str, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
 
@@ -113,7 +115,8 @@ class CountSketch(Sketch):
     def add(self, block: Block, buckets: Tensor) -> None:
         """Add one block's sketch to buckets (B, 2 K), where bucket k stands for k mod K."""
         if isinstance(block, Summed):
-            step = max(1, _FORMED_AT_ONCE // math.prod(block.shape))
+            at_once = _FORMED_AT_ONCE if block.delta.device.type == "cpu" else _FORMED_ON_ACCELERATOR
+            step = max(1, at_once // math.prod(block.shape))
             for start in range(0, len(buckets), step):
                 some = slice(start, start + step)
                 self.add(Formed(block.name, _rows(block, some).form()), buckets[some])
@@ -134,7 +137,7 @@ class CountSketch(Sketch):
                     part = block.gradient[:, top : top + height, left:right].float()
                     target.add_((part * sign).sum(1), alpha=block.scale)
 
-    def _draw(self, name: str, shape: tuple[int, int]) -> tuple[Tensor, ...]:
+    def _draw(self, name: str, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         random = self._random(name)
         groups, chunks = math.ceil(shape[0] / group_height(shape)), math.ceil(shape[1] / self.spec.dim)
         shifts = torch.from_numpy(random.integers(0, self.spec.dim, (chunks, groups)))

@@ -147,7 +147,7 @@ def _called_layers(model: nn.Module, inputs: Tensor) -> list[str]:
     with exclusive(model), torch.enable_grad():
         hooks = [layer.register_forward_hook(note) for layer in layers.values()]
         try:
-            model(inputs)
+            model(inputs.to(_device(model)))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -262,7 +262,8 @@ class _Directions(Dataset):
 
 def _probabilities(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
     with torch.no_grad():
-        return torch.cat([torch.softmax(model(part), dim=1) for part in inputs.split(batch_size)])
+        device = _device(model)
+        return torch.cat([torch.softmax(model(part.to(device)), dim=1).cpu() for part in inputs.split(batch_size)])
 
 
 def _even_directions(inputs: Tensor, shares: Tensor, spec: EkfacSpec) -> _Directions:
@@ -323,6 +324,10 @@ def _check_factors(model: nn.Module, folder: Path) -> list[str]:
     return list(layers)
 
 
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 def _is_orthogonal(vectors: Tensor) -> bool:
     """Return whether the columns of a matrix (n, n) are orthonormal, tried on one unpredictable random vector."""
     secret = torch.Generator().manual_seed(secrets.randbits(63))
@@ -340,7 +345,8 @@ def _is_curvature(sums: Tensor, count: int) -> bool:
 
 def _analyzer(model: nn.Module, home: Path, task: Task) -> Analyzer:
     prepared = prepare_model(_copied(model), task)  # it changes its argument
-    return Analyzer("natscope", prepared, task, cpu=True, output_dir=str(home), disable_tqdm=True)
+    on_cpu = _device(model).type == "cpu"
+    return Analyzer("natscope", prepared, task, cpu=on_cpu, output_dir=str(home), disable_tqdm=True)
 
 
 def _copied(model: nn.Module) -> nn.Module:

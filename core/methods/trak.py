@@ -52,7 +52,7 @@ def trak_features(
         raise ValueError(
             f"TRAK needs more training images than dimensions of the sketch, and {count:,} are not more than {dim:,}."
         )
-    used = _used(margin_features)
+    used, device = _used(margin_features), next(model.parameters()).device
     traker = _traker(model, count, len(used), folder, ridge)
     traker.load_checkpoint(model.state_dict(), model_id=0)
     for start in range(0, count, _AT_ONCE):
@@ -60,7 +60,7 @@ def trak_features(
         part = slice(start, min(start + _AT_ONCE, count))
         rows = torch.from_numpy(np.array(margin_features[part][:, used], dtype=np.float32))
         batch = (inputs(part), torch.from_numpy(np.array(labels[part], dtype=np.int64)), rows)
-        traker.featurize(batch, num_samples=len(rows))
+        traker.featurize(tuple(tensor.to(device) for tensor in batch), num_samples=len(rows))
     progress("TRAK: inverting what the images have in common", 0, 1)
     singular = f"TRAK cannot be computed: {dim:,} dimensions are more than this network's gradients span; choose fewer."
     try:
@@ -143,7 +143,7 @@ def _traker(model: nn.Module, count: int, dim: int, folder: Path, ridge: float) 
         task="image_classification",
         train_set_size=count,
         save_dir=str(folder),
-        device="cpu",
+        device=str(next(model.parameters()).device),
         gradient_computer=_Sketched,
         projector=_Identity(dim),
         proj_dim=dim,

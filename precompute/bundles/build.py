@@ -5,10 +5,10 @@ each shard only after it is on disk, so a build that was killed resumes where it
 OUT in one step.
 """
 
-import functools
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from natscope.core.bundle.file_checks import bounded
 from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, Manifest, write_atomically, write_manifest
 from natscope.core.bundle.manifest import plain_command
 from natscope.core.bundle.schema import SchemaError
+from natscope.core.device import device
 from natscope.core.errors import BuildError, BundleError, out_of_memory
 from natscope.core.features import FeatureMap, Outputs, kernel_of
 from natscope.core.files import size
@@ -246,10 +247,10 @@ class _Builder:
         suitable = check_suitable(model, images[:3], len(data.classes), self.model)
         found: dict[str, Any] = {"by_torch_func": suitable.by_torch_func} if suitable.by_torch_func else {}
         if spec.weights is None and ":" in self.model.architecture:
-            make = functools.partial(build_model, self.model, seed=spec.training.seed)
+            make = partial(build_model, self.model, seed=spec.training.seed)
             check_trains(make(), images[:3], len(images) % spec.training.batch_size, self.model)
             found |= beginning(make, images, torch.tensor(data.train_labels), spec.training)
-        features = spec.feature_map(model)
+        features = spec.feature_map(model.to(device()))
         layout = layout_of(spec, features, images[:1])
         size = size_of(len(images), spec.sketch, suitable.parameters)
         methods_wanted = wanted(spec.methods, size)  # raises now for what cannot be added
@@ -283,15 +284,9 @@ class _Builder:
             model.load_state_dict(safetensors.torch.load_file(path))
         else:
             if self.spec.weights is None:
-                labels = torch.from_numpy(np.array(self.data.train_labels))
-                train(
-                    model,
-                    images,
-                    labels,
-                    self.spec.training,
-                    checkpoint=self.work.path / CHECKPOINT,
-                    progress=lambda done, total: self.progress("Training", done, total),
-                )
+                labels, report = torch.from_numpy(np.array(self.data.train_labels)), partial(self.progress, "Training")
+                kept = self.work.path / CHECKPOINT
+                train(model, images, labels, self.spec.training, checkpoint=kept, progress=report)
             else:
                 load_weights(model, self.spec.weights, self.model)
             write_atomically(path, safetensors.torch.save(apart(model.state_dict())))
@@ -334,7 +329,7 @@ class _Builder:
         def predict(images: np.ndarray) -> np.ndarray:
             return features.outputs(self._inputs(images)).logits.argmax(axis=1)
 
-        fooled = functools.partial(attack_success, predict, self.backdoor, self.data.test_images, self.data.test_labels)
+        fooled = partial(attack_success, predict, self.backdoor, self.data.test_images, self.data.test_labels)
         self.store.small("test_fooled", fooled)
         return {"attack_success": float(np.load(self.work.path / "test_fooled.npy", allow_pickle=False).mean())}
 
@@ -356,7 +351,7 @@ class _Builder:
                 continue
             if len(rows) <= LARGEST_GRAM:
                 members = np.asarray(own[rows])
-                self.store.small(f"gram_{label}", functools.partial(lambda own: packed(kernel(own, own)), members))
+                self.store.small(f"gram_{label}", partial(lambda own: packed(kernel(own, own)), members))
             if kernel.explicit:
                 self.store.index(f"index_{label}", RowView(own, rows), self.spec.index)
         self.progress("Grams and indexes, class by class", classes, classes)
@@ -365,7 +360,7 @@ class _Builder:
         for label, title in enumerate(self.data.classes):
             targets = np.full(len(images), label)
             found = self._features(f"features_all_{label}", features, images, targets, f"Jacobians as {title}")
-            self.store.small(f"train_gram_{label}", functools.partial(lambda all_: feature_gram(blocks(all_)), found))
+            self.store.small(f"train_gram_{label}", partial(lambda all_: feature_gram(blocks(all_)), found))
 
     def _finish(
         self,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from natscope.core.bundle.format import sha256_of
+from natscope.core.device import device, title
 from natscope.core.errors import BuildError, FileError
 from natscope.core.features import FeatureMap
 from natscope.core.index.spec import IndexSpec
@@ -121,7 +122,8 @@ class BuildSpec:
 def versions() -> dict[str, str]:
     """Return what could change the bytes of a bundle beside its settings: libraries, processor, number of threads."""
     found = {name: importlib.metadata.version(name) for name in _VERSIONS}
-    return found | {"machine": platform.machine(), "threads": str(torch.get_num_threads())}
+    found |= {"machine": platform.machine(), "threads": str(torch.get_num_threads())}
+    return found if device().type == "cpu" else found | {"device": title(device())}
 
 
 def size_of(count: int, sketch: SketchSpec, parameters: int | None = None) -> Size:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from natscope.core.bundle.format import Bundle
+from natscope.core.device import device
 from natscope.core.errors import BuildError, NatscopeError, out_of_memory
 from natscope.precompute.training.projects import raised_by_one, said
 from natscope.precompute.training.trusted import Code, find
@@ -82,7 +83,7 @@ def fitted(spec: ModelSpec, shape: Sequence[int], classes: int) -> ModelSpec:
 
 
 def network_of(bundle: Bundle, *, seed: int) -> nn.Module:
-    """Return the network that a bundle's manifest names, with initial weights.
+    """Return the network that a bundle's manifest names, with initial weights, on `device()`.
 
     One of natscope's own takes memory only after the bundle's weights are known to fit it.
 
@@ -95,7 +96,7 @@ def network_of(bundle: Bundle, *, seed: int) -> nn.Module:
     if spec.architecture in ARCHITECTURES:
         outline = ARCHITECTURES[spec.architecture](spec, "meta")
         bundle.check_weights({name: tuple(tensor.shape) for name, tensor in outline.state_dict().items()})
-    return build_model(spec, seed=seed, bundle=bundle)
+    return build_model(spec, seed=seed, bundle=bundle).to(device())
 
 
 def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> nn.Module:

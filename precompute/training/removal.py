@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,15 @@ from torch import nn
 from natscope.core.bundle.format import Bundle
 from natscope.core.measurements import margin
 from natscope.core.progress import Progress
-from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.models import ModelSpec, network_of
 from natscope.precompute.training.result_cache import ResultCache
-from natscope.precompute.training.retrain import retrain
+from natscope.precompute.training.retrain import data_of, recipe_of, retrain
+from natscope.precompute.training.together import AT_ONCE, suits, train_together
 from natscope.precompute.training.train import logits_of
 from natscope.precompute.training.trusted import find
 from natscope.precompute.training.workers import side_by_side
+
+_STAGE = "Training without what was found"
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,8 @@ def run_schedules(
 ) -> list[list[Answer]]:
     """Run schedules side by side, one single-threaded process per worker; those in the cache are not run again.
 
+    On an accelerator, small networks are trained as a stack instead.
+
     Args:
         bundle: the bundle with the network and data.
         schedules: equal ones are run once.
@@ -166,13 +171,37 @@ def run_schedules(
     """
     identity = identity_of(bundle)
     names = [f"{identity} removal {schedule.key}" for schedule in schedules]
+    if suits(bundle):
+        _as_stacks(bundle, dict(zip(names, schedules, strict=True)), cache, progress)
+        return [[Answer(**values) for values in cache[name]] for name in names]
     steps = [cache.beside(name.replace(" ", "-")) for name in names]
     things = dict(zip(names, zip(schedules, steps, strict=True), strict=True))
-    stage = "Training without what was found"
-    found = side_by_side(bundle, _outcomes, things, cache=cache, workers=workers, stage=stage, progress=progress)
+    found = side_by_side(bundle, _outcomes, things, cache=cache, workers=workers, stage=_STAGE, progress=progress)
     for path in steps:
         path.unlink(missing_ok=True)
     return [[Answer(**values) for values in found[name]] for name in names]
+
+
+def _as_stacks(bundle: Bundle, schedules: Mapping[str, Schedule], cache: ResultCache, progress: Progress) -> None:
+    """Take the first step of all schedules that are not in the cache, then the second of those that go on."""
+    recipe, (images, labels) = recipe_of(bundle), data_of(bundle)
+    tests = bundle.array("test_images")
+    found: dict[str, list[Answer]] = {name: [] for name in schedules if name not in cache}
+    while waiting := [name for name in found if name not in cache]:
+        progress(_STAGE, len(schedules) - len(waiting), len(schedules))
+        size = min(schedules[name].grid[len(found[name])] for name in waiting)
+        names = [name for name in waiting if schedules[name].grid[len(found[name])] == size][:AT_ONCE]
+        model = network_of(bundle, seed=recipe.seed)
+        left_out = [np.array(schedules[name].ranking[:size], dtype=np.int64) for name in names]
+        values = train_together(model, images, labels, recipe, left_out)
+        for row, name in enumerate(names):
+            model.load_state_dict({key: value[row] for key, value in values.items()})
+            schedule = schedules[name]
+            found[name].append(answer(bundle, model, np.asarray(tests[schedule.index]), schedule.target))
+            flipped = schedule.stop and found[name][-1].predicted != schedule.target
+            if flipped or len(found[name]) == len(schedule.grid):
+                cache.get(name, partial(list, map(asdict, found[name])))
+    progress(_STAGE, len(schedules), len(schedules))
 
 
 def _outcomes(bundle: Bundle, thing: tuple[Schedule, Path]) -> list[dict[str, Any]]:

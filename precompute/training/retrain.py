@@ -60,7 +60,7 @@ def retrain(
     manifest = bundle.manifest
     recipe = recipe or recipe_of(bundle)
     _check_code(bundle)
-    images, labels = _data(bundle)
+    images, labels = data_of(bundle)
     if "first_losses" in manifest.results:  # each time: a factory may read files whenever it makes a network
         _check_beginning(bundle, images, labels)
     model = network_of(bundle, seed=recipe.seed)
@@ -68,7 +68,7 @@ def retrain(
     return model
 
 
-def _data(bundle: Bundle) -> tuple[torch.Tensor | ImageInputs, torch.Tensor]:
+def data_of(bundle: Bundle) -> tuple[torch.Tensor | ImageInputs, torch.Tensor]:
     """Return a bundle's training images, as a network takes them, and labels."""
     stored, dataset = bundle.array("train_images"), bundle.manifest.dataset
     images = ImageInputs(stored, dataset["mean"], dataset["std"])

@@ -208,13 +208,13 @@ def _epoch(
     with nullcontext() if convolves(model) else _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.bit_generator.seed_seq.generate_state(1)[0]))
         for step, batch in enumerate(batches):
-            optimizer.param_groups[0]["lr"] = _rate(spec, epoch + step / len(batches))
+            optimizer.param_groups[0]["lr"] = rate(spec, epoch + step / len(batches))
             inputs = augmented(images[batch], moves[batch]) if spec.augment else images[batch]
             precision = _autocast(spec.precision, device)
             yield _step(model, optimizer, inputs.to(device), labels[batch].to(device), epoch, precision)
 
 
-def _rate(spec: TrainingSpec, epochs_done: float) -> float:
+def rate(spec: TrainingSpec, epochs_done: float) -> float:
     """Return the learning rate after a number of epochs, a fraction for steps within one."""
     left = spec.epochs - epochs_done
     falling = left / spec.decay_epochs if spec.decay_epochs else 1.0
@@ -253,9 +253,9 @@ def logits_of(
     precision: str = "float32",
 ) -> np.ndarray:
     """Return a network's logits (N, C) float32 for stored images (N, H, W) or (N, H, W, 3) uint8, some at a time."""
-    inputs = ImageInputs(images, mean, std)
-    with torch.no_grad(), _autocast(precision, torch.device("cpu")):
-        parts = [model(inputs[start : start + _AT_ONCE]) for start in range(0, len(inputs), _AT_ONCE)]
+    inputs, device = ImageInputs(images, mean, std), next(model.parameters()).device
+    with torch.no_grad(), _autocast(precision, device):
+        parts = [model(inputs[start : start + _AT_ONCE].to(device)) for start in range(0, len(inputs), _AT_ONCE)]
     return torch.cat(parts).float().cpu().numpy()
 
 

@@ -1,8 +1,11 @@
+import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from natscope.app.cli.commands import natscope
@@ -13,9 +16,13 @@ from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.experiments import brittleness
+from natscope.precompute.training import removal
+from natscope.precompute.training.models import network_of
 from natscope.precompute.training.removal import Answer, Schedule, identity_of, run_schedule, run_schedules
 from natscope.precompute.training.result_cache import ResultCache
-from natscope.precompute.training.train import TrainingSpec
+from natscope.precompute.training.retrain import data_of, recipe_of
+from natscope.precompute.training.together import suits, train_together
+from natscope.precompute.training.train import TrainingSpec, train
 from tests.tiny import edited, saved
 
 NAMES = ("info_loss", "random")
@@ -207,3 +214,38 @@ def test_differences_from_the_best_baseline_are_tested_query_by_query():
     assert brittleness.significance([]) == ""
     same = brittleness.paired_tests([rows[2] | {"method": "info_loss"}, rows[2]], (9,))[0]
     assert (same["difference"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
+
+
+def test_a_stack_of_networks_is_trained_as_each_of_them_alone(few_images, tmp_path, monkeypatch):
+    bundle = Bundle(few_images)
+    schedules = [
+        Schedule(index, int(bundle.array("test_labels")[index]), tuple(range(index, index + 60)), (20, 60), stop=stop)
+        for index, stop in ((0, False), (1, False), (2, True))
+    ]
+    caches = [ResultCache(tmp_path / f"{name}.json") for name in ("alone", "together")]
+    alone = run_schedules(bundle, schedules, cache=caches[0], workers=1, progress=SILENT)
+    monkeypatch.setattr(removal, "suits", lambda bundle: True)
+    monkeypatch.setattr(removal, "AT_ONCE", 2)
+    together = run_schedules(bundle, schedules, cache=caches[1], workers=1, progress=SILENT)
+    assert [len(answers) for answers in together] == [len(answers) for answers in alone]
+    for ours, theirs in zip(*(itertools.chain(*found) for found in (together, alone)), strict=True):
+        assert ours.predicted == theirs.predicted
+        assert ours.margin == pytest.approx(theirs.margin, abs=0.5)  # a rounded pre-activation may change sign
+    assert not suits(bundle)  # on a processor, each network has its own process
+    again = run_schedules(bundle, schedules, cache=caches[1], workers=1, progress=SILENT)
+    assert again == together
+
+
+def test_in_double_precision_a_stack_has_the_weights_of_single_trainings(few_images):
+    bundle = Bundle(few_images)
+    (images, labels), recipe = data_of(bundle), replace(recipe_of(bundle), epochs=2, warmup_epochs=1)
+    left_out = [np.arange(30), np.arange(700, 730)]
+    stack = train_together(network_of(bundle, seed=1).double(), images.double(), labels, recipe, left_out)
+    for row, rows in enumerate(left_out):
+        model = network_of(bundle, seed=1).double()
+        train(model, images.double(), labels, recipe, leave_out=rows)
+        for name, parameter in model.named_parameters():
+            assert torch.allclose(stack[name][row], parameter, rtol=0, atol=1e-12)
+    assert not torch.allclose(stack[name][0], stack[name][1], rtol=0, atol=1e-6)
+    with pytest.raises(BuildError, match="infinite or NaN"):
+        train_together(network_of(bundle, seed=1), images, labels, replace(recipe, learning_rate=1e9), left_out)

@@ -286,11 +286,11 @@ def test_stored_images_train_as_their_inputs_do(colour):
 def test_the_rate_is_a_triangle():
     recipe = RECIPES["resnet9"]
     assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (24, 512, 5e-4)
-    rates = [training._rate(recipe, e) for e in (0, 2.5, 5, 14.5, 24)]
+    rates = [training.rate(recipe, e) for e in (0, 2.5, 5, 14.5, 24)]
     assert rates == pytest.approx([0, 0.25, 0.5, 0.25, 0])
-    assert max(training._rate(recipe, e / 10) for e in range(241)) == 0.5
+    assert max(training.rate(recipe, e / 10) for e in range(241)) == 0.5
     flat = dataclasses.replace(recipe, warmup_epochs=0, decay_epochs=0)
-    assert {training._rate(flat, e) for e in range(24)} == {0.5}
+    assert {training.rate(flat, e) for e in range(24)} == {0.5}
 
 
 def test_augmentation_moves_and_mirrors_and_nothing_else():

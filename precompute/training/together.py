@@ -1,0 +1,79 @@
+"""Training many networks at once, as a stack: an accelerator trains hundreds of small ones in the time of a few."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
+
+from natscope.core.bundle.format import Bundle
+from natscope.core.device import device
+from natscope.core.errors import BuildError
+from natscope.core.images import ImageInputs
+from natscope.precompute.training.train import TrainingSpec, rate
+
+AT_ONCE = 512  # networks in a stack
+_ARCHITECTURE = "mlp"  # Linear layers alone: nothing is drawn, and no statistics are kept, in a forward pass
+
+
+def suits(bundle: Bundle) -> bool:
+    """Return whether networks of a bundle are trained as a stack: small ones, on an accelerator."""
+    plain = TrainingSpec.from_dict(bundle.manifest.training)
+    return (
+        device().type != "cpu"
+        and bundle.manifest.model["architecture"] == _ARCHITECTURE
+        and (plain.precision, plain.augment) == ("float32", False)
+    )
+
+
+def train_together(
+    model: nn.Module,
+    images: Tensor | ImageInputs,
+    labels: Tensor,
+    spec: TrainingSpec,
+    left_out: Sequence[np.ndarray],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Tensor]:
+    """Train from the same initial weights, in the same order of images, without other images each time.
+
+    Up to rounding, that is what `natscope.precompute.training.train.train` does for each, one after another.
+
+    Args:
+        model: a network of Linear layers with its initial weights, which stay as they are, on the device to train on.
+        images: (N, C, H, W) float32, or stored images; all of them are on the device at a time.
+        labels: (N,) int64.
+        spec: the recipe, without augmentation and in float32.
+        left_out: for each of B networks the rows of images to train without, equally many.
+        progress: called with epochs done and in all.
+
+    Returns:
+        The trained parameters by name, (B, ...) each.
+
+    Raises:
+        BuildError: if the weights become infinite or NaN.
+        ValueError: if not equally many rows are left out each time.
+    """
+    where = next(model.parameters()).device
+    inputs, targets = images[:].to(where), labels.to(where)
+    kept = np.ones((len(left_out), len(labels)), dtype=bool)
+    for row, out in zip(kept, left_out, strict=True):
+        row[out] = False
+    values = {name: p.detach().repeat(len(kept), *[1] * p.dim()) for name, p in model.named_parameters()}
+    momentum = {name: torch.zeros_like(value) for name, value in values.items()}
+    slopes = vmap(grad(lambda own, x, y: cross_entropy(functional_call(model, own, (x,)), y)))
+    for epoch in range(spec.epochs):
+        progress(epoch, spec.epochs)
+        order = np.random.default_rng([spec.seed, epoch]).permutation(len(labels))
+        rows = torch.from_numpy(np.stack([order[own[order]] for own in kept])).to(where)
+        batches = rows.split(spec.batch_size, dim=1)
+        for step, batch in enumerate(batches):
+            found, now = slopes(values, inputs[batch], targets[batch]), rate(spec, epoch + step / len(batches))
+            for name, value in values.items():
+                momentum[name].mul_(spec.momentum).add_(found[name]).add_(value, alpha=spec.weight_decay)
+                value.sub_(momentum[name], alpha=now)
+    progress(spec.epochs, spec.epochs)
+    if not all(torch.isfinite(value).all() for value in values.values()):
+        raise BuildError("The weights became infinite or NaN; train with a smaller learning rate.")
+    return values
