@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from natscope.core.analysis.coreset import FREE, PER_CLASS, VARIANTS
 from natscope.core.analysis.coreset import MOST_QUERIES as MOST_CORESET_QUERIES
 from natscope.core.bundle.format import GRID
 from natscope.core.bundle.request import CONDITIONINGS, LARGEST_SIGMA2, LEAST_SIGMA2, POOLS, QueryImage, Request
@@ -191,6 +192,10 @@ def _drawn(text: str, limits: Limits) -> str:
     return text
 
 
+def _variant(text: str, limits: Limits) -> str:
+    return choice(*VARIANTS)({"balanced": PER_CLASS, "plain": FREE}.get(text, text), limits)  # as older links say
+
+
 _METHOD = choice(*METHODS)
 _LABEL = whole(0, lambda limits: limits.classes - 1)
 _IMAGE = whole(0, lambda limits: limits.images - 1)
@@ -307,12 +312,7 @@ class CoresetView:
     count: int = parameter("n", 100, whole(1, MOST_CORESET_QUERIES))
     marked: tuple[int, ...] = parameter("marked", (), several(_IMAGE, most=MOST_MARKED), write=_joined)
     method: str = parameter("method", GAINS[0], _METHOD)
-    balanced: bool = parameter(
-        "choice",
-        True,
-        lambda text, limits: choice("balanced", "plain")(text, limits) == "balanced",
-        write=lambda balanced: "balanced" if balanced else "plain",
-    )
+    variant: str = parameter("choice", PER_CLASS, _variant)
     budget: int = parameter("m", 150, whole(1, lambda limits: largest_coreset(limits.train_images)))
     sigma2: float | None = parameter("sigma2", None, parse_sigma2, write=_sigma2)
 

@@ -175,12 +175,12 @@ def networks(
 
 
 def coreset(
-    progress: Progress, place: Place, rows: np.ndarray, method: str, balanced: bool, budget: int, sigma2: float
+    progress: Progress, place: Place, rows: np.ndarray, method: str, variant: str, budget: int, sigma2: float
 ) -> Chosen:
     """Choose training images for test images `rows` (Q,), and as many random ones."""
     coresets = _coresets(place)
     asked = coresets.ask(rows)
-    choose = partial(coresets.select, sigma2=sigma2, budget=budget, balanced=balanced)
+    choose = partial(coresets.select, sigma2=sigma2, budget=budget, variant=variant)
     indices = choose(method, asked, progress=progress)
     progress("Measuring their information", 0, 1)
     at_random = choose(RANDOM, asked)
@@ -190,12 +190,12 @@ def coreset(
 
 
 def coresets_of(
-    progress: Progress, place: Place, rows: np.ndarray, sigma2s: dict[str, float], balanced: bool, budget: int
+    progress: Progress, place: Place, rows: np.ndarray, sigma2s: dict[str, float], variant: str, budget: int
 ) -> dict[str, list[int]]:
     """Choose training images by several methods, each at its own sigma2."""
     coresets = _coresets(place)
     asked = coresets.ask(rows)
-    choose = partial(coresets.select, budget=budget, balanced=balanced, progress=progress)
+    choose = partial(coresets.select, budget=budget, variant=variant, progress=progress)
     return {name: choose(name, asked, sigma2=sigma2).tolist() for name, sigma2 in sigma2s.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.network import Say
-from natscope.core.analysis.coreset import Coresets
+from natscope.core.analysis.coreset import VARIANTS, Coresets
 from natscope.core.bundle.request import Request
 from natscope.core.methods import METHODS
 from natscope.precompute.bundles.opening import open_attributor
@@ -79,10 +79,10 @@ def _answers(bundle: Path) -> Iterator[tuple[str, Any]]:
         yield name, _reported(attributor.attribute(queries[0], other).to_dict(queries[0], classes))
     coresets = Coresets(attributor)
     asked = coresets.ask(np.arange(50))
-    for method, balanced in itertools.product(_CORESETS, (True, False)):
-        found = coresets.select(method, asked, sigma2=100.0, budget=100, balanced=balanced)
+    for method, variant in itertools.product(_CORESETS, VARIANTS):
+        found = coresets.select(method, asked, sigma2=100.0, budget=100, variant=variant)
         nats = coresets.information(found, asked, 100.0)
-        yield f"coreset by {method}, balanced {balanced}", {"rows": found.tolist(), "nats": nats.tolist()}
+        yield f"coreset by {method}, {variant}", {"rows": found.tolist(), "nats": nats.tolist()}
 
 
 def _reported(answer: dict[str, Any]) -> dict[str, Any]:

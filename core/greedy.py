@@ -16,7 +16,7 @@ from natscope.core.index.search import InnerProductIndex
 from natscope.core.index.shortlist import Shortlist
 from natscope.core.pool import Pool
 from natscope.core.posterior import Columns, Conditioning, mean_half_log_ratio
-from natscope.core.recursion import PREFETCH, ManyQueries, Recursion, first_open_twin
+from natscope.core.recursion import PREFETCH, ManyQueries, Quotas, Recursion, first_open_twin
 
 FEW_QUERIES = 32  # up to which all covariances are moved at every pick
 _ONE_BY_ONE = 100  # a column by itself costs as much as so many of a matrix product, at most
@@ -24,7 +24,7 @@ _ONE_BY_ONE = 100  # a column by itself costs as much as so many of a matrix pro
 
 @dataclass(frozen=True)
 class Selection:
-    """The picks of one method, in the order they were made; M may be below the budget when the pool is smaller.
+    """The picks of one method, in the order they were made; M is below the budget when no row is left to pick.
 
     Args:
         indices: (M,) int64 rows of the pool.
@@ -53,7 +53,13 @@ class Selection:
 
 
 def info_gain(
-    features: np.ndarray | Pool, queries: np.ndarray, sigma2: float, budget: int, *, exclude: Sequence[int] = ()
+    features: np.ndarray | Pool,
+    queries: np.ndarray,
+    sigma2: float,
+    budget: int,
+    *,
+    exclude: Sequence[int] = (),
+    quotas: Quotas | None = None,
 ) -> Selection:
     """Select greedily by InfoGain: argmax over x of ||v_x*||^2 / (sigma2 + v_x), given the picks so far.
 
@@ -63,12 +69,13 @@ def info_gain(
         sigma2: observation noise variance, positive.
         budget: picks M, at least 1.
         exclude: rows that may not be picked.
+        quotas: how many rows of each class, or other group, may be picked; any number when None.
 
     Returns:
         The picks; `nats` is `InfoGain(S) = 1/2 log(v_*(empty) / v_*(S))`.
 
     Raises:
-        ValueError: for a budget, sigma2, shape or value that cannot be used.
+        ValueError: for a budget, sigma2, quotas, shape or value that cannot be used.
 
     Examples:
         >>> rng = np.random.default_rng(0)
@@ -78,7 +85,7 @@ def info_gain(
         array([0.28, 0.44, 0.6 ])
     """
     pool, queries = _pool_and_queries(features, queries, sigma2, budget)
-    return _gain(pool, queries, sigma2, budget, exclude, divide=True)
+    return _gain(pool, queries, sigma2, budget, exclude, quotas, divide=True)
 
 
 def info_gain_approx(
@@ -88,6 +95,7 @@ def info_gain_approx(
     budget: int,
     *,
     exclude: Sequence[int] = (),
+    quotas: Quotas | None = None,
     index: InnerProductIndex | None = None,
 ) -> Selection:
     """Select by InfoGain without its denominator: argmax over x of `||v_x*||^2 = (phi_x^T S_A^-1 phi_*)^2`.
@@ -98,15 +106,16 @@ def info_gain_approx(
         sigma2: observation noise variance, positive.
         budget: picks M, at least 1.
         exclude: rows that may not be picked.
+        quotas: how many rows of each class, or other group, may be picked; any number when None.
         index: an inner-product index over the same rows; every pick is then two searches, with `r = S_A^-1 phi_*` and
-            with -r, instead of a scan. One query only. A flat index gives the same picks as the scan; any other kind
-            proposes candidates, which are scored exactly, and what it does not find is not picked.
+            with -r, instead of a scan. One query, without quotas. A flat index gives the same picks as the scan; any
+            other kind proposes candidates, which are scored exactly, and what it does not find is not picked.
 
     Returns:
         The picks; `nats` is the exact InfoGain(S) of what was picked.
 
     Raises:
-        ValueError: for a budget, sigma2, shape or value that cannot be used.
+        ValueError: for a budget, sigma2, quotas, shape or value that cannot be used.
 
     Examples:
         >>> rng = np.random.default_rng(0)
@@ -118,9 +127,11 @@ def info_gain_approx(
     """
     pool, queries = _pool_and_queries(features, queries, sigma2, budget)
     if index is None:
-        return _gain(pool, queries, sigma2, budget, exclude, divide=False)
+        return _gain(pool, queries, sigma2, budget, exclude, quotas, divide=False)
     if len(queries) != 1:
         raise ValueError("An index serves one query at a time; leave index out for several.")
+    if quotas is not None:
+        raise ValueError("An index knows no quotas; leave index out with them.")
     return _gain_by_index(pool, queries[0], sigma2, budget, exclude, index)
 
 
@@ -131,6 +142,7 @@ def info_loss(
     budget: int,
     *,
     exclude: Sequence[int] = (),
+    quotas: Quotas | None = None,
     conditioning: Conditioning | None = None,
 ) -> Selection:
     """Select greedily by InfoLoss: argmax over x of ||v_x*||^2 / (sigma2 - v_x), given D without the picks so far.
@@ -141,13 +153,14 @@ def info_loss(
         sigma2: observation noise variance, positive.
         budget: picks M, at least 1.
         exclude: rows removed from the conditioning set beforehand, and never picked (a query that is itself in D).
+        quotas: how many rows of each class, or other group, may be picked; any number when None.
         conditioning: a larger set D that contains the pool, such as all training examples; the pool itself by default.
 
     Returns:
         The picks; `nats` is `InfoLoss(S) = 1/2 log(v_*(D without S) / v_*(D))`.
 
     Raises:
-        ValueError: for a budget, sigma2, shape or value that cannot be used.
+        ValueError: for a budget, sigma2, quotas, shape or value that cannot be used.
 
     Examples:
         >>> rng = np.random.default_rng(0)
@@ -173,6 +186,7 @@ def info_loss(
         whole=posterior.whole,
         budget=budget,
         exclude=exclude,
+        quotas=quotas,
     )
     for index in exclude:
         run.pick(index)
@@ -185,7 +199,14 @@ def info_loss(
 
 
 def _gain(
-    pool: Pool, queries: np.ndarray, sigma2: float, budget: int, exclude: Sequence[int], *, divide: bool
+    pool: Pool,
+    queries: np.ndarray,
+    sigma2: float,
+    budget: int,
+    exclude: Sequence[int],
+    quotas: Quotas | None,
+    *,
+    divide: bool,
 ) -> Selection:
     prior = pool.prior(queries)
     floor = np.full(len(pool), sigma2)
@@ -199,6 +220,7 @@ def _gain(
         whole=pool.whole,
         budget=budget,
         exclude=exclude,
+        quotas=quotas,
         prefetch=prefetch,
     )
     nats = []
@@ -218,16 +240,14 @@ def _recursion(
     whole: Callable[[], np.ndarray | None],
     budget: int,
     exclude: Sequence[int],
+    quotas: Quotas | None,
     prefetch: int = PREFETCH,
 ) -> Recursion:
     """Return the recursion that suits the number of queries; `whole` returns all columns at once, if it can."""
-    if cross.shape[1] <= FEW_QUERIES:
-        return Recursion(pool, diagonal, cross, floor, columns, budget=budget, exclude=exclude, prefetch=prefetch)
-    if _ONE_BY_ONE * (budget + len(exclude)) >= len(pool) and (matrix := whole()) is not None:
-        return ManyQueries(
-            pool, diagonal, cross, floor, lambda rows: matrix[rows].T, budget=budget, exclude=exclude, prefetch=1
-        )
-    return ManyQueries(pool, diagonal, cross, floor, columns, budget=budget, exclude=exclude, prefetch=prefetch)
+    kind = Recursion if cross.shape[1] <= FEW_QUERIES else ManyQueries
+    if kind is ManyQueries and _ONE_BY_ONE * (budget + len(exclude)) >= len(pool) and (matrix := whole()) is not None:
+        columns, prefetch = (lambda rows: matrix[rows].T), 1
+    return kind(pool, diagonal, cross, floor, columns, budget=budget, exclude=exclude, quotas=quotas, prefetch=prefetch)
 
 
 def _selection(run: Recursion, nats: list[float], *, skip: int = 0) -> Selection:

@@ -7,6 +7,7 @@ matrix A is never updated: a column of it is a column of the first A less U U_i.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +18,55 @@ PREFETCH = 32  # columns computed together when a column is not free
 _TIE = 1e-10  # scores this close (relatively) are a tie: duplicates differ in their last bits only
 _ROUNDING = 64 * np.finfo(float).eps  # of one inner product, relative to the lengths of its vectors, with a margin
 _SURE = 1e-12  # a score whose relative error is smaller is not recomputed
+
+
+@dataclass(frozen=True, eq=False)
+class Quotas:
+    """How many rows of each group, such as a class, may be picked: a group is closed once it has its quota.
+
+    Args:
+        groups: (n,) the group of each row, a whole number from 0 to C - 1.
+        most: (C,) the quotas, whole numbers; a group that has no more rows than its quota is never closed.
+
+    Raises:
+        ValueError: for shapes or values that cannot be used.
+
+    Examples:
+        >>> quotas = natscope.Quotas(groups=[0, 0, 0, 1], most=[1, 1])
+        >>> features, query = np.array([[3.0], [2.0], [2.0], [1.0]]), np.ones(1)
+        >>> natscope.info_gain(features, query, sigma2=1.0, budget=2, quotas=quotas).indices
+        array([0, 3])
+    """
+
+    groups: np.ndarray
+    most: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Check and keep both as int64, read-only."""
+        for name in ("groups", "most"):
+            given = np.asarray(getattr(self, name))
+            if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+                raise ValueError(f"The {name} of quotas are a list of whole numbers.")
+            array = given.astype(np.int64)
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        if (self.most < 0).any():
+            raise ValueError("A quota is not negative.")
+        if ((self.groups < 0) | (self.groups >= len(self.most))).any():
+            raise ValueError(
+                f"Groups have numbers from 0 to {len(self.most) - 1}, for there are {len(self.most)} quotas."
+            )
+
+    def check(self, count: int) -> None:
+        """Raise ValueError unless there is a group for each of `count` rows."""
+        if len(self.groups) != count:
+            raise ValueError(f"Quotas need the group of each of the {count:,} rows, not of {len(self.groups):,}.")
+
+    def within(self, order: np.ndarray) -> np.ndarray:
+        """Return those of the rows `order` (m,) that are picked when they are picked in turn."""
+        groups = self.groups[order]
+        firsts = [np.flatnonzero(groups == group)[:most] for group, most in enumerate(self.most)]
+        return order[np.sort(np.concatenate([*firsts, np.zeros(0, dtype=np.int64)]))]
 
 
 class Recursion:
@@ -32,6 +82,7 @@ class Recursion:
         *,
         budget: int,
         exclude: Sequence[int],
+        quotas: Quotas | None = None,
         prefetch: int = PREFETCH,
     ) -> None:
         """Start without a pick.
@@ -43,7 +94,8 @@ class Recursion:
             floor: (n,) or a number, the least that rounding may leave of a.
             columns: returns columns of A.
             budget: how many picks are to be made, besides those of `exclude`.
-            exclude: rows that may not be picked.
+            exclude: rows that may not be picked, and count for no quota.
+            quotas: how many of each group may be picked.
             prefetch: how many columns are computed together.
         """
         self.a, self.floor, self.columns = diagonal.copy(), floor, columns
@@ -51,6 +103,11 @@ class Recursion:
         self.change = np.zeros(cross.shape[1])  # by how much the picks moved each query's variance
         self.closed = np.zeros(len(pool), dtype=bool)
         self.closed[list(exclude)] = True
+        self.quotas = quotas
+        if quotas is not None:
+            quotas.check(len(pool))
+            self.left = quotas.most.copy()
+            self.closed |= self.left[quotas.groups] == 0
         self.factor = np.empty((min(budget + len(exclude), len(pool)), len(pool)))
         self.picks: list[int] = []
         self.scores: list[float] = []
@@ -93,6 +150,15 @@ class Recursion:
         np.maximum(self.a - column**2, self.floor, out=self.a)
         self.factor[len(self.picks)] = column
         self.picks.append(index)
+        self.close(index)
+
+    def close(self, index: int) -> None:
+        """Close a row for good and, if its group now has its quota, the whole group."""
+        if self.quotas is not None and not self.closed[index]:
+            group = self.quotas.groups[index]
+            self.left[group] -= 1
+            if self.left[group] == 0:
+                self.closed |= self.quotas.groups == group
         self.closed[index] = True
 
     def covariances(self, index: int) -> np.ndarray:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from natscope.core.greedy import Selection, info_gain, info_gain_approx, info_loss
     from natscope.core.metrics import information_gain, information_loss
     from natscope.core.pool import Pool
+    from natscope.core.recursion import Quotas
     from natscope.core.sketches import SketchSpec
     from natscope.precompute.bundles.build import build
     from natscope.precompute.bundles.opening import open_attributor
@@ -36,6 +37,7 @@ _HOMES = {
     "FeatureMap": "core.features",
     "NatscopeError": "core.errors",
     "Pool": "core.pool",
+    "Quotas": "core.recursion",
     "Request": "core.bundle.request",
     "Selection": "core.greedy",
     "SketchSpec": "core.sketches",
@@ -55,6 +57,7 @@ __all__ = [
     "FeatureMap",
     "NatscopeError",
     "Pool",
+    "Quotas",
     "Request",
     "Selection",
     "SketchSpec",

@@ -8,10 +8,15 @@ import numpy as np
 from natscope.app.figures.attribution import IMAGES, gained
 from natscope.app.figures.chart import Axis, Bars, Lines, Reference, line_of, measured
 from natscope.app.theme import MUTED
+from natscope.core.analysis.coreset import FREE, PER_CLASS, QUOTAS, variant_of
 from natscope.core.methods import METHODS, RANDOM
 
 _MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down")
-_KINDS = ((False, "Classes as they come"), (True, "Balanced classes"))
+_TITLES = {
+    FREE: "Figure 5: chosen freely",
+    QUOTAS: "Figure 6: a quota for every class",
+    PER_CLASS: "Ours: each class for its own queries",
+}
 
 
 def class_balance(counts: np.ndarray, classes: Sequence[str], method: str) -> Bars:
@@ -51,11 +56,18 @@ def shares_right(titles: Sequence[str], shares: Sequence[float], method: str) ->
 
 
 def accuracies(result: dict[str, Any]) -> list[Lines]:
-    """Return the experiment's accuracies against the budget, with standard errors: without and with balance."""
+    """Return the experiment's accuracies against the budget, with standard errors: a chart for each variant."""
     grid, everything = result["setting"]["grid"], 100 * result["all_data"]["mean"]
+    highest = max(100 * (value["mean"] + (value["error"] or 0)) for row in result["rows"] for value in row["accuracy"])
+    x, y = (
+        Axis("Coreset size", log=True, ticks=grid),
+        Axis("Test accuracy (%)", range=(0, 1.06 * max(highest, everything))),
+    )
     charts = []
-    for balanced, title in _KINDS:
-        rows = [row for row in result["rows"] if row["balanced"] == balanced]
+    for variant, title in _TITLES.items():
+        rows = [row for row in result["rows"] if variant_of(row) == variant]
+        if not rows:
+            continue
         lines = [
             line_of(
                 row["method"],
@@ -67,6 +79,5 @@ def accuracies(result: dict[str, Any]) -> list[Lines]:
             for position, row in enumerate(rows)
         ]
         whole = Reference(everything, "all training images")
-        x, y = Axis("Coreset size", log=True, ticks=grid), Axis("Test accuracy (%)", zero=True)
         charts.append(Lines(lines, x, y, references=[whole], title=title, height=380))
     return charts

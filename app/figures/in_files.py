@@ -31,6 +31,8 @@ def chart_file(*charts: Chart, kind: str, columns: int = 1, title: str = "") -> 
     heights = [_height(chart, width) for chart in charts[::columns]]
     figure = blank(width * columns, sum(heights))
     panels = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).flat
+    for axes in panels[len(charts) :]:
+        axes.remove()
     for axes, chart in zip(panels, charts, strict=False):
         if isinstance(chart, Lines):
             _lines(axes, chart)

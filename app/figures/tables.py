@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from natscope.core.analysis.coreset import title_of
 from natscope.core.methods import METHODS
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -61,7 +62,7 @@ def coreset_table(result: dict[str, Any]) -> str:
     """Return the accuracies, in per cent."""
     rows = [
         [
-            METHODS[row["method"]].title + (", balanced" if row["balanced"] else ""),
+            title_of(row),
             _sigma2s(row["sigma2"]),
             *(_value(value, ".1f", 100) for value in row["accuracy"]),
         ]

@@ -21,11 +21,12 @@ from natscope.app.views.enlarge import show_large
 from natscope.app.views.notice import complain, fragment, inform
 from natscope.app.views.results import pointer
 from natscope.app.views.sigma2 import slider
-from natscope.core.analysis.coreset import missing
+from natscope.core.analysis.coreset import FREE, PER_CLASS, QUOTAS, missing
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 
 _SIZES = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2500, 5000)
+_VARIANTS = {FREE: "Freely", QUOTAS: "Equal numbers a class", PER_CLASS: "Each class for its own images"}
 _SHOWN = 300  # images of the sheet, unless all are requested
 
 
@@ -53,7 +54,7 @@ def page() -> None:
 
 
 def _settings(attributor: Served, view: CoresetView) -> CoresetView:
-    for key, value in {"method": view.method, "balanced": view.balanced, "budget": view.budget}.items():
+    for key, value in {"method": view.method, "variant": view.variant, "budget": view.budget}.items():
         st.session_state.setdefault(KEY + key, value)
     largest = largest_coreset(len(attributor.train_labels))
     budget = st.select_slider(
@@ -72,19 +73,22 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
         help=f"{words.informative()} choose for all test images together; the others rank by their mean score over "
         "them.",
     )
-    balanced = st.toggle(
-        "Balance classes",
-        key=f"{KEY}balanced",
-        help="On: each class gives as many, those that tell most about its own test images (about all of them, if none "
-        "is of the class). Off: the method chooses among all training images at once; the first time that takes a "
-        "minute.",
+    variant = st.selectbox(
+        "Classes",
+        list(_VARIANTS),
+        key=f"{KEY}variant",
+        format_func=_VARIANTS.__getitem__,
+        help=f"“{_VARIANTS[FREE]}”: the method chooses among all training images at once; the first time that takes a "
+        f"minute. “{_VARIANTS[QUOTAS]}”: the same, but no class gives more than its share. “{_VARIANTS[PER_CLASS]}”: "
+        "each class gives as many, those that tell most about its own test images (about all of them, if none is of "
+        "the class).",
     )
     usual = attributor.bundle.sigma2(name, purpose="coreset")
     st.session_state.setdefault(f"{KEY}exponent", links.exponent_of(view.sigma2 or usual))
     about = words.EXPERT.sigma2_help + " The information of every method’s choice is counted at this σ²."
     sigma2 = slider(st.container(), words.EXPERT.sigma2, attributor, f"{KEY}exponent", purpose="coreset", help=about)
     own = None if np.isclose(sigma2, usual, rtol=1e-5) else sigma2
-    return replace(view, method=name, balanced=balanced, budget=budget, sigma2=own)
+    return replace(view, method=name, variant=variant, budget=budget, sigma2=own)
 
 
 def _results(attributor: Served, view: CoresetView) -> None:
@@ -113,9 +117,9 @@ def _results(attributor: Served, view: CoresetView) -> None:
 def _chosen(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: float) -> tasks.Chosen:
     return lanes.ask(
         lanes.shared().heavy,
-        ("coreset", attributor.place, rows.tobytes(), view.method, view.balanced, view.budget, sigma2),
+        ("coreset", attributor.place, rows.tobytes(), view.method, view.variant, view.budget, sigma2),
         tasks.coreset,
-        *(attributor.place, rows, view.method, view.balanced, view.budget, sigma2),
+        *(attributor.place, rows, view.method, view.variant, view.budget, sigma2),
         bar=True,
     )
 
@@ -213,7 +217,7 @@ def _everything(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2:
         "bundle": {"name": attributor.bundle.manifest.name, "identity": attributor.bundle.identity},
         "test_indices": rows.tolist(),
         "method": view.method,
-        "balanced": view.balanced,
+        "variant": view.variant,
         "sigma2": sigma2,
         "train_indices": chosen.indices.tolist(),
         "nats": chosen.nats.tolist(),

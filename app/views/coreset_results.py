@@ -102,9 +102,9 @@ def others(attributor: Served, view: CoresetView, asked: np.ndarray, chosen: np.
 
     sigma2s = {name: view.sigma2 or attributor.bundle.sigma2(name, purpose="coreset") for name in wanted}
     found = run_job(
-        ("coresets", attributor.place, asked.tobytes(), view.budget, view.balanced, tuple(sigma2s.items())),
+        ("coresets", attributor.place, asked.tobytes(), view.budget, view.variant, tuple(sigma2s.items())),
         tasks.coresets_of,
-        *(attributor.place, asked, sigma2s, view.balanced, view.budget),
+        *(attributor.place, asked, sigma2s, view.variant, view.budget),
         name=f"{KEY}overlap",
         label="Ask them",
     )

@@ -2,10 +2,12 @@
 
 Queries and candidates are measured by TRAK's margin under their own labels, without NTK scaling (Tailor et al.,
 figures 5 and 6). The information criteria select greedily for all queries together; other methods rank by the mean of
-their scores over the queries.
+their scores over the queries. Figure 6 gives every class a quota in this joint selection; choosing each class for its
+own queries is natscope's own variant.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +20,12 @@ from natscope.core.methods.artifacts import MARGINS
 from natscope.core.metrics import information_gain_curve, joint_information_gain
 from natscope.core.pool import Pool, pools_kept
 from natscope.core.progress import Progress, silent
+from natscope.core.recursion import Quotas
 
 FEATURES = MARGINS
 MOST_QUERIES = 500
+FREE, QUOTAS, PER_CLASS = VARIANTS = ("free", "quotas", "per-class")
+BALANCE = {FREE: "", QUOTAS: "class quotas", PER_CLASS: "class by class"}  # what a variant does about classes, in words
 _BROUGHT_BY = next(name for name, method in METHODS.items() if FEATURES in method.needs)
 
 
@@ -72,19 +77,20 @@ class Coresets:
         *,
         sigma2: float,
         budget: int,
-        balanced: bool,
+        variant: str,
         seed: int = 0,
         progress: Progress = silent,
     ) -> np.ndarray:
-        """Choose training images; the first m of them are what a budget of m gives.
+        """Choose training images; except with quotas, the first m of them are what a budget of m gives.
 
         Args:
             method: a name of the registry.
             query: from `ask`.
             sigma2: observation noise variance.
             budget: how many images, M; all of them if there are fewer.
-            balanced: whether every class contributes equally many, in turn: those of its images that tell most about
-                its own queries, or about all queries if none is of the class.
+            variant: "free", among all images at once; "quotas", the same, but a class is closed once it has its share
+                of the budget; or "per-class", where every class contributes as many, in turn: those of its images that
+                tell most about its own queries, or about all queries if none is of the class.
             seed: seed of the random method.
             progress: called while something long is computed.
 
@@ -96,12 +102,15 @@ class Coresets:
         """
         if lacking := missing(self.attributor, method):
             raise QueryError(lacking)
+        if variant not in VARIANTS:
+            raise QueryError(f"A coreset is chosen {', '.join(VARIANTS[:-1])} or {VARIANTS[-1]}, not {variant!r}.")
         title, labels = METHODS[method].title, self.labels
-        if not balanced:
-            progress(f"{title}: ranking all training images for all queries", 0, 1)
-            rows = np.arange(len(labels))
-            return rows[self._picks(method, self._everyone(progress), query, Settings(sigma2, budget, seed))]
         sizes = np.bincount(labels, minlength=len(self.attributor.bundle.classes))
+        if variant != PER_CLASS:
+            progress(f"{title}: ranking all training images for all queries", 0, 1)
+            quotas = Quotas(labels, shares(budget, sizes)) if variant == QUOTAS else None
+            settings = Settings(sigma2, budget, seed, quotas=quotas)
+            return self._picks(method, self._everyone(progress), query, settings)
         chosen, positions = [], []
         for label, share in enumerate(shares(budget, sizes)):
             progress(f"{title}: class by class", label, len(sizes))
@@ -142,6 +151,16 @@ class Coresets:
 
     def _class(self, label: int, rows: np.ndarray, progress: Progress) -> Candidates:
         return self._own.get(label, lambda: self.attributor.margin_candidates(rows, progress))
+
+
+def variant_of(row: Mapping[str, Any]) -> str:
+    """Return the variant of a row of an experiment's result; older results say "balanced" where they mean per class."""
+    return str(row["variant"]) if "variant" in row else (PER_CLASS if row["balanced"] else FREE)
+
+
+def title_of(row: Mapping[str, Any]) -> str:
+    """Return the title of a row of an experiment's result: its method, and the variant unless it is "free"."""
+    return ", ".join(part for part in (METHODS[row["method"]].title, BALANCE[variant_of(row)]) if part)
 
 
 def shares(budget: int, sizes: np.ndarray) -> np.ndarray:

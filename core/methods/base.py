@@ -12,6 +12,7 @@ from natscope.core.index.search import InnerProductIndex
 from natscope.core.methods.artifacts import DERIVED, Artifacts
 from natscope.core.pool import Pool
 from natscope.core.posterior import Conditioning
+from natscope.core.recursion import Quotas
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ class Query:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a selection: noise variance, budget M, the seed of random, and rows that may not be picked."""
+    """The settings of a selection: noise variance, budget M, the seed of random, and which rows may not be picked."""
 
     sigma2: float = 1.0
     budget: int = 10
     seed: int = 0
     exclude: tuple[int, ...] = ()
+    quotas: Quotas | None = None
 
 
 Select = Callable[[Candidates, Query, Settings], Selection]
@@ -148,14 +150,18 @@ def method(name: str, title: str, **about: Any) -> Callable[[Select], Select]:
 
 
 def rank(scores: np.ndarray, settings: Settings, *, signed: bool = True) -> Selection:
-    """Rank by falling score (n,), ties to the lowest row.
+    """Rank by falling score (n,), ties to the lowest row; full groups are skipped.
 
     Raises:
-        ValueError: if a score is NaN.
+        ValueError: if a score is NaN, or the quotas are of other rows.
     """
     if np.isnan(scores).any():
         raise ValueError("The method gave scores that are not numbers for this query.")
     order = np.argsort(-scores, kind="stable")
-    order = order[~np.isin(order, settings.exclude)][: settings.budget]
+    order = order[~np.isin(order, settings.exclude)]
+    if settings.quotas is not None:
+        settings.quotas.check(len(scores))
+        order = settings.quotas.within(order)
+    order = order[: settings.budget]
     signs = np.sign(scores[order]) if signed else np.zeros(len(order))
     return Selection(order.astype(np.int64), scores[order].astype(np.float64), signs.astype(np.int8))

@@ -40,6 +40,7 @@ def _info_loss(candidates: Candidates, query: Query, settings: Settings) -> Sele
         settings.sigma2,
         settings.budget,
         exclude=settings.exclude,
+        quotas=settings.quotas,
         conditioning=candidates.conditioning,
     )
 
@@ -61,7 +62,14 @@ def _info_loss(candidates: Candidates, query: Query, settings: Settings) -> Sele
     score="(covariance)² ÷ (σ² + variance)",
 )
 def _info_gain(candidates: Candidates, query: Query, settings: Settings) -> Selection:
-    return greedy.info_gain(candidates.pool, query.features, settings.sigma2, settings.budget, exclude=settings.exclude)
+    return greedy.info_gain(
+        candidates.pool,
+        query.features,
+        settings.sigma2,
+        settings.budget,
+        exclude=settings.exclude,
+        quotas=settings.quotas,
+    )
 
 
 @method(
@@ -92,7 +100,8 @@ def _info_gain_approx(candidates: Candidates, query: Query, settings: Settings) 
         settings.sigma2,
         settings.budget,
         exclude=settings.exclude,
-        index=candidates.index and candidates.index(),
+        quotas=settings.quotas,
+        index=candidates.index() if candidates.index and settings.quotas is None else None,
     )
 
 

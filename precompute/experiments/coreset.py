@@ -7,7 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from natscope.core.analysis.coreset import Coresets, draw, missing
+from natscope.core.analysis.coreset import (
+    BALANCE,
+    FREE,
+    PER_CLASS,
+    QUOTAS,
+    VARIANTS,
+    Coresets,
+    draw,
+    missing,
+    title_of,
+    variant_of,
+)
 from natscope.core.analysis.curves import held_out
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.errors import QueryError
@@ -21,7 +32,7 @@ from natscope.precompute.training.subset import Subset, ask, train_on_all
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the training images
 _TOLD = 10  # images from which a coreset's makeup means something
-Way = tuple[str, bool]  # a method, and whether classes are balanced
+Way = tuple[str, str]  # a method and a variant
 
 
 def run(
@@ -36,10 +47,10 @@ def run(
 ) -> Result:
     """Choose training images for many test images at once, train on these alone, and measure on other test images.
 
-    `natscope tune` chooses sigma2 on none of these test images. Every method chooses once for the largest budget, both
-    freely and with equally many images of every class, where each class is chosen for its own queries; smaller coresets
-    are the first images of these. The network starts from the same initial weights and sees the images in the same
-    order.
+    `natscope tune` chooses sigma2 on none of these test images. Every method chooses in three variants: freely, with a
+    quota for every class, and class by class, each for its own queries. It chooses once for the largest budget, and
+    smaller coresets are the first images of this one; with quotas, which grow with the budget, it chooses for each. The
+    network starts from the same initial weights and sees the images in the same order.
 
     Args:
         bundles: bundles that differ by their seeds.
@@ -51,8 +62,8 @@ def run(
         progress: called at every choice and after every training.
 
     Returns:
-        Settings, versions, the accuracy with all training images and, for each method, plain and balanced, the accuracy
-        at each budget, with standard errors over bundles.
+        Settings, versions, the accuracy with all training images and, for each method and variant, the accuracy at each
+        budget, with standard errors over bundles.
 
     Raises:
         QueryError: if no test image is left to measure on, the bundles are of different data, or one lacks the margin's
@@ -62,23 +73,19 @@ def run(
     opened = [open_attributor(path) for path in bundles]
     names = _common_methods(opened, methods, queries)
     grid = budgets(len(opened[0].train_labels), budget)
-    ways: list[Way] = [(name, balanced) for name in names for balanced in (False, True)]
+    ways: list[Way] = [(name, variant) for name in names for variant in VARIANTS]
     found: dict[Way, list[list[float]]] = {way: [] for way in ways}
     firsts: dict[Way, list[list[int]]] = {way: [] for way in ways}
-    whole, wrong, size_told = [], [], grid[(len(grid) - 1) // 2]
+    whole, wrong, told = [], [], (len(grid) - 1) // 2
     for position, attributor in enumerate(opened):
         test_images = _not_held_out(attributor)
         asked = draw(test_images, queries, seed=seed)
-        rankings = _rankings(
-            attributor, asked, ways, budget=grid[-1], seed=seed + position, cache=cache, progress=progress
-        )
-        subsets = [
-            Subset(np.array(rankings[way][:size], dtype=np.int64), asked, test_images) for way in ways for size in grid
-        ]
+        chosen = _chosen(attributor, asked, ways, grid=grid, seed=seed + position, cache=cache, progress=progress)
+        subsets = [Subset(np.array(c, dtype=np.int64), asked, test_images) for way in ways for c in chosen[way]]
         right = train_on_all(attributor.bundle, subsets, cache=cache, progress=progress)
         for number, way in enumerate(ways):
             found[way].append(right[number * len(grid) : (number + 1) * len(grid)])
-            firsts[way].append(rankings[way][:size_told])
+            firsts[way].append(chosen[way][told])
         wrong.append(np.asarray(attributor.bundle.array("train_logits")).argmax(axis=1) != attributor.train_labels)
         everyone = Subset(np.arange(len(attributor.train_labels)), asked, test_images)
         whole.append(ask(attributor.bundle, attributor.features.model, everyone)["others"])
@@ -115,37 +122,46 @@ def _not_held_out(attributor: Attributor) -> np.ndarray:
     return tests[~held_out(tests)]
 
 
-def _rankings(
+def _chosen(
     attributor: Attributor,
     asked: np.ndarray,
     ways: Sequence[Way],
     *,
-    budget: int,
+    grid: Sequence[int],
     seed: int,
     cache: ResultCache,
     progress: Progress,
-) -> dict[Way, list[int]]:
+) -> dict[Way, list[list[int]]]:
+    """Return the training indices of each way's coresets, one coreset for each size of the grid."""
     coresets = Coresets(attributor)
-    query, rankings = coresets.ask(asked), {}
+    query, chosen = coresets.ask(asked), {}
 
-    def choose(name: str, balanced: bool, sigma2: float) -> list[int]:
+    def choose(name: str, variant: str, sigma2: float, budget: int) -> list[int]:
         found = coresets.select(
-            name, query, sigma2=sigma2, budget=budget, balanced=balanced, seed=seed, progress=progress
+            name, query, sigma2=sigma2, budget=budget, variant=variant, seed=seed, progress=progress
         )
         return [int(index) for index in found]
 
-    for name, balanced in ways:
+    def kept(name: str, variant: str, budget: int) -> list[int]:
         sigma2 = attributor.bundle.sigma2(name, purpose="coreset")
-        key = f"{attributor.bundle.identity} coreset {name} {balanced} {sigma2:g} {budget} {seed} {asked.tolist()}"
-        rankings[name, balanced] = cache.get(key, partial(choose, name, balanced, sigma2))
-    return rankings
+        key = f"{attributor.bundle.identity} coreset {name} {variant} {sigma2:g} {budget} {seed} {asked.tolist()}"
+        found: list[int] = cache.get(key, partial(choose, name, variant, sigma2, budget))
+        return found
+
+    for name, variant in ways:
+        if variant == QUOTAS:
+            chosen[name, variant] = [kept(name, variant, size) for size in grid]
+        else:
+            ranking = kept(name, variant, grid[-1])
+            chosen[name, variant] = [ranking[:size] for size in grid]
+    return chosen
 
 
 def _row(way: Way, opened: Sequence[Attributor], found: list[list[float]]) -> dict[str, Any]:
-    name, balanced = way
+    name, variant = way
     return {
         "method": name,
-        "balanced": balanced,
+        "variant": variant,
         "sigma2": [a.bundle.sigma2(name, purpose="coreset") for a in opened] if METHODS[name].uses_sigma2 else None,
         "accuracy": [over_bundles(values) for values in zip(*found, strict=True)],
     }
@@ -167,7 +183,11 @@ def _result(
         setting={
             "recipe": opened[0].bundle.manifest.training,
             "measurement": "margin, no NTK scaling",
-            "balanced": "each class by its own queries, given its own images",
+            "variants": {
+                FREE: "for all queries together, from all images",
+                QUOTAS: "the same, each class closed once it has its share of the budget",
+                PER_CLASS: "each class for its own queries, given its own images",
+            },
             "measured_on": f"{measured:,} other test images, every fifth one being left to the choice of sigma2",
             "training_images": len(opened[0].train_labels),
             "grid": list(grid),
@@ -182,7 +202,7 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str
     parts = []
     for position in sorted({0, len(grid) - 1}):
         best = max(rows, key=lambda row: row["accuracy"][position]["mean"])
-        at_random = [row for row in rows if row["method"] == RANDOM and row["balanced"] == best["balanced"]]
+        at_random = [row for row in rows if row["method"] == RANDOM and variant_of(row) == variant_of(best)]
         than = (
             f", {at_random[0]['accuracy'][position]['mean']:.1%} with random ones"
             if at_random and best != at_random[0]
@@ -190,30 +210,25 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str
         )
         parts.append(
             f"trained on {grid[position]:,} images the network is right on {best['accuracy'][position]['mean']:.1%} "
-            f"when {title(best)} chooses{than}"
+            f"when {title_of(best)} chooses{than}"
         )
     told = "; ".join(parts)
     said = f"{told[0].upper()}{told[1:]}; with all images, on {whole['mean']:.1%}."
     return " ".join(part for part in (said, _above_random(rows), _why(rows)) if part)
 
 
-def title(row: dict[str, Any]) -> str:
-    """Return a row's title: its method, and whether classes are balanced."""
-    return METHODS[row["method"]].title + (", balanced" if row["balanced"] else "")
-
-
 def _above_random(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a sentence on which choices beat random ones of the same kind, and at how many budgets."""
+    """Return a sentence on which choices beat random ones of the same variant, and at how many budgets."""
     told = []
-    for balanced in (False, True):
+    for variant in sorted({variant_of(row) for row in rows}, key=VARIANTS.index):
         kind = {
-            row["method"]: np.array([a["mean"] for a in row["accuracy"]]) for row in rows if row["balanced"] == balanced
+            row["method"]: np.array([a["mean"] for a in row["accuracy"]]) for row in rows if variant_of(row) == variant
         }
         if RANDOM not in kind or len(kind) < 2:
             return ""
         budgets_above = {METHODS[name].title: int((means > kind[RANDOM]).sum()) for name, means in kind.items()}
         better = [f"{name} at {n} of {len(kind[RANDOM])} budgets" for name, n in budgets_above.items() if n]
-        told.append(f"{'balanced' if balanced else 'plain'}: {', '.join(better) or 'none'}")
+        told.append(f"{BALANCE[variant] or 'chosen freely'}: {', '.join(better) or 'none'}")
     return f"Above random images, {'; '.join(told)}."
 
 
@@ -235,7 +250,7 @@ def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int
 
 def _why(rows: Sequence[dict[str, Any]]) -> str:
     """Return a sentence on which free choices are mostly of one class, and which the network often gets wrong."""
-    free = [row for row in rows if not row["balanced"] and row.get("makeup", {"images": 0})["images"] >= _TOLD]
+    free = [row for row in rows if variant_of(row) == FREE and row.get("makeup", {"images": 0})["images"] >= _TOLD]
     told = []
     for field, least, text in (
         ("largest_class", 0.5, "are of one class"),

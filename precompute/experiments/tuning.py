@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from natscope import assets
-from natscope.core.analysis.coreset import Coresets, missing
+from natscope.core.analysis.coreset import FREE, PER_CLASS, Coresets, missing
 from natscope.core.analysis.curves import held_out, sample_queries
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle, write_manifest
@@ -169,8 +169,8 @@ def tune_coresets(
 ) -> Result:
     """Choose each method's sigma2: the one at which networks trained on its coresets alone are right most often.
 
-    The coresets are those of the experiment, plain and balanced, of its budgets up to `budget`. They are chosen for
-    three sets of held-out test images in turn, and measured on the other held-out ones.
+    The coresets are those of the experiment, chosen freely and class by class, of its budgets up to `budget`. They are
+    chosen for three sets of held-out test images in turn, and measured on the other held-out ones.
 
     Args:
         path: the bundle's folder.
@@ -183,7 +183,7 @@ def tune_coresets(
 
     Returns:
         As `tune`, the score being the share of test images that a network gets right, the mean over budgets and over
-        plain and balanced coresets; its mean and standard error over the three sets.
+        both kinds of coresets; its mean and standard error over the three sets.
 
     Raises:
         QueryError: if a method does not use sigma2, there are too few test images, or the bundle lacks the margin's
@@ -203,14 +203,14 @@ def tune_coresets(
     sets = np.random.default_rng(seed).permutation(held)[: queries * REPEATS].reshape(REPEATS, queries)
     coresets, grid = Coresets(attributor), budgets(len(attributor.train_labels), budget)
     sigma2s = attributor.bundle.sigma2s("coreset")
-    ways = [(name, sigma2, balanced) for name in methods for sigma2 in sigma2s for balanced in (False, True)]
+    ways = [(name, sigma2, variant) for name in methods for sigma2 in sigma2s for variant in (FREE, PER_CLASS)]
     subsets: list[Subset] = []
     for number, asked in enumerate(np.sort(sets, axis=1)):
         query = coresets.ask(asked)
-        for position, (name, sigma2, balanced) in enumerate(ways):
+        for position, (name, sigma2, variant) in enumerate(ways):
             progress("Choosing coresets", number * len(ways) + position, REPEATS * len(ways))
-            choose = partial(_coreset, coresets, name, query, sigma2=sigma2, budget=grid[-1], balanced=balanced)
-            key = f"{attributor.bundle.identity} coreset {name} {balanced} {sigma2:g} {grid[-1]} {asked.tolist()}"
+            choose = partial(_coreset, coresets, name, query, sigma2=sigma2, budget=grid[-1], variant=variant)
+            key = f"{attributor.bundle.identity} coreset {name} {variant} {sigma2:g} {grid[-1]} {asked.tolist()}"
             ranking = np.array(cache.get(key, choose), dtype=np.int64)
             subsets += [Subset(ranking[:size], asked, held) for size in grid]
     right = train_on_all(attributor.bundle, subsets, cache=cache, progress=progress)

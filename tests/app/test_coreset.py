@@ -74,7 +74,8 @@ def test_a_sentence_comes_first_and_the_sheet_has_every_image_by_its_class(page)
         ({"ask": "class", "class": "3"}, "test images of class Dress"),
         ({"ask": "wrong"}, "that the model gets wrong"),
         ({"ask": "marked", "marked": "5,9,1"}, "the 3 test images"),
-        ({"choice": "plain", "method": "repsim"}, "12 test images, on average"),
+        ({"choice": "free", "method": "repsim"}, "12 test images, on average"),
+        ({"choice": "quotas", "method": "info_loss"}, "12 test images, on average"),
     ],
 )
 def test_each_way_of_choosing_queries(page, link, said):
@@ -103,6 +104,16 @@ def test_marking_and_letting_go(page):
     assert app.query_params["marked"] == "7"
     app.button(key="coreset_unmark").click()
     assert "at least one" in _whole(app.run()).error[0].value
+
+
+def test_the_control_for_classes(page):
+    app = page(choice="plain")
+    classes = app.selectbox(key="coreset_variant")
+    assert (classes.value, app.query_params["choice"]) == ("free", "free")
+    assert classes.options == ["Freely", "Equal numbers a class", "Each class for its own images"]
+    app = _whole(classes.set_value("quotas").run())
+    assert [len(items) for items in _sheets(app).values()] == [2] * 10
+    assert app.query_params["choice"] == "quotas"
 
 
 def test_training_on_these_is_live_and_its_result_is_there_the_next_time(page, monkeypatch, tmp_path, bundle_path):
@@ -164,9 +175,11 @@ def test_the_files_hold_what_is_seen(attributor):
 
 
 def test_the_link_reopens_the_view():
-    found = CoresetView("marked", 3, 77, (4, 2), "info_loss", False, 333, 10.0)
+    found = CoresetView("marked", 3, 77, (4, 2), "info_loss", "quotas", 333, 10.0)
     assert read(CoresetView(), parameters(found), SIZES) == (found, [])
     assert parameters(CoresetView()) == {}
+    for old, variant in {"plain": "free", "balanced": "per-class"}.items():
+        assert read(CoresetView(), {"choice": old}, SIZES) == (CoresetView(variant=variant), [])
     bad = {
         "ask": "everyone", "class": "10", "n": "501", "marked": "1,x", "method": "magic", "choice": "half", "m": "1501",
         "sigma2": "-1",

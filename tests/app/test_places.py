@@ -54,7 +54,7 @@ def silent(stage, done, total):
     "ask",
     [
         lambda place: tasks.linear(silent, place),
-        lambda place: tasks.coreset(silent, place, np.arange(2), "random", True, 3, 1.0),
+        lambda place: tasks.coreset(silent, place, np.arange(2), "random", "free", 3, 1.0),
         lambda place: tasks.networks(silent, place, tasks.query(silent, place, "test", 0), [], [place]),
     ],
 )

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from natscope.core import greedy
-from natscope.core.analysis.coreset import MOST_QUERIES, Coresets, draw, shares, usable
+from natscope.core.analysis.coreset import FREE, MOST_QUERIES, PER_CLASS, QUOTAS, Coresets, draw, shares, usable
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 from natscope.core.metrics import information_gain, jaccard
@@ -22,8 +22,8 @@ def query(coresets):
     return coresets.ask(ASKED)
 
 
-def choose(coresets, query, name, budget=30, balanced=True, **more):
-    return coresets.select(name, query, sigma2=1.0, budget=budget, balanced=balanced, **more)
+def choose(coresets, query, name, budget=30, variant=PER_CLASS, **more):
+    return coresets.select(name, query, sigma2=1.0, budget=budget, variant=variant, **more)
 
 
 def test_shares_are_even_until_a_class_runs_out():
@@ -41,11 +41,28 @@ def test_a_draw_has_no_image_twice_and_depends_on_the_seed_alone():
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "kronfluence"])
-def test_balanced_means_as_many_of_every_class_and_the_first_are_a_smaller_coreset(name, coresets, query):
+def test_class_by_class_means_as_many_of_every_class_and_the_first_are_a_smaller_coreset(name, coresets, query):
     chosen, fewer = choose(coresets, query, name, 34), choose(coresets, query, name, 20)
     assert len(set(chosen.tolist())) == 34
     assert np.bincount(coresets.labels[chosen], minlength=10).tolist() == [4] * 4 + [3] * 6
     assert chosen[:20].tolist() == fewer.tolist()
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "kronfluence"])
+def test_with_quotas_the_free_choice_goes_on_in_the_classes_that_are_not_full(name, coresets, query):
+    chosen, free = (choose(coresets, query, name, 34, variant=variant) for variant in (QUOTAS, FREE))
+    assert len(set(chosen.tolist())) == 34
+    assert np.bincount(coresets.labels[chosen], minlength=10).tolist() == [4] * 4 + [3] * 6
+    full = next(
+        place for place in range(34) if (coresets.labels[free[:place]] == coresets.labels[free[place]]).sum() > 2
+    )
+    assert chosen[:full].tolist() == free[:full].tolist()
+
+
+def test_quotas_of_all_images_are_all_images(tiny_path):
+    tiny = Coresets(open_attributor(tiny_path))
+    chosen = choose(tiny, tiny.ask([0, 1]), "info_gain", 10_000, variant=QUOTAS)
+    assert sorted(chosen.tolist()) == list(range(len(tiny.labels)))
 
 
 def test_each_class_is_asked_about_its_own_queries_or_about_all_where_it_has_none(coresets, attributor):
@@ -63,12 +80,12 @@ def test_each_class_is_asked_about_its_own_queries_or_about_all_where_it_has_non
 def test_plain_info_gain_is_the_greedy_rule_on_the_margins_features(coresets, query, attributor):
     rows = np.flatnonzero(attributor.train_labels < 2)[:600]
     features = np.asarray(attributor.bundle.array("margin_features"))
-    whole = choose(coresets, query, "info_gain", 12, balanced=False)
+    whole = choose(coresets, query, "info_gain", 12, variant=FREE)
     wanted = greedy.info_gain(Pool(features), query.features, 1.0, 12)
     assert whole.tolist() == wanted.indices.tolist()
     reported = coresets.information(whole, query, 1.0)
     np.testing.assert_allclose(reported, wanted.nats, rtol=1e-6)
-    at_random = choose(coresets, query, RANDOM, 12, balanced=False)
+    at_random = choose(coresets, query, RANDOM, 12, variant=FREE)
     assert coresets.information(at_random, query, 1.0)[-1] < reported[-1]
     some = np.array([3, 1, 7])
     found = coresets.information(rows[some], query, 0.1)[-1]
@@ -105,5 +122,7 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(coresets):
         coresets.ask(np.arange(501))
     with pytest.raises(QueryError, match="numbers from 0 to 9,999"):
         coresets.ask([10_000])
+    with pytest.raises(QueryError, match="free, quotas or per-class, not 'balanced'"):
+        choose(coresets, coresets.ask([0]), "info_gain", variant="balanced")
     with pytest.raises(QueryError, match="must be a positive number"):
-        coresets.select("info_gain", coresets.ask([0]), sigma2=-1.0, budget=3, balanced=True)
+        coresets.select("info_gain", coresets.ask([0]), sigma2=-1.0, budget=3, variant=PER_CLASS)

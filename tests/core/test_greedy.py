@@ -10,6 +10,7 @@ from natscope.core import greedy
 from natscope.core.index.search import InnerProductIndex
 from natscope.core.pool import Pool
 from natscope.core.posterior import FeatureConditioning, FeaturePrecision, FeatureSpectrum, feature_gram
+from natscope.core.recursion import Quotas
 from tests import oracles
 
 RULES = {
@@ -323,3 +324,85 @@ def test_a_row_may_be_excluded_twice(name):
     once, twice = (RULES[name][0](features, features[3], 1.0, 11, exclude=rows) for rows in ((1, 2), (1, 1, 2)))
     assert once.indices.tolist() == twice.indices.tolist()
     assert len(once.indices) == 10
+
+
+@FEW
+@pytest.mark.parametrize("name", RULES)
+@given(problem=problems(), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_with_quotas_each_pick_is_the_best_of_the_groups_that_are_not_full(name, few, problem, seed):
+    features, queries, sigma2, budget = problem
+    random = np.random.default_rng(seed)
+    groups, most = random.integers(3, size=len(features)), random.integers(3, size=3)
+    rule, scores_of = RULES[name]
+    with recursion(few):
+        selection = rule(features, queries, sigma2, budget, quotas=Quotas(groups, most))
+    picks = selection.indices.tolist()
+    for place, pick in enumerate(picks):
+        taken = np.bincount(groups[picks[:place]], minlength=3)
+        scores = np.array([float(score) for score in scores_of(features, queries, sigma2, picks[:place])])
+        open_rows = [
+            row for row in range(len(features)) if row not in picks[:place] and taken[groups[row]] < most[groups[row]]
+        ]
+        assert pick in open_rows
+        assert scores[pick] >= scores[open_rows].max() - 1e-7 * scores.max() - 1e-20
+        np.testing.assert_allclose(selection.scores[place], scores[pick], rtol=1e-5, atol=1e-14)
+    above, below = (
+        (features[:0], features[picks]) if name != "info_loss" else (np.delete(features, picks, axis=0), features)
+    )
+    if picks:
+        wanted = oracles.information(queries, above, below, sigma2)
+        np.testing.assert_allclose(selection.nats[-1], wanted, rtol=1e-6, atol=1e-12)
+    assert len(picks) == min(budget, np.minimum(np.bincount(groups, minlength=3), most).sum())
+
+
+@FEW
+@pytest.mark.parametrize("name", RULES)
+def test_many_picks_with_quotas_are_those_of_a_reference_in_weight_space(name, few):
+    """So many queries and picks that the recursion for many goes by its bounds, and one class is small."""
+    random = np.random.default_rng(7)
+    features, queries, sigma2 = random.normal(size=(80, 12)), random.normal(size=(40, 12)), 2.0
+    features[:20] *= 3  # group 0 has the best rows
+    groups, most = np.repeat([0, 1, 2, 3], [20, 30, 27, 3]), np.array([9, 9, 8, 8])
+    wanted: list[int] = []
+    left = most.copy()
+    while (open_rows := [row for row in range(80) if row not in wanted and left[groups[row]]]) and len(wanted) < 60:
+        given = np.delete(features, wanted, axis=0) if name == "info_loss" else features[wanted]
+        inverse = np.linalg.inv(np.eye(12) + given.T @ given / sigma2)
+        squares = ((features @ inverse @ queries.T) ** 2).sum(axis=1)
+        variance = np.einsum("nk,kl,nl->n", features, inverse, features)
+        scores = squares / {"info_loss": sigma2 - variance, "info_gain": sigma2 + variance}.get(name, 1.0)
+        wanted.append(max(open_rows, key=lambda row: scores[row]))
+        left[groups[wanted[-1]]] -= 1
+    with recursion(few):
+        found = RULES[name][0](features, queries, sigma2, 60, quotas=Quotas(groups, most))
+    assert found.indices.tolist() == wanted
+    assert np.bincount(groups[found.indices]).tolist() == [9, 9, 8, 3]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_an_excluded_row_counts_for_no_quota(name):
+    features = np.random.default_rng(5).normal(size=(6, 4))
+    quotas = Quotas([0, 0, 0, 1, 1, 1], [1, 2])
+    found = RULES[name][0](features, features[0], 1.0, 9, exclude=(0, 3), quotas=quotas)
+    assert sorted(found.indices // 3) == [0, 1, 1]
+    assert not {0, 3} & set(found.indices.tolist())
+
+
+def test_quotas_that_cannot_be_used_are_refused_in_a_sentence():
+    features = np.eye(3)
+    for groups, most, said in (
+        ([0, 1, 2], [1, 1], "numbers from 0 to 1, for there are 2"),
+        ([0, -1, 1], [1, 1], "numbers from 0 to 1"),
+        ([0, 0, 1], [1, -1], "not negative"),
+        ([0, 0, 1.5], [1, 1], "groups of quotas are a list of whole numbers"),
+        ([0, 0, 1], 1, "most of quotas are a list of whole numbers"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Quotas(groups, most)
+    for rule, _ in RULES.values():
+        with pytest.raises(ValueError, match="each of the 3 rows, not of 2"):
+            rule(features, features[0], 1.0, 2, quotas=Quotas([0, 1], [1, 1]))
+    index = InnerProductIndex.flat(features)
+    with pytest.raises(ValueError, match="leave index out"):
+        greedy.info_gain_approx(features, features[0], 1.0, 2, index=index, quotas=Quotas([0, 0, 1], [1, 1]))

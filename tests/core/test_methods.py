@@ -6,6 +6,7 @@ from natscope.core.index.search import InnerProductIndex
 from natscope.core.methods import METHODS, Candidates, Query, Settings, method, rank
 from natscope.core.pool import Pool
 from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
+from natscope.core.recursion import Quotas
 from tests import oracles
 
 RANDOM = np.random.default_rng(0)
@@ -50,6 +51,27 @@ def test_every_method_ranks_within_its_budget_and_tells_what_it_is(name, candida
     assert METHODS[name].name == name
     for text in (METHODS[name].title, METHODS[name].summary, METHODS[name].formula, METHODS[name].advice):
         assert text
+
+
+@pytest.mark.parametrize("name", [name for name, about in METHODS.items() if about.information is None])
+def test_what_ranks_takes_the_highest_scores_and_skips_full_groups(name, candidates):
+    groups, left = np.arange(30) % 3, [2, 20, 0]
+    wanted = []
+    for row in METHODS[name].select(candidates, QUERY, Settings(0.5, 30)).indices:
+        if left[groups[row]]:
+            wanted.append(row)
+            left[groups[row]] -= 1
+    for budget in (5, 40):
+        settings = Settings(0.5, budget, quotas=Quotas(groups, np.array([2, 20, 0])))
+        assert METHODS[name].select(candidates, QUERY, settings).indices.tolist() == wanted[:budget]
+    with pytest.raises(ValueError, match="each of the 30 rows, not of 2"):
+        METHODS[name].select(candidates, QUERY, Settings(quotas=Quotas([0, 0], [1])))
+
+
+@pytest.mark.parametrize("name", [name for name, about in METHODS.items() if about.information])
+def test_the_information_criteria_honour_quotas_where_there_is_an_index_too(name, candidates):
+    settings = Settings(0.5, 30, quotas=Quotas(np.arange(30) % 3, [2, 20, 0]))
+    assert np.bincount(METHODS[name].select(candidates, QUERY, settings).indices % 3).tolist() == [2, 10]
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.information is None and n != "kronfluence"])

@@ -8,6 +8,7 @@ import pytest
 
 from natscope.app.figures.experiments import charts, experiment_files
 from natscope.app.figures.tables import coreset_table
+from natscope.core.analysis.coreset import FREE, PER_CLASS, QUOTAS, VARIANTS
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
@@ -62,9 +63,10 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_as_one_that_was_not(result,
 
 
 def test_the_result_says_what_was_done(result, bundle_path):
-    assert [(row["method"], row["balanced"]) for row in result["rows"]] == [
-        (name, balanced) for name in ("info_gain", "random") for balanced in (False, True)
+    assert [(row["method"], row["variant"]) for row in result["rows"]] == [
+        (name, variant) for name in ("info_gain", "random") for variant in VARIANTS
     ]
+    assert set(result["setting"]["variants"]) == set(VARIANTS)
     assert result["setting"]["grid"] == [12, 30, 60]
     assert {"experiment", "date", "command", "bundles", "setting", "versions", "finding"} <= set(result)
     assert "--queries 20 --budget 60 --seed 0 --methods info_gain,random" in result["command"]
@@ -72,11 +74,11 @@ def test_the_result_says_what_was_done(result, bundle_path):
         assert len(row["accuracy"]) == 3
         assert all(0.05 < value["mean"] < result["all_data"]["mean"] for value in row["accuracy"])
     assert result["rows"][0]["sigma2"] == [10 * Bundle(bundle_path).scale("coreset")]
-    assert result["rows"][2]["sigma2"] is None
+    assert result["rows"][3]["sigma2"] is None
     for row in result["rows"]:
         assert row["makeup"]["images"] == 30
         largest = row["makeup"]["largest_class"]["mean"]
-        assert largest == 0.1 if row["balanced"] else 0.1 < largest < 1
+        assert largest == 0.1 if row["variant"] != FREE else 0.1 < largest < 1
     assert "with all images, on" in result["finding"]
     assert result["setting"]["measured_on"].startswith("7,980 other test images")
     json.dumps(result, allow_nan=False)
@@ -119,14 +121,18 @@ def test_budgets_are_shares_of_the_training_images_up_to_the_largest():
 
 
 def test_the_finding_says_who_is_above_chance():
-    def row(name, balanced, *means):
-        return {"method": name, "balanced": balanced, "accuracy": [over_bundles([m]) for m in means]}
+    def row(name, variant, *means):
+        return {"method": name, "variant": variant, "accuracy": [over_bundles([m]) for m in means]}
 
-    rows = [row("info_gain", False, 0.3, 0.6), row("random", False, 0.2, 0.5), row("trak", False, 0.1, 0.7)]
-    rows += [row("info_gain", True, 0.4, 0.6), row("random", True, 0.5, 0.5)]
+    rows = [row("info_gain", FREE, 0.3, 0.6), row("random", FREE, 0.2, 0.5), row("trak", FREE, 0.1, 0.7)]
+    rows += [row("info_gain", PER_CLASS, 0.4, 0.6), row("random", PER_CLASS, 0.5, 0.5)]
+    rows += [row("info_gain", QUOTAS, 0.1, 0.2), row("random", QUOTAS, 0.2, 0.2)]
     said = coreset.finding(rows, (10, 20), over_bundles([0.9]))
-    assert re.search(r"on 10 .* 50\.0% when Random, balanced .* on 20 .* 70\.0% when TRAK .* 50\.0%", said)
-    assert re.search(r"plain: InfoGain at 2 of 2 .*TRAK at 1 of 2 .*balanced: InfoGain at 1 of 2 ", said)
+    assert re.search(r"on 10 .* 50\.0% when Random, class by class .* on 20 .* 70\.0% when TRAK .* 50\.0%", said)
+    assert re.search(
+        r"chosen freely: InfoGain at 2 .*TRAK at 1 of 2 .*; class quotas: none; class by class: InfoGain at 1 of 2 ",
+        said,
+    )
     for name, classes, wrong in (("info_gain", 0.2, 0.0), ("random", 0.2, 0.1), ("trak", 0.6, 0.5)):
         next(row for row in rows if row["method"] == name)["makeup"] = {
             "images": 20,
@@ -142,7 +148,7 @@ def test_small_coresets_and_few_classes_are_not_called_uneven():
         rows = [
             {
                 "method": name,
-                "balanced": False,
+                "variant": FREE,
                 "accuracy": [over_bundles([0.5])],
                 "makeup": {"images": images, "wrong": over_bundles([0.0]), "largest_class": over_bundles([share])},
             }
@@ -166,12 +172,27 @@ def test_the_figures_and_the_table_show_every_row(result):
     assert set(files) == {"png", "svg", "md"}
     assert files["png"].startswith(b"\x89PNG")
     table = coreset_table(result)
-    assert f"| {METHODS['info_gain'].title}, balanced |" in table
+    assert f"| {METHODS['info_gain'].title}, class quotas |" in table
     assert f"{100 * result['rows'][0]['accuracy'][0]['mean']:.1f}" in table
-    for chart, balanced in zip(charts(result), (False, True), strict=True):
-        rows = [row for row in result["rows"] if row["balanced"] == balanced]
+    for chart, variant in zip(charts(result), VARIANTS, strict=True):
+        rows = [row for row in result["rows"] if row["variant"] == variant]
         assert [line.name for line in chart.series] == [METHODS[row["method"]].title for row in rows]
         assert [line.y[0] for line in chart.series] == [100 * row["accuracy"][0]["mean"] for row in rows]
+
+
+def test_a_result_from_before_there_were_quotas_is_still_drawn():
+    rows = [
+        {"method": "random", "balanced": balanced, "sigma2": None, "accuracy": [over_bundles([value])]}
+        for balanced, value in ((False, 0.2), (True, 0.3))
+    ]
+    old = {"experiment": "coreset", "setting": {"grid": [9]}, "all_data": over_bundles([0.9]), "rows": rows}
+    assert [(chart.title[:8], chart.series[0].y) for chart in charts(old)] == [
+        ("Figure 5", [20.0]),
+        ("Ours: ea", [30.0]),
+    ]
+    assert {kind for kind, _ in experiment_files(old)} == {"png", "svg", "md"}
+    assert "| Random, class by class |  | 30.0 |" in coreset_table(old)
+    assert "30.0% when Random, class by class chooses;" in coreset.finding(rows, (9,), over_bundles([0.9]))
 
 
 def test_what_cannot_be_done_is_refused_in_a_sentence(bundle_path, tmp_path):
