@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 
 from natscope import assets
 from natscope.app import words
+from natscope.app.figures.backdoor import sigma2_chosen
 from natscope.app.figures.tables import TABLES
 from natscope.app.paper import SECTIONS
 from natscope.app.results import commands, load_benchmark, load_result
@@ -93,6 +94,8 @@ def _experiment(name: str) -> str:
     result = read(name)
     title = words.data_of(result["setting"]).partition(",")[0] + _PARTS.get(name, "")
     parts = [f"### {title}", f"{words.setting_of(result['setting'])}.", result["finding"]]
+    if result["experiment"] == "backdoor":
+        parts.append(sigma2_chosen(result))
     if result["experiment"] in _TABLES:
         parts.append(_unbroken(_TABLES[result["experiment"]](result)))
     if assets.path("results", f"{name}.svg").exists():

@@ -8,6 +8,7 @@ import numpy as np
 from natscope.app.figures.chart import Axis, Bars, Lines, Reference, Series, line_of, measured
 from natscope.app.theme import MUTED
 from natscope.core.methods import METHODS
+from natscope.precompute.experiments.backdoor import blind, oracle_of
 
 
 def roc(rankings: Mapping[str, np.ndarray]) -> Lines:
@@ -27,16 +28,36 @@ def roc(rankings: Mapping[str, np.ndarray]) -> Lines:
 
 
 def recalls(result: dict[str, Any]) -> Bars:
-    """Return the experiment's recall of every method with its standard error, the best on top."""
+    """Return the experiment's recall of every method with its standard error, the best on top, and the oracle's."""
     rows = sorted(result["rows"], key=lambda row: -row["recall"]["mean"])
     recall = measured([row["recall"] for row in rows], 100)
     chance = 100 * result["attack"]["base_rate"]["mean"]
+    oracles = [oracle_of(row) for row in rows] if blind(result) else []
+    said = "◇ with the oracle’s σ²" if any(oracles) else "σ² chosen on poisoned queries"
     return Bars(
         [METHODS[row["method"]].title for row in rows],
         recall["y"],
-        Axis(f"Recall@{result['setting']['recall_at']} of poisoned images (%)", range=(0, 104)),
+        Axis(f"Recall@{result['setting']['recall_at']} of poisoned images (%), {said}", range=(0, 104)),
         colours=[METHODS[row["method"]].colour for row in rows],
         error=recall["error"],
         hover="{name}: {x:.1f}{spread} %",
+        marks=[100 * oracle["recall"]["mean"] if oracle else None for oracle in oracles],
         references=[Reference(chance, f"chance, {chance:.1f} %", axis="x")],
+    )
+
+
+def sigma2_chosen(result: dict[str, Any]) -> str:
+    """Return in a sentence how the experiment's σ² was chosen."""
+    tuned_on = f"{result['setting']['tuned_on']} other poisoned queries of each network"
+    if not blind(result):
+        return f"σ² was chosen by recall on {tuned_on}, which a defender would not have."
+    sources: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        for file in dict.fromkeys(row["tuned"] or ()):
+            source = f"taken from {file}" if file else "the default multiple of the features’ scale"
+            sources.setdefault(source, []).append(METHODS[row["method"]].title)
+    usual = "; ".join(f"{', '.join(titles)}: {source}" for source, titles in sources.items())
+    return (
+        f"σ² was chosen without a look at the poison ({usual or 'no method uses it'}). The oracle’s is the one of the "
+        f"highest recall on {tuned_on}."
     )

@@ -88,6 +88,7 @@ class Bars:
     error: Sequence[float] = ()  # standard errors
     hover: str = "{name}: {x:g}"
     text: str = ""  # at the ends of bars: a template like hover
+    marks: Sequence[float | None] = ()  # a hollow diamond on each bar's line, or None
     references: Sequence[Reference] = ()
     title: str = ""
 

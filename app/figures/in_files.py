@@ -91,6 +91,9 @@ def _bars(axes: Axes, chart: Bars) -> None:
     bars = axes.barh(positions, chart.values, color=[LIGHT.colour(colour) for colour in chart.colours], height=0.66)
     if chart.error:
         axes.errorbar(chart.values, positions, xerr=chart.error, color=LIGHT.text, linestyle="", **_ERRORS)
+    for position, mark in enumerate(chart.marks):
+        if mark is not None:
+            axes.plot(mark, position, "D", color=LIGHT.text, markerfacecolor="none", markersize=5, clip_on=False)
     if chart.text:
         axes.bar_label(bars, chart.labels(chart.text, _text), padding=3, fontsize=7.5)
     axes.set_yticks(positions, [_text(name) for name in chart.names])

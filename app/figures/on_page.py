@@ -112,7 +112,16 @@ def _bars(chart: Bars, palette: Palette) -> tuple[list[Any], Layout]:
         textposition="outside" if chart.text else "none",
         cliponaxis=False,
     )
-    return [bars], {
+    marked = [(mark, position) for position, mark in enumerate(chart.marks) if mark is not None]
+    marks = go.Scatter(
+        x=[mark for mark, _ in marked],
+        y=[position for _, position in marked],
+        mode="markers",
+        marker={"symbol": "diamond-open", "size": 9, "color": palette.text},
+        hoverinfo="x",
+        cliponaxis=False,
+    )
+    return [bars, marks] if marked else [bars], {
         "height": max(150, 28 * len(chart.names) + 60),
         "xaxis": _axis(chart.x, chart.values),
         "yaxis": {**_named(chart.names), "autorange": "reversed"},

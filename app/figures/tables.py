@@ -1,37 +1,45 @@
 """Tables of the measured results, in Markdown."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from natscope.app.paper import table_1
 from natscope.core.analysis.coreset import title_of
 from natscope.core.methods import METHODS
+from natscope.precompute.experiments.backdoor import blind, oracle_of
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def recall_table(result: dict[str, Any], paper: Mapping[str, Sequence[float]] | None = None) -> str:
-    """Return the backdoor's result, the best method first.
+def recall_table(result: dict[str, Any]) -> str:
+    """Return the backdoor's result, the best method first, beside the paper's where the setting is the paper's.
 
-    Args:
-        result: the experiment's result.
-        paper: for each method, the paper's recall, its error, MRR, and its error; two more columns show them.
+    The last column is about the σ² that poisoned queries choose: what it would reach, as a multiple of the features'
+    scale, or in older results, which were measured there alone, which one it is.
     """
     setting, chance = result["setting"], result["attack"]["base_rate"]["mean"]
+    paper, unseen = table_1(setting), blind(result)
     measures = [f"recall@{setting['recall_at']}", f"MRR@{setting['budget']}"]
     rows = []
     for row in sorted(result["rows"], key=lambda row: -row["recall"]["mean"]):
-        published = (paper or {}).get(row["method"], ())
+        published, oracle = paper.get(row["method"], ()), oracle_of(row)
+        cells = [f"{mean:.3f} ± {error:.3f}" for mean, error in zip(published[::2], published[1::2], strict=True)]
+        if oracle and unseen:
+            last = f"{_value(oracle['recall'], '.3f')} ({_sigma2(oracle['ratio'])})"
+        else:
+            last = _sigma2(oracle["sigma2"][0]) if oracle else ""
         rows.append(
             [
                 METHODS[row["method"]].title,
-                _sigma2(row["sigma2"]),
                 *(_value(row[name], ".3f") for name in ("recall", "mrr")),
-                *(f"{mean:.3f} ± {error:.3f}" for mean, error in zip(published[::2], published[1::2], strict=True)),
+                *(cells or ["", ""] if paper else []),
+                last,
             ]
         )
-    columns = ["method", "σ²", *measures, *(f"{name}, paper" for name in measures if paper)]
-    return _table(columns, [*rows, ["*chance*", "", f"{chance:.3f}"]])
+    chosen = f"{measures[0]} of the oracle (σ² / scale)" if unseen else "σ², chosen by recall on poisoned queries"
+    columns = ["method", *measures, *(f"{name}, paper" for name in measures if paper), chosen]
+    return _table(columns, [*rows, ["*chance*", f"{chance:.3f}"]])
 
 
 def retraining_table(result: dict[str, Any]) -> str:

@@ -6,9 +6,10 @@ import streamlit as st
 
 from natscope.app import escape, words
 from natscope.app.figures import on_page
+from natscope.app.figures.backdoor import sigma2_chosen
 from natscope.app.figures.experiments import charts
-from natscope.app.figures.tables import TABLES, recall_table
-from natscope.app.paper import SECTIONS, TABLE_1
+from natscope.app.figures.tables import TABLES
+from natscope.app.paper import SECTIONS
 from natscope.app.results import commands, load_results
 from natscope.core.methods import METHODS
 
@@ -66,6 +67,8 @@ def _one(result: dict[str, Any], key: str) -> None:
     elif table:
         st.markdown(table)
     st.caption(_size(result))
+    if result["experiment"] == "backdoor":
+        st.caption(escape.sentence(sigma2_chosen(result)))
     with st.expander("How to reproduce"):
         bundles = result.get("bundles") or []
         st.code(commands(result), language=None)
@@ -96,7 +99,5 @@ def _values(value: Any) -> str:
 
 
 def _table(result: dict[str, Any]) -> str:
-    """Return the experiment's table, beside the paper's where that has one; nothing where a chart says it all."""
-    if result["experiment"] == "backdoor" and result["setting"]["network"].startswith("resnet9"):
-        return recall_table(result, TABLE_1)
+    """Return the experiment's table; nothing where a chart says it all."""
     return TABLES[result["experiment"]](result) if result["experiment"] in TABLES else ""

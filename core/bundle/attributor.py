@@ -1,5 +1,6 @@
 """From an image to ranked training images: a bundle and its network, queried by pages and commands alike."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from natscope.core.bundle.request import (
     QueryImage,
     Request,
 )
+from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, QueryError
 from natscope.core.features import FeatureMap
 from natscope.core.greedy import Selection
@@ -37,6 +39,7 @@ from natscope.core.progress import Progress, silent
 from natscope.core.sketch_error import SketchError, trust
 from natscope.core.sketches import SketchSpec
 
+_QUERIES = 128  # whose features are kept: asked by one method or at one sigma2, they are asked by others
 _NOT_FINITE = "The network's response to {} is not a finite number, so nothing can be attributed."
 
 
@@ -82,6 +85,7 @@ class Attributor(Capabilities):
         self._artifacts = LoadedArtifacts(bundle, self._margins, self._train_inputs, fresh=fresh)
         self._sets = CandidateSets(bundle, self.features, self._artifacts, self._train_inputs, fresh=fresh)
         self.kernel = self._sets.kernel
+        self._queries: BoundedCache[np.ndarray] = BoundedCache(_QUERIES)
 
     def resketched(self, seed: int) -> "Attributor":
         """Return the same network and data under another sketch seed: what changes is due to the sketch alone."""
@@ -279,12 +283,17 @@ class Attributor(Capabilities):
         return self._sets.of(target, pool, conditioning, progress)
 
     def query_features(self, query: QueryImage, target: int) -> np.ndarray:
-        """Return the query's features (W,) under the target's logit.
+        """Return the query's features (W,) under the target's logit, read-only; those of the last queries are kept.
 
         Raises:
             QueryError: if the network does not respond to the image at all.
         """
+        key = (hashlib.sha256(query.image.tobytes()).digest(), target)
+        return self._queries.get(key, lambda: self._query_features(query, target))
+
+    def _query_features(self, query: QueryImage, target: int) -> np.ndarray:
         features = self.features.features(self.inputs(query.image[None]), np.array([target]))[0]
+        features.flags.writeable = False
         if not np.isfinite(features).all():
             raise QueryError(_NOT_FINITE.format("this image"))
         if not features.any():

@@ -1,6 +1,7 @@
 """Table 1 of the paper: how many of the images that taught a backdoor does each method find?"""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,11 @@ from natscope.core.methods import METHODS
 from natscope.core.metrics import average_precision, recall_at_k, reciprocal_rank
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import common_methods, lacks, open_attributor
-from natscope.precompute.experiments.result import Result, over_bundles, result_of
+from natscope.precompute.experiments.result import Result, over_bundles, result_of, tuned_by
 from natscope.precompute.training.result_cache import ResultCache
 
 RECALL_AT = 50
-TUNED_ON = 20  # queries for the choice of sigma2; none of them is reported
+TUNED_ON = 20  # queries for the oracle's choice of sigma2; none of them is reported
 CHOSEN_ON = (0, 1)  # seeds of the attack on which the audit's score was chosen among others
 
 
@@ -39,7 +40,9 @@ def run(
     """Ask every method, and the audit, which images taught the network to be fooled.
 
     A query is a test image that the network gets right, stamped with its class's patch and then classified as the
-    attack's target. The pool is that target class; the truth is the poisoned images of the query's class.
+    attack's target. The pool is that target class; the truth is the poisoned images of the query's class. Every method
+    is asked at the sigma2 that its bundle has for predictions, which no poisoned image chose, and also at the sigma2
+    that an oracle would choose: the one with the highest recall on other poisoned queries.
 
     Args:
         bundles: poisoned ones that differ by their seeds.
@@ -52,8 +55,10 @@ def run(
         progress: called at every query.
 
     Returns:
-        Settings, versions; for each method the chosen sigma2, recall@50 and MRR, as mean and standard error over
-        bundles; for the audit its precision and recall.
+        Settings, versions; for each method recall@50 and MRR, as mean and standard error over bundles, with sigma2, its
+        ratio to the features' scale and the result from which it was taken (None for the default ratio), for each
+        bundle; under "oracle" the same at the oracle's sigma2, None for methods without sigma2; for the audit its
+        precision and recall.
 
     Raises:
         QueryError: if a bundle is not poisoned, the attack works on too few test images, or no method can be served.
@@ -69,30 +74,21 @@ def run(
         for bundle in opened
     ]
     chosen = choose_position(tuning)
-    rows = []
-    for name in names:
-        sigma2s = [bundle.bundle.sigma2s()[chosen[name]] if name in chosen else 1.0 for bundle in opened]
+
+    def measure(name: str, sigma2s: Sequence[float]) -> dict[str, Any]:
         found = [
             _part(
                 cache,
                 bundle,
                 name,
                 size | {"sigma2": sigma2, "budget": budget},
-                lambda b=bundle, n=name, s=sigma2: _measure(b, n, s, budget=budget, **size, progress=progress),
+                partial(_measure, bundle, name, sigma2, budget=budget, **size, progress=progress),
             )
             for bundle, sigma2 in zip(opened, sigma2s, strict=True)
         ]
-        rows.append(
-            {
-                "method": name,
-                "sigma2": sigma2s[0] if METHODS[name].uses_sigma2 else None,
-                "recall": over_bundles([f["recall"] for f in found]),
-                "mrr": over_bundles([f["mrr"] for f in found]),
-                "tuning": np.mean([part[name] for part in tuning], axis=0).tolist()
-                if METHODS[name].uses_sigma2
-                else None,
-            }
-        )
+        return {score: over_bundles([f[score] for f in found]) for score in ("recall", "mrr")}
+
+    rows = [_row(opened, name, chosen.get(name), [part.get(name, []) for part in tuning], measure) for name in names]
     audits = [_part(cache, bundle, "audit", {}, lambda b=bundle: audit(b, progress=progress)) for bundle in opened]
     attacks = [_part(cache, bundle, "attack", {}, lambda b=bundle: _attack(b)) for bundle in opened]
     return _result(opened, rows, audits, attacks, conditioning, queries=queries, budget=budget, seed=seed)
@@ -156,6 +152,21 @@ def choose_position(tuning: Sequence[dict[str, list[float]]]) -> dict[str, int]:
     return {name: int(np.argmax(np.round(np.mean([part[name] for part in tuning], axis=0), 9))) for name in tuning[0]}
 
 
+def oracle_of(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a method's sigma2, recall and MRR where poisoned queries chose sigma2; None for a method without sigma2.
+
+    A row of an older result, which has no "oracle", was itself measured there, at one sigma2 for all bundles.
+    """
+    if "oracle" in row or row["sigma2"] is None:
+        return row.get("oracle")
+    return {"sigma2": [row["sigma2"]], "recall": row["recall"], "mrr": row["mrr"]}
+
+
+def blind(result: dict[str, Any]) -> bool:
+    """Return whether no poisoned query chose the rows' sigma2; in older results they did."""
+    return all("oracle" in row for row in result["rows"])
+
+
 def audit(attributor: Attributor, *, progress: Progress) -> dict[str, float]:
     """Measure the audit's ranking against the truth."""
     backdoor = backdoor_of(attributor)
@@ -178,6 +189,36 @@ def _opened(bundles: Sequence[Path]) -> Iterator[Attributor]:
         attributor = open_attributor(path)
         backdoor_of(attributor)
         yield attributor
+
+
+def _row(
+    opened: Sequence[Attributor],
+    name: str,
+    position: int | None,
+    curves: Sequence[list[float]],
+    measure: Callable[[str, Sequence[float]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Return what a method finds at the bundles' sigma2 and at the oracle's, the grid's value at a position."""
+    if position is None:
+        without = dict.fromkeys(("sigma2", "ratio", "tuned", "oracle", "tuning"))
+        return {"method": name} | without | measure(name, [1.0] * len(opened))
+    own = [attributor.bundle.sigma2(name) for attributor in opened]
+    best = [attributor.bundle.sigma2s()[position] for attributor in opened]
+    best = [mine if math.isclose(mine, other) else other for mine, other in zip(own, best, strict=True)]
+    return {
+        "method": name,
+        "sigma2": own,
+        "ratio": [_ratio(attributor, sigma2) for attributor, sigma2 in zip(opened, own, strict=True)],
+        "tuned": [tuned_by(attributor.bundle.manifest, name) for attributor in opened],
+        **measure(name, own),
+        "oracle": {"sigma2": best, "ratio": _ratio(opened[0], best[0]), **measure(name, best)},
+        "tuning": np.mean(curves, axis=0).tolist(),
+    }
+
+
+def _ratio(attributor: Attributor, sigma2: float) -> float:
+    """Return how many times the features' scale sigma2 is, without the rounding of their product."""
+    return float(f"{sigma2 / attributor.bundle.scale():.9g}")
 
 
 def _part(cache: ResultCache, attributor: Attributor, name: str, size: dict[str, Any], compute: Any) -> Any:
@@ -272,6 +313,7 @@ def _result(
             "recall_at": RECALL_AT,
             "tuned_on": TUNED_ON,
             "sigma2s": list(opened[0].bundle.sigma2s()),
+            "ratios": [_ratio(opened[0], sigma2) for sigma2 in opened[0].bundle.sigma2s()],
             "pool": "same-class",
         },
         values={
@@ -287,17 +329,26 @@ def _result(
 
 
 def finding(rows: Sequence[dict[str, Any]], audits: Sequence[dict[str, Any]], chance: float) -> str:
-    """Return a sentence on which methods find most, within standard errors, and on the audit for unseen seeds."""
+    """Return sentences on which methods find most, within standard errors, on the oracle, and on the audit."""
     best = max(rows, key=lambda row: row["recall"]["mean"])["recall"]
     first = [
         METHODS[row["method"]].title
         for row in rows
         if best["mean"] - row["recall"]["mean"] <= (best["error"] or 0.0) + (row["recall"]["error"] or 0.0)
     ]
-    who = f"{', '.join(first[:-1])} and {first[-1]} find" if len(first) > 1 else f"{first[0]} finds"
+    who = f"{_joined(first)} {'find' if len(first) > 1 else 'finds'}"
+    reached = [
+        f"{row['oracle']['recall']['mean']:.1%} with {METHODS[row['method']].title}" for row in rows if row["oracle"]
+    ]
     unseen = [a["average_precision"] for a in audits if a["seed"] not in CHOSEN_ON]
     return (
-        f"{who} most: {best['mean']:.1%} of the poisoned images among the first {RECALL_AT}; chance would find "
+        ("With σ² chosen without a look at the poison, " if reached else "")
+        + f"{who} most: {best['mean']:.1%} of the poisoned images among the first {RECALL_AT}; chance would find "
         f"{chance:.1%}."
+        + (f" An oracle that chose σ² on poisoned queries would reach {_joined(reached)}." if reached else "")
         + (f" The audit's average precision on unseen seeds is {np.mean(unseen):.2f}." if unseen else "")
     )
+
+
+def _joined(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]

@@ -131,6 +131,13 @@ def choices(manifest: Manifest) -> dict[str, dict[str, Any]]:
     return {p: tuned if p == "prediction" else tuned[p] for p in PURPOSES if manifest.chosen[p]}
 
 
+def tuned_by(manifest: Manifest, method: str) -> str | None:
+    """Return the file of the result that chose a method's sigma2 for predictions; None if none did."""
+    if method not in manifest.chosen["prediction"]:
+        return None
+    return str((manifest.tuned or {}).get("files", {}).get(method, TUNED["prediction"]))
+
+
 def build_command(experiment: str, manifest: Manifest, position: int) -> str:
     """Return the commands that build a bundle and give it its sigma2, except what the experiment itself chooses."""
     parts = f" --methods {','.join(manifest.methods)}" if manifest.methods else ""

@@ -22,6 +22,7 @@ from natscope.core.files import from_json, read_regular
 from natscope.core.methods import METHODS, Query
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.experiments.backdoor import oracle_of
 from natscope.precompute.experiments.brittleness import most_removed, rank
 from natscope.precompute.experiments.coreset import budgets
 from natscope.precompute.experiments.result import TUNED, Result, mean_and_error, result_of
@@ -251,7 +252,7 @@ def read(file: Path) -> dict[str, Any]:
     """
     try:
         result = from_json(read_regular(file, _LARGEST, links=True))
-        if result["experiment"] == "backdoor":  # it chooses sigma2 on queries that it does not report
+        if result["experiment"] == "backdoor":  # its oracle chooses sigma2 on queries that it does not report
             result |= _of_backdoor(result)
         result["for"] = _PURPOSES.get(result.get("for", "margin"), result.get("for"))
         chosen, words = result["sigma2"], (result["score"], result["date"])
@@ -271,10 +272,11 @@ def read(file: Path) -> dict[str, Any]:
 
 def _of_backdoor(result: dict[str, Any]) -> dict[str, Any]:
     setting = result["setting"]
+    oracles = {row["method"]: oracle_of(row) for row in result["rows"]}
     return {
         "for": "backdoor",
         "score": f"recall@{setting['recall_at']} of planted images, mean of {setting['tuned_on']} fooled test images",
-        "sigma2": {row["method"]: row["sigma2"] for row in result["rows"] if row["sigma2"] is not None},
+        "sigma2": {name: oracle["sigma2"][0] for name, oracle in oracles.items() if oracle},  # the first bundle's
     }
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,16 +8,23 @@ import pytest
 from click.testing import CliRunner
 
 from natscope.app.cli.commands import natscope
-from natscope.app.figures.experiments import experiment_files
+from natscope.app.figures import on_page
+from natscope.app.figures.backdoor import sigma2_chosen
+from natscope.app.figures.experiments import charts, experiment_files
 from natscope.app.figures.tables import recall_table
+from natscope.app.paper import TABLE_1
+from natscope.app.results import load_result
+from natscope.app.theme import PALETTES
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.attributor import Attributor
-from natscope.core.bundle.format import GRID
+from natscope.core.bundle.format import GRID, Bundle
 from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import recall_at_k
+from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import backdoor as experiment
+from natscope.precompute.experiments import tuning
 from natscope.precompute.training.result_cache import ResultCache
 from tests.conftest import EACH
 
@@ -45,9 +53,125 @@ def test_the_information_methods_find_the_culprits_and_chance_does_not(result):
     assert rows["info_loss"]["recall"]["mean"] > 10 * chance
     assert rows["info_loss"]["mrr"]["mean"] > 0.8
     assert rows["random"]["recall"]["mean"] < 5 * chance
-    assert rows["info_loss"]["sigma2"] in result["setting"]["sigma2s"]
-    assert rows["random"]["sigma2"] is None
     assert "most: " in result["finding"]
+
+
+def test_without_a_recorded_sigma2_the_default_ratio_is_measured(result, poisoned):
+    """The bundle's values for backdoors, which poisoned queries chose, are not looked at."""
+    assert poisoned.bundle.manifest.chosen["backdoor"]
+    for row in result["rows"]:
+        method = METHODS[row["method"]]
+        assert row["sigma2"] == ([poisoned.bundle.scale() * method.ratio] if method.uses_sigma2 else None)
+        assert row["ratio"] == ([method.ratio] if method.uses_sigma2 else None)
+        assert row["tuned"] == ([None] if method.uses_sigma2 else None)
+    assert "without a look at the poison" in result["finding"]
+
+
+def test_the_oracle_is_the_best_of_the_grid_on_the_queries_that_tune(result, poisoned):
+    ratios = result["setting"]["ratios"]
+    assert ratios == [10.0**exponent for exponent in GRID[::3]]
+    for row in result["rows"]:
+        if not METHODS[row["method"]].uses_sigma2:
+            assert (row["oracle"], row["tuning"]) == (None, None)
+            continue
+        chosen = row["oracle"]["ratio"]
+        assert row["oracle"]["sigma2"] == pytest.approx([chosen * poisoned.bundle.scale()])
+        assert row["tuning"][ratios.index(chosen)] == max(row["tuning"])
+        if row["sigma2"] == row["oracle"]["sigma2"]:
+            assert row["oracle"]["recall"] == row["recall"]
+
+
+def test_a_recorded_sigma2_is_measured_and_not_the_oracles(poisoned_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "TUNED_ON", 2)
+    shutil.copytree(poisoned_path, tmp_path / "tuned")
+    values = {"for": "prediction", "score": "margin lost", "date": "2026-01-01", "sigma2": {"info_gain": 0.007}}
+    tuning.record(tmp_path / "tuned", values, "own.json")
+    asked, measured = [], experiment._measure
+
+    def watched(attributor, name, sigma2, **settings):
+        asked.append((name, sigma2))
+        return measured(attributor, name, sigma2, **settings)
+
+    monkeypatch.setattr(experiment, "_measure", watched)
+    some = SETTINGS | {"queries": 2, "budget": 50, "methods": ("info_gain", "repsim")}
+    cache = ResultCache(tmp_path / "part.json")
+    found = experiment.run([tmp_path / "tuned"], **some, cache=cache, progress=SILENT).to_dict()
+    gain, repsim = found["rows"]
+    assert (gain["sigma2"], gain["tuned"]) == ([0.007], ["own.json"])
+    assert gain["ratio"] == pytest.approx([0.007 / Bundle(poisoned_path).scale()])
+    assert asked == [("info_gain", 0.007), ("info_gain", gain["oracle"]["sigma2"][0]), ("repsim", 1.0)]
+    assert repsim["oracle"] is None
+    assert "taken from own.json" in sigma2_chosen(found)
+
+
+def test_where_the_oracle_agrees_nothing_is_measured_twice(poisoned):
+    grid = poisoned.bundle.sigma2s()
+    own = np.nextafter(grid[1], 1.0)  # as the rounding of a ratio leaves it
+    bundle = SimpleNamespace(
+        sigma2=lambda name: own, sigma2s=lambda: grid, scale=poisoned.bundle.scale, manifest=poisoned.bundle.manifest
+    )
+    asked = []
+    measure = lambda name, sigma2s: asked.append([*sigma2s]) or {"recall": 1.0, "mrr": 1.0}  # noqa: E731
+    row = experiment._row([SimpleNamespace(bundle=bundle)], "info_loss", 1, [[0.1, 0.2]], measure)
+    assert asked == [[own], [own]]
+    assert row["oracle"]["sigma2"] == row["sigma2"]
+
+
+def test_features_of_a_query_are_computed_once_for_all_methods(poisoned_path, monkeypatch):
+    attributor = open_attributor(poisoned_path)
+    query, computed, features = attributor.query("test", 0), [], attributor.features.features
+    monkeypatch.setattr(
+        attributor.features, "features", lambda inputs, classes: computed.append(classes) or features(inputs, classes)
+    )
+    first = attributor.attribute(query, Request("info_loss", 1.0, 5, conditioning="pool"))
+    again = attributor.attribute(query, Request("info_loss", 1.0, 5, conditioning="pool"))
+    attributor.attribute(query, Request("info_gain", 10.0, 5))
+    assert len(computed) == 1
+    assert first.items == again.items
+    attributor.attribute(query, Request("info_gain", 10.0, 5, target=(query.predicted + 1) % 10))
+    attributor.attribute(attributor.query("test", 1), Request("info_gain", 10.0, 5))
+    assert len(computed) == 3
+
+
+@pytest.mark.parametrize("name", ["backdoor", "backdoor-cifar10"])
+def test_a_result_measured_at_the_oracles_sigma2_alone_says_so(name):
+    old = load_result(name)
+    rows = old["rows"]
+    for row in rows:
+        row.pop("oracle", None)
+        row["sigma2"] = 10.0 if METHODS[row["method"]].uses_sigma2 else None
+    head, *lines = recall_table(old).splitlines()
+    assert head.endswith("| σ², chosen by recall on poisoned queries |")
+    assert {line.count("|") for line in lines} == {head.count("|")}
+    assert next(line for line in lines if line.startswith("| InfoLoss |")).endswith("| 10 |")
+    assert "defender" in sigma2_chosen(old)
+    (chart,) = charts(old)
+    assert "chosen on poisoned" in chart.x.title
+    assert not any(chart.marks)
+    assert {kind for kind, _ in experiment_files(old)} == {"png", "svg", "md"}
+    assert experiment.oracle_of(rows[0])["recall"] == rows[0]["recall"]
+
+
+def test_the_papers_numbers_stand_beside_those_of_its_setting(result):
+    assert "paper" not in recall_table(result)
+    alike = result | {"setting": result["setting"] | {"network": "resnet9 3-10", "data": "folder:cifar10, 50,000"}}
+    lines = recall_table(alike).splitlines()
+    assert lines[0].split(" | ")[1:] == [
+        *("recall@50", "MRR@100", "recall@50, paper", "MRR@100, paper", "recall@50 of the oracle (σ² / scale) |")
+    ]
+    assert {line.count("|") for line in lines} == {7}
+    for name in {row["method"] for row in result["rows"]} & TABLE_1.keys():
+        line = next(line for line in lines if line.startswith(f"| {METHODS[name].title} |"))
+        assert f"| {TABLE_1[name][0]:.3f} ± {TABLE_1[name][1]:.3f} | {TABLE_1[name][2]:.3f} ± " in line
+
+
+def test_the_oracle_is_drawn_beside_what_was_measured(result):
+    (chart,) = charts(result)
+    rows = sorted(result["rows"], key=lambda row: -row["recall"]["mean"])
+    assert chart.marks == [row["oracle"] and 100 * row["oracle"]["recall"]["mean"] for row in rows]
+    marks = on_page.figure(chart, PALETTES["light"]).data[1]
+    assert list(marks.x) == [mark for mark in chart.marks if mark is not None]
+    assert "default multiple" in sigma2_chosen(result)
 
 
 def test_random_finds_the_base_rate_within_its_error(poisoned):

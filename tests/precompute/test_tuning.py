@@ -15,6 +15,7 @@ from natscope.core.bundle.request import Request
 from natscope.core.errors import BuildError, BundleError, FileError, QueryError
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import tuning
+from natscope.precompute.experiments.backdoor import oracle_of
 from natscope.precompute.experiments.brittleness import most_removed
 from natscope.precompute.experiments.result import TUNED, build_command
 from natscope.precompute.training.result_cache import ResultCache
@@ -211,7 +212,8 @@ def test_values_for_a_backdoor_are_taken_from_its_experiment(tiny_path, bundle_p
         tuning.record(tmp_path / "clean", result, TUNED["backdoor"])
     tuning.record(tmp_path / "poisoned", result, TUNED["backdoor"])
     bundle = Bundle(tmp_path / "poisoned")
-    chosen = {row["method"]: row["sigma2"] for row in result["rows"] if row["sigma2"] is not None}
+    chosen = result["sigma2"]
+    assert chosen == {row["method"]: oracle["sigma2"][0] for row in result["rows"] if (oracle := oracle_of(row))}
     assert {name: bundle.sigma2(name, purpose="backdoor") for name in chosen} == chosen
     assert bundle.sigma2("info_loss") == bundle.scale()
     assert bundle.sigma2("info_loss", purpose="coreset") == bundle.scale("coreset")
@@ -219,6 +221,16 @@ def test_values_for_a_backdoor_are_taken_from_its_experiment(tiny_path, bundle_p
         bundle.sigma2("info_loss", purpose="lunch")
     assert build_command("retraining", bundle.manifest, 0).endswith("--take assets/results/backdoor.json")
     assert "--take" not in build_command("backdoor", bundle.manifest, 0)
+
+
+def test_values_for_a_backdoor_are_those_of_the_oracle(tmp_path):
+    result = json.loads(assets.path("results", TUNED["backdoor"]).read_text())
+    kept = {row["method"]: row["sigma2"] for row in result["rows"] if row["sigma2"] is not None}
+    for row in result["rows"]:
+        row["oracle"] = oracle_of(row)
+        row["sigma2"] = row["sigma2"] and [1.0] * len(result["bundles"])
+    (tmp_path / "new.json").write_text(json.dumps(result))
+    assert tuning.read(tmp_path / "new.json")["sigma2"] == kept
 
 
 @pytest.mark.parametrize(
