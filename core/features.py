@@ -24,6 +24,7 @@ from natscope.core.sketches import Sketch, SketchSpec, make_sketch
 
 SHARD = 1000  # images that are computed, or written to a bundle, at a time
 _BATCH = 64  # for networks of other layers than `Linear`: some 10 MB an example for a ResNet-9
+_ON_ACCELERATOR = 4  # times as many
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class FeatureMap:
         self.model = model
         self.sketch: Sketch = make_sketch(spec)
         self.ntk, self.layers = ntk, tuple(layers)
-        self.batch_size = batch_size if linear_alone(model) else min(batch_size, _BATCH)
         self._device = next(model.parameters()).device
+        most = _BATCH if self._device.type == "cpu" else _BATCH * _ON_ACCELERATOR
+        self.batch_size = batch_size if linear_alone(model) else min(batch_size, most)
 
     def features(
         self, inputs: Tensor | ImageInputs, targets: Tensor | np.ndarray, *, measurement: str = "logit"

@@ -18,7 +18,7 @@ from natscope.core.jacobians import Block, Formed, Outer, Summed
 DEFAULT_DIM = 4096
 _EXAMPLES_AT_ONCE = 256  # the accumulator of this many examples stays in the processor's cache
 _FORMED_AT_ONCE = 2**21  # numbers of a convolution's gradient that are written out at a time, to be folded in the cache
-_FORMED_ON_ACCELERATOR = 2**27  # likewise, in half a gigabyte: few large operations are what suits it
+_FORMED_ON_ACCELERATOR = 2**28  # likewise, in a gigabyte: few large operations are what suits it
 _ROWS_A_GROUP = 8  # rows of a large weight that share one shift: see CountSketch
 _SMALL_WEIGHT = 2**17  # weights up to this size get a shift for every row
 _DENSE_CHUNK = 2048  # parameters whose K signs are in memory at a time

@@ -136,13 +136,17 @@ class Attributor(Capabilities):
         dataset = self.bundle.manifest.dataset
         return to_input(images, mean=dataset["mean"], std=dataset["std"])
 
-    def attribute(self, query: QueryImage, request: Request, progress: Progress = silent) -> Attribution:
+    def attribute(
+        self, query: QueryImage, request: Request, progress: Progress = silent, *, whole: bool = True
+    ) -> Attribution:
         """Rank training images for a query.
 
         Args:
             query: from `query` or `upload`.
             request: the method and its settings.
             progress: called with a stage's name, steps done and steps in all, while something long is computed once.
+            whole: whether what the answer says of all candidates is wanted too, which can take longer than the ranking:
+                their total information and the regime of sigma2, None otherwise.
 
         Raises:
             QueryError: for a setting that cannot be used here, in one sentence.
@@ -163,7 +167,7 @@ class Attributor(Capabilities):
         features = self.query_features(query, target)
         settings = Settings(sigma2, request.budget, request.seed, exclude)
         selection = self._selection(method, candidates, self._asked(query, target, features), settings)
-        total = _total(method, candidates, features, settings)
+        total = _total(method, candidates, features, settings) if whole else None
         _check_finite(method, selection, total)
         items = self._items(selection, candidates.pool, rows)
         self.bundle.check_unchanged()  # for features and Grams are read until here
@@ -175,7 +179,7 @@ class Attributor(Capabilities):
             items=items,
             total_nats=total,
             redundancy=redundancy(candidates.pool, selection.indices),
-            regime=self._regime(method, candidates.pool, features, selection, settings),
+            regime=self._regime(method, candidates.pool, features, selection, settings) if whole else None,
             seconds=time.perf_counter() - started,
             index=candidates.index().kind if method.searches and candidates.index else None,
         )

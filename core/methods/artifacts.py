@@ -70,7 +70,8 @@ class EkfacSpec:
     def usual(cls, model: nn.Module) -> "EkfacSpec":
         """Return the usual settings of a network: a convolution's directions cost a thousand times a small MLP's."""
         if convolves(model):
-            return cls(covariance_directions=10_000, lambda_directions=2_000, batch_size=50)
+            size = 50 if next(model.parameters()).device.type == "cpu" else 500
+            return cls(covariance_directions=10_000, lambda_directions=2_000, batch_size=size)
         return cls()
 
 

@@ -177,7 +177,7 @@ class EkfacInfluence:
                 shutil.copyfile(folder / name, factors / name)
         (factors / _ARGUMENTS).write_text(json.dumps(FactorArguments(strategy="ekfac").to_dict()))
         # kronfluence writes out the gradients of so many images at a time.
-        self._batch = 50 if convolves(model) else 1500
+        self._batch = (50 if _on_cpu(model) else 500) if convolves(model) else 1500
         with _quiet():
             self._analyzer = _analyzer(model, Path(self._home.name), _MarginTask(layers))
 
@@ -328,6 +328,10 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def _on_cpu(model: nn.Module) -> bool:
+    return _device(model).type == "cpu"
+
+
 def _is_orthogonal(vectors: Tensor) -> bool:
     """Return whether the columns of a matrix (n, n) are orthonormal, tried on one unpredictable random vector."""
     secret = torch.Generator().manual_seed(secrets.randbits(63))
@@ -345,8 +349,7 @@ def _is_curvature(sums: Tensor, count: int) -> bool:
 
 def _analyzer(model: nn.Module, home: Path, task: Task) -> Analyzer:
     prepared = prepare_model(_copied(model), task)  # it changes its argument
-    on_cpu = _device(model).type == "cpu"
-    return Analyzer("natscope", prepared, task, cpu=on_cpu, output_dir=str(home), disable_tqdm=True)
+    return Analyzer("natscope", prepared, task, cpu=_on_cpu(model), output_dir=str(home), disable_tqdm=True)
 
 
 def _copied(model: nn.Module) -> nn.Module:

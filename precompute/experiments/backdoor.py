@@ -278,7 +278,7 @@ def _found(attributor: Attributor, query: QueryImage, base: int, request: Reques
     """Return recall@50 and the reciprocal rank of the first poisoned image."""
     backdoor = backdoor_of(attributor)
     request = replace(request, target=int(backdoor.targets[base]))
-    ranking = [item.train_index for item in attributor.attribute(query, request).items]
+    ranking = [item.train_index for item in attributor.attribute(query, request, whole=False).items]
     truth = set(backdoor.culprits(base).tolist())
     return recall_at_k(ranking, truth, RECALL_AT), reciprocal_rank(ranking, truth, request.budget)
 

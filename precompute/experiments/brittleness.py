@@ -22,7 +22,7 @@ from natscope.precompute.training.removal import Schedule, answer, run_schedules
 from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import recipe_of
 
-STEPS = 6  # of the grid of budgets, the last being the largest
+SHARES = (1 / 6, 1 / 2, 1)  # of the largest budget: 50, 150 and 300 images, as the paper plots from 50 to 300
 SIGNIFICANT = 0.05
 INFORMATION = tuple(name for name, method in METHODS.items() if method.information)
 
@@ -46,7 +46,7 @@ def run(
     Args:
         bundles: bundles that differ by their seeds.
         queries: how many per bundle.
-        budget: the largest M, less if a class is too small; the grid has six steps up to it.
+        budget: the largest M, less if a class is too small; the grid has a sixth and a half of it, too.
         seed: seed of the choice of test images.
         methods: names of those to rank with, as far as the bundles hold what they need.
         conditioning: "train" or "pool", what InfoLoss and RelatIF condition on.
@@ -66,7 +66,7 @@ def run(
         recipe_of(attributor.bundle)
     names = common_methods(opened, methods, lacks)
     budget = min(budget, *(most_removed(attributor) for attributor in opened))
-    grid = tuple(sorted({-(-budget * step // STEPS) for step in range(1, STEPS + 1)}))
+    grid = tuple(sorted({math.ceil(round(budget * share, 6)) for share in SHARES}))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for position, attributor in enumerate(opened):
         images = sample_queries(attributor, queries, seed=seed, part="reported")
@@ -135,7 +135,8 @@ def rank(
         def ranked(request: Request, done: int, asked: Sequence[QueryImage] = asked) -> list[list[int]]:
             progress(f"Asking {METHODS[request.method].title}", done, total)
             attributor.ahead(METHODS[request.method], asked, asked[0].predicted, progress)
-            answers = [attributor.attribute(image, replace(request, seed=image.index or 0)) for image in asked]
+            seeded = [(image, replace(request, seed=image.index or 0)) for image in asked]
+            answers = [attributor.attribute(image, own, whole=False) for image, own in seeded]
             return [[item.train_index for item in answer.items] for answer in answers]
 
         for row, (name, sigma2) in enumerate(settings):

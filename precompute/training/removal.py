@@ -183,24 +183,25 @@ def run_schedules(
 
 
 def _as_stacks(bundle: Bundle, schedules: Mapping[str, Schedule], cache: ResultCache, progress: Progress) -> None:
-    """Take the first step of all schedules that are not in the cache, then the second of those that go on."""
+    """Take the first step of as many schedules as a stack holds, then the second of those that go on; then of others."""
     recipe, (images, labels) = recipe_of(bundle), data_of(bundle)
     tests = bundle.array("test_images")
-    found: dict[str, list[Answer]] = {name: [] for name in schedules if name not in cache}
-    while waiting := [name for name in found if name not in cache]:
-        progress(_STAGE, len(schedules) - len(waiting), len(schedules))
-        size = min(schedules[name].grid[len(found[name])] for name in waiting)
-        names = [name for name in waiting if schedules[name].grid[len(found[name])] == size][:AT_ONCE]
-        model = network_of(bundle, seed=recipe.seed)
-        left_out = [np.array(schedules[name].ranking[:size], dtype=np.int64) for name in names]
-        values = train_together(model, images, labels, recipe, left_out)
-        for row, name in enumerate(names):
-            model.load_state_dict({key: value[row] for key, value in values.items()})
-            schedule = schedules[name]
-            found[name].append(answer(bundle, model, np.asarray(tests[schedule.index]), schedule.target))
-            flipped = schedule.stop and found[name][-1].predicted != schedule.target
-            if flipped or len(found[name]) == len(schedule.grid):
-                cache.get(name, partial(list, map(asdict, found[name])))
+    while waiting := [name for name in schedules if name not in cache]:
+        found: dict[str, list[Answer]] = {name: [] for name in waiting[:AT_ONCE]}
+        while going := [name for name in found if name not in cache]:
+            progress(_STAGE, sum(name in cache for name in schedules), len(schedules))
+            size = min(schedules[name].grid[len(found[name])] for name in going)
+            names = [name for name in going if schedules[name].grid[len(found[name])] == size]
+            model = network_of(bundle, seed=recipe.seed)
+            left_out = [np.array(schedules[name].ranking[:size], dtype=np.int64) for name in names]
+            values = train_together(model, images, labels, recipe, left_out)
+            for row, name in enumerate(names):
+                model.load_state_dict({key: value[row] for key, value in values.items()})
+                schedule = schedules[name]
+                found[name].append(answer(bundle, model, np.asarray(tests[schedule.index]), schedule.target))
+                flipped = schedule.stop and found[name][-1].predicted != schedule.target
+                if flipped or len(found[name]) == len(schedule.grid):
+                    cache.get(name, partial(list, map(asdict, found[name])))
     progress(_STAGE, len(schedules), len(schedules))
 
 

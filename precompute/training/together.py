@@ -12,9 +12,9 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.device import device
 from natscope.core.errors import BuildError
 from natscope.core.images import ImageInputs
-from natscope.precompute.training.train import TrainingSpec, rate
+from natscope.precompute.training.train import TrainingSpec, optimizer_of, rate
 
-AT_ONCE = 512  # networks in a stack
+AT_ONCE = 300  # networks in a stack
 _ARCHITECTURE = "mlp"  # Linear layers alone: nothing is drawn, and no statistics are kept, in a forward pass
 
 
@@ -61,7 +61,7 @@ def train_together(
     for row, out in zip(kept, left_out, strict=True):
         row[out] = False
     values = {name: p.detach().repeat(len(kept), *[1] * p.dim()) for name, p in model.named_parameters()}
-    momentum = {name: torch.zeros_like(value) for name, value in values.items()}
+    optimizer = optimizer_of(values.values(), spec)
     slopes = vmap(grad(lambda own, x, y: cross_entropy(functional_call(model, own, (x,)), y)))
     for epoch in range(spec.epochs):
         progress(epoch, spec.epochs)
@@ -69,10 +69,11 @@ def train_together(
         rows = torch.from_numpy(np.stack([order[own[order]] for own in kept])).to(where)
         batches = rows.split(spec.batch_size, dim=1)
         for step, batch in enumerate(batches):
-            found, now = slopes(values, inputs[batch], targets[batch]), rate(spec, epoch + step / len(batches))
+            optimizer.param_groups[0]["lr"] = rate(spec, epoch + step / len(batches))
+            found = slopes(values, inputs[batch], targets[batch])
             for name, value in values.items():
-                momentum[name].mul_(spec.momentum).add_(found[name]).add_(value, alpha=spec.weight_decay)
-                value.sub_(momentum[name], alpha=now)
+                value.grad = found[name]
+            optimizer.step()
     progress(spec.epochs, spec.epochs)
     if not all(torch.isfinite(value).all() for value in values.values()):
         raise BuildError("The weights became infinite or NaN; train with a smaller learning rate.")

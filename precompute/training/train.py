@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,7 +119,7 @@ def train(
             training.
     """
     _check(spec, images, labels)
-    optimizer = _optimizer(model, spec)
+    optimizer = optimizer_of(model.parameters(), spec)
     kept = np.ones(len(images), dtype=bool)
     if leave_out is not None:
         kept[leave_out] = False
@@ -165,7 +165,7 @@ def first_losses(
     _check(spec, images, labels)
     model = make()
     kept = np.ones(len(images), dtype=bool)
-    steps = _epoch(model.train(), _optimizer(model, spec), images, labels, spec, 0, kept)
+    steps = _epoch(model.train(), optimizer_of(model.parameters(), spec), images, labels, spec, 0, kept)
     with closing(steps):
         return list(itertools.islice(steps, _FIRST_STEPS))
 
@@ -184,9 +184,10 @@ def agree(losses: Sequence[float], others: Sequence[float], spec: TrainingSpec) 
     return len(losses) == len(others) and bool(np.allclose(losses, others, rtol=rounding, atol=rounding))
 
 
-def _optimizer(model: nn.Module, spec: TrainingSpec) -> torch.optim.Optimizer:
+def optimizer_of(parameters: Iterable[Tensor], spec: TrainingSpec) -> torch.optim.Optimizer:
+    """Return what takes a recipe's steps, all of them at its full learning rate unless that is set."""
     return torch.optim.SGD(
-        model.parameters(), lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
+        parameters, lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
     )
 
 
