@@ -183,7 +183,7 @@ def run_schedules(
 
 
 def _as_stacks(bundle: Bundle, schedules: Mapping[str, Schedule], cache: ResultCache, progress: Progress) -> None:
-    """Take the first step of as many schedules as a stack holds, then the second of those that go on; then of others."""
+    """Take as many schedules as a stack holds through their steps, without those that have ended; then others."""
     recipe, (images, labels) = recipe_of(bundle), data_of(bundle)
     tests = bundle.array("test_images")
     while waiting := [name for name in schedules if name not in cache]:
