@@ -27,7 +27,7 @@ from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import common_methods, open_attributor
 from natscope.precompute.experiments.result import Result, over_bundles, result_of
 from natscope.precompute.training.result_cache import ResultCache
-from natscope.precompute.training.retrain import recipe_of
+from natscope.precompute.training.retrain import usual_recipe
 from natscope.precompute.training.subset import Subset, ask, train_on_all
 
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the training images
@@ -68,7 +68,7 @@ def run(
     Raises:
         QueryError: if no test image is left to measure on, the bundles are of different data, or one lacks the margin's
             features.
-        BuildError: if a bundle's weights were loaded, so that nobody knows how they were trained.
+        BuildError: if weights of another network than natscope's own were loaded, so that no recipe is known.
     """
     opened = [open_attributor(path) for path in bundles]
     names = _common_methods(opened, methods, queries)
@@ -103,7 +103,7 @@ def budgets(count: int, largest: int | None = None) -> tuple[int, ...]:
 def _common_methods(opened: Sequence[Attributor], methods: Sequence[str], queries: int) -> list[str]:
     """Return the methods that every bundle can serve."""
     for attributor in opened:
-        recipe_of(attributor.bundle)
+        usual_recipe(attributor.bundle)
         Coresets(attributor)
         if not np.array_equal(attributor.train_labels, opened[0].train_labels):
             raise QueryError("These bundles are of different training images; average over bundles of the same ones.")
@@ -181,7 +181,7 @@ def _result(
         settings,
         methods=list(dict.fromkeys(row["method"] for row in rows)),
         setting={
-            "recipe": opened[0].bundle.manifest.training,
+            "recipe": usual_recipe(opened[0].bundle).to_dict(),
             "measurement": "margin, no NTK scaling",
             "variants": {
                 FREE: "for all queries together, from all images",

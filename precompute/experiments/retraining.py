@@ -17,8 +17,8 @@ from natscope.precompute.bundles.opening import open_only
 from natscope.precompute.experiments.backdoor import backdoor_of, fooled_queries, stamped_query
 from natscope.precompute.experiments.result import Result, result_of
 from natscope.precompute.training.result_cache import ResultCache
-from natscope.precompute.training.retrain import attacked, recipe_of, retrain
-from natscope.precompute.training.train import RECIPES, TrainingSpec
+from natscope.precompute.training.retrain import attacked, retrain, usual_recipe
+from natscope.precompute.training.train import TrainingSpec
 
 
 def run(
@@ -53,7 +53,7 @@ def run(
     """
     attributor = open_only(bundles)
     drawn = _of_each_class(attributor, queries, seed)
-    recipe = _recipe(attributor)
+    recipe = usual_recipe(attributor.bundle)
     name = f"{attributor.bundle.identity} {queries=} {budget=} {seed=} {conditioning=} {recipe}"
     rows = [cache.get(f"{name} as it is", lambda: _row(attributor, attributor.features.model, []))]
     for method in methods:
@@ -75,13 +75,6 @@ def _of_each_class(attributor: Attributor, queries: int, seed: int) -> list[tupl
             raise QueryError(f"The attack works on {len(found)} test images of class {title} only; ask for fewer.")
         drawn += [(int(index), label) for index in rng.choice(found, queries, replace=False)]
     return drawn
-
-
-def _recipe(attributor: Attributor) -> TrainingSpec:
-    """Return the network's recipe; if its weights were loaded, the usual recipe of its kind."""
-    manifest = attributor.bundle.manifest
-    usual = RECIPES.get(manifest.model["architecture"])
-    return usual if usual and "weights" in manifest.training else recipe_of(attributor.bundle)
 
 
 def _found(

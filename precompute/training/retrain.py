@@ -14,7 +14,7 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError
 from natscope.core.images import ImageInputs
 from natscope.precompute.training.models import ModelSpec, network_of
-from natscope.precompute.training.train import TrainingSpec, accuracy, agree, first_losses, logits_of, train
+from natscope.precompute.training.train import RECIPES, TrainingSpec, accuracy, agree, first_losses, logits_of, train
 from natscope.precompute.training.trusted import find
 
 _AT_HAND = 2**28  # bytes of inputs up to which all are in memory
@@ -31,6 +31,16 @@ def recipe_of(bundle: Bundle) -> TrainingSpec:
         return TrainingSpec.from_dict(bundle.manifest.training)
     except TypeError as error:
         raise BuildError("This bundle's weights were loaded, not trained here, so they cannot be retrained.") from error
+
+
+def usual_recipe(bundle: Bundle) -> TrainingSpec:
+    """Return the recipe that a bundle's network was trained with; if its weights were loaded, that of its kind.
+
+    Raises:
+        BuildError: if the weights of another network than natscope's own were loaded.
+    """
+    usual = RECIPES.get(bundle.manifest.model["architecture"])
+    return usual if usual and "weights" in bundle.manifest.training else recipe_of(bundle)
 
 
 def retrain(

@@ -13,7 +13,7 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.progress import Progress
 from natscope.precompute.training.removal import identity_of
 from natscope.precompute.training.result_cache import ResultCache
-from natscope.precompute.training.retrain import recipe_of, retrain
+from natscope.precompute.training.retrain import retrain, usual_recipe
 from natscope.precompute.training.train import accuracy, logits_of
 from natscope.precompute.training.workers import side_by_side
 
@@ -41,7 +41,7 @@ class Subset:
         """
         digest = hashlib.sha256(str(sorted(self.chosen.tolist())).encode())
         digest.update(str(sorted(self.asked.tolist())).encode())
-        if (precision := recipe_of(bundle).precision) != "float32":
+        if (precision := usual_recipe(bundle).precision) != "float32":
             digest.update(f" {precision}".encode())
         if self.measured is not None:
             digest.update(f" {sorted(self.measured.tolist())}".encode())
@@ -51,7 +51,7 @@ class Subset:
 def train_on(
     bundle: Bundle, subset: Subset, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
-    """Train on a subset from the same initial weights, by the same recipe, in the same order of the images.
+    """Train on a subset from the same initial weights, by `usual_recipe`, in the same order of the images.
 
     Test images are evaluated in the precision of the training, too: bfloat16 takes a quarter of the time of float32.
 
@@ -67,7 +67,8 @@ def train_on(
         BuildError: if no recipe is known.
     """
     everyone = np.arange(len(bundle.array("train_labels")))
-    model = retrain(bundle, np.setdiff1d(everyone, subset.chosen), progress)
+    left_out = np.setdiff1d(everyone, subset.chosen)
+    model = retrain(bundle, left_out, progress, recipe=usual_recipe(bundle))
     return ask(bundle, model, subset)
 
 
@@ -76,7 +77,7 @@ def ask(bundle: Bundle, model: nn.Module, subset: Subset) -> dict[str, Any]:
     dataset, images = bundle.manifest.dataset, np.asarray(bundle.array("test_images"))
     rows = np.arange(len(images)) if subset.measured is None else np.union1d(subset.asked, subset.measured)
     logits = np.zeros((len(images), len(bundle.classes)), dtype=np.float32)
-    precision = recipe_of(bundle).precision
+    precision = usual_recipe(bundle).precision
     logits[rows] = logits_of(model, images[rows], mean=dataset["mean"], std=dataset["std"], precision=precision)
     return accuracies(bundle, logits, subset.asked, subset.measured)
 
