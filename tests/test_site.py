@@ -32,7 +32,6 @@ def measured() -> str:
         ("backdoor-cifar10", recall_table),
         ("coreset", coreset_table),
         ("brittleness", flips_table),
-        ("brittleness-cifar10", flips_table),
         ("coreset-cifar10", coreset_table),
     ],
 )
