@@ -81,11 +81,12 @@ SECTIONS = (
         "any baseline, at every budget from 50 to 300, and the gap grows; InfoGain (approx) is mostly the highest, "
         "Kronfluence the best baseline. On CIFAR-10 (200 to 1,200 images) InfoGain leads at small and middle budgets, "
         "InfoLoss at the largest, and TRAK is very close.",
-        "Our learning rate falls to 0 over the last epoch, so that the accuracy depends less on the last steps. There is "
-        "one network, and errors are over its 100 images. The networks without what was found were trained on a GPU for "
-        "about half of the images and on a processor for the others, by the same recipe. CIFAR-10 is missing: a network "
-        "trained on so few images that two cores can retrain it is flipped by random removal too, and 20 images, nine "
-        "methods and three budgets of the full training are 540 trainings of a minute each on a large GPU.",
+        "Our learning rate falls to 0 over the last epoch, so that the accuracy depends less on the last steps. There "
+        "is one network, and errors are over its 100 images. The networks without what was found were trained on a "
+        "GPU for about half of the images and on a processor for the others, by the same recipe. CIFAR-10 is missing: "
+        "a network trained on so few images that two cores can retrain it is flipped by random removal too, and 20 "
+        "images, nine methods and three budgets of the full training are 540 trainings of a minute each on a large "
+        "GPU.",
         ("brittleness",),
     ),
     Section(
@@ -132,10 +133,10 @@ SECTIONS = (
         "The choice of σ²",
         "tuning",
         "σ² is chosen for each method on a grid from 10⁻⁶ to 10⁵.",
-        "Chosen on every fifth test image, which neither figure 3 nor figures 5 and 6 report: for predictions by the "
-        "margin that is lost when what is named is removed, for coresets by the accuracy of networks trained on them "
-        "alone. For weights that were trained elsewhere it can be chosen without retraining, by the EK-FAC influence "
-        "of what is named.",
+        "Networks without what is named were trained on a GPU for Fashion-MNIST. Chosen on every fifth test image, "
+        "which neither figure 3 nor figures 5 and 6 report: for predictions by the margin that is lost when what is "
+        "named is removed, for coresets by the accuracy of networks trained on them alone. For weights that were "
+        "trained elsewhere it can be chosen without retraining, by the EK-FAC influence of what is named.",
         ("tuning", "tuning-influence", "tuning-cifar10", "coreset-tuning"),
     ),
 )
