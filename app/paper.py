@@ -111,7 +111,7 @@ SECTIONS = (
         "On Fashion-MNIST 1 % is too little for the attack to work, so 3.3 % is planted; a network of three layers "
         "sees pictures with the same patch as alike in every layer, so RepSim does as well. Our CIFAR-10 was stored "
         "as JPEG, and there is one attack. A defender has no poisoned queries: what σ² chosen on some would reach is "
-        "reported apart, in newer results.",
+        "reported separately, in newer results.",
         ("backdoor", "backdoor-cifar10", "retraining-cifar10"),
     ),
     Section(

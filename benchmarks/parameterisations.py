@@ -18,7 +18,7 @@ from natscope.core.parameters import ROLES, WEIGHTS, kernel_parameters
 from natscope.core.sketches import SketchSpec, make_sketch
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.demo import EMBEDDED, POISONED
-from natscope.precompute.training.models import network_of
+from natscope.precompute.training.models import ModelSpec, build_model
 
 _AT = 50
 _QUERIES = 16  # fooled test images of each class
@@ -49,7 +49,7 @@ def run(say: Say, bundle: Path | None = None) -> None:
 
 
 def _measure(say: Say, opened: Bundle) -> None:
-    model = network_of(opened, seed=0)
+    model = build_model(ModelSpec.from_dict(opened.manifest.model), seed=0, bundle=opened)
     opened.load_into(model)
     model.eval()
     backdoor = Backdoor.from_dict(opened.manifest.poison or {})

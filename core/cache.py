@@ -29,7 +29,12 @@ class BoundedCache(Generic[Value]):
             with self._lock:
                 if key in self._values:
                     return self._values[key]
-            value = compute()
+            try:
+                value = compute()
+            except BaseException:
+                with self._lock:
+                    self._busy.pop(key, None)
+                raise
             self.keep(key, value)
             return value
 

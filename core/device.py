@@ -4,14 +4,14 @@ import os
 
 import torch
 
-from natscope.core.errors import BuildError
+from natscope.core.errors import BuildError, out_of_memory
 
 
 def device() -> torch.device:
     """Return the device for networks, their training and their Jacobians: $NATSCOPE_DEVICE, else the processor.
 
-    Kernels, selections and indexes stay on the processor. On CUDA, float32 is not rounded to TF32, and the same device
-    gives the same bits where PyTorch can do that.
+    Kernels, selections and indexes stay on the processor. On CUDA, convolutions do not round float32 to TF32 and are
+    the same from run to run; what PyTorch adds up in any order there, as TensorSketch does, is so up to rounding.
 
     Raises:
         BuildError: if PyTorch knows no such device, or it is not there.
@@ -22,11 +22,14 @@ def device() -> torch.device:
         torch.empty(1, device=found)
         if found.type == "meta":
             raise ValueError
-    except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, AssertionError, ImportError) as error:
+        if out_of_memory(error):
+            raise
         raise BuildError(
             f"NATSCOPE_DEVICE is {name}, which PyTorch does not find here; set it to cpu, cuda or cuda:1, for example."
         ) from error
     if found.type == "cuda":
+        torch.cuda.set_device(found)  # for libraries that take the current one
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
     return found

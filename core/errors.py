@@ -6,6 +6,7 @@ from pathlib import Path
 # How torch, C++ libraries and the loader of shared libraries say that memory ran out.
 _NO_MEMORY = (
     "not enough memory",
+    "out of memory",  # of an accelerator
     "bad_alloc",
     "bad allocation",
     "cannot allocate memory",

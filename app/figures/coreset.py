@@ -10,6 +10,7 @@ from natscope.app.figures.chart import Axis, Bars, Lines, Reference, line_of, me
 from natscope.app.theme import MUTED
 from natscope.core.analysis.coreset import FREE, PER_CLASS, QUOTAS, variant_of
 from natscope.core.methods import METHODS, RANDOM
+from natscope.precompute.experiments.coreset import whole_title
 
 _MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 _TITLES = {
@@ -78,6 +79,6 @@ def accuracies(result: dict[str, Any]) -> list[Lines]:
             )
             for position, row in enumerate(rows)
         ]
-        whole = Reference(everything, "all training images")
+        whole = Reference(everything, whole_title(result["setting"]))
         charts.append(Lines(lines, x, y, references=[whole], title=title, height=380))
     return charts

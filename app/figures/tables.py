@@ -8,6 +8,7 @@ from natscope.app.paper import table_1
 from natscope.core.analysis.coreset import title_of
 from natscope.core.methods import METHODS
 from natscope.precompute.experiments.backdoor import blind, oracle_of
+from natscope.precompute.experiments.coreset import whole_title
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -76,7 +77,7 @@ def coreset_table(result: dict[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
-    whole = ["*all training images*", "", _value(result["all_data"], ".1f", 100)]
+    whole = [f"*{whole_title(result['setting'])}*", "", _value(result["all_data"], ".1f", 100)]
     return _table(["chosen by", "σ²", *(f"{size:,}" for size in result["setting"]["grid"])], [*rows, whole])
 
 

@@ -62,7 +62,7 @@ def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: C
                 "redundancy": st.column_config.NumberColumn(
                     "Redundancy", format="%.2f", help="Mean cosine between the images’ features; 1: all say the same."
                 ),
-                "seconds": st.column_config.NumberColumn("Seconds", format="%.2g", help="To answer, when first asked."),
+                "seconds": st.column_config.NumberColumn("Seconds", format="%.2g", help="Given the image’s Jacobian."),
                 "method": "Method",
                 "labels": "Labels",
             },

@@ -26,7 +26,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 
 _SIZES = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2500, 5000)
-_VARIANTS = {FREE: "Freely", QUOTAS: "Equal numbers a class", PER_CLASS: "Each class for its own images"}
+_VARIANTS = {FREE: "Freely", QUOTAS: "Equal numbers per class", PER_CLASS: "Each class for its own images"}
 _SHOWN = 300  # images of the sheet, unless all are requested
 
 

@@ -25,7 +25,8 @@ from natscope.core.recursion import Quotas
 FEATURES = MARGINS
 MOST_QUERIES = 500
 FREE, QUOTAS, PER_CLASS = VARIANTS = ("free", "quotas", "per-class")
-BALANCE = {FREE: "", QUOTAS: "class quotas", PER_CLASS: "class by class"}  # what a variant does about classes, in words
+# What a variant does about classes, in words.
+BALANCE = {FREE: "", QUOTAS: "with class quotas", PER_CLASS: "class by class"}
 _BROUGHT_BY = next(name for name, method in METHODS.items() if FEATURES in method.needs)
 
 

@@ -292,7 +292,7 @@ class Attributor(Capabilities):
         Raises:
             QueryError: if the network does not respond to the image at all.
         """
-        key = (hashlib.sha256(query.image.tobytes()).digest(), target)
+        key = (query.image.shape, hashlib.sha256(query.image.tobytes()).digest(), target)
         return self._queries.get(key, lambda: self._query_features(query, target))
 
     def _query_features(self, query: QueryImage, target: int) -> np.ndarray:

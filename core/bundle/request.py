@@ -86,8 +86,9 @@ class Attribution:
     """The answer: ranked training images, and how much they carry of all the information in the conditioning set.
 
     `sigma2` is the noise variance that was used, `total_nats` is `1/2 log(v_*(empty) / v_*(D))`: None if the method has
-    no information or it would take minutes. `index` is the kind of index that was searched, if any. `regime` is
-    "high-noise" if a larger sigma2 changes nothing, "imprecise" if it is too small for float64, else None.
+    no information, it would take minutes, or was not asked for. `index` is the kind of index that was searched, if any.
+    `regime` is "high-noise" if a larger sigma2 changes nothing, "imprecise" if it is too small for float64, else None,
+    as it is if it was not asked for.
 
     Examples:
         >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))

@@ -212,8 +212,9 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     preparation = Preparation(store, spec.feature_map(model), images, labels, ekfac=spec.ekfac)
     with work.resuming(), foreign(spec.model):
         added, missing = preparation.add(methods, requested=spec.methods is not None)
-    if (threads := versions()["threads"]) != bundle.manifest.versions.get("threads"):
-        added = {name: settings | {"threads": threads} for name, settings in added.items()}
+    now, then = versions(), bundle.manifest.versions
+    other = {key: now.get(key, "cpu") for key in ("threads", "device") if now.get(key) != then.get(key)}
+    added = {name: settings | other for name, settings in added.items()}
     files = store.checked_records()
     work.check(files.values())
     manifest = replace(
@@ -250,7 +251,9 @@ class _Builder:
             make = partial(build_model, self.model, seed=spec.training.seed)
             check_trains(make(), images[:3], len(images) % spec.training.batch_size, self.model)
             found |= beginning(make, images, torch.tensor(data.train_labels), spec.training)
-        features = spec.feature_map(model.to(device()))
+        with foreign(self.model):
+            features = spec.feature_map(model.to(device()))
+            features.outputs(images[:1])  # it may make tensors on the processor
         layout = layout_of(spec, features, images[:1])
         size = size_of(len(images), spec.sketch, suitable.parameters)
         methods_wanted = wanted(spec.methods, size)  # raises now for what cannot be added

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from natscope.core.backdoor import Backdoor
+from natscope.core.device import device
 from natscope.core.features import SHARD, FeatureMap
 from natscope.core.files import machine_memory
 from natscope.core.files import size as formatted
@@ -66,10 +67,11 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     labels = data.train_labels[rows]
 
     model_spec = fitted(spec.model, data.train_images.shape[1:], len(data.classes))
-    model = build_model(model_spec, seed=spec.training.seed)
+    where, model = device(), build_model(model_spec, seed=spec.training.seed)
     if spec.weights is not None:
         load_weights(model, spec.weights, model_spec)
     network = check_suitable(model, images[:3], len(data.classes), model_spec)
+    model.to(where)
     yield "Network", f"{model_spec.title}: {network.parameters:,} parameters, each layer's Jacobian exact"
     if network.by_torch_func:
         yield "", f"by torch.func, exact as well and slower: {', '.join(network.by_torch_func)}"
@@ -138,8 +140,8 @@ def _weights(model: nn.Module, data: Dataset) -> str:
     rows = _read(data.test_images)[:200]
     with torch.no_grad():
         model.eval()
-        logits = model(ImageInputs(data.test_images[rows], data.mean, data.std)[:])
-    share = accuracy(logits.numpy(), data.test_labels[rows])
+        logits = model(ImageInputs(data.test_images[rows], data.mean, data.std)[:].to(device()))
+    share = accuracy(logits.cpu().numpy(), data.test_labels[rows])
     return (
         f"loaded, nothing is trained; accuracy on {len(rows)} test images {share:.0%} with pixels scaled by mean "
         f"{_numbers(data.mean)} and deviation {_numbers(data.std)}"
@@ -152,7 +154,12 @@ def _training(spec: BuildSpec, model: ModelSpec, images: ImageInputs, labels: np
 
     def run(number: int) -> None:
         some = replace(images, images=images.images[:number])
-        train(build_model(model, seed=recipe.seed), some, torch.from_numpy(labels[:number]), replace(recipe, epochs=1))
+        train(
+            build_model(model, seed=recipe.seed).to(device()),
+            some,
+            torch.from_numpy(labels[:number]),
+            replace(recipe, epochs=1),
+        )
 
     each = seconds_each(run, len(images))
     return (
@@ -222,7 +229,7 @@ def _memory(
     size: Size,
 ) -> str:
     dim, count, sizes = spec.sketch.dim, len(data.train_images), np.bincount(data.train_labels)
-    trained = build_model(model, seed=0)
+    trained = build_model(model, seed=0).to(device())
     weights = 4 * sum(p.numel() for p in trained.parameters())
 
     def step(number: int) -> None:

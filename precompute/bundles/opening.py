@@ -9,6 +9,7 @@ from torch import Tensor
 
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import FIX, Bundle, check_bundle
+from natscope.core.device import device
 from natscope.core.errors import BuildError, BundleError, QueryError, UntrustedError
 from natscope.core.jacobians import convolves
 from natscope.core.methods import METHODS
@@ -32,6 +33,7 @@ def open_attributor(path: Path) -> Attributor:
         'Sandal'
     """
     bundle = Bundle(path)
+    device()  # what is wrong with it is not the bundle's fault
     try:
         model = network_of(bundle, seed=0)
     except BuildError as error:
@@ -58,6 +60,7 @@ def faults(
     """
     if found := check_bundle(path, progress):
         return found
+    device()
     try:
         attributor = open_attributor(path)
         with foreign(ModelSpec.from_dict(attributor.bundle.manifest.model)):

@@ -1,6 +1,6 @@
 """Figures 5 and 6 of the paper: how good is a network trained on a few images chosen by each method?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from natscope.core.analysis.coreset import (
     Coresets,
     draw,
     missing,
-    title_of,
     variant_of,
 )
 from natscope.core.analysis.curves import held_out
@@ -62,8 +61,8 @@ def run(
         progress: called at every choice and after every training.
 
     Returns:
-        Settings, versions, the accuracy with all training images and, for each method and variant, the accuracy at each
-        budget, with standard errors over bundles.
+        Settings, versions, the accuracy of the bundles' own networks and, for each method and variant, the accuracy at
+        each budget, with standard errors over bundles.
 
     Raises:
         QueryError: if no test image is left to measure on, the bundles are of different data, or one lacks the margin's
@@ -175,34 +174,44 @@ def _result(
     **settings: int,
 ) -> Result:
     measured = len(_not_held_out(opened[0])) - settings["queries"]
+    setting = {
+        "recipe": usual_recipe(opened[0].bundle).to_dict(),
+        "training": opened[0].bundle.manifest.training,
+        "measurement": "margin, no NTK scaling",
+        "variants": {
+            FREE: "for all queries together, from all images",
+            QUOTAS: "the same, each class closed once it has its share of the budget",
+            PER_CLASS: "each class for its own queries, given its own images",
+        },
+        "measured_on": f"{measured:,} other test images, every fifth one being left to the choice of sigma2",
+        "training_images": len(opened[0].train_labels),
+        "grid": list(grid),
+    }
     return result_of(
         "coreset",
         opened,
         settings,
         methods=list(dict.fromkeys(row["method"] for row in rows)),
-        setting={
-            "recipe": usual_recipe(opened[0].bundle).to_dict(),
-            "measurement": "margin, no NTK scaling",
-            "variants": {
-                FREE: "for all queries together, from all images",
-                QUOTAS: "the same, each class closed once it has its share of the budget",
-                PER_CLASS: "each class for its own queries, given its own images",
-            },
-            "measured_on": f"{measured:,} other test images, every fifth one being left to the choice of sigma2",
-            "training_images": len(opened[0].train_labels),
-            "grid": list(grid),
-        },
+        setting=setting,
         values={"all_data": whole, "rows": rows},
-        finding=finding(rows, grid, whole),
+        finding=finding(rows, grid, whole, setting),
     )
 
 
-def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str, Any]) -> str:
+def whole_title(setting: Mapping[str, Any]) -> str:
+    """Return what the network was trained on with which a result compares coresets, from the result's setting."""
+    return "the weights that were loaded" if "weights" in setting.get("training", {}) else "all training images"
+
+
+def finding(
+    rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str, Any], setting: Mapping[str, Any]
+) -> str:
     """Return a sentence on the best choice at the smallest and the largest budget, and on random ones."""
     parts = []
     for position in sorted({0, len(grid) - 1}):
         best = max(rows, key=lambda row: row["accuracy"][position]["mean"])
         at_random = [row for row in rows if row["method"] == RANDOM and variant_of(row) == variant_of(best)]
+        way = BALANCE[variant_of(best)]
         than = (
             f", {at_random[0]['accuracy'][position]['mean']:.1%} with random ones"
             if at_random and best != at_random[0]
@@ -210,10 +219,10 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str
         )
         parts.append(
             f"trained on {grid[position]:,} images the network is right on {best['accuracy'][position]['mean']:.1%} "
-            f"when {title_of(best)} chooses{than}"
+            f"when {METHODS[best['method']].title} chooses{way and ' ' + way}{than}"
         )
     told = "; ".join(parts)
-    said = f"{told[0].upper()}{told[1:]}; with all images, on {whole['mean']:.1%}."
+    said = f"{told[0].upper()}{told[1:]}; with {whole_title(setting)}, on {whole['mean']:.1%}."
     return " ".join(part for part in (said, _above_random(rows), _why(rows)) if part)
 
 

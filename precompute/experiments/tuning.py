@@ -1,7 +1,7 @@
 """The choice of sigma2 on test images that no experiment reports: by retraining without images or on them, or not."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,9 @@ from natscope.precompute.experiments.coreset import budgets
 from natscope.precompute.experiments.result import TUNED, Result, mean_and_error, result_of
 from natscope.precompute.training.removal import Schedule, answer, run_schedules
 from natscope.precompute.training.result_cache import ResultCache
-from natscope.precompute.training.retrain import recipe_of
+from natscope.precompute.training.retrain import recipe_of, usual_recipe
 from natscope.precompute.training.subset import Subset, train_on_all
+from natscope.precompute.training.train import TrainingSpec
 
 _LARGEST = 10**8  # bytes of a result
 REPEATS = 3  # sets of test images that a coreset is chosen for
@@ -135,7 +136,7 @@ def tune_by_influence(
     Raises:
         QueryError: if a method does not use sigma2, there are too few queries, or the bundle lacks the EK-FAC factors.
     """
-    attributor = _opened(path, methods, retrained=False)
+    attributor = _opened(path, methods, recipe=None)
     if lacking := attributor.missing(_PREDICTS):
         raise QueryError(lacking)
     budget = min(budget, most_removed(attributor))
@@ -191,7 +192,7 @@ def tune_coresets(
             features.
         BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
     """
-    attributor = _opened(path, methods)
+    attributor = _opened(path, methods, recipe=usual_recipe)
     for name in methods:
         if lacking := missing(attributor, name):
             raise QueryError(lacking)
@@ -344,14 +345,16 @@ def _coreset(coresets: Coresets, name: str, query: Query, **settings: Any) -> li
     return [int(index) for index in coresets.select(name, query, **settings)]
 
 
-def _opened(path: Path, methods: Sequence[str], *, retrained: bool = True) -> Attributor:
+def _opened(
+    path: Path, methods: Sequence[str], *, recipe: Callable[[Bundle], TrainingSpec] | None = recipe_of
+) -> Attributor:
     for name in methods:
         if not METHODS[name].uses_sigma2:
             raise QueryError(f"{METHODS[name].title} does not use σ², so there is nothing to choose.")
     attributor = open_attributor(path)
-    if retrained:
+    if recipe is not None:
         try:
-            recipe_of(attributor.bundle)
+            recipe(attributor.bundle)
         except BuildError as error:
             raise BuildError(f"{error} For predictions `--score influence` needs no retraining.") from error
     return attributor

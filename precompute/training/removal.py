@@ -18,7 +18,7 @@ from natscope.core.progress import Progress
 from natscope.precompute.training.models import ModelSpec, network_of
 from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import data_of, recipe_of, retrain
-from natscope.precompute.training.together import AT_ONCE, suits, train_together
+from natscope.precompute.training.together import at_once, suits, train_together
 from natscope.precompute.training.train import logits_of
 from natscope.precompute.training.trusted import find
 from natscope.precompute.training.workers import side_by_side
@@ -160,7 +160,8 @@ def run_schedules(
 ) -> list[list[Answer]]:
     """Run schedules side by side, one single-threaded process per worker; those in the cache are not run again.
 
-    On an accelerator, small networks are trained as a stack instead.
+    On an accelerator, small networks are trained as a stack instead: then progress is called after each epoch of one,
+    and a run that is stopped loses the steps of schedules that have not ended.
 
     Args:
         bundle: the bundle with the network and data.
@@ -187,14 +188,15 @@ def _as_stacks(bundle: Bundle, schedules: Mapping[str, Schedule], cache: ResultC
     recipe, (images, labels) = recipe_of(bundle), data_of(bundle)
     tests = bundle.array("test_images")
     while waiting := [name for name in schedules if name not in cache]:
-        found: dict[str, list[Answer]] = {name: [] for name in waiting[:AT_ONCE]}
+        found: dict[str, list[Answer]] = {name: [] for name in waiting[: at_once(bundle)]}
         while going := [name for name in found if name not in cache]:
-            progress(_STAGE, sum(name in cache for name in schedules), len(schedules))
+            done = sum(name in cache for name in schedules)
             size = min(schedules[name].grid[len(found[name])] for name in going)
             names = [name for name in going if schedules[name].grid[len(found[name])] == size]
             model = network_of(bundle, seed=recipe.seed)
             left_out = [np.array(schedules[name].ranking[:size], dtype=np.int64) for name in names]
-            values = train_together(model, images, labels, recipe, left_out)
+            tell = partial(_tell, progress, done, len(schedules))
+            values = train_together(model, images, labels, recipe, left_out, tell)
             for row, name in enumerate(names):
                 model.load_state_dict({key: value[row] for key, value in values.items()})
                 schedule = schedules[name]
@@ -203,6 +205,10 @@ def _as_stacks(bundle: Bundle, schedules: Mapping[str, Schedule], cache: ResultC
                 if flipped or len(found[name]) == len(schedule.grid):
                     cache.get(name, partial(list, map(asdict, found[name])))
     progress(_STAGE, len(schedules), len(schedules))
+
+
+def _tell(progress: Progress, done: int, total: int, epoch: int, epochs: int) -> None:
+    progress(_STAGE, done, total)
 
 
 def _outcomes(bundle: Bundle, thing: tuple[Schedule, Path]) -> list[dict[str, Any]]:

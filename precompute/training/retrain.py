@@ -13,7 +13,7 @@ from natscope.core.backdoor import Backdoor, attack_success
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError
 from natscope.core.images import ImageInputs
-from natscope.precompute.training.models import ModelSpec, network_of
+from natscope.precompute.training.models import ModelSpec, build_model, network_of
 from natscope.precompute.training.train import RECIPES, TrainingSpec, accuracy, agree, first_losses, logits_of, train
 from natscope.precompute.training.trusted import find
 
@@ -100,7 +100,8 @@ def _check_code(bundle: Bundle) -> None:
 def _check_beginning(bundle: Bundle, images: torch.Tensor | ImageInputs, labels: torch.Tensor) -> None:
     """Raise BuildError where training does not begin as it did: the checksum does not cover all that code may read."""
     recipe = recipe_of(bundle)
-    losses = first_losses(lambda: network_of(bundle, seed=recipe.seed), images, labels, recipe)
+    spec = ModelSpec.from_dict(bundle.manifest.model)  # on the processor, as in the build, whatever trains the rest
+    losses = first_losses(lambda: build_model(spec, seed=recipe.seed, bundle=bundle), images, labels, recipe)
     if not agree(losses, bundle.manifest.results["first_losses"], recipe):
         raise BuildError(
             f"The network {bundle.manifest.model['architecture']} does not train as it did when the bundle "
@@ -115,11 +116,12 @@ def too_slow(bundle: Bundle, *, linear: bool, count: int | None = None) -> str |
     Args:
         bundle: the bundle with the network and recipe; the network is not built.
         linear: whether all parameters of the network are of `Linear` layers: then training takes seconds.
-        count: how many training images; all of the bundle's when None.
+        count: how many training images, to train on these alone; all of the bundle's when None.
     """
-    if "weights" in bundle.manifest.training:
+    loaded, kind = "weights" in bundle.manifest.training, bundle.manifest.model["architecture"]
+    if loaded and (count is None or kind not in RECIPES):
         return "This network’s weights were loaded, not trained here, so it cannot be retrained."
-    images, epochs = bundle.array("train_images"), recipe_of(bundle).epochs
+    images, epochs = bundle.array("train_images"), usual_recipe(bundle).epochs
     count = len(images) if count is None else count
     if not linear and count * epochs * images.shape[1] * images.shape[2] > _WAITED_FOR:
         return (

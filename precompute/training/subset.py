@@ -41,8 +41,11 @@ class Subset:
         """
         digest = hashlib.sha256(str(sorted(self.chosen.tolist())).encode())
         digest.update(str(sorted(self.asked.tolist())).encode())
-        if (precision := usual_recipe(bundle).precision) != "float32":
-            digest.update(f" {precision}".encode())
+        recipe = usual_recipe(bundle)
+        if "weights" in bundle.manifest.training:  # then the recipe is not part of the bundle's identity
+            digest.update(str(recipe.to_dict()).encode())
+        elif recipe.precision != "float32":
+            digest.update(f" {recipe.precision}".encode())
         if self.measured is not None:
             digest.update(f" {sorted(self.measured.tolist())}".encode())
         return f"{identity} subset {digest.hexdigest()[:24]}"

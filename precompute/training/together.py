@@ -1,6 +1,7 @@
 """Training many networks at once, as a stack: an accelerator trains hundreds of small ones in the time of a few."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,20 +13,26 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.device import device
 from natscope.core.errors import BuildError
 from natscope.core.images import ImageInputs
+from natscope.precompute.training.retrain import recipe_of
 from natscope.precompute.training.train import TrainingSpec, optimizer_of, rate
 
-AT_ONCE = 300  # networks in a stack
+_MOST = 300  # networks in a stack
+_ROOM = 2**32  # bytes for their weights, gradients, momenta and activations
 _ARCHITECTURE = "mlp"  # Linear layers alone: nothing is drawn, and no statistics are kept, in a forward pass
 
 
 def suits(bundle: Bundle) -> bool:
     """Return whether networks of a bundle are trained as a stack: small ones, on an accelerator."""
-    plain = TrainingSpec.from_dict(bundle.manifest.training)
-    return (
-        device().type != "cpu"
-        and bundle.manifest.model["architecture"] == _ARCHITECTURE
-        and (plain.precision, plain.augment) == ("float32", False)
-    )
+    if device().type == "cpu" or bundle.manifest.model["architecture"] != _ARCHITECTURE:
+        return False
+    recipe = recipe_of(bundle)
+    return (recipe.precision, recipe.augment) == ("float32", False) and at_once(bundle) > 1
+
+
+def at_once(bundle: Bundle) -> int:
+    """Return how many networks of a bundle, an MLP's, one stack holds."""
+    widths = bundle.manifest.model["widths"]
+    return min(_MOST, _ROOM // (16 * sum(fan_in * fan_out for fan_in, fan_out in pairwise(widths))))
 
 
 def train_together(

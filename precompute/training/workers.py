@@ -16,11 +16,13 @@ import torch
 from natscope.core.bundle.file_checks import stamp
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.manifest import Manifest
+from natscope.core.device import device
 from natscope.core.errors import BuildError, BundleError
 from natscope.core.progress import Progress
 from natscope.precompute.training.result_cache import ResultCache
 
 Thing = TypeVar("Thing")
+_ON_ACCELERATOR = 4  # processes that share it: each has a context of half a gigabyte there
 _TRIES = 3  # how often processes may be killed, with nothing finished in between, before that is an error
 
 
@@ -41,7 +43,7 @@ def side_by_side(
         work: a module's function that returns JSON-able values for the bundle and an item.
         things: the items, by the names under which their results are cached.
         cache: where finished results are kept.
-        workers: how many processes.
+        workers: how many processes, fewer if they share an accelerator.
         stage: what is being done, for `progress`.
         progress: called after each item; it may raise to stop.
 
@@ -82,6 +84,8 @@ def _run(
     keep: Callable[[str, Any], None],
 ) -> None:
     context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
+    if device().type != "cpu":
+        workers = min(workers, _ON_ACCELERATOR)
     with ProcessPoolExecutor(min(workers, len(things)), mp_context=context, initializer=_prepare) as pool:
         expected = _Expected(str(bundle.path), bundle.manifest, bundle.opened_with)
         tasks = {pool.submit(_do, expected, work, thing): name for name, thing in things.items()}

@@ -110,7 +110,7 @@ def test_the_control_for_classes(page):
     app = page(choice="plain")
     classes = app.selectbox(key="coreset_variant")
     assert (classes.value, app.query_params["choice"]) == ("free", "free")
-    assert classes.options == ["Freely", "Equal numbers a class", "Each class for its own images"]
+    assert classes.options == ["Freely", "Equal numbers per class", "Each class for its own images"]
     app = _whole(classes.set_value("quotas").run())
     assert [len(items) for items in _sheets(app).values()] == [2] * 10
     assert app.query_params["choice"] == "quotas"

@@ -104,7 +104,7 @@ def test_a_recorded_sigma2_is_measured_and_not_the_oracles(poisoned_path, tmp_pa
     assert "taken from own.json" in sigma2_chosen(found)
 
 
-def test_where_the_oracle_agrees_nothing_is_measured_twice(poisoned):
+def test_where_the_oracle_agrees_it_is_measured_at_the_very_same_value(poisoned):
     grid = poisoned.bundle.sigma2s()
     own = np.nextafter(grid[1], 1.0)  # as the rounding of a ratio leaves it
     bundle = SimpleNamespace(

@@ -225,7 +225,7 @@ def test_a_stack_of_networks_is_trained_as_each_of_them_alone(few_images, tmp_pa
     caches = [ResultCache(tmp_path / f"{name}.json") for name in ("alone", "together")]
     alone = run_schedules(bundle, schedules, cache=caches[0], workers=1, progress=SILENT)
     monkeypatch.setattr(removal, "suits", lambda bundle: True)
-    monkeypatch.setattr(removal, "AT_ONCE", 2)
+    monkeypatch.setattr(removal, "at_once", lambda bundle: 2)
     together = run_schedules(bundle, schedules, cache=caches[1], workers=1, progress=SILENT)
     assert [len(answers) for answers in together] == [len(answers) for answers in alone]
     for ours, theirs in zip(*(itertools.chain(*found) for found in (together, alone)), strict=True):

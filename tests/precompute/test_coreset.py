@@ -79,7 +79,7 @@ def test_the_result_says_what_was_done(result, bundle_path):
         assert row["makeup"]["images"] == 30
         largest = row["makeup"]["largest_class"]["mean"]
         assert largest == 0.1 if row["variant"] != FREE else 0.1 < largest < 1
-    assert "with all images, on" in result["finding"]
+    assert "with all training images, on" in result["finding"]
     assert result["setting"]["measured_on"].startswith("7,980 other test images")
     json.dumps(result, allow_nan=False)
 
@@ -127,10 +127,10 @@ def test_the_finding_says_who_is_above_chance():
     rows = [row("info_gain", FREE, 0.3, 0.6), row("random", FREE, 0.2, 0.5), row("trak", FREE, 0.1, 0.7)]
     rows += [row("info_gain", PER_CLASS, 0.4, 0.6), row("random", PER_CLASS, 0.5, 0.5)]
     rows += [row("info_gain", QUOTAS, 0.1, 0.2), row("random", QUOTAS, 0.2, 0.2)]
-    said = coreset.finding(rows, (10, 20), over_bundles([0.9]))
+    said = coreset.finding(rows, (10, 20), over_bundles([0.9]), {})
     assert re.search(r"on 10 .* 50\.0% when Random, class by class .* on 20 .* 70\.0% when TRAK .* 50\.0%", said)
     assert re.search(
-        r"chosen freely: InfoGain at 2 .*TRAK at 1 of 2 .*; class quotas: none; class by class: InfoGain at 1 of 2 ",
+        r"chosen freely: InfoGain at 2 .*TRAK at 1 of 2 .*; with class quotas: none; class by class: InfoGain at 1 of 2 ",
         said,
     )
     for name, classes, wrong in (("info_gain", 0.2, 0.0), ("random", 0.2, 0.1), ("trak", 0.6, 0.5)):
@@ -139,7 +139,7 @@ def test_the_finding_says_who_is_above_chance():
             "wrong": over_bundles([wrong]),
             "largest_class": over_bundles([classes]),
         }
-    said = coreset.finding(rows, (10, 20), over_bundles([0.9]))
+    said = coreset.finding(rows, (10, 20), over_bundles([0.9]), {})
     assert re.search(r"first 20 .* 60% with TRAK are of one class; 50% with TRAK .* wrong\.$", said)
 
 
@@ -154,7 +154,7 @@ def test_small_coresets_and_few_classes_are_not_called_uneven():
             }
             for name, share in (("random", at_random), ("trak", classes))
         ]
-        return coreset.finding(rows, (images,), over_bundles([0.9]))
+        return coreset.finding(rows, (images,), over_bundles([0.9]), {})
 
     assert "of one class" not in said(1, 1.0, 1.0)
     assert "of one class" not in said(25, 0.52, 0.6)
@@ -172,7 +172,7 @@ def test_the_figures_and_the_table_show_every_row(result):
     assert set(files) == {"png", "svg", "md"}
     assert files["png"].startswith(b"\x89PNG")
     table = coreset_table(result)
-    assert f"| {METHODS['info_gain'].title}, class quotas |" in table
+    assert f"| {METHODS['info_gain'].title}, with class quotas |" in table
     assert f"{100 * result['rows'][0]['accuracy'][0]['mean']:.1f}" in table
     for chart, variant in zip(charts(result), VARIANTS, strict=True):
         rows = [row for row in result["rows"] if row["variant"] == variant]
@@ -192,7 +192,7 @@ def test_a_result_from_before_there_were_quotas_is_still_drawn():
     ]
     assert {kind for kind, _ in experiment_files(old)} == {"png", "svg", "md"}
     assert "| Random, class by class |  | 30.0 |" in coreset_table(old)
-    assert "30.0% when Random, class by class chooses;" in coreset.finding(rows, (9,), over_bundles([0.9]))
+    assert "30.0% when Random chooses class by class;" in coreset.finding(rows, (9,), over_bundles([0.9]), {})
 
 
 def test_what_cannot_be_done_is_refused_in_a_sentence(bundle_path, tmp_path):
