@@ -17,6 +17,7 @@ from natscope.core.errors import QueryError
 from natscope.core.kernels import self_product
 
 LARGEST_WHOLE = 20_000  # candidates of whom all columns may be computed at once: 3.2 GB
+_MANY = 6_000  # candidates from which on turning them takes longest
 _WIDEST = 2**15  # dimensions K of which all products are kept: 8.6 GB
 _NOISES = 8  # values of sigma2 whose diagonals are remembered
 _MIRRORED = 512  # rows of a triangle that are copied at a time
@@ -199,7 +200,8 @@ class FeatureConditioning:
 class FeaturePrecision:
     """The same from the Cholesky factor L of Phi^T Phi / sigma2 + I, one sigma2 at a time.
 
-    A fifth of the work of the eigendecomposition, for pools so small that turning the candidates is little of it.
+    A fifth of the work of the eigendecomposition. The candidates are turned for each sigma2, those of a large pool in
+    float32 where that is enough.
 
     Args:
         gram: returns Phi^T Phi of D, (K, K) float64, from products of the type that is given: of float32 where that is
@@ -212,9 +214,15 @@ class FeaturePrecision:
     _grams: BoundedCache[np.ndarray] = field(
         default_factory=lambda: BoundedCache(1), init=False, repr=False, compare=False
     )
-    _solved: BoundedCache[tuple[np.ndarray, np.ndarray]] = field(
-        default_factory=lambda: BoundedCache(2), init=False, repr=False, compare=False
-    )
+    _solved: BoundedCache[tuple[np.ndarray, np.ndarray]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Keep what was solved for the last two values of sigma2, or for one: a large pool takes half a gigabyte."""
+        object.__setattr__(self, "_solved", BoundedCache(1 if self._large else 2))
+
+    @property
+    def _large(self) -> bool:
+        return len(self.features) > _MANY
 
     def keep(self, gram: np.ndarray) -> None:
         """Take Phi^T Phi from products of float32, where it has been computed already."""
@@ -233,21 +241,29 @@ class FeaturePrecision:
         if (exact := self._grams.peek(np.float64)) is not None:
             return exact
         gram = self._grams.get(np.float32, lambda: self.gram(np.float32))
-        if sigma2 < _FLOAT32_ENOUGH * np.trace(gram):
+        if not _rounds_little(sigma2, gram):
             gram = self._grams.get(np.float64, lambda: self.gram(np.float64))  # in place of the other
         return gram
 
     def _solve(self, sigma2: float) -> tuple[np.ndarray, np.ndarray]:
-        precision = np.divide(self._gram(sigma2), sigma2, order="F")
+        gram = self._gram(sigma2)
+        precision = np.divide(gram, sigma2, order="F")
         precision.flat[:: len(precision) + 1] += 1
         factor = scipy.linalg.cholesky(precision, lower=True, overwrite_a=True, check_finite=False)
-        return factor, _turned(factor, self.features)
+        dtype = np.float32 if self._large and _rounds_little(sigma2, gram) else np.float64
+        return factor, _turned(factor, self.features, dtype)
 
 
-def _turned(factor: np.ndarray, features: np.ndarray) -> np.ndarray:
+def _rounds_little(sigma2: float, gram: np.ndarray) -> bool:
+    """Return whether float32 gives nearly the same posterior at sigma2 as float64, for Phi^T Phi (K, K) of D."""
+    return bool(sigma2 >= _FLOAT32_ENOUGH * np.trace(gram))
+
+
+def _turned(factor: np.ndarray, features: np.ndarray, dtype: FloatType = np.float64) -> np.ndarray:
     """Return L^-1 phi for every row phi of features, (n, K) float64: their products are posterior covariances."""
-    columns = np.asarray(features, dtype=np.float64).T
-    return np.asarray(scipy.linalg.solve_triangular(factor, columns, lower=True, check_finite=False).T)
+    columns, lower = np.asarray(features, dtype=dtype).T, np.asarray(factor, dtype=dtype, order="F")
+    turned = scipy.linalg.solve_triangular(lower, columns, lower=True, check_finite=False)
+    return np.asarray(turned.T, dtype=np.float64)
 
 
 def _given_all(candidates: np.ndarray, queries: np.ndarray, shrink: np.ndarray, sigma2: float) -> Posterior:

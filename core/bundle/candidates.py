@@ -19,9 +19,7 @@ from natscope.core.methods import Candidates
 from natscope.core.pool import LARGEST_GRAM, Pool, is_product, pools_kept
 from natscope.core.posterior import (
     Conditioning,
-    FeatureConditioning,
     FeaturePrecision,
-    FeatureSpectrum,
     FloatType,
     blocks,
     feature_gram,
@@ -58,7 +56,6 @@ class CandidateSets:
         self._labels = np.array(bundle.array("train_labels"))
         self._own: BoundedCache[Candidates] = BoundedCache(pools_kept(self._labels))  # 0.3 to 0.5 GB each
         self._all: BoundedCache[Candidates] = BoundedCache(2)
-        self._spectra: BoundedCache[FeatureSpectrum] = BoundedCache(2)
         self._conditionings: BoundedCache[Conditioning] = BoundedCache(2)
 
     def check(self) -> None:
@@ -138,28 +135,19 @@ class CandidateSets:
             raise QueryError("Conditioning on all training images needs feature vectors; the exact kernel has none.")
 
         def compute() -> Conditioning:
-            features = candidates.pool.features
-            if len(features) <= LARGEST_GRAM:
-                found = FeaturePrecision(functools.partial(self._gram_of_all, target, silent), np.asarray(features[:]))
-                found.keep(self._gram_of_all(target, progress, np.float32))
-                return found
-            spectrum = self._spectra.get(target, lambda: self._spectrum(target, progress))
-            progress("Turning the candidates into its axes", 3, 4)
-            return FeatureConditioning.of(spectrum, features)
+            members = np.asarray(candidates.pool.features[:])
+            found = FeaturePrecision(functools.partial(self._gram_of_all, target, silent), members)
+            found.keep(self._gram_of_all(target, progress, np.float32))
+            return found
 
         conditioning = self._conditionings.get((target, pool), compute)
         return replace(candidates, conditioning=conditioning, index=None)
-
-    def _spectrum(self, target: int, progress: Progress) -> FeatureSpectrum:
-        gram = self._gram_of_all(target, progress)
-        progress("Sorting it by importance", 2, 4)
-        return FeatureSpectrum.of_gram(gram)
 
     def _gram_of_all(self, target: int, progress: Progress, dtype: FloatType = np.float64) -> np.ndarray:
         if self._bundle.has(f"train_gram_{target}") and not self._fresh:
             return self._train_gram(target)
         features = self._all.get(target, lambda: self._all_candidates(target, progress)).pool.features
-        progress("Gathering what all training images tell", 1, 4)
+        progress("Gathering what all training images tell", 1, 2)
         return feature_gram(blocks(features), dtype)
 
     def _train_gram(self, target: int) -> np.ndarray:
@@ -178,12 +166,14 @@ class CandidateSets:
                 "This bundle holds each training image's features under its own class only, and this network is too "
                 "slow to compute the others here; build the bundle with `--outputs all`."
             )
-        count, parts = len(self._labels), []
+        count, found = len(self._labels), None
         for start in range(0, count, SHARD):
             progress(f"Reading every training image for the class {self._bundle.classes[target]}", start, count)
             part = self._inputs(slice(start, start + SHARD))
-            parts.append(self._features.features(part, np.full(len(part), target)))
-        return np.concatenate(parts)
+            rows = self._features.features(part, np.full(len(part), target))
+            found = np.empty((count, rows.shape[1]), rows.dtype) if found is None else found
+            found[start : start + SHARD] = rows
+        return np.zeros((0, 0)) if found is None else found
 
 
 def _rows_of(array: np.ndarray, rows: np.ndarray) -> np.ndarray:

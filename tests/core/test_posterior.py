@@ -113,6 +113,21 @@ def test_a_small_sigma2_is_answered_from_products_of_float64():
         assert asked == types
 
 
+def test_a_large_pool_is_turned_in_float32_where_that_is_enough(monkeypatch):
+    random = np.random.default_rng(4)
+    features, query = random.normal(size=(90, 40)), random.normal(size=(1, 40))
+    gram = feature_gram([features])
+    for ratio, close in ((1e-3, 1e-4), (1e-9, 1e-12)):
+        sigma2 = ratio * float(np.trace(gram))
+        right = FeaturePrecision(lambda dtype: gram, features).posterior(query, sigma2)
+        with monkeypatch.context() as patch:
+            patch.setattr("natscope.core.posterior._MANY", 10)
+            found = FeaturePrecision(lambda dtype: gram, features).posterior(query, sigma2)
+        differs = np.abs(found.alpha - right.alpha).max() / np.abs(right.alpha).max()
+        assert differs <= close
+        assert (differs > 1e-12) == (close > 1e-12)  # rounded in the one case alone
+
+
 def test_a_pool_larger_than_its_gram_gives_the_same_posterior(monkeypatch):
     random = np.random.default_rng(1)
     features, queries = random.normal(size=(60, 8)).astype(np.float32), random.normal(size=(2, 8))
