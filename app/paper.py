@@ -82,11 +82,10 @@ SECTIONS = (
         "Kronfluence the best baseline. On CIFAR-10 (200 to 1,200 images) InfoGain leads at small and middle budgets, "
         "InfoLoss at the largest, and TRAK is very close.",
         "Our learning rate falls to 0 over the last epoch, so that the accuracy depends less on the last steps. There "
-        "is one network, and errors are over its 100 images. The networks without what was found were trained on a "
-        "GPU for about half of the images and on a processor for the others, by the same recipe. CIFAR-10 is missing: "
-        "a network trained on so few images that two cores can retrain it is flipped by random removal too, and 20 "
-        "images, nine methods and three budgets of the full training are 540 trainings of a minute each on a large "
-        "GPU.",
+        "is one network, and errors are over its images. Some of the networks without what was found were trained on "
+        "a GPU and the others on a processor, by the same recipe. CIFAR-10 is missing: a network trained on so few "
+        "images that two cores can retrain it is flipped by random removal too, and 20 images, nine methods and three "
+        "budgets of the full training are 540 trainings of about a minute each on a large GPU.",
         ("brittleness",),
     ),
     Section(
