@@ -18,6 +18,7 @@ from natscope.core.kernels import self_product
 
 LARGEST_WHOLE = 20_000  # candidates of whom all columns may be computed at once: 3.2 GB
 _MANY = 6_000  # candidates from which on turning them takes longest
+_TURNED = 2**13  # candidates that are turned at a time
 _WIDEST = 2**15  # dimensions K of which all products are kept: 8.6 GB
 _NOISES = 8  # values of sigma2 whose diagonals are remembered
 _MIRRORED = 512  # rows of a triangle that are copied at a time
@@ -261,9 +262,13 @@ def _rounds_little(sigma2: float, gram: np.ndarray) -> bool:
 
 def _turned(factor: np.ndarray, features: np.ndarray, dtype: FloatType = np.float64) -> np.ndarray:
     """Return L^-1 phi for every row phi of features, (n, K) float64: their products are posterior covariances."""
-    columns, lower = np.asarray(features, dtype=dtype).T, np.asarray(factor, dtype=dtype, order="F")
-    turned = scipy.linalg.solve_triangular(lower, columns, lower=True, check_finite=False)
-    return np.asarray(turned.T, dtype=np.float64)
+    lower = np.asarray(factor, dtype=dtype, order="F")
+    turned = np.empty((len(features), len(factor)))
+    for start in range(0, len(features), _TURNED):  # so that copies stay small
+        part = slice(start, start + _TURNED)
+        columns = np.asarray(features[part], dtype=dtype).T
+        turned[part] = scipy.linalg.solve_triangular(lower, columns, lower=True, check_finite=False).T
+    return turned
 
 
 def _given_all(candidates: np.ndarray, queries: np.ndarray, shrink: np.ndarray, sigma2: float) -> Posterior:
