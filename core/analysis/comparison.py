@@ -72,7 +72,6 @@ def compare_one(
     if not (np.isfinite(evaluation_sigma2) and evaluation_sigma2 > 0):
         raise QueryError(f"σ² is a variance and must be a positive number, not {evaluation_sigma2}.")
     try:
-        attributor.query_features(query, query.predicted if request.target is None else request.target)
         answer = attributor.attribute(query, request, progress)
     except QueryError as error:
         return Row(request, None, str(error))

@@ -152,19 +152,19 @@ class Attributor(Capabilities):
             QueryError: for a setting that cannot be used here, in one sentence.
             BundleError: if a file of the bundle has changed since it was opened.
         """
-        started = time.perf_counter()
         target = self._target_of(request, query)
         method = METHODS[request.method]
         sigma2 = self._sigma2_of(request)
         if missing := self.missing(method):
             raise QueryError(missing)
+        features = self.query_features(query, target)
+        started = time.perf_counter()
         # A training image asks which *others* it leans on: it is taken out of the pool and of what is conditioned on.
         conditioning = request.conditioning if method.conditions else "none"
         candidates, rows = self.candidates(target, request.pool, conditioning, progress)
         exclude = tuple(int(r) for r in np.flatnonzero(rows == query.index)) if query.origin == "train" else ()
         if len(rows) == len(exclude):
             raise QueryError(f"There is no other training image labelled {self.bundle.classes[target]} to rank.")
-        features = self.query_features(query, target)
         settings = Settings(sigma2, request.budget, request.seed, exclude)
         selection = self._selection(method, candidates, self._asked(query, target, features), settings)
         total = _total(method, candidates, features, settings) if whole else None

@@ -86,7 +86,8 @@ class Attribution:
     """The answer: ranked training images, and how much they carry of all the information in the conditioning set.
 
     `sigma2` is the noise variance that was used, `total_nats` is `1/2 log(v_*(empty) / v_*(D))`: None if the method has
-    no information, it would take minutes, or was not asked for. `index` is the kind of index that was searched, if any.
+    no information, it would take minutes, or was not asked for. `seconds` is what the ranking took, beyond the query's
+    own Jacobian, which all methods share. `index` is the kind of index that was searched, if any.
     `regime` is "high-noise" if a larger sigma2 changes nothing, "imprecise" if it is too small for float64, else None,
     as it is if it was not asked for.
 

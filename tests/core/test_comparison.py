@@ -94,6 +94,14 @@ def test_a_method_that_fails_keeps_its_sentence_to_itself(attributor, monkeypatc
     assert len(other.picks) == 10
 
 
+def test_a_class_that_is_not_there_is_a_row_with_the_reason(attributor):
+    row = compare_one(
+        attributor, attributor.query("test", 5), Request(target=99), evaluation_sigma2=1.0, progress=SILENT
+    )
+    assert row.answer is None
+    assert row.failure.startswith("There is no class 99;")
+
+
 def test_a_judge_needs_a_variance(attributor):
     with pytest.raises(QueryError, match="positive number, not 0"):
         compare_one(attributor, attributor.query("test", 5), Request(), evaluation_sigma2=0.0, progress=SILENT)
