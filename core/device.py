@@ -3,6 +3,7 @@
 import os
 
 import torch
+from torch import nn
 
 from natscope.core.errors import BuildError, out_of_memory
 
@@ -33,6 +34,11 @@ def device() -> torch.device:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
     return found
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that a network's parameters are on."""
+    return next(model.parameters()).device
 
 
 def title(found: torch.device) -> str:

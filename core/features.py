@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from natscope.core.device import device_of
 from natscope.core.images import ImageInputs
 from natscope.core.jacobians import (
     Block,
@@ -70,7 +71,7 @@ class FeatureMap:
         self.model = model
         self.sketch: Sketch = make_sketch(spec)
         self.ntk, self.layers = ntk, tuple(layers)
-        self._device = next(model.parameters()).device
+        self._device = device_of(model)
         most = _BATCH if self._device.type == "cpu" else _BATCH * _ON_ACCELERATOR
         self.batch_size = batch_size if linear_alone(model) else min(batch_size, most)
 

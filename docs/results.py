@@ -42,8 +42,6 @@ def read(name: str) -> dict[str, Any]:
 def influence_agrees() -> list[dict[str, float]]:
     """Compare for each method what influence chooses with what retraining does, on the values of σ² of both.
 
-    The bundles have the same recipe, but the result of retraining is older and of an earlier schema.
-
     Returns:
         The rank correlation of the two scores, the margin lost at the σ² that influence chooses as a share of the most
         that is lost, and how many powers of ten the two choices are apart.

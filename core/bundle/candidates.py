@@ -166,14 +166,12 @@ class CandidateSets:
                 "This bundle holds each training image's features under its own class only, and this network is too "
                 "slow to compute the others here; build the bundle with `--outputs all`."
             )
-        count, found = len(self._labels), None
+        count, parts = len(self._labels), []
         for start in range(0, count, SHARD):
             progress(f"Reading every training image for the class {self._bundle.classes[target]}", start, count)
             part = self._inputs(slice(start, start + SHARD))
-            rows = self._features.features(part, np.full(len(part), target))
-            found = np.empty((count, rows.shape[1]), rows.dtype) if found is None else found
-            found[start : start + SHARD] = rows
-        return np.zeros((0, 0)) if found is None else found
+            parts.append(self._features.features(part, np.full(len(part), target)))
+        return np.concatenate(parts)
 
 
 def _rows_of(array: np.ndarray, rows: np.ndarray) -> np.ndarray:

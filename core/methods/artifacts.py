@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from natscope.core.device import device_of
 from natscope.core.jacobians import convolves
 from natscope.core.progress import Progress
 
@@ -70,7 +71,7 @@ class EkfacSpec:
     def usual(cls, model: nn.Module) -> "EkfacSpec":
         """Return the usual settings of a network: a convolution's directions cost a thousand times a small MLP's."""
         if convolves(model):
-            size = 50 if next(model.parameters()).device.type == "cpu" else 500
+            size = 50 if device_of(model).type == "cpu" else 500
             return cls(covariance_directions=10_000, lambda_directions=2_000, batch_size=size)
         return cls()
 

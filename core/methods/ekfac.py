@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import Dataset, TensorDataset
 
+from natscope.core.device import device_of
 from natscope.core.errors import out_of_memory
 from natscope.core.jacobians import convolves, exclusive
 from natscope.core.measurements import margin
@@ -147,7 +148,7 @@ def _called_layers(model: nn.Module, inputs: Tensor) -> list[str]:
     with exclusive(model), torch.enable_grad():
         hooks = [layer.register_forward_hook(note) for layer in layers.values()]
         try:
-            model(inputs.to(_device(model)))
+            model(inputs.to(device_of(model)))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -177,7 +178,7 @@ class EkfacInfluence:
                 shutil.copyfile(folder / name, factors / name)
         (factors / _ARGUMENTS).write_text(json.dumps(FactorArguments(strategy="ekfac").to_dict()))
         # kronfluence writes out the gradients of so many images at a time.
-        self._batch = (50 if _on_cpu(model) else 500) if convolves(model) else 1500
+        self._batch = (50 if device_of(model).type == "cpu" else 500) if convolves(model) else 1500
         with _quiet():
             self._analyzer = _analyzer(model, Path(self._home.name), _MarginTask(layers))
 
@@ -262,7 +263,7 @@ class _Directions(Dataset):
 
 def _probabilities(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
     with torch.no_grad():
-        device = _device(model)
+        device = device_of(model)
         return torch.cat([torch.softmax(model(part.to(device)), dim=1).cpu() for part in inputs.split(batch_size)])
 
 
@@ -324,14 +325,6 @@ def _check_factors(model: nn.Module, folder: Path) -> list[str]:
     return list(layers)
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _on_cpu(model: nn.Module) -> bool:
-    return _device(model).type == "cpu"
-
-
 def _is_orthogonal(vectors: Tensor) -> bool:
     """Return whether the columns of a matrix (n, n) are orthonormal, tried on one unpredictable random vector."""
     secret = torch.Generator().manual_seed(secrets.randbits(63))
@@ -349,7 +342,9 @@ def _is_curvature(sums: Tensor, count: int) -> bool:
 
 def _analyzer(model: nn.Module, home: Path, task: Task) -> Analyzer:
     prepared = prepare_model(_copied(model), task)  # it changes its argument
-    return Analyzer("natscope", prepared, task, cpu=_on_cpu(model), output_dir=str(home), disable_tqdm=True)
+    return Analyzer(
+        "natscope", prepared, task, cpu=device_of(model).type == "cpu", output_dir=str(home), disable_tqdm=True
+    )
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from trak.gradient_computers import FunctionalGradientComputer
 from trak.projectors import AbstractProjector, ProjectionType
 from trak.score_computers import BasicScoreComputer
 
+from natscope.core.device import device_of
 from natscope.core.progress import Progress
 
 _AT_ONCE = 1000
@@ -52,7 +53,7 @@ def trak_features(
         raise ValueError(
             f"TRAK needs more training images than dimensions of the sketch, and {count:,} are not more than {dim:,}."
         )
-    used, device = _used(margin_features), next(model.parameters()).device
+    used, device = _used(margin_features), device_of(model)
     traker = _traker(model, count, len(used), folder, ridge)
     traker.load_checkpoint(model.state_dict(), model_id=0)
     for start in range(0, count, _AT_ONCE):
@@ -143,7 +144,7 @@ def _traker(model: nn.Module, count: int, dim: int, folder: Path, ridge: float) 
         task="image_classification",
         train_set_size=count,
         save_dir=str(folder),
-        device=str(next(model.parameters()).device),
+        device=str(device_of(model)),
         gradient_computer=_Sketched,
         projector=_Identity(dim),
         proj_dim=dim,

@@ -67,11 +67,11 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     labels = data.train_labels[rows]
 
     model_spec = fitted(spec.model, data.train_images.shape[1:], len(data.classes))
-    where, model = device(), build_model(model_spec, seed=spec.training.seed)
+    model = build_model(model_spec, seed=spec.training.seed)
     if spec.weights is not None:
         load_weights(model, spec.weights, model_spec)
     network = check_suitable(model, images[:3], len(data.classes), model_spec)
-    model.to(where)
+    model.to(device())
     yield "Network", f"{model_spec.title}: {network.parameters:,} parameters, each layer's Jacobian exact"
     if network.by_torch_func:
         yield "", f"by torch.func, exact as well and slower: {', '.join(network.by_torch_func)}"

@@ -211,7 +211,7 @@ def finding(
     for position in sorted({0, len(grid) - 1}):
         best = max(rows, key=lambda row: row["accuracy"][position]["mean"])
         at_random = [row for row in rows if row["method"] == RANDOM and variant_of(row) == variant_of(best)]
-        way = BALANCE[variant_of(best)]
+        way = f" {BALANCE[variant_of(best)]}".rstrip()
         than = (
             f", {at_random[0]['accuracy'][position]['mean']:.1%} with random ones"
             if at_random and best != at_random[0]
@@ -219,7 +219,7 @@ def finding(
         )
         parts.append(
             f"trained on {grid[position]:,} images the network is right on {best['accuracy'][position]['mean']:.1%} "
-            f"when {METHODS[best['method']].title} chooses{way and ' ' + way}{than}"
+            f"when {METHODS[best['method']].title} chooses{way}{than}"
         )
     told = "; ".join(parts)
     said = f"{told[0].upper()}{told[1:]}; with {whole_title(setting)}, on {whole['mean']:.1%}."

@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from natscope.core.bundle.format import Bundle
-from natscope.core.device import device
+from natscope.core.device import device, device_of
 from natscope.core.errors import BuildError
 from natscope.core.images import ImageInputs
 from natscope.precompute.training.retrain import recipe_of
@@ -62,7 +62,7 @@ def train_together(
         BuildError: if the weights become infinite or NaN.
         ValueError: if not equally many rows are left out each time.
     """
-    where = next(model.parameters()).device
+    where = device_of(model)
     inputs, targets = images[:].to(where), labels.to(where)
     kept = np.ones((len(left_out), len(labels)), dtype=bool)
     for row, out in zip(kept, left_out, strict=True):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from natscope.core.bundle.format import write_atomically
+from natscope.core.device import device_of
 from natscope.core.errors import BuildError, FileError, out_of_memory
 from natscope.core.files import opened
 from natscope.core.images import ImageInputs
@@ -201,7 +202,7 @@ def _epoch(
     kept: np.ndarray,
 ) -> Generator[float, None, None]:
     """Take the steps of one epoch over the images that are kept, (N,) bool, and yield the loss of each."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     random = np.random.default_rng([spec.seed, epoch])
     order = random.permutation(len(images))
     batches = torch.from_numpy(order[kept[order]]).split(spec.batch_size)
@@ -254,7 +255,7 @@ def logits_of(
     precision: str = "float32",
 ) -> np.ndarray:
     """Return a network's logits (N, C) float32 for stored images (N, H, W) or (N, H, W, 3) uint8, some at a time."""
-    inputs, device = ImageInputs(images, mean, std), next(model.parameters()).device
+    inputs, device = ImageInputs(images, mean, std), device_of(model)
     with torch.no_grad(), _autocast(precision, device):
         parts = [model(inputs[start : start + _AT_ONCE].to(device)) for start in range(0, len(inputs), _AT_ONCE)]
     return torch.cat(parts).float().cpu().numpy()
