@@ -30,7 +30,8 @@ def device() -> torch.device:
             f"NATSCOPE_DEVICE is {name}, which PyTorch does not find here; set it to cpu, cuda or cuda:1, for example."
         ) from error
     if found.type == "cuda":
-        torch.cuda.set_device(found)  # for libraries that take the current one
+        if found.index is not None:  # for libraries that take the current one
+            torch.cuda.set_device(found)
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
     return found

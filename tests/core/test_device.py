@@ -18,3 +18,21 @@ def test_a_device_that_is_not_there_is_one_sentence(monkeypatch, name):
     monkeypatch.setenv("NATSCOPE_DEVICE", name)
     with pytest.raises(BuildError, match=f"^NATSCOPE_DEVICE is {name}, which PyTorch does not find here; .*\\.$"):
         device()
+
+
+def test_an_accelerator_without_a_number_is_the_one_that_libraries_take(monkeypatch):
+    taken = []
+
+    def take(found):
+        if found.index is None:
+            raise ValueError("Expected a torch.device with a specified index or an integer")  # torch 2.11
+        taken.append(found.index)
+
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", take)
+    for key in ("allow_tf32", "deterministic"):
+        monkeypatch.setattr(torch.backends.cudnn, key, getattr(torch.backends.cudnn, key))
+    for name in ("cuda", "cuda:1"):
+        monkeypatch.setenv("NATSCOPE_DEVICE", name)
+        assert str(device()) == name
+    assert taken == [1]
