@@ -31,6 +31,7 @@ conditioning_option = click.option(
 )
 @click.option("--methods", help="Names of methods, separated by commas, for an experiment that compares them.")
 @conditioning_option
+@click.option("--repeats", type=COUNT, help="How often to answer for each bundle, with other seeds; once by default.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
 @allow_code
 def evaluate(
@@ -41,6 +42,7 @@ def evaluate(
     budget: int | None,
     methods: str | None,
     conditioning: str | None,
+    repeats: int | None,
     seed: int,
 ) -> None:
     """Run EXPERIMENT: relative-information, backdoor, brittleness, coreset, lds or retraining.
@@ -63,6 +65,10 @@ def evaluate(
         if not found.conditions:
             raise QueryError(f"The experiment '{experiment}' has no choice of conditioning; leave out --conditioning.")
         chosen["conditioning"] = conditioning
+    if repeats is not None:
+        if not found.repeats:
+            raise QueryError(f"The experiment '{experiment}' is not repeated with other seeds; leave out --repeats.")
+        chosen["repeats"] = repeats
     size = {"queries": queries or found.queries, "budget": budget or found.budget, "seed": seed}
     _measured(out, lambda **keeping: found.run(find_bundles(bundle) or [bundle], **size, **chosen, **keeping))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import usual_recipe
 from natscope.precompute.training.subset import Subset, ask, train_on_all
 
-SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # of the training images
+SHARES = (0.002, 0.004, 0.01, 0.02, 0.04, 0.1)  # of the training images: 100 to 5,000 of CIFAR-10's, as in the paper
 _TOLD = 10  # images from which a coreset's makeup means something
 Way = tuple[str, str]  # a method and a variant
 
@@ -41,6 +42,7 @@ def run(
     budget: int | None,
     seed: int,
     methods: Sequence[str],
+    repeats: int = 1,
     cache: ResultCache,
     progress: Progress,
 ) -> Result:
@@ -48,21 +50,23 @@ def run(
 
     `natscope tune` chooses sigma2 on none of these test images. Every method chooses in three variants: freely, with a
     quota for every class, and class by class, each for its own queries. It chooses once for the largest budget, and
-    smaller coresets are the first images of this one; with quotas, which grow with the budget, it chooses for each. The
-    network starts from the same initial weights and sees the images in the same order.
+    smaller coresets are the first images of this one; with quotas, which grow with the budget, it chooses for each.
+    Networks start from the same initial weights and see the images in the same order, those of another repeat from
+    others and in another.
 
     Args:
-        bundles: bundles that differ by their seeds.
+        bundles: bundles that differ by their seeds, or one.
         queries: how many test images to choose for, the same ones for all bundles.
         budget: size M of the largest coreset, a tenth of the training images when None; the grid takes smaller shares.
         seed: seed of the choice of test images; plus the bundle's position, that of the random method.
         methods: names of those that choose, as far as the bundles hold what they need.
+        repeats: how often to choose and to train for each bundle, each time for other test images and by other seeds.
         cache: where finished choices and trainings are kept.
         progress: called at every choice and after every training.
 
     Returns:
         Settings, versions, the accuracy of the bundles' own networks and, for each method and variant, the accuracy at
-        each budget, with standard errors over bundles.
+        each budget, with standard errors over bundles and repeats.
 
     Raises:
         QueryError: if no test image is left to measure on, the bundles are of different data, or one lacks the margin's
@@ -76,11 +80,11 @@ def run(
     found: dict[Way, list[list[float]]] = {way: [] for way in ways}
     firsts: dict[Way, list[list[int]]] = {way: [] for way in ways}
     whole, wrong, told = [], [], (len(grid) - 1) // 2
-    for position, attributor in enumerate(opened):
+    for position, (attributor, repeat) in enumerate(product(opened, range(repeats))):
         test_images = _not_held_out(attributor)
-        asked = draw(test_images, queries, seed=seed)
+        asked = draw(test_images, queries, seed=seed + repeat)
         chosen = _chosen(attributor, asked, ways, grid=grid, seed=seed + position, cache=cache, progress=progress)
-        subsets = [Subset(np.array(c, dtype=np.int64), asked, test_images) for way in ways for c in chosen[way]]
+        subsets = [Subset(np.array(c, dtype=np.int64), asked, test_images, repeat) for way in ways for c in chosen[way]]
         right = train_on_all(attributor.bundle, subsets, cache=cache, progress=progress)
         for number, way in enumerate(ways):
             found[way].append(right[number * len(grid) : (number + 1) * len(grid)])
@@ -90,7 +94,8 @@ def run(
         whole.append(ask(attributor.bundle, attributor.features.model, everyone)["others"])
     labels, mistaken = opened[0].train_labels, np.array(wrong)
     rows = [_row(way, opened, found[way]) | {"makeup": _makeup(labels, mistaken, firsts[way])} for way in ways]
-    return _result(opened, rows, grid, over_bundles(whole), queries=queries, budget=grid[-1], seed=seed)
+    settings = {"queries": queries, "budget": grid[-1], "seed": seed} | ({"repeats": repeats} if repeats > 1 else {})
+    return _result(opened, rows, grid, over_bundles(whole), **settings)
 
 
 def budgets(count: int, largest: int | None = None) -> tuple[int, ...]:
@@ -242,12 +247,12 @@ def _above_random(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Return the makeup of coresets of one size, one per bundle.
+    """Return the makeup of coresets of one size, one per bundle and repeat.
 
     Args:
         labels: (N,) of the training images.
-        wrong: (B, N) bool, whether the network of each bundle gets them wrong.
-        chosen: training indices of each bundle.
+        wrong: (B, N) bool, whether the network behind each coreset gets them wrong.
+        chosen: training indices of each coreset.
     """
     rows = [np.array(picked, dtype=np.int64) for picked in chosen]
     return {

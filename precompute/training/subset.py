@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,13 @@ class Subset:
         chosen: (M,) int64 training indices, in any order.
         asked: (Q,) int64 test indices, on which the accuracy is measured separately.
         measured: (T',) int64 test indices on which it is measured, except those in `asked`; all when None.
+        seed: added to the seed of the recipe, for other initial weights and another order of images.
     """
 
     chosen: np.ndarray
     asked: np.ndarray
     measured: np.ndarray | None = None
+    seed: int = 0
 
     def key(self, bundle: Bundle, identity: str) -> str:
         """A name of everything that the accuracy depends on, which the order of `chosen` does not change.
@@ -48,13 +50,15 @@ class Subset:
             digest.update(f" {recipe.precision}".encode())
         if self.measured is not None:
             digest.update(f" {sorted(self.measured.tolist())}".encode())
+        if self.seed:
+            digest.update(f" seed {self.seed}".encode())
         return f"{identity} subset {digest.hexdigest()[:24]}"
 
 
 def train_on(
     bundle: Bundle, subset: Subset, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
-    """Train on a subset from the same initial weights, by `usual_recipe`, in the same order of the images.
+    """Train on a subset by `usual_recipe`: from the same initial weights, in the same order, for the same seed.
 
     Test images are evaluated in the precision of the training, too: bfloat16 takes a quarter of the time of float32.
 
@@ -71,7 +75,8 @@ def train_on(
     """
     everyone = np.arange(len(bundle.array("train_labels")))
     left_out = np.setdiff1d(everyone, subset.chosen)
-    model = retrain(bundle, left_out, progress, recipe=usual_recipe(bundle))
+    recipe = usual_recipe(bundle)
+    model = retrain(bundle, left_out, progress, recipe=replace(recipe, seed=recipe.seed + subset.seed))
     return ask(bundle, model, subset)
 
 

@@ -67,7 +67,7 @@ def test_the_result_says_what_was_done(result, bundle_path):
         (name, variant) for name in ("info_gain", "random") for variant in VARIANTS
     ]
     assert set(result["setting"]["variants"]) == set(VARIANTS)
-    assert result["setting"]["grid"] == [12, 30, 60]
+    assert result["setting"]["grid"] == [12, 24, 60]
     assert {"experiment", "date", "command", "bundles", "setting", "versions", "finding"} <= set(result)
     assert "--queries 20 --budget 60 --seed 0 --methods info_gain,random" in result["command"]
     for row in result["rows"]:
@@ -76,9 +76,9 @@ def test_the_result_says_what_was_done(result, bundle_path):
     assert result["rows"][0]["sigma2"] == [10 * Bundle(bundle_path).scale("coreset")]
     assert result["rows"][3]["sigma2"] is None
     for row in result["rows"]:
-        assert row["makeup"]["images"] == 30
+        assert row["makeup"]["images"] == 24
         largest = row["makeup"]["largest_class"]["mean"]
-        assert largest == 0.1 if row["variant"] != FREE else 0.1 < largest < 1
+        assert largest == 0.125 if row["variant"] != FREE else 0.125 < largest < 1
     assert "with all training images, on" in result["finding"]
     assert result["setting"]["measured_on"].startswith("7,980 other test images")
     json.dumps(result, allow_nan=False)
@@ -107,14 +107,35 @@ def test_a_training_depends_on_what_is_in_the_set_and_not_on_its_order(bundle_pa
     assert Subset(first[:2], asked).key(bundle, identity) != key
     assert Subset(first, asked[:1]).key(bundle, identity) != key
     assert Subset(first, asked, np.arange(7)).key(bundle, identity) != key
+    assert Subset(first, asked, seed=1).key(bundle, identity) != key
+
+
+def test_repeats_choose_for_other_images_and_train_by_other_seeds(bundle_path, tmp_path):
+    settings = SETTINGS | {"budget": 30, "methods": ("repsim",)}
+    once, twice = (
+        coreset.run(
+            [bundle_path], **settings, **more, cache=ResultCache(tmp_path / f"{len(more)}.json"), progress=SILENT
+        ).to_dict()
+        for more in ({}, {"repeats": 2})
+    )
+    assert once["command"].replace("--seed 0", "--seed 0 --repeats 2") == twice["command"]
+    for before, after in zip(once["rows"], twice["rows"], strict=True):
+        for mean, means in zip(before["accuracy"], after["accuracy"], strict=True):
+            assert means["values"][:1] == mean["values"]
+            assert len(means["values"]) == 2
+            assert means["error"] is not None
+    bundle = open_attributor(bundle_path).bundle
+    first = Subset(np.arange(100), np.array([0]))
+    assert train_on(bundle, first) == train_on(bundle, first)
+    assert train_on(bundle, first) != train_on(bundle, Subset(np.arange(100), np.array([0]), seed=1))
 
 
 def test_budgets_are_shares_of_the_training_images_up_to_the_largest():
-    assert coreset.budgets(15_000, 1500) == (30, 75, 150, 300, 750, 1500)
-    assert coreset.budgets(15_000) == (30, 75, 150, 300, 750, 1500)
-    assert coreset.budgets(2500) == (5, 12, 25, 50, 125, 250)
+    assert coreset.budgets(15_000, 1500) == (30, 60, 150, 300, 600, 1500)
+    assert coreset.budgets(15_000) == (30, 60, 150, 300, 600, 1500)
+    assert coreset.budgets(2500) == (5, 10, 25, 50, 100, 250)
     assert coreset.budgets(3) == (1,)
-    assert coreset.budgets(15_000, 100) == (30, 75, 100)
+    assert coreset.budgets(15_000, 100) == (30, 60, 100)
     assert coreset.budgets(40, 1500) == (1, 2, 4, 40)
     assert EXPERIMENTS["coreset"].queries == 500
     assert EXPERIMENTS["coreset"].budget is None

@@ -68,16 +68,18 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(poisoned_path, bundle_path
 
 
 @pytest.mark.parametrize(
-    ("experiment", "methods", "said"),
+    ("experiment", "option", "value", "said"),
     [
-        ("retraining", "nobody", "'nobody'"),
-        ("retraining", " , ", "at least one method"),
-        ("relative-information", "random", "no choice of methods"),
+        ("retraining", "--methods", "nobody", "'nobody'"),
+        ("retraining", "--methods", " , ", "at least one method"),
+        ("relative-information", "--methods", "random", "no choice of methods"),
+        ("lds", "--conditioning", "pool", "no choice of conditioning"),
+        ("retraining", "--repeats", "2", "not repeated with other seeds"),
     ],
 )
-def test_a_wrong_choice_of_methods_is_one_sentence(experiment, methods, said, poisoned_path, tmp_path):
+def test_an_option_that_does_not_suit_is_one_sentence(experiment, option, value, said, poisoned_path, tmp_path):
     out = str(tmp_path / "r.json")
-    command = ["evaluate", experiment, "--bundle", str(poisoned_path), "--out", out, "--methods", methods]
+    command = ["evaluate", experiment, "--bundle", str(poisoned_path), "--out", out, option, value]
     done = CliRunner().invoke(natscope, command)
     assert said in str(done.exception)
     assert EXPERIMENTS["backdoor"].methods
