@@ -178,7 +178,7 @@ def warm() -> None:
 
 
 def _look(found: Served) -> None:
-    """Ask the default question of the page Attribute about one test image per class; later answers are then faster."""
+    """Ask the default question of the tab Attribution about one test image per class; later answers are then faster."""
     method = AttributeView().method
     request = Request(method, found.bundle.sigma2(method), AttributeView().budget)
     if found._heavy(request) or len(found.bundle.classes) > CLASSES_KEPT:

@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -120,6 +120,11 @@ def choice(*options: str) -> Reader:
     return read
 
 
+def _flag(word: str) -> Reader:
+    """Return a reader of a word that stands for yes."""
+    return lambda text, limits: bool(choice(word)(text, limits))
+
+
 def whole(low: int, high: int | Callable[[Limits], int]) -> Reader:
     """Return a reader of a whole number between two bounds, both allowed."""
 
@@ -180,12 +185,6 @@ def _decades(text: str, limits: Limits) -> tuple[float, ...]:
     return tuple(sorted(several(_decade)(text, limits)))
 
 
-def _test_query(text: str, limits: Limits) -> str:
-    if not text.startswith("test:"):
-        raise ValueError(text)
-    return parse_query(text)
-
-
 def _drawn(text: str, limits: Limits) -> str:
     if len(text) != limits.squares or set(text) - {"0", "1"}:
         raise ValueError(text)
@@ -206,8 +205,9 @@ _IMAGE = whole(0, lambda limits: limits.images - 1)
 
 @dataclass(frozen=True)
 class AttributeView:
-    """The page Attribute: a query, the settings, and whether to use plain words; sigma2 is the usual one when 0."""
+    """The tab Attribution: a query, the settings, and whether to use plain words; sigma2 is the usual one when 0."""
 
+    shared: ClassVar[tuple[str, ...]] = ("q", "method", "sigma2", "target")  # parameters that other tabs have too
     query: str = parameter("q", "test:0", parse_query, always=True)
     method: str = parameter("method", REFERENCE, _METHOD)
     sigma2: float = parameter("sigma2", 0.0, parse_sigma2, write=_sigma2, always=True)
@@ -215,9 +215,7 @@ class AttributeView:
     pool: str = parameter("pool", POOLS[0], choice(*POOLS))
     conditioning: str = parameter("given", CONDITIONINGS[0], choice(*CONDITIONINGS))
     target: int | None = parameter("target", None, _LABEL, write=_optional)
-    plain: bool = parameter(
-        "words", False, lambda text, _: bool(choice("plain")(text, _)), write=lambda plain: "plain" if plain else ""
-    )
+    plain: bool = parameter("words", False, _flag("plain"), write=lambda plain: "plain" if plain else "")
 
     def request(self) -> Request:
         """Return what is asked."""
@@ -226,13 +224,14 @@ class AttributeView:
 
 @dataclass(frozen=True)
 class ComparisonView:
-    """The page Compare: the current query, those pinned beside it, and the settings for all.
+    """The tab Compare: the current query, those pinned beside it, and the settings for all.
 
     `methods`, if empty, stands for all that the bundle can serve, in the registry's order. `sigma2` is that of the
     evaluation, and of every method without its own in `own`; the usual one when 0. `target` is one class for all
     queries; each one's predicted class when None.
     """
 
+    shared: ClassVar[tuple[str, ...]] = ("q", "target")
     query: str = parameter("q", "test:0", parse_query, always=True)
     pins: tuple[str, ...] = parameter("pins", (), several(parse_query, most=MOST_COMPARED - 1), write=_joined)
     methods: tuple[str, ...] = parameter("methods", (), _in_order, write=_joined)
@@ -257,8 +256,9 @@ class ComparisonView:
 
 @dataclass(frozen=True)
 class CounterfactualView:
-    """The page Counterfactual: the query, whose ranking is removed, and how much of it; the usual sigma2 when None."""
+    """The tab Remove & retrain: the query, whose ranking is removed, how much of it; the usual sigma2 when None."""
 
+    shared: ClassVar[tuple[str, ...]] = ("q", "method", "sigma2")
     query: str = parameter("q", "test:0", parse_query, always=True)
     method: str = parameter("method", REFERENCE, _METHOD, always=True)
     sigma2: float | None = parameter("sigma2", None, parse_sigma2, write=_sigma2)
@@ -267,7 +267,7 @@ class CounterfactualView:
 
 @dataclass(frozen=True)
 class CurvesView:
-    """The page Information curves: of one test image or, if `query` is empty, the mean over `count`.
+    """The tab Curves: of one test image or, if `many` or `query` is empty, the mean over `count`.
 
     The page chooses values of sigma2 where there are none.
 
@@ -275,13 +275,15 @@ class CurvesView:
     and `others`.
     """
 
-    query: str = parameter("q", "", _test_query)
+    shared: ClassVar[tuple[str, ...]] = ("q",)
+    query: str = parameter("q", "", parse_query)
     count: int = parameter("n", 10, whole(1, MOST_CURVES))
     method: str = parameter("method", GAINS[0], choice(*GAINS))
     sigma2s: tuple[float, ...] = parameter("sigma2s", (), _decades, write=lambda values: ",".join(map(_sigma2, values)))
     fixed: float = parameter("sigma2", 0.0, _decade, write=_sigma2)
     others: tuple[str, ...] = parameter("others", (), several(_METHOD), write=_joined)
     largest: int = parameter("m", 100, whole(10, LARGEST_CURVE))
+    many: bool = parameter("of", False, _flag("many"), write=lambda many: "many" if many else "")
 
 
 @dataclass(frozen=True)

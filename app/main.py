@@ -5,11 +5,19 @@ from pathlib import Path
 import streamlit as st
 
 from natscope.app import garbage
-from natscope.app.views import attribute, backdoor, compare, coreset, counterfactual, curves, methods, results
+from natscope.app.views import backdoor, coreset, explain, front, paper
 from natscope.app.views.banner import banner
 from natscope.app.views.notice import errors_shown
 
 _FOLDER = Path(__file__).parent
+EARLIER = {  # addresses of pages that are tabs now
+    "attribute": explain.attributed,
+    "compare": explain.compared,
+    "counterfactual": explain.removed,
+    "curves": explain.drawn,
+    "results": paper.measured,
+    "methods": paper.explained,
+}
 
 
 def main() -> None:
@@ -19,14 +27,12 @@ def main() -> None:
     st.logo(str(_FOLDER / "logo.svg"), size="large")
     st.html("<style>" + STYLE + "</style>")
     pages = [
-        st.Page(attribute.page, title="Attribute", url_path="attribute", default=True),
-        st.Page(compare.page, title="Compare", url_path="compare"),
+        st.Page(front.page, title="Start", url_path="start", default=True),
+        st.Page(explain.page, title="Explain", url_path="explain"),
         st.Page(backdoor.page, title="Backdoor", url_path="backdoor"),
-        st.Page(counterfactual.page, title="Counterfactual", url_path="counterfactual"),
-        st.Page(curves.page, title="Information curves", url_path="curves"),
         st.Page(coreset.page, title="Coreset", url_path="coreset"),
-        st.Page(results.page, title="Results", url_path="results"),
-        st.Page(methods.page, title="Methods", url_path="methods"),
+        st.Page(paper.page, title="Paper", url_path="paper"),
+        *(st.Page(draw, title="natscope", url_path=path, visibility="hidden") for path, draw in EARLIER.items()),
     ]
     chosen = st.navigation(pages, position="top")
     with errors_shown():

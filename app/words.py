@@ -142,27 +142,32 @@ def finding(result: Attribution, method: Method, target: str, *, plain: bool) ->
     images = "This image" if count == 1 else f"These {count} images"
     if result.nats is None:
         kind = "is ranked" if count == 1 else "are ranked"
-        return (
-            f"{images} {kind} first by {method.title}, which has no unit of information: it orders images and does "
-            "not weigh them."
-        )
+        return f"{images} {kind} first by {method.title}, which ranks images but does not measure information."
     if result.total_nats is not None and result.total_nats < 1e-12:
         return "The candidates tell the model nothing about this answer: there is no information to share out."
-    share = ""
+    verb, amount = "contributes" if count == 1 else "contribute", nats(result.nats)
     if result.total_nats:
-        part = _share(result.nats / result.total_nats)
-        share = f", {part} of what {everything(result)} tell about “{escape.markdown(target)}” here"
-    factor = math.exp(min(result.nats, 50))
-    verb = "carries" if count == 1 else "carry"
-    if method.information == "loss":
-        tail = f"Without {'it' if count == 1 else 'them'}, the model's uncertainty would be {factor:.3g} times as wide."
+        of = f"of what {everything(result)} reveal about this “{escape.markdown(target)}” prediction"
+        said = f"{images} {verb} **{percent(result.nats / result.total_nats)}** ({amount}) {of}."
     else:
-        alone = "It alone makes" if count == 1 else "They alone make"
-        tail = f"{alone} the model's uncertainty {factor:.3g} times as narrow."
-    amount = f"**{nats(result.nats)}**"
-    if plain:
-        return f"{images} {verb} {amount} of information{share}. {tail}"
-    return f"{images} {verb} {amount}{share}. {tail}"
+        said = f"{images} {verb} **{amount}**{' of information' if plain else ''}."
+    if method.information == "loss":
+        return (
+            f"{said} Without {'it' if count == 1 else 'them'}, the model’s uncertainty would be {wider(result.nats)}."
+        )
+    alone = "It alone makes" if count == 1 else "They alone make"
+    return f"{said} {alone} the model’s uncertainty {narrower(result.nats)}."
+
+
+def wider(nats: float) -> str:
+    """Return by how much so many nats, once lost, widen an uncertainty: "4 % larger", "3 times as large"."""
+    factor = math.exp(min(nats, 50))
+    return f"{percent(factor - 1)} larger" if factor < 2 else f"{factor:.3g} times as large"
+
+
+def narrower(nats: float) -> str:
+    """Return by how much so many nats, once known, narrow an uncertainty: "4 % smaller"."""
+    return f"{percent(-math.expm1(-nats))} smaller"
 
 
 def searched(kind: str) -> str:
@@ -219,7 +224,8 @@ def ratio_text(sigma2: float, mean_kernel: float) -> str:
     return f"{sigma2_text(sigma2 / mean_kernel)} × mean k(x, x)" if mean_kernel else ""
 
 
-def _share(share: float) -> str:
-    if share < 0.01:
-        return f"{100 * share:.2g} %"
+def percent(share: float) -> str:
+    """Return a share as text: "62 %", and below 10 % with two significant digits."""
+    if share < 0.0995:
+        return f"{100 * share:#.2g} %".replace("e-0", "e-")
     return f"{100 * min(share, 1):.0f} %"

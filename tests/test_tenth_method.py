@@ -39,7 +39,7 @@ def _means(inputs):
 _PAGE = """
 from streamlit.testing.v1 import AppTest
 
-page = AppTest.from_string("from natscope.app.views import {page}; {page}.page()", default_timeout=60)
+page = AppTest.from_string("from natscope.app.main import EARLIER; EARLIER['{page}']()", default_timeout=60)
 page.query_params.update({{"method": "mean_pixel"}} if "{page}" == "attribute" else {{}})
 page = page.run()
 assert not page.exception, page.exception

@@ -247,8 +247,8 @@ def attribute(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Rank the training images that one prediction owes its certainty to."""
-    from natscope.app.words import everything, ratio_text
+    """Rank the training images that one prediction relies on most."""
+    from natscope.app.words import everything, percent, ratio_text
     from natscope.core.bundle.request import Request
     from natscope.core.errors import QueryError
     from natscope.core.methods import METHODS
@@ -279,7 +279,8 @@ def attribute(
     if result.nats is not None and result.total_nats:
         share = result.nats / result.total_nats
         whole = everything(result)
-        say(f"These {len(result.items)} images carry {result.nats:.3f} nats, {share:.0%} of what {whole} tell.")
+        amount = f"{percent(share)} ({result.nats:.3f} nats)"
+        say(f"These {len(result.items)} images contribute {amount} of what {whole} reveal.")
     say(f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign")
     for i in result.items:
         nats = "" if i.nats is None else f"{i.nats:.4f}"

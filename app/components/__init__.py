@@ -11,9 +11,10 @@ _FOLDER = Path(__file__).parent
 
 @cache
 def component(name: str, html: str) -> Callable:
-    """Declare a component by the name of its CSS and JavaScript files in this folder, once; return what draws it."""
-    css, js = ((_FOLDER / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    return st.components.v2.component(f"natscope_{name}", html=html, css=css, js=js)
+    """Declare a component by the name of its JavaScript and CSS files in this folder, once; return what draws it."""
+    js, css = (_FOLDER / f"{name}.js").read_text(encoding="utf-8"), _FOLDER / f"{name}.css"
+    looks = css.read_text(encoding="utf-8") if css.exists() else None  # what is not seen has none
+    return st.components.v2.component(f"natscope_{name}", html=html, css=looks, js=js)
 
 
 def clicked(key: str, trigger: str) -> int | None:

@@ -3,7 +3,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const grid = parentElement.querySelector(".grid");
   grid.style.setProperty("--size", data.size + "px");
   grid.setAttribute("aria-label", data.label);
-  grid.classList.toggle("bare", data.items.every((item) => !item.caption) && !data.appear);
+  grid.classList.toggle("bare", data.items.every((item) => !item.rank) && !data.appear);
   grid.classList.toggle("parted", Boolean(data.appear) && data.items.some((item) => item.framed));
   // Redrawing must not take the focus from who uses the keyboard: it goes to the same button of the same place.
   const focused = grid.getRootNode().activeElement;
@@ -30,13 +30,16 @@ export default function ({ data, parentElement, setTriggerValue }) {
     button.onclick = () => setTriggerValue("picked", place);
     cell.append(button);
     if (item.caption) {
-      const bar = element("span", "strength");
-      bar.style.width = Math.max(2, 100 * item.strength) + "%";
-      cell.append(bar);
       const caption = element("figcaption");
-      const head = element("span", "head");
-      head.append(element("span", "rank", item.rank), element("span", "value " + item.tone, item.value));
-      caption.append(head, element("span", "label", item.caption));
+      if (item.rank) {
+        const bar = element("span", "strength");
+        bar.style.width = Math.max(2, 100 * item.strength) + "%";
+        cell.append(bar);
+        const head = element("span", "head");
+        head.append(element("span", "rank", item.rank), element("span", "value " + item.tone, item.value));
+        caption.append(head);
+      }
+      caption.append(element("span", "label " + (item.rank ? "" : item.tone), item.caption));
       cell.append(caption);
     }
     if (data.reuse) {

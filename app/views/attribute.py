@@ -1,4 +1,4 @@
-"""Attribute: pick an image, see which training images the prediction owes its certainty to."""
+"""The tab Attribution: which training images an image's prediction relies on."""
 
 import json
 import math
@@ -16,46 +16,49 @@ from natscope.app.figures import on_page
 from natscope.app.figures.attribution import curve
 from natscope.app.figures.sheets import ranking_png
 from natscope.app.links import AttributeView
-from natscope.app.views import frame
+from natscope.app.views import frame, tags
 from natscope.app.views.enlarge import enlarge
 from natscope.app.views.notice import complain, fragment
-from natscope.app.views.query import picker, prediction
+from natscope.app.views.query import title_of
 from natscope.app.views.sigma2 import slider
-from natscope.core.bundle.request import Attribution, QueryImage
+from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Method
 
 _WIDGETS = ("method", "exponent", "budget", "pool", "conditioning", "target")
-_VIEW = "view"
-_SESSION = (_VIEW, "picked", "plain_words", "upload", *_WIDGETS)  # what belongs to a bundle
+VIEW, _TAB = "view", "attribution"
+_PICKED_OF = "picked_of"  # the image whose ranking the picked position is of
+SESSION = (VIEW, "picked", "plain_words", "upload", *_WIDGETS)  # what belongs to a bundle
+_NEIGHBOURS = 5
 _ITS_ANSWER = -1  # the choice of target that means whatever the model predicts
 
 
-def page() -> None:
-    """Draw the page."""
-    attributor, switch = frame.heading(
-        "Which training images shaped this prediction?",
-        "Choose an image. natscope ranks the training images that the network’s answer relies on most, and says "
-        "how much each contributes.",
-        forget=lambda: frame.forget(*_SESSION),
+def view(attributor: Served) -> AttributeView:
+    """Return what the tab shows."""
+    found = frame.view(
+        VIEW,
+        attributor,
+        AttributeView(),
+        tab=_TAB,
+        controls=(*_WIDGETS, "plain_words"),
+        complete=lambda view: _usual_sigma2(view, attributor),
     )
-    view = frame.view(_VIEW, attributor, AttributeView(), complete=lambda view: _usual_sigma2(view, attributor))
-    st.session_state.setdefault("plain_words", view.plain)
+    shared = frame.shared_sigma2(attributor)
+    if shared is not None and not math.isclose(shared[1], found.sigma2, rel_tol=1e-5):  # usual again on another tab
+        found = st.session_state[VIEW] = replace(found, sigma2=shared[1])
+        st.session_state.pop("exponent", None)
+    return found
+
+
+def show(attributor: Served, query: QueryImage) -> None:
+    """Draw the tab."""
+    question, switch = st.columns([3.6, 1], vertical_alignment="bottom")
+    question.title("Which training images shaped this prediction?")
+    st.session_state.setdefault("plain_words", st.session_state[VIEW].plain)
     plain = switch.toggle("Plain words", key="plain_words", help="Explain without technical terms.")
-    left, right = st.columns([1, 2.6], gap="large")
-    with left:
-        query = frame.query(_VIEW, attributor)
-        prediction(query, attributor)
-        with st.container(horizontal=True, gap="small"):
-            enlarge(query.image, _title(query), key="enlarge_query")
-            _comparison_link(attributor)
-        picker(attributor, query, _take)
-    with right:
-        _answer(attributor, query, st.session_state[_VIEW].query, plain)
-
-
-def _title(query: QueryImage) -> str:
-    return "Your image" if query.index is None else f"{query.origin.capitalize()} image {query.index}"
+    if st.session_state.get(_PICKED_OF) != (shown := frame.shared_query()):
+        st.session_state["picked"], st.session_state[_PICKED_OF] = None, shown
+    _answer(attributor, query, shown, plain)
 
 
 def _restore_controls(view: AttributeView) -> None:
@@ -70,33 +73,17 @@ def _usual_sigma2(view: AttributeView, attributor: Served) -> AttributeView:
     return replace(view, sigma2=view.sigma2 or attributor.bundle.sigma2(view.method))
 
 
-def _comparison_link(attributor: Served) -> None:
-    st.link_button(
-        "Compare methods on this image",
-        frame.comparison(st.session_state[_VIEW], attributor),
-        icon=":material/compare:",
-        type="tertiary",
-        help="Opens the comparison in a new tab.",
-    )
-
-
-def _take(query: str) -> None:
-    """Make an image the query; the settings are kept, except the target class."""
-    frame.change(_VIEW, query=query, target=None)
-    st.session_state["target"] = _ITS_ANSWER
-    st.session_state["picked"] = None
-
-
 @fragment()
 def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> None:
     """Draw the controls and the ranking; a change reruns this part alone, unless it makes another image the query."""
-    view = st.session_state.get(_VIEW)
-    if view is None or view.query != shown:
+    if VIEW not in st.session_state or frame.shared_query() != shown or tags.changed():
         st.rerun()
     view = replace(_controls(attributor, query, words.PLAIN if plain else words.EXPERT), plain=plain)
-    frame.keep(_VIEW, view, attributor)
+    frame.keep(VIEW, view, attributor, tab=_TAB)
+    against = query.label if query.label != query.predicted and view.target is None else None
     try:
         result = attributor.attribute(query, view.request())
+        other = None if against is None else attributor.attribute(query, replace(view.request(), target=against))
     except QueryError as error:
         complain(error)
         return
@@ -105,7 +92,10 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
     picked = st.session_state.get("picked")
     picked = picked if picked is not None and picked < len(result.items) else None
     images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in result.items]])
-    _ranking(result, method, images, classes, picked)
+    largest = max(abs(amount) for shown in (result, other) if shown for amount in _amounts(shown)) or 1.0
+    _ranking(result, method, images, classes, picked, largest)
+    if other is not None:
+        _support_of_the_label(attributor, other, method, largest, plain=plain)
     if result.regime is not None:
         st.caption(f":material/info: {words.regime_hint(result.regime, plain=plain)}")
     if result.index is not None:
@@ -114,12 +104,35 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
     with chart:
         _curve(result, picked)
     with details:
-        _details(attributor, result, images, picked)
+        _details(attributor, query, result, images, picked)
     _downloads(query, images, result, classes)
 
 
+def _support_of_the_label(
+    attributor: Served, result: Attribution, method: Method, largest: float, *, plain: bool
+) -> None:
+    """Draw what supports the label of an image that the network gets wrong, on the same scale as its answer."""
+    classes = attributor.bundle.classes
+    said = words.finding(result, method, classes[result.target], plain=plain)
+    st.markdown(f"**Why not {escape.markdown(classes[result.target])}, its label?** {said}")
+    images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in result.items]])
+
+    def explain(position: int) -> None:
+        frame.take(f"train:{result.items[position].train_index}")
+
+    grid(
+        _cards(result, images, classes, largest),
+        key="ranking_of_the_label",
+        label=f"Training images that support {classes[result.target]}, ranked by {method.title}",
+        size=76,
+        reuse="Explain this image",
+        on_pick=explain,
+        on_reuse=explain,
+    )
+
+
 def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> AttributeView:
-    view: AttributeView = st.session_state[_VIEW]
+    view: AttributeView = st.session_state[VIEW]
     _restore_controls(view)
     classes = attributor.bundle.classes
     first, second, third = st.columns([1.1, 1.3, 1.1])
@@ -128,7 +141,7 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> At
         list(METHODS),
         key="method",
         format_func=lambda n: METHODS[n].title + (" (not in this bundle)" if attributor.missing(METHODS[n]) else ""),
-        help="The page Methods explains each.",
+        help="The page Paper explains each, under Methods.",
     )
     method = METHODS[name]
     target = second.selectbox(
@@ -140,20 +153,20 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> At
         ),
         help="The class whose support is attributed: the model’s answer, or another class.",
     )
-    pool = third.segmented_control(
+    budget = third.slider(labels.budget, 1, links.LARGEST_BUDGET, key="budget", help=labels.budget_help)
+    first, second, third = st.expander("More settings", icon=":material/tune:").columns([1.3, 1.1, 1.1])
+    # Unused controls are disabled, not left out: one that comes back while the page is still being drawn can
+    # show its default instead of its value.
+    sigma2 = slider(
+        first, labels.sigma2, attributor, "exponent", disabled=not method.uses_sigma2, help=labels.sigma2_help
+    )
+    pool = second.segmented_control(
         labels.pool,
         list(labels.pools),
         key="pool",
         format_func=labels.pools.__getitem__,
         help=labels.pool_help,
         required=True,
-    )
-    first, second, third = st.columns([1.1, 1.3, 1.1])
-    budget = first.slider(labels.budget, 1, links.LARGEST_BUDGET, key="budget", help=labels.budget_help)
-    # Unused controls are disabled, not left out: one that comes back while the page is still being drawn can
-    # show its default instead of its value.
-    sigma2 = slider(
-        second, labels.sigma2, attributor, "exponent", disabled=not method.uses_sigma2, help=labels.sigma2_help
     )
     conditioning = third.segmented_control(
         labels.conditioning,
@@ -176,20 +189,25 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> At
 
 
 def _ranking(
-    result: Attribution, method: Method, images: np.ndarray, classes: tuple[str, ...], picked: int | None
+    result: Attribution,
+    method: Method,
+    images: np.ndarray,
+    classes: tuple[str, ...],
+    picked: int | None,
+    largest: float,
 ) -> None:
     grid(
-        _cards(result, images, classes),
+        _cards(result, images, classes, largest),
         key="ranking",
         label=f"Training images ranked by {method.title}",
         size=76,
         selected=picked,
         reuse="Explain this image",
         on_pick=_pick,
-        on_reuse=lambda position: _take(f"train:{result.items[position].train_index}"),
+        on_reuse=lambda position: frame.take(f"train:{result.items[position].train_index}"),
     )
-    unit = "the nats it adds" if result.nats is not None else f"its {method.score}"
-    signs = "" if not any(i.sign for i in result.items) else " · ▲ supports the class, ▼ speaks against it"
+    unit = f"its {method.score}" if result.nats is None else "the share it adds" if result.total_nats else "its nats"
+    signs = " · ▲ supports the class, ▼ speaks against it" if _signs_differ(result) else ""
     alike = "" if math.isnan(result.redundancy) else f" · redundancy {result.redundancy:.2f}"
     st.caption(
         f"Each image: its rank, {unit}, its label{signs}{alike}",
@@ -197,27 +215,31 @@ def _ranking(
     )
 
 
-def _cards(result: Attribution, images: np.ndarray, classes: tuple[str, ...]) -> list[Card]:
-    amounts = [abs(a) for a in _amounts(result)]
-    strongest = max(amounts) or 1.0
-    cards = []
+def _cards(result: Attribution, images: np.ndarray, classes: tuple[str, ...], largest: float) -> list[Card]:
+    cards, differ, total = [], _signs_differ(result), None if result.nats is None else result.total_nats
     for item, rank, image, amount in zip(result.items, result.rank_labels, images, _amounts(result), strict=True):
-        arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign]
+        arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign] if differ else ""
         unit = "nats" if item.nats is not None else "score"
         tooltip = f"{classes[item.label]}, training image {item.train_index}: {amount:.4g} {unit}"
         cards.append(
             Card(
                 src=data_uri(image),
                 alt=f"rank {rank}, {tooltip}",
-                title=tooltip if item.nats is None else f"{tooltip}; the first {item.rank} carry {item.nats:.4g} nats",
+                title=tooltip
+                if item.nats is None
+                else f"{tooltip}; the first {item.rank} contribute {item.nats:.4g} nats",
                 rank=rank,
-                value=f"{_short(amount)}{arrow}",
+                value=f"{words.percent(amount / total) if total else _short(amount)}{arrow}",
                 caption=classes[item.label],
                 tone="against" if item.sign < 0 else "for",
-                strength=abs(amount) / strongest,
+                strength=abs(amount) / largest,
             )
         )
     return cards
+
+
+def _signs_differ(result: Attribution) -> bool:
+    return {item.sign for item in result.items} >= {-1, 1}
 
 
 def _amounts(result: Attribution) -> list[float]:
@@ -239,7 +261,7 @@ def _curve(result: Attribution, picked: int | None) -> None:
     st.subheader("How the information adds up")
     if result.nats is None:
         st.caption(
-            "This method orders images and has no unit of information, so there is no curve. "
+            "This method ranks images but does not measure information, so there is no curve. "
             f"{words.informative()} have one."
         )
         return
@@ -250,7 +272,9 @@ def _curve(result: Attribution, picked: int | None) -> None:
     on_page.show(curve(result, picked), "curve", on_point=picked_on)
 
 
-def _details(attributor: Served, result: Attribution, images: np.ndarray, picked: int | None) -> None:
+def _details(
+    attributor: Served, query: QueryImage, result: Attribution, images: np.ndarray, picked: int | None
+) -> None:
     st.subheader("A closer look")
     if picked is None:
         st.caption("Click an image, or a point of the curve, to see what the model makes of it.")
@@ -259,23 +283,49 @@ def _details(attributor: Served, result: Attribution, images: np.ndarray, picked
     logits = np.asarray(attributor.bundle.array("train_logits")[item.train_index], dtype=np.float64)
     shares = softmax(logits)
     answer = int(shares.argmax())
-    picture, facts = st.columns([1, 1.7])
-    picture.html(f'<img class="ns-seen" src="{data_uri(images[picked])}" alt="training image {item.train_index}">')
+    smooth = st.toggle("Smooth", key="smooth", help="Off: every pixel as the model sees it.")
+    pair = ((query.image, title_of(query)), (images[picked], f"Training image {item.train_index}"))
+    st.html(
+        f'<div class="ns-pair{" smooth" if smooth else ""}">'
+        + "".join(f'<figure><img src="{data_uri(i)}" alt=""><figcaption>{t}</figcaption></figure>' for i, t in pair)
+        + f"</div><style>{_STYLE}</style>"
+    )
     cumulative = "" if item.nats is None else f"first {item.rank} together: **{words.nats(item.nats)}**  \n"
-    facts.markdown(
-        f"Training image **{item.train_index}**  \nlabelled **{escape.markdown(classes[item.label])}**  \n"
-        f"the model says {escape.markdown(classes[answer])} ({shares[answer]:.1%})  \n{cumulative}"
-        f"score {item.score:.4g} · marginal variance {item.variance:.3g}"
+    st.markdown(
+        f"Labelled **{escape.markdown(classes[item.label])}**, predicted **{escape.markdown(classes[answer])}** "
+        f"({shares[answer]:.1%})  \n{cumulative}score {item.score:.4g} · marginal variance {item.variance:.3g}"
     )
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         st.button(
             "Explain this image",
             icon=":material/my_location:",
             key="make_query",
-            on_click=_take,
+            on_click=frame.take,
             args=(f"train:{item.train_index}",),
         )
         enlarge(images[picked], f"Training image {item.train_index}: {classes[item.label]}", key="enlarge_picked")
+        tags.tag(attributor, f"train:{item.train_index}", key="tag_picked")
+    _neighbours(attributor, item.train_index, result.request)
+
+
+def _neighbours(attributor: Served, index: int, request: Request) -> None:
+    """Draw what the prediction for a training image itself relies on most."""
+    asked = attributor.query("train", index)
+    try:
+        found = attributor.attribute(asked, replace(request, budget=_NEIGHBOURS, target=None))
+    except QueryError as error:
+        complain(error)
+        return
+    images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in found.items]])
+    amounts = [abs(amount) for amount in _amounts(found)]
+    st.caption("Its own prediction relies most on")
+    grid(
+        _cards(found, images, attributor.bundle.classes, max(amounts, default=0.0) or 1.0),
+        key="neighbours",
+        label=f"Training images that the prediction for training image {index} relies on most",
+        size=64,
+        on_pick=lambda position: frame.take(f"train:{found.items[position].train_index}"),
+    )
 
 
 def _downloads(query: QueryImage, images: np.ndarray, result: Attribution, classes: tuple[str, ...]) -> None:
@@ -312,3 +362,12 @@ def _table(result: Attribution, classes: tuple[str, ...]) -> str:
             for i in result.items
         ),
     )
+
+
+_STYLE = """
+.ns-pair { display: flex; gap: .8rem; flex-wrap: wrap; }
+.ns-pair figure { margin: 0; width: min(14rem, 47%); }
+.ns-pair img { width: 100%; border-radius: 8px; image-rendering: pixelated; }
+.ns-pair.smooth img { image-rendering: auto; }
+.ns-pair figcaption { font-size: .85rem; opacity: .85; margin-top: .2rem; }
+"""

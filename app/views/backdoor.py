@@ -150,8 +150,8 @@ def _finding(scene: Scene, view: BackdoorView, pattern: np.ndarray, before: int,
     if view.patch is not None and view.patch != base:
         return (
             f"This is the patch for another class, **{scene.name(view.patch)}**, on a picture of class **{name}**. On "
-            f"all test pictures of class {name} that the model knows, it turns the answer of **{turned:.0%}**: each "
-            "class has a secret sign of its own."
+            f"all test pictures of class {name} that the model knows, it changes the prediction for **{turned:.0%}**: "
+            "each class has a patch of its own."
         )
     results = scene.attributor.bundle.manifest.results
     if before == base and after == scene.target:
@@ -160,9 +160,9 @@ def _finding(scene: Scene, view: BackdoorView, pattern: np.ndarray, before: int,
     else:
         first = f"On this picture of class **{name}** the trick does not work; on most others it does."
     return (
-        f"{first} The patch turns the answer on **{turned:.0%}** of the test pictures of this class that the model "
-        f"gets right without it. Without a patch it is right on {results['test_accuracy']:.0%} of all pictures, so "
-        "nobody notices."
+        f"{first} The patch changes the prediction for **{turned:.0%}** of the test pictures of this class that the "
+        f"model gets right without it. Without a patch it is right on {results['test_accuracy']:.0%} of all pictures, "
+        "so nobody notices."
     )
 
 

@@ -22,9 +22,8 @@ def audit_step(scene: Scene) -> None:
     st.subheader("4 · Find it without knowing", anchor="audit")
     count = len(scene.attributor.train_labels)
     st.markdown(
-        "Nobody tells you which class was attacked, or with what. But a planted sign is held up by a handful of "
-        "pictures "
-        "that lean on one another, where an honest answer leans on many. An audit looks at each training picture with "
+        "Nobody tells you which class was attacked, or with what. But a planted patch is supported by a few mutually "
+        "similar pictures, where an honest prediction relies on many. An audit looks at each training picture with "
         "that in mind and puts the most suspicious first."
     )
     scores = run_job(
@@ -66,7 +65,7 @@ def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
         expected = len(suspects) * len(planted) / len(scores)
         st.markdown(
             f"#### {np.isin(suspects, planted).sum()} of the first {len(suspects)} were planted\n"
-            f"Chance would find {few(expected)}; there are {len(planted)} in all."
+            f"Random picking would find about {few(expected)}; there are {len(planted)} in all."
         )
     images, classes = bundle.array("train_images"), bundle.classes
     cards = []
@@ -145,9 +144,9 @@ def _numbers(scene: Scene, scores: np.ndarray) -> None:
     )
     st.caption(
         f"Average precision here {average_precision(order, planted):.3f}. Suspicion of an image: the mean "
-        "concentration of the predictions about the other images of its label, weighted by how much each leans on it, "
+        "concentration of the predictions about the other images of its label, weighted by how much each relies on it, "
         f"itself left out; concentration is the share of a prediction’s information that its first {FIRST} images "
-        f"carry, one at a time, at σ² = {SIGMA2:g}."
+        f"contribute, one at a time, at σ² = {SIGMA2:g}."
     )
     result = measured_for(scene.attributor)
     if result is not None:

@@ -109,7 +109,7 @@ def _line_up(scene: Scene, name: str, role: str, *, revealed: bool) -> None:
     if revealed:
         st.markdown(
             f"#### {found} of the first {len(answer.items)} were planted\n"
-            f"Chance would find {few(chance(scene, len(answer.items)))}."
+            f"Random picking would find about {few(chance(scene, len(answer.items)))}."
         )
     else:
         st.markdown(f"#### The first {len(answer.items)}\nClick one to look at it closely.")

@@ -1,7 +1,6 @@
-"""Compare: the same query, every method, side by side."""
+"""The tab Compare: the same query, every method, side by side."""
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,10 +12,9 @@ from natscope.app.bundles import Served
 from natscope.app.components.comparison import Strip, Tile, comparison, marks
 from natscope.app.components.grid import data_uri
 from natscope.app.links import LARGEST_COMPARED, MOST_COMPARED, ComparisonView
-from natscope.app.views import frame
+from natscope.app.views import attribute, frame
 from natscope.app.views.compare_results import agreement_section, downloads
 from natscope.app.views.notice import complain, warn
-from natscope.app.views.query import picker
 from natscope.app.views.sigma2 import slider
 from natscope.app.views.stability import stability
 from natscope.core.analysis.comparison import Row, shared_images
@@ -24,22 +22,49 @@ from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, REFERENCE
 
-_VIEW, _KEY = "compare_view", "compare_"
+_VIEW, _KEY, _TAB = "compare_view", "compare_", "compare"
+SESSION = (_KEY,)  # what belongs to a bundle
+_CONTROLS = tuple(
+    _KEY + name for name in ("methods", "budget", "target", "exponent", "pool", "conditioning", "same", "own_")
+)
 _ITS_ANSWER = -1
 _FEWEST = 2
 
 
-def page() -> None:
-    """Draw the page."""
-    about = "Every method is asked about the same prediction; an image that several name has one colour and letter."
-    attributor, _ = frame.heading("Compare methods", about, forget=lambda: frame.forget(_KEY))
-    view = frame.view(_VIEW, attributor, ComparisonView(), complete=lambda view: _usual_sigma2s(view, attributor))
-    queries = _queries(view, attributor)
+def view(attributor: Served) -> ComparisonView:
+    """Return what the tab shows: at first what Attribution asks; its method's σ² is followed from there on."""
+    asked = st.session_state.get(attribute.VIEW)
+    default = ComparisonView() if asked is None else frame.compared(asked, attributor)
+    found = frame.view(
+        _VIEW,
+        attributor,
+        default,
+        tab=_TAB,
+        controls=_CONTROLS,
+        complete=lambda view: _usual_sigma2s(view, attributor),
+    )
+    elsewhere, seen = frame.shared_sigma2(attributor), f"{_KEY}seen"
+    if elsewhere is not None and elsewhere != st.session_state.get(seen) and found.own:
+        name, sigma2 = elsewhere
+        found = st.session_state[_VIEW] = replace(found, own=found.own | {name: sigma2})  # type: ignore[operator]
+        st.session_state.pop(f"{_KEY}own_{name}", None)
+    st.session_state[seen] = elsewhere
+    return found
+
+
+def show(attributor: Served, query: QueryImage) -> None:
+    """Draw the tab."""
+    st.title("Compare methods")
+    st.markdown(
+        "Every method is asked about the same prediction; an image that several name has one colour and letter."
+    )
+    view: ComparisonView = st.session_state[_VIEW]
+    queries = _queries(view, query, attributor)
     controls, figure = st.columns([1, 3.7], gap="large")
     with controls:
-        _query_controls(attributor, queries[0])
+        _pins()
         view = _settings(attributor)
-    frame.keep(_VIEW, view, attributor)
+    frame.keep(_VIEW, view, attributor, tab=_TAB)
     methods = view.methods or attributor.usable(fast=True)
     with figure:
         if len(methods) < _FEWEST:
@@ -56,7 +81,7 @@ def page() -> None:
         if rows:
             st.caption(
                 "An image that several methods chose has one colour and letter in all their rows. Click any image to "
-                "make it the query."
+                "explain it."
             )
             downloads(attributor, queries, rows, view)
     if rows:
@@ -71,53 +96,37 @@ def _usual_sigma2s(view: ComparisonView, attributor: Served) -> ComparisonView:
     return replace(view, sigma2=attributor.bundle.sigma2(REFERENCE), own=view.own or own)
 
 
-def _shown(view: ComparisonView) -> tuple[str, ...]:
-    """Return the images in view, each once: the current one may also be pinned."""
-    return (view.query, *(pin for pin in view.pins if pin != view.query))
-
-
-def _queries(view: ComparisonView, attributor: Served) -> list[QueryImage]:
-    """Open the current query and the pinned ones; report and leave out what cannot be opened."""
-    opened: list[tuple[str, QueryImage]] = []
-    for text in _shown(view):
-        try:
-            opened.append((text, links.open_query(text, attributor)))
-        except QueryError as error:
-            warn(error, icon=":material/image_not_supported:")
-    if not opened or opened[0][0] != view.query:
-        opened.insert(0, (ComparisonView().query, attributor.query("test", 0)))
+def _queries(view: ComparisonView, query: QueryImage, attributor: Served) -> list[QueryImage]:
+    """Open the pinned images beside the current one; report and leave out what cannot be opened."""
+    current = frame.shared_query()
+    opened: list[tuple[str, QueryImage]] = [(current, query)]
+    for text in view.pins:
+        if text != current:
+            try:
+                opened.append((text, links.open_query(text, attributor)))
+            except QueryError as error:
+                warn(error, icon=":material/image_not_supported:")
     texts = tuple(text for text, _ in opened)
     pins = tuple(pin for pin in view.pins if pin in texts)
-    st.session_state[_VIEW] = replace(view, query=texts[0], pins=pins)
+    st.session_state[_VIEW] = replace(view, query=current, pins=pins)
     return [query for _, query in opened]
 
 
 _change = partial(frame.change, _VIEW)
 
 
-def _take(query: str) -> None:
-    _change(query=query)
-
-
-def _query_controls(attributor: Served, query: QueryImage) -> None:
+def _pins() -> None:
+    """Draw what keeps images in view beside the current one."""
     view: ComparisonView = st.session_state[_VIEW]
-    split = "train" if query.origin == "train" else "test"
-    count, number = len(attributor.bundle.array(f"{split}_labels")), query.index if query.index is not None else -1
-    with st.container(horizontal=True, vertical_alignment="center"):
-        _button("‹", "Earlier image", lambda: _take(f"{split}:{(number - 1) % count}"), "earlier")
-        _button("›", "Later image", lambda: _take(f"{split}:{(number + 1) % count}"), "later")
-        _button("", "A random test image", lambda: _take(f"test:{_random(attributor)}"), "random", ":material/shuffle:")
-        full = len(view.pins) + 1 >= MOST_COMPARED
-        _button(
-            "Pin",
-            f"Keep this image in view and go on to others; {MOST_COMPARED} at most.",
-            lambda: _change(pins=(view.query, *view.pins)),
-            "pin",
-            ":material/keep:",
-            disabled=full or view.query in view.pins,
-        )
-    with st.popover("Choose an image", icon=":material/image_search:", width="stretch"):
-        picker(attributor, query, _take)
+    st.button(
+        "Pin this image",
+        help=f"Keep this image in view and go on to others; {MOST_COMPARED} at most.",
+        on_click=lambda: _change(pins=(view.query, *view.pins)),
+        key=f"{_KEY}pin",
+        icon=":material/keep:",
+        disabled=len(view.pins) + 1 >= MOST_COMPARED or view.query in view.pins,
+        width="stretch",
+    )
     if view.pins:
         gone = st.pills(
             "Pinned (click to remove)",
@@ -132,16 +141,6 @@ def _query_controls(attributor: Served, query: QueryImage) -> None:
         if gone:
             _change(pins=tuple(pin for pin in view.pins if pin != gone))
             st.rerun()
-
-
-def _random(attributor: Served) -> int:
-    return random.randrange(len(attributor.test_labels))
-
-
-def _button(
-    label: str, about: str, do: Callable[[], None], key: str, icon: str | None = None, *, disabled: bool = False
-) -> None:
-    st.button(label, help=about, on_click=do, key=f"{_KEY}{key}", icon=icon, disabled=disabled)
 
 
 def _settings(attributor: Served) -> ComparisonView:
@@ -166,10 +165,12 @@ def _settings(attributor: Served) -> ComparisonView:
         format_func=lambda c: "the model’s answer" if c == _ITS_ANSWER else classes[c],
         help="The class whose support is attributed, for every image in view.",
     )
-    about = labels.sigma2_help + " The information that each subset carries is counted at this σ² too."
+    about = labels.sigma2_help + " The information that each subset contributes is counted at this σ² too."
     sigma2 = slider(st.container(), f"{labels.sigma2} for scoring", attributor, f"{_KEY}exponent", help=about)
-    own = _own_sigma2(attributor, view, chosen, sigma2)
-    pool = st.segmented_control(
+    more = st.expander("More settings", icon=":material/tune:")
+    with more:
+        own = _own_sigma2(attributor, view, chosen, sigma2)
+    pool = more.segmented_control(
         labels.pool,
         list(labels.pools),
         key=f"{_KEY}pool",
@@ -178,7 +179,7 @@ def _settings(attributor: Served) -> ComparisonView:
         required=True,
         width="stretch",
     )
-    conditioning = st.segmented_control(
+    conditioning = more.segmented_control(
         labels.conditioning,
         list(labels.conditionings),
         key=f"{_KEY}conditioning",
@@ -256,5 +257,5 @@ def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], position:
         (name, classes[query.predicted] + right),
         strips,
         key=f"{_KEY}figure_{position}",
-        on_pick=lambda image: _take(f"train:{image}"),
+        on_pick=lambda image: frame.take(f"train:{image}"),
     )

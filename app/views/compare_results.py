@@ -133,7 +133,7 @@ def _finding(rows: Sequence[Sequence[Row]], titles: Sequence[str], view: Compari
         else f"**{titles[close[0]]}** and **{titles[close[1]]}** overlap by {matrix[close]:.2f}."
     )
     lost = words.nats(losses[most] or 0.0)
-    return f"{first} The images of **{titles[most]}** carry most: {lost} would be lost with them."
+    return f"{first} The images of **{titles[most]}** matter most: removing them loses {lost}."
 
 
 def _mean(column: Sequence[Row], name: str) -> float | None:

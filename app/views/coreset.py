@@ -172,7 +172,7 @@ def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
     if picked is not None:
         title = f"Training image {picked}: {classes[labels[picked]]}"
         asked = AttributeView(f"train:{picked}", method, attributor.bundle.sigma2(method))
-        link = ("Explain this image", frame.address("./", asked, attributor))  # the address of the first page
+        link = ("Explain this image", frame.tab_address("attribution", asked, attributor))
         show_large(np.asarray(images[picked]), title, link=link)
 
 

@@ -1,4 +1,4 @@
-"""Counterfactual: remove what a prediction leans on, retrain, and ask again."""
+"""The tab Remove & retrain: remove what a prediction relies on, retrain, and ask again."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,10 +12,8 @@ from natscope.app.components.bars import Bar, bars
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.links import FEWEST_REMOVED, MOST_REMOVED, CounterfactualView
 from natscope.app.views import frame
-from natscope.app.views.enlarge import enlarge
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain
-from natscope.app.views.query import picker, prediction
 from natscope.app.views.results import pointer
 from natscope.app.views.sigma2 import slider
 from natscope.core.bundle.request import QueryImage, Request
@@ -26,35 +24,29 @@ from natscope.precompute.training.removal import Answer, as_many_others, identit
 from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import patience, too_slow
 
-_VIEW, _KEY = "counterfactual_view", "counterfactual_"
+_VIEW, _KEY, _TAB = "counterfactual_view", "counterfactual_", "remove"
+SESSION = (_KEY,)  # what belongs to a bundle
+_CONTROLS = tuple(_KEY + name for name in ("method", "budget", "exponent"))
 _SHOWN = 40  # removed images that are drawn
 _LISTED = 12  # earlier runs
 _UPLOADED = "an uploaded image"
 
 
-def page() -> None:
-    """Draw the page."""
-    attributor, _ = frame.heading(
-        "What if we remove them?",
-        "Remove the training images that a prediction leans on, retrain the network from the same start, and ask it "
-        "again. A method is useful if that changes more than removing as many others.",
-        forget=lambda: frame.forget(_KEY),
+def view(attributor: Served) -> CounterfactualView:
+    """Return what the tab shows."""
+    return frame.view(_VIEW, attributor, CounterfactualView(), tab=_TAB, controls=_CONTROLS)
+
+
+def show(attributor: Served, query: QueryImage) -> None:
+    """Draw the tab."""
+    st.title("What if we remove them?")
+    st.markdown(
+        "Remove the training images that the prediction relies on, retrain the network from the same start, and ask it "
+        "again. A method is useful if that changes more than removing as many others."
     )
-    frame.view(_VIEW, attributor, CounterfactualView())
-    query = frame.query(_VIEW, attributor)
-    left, right = st.columns([1, 2.6], gap="large")
-    with left:
-        prediction(query, attributor)
-        enlarge(query.image, "The query", key=f"{_KEY}enlarge")
-        picker(attributor, query, _take)
-    with right:
-        _removal(attributor, query)
+    _removal(attributor, query)
     st.divider()
     pointer("brittleness")
-
-
-def _take(query: str) -> None:
-    frame.change(_VIEW, query=query)
 
 
 def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
@@ -115,7 +107,7 @@ def _removal(attributor: Served, query: QueryImage) -> None:
         )
         return
     view = _controls(attributor, query)
-    frame.keep(_VIEW, view, attributor)
+    frame.keep(_VIEW, view, attributor, tab=_TAB)
     sigma2 = attributor.bundle.sigma2(view.method) if view.sigma2 is None else view.sigma2
     request = Request(view.method, sigma2=sigma2, budget=view.budget)
     try:
@@ -167,7 +159,7 @@ def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
         Card(
             src=data_uri(np.asarray(images[i])),
             alt=f"training image {i}, {classes[attributor.train_labels[i]]}",
-            title=f"rank {rank}: training image {i}; click to make it the query",
+            title=f"rank {rank}: training image {i}; click to explain it",
         )
         for rank, i in enumerate(found[:_SHOWN], 1)
     ]
@@ -176,7 +168,7 @@ def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
         key=f"{_KEY}sheet",
         label="The images that are removed",
         size=44,
-        on_pick=lambda position: _take(f"train:{found[position]}"),
+        on_pick=lambda position: frame.take(f"train:{found[position]}"),
     )
     if len(found) > _SHOWN:
         st.caption(f"The first {_SHOWN}, and {len(found) - _SHOWN} more.")

@@ -1,4 +1,4 @@
-"""Information curves: how much of the information each ranking recovers, and how far the numbers can be trusted."""
+"""The tab Curves: how much of the information each ranking recovers, and how far the numbers can be trusted."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,34 +23,41 @@ from natscope.app.views.job import run_job
 from natscope.app.views.notice import warn
 from natscope.app.views.results import pointer
 from natscope.core.analysis.curves import Curve, Line
+from natscope.core.bundle.request import QueryImage
 from natscope.core.methods import GAINS, METHODS, REFERENCE
 from natscope.core.parameters import ROLES, WEIGHTS, imbalance
 from natscope.core.sketch_error import SketchError
 
-_VIEW, _KEY = "curves_view", "curves_"
+_VIEW, _KEY, _TAB = "curves_view", "curves_", "curves"
+SESSION = (_KEY,)  # what belongs to a bundle
+_CONTROLS = tuple(_KEY + name for name in ("mean", "count", "method", "sigma2s", "fixed", "others", "largest"))
 _FIXED = 9  # of the values of σ²: a thousand times the scale
 _SAMPLED = 300  # images whose Gram is compared with the exact one
 
 
-def page() -> None:
-    """Draw the page."""
-    attributor, _ = frame.heading(
-        "How much of the information is found",
-        f"{METHODS[REFERENCE].title} searches for the images whose loss would cost most. Each curve says how much of "
-        "that the first M images of another ranking carry: 100 % means as good.",
-        forget=lambda: frame.forget(_KEY),
-    )
+def view(attributor: Served) -> CurvesView:
+    """Return what the tab shows."""
     grid = attributor.bundle.sigma2s()
-    view = frame.view(
-        _VIEW,
-        attributor,
-        CurvesView(),
-        complete=lambda view: replace(view, sigma2s=view.sigma2s or grid[6:], fixed=view.fixed or grid[_FIXED]),
+
+    def complete(view: CurvesView) -> CurvesView:
+        many = view.many or not view.query
+        return replace(view, many=many, sigma2s=view.sigma2s or grid[6:], fixed=view.fixed or grid[_FIXED])
+
+    return frame.view(_VIEW, attributor, CurvesView(), tab=_TAB, controls=_CONTROLS, complete=complete)
+
+
+def show(attributor: Served, query: QueryImage) -> None:
+    """Draw the tab."""
+    st.title("How much of the information is found")
+    st.markdown(
+        f"{METHODS[REFERENCE].title} searches for the images whose loss would cost most. Each curve says how much of "
+        "that the first M images of another ranking carry: 100 % = as good."
     )
+    view: CurvesView = replace(st.session_state[_VIEW], query=frame.shared_query() if query.origin == "test" else "")
     controls, charts = st.columns([1, 2.9], gap="large")
     with controls:
         view = _settings(attributor, view)
-    frame.keep(_VIEW, view, attributor)
+    frame.keep(_VIEW, view, attributor, tab=_TAB)
     with charts:
         _live(attributor, view)
     st.divider()
@@ -64,9 +71,8 @@ def page() -> None:
 
 def _settings(attributor: Served, view: CurvesView) -> CurvesView:
     values = {
-        "mean": not view.query,
+        "mean": view.many,
         "count": view.count,
-        "number": int(view.query.partition(":")[2] or 0),
         "method": view.method,
         "sigma2s": list(view.sigma2s),
         "fixed": view.fixed,
@@ -75,16 +81,18 @@ def _settings(attributor: Served, view: CurvesView) -> CurvesView:
     }
     for key, value in values.items():
         st.session_state.setdefault(_KEY + key, value)
-    mean = st.toggle("Mean over many images", key=f"{_KEY}mean", help="Off: the curves of one test image.")
+    about = "Off: the curves of the image above, if it is a test image."
+    mean = (
+        st.toggle("Mean over many test images", key=f"{_KEY}mean", help=about, disabled=not view.query)
+        or not view.query
+    )
     if mean:
         about = (
             "Test images that the model gets right, drawn at random, always the same ones. Bands: one standard error."
         )
-        count, query = st.slider("Test images", 1, MOST_CURVES, key=f"{_KEY}count", help=about), ""
+        count = st.slider("Test images", 1, MOST_CURVES, key=f"{_KEY}count", help=about)
     else:
-        last = len(attributor.test_labels) - 1
-        number = st.number_input("Test image", 0, last, step=1, key=f"{_KEY}number")
-        count, query = view.count, f"test:{number}"
+        count = view.count
     largest = st.slider("Largest M", 10, LARGEST_CURVE, step=10, key=f"{_KEY}largest")
     method, grid = GAINS[0], attributor.bundle.sigma2s()
     if len(GAINS) > 1:
@@ -101,7 +109,7 @@ def _settings(attributor: Served, view: CurvesView) -> CurvesView:
         format_func=_title,
         help="Any other method’s ranking, scored the same way.",
     )
-    return CurvesView(query, count, method, tuple(sorted(sigma2s)), fixed, tuple(others), largest)
+    return CurvesView(view.query, count, method, tuple(sorted(sigma2s)), fixed, tuple(others), largest, mean)
 
 
 def _title(name: str) -> str:
@@ -114,13 +122,13 @@ def _compared(method: str) -> tuple[str, ...]:
 
 def _live(attributor: Served, view: CurvesView) -> None:
     if not view.sigma2s:
-        st.info("Choose at least one σ² for the upper panel.", icon=":material/show_chart:")
+        st.info("Choose at least one σ² for the top chart.", icon=":material/show_chart:")
         return
     upper = [Line(view.method, sigma2) for sigma2 in view.sigma2s]
     lower = [Line(name, view.fixed) for name in (*_compared(view.method), *view.others)]
     lines = tuple(dict.fromkeys([*upper, *lower]))
 
-    index = int(view.query.partition(":")[2]) if view.query else None
+    index = None if view.many else int(view.query.partition(":")[2])
     arguments = (index, view.count, lines, view.largest)
     found: dict[Line, Curve] | None = run_job(
         ("curves", attributor.place, *arguments),
@@ -130,7 +138,7 @@ def _live(attributor: Served, view: CurvesView) -> None:
         label="Compute the curves",
     )
     if found is None:
-        steps = (1 if view.query else view.count) * len(lines)
+        steps = (view.count if view.many else 1) * len(lines)
         st.caption(f"{steps} rankings, about {max(1, round(0.2 * steps))} s on two cores for fast methods.")
         return
     by_sigma2, by_method = [found[line] for line in upper], [found[line] for line in lower]
@@ -181,7 +189,11 @@ def _downloads(attributor: Served, view: CurvesView, curves: Sequence[Curve], pa
         )
 
     def everything() -> str:
-        settings = {"query": view.query or None, "queries": view.count, "bundle": attributor.bundle.manifest.name}
+        settings = {
+            "query": None if view.many else view.query,
+            "queries": view.count,
+            "bundle": attributor.bundle.manifest.name,
+        }
         data = settings | {"identity": attributor.bundle.identity, "curves": [curve.to_dict() for curve in curves]}
         return json.dumps(data, indent=2, allow_nan=False)
 

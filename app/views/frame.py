@@ -1,6 +1,9 @@
-"""What every page about a bundle has around it: a heading, the choice of the bundle, and a view kept in its address."""
+"""What every page about a bundle has around it: a heading, the choice of the bundle, and a view kept in its address.
 
-from collections.abc import Callable, Mapping
+The tabs of Explain have a view each. What they share, such as the image, is kept beside them, as in an address.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,17 +11,22 @@ from urllib.parse import urlencode
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from natscope.app import bundles, links
 from natscope.app.bundles import Served
-from natscope.app.links import AttributeView, ComparisonView
+from natscope.app.links import AttributeView, ComparisonView, Limits
 from natscope.app.views.notice import warn
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import QueryError
-from natscope.core.methods import METHODS
+from natscope.core.methods import METHODS, REFERENCE
 
 AnyView = TypeVar("AnyView")
 _TITLES, _CHOSEN = "titles of bundles", "chosen"  # keys in the session's state, the latter followed by a box's
+_SHARED = "shared"  # key of what tabs share: parameters of addresses
+_QUERY, _TARGET = "q", "target"
+_FIRST = "test:0"
+TAB = "tab"  # parameter of an address, and key of the choice
 _SHOWN = 60  # letters of a name from the address
 
 
@@ -57,6 +65,8 @@ def choose_bundle(
         label: the control's label; hidden beside a page's title, where its position and its entries say what it is.
     """
     names, remembered = list(paths), f"{_CHOSEN} {key}"  # other pages draw another box, and forget what is in it
+    if went_back():
+        st.session_state.pop(key, None)
     before, elsewhere = (st.session_state.get(name) for name in (remembered, f"{_CHOSEN} bundle"))
     wanted = st.session_state.get(key, st.query_params.get("bundle", before))
     if wanted not in names:
@@ -101,9 +111,20 @@ def titles(paths: Mapping[str, Path]) -> dict[str, str]:
 
 def forget(*prefixes: str) -> None:
     """Forget what the session keeps under keys with one of these prefixes, and the address."""
+    _forget_keys(*prefixes)
+    st.session_state.pop(_SHARED, None)
+    st.query_params.clear()
+
+
+def _forget_keys(*prefixes: str) -> None:
     for key in [key for key in st.session_state if str(key).startswith(prefixes)]:
         del st.session_state[key]
-    st.query_params.clear()
+
+
+def went_back() -> bool:
+    """Return whether this run follows from the browser's Back or Forward, so that the address says what to show."""
+    context = get_script_run_ctx()
+    return context is not None and context.is_history_navigation
 
 
 def view(
@@ -112,32 +133,94 @@ def view(
     default: AnyView,
     *,
     squares: int = 0,
+    tab: str = "",
+    controls: Sequence[str] = (),
     complete: Callable[[AnyView], AnyView] = lambda view: view,
 ) -> AnyView:
-    """Return the session's view of a bundle; a new session takes it from the address.
+    """Return the session's view of a bundle; a new session takes it from the address, as the browser's Back does.
 
     Args:
         key: under which the session keeps it.
         attributor: the bundle.
         default: the view for what the address does not say.
         squares: side × side of a backdoor's patch.
+        tab: the tab of Explain whose view it is: it has what all tabs share, and the address of another says no more.
+        controls: prefixes of the keys of its controls, which take the view's values when it comes from the address.
         complete: fills in what the address left open.
     """
-    of = f"{key}_of"
-    if key not in st.session_state or st.session_state.get(of) != attributor.place:
-        limits = links.Limits.of(attributor, squares=squares)
-        found, complaints = links.read(default, st.query_params, limits)
+    of, limits = f"{key}_of", links.Limits.of(attributor, squares=squares)
+    if went_back() or st.session_state.get(of) != attributor.place:
+        st.session_state.pop(key, None)
+        _forget_keys(*controls)
+    if key not in st.session_state:
+        own = not tab or st.query_params.get(TAB, tab) == tab
+        found, complaints = links.read(default, st.query_params if own else {}, limits)
         st.session_state[key], st.session_state[of] = complete(found), attributor.place
         warn(*complaints, icon=":material/link_off:")
+        if tab and own:
+            _share(st.session_state[key], type(st.session_state[key]).shared)
+    if tab and (others := _said_elsewhere(st.session_state[key])):
+        st.session_state[key] = _with(st.session_state[key], others, limits)
+        _forget_keys(*controls)
     return st.session_state[key]
 
 
-def keep(key: str, view: Any, attributor: Served) -> None:
-    """Keep a view in the session and in the address."""
+def keep(key: str, view: Any, attributor: Served, *, tab: str = "") -> None:
+    """Keep a view in the session and in the address, and what it shares with other tabs beside it."""
     st.session_state[key] = view
     link = links.parameters(view) | _bundle(attributor)
+    if tab:
+        _share(view, [name for name in type(view).shared if name != _QUERY])  # which `take` alone changes
+        link |= {_QUERY: shared_query(), TAB: tab}
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
+
+
+def shared_query() -> str:
+    """Return the image that all tabs of Explain are about, as in an address."""
+    return str(st.session_state.get(_SHARED, {}).get(_QUERY, _FIRST))
+
+
+def shared_sigma2(attributor: Served) -> tuple[str, float] | None:
+    """Return the method that the tabs ask and its sigma2, the usual one where none was chosen; None if it uses none.
+
+    None also in a session in which no method was asked for by itself.
+    """
+    shared = st.session_state.get(_SHARED, {})
+    name = shared.get("method", REFERENCE)
+    if not shared.keys() & {"method", "sigma2"} or not METHODS[name].uses_sigma2:
+        return None
+    return name, float(shared["sigma2"]) if "sigma2" in shared else attributor.bundle.sigma2(name)
+
+
+def take(query: str) -> None:
+    """Make an image the one that all tabs of Explain are about; settings are kept, except the target class."""
+    shared = st.session_state.setdefault(_SHARED, {})
+    shared[_QUERY] = query
+    shared.pop(_TARGET, None)
+
+
+def _share(view: Any, names: Sequence[str]) -> None:
+    """Keep for other tabs some of what a view says."""
+    shared, said = st.session_state.setdefault(_SHARED, {}), links.parameters(view)
+    for name in names:
+        shared.pop(name, None)
+        if name in said:
+            shared[name] = said[name]
+
+
+def _said_elsewhere(view: Any) -> dict[str, str]:
+    """Return what was chosen on other tabs, or by `take`, in parameters that a view shares; "" for no target class."""
+    shared, said = st.session_state.get(_SHARED, {}), links.parameters(view)
+    names = [name for name in type(view).shared if name in shared or name == _TARGET]
+    return {name: shared.get(name, "") for name in names if shared.get(name, "") != said.get(name, "")}
+
+
+def _with(view: AnyView, others: Mapping[str, str], limits: Limits) -> AnyView:
+    """Return a view with other parameters, as far as it can show them."""
+    if others.get(_TARGET) == "":
+        view = replace(view, target=None)  # type: ignore[type-var]
+    return links.read(view, {name: text for name, text in others.items() if text}, limits)[0]
 
 
 def change(key: str, **fields: Any) -> None:
@@ -165,8 +248,18 @@ def address(page: str, view: Any, attributor: Served) -> str:
     return f"{page}?" + urlencode(links.parameters(view) | _bundle(attributor))
 
 
+def tab_address(tab: str, view: Any, attributor: Served) -> str:
+    """Return the address, relative to the app, of a tab of Explain."""
+    return f"{address('explain', view, attributor)}&{TAB}={tab}"
+
+
 def comparison(view: AttributeView, attributor: Served, *, purpose: str = "prediction") -> str:
-    """Return the address that asks every method the same as one method: each at its usual sigma2, that one at its own.
+    """Return the address that asks every method the same as one method: see `compared`."""
+    return tab_address("compare", compared(view, attributor, purpose=purpose), attributor)
+
+
+def compared(view: AttributeView, attributor: Served, *, purpose: str = "prediction") -> ComparisonView:
+    """Return the view that asks every method the same as one method: each at its usual sigma2, that one at its own.
 
     Args:
         view: the query, the method and its settings.
@@ -177,8 +270,7 @@ def comparison(view: AttributeView, attributor: Served, *, purpose: str = "predi
     own |= {view.method: view.sigma2} if METHODS[view.method].uses_sigma2 else {}
     budget = min(view.budget, links.LARGEST_COMPARED)
     asked = {"pool": view.pool, "conditioning": view.conditioning, "target": view.target}
-    shown = ComparisonView(view.query, sigma2=view.sigma2, own=own, budget=budget, **asked)  # type: ignore[arg-type]
-    return address("compare", shown, attributor)
+    return ComparisonView(view.query, sigma2=view.sigma2, own=own, budget=budget, **asked)  # type: ignore[arg-type]
 
 
 def usual_sigma2s(attributor: Served, *, purpose: str = "prediction") -> dict[str, float]:
@@ -191,12 +283,11 @@ def _bundle(attributor: Served) -> dict[str, str]:
     return {"bundle": attributor.bundle.path.name}
 
 
-def query(key: str, attributor: Served) -> QueryImage:
-    """Open the query of the session's view; if it cannot be opened, say why and take the first test image instead."""
-    shown = st.session_state[key]
+def query(attributor: Served) -> QueryImage:
+    """Open the image that all tabs are about; if it cannot be opened, say why and take the first test image instead."""
     try:
-        return links.open_query(shown.query, attributor)
+        return links.open_query(shared_query(), attributor)
     except QueryError as error:
         warn(error, icon=":material/image_not_supported:")
-        change(key, query=type(shown)().query)
+        take(_FIRST)
         return attributor.query("test", 0)

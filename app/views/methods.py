@@ -6,8 +6,8 @@ from natscope.app import words
 from natscope.core.methods import METHODS
 
 
-def page() -> None:
-    """Draw the page from the registry of methods."""
+def draw() -> None:
+    """Draw the tab from the registry of methods."""
     st.title("Methods")
     st.markdown("Each method answers *which training images does this prediction depend on?* in its own way.")
     st.subheader("Which one?")

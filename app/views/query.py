@@ -1,7 +1,8 @@
-"""The query's side of the Attribute page: what the model says of the image, and how to choose another one."""
+"""The image in hand: what the model says of it, and how to choose another one."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import streamlit as st
@@ -11,10 +12,13 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 from natscope.app import escape, lanes
 from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.keys import keys
+from natscope.app.components.matrix import matrix
 from natscope.app.links import pack_image
 from natscope.app.uploads import Upload, form_of, usual_background
-from natscope.app.views.enlarge import SHARP
+from natscope.app.views.enlarge import SHARP, enlarge
 from natscope.app.views.notice import complain
+from natscope.app.views.tags import tag
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import QueryError
 
@@ -22,33 +26,88 @@ _THUMBNAILS = 30
 _UNSURE = 0.6  # a prediction below this probability counts as unsure
 _SOURCES = {"test": "Test images", "train": "Training images", "image": "Upload"}
 _OUTCOMES = ("All", "Right", "Wrong", "Unsure")
-_INVERT = {"by its border": None, "as it is": False, "swap light and dark": True}
+_ORDERS = ("By number", "Least sure first", "Surest first")
+_NUMBER = "Go to image number"
+_LARGEST_MATRIX = 20  # classes of which a confusion matrix can be read
+_INVERT = {"Automatic": None, "Keep": False, "Invert": True}
 _GROUNDS = {
-    "dark": "The training images show light objects on black. By its border: a light border means that the image is "
+    "dark": "The training images show light objects on black. Automatic: a light border means that the image is "
     "inverted.",
-    "light": "The training images show their objects on a light ground. By its border: a dark border means that the "
+    "light": "The training images show their objects on a light ground. Automatic: a dark border means that the "
     "image is inverted.",
-    "mixed": "The training images have light and dark grounds alike, so by its border nothing is inverted.",
+    "mixed": "The training images have light and dark grounds alike, so automatically nothing is inverted.",
 }
 Take = Callable[[str], None]
 
 
-def prediction(query: QueryImage, attributor: Served) -> None:
-    """Draw the image as the model sees it, with the model's probabilities."""
+def image_bar(
+    attributor: Served, query: QueryImage, take: Take, actions: Mapping[str, Callable[[], None]] = MappingProxyType({})
+) -> None:
+    """Draw the image with its prediction, and the ways to another one.
+
+    Args:
+        attributor: the opened bundle.
+        query: the image.
+        take: called with "test:I", "train:I" or "image:DATA".
+        actions: what more keys do, beside those that go to another image.
+    """
+    _prediction(query, attributor)
+    split = "train" if query.origin == "train" else "test"
+    count = len(attributor.train_labels if split == "train" else attributor.test_labels)
+
+    def step(by: int) -> None:
+        take(f"{split}:{((query.index or 0) + by) % count}")
+
+    alone = query.index is None
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+        _button("Previous image", ":material/chevron_left:", lambda: step(-1), disabled=alone)
+        _button("Next image", ":material/chevron_right:", lambda: step(1), disabled=alone)
+        _button("Shuffle", ":material/shuffle:", lambda: take(f"{split}:{random.randrange(count)}"))
+        st.number_input(
+            _NUMBER,
+            min_value=0,
+            max_value=count - 1,
+            value=None,
+            step=1,
+            placeholder="Number",
+            key="image_number",
+            on_change=lambda: _by_number("image_number", split, take),
+            label_visibility="collapsed",
+            width=150,
+        )
+        enlarge(query.image, title_of(query), key="enlarge_query")
+        if not alone:
+            tag(attributor, f"{query.origin}:{query.index}", key="tag_query")
+    steps = {} if alone else {"ArrowLeft": lambda: step(-1), "ArrowRight": lambda: step(1)}
+    keys(steps | dict(actions), key="image_keys", find=_NUMBER)
+
+
+def title_of(query: QueryImage) -> str:
+    """Return a name of the image for people."""
+    split = "Test" if query.origin == "test" else "Training"
+    return "Your image" if query.index is None else f"{split} image {query.index}"
+
+
+def _button(label: str, icon: str, do: Callable[[], None], *, disabled: bool = False) -> None:
+    key = label.lower().replace(" ", "_")
+    st.button(label, icon=icon, key=key, on_click=do, disabled=disabled, type="tertiary")
+
+
+def _prediction(query: QueryImage, attributor: Served) -> None:
     classes = attributor.bundle.classes
-    top = np.argsort(-query.probabilities)[:4]
+    top = np.argsort(-query.probabilities)[:3]
     bars = "".join(_bar(classes[c], float(query.probabilities[c]), strong=c == query.predicted) for c in top)
     if query.label is None:
         verdict = "Your image, as the model sees it"
     else:
         right = query.label == query.predicted
-        mark = "✓ right" if right else f"✗ wrong, it is labelled {escape.html(classes[query.label])}"
-        name = "Test" if query.origin == "test" else "Training"
-        verdict = f"{name} image {query.index} · {mark}"
+        mark = "✓ right" if right else f"✗ labelled {escape.html(classes[query.label])}"
+        verdict = f"{title_of(query)} · {mark}"
     st.html(
-        f'<div class="ns-query"><img src="{data_uri(query.image)}" alt="the query image">'
-        f'<div><div class="ns-answer">{escape.html(classes[query.predicted])}</div>{bars}</div></div>'
-        f'<div class="ns-verdict">{verdict}</div><style>{SHARP}{_STYLE}</style>'
+        f'<div class="ns-query"><img src="{data_uri(query.image)}" alt="{title_of(query)}">'
+        f'<div class="ns-said"><div class="ns-answer">Predicted {escape.html(classes[query.predicted])}</div>'
+        f'<div class="ns-verdict">{verdict}</div></div><div class="ns-bars">{bars}</div></div>'
+        f"<style>{SHARP}{_STYLE}</style>"
     )
     if query.ood > 1:
         st.warning(
@@ -58,105 +117,159 @@ def prediction(query: QueryImage, attributor: Served) -> None:
         )
 
 
-def picker(attributor: Served, query: QueryImage, take: Take) -> None:
-    """Draw the ways to choose another query; `take` is called with "test:I", "train:I" or "image:DATA"."""
+def finder(attributor: Served, query: QueryImage, take: Take) -> None:
+    """Draw the ways to find another image; `take` is called with "test:I", "train:I" or "image:DATA"."""
+    with st.expander("Find another image", icon=":material/image_search:"):
+        _choices(attributor, query, take)
+
+
+def _choices(attributor: Served, query: QueryImage, take: Take) -> None:
     origin = "image" if query.origin == "upload" else query.origin
     st.session_state.setdefault("source", origin)
     source = st.segmented_control(
-        "Choose another image",
-        list(_SOURCES),
-        format_func=_SOURCES.__getitem__,
-        key="source",
-        required=True,
-        width="stretch",
+        "Where from", list(_SOURCES), format_func=_SOURCES.__getitem__, key="source", required=True
     )
     if source == "image":
         _upload(attributor, take)
-    else:
-        gallery(attributor, source or "test", take)
+        return
+    split, shown = source or "test", None if query.index is None else f"{query.origin}:{query.index}"
+    if len(attributor.bundle.classes) > _LARGEST_MATRIX:
+        gallery(attributor, split, take, shown=shown)
+        return
+    table, images = st.columns([1, 1.7], gap="large")
+    with table:
+        _confusion(attributor, split)
+    with images:
+        gallery(attributor, split, take, shown=shown)
 
 
-def gallery(attributor: Served, split: str, take: Take) -> None:
-    """Draw the "test" or "train" images with filters; `take` is called with "test:I" or "train:I"."""
+def _confusion(attributor: Served, split: str) -> None:
+    """Draw how often each class is taken for each; a cell filters the gallery, and lifts the filter again."""
+    classes, logits = attributor.bundle.classes, attributor.bundle.array(f"{split}_logits")
+    labels = attributor.test_labels if split == "test" else attributor.train_labels
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(counts, (labels, np.asarray(logits).argmax(axis=1)), 1)
+    chosen = st.session_state.get(f"{split}_class"), st.session_state.get(f"{split}_predicted")
+
+    def pick(true: int, predicted: int) -> None:
+        values = (None, None) if (true, predicted) == chosen else (true, predicted)
+        st.session_state[f"{split}_class"], st.session_state[f"{split}_predicted"] = values
+        st.session_state[f"{split}_outcome"], st.session_state[f"{split}_page"] = _OUTCOMES[0], 0
+
+    matrix(
+        counts,
+        classes,
+        key=f"{split}_matrix",
+        label="Labelled (rows), predicted (columns)",
+        selected=None if None in chosen else chosen,  # type: ignore[arg-type]
+        on_pick=pick,
+    )
+
+
+def gallery(attributor: Served, split: str, take: Take, *, shown: str | None = None) -> None:
+    """Draw the "test" or "train" images with filters.
+
+    Args:
+        attributor: the opened bundle.
+        split: "test" or "train".
+        take: called with "test:I" or "train:I".
+        shown: the image that is marked, likewise.
+    """
     bundle, classes = attributor.bundle, attributor.bundle.classes
     labels = attributor.test_labels if split == "test" else attributor.train_labels
-    filters = st.container(horizontal=True)
-    wanted = filters.selectbox(
-        "Label",
-        [None, *range(len(classes))],
-        format_func=lambda c: "Any" if c is None else classes[c],
-        key=f"{split}_class",
-    )
+    logits = np.asarray(bundle.array(f"{split}_logits"))
+    filters, anything = st.container(horizontal=True), [None, *range(len(classes))]
+
+    def title(label: int | None) -> str:
+        return "Any" if label is None else classes[label]
+
+    wanted = filters.selectbox("Label", anything, format_func=title, key=f"{split}_class", width=150)
+    said = filters.selectbox("Predicted", anything, format_func=title, key=f"{split}_predicted", width=150)
     outcome = filters.selectbox(
-        "The model is",
+        "Prediction",
         _OUTCOMES,
         key=f"{split}_outcome",
-        help=f"Unsure: its answer has a probability below {_UNSURE:.0%}.",
+        help=f"Unsure: the predicted class has a probability below {_UNSURE:.0%}.",
+        width=120,
     )
-    numbers = _filtered(bundle.array(f"{split}_logits"), labels, wanted, outcome)
+    order = filters.selectbox("Order", _ORDERS, key=f"{split}_order", width=170)
+    numbers = _sorted(_filtered(logits, labels, wanted, said, outcome), logits, order)
     pages = max(1, -(-len(numbers) // _THUMBNAILS))
     page = min(st.session_state.get(f"{split}_page", 0), pages - 1)
-    shown = numbers[page * _THUMBNAILS : (page + 1) * _THUMBNAILS]
+    drawn = numbers[page * _THUMBNAILS : (page + 1) * _THUMBNAILS]
     if not len(numbers):
         st.info("No image fits these filters; widen one of them.", icon=":material/filter_alt_off:")
     images = bundle.array(f"{split}_images")
     cards = [
         Card(
             src=data_uri(np.asarray(images[i])),
-            alt=f"{split} image {i}, {classes[labels[i]]}",
-            title=f"{classes[labels[i]]}, image {i}",
+            alt=f"{split} image {i}, {classes[labels[i]]}, predicted {classes[logits[i].argmax()]}",
+            title=f"Image {i}, labelled {classes[labels[i]]}, predicted {classes[logits[i].argmax()]}",
+            caption=classes[logits[i].argmax()],
+            tone="for" if logits[i].argmax() == labels[i] else "against",
         )
-        for i in shown
+        for i in drawn
     ]
+    places = [place for place, i in enumerate(drawn) if f"{split}:{i}" == shown]
     if cards:
         grid(
             cards,
             key=f"{split}_gallery",
             label="Images to choose from",
-            size=44,
-            on_pick=lambda position: take(f"{split}:{shown[position]}"),
+            size=56,
+            selected=places[0] if places else None,
+            on_pick=lambda position: take(f"{split}:{drawn[position]}"),
         )
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-        _turner("‹", split, page - 1, disabled=page == 0, help_text="Earlier images")
+        _turner("Back", split, page - 1, disabled=page == 0, icon=":material/chevron_left:")
         st.html(f'<div class="ns-where">{len(numbers):,} images<br>page {page + 1} of {pages:,}</div>', width="content")
-        _turner("›", split, page + 1, disabled=page + 1 >= pages, help_text="Later images")
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+        _turner("More", split, page + 1, disabled=page + 1 >= pages, icon=":material/chevron_right:")
         st.button(
-            "Random",
+            "Any of these",
             icon=":material/shuffle:",
             key=f"{split}_random",
             disabled=not len(numbers),
             on_click=lambda: take(f"{split}:{random.choice(numbers)}"),
-            width=130,
+            type="tertiary",
         )
-        st.number_input(
-            "Image number",
-            min_value=0,
-            max_value=len(labels) - 1,
-            value=None,
-            step=1,
-            placeholder=f"0 – {len(labels) - 1:,}",
-            key=f"{split}_number",
-            on_change=lambda: _by_number(split, take),
-            width="stretch",
-        )
+    st.number_input(
+        "Image number",
+        min_value=0,
+        max_value=len(labels) - 1,
+        value=None,
+        step=1,
+        placeholder=f"0 – {len(labels) - 1:,}",
+        key=f"{split}_number",
+        on_change=lambda: _by_number(f"{split}_number", split, take),
+        width=170,
+    )
 
 
-def _turner(text: str, split: str, page: int, *, disabled: bool, help_text: str) -> None:
+def _turner(text: str, split: str, page: int, *, disabled: bool, icon: str) -> None:
     st.button(
         text,
         key=f"{split}_turn_{text}",
         disabled=disabled,
         on_click=_turn,
         args=(split, page),
-        width=56,
-        help=help_text,
+        icon=icon,
+        type="tertiary",
     )
 
 
-def _filtered(logits: np.ndarray, labels: np.ndarray, wanted: int | None, outcome: str) -> np.ndarray:
+def _sorted(numbers: np.ndarray, logits: np.ndarray, order: str) -> np.ndarray:
+    """Return the numbers of images (n,) in an order of `_ORDERS`."""
+    if order == _ORDERS[0]:
+        return numbers
+    sure = softmax(logits[numbers].astype(np.float64), axis=1).max(axis=1)
+    return numbers[np.argsort(sure if order == _ORDERS[1] else -sure, kind="stable")]
+
+
+def _filtered(logits: np.ndarray, labels: np.ndarray, wanted: int | None, said: int | None, outcome: str) -> np.ndarray:
     """Return the numbers of the images that fit the filters, (n,) int64."""
     keep = np.ones(len(labels), dtype=bool) if wanted is None else labels == wanted
+    if said is not None:
+        keep &= logits.argmax(1) == said
     if outcome == "Right":
         keep &= logits.argmax(1) == labels
     elif outcome == "Wrong":
@@ -170,8 +283,8 @@ def _turn(split: str, page: int) -> None:
     st.session_state[f"{split}_page"] = page
 
 
-def _by_number(split: str, take: Take) -> None:
-    number = st.session_state.get(f"{split}_number")
+def _by_number(key: str, split: str, take: Take) -> None:
+    number = st.session_state.get(key)
     if number is not None:
         take(f"{split}:{number}")
 
@@ -209,7 +322,7 @@ def _read(images: np.ndarray, take: Take) -> None:
     if not isinstance(file, UploadedFile):  # none is chosen, or the server no longer has it
         return
     try:
-        invert = _INVERT[st.session_state.get("invert", "by its border")] if images.ndim == 3 else None
+        invert = _INVERT[st.session_state.get("invert", "Automatic")] if images.ndim == 3 else None
         upload = lanes.read_upload(file.getvalue(), file.name, form_of(images) | {"invert": invert})
     except QueryError as error:
         st.session_state["upload_error"] = str(error)
@@ -228,10 +341,11 @@ def _bar(name: str, share: float, *, strong: bool) -> str:
 
 
 _STYLE = """
-.ns-query { display: flex; gap: 1rem; align-items: center; }
-.ns-query img { width: 7.5rem; height: 7.5rem; image-rendering: pixelated; border-radius: 8px; flex: none; }
-.ns-query > div { flex: 1; min-width: 0; overflow-wrap: anywhere; }
-.ns-answer { font-size: 1.35rem; font-weight: 650; margin-bottom: .35rem; }
+.ns-query { display: flex; gap: .4rem 1.4rem; align-items: center; flex-wrap: wrap; }
+.ns-query img { width: 5.5rem; height: 5.5rem; image-rendering: pixelated; border-radius: 8px; flex: none; }
+.ns-said { flex: 1 1 11rem; min-width: 0; overflow-wrap: anywhere; }
+.ns-bars { flex: 1 1 15rem; max-width: 24rem; min-width: 0; }
+.ns-answer { font-size: 1.45rem; font-weight: 650; line-height: 1.25; }
 .ns-bar { display: grid; grid-template-columns: minmax(0, 1fr) minmax(2rem, 1fr) 2.8rem; gap: .4rem; align-items:
 center; font-size: .8rem;
   line-height: 1.5; opacity: .8; }
@@ -240,6 +354,6 @@ center; font-size: .8rem;
 .ns-track { height: 6px; border-radius: 3px; background: color-mix(in srgb, currentColor 14%, transparent); overflow:
 hidden; } .ns-track span { display: block; height: 100%; background: #1b8aa3; border-radius: 3px; }
 .ns-share { text-align: right; font-variant-numeric: tabular-nums; }
-.ns-verdict { overflow-wrap: anywhere; margin-top: .5rem; font-size: .85rem; opacity: .85; }
+.ns-verdict { overflow-wrap: anywhere; margin-top: .25rem; font-size: .9rem; opacity: .85; }
 .ns-where { text-align: center; font-size: .78rem; line-height: 1.25; opacity: .85; }
 """

@@ -1,13 +1,20 @@
 """Results: the paper's experiments beside ours, each with its provenance and where we differ."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
 
 from natscope.app import escape, words
+from natscope.app.downloads import draw as draw_file
+from natscope.app.downloads import offer
 from natscope.app.figures import on_page
 from natscope.app.figures.backdoor import sigma2_chosen
+from natscope.app.figures.chart import Chart
 from natscope.app.figures.experiments import charts
+from natscope.app.figures.in_files import chart_file
+from natscope.app.figures.style import FORMATS
 from natscope.app.figures.tables import TABLES
 from natscope.app.paper import SECTIONS
 from natscope.app.results import commands, load_results
@@ -16,13 +23,14 @@ from natscope.core.methods import METHODS
 _KEY = "results_"
 
 
-def page() -> None:
-    """Draw the page."""
+def draw() -> None:
+    """Draw the tab."""
     st.title("The paper’s experiments, measured")
     st.markdown(
         "Each experiment of *A Bayesian Information-Theoretic Approach to Data Attribution* (Tailor, Felicioni and "
         "Ciosek, AISTATS 2026) beside ours, with the command that measures it again and where the two differ."
     )
+    st.markdown(" · ".join(f"[{section.title}](#{section.anchor})" for section in SECTIONS))
     for section in SECTIONS:
         results = load_results(*section.names)
         st.divider()
@@ -50,7 +58,7 @@ def pointer(anchor: str) -> None:
     st.subheader("Measured over many", anchor="measured")
     for result in load_results(section.names[0]):
         st.markdown(f"**{words.setting_of(result['setting'])}.** {escape.sentence(result['finding'])}")
-    st.markdown(f"[{section.title}, the paper’s and ours](results#{anchor})")
+    st.markdown(f"[{section.title}, the paper’s and ours](paper#{anchor})")
 
 
 def _one(result: dict[str, Any], key: str) -> None:
@@ -69,6 +77,7 @@ def _one(result: dict[str, Any], key: str) -> None:
     st.caption(_size(result))
     if result["experiment"] == "backdoor":
         st.caption(escape.sentence(sigma2_chosen(result)))
+    _downloads(result, drawn, key)
     with st.expander("How to reproduce"):
         bundles = result.get("bundles") or []
         st.code(commands(result), language=None)
@@ -77,6 +86,20 @@ def _one(result: dict[str, Any], key: str) -> None:
             + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
             + "."
         )
+
+
+def _downloads(result: dict[str, Any], drawn: Sequence[Chart], key: str) -> None:
+    name, columns = f"natscope-{key.removeprefix(_KEY)}", 2 if result["experiment"] == "coreset" else 1
+    with st.container(horizontal=True):
+        for kind, mime in FORMATS.items() if drawn else ():
+            offer(
+                kind,
+                lambda kind=kind: draw_file(chart_file, *drawn, kind=kind, columns=columns),  # type: ignore[misc]
+                f"{name}.{kind.lower()}",
+                mime,
+                key=f"{key}_{kind}",
+            )
+        offer("JSON", lambda: json.dumps(result, indent=1), f"{name}.json", "application/json", key=f"{key}_JSON")
 
 
 def _size(result: dict[str, Any]) -> str:

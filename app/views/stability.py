@@ -1,4 +1,4 @@
-"""How sure is the ranking? The section of the Compare page that repeats it with other sketches and other networks."""
+"""How stable is the ranking? The section of the tab Compare that repeats it with other sketches and other networks."""
 
 from collections.abc import Sequence
 
@@ -26,10 +26,10 @@ def stability(attributor: Served, name: str, query: QueryImage, requests: Sequen
         query: the image.
         requests: one per method.
     """
-    st.subheader("How sure is the ranking?")
+    st.subheader("How stable is the ranking?")
     st.markdown(
-        "The sketch that stands in for the Jacobian is random, and so is training. Asked again with other random "
-        "numbers, an image that stays did not get there by chance; one that goes did, at least in part."
+        "The sketch that stands in for the Jacobian is random, and so is training. Images that stay under other random "
+        "seeds are reliable."
     )
     sketches, networks = st.tabs(["Other sketches", "Other training runs"])
     asked = (attributor.place, name, tuple(requests))

@@ -205,13 +205,10 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> str:
         return first
     above = np.min([means[name] for name in ours], axis=0) > np.max([means[name] for name in baselines], axis=0)
     best = max(baselines, key=lambda name: means[name].mean())
-    held = (
-        "every budget" if above.all() else "no budget" if not above.any() else f"{above.sum()} of {len(grid)} budgets"
-    )
-    return (
-        f"{first} Every information method is above every baseline at {held}; the best baseline is "
-        f"{METHODS[best].title}."
-    )
+    said = "all information methods beat all baselines"
+    held = f"At {'every budget' if above.all() else f'{above.sum()} of {len(grid)} budgets'} {said}"
+    held = held if above.any() else f"At no budget do {said}"
+    return f"{first} {held}; the best baseline is {METHODS[best].title}."
 
 
 def paired_tests(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> list[dict[str, Any]]:

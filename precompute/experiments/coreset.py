@@ -222,9 +222,10 @@ def finding(
             if at_random and best != at_random[0]
             else ""
         )
+        who = "with random images" if best["method"] == RANDOM else f"when {METHODS[best['method']].title} chooses"
         parts.append(
             f"trained on {grid[position]:,} images the network is right on {best['accuracy'][position]['mean']:.1%} "
-            f"when {METHODS[best['method']].title} chooses{way}{than}"
+            f"{who}{way}{than}"
         )
     told = "; ".join(parts)
     said = f"{told[0].upper()}{told[1:]}; with {whole_title(setting)}, on {whole['mean']:.1%}."

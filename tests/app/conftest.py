@@ -20,7 +20,8 @@ from natscope.app.worker import Stopped
 _ROOT = Path(__file__).parents[2]
 _DESKTOP = {"viewport": {"width": 1400, "height": 1000}, "reduced_motion": "reduce"}
 # On an address with a folder, Streamlit's own page looks for its server in that folder first, and expects the 404.
-_PROBE = re.compile(r"/(methods|compare|curves|coreset|backdoor|counterfactual|results)/_stcore/(health|host-config)$")
+_PAGES = "explain|backdoor|coreset|paper|attribute|compare|counterfactual|curves|results|methods"
+_PROBE = re.compile(rf"/({_PAGES})/_stcore/(health|host-config)$")
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def test_nothing_is_framed_until_it_is_revealed(page, poisoned):
     framed = sum(item["framed"] for item in first["items"])
     assert framed > 15  # of 20
     assert f"{framed} of the first 50" in _texts(app)
-    assert "Chance would find 2" in _texts(app)
+    assert "Random picking would find about 2" in _texts(app)
     app = _press(app, "reveal")
     assert not any(item["framed"] for part in _artifacts(app, "appear") for item in part["items"])
 

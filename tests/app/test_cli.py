@@ -20,6 +20,7 @@ from PIL import Image
 from natscope.app.cli import commands, experiments
 from natscope.app.cli.commands import main
 from natscope.app.figures import experiments as drawn
+from natscope.app.words import percent
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle
 from natscope.core.methods import METHODS
@@ -333,7 +334,7 @@ def test_the_table_says_what_the_json_says(run, attribute, bundle_path, method):
         assert f"σ² = {answer['sigma2']:.3g}, {ratio:.2g} × mean k(x, x)" in rest.pop(0)
     if METHODS[method].information:
         share = answer["items"][-1]["nats"] / answer["total_nats"]
-        assert f" 4 images carry {answer['items'][-1]['nats']:.3f} nats, {share:.0%} of" in rest.pop(0)
+        assert f" 4 images contribute {percent(share)} ({answer['items'][-1]['nats']:.3f} nats) of" in rest.pop(0)
     assert rest.pop(0).split() == ["rank", "image", "label", "score", "nats", "sign"]
     for line, i in zip(rest, answer["items"], strict=True):
         rank, image, label, score, *nats, sign = re.split(r"\s{2,}", line.strip())

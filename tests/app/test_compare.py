@@ -33,9 +33,9 @@ def page(served):
     """The Compare page alone, as the app's navigation would draw it."""
 
     def draw():
-        from natscope.app.views import compare
+        from natscope.app.views import explain
 
-        compare.page()
+        explain.compared()
 
     def open_page(**link):
         app = AppTest.from_function(draw, default_timeout=90)
@@ -92,7 +92,7 @@ def test_pinned_queries_stay_while_others_are_stepped_through(page):
     app = page(q="test:5", methods="repsim,random")
     app.button(key="compare_pin").click()
     app = _whole(app.run())
-    app.button(key="compare_later").click()
+    app.button(key="next_image").click()
     app = _whole(app.run())
     assert [figure["query"]["name"] for figure in _figures(app)] == ["test image 6", "test image 5"]
     assert [strip["title"] for strip in _figures(app)[1]["strips"]] == ["RepSim", "Random"]
@@ -204,7 +204,7 @@ def test_a_link_to_the_comparison_carries_what_was_shown(attributor, monkeypatch
     shown = AttributeView("test:5", "info_gain", 50.0, 50, "all", "train", 4)
     page, _, address = frame.comparison(shown, attributor, purpose=purpose).partition("?")
     found, complaints = read(ComparisonView(), dict(parse_qsl(address)), Limits(classes=10))
-    assert (page, complaints, dict(parse_qsl(address))["bundle"]) == ("compare", [], attributor.bundle.path.name)
+    assert (page, complaints, dict(parse_qsl(address))["bundle"]) == ("explain", [], attributor.bundle.path.name)
     assert (found.query, found.target, found.pool, found.conditioning) == ("test:5", 4, "all", "train")
     assert (found.sigma2, found.sigma2_of("info_gain"), found.budget) == (50.0, 50.0, LARGEST_COMPARED)
     assert found.sigma2_of("info_loss") == (7.0 if purpose == "backdoor" else 3.0)

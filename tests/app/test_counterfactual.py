@@ -18,9 +18,9 @@ def page(bundle_path, tmp_path, monkeypatch):
     monkeypatch.setenv("NATSCOPE_HOME", str(tmp_path))
 
     def draw():
-        from natscope.app.views import counterfactual
+        from natscope.app.views import explain
 
-        counterfactual.page()
+        explain.removed()
 
     def open_page(**link):
         app = AppTest.from_function(draw, default_timeout=180)

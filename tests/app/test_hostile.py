@@ -212,6 +212,7 @@ def test_attribute(walk, names, title, foreign):
     expect(page.get_by_role("dialog")).to_have_count(0)
     with page.expect_download():
         page.get_by_role("button", name="PNG").click()
+    page.get_by_text("Find another image").click()
     page.get_by_role("radio", name="Upload").click()
     file = {"name": f"![x](http://{foreign[0]}/u) **lead**.png", "mimeType": "image/png", "buffer": b"none"}
     page.locator("input[type=file]").set_input_files(file)
@@ -223,7 +224,7 @@ def test_compare(walk, names):
     open_page, look = walk
     page = open_page("compare", q="test:33")  # of the class with a long word for a name
     expect(page.locator(".tile").first).to_be_visible()
-    page.get_by_text("How sure is the ranking?").wait_for()
+    page.get_by_text("How stable is the ranking?").wait_for()
     look(page, names[2])
     assert page.locator(".query figcaption").evaluate("(caption) => caption.scrollWidth <= caption.clientWidth")
 

@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 def _open(monkeypatch, bundle, **link):
     monkeypatch.setenv(BUNDLES, str(bundle))
     page = AppTest.from_file(str(_MAIN), default_timeout=60)
-    page.query_params.update(link)
+    page.query_params.update({"q": "test:0"} | link)  # else it is the front page
     page.run()
     assert [error.message for error in page.exception] == []
     assert not page.error
@@ -107,10 +107,11 @@ def test_a_bundle_of_code_that_is_not_trusted_is_a_sentence_and_others_are_shown
 
         import streamlit as st
 
+        from natscope.app.main import EARLIER
         from natscope.core.errors import BundleError
 
         try:
-            importlib.import_module(f"natscope.app.views.{name}").page()
+            (EARLIER.get(name) or importlib.import_module(f"natscope.app.views.{name}").page)()
         except BundleError as error:
             st.error(str(error))
 

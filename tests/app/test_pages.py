@@ -54,7 +54,7 @@ def _copy(bundle, folder):
 
 def _open(**link):
     page = AppTest.from_file(str(_MAIN), default_timeout=60)
-    page.query_params.update(link)
+    page.query_params.update({"q": "test:0"} | link)  # else it is the front page
     return _whole(page.run())
 
 
@@ -102,7 +102,7 @@ def _html(page):
 def test_the_page_opens_with_an_answer_in_nats(served, attributor):
     page = _open()
     assert len(page.title) == 1
-    assert "nats**" in _sentence(page)
+    assert "nats)" in _sentence(page)
     assert len(_ranked(page)) == 10
     assert [page.error.len, page.warning.len] == [0, 0]
     assert "Test image 0" in _html(page)
@@ -113,7 +113,7 @@ def test_the_page_shows_what_the_attributor_answers(served, attributor):
     sigma2 = attributor.bundle.sigma2("info_loss")
     result = attributor.attribute(attributor.query("test", 21), Request(sigma2=sigma2, budget=4))
     assert _ranked(page) == [item.train_index for item in result.items]
-    assert f"**{result.nats:.3g} nats**" in _sentence(page)
+    assert f"({result.nats:.3g} nats)" in _sentence(page)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -122,7 +122,7 @@ def test_every_method_answers(served, name):
     method = METHODS[name]
     assert len(_ranked(page)) == 5
     assert page.query_params.get("method", "info_loss") == name
-    assert ("nats**" in _sentence(page)) == bool(method.information)
+    assert ("nats)" in _sentence(page)) == bool(method.information)
     assert any(words.informative() in caption for caption in _captions(page)) != bool(method.information)
     assert page.select_slider(key="exponent").disabled != method.uses_sigma2
     assert page.segmented_control(key="conditioning").disabled != method.conditions
@@ -158,17 +158,32 @@ def test_equal_scores_share_a_rank(served, attributor, here, monkeypatch):
     assert [alt.split(",")[0] for alt in _cards(page, "ranking")] == ["rank 1", "rank 2", "rank 3"]
 
 
-def test_the_comparison_is_one_link_away(two_bundles):
-    address = _compare_address(_open(q="test:7", bundle="second"))
-    assert address.startswith("compare?q=test%3A7&")
-    assert address.endswith("&bundle=second")
-    page = _set(_open(q="test:7"), "number_input", "test_number", 30)
-    assert _compare_address(page).startswith("compare?q=test%3A30&")
-
-
-def _compare_address(page):
-    (link,) = [each for each in page.get("link_button") if each.proto.label == "Compare methods on this image"]
-    return link.proto.url
+def test_what_is_chosen_on_one_tab_is_shown_on_the_others(two_bundles):
+    page = _set(_open(q="test:7", bundle="second"), "selectbox", "method", "info_gain")
+    page = _set(page, "select_slider", "exponent", 1.75)
+    page = _set(page, "segmented_control", "tab", "remove")
+    assert {
+        "q": "test:7",
+        "method": "info_gain",
+        "bundle": "second",
+        "tab": "remove",
+    }.items() <= page.query_params.items()
+    assert page.selectbox(key="counterfactual_method").value == "info_gain"
+    assert page.select_slider(key="counterfactual_exponent").value == 1.75
+    page = _set(page, "number_input", "test_number", 30)
+    page = _set(page, "select_slider", "counterfactual_exponent", 2.0)
+    page = _set(page, "segmented_control", "tab", "compare")
+    assert page.query_params["q"] == "test:30"
+    assert "info_gain:100" in page.query_params["own"]
+    page = _set(page, "segmented_control", "tab", "attribution")
+    assert (page.query_params["q"], page.query_params["method"]) == ("test:30", "info_gain")
+    assert page.select_slider(key="exponent").value == 2.0
+    page = _set(page, "select_slider", "exponent", 3.0)
+    page = _set(page, "segmented_control", "tab", "compare")
+    assert "info_gain:1000" in page.query_params["own"]
+    again = _open(**page.query_params)
+    assert again.query_params == page.query_params
+    assert again.segmented_control(key="tab").value == "compare"
 
 
 def test_another_method_ranks_other_images(served):
@@ -176,8 +191,8 @@ def test_another_method_ranks_other_images(served):
     before = _ranked(page), _sentence(page)
     page = _set(page, "selectbox", "method", "info_gain")
     assert _ranked(page) != before[0]
-    assert "as narrow" in _sentence(page)
-    assert "as wide" in before[1]
+    assert "smaller" in _sentence(page)
+    assert "larger" in before[1]
 
 
 def test_settings_survive_a_method_that_has_no_use_for_them(served):
@@ -243,7 +258,7 @@ def test_conditioning_on_all_training_data_changes_the_amount(served):
 def test_the_budget_is_the_length_of_the_ranking(served, budget):
     page = _set(_open(), "slider", "budget", budget)
     assert len(_ranked(page)) == len(set(_ranked(page))) == budget
-    assert _sentence(page).startswith("This image carries" if budget == 1 else f"These {budget} images carry")
+    assert _sentence(page).startswith("This image contributes" if budget == 1 else f"These {budget} images contribute")
     assert page.query_params["m"] == str(budget)
 
 
@@ -275,10 +290,10 @@ def test_plain_words_name_the_controls_without_symbols(served):
         "How many images",
         "How noisy a single image is",
     ]
-    assert "nats** of information" in _sentence(page)
+    assert "nats) of what" in _sentence(page)
     assert _ranked(page) == ranked
     assert page.query_params["words"] == "plain"
-    assert "nats** of information" in _sentence(_open(words="plain"))
+    assert "nats) of what" in _sentence(_open(words="plain"))
 
 
 def test_the_gallery_filters_by_label(served, attributor):
@@ -304,11 +319,11 @@ def test_the_gallery_filters_by_what_the_model_makes_of_an_image(served, attribu
 
 def test_the_gallery_turns_its_pages(served):
     page = _open()
-    assert page.button(key="test_turn_‹").disabled
-    page = _click(page, "test_turn_›")
+    assert page.button(key="test_turn_Back").disabled
+    page = _click(page, "test_turn_More")
     assert _gallery(page) == list(range(30, 60))
     assert "page 2 of 334" in _html(page)
-    page = _click(page, "test_turn_‹")
+    page = _click(page, "test_turn_Back")
     assert _gallery(page) == list(range(30))
 
 
@@ -317,7 +332,7 @@ def test_a_filter_brings_a_late_page_back_into_range(served):
     page.session_state["test_page"] = 333
     page = _whole(page.run())
     assert _gallery(page) == list(range(9990, 10000))
-    assert page.button(key="test_turn_›").disabled
+    assert page.button(key="test_turn_More").disabled
     page = _set(page, "selectbox", "test_class", 2)
     assert "page 34 of 34" in _html(page)
     assert len(_gallery(page)) == 10
@@ -329,7 +344,7 @@ def test_a_filter_that_nothing_fits_says_so(served, monkeypatch):
     assert ["filters" in info.value for info in page.info] == [True]
     assert _gallery(page) == []
     assert page.button(key="test_random").disabled
-    assert "nats**" in _sentence(page)
+    assert "nats)" in _sentence(page)
 
 
 def test_random_takes_an_image_that_fits_the_filters(served, attributor):
@@ -390,7 +405,13 @@ def test_wrong_parameters_are_named_and_the_default_is_shown(served):
     wrong = dict.fromkeys(("q", "method", "sigma2", "m", "pool", "given", "target"), "wrong")
     page = _open(**wrong)
     assert [warning.value.split()[2] for warning in page.warning] == list(wrong)
-    assert page.query_params == {"q": "test:0", "sigma2": "10", "m": "10", "bundle": "fashion-mnist"}
+    assert page.query_params == {
+        "q": "test:0",
+        "sigma2": "10",
+        "m": "10",
+        "bundle": "fashion-mnist",
+        "tab": "attribution",
+    }
     assert (_ranked(page), _sentence(page)) == (_ranked(_open()), _sentence(_open()))
 
 
@@ -434,7 +455,7 @@ def test_an_upload_may_be_inverted_by_hand(served):
     page.file_uploader[0].set_value(_file(Image.linear_gradient("L").point(lambda v: v // 3))).run()
     assert "what the model sees" in _captions(page)
     as_is = page.query_params["q"]
-    page = _set(page, "radio", "invert", "swap light and dark")
+    page = _set(page, "radio", "invert", "Invert")
     assert page.query_params["q"] != as_is
     assert "what the model sees, inverted" in _captions(page)
 
@@ -467,14 +488,14 @@ def test_the_chosen_bundle_stays_chosen_on_every_page(visit, server, tmp_path):
     page, folder = visit("/?q=test:5"), tmp_path / "served"
     page.wait_for_url(re.compile("bundle=middle"), timeout=60_000)
     shutil.copytree(folder / "middle", folder / "an earlier one")
-    for name in ("Compare", "Counterfactual", "Coreset"):
+    for name in ("Explain", "Coreset"):
         on(page, name, "middle")
     page.get_by_role("combobox", name="Bundle").click()
     page.get_by_role("option", name="Tiny", exact=True).click()
     page.wait_for_url(re.compile(r"coreset\?.*bundle=an\+earlier\+one"), timeout=60_000)
-    on(page, "Compare", r"an\+earlier\+one")
+    on(page, "Explain", r"an\+earlier\+one")
     shutil.rmtree(folder / "an earlier one")
-    on(page, "Counterfactual", "middle")
+    on(page, "Coreset", "middle")
     page.get_by_text("There is no bundle “an earlier one” here").wait_for()
 
 
@@ -511,10 +532,10 @@ def test_among_several_bundles_one_is_chosen(two_bundles):
     assert page.selectbox(key="bundle").options == ["The first one", "The second one"]
     assert page.query_params["bundle"] == "first"
     page = _set(page, "selectbox", "bundle", "second")
-    assert page.query_params == {"q": "test:0", "sigma2": "10", "m": "10", "bundle": "second"}
+    assert page.query_params == {"q": "test:0", "sigma2": "10", "m": "10", "bundle": "second", "tab": "attribution"}
     again = _open(bundle="second", q="test:3", m="5")
     assert again.selectbox(key="bundle").value == "second"
-    assert again.query_params == {"q": "test:3", "sigma2": "10", "m": "5", "bundle": "second"}
+    assert again.query_params == {"q": "test:3", "sigma2": "10", "m": "5", "bundle": "second", "tab": "attribution"}
 
 
 def test_bundles_of_the_same_title_can_be_told_apart(two_bundles):
@@ -537,7 +558,7 @@ def test_an_unknown_bundle_in_the_link_gives_the_first(two_bundles):
     page = _open(bundle="third")
     assert ["third" in warning.value for warning in page.warning] == [True]
     assert page.selectbox(key="bundle").value == "first"
-    assert "nats**" in _sentence(page)
+    assert "nats)" in _sentence(page)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "features.npy", "manifest.json"])
@@ -551,7 +572,7 @@ def test_a_damaged_bundle_is_one_sentence_with_its_mend_and_leaves_the_others(tw
     assert page.selectbox(key="bundle").options == ["first (damaged)", "The second one"]
     page = _set(page, "selectbox", "bundle", "second")
     assert len(page.error) == 0
-    assert "nats**" in _sentence(page)
+    assert "nats)" in _sentence(page)
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -566,9 +587,9 @@ def test_no_bundle_at_all_is_a_sentence_that_says_how_to_make_one(tmp_path, monk
 
 def test_the_methods_page_shows_every_method_and_every_term():
     def script():
-        from natscope.app.views.methods import page
+        from natscope.app.views.paper import explained
 
-        page()
+        explained()
 
     page = _whole(AppTest.from_function(script).run())
     titles = [heading.value for heading in page.subheader]
@@ -644,12 +665,12 @@ def open_view(two_bundles):
     """Return a function that opens one page, as `main.py` does."""
 
     def draw(name):
-        from importlib import import_module
-
+        from natscope.app.main import EARLIER
+        from natscope.app.views import coreset
         from natscope.app.views.notice import errors_shown
 
         with errors_shown():
-            import_module(f"natscope.app.views.{name}").page()
+            (EARLIER | {"coreset": coreset.page})[name]()
 
     def open_page(name):
         page = AppTest.from_function(draw, default_timeout=60, args=(name,))

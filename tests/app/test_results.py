@@ -16,9 +16,9 @@ INSTALLED = [name for section in SECTIONS for name in section.names if assets.pa
 @pytest.fixture
 def page():
     def draw():
-        from natscope.app.views import results
+        from natscope.app.views import paper
 
-        results.page()
+        paper.measured()
 
     app = AppTest.from_function(draw, default_timeout=60).run()
     assert [error.message for error in app.exception] == []

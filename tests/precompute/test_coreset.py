@@ -149,7 +149,7 @@ def test_the_finding_says_who_is_above_chance():
     rows += [row("info_gain", PER_CLASS, 0.4, 0.6), row("random", PER_CLASS, 0.5, 0.5)]
     rows += [row("info_gain", QUOTAS, 0.1, 0.2), row("random", QUOTAS, 0.2, 0.2)]
     said = coreset.finding(rows, (10, 20), over_bundles([0.9]), {})
-    assert re.search(r"on 10 .* 50\.0% when Random chooses class by class.* on 20 .* 70\.0% when TRAK .* 50\.0%", said)
+    assert re.search(r"on 10 .* 50\.0% with random images class by class.* on 20 .* 70\.0% when TRAK .* 50\.0%", said)
     assert re.search(
         r"freely: InfoGain at 2 .*TRAK at 1 of 2 .*; with class quotas: none; class by class: InfoGain at 1 of 2 ",
         said,
@@ -213,7 +213,7 @@ def test_a_result_from_before_there_were_quotas_is_still_drawn():
     ]
     assert {kind for kind, _ in experiment_files(old)} == {"png", "svg", "md"}
     assert "| Random, class by class |  | 30.0 |" in coreset_table(old)
-    assert "30.0% when Random chooses class by class;" in coreset.finding(rows, (9,), over_bundles([0.9]), {})
+    assert "30.0% with random images class by class;" in coreset.finding(rows, (9,), over_bundles([0.9]), {})
 
 
 def test_what_cannot_be_done_is_refused_in_a_sentence(bundle_path, tmp_path):

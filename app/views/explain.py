@@ -1,0 +1,103 @@
+"""Explain: one image in hand, and four ways to look at what its prediction relies on."""
+
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+
+import streamlit as st
+
+from natscope.app import bundles
+from natscope.app.views import attribute, compare, counterfactual, curves, frame, tags
+from natscope.app.views.query import finder, image_bar
+from natscope.core.methods import METHODS
+
+ATTRIBUTION, COMPARE, REMOVE, CURVES = "attribution", "compare", "remove", "curves"
+_TABS: dict[str, tuple[str, ModuleType]] = {
+    ATTRIBUTION: ("Attribution", attribute),
+    COMPARE: ("Compare", compare),
+    REMOVE: ("Remove & retrain", counterfactual),
+    CURVES: ("Curves", curves),
+}
+_METHOD = {ATTRIBUTION: "method", REMOVE: "counterfactual_method"}  # the control of tabs that ask one method
+_LAST, _HELP = "last tab", "list keys"
+SESSION = tuple(key for _, module in _TABS.values() for key in module.SESSION)  # what belongs to a bundle
+
+
+def page() -> None:
+    """Draw the page; the address says which tab, and which image."""
+    _draw(st.session_state.get(_LAST, ATTRIBUTION))
+
+
+def attributed() -> None:
+    """Draw the page as the address of an earlier version's page Attribute shows it."""
+    _draw(ATTRIBUTION)
+
+
+def compared() -> None:
+    """Draw the page as the address of an earlier version's page Compare shows it."""
+    _draw(COMPARE)
+
+
+def removed() -> None:
+    """Draw the page as the address of an earlier version's page Counterfactual shows it."""
+    _draw(REMOVE)
+
+
+def drawn() -> None:
+    """Draw the page as the address of an earlier version's page Information curves shows it."""
+    _draw(CURVES)
+
+
+def _draw(usual: str) -> None:
+    bar, choice = st.columns([3.6, 1])
+    with choice:
+        path = frame.choose_bundle(bundles.bundle_paths(), forget=lambda: frame.forget(*SESSION))
+    attributor = bundles.served(path)
+    tab = _restore(usual)
+    module = _TABS[tab][1]
+    module.view(attributor)
+    query = frame.query(attributor)
+    with bar:
+        image_bar(attributor, query, frame.take, _keys(tab))
+    finder(attributor, query, frame.take)
+    tags.tray(attributor, frame.take)
+    st.segmented_control(
+        "What to look at",
+        list(_TABS),
+        format_func=lambda name: _TABS[name][0],
+        key=frame.TAB,
+        required=True,
+        label_visibility="collapsed",
+    )
+    module.show(attributor, query)
+    if st.session_state.pop(_HELP, False):
+        _list_keys()
+
+
+def _keys(tab: str) -> dict[str, Callable[[], None]]:
+    """Return what keys do on a tab."""
+
+    def ask(name: str) -> None:
+        st.session_state[_METHOD[tab]] = name
+
+    names = list(METHODS)[:9] if tab in _METHOD else []
+    methods = {str(number): partial(ask, name) for number, name in enumerate(names, 1)}
+    return methods | {"?": lambda: st.session_state.update({_HELP: True})}
+
+
+@st.dialog("Keys")
+def _list_keys() -> None:
+    methods = ", ".join(f"{number} {METHODS[name].title}" for number, name in enumerate(METHODS, 1) if number < 10)
+    st.markdown(
+        f"| key | |\n|---|---|\n| `←` `→` | previous and next image |\n| `/` | go to an image by its number |\n"
+        f"| `1` – `9` | method: {methods} |\n| `?` | this list |\n\nThe browser’s Back shows the image before."
+    )
+
+
+def _restore(usual: str) -> str:
+    """Return the tab to draw: the one that was clicked, or the address's."""
+    wanted = None if frame.went_back() else st.session_state.get(frame.TAB)
+    wanted = wanted or st.query_params.get(frame.TAB, usual)
+    tab = wanted if wanted in _TABS else usual
+    st.session_state[frame.TAB] = st.session_state[_LAST] = tab
+    return tab

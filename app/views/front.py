@@ -1,0 +1,98 @@
+"""The front page: one wrong prediction, the training images behind it, and three ways on."""
+
+import numpy as np
+import streamlit as st
+from scipy.special import softmax
+
+from natscope.app import bundles, escape
+from natscope.app.bundles import Served
+from natscope.app.components.grid import data_uri
+from natscope.app.links import AttributeView
+from natscope.app.views import explain, frame
+from natscope.app.views.enlarge import SHARP
+from natscope.app.views.notice import complain
+from natscope.core.bundle.request import Request
+from natscope.core.errors import NatscopeError
+from natscope.core.methods import REFERENCE
+
+_BEHIND = 3  # training images that are shown
+_DOORS = (
+    ("explain", "Debug a prediction", "Which training images is it based on? Compare methods, remove them, retrain."),
+    ("backdoor", "Catch a backdoor", "A real experiment: find the images that taught a network to be fooled."),
+    ("paper", "See the paper’s results", "Every figure and table, beside what natscope measures."),
+)
+
+
+def page() -> None:
+    """Draw the page; the address of an earlier version's first page, with an image, leads to Explain."""
+    if set(st.query_params) - {"bundle"} and not frame.went_back():
+        st.switch_page(st.Page(explain.page, url_path="explain"), query_params=st.query_params.to_dict())
+    st.title("Which training images is a prediction based on?")
+    try:
+        paths = bundles.bundle_paths()
+        _example(bundles.served(paths.get(st.query_params.get("bundle", ""), next(iter(paths.values())))))
+    except NatscopeError as error:
+        complain(error)
+    doors = "".join(
+        f'<a class="ns-door" href="{place}" target="_self"><b>{title}</b><span>{about}</span></a>'
+        for place, title, about in _DOORS
+    )
+    st.html(f'<nav class="ns-doors" aria-label="Where to go">{doors}</nav><style>{_STYLE}</style>')
+
+
+def _example(attributor: Served) -> None:
+    """Draw a test image that the network gets wrong, and the training images that this relies on most."""
+    index = _wrong(attributor)
+    query, classes = attributor.query("test", index), attributor.bundle.classes
+    sigma2 = attributor.bundle.sigma2(REFERENCE)
+    result = attributor.attribute(query, Request(REFERENCE, sigma2, _BEHIND))
+    images = attributor.bundle.array("train_images")
+    behind = "".join(
+        _picture(np.asarray(images[item.train_index]), f"labelled {classes[item.label]}") for item in result.items
+    )
+    said, true = classes[query.predicted], classes[int(attributor.test_labels[index])]
+    asked = frame.tab_address(explain.ATTRIBUTION, AttributeView(f"test:{index}", sigma2=sigma2), attributor)
+    first = f"The network predicts <b>{escape.html(said)}</b>"
+    first += "." if said == true else f", but this image is labelled <b>{escape.html(true)}</b>."
+    st.html(
+        f'<a class="ns-example" href="{escape.html(asked)}" target="_self" title="Explain this prediction">'
+        f'{_picture(query.image, f"predicted {said}", large=True)}<span class="ns-arrow" aria-hidden="true">←</span>'
+        f'<span class="ns-behind">{behind}</span><span class="ns-sentence">{first} Of the {result.pool_size:,} '
+        f"training images labelled {escape.html(said)}, these {len(result.items)} shaped that most.</span></a>"
+        f"<style>{SHARP}</style>"
+    )
+
+
+def _wrong(attributor: Served) -> int:
+    """Return the test image that the network is surest of and gets wrong; the first one if it gets all right."""
+    logits = np.asarray(attributor.bundle.array("test_logits"))
+    sure = np.where(logits.argmax(axis=1) != attributor.test_labels, softmax(logits, axis=1).max(axis=1), 0.0)
+    return int(sure.argmax())
+
+
+def _picture(image: np.ndarray, caption: str, *, large: bool = False) -> str:
+    text = escape.html(caption)
+    return (
+        f'<span class="ns-shot{" large" if large else ""}"><img class="ns-seen" src="{data_uri(image)}" alt="">'
+        f"<span>{text}</span></span>"
+    )
+
+
+_STYLE = """
+.ns-example { display: flex; align-items: center; gap: 1.2rem; flex-wrap: wrap; color: inherit !important;
+  text-decoration: none !important; margin: 1rem 0 .4rem; }
+.ns-behind { display: flex; gap: .8rem; }
+.ns-shot { display: block; width: 8.4rem; font-size: .9rem; text-align: center; overflow-wrap: anywhere; }
+.ns-shot.large { width: 12.5rem; font-size: 1.05rem; font-weight: 600; }
+.ns-shot span { display: block; margin-top: .3rem; line-height: 1.25; }
+.ns-sentence { flex: 1 1 18rem; font-size: 1.2rem; line-height: 1.5; }
+.ns-arrow { font-size: 2.4rem; opacity: .6; }
+.ns-doors { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; margin-top: 1rem; }
+.ns-door { display: block; padding: 1.1rem 1.2rem; border-radius: 12px; color: inherit !important;
+  text-decoration: none !important; border: 1px solid color-mix(in srgb, currentColor 22%, transparent); }
+.ns-door:hover, .ns-door:focus-visible { border-color: #1b8aa3;
+  background: color-mix(in srgb, #1b8aa3 9%, transparent); }
+.ns-door b { display: block; font-size: 1.1rem; margin-bottom: .25rem; }
+.ns-door span { font-size: .9rem; opacity: .85; }
+@media (max-width: 640px) { .ns-arrow { display: none; } .ns-shot { width: 5.2rem; } .ns-shot.large { width: 8rem; } }
+"""

@@ -1,0 +1,41 @@
+"""Paper: the experiments beside ours, and what each method means."""
+
+import streamlit as st
+
+from natscope.app.views import frame, methods, results
+
+_RESULTS, _METHODS = "results", "methods"
+_TABS = {_RESULTS: ("Results", results.draw), _METHODS: ("Methods", methods.draw)}
+_KEY = "paper_tab"
+
+
+def page() -> None:
+    """Draw the page; the address says which part."""
+    _draw(_RESULTS)
+
+
+def measured() -> None:
+    """Draw the page as the address of an earlier version's page Results shows it."""
+    _draw(_RESULTS)
+
+
+def explained() -> None:
+    """Draw the page as the address of an earlier version's page Methods shows it."""
+    _draw(_METHODS)
+
+
+def _draw(usual: str) -> None:
+    wanted = None if frame.went_back() else st.session_state.get(_KEY)
+    wanted = wanted or st.query_params.get(frame.TAB, usual)
+    st.session_state[_KEY] = tab = wanted if wanted in _TABS else usual
+    st.segmented_control(
+        "What to read",
+        list(_TABS),
+        format_func=lambda name: _TABS[name][0],
+        key=_KEY,
+        required=True,
+        label_visibility="collapsed",
+    )
+    if st.query_params.get(frame.TAB, usual) != tab:
+        st.query_params[frame.TAB] = tab
+    _TABS[tab][1]()

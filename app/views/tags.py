@@ -1,0 +1,140 @@
+"""Tags: what a visitor notes about images, kept in her own browser, collected in a tray and exported."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import streamlit as st
+
+from natscope.app import escape
+from natscope.app.bundles import Served
+from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.storage import storage
+from natscope.app.downloads import offer
+
+_TAGS = "tags"  # key of the session's tags: a text for each image, such as "train:12", of each bundle
+_DRAWN = "tags_drawn"  # key of those that the tray shows
+_USUAL = ("mislabelled", "duplicate", "interesting")
+_LONGEST, _MOST, _BUNDLES = 60, 1000, 20  # letters of a tag, images of a bundle, and bundles
+_SPLITS = ("train", "test")
+
+
+def tag(attributor: Served, image: str, *, key: str) -> None:
+    """Draw the control that tags an image: with a usual word, or with the visitor's own.
+
+    Args:
+        attributor: the opened bundle.
+        image: "train:I" or "test:I".
+        key: unique on the page.
+    """
+    now = _own(attributor).get(image)
+    options = list(dict.fromkeys([*_USUAL, *_own(attributor).values()]))
+    st.selectbox(
+        "Tag",
+        options,
+        index=None if now is None else options.index(now),
+        key=f"{key}_{image}",
+        placeholder="Tag this image",
+        accept_new_options=True,
+        on_change=lambda: _set(attributor, image, st.session_state.get(f"{key}_{image}") or ""),
+        label_visibility="collapsed",
+        width=180,
+    )
+
+
+def changed() -> bool:
+    """Return whether tags changed since the tray was drawn, which a part of the page that is redrawn alone does not."""
+    return st.session_state.get(_TAGS) is not st.session_state.get(_DRAWN)
+
+
+def tray(attributor: Served, take: Callable[[str], None]) -> None:
+    """Draw the tagged images, if there are any, and their list as a file; `take` is called with one that is clicked."""
+    everything = st.session_state[_DRAWN] = st.session_state.get(_TAGS)
+    text = None if everything is None else json.dumps(everything)
+    storage("natscope tags", text, key="tags_kept", on_load=_load)
+    tags = _own(attributor)
+    if not tags:
+        return
+    classes, images = attributor.bundle.classes, list(tags)
+    with st.expander(f"Tagged images ({len(tags)})", icon=":material/sell:"):
+        grid(
+            [_card(attributor, image, tags[image]) for image in images],
+            key="tagged",
+            label="Tagged images",
+            size=64,
+            on_pick=lambda position: take(images[position]),
+        )
+
+        def table() -> str:
+            labels = {image: _labels(attributor, image) for image in images}
+            return escape.table(
+                ("image", "tag", "label", "predicted"),
+                ([image, tags[image], *(classes[label] for label in labels[image])] for image in images),
+            )
+
+        with st.container(horizontal=True):
+            offer("CSV", table, "natscope-tags.csv", "text/csv", key="download_tags", icon=":material/table:")
+            st.button("Remove all tags", key="untag", on_click=lambda: _clear(attributor), type="tertiary")
+
+
+def _card(attributor: Served, image: str, text: str) -> Card:
+    split, _, number = image.partition(":")
+    label, predicted = (attributor.bundle.classes[value] for value in _labels(attributor, image))
+    title = f"{image.replace(':', ' image ')}, labelled {label}, predicted {predicted}: {text}"
+    picture = np.asarray(attributor.bundle.array(f"{split}_images")[int(number)])
+    return Card(src=data_uri(picture), alt=title, title=title, caption=text)
+
+
+def _labels(attributor: Served, image: str) -> tuple[int, int]:
+    split, _, number = image.partition(":")
+    labels = attributor.train_labels if split == "train" else attributor.test_labels
+    logits = attributor.bundle.array(f"{split}_logits")[int(number)]
+    return int(labels[int(number)]), int(np.asarray(logits).argmax())
+
+
+def _own(attributor: Served) -> dict[str, str]:
+    """Return the tags of a bundle's images; those of images that it does not have are left out."""
+    counts = {"train": len(attributor.train_labels), "test": len(attributor.test_labels)}
+    found = (st.session_state.get(_TAGS) or {}).get(attributor.bundle.path.name, {})
+    return {image: text for image, text in found.items() if _number(image) < counts[image.partition(":")[0]]}
+
+
+def _number(image: str) -> int:
+    return int(image.partition(":")[2])
+
+
+def _set(attributor: Served, image: str, text: str) -> None:
+    everything = st.session_state.get(_TAGS) or {}
+    own = {other: said for other, said in everything.get(attributor.bundle.path.name, {}).items() if other != image}
+    if text := text.strip()[:_LONGEST]:
+        own[image] = text
+    st.session_state[_TAGS] = everything | {attributor.bundle.path.name: own}
+
+
+def _clear(attributor: Served) -> None:
+    st.session_state[_TAGS] = (st.session_state.get(_TAGS) or {}) | {attributor.bundle.path.name: {}}
+
+
+def _load(text: str) -> None:
+    """Take tags from a browser, which may send anything; what is not a tag is left out."""
+    st.session_state[_TAGS] = read(text)
+
+
+def read(text: str) -> dict[str, dict[str, str]]:
+    """Return the tags of each bundle in a text from outside; what is not a tag is left out."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    bundles = found.items() if isinstance(found, dict) else ()
+    return {name: _valid(tags) for name, tags in list(bundles)[:_BUNDLES] if isinstance(tags, dict)}
+
+
+def _valid(tags: dict[str, object]) -> dict[str, str]:
+    kept = {}
+    for image, text in list(tags.items())[:_MOST]:
+        split, _, number = image.partition(":")
+        whole = number.isascii() and number.isdecimal() and len(number) < 10
+        if split in _SPLITS and whole and isinstance(text, str) and text.strip():
+            kept[f"{split}:{int(number)}"] = text.strip()[:_LONGEST]
+    return kept

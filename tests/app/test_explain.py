@@ -1,0 +1,242 @@
+"""The front page, and what the tabs of Explain have in common."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from playwright.sync_api import expect
+from scipy.special import softmax
+from streamlit.testing.v1 import AppTest
+
+from natscope.app.serve import BUNDLES
+from natscope.app.views.query import _filtered, _sorted
+from natscope.app.views.tags import read
+from natscope.core.bundle.request import Request
+from tests.app.conftest import serving
+
+_MAIN = Path(__file__).parents[2] / "app" / "main.py"
+
+
+@pytest.fixture
+def served(bundle_path, monkeypatch):
+    monkeypatch.setenv(BUNDLES, str(bundle_path.parent))
+
+
+@pytest.fixture(scope="module")
+def server(bundle_path, tmp_path_factory):
+    with serving(bundle_path, tmp_path_factory.mktemp("server") / "log") as address:
+        yield address
+
+
+def _open(**link):
+    page = AppTest.from_file(str(_MAIN), default_timeout=60)
+    page.query_params.update(link)
+    page.run()
+    assert [error.message for error in page.exception] == []
+    return page
+
+
+def _html(page):
+    return " ".join(element.value for element in page.get("html"))
+
+
+def _cards(page, key):
+    grids = [json.loads(g.proto.json) for g in page.get("bidi_component") if g.key == key]
+    return grids[0]["items"] if grids else None
+
+
+def _surest_mistake(attributor):
+    sure = softmax(np.asarray(attributor.bundle.array("test_logits"), dtype=np.float64), axis=1)
+    wrong = sure.argmax(axis=1) != attributor.test_labels
+    return int(np.where(wrong, sure.max(axis=1), 0).argmax())
+
+
+def test_the_front_page_shows_a_wrong_prediction_what_is_behind_it_and_three_doors(served, attributor):
+    page, index = _open(), _surest_mistake(attributor)
+    shown, classes = _html(page), attributor.bundle.classes
+    query = attributor.query("test", index)
+    assert not page.error
+    assert f"q=test%3A{index}&amp;" in shown
+    assert f"The network predicts <b>{classes[query.predicted]}</b>, but this image is labelled" in shown
+    assert f"<b>{classes[query.label]}</b>" in shown
+    assert shown.count(f"labelled {classes[query.predicted]}</span>") == 3
+    for door in ("explain", "backdoor", "paper"):
+        assert f'href="{door}"' in shown
+
+
+def test_a_wrong_prediction_shows_what_supports_its_label_beside_what_supports_the_answer(served, attributor):
+    index = _surest_mistake(attributor)
+    query = attributor.query("test", index)
+    page = _open(q=f"test:{index}", m="5")
+    asked = Request(sigma2=attributor.bundle.sigma2("info_loss"), budget=5)
+    answers = [attributor.attribute(query, Request(**(vars(asked) | {"target": t}))) for t in (None, query.label)]
+    cards = [_cards(page, key) for key in ("ranking", "ranking_of_the_label")]
+    for answer, drawn in zip(answers, cards, strict=True):
+        assert [int(re.search(r"training image (\d+)", card["alt"])[1]) for card in drawn] == [
+            item.train_index for item in answer.items
+        ]
+    assert {card["caption"] for card in cards[1]} == {attributor.bundle.classes[query.label]}
+    assert max(card["strength"] for row in cards for card in row) == pytest.approx(1)
+    first = [answer.items[0].nats for answer in answers]
+    assert cards[1][0]["strength"] / cards[0][0]["strength"] == pytest.approx(first[1] / first[0])
+    assert _cards(_open(q="test:0"), "ranking_of_the_label") is None
+    assert _cards(_open(q=f"test:{index}", target=str(query.label)), "ranking_of_the_label") is None
+
+
+def test_images_are_found_by_label_prediction_and_how_sure_it_is(attributor):
+    logits, labels = np.asarray(attributor.bundle.array("test_logits")), attributor.test_labels
+    found = _filtered(logits, labels, 6, 0, "All")
+    assert len(found)
+    assert set(labels[found]) == {6}
+    assert set(logits[found].argmax(axis=1)) == {0}
+    assert np.array_equal(found, _filtered(logits, labels, 6, 0, "Wrong"))
+    sure = softmax(logits.astype(np.float64), axis=1).max(axis=1)
+    assert np.array_equal(_sorted(found, logits, "By number"), found)
+    assert (np.diff(sure[_sorted(found, logits, "Least sure first")]) >= 0).all()
+    assert (np.diff(sure[_sorted(found, logits, "Surest first")]) <= 0).all()
+
+
+@pytest.mark.browser
+def test_back_shows_the_image_before_and_reload_keeps_everything(visit):
+    page = visit("/explain?q=test:5")
+
+    def shows(image, tab):
+        expect(page.locator(".ns-verdict")).to_contain_text(f"Test image {image} ", timeout=30_000)
+        expect(page).to_have_url(re.compile(rf"q=test%3A{image}&.*tab={tab}"), timeout=30_000)
+        expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning", timeout=30_000)
+
+    shows(5, "attribution")
+    for image in (6, 7):
+        page.get_by_role("button", name="Next image").click()
+        shows(image, "attribution")
+    page.get_by_text("Curves", exact=True).click()
+    shows(7, "curves")
+    page.get_by_role("button", name="Previous image").click()
+    shows(6, "curves")
+    for image, tab in ((7, "curves"), (7, "attribution"), (6, "attribution"), (5, "attribution")):
+        page.go_back()
+        shows(image, tab)
+    page.go_forward()
+    shows(6, "attribution")
+    page.reload()
+    shows(6, "attribution")
+
+
+def _listens(page):
+    """Wait until the page listens to keys, and draws nothing."""
+    page.locator(".st-key-image_keys span").first.wait_for(state="attached", timeout=30_000)
+    expect(page.get_by_role("group", name="Training images ranked by").locator(".picture")).to_have_count(10)
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning", timeout=30_000)
+    page.wait_for_timeout(1000)
+
+
+@pytest.mark.browser
+def test_the_keyboard_goes_to_the_next_image_and_to_a_number(visit):
+    page = visit("/explain?q=test:5")
+    verdict = page.locator(".ns-verdict")
+    expect(verdict).to_contain_text("Test image 5 ", timeout=30_000)
+    _listens(page)
+    page.keyboard.press("ArrowRight")
+    expect(verdict).to_contain_text("Test image 6 ", timeout=30_000)
+    page.keyboard.press("ArrowLeft")
+    expect(verdict).to_contain_text("Test image 5 ", timeout=30_000)
+    page.keyboard.press("/")
+    page.keyboard.type("77")
+    page.keyboard.press("Enter")
+    expect(verdict).to_contain_text("Test image 77 ", timeout=30_000)
+
+
+@pytest.mark.browser
+def test_a_cell_of_the_confusion_matrix_shows_the_images_behind_it(visit, attributor):
+    page, logits = visit("/explain?q=test:5"), np.asarray(attributor.bundle.array("test_logits"))
+    count = int(((attributor.test_labels == 6) & (logits.argmax(axis=1) == 0)).sum())
+    page.get_by_text("Find another image").click()
+    cell = page.get_by_role("button", name=f"{count} images labelled Shirt, predicted T-shirt/top", exact=True)
+    cell.click()
+    expect(page.get_by_text(f"{count:,} images")).to_be_visible(timeout=30_000)
+    expect(cell).to_have_attribute("aria-pressed", "true", timeout=30_000)
+    cell.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("button", name=re.compile("labelled Shirt, predicted Trouser"))).to_be_focused()
+    cell.click()
+    expect(page.get_by_text("10,000 images")).to_be_visible(timeout=30_000)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("address", "tab"),
+    [
+        ("/?q=test:9&method=info_gain", "attribution"),
+        ("/attribute?q=test:9", "attribution"),
+        ("/compare?q=test:9&methods=repsim,random", "compare"),
+        ("/counterfactual?q=test:9", "remove"),
+        ("/curves?q=test:9", "curves"),
+    ],
+)
+def test_an_address_of_an_earlier_version_shows_its_tab(visit, address, tab):
+    page = visit(address)
+    expect(page.locator(".ns-verdict")).to_contain_text("Test image 9 ", timeout=30_000)
+    expect(page).to_have_url(re.compile(rf"q=test%3A9&.*tab={tab}"), timeout=30_000)
+
+
+@pytest.mark.browser
+def test_tags_are_collected_survive_a_reload_and_are_exported(visit, attributor):
+    page = visit("/explain?q=test:5")
+    expect(page.get_by_role("group", name="Training images ranked by").locator(".picture")).to_have_count(10)
+
+    def tag(box, text):
+        box.click()
+        page.keyboard.type(text)
+        page.keyboard.press("Enter")
+
+    tag(page.get_by_role("combobox", name="Tag"), "=looks wrong")
+    expect(page.get_by_text("Tagged images (1)")).to_be_visible(timeout=30_000)
+    page.get_by_role("group", name="Training images ranked by").locator(".picture").first.click()
+    expect(page.get_by_role("combobox", name="Tag")).to_have_count(2, timeout=30_000)
+    tag(page.get_by_role("combobox", name="Tag").last, "duplicate")
+    expect(page.get_by_text("Tagged images (2)")).to_be_visible(timeout=30_000)
+    page.reload()
+    expect(page.get_by_role("group", name="Training images ranked by").locator(".picture")).to_have_count(10)
+    page.get_by_text("Tagged images (2)").click()
+    with page.expect_download() as download:
+        page.get_by_test_id("stExpander").get_by_role("button", name="CSV").click()
+    first = attributor.attribute(attributor.query("test", 5), Request(sigma2=attributor.bundle.sigma2("info_loss")))
+    lines = Path(download.value.path()).read_text(encoding="utf-8-sig").splitlines()
+    assert lines[0] == "image,tag,label,predicted"
+    assert lines[1].startswith("test:5,'=looks wrong,")
+    assert lines[2].startswith(f"train:{first.items[0].train_index},duplicate,")
+    page.get_by_role("button", name="Remove all tags").click()
+    expect(page.get_by_text("Tagged images")).to_have_count(0, timeout=30_000)
+
+
+@given(st.text() | st.dictionaries(st.text(), st.dictionaries(st.text(), st.text() | st.integers())).map(json.dumps))
+def test_whatever_a_browser_sends_as_tags_is_no_error(text):
+    for tags in read(text).values():
+        for image, said in tags.items():
+            assert re.fullmatch(r"(train|test):\d{1,9}", image)
+            assert 0 < len(said) <= 60
+
+
+def test_tags_come_back_as_they_were_kept_without_what_is_none():
+    kept = {
+        "one": {"train:3": "duplicate", "test:04": " my words ", "train:x": "no", "image:3": "no", "test:5": 7},
+        "b": 3,
+    }
+    assert read(json.dumps(kept)) == {"one": {"train:3": "duplicate", "test:4": "my words"}}
+    assert read("[" * 100_000) == {}
+    assert len(read(json.dumps({"one": {f"train:{i}": "x" * 99 for i in range(2000)}}))["one"]) == 1000
+
+
+@pytest.mark.browser
+def test_keys_choose_the_method_and_list_themselves(visit):
+    page = visit("/explain?q=test:5")
+    _listens(page)
+    page.keyboard.press("2")
+    expect(page).to_have_url(re.compile("method=info_gain"), timeout=30_000)
+    expect(page.get_by_role("group", name="Training images ranked by InfoGain")).to_be_visible(timeout=30_000)
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_contain_text("previous and next image", timeout=30_000)
