@@ -116,7 +116,7 @@ class Served(Capabilities):
         Raises:
             QueryError: for a setting that cannot be used here, in one sentence.
         """
-        lane = lanes.shared().heavy if self._heavy(request) else lanes.shared().quick
+        lane = lanes.shared().heavy if self.heavy(request) else lanes.shared().quick
         key = ("attribute", self.place, _name(query), request)
         return lanes.ask(lane, key, tasks.attribute, self.place, query, request, bar=bar)
 
@@ -133,7 +133,7 @@ class Served(Capabilities):
         missing = [(key, request) for key, request in zip(keys, requests, strict=True) if key not in found]
         if missing:
             asked = tuple(request for _, request in missing)
-            lane = lanes.shared().heavy if any(map(self._heavy, asked)) else lanes.shared().quick
+            lane = lanes.shared().heavy if any(map(self.heavy, asked)) else lanes.shared().quick
             key = ("compare", self.place, _name(query), asked, evaluation_sigma2)
             rows = lanes.ask(lane, key, tasks.compare, self.place, query, asked, evaluation_sigma2, bar=True)
             for (known, _), row in zip(missing, rows, strict=True):
@@ -143,7 +143,7 @@ class Served(Capabilities):
             st.empty()  # in the slot of the progress bar
         return [found[key] for key in keys]
 
-    def _heavy(self, request: Request) -> bool:
+    def heavy(self, request: Request) -> bool:
         """Return whether an answer takes longer than a click may."""
         if self._large or request.pool == "all":
             return True
@@ -181,7 +181,7 @@ def _look(found: Served) -> None:
     """Ask the default question of the tab Attribution about one test image per class; later answers are then faster."""
     method = AttributeView().method
     request = Request(method, found.bundle.sigma2(method), AttributeView().budget)
-    if found._heavy(request) or len(found.bundle.classes) > CLASSES_KEPT:
+    if found.heavy(request) or len(found.bundle.classes) > CLASSES_KEPT:
         return
     answers = np.asarray(found.bundle.array("test_logits")).argmax(axis=1)
     for index in np.unique(answers, return_index=True)[1]:

@@ -30,7 +30,7 @@ _HOST = re.compile(r"(\[(?P<address>[^\]]+)\]|(?P<name>[^:@/\[\]]+))(:\d{1,5})?"
 # The number of sessions is not public, and there are no accounts.
 _NOTHING = re.compile(r"/(_stcore/metrics|auth/(login|logout)|oauth2callback)/?$")
 _UPLOAD = re.compile(r"/_stcore/upload_file/([^/]+)/")
-_FIRST = "attribute"  # the first page by its name, which Streamlit knows by the folder's alone
+_FIRST = "start"  # the first page by its name, which Streamlit knows by the folder's alone
 _SHORT = 16  # bytes of the largest message that asks for nothing but a command
 
 _LOG = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def content_policy(index: Path) -> str:
     return "; ".join(f"{name} {' '.join(sources)}" for name, sources in directives.items())
 
 
-# Components (grid, comparison, trigger_patch) are strings that Streamlit loads as modules from blob: addresses; only a
+# Components are strings that Streamlit loads as modules from blob: addresses; only a
 # script that runs already can make one. Style sheets and style attributes come from st.html, images are data: URIs.
 POLICY = {
     "default-src": ["'self'"],

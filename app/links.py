@@ -46,7 +46,7 @@ class Limits:
         images: test images.
         train_images: training images.
         squares: side × side of a backdoor's patch.
-        sigma2s: values of σ² that the page Information curves offers, rising.
+        sigma2s: values of σ² that the tab Curves offers, rising.
     """
 
     classes: int = 1

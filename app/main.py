@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from natscope.app import garbage
-from natscope.app.views import backdoor, coreset, explain, front, paper
+from natscope.app.views import backdoor, coreset, explain, frame, front, paper
 from natscope.app.views.banner import banner
 from natscope.app.views.notice import errors_shown
 
@@ -37,6 +37,7 @@ def main() -> None:
     chosen = st.navigation(pages, position="top")
     with errors_shown():
         banner()
+        frame.arrive(chosen.url_path)
         chosen.run()
 
 

@@ -52,6 +52,7 @@ GLOSSARY = {
     "squared correlation.",
 }
 NAT = GLOSSARY["Nat"]
+_NOISE = 1e-9  # a share that is rounding
 
 LIMITS = (
     "**A surrogate, not retraining.** The numbers are about the network linearised at its trained weights. Retraining "
@@ -136,8 +137,8 @@ def everything(result: Attribution) -> str:
     return "all training images" if conditioned else f"the {result.pool_size:,} candidates"
 
 
-def finding(result: Attribution, method: Method, target: str, *, plain: bool) -> str:
-    """Return a sentence or two on what was found (Markdown)."""
+def finding(result: Attribution, method: Method, target: str, *, plain: bool, predicted: bool = True) -> str:
+    """Return a sentence or two on what was found (Markdown), of a target that is the predicted class or another one."""
     count = len(result.items)
     images = "This image" if count == 1 else f"These {count} images"
     if result.nats is None:
@@ -147,7 +148,8 @@ def finding(result: Attribution, method: Method, target: str, *, plain: bool) ->
         return "The candidates tell the model nothing about this answer: there is no information to share out."
     verb, amount = "contributes" if count == 1 else "contribute", nats(result.nats)
     if result.total_nats:
-        of = f"of what {everything(result)} reveal about this “{escape.markdown(target)}” prediction"
+        named = f"“{escape.markdown(target)}”"
+        of = f"of what {everything(result)} reveal about {f'this {named} prediction' if predicted else f'{named} here'}"
         said = f"{images} {verb} **{percent(result.nats / result.total_nats)}** ({amount}) {of}."
     else:
         said = f"{images} {verb} **{amount}**{' of information' if plain else ''}."
@@ -226,6 +228,8 @@ def ratio_text(sigma2: float, mean_kernel: float) -> str:
 
 def percent(share: float) -> str:
     """Return a share as text: "62 %", and below 10 % with two significant digits."""
-    if share < 0.0995:
+    if abs(share) < _NOISE:
+        return "0 %"
+    if abs(share) < 0.0995:
         return f"{100 * share:#.2g} %".replace("e-0", "e-")
     return f"{100 * min(share, 1):.0f} %"

@@ -220,7 +220,7 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
 @click.option(
     "--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides."
 )
-@click.option("--method", help="Name of the method; by default the first on the page Methods.")
+@click.option("--method", help="Name of the method; by default the first that the app lists under Methods.")
 @click.option("--sigma2", type=float, help="Observation noise variance σ²; what `tune` chose for the method, else 1.")
 @click.option("--budget", type=COUNT, default=10, show_default=True, help="How many training images, M.")
 @click.option("--pool", type=click.Choice(["same-class", "all"]), default="same-class", show_default=True)

@@ -24,7 +24,7 @@ class Card:
         title: the tooltip.
         rank: its rank as text, such as "1".
         value: its number with unit and sign.
-        caption: its label; a card without one is a bare thumbnail.
+        caption: its label; a grid without ranks is a gallery.
         tone: "for" or "against".
         strength: share of the strongest card, 0 to 1, drawn as a bar.
         framed: whether it is framed as an outlier.

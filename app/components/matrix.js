@@ -1,7 +1,7 @@
 // A confusion matrix whose cells are buttons: one stop in the tab order, arrow keys move within it.
 export default function ({ data, parentElement, setTriggerValue }) {
   const place = parentElement.querySelector(".matrix"), size = data.names.length;
-  const inside = place.contains(place.getRootNode().activeElement);
+  const held = [...place.querySelectorAll("button")].indexOf(place.getRootNode().activeElement);
   const most = Math.max(1, ...data.counts.flatMap((row, y) => row.filter((_, x) => x !== y)));
   const table = element("table");
   table.append(element("caption", data.label));
@@ -32,7 +32,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   });
   table.append(head, body);
   place.replaceChildren(table);
-  if (inside) buttons[data.selected ?? 0].focus({ preventScroll: true });
+  buttons[held]?.focus({ preventScroll: true });
 
   function move(event, x, y) {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];

@@ -1,7 +1,17 @@
-// Keeps a text in the visitor's own browser, and gives it back to a new session.
+// Keeps tags in the visitor's own browser, by change, and gives all that is kept to a new session.
 export default function ({ data, setTriggerValue }) {
   try {
-    if (data.text !== null) localStorage.setItem(data.name, data.text);
-    else if (localStorage.getItem(data.name)) setTriggerValue("loaded", localStorage.getItem(data.name));
-  } catch {} // a browser may forbid storage: then the text lasts as long as the session
+    const { name, change, known } = data;
+    if (change && sessionStorage.getItem(name) !== change.id) {
+      let kept = {};
+      try {
+        kept = JSON.parse(localStorage.getItem(name)) || {};
+      } catch {} // whoever wrote that, it is of no use
+      const own = { ...kept[change.bundle], ...change.tags };
+      kept[change.bundle] = Object.fromEntries(Object.entries(own).filter(([, text]) => text));
+      localStorage.setItem(name, JSON.stringify(kept));
+      sessionStorage.setItem(name, change.id);
+    }
+    if (!known && localStorage.getItem(name)) setTriggerValue("loaded", localStorage.getItem(name));
+  } catch {} // a browser may forbid storage: then tags last as long as the session
 }

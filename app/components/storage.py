@@ -1,18 +1,22 @@
-"""A text that a visitor's browser keeps for later sessions."""
+"""Texts by name that a visitor's browser keeps for later sessions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import streamlit as st
 
 from natscope.app.components import component
 
 
-def storage(name: str, text: str | None, *, key: str, on_load: Callable[[str], None]) -> None:
-    """Keep a text, or ask for the one that is kept.
+def storage(
+    name: str, change: Mapping[str, Any] | None, *, known: bool, key: str, on_load: Callable[[str], None]
+) -> None:
+    """Keep a change, and ask for what is kept.
 
     Args:
-        name: under which the browser keeps it.
-        text: the text; None in a session that does not know it yet.
+        name: under which the browser keeps everything.
+        change: the last one of this session: its "id", a "bundle", and its "tags" that changed, "" for none.
+        known: whether this session has what the browser kept before.
         key: unique on the page.
         on_load: called with the text that the browser kept, which anyone may have written.
     """
@@ -22,4 +26,5 @@ def storage(name: str, text: str | None, *, key: str, on_load: Callable[[str], N
         if isinstance(found, str):
             on_load(found)
 
-    component("storage", "<span></span>")(key=key, data={"name": name, "text": text}, on_loaded_change=handle)
+    data = {"name": name, "change": change, "known": known}
+    component("storage", "<span></span>")(key=key, data=data, on_loaded_change=handle)

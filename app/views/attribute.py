@@ -50,6 +50,11 @@ def view(attributor: Served) -> AttributeView:
     return found
 
 
+def ask(method: str) -> None:
+    """Choose the method, as its control does."""
+    st.session_state["method"] = method
+
+
 def show(attributor: Served, query: QueryImage) -> None:
     """Draw the tab."""
     question, switch = st.columns([3.6, 1], vertical_alignment="bottom")
@@ -80,15 +85,17 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
         st.rerun()
     view = replace(_controls(attributor, query, words.PLAIN if plain else words.EXPERT), plain=plain)
     frame.keep(VIEW, view, attributor, tab=_TAB)
-    against = query.label if query.label != query.predicted and view.target is None else None
+    wrong = query.label != query.predicted and view.target is None and not attributor.heavy(view.request())
+    against = query.label if wrong else None
     try:
         result = attributor.attribute(query, view.request())
-        other = None if against is None else attributor.attribute(query, replace(view.request(), target=against))
     except QueryError as error:
         complain(error)
         return
+    other = None if against is None else _support_of(against, attributor, query, view.request())
     method, classes = METHODS[view.method], attributor.bundle.classes
-    st.markdown(f"##### {words.finding(result, method, classes[result.target], plain=plain)}", help=words.NAT)
+    said = words.finding(result, method, classes[result.target], plain=plain, predicted=view.target is None)
+    st.markdown(f"##### {said}", help=words.NAT)
     picked = st.session_state.get("picked")
     picked = picked if picked is not None and picked < len(result.items) else None
     images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in result.items]])
@@ -108,12 +115,21 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
     _downloads(query, images, result, classes)
 
 
+def _support_of(label: int, attributor: Served, query: QueryImage, request: Request) -> Attribution | None:
+    """Return what supports another class; None if that has no training images."""
+    try:
+        return attributor.attribute(query, replace(request, target=label))
+    except QueryError as error:
+        complain(error)
+        return None
+
+
 def _support_of_the_label(
     attributor: Served, result: Attribution, method: Method, largest: float, *, plain: bool
 ) -> None:
     """Draw what supports the label of an image that the network gets wrong, on the same scale as its answer."""
     classes = attributor.bundle.classes
-    said = words.finding(result, method, classes[result.target], plain=plain)
+    said = words.finding(result, method, classes[result.target], plain=plain, predicted=False)
     st.markdown(f"**Why not {escape.markdown(classes[result.target])}, its label?** {said}")
     images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in result.items]])
 
@@ -305,7 +321,8 @@ def _details(
         )
         enlarge(images[picked], f"Training image {item.train_index}: {classes[item.label]}", key="enlarge_picked")
         tags.tag(attributor, f"train:{item.train_index}", key="tag_picked")
-    _neighbours(attributor, item.train_index, result.request)
+    if not attributor.heavy(result.request):
+        _neighbours(attributor, item.train_index, result.request)
 
 
 def _neighbours(attributor: Served, index: int, request: Request) -> None:

@@ -93,7 +93,7 @@ def _choice(role: str, name: str, names: tuple[str, ...], change: Change) -> Non
         key=f"{KEY}{role}",
         format_func=lambda n: METHODS[n].title,
         on_change=lambda: change(**{role: st.session_state[f"{KEY}{role}"]}),
-        help="One of the ways to search; the page Methods explains each.",
+        help="One of the ways to search; Paper explains each, under Methods.",
     )
 
 

@@ -33,8 +33,13 @@ _FEWEST = 2
 
 def view(attributor: Served) -> ComparisonView:
     """Return what the tab shows: at first what Attribution asks; its method's σ² is followed from there on."""
-    asked = st.session_state.get(attribute.VIEW)
-    default = ComparisonView() if asked is None else frame.compared(asked, attributor)
+    asked, seen = st.session_state.get(attribute.VIEW), f"{_KEY}seen"
+    from_there = (
+        _VIEW not in st.session_state
+        and st.query_params.get(frame.TAB, _TAB) != _TAB
+        and st.session_state.get(f"{attribute.VIEW}_of") == attributor.place
+    )
+    default = frame.compared(asked, attributor) if asked is not None and from_there else ComparisonView()
     found = frame.view(
         _VIEW,
         attributor,
@@ -43,8 +48,9 @@ def view(attributor: Served) -> ComparisonView:
         controls=_CONTROLS,
         complete=lambda view: _usual_sigma2s(view, attributor),
     )
-    elsewhere, seen = frame.shared_sigma2(attributor), f"{_KEY}seen"
-    if elsewhere is not None and elsewhere != st.session_state.get(seen) and found.own:
+    elsewhere = frame.shared_sigma2(attributor)
+    before = st.session_state.get(seen) if not from_there else ()
+    if elsewhere is not None and before is not None and elsewhere != before and found.own:
         name, sigma2 = elsewhere
         found = st.session_state[_VIEW] = replace(found, own=found.own | {name: sigma2})  # type: ignore[operator]
         st.session_state.pop(f"{_KEY}own_{name}", None)

@@ -42,7 +42,8 @@ def page() -> None:
         inform(lacking, icon=":material/extension_off:")
         return
     largest = largest_coreset(len(attributor.train_labels))
-    view = frame.view(VIEW, attributor, CoresetView(budget=min(CoresetView().budget, largest)))
+    usual = CoresetView(budget=min(CoresetView().budget, largest))
+    view = frame.view(VIEW, attributor, usual, controls=(KEY,))
     controls, results = st.columns([1, 2.9], gap="large")
     with controls:
         view = _settings(attributor, query_controls(attributor, view))

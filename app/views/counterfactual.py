@@ -37,6 +37,12 @@ def view(attributor: Served) -> CounterfactualView:
     return frame.view(_VIEW, attributor, CounterfactualView(), tab=_TAB, controls=_CONTROLS)
 
 
+def ask(method: str) -> None:
+    """Choose the method whose images are removed, as its control does."""
+    st.session_state[f"{_KEY}method"] = method
+    frame.forget_usual(_VIEW, f"{_KEY}exponent")
+
+
 def show(attributor: Served, query: QueryImage) -> None:
     """Draw the tab."""
     st.title("What if we remove them?")
@@ -105,6 +111,7 @@ def _removal(attributor: Served, query: QueryImage) -> None:
             f"Only {count} {which} are labelled {label}: too few to remove {FEWEST_REMOVED} and as many more.",
             icon=":material/info:",
         )
+        frame.keep(_VIEW, st.session_state[_VIEW], attributor, tab=_TAB)
         return
     view = _controls(attributor, query)
     frame.keep(_VIEW, view, attributor, tab=_TAB)

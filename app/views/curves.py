@@ -53,13 +53,13 @@ def show(attributor: Served, query: QueryImage) -> None:
         f"{METHODS[REFERENCE].title} searches for the images whose loss would cost most. Each curve says how much of "
         "that the first M images of another ranking carry: 100 % = as good."
     )
-    view: CurvesView = replace(st.session_state[_VIEW], query=frame.shared_query() if query.origin == "test" else "")
     controls, charts = st.columns([1, 2.9], gap="large")
+    alone = query.origin == "test"  # else there are no curves of the image
     with controls:
-        view = _settings(attributor, view)
+        view = _settings(attributor, st.session_state[_VIEW], alone=alone)
     frame.keep(_VIEW, view, attributor, tab=_TAB)
     with charts:
-        _live(attributor, view)
+        _live(attributor, view if alone else replace(view, many=True))
     st.divider()
     left, right = st.columns([1.25, 1], gap="large")
     with left:
@@ -69,7 +69,7 @@ def show(attributor: Served, query: QueryImage) -> None:
         _trust(attributor)
 
 
-def _settings(attributor: Served, view: CurvesView) -> CurvesView:
+def _settings(attributor: Served, view: CurvesView, *, alone: bool) -> CurvesView:
     values = {
         "mean": view.many,
         "count": view.count,
@@ -82,11 +82,8 @@ def _settings(attributor: Served, view: CurvesView) -> CurvesView:
     for key, value in values.items():
         st.session_state.setdefault(_KEY + key, value)
     about = "Off: the curves of the image above, if it is a test image."
-    mean = (
-        st.toggle("Mean over many test images", key=f"{_KEY}mean", help=about, disabled=not view.query)
-        or not view.query
-    )
-    if mean:
+    mean = st.toggle("Mean over many test images", key=f"{_KEY}mean", help=about, disabled=not alone)
+    if mean or not alone:
         about = (
             "Test images that the model gets right, drawn at random, always the same ones. Bands: one standard error."
         )

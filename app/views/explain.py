@@ -7,6 +7,7 @@ from types import ModuleType
 import streamlit as st
 
 from natscope.app import bundles
+from natscope.app.bundles import Served
 from natscope.app.views import attribute, compare, counterfactual, curves, frame, tags
 from natscope.app.views.query import finder, image_bar
 from natscope.core.methods import METHODS
@@ -18,7 +19,6 @@ _TABS: dict[str, tuple[str, ModuleType]] = {
     REMOVE: ("Remove & retrain", counterfactual),
     CURVES: ("Curves", curves),
 }
-_METHOD = {ATTRIBUTION: "method", REMOVE: "counterfactual_method"}  # the control of tabs that ask one method
 _LAST, _HELP = "last tab", "list keys"
 SESSION = tuple(key for _, module in _TABS.values() for key in module.SESSION)  # what belongs to a bundle
 
@@ -58,7 +58,7 @@ def _draw(usual: str) -> None:
     module.view(attributor)
     query = frame.query(attributor)
     with bar:
-        image_bar(attributor, query, frame.take, _keys(tab))
+        image_bar(attributor, query, frame.take, _keys(tab, attributor))
     finder(attributor, query, frame.take)
     tags.tray(attributor, frame.take)
     st.segmented_control(
@@ -74,14 +74,12 @@ def _draw(usual: str) -> None:
         _list_keys()
 
 
-def _keys(tab: str) -> dict[str, Callable[[], None]]:
+def _keys(tab: str, attributor: Served) -> dict[str, Callable[[], None]]:
     """Return what keys do on a tab."""
-
-    def ask(name: str) -> None:
-        st.session_state[_METHOD[tab]] = name
-
-    names = list(METHODS)[:9] if tab in _METHOD else []
-    methods = {str(number): partial(ask, name) for number, name in enumerate(names, 1)}
+    ask = {ATTRIBUTION: attribute.ask, REMOVE: counterfactual.ask}.get(tab)
+    usable = attributor.usable() if tab == REMOVE else tuple(METHODS)
+    names = list(METHODS)[:9] if ask else []
+    methods = {str(number): partial(ask, name) for number, name in enumerate(names, 1) if ask and name in usable}
     return methods | {"?": lambda: st.session_state.update({_HELP: True})}
 
 
@@ -90,7 +88,7 @@ def _list_keys() -> None:
     methods = ", ".join(f"{number} {METHODS[name].title}" for number, name in enumerate(METHODS, 1) if number < 10)
     st.markdown(
         f"| key | |\n|---|---|\n| `←` `→` | previous and next image |\n| `/` | go to an image by its number |\n"
-        f"| `1` – `9` | method: {methods} |\n| `?` | this list |\n\nThe browser’s Back shows the image before."
+        f"| `1` – `9` | method: {methods} |\n| `?` | this list |\n\nThe browser’s Back undoes the last step."
     )
 
 

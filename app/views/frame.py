@@ -6,7 +6,7 @@ The tabs of Explain have a view each. What they share, such as the image, is kep
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlencode
 
 import streamlit as st
@@ -23,7 +23,8 @@ from natscope.core.methods import METHODS, REFERENCE
 
 AnyView = TypeVar("AnyView")
 _TITLES, _CHOSEN = "titles of bundles", "chosen"  # keys in the session's state, the latter followed by a box's
-_SHARED = "shared"  # key of what tabs share: parameters of addresses
+_SHARED, _SHARED_OF = "shared", "shared_of"  # keys of what tabs share, parameters of addresses, and of its bundle
+_PLACE, _ARRIVED = "place", "arrived"  # keys of the last page, and of whether another one was just chosen
 _QUERY, _TARGET = "q", "target"
 _FIRST = "test:0"
 TAB = "tab"  # parameter of an address, and key of the choice
@@ -51,6 +52,12 @@ def heading(title: str, about: str, *, forget: Callable[[], None]) -> tuple[Serv
     with choice:
         path = choose_bundle(bundles.bundle_paths(), forget=forget)
     return bundles.served(path), choice
+
+
+def chosen_bundle(paths: Mapping[str, Path]) -> str:
+    """Return the name of the bundle that the address names or the session chose, else the first."""
+    wanted = (st.query_params.get("bundle"), st.session_state.get(f"{_CHOSEN} bundle"))
+    return next((name for name in wanted if name is not None and name in paths), next(iter(paths)))
 
 
 def choose_bundle(
@@ -112,7 +119,6 @@ def titles(paths: Mapping[str, Path]) -> dict[str, str]:
 def forget(*prefixes: str) -> None:
     """Forget what the session keeps under keys with one of these prefixes, and the address."""
     _forget_keys(*prefixes)
-    st.session_state.pop(_SHARED, None)
     st.query_params.clear()
 
 
@@ -122,9 +128,30 @@ def _forget_keys(*prefixes: str) -> None:
 
 
 def went_back() -> bool:
-    """Return whether this run follows from the browser's Back or Forward, so that the address says what to show."""
+    """Return whether this run follows from the browser's Back or Forward, so that the address says what to show.
+
+    A bare address says nothing.
+    """
     context = get_script_run_ctx()
-    return context is not None and context.is_history_navigation
+    return context is not None and context.is_history_navigation and bool(st.query_params.to_dict())
+
+
+def arrive(place: str) -> None:
+    """Note which page is drawn: parameters that the navigation brought along from another one are not its own."""
+    if st.session_state.get(_PLACE, place) != place and not went_back():
+        st.session_state[_ARRIVED] = True
+    st.session_state[_PLACE] = place
+
+
+def lead(page: Callable[[], None], url_path: str) -> NoReturn:
+    """Go to another page, to which the address belongs."""
+    st.session_state.pop(_PLACE, None)
+    st.switch_page(st.Page(page, url_path=url_path), query_params=st.query_params.to_dict())
+
+
+def own_address() -> dict[str, str]:
+    """Return the parameters of the address, except those that the navigation brought along from another page."""
+    return {} if _ARRIVED in st.session_state else st.query_params.to_dict()
 
 
 def view(
@@ -149,12 +176,15 @@ def view(
         complete: fills in what the address left open.
     """
     of, limits = f"{key}_of", links.Limits.of(attributor, squares=squares)
+    if tab and st.session_state.get(_SHARED_OF) != attributor.place:
+        st.session_state[_SHARED], st.session_state[_SHARED_OF] = {}, attributor.place
     if went_back() or st.session_state.get(of) != attributor.place:
         st.session_state.pop(key, None)
         _forget_keys(*controls)
     if key not in st.session_state:
-        own = not tab or st.query_params.get(TAB, tab) == tab
-        found, complaints = links.read(default, st.query_params if own else {}, limits)
+        said = own_address()
+        own = not tab or said.get(TAB, tab) == tab
+        found, complaints = links.read(default, said if own else {}, limits)
         st.session_state[key], st.session_state[of] = complete(found), attributor.place
         warn(*complaints, icon=":material/link_off:")
         if tab and own:
@@ -174,6 +204,7 @@ def keep(key: str, view: Any, attributor: Served, *, tab: str = "") -> None:
         link |= {_QUERY: shared_query(), TAB: tab}
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
+    st.session_state.pop(_ARRIVED, None)
 
 
 def shared_query() -> str:

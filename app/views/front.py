@@ -1,5 +1,7 @@
 """The front page: one wrong prediction, the training images behind it, and three ways on."""
 
+from urllib.parse import urlencode
+
 import numpy as np
 import streamlit as st
 from scipy.special import softmax
@@ -25,19 +27,26 @@ _DOORS = (
 
 def page() -> None:
     """Draw the page; the address of an earlier version's first page, with an image, leads to Explain."""
-    if set(st.query_params) - {"bundle"} and not frame.went_back():
-        st.switch_page(st.Page(explain.page, url_path="explain"), query_params=st.query_params.to_dict())
+    if set(frame.own_address()) - {"bundle"} and not frame.went_back():
+        frame.lead(explain.page, "explain")
     st.title("Which training images is a prediction based on?")
+    name = ""
     try:
         paths = bundles.bundle_paths()
-        _example(bundles.served(paths.get(st.query_params.get("bundle", ""), next(iter(paths.values())))))
+        name = frame.chosen_bundle(paths)
+        _example(bundles.served(paths[name]))
     except NatscopeError as error:
         complain(error)
     doors = "".join(
-        f'<a class="ns-door" href="{place}" target="_self"><b>{title}</b><span>{about}</span></a>'
+        f'<a class="ns-door" href="{escape.html(_address(place, name))}" target="_self">'
+        f"<b>{title}</b><span>{about}</span></a>"
         for place, title, about in _DOORS
     )
     st.html(f'<nav class="ns-doors" aria-label="Where to go">{doors}</nav><style>{_STYLE}</style>')
+
+
+def _address(place: str, bundle: str) -> str:
+    return f"{place}?{urlencode({'bundle': bundle})}" if place == "explain" and bundle else place
 
 
 def _example(attributor: Served) -> None:

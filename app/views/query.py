@@ -287,6 +287,7 @@ def _by_number(key: str, split: str, take: Take) -> None:
     number = st.session_state.get(key)
     if number is not None:
         take(f"{split}:{number}")
+    st.session_state[key] = None  # so that the same number can be asked for again
 
 
 def _upload(attributor: Served, take: Take) -> None:

@@ -1,6 +1,7 @@
 """Tags: what a visitor notes about images, kept in her own browser, collected in a tray and exported."""
 
 import json
+import secrets
 from collections.abc import Callable
 
 import numpy as np
@@ -13,9 +14,11 @@ from natscope.app.components.storage import storage
 from natscope.app.downloads import offer
 
 _TAGS = "tags"  # key of the session's tags: a text for each image, such as "train:12", of each bundle
-_DRAWN = "tags_drawn"  # key of those that the tray shows
+_DRAWN, _CHANGE, _LOADED = "tags_drawn", "tags_change", "tags_loaded"  # what the tray shows, the last change, and
+# whether the browser's tags were taken
 _USUAL = ("mislabelled", "duplicate", "interesting")
 _LONGEST, _MOST, _BUNDLES = 60, 1000, 20  # letters of a tag, images of a bundle, and bundles
+_SHOWN = 60  # of the tagged images
 _SPLITS = ("train", "test")
 
 
@@ -27,16 +30,16 @@ def tag(attributor: Served, image: str, *, key: str) -> None:
         image: "train:I" or "test:I".
         key: unique on the page.
     """
-    now = _own(attributor).get(image)
-    options = list(dict.fromkeys([*_USUAL, *_own(attributor).values()]))
+    control, now = f"{key}_{image}", _own(attributor).get(image)
+    st.session_state[control] = now  # also after the tray was emptied
     st.selectbox(
         "Tag",
-        options,
-        index=None if now is None else options.index(now),
-        key=f"{key}_{image}",
+        list(dict.fromkeys([*_USUAL, *_own(attributor).values()])),
+        index=None,
+        key=control,
         placeholder="Tag this image",
         accept_new_options=True,
-        on_change=lambda: _set(attributor, image, st.session_state.get(f"{key}_{image}") or ""),
+        on_change=lambda: _set(attributor, image, st.session_state.get(control) or ""),
         label_visibility="collapsed",
         width=180,
     )
@@ -49,21 +52,29 @@ def changed() -> bool:
 
 def tray(attributor: Served, take: Callable[[str], None]) -> None:
     """Draw the tagged images, if there are any, and their list as a file; `take` is called with one that is clicked."""
-    everything = st.session_state[_DRAWN] = st.session_state.get(_TAGS)
-    text = None if everything is None else json.dumps(everything)
-    storage("natscope tags", text, key="tags_kept", on_load=_load)
+    st.session_state[_DRAWN] = st.session_state.get(_TAGS)
+    storage(
+        "natscope tags",
+        st.session_state.get(_CHANGE),
+        known=_LOADED in st.session_state,
+        key="tags_kept",
+        on_load=_load,
+    )
     tags = _own(attributor)
     if not tags:
         return
     classes, images = attributor.bundle.classes, list(tags)
     with st.expander(f"Tagged images ({len(tags)})", icon=":material/sell:"):
         grid(
-            [_card(attributor, image, tags[image]) for image in images],
+            [_card(attributor, image, tags[image]) for image in images[:_SHOWN]],
             key="tagged",
             label="Tagged images",
             size=64,
             on_pick=lambda position: take(images[position]),
         )
+
+        if len(images) > _SHOWN:
+            st.caption(f"The first {_SHOWN}, and {len(images) - _SHOWN} more in the file.")
 
         def table() -> str:
             labels = {image: _labels(attributor, image) for image in images}
@@ -95,7 +106,7 @@ def _labels(attributor: Served, image: str) -> tuple[int, int]:
 def _own(attributor: Served) -> dict[str, str]:
     """Return the tags of a bundle's images; those of images that it does not have are left out."""
     counts = {"train": len(attributor.train_labels), "test": len(attributor.test_labels)}
-    found = (st.session_state.get(_TAGS) or {}).get(attributor.bundle.path.name, {})
+    found = (st.session_state.get(_TAGS) or {}).get(attributor.bundle.identity, {})
     return {image: text for image, text in found.items() if _number(image) < counts[image.partition(":")[0]]}
 
 
@@ -104,20 +115,32 @@ def _number(image: str) -> int:
 
 
 def _set(attributor: Served, image: str, text: str) -> None:
-    everything = st.session_state.get(_TAGS) or {}
-    own = {other: said for other, said in everything.get(attributor.bundle.path.name, {}).items() if other != image}
-    if text := text.strip()[:_LONGEST]:
-        own[image] = text
-    st.session_state[_TAGS] = everything | {attributor.bundle.path.name: own}
+    everything, bundle = st.session_state.get(_TAGS) or {}, attributor.bundle.identity
+    own = {other: said for other, said in everything.get(bundle, {}).items() if other != image}
+    text = _clean(text)
+    if text and len(own) >= _MOST:
+        st.toast(f"{_MOST:,} images are tagged already; remove some tags first.")
+        return
+    st.session_state[_TAGS] = everything | {bundle: own | ({image: text} if text else {})}
+    _remember({"bundle": bundle, "tags": {image: text}})
 
 
 def _clear(attributor: Served) -> None:
-    st.session_state[_TAGS] = (st.session_state.get(_TAGS) or {}) | {attributor.bundle.path.name: {}}
+    gone = dict.fromkeys(_own(attributor), "")
+    st.session_state[_TAGS] = (st.session_state.get(_TAGS) or {}) | {attributor.bundle.identity: {}}
+    _remember({"bundle": attributor.bundle.identity, "tags": gone})
+
+
+def _remember(change: dict[str, object]) -> None:
+    """Have the browser keep a change: other tabs of it may have changed other tags meanwhile."""
+    st.session_state[_CHANGE] = change | {"id": secrets.token_hex(8)}
 
 
 def _load(text: str) -> None:
-    """Take tags from a browser, which may send anything; what is not a tag is left out."""
-    st.session_state[_TAGS] = read(text)
+    """Take tags from a browser, which may send anything; what was tagged meanwhile wins."""
+    found, now = read(text), st.session_state.get(_TAGS) or {}
+    st.session_state[_TAGS] = {name: found.get(name, {}) | now.get(name, {}) for name in {**found, **now}}
+    st.session_state[_LOADED] = True
 
 
 def read(text: str) -> dict[str, dict[str, str]]:
@@ -135,6 +158,10 @@ def _valid(tags: dict[str, object]) -> dict[str, str]:
     for image, text in list(tags.items())[:_MOST]:
         split, _, number = image.partition(":")
         whole = number.isascii() and number.isdecimal() and len(number) < 10
-        if split in _SPLITS and whole and isinstance(text, str) and text.strip():
-            kept[f"{split}:{int(number)}"] = text.strip()[:_LONGEST]
+        if split in _SPLITS and whole and isinstance(text, str) and _clean(text):
+            kept[f"{split}:{int(number)}"] = _clean(text)
     return kept
+
+
+def _clean(text: str) -> str:
+    return escape.visible(text[:_LONGEST].strip())[:_LONGEST]

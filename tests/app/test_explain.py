@@ -64,7 +64,7 @@ def test_the_front_page_shows_a_wrong_prediction_what_is_behind_it_and_three_doo
     assert f"The network predicts <b>{classes[query.predicted]}</b>, but this image is labelled" in shown
     assert f"<b>{classes[query.label]}</b>" in shown
     assert shown.count(f"labelled {classes[query.predicted]}</span>") == 3
-    for door in ("explain", "backdoor", "paper"):
+    for door in ("explain?bundle=fashion-mnist", "backdoor", "paper"):
         assert f'href="{door}"' in shown
 
 
@@ -240,3 +240,54 @@ def test_keys_choose_the_method_and_list_themselves(visit):
     expect(page.get_by_role("group", name="Training images ranked by InfoGain")).to_be_visible(timeout=30_000)
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_contain_text("previous and next image", timeout=30_000)
+
+
+@pytest.mark.browser
+def test_back_out_of_another_place_keeps_what_explain_showed(visit):
+    page = visit("/explain?q=test:7&sigma2=100&m=7")
+    cards = page.get_by_role("group", name="Training images ranked by").locator(".picture")
+    expect(cards).to_have_count(7)
+    page.get_by_role("link", name="Coreset", exact=True).click()
+    expect(page).to_have_url(re.compile(r"/coreset\?bundle=[\w-]+$"), timeout=30_000)  # nothing of Explain's settings
+    page.get_by_role("link", name="Explain", exact=True).click()
+    expect(page).to_have_url(re.compile(r"/explain\?q=test%3A7&"), timeout=30_000)
+    for _ in range(4):  # past Coreset, and addresses of a place alone
+        page.go_back()
+        page.wait_for_timeout(2500)
+        if "/explain?" in page.url:
+            break
+    expect(page.locator(".ns-verdict")).to_contain_text("Test image 7 ", timeout=30_000)
+    expect(page).to_have_url(re.compile(r"/explain\?q=test%3A7&sigma2=100&m=7&"), timeout=30_000)
+    expect(cards).to_have_count(7)
+
+
+def test_curves_of_no_test_image_are_the_mean_and_their_controls_move(served):
+    page = _open(q="train:3", tab="curves")
+    page.slider(key="curves_count").set_value(30)
+    page.run()
+    assert page.slider(key="curves_count").value == 30
+    assert page.query_params["n"] == "30"
+    assert page.toggle(key="curves_mean").disabled
+
+
+def test_tags_of_surrogates_and_of_other_bundles_are_no_harm(served):
+    assert read('{"one": {"test:5": "a\\ud800b"}}')["one"]["test:5"].encode() == b"a\\ud800b"
+    page = _open(q="test:5")
+    page.selectbox(key="tag_query_test:5").set_value("duplicate")
+    page.run()
+    assert [box.label for box in page.expander if "Tagged" in box.label] == ["Tagged images (1)"]
+    page.button(key="untag").click()
+    page.run()
+    assert page.selectbox(key="tag_query_test:5").value is None
+    assert not [box for box in page.expander if "Tagged" in box.label]
+
+
+def test_the_number_field_goes_to_the_same_number_again(served):
+    page = _open(q="test:5")
+    for _ in range(2):
+        page.number_input(key="image_number").set_value(77)
+        page.run()
+        assert page.query_params["q"] == "test:77"
+        page.button(key="next_image").click()
+        page.run()
+        assert page.query_params["q"] == "test:78"

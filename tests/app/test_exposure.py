@@ -391,10 +391,10 @@ def test_no_message_clears_what_is_kept_for_all(monkeypatch):
 @pytest.mark.parametrize(
     ("path", "asked", "status"),
     [
-        ("", "/attribute", 307),
-        ("attribute", "/attribute", 200),
-        ("attribute", "/attribute/attribute", 307),
-        ("", "/x/attribute", 200),
+        ("", "/start", 307),
+        ("start", "/start", 200),
+        ("start", "/start/start", 307),
+        ("", "/x/start", 200),
     ],
 )
 def test_a_folder_may_have_the_first_pages_name(path, asked, status):
