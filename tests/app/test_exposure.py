@@ -160,7 +160,7 @@ def test_a_connection_that_breaks_the_app_is_closed_with_a_line_in_the_log(caplo
 
 
 @pytest.mark.parametrize(
-    ("asked", "led"), [("attribute?q=test%3A3&m=4", "./?q=test%3A3&m=4"), ("attribute", "./"), ("attribute/", "../")]
+    ("asked", "led"), [("start?q=test%3A3&m=4", "./?q=test%3A3&m=4"), ("start", "./"), ("start/", "../")]
 )
 def test_the_first_page_is_found_by_its_name_too(ask, asked, led):
     status, headers, _ = ask(f"{_PATH}/{asked}")
@@ -213,7 +213,7 @@ def test_a_page_loads_nothing_from_elsewhere(browser, server):
     page = context.new_page()
     page.goto(server)
     link = page.get_by_role("link", name="Debug a prediction").evaluate("link => link.href")
-    assert link == f"{server}/explain"
+    assert link.startswith(f"{server}/explain?bundle=")
     page.goto(link)
     expect(page.get_by_role("button", name="JSON")).to_be_visible(timeout=60_000)
     # Streamlit tries whether there is WebAssembly for its 64-bit numbers, and does without.
