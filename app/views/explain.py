@@ -9,6 +9,7 @@ import streamlit as st
 from natscope.app import bundles
 from natscope.app.bundles import Served
 from natscope.app.views import attribute, compare, counterfactual, curves, frame, tags
+from natscope.app.views.notice import errors_shown
 from natscope.app.views.query import finder, image_bar
 from natscope.core.methods import METHODS
 
@@ -84,6 +85,7 @@ def _keys(tab: str, attributor: Served) -> dict[str, Callable[[], None]]:
 
 
 @st.dialog("Keys")
+@errors_shown()
 def _list_keys() -> None:
     methods = ", ".join(f"{number} {METHODS[name].title}" for number, name in enumerate(METHODS, 1) if number < 10)
     st.markdown(

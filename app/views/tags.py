@@ -115,7 +115,8 @@ def _number(image: str) -> int:
 
 
 def _set(attributor: Served, image: str, text: str) -> None:
-    everything, bundle = st.session_state.get(_TAGS) or {}, attributor.bundle.identity
+    everything = st.session_state.get(_TAGS) or {}
+    bundle = attributor.bundle.identity
     own = {other: said for other, said in everything.get(bundle, {}).items() if other != image}
     text = _clean(text)
     if text and len(own) >= _MOST:

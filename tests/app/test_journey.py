@@ -344,6 +344,8 @@ def test_a_comparison_is_reopened_by_its_link_on_a_phone(visit):
 
 def test_curves_are_computed_and_taken_away(visit, tmp_path):
     page = visit("/curves?q=test:5&m=10&sigma2s=1,100000")
+    page.get_by_role("button", name="Compute the curves").wait_for()
+    _settle(page)
     page.get_by_role("button", name="Compute the curves").click()
     expect(page.get_by_text("of what").or_(page.get_by_text("is found at every M")).first).to_be_visible(timeout=90_000)
     assert _taken(page, "PDF", tmp_path).startswith(b"%PDF")
@@ -353,6 +355,8 @@ def test_curves_are_computed_and_taken_away(visit, tmp_path):
 
 def test_long_work_can_be_stopped(visit):
     page = visit("/curves?n=50&m=300")
+    page.get_by_role("button", name="Compute the curves").wait_for()
+    _settle(page)
     page.get_by_role("button", name="Compute the curves").click()
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_text("Stopped.")).to_be_visible(timeout=60_000)
