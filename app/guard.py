@@ -212,8 +212,8 @@ def content_policy(index: Path) -> str:
     return "; ".join(f"{name} {' '.join(sources)}" for name, sources in directives.items())
 
 
-# Components are strings that Streamlit loads as modules from blob: addresses; only a
-# script that runs already can make one. Style sheets and style attributes come from st.html, images are data: URIs.
+# Components are strings that Streamlit loads as modules from blob: addresses; only a script that runs already can make
+# one. Style sheets and style attributes come from st.html, images are data: URIs.
 POLICY = {
     "default-src": ["'self'"],
     "script-src": ["'self'", "blob:"],

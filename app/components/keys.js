@@ -1,8 +1,8 @@
 // Keys that work anywhere on the page, unless a control has the focus that uses them itself.
-export default function ({ data, parentElement, setTriggerValue }) {
+export default function ({ data, setTriggerValue }) {
   const own = "input, textarea, select, [contenteditable=true], [role=slider], [role=radio], [role=combobox], [role=listbox], [role=dialog] *";
   function pressed(event) {
-    const path = event.composedPath(), target = path[0];
+    const path = event.composedPath();
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     if (path.some((element) => element.matches && element.matches(own))) return;
     if (event.key === "/" && data.find) {

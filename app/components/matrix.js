@@ -1,7 +1,7 @@
 // A confusion matrix whose cells are buttons: one stop in the tab order, arrow keys move within it.
 export default function ({ data, parentElement, setTriggerValue }) {
-  const place = parentElement.querySelector(".matrix"), size = data.names.length;
-  const held = [...place.querySelectorAll("button")].indexOf(place.getRootNode().activeElement);
+  const box = parentElement.querySelector(".matrix"), size = data.names.length;
+  const held = [...box.querySelectorAll("button")].indexOf(box.getRootNode().activeElement);
   const most = Math.max(1, ...data.counts.flatMap((row, y) => row.filter((_, x) => x !== y)));
   const table = element("table");
   table.append(element("caption", data.label));
@@ -31,7 +31,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     body.append(line);
   });
   table.append(head, body);
-  place.replaceChildren(table);
+  box.replaceChildren(table);
   buttons[held]?.focus({ preventScroll: true });
 
   function move(event, x, y) {

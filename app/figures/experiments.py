@@ -17,12 +17,16 @@ def charts(result: dict[str, Any]) -> Sequence[Chart]:
     return _CHARTS[result["experiment"]](result)
 
 
+def columns(result: dict[str, Any]) -> int:
+    """Return in how many columns the charts of an experiment stand in a file."""
+    return 2 if result["experiment"] == "coreset" else 1
+
+
 def experiment_files(result: dict[str, Any]) -> list[tuple[str, bytes]]:
     """Draw an experiment; return the suffix and the content of each file."""
     kind, files = result["experiment"], []
     if drawn := charts(result):
-        columns = 2 if kind == "coreset" else 1
-        files = [(suffix, chart_file(*drawn, kind=suffix, columns=columns)) for suffix in ("png", "svg")]
+        files = [(suffix, chart_file(*drawn, kind=suffix, columns=columns(result))) for suffix in ("png", "svg")]
     return [*files, ("md", TABLES[kind](result).encode())] if kind in TABLES else files
 
 

@@ -26,7 +26,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Method
 
 _WIDGETS = ("method", "exponent", "budget", "pool", "conditioning", "target")
-VIEW, _TAB = "view", "attribution"
+VIEW, _TAB = "view", frame.ATTRIBUTION
 _PICKED_OF = "picked_of"  # the image whose ranking the picked position is of
 SESSION = (VIEW, "picked", "plain_words", "upload", *_WIDGETS)  # what belongs to a bundle
 _NEIGHBOURS = 5

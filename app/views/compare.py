@@ -22,7 +22,7 @@ from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, REFERENCE
 
-_VIEW, _KEY, _TAB = "compare_view", "compare_", "compare"
+_VIEW, _KEY, _TAB = "compare_view", "compare_", frame.COMPARE
 SESSION = (_KEY,)  # what belongs to a bundle
 _CONTROLS = tuple(
     _KEY + name for name in ("methods", "budget", "target", "exponent", "pool", "conditioning", "same", "own_")

@@ -32,7 +32,7 @@ _SHOWN = 300  # images of the sheet, unless all are requested
 
 def page() -> None:
     """Draw the page."""
-    attributor, _ = frame.heading(
+    attributor = frame.heading(
         "Coreset: a few images for the whole training set",
         "Choose test images. natscope picks the training images that together tell most about them, and a network that "
         "sees only these shows what they are worth.",
@@ -173,7 +173,7 @@ def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
     if picked is not None:
         title = f"Training image {picked}: {classes[labels[picked]]}"
         asked = AttributeView(f"train:{picked}", method, attributor.bundle.sigma2(method))
-        link = ("Explain this image", frame.tab_address("attribution", asked, attributor))
+        link = ("Explain this image", frame.tab_address(frame.ATTRIBUTION, asked, attributor))
         show_large(np.asarray(images[picked]), title, link=link)
 
 

@@ -24,7 +24,7 @@ from natscope.precompute.training.removal import Answer, as_many_others, identit
 from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import patience, too_slow
 
-_VIEW, _KEY, _TAB = "counterfactual_view", "counterfactual_", "remove"
+_VIEW, _KEY, _TAB = "counterfactual_view", "counterfactual_", frame.REMOVE
 SESSION = (_KEY,)  # what belongs to a bundle
 _CONTROLS = tuple(_KEY + name for name in ("method", "budget", "exponent"))
 _SHOWN = 40  # removed images that are drawn

@@ -28,7 +28,7 @@ from natscope.core.methods import GAINS, METHODS, REFERENCE
 from natscope.core.parameters import ROLES, WEIGHTS, imbalance
 from natscope.core.sketch_error import SketchError
 
-_VIEW, _KEY, _TAB = "curves_view", "curves_", "curves"
+_VIEW, _KEY, _TAB = "curves_view", "curves_", frame.CURVES
 SESSION = (_KEY,)  # what belongs to a bundle
 _CONTROLS = tuple(_KEY + name for name in ("mean", "count", "method", "sigma2s", "fixed", "others", "largest"))
 _FIXED = 9  # of the values of σ²: a thousand times the scale

@@ -9,11 +9,11 @@ import streamlit as st
 from natscope.app import bundles
 from natscope.app.bundles import Served
 from natscope.app.views import attribute, compare, counterfactual, curves, frame, tags
+from natscope.app.views.frame import ATTRIBUTION, COMPARE, CURVES, REMOVE
 from natscope.app.views.notice import errors_shown
 from natscope.app.views.query import finder, image_bar
 from natscope.core.methods import METHODS
 
-ATTRIBUTION, COMPARE, REMOVE, CURVES = "attribution", "compare", "remove", "curves"
 _TABS: dict[str, tuple[str, ModuleType]] = {
     ATTRIBUTION: ("Attribution", attribute),
     COMPARE: ("Compare", compare),
@@ -54,7 +54,7 @@ def _draw(usual: str) -> None:
     with choice:
         path = frame.choose_bundle(bundles.bundle_paths(), forget=lambda: frame.forget(*SESSION))
     attributor = bundles.served(path)
-    tab = _restore(usual)
+    tab = st.session_state[_LAST] = frame.restore_tab(frame.TAB, _TABS, usual)
     module = _TABS[tab][1]
     module.view(attributor)
     query = frame.query(attributor)
@@ -62,14 +62,7 @@ def _draw(usual: str) -> None:
         image_bar(attributor, query, frame.take, _keys(tab, attributor))
     finder(attributor, query, frame.take)
     tags.tray(attributor, frame.take)
-    st.segmented_control(
-        "What to look at",
-        list(_TABS),
-        format_func=lambda name: _TABS[name][0],
-        key=frame.TAB,
-        required=True,
-        label_visibility="collapsed",
-    )
+    frame.tab_control("What to look at", {name: title for name, (title, _) in _TABS.items()}, frame.TAB)
     module.show(attributor, query)
     if st.session_state.pop(_HELP, False):
         _list_keys()
@@ -92,12 +85,3 @@ def _list_keys() -> None:
         f"| key | |\n|---|---|\n| `←` `→` | previous and next image |\n| `/` | go to an image by its number |\n"
         f"| `1` – `9` | method: {methods} |\n| `?` | this list |\n\nThe browser’s Back undoes the last step."
     )
-
-
-def _restore(usual: str) -> str:
-    """Return the tab to draw: the one that was clicked, or the address's."""
-    wanted = None if frame.went_back() else st.session_state.get(frame.TAB)
-    wanted = wanted or st.query_params.get(frame.TAB, usual)
-    tab = wanted if wanted in _TABS else usual
-    st.session_state[frame.TAB] = st.session_state[_LAST] = tab
-    return tab

@@ -3,14 +3,13 @@
 The tabs of Explain have a view each. What they share, such as the image, is kept beside them, as in an address.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlencode
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from natscope.app import bundles, links
@@ -28,10 +27,11 @@ _PLACE, _ARRIVED = "place", "arrived"  # keys of the last page, and of whether a
 _QUERY, _TARGET = "q", "target"
 _FIRST = "test:0"
 TAB = "tab"  # parameter of an address, and key of the choice
+ATTRIBUTION, COMPARE, REMOVE, CURVES = "attribution", "compare", "remove", "curves"  # the tabs of Explain
 _SHOWN = 60  # letters of a name from the address
 
 
-def heading(title: str, about: str, *, forget: Callable[[], None]) -> tuple[Served, DeltaGenerator]:
+def heading(title: str, about: str, *, forget: Callable[[], None]) -> Served:
     """Draw a page's title, what it is about, and the choice of the bundle.
 
     Args:
@@ -40,7 +40,7 @@ def heading(title: str, about: str, *, forget: Callable[[], None]) -> tuple[Serv
         forget: called when another bundle is chosen, to forget what belongs to the previous one.
 
     Returns:
-        The opened bundle, and the container of its choice, for more controls.
+        The opened bundle.
 
     Raises:
         BundleError: if the bundle cannot be opened.
@@ -51,7 +51,7 @@ def heading(title: str, about: str, *, forget: Callable[[], None]) -> tuple[Serv
         words.markdown(about)
     with choice:
         path = choose_bundle(bundles.bundle_paths(), forget=forget)
-    return bundles.served(path), choice
+    return bundles.served(path)
 
 
 def chosen_bundle(paths: Mapping[str, Path]) -> str:
@@ -114,6 +114,34 @@ def titles(paths: Mapping[str, Path]) -> dict[str, str]:
             title = f"{title} ({name})"
         found[name] = own[name], title
     return {name: shown for name, (_, shown) in found.items()}
+
+
+def restore_tab(key: str, tabs: Collection[str], usual: str) -> str:
+    """Return the tab of a place to draw: the one that was clicked, or the address's, or the usual one.
+
+    Args:
+        key: of its control.
+        tabs: the names.
+        usual: the one for an address that names none of them.
+    """
+    wanted = None if went_back() else st.session_state.get(key)
+    wanted = wanted or st.query_params.get(TAB, usual)
+    tab: str = wanted if wanted in tabs else usual
+    st.session_state[key] = tab
+    return tab
+
+
+def tab_control(label: str, titles: Mapping[str, str], key: str) -> None:
+    """Draw the control of a place's tabs.
+
+    Args:
+        label: for screen readers.
+        titles: of the tabs, by name.
+        key: of the control, whose value `restore_tab` has set.
+    """
+    st.segmented_control(
+        label, list(titles), format_func=titles.__getitem__, key=key, required=True, label_visibility="collapsed"
+    )
 
 
 def forget(*prefixes: str) -> None:
@@ -286,7 +314,7 @@ def tab_address(tab: str, view: Any, attributor: Served) -> str:
 
 def comparison(view: AttributeView, attributor: Served, *, purpose: str = "prediction") -> str:
     """Return the address that asks every method the same as one method: see `compared`."""
-    return tab_address("compare", compared(view, attributor, purpose=purpose), attributor)
+    return tab_address(COMPARE, compared(view, attributor, purpose=purpose), attributor)
 
 
 def compared(view: AttributeView, attributor: Served, *, purpose: str = "prediction") -> ComparisonView:

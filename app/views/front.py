@@ -60,7 +60,7 @@ def _example(attributor: Served) -> None:
         _picture(np.asarray(images[item.train_index]), f"labelled {classes[item.label]}") for item in result.items
     )
     said, true = classes[query.predicted], classes[int(attributor.test_labels[index])]
-    asked = frame.tab_address(explain.ATTRIBUTION, AttributeView(f"test:{index}", sigma2=sigma2), attributor)
+    asked = frame.tab_address(frame.ATTRIBUTION, AttributeView(f"test:{index}", sigma2=sigma2), attributor)
     first = f"The network predicts <b>{escape.html(said)}</b>"
     first += "." if said == true else f", but this image is labelled <b>{escape.html(true)}</b>."
     st.html(

@@ -25,17 +25,8 @@ def explained() -> None:
 
 
 def _draw(usual: str) -> None:
-    wanted = None if frame.went_back() else st.session_state.get(_KEY)
-    wanted = wanted or st.query_params.get(frame.TAB, usual)
-    st.session_state[_KEY] = tab = wanted if wanted in _TABS else usual
-    st.segmented_control(
-        "What to read",
-        list(_TABS),
-        format_func=lambda name: _TABS[name][0],
-        key=_KEY,
-        required=True,
-        label_visibility="collapsed",
-    )
+    tab = frame.restore_tab(_KEY, _TABS, usual)
+    frame.tab_control("What to read", {name: title for name, (title, _) in _TABS.items()}, _KEY)
     if st.query_params.get(frame.TAB, usual) != tab:
         st.query_params[frame.TAB] = tab
     _TABS[tab][1]()

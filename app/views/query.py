@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import numpy as np
 import streamlit as st
@@ -40,9 +39,7 @@ _GROUNDS = {
 Take = Callable[[str], None]
 
 
-def image_bar(
-    attributor: Served, query: QueryImage, take: Take, actions: Mapping[str, Callable[[], None]] = MappingProxyType({})
-) -> None:
+def image_bar(attributor: Served, query: QueryImage, take: Take, actions: Mapping[str, Callable[[], None]]) -> None:
     """Draw the image with its prediction, and the ways to another one.
 
     Args:
@@ -203,12 +200,12 @@ def gallery(attributor: Served, split: str, take: Take, *, shown: str | None = N
     cards = [
         Card(
             src=data_uri(np.asarray(images[i])),
-            alt=f"{split} image {i}, {classes[labels[i]]}, predicted {classes[logits[i].argmax()]}",
-            title=f"Image {i}, labelled {classes[labels[i]]}, predicted {classes[logits[i].argmax()]}",
-            caption=classes[logits[i].argmax()],
-            tone="for" if logits[i].argmax() == labels[i] else "against",
+            alt=f"{split} image {i}, {classes[labels[i]]}, predicted {classes[answer]}",
+            title=f"Image {i}, labelled {classes[labels[i]]}, predicted {classes[answer]}",
+            caption=classes[answer],
+            tone="for" if answer == labels[i] else "against",
         )
-        for i in drawn
+        for i, answer in zip(drawn, logits[drawn].argmax(axis=1), strict=True)
     ]
     places = [place for place, i in enumerate(drawn) if f"{split}:{i}" == shown]
     if cards:

@@ -12,7 +12,7 @@ from natscope.app.downloads import offer
 from natscope.app.figures import on_page
 from natscope.app.figures.backdoor import sigma2_chosen
 from natscope.app.figures.chart import Chart
-from natscope.app.figures.experiments import charts
+from natscope.app.figures.experiments import charts, columns
 from natscope.app.figures.in_files import chart_file
 from natscope.app.figures.style import FORMATS
 from natscope.app.figures.tables import TABLES
@@ -89,12 +89,12 @@ def _one(result: dict[str, Any], key: str) -> None:
 
 
 def _downloads(result: dict[str, Any], drawn: Sequence[Chart], key: str) -> None:
-    name, columns = f"natscope-{key.removeprefix(_KEY)}", 2 if result["experiment"] == "coreset" else 1
+    name = f"natscope-{key.removeprefix(_KEY)}"
     with st.container(horizontal=True):
         for kind, mime in FORMATS.items() if drawn else ():
             offer(
                 kind,
-                lambda kind=kind: draw_file(chart_file, *drawn, kind=kind, columns=columns),  # type: ignore[misc]
+                lambda kind=kind: draw_file(chart_file, *drawn, kind=kind, columns=columns(result)),  # type: ignore[misc]
                 f"{name}.{kind.lower()}",
                 mime,
                 key=f"{key}_{kind}",
