@@ -166,7 +166,9 @@ def went_back() -> bool:
 
 def arrive(place: str) -> None:
     """Note which page is drawn: parameters that the navigation brought along from another one are not its own."""
-    if st.session_state.get(_PLACE, place) != place and not went_back():
+    if went_back():  # the address is this page's, also where a page that was left was never drawn to its end
+        st.session_state.pop(_ARRIVED, None)
+    elif st.session_state.get(_PLACE, place) != place:
         st.session_state[_ARRIVED] = True
     st.session_state[_PLACE] = place
 
@@ -206,7 +208,9 @@ def view(
     of, limits = f"{key}_of", links.Limits.of(attributor, squares=squares)
     if tab and st.session_state.get(_SHARED_OF) != attributor.place:
         st.session_state[_SHARED], st.session_state[_SHARED_OF] = {}, attributor.place
-    if went_back() or st.session_state.get(of) != attributor.place:
+    # A run may still have the address of the place before: those of Explain, and they alone, name an image.
+    back = went_back() and (_QUERY in st.query_params) == bool(tab)
+    if back or st.session_state.get(of) != attributor.place:
         st.session_state.pop(key, None)
         _forget_keys(*controls)
     if key not in st.session_state:

@@ -18,6 +18,7 @@ from natscope.app.views.tags import read
 from natscope.core.bundle.request import Request
 from tests.app.conftest import serving
 
+expect.set_options(timeout=30_000)  # a busy machine is no failure
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
 
 
@@ -202,6 +203,7 @@ def test_tags_are_collected_survive_a_reload_and_are_exported(visit, attributor)
     page.reload()
     expect(page.get_by_role("group", name="Training images ranked by").locator(".picture")).to_have_count(10)
     page.get_by_text("Tagged images (2)").click()
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning", timeout=30_000)
     with page.expect_download() as download:
         page.get_by_test_id("stExpander").get_by_role("button", name="CSV").click()
     first = attributor.attribute(attributor.query("test", 5), Request(sigma2=attributor.bundle.sigma2("info_loss")))
