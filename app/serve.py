@@ -104,6 +104,7 @@ def settings(at: Listening) -> dict[str, Any]:
         "server.maxWidgetStateSize": 2,
         "server.disconnectedSessionTTL": 60,
         "logger.hideWelcomeMessage": True,  # it would ask a server on the internet for this machine's address
+        "global.disableWidgetStateDuplicationWarning": True,  # see views/controls.py
         "runner.postScriptGC": False,  # the pages do it, less often
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",

@@ -144,7 +144,7 @@ async def _group(served: Served, load: Load, name: str, count: int) -> _Seen:
 
 async def _first(port: int, load: Load, rng: random.Random) -> list[int]:
     """Click as the first visitor, without a pause; return the test images that are left, in random order."""
-    async with Visitor(port) as first:
+    async with Visitor(port, "explain") as first:
         await first.drawn(load.timeout)
         unseen = rng.sample(range(first.images), first.images)
         for _ in range(min(load.warm, first.images // 2)):
@@ -170,7 +170,7 @@ async def _click(port: int, numbers: Iterator[int], rng: random.Random, end: flo
     await asyncio.sleep(rng.uniform(0, _THINK[1]))
     while True:
         try:
-            async with Visitor(port) as visitor:
+            async with Visitor(port, "explain") as visitor:
                 seen.opened.append(await visitor.drawn(load.timeout))
                 await _clicks(visitor, numbers, rng, end, load, seen)
         except VisitError as error:

@@ -17,10 +17,10 @@ from natscope.app.figures.attribution import curve
 from natscope.app.figures.sheets import ranking_png
 from natscope.app.links import AttributeView
 from natscope.app.views import frame, tags
+from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.enlarge import enlarge
 from natscope.app.views.notice import complain, fragment
 from natscope.app.views.query import title_of
-from natscope.app.views.sigma2 import slider
 from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Method
@@ -60,7 +60,7 @@ def show(attributor: Served, query: QueryImage) -> None:
     question, switch = st.columns([3.6, 1], vertical_alignment="bottom")
     question.title("Which training images shaped this prediction?")
     st.session_state.setdefault("plain_words", st.session_state[VIEW].plain)
-    plain = switch.toggle("Plain words", key="plain_words", help="Explain without technical terms.")
+    plain = control(switch.toggle, "Plain words", key="plain_words", help="Explain without technical terms.")
     if st.session_state.get(_PICKED_OF) != (shown := frame.shared_query()):
         st.session_state["picked"], st.session_state[_PICKED_OF] = None, shown
     _answer(attributor, query, shown, plain)
@@ -152,7 +152,8 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> At
     _restore_controls(view)
     classes = attributor.bundle.classes
     first, second, third = st.columns([1.1, 1.3, 1.1])
-    name = first.selectbox(
+    name = control(
+        first.selectbox,
         "Method",
         list(METHODS),
         key="method",
@@ -160,7 +161,8 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> At
         help="The page Paper explains each, under Methods.",
     )
     method = METHODS[name]
-    target = second.selectbox(
+    target = control(
+        second.selectbox,
         "Explain",
         [_ITS_ANSWER, *(c for c in range(len(classes)) if c != query.predicted)],
         key="target",
@@ -169,14 +171,13 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> At
         ),
         help="The class whose support is attributed: the model’s answer, or another class.",
     )
-    budget = third.slider(labels.budget, 1, links.LARGEST_BUDGET, key="budget", help=labels.budget_help)
+    budget = control(third.slider, labels.budget, 1, links.LARGEST_BUDGET, key="budget", help=labels.budget_help)
     first, second, third = st.expander("More settings", icon=":material/tune:").columns([1.3, 1.1, 1.1])
-    # Unused controls are disabled, not left out: one that comes back while the page is still being drawn can
-    # show its default instead of its value.
-    sigma2 = slider(
-        first, labels.sigma2, attributor, "exponent", disabled=not method.uses_sigma2, help=labels.sigma2_help
-    )
-    pool = second.segmented_control(
+    sigma2, conditioning = view.sigma2, view.conditioning  # of a method that uses them, to which they come back
+    if method.uses_sigma2:
+        sigma2 = sigma2_slider(first, labels.sigma2, attributor, "exponent", help=labels.sigma2_help)
+    pool = control(
+        second.segmented_control,
         labels.pool,
         list(labels.pools),
         key="pool",
@@ -184,15 +185,16 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> At
         help=labels.pool_help,
         required=True,
     )
-    conditioning = third.segmented_control(
-        labels.conditioning,
-        list(labels.conditionings),
-        key="conditioning",
-        format_func=labels.conditionings.__getitem__,
-        disabled=not method.conditions,
-        help=labels.conditioning_help,
-        required=True,
-    )
+    if method.conditions:
+        conditioning = control(
+            third.segmented_control,
+            labels.conditioning,
+            list(labels.conditionings),
+            key="conditioning",
+            format_func=labels.conditionings.__getitem__,
+            help=labels.conditioning_help,
+            required=True,
+        )
     return AttributeView(
         view.query,
         name,

@@ -19,6 +19,7 @@ from natscope.app.views.backdoor_proof import proof_step
 from natscope.app.views.backdoor_scene import KEY, Scene
 from natscope.app.views.backdoor_search import search_step
 from natscope.app.views.banner import now
+from natscope.app.views.controls import control
 from natscope.app.views.results import pointer
 from natscope.core.backdoor import Backdoor, stamp
 
@@ -169,7 +170,8 @@ def _finding(scene: Scene, view: BackdoorView, pattern: np.ndarray, before: int,
 def _controls(scene: Scene, view: BackdoorView) -> None:
     classes = scene.attributor.bundle.classes
     st.session_state[f"{KEY}class"] = scene.base
-    st.selectbox(
+    control(
+        st.selectbox,
         "A picture of class",
         range(len(classes)),
         key=f"{KEY}class",
@@ -177,7 +179,8 @@ def _controls(scene: Scene, view: BackdoorView) -> None:
         on_change=lambda: _another(scene, st.session_state[f"{KEY}class"]),
     )
     st.session_state[f"{KEY}patch"] = scene.base if view.patch is None else view.patch
-    st.selectbox(
+    control(
+        st.selectbox,
         "The patch for class",
         range(len(classes)),
         key=f"{KEY}patch",

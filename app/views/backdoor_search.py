@@ -12,6 +12,7 @@ from natscope.app.figures.backdoor import roc
 from natscope.app.links import AttributeView, BackdoorView, pack_image
 from natscope.app.views import frame
 from natscope.app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, measured_for, sigma2_of, weak
+from natscope.app.views.controls import control
 from natscope.app.views.notice import complain
 from natscope.core.bundle.request import Attribution, Request
 from natscope.core.errors import QueryError
@@ -87,7 +88,8 @@ def _reveal(index: int | None) -> None:
 
 def _choice(role: str, name: str, names: tuple[str, ...], change: Change) -> None:
     st.session_state[f"{KEY}{role}"] = name
-    st.selectbox(
+    control(
+        st.selectbox,
         "Searched by" if role == "method" else "Compared with",
         names,
         key=f"{KEY}{role}",

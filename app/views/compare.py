@@ -14,8 +14,8 @@ from natscope.app.components.grid import data_uri
 from natscope.app.links import LARGEST_COMPARED, MOST_COMPARED, ComparisonView
 from natscope.app.views import attribute, frame
 from natscope.app.views.compare_results import agreement_section, downloads
+from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.notice import complain, warn
-from natscope.app.views.sigma2 import slider
 from natscope.app.views.stability import stability
 from natscope.core.analysis.comparison import Row, shared_images
 from natscope.core.bundle.request import QueryImage
@@ -154,7 +154,8 @@ def _settings(attributor: Served) -> ComparisonView:
     view: ComparisonView = st.session_state[_VIEW]
     classes, labels = attributor.bundle.classes, words.EXPERT
     _restore(view, attributor)
-    names = st.multiselect(
+    names = control(
+        st.multiselect,
         "Methods",
         list(METHODS),
         key=f"{_KEY}methods",
@@ -163,8 +164,9 @@ def _settings(attributor: Served) -> ComparisonView:
         "image on this network is not chosen at first.",
     )
     chosen = tuple(name for name in METHODS if name in names)
-    budget = st.slider(labels.budget, 1, LARGEST_COMPARED, key=f"{_KEY}budget", help=labels.budget_help)
-    target = st.selectbox(
+    budget = control(st.slider, labels.budget, 1, LARGEST_COMPARED, key=f"{_KEY}budget", help=labels.budget_help)
+    target = control(
+        st.selectbox,
         "Explain",
         [_ITS_ANSWER, *range(len(classes))],
         key=f"{_KEY}target",
@@ -172,11 +174,12 @@ def _settings(attributor: Served) -> ComparisonView:
         help="The class whose support is attributed, for every image in view.",
     )
     about = labels.sigma2_help + " The information that each subset contributes is counted at this σ² too."
-    sigma2 = slider(st.container(), f"{labels.sigma2} for scoring", attributor, f"{_KEY}exponent", help=about)
+    sigma2 = sigma2_slider(st.container(), f"{labels.sigma2} for scoring", attributor, f"{_KEY}exponent", help=about)
     more = st.expander("More settings", icon=":material/tune:")
     with more:
         own = _own_sigma2(attributor, view, chosen, sigma2)
-    pool = more.segmented_control(
+    pool = control(
+        more.segmented_control,
         labels.pool,
         list(labels.pools),
         key=f"{_KEY}pool",
@@ -185,7 +188,8 @@ def _settings(attributor: Served) -> ComparisonView:
         required=True,
         width="stretch",
     )
-    conditioning = more.segmented_control(
+    conditioning = control(
+        more.segmented_control,
         labels.conditioning,
         list(labels.conditionings),
         key=f"{_KEY}conditioning",
@@ -227,14 +231,16 @@ def _restore(view: ComparisonView, attributor: Served) -> None:
 
 def _own_sigma2(attributor: Served, view: ComparisonView, methods: Sequence[str], common: float) -> dict[str, float]:
     """Draw one σ² per method that uses one, unless one is shared by all."""
-    same = st.toggle("Same σ² for every method", key=f"{_KEY}same", help="Off: each method that uses σ² gets its own.")
+    same = control(
+        st.toggle, "Same σ² for every method", key=f"{_KEY}same", help="Off: each method that uses σ² gets its own."
+    )
     if same:
         return {}
     own = {}
     for name in (name for name in methods if METHODS[name].uses_sigma2):
         key = f"{_KEY}own_{name}"
         st.session_state.setdefault(key, links.exponent_of(view.own.get(name, common)))
-        own[name] = slider(st.container(), METHODS[name].title, attributor, key)
+        own[name] = sigma2_slider(st.container(), METHODS[name].title, attributor, key)
     return own
 
 

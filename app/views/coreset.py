@@ -15,12 +15,12 @@ from natscope.app.figures import on_page
 from natscope.app.figures.coreset import class_balance, information
 from natscope.app.links import AttributeView, CoresetView, largest_coreset
 from natscope.app.views import frame
+from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
 from natscope.app.views.coreset_results import others, worth
 from natscope.app.views.enlarge import show_large
 from natscope.app.views.notice import complain, fragment, inform
 from natscope.app.views.results import pointer
-from natscope.app.views.sigma2 import slider
 from natscope.core.analysis.coreset import FREE, PER_CLASS, QUOTAS, missing
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
@@ -58,13 +58,15 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
     for key, value in {"method": view.method, "variant": view.variant, "budget": view.budget}.items():
         st.session_state.setdefault(KEY + key, value)
     largest = largest_coreset(len(attributor.train_labels))
-    budget = st.select_slider(
+    budget = control(
+        st.select_slider,
         "How many training images, M",
         sorted({*(size for size in _SIZES if size <= largest), largest, st.session_state[f"{KEY}budget"]}),
         key=f"{KEY}budget",
         help=f"Up to a tenth of the {len(attributor.train_labels):,}.",
     )
-    name = st.selectbox(
+    name = control(
+        st.selectbox,
         "Method",
         list(METHODS),
         key=f"{KEY}method",
@@ -74,7 +76,8 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
         help=f"{words.informative()} choose for all test images together; the others rank by their mean score over "
         "them.",
     )
-    variant = st.selectbox(
+    variant = control(
+        st.selectbox,
         "Classes",
         list(_VARIANTS),
         key=f"{KEY}variant",
@@ -87,7 +90,9 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
     usual = attributor.bundle.sigma2(name, purpose="coreset")
     st.session_state.setdefault(f"{KEY}exponent", links.exponent_of(view.sigma2 or usual))
     about = words.EXPERT.sigma2_help + " The information of every method’s choice is counted at this σ²."
-    sigma2 = slider(st.container(), words.EXPERT.sigma2, attributor, f"{KEY}exponent", purpose="coreset", help=about)
+    sigma2 = sigma2_slider(
+        st.container(), words.EXPERT.sigma2, attributor, f"{KEY}exponent", purpose="coreset", help=about
+    )
     own = None if np.isclose(sigma2, usual, rtol=1e-5) else sigma2
     return replace(view, method=name, variant=variant, budget=budget, sigma2=own)
 

@@ -11,6 +11,7 @@ from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.links import GROUPS, MOST_MARKED, CoresetView
 from natscope.app.views import frame
+from natscope.app.views.controls import control
 from natscope.app.views.query import gallery
 from natscope.core.analysis.coreset import MOST_QUERIES, draw
 from natscope.core.errors import QueryError
@@ -28,7 +29,8 @@ def query_controls(attributor: Served, view: CoresetView) -> CoresetView:
     classes = attributor.bundle.classes
     for key, value in {"group": view.group, "label": view.label, "count": view.count}.items():
         st.session_state.setdefault(KEY + key, value)
-    group = st.selectbox(
+    group = control(
+        st.selectbox,
         "Ask about",
         GROUPS,
         key=f"{KEY}group",
@@ -37,11 +39,12 @@ def query_controls(attributor: Served, view: CoresetView) -> CoresetView:
     )
     label, count = view.label, view.count
     if group == "class":
-        label = st.selectbox("Class", range(len(classes)), key=f"{KEY}label", format_func=classes.__getitem__)
+        label = control(st.selectbox, "Class", range(len(classes)), key=f"{KEY}label", format_func=classes.__getitem__)
     if group == "marked":
         _marks(attributor, view)
     else:
-        count = st.slider(
+        count = control(
+            st.slider,
             "How many of them",
             1,
             MOST_QUERIES,

@@ -10,6 +10,7 @@ from natscope.app.bundles import Served
 from natscope.app.figures import on_page
 from natscope.app.figures.coreset import overlap, shares_right
 from natscope.app.links import CoresetView
+from natscope.app.views.controls import control
 from natscope.app.views.coreset_queries import KEY
 from natscope.app.views.job import run_job
 from natscope.core.analysis.coreset import usable
@@ -96,7 +97,7 @@ def others(attributor: Served, view: CoresetView, asked: np.ndarray, chosen: np.
     key = f"{KEY}others"
     st.session_state.setdefault(key, [name for name in names if not METHODS[name].ekfac])
     st.session_state[key] = [name for name in st.session_state[key] if name in names]
-    wanted = st.multiselect("Methods", names, key=key, format_func=lambda name: METHODS[name].title)
+    wanted = control(st.multiselect, "Methods", names, key=key, format_func=lambda name: METHODS[name].title)
     if not wanted:
         return
 

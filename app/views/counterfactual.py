@@ -12,10 +12,10 @@ from natscope.app.components.bars import Bar, bars
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.links import FEWEST_REMOVED, MOST_REMOVED, CounterfactualView
 from natscope.app.views import frame
+from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain
 from natscope.app.views.results import pointer
-from natscope.app.views.sigma2 import slider
 from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
@@ -67,7 +67,8 @@ def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
     st.session_state.setdefault(f"{_KEY}exponent", exponent)
     st.session_state[f"{_KEY}budget"] = min(st.session_state[f"{_KEY}budget"], most)
     first, second, third = st.columns([1, 1.2, 1.2])
-    name = first.selectbox(
+    name = control(
+        first.selectbox,
         "Found by",
         usable,
         key=f"{_KEY}method",
@@ -77,7 +78,8 @@ def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
     )
     budget = FEWEST_REMOVED
     if most > FEWEST_REMOVED:  # a slider needs two values
-        budget = second.slider(
+        budget = control(
+            second.slider,
             "Images removed",
             FEWEST_REMOVED,
             most,
@@ -85,14 +87,9 @@ def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
             key=f"{_KEY}budget",
             help=f"Of the {pool:,} with this label.",
         )
-    sigma2 = slider(
-        third,
-        words.EXPERT.sigma2,
-        attributor,
-        f"{_KEY}exponent",
-        disabled=not METHODS[name].uses_sigma2,
-        help=words.EXPERT.sigma2_help,
-    )
+    sigma2 = 10**exponent  # of a method that uses it, to which it comes back
+    if METHODS[name].uses_sigma2:
+        sigma2 = sigma2_slider(third, words.EXPERT.sigma2, attributor, f"{_KEY}exponent", help=words.EXPERT.sigma2_help)
     chosen = None if np.isclose(sigma2, attributor.bundle.sigma2(name), rtol=1e-5) else sigma2
     return replace(view, method=name, budget=budget, sigma2=chosen)
 

@@ -19,6 +19,7 @@ from natscope.app.figures.in_files import chart_file
 from natscope.app.figures.style import FORMATS
 from natscope.app.links import LARGEST_CURVE, MOST_CURVES, CurvesView
 from natscope.app.views import frame
+from natscope.app.views.controls import control
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import warn
 from natscope.app.views.results import pointer
@@ -82,24 +83,25 @@ def _settings(attributor: Served, view: CurvesView, *, alone: bool) -> CurvesVie
     for key, value in values.items():
         st.session_state.setdefault(_KEY + key, value)
     about = "Off: the curves of the image above, if it is a test image."
-    mean = st.toggle("Mean over many test images", key=f"{_KEY}mean", help=about, disabled=not alone)
+    mean = control(st.toggle, "Mean over many test images", key=f"{_KEY}mean", help=about, disabled=not alone)
     if mean or not alone:
         about = (
             "Test images that the model gets right, drawn at random, always the same ones. Bands: one standard error."
         )
-        count = st.slider("Test images", 1, MOST_CURVES, key=f"{_KEY}count", help=about)
+        count = control(st.slider, "Test images", 1, MOST_CURVES, key=f"{_KEY}count", help=about)
     else:
         count = view.count
-    largest = st.slider("Largest M", 10, LARGEST_CURVE, step=10, key=f"{_KEY}largest")
+    largest = control(st.slider, "Largest M", 10, LARGEST_CURVE, step=10, key=f"{_KEY}largest")
     method, grid = GAINS[0], attributor.bundle.sigma2s()
     if len(GAINS) > 1:
-        method = st.selectbox("Method", GAINS, key=f"{_KEY}method", format_func=_title)
-    sigma2s = st.multiselect(
-        "Top chart: σ²", grid, key=f"{_KEY}sigma2s", format_func=words.sigma2_text, max_selections=9
+        method = control(st.selectbox, "Method", GAINS, key=f"{_KEY}method", format_func=_title)
+    sigma2s = control(
+        st.multiselect, "Top chart: σ²", grid, key=f"{_KEY}sigma2s", format_func=words.sigma2_text, max_selections=9
     )
-    fixed = st.select_slider("Bottom chart: σ²", grid, key=f"{_KEY}fixed", format_func=words.sigma2_text)
+    fixed = control(st.select_slider, "Bottom chart: σ²", grid, key=f"{_KEY}fixed", format_func=words.sigma2_text)
     drawn = _compared(method)
-    others = st.multiselect(
+    others = control(
+        st.multiselect,
         "Bottom chart: also show",
         [name for name in METHODS if name not in drawn and name != REFERENCE],
         key=f"{_KEY}others",

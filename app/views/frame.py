@@ -15,6 +15,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from natscope.app import bundles, links
 from natscope.app.bundles import Served
 from natscope.app.links import AttributeView, ComparisonView, Limits
+from natscope.app.views.controls import control
 from natscope.app.views.notice import warn
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import QueryError
@@ -85,7 +86,8 @@ def choose_bundle(
         wanted = next((name for name in (before, elsewhere) if name in names), names[0])
     if len(names) > 1:
         st.session_state[key] = wanted  # so that the box shows it, whatever a browser sends back
-        wanted = st.selectbox(
+        wanted = control(
+            st.selectbox,
             label or "Bundle",
             names,
             key=key,
@@ -139,8 +141,14 @@ def tab_control(label: str, titles: Mapping[str, str], key: str) -> None:
         titles: of the tabs, by name.
         key: of the control, whose value `restore_tab` has set.
     """
-    st.segmented_control(
-        label, list(titles), format_func=titles.__getitem__, key=key, required=True, label_visibility="collapsed"
+    control(
+        st.segmented_control,
+        label,
+        list(titles),
+        format_func=titles.__getitem__,
+        key=key,
+        required=True,
+        label_visibility="collapsed",
     )
 
 

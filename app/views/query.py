@@ -15,6 +15,7 @@ from natscope.app.components.keys import keys
 from natscope.app.components.matrix import matrix
 from natscope.app.links import pack_image
 from natscope.app.uploads import Upload, form_of, usual_background
+from natscope.app.views.controls import control
 from natscope.app.views.enlarge import SHARP, enlarge
 from natscope.app.views.notice import complain
 from natscope.app.views.tags import tag
@@ -123,8 +124,13 @@ def finder(attributor: Served, query: QueryImage, take: Take) -> None:
 def _choices(attributor: Served, query: QueryImage, take: Take) -> None:
     origin = "image" if query.origin == "upload" else query.origin
     st.session_state.setdefault("source", origin)
-    source = st.segmented_control(
-        "Where from", list(_SOURCES), format_func=_SOURCES.__getitem__, key="source", required=True
+    source = control(
+        st.segmented_control,
+        "Where from",
+        list(_SOURCES),
+        format_func=_SOURCES.__getitem__,
+        key="source",
+        required=True,
     )
     if source == "image":
         _upload(attributor, take)
