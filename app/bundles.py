@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import lanes, tasks
+from natscope.app.jobs import Lane
 from natscope.app.links import AttributeView
 from natscope.app.serve import BUNDLES
 from natscope.core.analysis.comparison import Row
@@ -116,9 +117,14 @@ class Served(Capabilities):
         Raises:
             QueryError: for a setting that cannot be used here, in one sentence.
         """
-        lane = lanes.shared().heavy if self.heavy(request) else lanes.shared().quick
         key = ("attribute", self.place, _name(query), request)
-        return lanes.ask(lane, key, tasks.attribute, self.place, query, request, bar=bar)
+        return lanes.ask(self._lane(request), key, tasks.attribute, self.place, query, request, bar=bar)
+
+    def score_each(self, query: QueryImage, request: Request) -> tuple[np.ndarray, np.ndarray]:
+        """Return every candidate's training index (n,) and its score by itself (n,), as `Attributor.score_each`."""
+        request = replace(request, budget=1)  # which makes no difference
+        key = ("score each", self.place, _name(query), request)
+        return lanes.ask(self._lane(request), key, tasks.score_each, self.place, query, request, bar=True)
 
     def compare(self, query: QueryImage, requests: Sequence[Request], evaluation_sigma2: float) -> list[Row]:
         """Ask several methods about a query; answers that were found before are cached.
@@ -142,6 +148,9 @@ class Served(Capabilities):
         else:
             st.empty()  # in the slot of the progress bar
         return [found[key] for key in keys]
+
+    def _lane(self, request: Request) -> Lane:
+        return lanes.shared().heavy if self.heavy(request) else lanes.shared().quick
 
     def heavy(self, request: Request) -> bool:
         """Return whether an answer takes longer than a click may."""

@@ -67,7 +67,7 @@ SECTIONS = (
     Section(
         "Figure 2: relative information",
         "relative-information",
-        "On binary CIFAR-10 (class 0 against 1) with an MLP of three layers, InfoGain’s subsets carry nearly 100 % of "
+        "On binary CIFAR-10 (class 0 against 1) with an MLP of three layers, InfoGain’s subsets carry nearly 100% of "
         "what greedy InfoLoss finds from σ² > 10⁴ on, and at σ² = 10³ the approximation is close to InfoGain at every "
         "M.",
         "The same pair of classes, stored as JPEG. The paper does not give the network’s widths; ours are those of the "
@@ -105,9 +105,9 @@ SECTIONS = (
     Section(
         "Table 1: who taught the backdoor?",
         "backdoor",
-        "How many of the poisoned images each method finds, on CIFAR-10 with a ResNet-9 and 1 % poisoned: RepSim and "
+        "How many of the poisoned images each method finds, on CIFAR-10 with a ResNet-9 and 1% poisoned: RepSim and "
         "the information methods nearly all, the other baselines hardly any. The attack works nearly always.",
-        "On Fashion-MNIST 1 % is too little for the attack to work, so 3.3 % is planted; a network of three layers "
+        "On Fashion-MNIST 1% is too little for the attack to work, so 3.3% is planted; a network of three layers "
         "sees pictures with the same patch as alike in every layer, so RepSim does as well. Our CIFAR-10 was stored "
         "as JPEG, and there is one attack. A defender has no poisoned queries: what σ² chosen on some would reach is "
         "reported separately, in newer results.",

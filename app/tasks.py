@@ -17,6 +17,8 @@ from natscope.core.analysis.audit import suspicion
 from natscope.core.analysis.comparison import Row, compare_one
 from natscope.core.analysis.coreset import Coresets
 from natscope.core.analysis.curves import Curve, Line, relative_curves, sample_queries
+from natscope.core.analysis.reliance import Reliance
+from natscope.core.analysis.reliance import reliance as reliance_of
 from natscope.core.analysis.stability import Stability, across_networks, across_sketches
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.attributor import Attributor
@@ -126,6 +128,16 @@ def predict(progress: Progress, place: Place, images: np.ndarray) -> np.ndarray:
 def attribute(progress: Progress, place: Place, asked: QueryImage, request: Request) -> Attribution:
     """Rank training images for a query."""
     return _opened(place).attribute(asked, request, progress)
+
+
+def score_each(progress: Progress, place: Place, asked: QueryImage, request: Request) -> tuple[np.ndarray, np.ndarray]:
+    """Return every candidate's training index (n,) and its score by itself (n,)."""
+    return _opened(place).score_each(asked, request, progress)
+
+
+def reliance(progress: Progress, place: Place, label: int, request: Request, count: int) -> Reliance:
+    """Ask a method about some test images that are predicted as a label."""
+    return reliance_of(_opened(place), label, request, count, progress)
 
 
 def compare(

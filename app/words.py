@@ -1,12 +1,14 @@
 """The texts of the pages: what was found, in a sentence, and the terms explained, for experts and for everyone."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from natscope.app import escape
-from natscope.core.bundle.request import Attribution
+from natscope.core.bundle.request import Attribution, QueryImage
 from natscope.core.index.spec import EXACT, KINDS
 from natscope.core.methods import METHODS, Method
 
@@ -59,8 +61,8 @@ LIMITS = (
     "without the images can end elsewhere.",
     "**Certainty, not correctness.** Labels never enter the variance. An image can carry many nats and be wrongly "
     "labelled.",
-    "**Sketched.** Features are random projections; at K = 4,096 the relative error of the Gram matrix is 4 % "
-    "within a class and 10 % over all classes (`make bench`).",
+    "**Sketched.** Features are random projections; at K = 4,096 the relative error of the Gram matrix is 4% "
+    "within a class and 10% over all classes (`make bench`).",
     "**Greedy.** Images are picked one at a time. What they tell about one query is not submodular in general: an "
     "image that tells nothing by itself can tell much after another, so there is no guarantee that the list is the "
     "best of its length.",
@@ -113,7 +115,7 @@ PLAIN = Labels(
 
 
 _DATA = {
-    "fashion-mnist-quarter": "Fashion-MNIST (25 %)",
+    "fashion-mnist-quarter": "Fashion-MNIST (25%)",
     "fashion-mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
     "folder:cifar10": "CIFAR-10 (JPEG)",
@@ -162,14 +164,34 @@ def finding(result: Attribution, method: Method, target: str, *, plain: bool, pr
 
 
 def wider(nats: float) -> str:
-    """Return by how much so many nats, once lost, widen an uncertainty: "4 % larger", "3 times as large"."""
+    """Return by how much so many nats, once lost, widen an uncertainty: "4% larger", "3 times as large"."""
     factor = math.exp(min(nats, 50))
     return f"{percent(factor - 1)} larger" if factor < 2 else f"{factor:.3g} times as large"
 
 
 def narrower(nats: float) -> str:
-    """Return by how much so many nats, once known, narrow an uncertainty: "4 % smaller"."""
+    """Return by how much so many nats, once known, narrow an uncertainty: "4% smaller"."""
     return f"{percent(-math.expm1(-nats))} smaller"
+
+
+def special(picks: Sequence[float], scores: np.ndarray, method: Method) -> str:
+    """Return a sentence on how far the first picks (M,) lie above all candidates' scores (n,)."""
+    best, middle = max(picks), float(np.median(scores))
+    above = int((scores > best).sum())
+    unit = nats if method.information else "{:.3g}".format
+    first = f"The best of the picks scores {unit(best)} by itself, the median candidate {unit(middle)}"
+    if above:
+        return f"{first}; {above:,} others score more, but add less once earlier picks are known."
+    second = sorted(picks)[-2] if len(picks) > 1 else float(np.partition(scores, -2)[-2]) if len(scores) > 1 else 0.0
+    return f"{first}; the next one {unit(second)}."
+
+
+def file_name(query: QueryImage, result: Attribution, classes: Sequence[str]) -> str:
+    """Return a file's name, without its ending, that says what was asked: image, target, method, sigma2 and M."""
+    image = "upload" if query.index is None else f"{query.origin}-{query.index}"
+    target = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in classes[result.target])[:30]
+    sigma2 = f"-sigma2-{result.sigma2:.3g}" if METHODS[result.request.method].uses_sigma2 else ""
+    return f"natscope-{image}-{target}-{result.request.method}{sigma2}-M{len(result.items)}"
 
 
 def searched(kind: str) -> str:
@@ -227,9 +249,9 @@ def ratio_text(sigma2: float, mean_kernel: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share as text: "62 %", and below 10 % with two significant digits."""
+    """Return a share as text: "62%", and below 10% with two significant digits."""
     if abs(share) < _NOISE:
-        return "0 %"
+        return "0%"
     if abs(share) < 0.0995:
-        return f"{100 * share:#.2g} %".replace("e-0", "e-")
-    return f"{100 * min(share, 1):.0f} %"
+        return f"{100 * share:#.2g}%".replace("e-0", "e-")
+    return f"{100 * min(share, 1):.0f}%"

@@ -109,7 +109,12 @@ def gain_of_each(pool: Pool, query: np.ndarray, sigma2: float) -> np.ndarray:
 
 
 def loss_of_each(
-    pool: Pool, query: np.ndarray, sigma2: float, *, conditioning: Conditioning | None = None
+    pool: Pool,
+    query: np.ndarray,
+    sigma2: float,
+    *,
+    conditioning: Conditioning | None = None,
+    exclude: Sequence[int] = (),
 ) -> np.ndarray:
     """Return `InfoLoss({x})` of every member x by itself, (n,) in nats, with the sign of its covariance given the rest.
 
@@ -118,11 +123,21 @@ def loss_of_each(
         query: (K,).
         sigma2: noise variance.
         conditioning: D; the pool itself by default.
+        exclude: rows of the pool that are no part of D; they lose nothing.
     """
     posterior = (conditioning or pool).posterior(query[None], sigma2)
-    alpha, variance = posterior.alpha[:, 0], max(float(posterior.variance[0]), np.finfo(float).tiny)
-    precision = np.maximum(posterior.precision, 1 / (sigma2 + pool.diagonal))
-    return 0.5 * np.log1p(alpha**2 / (precision * variance)) * np.sign(alpha)
+    alpha, variance, precision = posterior.alpha[:, 0], posterior.variance[0], posterior.precision
+    # Without a row r, A = (K + sigma2 I)^-1 becomes A - A_r A_r^T / A_rr.
+    columns = posterior.precision_columns(list(exclude)) if exclude else np.zeros((len(alpha), 0))
+    for position, row in enumerate(exclude):
+        column, own = columns[:, position], columns[row, position]
+        alpha, variance = alpha - column * alpha[row] / own, variance + alpha[row] ** 2 / own
+        precision = precision - column**2 / own
+        columns = columns - np.outer(column, columns[row]) / own
+    precision = np.maximum(precision, 1 / (sigma2 + pool.diagonal))
+    losses = 0.5 * np.log1p(alpha**2 / (precision * max(float(variance), np.finfo(float).tiny))) * np.sign(alpha)
+    losses[list(exclude)] = 0
+    return losses
 
 
 def information_gain_curve(

@@ -76,7 +76,7 @@ def weights_alone(model: nn.Module, layers: Sequence[str] = ()) -> bool:
 
 
 def composition(shares: Mapping[str, float]) -> str:
-    """Return what a kernel is made of in words, such as "weights 98 %, biases 2 %", the largest first."""
+    """Return what a kernel is made of in words, such as "weights 98%, biases 2%", the largest first."""
     order = sorted(shares, key=lambda role: -shares[role])
     return ", ".join(f"{role} {shares[role]:.1%}" for role in order)
 

@@ -27,7 +27,10 @@ export default function ({ data, parentElement, setTriggerValue }) {
     image.src = item.src;
     image.alt = "";
     button.append(image);
-    button.onclick = () => setTriggerValue("picked", place);
+    button.onclick = () => {
+      setTriggerValue("picked", place);
+      comeBack(place);
+    };
     cell.append(button);
     if (item.caption) {
       const caption = element("figcaption");
@@ -51,6 +54,21 @@ export default function ({ data, parentElement, setTriggerValue }) {
       cell.append(reuse);
     }
     return cell;
+  }
+
+  // A dialog that a click opens gives the focus back to who uses the keyboard, not to the page's beginning.
+  function comeBack(place) {
+    const open = () => document.querySelector("[role=dialog]");
+    let seen = false;
+    const watch = new MutationObserver(() => {
+      if (open()) seen = true;
+      else if (seen) {
+        watch.disconnect();
+        setTimeout(() => document.activeElement === document.body && grid.children[place]?.querySelector(".picture")?.focus({ preventScroll: true }), 50);
+      }
+    });
+    watch.observe(document.body, { childList: true, subtree: true });
+    setTimeout(() => seen || watch.disconnect(), 5000);
   }
 
   function element(tag, name, text) {

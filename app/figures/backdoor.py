@@ -21,7 +21,7 @@ def roc(rankings: Mapping[str, np.ndarray]) -> Lines:
     for method, hits in rankings.items():
         found, false = np.cumsum(hits) / hits.sum(), np.cumsum(~hits) / max((~hits).sum(), 1)
         x, y = [0, *(100 * false).tolist()], [0, *(100 * found).tolist()]
-        said = "{name}: {y:.0f} % found, {x:.1f} % of the clean images inspected"
+        said = "{name}: {y:.0f}% found, {x:.1f}% of the clean images inspected"
         lines.append(line_of(method, x, y, hover=said))
     inspected = Axis("Clean images inspected (%)", range=(0, 100))
     return Lines(lines, inspected, Axis("Poisoned images found (%)", range=(0, 102)), height=290)
@@ -40,9 +40,9 @@ def recalls(result: dict[str, Any]) -> Bars:
         Axis(f"Recall@{result['setting']['recall_at']} of poisoned images (%), {said}", range=(0, 104)),
         colours=[METHODS[row["method"]].colour for row in rows],
         error=recall["error"],
-        hover="{name}: {x:.1f}{spread} %",
+        hover="{name}: {x:.1f}{spread}%",
         marks=[100 * oracle["recall"]["mean"] if oracle else None for oracle in oracles],
-        references=[Reference(chance, f"chance, {chance:.1f} %", axis="x")],
+        references=[Reference(chance, f"chance, {chance:.1f}%", axis="x")],
     )
 
 

@@ -55,6 +55,7 @@ class Series:
     area: bool = False  # a histogram: steps, filled to zero
     colour: str = ACCENT
     dash: str = "solid"  # a key of DASHES
+    alone: bool = False  # markers without a line
     marker: str = ""  # circle, square, triangle-up, diamond, triangle-down or x
     large: Sequence[int] = ()  # positions of larger points
     hover: str = ""

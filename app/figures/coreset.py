@@ -51,8 +51,8 @@ def shares_right(titles: Sequence[str], shares: Sequence[float], method: str) ->
         [100 * share for share in shares],
         Axis("Test accuracy (%)", range=(0, 109)),
         colours=[MUTED, METHODS[method].colour, METHODS[RANDOM].colour],
-        hover="{name}: {x:.1f} %",
-        text="{x:.1f} %",
+        hover="{name}: {x:.1f}%",
+        text="{x:.1f}%",
     )
 
 
@@ -75,7 +75,7 @@ def accuracies(result: dict[str, Any]) -> list[Lines]:
                 grid,
                 **measured(row["accuracy"], 100),
                 marker=_MARKERS[position % len(_MARKERS)],
-                hover="{name}, {x:,} images: {y:.1f}{spread} %",
+                hover="{name}, {x:,} images: {y:.1f}{spread}%",
             )
             for position, row in enumerate(rows)
         ]

@@ -31,7 +31,7 @@ def relative(title: str, curves: Sequence[Curve], *, by_method: bool) -> Lines:
                 (100 * curve.mean).tolist(),
                 error=(100 * curve.error).tolist(),
                 band=True,
-                hover="{name}, first {x}: {y:.1f}{spread} %",
+                hover="{name}, first {x}: {y:.1f}{spread}%",
                 **{} if by_method else by_sigma2,
             )
         )

@@ -39,7 +39,7 @@ def flips(result: dict[str, Any]) -> Lines:
             grid,
             **measured(row["flips"], 100),
             marker="circle",
-            hover="{name}, {x} removed: {y:.0f}{spread} %",
+            hover="{name}, {x} removed: {y:.0f}{spread}%",
         )
         for row in result["rows"]
     ]

@@ -72,7 +72,7 @@ def _line(axes: Axes, series: Series) -> None:
     x, y, error = np.array(series.x), np.array(series.y), np.array(series.error or [0.0] * len(series.x))
     colour, marker = LIGHT.colour(series.colour), _MARKERS[series.marker] or ("o" if len(series.x) == 1 else "")
     shape: dict[str, Any] = {
-        "linestyle": (0, DASHES[series.dash] or None),
+        "linestyle": "none" if series.alone else (0, DASHES[series.dash] or None),
         "drawstyle": "steps-mid" if series.area else "default",
     }
     axes.plot(x, y, color=colour, marker=marker, markersize=4, label=_text(series.name) or None, **shape)

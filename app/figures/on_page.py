@@ -1,7 +1,7 @@
 """Charts on a page, drawn by Plotly."""
 
 from collections.abc import Callable, Sequence
-from math import isnan
+from math import isnan, log10
 from typing import Any
 
 import plotly.graph_objects as go
@@ -65,7 +65,7 @@ def _traces(series: Series, palette: Palette) -> list[Any]:
         x=series.x,
         y=series.y,
         name=escape.chart(series.name),
-        mode="markers" if one else "lines+markers" if series.marker else "lines",
+        mode="markers" if one or series.alone else "lines+markers" if series.marker else "lines",
         line={"color": colour, "width": _LINE, "dash": _dash(series.dash), "shape": "hvh" if series.area else "linear"},
         marker={
             "color": colour,
@@ -161,7 +161,9 @@ def _named(names: Sequence[str]) -> Layout:
 
 
 def _axis(axis: Axis, values: Sequence[float]) -> Layout:
-    layout: Layout = {"title": axis.title, "fixedrange": True, "automargin": True, "range": axis.range}
+    layout: Layout = {"title": axis.title, "fixedrange": True, "automargin": True}
+    if axis.range:
+        layout["range"] = [log10(end) for end in axis.range] if axis.log else axis.range
     if axis.zero:
         layout["rangemode"] = "tozero"
     if axis.log:

@@ -16,14 +16,17 @@ _COLUMNS = 10
 _SHORT, _LONG = 14, 16  # characters of a class's name at an image
 
 
-def ranking_png(query: QueryImage, images: np.ndarray, result: Attribution, classes: tuple[str, ...]) -> bytes:
-    """Draw the query and its ranked images as a PNG.
+def ranking_file(
+    query: QueryImage, images: np.ndarray, result: Attribution, classes: tuple[str, ...], *, kind: str
+) -> bytes:
+    """Draw the query and its ranked images.
 
     Args:
         query: the query.
         images: (M, H, W) or (M, H, W, 3) uint8, in the order of the ranking.
         result: the attribution.
         classes: names by label.
+        kind: a key of `natscope.app.figures.style.FORMATS`.
     """
     names = [escape.mathtext(name, _LONG) for name in classes]
     rows = max(2, -(-len(images) // _COLUMNS))  # the query is as high as two
@@ -45,7 +48,7 @@ def ranking_png(query: QueryImage, images: np.ndarray, result: Attribution, clas
     method = METHODS[result.request.method]
     sigma2 = f", σ² = {result.sigma2:.3g}" if method.uses_sigma2 else ""
     figure.suptitle(f"{method.title}{sigma2}: training images behind “{names[result.target]}”", fontsize=9)
-    return saved(figure, "png")
+    return saved(figure, kind)
 
 
 def comparison_file(
@@ -73,8 +76,7 @@ def comparison_file(
     for query, block in zip(queries, rows, strict=True):
         tags = marks(list(shared_images(block)))
         _picture(figure, query.image, (0.06 * cell, top - 1.02 * height, 1.0 * cell, 0.98 * height))
-        name = f"{query.origin} image {query.index}" if query.index is not None else "uploaded image"
-        said = f"{names[query.predicted]}\n{name}"
+        said = f"{_title(query, names)}\npredicted {names[query.predicted]}"
         figure.text(0.56 * cell, top - 1.07 * height, said, ha="center", va="top", fontsize=7)
         for position, row in enumerate(block):
             upper = top - 0.82 * position * height
@@ -104,7 +106,7 @@ def _show(axes: Axes, image: np.ndarray, title: str) -> None:
 def _title(query: QueryImage, names: list[str]) -> str:
     if query.index is None:
         return "uploaded image"
-    return f"{query.origin} image {query.index}: {names[query.label or 0]}"
+    return f"{query.origin} image {query.index}" + ("" if query.label is None else f"\ntrue: {names[query.label]}")
 
 
 def _picture(

@@ -60,7 +60,7 @@ def flips_table(result: dict[str, Any]) -> str:
             METHODS[row["method"]].title,
             _sigma2s(row["sigma2"]),
             _value(row["margin_drop"], ".2f"),
-            *(f"{_value(value, '.0f', 100)} %" for value in row["flips"]),
+            *(f"{_value(value, '.0f', 100)}%" for value in row["flips"]),
         ]
         for row in sorted(result["rows"], key=lambda row: -sum(value["mean"] for value in row["flips"]))
     ]

@@ -1,35 +1,31 @@
 """The tab Attribution: which training images an image's prediction relies on."""
 
-import json
 import math
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import streamlit as st
-from scipy.special import softmax
 
 from natscope.app import escape, links, words
 from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
-from natscope.app.downloads import draw, offer
 from natscope.app.figures import on_page
-from natscope.app.figures.attribution import curve
-from natscope.app.figures.sheets import ranking_png
+from natscope.app.figures.attribution import curve, spread
 from natscope.app.links import AttributeView
 from natscope.app.views import frame, tags
 from natscope.app.views.controls import control, sigma2_slider
-from natscope.app.views.enlarge import enlarge
+from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.notice import complain, fragment
-from natscope.app.views.query import title_of
-from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.app.views.ranking_files import ranking_files
+from natscope.core.bundle.request import Attribution, Item, QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Method
 
 _WIDGETS = ("method", "exponent", "budget", "pool", "conditioning", "target")
 VIEW, _TAB = "view", frame.ATTRIBUTION
-_PICKED_OF = "picked_of"  # the image whose ranking the picked position is of
-SESSION = (VIEW, "picked", "plain_words", "upload", *_WIDGETS)  # what belongs to a bundle
-_NEIGHBOURS = 5
+SESSION = (VIEW, "plain_words", "upload", *_WIDGETS)  # what belongs to a bundle
 _ITS_ANSWER = -1  # the choice of target that means whatever the model predicts
 
 
@@ -61,9 +57,7 @@ def show(attributor: Served, query: QueryImage) -> None:
     question.title("Which training images shaped this prediction?")
     st.session_state.setdefault("plain_words", st.session_state[VIEW].plain)
     plain = control(switch.toggle, "Plain words", key="plain_words", help="Explain without technical terms.")
-    if st.session_state.get(_PICKED_OF) != (shown := frame.shared_query()):
-        st.session_state["picked"], st.session_state[_PICKED_OF] = None, shown
-    _answer(attributor, query, shown, plain)
+    _answer(attributor, query, frame.shared_query(), plain)
 
 
 def _restore_controls(view: AttributeView) -> None:
@@ -96,23 +90,25 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
     method, classes = METHODS[view.method], attributor.bundle.classes
     said = words.finding(result, method, classes[result.target], plain=plain, predicted=view.target is None)
     st.markdown(f"##### {said}", help=words.NAT)
-    picked = st.session_state.get("picked")
-    picked = picked if picked is not None and picked < len(result.items) else None
     images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in result.items]])
     largest = max(abs(amount) for shown in (result, other) if shown for amount in _amounts(shown)) or 1.0
-    _ranking(result, method, images, classes, picked, largest)
+    _ranking(result, method, images, classes, largest)
     if other is not None:
         _support_of_the_label(attributor, other, method, largest, plain=plain)
     if result.regime is not None:
         st.caption(f":material/info: {words.regime_hint(result.regime, plain=plain)}")
     if result.index is not None:
         st.caption(words.searched(result.index))
-    chart, details = st.columns([1.35, 1], gap="medium")
-    with chart:
-        _curve(result, picked)
-    with details:
-        _details(attributor, query, result, images, picked)
-    _downloads(query, images, result, classes)
+    _among_all(attributor, query, result, largest)
+    ranking_files(attributor, query, images, result)
+    inspector(
+        attributor,
+        _TAB,
+        request=view.request(),
+        query=query,
+        about=lambda index: _about([found for found in (result, other) if found], index),
+        explain=frame.explain,
+    )
 
 
 def _support_of(label: int, attributor: Served, query: QueryImage, request: Request) -> Attribution | None:
@@ -133,17 +129,12 @@ def _support_of_the_label(
     st.markdown(f"**Why not {escape.markdown(classes[result.target])}, its label?** {said}")
     images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in result.items]])
 
-    def explain(position: int) -> None:
-        frame.take(f"train:{result.items[position].train_index}")
-
     grid(
         _cards(result, images, classes, largest),
         key="ranking_of_the_label",
         label=f"Training images that support {classes[result.target]}, ranked by {method.title}",
         size=76,
-        reuse="Explain this image",
-        on_pick=explain,
-        on_reuse=explain,
+        **_clicks(result),
     )
 
 
@@ -206,23 +197,13 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> At
     )
 
 
-def _ranking(
-    result: Attribution,
-    method: Method,
-    images: np.ndarray,
-    classes: tuple[str, ...],
-    picked: int | None,
-    largest: float,
-) -> None:
+def _ranking(result: Attribution, method: Method, images: np.ndarray, classes: tuple[str, ...], largest: float) -> None:
     grid(
         _cards(result, images, classes, largest),
         key="ranking",
         label=f"Training images ranked by {method.title}",
         size=76,
-        selected=picked,
-        reuse="Explain this image",
-        on_pick=_pick,
-        on_reuse=lambda position: frame.take(f"train:{result.items[position].train_index}"),
+        **_clicks(result),
     )
     unit = f"its {method.score}" if result.nats is None else "the share it adds" if result.total_nats else "its nats"
     signs = " · ▲ supports the class, ▼ speaks against it" if _signs_differ(result) else ""
@@ -271,122 +252,84 @@ def _short(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else f"{value:.3f}"
 
 
-def _pick(position: int) -> None:
-    st.session_state["picked"] = None if st.session_state.get("picked") == position else position
+def _clicks(result: Attribution) -> dict[str, Any]:
+    """Return what a grid of a ranking does: a click opens the inspector, the small button makes an image the query."""
+    found = [item.train_index for item in result.items]
+    return {
+        "reuse": "Explain this image",
+        "on_pick": partial(inspect, _TAB, found),
+        "on_reuse": lambda position: frame.take(f"train:{found[position]}"),
+    }
 
 
-def _curve(result: Attribution, picked: int | None) -> None:
-    st.subheader("How the information adds up")
+def _about(results: list[Attribution], index: int) -> str:
+    """Return what the answers say of a training image, for the inspector."""
+    for result in results:
+        for item, rank, amount in zip(result.items, result.rank_labels, _amounts(result), strict=True):
+            if item.train_index == index:
+                share = words.percent(amount / result.total_nats) + " · " if result.total_nats else ""
+                unit = "" if item.nats is None else f"adds {words.nats(amount)} · "
+                return f"Rank {rank} · {share}{unit}score {item.score:.4g} · marginal variance {item.variance:.3g}"
+    return ""
+
+
+def _among_all(attributor: Served, query: QueryImage, result: Attribution, largest: float) -> None:
+    """Draw what speaks against, how the information adds up, and where the picks lie among all candidates."""
+    method = METHODS[result.request.method]
+    scored = None
+    if not (method.at_random or attributor.heavy(result.request)):
+        try:
+            scored = attributor.score_each(query, result.request)
+        except QueryError as error:
+            complain(error)
+    if scored is not None and method.signed:
+        _against(attributor, result, *scored, largest)
+    first, second = st.columns(2, gap="large")
     if result.nats is None:
-        st.caption(
+        first, second = second, first
+        first.caption(
             "This method ranks images but does not measure information, so there is no curve. "
             f"{words.informative()} have one."
         )
-        return
+    else:
+        with first:
+            st.subheader("How the information adds up")
+            found = [item.train_index for item in result.items]
+            on_page.show(curve(result), "curve", on_point=partial(inspect, _TAB, found))
+    if scored is not None:
+        with second:
+            _spread(result, *scored)
 
-    def picked_on(position: int) -> None:
-        st.session_state["picked"] = position
 
-    on_page.show(curve(result, picked), "curve", on_point=picked_on)
+def _spread(result: Attribution, rows: np.ndarray, scores: np.ndarray) -> None:
+    method = METHODS[result.request.method]
+    shown = np.abs(scores) if method.information else scores
+    own = dict(zip(rows.tolist(), shown.tolist(), strict=True))
+    picks = [own[item.train_index] for item in result.items]
+    st.subheader("How special are they?")
+    st.caption(words.special(picks, shown, method))
+    on_page.show(spread(shown, picks, result), "spread")
 
 
-def _details(
-    attributor: Served, query: QueryImage, result: Attribution, images: np.ndarray, picked: int | None
-) -> None:
-    st.subheader("A closer look")
-    if picked is None:
-        st.caption("Click an image, or a point of the curve, to see what the model makes of it.")
-        return
-    item, classes = result.items[picked], attributor.bundle.classes
-    logits = np.asarray(attributor.bundle.array("train_logits")[item.train_index], dtype=np.float64)
-    shares = softmax(logits)
-    answer = int(shares.argmax())
-    smooth = st.toggle("Smooth", key="smooth", help="Off: every pixel as the model sees it.")
-    pair = ((query.image, title_of(query)), (images[picked], f"Training image {item.train_index}"))
-    st.html(
-        f'<div class="ns-pair{" smooth" if smooth else ""}">'
-        + "".join(f'<figure><img src="{data_uri(i)}" alt=""><figcaption>{t}</figcaption></figure>' for i, t in pair)
-        + f"</div><style>{_STYLE}</style>"
+def _against(attributor: Served, result: Attribution, rows: np.ndarray, scores: np.ndarray, largest: float) -> None:
+    """Draw the candidates with the most negative scores, as many as the ranking has images."""
+    order = np.argsort(scores, kind="stable")[: len(result.items)]
+    items = tuple(
+        Item(len(rows) - place, int(rows[row]), int(attributor.train_labels[rows[row]]), scores[row], None, -1, 0.0)
+        for place, row in enumerate(order.tolist())
+        if scores[row] < 0
     )
-    cumulative = "" if item.nats is None else f"first {item.rank} together: **{words.nats(item.nats)}**  \n"
-    st.markdown(
-        f"Labelled **{escape.markdown(classes[item.label])}**, predicted **{escape.markdown(classes[answer])}** "
-        f"({shares[answer]:.1%})  \n{cumulative}score {item.score:.4g} · marginal variance {item.variance:.3g}"
-    )
-    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
-        st.button(
-            "Explain this image",
-            icon=":material/my_location:",
-            key="make_query",
-            on_click=frame.take,
-            args=(f"train:{item.train_index}",),
-        )
-        enlarge(images[picked], f"Training image {item.train_index}: {classes[item.label]}", key="enlarge_picked")
-        tags.tag(attributor, f"train:{item.train_index}", key="tag_picked")
-    if not attributor.heavy(result.request):
-        _neighbours(attributor, item.train_index, result.request)
-
-
-def _neighbours(attributor: Served, index: int, request: Request) -> None:
-    """Draw what the prediction for a training image itself relies on most."""
-    asked = attributor.query("train", index)
-    try:
-        found = attributor.attribute(asked, replace(request, budget=_NEIGHBOURS, target=None))
-    except QueryError as error:
-        complain(error)
+    target = escape.markdown(attributor.bundle.classes[result.target])
+    if not items:
+        st.caption(f"No candidate speaks against {target}: no score is negative.")
         return
-    images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in found.items]])
-    amounts = [abs(amount) for amount in _amounts(found)]
-    st.caption("Its own prediction relies most on")
+    st.markdown(f"**Against {target}:** the candidates with the most negative scores.")
+    last, classes = replace(result, items=items), attributor.bundle.classes
+    images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in items]])
     grid(
-        _cards(found, images, attributor.bundle.classes, max(amounts, default=0.0) or 1.0),
-        key="neighbours",
-        label=f"Training images that the prediction for training image {index} relies on most",
-        size=64,
-        on_pick=lambda position: frame.take(f"train:{found.items[position].train_index}"),
+        _cards(last, images, classes, max(largest, *(abs(item.score) for item in items))),
+        key="against",
+        label=f"Training images that speak against {classes[result.target]}",
+        size=76,
+        **_clicks(last),
     )
-
-
-def _downloads(query: QueryImage, images: np.ndarray, result: Attribution, classes: tuple[str, ...]) -> None:
-    name = f"natscope-{query.origin}{'' if query.index is None else f'-{query.index}'}-{result.request.method}"
-    offers = (
-        (
-            "PNG",
-            "image/png",
-            ":material/image:",
-            "The figure, in print quality.",
-            lambda: draw(ranking_png, query, images, result, classes),
-        ),
-        ("CSV", "text/csv", ":material/table:", "The ranking as a table.", lambda: _table(result, classes)),
-        (
-            "JSON",
-            "application/json",
-            ":material/data_object:",
-            "The ranking with every setting.",
-            lambda: json.dumps(result.to_dict(query, classes), indent=2),
-        ),
-    )
-    with st.container(horizontal=True, vertical_alignment="center"):
-        for label, mime, icon, about, make in offers:
-            offer(label, make, f"{name}.{label.lower()}", mime, icon=icon, help=about, key=f"download_{label}")
-        st.caption("Copy this page’s URL to share this view.", width="content")
-
-
-def _table(result: Attribution, classes: tuple[str, ...]) -> str:
-    columns = ("rank", "train_index", "label", "label_name", "score", "nats_cumulative", "sign")
-    return escape.table(
-        columns,
-        (
-            [i.rank, i.train_index, i.label, classes[i.label], i.score, "" if i.nats is None else i.nats, i.sign]
-            for i in result.items
-        ),
-    )
-
-
-_STYLE = """
-.ns-pair { display: flex; gap: .8rem; flex-wrap: wrap; }
-.ns-pair figure { margin: 0; width: min(14rem, 47%); }
-.ns-pair img { width: 100%; border-radius: 8px; image-rendering: pixelated; }
-.ns-pair.smooth img { image-rendering: auto; }
-.ns-pair figcaption { font-size: .85rem; opacity: .85; margin-top: .2rem; }
-"""

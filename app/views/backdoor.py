@@ -265,7 +265,7 @@ def _trick_numbers(scene: Scene) -> None:
             "called": "With the patch, called",
             "planted": st.column_config.NumberColumn("Planted training images"),
             "among": st.column_config.NumberColumn("Training images with that label"),
-            "turned": st.column_config.NumberColumn("Answers turned", format="%.1f %%"),
+            "turned": st.column_config.NumberColumn("Answers turned", format="%.1f%%"),
         },
     )
     st.caption(

@@ -169,7 +169,7 @@ def _numbers(scene: Scene, results: tuple[Outcome, ...], found: np.ndarray, name
         ),
         hide_index=True,
         column_config={
-            key: st.column_config.NumberColumn(format="%.1f %%")
+            key: st.column_config.NumberColumn(format="%.1f%%")
             for key in ("attack success, this class", "attack success, all classes", "test accuracy")
         },
     )

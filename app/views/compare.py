@@ -15,6 +15,7 @@ from natscope.app.links import LARGEST_COMPARED, MOST_COMPARED, ComparisonView
 from natscope.app.views import attribute, frame
 from natscope.app.views.compare_results import agreement_section, downloads
 from natscope.app.views.controls import control, sigma2_slider
+from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.notice import complain, warn
 from natscope.app.views.stability import stability
 from natscope.core.analysis.comparison import Row, shared_images
@@ -87,12 +88,13 @@ def show(attributor: Served, query: QueryImage) -> None:
         if rows:
             st.caption(
                 "An image that several methods chose has one colour and letter in all their rows. Click any image to "
-                "explain it."
+                "inspect it."
             )
             downloads(attributor, queries, rows, view)
     if rows:
         agreement_section(attributor, rows, view)
     stability(attributor, view.query, queries[0], requests)
+    inspector(attributor, _TAB, request=requests[0], query=queries[0], explain=frame.explain)
 
 
 def _usual_sigma2s(view: ComparisonView, attributor: Served) -> ComparisonView:
@@ -262,6 +264,7 @@ def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], position:
             picture = data_uri(np.asarray(images[item.train_index]))
             tiles.append(Tile(picture, tooltip, tooltip, classes[item.label], rank, item.train_index, letter, colour))
         strips.append(Strip(method.title, note, tuple(tiles), row.failure))
+    picks = list(dict.fromkeys(tile.image for strip in strips for tile in strip.tiles))
     name = "your image" if query.index is None else f"{query.origin} image {query.index}"
     right = "" if query.label is None else (" ✓" if query.label == query.predicted else f" ✗ is {classes[query.label]}")
     comparison(
@@ -269,5 +272,5 @@ def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], position:
         (name, classes[query.predicted] + right),
         strips,
         key=f"{_KEY}figure_{position}",
-        on_pick=lambda image: frame.take(f"train:{image}"),
+        on_pick=lambda image: inspect(_TAB, picks, picks.index(image)),
     )

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import streamlit as st
@@ -13,12 +14,12 @@ from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.downloads import offer
 from natscope.app.figures import on_page
 from natscope.app.figures.coreset import class_balance, information
-from natscope.app.links import AttributeView, CoresetView, largest_coreset
+from natscope.app.links import CoresetView, largest_coreset
 from natscope.app.views import frame
 from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
 from natscope.app.views.coreset_results import others, worth
-from natscope.app.views.enlarge import show_large
+from natscope.app.views.inspector import inspect, inspector, usual_request
 from natscope.app.views.notice import complain, fragment, inform
 from natscope.app.views.results import pointer
 from natscope.core.analysis.coreset import FREE, PER_CLASS, QUOTAS, missing
@@ -172,18 +173,9 @@ def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
                     key=f"{KEY}sheet_{label}",
                     label=f"Chosen images of class {classes[label]}",
                     size=40,
-                    on_pick=lambda position, own=own: _pick(int(own[position])),  # type: ignore[misc]
+                    on_pick=partial(inspect, KEY, own),
                 )
-    picked = st.session_state.pop(f"{KEY}picked", None)
-    if picked is not None:
-        title = f"Training image {picked}: {classes[labels[picked]]}"
-        asked = AttributeView(f"train:{picked}", method, attributor.bundle.sigma2(method))
-        link = ("Explain this image", frame.tab_address(frame.ATTRIBUTION, asked, attributor))
-        show_large(np.asarray(images[picked]), title, link=link)
-
-
-def _pick(index: int) -> None:
-    st.session_state[f"{KEY}picked"] = index
+    inspector(attributor, KEY, request=usual_request(attributor))
 
 
 def _downloads(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: float, chosen: tasks.Chosen) -> None:

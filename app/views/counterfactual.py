@@ -1,6 +1,7 @@
 """The tab Remove & retrain: remove what a prediction relies on, retrain, and ask again."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.links import FEWEST_REMOVED, MOST_REMOVED, CounterfactualView
 from natscope.app.views import frame
 from natscope.app.views.controls import control, sigma2_slider
+from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain
 from natscope.app.views.results import pointer
@@ -129,6 +131,7 @@ def _removal(attributor: Served, query: QueryImage) -> None:
         f"still say **{named}** without them?"
     )
     _contact_sheet(attributor, found)
+    inspector(attributor, _TAB, request=replace(request, budget=10), query=query, explain=frame.explain)
     if why := too_slow(attributor.bundle, linear=attributor.linear):
         st.info(
             why + " On the models that come with natscope this is live; below is what was measured over many images.",
@@ -163,7 +166,7 @@ def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
         Card(
             src=data_uri(np.asarray(images[i])),
             alt=f"training image {i}, {classes[attributor.train_labels[i]]}",
-            title=f"rank {rank}: training image {i}; click to explain it",
+            title=f"rank {rank}: training image {i}; click to inspect it",
         )
         for rank, i in enumerate(found[:_SHOWN], 1)
     ]
@@ -172,7 +175,7 @@ def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
         key=f"{_KEY}sheet",
         label="The images that are removed",
         size=44,
-        on_pick=lambda position: frame.take(f"train:{found[position]}"),
+        on_pick=partial(inspect, _TAB, found),
     )
     if len(found) > _SHOWN:
         st.caption(f"The first {_SHOWN}, and {len(found) - _SHOWN} more.")

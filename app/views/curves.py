@@ -52,7 +52,7 @@ def show(attributor: Served, query: QueryImage) -> None:
     st.title("How much of the information is found")
     st.markdown(
         f"{METHODS[REFERENCE].title} searches for the images whose loss would cost most. Each curve says how much of "
-        "that the first M images of another ranking carry: 100 % = as good."
+        "that the first M images of another ranking carry: 100% = as good."
     )
     controls, charts = st.columns([1, 2.9], gap="large")
     alone = query.origin == "test"  # else there are no curves of the image
@@ -161,9 +161,9 @@ def _finding(upper: Sequence[Curve], lower: Sequence[Curve], view: CurvesView) -
     worst = min(upper, key=lambda curve: curve.mean[-1])
     size = len(worst.mean)
     first = (
-        f"From **σ² = {words.sigma2_text(min(enough))}** on, at least 99 % is found at every M"
+        f"From **σ² = {words.sigma2_text(min(enough))}** on, at least 99% is found at every M"
         if enough
-        else "At none of these σ² is 99 % found at every M"
+        else "At none of these σ² is 99% found at every M"
     )
     first += f"; least at σ² = {words.sigma2_text(worst.line.sigma2)}, {worst.mean[-1]:.0%} with {size} images."
     if len(lower) < 2:

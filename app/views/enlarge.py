@@ -17,16 +17,15 @@ def enlarge(image: np.ndarray, title: str, *, key: str) -> None:
         key: unique on the page.
     """
     if st.button("Enlarge", icon=":material/zoom_in:", type="tertiary", key=key):
-        show_large(image, title)
+        _show_large(image, title)
 
 
-def show_large(image: np.ndarray, title: str, *, link: tuple[str, str] | None = None) -> None:
+def _show_large(image: np.ndarray, title: str) -> None:
     """Open a dialog with the image, once.
 
     Args:
         image: (H, W) or (H, W, 3) uint8.
         title: title of the dialog, and what a screen reader says of the image.
-        link: a label and an address below it.
     """
     height, width = image.shape[:2]
 
@@ -36,8 +35,6 @@ def show_large(image: np.ndarray, title: str, *, link: tuple[str, str] | None = 
         st.html(f"<style>{SHARP}</style>")
         st.html(f'<img class="ns-seen" src="{data_uri(image)}" alt="{escape.html(title)}, enlarged">')
         st.caption(f"{width} × {height} pixels, as the model sees it.")
-        if link:
-            st.link_button(*link, icon=":material/my_location:", type="tertiary")
 
     show()
 

@@ -271,6 +271,12 @@ def take(query: str) -> None:
     shared.pop(_TARGET, None)
 
 
+def explain(query: str, tab: str) -> None:
+    """Make an image the one that all tabs are about, and go to one of them."""
+    take(query)
+    st.session_state[TAB] = tab
+
+
 def _share(view: Any, names: Sequence[str]) -> None:
     """Keep for other tabs some of what a view says."""
     shared, said = st.session_state.setdefault(_SHARED, {}), links.parameters(view)

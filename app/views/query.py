@@ -109,7 +109,7 @@ def _prediction(query: QueryImage, attributor: Served) -> None:
     )
     if query.ood > 1:
         st.warning(
-            "This image is out of distribution: it lies further from every training image than 99.5 % of "
+            "This image is out of distribution: it lies further from every training image than 99.5% of "
             "test images do. Treat the prediction and its attribution with caution.",
             icon=":material/explore:",
         )

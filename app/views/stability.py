@@ -131,7 +131,7 @@ def finding(result: Stability, kind: str) -> str:
         if result.repeats > 1
         else f"the {'repeat' if kind == 'sketches' else 'other network'}"
     )
-    average = f", {100 * share:.0f} % on average" if result.repeats > 1 else ""
+    average = f", {100 * share:.0f}% on average" if result.repeats > 1 else ""
     verdict = "stable" if share >= 0.8 else "partly stable" if share >= 0.4 else "unstable"
     known = result.correlations[~np.isnan(result.correlations)]
     order = f"; the order correlates at {_spread(known)}" if len(known) else ""

@@ -31,7 +31,8 @@ from natscope.core.greedy import Selection
 from natscope.core.images import to_input
 from natscope.core.jacobians import linear_alone
 from natscope.core.methods import METHODS, Candidates, Method, Query, Settings
-from natscope.core.metrics import redundancy, total_information
+from natscope.core.methods.criteria import total_of_all
+from natscope.core.metrics import redundancy
 from natscope.core.noise_regime import regime
 from natscope.core.ood import LEAST, distances
 from natscope.core.pool import Pool
@@ -41,6 +42,10 @@ from natscope.core.sketches import SketchSpec
 
 _QUERIES = 128  # whose features are kept: asked by one method or at one sigma2, they are asked by others
 _NOT_FINITE = "The network's response to {} is not a finite number, so nothing can be attributed."
+_NO_NUMBERS = (
+    "{} gives numbers that are not finite for this query; choose another σ², or check the bundle with "
+    "`natscope verify`."
+)
 
 
 class Attributor(Capabilities):
@@ -152,30 +157,20 @@ class Attributor(Capabilities):
             QueryError: for a setting that cannot be used here, in one sentence.
             BundleError: if a file of the bundle has changed since it was opened.
         """
-        target = self._target_of(request, query)
-        method = METHODS[request.method]
-        sigma2 = self._sigma2_of(request)
-        if missing := self.missing(method):
-            raise QueryError(missing)
+        method, target, settings = self._understood(query, request)
         features = self.query_features(query, target)
         started = time.perf_counter()
-        # A training image asks which *others* it leans on: it is taken out of the pool and of what is conditioned on.
-        conditioning = request.conditioning if method.conditions else "none"
-        candidates, rows = self.candidates(target, request.pool, conditioning, progress)
-        exclude = tuple(int(r) for r in np.flatnonzero(rows == query.index)) if query.origin == "train" else ()
-        if len(rows) == len(exclude):
-            raise QueryError(f"There is no other training image labelled {self.bundle.classes[target]} to rank.")
-        settings = Settings(sigma2, request.budget, request.seed, exclude)
+        candidates, rows, settings = self._among(query, target, request, settings, progress)
         selection = self._selection(method, candidates, self._asked(query, target, features), settings)
-        total = _total(method, candidates, features, settings) if whole else None
+        total = total_of_all(method, candidates, features, settings) if whole else None
         _check_finite(method, selection, total)
         items = self._items(selection, candidates.pool, rows)
         self.bundle.check_unchanged()  # for features and Grams are read until here
         return Attribution(
             request=request,
-            sigma2=sigma2,
+            sigma2=settings.sigma2,
             target=target,
-            pool_size=len(rows) - len(exclude),
+            pool_size=len(rows) - len(settings.exclude),
             items=items,
             total_nats=total,
             redundancy=redundancy(candidates.pool, selection.indices),
@@ -183,6 +178,58 @@ class Attributor(Capabilities):
             seconds=time.perf_counter() - started,
             index=candidates.index().kind if method.searches and candidates.index else None,
         )
+
+    def score_each(
+        self, query: QueryImage, request: Request, progress: Progress = silent
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Score every candidate by itself, whatever the budget of the request.
+
+        Args:
+            query: from `query` or `upload`.
+            request: the method and its settings.
+            progress: as for `attribute`.
+
+        Returns:
+            Training indices (n,) int64, rising, and scores (n,) float64: for information methods the nats of one image
+            alone with the sign of its covariance with the query, see `Method.each`; for others their own score.
+
+        Raises:
+            QueryError, BundleError: as for `attribute`.
+        """
+        method, target, settings = self._understood(query, request)
+        features = self.query_features(query, target)
+        candidates, rows, settings = self._among(query, target, request, settings, progress)
+        asked, scores = self._asked(query, target, features), np.zeros(len(rows))
+        if method.each is not None:
+            scores = method.each(candidates, asked, settings)
+        else:
+            found = self._selection(method, candidates, asked, replace(settings, budget=len(rows)))
+            scores[found.indices] = found.scores
+        if not np.isfinite(scores).all():
+            raise QueryError(_NO_NUMBERS.format(method.title))
+        self.bundle.check_unchanged()
+        kept = np.setdiff1d(np.arange(len(rows)), settings.exclude)
+        return rows[kept], scores[kept]
+
+    def _understood(self, query: QueryImage, request: Request) -> tuple[Method, int, Settings]:
+        target = self._target_of(request, query)
+        method = METHODS[request.method]
+        sigma2 = self._sigma2_of(request)
+        if missing := self.missing(method):
+            raise QueryError(missing)
+        return method, target, Settings(sigma2, request.budget, request.seed)
+
+    def _among(
+        self, query: QueryImage, target: int, request: Request, settings: Settings, progress: Progress
+    ) -> tuple[Candidates, np.ndarray, Settings]:
+        """Return the candidates, their training indices (n,), and the settings that leave out the query itself."""
+        # A training image asks which *others* it leans on: it is taken out of the pool and of what is conditioned on.
+        conditioning = request.conditioning if METHODS[request.method].conditions else "none"
+        candidates, rows = self.candidates(target, request.pool, conditioning, progress)
+        exclude = tuple(int(r) for r in np.flatnonzero(rows == query.index)) if query.origin == "train" else ()
+        if len(rows) == len(exclude):
+            raise QueryError(f"There is no other training image labelled {self.bundle.classes[target]} to rank.")
+        return candidates, rows, replace(settings, exclude=exclude)
 
     def _asked(self, query: QueryImage, target: int, features: np.ndarray) -> Query:
         return Query(
@@ -365,21 +412,7 @@ class Attributor(Capabilities):
         return sigma2
 
 
-def _total(method: Method, candidates: Candidates, features: np.ndarray, settings: Settings) -> float | None:
-    """Return the information of the whole pool in nats; None for a method without nats, or where it takes too long."""
-    if not method.information:
-        return None
-    # For a pool too large for its Gram it takes a minute, unless the method has conditioned on the pool itself.
-    if not (candidates.pool.fits_gram or candidates.conditioning or method.conditions):
-        return None
-    everything = candidates.conditioning or candidates.pool
-    return total_information(everything, candidates.pool, features, settings.sigma2, exclude=settings.exclude)
-
-
 def _check_finite(method: Method, selection: Selection, total: float | None) -> None:
     numbers = [selection.scores, selection.nats, None if total is None else np.array([total])]
     if not all(np.isfinite(values).all() for values in numbers if values is not None):
-        raise QueryError(
-            f"{method.title} gives numbers that are not finite for this query; choose another σ², or check the "
-            "bundle with `natscope verify`."
-        )
+        raise QueryError(_NO_NUMBERS.format(method.title))

@@ -23,7 +23,7 @@ class QueryImage:
         origin: "test", "train" or "upload".
         index: its number in that split; None for an upload.
         label: its true class; None for an upload.
-        ood: distance to the nearest training image over the distance that 99.5 % of test images stay within, in
+        ood: distance to the nearest training image over the distance that 99.5% of test images stay within, in
             pixels or in penultimate features, whichever is larger: above 1 it is out of distribution.
     """
 

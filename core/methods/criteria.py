@@ -4,8 +4,8 @@ import numpy as np
 
 from natscope.core import greedy
 from natscope.core.greedy import Selection
-from natscope.core.methods.base import Candidates, Query, Settings, method, rank
-from natscope.core.metrics import gain_of_each, loss_of_each
+from natscope.core.methods.base import Candidates, Method, Query, Settings, method, rank
+from natscope.core.metrics import gain_of_each, loss_of_each, total_information
 
 
 def _gain_of_each(candidates: Candidates, query: Query, settings: Settings) -> np.ndarray:
@@ -13,7 +13,8 @@ def _gain_of_each(candidates: Candidates, query: Query, settings: Settings) -> n
 
 
 def _loss_of_each(candidates: Candidates, query: Query, settings: Settings) -> np.ndarray:
-    return loss_of_each(candidates.pool, query.features, settings.sigma2, conditioning=candidates.conditioning)
+    conditioning, exclude = candidates.conditioning, settings.exclude
+    return loss_of_each(candidates.pool, query.features, settings.sigma2, conditioning=conditioning, exclude=exclude)
 
 
 @method(
@@ -138,3 +139,14 @@ def _relatif(candidates: Candidates, query: Query, settings: Settings) -> Select
     scale = np.sqrt(np.outer(np.maximum(pool_variance, 0), np.maximum(variance, 0)))
     scores = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0).mean(axis=1)
     return rank(scores, settings)
+
+
+def total_of_all(method: Method, candidates: Candidates, features: np.ndarray, settings: Settings) -> float | None:
+    """Return the information of the whole pool in nats; None for a method without nats, or where it takes too long."""
+    if not method.information:
+        return None
+    # For a pool too large for its Gram it takes a minute, unless the method has conditioned on the pool itself.
+    if not (candidates.pool.fits_gram or candidates.conditioning or method.conditions):
+        return None
+    everything = candidates.conditioning or candidates.pool
+    return total_information(everything, candidates.pool, features, settings.sigma2, exclude=settings.exclude)

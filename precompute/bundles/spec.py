@@ -61,7 +61,7 @@ class BuildSpec:
         'fashion-mnist-quarter'
     """
 
-    name: str = "Fashion-MNIST (25 %), MLP"
+    name: str = "Fashion-MNIST (25%), MLP"
     dataset: str = "fashion-mnist-quarter"
     folder: FolderSpec = field(default_factory=FolderSpec)
     classes: tuple[int, ...] | None = None

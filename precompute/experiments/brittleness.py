@@ -217,7 +217,7 @@ def paired_tests(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> list[di
     The baseline is the best of the same queries. Queries of several bundles count as independent.
 
     Returns:
-        For each method and each M: the baseline, the difference of the shares of flipped queries, its 95 % confidence
+        For each method and each M: the baseline, the difference of the shares of flipped queries, its 95% confidence
         interval given how many queries differ (Clopper and Pearson's), the p of McNemar's exact test, and that of Holm
         over all tests.
     """

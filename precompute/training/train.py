@@ -37,7 +37,7 @@ class TrainingSpec:
     """The recipe: SGD with momentum on the mean cross-entropy, with a rate that may rise first and fall at the end.
 
     The paper's recipe has a constant rate. Its last steps leave the test accuracy of the embedded data anywhere from
-    84.7 to 86.3 % by the seed; lowered to 0 over the last epoch it is 87.5 to 87.7 %.
+    84.7 to 86.3% by the seed; lowered to 0 over the last epoch it is 87.5 to 87.7%.
 
     Args:
         epochs: passes over the data.

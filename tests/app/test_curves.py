@@ -55,7 +55,7 @@ def test_curves_are_computed_when_asked_for_and_said_in_words(page):
         app = _whole(app.run())
     assert len(_charts(app)) == before + 2
     said = " ".join(text.value for text in app.markdown)
-    assert "at least 99 %" in said
+    assert "at least 99%" in said
     assert "stays within" in said
 
 

@@ -26,10 +26,10 @@ def _said(*cumulative, method="info_loss", plain=False, **settings):
 @pytest.mark.parametrize(
     ("cumulative", "method", "told"),
     [
-        ((0.5, 0.75, 1.0), "info_loss", ["These 3", "**50 %** (1 nats)", "1,500", "“Bag”", "2.72", "large"]),
-        ((math.log(2),), "info_loss", ["This image", "**35 %** (0.693 nats)", "1,500", "“Bag”", " 2 ", "large"]),
-        ((0.5, 1.0), "info_gain", ["These 2", "**50 %** (1 nats)", "alone", "63 %", "smaller"]),
-        ((math.log(2),), "info_gain", ["This image", "**35 %** (0.693 nats)", "alone", "50 %", "smaller"]),
+        ((0.5, 0.75, 1.0), "info_loss", ["These 3", "**50%** (1 nats)", "1,500", "“Bag”", "2.72", "large"]),
+        ((math.log(2),), "info_loss", ["This image", "**35%** (0.693 nats)", "1,500", "“Bag”", " 2 ", "large"]),
+        ((0.5, 1.0), "info_gain", ["These 2", "**50%** (1 nats)", "alone", "63%", "smaller"]),
+        ((math.log(2),), "info_gain", ["This image", "**35%** (0.693 nats)", "alone", "50%", "smaller"]),
     ],
 )
 def test_images_carry_a_share_of_what_the_candidates_tell(cumulative, method, told):
@@ -51,7 +51,7 @@ def test_methods_are_named_as_in_a_sentence():
 
 def test_results_are_named_in_words():
     setting = {"data": "fashion-mnist-quarter, 15,000 training images", "network": "mlp 784-512-256-10"}
-    assert setting_of(setting) == "Fashion-MNIST (25 %), 15,000 training images; MLP 784-512-256-10"
+    assert setting_of(setting) == "Fashion-MNIST (25%), 15,000 training images; MLP 784-512-256-10"
     setting = {"data": "folder:cifar10, 50,000 training images", "network": "resnet9 3-10"}
     assert setting_of(setting) == "CIFAR-10 (JPEG), 50,000 training images; ResNet-9"
     setting = {"data": "folder:pets, 10 training images", "network": "my_model:make"}
@@ -93,7 +93,7 @@ def test_the_whole_is_all_training_images_only_for_methods_that_condition_on_the
 
 
 @pytest.mark.parametrize(
-    ("total", "share"), [(2.0, "50 %"), (1.0, "100 %"), (0.999999, "100 %"), (3000.0, "0.033 %"), (100.0, "1.0 %")]
+    ("total", "share"), [(2.0, "50%"), (1.0, "100%"), (0.999999, "100%"), (3000.0, "0.033%"), (100.0, "1.0%")]
 )
 def test_shares_are_short_and_never_above_all(total, share):
     assert f"**{share}** (1 nats) of" in _said(1.0, total=total)

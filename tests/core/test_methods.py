@@ -188,7 +188,7 @@ def test_random_is_uniform_and_the_same_for_a_seed(candidates):
     assert once.tolist() == again.tolist() != other.tolist()
     firsts = [int(pick(candidates, QUERY, Settings(budget=1, seed=s)).indices[0]) for s in range(3000)]
     counts = np.bincount(firsts, minlength=30)
-    # Chi-squared with 29 degrees of freedom: its 99.99 % quantile is 67.
+    # Chi-squared with 29 degrees of freedom: its 99.99% quantile is 67.
     assert ((counts - 100) ** 2 / 100).sum() < 67
 
 

@@ -1,0 +1,230 @@
+"""The inspector: a training image beside the query, what the model makes of it, and who else relies on it.
+
+Every click on a training image opens it, on any page.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import streamlit as st
+from scipy.special import softmax
+
+from natscope.app import escape, tasks
+from natscope.app.bundles import Served
+from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.links import AttributeView
+from natscope.app.views import frame, tags
+from natscope.app.views.job import run_job
+from natscope.app.views.notice import complain, errors_shown
+from natscope.app.views.query import title_of
+from natscope.core.bundle.request import QueryImage, Request
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS, REFERENCE
+
+Explain = Callable[[str, str], None]
+_OPEN = "inspected"  # key of the place that opened it, its images, and the position of the one that is shown
+_NEIGHBOURS, _FIRST = 5, 10  # picks that are shown for the image, and among which others must have it
+_WAYS = (("Explain this image", "my_location", frame.ATTRIBUTION), ("Compare", "compare", frame.COMPARE))
+_ASKED, _SHOWN = 200, 30  # test images that are asked, and shown
+
+
+def inspect(place: str, images: Sequence[int], position: int) -> None:
+    """Open the inspector when the page is drawn.
+
+    Args:
+        place: the part of a page that was clicked.
+        images: training indices, through which one can go on.
+        position: of the one that was clicked.
+    """
+    st.session_state[_OPEN] = (place, frame.shared_query(), tuple(map(int, images)), position)
+
+
+def usual_request(attributor: Served) -> Request:
+    """Return what is asked about training images where no method was chosen."""
+    return Request(REFERENCE, attributor.bundle.sigma2(REFERENCE))
+
+
+def inspector(
+    attributor: Served,
+    place: str,
+    *,
+    request: Request,
+    query: QueryImage | None = None,
+    about: Callable[[int], str] = lambda index: "",
+    explain: Explain | None = None,
+) -> None:
+    """Draw the inspector, if this place opened it.
+
+    Args:
+        attributor: the opened bundle.
+        place: as it was given to `inspect`.
+        request: the method and settings by which the image's own neighbours are found.
+        query: the image whose picks are inspected, if the page has one.
+        about: returns what is to be said of a training image here (Markdown).
+        explain: makes an image the query, such as "train:5", and goes to a tab of Explain if one is named; where it is
+            None, links do it.
+    """
+    found = st.session_state.get(_OPEN)
+    if found is None or found[:2] != (place, frame.shared_query()):
+        return
+
+    @st.dialog("A closer look", width="medium", on_dismiss=_close)
+    @errors_shown()
+    def draw() -> None:
+        if _OPEN not in st.session_state:  # something in it led elsewhere
+            st.rerun()
+        _, _, images, position = st.session_state[_OPEN]
+        if max(images) < len(attributor.train_labels):  # else they are of a bundle that was left
+            _draw(attributor, images, position, query, request, about, explain)
+
+    draw()
+
+
+def _close() -> None:
+    st.session_state.pop(_OPEN, None)
+
+
+def _go(images: tuple[int, ...], position: int) -> None:
+    place, shared, _, _ = st.session_state[_OPEN]
+    st.session_state[_OPEN] = (place, shared, images, position)
+
+
+def _draw(
+    attributor: Served,
+    images: tuple[int, ...],
+    position: int,
+    query: QueryImage | None,
+    request: Request,
+    about: Callable[[int], str],
+    explain: Explain | None,
+) -> None:
+    index, classes = images[position], attributor.bundle.classes
+    picture = np.asarray(attributor.bundle.array("train_images")[index])
+    shares = softmax(np.asarray(attributor.bundle.array("train_logits")[index], dtype=np.float64))
+    label, answer = int(attributor.train_labels[index]), int(shares.argmax())
+    _steps(images, position)
+    pair = [] if query is None else [(query.image, title_of(query), classes[query.predicted])]
+    _pictures([*pair, (picture, f"Training image {index}", classes[answer])])
+    verdict = "" if label == answer else " ✗"
+    said = about(index)
+    st.markdown(
+        f"Labelled **{escape.markdown(classes[label])}**, predicted **{escape.markdown(classes[answer])}**{verdict} "
+        f"({shares[answer]:.1%})" + (f"  \n{said}" if said else "")
+    )
+    _actions(attributor, index, request, explain)
+    if not attributor.heavy(request):
+        _neighbours(attributor, index, request)
+        _others(attributor, index, label, request, explain)
+
+
+def _steps(images: tuple[int, ...], position: int) -> None:
+    if len(images) < 2:
+        return
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        for text, icon, to in (("Previous", "chevron_left", position - 1), ("Next", "chevron_right", position + 1)):
+            st.button(
+                text,
+                icon=f":material/{icon}:",
+                key=f"inspector_{text}",
+                on_click=_go,
+                args=(images, to),
+                disabled=not 0 <= to < len(images),
+                type="tertiary",
+            )
+        st.caption(f"{position + 1} of {len(images):,}", width="content")
+        st.toggle("Smooth", key="inspector_smooth", help="Off: every pixel as the model sees it.")
+
+
+def _pictures(shown: Sequence[tuple[np.ndarray, str, str]]) -> None:
+    smooth = " smooth" if st.session_state.get("inspector_smooth") else ""
+    figures = "".join(
+        f'<figure><img src="{data_uri(image)}" alt="{escape.html(title)}, enlarged" width="224" height="224">'
+        f"<figcaption>{escape.html(title)}<br>predicted {escape.html(answer)}</figcaption></figure>"
+        for image, title, answer in shown
+    )
+    st.html(f'<div class="ns-pair{smooth}">{figures}</div><style>{_STYLE}</style>')
+
+
+def _actions(attributor: Served, index: int, request: Request, explain: Explain | None) -> None:
+    asked = AttributeView(f"train:{index}", request.method, request.sigma2 or attributor.bundle.sigma2(request.method))
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+        for text, icon, tab in _WAYS:
+            if explain is not None:
+                go = partial(_lead, explain, f"train:{index}", tab)
+                st.button(text, icon=f":material/{icon}:", key=f"inspector_{tab}", on_click=go)
+            else:
+                st.link_button(text, frame.tab_address(tab, asked, attributor), icon=f":material/{icon}:")
+        tags.tag(attributor, f"train:{index}", key="tag_inspected")
+
+
+def _lead(explain: Explain, image: str, tab: str) -> None:
+    _close()
+    explain(image, tab)
+
+
+def _neighbours(attributor: Served, index: int, request: Request) -> None:
+    """Draw what the prediction for a training image itself relies on most."""
+    try:
+        asked = replace(request, budget=_NEIGHBOURS, target=None)
+        items = attributor.attribute(attributor.query("train", index), asked).items
+    except QueryError as error:
+        complain(error)
+        return
+    found = [item.train_index for item in items]
+    st.caption(f"Its own prediction relies most on (by {METHODS[request.method].title})")
+    grid(
+        [card(attributor, "train", number) for number in found],
+        key="neighbours",
+        label=f"Training images that the prediction for training image {index} relies on most",
+        size=64,
+        on_pick=lambda position: _go(tuple(found), position),
+    )
+
+
+def _others(attributor: Served, index: int, label: int, request: Request, explain: Explain | None) -> None:
+    """Draw the test images that have a training image among their first picks, once they have been asked."""
+    asked = Request(request.method, request.sigma2, _FIRST)
+    found = run_job(
+        ("reliance", attributor.place, label, asked),
+        tasks.reliance,
+        *(attributor.place, label, asked, _ASKED),
+        name="reliance",
+        label="Who else relies on it?",
+        icon=":material/group:",
+    )
+    if found is None:
+        return
+    tests, name = found.of(index), escape.markdown(attributor.bundle.classes[label])
+    st.caption(
+        f"In the top {_FIRST} of **{len(tests)} of {len(found.tests)}** test images predicted {name}"
+        + (":" if len(tests) else ".")
+    )
+    if explain is not None and len(tests):
+        grid(
+            [card(attributor, "test", int(number)) for number in tests[:_SHOWN]],
+            key="reliant",
+            label=f"Test images that rely on training image {index}",
+            size=48,
+            on_pick=lambda position: _lead(explain, f"test:{tests[position]}", frame.ATTRIBUTION),
+        )
+
+
+def card(attributor: Served, split: str, index: int) -> Card:
+    """Return a card of a "train" or "test" image, with its label."""
+    labels = attributor.train_labels if split == "train" else attributor.test_labels
+    label, kind = attributor.bundle.classes[labels[index]], "training" if split == "train" else "test"
+    title = f"{label}, {kind} image {index}"
+    picture = np.asarray(attributor.bundle.array(f"{split}_images")[index])
+    return Card(src=data_uri(picture), alt=title, title=title, caption=label)
+
+
+_STYLE = """
+.ns-pair { display: flex; gap: .8rem; flex-wrap: wrap; }
+.ns-pair figure { margin: 0; width: min(14rem, 47%); }
+.ns-pair img { width: 100%; height: auto; aspect-ratio: 1; border-radius: 8px;
+  image-rendering: pixelated; background: #000; }
+.ns-pair.smooth img { image-rendering: auto; }
+.ns-pair figcaption { font-size: .85rem; line-height: 1.35; margin-top: .25rem; }
+"""

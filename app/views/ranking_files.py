@@ -1,0 +1,67 @@
+"""A ranking to take along: the figure, the table, and everything with every setting."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from natscope.app import escape, words
+from natscope.app.bundles import Served
+from natscope.app.downloads import draw, offer
+from natscope.app.figures.sheets import ranking_file
+from natscope.app.figures.style import FORMATS
+from natscope.core.bundle.request import Attribution, QueryImage
+
+
+def ranking_files(attributor: Served, query: QueryImage, images: np.ndarray, result: Attribution) -> None:
+    """Draw the buttons.
+
+    Args:
+        attributor: the opened bundle.
+        query: the image that was asked about.
+        images: (M, H, W) or (M, H, W, 3) uint8, those of the ranking.
+        result: the answer.
+    """
+    classes = attributor.bundle.classes
+    name = words.file_name(query, result, classes)
+    figure = partial(draw, ranking_file, query, images, result, classes)
+    offers: list[tuple[str, str, str, Callable[[], Any]]] = [
+        (kind, mime, "The figure, in print quality.", partial(figure, kind=kind)) for kind, mime in FORMATS.items()
+    ]
+    offers += [
+        ("CSV", "text/csv", "The ranking as a table.", partial(_table, attributor, query, result)),
+        ("JSON", "application/json", "The ranking with every setting.", partial(_everything, query, result, classes)),
+    ]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for kind, mime, about, make in offers:
+            offer(kind, make, f"{name}.{kind.lower()}", mime, help=about, key=f"download_{kind}")
+        st.caption("Copy this page’s URL to share this view.", width="content")
+
+
+def _table(attributor: Served, query: QueryImage, result: Attribution) -> str:
+    """Return the ranking as a table; every line repeats what was asked, so that tables can be put together."""
+    classes = attributor.bundle.classes
+    asked = result.to_dict(query, classes)
+    settings = {
+        "bundle": attributor.bundle.manifest.name,
+        "query": "upload" if query.index is None else f"{query.origin}:{query.index}",
+        **{name: asked[name] for name in ("target_name", "method", "sigma2", "pool", "conditioning")},
+    }
+    columns = ("rank", "train_index", "label", "label_name", "score", "nats_cumulative", "sign", *settings)
+    return escape.table(
+        columns,
+        (
+            [
+                *(i.rank, i.train_index, i.label, classes[i.label], i.score, "" if i.nats is None else i.nats, i.sign),
+                *settings.values(),
+            ]
+            for i in result.items
+        ),
+    )
+
+
+def _everything(query: QueryImage, result: Attribution, classes: tuple[str, ...]) -> str:
+    return json.dumps(result.to_dict(query, classes), indent=2)
