@@ -64,11 +64,16 @@ export default function ({ data, parentElement, setTriggerValue }) {
       if (open()) seen = true;
       else if (seen) {
         watch.disconnect();
-        setTimeout(() => document.activeElement === document.body && grid.children[place]?.querySelector(".picture")?.focus({ preventScroll: true }), 50);
+        for (const later of [50, 300, 1000]) setTimeout(() => restore(place), later); // until the page is drawn
       }
     });
     watch.observe(document.body, { childList: true, subtree: true });
     setTimeout(() => seen || watch.disconnect(), 5000);
+  }
+
+  function restore(place) {
+    if (document.activeElement !== document.body) return;
+    grid.children[place]?.querySelector(".picture")?.focus({ preventScroll: true });
   }
 
   function element(tag, name, text) {

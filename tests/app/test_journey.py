@@ -256,6 +256,7 @@ def test_the_keyboard_reaches_a_card_and_opens_and_closes_it(page):
     expect(page.get_by_role("dialog")).to_have_count(0)
     _settle(page)
     expect(_cards(page)).to_have_count(10)
+    page.wait_for_timeout(1500)
     assert page.evaluate(_FOCUSED) == focused
 
 
