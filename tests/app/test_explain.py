@@ -293,3 +293,30 @@ def test_the_number_field_goes_to_the_same_number_again(served):
         page.button(key="next_image").click()
         page.run()
         assert page.query_params["q"] == "test:78"
+
+
+def test_a_signed_method_shows_what_speaks_against(served, attributor):
+    query, asked = attributor.query("test", 3), Request("relatif", attributor.bundle.sigma2("relatif"))
+    page = _open(q="test:3", method="relatif")
+    rows, scores = attributor.score_each(query, asked)
+    last = rows[np.argsort(scores, kind="stable")[:10]]
+    shown = [int(re.search(r"training image (\d+)", card["alt"])[1]) for card in _cards(page, "against")]
+    assert shown == [row for row in last.tolist() if scores[rows == row][0] < 0]
+    assert all(card["tone"] == "against" for card in _cards(page, "against"))
+    assert _cards(_open(q="test:3", method="info_loss"), "against") is None
+
+
+def test_a_click_opens_the_inspector_of_that_image_alone(served, attributor):
+    page = _open(q="test:3")
+    assert "A closer look" not in _html(page)
+    assert not _cards(page, "neighbours")
+    page.session_state["inspected"] = ("attribution", "test:3", (4, 9), 1)
+    page.run()
+    assert "Training image 9" in _html(page)
+    assert len(_cards(page, "neighbours")) == 5
+    page.session_state["inspected"] = ("attribution", "test:4", (4, 9), 1)  # of another query, which was left
+    page.run()
+    assert "Training image 9" not in _html(page)
+    page.session_state["inspected"] = ("attribution", "test:3", (10**6,), 0)  # of another bundle
+    page.run()
+    assert [error.message for error in page.exception] == []

@@ -1,12 +1,25 @@
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from natscope.app import words
 from natscope.app.escape import markdown
 from natscope.app.links import SIGMA2_EXPONENTS
-from natscope.app.words import EXPERT, PLAIN, finding, informative, nats, setting_of, sigma2_text, titles
-from natscope.core.bundle.request import CONDITIONINGS, POOLS, Attribution, Item, Request
+from natscope.app.words import (
+    EXPERT,
+    PLAIN,
+    file_name,
+    finding,
+    informative,
+    nats,
+    setting_of,
+    sigma2_text,
+    special,
+    titles,
+)
+from natscope.core.bundle.request import CONDITIONINGS, POOLS, Attribution, Item, QueryImage, Request
 from natscope.core.methods import METHODS
 
 
@@ -161,3 +174,24 @@ def test_plain_words_have_no_symbols():
 def test_the_index_in_use_is_named():
     assert "a flat index (exact)" in words.searched("flat")
     assert "an IVF-PQ index" in words.searched("ivfpq")
+
+
+@pytest.mark.parametrize(
+    ("method", "picks", "told"),
+    [
+        ("info_loss", [3.0, 2.0], "scores 3 nats by itself, the median candidate 1 nats; the next one 2 nats."),
+        ("graddot", [3.0], "scores 3 by itself, the median candidate 1; the next one 2."),
+        ("info_gain", [2.0], "1 others score more"),
+    ],
+)
+def test_how_special_the_picks_are_is_said(method, picks, told):
+    assert told in special(picks, np.array([3.0, 1.0, 2.0, 1.0, 0.5]), METHODS[method])
+
+
+def test_a_files_name_says_what_was_asked():
+    query = QueryImage(np.zeros((4, 4), np.uint8), np.array([0.9, 0.1]), np.zeros(3), "test", 7, 0, ood=0.5)
+    item = Item(rank=1, train_index=3, label=0, score=0.5, nats=None, sign=1, variance=1.0)
+    answer = Attribution(Request("info_loss"), 10.0, 1, 9, (item,), None, redundancy=0.0, seconds=0.1)
+    named = file_name(query, answer, ("coat", "T-shirt/top ../"))
+    assert named == "natscope-test-7-T-shirt-top-----info_loss-sigma2-10-M1"
+    assert "sigma2" not in file_name(query, replace(answer, request=Request("repsim")), ("coat", "bag"))

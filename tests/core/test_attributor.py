@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from natscope.core import greedy, pool
+from natscope.core.analysis.reliance import reliance
 from natscope.core.bundle.request import Request
 from natscope.core.errors import BundleError, QueryError
 from natscope.core.methods import METHODS
+from natscope.core.metrics import loss_of_each
 from natscope.core.pool import Pool
 from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
 from natscope.core.progress import silent
@@ -291,3 +293,42 @@ def test_without_a_sigma2_the_bundles_usual_one_is_used(attributor, query):
     found = attributor.attribute(query, Request("info_gain", budget=3))
     assert found.sigma2 == usual == found.to_dict(query, attributor.bundle.classes)["sigma2"]
     assert found.items == attributor.attribute(query, Request("info_gain", usual, budget=3)).items
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.at_random])
+def test_every_candidate_is_scored_by_itself_as_the_ranking_scores_it(attributor, query, name):
+    asked = Request(name, 1.0, 1)
+    rows, scores = attributor.score_each(query, asked)
+    assert rows.tolist() == np.flatnonzero(attributor.train_labels == query.predicted).tolist()
+    (first,) = attributor.attribute(query, asked).items
+    own = scores[rows == first.train_index][0]
+    if METHODS[name].information:
+        best = np.abs(scores).max()
+        assert abs(own) >= best * (1 - 1e-6) or METHODS[name].approximates
+        assert abs(own) == pytest.approx(first.nats, rel=1e-6)
+    else:
+        assert own == first.score == scores.max()
+
+
+def test_a_training_image_has_no_part_in_what_others_tell_of_it(attributor):
+    image, label = attributor.query("train", 11), int(attributor.train_labels[11])
+    rows, scores = attributor.score_each(image, Request("info_loss", 1.0, target=label))
+    assert 11 not in rows
+    pool_rows, features = own_features(attributor, label)
+    kept = pool_rows != 11
+    wanted = loss_of_each(Pool(features[kept]), attributor.query_features(image, label), 1.0)
+    assert rows.tolist() == pool_rows[kept].tolist()
+    np.testing.assert_allclose(scores, wanted, rtol=1e-6, atol=1e-12)
+
+
+def test_who_else_relies_on_an_image_is_what_the_others_answer(attributor):
+    asked, label = Request("repsim", budget=3), int(attributor.test_labels[5])
+    found = reliance(attributor, label, asked, 4, silent)
+    assert 0 < len(found.tests) <= 4
+    for test, picks in zip(found.tests.tolist(), found.picks.tolist(), strict=True):
+        query = attributor.query("test", test)
+        assert query.predicted == label
+        assert picks == [item.train_index for item in attributor.attribute(query, asked).items]
+    index = int(found.picks[0, 0])
+    assert found.of(index).tolist() == [t for t, picks in zip(found.tests, found.picks, strict=True) if index in picks]
+    assert found.of(-2).tolist() == []
