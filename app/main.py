@@ -5,6 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from natscope.app import garbage
+from natscope.app.theme import PALETTES, style
 from natscope.app.views import backdoor, coreset, explain, frame, front, paper
 from natscope.app.views.banner import banner
 from natscope.app.views.notice import errors_shown
@@ -25,7 +26,8 @@ def main() -> None:
     garbage.tidy()
     st.set_page_config(page_title="natscope", page_icon=str(_FOLDER / "icon.png"), layout="wide")
     st.logo(str(_FOLDER / "logo.svg"), size="large")
-    st.html("<style>" + STYLE + "</style>")
+    palette = PALETTES["dark" if st.context.theme.type == "dark" else "light"]
+    st.html("<style>" + STYLE + style(palette) + "</style>")
     pages = [
         st.Page(front.page, title="Start", url_path="start", default=True),
         st.Page(explain.page, title="Explain", url_path="explain"),

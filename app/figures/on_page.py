@@ -44,6 +44,11 @@ def figure(chart: Chart, palette: Palette) -> go.Figure:
         data, layout = _heatmap(chart, palette)
     # All at once: a chart is drawn at every click, and update_layout and add_hline take six times as long.
     layout = {"margin": {"l": 10, "r": 10, "t": 10, "b": 10}, "dragmode": False, "showlegend": False} | layout
+    for axis in ("xaxis", "yaxis"):
+        layout[axis] |= {
+            "tickfont": {"color": palette.muted},
+            "title": {"text": layout[axis].get("title"), "font": {"color": palette.muted}},
+        }
     return go.Figure(data, layout)
 
 
