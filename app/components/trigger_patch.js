@@ -32,7 +32,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const figure = element("figure", "shown patch");
     const grid = element("div", "squares");
     grid.setAttribute("role", "group");
-    grid.setAttribute("aria-label", "The patch: click its squares to draw your own");
+    grid.setAttribute("aria-label", "The patch: press its squares to draw your own");
     grid.style.setProperty("--side", side);
     data.pattern.flat().forEach((_, place) => {
       const square = element("button", "square");
@@ -41,7 +41,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
       grid.append(square);
     });
     const caption = element("figcaption");
-    caption.append(element("span", "title", data.note), element("span", "hint", "Click its squares to draw your own."));
+    caption.append(element("span", "title", data.note), element("span", "hint", "Tap its squares to draw your own."));
     figure.append(grid, caption);
     return figure;
   }
