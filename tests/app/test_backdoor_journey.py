@@ -37,6 +37,13 @@ def _audited(page):
     return suspects
 
 
+def _values(page):
+    """Return what stands beside the bars of the proof."""
+    values = page.locator(".ns-proof .value")
+    expect(values).to_have_count(3)
+    return values.all_inner_texts()
+
+
 def _top(page, anchor):
     """Return where a heading is, from the top of the page and from the top of the window, in pixels."""
     return page.evaluate(
@@ -74,8 +81,7 @@ def test_on_a_phone_the_story_goes_from_the_front_page_to_a_sentence_to_retell(v
     page.get_by_text("of the first 50 were planted").first.wait_for()
     first = _framed(page, 0).first
     expect(first).to_contain_text(", labelled ")
-    shares = [int(text.split()[1].rstrip("%")) for text in page.locator(".ns-proof .value").all_inner_texts()]
-    before, without, at_random = shares
+    before, without, at_random = (int(text.split()[1].rstrip("%")) for text in _values(page))
     assert without < before / 2 < at_random
     _audited(page).locator(".picture").first.click()
     expect(page.get_by_role("dialog")).to_contain_text("labelled ")
@@ -124,12 +130,12 @@ def test_clicks_while_the_server_is_busy_are_shown_at_once_and_kept(visit):
 def test_the_proof_is_run_live_and_the_suspects_are_saved(visit, tmp_path):
     page = visit("/backdoor")
     page.get_by_text("This was run when the model was prepared.").wait_for()
-    ahead = page.locator(".ns-proof .value").all_inner_texts()
+    ahead = _values(page)
     page.get_by_role("button", name="Run it live").click()
     page.get_by_text("Retraining without").first.wait_for()
     page.get_by_role("button", name="Stop").wait_for()
     page.get_by_text("This run was live.").wait_for(timeout=200_000)
-    assert page.locator(".ns-proof .value").all_inner_texts() == ahead  # the same question, the same answer
+    assert _values(page) == ahead  # the same question, the same answer
 
     _audited(page)
     with page.expect_download() as waiting:
