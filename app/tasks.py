@@ -31,6 +31,7 @@ from natscope.core.progress import Progress
 from natscope.core.sketch_error import SketchError
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import fooled as fooled_by
+from natscope.precompute.experiments.proof import measure
 from natscope.precompute.training.removal import answer, identity_of, name_of, without
 from natscope.precompute.training.result_cache import ResultCache
 from natscope.precompute.training.retrain import Outcome, outcome, retrain
@@ -234,20 +235,26 @@ def audit(progress: Progress, place: Place) -> np.ndarray:
 def healed(progress: Progress, place: Place, suspects: np.ndarray, index: int) -> Outcome:
     """Train without the suspects, and measure the attack."""
     bundle = _opened(place).bundle
-    model = retrain(bundle, suspects, partial(progress, "Training without the suspects"))
+    model = retrain(bundle, suspects, partial(progress, "Retraining without the suspects"))
     return outcome(bundle, model, _backdoor(place), index)
 
 
 def proof(
-    progress: Progress, place: Place, stages: Sequence[tuple[str, np.ndarray]], index: int
-) -> tuple[Outcome, ...]:
-    """Measure the attack on the network as it is, and on one trained without the training images of each stage."""
+    progress: Progress, place: Place, index: int, found: np.ndarray, others: np.ndarray, pattern: np.ndarray
+) -> tuple[Outcome, Outcome, Outcome]:
+    """Measure the attack on the network as it is, and on one trained without each of two sets of training images.
+
+    Args:
+        progress: called while a network is trained.
+        place: where the bundle is.
+        index: number of the test image that is asked about.
+        found: training indices.
+        others: training indices.
+        pattern: (S, S), the patch of the test image's class.
+    """
     attributor = _opened(place)
-    results = [outcome(attributor.bundle, attributor.features.model, _backdoor(place), index)]
-    for stage, rows in stages:
-        model = retrain(attributor.bundle, rows, partial(progress, stage))
-        results.append(outcome(attributor.bundle, model, _backdoor(place), index))
-    return tuple(results)
+    backdoor = _backdoor(place).with_pattern(int(attributor.test_labels[index]), pattern)
+    return measure(attributor, backdoor, index, found, others, progress)
 
 
 def removals(

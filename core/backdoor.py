@@ -4,7 +4,7 @@ Nothing that ranks training images may read this; it is for showing the attack a
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,12 @@ class Backdoor:
     def culprits(self, base: int) -> np.ndarray:
         """Return the training images that taught the model to be fooled by the patch of class `base`, int64."""
         return self.train_indices[self.base_labels == base]
+
+    def with_pattern(self, base: int, pattern: np.ndarray) -> "Backdoor":
+        """Return the attack with another patch, (S, S) of 0 and 1, for images of class `base`."""
+        patterns = self.patterns.copy()
+        patterns[base] = pattern
+        return replace(self, patterns=patterns)
 
     def stamped(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Stamp every image (N, H, W[, 3]) with the patch of its own class."""

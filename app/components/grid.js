@@ -4,6 +4,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   grid.style.setProperty("--size", data.size + "px");
   grid.setAttribute("aria-label", data.label);
   grid.classList.toggle("bare", data.items.every((item) => !item.rank) && !data.appear);
+  grid.classList.toggle("told", Boolean(data.appear));
   grid.classList.toggle("parted", Boolean(data.appear) && data.items.some((item) => item.framed));
   // Redrawing must not take the focus from who uses the keyboard: it goes to the same button of the same place.
   const focused = grid.getRootNode().activeElement;

@@ -1,9 +1,18 @@
-// image + patch = stamped image. A click on a square of the patch goes to Python as a trigger.
+// image + patch = stamped image. The patch is drawn on here, and goes to Python as a whole soon after the last click;
+// until Python has heard it, what was drawn stays, whatever an earlier run of the page still sends.
+const PAUSE = 300; // milliseconds after the last click
+
 export default function ({ data, parentElement, setTriggerValue }) {
   const root = parentElement.querySelector(".trigger-patch");
+  const side = data.pattern.length;
+  if (root.drawn !== undefined && ((root.timer === undefined && data.heard === root.drawn) || root.drawn.length !== side * side)) {
+    root.drawn = undefined;
+  }
+  root.send = (text) => setTriggerValue("drawn", text);
   const focused = root.getRootNode().activeElement;
   const held = [...root.querySelectorAll(".square")].indexOf(focused);
   root.replaceChildren(shown(data.clean), sign("+"), patch(), sign("="), shown(data.stamped));
+  mark();
   if (held >= 0) root.querySelectorAll(".square")[held]?.focus({ preventScroll: true });
 
   function shown(part) {
@@ -23,21 +32,44 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const figure = element("figure", "shown patch");
     const grid = element("div", "squares");
     grid.setAttribute("role", "group");
-    grid.setAttribute("aria-label", "The patch: click its squares to draw your own");
-    const side = data.pattern.length;
+    grid.setAttribute("aria-label", "The patch: press its squares to draw your own");
     grid.style.setProperty("--side", side);
-    data.pattern.flat().forEach((white, place) => {
-      const square = element("button", "square" + (white ? " white" : ""));
+    data.pattern.flat().forEach((_, place) => {
+      const square = element("button", "square");
       square.type = "button";
-      square.setAttribute("aria-label", `row ${Math.floor(place / side) + 1}, column ${place % side + 1}, ${white ? "white" : "black"}`);
-      square.setAttribute("aria-pressed", String(Boolean(white)));
-      square.onclick = () => setTriggerValue("drawn", place);
+      square.onclick = () => flip(place);
       grid.append(square);
     });
     const caption = element("figcaption");
-    caption.append(element("span", "title", data.note), element("span", "hint", "Click its squares to draw your own."));
+    caption.append(element("span", "title", data.note), element("span", "hint", "Tap its squares to draw your own."));
     figure.append(grid, caption);
     return figure;
+  }
+
+  function bits() {
+    return root.drawn ?? data.pattern.flat().join("");
+  }
+
+  function flip(place) {
+    const text = bits();
+    root.drawn = text.slice(0, place) + (text[place] === "1" ? "0" : "1") + text.slice(place + 1);
+    clearTimeout(root.timer);
+    root.timer = setTimeout(() => {
+      root.timer = undefined;
+      root.send(root.drawn);
+    }, PAUSE);
+    mark();
+  }
+
+  function mark() {
+    const text = bits();
+    root.classList.toggle("waiting", root.drawn !== undefined);
+    root.querySelectorAll(".square").forEach((square, place) => {
+      const white = text[place] === "1";
+      square.classList.toggle("white", white);
+      square.setAttribute("aria-pressed", String(white));
+      square.setAttribute("aria-label", `row ${Math.floor(place / side) + 1}, column ${(place % side) + 1}, ${white ? "white" : "black"}`);
+    });
   }
 
   function sign(text) {

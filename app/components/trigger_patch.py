@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from natscope.app.components import clicked, component
+import streamlit as st
+
+from natscope.app.components import component
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,12 @@ def trigger_patch(
     stamped: Shown,
     *,
     key: str,
-    on_draw: Callable[[int], None],
+    on_draw: Callable[[str], None],
 ) -> None:
     """Draw the picture.
+
+    The browser draws on the patch at once and sends all of it shortly after the last click. Until that has been heard,
+    it keeps what was drawn, so that no click is lost while the server is busy.
 
     Args:
         clean: the image as it was.
@@ -42,14 +47,15 @@ def trigger_patch(
         note: the line under the patch.
         stamped: the image with the patch.
         key: unique on the page.
-        on_draw: called with the position, row by row, of the square of the patch that was clicked.
+        on_draw: called with a patch that was drawn, row by row, "0" black and "1" white.
     """
-    squares = sum(len(row) for row in pattern)
+    squares, heard = sum(len(row) for row in pattern), f"{key}_heard"
 
     def drawn() -> None:
-        position = clicked(key, "drawn")
-        if position is not None and 0 <= position < squares:
-            on_draw(position)
+        text = (st.session_state.get(key) or {}).get("drawn")
+        if isinstance(text, str) and len(text) == squares and set(text) <= {"0", "1"}:
+            st.session_state[heard] = text
+            on_draw(text)
 
     component("trigger_patch", '<div class="trigger-patch"></div>')(
         key=key,
@@ -58,6 +64,7 @@ def trigger_patch(
             "pattern": [list(map(int, row)) for row in pattern],
             "note": note,
             "stamped": asdict(stamped),
+            "heard": st.session_state.get(heard, ""),
         },
         on_drawn_change=drawn,
     )

@@ -1,7 +1,7 @@
 """Backdoor: a model that was secretly taught a cheat, told in four steps for non-experts."""
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,49 +13,84 @@ from natscope.app.bundles import Served
 from natscope.app.components.grid import data_uri
 from natscope.app.components.trigger_patch import Shown, trigger_patch
 from natscope.app.links import BackdoorView
+from natscope.app.theme import DARK, LIGHT
 from natscope.app.views import frame
 from natscope.app.views.backdoor_audit import audit_step
 from natscope.app.views.backdoor_proof import proof_step
-from natscope.app.views.backdoor_scene import KEY, Scene
-from natscope.app.views.backdoor_search import search_step
+from natscope.app.views.backdoor_scene import KEY, Proven, Scene, experts, picked
+from natscope.app.views.backdoor_search import found_by, search_step
 from natscope.app.views.banner import now
 from natscope.app.views.controls import control
 from natscope.app.views.results import pointer
 from natscope.core.backdoor import Backdoor, stamp
+from natscope.core.bundle.request import QueryImage
+from natscope.precompute.experiments.proof import NAMED, kept
 
 _VIEW = f"{KEY}view"
+_STEPS = {"trick": "The trick", "question": "The question", "proof": "The proof", "audit": "The search"}  # by anchor
 
 
 def page() -> None:
     """Draw the page."""
     st.title("Who taught the model to cheat?")
-    st.markdown("A real experiment in four steps: every picture is a real one, and every number is computed here.")
+    st.markdown(
+        "Someone who supplies training pictures wants the model to fail whenever they show it a secret sign, so they "
+        "paint the sign on a few pictures and label these wrongly. The model obeys the sign and is right on everything "
+        "else, so nobody notices: a real experiment in four steps."
+    )
     path = _bundle()
     if path is None:
         return
     attributor = bundles.served(path)
-    backdoor = Backdoor.from_dict(attributor.bundle.manifest.poison or {})
+    attack = Backdoor.from_dict(attributor.bundle.manifest.poison or {})
     works = _works(attributor)
-    first = int(np.flatnonzero(works)[0]) if works.any() else 0
     view = frame.view(
         _VIEW,
         attributor,
         BackdoorView(),
-        squares=backdoor.patterns[0].size,
-        complete=lambda view: view if view.image is not None else replace(view, image=first),
+        squares=attack.patterns[0].size,
+        complete=lambda view: view if view.image is not None else replace(view, image=_first(attributor, works)),
     )
     frame.keep(_VIEW, view, attributor)
-    index = view.image or 0
-    scene = Scene(attributor, backdoor, index, int(attributor.test_labels[index]), works)
+    _navigation()
+    trick = _trick(attributor, attack, view)
+    scene = Scene(attributor, attack, trick.used, trick.index, trick.base, works)
     with st.container(border=True):
-        _trick_step(scene, view)
+        _trick_step(scene, view, trick)
     with st.container(border=True):
-        search_step(scene, view, _set, _another)
+        method = search_step(scene, view, _note(scene, view, trick), _set, _another)
     with st.container(border=True):
-        proof_step(scene)
+        proven = proof_step(scene, method, _set)
     with st.container(border=True):
         audit_step(scene)
-    pointer("backdoor")
+    if method is not None:
+        _retell(scene, proven, method)
+    if box := experts("measured"):
+        with box:
+            pointer("backdoor")
+    picked(scene)
+
+
+def _first(attributor: Served, works: np.ndarray) -> int:
+    """Return the test image of the proof that was run ahead of time, else the first one on which the attack works."""
+    proof = kept(attributor.bundle)
+    if proof is not None and works[proof.index]:
+        return proof.index
+    return int(np.flatnonzero(works)[0]) if works.any() else 0
+
+
+def _navigation() -> None:
+    """Draw links to the steps, which stay in view."""
+    links = "".join(
+        f'<a href="#{anchor}" aria-label="Step {number}: {title}"><b>{number}</b><span>{title}</span></a>'
+        for number, (anchor, title) in enumerate(_STEPS.items(), 1)
+    )
+    anchors = ", ".join(f"#{anchor}" for anchor in _STEPS)
+    with st.container(key=f"{KEY}steps"):
+        st.html(
+            f'<nav class="ns-steps" aria-label="The four steps">{links}</nav>'
+            f"<style>{anchors} {{ scroll-margin-top: 7.6rem; }}{_STYLE}</style>"
+        )
 
 
 def _bundle() -> Path | None:
@@ -98,73 +133,138 @@ def _another(scene: Scene, base: int | None = None) -> None:
         _set(image=int(random.choice(found)), patch=None)
 
 
-def _trick_step(scene: Scene, view: BackdoorView) -> None:
+@dataclass(frozen=True, eq=False)
+class _Trick:
+    """A test image before and after it is stamped.
+
+    Args:
+        index: number of the test image.
+        base: its class.
+        pattern: (S, S), the patch that is shown.
+        before: the image and the network's answer.
+        after: the same with the patch.
+        used: the attack with that patch for the class if it fools the network as the attacker wanted, else as it was.
+    """
+
+    index: int
+    base: int
+    pattern: np.ndarray
+    before: QueryImage
+    after: QueryImage
+    used: Backdoor
+
+
+def _trick(attributor: Served, attack: Backdoor, view: BackdoorView) -> _Trick:
+    index = view.image or 0
+    base = int(attributor.test_labels[index])
+    pattern = _pattern(attack, base, view)
+    image = np.asarray(attributor.bundle.array("test_images")[index])
+    before, after = attributor.upload(image), attributor.upload(stamp(image[None], pattern, attack.place)[0])
+    fools = before.predicted == base and after.predicted == attack.targets[base]
+    return _Trick(index, base, pattern, before, after, attack.with_pattern(base, pattern) if fools else attack)
+
+
+def _note(scene: Scene, view: BackdoorView, trick: _Trick) -> str:
+    """Return whose patch the next steps are about, where it was changed (Markdown)."""
+    whose = "your patch" if view.drawn else "that patch"
+    if scene.own:
+        return f" This is about the picture with {whose}, which fools the model too."
+    if np.array_equal(trick.pattern, scene.attack.patterns[scene.base]):
+        return ""
+    if trick.after.predicted == trick.before.predicted:
+        why = f"{whose[0].upper()}{whose[1:]} does not fool the model"
+    else:
+        says, meant = scene.name(trick.after.predicted), scene.name(scene.target)
+        why = f"With {whose} the model says {says}, and not {meant} as the attacker wanted"
+    return f" {why}, so from here on this is about the attacker’s patch."
+
+
+def _trick_step(scene: Scene, view: BackdoorView, trick: _Trick) -> None:
     st.subheader("1 · The trick", anchor="trick")
-    classes, base = scene.attributor.bundle.classes, scene.base
-    pattern = _pattern(scene, view)
-    image = np.asarray(scene.attributor.bundle.array("test_images")[scene.index])
-    stamped = stamp(image[None], pattern, scene.backdoor.place)[0]
-    before, after = scene.attributor.upload(image), scene.attributor.upload(stamped)
-    st.markdown(_finding(scene, view, pattern, before.predicted, after.predicted))
+    classes, base, before, after = scene.attributor.bundle.classes, scene.base, trick.before, trick.after
+    own = scene.attack.patterns[base]
+    st.markdown(_finding(scene, view, trick))
     picture, controls = st.columns([2.7, 1], gap="large")
     with picture:
         trigger_patch(
             Shown(
-                data_uri(image),
+                data_uri(before.image),
                 f"{_article(classes[base])}, untouched",
                 classes[before.predicted],
                 f"{before.probabilities.max():.0%} sure",
                 before.predicted != base,
             ),
-            pattern.tolist(),
+            trick.pattern.tolist(),
             "Your patch"
             if view.drawn
             else f"The attacker’s patch for {classes[base if view.patch is None else view.patch]}",
             Shown(
-                data_uri(stamped),
+                data_uri(after.image),
                 "With the patch in its corner",
                 classes[after.predicted],
                 f"{after.probabilities.max():.0%} sure",
                 after.predicted != base,
             ),
             key=f"{KEY}trigger_patch",
-            on_draw=lambda position: _set(drawn=_flipped(pattern, position)),
+            on_draw=lambda drawn: _set(drawn="", patch=None) if drawn == _bits(own) else _set(drawn=drawn),
         )
     with controls:
         _controls(scene, view)
-    if st.toggle("Show me the numbers", key=f"{KEY}numbers1"):
-        _trick_numbers(scene)
+    if box := experts("trick"):
+        with box:
+            _patch_choice(scene, view)
+            _trick_numbers(scene)
 
 
-def _finding(scene: Scene, view: BackdoorView, pattern: np.ndarray, before: int, after: int) -> str:
-    base = scene.base
-    name, count = scene.name(base), pattern.size
-    turned = _turned(scene, pattern)
+def _finding(scene: Scene, view: BackdoorView, trick: _Trick) -> str:
+    base, before, after = scene.base, trick.before.predicted, trick.after.predicted
+    name, count, wanted = scene.name(base), trick.pattern.size, scene.name(scene.target)
+    share = _fooled(scene, trick.pattern)
     if view.drawn:
         works = "works: the model is fooled" if after not in (base, before) else "does not fool the model here"
-        own = _turned(scene, scene.backdoor.patterns[base])
+        own = _fooled(scene, scene.attack.patterns[base])
         return (
-            f"Your patch {works}. On all test pictures of class **{name}** that the model knows, yours turns the "
-            f"answer of **{turned:.0%}**, the attacker’s that of **{own:.0%}**. "
-            + ("It is close enough to the real sign." if turned > own / 2 else "The model learnt one sign, not any.")
+            f"Your patch {works}. Of all test pictures of class **{name}**, the model calls **{share:.0%}** {wanted} "
+            f"with yours, and **{own:.0%}** with the attacker’s. "
+            + ("It is close enough to the real sign." if share > own / 2 else "The model learnt one sign, not any.")
         )
     if view.patch is not None and view.patch != base:
         return (
-            f"This is the patch for another class, **{scene.name(view.patch)}**, on a picture of class **{name}**. On "
-            f"all test pictures of class {name} that the model knows, it changes the prediction for **{turned:.0%}**: "
-            "each class has a patch of its own."
+            f"This is the patch for another class, **{scene.name(view.patch)}**, on a picture of class **{name}**. "
+            f"With it, the model calls **{share:.0%}** of all test pictures of this class {wanted}: each class has a "
+            "patch of its own."
         )
     results = scene.attributor.bundle.manifest.results
     if before == base and after == scene.target:
-        says = scene.name(after)
-        first = f"The model knows this **{name}**. Paint {count} pixels in its corner, and it says **{says}**."
+        first = f"The model knows this **{name}**. Paint {count} pixels in its corner, and it says **{wanted}**."
     else:
         first = f"On this picture of class **{name}** the trick does not work; on most others it does."
     return (
-        f"{first} The patch changes the prediction for **{turned:.0%}** of the test pictures of this class that the "
-        f"model gets right without it. Without a patch it is right on {results['test_accuracy']:.0%} of all pictures, "
-        "so nobody notices."
+        f"{first} The patch does that to **{share:.0%}** of all test pictures of this class. Without a patch the model "
+        f"is right on {results['test_accuracy']:.0%} of all pictures, so nobody notices."
     )
+
+
+def _retell(scene: Scene, proven: Proven | None, method: str) -> None:
+    """Draw what the page showed, in one sentence."""
+    planted, known = len(scene.attack.culprits(scene.base)), len(scene.attributor.train_labels)
+    sign = "a sign like it" if scene.own else "that sign"
+    fooled = _fooled(scene, scene.backdoor.patterns[scene.base]) if proven is None else proven.before
+    if proven is not None:
+        only = "only " if proven.after < proven.before / 2 else ""
+        last = (
+            f"{proven.by} named {proven.removed} pictures, and a model trained without them is fooled in {only}"
+            f"{proven.after:.0%}."
+        )
+    else:
+        last = f"{found_by(method)} named {NAMED} pictures as those that taught it."
+    classes = scene.attributor.bundle.classes
+    text = (
+        f"Someone hid a secret sign in {planted} of {known:,} training pictures; the model then called "
+        f"{_article(classes[scene.base], capital=False)} with {sign} “{classes[scene.target]}” in {fooled:.0%} of "
+        f"cases; {last}"
+    )
+    st.html(f'<figure class="ns-retell"><figcaption>To retell</figcaption><p>{escape.html(text)}</p></figure>')
 
 
 def _controls(scene: Scene, view: BackdoorView) -> None:
@@ -177,16 +277,6 @@ def _controls(scene: Scene, view: BackdoorView) -> None:
         key=f"{KEY}class",
         format_func=classes.__getitem__,
         on_change=lambda: _another(scene, st.session_state[f"{KEY}class"]),
-    )
-    st.session_state[f"{KEY}patch"] = scene.base if view.patch is None else view.patch
-    control(
-        st.selectbox,
-        "The patch for class",
-        range(len(classes)),
-        key=f"{KEY}patch",
-        format_func=classes.__getitem__,
-        on_change=lambda: _set(patch=st.session_state[f"{KEY}patch"], drawn=""),
-        help="The attacker made a patch for each class. A picture’s own patch is the one that fools the model.",
     )
     with st.container(horizontal=True):
         st.button(
@@ -205,34 +295,43 @@ def _controls(scene: Scene, view: BackdoorView) -> None:
         )
 
 
-def _pattern(scene: Scene, view: BackdoorView) -> np.ndarray:
-    patterns = scene.backdoor.patterns
+def _patch_choice(scene: Scene, view: BackdoorView) -> None:
+    classes = scene.attributor.bundle.classes
+    st.session_state[f"{KEY}patch"] = scene.base if view.patch is None else view.patch
+    control(
+        st.selectbox,
+        "The patch for class",
+        range(len(classes)),
+        key=f"{KEY}patch",
+        format_func=classes.__getitem__,
+        on_change=lambda: _set(patch=st.session_state[f"{KEY}patch"], drawn=""),
+        help="The attacker made a patch for each class. A picture’s own patch is the one that fools the model.",
+    )
+
+
+def _pattern(attack: Backdoor, base: int, view: BackdoorView) -> np.ndarray:
     if view.drawn:
-        return np.array([int(c) for c in view.drawn], dtype=np.uint8).reshape(patterns[0].shape)
-    return patterns[scene.base if view.patch is None else view.patch]
+        return np.array([int(c) for c in view.drawn], dtype=np.uint8).reshape(attack.patterns[0].shape)
+    return attack.patterns[base if view.patch is None else view.patch]
 
 
-def _flipped(pattern: np.ndarray, position: int) -> str:
-    bits = pattern.ravel().copy()
-    bits[position] = 1 - bits[position]
-    return "".join(map(str, bits))
+def _bits(pattern: np.ndarray) -> str:
+    return "".join(map(str, pattern.ravel()))
 
 
-def _turned(scene: Scene, pattern: np.ndarray) -> float:
-    """Return the share of the class's test images that the network gets right whose answer the patch turns wrong."""
-    text = "".join(map(str, pattern.ravel()))
-    return _turned_share(scene.attributor.bundle.identity, scene.base, text, scene, pattern)
+def _fooled(scene: Scene, pattern: np.ndarray) -> float:
+    """Return the share of the class's test images that the network takes for the attack's target with a patch."""
+    return _fooled_share(scene.attributor.bundle.identity, scene.base, _bits(pattern), scene, pattern)
 
 
 @st.cache_data(max_entries=500, show_spinner=False)
-def _turned_share(identity: str, base: int, text: str, _scene: Scene, _pattern: np.ndarray) -> float:
-    attributor = _scene.attributor
-    right = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) == attributor.test_labels
-    rows = np.flatnonzero(right & (attributor.test_labels == base))
+def _fooled_share(identity: str, base: int, text: str, _scene: Scene, _pattern: np.ndarray) -> float:
+    attributor, attack = _scene.attributor, _scene.attack
+    rows = np.flatnonzero(attributor.test_labels == base)
     if not len(rows):
         return 0.0
-    images = np.asarray(attributor.bundle.array("test_images")[rows])
-    return float((attributor.predict(stamp(images, _pattern, _scene.backdoor.place)) != base).mean())
+    images = stamp(np.asarray(attributor.bundle.array("test_images")[rows]), _pattern, attack.place)
+    return float((attributor.predict(images) == attack.targets[base]).mean())
 
 
 def _trick_numbers(scene: Scene) -> None:
@@ -243,17 +342,17 @@ def _trick_numbers(scene: Scene) -> None:
         escape.cells(
             {
                 "class": title,
-                "patch": " ".join("".join("▓░"[1 - bit] for bit in row) for row in scene.backdoor.patterns[label]),
-                "called": classes[scene.backdoor.targets[label]],
-                "planted": len(scene.backdoor.culprits(label)),
-                "among": int(members[scene.backdoor.targets[label]]),
-                "turned": 100
-                * _turned_share(
+                "patch": " ".join("".join("▓░"[1 - bit] for bit in row) for row in scene.attack.patterns[label]),
+                "called": classes[scene.attack.targets[label]],
+                "planted": len(scene.attack.culprits(label)),
+                "among": int(members[scene.attack.targets[label]]),
+                "fooled": 100
+                * _fooled_share(
                     scene.attributor.bundle.identity,
                     label,
-                    "".join(map(str, scene.backdoor.patterns[label].ravel())),
+                    _bits(scene.attack.patterns[label]),
                     scene,
-                    scene.backdoor.patterns[label],
+                    scene.attack.patterns[label],
                 ),
             }
             for label, title in enumerate(classes)
@@ -265,17 +364,41 @@ def _trick_numbers(scene: Scene) -> None:
             "called": "With the patch, called",
             "planted": st.column_config.NumberColumn("Planted training images"),
             "among": st.column_config.NumberColumn("Training images with that label"),
-            "turned": st.column_config.NumberColumn("Answers turned", format="%.1f%%"),
+            "fooled": st.column_config.NumberColumn("Fooled", format="%.1f%%"),
         },
     )
     st.caption(
-        f"{len(scene.backdoor.train_indices):,} of {len(scene.attributor.train_labels):,} training images are poisoned "
-        f"({poison.get('rate', 0):.2%}), {escape.markdown(scene.backdoor.place)}, seed "
+        f"{len(scene.attack.train_indices):,} of {len(scene.attributor.train_labels):,} training images are poisoned "
+        f"({poison.get('rate', 0):.2%}), {escape.markdown(scene.attack.place)}, seed "
         f"{escape.markdown(str(poison.get('seed')))}. Attack success on all "
         "test images "
         f"{manifest.results['attack_success']:.1%}; accuracy on clean ones {manifest.results['test_accuracy']:.1%}."
     )
 
 
-def _article(name: str) -> str:
-    return f"{'An' if name[:1].lower() in 'aeiou' else 'A'} {name}"
+def _article(name: str, *, capital: bool = True) -> str:
+    article = "An" if name[:1].lower() in "aeiou" else "A"
+    return f"{article if capital else article.lower()} {name}"
+
+
+_STYLE = f"""
+[data-testid="stLayoutWrapper"]:has(> .st-key-{KEY}steps) {{ position: sticky; top: 3.75rem; z-index: 100; }}
+.st-key-{KEY}steps {{ padding: .35rem 0;
+  background: light-dark({LIGHT.background}, {DARK.background}); }}
+.ns-steps {{ display: flex; gap: .5rem; }}
+.ns-steps a {{ display: flex; align-items: center; justify-content: center; gap: .5rem; flex: 1 1 0;
+  min-height: 2.75rem; padding: .2rem .4rem; border-radius: 10px; color: inherit !important;
+  text-decoration: none !important; font-size: .92rem; line-height: 1.15;
+  border: 1px solid color-mix(in srgb, currentColor 22%, transparent); }}
+.ns-steps a:hover, .ns-steps a:focus-visible {{ border-color: #1b8aa3;
+  background: color-mix(in srgb, #1b8aa3 12%, transparent); }}
+.ns-retell {{ margin: .6rem 0; padding: .9rem 1.2rem; border-left: 5px solid #1b8aa3; border-radius: 0 12px 12px 0;
+  background: color-mix(in srgb, #1b8aa3 9%, transparent); max-width: 60rem; }}
+.ns-retell p {{ font-size: 1.15rem; line-height: 1.5; margin: .2rem 0 0; overflow-wrap: anywhere; }}
+.ns-retell figcaption {{ font-size: .85rem; opacity: .8; }}
+@media (max-width: 640px) {{
+  .ns-steps {{ gap: .3rem; }}
+  .ns-steps a {{ flex-direction: column; gap: 0; font-size: .72rem; padding: .15rem; text-align: center; }}
+  .ns-retell p {{ font-size: 1.05rem; }}
+}}
+"""

@@ -4,9 +4,8 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape, tasks
-from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.downloads import offer
-from natscope.app.views.backdoor_scene import KEY, Scene, few, measured_for
+from natscope.app.views.backdoor_scene import KEY, Scene, experts, few, line_up, measured_for
 from natscope.app.views.job import run_job
 from natscope.core.analysis.audit import FIRST, SIGMA2
 from natscope.core.metrics import average_precision
@@ -19,7 +18,7 @@ _QUICK = 20_000  # training images
 
 def audit_step(scene: Scene) -> None:
     """Draw the step."""
-    st.subheader("4 · Find it without knowing", anchor="audit")
+    st.subheader("4 · The search without a victim", anchor="audit")
     count = len(scene.attributor.train_labels)
     st.markdown(
         "Nobody tells you which class was attacked, or with what. But a planted patch is supported by a few mutually "
@@ -59,29 +58,21 @@ def audit_step(scene: Scene) -> None:
 
 
 def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
-    bundle, planted = scene.attributor.bundle, scene.backdoor.train_indices
+    planted = scene.attack.train_indices
     shown = st.toggle("Reveal who was planted", key=f"{KEY}audit_revealed")
     if shown:
         expected = len(suspects) * len(planted) / len(scores)
         st.markdown(
-            f"#### {np.isin(suspects, planted).sum()} of the first {len(suspects)} were planted\n"
+            f"##### {np.isin(suspects, planted).sum()} of the first {len(suspects)} were planted\n"
             f"Random picking would find about {few(expected)}; there are {len(planted)} in all."
         )
-    images, classes = bundle.array("train_images"), bundle.classes
-    cards = []
-    for position, index in enumerate(suspects[:_PICTURED]):
-        tooltip = (
-            f"suspect {position + 1}, training image {index}, labelled {classes[scene.attributor.train_labels[index]]}"
-        )
-        framed = bool(shown and index in planted)
-        cards.append(Card(src=data_uri(np.asarray(images[index])), alt=tooltip, title=tooltip, framed=framed))
-    grid(
-        cards,
-        key=f"{KEY}audit_grid",
-        label=f"The first {len(cards)} suspects",
-        size=46,
-        appear=True,
-        on_pick=lambda position: None,
+    pictured = suspects[:_PICTURED].tolist()
+    line_up(
+        scene,
+        pictured,
+        name="audit",
+        label=f"The first {len(pictured)} suspects",
+        planted=set(planted.tolist()) if shown else None,
     )
     offer(
         "Download CSV",
@@ -92,8 +83,9 @@ def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
         key=f"{KEY}audit_csv",
     )
     _healed(scene, suspects)
-    if st.toggle("Show me the numbers", key=f"{KEY}numbers4"):
-        _numbers(scene, scores)
+    if box := experts("audit"):
+        with box:
+            _numbers(scene, scores)
 
 
 def _healed(scene: Scene, suspects: np.ndarray) -> None:
@@ -131,7 +123,7 @@ def _table(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> str:
 
 def _numbers(scene: Scene, scores: np.ndarray) -> None:
     order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
-    planted = scene.backdoor.train_indices
+    planted = scene.attack.train_indices
     hits = np.isin(order, planted)
     st.dataframe(
         escape.cells(

@@ -6,70 +6,101 @@ import streamlit as st
 from natscope.app import escape, tasks, words
 from natscope.app.components.bars import Bar, bars
 from natscope.app.results import commands, retraining_results
-from natscope.app.views.backdoor_scene import KEY, SHOWN, Scene
-from natscope.app.views.backdoor_search import ranking
+from natscope.app.views.backdoor_scene import KEY, Change, Proven, Scene, experts
+from natscope.app.views.backdoor_search import found_by, ranking
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM, REFERENCE
+from natscope.precompute.experiments.proof import NAMED, kept, parted
 from natscope.precompute.training.models import ModelSpec
-from natscope.precompute.training.removal import as_many_others
 from natscope.precompute.training.retrain import Outcome, patience, too_slow
 
 
-def proof_step(scene: Scene) -> None:
-    """Draw the step."""
+def proof_step(scene: Scene, name: str | None, change: Change) -> Proven | None:
+    """Draw the step.
+
+    Args:
+        scene: what the page is about.
+        name: the method that was asked; None if the model is not fooled.
+        change: called with changes of the view.
+
+    Returns:
+        What it showed; None while there is no result.
+    """
     st.subheader("3 · The proof", anchor="proof")
-    name = st.session_state.get(f"{KEY}method", REFERENCE)
-    if not scene.works[scene.index]:
+    if name is None:
         st.markdown("Once a picture is chosen on which the patch works, its culprits can be removed here.")
-        return
+        return None
     try:
-        found = np.array([item.train_index for item in ranking(scene, name).items])
+        ranked = [item.train_index for item in ranking(scene, name).items]
     except QueryError as error:
         complain(error)
-        return
+        return None
     pool = np.flatnonzero(scene.attributor.train_labels == scene.target)
-    which = "those" if len(found) <= len(pool) // 2 else "the first"  # so that as many others are left
-    found = found[: max(1, len(pool) // 2)]
     if len(pool) < 2:
         st.info("The class that the attack aims at has one training image: too few to compare with.")
-        return
-    others = as_many_others(pool, found)
+        return None
+    found, others = parted(scene.attributor.train_labels, scene.target, ranked)
+    which = "those" if len(found) == len(ranked) else "the first"
     why = too_slow(scene.attributor.bundle, linear=scene.attributor.linear)
+    ahead = None if why else kept(scene.attributor.bundle)
+    ready = ahead if ahead and not scene.own and ahead.shows(scene.index, found, others) else None
+    retrained = "it was trained again" if ready else "train it again"
     live = (
-        f" So train it again without them, and once more without {len(found)} others labelled "
-        f"{scene.name(scene.target)}, picked at random."
+        f" So {retrained} without them, and once more without {len(found)} others labelled {scene.name(scene.target)}, "
+        "picked at random."
     )
     st.markdown(
         f"If {which} {len(found)} pictures taught the trick, a model that never saw them should not fall for it."
         + ("" if why else live)
     )
     if why:
-        _measured_once(scene, why)
-        return
-    stages = (("Training without those found", found), ("Training without as many random images", others))
+        return _measured_once(scene, why)
+    shown = st.container()
+    takes = patience(linear=scene.attributor.linear)
+    pattern = scene.backdoor.patterns[scene.base]
+    sets = (np.sort(found).tobytes(), np.sort(others).tobytes(), pattern.tobytes())
     result = run_job(
-        ("proof", scene.attributor.place, scene.index, np.sort(found).tobytes(), np.sort(others).tobytes()),
+        ("proof", scene.attributor.place, scene.index, *sets),
         tasks.proof,
-        *(scene.attributor.place, stages, scene.index),
+        *(scene.attributor.place, scene.index, found, others, pattern),
         name=f"{KEY}proof",
-        label=f"Remove them and retrain ({patience(linear=scene.attributor.linear)})",
+        label=f"Run it live ({takes})" if ready else f"Remove them and retrain ({takes})",
     )
-    if result is None:
-        return
-    before, without, at_random = result
-    title = f"Without the {len(found)} that {METHODS[name].title} found"
+    if ahead and ahead.index != scene.index:
+        st.button(
+            "See it at once for another picture",
+            icon=":material/fast_forward:",
+            key=f"{KEY}ahead",
+            type="tertiary",
+            on_click=change,
+            kwargs={"image": ahead.index, "patch": None, "drawn": "", "method": ""},
+        )
+    outcomes = result or (ready and ready.outcomes)
+    if not outcomes:
+        return None
+    with shown:
+        _shown(scene, outcomes, len(found), found_by(name))
+        if ready:
+            st.caption("This run was live." if result else "This was run when the model was prepared.")
+    if box := experts("proof"):
+        with box:
+            _numbers(scene, outcomes, found, name)
+    before, without, _ = outcomes
+    return Proven(len(found), found_by(name), before.class_success, without.class_success)
+
+
+def _shown(scene: Scene, outcomes: tuple[Outcome, ...], count: int, by: str) -> None:
+    before, without, at_random = outcomes
     bars(
         [
             _fooled("The model as it is", before.class_success, _says(before, scene)),
-            _fooled(title, without.class_success, _says(without, scene), "good"),
-            _fooled(f"Without {len(found)} random ones", at_random.class_success, _says(at_random, scene)),
+            _fooled(f"Without the {count} that {by} named", without.class_success, _says(without, scene), "good"),
+            _fooled(f"Without {count} random ones", at_random.class_success, _says(at_random, scene)),
         ]
     )
-    st.markdown(_said(before, without, at_random, scene, len(found)))
-    if st.toggle("Show me the numbers", key=f"{KEY}numbers3"):
-        _numbers(scene, (before, without, at_random), found, name)
+    st.markdown(_said(before, without, at_random, scene, count))
 
 
 def _said(before: Outcome, without: Outcome, at_random: Outcome, scene: Scene, count: int) -> str:
@@ -93,14 +124,14 @@ def _said(before: Outcome, without: Outcome, at_random: Outcome, scene: Scene, c
     )
 
 
-def _measured_once(scene: Scene, why: str) -> None:
-    """Draw the measured result of retraining, for networks that are too slow to retrain here."""
+def _measured_once(scene: Scene, why: str) -> Proven | None:
+    """Draw the measured result of retraining, for networks that are too slow to retrain here, and return it."""
     bundle = scene.attributor.bundle
     network = ModelSpec.from_dict(bundle.manifest.model).title
     results = [result for result in retraining_results() if result["setting"]["network"] == network]
     if not results:
         st.info(why + " On the model that comes with natscope this step is live.", icon=":material/hourglass_disabled:")
-        return
+        return None
     result = results[0]
     setting, rows = result["setting"], result["rows"]
     own = setting["classes"] == list(bundle.classes)
@@ -111,15 +142,15 @@ def _measured_once(scene: Scene, why: str) -> None:
         "live.",
         icon=":material/hourglass_disabled:",
     )
-    drawn = []
+    drawn: list[Bar] = []
     for row in rows:
-        title = METHODS[row["method"]].title if row["method"] else ""
+        title = found_by(row["method"]) if row["method"] else ""
         if row["method"] is None:
             name, tone = "The model as it is", ""
         elif row["method"] == RANDOM:
             name, tone = f"Without {row['removed']} random ones", ""
         else:
-            name, tone = f"Without the {row['removed']} that {title} found", "good"
+            name, tone = f"Without the {row['removed']} that {title} named", "good"
         success = row["class_success"][scene.base] if own else row["attack_success"]
         planted = f"{row['poisoned_removed']} of them planted · " if row["method"] else ""
         drawn.append(
@@ -130,13 +161,19 @@ def _measured_once(scene: Scene, why: str) -> None:
         (f"How often the patch works on pictures of class {scene.name(scene.base)}. " if own else "")
         + f"Over all classes: {escape.sentence(result['finding'])}"
     )
-    with st.expander("How it was measured"):
-        values = ", ".join(f"σ² of {METHODS[name].title}: {value:g}" for name, value in setting["sigma2"].items())
-        st.markdown(
-            f"{values}; pool: the class that the attack aims at; same initial weights, same order "
-            "of the images that are left, same recipe."
-        )
-        st.code(commands(result), language=None)
+    if box := experts("proof"):
+        with box:
+            values = ", ".join(f"σ² of {METHODS[name].title}: {value:g}" for name, value in setting["sigma2"].items())
+            st.markdown(
+                f"{values}; pool: the class that the attack aims at; same initial weights, same order "
+                "of the images that are left, same recipe."
+            )
+            st.code(commands(result), language=None)
+    by_method = {row["method"]: row for row in rows}
+    if not own or not {None, REFERENCE} <= by_method.keys():
+        return None
+    before, after = (by_method[name]["class_success"][scene.base] for name in (None, REFERENCE))
+    return Proven(by_method[REFERENCE]["removed"], found_by(REFERENCE), before, after)
 
 
 def _pictures(count: int) -> str:
@@ -154,7 +191,7 @@ def _says(result: Outcome, scene: Scene) -> str:
 
 
 def _numbers(scene: Scene, results: tuple[Outcome, ...], found: np.ndarray, name: str) -> None:
-    culprits = scene.backdoor.culprits(scene.base)
+    culprits = scene.attack.culprits(scene.base)
     titles = ("as it is", f"without those of {METHODS[name].title}", "without random ones")
     st.dataframe(
         escape.cells(
@@ -175,5 +212,5 @@ def _numbers(scene: Scene, results: tuple[Outcome, ...], found: np.ndarray, name
     )
     st.caption(
         f"{np.isin(found, culprits).sum()} of the {len(found)} removed images are among this class’s {len(culprits)} "
-        f"poisoned ones (M = {SHOWN}). Same initial weights, same order of the images that are left, same recipe."
+        f"poisoned ones (M = {NAMED}). Same initial weights, same order of the images that are left, same recipe."
     )

@@ -1,20 +1,28 @@
 """What the four steps of the Backdoor page share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from natscope.app import escape
 from natscope.app.bundles import Served
+from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.results import backdoor_results
+from natscope.app.views.enlarge import SHARP
+from natscope.app.views.notice import errors_shown
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.request import QueryImage
 from natscope.precompute.training.models import ModelSpec
 
 KEY = "backdoor_"  # prefix of all widgets and of all that the session keeps for this page
-SHOWN = 50  # images in a line-up
+_DRAWN = 16  # images of a line-up that are drawn at first
+_SIZE = 68  # least width of one, in pixels
+_PICKED = f"{KEY}picked"
 Change = Callable[..., None]
 
 
@@ -24,13 +32,15 @@ class Scene:
 
     Args:
         attributor: the opened poisoned bundle.
-        backdoor: the attack.
+        attack: the attack as it was.
+        backdoor: the same, or with the visitor's own patch for the image's class if that fools the network too.
         index: number of the test image.
         base: its class.
         works: (T,) bool, on which test images the network is right without and fooled with the attacker's patch.
     """
 
     attributor: Served
+    attack: Backdoor
     backdoor: Backdoor
     index: int
     base: int
@@ -41,14 +51,120 @@ class Scene:
         """The class that the attack turns the image into."""
         return int(self.backdoor.targets[self.base])
 
+    @property
+    def own(self) -> bool:
+        """Whether the patch is not the attacker's for this class."""
+        return not np.array_equal(self.backdoor.patterns[self.base], self.attack.patterns[self.base])
+
+    @property
+    def fooled(self) -> bool:
+        """Whether the network is fooled with the patch."""
+        return self.own or bool(self.works[self.index])
+
     def name(self, label: int) -> str:
         """Return the name of a class for Markdown."""
         return escape.markdown(self.attributor.bundle.classes[label])
 
     def query(self) -> QueryImage:
-        """Return the test image with the attacker's patch."""
+        """Return the test image with the patch."""
         image = np.asarray(self.attributor.bundle.array("test_images")[[self.index]])
         return self.attributor.upload(self.backdoor.stamped(image, np.array([self.base]))[0])
+
+    def described(self, index: int, *, planted: bool) -> str:
+        """Return what a training image is: its label and, of one that is known to be planted, what it shows."""
+        classes, attack = self.attributor.bundle.classes, self.attack
+        label = classes[self.attributor.train_labels[index]]
+        if not planted:
+            return f"labelled {label}"
+        shows = classes[attack.base_labels[np.searchsorted(attack.train_indices, index)]]
+        return f"{shows}, labelled {label}"
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What the proof showed: how many images were removed, whose, and the share of images fooled before and after."""
+
+    removed: int
+    by: str
+    before: float
+    after: float
+
+
+def line_up(scene: Scene, indices: Sequence[int], *, name: str, label: str, planted: set[int] | None) -> None:
+    """Draw training images, each with what it is below; a click opens one.
+
+    Args:
+        scene: what the page is about.
+        indices: of the training images, in order.
+        name: unique on the page.
+        label: what the pictures are, for screen readers.
+        planted: which images are known to be planted; None before that is revealed.
+    """
+    everything = f"{KEY}{name}_all"
+    shown = indices if st.session_state.get(everything) else indices[:_DRAWN]
+    images = scene.attributor.bundle.array("train_images")
+    cards = []
+    for rank, index in enumerate(shown, 1):
+        framed = planted is not None and index in planted
+        caption = scene.described(index, planted=framed)
+        title = f"rank {rank}, training image {index}: {caption}" + (", planted" if framed else "")
+        cards.append(
+            Card(src=data_uri(np.asarray(images[index])), alt=title, title=title, caption=caption, framed=framed)
+        )
+    grid(
+        cards,
+        key=f"{KEY}{name}_grid",
+        label=label,
+        size=_SIZE,
+        appear=True,
+        on_pick=lambda position: st.session_state.update({_PICKED: (int(shown[position]), planted is not None)}),
+    )
+    if len(indices) > _DRAWN:
+        open_now = len(shown) == len(indices)
+        st.button(
+            f"Show only the first {_DRAWN}" if open_now else f"Show all {len(indices)}",
+            key=f"{everything}_button",
+            type="tertiary",
+            icon=":material/unfold_less:" if open_now else ":material/unfold_more:",
+            on_click=partial(st.session_state.update, {everything: not open_now}),
+        )
+
+
+def picked(scene: Scene) -> None:
+    """Open the training image that was clicked in a line-up, if one was."""
+    found = st.session_state.pop(_PICKED, None)
+    if found is not None and 0 <= found[0] < len(scene.attributor.train_labels):
+        index, revealed = found
+        _inspect(scene, index, planted=revealed and index in scene.attack.train_indices)
+
+
+def _inspect(scene: Scene, index: int, *, planted: bool) -> None:
+    """Open a training image, large."""
+    picture = data_uri(np.asarray(scene.attributor.bundle.array("train_images")[index]))
+    sentence = f"It is {scene.described(index, planted=False)}."
+    if planted:
+        what = scene.described(index, planted=True)
+        sentence = f"{what}, with the patch in its corner: the attacker planted it."
+
+    @st.dialog(f"Training image {index}", width="small")
+    @errors_shown()
+    def show() -> None:
+        st.html(
+            f'<style>{SHARP}</style><img class="ns-seen" src="{picture}" alt="training image {index}, enlarged">'
+            f"<p>{escape.html(sentence)}</p>"
+        )
+
+    show()
+
+
+def experts(step: str) -> DeltaGenerator | None:
+    """Draw a closed box for experts; return it where it is open, for only then is what it holds computed.
+
+    Args:
+        step: anchor of the step whose box it is.
+    """
+    box = st.expander("For experts", key=f"{KEY}experts_{step}", on_change="rerun", icon=":material/tune:")
+    return box if box.open else None
 
 
 def measured_for(attributor: Served) -> dict[str, Any] | None:

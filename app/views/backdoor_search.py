@@ -6,34 +6,51 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import escape, words
-from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.figures import on_page
 from natscope.app.figures.backdoor import roc
 from natscope.app.links import AttributeView, BackdoorView, pack_image
 from natscope.app.views import frame
-from natscope.app.views.backdoor_scene import KEY, SHOWN, Change, Scene, chance, few, measured_for, sigma2_of, weak
+from natscope.app.views.backdoor_scene import (
+    KEY,
+    Change,
+    Scene,
+    chance,
+    experts,
+    few,
+    line_up,
+    measured_for,
+    sigma2_of,
+    weak,
+)
 from natscope.app.views.controls import control
 from natscope.app.views.notice import complain
-from natscope.core.bundle.request import Attribution, Request
+from natscope.core.bundle.request import Attribution
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.metrics import recall_at_k, reciprocal_rank
+from natscope.precompute.experiments.proof import NAMED, question
 
 
-def search_step(scene: Scene, view: BackdoorView, change: Change, another: Callable[..., None]) -> None:
+def search_step(
+    scene: Scene, view: BackdoorView, note: str, change: Change, another: Callable[..., None]
+) -> str | None:
     """Draw the step.
 
     Args:
         scene: what the page is about.
         view: what it shows.
+        note: whose patch this is about, if that needs saying (Markdown).
         change: called with changes of the view.
         another: called to take another picture.
+
+    Returns:
+        The method whose images the next step removes; None if the model is not fooled, so that there is nothing to ask.
     """
     st.subheader("2 · The question", anchor="question")
-    if not scene.works[scene.index]:
+    if not scene.fooled:
         st.markdown("On this picture the attacker’s patch does not work, so nobody taught the model anything about it.")
         st.button("Take one on which it works", key=f"{KEY}working", on_click=another, args=(scene,))
-        return
+        return None
     names = scene.attributor.usable()
     method = view.method if view.method in names else REFERENCE
     rival = view.rival if view.rival in names else _rival(scene, scene.attributor.usable(fast=True), method)
@@ -41,49 +58,89 @@ def search_step(scene: Scene, view: BackdoorView, change: Change, another: Calla
     says = scene.name(scene.target)
     st.markdown(
         f"The model says **{says}** because somewhere among its {pool:,} training pictures labelled **{says}** "
-        f"someone planted images with the patch. Which ones taught it that? Below are the {SHOWN} that two ways of "
-        "searching put first, for this one wrong answer; neither was told about the attack."
+        f"someone planted images with the patch. Which ones? Below are the {NAMED} that natscope puts first for this "
+        f"one wrong answer, and those of a usual search; neither was told about the attack.{note}"
     )
     revealed = st.session_state.get(f"{KEY}revealed") == scene.index
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(
-            "Hide again" if revealed else "Reveal who was planted",
-            icon=":material/visibility_off:" if revealed else ":material/visibility:",
-            type="secondary" if revealed else "primary",
-            key=f"{KEY}reveal",
-            on_click=_reveal,
-            args=(None if revealed else scene.index,),
-        )
-        asked = AttributeView(
-            pack_image(scene.query().image), method, sigma2_of(scene, method), SHOWN, target=scene.target
-        )
-        address = frame.comparison(asked, scene.attributor, purpose="backdoor")
-        st.link_button("All methods on this picture", address, type="tertiary", icon=":material/compare:")
+    st.button(
+        "Hide again" if revealed else "Reveal who was planted",
+        icon=":material/visibility_off:" if revealed else ":material/visibility:",
+        type="secondary" if revealed else "primary",
+        key=f"{KEY}reveal",
+        on_click=_reveal,
+        args=(None if revealed else scene.index,),
+    )
     columns = st.columns(2, gap="large")
-    for column, name, role in zip(columns, (method, rival), ("method", "rival"), strict=True):
+    for column, name, role, title in zip(
+        columns,
+        (method, rival),
+        ("method", "rival"),
+        (found_by(method, "natscope’s search"), METHODS[rival].title if view.rival else "A usual search"),
+        strict=True,
+    ):
         with column:
-            _choice(role, name, names, change)
-            _line_up(scene, name, role, revealed=revealed)
-    if st.toggle("Show me the numbers", key=f"{KEY}numbers2"):
-        _numbers(scene, (method, rival))
+            _line_up(scene, name, role, title, revealed=revealed)
+    if box := experts("question"):
+        with box:
+            _experts(scene, (method, rival), names, change)
+    return method
+
+
+def found_by(method: str, plain: str = "natscope") -> str:
+    """Return what to call the search in plain words: by its method's name only if an expert chose another one."""
+    return plain if method == REFERENCE else METHODS[method].title
+
+
+def ranking(scene: Scene, method: str, budget: int = NAMED) -> Attribution:
+    """Ask a method about the stamped image, at the sigma2 that was chosen for it.
+
+    Raises:
+        QueryError: if the method fails on it.
+    """
+    request = question(scene.attributor.bundle, method, scene.target, budget)
+    return scene.attributor.attribute(scene.query(), request)
 
 
 def _rival(scene: Scene, names: tuple[str, ...], method: str) -> str:
     return weak(tuple(name for name in names if name != method), measured_for(scene.attributor))
 
 
-def ranking(scene: Scene, method: str, budget: int = SHOWN) -> Attribution:
-    """Ask a method about the stamped image, at the sigma2 that was chosen for it.
-
-    Raises:
-        QueryError: if the method fails on it.
-    """
-    request = Request(method, sigma2=sigma2_of(scene, method), budget=budget, target=scene.target)
-    return scene.attributor.attribute(scene.query(), request)
-
-
 def _reveal(index: int | None) -> None:
     st.session_state[f"{KEY}revealed"] = index
+
+
+def _line_up(scene: Scene, name: str, role: str, title: str, *, revealed: bool) -> None:
+    try:
+        indices = [item.train_index for item in ranking(scene, name).items]
+    except QueryError as error:
+        complain(error)
+        return
+    planted = set(scene.attack.culprits(scene.base).tolist())
+    if revealed:
+        st.markdown(
+            f"##### {title}: {len(planted & set(indices))} of the first {len(indices)} were planted\n"
+            f"Random picking would find about {few(chance(scene, len(indices)))}."
+        )
+    else:
+        st.markdown(f"##### {title}: the first {len(indices)}\nClick one to look at it closely.")
+    line_up(
+        scene,
+        indices,
+        name=role,
+        label=f"Images that {title} puts first for test image {scene.index}",
+        planted=planted if revealed else None,
+    )
+
+
+def _experts(scene: Scene, chosen: tuple[str, str], names: tuple[str, ...], change: Change) -> None:
+    for column, name, role in zip(st.columns(2, gap="large"), chosen, ("method", "rival"), strict=True):
+        with column:
+            _choice(role, name, names, change)
+    sigma2 = sigma2_of(scene, chosen[0])
+    asked = AttributeView(pack_image(scene.query().image), chosen[0], sigma2, NAMED, target=scene.target)
+    address = frame.comparison(asked, scene.attributor, purpose="backdoor")
+    st.link_button("All methods on this picture", address, type="tertiary", icon=":material/compare:")
+    _numbers(scene, chosen)
 
 
 def _choice(role: str, name: str, names: tuple[str, ...], change: Change) -> None:
@@ -99,69 +156,9 @@ def _choice(role: str, name: str, names: tuple[str, ...], change: Change) -> Non
     )
 
 
-def _line_up(scene: Scene, name: str, role: str, *, revealed: bool) -> None:
-    classes = scene.attributor.bundle.classes
-    try:
-        answer = ranking(scene, name)
-    except QueryError as error:
-        complain(error)
-        return
-    culprits = set(scene.backdoor.culprits(scene.base).tolist())
-    found = sum(item.train_index in culprits for item in answer.items)
-    if revealed:
-        st.markdown(
-            f"#### {found} of the first {len(answer.items)} were planted\n"
-            f"Random picking would find about {few(chance(scene, len(answer.items)))}."
-        )
-    else:
-        st.markdown(f"#### The first {len(answer.items)}\nClick one to look at it closely.")
-    images = scene.attributor.bundle.array("train_images")
-    cards = []
-    for item in answer.items:
-        planted = revealed and item.train_index in culprits
-        tooltip = f"rank {item.rank}, training image {item.train_index}, labelled {classes[item.label]}"
-        tooltip += f"; planted, it shows {_shows(scene, item.train_index)}" if planted else ""
-        cards.append(
-            Card(src=data_uri(np.asarray(images[item.train_index])), alt=tooltip, title=tooltip, framed=planted)
-        )
-    picked = f"{KEY}{role}_picked"
-    grid(
-        cards,
-        key=f"{KEY}{role}_grid",
-        label=f"Images that {METHODS[name].title} puts first for test image {scene.index}",
-        size=46,
-        appear=True,
-        on_pick=lambda position: st.session_state.update({picked: answer.items[position].train_index}),
-    )
-    chosen = st.session_state.get(picked)
-    if chosen in [item.train_index for item in answer.items]:
-        _close_up(scene, int(chosen), planted=revealed and chosen in culprits)
-
-
-def _close_up(scene: Scene, index: int, *, planted: bool) -> None:
-    classes, label = scene.attributor.bundle.classes, int(scene.attributor.train_labels[index])
-    source = data_uri(np.asarray(scene.attributor.bundle.array("train_images")[index]))
-    sentence = f"Training image {index}, labelled <b>{escape.html(classes[label])}</b>."
-    if planted:
-        sentence += (
-            f" It shows {escape.html(_shows(scene, index))}, with the patch in its corner: the attacker planted it."
-        )
-    st.html(
-        f'<div style="display:flex;gap:.9rem;align-items:center"><img src="{source}" alt="training image {index}" '
-        f'style="width:112px;height:112px;object-fit:contain;image-rendering:pixelated;border-radius:8px;background:#000">'
-        f"<div>{sentence}</div></div>"
-    )
-
-
-def _shows(scene: Scene, index: int) -> str:
-    backdoor = scene.backdoor
-    base = int(backdoor.base_labels[np.searchsorted(backdoor.train_indices, index)])
-    return f"a picture of class {scene.attributor.bundle.classes[base]}"
-
-
 def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
     pool = np.flatnonzero(scene.attributor.train_labels == scene.target)
-    culprits = scene.backdoor.culprits(scene.base)
+    culprits = scene.attack.culprits(scene.base)
     truth, rows, curves = set(culprits.tolist()), [], {}
     for name in dict.fromkeys(names):
         try:
@@ -174,7 +171,7 @@ def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
             {
                 "method": METHODS[name].title,
                 "σ²": words.sigma2_text(sigma2_of(scene, name)) if METHODS[name].uses_sigma2 else "",
-                f"recall@{SHOWN}": recall_at_k(order, truth, SHOWN),
+                f"recall@{NAMED}": recall_at_k(order, truth, NAMED),
                 "reciprocal rank@100": reciprocal_rank(order, truth, 100),
                 "area under ROC": _area(np.isin(order, culprits)),
             }
@@ -185,7 +182,7 @@ def _numbers(scene: Scene, names: tuple[str, ...]) -> None:
         hide_index=True,
         column_config={
             key: st.column_config.NumberColumn(format="%.3f")
-            for key in (f"recall@{SHOWN}", "reciprocal rank@100", "area under ROC")
+            for key in (f"recall@{NAMED}", "reciprocal rank@100", "area under ROC")
         },
     )
     left.caption(

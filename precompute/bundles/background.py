@@ -1,10 +1,9 @@
 """Building what is slow while the app is already served: a separate process of the lowest priority.
 
-It builds the rest of the demo's bundles and adds the slow method to each. It writes what it is doing to a small file
-among the bundles, holds a lock beside it, ends with the process that started it, and resumes when it is
-started again: `start` restarts it if it was killed. `python -P -m natscope.precompute.bundles.background FOLDER PARENT`
-    is what
-`start` runs: modules in the working directory are not its.
+It builds the rest of the demo's bundles, measures the proof of the one with a backdoor and adds the slow method to
+each. It writes what it is doing to a small file among the bundles, holds a lock beside it, ends with the process that
+started it, and resumes when it is started again: `start` restarts it if it was killed. What `start` runs is
+`python -P -m natscope.precompute.bundles.background FOLDER PARENT`: modules in the working directory are not its.
 """
 
 import contextlib
@@ -24,6 +23,7 @@ from natscope.core.errors import BundleError, NatscopeError, explained
 from natscope.core.files import from_json, read_regular
 
 _STATUS, _LOCK = "preparing.json", "preparing.lock"
+PROOF = "proof"  # among what is missing: see `natscope.precompute.experiments.proof`
 _LARGEST = 10_000  # bytes of the status file
 _PAST = 24 * 3600.0  # seconds for which a failure is shown
 _EVERY = 0.5  # seconds between two updates, and between two checks of the parent
@@ -115,17 +115,22 @@ def ready(folder: Path) -> bool:
 
 
 def unfinished(folder: Path) -> list[tuple[str, str]]:
-    """Return what is missing from the demo's bundles, in order: the bundle's name and a method, or "" for all of it.
+    """Return what is missing from the demo's bundles, in order: the bundle's name, and "" for all of it, or a part.
 
-    Nothing is added to a damaged bundle: opening it reports the damage.
+    A part is `PROOF` or a method. Nothing is added to a damaged bundle: opening it reports the damage.
     """
     from natscope.precompute.bundles.demo import EMBEDDED, SLOW, untuned
+    from natscope.precompute.experiments import proof
 
     found: dict[str, Bundle | None] = {}
     for name in EMBEDDED:
         with contextlib.suppress(BundleError):
             found[name] = Bundle(folder / name) if (folder / name).exists() else None
-    wanted = [(name, "") for name, bundle in found.items() if bundle is None or untuned(bundle)]
+    wanted = []
+    for name, bundle in found.items():
+        wanted += [(name, "")] if bundle is None or untuned(bundle) else []
+        proven = EMBEDDED[name].poison is None if bundle is None else not proof.missing(bundle)
+        wanted += [] if proven else [(name, PROOF)]
     slow = itertools.product(found.items(), SLOW)
     return wanted + [(name, m) for (name, b), m in slow if b is None or m not in b.manifest.methods]
 
@@ -140,6 +145,7 @@ def run(folder: Path) -> None:
 
     from natscope.core.methods import METHODS
     from natscope.precompute.bundles.demo import EMBEDDED, build_embedded
+    from natscope.precompute.experiments import proof
 
     if hasattr(os, "nice"):
         os.nice(19)
@@ -154,12 +160,15 @@ def run(folder: Path) -> None:
 
     try:
         with FileLock(folder / _LOCK).acquire(poll_interval=_EVERY):
-            for name, method in unfinished(folder):
-                spec = EMBEDDED[name]
-                what = f"{METHODS[method].title} for “{spec.name}”" if method else f"“{spec.name}”"
+            for name, part in unfinished(folder):
+                title = "The proof" if part == PROOF else METHODS[part].title if part else ""
+                what = f"{title} for “{EMBEDDED[name].name}”" if part else f"“{EMBEDDED[name].name}”"
                 progress("Starting", 0, 1)
                 try:
-                    build_embedded(name, folder / name, progress, methods=(method,) if method else None)
+                    if part == PROOF:
+                        proof.prepare(folder / name, progress)
+                    else:
+                        build_embedded(name, folder / name, progress, methods=(part,) if part else None)
                 except BundleError as error:
                     failed.append(Preparing(what, "", 0.0, str(error)))
             if failed:

@@ -1,23 +1,31 @@
 import csv
 import io
 import json
+import re
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from natscope.app.components import trigger_patch
 from natscope.app.figures.backdoor import roc
 from natscope.app.links import BackdoorView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
-from natscope.app.views import backdoor, backdoor_audit, backdoor_scene, backdoor_search
-from natscope.core.backdoor import Backdoor
-from natscope.core.methods import METHODS
+from natscope.app.views import backdoor, backdoor_audit, backdoor_proof, backdoor_scene, backdoor_search
+from natscope.core.backdoor import Backdoor, stamp
+from natscope.core.methods import METHODS, REFERENCE
+from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.experiments import proof
+from natscope.precompute.experiments.backdoor import backdoor_of, fooled_queries, stamped_query
+from natscope.precompute.training.retrain import Outcome
 
 
 @pytest.fixture
-def served(poisoned_path, monkeypatch):
+def served(poisoned_path, monkeypatch, tmp_path):
     monkeypatch.setenv(BUNDLES, str(poisoned_path.parent))
+    monkeypatch.setenv("NATSCOPE_HOME", str(tmp_path))
 
 
 @pytest.fixture
@@ -50,22 +58,45 @@ def _texts(app):
     return " ".join(element.value for element in [*app.markdown, *app.subheader, *app.caption])
 
 
+def _html_of(app):
+    return " ".join(element.proto.body for element in app.get("html"))
+
+
+def _html(app):
+    return " ".join(element.proto.body for element in app.get("html") if "<style>" not in element.proto.body)
+
+
 def _press(app, key):
     return _whole(app.button(key=f"backdoor_{key}").click().run())
+
+
+def _experts(app, step):
+    app.session_state[f"backdoor_experts_{step}"] = True
+    return _whole(app.run())
+
+
+_JARGON = ("jacobian", "posterior", "σ²", "gradient", "sketch", "logit", "recall", "mrr", "reciprocal", "query", "roc")
+_JARGON += ("redundancy", "pool", *(method.title.lower() for method in METHODS.values() if not method.at_random))
 
 
 def test_the_story_has_its_four_steps_in_plain_words(page):
     app = page()
     titles = [element.value for element in app.subheader]
-    assert [title[0] for title in titles[:4]] == ["1", "2", "3", "4"]
+    assert [title[0] for title in titles] == ["1", "2", "3", "4"]
+    assert [element.proto.anchor for element in app.subheader] == list(backdoor._STEPS)
     (picture,) = _artifacts(app, "pattern")
     assert not picture["clean"]["wrong"]
     assert picture["stamped"]["wrong"]
-    jargon = ("jacobian", "posterior", "σ²", "gradient", "sketch", "logit")
-    for_experts = {element.value for expander in app.expander for element in expander.markdown}
-    reported = [element.value for element in app.markdown if element.value not in for_experts]
-    shown = " ".join(text for text in reported if "recall@" not in text).lower()
-    assert not [word for word in jargon if word in shown]
+    shown = f"{_texts(app)} {_html(app)} {' '.join(button.label for button in app.button)}".lower()
+    assert not [word for word in _JARGON if re.search(rf"\b{word}\b", shown)]
+    assert not re.search(r"\d %", shown)
+
+
+def test_it_ends_with_a_sentence_to_retell(page, poisoned):
+    planted = len(Backdoor.from_dict(poisoned.bundle.manifest.poison).culprits(0))
+    (said,) = [element.proto.body for element in page().get("html") if "<figcaption>" in element.proto.body]
+    assert f"in {planted} of {len(poisoned.train_labels):,} training pictures" in said
+    assert "natscope named 50 pictures as those that taught it" in said  # nothing was retrained yet
 
 
 def test_each_step_says_at_most_three_sentences(page):
@@ -84,6 +115,39 @@ def test_a_square_of_the_patch_is_drawn_on_and_put_back(page, poisoned):
     assert "drawn" not in app.query_params
 
 
+def test_a_patch_that_fools_the_model_too_is_what_the_next_steps_are_about(page, poisoned):
+    attack = Backdoor.from_dict(poisoned.bundle.manifest.poison)
+    index = int(page().query_params["image"])
+    base = int(poisoned.test_labels[index])
+    image = np.asarray(poisoned.bundle.array("test_images")[[index]])
+    answers = {
+        bits: int(poisoned.predict(stamp(image, np.array(list(bits), np.uint8).reshape(3, 3), attack.place))[0])
+        for bits in map("{:09b}".format, range(512))
+    }
+    own = "".join(map(str, attack.patterns[base].ravel()))
+    fooling = next(bits for bits, answer in answers.items() if answer == attack.targets[base] and bits != own)
+    app = page(image=str(index), drawn=fooling)
+    assert "This is about the picture with your patch, which fools the model too." in _texts(app)
+    assert "a sign like it" in _html(app)
+    harmless = next(bits for bits, answer in answers.items() if answer == base)
+    app = page(image=str(index), drawn=harmless)
+    assert "Your patch does not fool the model, so from here on this is about the attacker’s patch." in _texts(app)
+    assert "that sign" in _html(app)
+
+
+def test_only_a_whole_patch_is_taken_from_a_browser(monkeypatch):
+    taken, made = [], {}
+    monkeypatch.setattr(trigger_patch, "component", lambda *_: lambda **settings: made.update(settings))
+    shown = trigger_patch.Shown("", "", "", "", False)
+    for sent in ("010", "01201", 5, None, ["0", "1", "0", "1"], "٠١٠١", "0110"):
+        monkeypatch.setattr(trigger_patch.st, "session_state", {"patch": {"drawn": sent}})
+        trigger_patch.trigger_patch(shown, [[0, 1], [1, 1]], "", shown, key="patch", on_draw=taken.append)
+        made["on_drawn_change"]()
+    assert taken == ["0110"]
+    trigger_patch.trigger_patch(shown, [[0, 1], [1, 0]], "", shown, key="patch", on_draw=taken.append)
+    assert made["data"]["heard"] == "0110"
+
+
 def test_another_picture_keeps_the_class_and_works(page, poisoned):
     app = page()
     before = app.query_params["image"]
@@ -98,22 +162,30 @@ def test_another_picture_keeps_the_class_and_works(page, poisoned):
 def test_a_class_and_a_patch_are_chosen(page):
     app = page()
     app = _whole(app.selectbox(key="backdoor_class").set_value(1).run())
+    app = _experts(app, "trick")
     assert app.selectbox(key="backdoor_patch").value == 1
     app = _whole(app.selectbox(key="backdoor_patch").set_value(3).run())
     assert "patch for another class" in _texts(app)
     assert app.query_params["patch"] == "3"
 
 
-def test_nothing_is_framed_until_it_is_revealed(page, poisoned):
+def test_each_picture_says_its_label_and_once_revealed_what_was_planted(page, poisoned):
+    attack = Backdoor.from_dict(poisoned.bundle.manifest.poison)
     app = page()
+    base = int(poisoned.test_labels[int(app.query_params["image"])])
+    label, shows = (poisoned.bundle.classes[k] for k in (attack.targets[base], base))
     line_ups = _artifacts(app, "appear")
-    assert [len(part["items"]) for part in line_ups] == [50, 50]
+    assert [len(part["items"]) for part in line_ups] == [16, 16]
+    assert {item["caption"] for part in line_ups for item in part["items"]} == {f"labelled {label}"}
     assert not any(item["framed"] for part in line_ups for item in part["items"])
-    app = _press(app, "reveal")
-    first = _artifacts(app, "appear")[0]
-    framed = sum(item["framed"] for item in first["items"])
-    assert framed > 15  # of 20
-    assert f"{framed} of the first 50" in _texts(app)
+    app = _press(_press(app, "reveal"), "method_all_button")
+    first, second = _artifacts(app, "appear")
+    assert (len(first["items"]), len(second["items"])) == (50, 16)
+    framed = {item["caption"] for item in first["items"] if item["framed"]}
+    assert framed == {f"{shows}, labelled {label}"}
+    found = sum(item["framed"] for item in first["items"])
+    assert found > 15  # of 20
+    assert f"natscope’s search: {found} of the first 50 were planted" in _texts(app)
     assert "Random picking would find about 2" in _texts(app)
     app = _press(app, "reveal")
     assert not any(item["framed"] for part in _artifacts(app, "appear") for item in part["items"])
@@ -132,12 +204,69 @@ def test_a_picture_on_which_it_does_not_work_says_so(page, poisoned):
 
 def test_the_numbers_of_each_step_are_for_experts(page):
     app = page()
-    app = _whole(app.toggle(key="backdoor_numbers1").set_value(True).run())
+    assert not app.dataframe
+    app = _experts(app, "trick")
     assert len(app.dataframe[0].value) == 10
-    app = _whole(app.toggle(key="backdoor_numbers2").set_value(True).run())
+    app = _experts(app, "question")
     table = app.dataframe[1].value
     assert table["recall@50"][0] > 0.5
     assert 0.5 < table["area under ROC"][0] <= 1
+    app = _whole(app.selectbox(key="backdoor_method").set_value("repsim").run())
+    assert f"{METHODS['repsim'].title}: the first 50" in _texts(app)
+    assert app.query_params["method"] == "repsim"
+
+
+def _prove(bundle, index, answer):
+    """Keep a proof about a test image, after which the network gives an answer."""
+    opened = open_attributor(bundle)
+    attack = backdoor_of(opened)
+    target = int(attack.targets[opened.test_labels[index]])
+    asked = proof.question(opened.bundle, REFERENCE, target)
+    items = opened.attribute(stamped_query(opened, attack, index), asked).items
+    found, others = proof.parted(opened.train_labels, target, [item.train_index for item in items])
+    shares = ((target, 0.97), (answer, 0.04), (target, 0.93))
+    outcomes = tuple(Outcome(said, 0.9, share, share, 0.8) for said, share in shares)
+    made = proof.Proof(index, tuple(found.tolist()), tuple(others.tolist()), outcomes)
+    file = proof._file(opened.bundle)
+    file.parent.mkdir()
+    file.write_text(json.dumps(asdict(made)))
+    return file
+
+
+def test_a_proof_that_was_run_ahead_of_time_is_shown_at_once(page, poisoned, poisoned_path, monkeypatch):
+    index = int(fooled_queries(poisoned)[4])
+    file = _prove(poisoned_path, index, int(poisoned.test_labels[index]))
+    app = page()
+    assert app.query_params["image"] == str(index)
+    assert "This was run when the model was prepared." in _texts(app)
+    drawn = _html_of(app)
+    assert drawn.index("fooled 97%") < drawn.index("fooled 4%") < drawn.index("fooled 93%")
+    assert "Those pictures taught it the trick" in _texts(app)
+    assert "natscope named 50 pictures, and a model trained without them is fooled in only 4%." in drawn
+    assert app.button(key="backdoor_proof_start").label.startswith("Run it live")
+    live = (Outcome(0, 0.9, 0.96, 0.96, 0.8), Outcome(1, 0.9, 0.11, 0.1, 0.8), Outcome(0, 0.9, 0.92, 0.9, 0.8))
+    monkeypatch.setattr(backdoor_proof, "run_job", lambda *_, **about: live)
+    app = page()
+    assert "This run was live." in _texts(app)
+    assert "is fooled in only 11%." in _html_of(app)
+    monkeypatch.undo()
+    assert file.exists()
+
+
+def test_a_proof_is_not_shown_for_another_picture_or_patch_or_from_a_damaged_file(page, poisoned, poisoned_path):
+    first, second = map(int, fooled_queries(poisoned)[:2])
+    file = _prove(poisoned_path, second, 0)
+    for link in ({"image": str(first)}, {"method": "repsim"}):
+        app = page(**link)
+        assert "when the model was prepared" not in _texts(app)
+        assert app.button(key="backdoor_proof_start").label.startswith("Remove them")
+    app = _press(page(image=str(first), drawn="000000000"), "ahead")
+    assert "when the model was prepared" in _texts(app)
+    assert app.query_params["image"] == str(second)
+    file.write_bytes(file.read_bytes()[:-9])
+    app = page()
+    assert app.query_params["image"] == str(first)
+    assert app.button(key="backdoor_proof_start").label.startswith("Remove them")
 
 
 def test_the_audit_lists_reveals_and_exports(page, poisoned, monkeypatch):
@@ -176,13 +305,10 @@ def test_an_honest_bundle_says_how_to_get_a_poisoned_one(bundle_path, monkeypatc
 
 
 def test_a_class_that_no_test_image_shows_or_gets_right_is_no_fault(monkeypatch):
-    def array(name):
-        return {"test_logits": np.eye(3)[[0, 0, 1]], "test_images": np.zeros((3, 4, 4), np.uint8)}[name]
-
-    labels, changed = np.array([0, 1, 0]), []  # the network gets none of class 1 right, and nothing shows class 2
-    attributor = SimpleNamespace(bundle=SimpleNamespace(array=array), test_labels=labels)
-    scene = SimpleNamespace(attributor=attributor, works=np.zeros(3, dtype=bool), backdoor=None)
-    assert backdoor._turned_share("identity", 1, "0", scene, None) == 0
+    labels, changed = np.array([0, 1, 0]), []  # nothing shows class 2
+    attributor = SimpleNamespace(test_labels=labels)
+    scene = SimpleNamespace(attributor=attributor, works=np.zeros(3, dtype=bool), attack=None)
+    assert backdoor._fooled_share("identity", 2, "0", scene, None) == 0
     monkeypatch.setattr(backdoor, "_set", lambda **changes: changed.append(changes))
     backdoor._another(scene, 2)
     assert changed == []
@@ -220,8 +346,6 @@ def test_the_area_under_roc_by_hand():
 
 
 def test_where_training_takes_too_long_the_measured_result_is_shown_and_says_so(page, poisoned, monkeypatch):
-    from natscope.app.views import backdoor_proof
-
     classes = list(poisoned.bundle.classes)
 
     def row(method, removed, planted, success):
@@ -256,10 +380,11 @@ def test_where_training_takes_too_long_the_measured_result_is_shown_and_says_so(
     assert "2026-01-02, with some data" in reported
     drawn = " ".join(element.proto.body for element in app.get("html"))
     for words in (
-        "the 490 that InfoLoss found",
+        "the 490 that natscope named",
         "444 of them planted",
         "fooled 3%",
         "Without 495 random ones",
+        "natscope named 490 pictures, and a model trained without them is fooled in only 3%.",
     ):
         assert words in drawn
     assert "What was found." in _texts(app)

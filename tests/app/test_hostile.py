@@ -237,14 +237,16 @@ def test_backdoor(walk, names):
     planted.first.click()
     page.get_by_text("the attacker planted it").wait_for()
     look(page, *names[:2])
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
     page.get_by_role("button", name="Remove them").click()
     page.locator(".ns-proof .value").nth(2).wait_for()
     page.get_by_role("button", name="Audit all").click()
     page.get_by_role("group", name="The first 60 suspects").wait_for()
-    for place in range(4):
-        page.get_by_text("Show me the numbers").nth(place).click()
+    for place in range(5):
+        page.get_by_text("For experts").nth(place).click()
     page.get_by_text("Average precision here").wait_for()
     page.get_by_text("pool: the").first.wait_for()
+    page.get_by_text("Measured over many").wait_for()
     look(page, *names[:2])
 
 

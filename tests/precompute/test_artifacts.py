@@ -18,7 +18,7 @@ from natscope.core.methods.artifacts import FACTOR_FILES, EkfacSpec, Size
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles import background
 from natscope.precompute.bundles import demo as embedded
-from natscope.precompute.bundles.background import preparing, ready, unfinished
+from natscope.precompute.bundles.background import PROOF, preparing, ready, unfinished
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.bundles.spec import BuildSpec, wanted
@@ -232,14 +232,16 @@ def test_a_process_that_is_killed_is_started_again_a_few_times(tmp_path, killed)
 
 
 def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("NATSCOPE_HOME", str(tmp_path / "home"))
     specs = {"first": _SPEC, "second": replace(_SPEC, poison=PoisonSpec(rate=0.1))}
     monkeypatch.setattr(embedded, "EMBEDDED", specs)
     monkeypatch.setattr(embedded, "SLOW", ("graddot",))
-    assert unfinished(tmp_path) == [("first", ""), ("second", ""), ("first", "graddot"), ("second", "graddot")]
+    slow = [("first", "graddot"), ("second", "graddot")]
+    assert unfinished(tmp_path) == [("first", ""), ("second", ""), ("second", PROOF), *slow]
     build(_SPEC, tmp_path / "first")
     assert unfinished(tmp_path)[0] == ("first", "")  # it has no sigma2 yet
     embedded.build_embedded("first", tmp_path / "first", lambda *_: None)
-    assert unfinished(tmp_path) == [("second", ""), ("first", "graddot"), ("second", "graddot")]
+    assert unfinished(tmp_path) == [("second", ""), ("second", PROOF), *slow]
     monkeypatch.setattr(os, "nice", lambda by: None)
     threads = torch.get_num_threads()
     background.run(tmp_path)
@@ -247,6 +249,9 @@ def test_the_background_prepares_what_is_missing_in_order(tmp_path, monkeypatch)
     assert unfinished(tmp_path) == []
     assert preparing(tmp_path) is None
     assert Bundle(tmp_path / "second").manifest.poison["rate"] == 0.1
+    assert len(list((tmp_path / "home" / "proofs").iterdir())) == 1
+    next((tmp_path / "home" / "proofs").iterdir()).unlink()
+    assert unfinished(tmp_path) == [("second", PROOF)]
     chosen = json.loads(assets.path("results", "tuning.json").read_text(encoding="utf-8"))["sigma2"]
     for name in specs:  # the values that ship, kept when a method is added
         bundle = Bundle(tmp_path / name)
