@@ -94,7 +94,10 @@ def _points(kind: Points, chart: PointMap, palette: Palette) -> Any:
             "symbol": kind.symbol,
             "size": kind.size,
             "opacity": kind.opacity,
-            "line": {"width": 0 if kind.symbol == "circle" else 1, "color": palette.background},
+            "line": {
+                "width": int(kind.symbol != "circle" or not isinstance(kind.size, float)),
+                "color": palette.background,
+            },
         },
         customdata=kind.numbers,
         text=[notes[note] for note in kind.notes] or None,

@@ -16,7 +16,7 @@ from natscope.core.bundle.request import Attribution
 from natscope.core.methods import METHODS
 
 _KINDS = len(CATEGORIES)  # with a colour of their own
-_LEAST, _LARGEST = 9.0, 26.0  # pixels of a point with a share
+_LEAST, _LARGEST = 8.0, 20.0  # pixels of a point with a share
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,7 +114,8 @@ def _controls(attributor: Served) -> MapView:
     colourings = [name for name in COLOURINGS if name != PLANTED or planted_by(attributor) is not None]
     colour = control(second.selectbox, "Colour", colourings, key=f"{_KEY}colour", format_func=_COLOURINGS.__getitem__)
     if colour == "share":
-        budget = control(third.slider, words.EXPERT.budget, 1, LARGEST_BUDGET, key=f"{_KEY}budget")
+        about = words.EXPERT.budget_help
+        budget = control(third.slider, words.EXPERT.budget, 1, LARGEST_BUDGET, key=f"{_KEY}budget", help=about)
     return replace(view, features=features, colour=colour, budget=budget)
 
 

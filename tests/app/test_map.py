@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 import time
 from itertools import combinations
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from playwright.sync_api import expect
 from streamlit.testing.v1 import AppTest
 
+from natscope.app import tasks
 from natscope.app.figures.chart import PointMap, Points
 from natscope.app.figures.on_page import map_figure
 from natscope.app.figures.thumbnails import LARGEST, sheet
@@ -119,6 +121,34 @@ def test_a_selection_is_listed_tagged_and_cleared(tab):
     assert _cards(page) == []
 
 
+def test_what_was_stopped_starts_again_only_when_asked(here, tiny_path, monkeypatch):
+    monkeypatch.setenv(BUNDLES, str(tiny_path))
+    real, stopping = tasks.training_map, threading.Event()
+
+    def slow(progress, *arguments):
+        while not stopping.wait(0.01):
+            progress("Waiting", 0, 1)
+        return real(progress, *arguments)
+
+    monkeypatch.setattr(tasks, "training_map", slow)
+    page = AppTest.from_file(str(_MAIN), default_timeout=60)
+    page.query_params.update({"q": "test:0", "tab": "map"})
+    page.run()
+    page.button(key="map_chart_job_stop").click()
+    for _ in range(3):
+        page.run()
+        assert any(caption.value == "Stopped." for caption in page.caption)
+        assert page.button(key="map_chart_job_start").label == "Draw the map"
+    stopping.set()
+    page.button(key="map_chart_job_start").click()
+    for _ in range(100):
+        page.run()
+        if page.get("plotly_chart"):
+            break
+        time.sleep(0.1)
+    assert page.get("plotly_chart")
+
+
 def test_a_link_with_what_is_not_valid_is_named_and_shows_the_default(tab):
     page = tab(colour="magic", by="nothing", m="9000")
     assert [text.split("“")[0] for text in tab.complaints] == [f"The link's {name} " for name in ("m", "by", "colour")]
@@ -189,7 +219,7 @@ def test_pointing_shows_the_picture_and_a_box_lists_images(visit):
         page.wait_for_timeout(200)
     expect(picture).to_be_visible(timeout=30_000)
     frame = chart.bounding_box()
-    corners = [(0.02, 0.05), (0.98, 0.05), (0.98, 0.98), (0.02, 0.98), (0.02, 0.05)]
+    corners = [(0.01, 0.1), (0.95, 0.1), (0.95, 0.99), (0.01, 0.99), (0.01, 0.12)]
     at = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in corners]
     page.mouse.move(*at[0])
     page.mouse.down()
