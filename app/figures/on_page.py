@@ -84,6 +84,7 @@ def map_figure(chart: PointMap, palette: Palette) -> go.Figure:
 
 def _points(kind: Points, chart: PointMap, palette: Palette) -> Any:
     notes = {note: "<br>".join(map(escape.chart, note.split("\n"))) for note in set(kind.notes)}  # many are equal
+    outline = 0 if kind.symbol == "circle" and isinstance(kind.size, float) else 1  # where points overlap
     return go.Scatter(  # not by WebGL, for which Plotly runs text as code, and the pages' policy forbids that
         x=kind.x,
         y=kind.y,
@@ -94,10 +95,7 @@ def _points(kind: Points, chart: PointMap, palette: Palette) -> Any:
             "symbol": kind.symbol,
             "size": kind.size,
             "opacity": kind.opacity,
-            "line": {
-                "width": int(kind.symbol != "circle" or not isinstance(kind.size, float)),
-                "color": palette.background,
-            },
+            "line": {"width": outline, "color": palette.background},
         },
         customdata=kind.numbers,
         text=[notes[note] for note in kind.notes] or None,
