@@ -34,6 +34,9 @@ FEWEST_REMOVED, MOST_REMOVED = 10, 500
 MOST_CURVES, LARGEST_CURVE = 50, 300
 GROUPS = ("random", "class", "wrong", "marked")
 MOST_MARKED = 100
+FEATURES = ("penultimate", "kernel")  # what arranges the images of a map
+PLANTED = "planted"
+COLOURINGS = ("label", "predicted", "wrong", "share", "tag", PLANTED)  # of a map
 LARGEST_SHARE = 0.1  # of the training images, in a coreset
 
 
@@ -195,6 +198,10 @@ def _variant(text: str, limits: Limits) -> str:
     return choice(*VARIANTS)({"balanced": PER_CLASS, "plain": FREE}.get(text, text), limits)  # as older links say
 
 
+def _colouring(text: str, limits: Limits) -> str:
+    return choice(*(name for name in COLOURINGS if name != PLANTED or limits.squares))(text, limits)
+
+
 _METHOD = choice(*METHODS)
 _LABEL = whole(0, lambda limits: limits.classes - 1)
 _IMAGE = whole(0, lambda limits: limits.images - 1)
@@ -284,6 +291,27 @@ class CurvesView:
     others: tuple[str, ...] = parameter("others", (), several(_METHOD), write=_joined)
     largest: int = parameter("m", 100, whole(10, LARGEST_CURVE))
     many: bool = parameter("of", False, _flag("many"), write=lambda many: "many" if many else "")
+
+
+@dataclass(frozen=True)
+class MapView:
+    """The tab Map: what arranges the training images, and what their colours say.
+
+    `method`, `sigma2` (the usual one when None), `target` and `budget` are those of the colouring "share".
+    """
+
+    shared: ClassVar[tuple[str, ...]] = ("q", "method", "sigma2", "target")
+    query: str = parameter("q", "test:0", parse_query, always=True)
+    method: str = parameter("method", REFERENCE, _METHOD)
+    sigma2: float | None = parameter("sigma2", None, parse_sigma2, write=_sigma2)
+    target: int | None = parameter("target", None, _LABEL, write=_optional)
+    budget: int = parameter("m", 10, whole(1, LARGEST_BUDGET))
+    features: str = parameter("by", FEATURES[0], choice(*FEATURES))
+    colour: str = parameter("colour", COLOURINGS[0], _colouring)
+
+    def request(self) -> Request:
+        """Return what is asked."""
+        return Request(self.method, self.sigma2, self.budget, target=self.target)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from natscope.app.figures.thumbnails import Sheet, sheet
 from natscope.core.analysis.audit import suspicion
 from natscope.core.analysis.comparison import Row, compare_one
 from natscope.core.analysis.coreset import Coresets
 from natscope.core.analysis.curves import Curve, Line, relative_curves, sample_queries
+from natscope.core.analysis.embedding import Embedding, embed
 from natscope.core.analysis.reliance import Reliance
 from natscope.core.analysis.reliance import reliance as reliance_of
 from natscope.core.analysis.stability import Stability, across_networks, across_sketches
@@ -86,6 +88,14 @@ class Chosen:
     random_nats: np.ndarray
     joint: float
     random_joint: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingMap:
+    """Training images in the plane, and small pictures of those that were arranged."""
+
+    embedding: Embedding
+    pictures: Sheet
 
 
 def _opened(place: Place) -> Attributor:
@@ -171,6 +181,15 @@ def curves(
     queries = sample_queries(attributor, count) if index is None else [attributor.query("test", index)]
     found = relative_curves(attributor, queries, lines, largest=largest, progress=progress)
     return {curve.line: curve for curve in found}
+
+
+def training_map(progress: Progress, place: Place, features: str) -> TrainingMap:
+    """Arrange the training images in the plane by an array of the bundle, (N, K), and shrink their pictures."""
+    attributor = _opened(place)
+    attributor.bundle.check_unchanged()
+    found = embed(attributor.bundle.array(features), progress)
+    progress("Shrinking the pictures", 0, 1)
+    return TrainingMap(found, sheet(attributor.bundle.array("train_images"), found.arranged))
 
 
 def sketches(

@@ -25,6 +25,7 @@ MAY_IMPORT = {
 # Each of these is imported by one module alone, or in one package alone.
 AT_HOME = {
     "faiss": ("core/index/search.py", "core/index/file_checks.py"),
+    "openTSNE": "core/analysis/embedding.py",
     "trak": "core/methods/trak.py",
     "kronfluence": "core/methods/ekfac.py",
     "streamlit": "app/",

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from natscope.app.theme import ACCENT
 from natscope.core.methods import METHODS
 
@@ -108,6 +110,32 @@ class Heatmap:
 
 
 Chart = Lines | Bars | Heatmap
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Points of one kind on a map."""
+
+    name: str  # in the legend, and on the map where `named`
+    numbers: np.ndarray  # (n,) int64, by which what is selected is known
+    x: np.ndarray  # (n,)
+    y: np.ndarray  # (n,)
+    notes: Sequence[str] = ()  # for hover, below the number; "\n" begins another line
+    colour: str = ACCENT
+    symbol: str = "circle"  # circle, diamond, square, x or star
+    size: float | Sequence[float] = 4.5  # pixels
+    opacity: float = 0.8
+    named: bool = False
+
+
+@dataclass(frozen=True)
+class PointMap:
+    """A map of points, thousands of them; the axes have no meaning. It is drawn on pages alone."""
+
+    kinds: Sequence[Points]  # the last on top
+    about: str  # for screen readers
+    noun: str = "Point"  # before a number
+    height: int = 620  # pixels
 
 
 def line_of(method: str, x: Sequence[float], y: Sequence[float], **about: Any) -> Series:

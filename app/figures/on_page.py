@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from math import isnan, log10
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
 from natscope.app import escape
-from natscope.app.figures.chart import DASHES, Axis, Bars, Chart, Heatmap, Lines, Reference, Series
+from natscope.app.figures.chart import DASHES, Axis, Bars, Chart, Heatmap, Lines, PointMap, Points, Reference, Series
 from natscope.app.theme import PALETTES, Palette
 
 Layout = dict[str, Any]
@@ -32,6 +33,92 @@ def show(chart: Chart, key: str, *, on_point: Callable[[int], None] | None = Non
     drawn = figure(chart, PALETTES["dark" if st.context.theme.type == "dark" else "light"])
     selecting: dict[str, Any] = {"on_select": clicked, "selection_mode": "points"} if on_point else {}
     st.plotly_chart(drawn, key=key, config={"displayModeBar": False}, **selecting)
+
+
+def show_map(chart: PointMap, key: str, *, on_select: Callable[[list[int]], None]) -> None:
+    """Draw a map in the colours of the page.
+
+    Args:
+        chart: the map.
+        key: unique on the page.
+        on_select: called with the numbers of the points that are clicked, or within a lasso or a box.
+    """
+
+    def selected() -> None:
+        points = key in st.session_state and st.session_state[key]["selection"]["points"]
+        numbers = (_number(point.get("customdata")) for point in points or ())
+        on_select(sorted({number for number in numbers if number is not None}))
+
+    st.plotly_chart(
+        map_figure(chart, PALETTES["dark" if st.context.theme.type == "dark" else "light"]),
+        key=key,
+        config={"displaylogo": False, "modeBarButtonsToRemove": ["toImage", "autoScale2d"]},
+        on_select=selected,
+        alt=chart.about,
+    )
+
+
+def _number(value: Any) -> int | None:
+    """Return a point's number as a browser sends it back, alone or in a list; None if it is none."""
+    value = value[0] if isinstance(value, list) and value else value
+    return value if type(value) is int else None
+
+
+def map_figure(chart: PointMap, palette: Palette) -> go.Figure:
+    """Return a map as Plotly's figure."""
+    hidden = {"visible": False, "automargin": False}
+    layout = {
+        "height": chart.height,
+        "margin": {"l": 0, "r": 40, "t": 0, "b": 0},  # the buttons stand on the right
+        "modebar": {"orientation": "v", "bgcolor": "rgba(0,0,0,0)"},
+        "xaxis": hidden,
+        "yaxis": {**hidden, "scaleanchor": "x"},
+        "dragmode": "lasso",
+        "hovermode": "closest",
+        "showlegend": len(chart.kinds) > 1,
+        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.01, "x": 0, "itemsizing": "constant"},
+        "annotations": [_name(kind, palette) for kind in chart.kinds if kind.named and len(kind.x)],
+    }
+    return go.Figure([_points(kind, chart, palette) for kind in chart.kinds], layout)
+
+
+def _points(kind: Points, chart: PointMap, palette: Palette) -> Any:
+    notes = {note: "<br>".join(map(escape.chart, note.split("\n"))) for note in set(kind.notes)}  # many are equal
+    outline = 0 if kind.symbol == "circle" and isinstance(kind.size, float) else 1  # where points overlap
+    return go.Scatter(  # not by WebGL, for which Plotly runs text as code, and the pages' policy forbids that
+        x=kind.x,
+        y=kind.y,
+        name=escape.chart(kind.name),
+        mode="markers",
+        marker={
+            "color": palette.colour(kind.colour),
+            "symbol": kind.symbol,
+            "size": kind.size,
+            "opacity": kind.opacity,
+            "line": {"width": outline, "color": palette.background},
+        },
+        customdata=kind.numbers,
+        text=[notes[note] for note in kind.notes] or None,
+        hovertemplate=f"{chart.noun} %{{customdata}}<br>%{{text}}<extra></extra>",
+        selected={"marker": {"opacity": 1}},
+        unselected={"marker": {"opacity": 0.25}},
+    )
+
+
+def _name(kind: Points, palette: Palette) -> Layout:
+    """Return a kind's name, to stand on its point that is nearest to the middle of them."""
+    x, y = np.asarray(kind.x), np.asarray(kind.y)
+    middle = int(((x - np.median(x)) ** 2 + (y - np.median(y)) ** 2).argmin())
+    return {
+        "x": float(x[middle]),
+        "y": float(y[middle]),
+        "text": escape.chart(kind.name),
+        "showarrow": False,
+        "font": {"size": 12, "color": palette.text},
+        "bgcolor": f"{palette.background}cc",
+        "borderpad": 2,
+        "captureevents": False,
+    }
 
 
 def figure(chart: Chart, palette: Palette) -> go.Figure:

@@ -13,8 +13,7 @@ from natscope.app import escape
 from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.results import backdoor_results
-from natscope.app.views.enlarge import SHARP
-from natscope.app.views.notice import errors_shown
+from natscope.app.views.inspector import inspect, inspector, usual_request
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.request import QueryImage
 from natscope.precompute.training.models import ModelSpec
@@ -22,7 +21,7 @@ from natscope.precompute.training.models import ModelSpec
 KEY = "backdoor_"  # prefix of all widgets and of all that the session keeps for this page
 _DRAWN = 16  # images of a line-up that are drawn at first
 _SIZE = 68  # least width of one, in pixels
-_PICKED = f"{KEY}picked"
+_REVEALED = f"{KEY}picked_revealed"  # whether it was known what the clicked image is
 Change = Callable[..., None]
 
 
@@ -117,7 +116,7 @@ def line_up(scene: Scene, indices: Sequence[int], *, name: str, label: str, plan
         label=label,
         size=_SIZE,
         appear=True,
-        on_pick=lambda position: st.session_state.update({_PICKED: (int(shown[position]), planted is not None)}),
+        on_pick=partial(_pick, shown, revealed=planted is not None),
     )
     if len(indices) > _DRAWN:
         open_now = len(shown) == len(indices)
@@ -130,31 +129,21 @@ def line_up(scene: Scene, indices: Sequence[int], *, name: str, label: str, plan
         )
 
 
+def _pick(shown: Sequence[int], position: int, *, revealed: bool) -> None:
+    st.session_state[_REVEALED] = revealed
+    inspect(KEY, shown, position)
+
+
 def picked(scene: Scene) -> None:
-    """Open the training image that was clicked in a line-up, if one was."""
-    found = st.session_state.pop(_PICKED, None)
-    if found is not None and 0 <= found[0] < len(scene.attributor.train_labels):
-        index, revealed = found
-        _inspect(scene, index, planted=revealed and index in scene.attack.train_indices)
+    """Open the inspector, if a training image was clicked in a line-up."""
 
+    def about(index: int) -> str:
+        if not st.session_state.get(_REVEALED) or index not in scene.attack.train_indices:
+            return ""
+        what = escape.markdown(scene.described(index, planted=True))
+        return f"{what}, with the patch in its corner: the attacker planted it."
 
-def _inspect(scene: Scene, index: int, *, planted: bool) -> None:
-    """Open a training image, large."""
-    picture = data_uri(np.asarray(scene.attributor.bundle.array("train_images")[index]))
-    sentence = f"It is {scene.described(index, planted=False)}."
-    if planted:
-        what = scene.described(index, planted=True)
-        sentence = f"{what}, with the patch in its corner: the attacker planted it."
-
-    @st.dialog(f"Training image {index}", width="small")
-    @errors_shown()
-    def show() -> None:
-        st.html(
-            f'<style>{SHARP}</style><img class="ns-seen" src="{picture}" alt="training image {index}, enlarged">'
-            f"<p>{escape.html(sentence)}</p>"
-        )
-
-    show()
+    inspector(scene.attributor, KEY, request=usual_request(scene.attributor), about=about)
 
 
 def experts(step: str) -> DeltaGenerator | None:

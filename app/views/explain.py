@@ -1,4 +1,4 @@
-"""Explain: one image in hand, and four ways to look at what its prediction relies on."""
+"""Explain: one image in hand, and five ways to look at what its prediction relies on."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,8 +8,8 @@ import streamlit as st
 
 from natscope.app import bundles
 from natscope.app.bundles import Served
-from natscope.app.views import attribute, compare, counterfactual, curves, frame, tags
-from natscope.app.views.frame import ATTRIBUTION, COMPARE, CURVES, REMOVE
+from natscope.app.views import attribute, compare, counterfactual, curves, frame, tags, training_map
+from natscope.app.views.frame import ATTRIBUTION, COMPARE, CURVES, MAP, REMOVE
 from natscope.app.views.notice import errors_shown
 from natscope.app.views.query import finder, image_bar
 from natscope.core.methods import METHODS
@@ -19,6 +19,7 @@ _TABS: dict[str, tuple[str, ModuleType]] = {
     COMPARE: ("Compare", compare),
     REMOVE: ("Remove & retrain", counterfactual),
     CURVES: ("Curves", curves),
+    MAP: ("Map", training_map),
 }
 _LAST, _HELP = "last tab", "list keys"
 SESSION = tuple(key for _, module in _TABS.values() for key in module.SESSION)  # what belongs to a bundle

@@ -28,7 +28,8 @@ _PLACE, _ARRIVED = "place", "arrived"  # keys of the last page, and of whether a
 _QUERY, _TARGET = "q", "target"
 _FIRST = "test:0"
 TAB = "tab"  # parameter of an address, and key of the choice
-ATTRIBUTION, COMPARE, REMOVE, CURVES = "attribution", "compare", "remove", "curves"  # the tabs of Explain
+# The tabs of Explain.
+ATTRIBUTION, COMPARE, REMOVE, CURVES, MAP = "attribution", "compare", "remove", "curves", "map"
 _SHOWN = 60  # letters of a name from the address
 
 

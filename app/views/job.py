@@ -20,6 +20,7 @@ def run_job(
     name: str,
     label: str,
     icon: str = ":material/play_arrow:",
+    at_once: bool = False,
 ) -> Any:
     """Draw the work's state, and return its result once it is done, else None.
 
@@ -30,9 +31,21 @@ def run_job(
         name: unique on the page, for the widgets' keys.
         label: label of the button that starts it.
         icon: icon of the button.
+        at_once: whether it starts by itself, until it fails or the visitor stops it.
     """
     lane, refused, stopped = lanes.shared().heavy, f"{name}_refused", f"{name}_stopped"
+
+    def start() -> None:
+        st.session_state.pop(stopped, None)
+        try:
+            lane.start(key, task, *arguments, session=lanes.session_id())
+        except QueryError as error:
+            st.session_state[refused] = str(error)
+
     job = lane.get(key)
+    if at_once and (job is None or job.live) and st.session_state.get(stopped) != key:
+        start()
+        job = lane.get(key)
     if job is not None:
         lane.adopt(job, lanes.session_id())
     if job is not None and job.state == "done":
@@ -44,20 +57,21 @@ def run_job(
         warn(said, icon=":material/hourglass_top:")
     elif job is not None and job.error:
         complain(job.error)
-    elif st.session_state.pop(stopped, None) == key:
+    elif st.session_state.get(stopped) == key:
         st.caption("Stopped.")
 
     if job is not None and job.live:
         st.caption("Another visitor is having this computed; start it to see how far it is.")
 
-    def start() -> None:
-        try:
-            lane.start(key, task, *arguments, session=lanes.session_id())
-        except QueryError as error:
-            st.session_state[refused] = str(error)
-
     st.button(label, icon=icon, key=f"{name}_start", on_click=start)
     return None
+
+
+def leave_job(key: Hashable) -> None:
+    """Wait no longer for the work of a key: it ends unless another visitor waits for it."""
+    lane = lanes.shared().heavy
+    if (job := lane.get(key)) is not None and lanes.session_id() in job.sessions:
+        lane.leave(job, lanes.session_id())
 
 
 @fragment(run_every=_EVERY)

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import streamlit as st
@@ -16,7 +16,7 @@ from natscope.app.downloads import offer
 _TAGS = "tags"  # key of the session's tags: a text for each image, such as "train:12", of each bundle
 _DRAWN, _CHANGE, _LOADED = "tags_drawn", "tags_change", "tags_loaded"  # what the tray shows, the last change, and
 # whether the browser's tags were taken
-_USUAL = ("mislabelled", "duplicate", "interesting")
+USUAL = ("mislabelled", "duplicate", "interesting")
 _LONGEST, _MOST, _BUNDLES = 60, 1000, 20  # letters of a tag, images of a bundle, and bundles
 _SHOWN = 60  # of the tagged images
 _SPLITS = ("train", "test")
@@ -34,7 +34,7 @@ def tag(attributor: Served, image: str, *, key: str) -> None:
     st.session_state[control] = now  # also after the tray was emptied
     st.selectbox(
         "Tag",
-        list(dict.fromkeys([*_USUAL, *_own(attributor).values()])),
+        list(dict.fromkeys([*USUAL, *_own(attributor).values()])),
         index=None,
         key=control,
         placeholder="Tag this image",
@@ -43,6 +43,23 @@ def tag(attributor: Served, image: str, *, key: str) -> None:
         label_visibility="collapsed",
         width=180,
     )
+
+
+def tag_all(attributor: Served, images: Sequence[str], text: str) -> None:
+    """Tag images, such as "train:12", with one text; where there are more than may be tagged, none of them."""
+    own, text = _own(attributor), _clean(text)
+    if text and len({*own, *images}) > _MOST:
+        st.toast(f"Only {_MOST:,} images can be tagged, and {len(own):,} are; choose fewer images.")
+    elif text:
+        said = dict.fromkeys(images, text)
+        everything = st.session_state.get(_TAGS) or {}
+        st.session_state[_TAGS] = everything | {attributor.bundle.identity: own | said}
+        _remember({"bundle": attributor.bundle.identity, "tags": said})
+
+
+def tagged(attributor: Served) -> dict[str, str]:
+    """Return the tags of a bundle's images, such as "train:12"."""
+    return _own(attributor)
 
 
 def changed() -> bool:

@@ -168,6 +168,17 @@ class InnerProductIndex:
         return faiss.SearchParameters(**options)
 
 
+def nearest(points: np.ndarray, others: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest of others (m, d) to each of some points (n, d): their distances and rows, (n, count) both.
+
+    All others are looked at, in float32; `count` is at most m.
+    """
+    index = faiss.IndexFlatL2(others.shape[1])
+    index.add(np.ascontiguousarray(others, dtype=np.float32))
+    squared, rows = index.search(np.ascontiguousarray(points, dtype=np.float32), count)
+    return np.sqrt(np.maximum(squared, 0)), rows
+
+
 def build_index(features: Rows, spec: IndexSpec, path: Path) -> None:
     """Build an index over features (n, K) and write it to a file; the same rows and spec give the same bytes.
 

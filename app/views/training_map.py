@@ -1,0 +1,310 @@
+"""The tab Map: all training images in the plane, those that the network sees as alike close together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import streamlit as st
+
+from natscope.app import escape, tasks, words
+from natscope.app.bundles import Served
+from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.hover import pictures
+from natscope.app.downloads import offer
+from natscope.app.figures import on_page
+from natscope.app.figures.chart import PointMap, Points
+from natscope.app.figures.thumbnails import sheet
+from natscope.app.links import COLOURINGS, FEATURES, LARGEST_BUDGET, PLANTED, MapView
+from natscope.app.tasks import TrainingMap
+from natscope.app.views import frame, tags
+from natscope.app.views.controls import control
+from natscope.app.views.inspector import inspect, inspector, usual_request
+from natscope.app.views.job import leave_job, run_job
+from natscope.app.views.map_groups import Group, finding, groups_of, planted_by
+from natscope.app.views.notice import complain, fragment
+from natscope.core.analysis.embedding import MOST
+from natscope.core.bundle.request import Attribution, QueryImage
+from natscope.core.errors import QueryError
+
+_VIEW, _KEY, _TAB = "map_view", "map_", frame.MAP
+SESSION = (_KEY,)  # what belongs to a bundle
+_CONTROLS = tuple(_KEY + name for name in ("features", "colour", "budget"))
+_SELECTED, _CHART = f"{_KEY}selected", f"{_KEY}chart"
+_ARRAYS = {"penultimate": "penultimate", "kernel": "features"}  # of the bundle
+_FEATURES = {"penultimate": "Penultimate features", "kernel": "Kernel k(x, x′)"}
+_COLOURINGS = {
+    "label": "Label",
+    "predicted": "Predicted",
+    "wrong": "Right or wrong",
+    "share": "Share for this image",
+    "tag": "Tag",
+    PLANTED: "Planted",
+}
+_ABOUT = (
+    "Penultimate features: what enters the last layer, whatever the label. Kernel: what the methods compare, the "
+    "response of each image’s own label, so that labels lie apart."
+)
+_SHOWN = 60  # selected images that are pictured
+
+
+def view(attributor: Served) -> MapView:
+    """Return what the tab shows."""
+    backdoor = planted_by(attributor)
+    squares = 0 if backdoor is None else backdoor.patterns[0].size
+    kernel = attributor.bundle.sketch_spec.kind != "exact"
+
+    def complete(view: MapView) -> MapView:
+        return view if kernel else replace(view, features=FEATURES[0])
+
+    default = MapView()
+    return frame.view(_VIEW, attributor, default, squares=squares, tab=_TAB, controls=_CONTROLS, complete=complete)
+
+
+def show(attributor: Served, query: QueryImage) -> None:
+    """Draw the tab."""
+    st.title("A map of the training images")
+    st.markdown(
+        "Each point is a training image; images that the network sees as alike lie close together (t-SNE). Point at "
+        "one for its picture; click it, or draw a lasso around several, to list them below."
+    )
+    _whole(attributor, query, frame.shared_query())
+
+
+@fragment()
+def _whole(attributor: Served, query: QueryImage, shown: str) -> None:
+    """Draw the controls, the map and the selected images; a change reruns this part alone."""
+    if _VIEW not in st.session_state or frame.shared_query() != shown or tags.changed():
+        st.rerun()
+    view = _controls(attributor)
+    frame.keep(_VIEW, view, attributor, tab=_TAB)
+    predicted = _predicted(attributor)
+    result = _attribution(attributor, query, view) if view.colour == "share" else None
+    groups = groups_of(attributor, view.colour, predicted, result)
+    said = (view.colour, predicted, tuple(groups), result)
+    if query.origin == "train" and query.index is not None:
+        at = np.array([query.index])
+        groups.append(Group("this image", at, "text", symbol="star", size=17.0, opacity=1.0, kept=True))
+    for features in FEATURES:
+        if features != view.features:
+            leave_job(_job(attributor, features))
+    found = map_chart(attributor, groups, key=_CHART, features=view.features, on_select=_select)
+    if found is None:
+        return
+    st.markdown(finding(attributor, found.embedding, *said))
+    _selection(attributor, predicted, groups)
+    inspector(attributor, _TAB, request=usual_request(attributor), query=query, explain=frame.explain)
+
+
+def _controls(attributor: Served) -> MapView:
+    view: MapView = st.session_state[_VIEW]
+    for name in ("features", "colour", "budget"):
+        st.session_state.setdefault(_KEY + name, getattr(view, name))
+    first, second, third = st.columns([1.3, 1, 1])
+    features, budget = FEATURES[0], view.budget
+    if attributor.bundle.sketch_spec.kind == "exact":
+        first.caption("Arranged by penultimate features: the exact kernel has no feature vectors.")
+    else:
+        features = control(
+            first.segmented_control,
+            "Arranged by",
+            list(FEATURES),
+            key=f"{_KEY}features",
+            format_func=_FEATURES.__getitem__,
+            help=_ABOUT,
+            required=True,
+        )
+    colourings = [name for name in COLOURINGS if name != PLANTED or planted_by(attributor) is not None]
+    colour = control(second.selectbox, "Colour", colourings, key=f"{_KEY}colour", format_func=_COLOURINGS.__getitem__)
+    if colour == "share":
+        about = words.EXPERT.budget_help
+        budget = control(third.slider, words.EXPERT.budget, 1, LARGEST_BUDGET, key=f"{_KEY}budget", help=about)
+    return replace(view, features=features, colour=colour, budget=budget)
+
+
+# The chart
+
+
+def map_chart(
+    attributor: Served,
+    groups: Sequence[Group],
+    *,
+    key: str,
+    features: str = FEATURES[0],
+    on_select: Callable[[list[int]], None],
+) -> TrainingMap | None:
+    """Draw the map of a bundle, or how far its computation is: it starts by itself, once for all visitors.
+
+    Args:
+        attributor: the bundle.
+        groups: what is drawn, the last on top.
+        key: unique on the page, without spaces.
+        features: one of `natscope.app.links.FEATURES`.
+        on_select: called with the numbers of the training images that are clicked or within a lasso.
+
+    Returns:
+        The map once it is computed.
+    """
+    job, count = _job(attributor, features), len(attributor.train_labels)
+    found: TrainingMap | None = run_job(
+        job, tasks.training_map, *job[1:], name=f"{key}_job", label="Draw the map", at_once=True
+    )
+    if found is None:
+        st.caption(f"The map of {min(count, MOST):,} images takes up to a minute, once for all visitors.")
+        return None
+    arranged = found.embedding.arranged
+    names = escape.visible(", ".join(group.name for group in groups))
+    kept = [group.rows for group in groups if group.kept]
+    drawn = np.union1d(arranged, np.concatenate(kept)) if kept else arranged
+    notes = _notes(attributor)
+    on_page.show_map(
+        PointMap(
+            [_points(group, found, drawn, notes) for group in groups],
+            about=f"Map of {len(drawn):,} training images: {names}. The text below says what it shows.",
+            noun="Training image",
+        ),
+        key,
+        on_select=lambda numbers: on_select([int(n) for n in np.intersect1d(numbers, drawn)]),
+    )
+    others = np.setdiff1d(drawn, arranged)
+    images = attributor.bundle.array("train_images")
+    pictures([(found.pictures, arranged), (sheet(images, others), others)], chart=key, key=f"{key}_pictures")
+    if len(arranged) < count:
+        st.caption(
+            f"t-SNE arranged {len(arranged):,} of the {count:,} training images, drawn at random. Others are shown "
+            "where this page is about them, next to the images that they resemble most."
+        )
+    return found
+
+
+def _job(attributor: Served, features: str) -> tuple[str, tasks.Place, str]:
+    return "map", attributor.place, _ARRAYS[features]
+
+
+def _points(group: Group, found: TrainingMap, drawn: np.ndarray, notes: Sequence[str]) -> Points:
+    chosen = np.isin(group.rows, drawn)
+    rows, own = group.rows[chosen], np.array(group.notes, dtype=object)[chosen] if len(group.notes) else None
+    x, y = found.embedding.positions[rows].T
+    return Points(
+        name=group.name,
+        numbers=rows,
+        x=x,
+        y=y,
+        notes=[notes[row] if own is None else f"{notes[row]}\n{own[place]}" for place, row in enumerate(rows)],
+        colour=group.colour,
+        symbol=group.symbol,
+        size=group.size if isinstance(group.size, float) else group.size[chosen].tolist(),
+        opacity=group.opacity,
+        named=group.named,
+    )
+
+
+def _notes(attributor: Served) -> list[str]:
+    """Return what the map says of each training image when the pointer is on it."""
+    classes, own = attributor.bundle.classes, tags.tagged(attributor)
+    pairs = zip(attributor.train_labels.tolist(), _predicted(attributor).tolist(), strict=True)
+    notes = [f"Labelled {classes[label]}\nPredicted {classes[answer]}" for label, answer in pairs]
+    for image, text in own.items():
+        split, _, number = image.partition(":")
+        if split == "train":
+            notes[int(number)] += f"\n{text}"
+    return notes
+
+
+def _predicted(attributor: Served) -> np.ndarray:
+    return np.asarray(attributor.bundle.array("train_logits")).argmax(axis=1)
+
+
+def _attribution(attributor: Served, query: QueryImage, view: MapView) -> Attribution | None:
+    sigma2 = attributor.bundle.sigma2(view.method) if view.sigma2 is None else view.sigma2
+    try:
+        return attributor.attribute(query, replace(view.request(), sigma2=sigma2))
+    except QueryError as error:
+        complain(error)
+        return None
+
+
+# The selected images
+
+
+def _select(numbers: Sequence[int]) -> None:
+    st.session_state[_SELECTED] = tuple(numbers)
+
+
+def _selection(attributor: Served, predicted: np.ndarray, groups: Sequence[Group]) -> None:
+    """Draw the images that were selected: by lasso, by a click, or all of one colour."""
+    count = len(attributor.train_labels)
+    rows = [row for row in st.session_state.get(_SELECTED, ()) if row < count]
+    names = [group.name for group in groups]
+    chosen = f"{_KEY}group"
+
+    def select_group() -> None:
+        place = st.session_state.get(chosen)
+        if place is not None and place < len(groups):
+            _select(np.sort(groups[place].rows).tolist())
+
+    st.subheader(f"Selected images ({len(rows):,})" if rows else "Selected images")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.session_state[chosen] = None
+        st.selectbox(
+            "Select all of one colour",
+            range(len(groups)),
+            key=chosen,
+            index=None,
+            format_func=lambda place: escape.visible(names[place]),
+            placeholder="Choose",
+            on_change=select_group,
+            width=260,
+        )
+        if rows:
+            _actions(attributor, rows, predicted)
+    if not rows:
+        st.caption("Click a point, draw a lasso on the map, or choose a colour here.")
+        return
+    labels, classes = attributor.train_labels, attributor.bundle.classes
+    images = np.asarray(attributor.bundle.array("train_images")[rows[:_SHOWN]])
+    cards = []
+    for row, image in zip(rows, images, strict=False):
+        title = f"training image {row}, labelled {classes[labels[row]]}, predicted {classes[predicted[row]]}"
+        tone = "for" if labels[row] == predicted[row] else "against"
+        cards.append(Card(src=data_uri(image), alt=title, title=title, caption=classes[labels[row]], tone=tone))
+    grid(
+        cards,
+        key=f"{_KEY}grid",
+        label="Selected training images",
+        size=64,
+        on_pick=partial(inspect, _TAB, rows),
+    )
+    more = f"The first {_SHOWN} of {len(rows):,}, the others in the CSV. " if len(rows) > _SHOWN else ""
+    st.caption(f"{more}Click one for a closer look.")
+
+
+def _actions(attributor: Served, rows: Sequence[int], predicted: np.ndarray) -> None:
+    """Draw what can be done with all selected images together."""
+    control, classes, labels = f"{_KEY}tag", attributor.bundle.classes, attributor.train_labels
+    own = tags.tagged(attributor)
+    st.session_state[control] = None
+
+    def table() -> str:
+        return escape.table(
+            ("image", "label", "predicted", "tag"),
+            (
+                [f"train:{row}", classes[labels[row]], classes[predicted[row]], own.get(f"train:{row}", "")]
+                for row in rows
+            ),
+        )
+
+    st.selectbox(
+        f"Tag all {len(rows):,}",
+        list(dict.fromkeys([*tags.USUAL, *own.values()])),
+        key=control,
+        index=None,
+        placeholder="Tag these images",
+        accept_new_options=True,
+        on_change=lambda: tags.tag_all(
+            attributor, [f"train:{row}" for row in rows], st.session_state.get(control) or ""
+        ),
+        width=220,
+    )
+    offer("CSV", table, "natscope-selection.csv", "text/csv", key=f"{_KEY}csv", icon=":material/table:")
+    st.button("Clear selection", key=f"{_KEY}clear", on_click=_select, args=((),), type="tertiary")
