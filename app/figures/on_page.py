@@ -130,13 +130,13 @@ def figure(chart: Chart, palette: Palette) -> go.Figure:
     else:
         data, layout = _heatmap(chart, palette)
     # All at once: a chart is drawn at every click, and update_layout and add_hline take six times as long.
-    layout = {"margin": {"l": 10, "r": 10, "t": 10, "b": 10}, "dragmode": False, "showlegend": False} | layout
-    for axis in ("xaxis", "yaxis"):
-        layout[axis] |= {
-            "tickfont": {"color": palette.muted},
-            "title": {"text": layout[axis].get("title"), "font": {"color": palette.muted}},
-        }
-    return go.Figure(data, layout)
+    usual: Layout = {"margin": {"l": 10, "r": 10, "t": 10, "b": 10}, "dragmode": False, "showlegend": False}
+    quiet = {"color": palette.muted}
+    axes = {
+        name: layout[name] | {"tickfont": quiet, "title": {"text": layout[name].get("title"), "font": quiet}}
+        for name in ("xaxis", "yaxis")
+    }
+    return go.Figure(data, usual | layout | axes)
 
 
 def _lines(chart: Lines, palette: Palette) -> tuple[list[Any], Layout]:

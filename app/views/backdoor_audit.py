@@ -5,6 +5,8 @@ import streamlit as st
 
 from natscope.app import escape, tasks
 from natscope.app.downloads import offer
+from natscope.app.links import PLANTED, MapView
+from natscope.app.views import frame
 from natscope.app.views.backdoor_scene import KEY, Scene, experts, few, line_up, measured_for
 from natscope.app.views.job import run_job
 from natscope.core.analysis.audit import FIRST, SIGMA2
@@ -74,6 +76,9 @@ def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
         label=f"The first {len(pictured)} suspects",
         planted=set(planted.tolist()) if shown else None,
     )
+    if shown:
+        address = frame.tab_address(frame.MAP, MapView(colour=PLANTED), scene.attributor)
+        st.link_button("See the planted pictures on a map", address, icon=":material/scatter_plot:")
     offer(
         "Download CSV",
         lambda: _table(scene, scores, suspects),
