@@ -134,18 +134,19 @@ def run(
             memory = [served.memory()[0]]
             for path in paths.values():
                 _one_bundle(_Watch(served, seen), browser, address, path, repeats, targets)
+            missed = _report_clicks(say, seen)
             for page in PAGES:
                 for width in WIDTHS:
                     with visitor(browser, address, width) as person:
                         person.open(page, _TITLE)
                         seen.shifts[page, width] = person.shift()
+            missed += _report_shifts(say, seen, targets.shift)
         memory.append(served.memory()[0])
         asyncio.run(_through(served.port, tuple(paths), memory_clicks))
         memory.append(served.memory()[0])
         crashes = served.crashes()
-    say(f"{_load()} at the end")
-    missed = [*_report_clicks(say, seen), *_report_shifts(say, seen, targets.shift)]
     missed += _report_memory(say, memory, memory_clicks, targets.memory)
+    say(f"{_load()} at the end")
     for note in (*seen.notes, *crashes):
         say(f"  {note[:200]}")
     if crashes:
