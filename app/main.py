@@ -27,7 +27,7 @@ def main() -> None:
     st.set_page_config(page_title="natscope", page_icon=str(_FOLDER / "icon.png"), layout="wide")
     st.logo(str(_FOLDER / "logo.svg"), size="large")
     palette = PALETTES["dark" if st.context.theme.type == "dark" else "light"]
-    st.html("<style>" + STYLE + style(palette) + "</style>")
+    st.html(f"<style>{style(palette)}</style>")
     pages = [
         st.Page(front.page, title="Start", url_path="start", default=True),
         st.Page(explain.page, title="Explain", url_path="explain"),
@@ -42,12 +42,6 @@ def main() -> None:
         frame.arrive(chosen.url_path)
         chosen.run()
 
-
-STYLE = """
-.block-container, [data-testid="stMainBlockContainer"] { padding-top: 4.2rem; padding-bottom: 3rem; max-width: 1500px; }
-h1 { font-size: 1.9rem !important; padding: 0 !important; letter-spacing: -0.01em; }
-h3 { font-size: 1.05rem !important; padding: 0.4rem 0 0.2rem !important; }
-"""
 
 if __name__ in ("__main__", "__mp_main__"):
     main()

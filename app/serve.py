@@ -51,6 +51,7 @@ def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = Non
     from starlette.middleware import Middleware
     from streamlit import config
 
+    from natscope.app.first_page import FirstPage
     from natscope.app.guard import Guard, content_policy
 
     os.environ[BUNDLES] = str(bundles.resolve())
@@ -76,7 +77,7 @@ def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = Non
     logging.getLogger("streamlit.web.server.starlette.starlette_websocket").addFilter(_without_cause)
     if at.exposed:
         print(at.meaning, flush=True)
-    app = streamlit.App(Path(__file__).parent / "main.py", middleware=[guard], lifespan=lifespan)
+    app = streamlit.App(Path(__file__).parent / "main.py", middleware=[guard, Middleware(FirstPage)], lifespan=lifespan)
     # The server raises the signal that stopped it again once everything is closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with suppress(KeyboardInterrupt):

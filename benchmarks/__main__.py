@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import (
     audit,
+    clicks,
     cold,
     convolutions,
     coreset,
@@ -44,6 +45,7 @@ BENCHMARKS = {
     "cold": cold.run,
     "retraining": retraining.run,
     "load": load.run,
+    "clicks": clicks.run,
     "rankings": rankings.run,
     "precision": precision.run,
     "parameterisations": parameterisations.run,
@@ -149,6 +151,16 @@ def _ratios(folder: Path, queries: int, budget: int) -> None:
 def _load(bundle: Path | None, p95: float | None, errors: int | None, growth: float | None, **options: Any) -> None:
     """Let many visitors click at once, and say how long each waits."""
     _run("load", bundle=bundle or _demo(), load=load.Load(**options), targets=load.Targets(p95, errors, growth))
+
+
+@main.command("clicks")
+@click.option("--bundles", type=BUNDLE, help="A bundle or a folder of bundles; the demo's by default.")
+@click.option("--repeats", type=click.IntRange(1, 20), default=5, show_default=True, help="Of each click, per bundle.")
+@click.option("--memory-clicks", type=click.IntRange(1), default=300, show_default=True, help="Before memory is read.")
+@click.option("--check", is_flag=True, help="Fail if a target is missed.")
+def _clicks(**options: Any) -> None:
+    """Click in a real browser, and say how long each page takes, how far it moves by itself, and the memory."""
+    _run("clicks", **options)
 
 
 def _demo() -> Path | None:

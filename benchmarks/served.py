@@ -1,5 +1,6 @@
 """A served app in a process of its own: its address, its memory and its processor time."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -62,12 +63,15 @@ class Served:
 
 
 @contextmanager
-def serving(bundle: Path, *, command: Sequence[str] = (sys.executable, "-m", "natscope.app.cli")) -> Iterator[Served]:
+def serving(
+    bundle: Path, *, command: Sequence[str] = (sys.executable, "-m", "natscope.app.cli"), home: Path | None = None
+) -> Iterator[Served]:
     """Serve a bundle, or a folder of them, at a free port of the loopback interface until the block is left.
 
     Args:
         bundle: or a folder of bundles.
         command: what `natscope` is.
+        home: where the server keeps what it computes; the user's own folder when None.
 
     Raises:
         ClickException: if the server does not start.
@@ -76,8 +80,9 @@ def serving(bundle: Path, *, command: Sequence[str] = (sys.executable, "-m", "na
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [*command, "app", "--bundles", str(bundle), "--port", str(port), "--no-browser"]
+    environment = os.environ if home is None else os.environ | {"NATSCOPE_HOME": str(home)}
     with TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             if not _answers(port, process):
                 log.seek(0)

@@ -59,7 +59,7 @@ def _draw(usual: str) -> None:
     module = _TABS[tab][1]
     module.view(attributor)
     query = frame.query(attributor)
-    with bar:
+    with bar.container(key="image_bar"):
         image_bar(attributor, query, frame.take, _keys(tab, attributor))
     finder(attributor, query, frame.take)
     tags.tray(attributor, frame.take)

@@ -30,11 +30,11 @@ def page() -> None:
     if set(frame.own_address()) - {"bundle"} and not frame.went_back():
         frame.lead(explain.page, "explain")
     st.title("Which training images is a prediction based on?")
-    name = ""
+    name, example = "", ""
     try:
         paths = bundles.bundle_paths()
         name = frame.chosen_bundle(paths)
-        _example(bundles.served(paths[name]))
+        example = _example(bundles.served(paths[name]))
     except NatscopeError as error:
         complain(error)
     doors = "".join(
@@ -42,15 +42,16 @@ def page() -> None:
         f"<b>{title}</b><span>{about}</span></a>"
         for place, title, about in _DOORS
     )
-    st.html(f'<nav class="ns-doors" aria-label="Where to go">{doors}</nav><style>{_STYLE}</style>')
+    nav = f'<nav class="ns-doors" aria-label="Where to go">{doors}</nav>'
+    st.html(f"{example}{nav}<style>{SHARP}{_STYLE}</style>")  # as one, so that the doors need not move
 
 
 def _address(place: str, bundle: str) -> str:
     return f"{place}?{urlencode({'bundle': bundle})}" if place == "explain" and bundle else place
 
 
-def _example(attributor: Served) -> None:
-    """Draw a test image that the network gets wrong, and the training images that this relies on most."""
+def _example(attributor: Served) -> str:
+    """Return the HTML of a test image that the network gets wrong, and the training images that this relies on most."""
     index = _wrong(attributor)
     query, classes = attributor.query("test", index), attributor.bundle.classes
     sigma2 = attributor.bundle.sigma2(REFERENCE)
@@ -63,12 +64,11 @@ def _example(attributor: Served) -> None:
     asked = frame.tab_address(frame.ATTRIBUTION, AttributeView(f"test:{index}", sigma2=sigma2), attributor)
     first = f"The network predicts <b>{escape.html(said)}</b>"
     first += "." if said == true else f", but this image is labelled <b>{escape.html(true)}</b>."
-    st.html(
+    return (
         f'<a class="ns-example" href="{escape.html(asked)}" target="_self" title="Explain this prediction">'
         f'{_picture(query.image, f"predicted {said}", large=True)}<span class="ns-arrow" aria-hidden="true">←</span>'
         f'<span class="ns-behind">{behind}</span><span class="ns-sentence">{first} Of the {result.pool_size:,} '
         f"training images labelled {escape.html(said)}, these {len(result.items)} shaped that most.</span></a>"
-        f"<style>{SHARP}</style>"
     )
 
 
@@ -80,9 +80,10 @@ def _wrong(attributor: Served) -> int:
 
 
 def _picture(image: np.ndarray, caption: str, *, large: bool = False) -> str:
-    text = escape.html(caption)
+    text, (height, width) = escape.html(caption), image.shape[:2]
     return (
-        f'<span class="ns-shot{" large" if large else ""}"><img class="ns-seen" src="{data_uri(image)}" alt="">'
+        f'<span class="ns-shot{" large" if large else ""}"><img class="ns-seen" src="{data_uri(image)}" alt="" '
+        f'width="{width}" height="{height}">'
         f"<span>{text}</span></span>"
     )
 
@@ -93,6 +94,7 @@ _STYLE = """
 .ns-behind { display: flex; gap: .8rem; }
 .ns-shot { display: block; width: 8.4rem; font-size: .9rem; text-align: center; overflow-wrap: anywhere; }
 .ns-shot.large { width: 12.5rem; font-size: 1.05rem; font-weight: 600; }
+.ns-shot img { height: auto; }
 .ns-shot span { display: block; margin-top: .3rem; line-height: 1.25; }
 .ns-sentence { flex: 1 1 18rem; font-size: 1.2rem; line-height: 1.5; }
 .ns-arrow { font-size: 2.4rem; opacity: .6; }
