@@ -149,6 +149,10 @@ class Served(Capabilities):
             st.empty()  # in the slot of the progress bar
         return [found[key] for key in keys]
 
+    def compared(self, query: QueryImage, requests: Sequence[Request], evaluation_sigma2: float) -> bool:
+        """Return whether `compare` has all answers already."""
+        return all(self._rows.peek((_name(query), each, evaluation_sigma2)) is not None for each in requests)
+
     def _lane(self, request: Request) -> Lane:
         return lanes.shared().heavy if self.heavy(request) else lanes.shared().quick
 

@@ -94,6 +94,7 @@ class Lane:
         seconds: float | None = None,
         too_much: str = "",
         tries: int = _TRIES,
+        idle: float | None = None,
         alive: Callable[[str], bool] = lambda session: True,
     ) -> None:
         """Start one thread per worker; their processes start when they are needed.
@@ -106,11 +107,12 @@ class Lane:
             seconds: how long a job may take.
             too_much: the sentence for one that takes longer, or more memory than a worker may take.
             tries: how often a task is tried whose process was lost, or had no memory left beside its caches.
+            idle: seconds after which a worker without work ends its process, and with it gives back its memory.
             alive: returns whether a session still exists; the jobs of a session that is gone are dropped.
         """
         self._longest, self._kept, self._one_each = longest, kept, one_each
         self._seconds, self._too_much, self._alive = seconds, too_much or _TOO_MUCH, alive
-        self._tries = tries
+        self._tries, self._idle = tries, idle
         self._jobs: OrderedDict[Hashable, Job] = OrderedDict()
         self._queue: list[Job] = []
         self._busy, self._held = 0, 0  # workers, and bytes of the finished jobs that are remembered
@@ -211,7 +213,8 @@ class Lane:
             with self._changed:
                 self._drop_forsaken()
                 while not self._queue:
-                    self._changed.wait()
+                    if not self._changed.wait(self._idle):
+                        worker.kill()
                     self._drop_forsaken()
                 job = self._queue.pop(0)
                 job.state, job.stage = "running", "Starting"

@@ -351,7 +351,7 @@ class CoresetView:
 
 
 def read(view: AnyView, address: Mapping[str, str], limits: Limits) -> tuple[AnyView, list[str]]:
-    """Read an address; what is not valid stays at its default and is named in a sentence.
+    """Read an address; what is not valid stays at its default and is named.
 
     Args:
         view: with the defaults.
@@ -359,17 +359,17 @@ def read(view: AnyView, address: Mapping[str, str], limits: Limits) -> tuple[Any
         limits: what the bundle allows.
 
     Returns:
-        The view and one sentence for each parameter that was not understood.
+        The view, and the name and the value of each parameter that was not understood.
     """
-    complaints = []
+    wrong = []
     for name, about in _parameters(view):
         if about.name in address:
             text = address[about.name]
             try:
                 view = replace(view, **{name: about.read(text, limits)})  # type: ignore[type-var]
             except ValueError:
-                complaints.append(f"The link's {about.name} “{text[:40]}” is not valid; the default is shown.")
-    return view, complaints
+                wrong.append(f"{about.name} “{text[:40]}”")
+    return view, wrong
 
 
 def parameters(view: Any) -> dict[str, str]:

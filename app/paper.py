@@ -18,6 +18,7 @@ class Section:
         differs: where we differ from it, and why.
         names: names of our results, the main one first.
         numbers: a table of what the paper reports (Markdown), where its text gives numbers.
+        links: titles and addresses of pages of the app that make its figures.
     """
 
     title: str
@@ -26,6 +27,7 @@ class Section:
     differs: str
     names: tuple[str, ...]
     numbers: str = ""
+    links: tuple[tuple[str, str], ...] = ()
 
 
 # Table 1: recall@50 and MRR@100, each with its standard error; CIFAR-10, ResNet-9, 100 queries.
@@ -101,6 +103,21 @@ SECTIONS = (
         "and ten epochs: up to 50 images are then ten steps, too few to learn from.",
         ("coreset", "coreset-cifar10"),
         _figure_5(),
+    ),
+    Section(
+        "Figures 7 to 9: what each method finds",
+        "rows",
+        "For some CIFAR-10 test images, the training images that each method names, with their labels.",
+        "The tab Compare draws this figure for any image, of CIFAR-10 too where a bundle of it is served. Pin up to "
+        "six images for one figure, and download it as PNG, SVG or PDF.",
+        (),
+        links=tuple(
+            (
+                f"Figure {7 + number}: test image {number} and what each method finds",
+                f"explain?q=test%3A{number}&tab=compare",
+            )
+            for number in range(3)
+        ),
     ),
     Section(
         "Table 1: who taught the backdoor?",

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
 from benchmarks.browser import PATIENCE, Drawn, Part, Person, chromium, visitor
 from benchmarks.network import Say
@@ -42,7 +43,7 @@ _LONGEST = "explain?bundle={}&tab=curves&of=many&n=50&m=300"  # the longest job 
 _FIRST, _LATER = 40, 540  # test images from which visitors go on: with an idle server, and with a busy one
 
 _RANKING = Part(".st-key-ranking", ".picture")
-_CLOSER = Part("[data-testid=stMain]", ".ns-pair figcaption")
+_CLOSER = Part("[role=dialog]", ".ns-pair figcaption")
 _ROWS = Part("[class*=st-key-compare_figure_]", ".tiles .picture")
 _DOORS = Part("[data-testid=stMain]", ".ns-example, .ns-door")
 _TITLE = Part("[data-testid=stMain]", "h1")
@@ -176,7 +177,7 @@ def _one_bundle(watch: _Watch, browser: "Browser", address: str, path: Path, rep
     """Click through a bundle: first as the only visitor, then beside one who has something long computed."""
     fast = [name for name in Capabilities(Bundle(path)).usable() if not METHODS[name].ekfac]
     with visitor(browser, address) as person:
-        _unusual(watch, person, path.name, targets)
+        _unusual(watch, person, path, targets)
         _clicks(watch, person, path.name, fast, repeats, targets, start=_FIRST)
     with visitor(browser, address) as other, visitor(browser, address) as person:
         with _job(watch.seen, other, _LONGEST.format(path.name), "curves_job"):
@@ -185,13 +186,17 @@ def _one_bundle(watch: _Watch, browser: "Browser", address: str, path: Path, rep
             _front(watch, person, repeats, targets.front)
 
 
-def _unusual(watch: _Watch, person: Person, bundle: str, targets: Targets) -> None:
-    """Ask what is rarely asked, by its address, and then the same of the next images."""
+def _unusual(watch: _Watch, person: Person, path: Path, targets: Targets) -> None:
+    """Ask what is rarely asked, by its address, and then the same of other images of the same predicted class."""
+    bundle, predicted = path.name, np.asarray(Bundle(path).array("test_logits")).argmax(axis=1)
+    alike = [number for number in np.flatnonzero(predicted == predicted[_FIRST]).tolist() if number > _FIRST]
+    field = person.page.get_by_role("spinbutton", name="Go to image number")
     for what, link in (("all training data given", "given=train"), ("all classes", "pool=all")):
         place = f"explain?bundle={bundle}&tab=attribution&method={REFERENCE}&q=test:{_FIRST}&{link}"
         watch(f"{what}: first answer", targets.first, lambda place=place: person.open(place, _RANKING))
-        for _ in range(2):
-            watch(f"{what}: next image", targets.click, lambda: _next(person))
+        for number in alike[:2]:
+            field.fill(str(number))
+            watch(f"{what}: next of the class", targets.click, lambda: person.timed(field, _RANKING, key="Enter"))
 
 
 def _next(person: Person) -> Drawn:
@@ -226,6 +231,8 @@ def _clicks(
         watch(f"next image{busy}", slower * targets.click, lambda: _next(person))
         picture = page.locator(".st-key-ranking .picture").nth(number % 10)
         watch(f"closer look{busy}", slower * targets.closer, lambda picture=picture: person.timed(picture, _CLOSER))
+        page.keyboard.press("Escape")
+        page.get_by_role("dialog").wait_for(state="detached", timeout=1000 * PATIENCE)
         method = fast[(number + 1) % len(fast)]
         watch(f"method{busy}", slower * targets.click, lambda method=method: choose(method))
         if METHODS[method].uses_sigma2:

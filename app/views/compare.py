@@ -1,11 +1,13 @@
 """The tab Compare: the same query, every method, side by side."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from natscope.app import links, words
 from natscope.app.bundles import Served
@@ -19,7 +21,7 @@ from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.notice import complain, warn
 from natscope.app.views.stability import stability
 from natscope.core.analysis.comparison import Row, shared_images
-from natscope.core.bundle.request import QueryImage
+from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, REFERENCE
 
@@ -30,6 +32,7 @@ _CONTROLS = tuple(
 )
 _ITS_ANSWER = -1
 _FEWEST = 2
+_PAINT = 0.4  # seconds between two drawings of rows that come one after another
 
 
 def view(attributor: Served) -> ComparisonView:
@@ -78,13 +81,16 @@ def show(attributor: Served, query: QueryImage) -> None:
             st.info("Choose at least two methods to compare.", icon=":material/compare:")
             return
         requests = [view.request(name) for name in methods]
+        slots = [(st.empty(), st.empty()) for _ in queries]
+        rows: list[list[Row]] = []
         try:
-            rows = [attributor.compare(query, requests, view.sigma2) for query in queries]
+            for position, (asked, (slot, waiting)) in enumerate(zip(queries, slots, strict=True)):
+                rows.append(_answers(attributor, asked, requests, view.sigma2, slot, waiting, position))
+                with slot.container():
+                    _block(attributor, asked, rows[-1], f"{position}")
         except QueryError as error:  # it may be waiting for a computation further down, which can be stopped there
             complain(error)
             rows = []
-        for position, (query, block) in enumerate(zip(queries, rows, strict=False)):
-            _block(attributor, query, block, position)
         if rows:
             st.caption(
                 "An image that several methods chose has one colour and letter in all their rows. Click any image to "
@@ -95,6 +101,33 @@ def show(attributor: Served, query: QueryImage) -> None:
         agreement_section(attributor, rows, view)
     stability(attributor, view.query, queries[0], requests)
     inspector(attributor, _TAB, request=requests[0], query=queries[0], explain=frame.explain)
+
+
+def _answers(
+    attributor: Served,
+    query: QueryImage,
+    requests: Sequence[Request],
+    sigma2: float,
+    slot: DeltaGenerator,
+    waiting: DeltaGenerator,
+    position: int,
+) -> list[Row]:
+    """Return the rows of an image; those that are there are drawn while others are computed, the slowest last."""
+    found: dict[Request, Row] = {}
+    if attributor.compared(query, requests, sigma2):
+        with waiting.container():
+            return attributor.compare(query, requests, sigma2)
+    painted = 0.0
+    for request in sorted(requests, key=lambda each: METHODS[each.method].ekfac):
+        with waiting.container():
+            (found[request],) = attributor.compare(query, [request], sigma2)
+        if len(found) < len(requests) and time.monotonic() - painted > _PAINT:
+            with slot.container():
+                _block(
+                    attributor, query, [found[each] for each in requests if each in found], f"{position}_{len(found)}"
+                )
+            painted = time.monotonic()
+    return [found[each] for each in requests]
 
 
 def _usual_sigma2s(view: ComparisonView, attributor: Served) -> ComparisonView:
@@ -246,7 +279,7 @@ def _own_sigma2(attributor: Served, view: ComparisonView, methods: Sequence[str]
     return own
 
 
-def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], position: int) -> None:
+def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], part: str) -> None:
     classes, images = attributor.bundle.classes, attributor.bundle.array("train_images")
     tags = marks(list(shared_images(rows)))
     strips = []
@@ -271,6 +304,6 @@ def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], position:
         data_uri(query.image),
         (name, classes[query.predicted] + right),
         strips,
-        key=f"{_KEY}figure_{position}",
+        key=f"{_KEY}figure_{part}",
         on_pick=lambda image: inspect(_TAB, picks, picks.index(image)),
     )

@@ -225,15 +225,22 @@ def view(
     if key not in st.session_state:
         said = own_address()
         own = not tab or said.get(TAB, tab) == tab
-        found, complaints = links.read(default, said if own else {}, limits)
+        found, wrong = links.read(default, said if own else {}, limits)
         st.session_state[key], st.session_state[of] = complete(found), attributor.place
-        warn(*complaints, icon=":material/link_off:")
+        if wrong:
+            warn(_not_valid(wrong), icon=":material/link_off:")
         if tab and own:
             _share(st.session_state[key], type(st.session_state[key]).shared)
     if tab and (others := _said_elsewhere(st.session_state[key])):
         st.session_state[key] = _with(st.session_state[key], others, limits)
         _forget_keys(*controls)
     return st.session_state[key]
+
+
+def _not_valid(wrong: Sequence[str]) -> str:
+    if len(wrong) == 1:
+        return f"The link's {wrong[0]} is not valid; the default is shown."
+    return f"The link's {', '.join(wrong[:-1])} and {wrong[-1]} are not valid; the defaults are shown."
 
 
 def keep(key: str, view: Any, attributor: Served, *, tab: str = "") -> None:

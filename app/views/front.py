@@ -30,15 +30,18 @@ def page() -> None:
     if set(frame.own_address()) - {"bundle"} and not frame.went_back():
         frame.lead(explain.page, "explain")
     st.title("Which training images is a prediction based on?")
-    name, example = "", ""
+    example, addresses = "", {place: place for place, *_ in _DOORS}
     try:
         paths = bundles.bundle_paths()
         name = frame.chosen_bundle(paths)
-        example = _example(bundles.served(paths[name]))
+        attributor = bundles.served(paths[name])
+        index = _wrong(attributor)
+        addresses["explain"] += "?" + urlencode({"bundle": name, "q": f"test:{index}"})
+        example = _example(attributor, index)
     except NatscopeError as error:
         complain(error)
     doors = "".join(
-        f'<a class="ns-door" href="{escape.html(_address(place, name))}" target="_self">'
+        f'<a class="ns-door" href="{escape.html(addresses[place])}" target="_self">'
         f"<b>{title}</b><span>{about}</span></a>"
         for place, title, about in _DOORS
     )
@@ -46,13 +49,8 @@ def page() -> None:
     st.html(f"{example}{nav}<style>{SHARP}{_STYLE}</style>")  # as one, so that the doors need not move
 
 
-def _address(place: str, bundle: str) -> str:
-    return f"{place}?{urlencode({'bundle': bundle})}" if place == "explain" and bundle else place
-
-
-def _example(attributor: Served) -> str:
-    """Return the HTML of a test image that the network gets wrong, and the training images that this relies on most."""
-    index = _wrong(attributor)
+def _example(attributor: Served, index: int) -> str:
+    """Return the HTML of a test image, and of the training images that its prediction relies on most."""
     query, classes = attributor.query("test", index), attributor.bundle.classes
     sigma2 = attributor.bundle.sigma2(REFERENCE)
     result = attributor.attribute(query, Request(REFERENCE, sigma2, _BEHIND))

@@ -42,7 +42,9 @@ def draw() -> None:
                 st.markdown(section.numbers)
             st.markdown(f"**Where we differ.** {section.differs}")
         with right:
-            if not results:
+            if section.links:
+                st.markdown("  \n".join(f"[{title}]({address})" for title, address in section.links))
+            if not results and not section.links:
                 st.caption("Not measured yet.")
             for position, result in enumerate(results):
                 _one(result, f"{_KEY}{section.anchor}{position}")

@@ -65,7 +65,7 @@ def test_the_front_page_shows_a_wrong_prediction_what_is_behind_it_and_three_doo
     assert f"The network predicts <b>{classes[query.predicted]}</b>, but this image is labelled" in shown
     assert f"<b>{classes[query.label]}</b>" in shown
     assert shown.count(f"labelled {classes[query.predicted]}</span>") == 3
-    for door in ("explain?bundle=fashion-mnist", "backdoor", "paper"):
+    for door in (f"explain?bundle=fashion-mnist&amp;q=test%3A{index}", "backdoor", "paper"):
         assert f'href="{door}"' in shown
 
 

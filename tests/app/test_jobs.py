@@ -284,3 +284,12 @@ def test_the_next_run_of_a_page_leaves_what_the_last_one_still_waits_for(lane, t
         thread.join(60)
     assert found["second"] == found["third"] == "done"
     assert lanes._waiting == {}
+
+
+def test_a_worker_without_work_gives_back_its_memory_and_starts_again(tmp_path):
+    worker = Worker(memory=_MEMORY)
+    idle = Lane([worker], longest=2, kept=2**20, idle=0.3)
+    assert done(idle.start("a", work.count, 2, session="x")).state == "done"
+    until(lambda: worker.pid is None)
+    assert done(idle.start("b", work.count, 2, session="x")).state == "done"
+    worker.kill()

@@ -404,7 +404,9 @@ def test_a_link_shows_what_it_was_copied_from(served):
 def test_wrong_parameters_are_named_and_the_default_is_shown(served):
     wrong = dict.fromkeys(("q", "method", "sigma2", "m", "pool", "given", "target"), "wrong")
     page = _open(**wrong)
-    assert [warning.value.split()[2] for warning in page.warning] == list(wrong)
+    (said,) = [warning.value for warning in page.warning]
+    assert re.findall(r"(\w+) “wrong”", said) == list(wrong)
+    assert said.endswith("are not valid; the defaults are shown.")
     assert page.query_params == {
         "q": "test:0",
         "sigma2": "10",
