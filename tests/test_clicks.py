@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import click
 import pytest
@@ -16,15 +17,10 @@ def test_clicks_pages_and_memory_are_measured_and_targets_are_held(bundle_path, 
     lines = []
     monkeypatch.setattr(clicks, "WIDTHS", (1440,))
     generous = dict.fromkeys(("closer", "compare", "first", "front"), 1e3) | {"memory": 1e6}
-    with pytest.raises(click.ClickException) as missed:
-        clicks.run(
-            lines.append,
-            bundles=bundle_path,
-            repeats=1,
-            memory_clicks=2,
-            check=True,
-            targets=Targets(click=0, shift=-1, **generous),
-        )
+    settings = {"repeats": 1, "memory_clicks": 2, "check": True, "targets": Targets(click=0, shift=-1, **generous)}
+    # In another thread, for Playwright may already run in this one.
+    with ThreadPoolExecutor(1) as pool, pytest.raises(click.ClickException) as missed:
+        pool.submit(clicks.run, lines.append, bundles=bundle_path, **settings).result()
     text = "\n".join(lines)
     for what in ("next image", "closer look", "method", "σ²", "M", "Compare", "Compare: first row"):
         for beside in ("", " beside curves"):
@@ -36,7 +32,7 @@ def test_clicks_pages_and_memory_are_measured_and_targets_are_held(bundle_path, 
     assert "load average" in lines[0]
     said = missed.value.message
     assert all(f"/{page} moves by " in said for page in PAGES)
-    assert all(f"{what}: " in said for what in ("next image", "method", "M", "all classes: next image"))
+    assert all(f"{what}: " in said for what in ("next image", "method", "M", "all classes: next of the class"))
     assert not any(word in said for word in ("closer", "Compare", "first answer", "front page", "Memory", "tracebacks"))
 
 

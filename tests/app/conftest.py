@@ -102,11 +102,12 @@ def visit(browser, server):
         return page
 
     yield open_page
-    shown = [page.get_by_test_id("stException").count() for context in contexts for page in context.pages]
+    pages = [page for context in contexts for page in context.pages]
+    shown = [text for page in pages for text in page.get_by_test_id("stException").all_inner_texts()]
     for context in contexts:
         context.close()
     assert problems == []
-    assert not any(shown)
+    assert shown == []
 
 
 def _note_console(message, problems):

@@ -84,7 +84,7 @@ def test_on_a_phone_the_story_goes_from_the_front_page_to_a_sentence_to_retell(v
     before, without, at_random = (int(text.split()[1].rstrip("%")) for text in _values(page))
     assert without < before / 2 < at_random
     _audited(page).locator(".picture").first.click()
-    expect(page.get_by_role("dialog")).to_contain_text("labelled ")
+    expect(page.get_by_role("dialog")).to_contain_text("Labelled ")
     page.get_by_role("dialog").get_by_role("button", name="Close").click()
     expect(page.locator(".ns-retell")).to_contain_text(f"a model trained without them is fooled in only {without}%.")
 

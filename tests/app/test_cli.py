@@ -25,6 +25,7 @@ from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle
 from natscope.core.methods import METHODS
 from natscope.precompute.bundles import background
+from natscope.precompute.bundles.background import PROOF
 from natscope.precompute.bundles.demo import FIRST, POISONED, SLOW
 from tests.conftest import EACH, one_sentence
 from tests.tiny import edited
@@ -545,7 +546,11 @@ def test_the_demo_serves_the_bundles_that_are_not_damaged(run, tiny_path, tmp_pa
     for name in (FIRST, "other"):
         (folder / name / "features.npy").unlink()
     code, out, err = run("demo", "--port", 8999, "--no-browser")
-    assert (code, out, served) == (0, "", [[(POISONED, ""), *((POISONED, method) for method in SLOW)], folder])
+    assert (code, out, served) == (
+        0,
+        "",
+        [[(POISONED, ""), (POISONED, PROOF), *((POISONED, method) for method in SLOW)], folder],
+    )
     first, other = err.splitlines()
     assert f"{folder / FIRST} is damaged: 'features.npy' is missing." in first
     assert f"{folder / 'other'} is damaged: 'features.npy' is missing." in other

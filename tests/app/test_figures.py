@@ -93,12 +93,12 @@ def test_a_method_looks_the_same_in_every_chart(result):
     bars = overlap(["repsim", "info_loss"], [0.1, 0.9])
     assert bars.names == [METHODS[name].title for name in ("info_loss", "repsim")]
     line = line_of("info_loss", [1], [1])
-    assert bars.colours[0] == line.colour == curve(result, None).series[0].colour == METHODS["info_loss"].colour
+    assert bars.colours[0] == line.colour == curve(result).series[0].colour == METHODS["info_loss"].colour
 
 
 def test_the_curve_has_the_line_of_all_candidates_that_plotly_would_draw(result):
     total = 2 * result.items[-1].nats
-    drawn = figure(curve(replace(result, total_nats=total), 1), LIGHT)
+    drawn = figure(curve(replace(result, total_nats=total)), LIGHT)
     expected = go.Figure(go.Scatter(x=[1], y=[1]))
     expected.add_hline(
         y=total,
@@ -107,14 +107,14 @@ def test_the_curve_has_the_line_of_all_candidates_that_plotly_would_draw(result)
     )
     assert drawn.layout.shapes == expected.layout.shapes
     assert drawn.layout.annotations == expected.layout.annotations
-    assert drawn.data[0].marker.size == (7, 13, 7, 7)
+    assert drawn.data[0].marker.size == (7, 7, 7, 7)
     assert drawn.data[0].text[1].endswith(f"training image {result.items[1].train_index}")
 
 
 def test_the_curve_is_not_flattened_by_a_total_far_above_it(result):
     far = replace(result, total_nats=1e3 * result.items[-1].nats)
     for without in (far, replace(result, total_nats=None)):
-        assert curve(without, None).references == ()
+        assert curve(without).references == ()
 
 
 def test_a_page_shows_the_numbers_and_names_of_a_chart():

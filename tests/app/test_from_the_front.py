@@ -12,7 +12,8 @@ pytestmark = pytest.mark.browser
 _FOCUSED = """() => {
   let found = document.activeElement;
   while (found?.shadowRoot?.activeElement) found = found.shadowRoot.activeElement;
-  return [found?.getAttribute("aria-label"), found?.textContent, found?.tagName].join(" ");
+  if (!found || found === document.body || found.textContent.length > 300) return "";
+  return [found.getAttribute("aria-label"), found.textContent, found.tagName].join(" ");
 }"""
 
 
@@ -78,14 +79,16 @@ def test_the_papers_figures_and_table_are_downloaded_as_pdf(visit):
     _settle(page)
 
     def take(button):
-        with page.expect_download(timeout=60_000) as download:
+        with button.page.expect_download(timeout=60_000) as download:
             button.click()
         assert download.value.path().read_bytes().startswith(b"%PDF")
 
     for anchor in ("relative-information", "brittleness", "coreset", "backdoor"):
         page.get_by_role("link", name=re.compile("^(Figure|Table)")).first.wait_for()
         take(page.locator(f".st-key-results_{anchor}0_PDF button"))
-    page.get_by_role("link", name=re.compile("^Figure 7:")).click()
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name=re.compile("^Figure 7:")).click()
+    page = opened.value
     expect(page.locator(".row").first).to_be_visible(timeout=90_000)
     _settle(page)
     take(page.get_by_role("button", name="PDF", exact=True))

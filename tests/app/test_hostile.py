@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -178,10 +177,10 @@ def walk(visit, foreign):
         asked = hostile[name] | {"bundle": "<b>bold</b>"} | parameters
         page = visit(f"/{name}?" + urlencode(asked), bypass_csp=True)
         said = page.get_by_test_id("stAlert").filter(has_text="The link's")
-        expect(said).to_have_count(len(hostile[name].keys() - parameters.keys()))
+        wrong = [key for key in hostile[name] if key not in parameters]
+        expect(said).to_have_count(min(1, len(wrong)))
         for text in said.all_text_contents():
-            key, shown = re.search("The link's (.+?) “(.+)” is not", text.replace("\u2060", "")).groups()
-            assert shown == escape.visible(asked[key])
+            assert all(f"{key} “{escape.visible(asked[key])}”" in text.replace("\u2060", "") for key in wrong)
         return page
 
     def look(page, *shown):
@@ -205,8 +204,8 @@ def test_attribute(walk, names, title, foreign):
     look(page, f"why not {names[1]}?", f"why not {names[2]}?")
     page.keyboard.press("Escape")
     cards.nth(0).locator(".picture").click()
-    page.get_by_role("button", name="Enlarge").nth(1).click()
-    expect(page.get_by_role("dialog")).to_contain_text("as the model sees it")
+    expect(page.get_by_role("dialog")).to_contain_text("Rank 1 · ")
+    page.get_by_role("dialog").get_by_text("relies most on").wait_for()
     look(page, *names[:2])
     page.get_by_role("button", name="Close").click()
     expect(page.get_by_role("dialog")).to_have_count(0)
@@ -269,7 +268,7 @@ def test_coreset(walk, names):
     assert parse_qs(urlsplit(page.url).query)["bundle"] == [_FOLDER]
     look(page, *names[:2])
     page.get_by_role("group", name="Chosen images of class").first.locator("button").first.click()
-    expect(page.get_by_role("dialog")).to_contain_text("as the model sees it")
+    expect(page.get_by_role("dialog")).to_contain_text("relies most on")
     look(page, *names[:2])
 
 
