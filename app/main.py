@@ -1,5 +1,6 @@
 """The app's entry: theme, navigation, and the choice of a bundle."""
 
+from base64 import b64encode
 from pathlib import Path
 
 import streamlit as st
@@ -11,6 +12,8 @@ from natscope.app.views.banner import banner
 from natscope.app.views.notice import errors_shown
 
 _FOLDER = Path(__file__).parent
+# As text, for Streamlit drops a file when a page is drawn again before it has named it, and the browser misses it.
+_ICON = "data:image/png;base64," + b64encode((_FOLDER / "icon.png").read_bytes()).decode()
 EARLIER = {  # addresses of pages that are tabs now
     "attribute": explain.attributed,
     "compare": explain.compared,
@@ -24,7 +27,7 @@ EARLIER = {  # addresses of pages that are tabs now
 def main() -> None:
     """Draw the page that the address names."""
     garbage.tidy()
-    st.set_page_config(page_title="natscope", page_icon=str(_FOLDER / "icon.png"), layout="wide")
+    st.set_page_config(page_title="natscope", page_icon=_ICON, layout="wide")
     st.logo(str(_FOLDER / "logo.svg"), size="large")
     palette = PALETTES["dark" if st.context.theme.type == "dark" else "light"]
     st.html(f"<style>{style(palette)}</style>")

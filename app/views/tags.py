@@ -12,6 +12,7 @@ from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.components.storage import storage
 from natscope.app.downloads import offer
+from natscope.app.views.controls import control
 
 _TAGS = "tags"  # key of the session's tags: a text for each image, such as "train:12", of each bundle
 _DRAWN, _CHANGE, _LOADED = "tags_drawn", "tags_change", "tags_loaded"  # what the tray shows, the last change, and
@@ -30,16 +31,17 @@ def tag(attributor: Served, image: str, *, key: str) -> None:
         image: "train:I" or "test:I".
         key: unique on the page.
     """
-    control, now = f"{key}_{image}", _own(attributor).get(image)
-    st.session_state[control] = now  # also after the tray was emptied
-    st.selectbox(
+    name = f"{key}_{image}"
+    st.session_state[name] = _own(attributor).get(image, "")  # also after the tray was emptied
+    control(
+        st.selectbox,
         "Tag",
-        list(dict.fromkeys([*USUAL, *_own(attributor).values()])),
-        index=None,
-        key=control,
-        placeholder="Tag this image",
+        # With one for none, as a control that can be emptied is so by Escape, which closes dialogs.
+        list(dict.fromkeys(["", *USUAL, *_own(attributor).values()])),
+        key=name,
+        format_func=lambda text: text or "Tag this image",
         accept_new_options=True,
-        on_change=lambda: _set(attributor, image, st.session_state.get(control) or ""),
+        on_change=lambda: _set(attributor, image, st.session_state.get(name) or ""),
         label_visibility="collapsed",
         width=180,
     )
