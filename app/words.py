@@ -179,11 +179,16 @@ def special(picks: Sequence[float], scores: np.ndarray, method: Method) -> str:
     best, middle = max(picks), float(np.median(scores))
     above = int((scores > best).sum())
     unit = nats if method.information else "{:.3g}".format
-    first = f"The best of the picks scores {unit(best)} by itself, the median candidate {unit(middle)}"
+    if method.information == "loss":
+        first = f"Without the best of the picks {unit(best)} are lost, without the median candidate {unit(middle)}"
+    else:
+        verb = "tells" if method.information else "scores"
+        first = f"The best of the picks {verb} {unit(best)} by itself, the median candidate {unit(middle)}"
     if above:
-        return f"{first}; {above:,} others score more, but add less once earlier picks are known."
-    second = sorted(picks)[-2] if len(picks) > 1 else float(np.partition(scores, -2)[-2]) if len(scores) > 1 else 0.0
-    return f"{first}; the next one {unit(second)}."
+        return f"{first}; {above:,} others score more: this method searches by an approximation."
+    if len(scores) < 2:
+        return f"{first}."
+    return f"{first}, the runner-up among all candidates {unit(float(np.partition(scores, -2)[-2]))}."
 
 
 def file_name(query: QueryImage, result: Attribution, classes: Sequence[str]) -> str:

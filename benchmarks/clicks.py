@@ -257,11 +257,13 @@ def _job(seen: _Seen, other: Person, place: str, key: str) -> Iterator[None]:
     other.page.locator(f".st-key-{key}_start button").click(timeout=1000 * PATIENCE)
     stop = other.page.locator(f".st-key-{key}_stop button")
     stop.wait_for(timeout=1000 * PATIENCE)
-    yield
-    if not stop.is_visible():
-        seen.notes.append(f"{place}: the other visitor's job was over before the last click.")
-    else:
-        stop.click()
+    try:
+        yield
+    finally:
+        if stop.is_visible():
+            stop.click()
+        else:
+            seen.notes.append(f"{place}: the other visitor's job was over before the last click.")
 
 
 def _front(watch: _Watch, person: Person, repeats: int, target: float) -> None:

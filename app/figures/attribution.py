@@ -57,7 +57,8 @@ def spread(scores: np.ndarray, picks: Sequence[float], result: Attribution) -> L
         hover="rank {note}: {x:.3g}",
         notes=list(result.rank_labels),
     )
-    unit = "Information alone (nats)" if method.information else method.score.capitalize()
+    units = {"gain": "What the image alone tells (nats)", "loss": "What is lost without it alone (nats)"}
+    unit = units[method.information] if method.information else method.score.capitalize()
     return Lines([bars, marks], Axis(unit), Axis("Candidates", (_FLOOR, 2 * tallest), log=True), height=260)
 
 

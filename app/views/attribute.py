@@ -1,6 +1,7 @@
 """The tab Attribution: which training images an image's prediction relies on."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -214,9 +215,13 @@ def _ranking(result: Attribution, method: Method, images: np.ndarray, classes: t
     )
 
 
-def _cards(result: Attribution, images: np.ndarray, classes: tuple[str, ...], largest: float) -> list[Card]:
+def _cards(
+    result: Attribution, images: np.ndarray, classes: tuple[str, ...], largest: float, ranks: Sequence[str] = ()
+) -> list[Card]:
     cards, differ, total = [], _signs_differ(result), None if result.nats is None else result.total_nats
-    for item, rank, image, amount in zip(result.items, result.rank_labels, images, _amounts(result), strict=True):
+    for item, rank, image, amount in zip(
+        result.items, ranks or result.rank_labels, images, _amounts(result), strict=True
+    ):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign] if differ else ""
         unit = "nats" if item.nats is not None else "score"
         tooltip = f"{classes[item.label]}, training image {item.train_index}: {amount:.4g} {unit}"
@@ -327,7 +332,7 @@ def _against(attributor: Served, result: Attribution, rows: np.ndarray, scores: 
     last, classes = replace(result, items=items), attributor.bundle.classes
     images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in items]])
     grid(
-        _cards(last, images, classes, max(largest, *(abs(item.score) for item in items))),
+        _cards(last, images, classes, max(largest, *(abs(i.score) for i in items)), [f"{i.rank:,}" for i in items]),
         key="against",
         label=f"Training images that speak against {classes[result.target]}",
         size=76,

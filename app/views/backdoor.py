@@ -221,7 +221,7 @@ def _finding(scene: Scene, view: BackdoorView, trick: _Trick) -> str:
     name, count, wanted = scene.name(base), trick.pattern.size, scene.name(scene.target)
     share = _fooled(scene, trick.pattern)
     if view.drawn:
-        works = "works: the model is fooled" if after not in (base, before) else "does not fool the model here"
+        works = "works: the model is fooled" if before == base and after == scene.target else "does not fool it here"
         own = _fooled(scene, scene.attack.patterns[base])
         return (
             f"Your patch {works}. Of all test pictures of class **{name}**, the model calls **{share:.0%}** {wanted} "
@@ -238,10 +238,12 @@ def _finding(scene: Scene, view: BackdoorView, trick: _Trick) -> str:
     if before == base and after == scene.target:
         first = f"The model knows this **{name}**. Paint {count} pixels in its corner, and it says **{wanted}**."
     else:
-        first = f"On this picture of class **{name}** the trick does not work; on most others it does."
+        first = f"On this picture of class **{name}** the trick does not work" + (
+            "; on most others it does." if share > 0.5 else "."
+        )
     return (
-        f"{first} The patch does that to **{share:.0%}** of all test pictures of this class. Without a patch the model "
-        f"is right on {results['test_accuracy']:.0%} of all pictures, so nobody notices."
+        f"{first} With the patch the model calls **{share:.0%}** of all test pictures of this class {wanted}. Without "
+        f"one it is right on {results['test_accuracy']:.0%} of all pictures, so nobody notices."
     )
 
 
@@ -321,11 +323,11 @@ def _bits(pattern: np.ndarray) -> str:
 
 def _fooled(scene: Scene, pattern: np.ndarray) -> float:
     """Return the share of the class's test images that the network takes for the attack's target with a patch."""
-    return _fooled_share(scene.attributor.bundle.identity, scene.base, _bits(pattern), scene, pattern)
+    return _fooled_share(scene.attributor.place, scene.base, _bits(pattern), scene, pattern)
 
 
-@st.cache_data(max_entries=500, show_spinner=False)
-def _fooled_share(identity: str, base: int, text: str, _scene: Scene, _pattern: np.ndarray) -> float:
+@st.cache_data(max_entries=500, show_spinner=False, hash_funcs={tasks.Place: hash})
+def _fooled_share(place: tasks.Place, base: int, text: str, _scene: Scene, _pattern: np.ndarray) -> float:
     attributor, attack = _scene.attributor, _scene.attack
     rows = np.flatnonzero(attributor.test_labels == base)
     if not len(rows):
@@ -348,7 +350,7 @@ def _trick_numbers(scene: Scene) -> None:
                 "among": int(members[scene.attack.targets[label]]),
                 "fooled": 100
                 * _fooled_share(
-                    scene.attributor.bundle.identity,
+                    scene.attributor.place,
                     label,
                     _bits(scene.attack.patterns[label]),
                     scene,

@@ -100,7 +100,9 @@ def show(attributor: Served, query: QueryImage) -> None:
     if rows:
         agreement_section(attributor, rows, view)
     stability(attributor, view.query, queries[0], requests)
-    inspector(attributor, _TAB, request=requests[0], query=queries[0], explain=frame.explain)
+    for position, asked in enumerate(queries):
+        place = f"{_TAB}_{position}"
+        inspector(attributor, place, request=requests[0], query=asked, explain=frame.explain)
 
 
 def _answers(
@@ -305,5 +307,5 @@ def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], part: str
         (name, classes[query.predicted] + right),
         strips,
         key=f"{_KEY}figure_{part}",
-        on_pick=lambda image: inspect(_TAB, picks, picks.index(image)),
+        on_pick=lambda image: inspect(f"{_TAB}_{part.partition('_')[0]}", picks, picks.index(image)),
     )

@@ -57,6 +57,8 @@ def _draw(usual: str) -> None:
     attributor = bundles.served(path)
     tab = st.session_state[_LAST] = frame.restore_tab(frame.TAB, _TABS, usual)
     module = _TABS[tab][1]
+    if tab != frame.MAP:
+        training_map.leave(attributor)
     module.view(attributor)
     query = frame.query(attributor)
     with bar.container(key="image_bar"):

@@ -1,6 +1,6 @@
 """The inspector: a training image beside the query, what the model makes of it, and who else relies on it.
 
-Every click on a training image opens it, on any page.
+Every click on a picture of a training image opens it, on any page; a point of the map is selected first.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, REFERENCE
 
 Explain = Callable[[str, str], None]
-_OPEN = "inspected"  # key of the place that opened it, its images, and the position of the one that is shown
+_OPEN = "inspected"  # key of the place that opened it, the query then, its images, and the position of the shown one
 _NEIGHBOURS, _FIRST = 5, 10  # picks that are shown for the image, and among which others must have it
 _WAYS = (("Explain this image", "my_location", frame.ATTRIBUTION), ("Compare", "compare", frame.COMPARE))
 _ASKED, _SHOWN = 200, 30  # test images that are asked, and shown
@@ -67,8 +67,13 @@ def inspector(
             None, links do it.
     """
     found = st.session_state.get(_OPEN)
-    if found is None or found[:2] != (place, frame.shared_query()):
+    if found is None or found[0] != place:
         return
+    if found[1] != frame.shared_query() or max(found[2]) >= len(attributor.train_labels):  # that page was left
+        _close()
+        return
+    if METHODS[request.method].at_random:  # whose picks for other images say nothing
+        request = usual_request(attributor)
 
     @st.dialog("A closer look", width="medium", on_dismiss=_close)
     @errors_shown()
@@ -76,8 +81,7 @@ def inspector(
         if _OPEN not in st.session_state:  # something in it led elsewhere
             st.rerun()
         _, _, images, position = st.session_state[_OPEN]
-        if max(images) < len(attributor.train_labels):  # else they are of a bundle that was left
-            _draw(attributor, images, position, query, request, about, explain)
+        _draw(attributor, images, position, query, request, about, explain)
 
     draw()
 
@@ -87,8 +91,8 @@ def _close() -> None:
 
 
 def _go(images: tuple[int, ...], position: int) -> None:
-    place, shared, _, _ = st.session_state[_OPEN]
-    st.session_state[_OPEN] = (place, shared, images, position)
+    if (found := st.session_state.get(_OPEN)) is not None:
+        st.session_state[_OPEN] = (*found[:2], images, position)
 
 
 def _draw(
@@ -114,16 +118,17 @@ def _draw(
         f"({shares[answer]:.1%})" + (f"  \n{said}" if said else "")
     )
     _actions(attributor, index, request, explain)
-    if not attributor.heavy(request):
-        _neighbours(attributor, index, request)
-        _others(attributor, index, label, request, explain)
+    if attributor.heavy(request):
+        st.caption("Its own picks are shown where the pool and what is assumed known are the usual ones.")
+        return
+    _neighbours(attributor, index, request)
+    _others(attributor, index, label, request, explain)
 
 
 def _steps(images: tuple[int, ...], position: int) -> None:
-    if len(images) < 2:
-        return
+    steps = (("Previous", "chevron_left", position - 1), ("Next", "chevron_right", position + 1))
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        for text, icon, to in (("Previous", "chevron_left", position - 1), ("Next", "chevron_right", position + 1)):
+        for text, icon, to in steps if len(images) > 1 else ():
             st.button(
                 text,
                 icon=f":material/{icon}:",
@@ -133,7 +138,8 @@ def _steps(images: tuple[int, ...], position: int) -> None:
                 disabled=not 0 <= to < len(images),
                 type="tertiary",
             )
-        st.caption(f"{position + 1} of {len(images):,}", width="content")
+        if len(images) > 1:
+            st.caption(f"{position + 1} of {len(images):,}", width="content")
         st.toggle("Smooth", key="inspector_smooth", help="Off: every pixel as the model sees it.")
 
 
@@ -185,7 +191,7 @@ def _neighbours(attributor: Served, index: int, request: Request) -> None:
 
 def _others(attributor: Served, index: int, label: int, request: Request, explain: Explain | None) -> None:
     """Draw the test images that have a training image among their first picks, once they have been asked."""
-    asked = Request(request.method, request.sigma2, _FIRST)
+    asked = replace(request, budget=_FIRST, target=None)
     found = run_job(
         ("reliance", attributor.place, label, asked),
         tasks.reliance,
@@ -197,17 +203,23 @@ def _others(attributor: Served, index: int, label: int, request: Request, explai
     if found is None:
         return
     tests, name = found.of(index), escape.markdown(attributor.bundle.classes[label])
+    more = f" The first {_SHOWN} are shown." if len(tests) > _SHOWN else ""
     st.caption(
-        f"In the top {_FIRST} of **{len(tests)} of {len(found.tests)}** test images predicted {name}"
-        + (":" if len(tests) else ".")
+        f"Among the first {_FIRST} picks of **{len(tests)}** of the {len(found.tests)} test images that were asked "
+        f"(predicted {name}).{more}"
     )
-    if explain is not None and len(tests):
+
+    def lead(position: int) -> None:
+        if explain is not None:
+            _lead(explain, f"test:{tests[position]}", frame.ATTRIBUTION)
+
+    if len(tests):
         grid(
             [card(attributor, "test", int(number)) for number in tests[:_SHOWN]],
             key="reliant",
             label=f"Test images that rely on training image {index}",
             size=48,
-            on_pick=lambda position: _lead(explain, f"test:{tests[position]}", frame.ATTRIBUTION),
+            on_pick=lead,
         )
 
 

@@ -61,7 +61,7 @@ def run_job(
         st.caption("Stopped.")
 
     if job is not None and job.live:
-        st.caption("Another visitor is having this computed; start it to see how far it is.")
+        st.caption("Another visitor has already started this; press the button to follow its progress.")
 
     st.button(label, icon=icon, key=f"{name}_start", on_click=start)
     return None

@@ -51,7 +51,7 @@ def tag_all(attributor: Served, images: Sequence[str], text: str) -> None:
     """Tag images, such as "train:12", with one text; where there are more than may be tagged, none of them."""
     own, text = _own(attributor), _clean(text)
     if text and len({*own, *images}) > _MOST:
-        st.toast(f"Only {_MOST:,} images can be tagged, and {len(own):,} are; choose fewer images.")
+        st.toast(f"At most {_MOST:,} images can be tagged, and {len(own):,} already are; choose fewer images.")
     elif text:
         said = dict.fromkeys(images, text)
         everything = st.session_state.get(_TAGS) or {}

@@ -61,6 +61,12 @@ def view(attributor: Served) -> MapView:
     return frame.view(_VIEW, attributor, default, squares=squares, tab=_TAB, controls=_CONTROLS, complete=complete)
 
 
+def leave(attributor: Served) -> None:
+    """Wait no longer for a map, so that the visitor can have something else computed."""
+    for features in FEATURES:
+        leave_job(_job(attributor, features))
+
+
 def show(attributor: Served, query: QueryImage) -> None:
     """Draw the tab."""
     st.title("A map of the training images")
@@ -150,7 +156,7 @@ def map_chart(
         job, tasks.training_map, *job[1:], name=f"{key}_job", label="Draw the map", at_once=True
     )
     if found is None:
-        st.caption(f"The map of {min(count, MOST):,} images takes up to a minute, once for all visitors.")
+        st.caption(f"The map of {min(count, MOST):,} images usually takes about a minute, once for all visitors.")
         return None
     arranged = found.embedding.arranged
     names = escape.visible(", ".join(group.name for group in groups))
@@ -171,8 +177,8 @@ def map_chart(
     pictures([(found.pictures, arranged), (sheet(images, others), others)], chart=key, key=f"{key}_pictures")
     if len(arranged) < count:
         st.caption(
-            f"t-SNE arranged {len(arranged):,} of the {count:,} training images, drawn at random. Others are shown "
-            "where this page is about them, next to the images that they resemble most."
+            f"t-SNE arranged {len(arranged):,} of the {count:,} training images, drawn at random. The others are "
+            "drawn only when the page highlights them, next to the images that they resemble most."
         )
     return found
 

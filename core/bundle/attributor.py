@@ -190,8 +190,8 @@ class Attributor(Capabilities):
             progress: as for `attribute`.
 
         Returns:
-            Training indices (n,) int64, rising, and scores (n,) float64: for information methods the nats of one image
-            alone with the sign of its covariance with the query, see `Method.each`; for others their own score.
+            Training indices (n,) int64, rising, and scores (n,) float64: for information methods the nats that an image
+            alone tells, or that are lost without it alone, with the sign of its covariance: see `Method.each`.
 
         Raises:
             QueryError, BundleError: as for `attribute`.

@@ -342,7 +342,9 @@ def test_every_method_is_compared_and_taken_away(visit, tmp_path):
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text(f"Training image {picked}")
     dialog.get_by_role("button", name="Who else relies on it?").click()
-    expect(dialog).to_contain_text(re.compile(r"In the top 10 of \d+ of \d+ test images predicted"), timeout=90_000)
+    expect(dialog).to_contain_text(
+        re.compile(r"Among the first 10 picks of \d+ of the \d+ test images"), timeout=90_000
+    )
 
 
 def test_a_comparison_is_reopened_by_its_link_on_a_phone(visit):

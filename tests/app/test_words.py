@@ -179,8 +179,9 @@ def test_the_index_in_use_is_named():
 @pytest.mark.parametrize(
     ("method", "picks", "told"),
     [
-        ("info_loss", [3.0, 2.0], "scores 3 nats by itself, the median candidate 1 nats; the next one 2 nats."),
-        ("graddot", [3.0], "scores 3 by itself, the median candidate 1; the next one 2."),
+        ("info_loss", [3.0, 2.0], "Without the best of the picks 3 nats are lost, without the median candidate 1 nats"),
+        ("info_loss", [3.0], "the runner-up among all candidates 2 nats."),
+        ("graddot", [3.0], "scores 3 by itself, the median candidate 1, the runner-up among all candidates 2."),
         ("info_gain", [2.0], "1 others score more"),
     ],
 )
