@@ -22,8 +22,10 @@ def audit_step(scene: Scene) -> None:
     """Draw the step."""
     st.subheader("4 · The search without a victim", anchor="audit")
     count = len(scene.attributor.train_labels)
+    attacked = len(np.unique(scene.attack.base_labels))
     st.markdown(
-        "Nobody tells you which class was attacked, or with what. But a planted patch is supported by a few mutually "
+        ("" if attacked < 2 else f"What you saw is one of {attacked} attacks: pictures of each class had a patch. ")
+        + "Nobody tells you which class was attacked, or with what. But a planted patch is supported by a few mutually "
         "similar pictures, where an honest prediction relies on many. An audit looks at each training picture with "
         "that in mind and puts the most suspicious first."
     )

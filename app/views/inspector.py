@@ -109,8 +109,11 @@ def _draw(
     shares = softmax(np.asarray(attributor.bundle.array("train_logits")[index], dtype=np.float64))
     label, answer = int(attributor.train_labels[index]), int(shares.argmax())
     _steps(images, position)
-    pair = [] if query is None else [(query.image, title_of(query), classes[query.predicted])]
-    _pictures([*pair, (picture, f"Training image {index}", classes[answer])])
+    shown = [(picture, f"Training image {index}", f"labelled {classes[label]}, predicted {classes[answer]}")]
+    if query is not None:
+        known = "" if query.label is None else f"labelled {classes[query.label]}, "
+        shown.insert(0, (query.image, title_of(query), f"{known}predicted {classes[query.predicted]}"))
+    _pictures(shown)
     verdict = "" if label == answer else " ✗"
     said = about(index)
     st.markdown(
@@ -147,8 +150,8 @@ def _pictures(shown: Sequence[tuple[np.ndarray, str, str]]) -> None:
     smooth = " smooth" if st.session_state.get("inspector_smooth") else ""
     figures = "".join(
         f'<figure><img src="{data_uri(image)}" alt="{escape.html(title)}, enlarged" width="224" height="224">'
-        f"<figcaption>{escape.html(title)}<br>predicted {escape.html(answer)}</figcaption></figure>"
-        for image, title, answer in shown
+        f"<figcaption>{escape.html(title)}<br>{escape.html(said)}</figcaption></figure>"
+        for image, title, said in shown
     )
     st.html(f'<div class="ns-pair{smooth}">{figures}</div><style>{_STYLE}</style>')
 
