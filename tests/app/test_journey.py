@@ -222,7 +222,7 @@ def test_a_ranked_image_tells_more_and_either_button_makes_it_the_query(page):
     index = _indices(page)[2]
     _cards(page).nth(2).click()
     dialog = page.get_by_role("dialog")
-    expect(dialog.get_by_role("figure").last).to_contain_text(f"Training image {index}")
+    expect(dialog.locator(".ns-pair figure").last).to_contain_text(f"Training image {index}")
     expect(dialog).to_contain_text("Rank 3 · ")
     dialog.get_by_role("button", name="Next").click()
     expect(dialog).to_contain_text("Rank 4 · ")
