@@ -92,7 +92,7 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
     said = words.finding(result, method, classes[result.target], plain=plain, predicted=view.target is None)
     st.markdown(f"##### {said}", help=words.NAT)
     images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in result.items]])
-    largest = max(abs(amount) for shown in (result, other) if shown for amount in _amounts(shown)) or 1.0
+    largest = max(abs(amount) for shown in (result, other) if shown for amount in shown.amounts) or 1.0
     _ranking(result, method, images, classes, largest)
     if other is not None:
         _support_of_the_label(attributor, other, method, largest, plain=plain)
@@ -220,7 +220,7 @@ def _cards(
 ) -> list[Card]:
     cards, differ, total = [], _signs_differ(result), None if result.nats is None else result.total_nats
     for item, rank, image, amount in zip(
-        result.items, ranks or result.rank_labels, images, _amounts(result), strict=True
+        result.items, ranks or result.rank_labels, images, result.amounts, strict=True
     ):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign] if differ else ""
         unit = "nats" if item.nats is not None else "score"
@@ -246,13 +246,6 @@ def _signs_differ(result: Attribution) -> bool:
     return {item.sign for item in result.items} >= {-1, 1}
 
 
-def _amounts(result: Attribution) -> list[float]:
-    """Return what each image adds: nats, or its score if the method has no nats."""
-    if result.nats is None:
-        return [i.score for i in result.items]
-    return np.diff([i.nats for i in result.items], prepend=0.0).tolist()
-
-
 def _short(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else f"{value:.3f}"
 
@@ -270,7 +263,7 @@ def _clicks(result: Attribution) -> dict[str, Any]:
 def _about(results: list[Attribution], index: int) -> str:
     """Return what the answers say of a training image, for the inspector."""
     for result in results:
-        for item, rank, amount in zip(result.items, result.rank_labels, _amounts(result), strict=True):
+        for item, rank, amount in zip(result.items, result.rank_labels, result.amounts, strict=True):
             if item.train_index == index:
                 share = words.percent(amount / result.total_nats) + " · " if result.total_nats else ""
                 unit = "" if item.nats is None else f"adds {words.nats(amount)} · "

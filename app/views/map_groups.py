@@ -109,9 +109,7 @@ def _shares(attributor: Served, result: Attribution | None) -> list[Group]:
     """Return the ranked images, larger for a larger share, and those that speak against the class apart."""
     items = () if result is None else result.items
     rows = np.array([item.train_index for item in items], dtype=np.int64)
-    amounts = np.array([item.score for item in items])
-    if result is not None and result.nats is not None:
-        amounts = np.diff([item.nats or 0.0 for item in items], prepend=0.0)
+    amounts = np.array([] if result is None else result.amounts)
     total = result.total_nats if result is not None and result.nats is not None else None
     sizes = _LEAST + (_LARGEST - _LEAST) * np.sqrt(np.abs(amounts) / (np.abs(amounts).max(initial=0.0) or 1.0))
     notes = np.array(

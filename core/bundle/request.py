@@ -128,6 +128,13 @@ class Attribution:
         """The information of all items together."""
         return self.items[-1].nats if self.items else None
 
+    @property
+    def amounts(self) -> list[float]:
+        """What each item adds: nats, or its score if the method has no nats."""
+        if self.nats is None:
+            return [item.score for item in self.items]
+        return np.diff([item.nats for item in self.items], prepend=0.0).tolist()
+
     def to_dict(self, query: QueryImage, classes: tuple[str, ...]) -> dict[str, Any]:
         """Return the JSON object of `natscope attribute` (information in nats, time in seconds)."""
         return {
