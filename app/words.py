@@ -141,6 +141,8 @@ def everything(result: Attribution) -> str:
 
 def finding(result: Attribution, method: Method, target: str, *, plain: bool, predicted: bool = True) -> str:
     """Return a sentence or two on what was found (Markdown), of a target that is the predicted class or another one."""
+    if plain:
+        return _plain_finding(result, method, target, predicted=predicted)
     count = len(result.items)
     images = "This image" if count == 1 else f"These {count} images"
     if result.nats is None:
@@ -154,13 +156,40 @@ def finding(result: Attribution, method: Method, target: str, *, plain: bool, pr
         of = f"of what {everything(result)} reveal about {f'this {named} prediction' if predicted else f'{named} here'}"
         said = f"{images} {verb} **{percent(result.nats / result.total_nats)}** ({amount}) {of}."
     else:
-        said = f"{images} {verb} **{amount}**{' of information' if plain else ''}."
+        said = f"{images} {verb} **{amount}**."
     if method.information == "loss":
         return (
             f"{said} Without {'it' if count == 1 else 'them'}, the model’s uncertainty would be {wider(result.nats)}."
         )
     alone = "It alone makes" if count == 1 else "They alone make"
     return f"{said} {alone} the model’s uncertainty {narrower(result.nats)}."
+
+
+def _plain_finding(result: Attribution, method: Method, target: str, *, predicted: bool) -> str:
+    count, named = len(result.items), escape.markdown(target)
+    images = "this one" if count == 1 else f"these {count}"
+    labelled = "" if result.request.pool == "all" else f" labelled {named}"
+    among = f"Of {result.pool_size:,} training images{labelled}"
+    answer = "this answer" if predicted else f"the answer “{named}”"
+    if result.nats is None:
+        return f"{among}, {method.title} puts {images} first. It does not measure how much each one matters."
+    if result.total_nats is not None and result.total_nats < 1e-12:
+        return f"{among}, none tells the network anything about {answer}."
+    share = f": **{percent(result.nats / result.total_nats)}** of what it learnt about it" if result.total_nats else ""
+    said = f"{among}, {images} matter{'s' if count == 1 else ''} most for {answer}{share}."
+    if method.information == "loss":
+        return f"{said} Without {'it' if count == 1 else 'them'}, the network’s doubt would be {wider(result.nats)}."
+    return f"{said} {'It alone makes' if count == 1 else 'They alone make'} its doubt {narrower(result.nats)}."
+
+
+def verdict(query: QueryImage, classes: Sequence[str]) -> str:
+    """Return a plain sentence on what the network says of an image, and whether its label agrees (Markdown)."""
+    said = f"The network says **{escape.markdown(classes[query.predicted])}**"
+    if query.label is None:
+        return f"{said}."
+    if query.label == query.predicted:
+        return f"{said}, and so does the label."
+    return f"{said}, but the label says **{escape.markdown(classes[query.label])}**: a mistake, or a wrong label."
 
 
 def wider(nats: float) -> str:
@@ -174,9 +203,11 @@ def narrower(nats: float) -> str:
     return f"{percent(-math.expm1(-nats))} smaller"
 
 
-def special(picks: Sequence[float], scores: np.ndarray, method: Method) -> str:
+def special(picks: Sequence[float], scores: np.ndarray, method: Method, *, plain: bool = False) -> str:
     """Return a sentence on how far the first picks (M,) lie above all candidates' scores (n,)."""
     best, middle = max(picks), float(np.median(scores))
+    if plain and method.information and middle > 0:
+        return f"The strongest of them matters {best / middle:,.0f} times as much as a typical training image."
     above = int((scores > best).sum())
     unit = nats if method.information else "{:.3g}".format
     if method.information == "loss":

@@ -1,4 +1,6 @@
 // A grid of images: one element, however many images. Clicks and keys go to Python as triggers.
+const EXPLAIN = `<svg viewBox="0 0 24 24" width="16" height="16" fill="none" stroke="currentColor" stroke-width="2" aria-hidden="true">
+  <circle cx="12" cy="12" r="7"/><circle cx="12" cy="12" r="2.5" fill="currentColor"/><path d="M12 1v4M12 19v4M1 12h4M19 12h4"/></svg>`;
 export default function ({ data, parentElement, setTriggerValue }) {
   const grid = parentElement.querySelector(".grid");
   grid.style.setProperty("--size", data.size + "px");
@@ -11,7 +13,23 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const held = [...grid.children].findIndex((cell) => cell.contains(focused));
   grid.replaceChildren(...data.items.map(card));
   grid.dataset.shown = data.label;
-  if (held >= 0) grid.children[held]?.querySelector("." + focused.className)?.focus({ preventScroll: true });
+  const found = held >= 0 && grid.children[held]?.querySelector("." + focused.className);
+  reach(found ? held : Math.max(0, data.selected ?? 0));
+  if (found) found.focus({ preventScroll: true });
+  grid.onkeydown = (event) => {
+    const cells = [...grid.children], place = cells.findIndex((cell) => cell.contains(event.target));
+    const across = cells.filter((cell) => cell.offsetTop === cells[0].offsetTop).length;
+    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across, Home: -place, End: cells.length - 1 - place };
+    if (!(event.key in steps) || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    cells[place + steps[event.key]]?.querySelector(".picture").focus();
+  };
+
+  // One stop of the Tab key for a whole grid; the arrow keys go on from there.
+  function reach(place) {
+    [...grid.children].forEach((cell, at) =>
+      cell.querySelectorAll("button").forEach((button) => (button.tabIndex = at === place ? 0 : -1)));
+  }
 
   function card(item, place) {
     const cell = element("figure", "card" + (item.framed ? " framed" : "") + (place === data.selected ? " selected" : ""));
@@ -28,10 +46,12 @@ export default function ({ data, parentElement, setTriggerValue }) {
     image.src = item.src;
     image.alt = "";
     button.append(image);
+    if (item.tag) button.append(element("span", "tag", item.tag));
     button.onclick = () => {
       setTriggerValue("picked", place);
       comeBack(place);
     };
+    button.onfocus = () => reach(place);
     cell.append(button);
     if (item.caption) {
       const caption = element("figcaption");
@@ -47,7 +67,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
       cell.append(caption);
     }
     if (data.reuse) {
-      const reuse = element("button", "reuse", "⌕");
+      const reuse = element("button", "reuse");
+      reuse.innerHTML = EXPLAIN;
       reuse.type = "button";
       reuse.title = data.reuse;
       reuse.setAttribute("aria-label", data.reuse + ": " + item.alt);

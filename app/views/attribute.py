@@ -11,11 +11,12 @@ import streamlit as st
 
 from natscope.app import escape, links, words
 from natscope.app.bundles import Served
-from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.grid import Card, grid
 from natscope.app.figures import on_page
 from natscope.app.figures.attribution import curve, spread
 from natscope.app.links import AttributeView
 from natscope.app.views import frame, tags
+from natscope.app.views.cards import card
 from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.notice import complain, fragment
@@ -90,24 +91,26 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
     other = None if against is None else _support_of(against, attributor, query, view.request())
     method, classes = METHODS[view.method], attributor.bundle.classes
     said = words.finding(result, method, classes[result.target], plain=plain, predicted=view.target is None)
-    st.markdown(f"##### {said}", help=words.NAT)
+    if plain:
+        said = f"{words.verdict(query, classes)} {said}"
+    st.markdown(f"##### {said}", help=None if plain else words.NAT)
     images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in result.items]])
     largest = max(abs(amount) for shown in (result, other) if shown for amount in shown.amounts) or 1.0
-    _ranking(result, method, images, classes, largest)
+    _ranking(attributor, result, method, largest, plain=plain)
     if other is not None:
         _support_of_the_label(attributor, other, method, largest, plain=plain)
     if result.regime is not None:
         st.caption(f":material/info: {words.regime_hint(result.regime, plain=plain)}")
     if result.index is not None:
         st.caption(words.searched(result.index))
-    _among_all(attributor, query, result, largest)
+    _among_all(attributor, query, result, largest, plain=plain)
     ranking_files(attributor, query, images, result)
     inspector(
         attributor,
         _TAB,
         request=view.request(),
         query=query,
-        about=lambda index: _about([found for found in (result, other) if found], index),
+        about=lambda index: _about([found for found in (result, other) if found], index, plain=plain),
         explain=frame.explain,
     )
 
@@ -128,10 +131,8 @@ def _support_of_the_label(
     classes = attributor.bundle.classes
     said = words.finding(result, method, classes[result.target], plain=plain, predicted=False)
     st.markdown(f"**Why not {escape.markdown(classes[result.target])}, its label?** {said}")
-    images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in result.items]])
-
     grid(
-        _cards(result, images, classes, largest),
+        _cards(attributor, result, largest),
         key="ranking_of_the_label",
         label=f"Training images that support {classes[result.target]}, ranked by {method.title}",
         size=76,
@@ -198,9 +199,9 @@ def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> At
     )
 
 
-def _ranking(result: Attribution, method: Method, images: np.ndarray, classes: tuple[str, ...], largest: float) -> None:
+def _ranking(attributor: Served, result: Attribution, method: Method, largest: float, *, plain: bool) -> None:
     grid(
-        _cards(result, images, classes, largest),
+        _cards(attributor, result, largest),
         key="ranking",
         label=f"Training images ranked by {method.title}",
         size=76,
@@ -208,33 +209,31 @@ def _ranking(result: Attribution, method: Method, images: np.ndarray, classes: t
     )
     unit = f"its {method.score}" if result.nats is None else "the share it adds" if result.total_nats else "its nats"
     signs = " · ▲ supports the class, ▼ speaks against it" if _signs_differ(result) else ""
-    alike = "" if math.isnan(result.redundancy) else f" · redundancy {result.redundancy:.2f}"
+    alike = "" if plain or math.isnan(result.redundancy) else f" · redundancy {result.redundancy:.2f}"
     st.caption(
         f"Each image: its rank, {unit}, its label{signs}{alike}",
-        help="Redundancy: the mean cosine of the features of all pairs in this list; near 1, they all say the same.",
+        help="Redundancy: the mean cosine of the features of all pairs in this list; near 1, they all say the same."
+        if alike
+        else None,
     )
 
 
-def _cards(
-    result: Attribution, images: np.ndarray, classes: tuple[str, ...], largest: float, ranks: Sequence[str] = ()
-) -> list[Card]:
+def _cards(attributor: Served, result: Attribution, largest: float, ranks: Sequence[str] = ()) -> list[Card]:
     cards, differ, total = [], _signs_differ(result), None if result.nats is None else result.total_nats
-    for item, rank, image, amount in zip(
-        result.items, ranks or result.rank_labels, images, result.amounts, strict=True
-    ):
+    classes = attributor.bundle.classes
+    for item, rank, amount in zip(result.items, ranks or result.rank_labels, result.amounts, strict=True):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign] if differ else ""
         unit = "nats" if item.nats is not None else "score"
         tooltip = f"{classes[item.label]}, training image {item.train_index}: {amount:.4g} {unit}"
         cards.append(
-            Card(
-                src=data_uri(image),
-                alt=f"rank {rank}, {tooltip}",
-                title=tooltip
-                if item.nats is None
-                else f"{tooltip}; the first {item.rank} contribute {item.nats:.4g} nats",
+            card(
+                attributor,
+                "train",
+                item.train_index,
+                title=f"rank {rank}, {tooltip}"
+                + ("" if item.nats is None else f"; the first {item.rank} contribute {item.nats:.4g} nats"),
                 rank=rank,
                 value=f"{words.percent(amount / total) if total else _short(amount)}{arrow}",
-                caption=classes[item.label],
                 tone="against" if item.sign < 0 else "for",
                 strength=abs(amount) / largest,
             )
@@ -260,18 +259,22 @@ def _clicks(result: Attribution) -> dict[str, Any]:
     }
 
 
-def _about(results: list[Attribution], index: int) -> str:
+def _about(results: list[Attribution], index: int, *, plain: bool) -> str:
     """Return what the answers say of a training image, for the inspector."""
     for result in results:
         for item, rank, amount in zip(result.items, result.rank_labels, result.amounts, strict=True):
             if item.train_index == index:
-                share = words.percent(amount / result.total_nats) + " · " if result.total_nats else ""
-                unit = "" if item.nats is None else f"adds {words.nats(amount)} · "
-                return f"Rank {rank} · {share}{unit}score {item.score:.4g} · marginal variance {item.variance:.3g}"
+                parts = [f"Rank {rank}"]
+                if result.total_nats:
+                    parts.append(words.percent(amount / result.total_nats))
+                if not plain:
+                    parts += [] if item.nats is None else [f"adds {words.nats(amount)}"]
+                    parts += [f"score {item.score:.4g}", f"marginal variance {item.variance:.3g}"]
+                return " · ".join(parts)
     return ""
 
 
-def _among_all(attributor: Served, query: QueryImage, result: Attribution, largest: float) -> None:
+def _among_all(attributor: Served, query: QueryImage, result: Attribution, largest: float, *, plain: bool) -> None:
     """Draw what speaks against, how the information adds up, and where the picks lie among all candidates."""
     method = METHODS[result.request.method]
     scored = None
@@ -282,6 +285,11 @@ def _among_all(attributor: Served, query: QueryImage, result: Attribution, large
             complain(error)
     if scored is not None and method.signed:
         _against(attributor, result, *scored, largest)
+    if plain:
+        if scored is not None:
+            everything, picks = _own_scores(result, *scored)
+            st.caption(words.special(picks, everything, method, plain=True))
+        return
     first, second = st.columns(2, gap="large")
     if result.nats is None:
         first, second = second, first
@@ -299,11 +307,16 @@ def _among_all(attributor: Served, query: QueryImage, result: Attribution, large
             _spread(result, *scored)
 
 
+def _own_scores(result: Attribution, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """Return all candidates' scores by themselves, information without its sign, and those of the picks."""
+    shown = np.abs(scores) if METHODS[result.request.method].information else scores
+    own = dict(zip(rows.tolist(), shown.tolist(), strict=True))
+    return shown, [own[item.train_index] for item in result.items]
+
+
 def _spread(result: Attribution, rows: np.ndarray, scores: np.ndarray) -> None:
     method = METHODS[result.request.method]
-    shown = np.abs(scores) if method.information else scores
-    own = dict(zip(rows.tolist(), shown.tolist(), strict=True))
-    picks = [own[item.train_index] for item in result.items]
+    shown, picks = _own_scores(result, rows, scores)
     st.subheader("How special are they?")
     st.caption(words.special(picks, shown, method))
     on_page.show(spread(shown, picks, result), "spread")
@@ -322,12 +335,11 @@ def _against(attributor: Served, result: Attribution, rows: np.ndarray, scores: 
         st.caption(f"No candidate speaks against {target}: no score is negative.")
         return
     st.markdown(f"**Against {target}:** the candidates with the most negative scores.")
-    last, classes = replace(result, items=items), attributor.bundle.classes
-    images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in items]])
+    last = replace(result, items=items)
     grid(
-        _cards(last, images, classes, max(largest, *(abs(i.score) for i in items)), [f"{i.rank:,}" for i in items]),
+        _cards(attributor, last, max(largest, *(abs(i.score) for i in items)), [f"{i.rank:,}" for i in items]),
         key="against",
-        label=f"Training images that speak against {classes[result.target]}",
+        label=f"Training images that speak against {attributor.bundle.classes[result.target]}",
         size=76,
         **_clicks(last),
     )

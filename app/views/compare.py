@@ -70,10 +70,12 @@ def show(attributor: Served, query: QueryImage) -> None:
     )
     view: ComparisonView = st.session_state[_VIEW]
     queries = _queries(view, query, attributor)
+    _restore(view, attributor)
+    chosen = _methods(attributor)
     controls, figure = st.columns([1, 3.7], gap="large")
     with controls:
         _pins()
-        view = _settings(attributor)
+        view = _settings(attributor, chosen)
     frame.keep(_VIEW, view, attributor, tab=_TAB)
     methods = view.methods or attributor.usable(fast=True)
     with figure:
@@ -186,21 +188,25 @@ def _pins() -> None:
             st.rerun()
 
 
-def _settings(attributor: Served) -> ComparisonView:
-    """Draw the settings and return the view that they describe."""
-    view: ComparisonView = st.session_state[_VIEW]
-    classes, labels = attributor.bundle.classes, words.EXPERT
-    _restore(view, attributor)
+def _methods(attributor: Served) -> tuple[str, ...]:
+    """Draw the control of the methods, and return those that are chosen."""
     names = control(
-        st.multiselect,
+        st.pills,
         "Methods",
         list(METHODS),
+        selection_mode="multi",
         key=f"{_KEY}methods",
         format_func=lambda n: METHODS[n].title + (" (minutes)" if attributor.slow(METHODS[n]) else ""),
         help="Two or more. A method that this bundle lacks says in its row how to add it; one that takes minutes an "
         "image on this network is not chosen at first.",
     )
-    chosen = tuple(name for name in METHODS if name in names)
+    return tuple(name for name in METHODS if name in names)
+
+
+def _settings(attributor: Served, chosen: tuple[str, ...]) -> ComparisonView:
+    """Draw the other settings and return the view that they and the chosen methods describe."""
+    view: ComparisonView = st.session_state[_VIEW]
+    classes, labels = attributor.bundle.classes, words.EXPERT
     budget = control(st.slider, labels.budget, 1, LARGEST_COMPARED, key=f"{_KEY}budget", help=labels.budget_help)
     target = control(
         st.selectbox,

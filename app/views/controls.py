@@ -29,7 +29,7 @@ def control(draw: Callable[..., Any], label: str, *arguments: Any, key: str, **o
         choices = list(arguments[0])
         options["index"] = choices.index(value) if value in choices else 0
     else:
-        options["default" if kind in ("multiselect", "segmented_control") else "value"] = value
+        options["default" if kind in ("multiselect", "segmented_control", "pills") else "value"] = value
     return draw(label, *arguments, key=key, **options)
 
 

@@ -10,12 +10,13 @@ import streamlit as st
 
 from natscope.app import escape, lanes, links, tasks, words
 from natscope.app.bundles import Served
-from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.grid import grid
 from natscope.app.downloads import offer
 from natscope.app.figures import on_page
 from natscope.app.figures.coreset import class_balance, information
 from natscope.app.links import CoresetView, largest_coreset
 from natscope.app.views import frame
+from natscope.app.views.cards import card
 from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
 from natscope.app.views.coreset_results import others, worth
@@ -150,7 +151,7 @@ def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
     classes, labels = attributor.bundle.classes, attributor.train_labels
     whole = len(indices) <= _SHOWN or st.toggle(f"Show all {len(indices):,}", key=f"{KEY}all")
     shown = indices if whole else indices[:_SHOWN]
-    counts, images = Counter(labels[indices].tolist()), attributor.bundle.array("train_images")
+    counts = Counter(labels[indices].tolist())
     for label in sorted(counts):
         own = shown[labels[shown] == label]
         name, row = st.columns([1, 6], vertical_alignment="center")
@@ -158,14 +159,7 @@ def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
             f"**{escape.markdown(classes[label])}** · {counts[label]}"
             + ("" if len(own) else " (none of the first shown)")
         )
-        cards = [
-            Card(
-                src=data_uri(np.asarray(images[index])),
-                alt=f"{classes[label]}, training image {index}",
-                title=f"{classes[label]}, training image {index}",
-            )
-            for index in own
-        ]
+        cards = [card(attributor, "train", int(index), caption="") for index in own]
         if cards:
             with row:
                 grid(

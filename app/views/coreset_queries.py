@@ -8,11 +8,12 @@ import streamlit as st
 
 from natscope.app import escape
 from natscope.app.bundles import Served
-from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.grid import grid
 from natscope.app.links import GROUPS, MOST_MARKED, CoresetView
 from natscope.app.views import frame
+from natscope.app.views.cards import card
 from natscope.app.views.controls import control
-from natscope.app.views.query import gallery
+from natscope.app.views.query import gallery, number_field
 from natscope.core.analysis.coreset import MOST_QUERIES, draw
 from natscope.core.errors import QueryError
 
@@ -95,13 +96,16 @@ def _marks(attributor: Served, view: CoresetView) -> None:
     classes, labels = attributor.bundle.classes, attributor.test_labels
     with st.popover("Mark test images", icon=":material/add_photo_alternate:", width="stretch"):
         gallery(attributor, "test", _mark)
+        number_field("Mark the image number", "test", len(labels), _mark, key="test_number")
     if not view.marked:
         return
     cards = [
-        Card(
-            src=data_uri(np.asarray(attributor.bundle.array("test_images")[i])),
-            alt=f"marked test image {i}, {classes[labels[i]]}; click to unmark it",
-            title=f"{classes[labels[i]]}, test image {i}: click to unmark it",
+        card(
+            attributor,
+            "test",
+            i,
+            title=f"marked test image {i}, {classes[labels[i]]}; click to unmark it",
+            caption="",
         )
         for i in view.marked
     ]

@@ -10,9 +10,10 @@ import streamlit as st
 from natscope.app import escape, links, tasks, words
 from natscope.app.bundles import Served
 from natscope.app.components.bars import Bar, bars
-from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.grid import grid
 from natscope.app.links import FEWEST_REMOVED, MOST_REMOVED, CounterfactualView
 from natscope.app.views import frame
+from natscope.app.views.cards import card
 from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.job import run_job
@@ -161,12 +162,14 @@ def _removal(attributor: Served, query: QueryImage) -> None:
 
 
 def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
-    images, classes = attributor.bundle.array("train_images"), attributor.bundle.classes
+    classes = attributor.bundle.classes
     cards = [
-        Card(
-            src=data_uri(np.asarray(images[i])),
-            alt=f"training image {i}, {classes[attributor.train_labels[i]]}",
-            title=f"rank {rank}: training image {i}; click to inspect it",
+        card(
+            attributor,
+            "train",
+            i,
+            title=f"rank {rank}: {classes[attributor.train_labels[i]]}, training image {i}; click to inspect it",
+            caption="",
         )
         for rank, i in enumerate(found[:_SHOWN], 1)
     ]

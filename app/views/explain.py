@@ -64,7 +64,8 @@ def _draw(usual: str) -> None:
     with bar.container(key="image_bar"):
         image_bar(attributor, query, frame.take, _keys(tab, attributor))
     finder(attributor, query, frame.take)
-    tags.tray(attributor, frame.take)
+    with st.container():  # also while it is empty, so that the first tag moves nothing that has the focus
+        tags.tray(attributor, frame.take)
     frame.tab_control("What to look at", {name: title for name, (title, _) in _TABS.items()}, frame.TAB)
     module.show(attributor, query)
     if st.session_state.pop(_HELP, False):
@@ -85,6 +86,7 @@ def _keys(tab: str, attributor: Served) -> dict[str, Callable[[], None]]:
 def _list_keys() -> None:
     methods = ", ".join(f"{number} {METHODS[name].title}" for number, name in enumerate(METHODS, 1) if number < 10)
     st.markdown(
-        f"| key | |\n|---|---|\n| `←` `→` | previous and next image |\n| `/` | go to an image by its number |\n"
-        f"| `1` – `9` | method: {methods} |\n| `?` | this list |\n\nThe browser’s Back undoes the last step."
+        f"| key | |\n|---|---|\n| `←` `→` | previous and next image, or picture of a list |\n"
+        f"| `/` | go to an image by its number |\n| `1` – `9` | method: {methods} |\n| `?` | this list |\n\n"
+        "The browser’s Back undoes the last step."
     )

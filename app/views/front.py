@@ -103,5 +103,8 @@ _STYLE = """
   background: color-mix(in srgb, #1b8aa3 9%, transparent); }
 .ns-door b { display: block; font-size: 1.1rem; margin-bottom: .25rem; }
 .ns-door span { font-size: .9rem; opacity: .85; }
-@media (max-width: 640px) { .ns-arrow { display: none; } .ns-shot { width: 5.2rem; } .ns-shot.large { width: 8rem; } }
+@media (max-width: 640px) { .ns-arrow { font-size: 1.8rem; line-height: 1; rotate: 90deg; margin-left: 3.2rem; }
+  .ns-example { gap: .6rem; flex-direction: column; align-items: flex-start; }
+  .ns-sentence { flex: none; }
+  .ns-shot { width: 5.2rem; } .ns-shot.large { width: 8rem; } }
 """

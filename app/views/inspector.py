@@ -13,9 +13,10 @@ from scipy.special import softmax
 
 from natscope.app import escape, tasks
 from natscope.app.bundles import Served
-from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.grid import data_uri, grid
 from natscope.app.links import AttributeView
 from natscope.app.views import frame, tags
+from natscope.app.views.cards import card
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain, errors_shown
 from natscope.app.views.query import title_of
@@ -109,23 +110,24 @@ def _draw(
     shares = softmax(np.asarray(attributor.bundle.array("train_logits")[index], dtype=np.float64))
     label, answer = int(attributor.train_labels[index]), int(shares.argmax())
     _steps(images, position)
-    shown = [(picture, f"Training image {index}", f"labelled {classes[label]}, predicted {classes[answer]}")]
+    shown = [(picture, f"Training image {index}", _described(classes, label, answer, shares))]
     if query is not None:
-        known = "" if query.label is None else f"labelled {classes[query.label]}, "
-        shown.insert(0, (query.image, title_of(query), f"{known}predicted {classes[query.predicted]}"))
+        said = _described(classes, query.label, query.predicted, query.probabilities)
+        shown.insert(0, (query.image, title_of(query), said))
     _pictures(shown)
-    verdict = "" if label == answer else " ✗"
-    said = about(index)
-    st.markdown(
-        f"Labelled **{escape.markdown(classes[label])}**, predicted **{escape.markdown(classes[answer])}**{verdict} "
-        f"({shares[answer]:.1%})" + (f"  \n{said}" if said else "")
-    )
+    if said := about(index):
+        st.markdown(said)
     _actions(attributor, index, request, explain)
     if attributor.heavy(request):
         st.caption("Its own picks are shown where the pool and what is assumed known are the usual ones.")
         return
     _neighbours(attributor, index, request)
     _others(attributor, index, label, request, explain)
+
+
+def _described(classes: Sequence[str], label: int | None, answer: int, shares: np.ndarray) -> str:
+    known = "" if label is None else f"labelled {classes[label]}, "
+    return f"{known}predicted {classes[answer]}{'' if label in (None, answer) else ' ✗'} ({shares[answer]:.1%})"
 
 
 def _steps(images: tuple[int, ...], position: int) -> None:
@@ -165,7 +167,8 @@ def _actions(attributor: Served, index: int, request: Request, explain: Explain 
                 st.button(text, icon=f":material/{icon}:", key=f"inspector_{tab}", on_click=go)
             else:
                 st.link_button(text, frame.tab_address(tab, asked, attributor), icon=f":material/{icon}:")
-        tags.tag(attributor, f"train:{index}", key="tag_inspected")
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+        tags.tag(attributor, [f"train:{index}"], key="tag_inspected")
 
 
 def _lead(explain: Explain, image: str, tab: str) -> None:
@@ -224,15 +227,6 @@ def _others(attributor: Served, index: int, label: int, request: Request, explai
             size=48,
             on_pick=lead,
         )
-
-
-def card(attributor: Served, split: str, index: int) -> Card:
-    """Return a card of a "train" or "test" image, with its label."""
-    labels = attributor.train_labels if split == "train" else attributor.test_labels
-    label, kind = attributor.bundle.classes[labels[index]], "training" if split == "train" else "test"
-    title = f"{label}, {kind} image {index}"
-    picture = np.asarray(attributor.bundle.array(f"{split}_images")[index])
-    return Card(src=data_uri(picture), alt=title, title=title, caption=label)
 
 
 _STYLE = """

@@ -10,15 +10,16 @@ from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from natscope.app import escape, lanes
 from natscope.app.bundles import Served
-from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.grid import data_uri, grid
 from natscope.app.components.keys import keys
 from natscope.app.components.matrix import matrix
 from natscope.app.links import pack_image
 from natscope.app.uploads import Upload, form_of, usual_background
+from natscope.app.views.cards import KINDS, card
 from natscope.app.views.controls import control
 from natscope.app.views.enlarge import SHARP, enlarge
 from natscope.app.views.notice import complain
-from natscope.app.views.tags import tag
+from natscope.app.views.tags import tag, tag_of
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import QueryError
 
@@ -61,21 +62,12 @@ def image_bar(attributor: Served, query: QueryImage, take: Take, actions: Mappin
         _button("Previous image", ":material/chevron_left:", lambda: step(-1), disabled=alone)
         _button("Next image", ":material/chevron_right:", lambda: step(1), disabled=alone)
         _button("Shuffle", ":material/shuffle:", lambda: take(f"{split}:{random.randrange(count)}"))
-        st.number_input(
-            _NUMBER,
-            min_value=0,
-            max_value=count - 1,
-            value=None,
-            step=1,
-            placeholder="Number",
-            key="image_number",
-            on_change=lambda: _by_number("image_number", split, take),
-            label_visibility="collapsed",
-            width=150,
-        )
+        number_field(_NUMBER, split, count, take, key="image_number")
         enlarge(query.image, title_of(query), key="enlarge_query")
         if not alone:
-            tag(attributor, f"{query.origin}:{query.index}", key="tag_query")
+            own = [f"{query.origin}:{query.index}"]
+            with st.popover(escape.markdown(tag_of(attributor, own) or "Tag"), icon=":material/sell:", type="tertiary"):
+                tag(attributor, own, key="tag_query")
     steps = {} if alone else {"ArrowLeft": lambda: step(-1), "ArrowRight": lambda: step(1)}
     keys(steps | dict(actions), key="image_keys", find=_NUMBER)
 
@@ -202,12 +194,12 @@ def gallery(attributor: Served, split: str, take: Take, *, shown: str | None = N
     drawn = numbers[page * _THUMBNAILS : (page + 1) * _THUMBNAILS]
     if not len(numbers):
         st.info("No image fits these filters; widen one of them.", icon=":material/filter_alt_off:")
-    images = bundle.array(f"{split}_images")
     cards = [
-        Card(
-            src=data_uri(np.asarray(images[i])),
-            alt=f"{split} image {i}, {classes[labels[i]]}, predicted {classes[answer]}",
-            title=f"Image {i}, labelled {classes[labels[i]]}, predicted {classes[answer]}",
+        card(
+            attributor,
+            split,
+            int(i),
+            title=f"{KINDS[split].capitalize()} image {i}, labelled {classes[labels[i]]}, predicted {classes[answer]}",
             caption=classes[answer],
             tone="for" if answer == labels[i] else "against",
         )
@@ -235,17 +227,6 @@ def gallery(attributor: Served, split: str, take: Take, *, shown: str | None = N
             on_click=lambda: take(f"{split}:{random.choice(numbers)}"),
             type="tertiary",
         )
-    st.number_input(
-        "Image number",
-        min_value=0,
-        max_value=len(labels) - 1,
-        value=None,
-        step=1,
-        placeholder=f"0 – {len(labels) - 1:,}",
-        key=f"{split}_number",
-        on_change=lambda: _by_number(f"{split}_number", split, take),
-        width=170,
-    )
 
 
 def _turner(text: str, split: str, page: int, *, disabled: bool, icon: str) -> None:
@@ -286,11 +267,27 @@ def _turn(split: str, page: int) -> None:
     st.session_state[f"{split}_page"] = page
 
 
-def _by_number(key: str, split: str, take: Take) -> None:
-    number = st.session_state.get(key)
-    if number is not None:
-        take(f"{split}:{number}")
-    st.session_state[key] = None  # so that the same number can be asked for again
+def number_field(label: str, split: str, count: int, take: Take, *, key: str) -> None:
+    """Draw the field that takes one of the `count` images of a split by its number."""
+
+    def by_number() -> None:
+        number = st.session_state.get(key)
+        if number is not None:
+            take(f"{split}:{number}")
+        st.session_state[key] = None  # so that the same number can be asked for again
+
+    st.number_input(
+        label,
+        min_value=0,
+        max_value=count - 1,
+        value=None,
+        step=1,
+        placeholder=f"Number, 0 – {count - 1:,}",
+        key=key,
+        on_change=by_number,
+        label_visibility="collapsed",
+        width=190,
+    )
 
 
 def _upload(attributor: Served, take: Take) -> None:

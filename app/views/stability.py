@@ -7,7 +7,8 @@ import streamlit as st
 
 from natscope.app import bundles, escape, tasks
 from natscope.app.bundles import Served
-from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.grid import grid
+from natscope.app.views.cards import card
 from natscope.app.views.job import run_job
 from natscope.core.analysis.stability import Stability, differ_by_seed, kin
 from natscope.core.bundle.request import QueryImage, Request
@@ -88,19 +89,18 @@ def _results(attributor: Served, found: list[Stability] | None, kind: str) -> No
         st.markdown(f"**{method.title}.** {finding(result, kind)}")
         if result.original is None or not result.repeats:
             continue
-        images, classes = attributor.bundle.array("train_images"), attributor.bundle.classes
-        cards = []
+        cards, classes = [], attributor.bundle.classes
         for item, rank, stayed in zip(result.original.items, result.original.rank_labels, result.stayed, strict=True):
             name = f"{classes[item.label]}, training image {item.train_index}"
             tooltip = f"rank {rank}, {name}: stayed in {stayed} of {result.repeats}"
             cards.append(
-                Card(
-                    src=data_uri(np.asarray(images[item.train_index])),
-                    alt=tooltip,
+                card(
+                    attributor,
+                    "train",
+                    item.train_index,
                     title=tooltip,
                     rank=rank,
                     value=f"{stayed}/{result.repeats}",
-                    caption=classes[item.label],
                     strength=stayed / result.repeats,
                 )
             )

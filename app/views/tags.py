@@ -2,16 +2,21 @@
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
+from urllib.parse import urljoin
 
 import numpy as np
 import streamlit as st
+from scipy.special import softmax
 
 from natscope.app import escape
 from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.components.storage import storage
 from natscope.app.downloads import offer
+from natscope.app.links import AttributeView
+from natscope.app.views import frame
 from natscope.app.views.controls import control
 
 _TAGS = "tags"  # key of the session's tags: a text for each image, such as "train:12", of each bundle
@@ -19,44 +24,51 @@ _DRAWN, _CHANGE, _LOADED = "tags_drawn", "tags_change", "tags_loaded"  # what th
 # whether the browser's tags were taken
 USUAL = ("mislabelled", "duplicate", "interesting")
 _LONGEST, _MOST, _BUNDLES = 60, 1000, 20  # letters of a tag, images of a bundle, and bundles
-_SHOWN = 60  # of the tagged images
+_SHOWN, _OWN = 60, 6  # of the tagged images, and of the visitor's own words
 _SPLITS = ("train", "test")
 
 
-def tag(attributor: Served, image: str, *, key: str) -> None:
-    """Draw the control that tags an image: with a usual word, or with the visitor's own.
+def tag(attributor: Served, images: Sequence[str], *, key: str) -> None:
+    """Draw the controls that tag images: a usual word, which a second click takes away again, or the visitor's own.
 
     Args:
         attributor: the opened bundle.
-        image: "train:I" or "test:I".
+        images: "train:I" or "test:I", which all get the same tag.
         key: unique on the page.
     """
-    name = f"{key}_{image}"
-    st.session_state[name] = _own(attributor).get(image, "")  # also after the tray was emptied
+    own, name = _own(attributor), f"{key}_{images[0]}_{len(images)}"
+    found, typed = _common(own, images), f"{name}_typed"
+    st.session_state[name] = found or None  # also after the tray was emptied
+    often = [word for word, _ in Counter(own.values()).most_common(_OWN)]
     control(
-        st.selectbox,
+        st.pills,
         "Tag",
-        # With one for none, as a control that can be emptied is so by Escape, which closes dialogs.
-        list(dict.fromkeys(["", *USUAL, *_own(attributor).values()])),
+        list(dict.fromkeys([*USUAL, *([found] if found else []), *often])),
         key=name,
-        format_func=lambda text: text or "Tag this image",
-        accept_new_options=True,
-        on_change=lambda: _set(attributor, image, st.session_state.get(name) or ""),
+        format_func=escape.markdown,
+        on_change=lambda: _set(attributor, images, st.session_state.get(name) or ""),
+        label_visibility="collapsed",
+    )
+
+    def take() -> None:
+        if text := st.session_state.get(typed):
+            _set(attributor, images, text)
+            st.session_state[typed] = ""
+
+    st.text_input(
+        "Other tag",
+        key=typed,
+        placeholder="Other tag",
+        max_chars=_LONGEST,
+        on_change=take,
         label_visibility="collapsed",
         width=180,
     )
 
 
-def tag_all(attributor: Served, images: Sequence[str], text: str) -> None:
-    """Tag images, such as "train:12", with one text; where there are more than may be tagged, none of them."""
-    own, text = _own(attributor), _clean(text)
-    if text and len({*own, *images}) > _MOST:
-        st.toast(f"At most {_MOST:,} images can be tagged, and {len(own):,} already are; choose fewer images.")
-    elif text:
-        said = dict.fromkeys(images, text)
-        everything = st.session_state.get(_TAGS) or {}
-        st.session_state[_TAGS] = everything | {attributor.bundle.identity: own | said}
-        _remember({"bundle": attributor.bundle.identity, "tags": said})
+def tag_of(attributor: Served, images: Sequence[str]) -> str:
+    """Return the tag that images have in common; "" if they have none or several."""
+    return _common(_own(attributor), images)
 
 
 def tagged(attributor: Served) -> dict[str, str]:
@@ -95,11 +107,19 @@ def tray(attributor: Served, take: Callable[[str], None]) -> None:
         if len(images) > _SHOWN:
             st.caption(f"The first {_SHOWN}, and {len(images) - _SHOWN} more in the file.")
 
+        page, bundle = st.context.url or "", attributor.bundle.manifest.name
+
+        def link(image: str) -> str:
+            return urljoin(page, frame.tab_address(frame.ATTRIBUTION, AttributeView(image), attributor))
+
         def table() -> str:
-            labels = {image: _labels(attributor, image) for image in images}
+            rows = ((image, tags[image], *_labels(attributor, image)) for image in images)
             return escape.table(
-                ("image", "tag", "label", "predicted"),
-                ([image, tags[image], *(classes[label] for label in labels[image])] for image in images),
+                ("data", "image", "tag", "label", "predicted", "confidence", "link"),
+                (
+                    [bundle, image, text, classes[label], classes[answer], f"{share:.4f}", link(image)]
+                    for image, text, label, answer, share in rows
+                ),
             )
 
         with st.container(horizontal=True):
@@ -109,17 +129,19 @@ def tray(attributor: Served, take: Callable[[str], None]) -> None:
 
 def _card(attributor: Served, image: str, text: str) -> Card:
     split, _, number = image.partition(":")
-    label, predicted = (attributor.bundle.classes[value] for value in _labels(attributor, image))
-    title = f"{image.replace(':', ' image ')}, labelled {label}, predicted {predicted}: {text}"
+    label, predicted, _ = _labels(attributor, image)
+    classes = attributor.bundle.classes
+    title = f"{image.replace(':', ' image ')}, labelled {classes[label]}, predicted {classes[predicted]}: {text}"
     picture = np.asarray(attributor.bundle.array(f"{split}_images")[int(number)])
     return Card(src=data_uri(picture), alt=title, title=title, caption=text)
 
 
-def _labels(attributor: Served, image: str) -> tuple[int, int]:
+def _labels(attributor: Served, image: str) -> tuple[int, int, float]:
+    """Return an image's label, the predicted class and its probability."""
     split, _, number = image.partition(":")
     labels = attributor.train_labels if split == "train" else attributor.test_labels
-    logits = attributor.bundle.array(f"{split}_logits")[int(number)]
-    return int(labels[int(number)]), int(np.asarray(logits).argmax())
+    shares = softmax(np.asarray(attributor.bundle.array(f"{split}_logits")[int(number)], dtype=np.float64))
+    return int(labels[int(number)]), int(shares.argmax()), float(shares.max())
 
 
 def _own(attributor: Served) -> dict[str, str]:
@@ -133,16 +155,22 @@ def _number(image: str) -> int:
     return int(image.partition(":")[2])
 
 
-def _set(attributor: Served, image: str, text: str) -> None:
-    everything = st.session_state.get(_TAGS) or {}
+def _common(own: dict[str, str], images: Sequence[str]) -> str:
+    found = {own.get(image, "") for image in images}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _set(attributor: Served, images: Sequence[str], text: str) -> None:
+    """Tag images with a text, or take their tags away; where more than may be tagged would be, none of them."""
     bundle = attributor.bundle.identity
-    own = {other: said for other, said in everything.get(bundle, {}).items() if other != image}
-    text = _clean(text)
-    if text and len(own) >= _MOST:
-        st.toast(f"{_MOST:,} images are tagged already; remove some tags first.")
+    own = _own(attributor)
+    said = dict.fromkeys(images, _clean(text))
+    kept = {image: tag for image, tag in (own | said).items() if tag}
+    if len(kept) > max(_MOST, len(own)):
+        st.toast(f"At most {_MOST:,} images can be tagged, and {len(own):,} already are; remove some tags first.")
         return
-    st.session_state[_TAGS] = everything | {bundle: own | ({image: text} if text else {})}
-    _remember({"bundle": bundle, "tags": {image: text}})
+    st.session_state[_TAGS] = (st.session_state.get(_TAGS) or {}) | {bundle: kept}
+    _remember({"bundle": bundle, "tags": said})
 
 
 def _clear(attributor: Served) -> None:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from natscope.app import escape, tasks, words
 from natscope.app.bundles import Served
-from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.grid import grid
 from natscope.app.components.hover import pictures
 from natscope.app.downloads import offer
 from natscope.app.figures import on_page
@@ -18,6 +18,7 @@ from natscope.app.figures.thumbnails import sheet
 from natscope.app.links import COLOURINGS, FEATURES, LARGEST_BUDGET, PLANTED, MapView
 from natscope.app.tasks import TrainingMap
 from natscope.app.views import frame, tags
+from natscope.app.views.cards import card
 from natscope.app.views.controls import control
 from natscope.app.views.inspector import inspect, inspector, usual_request
 from natscope.app.views.job import leave_job, run_job
@@ -268,12 +269,11 @@ def _selection(attributor: Served, predicted: np.ndarray, groups: Sequence[Group
         st.caption("Click a point, draw a lasso on the map, or choose a colour here.")
         return
     labels, classes = attributor.train_labels, attributor.bundle.classes
-    images = np.asarray(attributor.bundle.array("train_images")[rows[:_SHOWN]])
     cards = []
-    for row, image in zip(rows, images, strict=False):
+    for row in rows[:_SHOWN]:
         title = f"training image {row}, labelled {classes[labels[row]]}, predicted {classes[predicted[row]]}"
         tone = "for" if labels[row] == predicted[row] else "against"
-        cards.append(Card(src=data_uri(image), alt=title, title=title, caption=classes[labels[row]], tone=tone))
+        cards.append(card(attributor, "train", row, title=title, tone=tone))
     grid(
         cards,
         key=f"{_KEY}grid",
@@ -287,9 +287,8 @@ def _selection(attributor: Served, predicted: np.ndarray, groups: Sequence[Group
 
 def _actions(attributor: Served, rows: Sequence[int], predicted: np.ndarray) -> None:
     """Draw what can be done with all selected images together."""
-    control, classes, labels = f"{_KEY}tag", attributor.bundle.classes, attributor.train_labels
+    classes, labels = attributor.bundle.classes, attributor.train_labels
     own = tags.tagged(attributor)
-    st.session_state[control] = None
 
     def table() -> str:
         return escape.table(
@@ -300,17 +299,7 @@ def _actions(attributor: Served, rows: Sequence[int], predicted: np.ndarray) -> 
             ),
         )
 
-    st.selectbox(
-        f"Tag all {len(rows):,}",
-        list(dict.fromkeys([*tags.USUAL, *own.values()])),
-        key=control,
-        index=None,
-        placeholder="Tag these images",
-        accept_new_options=True,
-        on_change=lambda: tags.tag_all(
-            attributor, [f"train:{row}" for row in rows], st.session_state.get(control) or ""
-        ),
-        width=220,
-    )
+    with st.popover(f"Tag all {len(rows):,}", icon=":material/sell:"):
+        tags.tag(attributor, [f"train:{row}" for row in rows], key=f"{_KEY}tag")
     offer("CSV", table, "natscope-selection.csv", "text/csv", key=f"{_KEY}csv", icon=":material/table:")
     st.button("Clear selection", key=f"{_KEY}clear", on_click=_select, args=((),), type="tertiary")

@@ -62,7 +62,7 @@ def test_a_method_that_becomes_ready_joins_the_others_unless_they_were_chosen(pa
     assert len(_figures(app)[0]["strips"]) == 3
     monkeypatch.setattr(Capabilities, "usable", lambda self, fast=False: everything[:4])
     assert len(_figures(_whole(app.run()))[0]["strips"]) == 4
-    _whole(app.multiselect(key="compare_methods").set_value(list(everything[:2])).run())
+    _whole(app.pills(key="compare_methods").set_value(list(everything[:2])).run())
     monkeypatch.setattr(Capabilities, "usable", lambda self, fast=False: everything)
     assert len(_figures(_whole(app.run()))[0]["strips"]) == 2
 

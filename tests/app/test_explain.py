@@ -189,31 +189,29 @@ def test_tags_are_collected_survive_a_reload_and_are_exported(visit, attributor)
     page = visit("/explain?q=test:5")
     expect(page.get_by_role("group", name="Training images ranked by").locator(".picture")).to_have_count(10)
 
-    def tag(box, text):
-        box.click()
-        page.keyboard.type(text)
-        page.keyboard.press("Enter")
-
-    tag(page.get_by_role("combobox", name="Tag"), "=looks wrong")
+    page.get_by_role("button", name="Tag", exact=True).click()
+    page.get_by_placeholder("Other tag").fill("=looks wrong")
+    page.keyboard.press("Enter")
     expect(page.get_by_text("Tagged images (1)")).to_be_visible(timeout=30_000)
     page.get_by_role("group", name="Training images ranked by").locator(".picture").first.click()
-    expect(page.get_by_role("combobox", name="Tag")).to_have_count(2, timeout=30_000)
-    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
-    tag(page.get_by_role("combobox", name="Tag").last, "duplicate")
+    page.get_by_role("dialog").get_by_role("radio", name="duplicate").click(timeout=30_000)
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
     page.get_by_role("button", name="Close").click()
     expect(page.get_by_text("Tagged images (2)")).to_be_visible(timeout=30_000)
     page.reload()
     expect(page.get_by_role("group", name="Training images ranked by").locator(".picture")).to_have_count(10)
+    expect(page.get_by_role("group", name="Training images ranked by").locator(".tag")).to_have_text("duplicate")
     page.get_by_text("Tagged images (2)").click()
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning", timeout=30_000)
     with page.expect_download() as download:
         page.get_by_test_id("stExpander").get_by_role("button", name="CSV").click()
     first = attributor.attribute(attributor.query("test", 5), Request(sigma2=attributor.bundle.sigma2("info_loss")))
     lines = Path(download.value.path()).read_text(encoding="utf-8-sig").splitlines()
-    assert lines[0] == "image,tag,label,predicted"
-    assert lines[1].startswith("test:5,'=looks wrong,")
-    assert lines[2].startswith(f"train:{first.items[0].train_index},duplicate,")
+    assert lines[0] == "data,image,tag,label,predicted,confidence,link"
+    name = attributor.bundle.manifest.name
+    assert lines[1].startswith(f'"{name}",test:5,\'=looks wrong,')
+    assert lines[2].startswith(f'"{name}",train:{first.items[0].train_index},duplicate,')
+    assert f",{page.url.partition('?')[0]}?q=test%3A5&" in lines[1]
     page.get_by_role("button", name="Remove all tags").click()
     expect(page.get_by_text("Tagged images")).to_have_count(0, timeout=30_000)
 
@@ -278,12 +276,12 @@ def test_curves_of_no_test_image_are_the_mean_and_their_controls_move(served):
 def test_tags_of_surrogates_and_of_other_bundles_are_no_harm(served):
     assert read('{"one": {"test:5": "a\\ud800b"}}')["one"]["test:5"].encode() == b"a\\ud800b"
     page = _open(q="test:5")
-    page.selectbox(key="tag_query_test:5").set_value("duplicate")
+    page.pills(key="tag_query_test:5_1").set_value("duplicate")
     page.run()
     assert [box.label for box in page.expander if "Tagged" in box.label] == ["Tagged images (1)"]
     page.button(key="untag").click()
     page.run()
-    assert page.selectbox(key="tag_query_test:5").value == ""
+    assert not page.pills(key="tag_query_test:5_1").value
     assert not [box for box in page.expander if "Tagged" in box.label]
 
 
@@ -323,3 +321,34 @@ def test_a_click_opens_the_inspector_of_that_image_alone(served, attributor):
     page.session_state["inspected"] = ("attribution", "test:3", (10**6,), 0)  # of another bundle
     page.run()
     assert [error.message for error in page.exception] == []
+
+
+@pytest.mark.browser
+def test_a_list_of_pictures_is_one_stop_of_the_tab_key_and_arrows_go_on(visit):
+    page = visit("/explain?q=test:5")
+    cards = page.get_by_role("group", name="Training images ranked by").locator(".picture")
+    expect(cards).to_have_count(10)
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+    assert [card.get_attribute("tabindex") for card in cards.all()] == ["0"] + ["-1"] * 9
+    cards.first.focus()
+    for key, place in (("ArrowRight", 1), ("End", 9), ("ArrowLeft", 8), ("Home", 0), ("ArrowLeft", 0)):
+        page.keyboard.press(key)
+        expect(cards.nth(place)).to_be_focused()
+    expect(page).to_have_url(re.compile("q=test(%3A|:)5"))  # the arrows were the list's
+
+
+@pytest.mark.browser
+def test_the_first_tag_leaves_the_focus_where_it_was(visit):
+    page = visit("/explain?q=test:5")
+    card = page.get_by_role("group", name="Training images ranked by").locator(".picture").nth(2)
+    card.focus()
+    page.keyboard.press("Enter")
+    choice = page.get_by_role("dialog").get_by_role("radio", name="mislabelled")
+    choice.focus()
+    page.keyboard.press("Space")
+    expect(choice).to_be_checked(timeout=30_000)
+    expect(choice).to_be_focused()
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+    page.keyboard.press("Escape")
+    expect(card).to_be_focused(timeout=30_000)
+    expect(card.locator(".tag")).to_have_text("mislabelled")

@@ -51,7 +51,7 @@ def test_a_wrong_prediction_is_debugged_by_keyboard_alone_and_the_list_handed_ov
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_contain_text("Rank 1 · ", timeout=60_000)
     _settle(page)
-    _tab_to(page, "^Tag ")
+    _tab_to(page, "^Other tag")
     page.keyboard.type("looks mislabelled")
     page.keyboard.press("Enter")
     _settle(page)

@@ -110,9 +110,11 @@ def test_a_selection_is_listed_tagged_and_cleared(tab):
     page.run()
     assert len(_cards(page)) == 20
     assert {card["caption"] for card in _cards(page)} == {"bee"}
-    page.selectbox(key="map_tag").set_value("duplicate")
+    (choice,) = [box for box in page.pills if box.key.startswith("map_tag_")]
+    choice.set_value("duplicate")
     page.run()
     assert [box.label for box in page.expander if "Tagged" in box.label] == ["Tagged images (20)"]
+    assert {card["tag"] for card in _cards(page)} == {"duplicate"}
     page.selectbox(key="map_colour").set_value("tag")
     page.run()
     assert [trace["name"] for trace in _traces(page)] == ["not tagged", "duplicate"]

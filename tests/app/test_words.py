@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from natscope.app.words import (
     sigma2_text,
     special,
     titles,
+    verdict,
 )
 from natscope.core.bundle.request import CONDITIONINGS, POOLS, Attribution, Item, QueryImage, Request
 from natscope.core.methods import METHODS
@@ -50,9 +52,27 @@ def test_images_carry_a_share_of_what_the_candidates_tell(cumulative, method, to
     assert all(part in said for part in told), said
 
 
-def test_plain_words_say_what_is_counted():
-    assert "**1 nats** of information." in _said(0.5, 1.0, total=None, plain=True)
-    assert "of information" not in _said(0.5, 1.0, total=None, plain=False)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("total", [None, 0.0, 2.0])
+@pytest.mark.parametrize("cumulative", [(0.5,), (0.5, 1.0)])
+def test_plain_words_say_no_terms(method, total, cumulative):
+    counts = METHODS[method].information
+    said = _said(*(cumulative if counts else [None] * len(cumulative)), method=method, total=total, plain=True)
+    assert said.startswith("Of 1,500 training images labelled Bag, ")
+    assert not re.search(r"nat|candidate|variance|uncertain|information", said.replace(METHODS[method].title, ""))
+    assert ("%**" in said) == bool(counts and total)
+
+
+def test_plain_words_say_whether_the_label_agrees():
+    query = QueryImage(np.zeros((2, 2)), np.array([0.9, 0.1]), np.zeros(1), "test", 0, label=1, ood=0.0)
+    assert verdict(query, ["Bag", "Coat"]).endswith("but the label says **Coat**: a mistake, or a wrong label.")
+    assert verdict(replace(query, label=0), ["Bag", "Coat"]) == "The network says **Bag**, and so does the label."
+    assert verdict(replace(query, label=None), ["Bag", "Coat"]) == "The network says **Bag**."
+
+
+def test_plain_words_compare_the_strongest_with_a_typical_image():
+    said = special([3.0, 2.0], np.array([3.0, 1.0, 2.0, 1.0, 0.5]), METHODS["info_loss"], plain=True)
+    assert said == "The strongest of them matters 3 times as much as a typical training image."
 
 
 def test_methods_are_named_as_in_a_sentence():
@@ -77,11 +97,10 @@ def test_the_informative_methods_are_those_that_count_nats():
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.information])
-@pytest.mark.parametrize("plain", [False, True])
-def test_a_method_without_nats_claims_none(method, plain):
+def test_a_method_without_nats_claims_none(method):
     title = METHODS[method].title
     for cumulative, start in (((None, None), "These 2 images"), ((None,), "This image")):
-        said = _said(*cumulative, method=method, total=None, plain=plain)
+        said = _said(*cumulative, method=method, total=None)
         assert said.startswith(start)
         assert title in said
         assert "nats" not in said
