@@ -29,6 +29,7 @@ _SOURCES = {"test": "Test images", "train": "Training images", "image": "Upload"
 _OUTCOMES = ("All", "Right", "Wrong", "Unsure")
 _ORDERS = ("By number", "Least sure first", "Surest first")
 _NUMBER = "Go to image number"
+_PREVIEW = 160  # pixels of an upload, and of what the model sees of it
 _LARGEST_MATRIX = 20  # classes of which a confusion matrix can be read
 _INVERT = {"Automatic": None, "Keep": False, "Invert": True}
 _GROUNDS = {
@@ -296,7 +297,7 @@ def _upload(attributor: Served, take: Take) -> None:
     def read() -> None:
         _read(images, take)
 
-    st.file_uploader("One object on a plain background, up to 10 MB", key="file", on_change=read)
+    st.file_uploader("One object on a plain background", key="file", on_change=read, max_upload_size=10)
     if images.ndim == 3:
         st.radio(
             "Light and dark",
@@ -310,7 +311,8 @@ def _upload(attributor: Served, take: Take) -> None:
         complain(st.session_state["upload_error"], icon=":material/broken_image:")
     upload: Upload | None = st.session_state.get("upload")
     if upload is not None:
-        yours, seen = st.columns(2)
+        with st.container(horizontal=True):
+            yours, seen = st.container(width=_PREVIEW), st.container(width=_PREVIEW)
         yours.image(upload.original, width="stretch")
         yours.caption("yours")
         seen.html(f'<img class="ns-seen" src="{data_uri(upload.image)}" alt="the image as the model sees it">')
