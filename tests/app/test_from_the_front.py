@@ -85,7 +85,7 @@ def test_the_papers_figures_and_table_are_downloaded_as_pdf(visit):
         assert download.value.path().read_bytes().startswith(b"%PDF")
 
     for file in ("figure-2-cifar10", "figure-3-fashion-mnist", "figures-5-and-6-fashion-mnist", "table-1-cifar10"):
-        take(page.locator(f".st-key-results_{file}_PDF button"), f"natscope-{file}.pdf")
+        take(page.locator(f".st-key-results_{file}_PDF button:visible"), f"natscope-{file}.pdf")
     with page.context.expect_page() as opened:
         page.get_by_role("link", name=re.compile("^Figure 7:")).click()
     page = opened.value

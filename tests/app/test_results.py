@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +21,17 @@ from natscope.app.figures.tables import TABLES, Table
 from natscope.app.paper import SECTIONS
 from natscope.app.results import conditioning, load_result, provenance_missing
 from natscope.app.views import frame
+from tests.app.conftest import serving
 
 FILES = {name: file for section in SECTIONS for name, file in section.names.items()}
 INSTALLED = [name for section in SECTIONS for name in section.names if assets.path("results", f"{name}.json").is_file()]
 _TITLE = "The paper’s experiments, measured"
+
+
+@pytest.fixture(scope="module")
+def server(bundle_path, tmp_path_factory):
+    with serving(bundle_path, tmp_path_factory.mktemp("server") / "log") as address:
+        yield address
 
 
 @pytest.fixture
@@ -116,14 +124,13 @@ def test_tables_are_what_a_table_of_the_paper_is_downloaded_as():
 
 
 def test_examples_are_mistakes_of_several_classes(attributor):
-    logits, labels = np.asarray(attributor.bundle.array("test_logits")), attributor.bundle.array("test_labels")
-    attributor.test_labels = labels
-    predicted = logits.argmax(axis=1)
-    found = examples(attributor, 3)
+    labels, predicted = attributor.bundle.array("test_labels"), attributor.bundle.array("test_logits").argmax(axis=1)
+    shown = SimpleNamespace(bundle=attributor.bundle, test_labels=labels)
+    found = examples(shown, 3)
     assert len({predicted[index] for index in found}) == 3
     assert sum(predicted != labels) >= 1
     assert predicted[found[0]] != labels[found[0]]
-    assert sorted(examples(attributor, len(labels))) == list(range(len(labels)))
+    assert sorted(examples(shown, len(labels))) == list(range(len(labels)))
 
 
 @pytest.mark.parametrize(("address", "title"), [({}, "The paper’s"), ({"tab": "methods"}, "Methods")])
