@@ -49,8 +49,9 @@ def _is_page(start: Message) -> bool:
 
 
 # Streamlit's own rules come later, so those that differ from them are important. A page has its width from the start:
-# that it is wide, Streamlit learns from the app. Components that are never seen take no room, and parts whose script
-# arrives later than what follows them have, from the start, at least the height of what they usually show.
+# that it is wide, Streamlit learns from the app. Headings have no link to themselves, which would be a stop of the Tab
+# key each. Components that are never seen take no room, and parts whose script arrives later than what follows them
+# have, from the start, at least the height of what they usually show.
 STYLE = """
 [data-testid="stMainBlockContainer"] { padding: 4.2rem 1rem 3rem !important; max-width: 1500px !important; }
 @media (min-width: 864px) {
@@ -58,7 +59,8 @@ STYLE = """
 }
 h1 { font-size: 1.9rem !important; padding: 0 !important; letter-spacing: -0.01em !important; }
 h3 { font-size: 1.05rem !important; padding: 0.4rem 0 0.2rem !important; }
-.st-key-image_keys, .st-key-tags_kept { display: none !important; }
+[data-testid="stHeaderActionElements"] a { display: none !important; }
+.st-key-image_keys, .st-key-tags_kept, .st-key-results_jumps { display: none !important; }
 .st-key-image_bar { min-height: 9rem; }
 .st-key-image_bar > .stElementContainer:first-child { min-height: 5.5rem; }
 .st-key-ranking, .st-key-ranking_of_the_label { min-height: 8.25rem; }
@@ -67,6 +69,9 @@ h3 { font-size: 1.05rem !important; padding: 0.4rem 0 0.2rem !important; }
 [class*="st-key-coreset_sheet_"] { min-height: 3rem; }
 .st-key-coreset_group, .st-key-coreset_count, .st-key-coreset_budget, .st-key-coreset_method,
 .st-key-coreset_variant { min-height: 4.25rem; }
+@media (min-width: 641px) {
+  .stColumn:has([class*="st-key-results_about_"]) { align-self: flex-start; position: sticky; top: 4rem; }
+}
 @media (max-width: 640px) {
   .st-key-image_bar { min-height: 20rem; }
   .st-key-image_bar > .stElementContainer:first-child { min-height: 9.5rem; }

@@ -16,18 +16,18 @@ class Section:
         anchor: its anchor in the page's address.
         paper: what the paper says or shows, in words.
         differs: where we differ from it, and why.
-        names: names of our results, the main one first.
+        names: names of our results, the main one first, and of their files.
         numbers: a table of what the paper reports (Markdown), where its text gives numbers.
-        links: titles and addresses of pages of the app that make its figures.
+        examples: figures that the tab Compare draws, each for a test image.
     """
 
     title: str
     anchor: str
     paper: str
     differs: str
-    names: tuple[str, ...]
+    names: Mapping[str, str]
     numbers: str = ""
-    links: tuple[tuple[str, str], ...] = ()
+    examples: tuple[str, ...] = ()
 
 
 # Table 1: recall@50 and MRR@100, each with its standard error; CIFAR-10, ResNet-9, 100 queries.
@@ -74,7 +74,7 @@ SECTIONS = (
         "M.",
         "The same pair of classes, stored as JPEG. The paper does not give the network’s widths; ours are those of the "
         "code that its setup follows. Binary Fashion-MNIST is a second one, not in the paper.",
-        ("relative-information-cifar10", "relative-information"),
+        {"relative-information-cifar10": "figure-2-cifar10", "relative-information": "figure-2-fashion-mnist"},
     ),
     Section(
         "Figure 3: brittleness",
@@ -88,7 +88,7 @@ SECTIONS = (
         "a GPU and the others on a processor, by the same recipe. CIFAR-10 is missing: a network trained on so few "
         "images that two cores can retrain it is flipped by random removal too, and 20 images, nine methods and three "
         "budgets of the full training are 540 trainings of about a minute each on a large GPU.",
-        ("brittleness",),
+        {"brittleness": "figure-3-fashion-mnist"},
     ),
     Section(
         "Figures 5 and 6: coresets",
@@ -99,25 +99,20 @@ SECTIONS = (
         "both forms of InfoGain stay highest.",
         "The largest coreset is chosen once, and smaller ones are its first images, but with quotas each is chosen by "
         "itself; the accuracy is measured on test images that neither had a say nor chose σ². To choose each class for "
-        "its own test images is a variant of ours, not the paper’s quotas. CIFAR-10 is reduced to 250 images a class "
-        "and ten epochs: up to 50 images are then ten steps, too few to learn from.",
-        ("coreset", "coreset-cifar10"),
+        "its own test images is a variant of ours; figure 6’s quotas are not measured. CIFAR-10 is reduced to 250 "
+        "images a class and ten epochs: up to 50 images are then ten steps, too few to learn from.",
+        {"coreset": "figures-5-and-6-fashion-mnist", "coreset-cifar10": "figures-5-and-6-cifar10"},
         _figure_5(),
     ),
     Section(
         "Figures 7 to 9: what each method finds",
         "rows",
         "For some CIFAR-10 test images, the training images that each method names, with their labels.",
-        "The tab Compare draws this figure for any image, of CIFAR-10 too where a bundle of it is served. Pin up to "
-        "six images for one figure, and download it as PNG, SVG or PDF.",
-        (),
-        links=tuple(
-            (
-                f"Figure {7 + number}: test image {number} and what each method finds",
-                f"explain?q=test%3A{number}&tab=compare",
-            )
-            for number in range(3)
-        ),
+        "Ours are not the paper’s images but mistakes of the network that is served here, the surest one of each of "
+        "three classes. The tab Compare draws this figure for any image, of CIFAR-10 too where a bundle of it is "
+        "served; each comes with its files, and up to six pinned images make one figure.",
+        {},
+        examples=("Figure 7", "Figure 8", "Figure 9"),
     ),
     Section(
         "Table 1: who taught the backdoor?",
@@ -130,7 +125,11 @@ SECTIONS = (
         "attack works half as often. What is assumed known there are the candidates, not all training data, and "
         "Kronfluence is missing: it takes an hour a network on two cores. A defender has no poisoned queries: what σ² "
         "chosen on some would reach is the last column.",
-        ("backdoor", "backdoor-cifar10", "retraining-cifar10"),
+        {
+            "backdoor": "table-1-fashion-mnist",
+            "backdoor-cifar10": "table-1-cifar10",
+            "retraining-cifar10": "retraining-cifar10",
+        },
     ),
     Section(
         "LDS: do the scores of a set add up?",
@@ -145,7 +144,7 @@ SECTIONS = (
         "score could reach, given how far the seeds agree. Nats say how much an image matters and not in which "
         "direction; they are summed with the sign of the covariance, and without. “Of the set” is the information of "
         "the half as a whole.",
-        ("lds", "lds-logistic"),
+        {"lds": "lds-fashion-mnist", "lds-logistic": "lds-fashion-mnist-linear"},
     ),
     Section(
         "The choice of σ²",
@@ -155,6 +154,11 @@ SECTIONS = (
         "which neither figure 3 nor figures 5 and 6 report: for predictions by the margin that is lost when what is "
         "named is removed, for coresets by the accuracy of networks trained on them alone. For weights that were "
         "trained elsewhere it can be chosen without retraining, by the EK-FAC influence of what is named.",
-        ("tuning", "tuning-influence", "tuning-cifar10", "coreset-tuning"),
+        {
+            "tuning": "sigma2-fashion-mnist",
+            "tuning-influence": "sigma2-fashion-mnist-by-influence",
+            "tuning-cifar10": "sigma2-cifar10",
+            "coreset-tuning": "sigma2-fashion-mnist-for-coresets",
+        },
     ),
 )

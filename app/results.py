@@ -5,6 +5,8 @@ from typing import Any
 
 from natscope import assets
 
+_OPTION = "--conditioning"
+
 
 def backdoor_results() -> list[dict[str, Any]]:
     """Return the results of the backdoor experiment that are installed, the embedded data's first."""
@@ -41,6 +43,16 @@ def load_benchmark(name: str) -> Any:
 def commands(result: dict[str, Any]) -> str:
     """Return the commands that made a result, one per line, its bundles first."""
     return "\n".join([*(bundle["command"] for bundle in result.get("bundles") or []), result["command"]])
+
+
+def conditioning(result: dict[str, Any]) -> str:
+    """Return what a result's methods conditioned on, "train" or "pool".
+
+    Older results say it in their command alone, and those of coresets nowhere: these have no other than "train".
+    """
+    said = result["setting"].get("conditioning")
+    options = result["command"].split()
+    return said or (options[options.index(_OPTION) + 1] if _OPTION in options[:-1] else "train")
 
 
 def provenance_missing(result: Any) -> str | None:

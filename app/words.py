@@ -54,6 +54,7 @@ GLOSSARY = {
     "squared correlation.",
 }
 NAT = GLOSSARY["Nat"]
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NOISE = 1e-9  # a share that is rounding
 
 LIMITS = (
@@ -222,12 +223,16 @@ def special(picks: Sequence[float], scores: np.ndarray, method: Method, *, plain
     return f"{first}, the runner-up among all candidates {unit(float(np.partition(scores, -2)[-2]))}."
 
 
+def image_name(query: QueryImage) -> str:
+    """Return an image's name in the names of files."""
+    return "upload" if query.index is None else f"{query.origin}-{query.index}"
+
+
 def file_name(query: QueryImage, result: Attribution, classes: Sequence[str]) -> str:
     """Return a file's name, without its ending, that says what was asked: image, target, method, sigma2 and M."""
-    image = "upload" if query.index is None else f"{query.origin}-{query.index}"
     target = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in classes[result.target])[:30]
     sigma2 = f"-sigma2-{result.sigma2:.3g}" if METHODS[result.request.method].uses_sigma2 else ""
-    return f"natscope-{image}-{target}-{result.request.method}{sigma2}-M{len(result.items)}"
+    return f"natscope-{image_name(query)}-{target}-{result.request.method}{sigma2}-M{len(result.items)}"
 
 
 def searched(kind: str) -> str:
@@ -273,10 +278,12 @@ def nats(value: float) -> str:
 
 
 def sigma2_text(value: float) -> str:
-    """Return σ² as a short number."""
-    if 1e-3 <= value < 1e4:
-        return f"{value:.2g}" if value < 99.5 else f"{value:.0f}"
-    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
+    """Return σ² as a short number: "0.1", "10³", "5,623", "2.5 × 10⁻⁴"."""
+    digits, _, exponent = f"{value:.1e}".partition("e")
+    power = f"10{str(int(exponent)).translate(_RAISED)}"
+    if 1e-3 <= value < (999.5 if digits == "1.0" else 1e4):
+        return f"{value:.2g}" if value < 99.5 else f"{value:,.0f}"
+    return power if digits == "1.0" else f"{digits.removesuffix('.0')} × {power}"
 
 
 def ratio_text(sigma2: float, mean_kernel: float) -> str:

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from natscope import assets
 from natscope.app import words
 from natscope.app.figures.backdoor import sigma2_chosen
-from natscope.app.figures.tables import TABLES
+from natscope.app.figures.tables import TABLES, Table
 from natscope.app.paper import SECTIONS
 from natscope.app.results import commands, load_benchmark, load_result
 from natscope.core.index.spec import EXACT, KINDS
@@ -95,7 +95,7 @@ def _experiment(name: str) -> str:
     if result["experiment"] == "backdoor":
         parts.append(sigma2_chosen(result))
     if result["experiment"] in _TABLES:
-        parts.append(_unbroken(_TABLES[result["experiment"]](result)))
+        parts.append(_TABLES[result["experiment"]](result).unbroken())
     if assets.path("results", f"{name}.svg").exists():
         parts.append(f"![{result['experiment']}: {title}]({_ABOUT}/{name}.svg)")
     versions = ", ".join(f"{library} {version}" for library, version in result["versions"].items())
@@ -107,22 +107,12 @@ def _experiment(name: str) -> str:
     return "\n\n".join(parts)
 
 
-def _unbroken(table: str) -> str:
-    """Keep a value together with its error and unit where a column is narrow."""
-    for sign in (" ± ", " = ", " %"):
-        table = table.replace(sign, sign.replace(" ", "\u00a0"))
-    return table
-
-
-def _curves_table(result: dict[str, Any]) -> str:
-    lines = [
-        "| mean relative information | " + " | ".join(f"M = {size}" for size in _SHOWN) + " |",
-        "|---|---|---|---|",
-    ]
+def _curves_table(result: dict[str, Any]) -> Table:
+    rows = []
     for curve in {(c["method"], c["sigma2"]): c for panel in result["panels"] for c in panel["curves"]}.values():
-        values = " | ".join(f"{100 * curve['mean'][size - 1]:.0f} %" for size in _SHOWN)
-        lines.append(f"| {METHODS[curve['method']].title}, σ² = {words.sigma2_text(curve['sigma2'])} | {values} |")
-    return "\n".join(lines) + "\n"
+        values = [f"{100 * curve['mean'][size - 1]:.0f}%" for size in _SHOWN]
+        rows.append([f"{METHODS[curve['method']].title}, σ² = {words.sigma2_text(curve['sigma2'])}", *values])
+    return Table(["mean relative information", *(f"M = {size}" for size in _SHOWN)], rows, [])
 
 
-_TABLES: dict[str, Callable[[dict[str, Any]], str]] = TABLES | {"relative-information": _curves_table}
+_TABLES: dict[str, Callable[[dict[str, Any]], Table]] = TABLES | {"relative-information": _curves_table}

@@ -37,7 +37,7 @@ def recalls(result: dict[str, Any]) -> Bars:
     return Bars(
         [METHODS[row["method"]].title for row in rows],
         recall["y"],
-        Axis(f"Recall@{result['setting']['recall_at']} of poisoned images (%), {said}", range=(0, 104)),
+        Axis(f"Recall@{result['setting']['recall_at']} (%), {said}", range=(0, 104)),
         colours=[METHODS[row["method"]].colour for row in rows],
         error=recall["error"],
         hover="{name}: {x:.1f}{spread}%",

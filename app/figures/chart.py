@@ -23,6 +23,8 @@ DASHES = {
     "longdashdot": (7, 1.6, 1, 1.6),
 }
 
+MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "x", "star", "cross", "hexagon")
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -58,7 +60,7 @@ class Series:
     colour: str = ACCENT
     dash: str = "solid"  # a key of DASHES
     alone: bool = False  # markers without a line
-    marker: str = ""  # circle, square, triangle-up, diamond, triangle-down or x
+    marker: str = ""  # one of MARKERS
     large: Sequence[int] = ()  # positions of larger points
     hover: str = ""
     notes: Sequence[str] = ()  # for hover
@@ -142,6 +144,12 @@ def line_of(method: str, x: Sequence[float], y: Sequence[float], **about: Any) -
     """Return a method's line, under its title, in its colour and dash; `about` are other fields of a series."""
     found = METHODS[method]
     return Series(**{"name": found.title, "x": x, "y": y, "colour": found.colour, "dash": found.dash} | about)
+
+
+def marked_line(method: str, x: Sequence[float], y: Sequence[float], **about: Any) -> Series:
+    """Return a method's line with a marker at each point, the same one in every chart."""
+    marker = MARKERS[list(METHODS).index(method) % len(MARKERS)]
+    return line_of(method, x, y, **{"marker": marker} | about)
 
 
 def measured(values: Sequence[dict[str, Any]], scale: float = 1) -> dict[str, list[float]]:

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 
 from natscope.app.figures.attribution import IMAGES, gained
-from natscope.app.figures.chart import Axis, Bars, Lines, Reference, line_of, measured
+from natscope.app.figures.chart import Axis, Bars, Lines, Reference, marked_line, measured
 from natscope.app.theme import MUTED
 from natscope.core.analysis.coreset import FREE, PER_CLASS, QUOTAS, variant_of
 from natscope.core.methods import METHODS, RANDOM
 from natscope.precompute.experiments.coreset import whole_title
 
-_MARKERS = ("circle", "square", "triangle-up", "diamond", "triangle-down")
 _TITLES = {
     FREE: "Figure 5: chosen freely",
     QUOTAS: "Figure 6: a quota for every class",
@@ -70,14 +69,13 @@ def accuracies(result: dict[str, Any]) -> list[Lines]:
         if not rows:
             continue
         lines = [
-            line_of(
+            marked_line(
                 row["method"],
                 grid,
                 **measured(row["accuracy"], 100),
-                marker=_MARKERS[position % len(_MARKERS)],
                 hover="{name}, {x:,} images: {y:.1f}{spread}%",
             )
-            for position, row in enumerate(rows)
+            for row in rows
         ]
         whole = Reference(everything, whole_title(result["setting"]))
         charts.append(Lines(lines, x, y, references=[whole], title=title, height=380))

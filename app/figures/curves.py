@@ -38,8 +38,8 @@ def relative(title: str, curves: Sequence[Curve], *, by_method: bool) -> Lines:
     return Lines(lines, IMAGES, Axis("Relative information (%)", range=(0, 104)), title=title)
 
 
-def panels(result: dict[str, Any]) -> list[Lines]:
-    """Return an experiment's panels."""
+def relative_charts(result: dict[str, Any]) -> list[Lines]:
+    """Return the charts of the experiment."""
     return [
         relative(panel["title"], [_read(curve) for curve in panel["curves"]], by_method=panel["by"] == "method")
         for panel in result["panels"]

@@ -6,20 +6,22 @@ from typing import Any
 import numpy as np
 
 from natscope.app import escape
-from natscope.app.figures.chart import DASHES, Axis, Bars, Chart, Heatmap, Lines, Reference, Series
+from natscope.app.figures import printed
+from natscope.app.figures.chart import DASHES, MARKERS, Axis, Bars, Chart, Heatmap, Lines, Reference, Series
 from natscope.app.figures.style import Axes, MaxNLocator, blank, saved
+from natscope.app.figures.tables import Table
 from natscope.app.theme import LIGHT
 
 _NAME = 40  # characters of a name
 # Inches: a panel, one of several side by side, its height without a legend, and the margin left of its axis.
 _WIDTH, _BESIDE, _HEIGHT, _MARGIN = 5.4, 4.3, 2.9, 0.5
 _LETTER, _SAMPLE, _ROW = 0.055, 0.6, 0.17  # of a legend: a letter, the sample before a name, and a line
-_MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D", "triangle-down": "v", "x": "x", "": ""}
+_MARKERS = dict(zip(MARKERS, "os^DvX*Ph", strict=True)) | {"": ""}
 _ERRORS: dict[str, Any] = {"capsize": 2.2, "elinewidth": 0.9}
 
 
-def chart_file(*charts: Chart, kind: str, columns: int = 1, title: str = "") -> bytes:
-    """Draw charts as the panels of a file.
+def chart_file(*charts: Chart | Table, kind: str, columns: int = 1, title: str = "") -> bytes:
+    """Draw charts, and tables, as the panels of a file.
 
     Args:
         charts: the panels, row by row.
@@ -28,12 +30,17 @@ def chart_file(*charts: Chart, kind: str, columns: int = 1, title: str = "") -> 
         title: over all panels.
     """
     width = _WIDTH if columns == 1 else _BESIDE
+    if columns == 1 and any(isinstance(chart, Table) for chart in charts):
+        width = max(printed.width(chart) if isinstance(chart, Table) else _WIDTH for chart in charts)
     heights = [_height(chart, width) for chart in charts[::columns]]
     figure = blank(width * columns, sum(heights))
     panels = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).flat
     for axes in panels[len(charts) :]:
         axes.remove()
     for axes, chart in zip(panels, charts, strict=False):
+        if isinstance(chart, Table):
+            printed.draw(axes, chart, width)
+            continue
         if isinstance(chart, Lines):
             _lines(axes, chart)
         elif isinstance(chart, Bars):
@@ -53,7 +60,9 @@ def _columns(chart: Chart, width: float) -> int:
     return max(1, int((width - _MARGIN) / (_SAMPLE + _LETTER * max(map(len, names), default=0))))
 
 
-def _height(chart: Chart, width: float) -> float:
+def _height(chart: Chart | Table, width: float) -> float:
+    if isinstance(chart, Table):
+        return printed.height(chart)
     if isinstance(chart, Lines):
         return _HEIGHT + _ROW * -(-len(chart.series) // _columns(chart, width))
     return (0.3 if isinstance(chart, Bars) else 0.42) * len(chart.names) + 1
@@ -124,11 +133,18 @@ def _axis(axes: Axes, name: str, axis: Axis, values: Sequence[float]) -> None:
     if axis.log:
         settings[f"{name}scale"] = "log"
     axes.set(**settings)
+    if not axis.log:
+        own.set_major_formatter(lambda value, _: _number(value))
     if axis.whole:
         own.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if axis.ticks:
-        own.set_ticks(axis.ticks, [f"{tick:,g}" for tick in axis.ticks])
+        own.set_ticks(axis.ticks, list(map(_number, axis.ticks)))
         own.set_ticks([], minor=True)
+
+
+def _number(value: float) -> str:
+    """Return a number for a tick, without what rounding adds."""
+    return f"{value:,.6g}".replace("-", "−")
 
 
 def _references(axes: Axes, references: Sequence[Reference]) -> None:

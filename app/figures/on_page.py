@@ -260,6 +260,8 @@ def _axis(axis: Axis, values: Sequence[float]) -> Layout:
         layout["rangemode"] = "tozero"
     if axis.log:
         layout |= {"type": "log", "exponentformat": "power"}
+    else:
+        layout |= {"exponentformat": "none", "separatethousands": True}
     if axis.whole:
         layout |= {"tickformat": ",d"} | ({"dtick": 1} if max(values, default=0) <= 10 else {})
     if axis.ticks:

@@ -29,9 +29,21 @@ with _nothing_here():
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
+    from matplotlib.textpath import TextPath
     from matplotlib.ticker import MaxNLocator
+    from matplotlib.transforms import blended_transform_factory
 
-__all__ = ["FORMATS", "Axes", "Figure", "MaxNLocator", "Rectangle", "blank", "saved"]
+__all__ = [
+    "FORMATS",
+    "Axes",
+    "Figure",
+    "MaxNLocator",
+    "Rectangle",
+    "TextPath",
+    "blank",
+    "blended_transform_factory",
+    "saved",
+]
 
 FORMATS = {"PNG": "image/png", "SVG": "image/svg+xml", "PDF": "application/pdf"}
 _DATED = {"svg": "Date", "pdf": "CreationDate"}  # left out, so that equal figures are equal files
@@ -46,6 +58,7 @@ matplotlib.rc("ytick", labelsize=7.5, color=LIGHT.muted, labelcolor=LIGHT.text)
 matplotlib.rc("grid", alpha=0.3, linewidth=0.6)
 matplotlib.rc("legend", fontsize=7.5, title_fontsize=9, frameon=False, handlelength=3.5)
 matplotlib.rc("savefig", dpi=300, facecolor="white")
+matplotlib.rc("pdf", fonttype=42)  # TrueType: many publishers refuse Type 3
 matplotlib.rc("svg", hashsalt="natscope")
 
 

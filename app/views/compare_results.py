@@ -79,6 +79,7 @@ def downloads(
 ) -> None:
     """Draw the buttons for the figure and the data."""
     bundle = attributor.bundle
+    name = "-".join(["natscope-comparison", *map(words.image_name, queries)])
 
     def picture(kind: str) -> bytes:
         stored = bundle.array("train_images")
@@ -90,7 +91,7 @@ def downloads(
             offer(
                 kind,
                 partial(picture, kind),
-                f"natscope-comparison.{kind.lower()}",
+                f"{name}.{kind.lower()}",
                 mime,
                 key=f"compare_download_{kind}",
                 help="The figure, in print quality.",
@@ -98,7 +99,7 @@ def downloads(
         offer(
             "CSV",
             lambda: _table(queries, rows, bundle.classes),
-            "natscope-comparison.csv",
+            f"{name}.csv",
             "text/csv",
             key="compare_download_CSV",
             help="One line per image.",
@@ -106,7 +107,7 @@ def downloads(
         offer(
             "JSON",
             lambda: json.dumps(_everything(attributor, queries, rows, view), indent=2, allow_nan=False),
-            "natscope-comparison.json",
+            f"{name}.json",
             "application/json",
             key="compare_download_JSON",
             help="The rankings, their agreement and every setting.",

@@ -122,12 +122,14 @@ def titles(paths: Mapping[str, Path]) -> dict[str, str]:
 def restore_tab(key: str, tabs: Collection[str], usual: str) -> str:
     """Return the tab of a place to draw: the one that was clicked, or the address's, or the usual one.
 
+    After the browser's Back or Forward the address alone says it, a bare one too.
+
     Args:
         key: of its control.
         tabs: the names.
         usual: the one for an address that names none of them.
     """
-    wanted = None if went_back() else st.session_state.get(key)
+    wanted = None if _navigates_history() else st.session_state.get(key)
     wanted = wanted or st.query_params.get(TAB, usual)
     tab: str = wanted if wanted in tabs else usual
     st.session_state[key] = tab
@@ -169,8 +171,12 @@ def went_back() -> bool:
 
     A bare address says nothing.
     """
+    return _navigates_history() and bool(st.query_params.to_dict())
+
+
+def _navigates_history() -> bool:
     context = get_script_run_ctx()
-    return context is not None and context.is_history_navigation and bool(st.query_params.to_dict())
+    return context is not None and context.is_history_navigation
 
 
 def arrive(place: str) -> None:

@@ -4,11 +4,11 @@ from urllib.parse import urlencode
 
 import numpy as np
 import streamlit as st
-from scipy.special import softmax
 
 from natscope.app import bundles, escape
 from natscope.app.bundles import Served
 from natscope.app.components.grid import data_uri
+from natscope.app.examples import examples
 from natscope.app.links import AttributeView
 from natscope.app.views import explain, frame
 from natscope.app.views.enlarge import SHARP
@@ -35,7 +35,7 @@ def page() -> None:
         paths = bundles.bundle_paths()
         name = frame.chosen_bundle(paths)
         attributor = bundles.served(paths[name])
-        index = _wrong(attributor)
+        (index,) = examples(attributor, 1)
         addresses["explain"] += "?" + urlencode({"bundle": name, "q": f"test:{index}"})
         example = _example(attributor, index)
     except NatscopeError as error:
@@ -68,13 +68,6 @@ def _example(attributor: Served, index: int) -> str:
         f'<span class="ns-behind">{behind}</span><span class="ns-sentence">{first} Of the {result.pool_size:,} '
         f"training images labelled {escape.html(said)}, these {len(result.items)} shaped that most.</span></a>"
     )
-
-
-def _wrong(attributor: Served) -> int:
-    """Return the test image that the network is surest of and gets wrong; the first one if it gets all right."""
-    logits = np.asarray(attributor.bundle.array("test_logits"))
-    sure = np.where(logits.argmax(axis=1) != attributor.test_labels, softmax(logits, axis=1).max(axis=1), 0.0)
-    return int(sure.argmax())
 
 
 def _picture(image: np.ndarray, caption: str, *, large: bool = False) -> str:

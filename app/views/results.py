@@ -1,26 +1,35 @@
 """Results: the paper's experiments beside ours, each with its provenance and where we differ."""
 
 import json
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import streamlit as st
 
-from natscope.app import escape, words
+from natscope.app import bundles, escape, words
+from natscope.app.components.grid import data_uri
+from natscope.app.components.jumps import jumps
 from natscope.app.downloads import draw as draw_file
 from natscope.app.downloads import offer
+from natscope.app.examples import examples
 from natscope.app.figures import on_page
 from natscope.app.figures.backdoor import sigma2_chosen
-from natscope.app.figures.chart import Chart
-from natscope.app.figures.experiments import charts, columns
+from natscope.app.figures.data import numbers
+from natscope.app.figures.experiments import charts, columns, is_table, panels, table
 from natscope.app.figures.in_files import chart_file
 from natscope.app.figures.style import FORMATS
-from natscope.app.figures.tables import TABLES
-from natscope.app.paper import SECTIONS
-from natscope.app.results import commands, load_results
+from natscope.app.links import ComparisonView
+from natscope.app.paper import SECTIONS, Section
+from natscope.app.results import commands, conditioning, load_result, load_results
+from natscope.app.views import frame
+from natscope.app.views.enlarge import SHARP
+from natscope.app.views.notice import complain
+from natscope.core.errors import NatscopeError
 from natscope.core.methods import METHODS
 
 _KEY = "results_"
+_CONDITIONED = {"train": "all training data", "pool": "the candidates"}
+_GIVEN = words.titles(method for method in METHODS.values() if method.conditions)
 
 
 def draw() -> None:
@@ -31,23 +40,24 @@ def draw() -> None:
         "Ciosek, AISTATS 2026) beside ours, with the command that measures it again and where the two differ."
     )
     st.markdown(" · ".join(f"[{section.title}](#{section.anchor})" for section in SECTIONS))
+    jumps(key=f"{_KEY}jumps")
     for section in SECTIONS:
-        results = load_results(*section.names)
+        results = {file: result for name, file in section.names.items() if (result := load_result(name))}
         st.divider()
         st.subheader(section.title, anchor=section.anchor)
         left, right = st.columns([1, 1.6], gap="large")
-        with left:
+        with left.container(key=f"{_KEY}about_{section.anchor}"):
             st.markdown(f"**The paper.** {section.paper}")
             if section.numbers:
                 st.markdown(section.numbers)
             st.markdown(f"**Where we differ.** {section.differs}")
         with right:
-            if section.links:
-                st.markdown("  \n".join(f"[{title}]({address})" for title, address in section.links))
-            if not results and not section.links:
+            if section.examples:
+                _examples(section)
+            elif not results:
                 st.caption("Not measured yet.")
-            for position, result in enumerate(results):
-                _one(result, f"{_KEY}{section.anchor}{position}")
+            for file, result in results.items():
+                _one(result, file)
 
 
 def pointer(anchor: str) -> None:
@@ -58,71 +68,92 @@ def pointer(anchor: str) -> None:
     """
     section = next(found for found in SECTIONS if found.anchor == anchor)
     st.subheader("Measured over many", anchor="measured")
-    for result in load_results(section.names[0]):
+    for result in load_results(next(iter(section.names))):
         st.markdown(f"**{words.setting_of(result['setting'])}.** {escape.sentence(result['finding'])}")
     st.markdown(f"[{section.title}, the paper’s and ours](paper#{anchor})")
 
 
-def _one(result: dict[str, Any], key: str) -> None:
-    setting = result["setting"]
+def _examples(section: Section) -> None:
+    """Link to figures that the tab Compare draws, of the bundle that is open."""
+    try:
+        paths = bundles.bundle_paths()
+        attributor = bundles.served(paths[frame.chosen_bundle(paths)])
+        indices = examples(attributor, len(section.examples))
+        queries = [attributor.query("test", index) for index in indices]
+    except NatscopeError as error:
+        complain(error)
+        return
+    classes = attributor.bundle.classes
+    st.markdown(f"**{escape.markdown(attributor.bundle.manifest.name)}**")
+    for title, query in zip(section.examples, queries, strict=True):
+        said, true = (escape.markdown(classes[label]) for label in (query.predicted, query.label))
+        what = f"labelled {true}, predicted {said}"
+        view = ComparisonView(f"test:{query.index}")
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.html(f'<img src="{data_uri(query.image)}" alt="" width="56"><style>{SHARP}</style>', width="content")
+            st.markdown(
+                f"[{title}: test image {query.index}]({frame.tab_address(frame.COMPARE, view, attributor)}), {what}"
+            )
+
+
+def _one(result: dict[str, Any], file: str) -> None:
+    setting, key = result["setting"], f"{_KEY}{file}"
     st.markdown(f"**{words.setting_of(setting)}**")
     st.markdown(f"**Ours.** {escape.sentence(result['finding'])}")
-    drawn, table = charts(result), _table(result)
-    for position, chart in enumerate(drawn):
+    own = table(result)
+    if own and is_table(result):
+        st.markdown(own.unbroken())
+    for position, chart in enumerate(charts(result)):
         if chart.title:
             st.markdown(f"*{chart.title}*")
         on_page.show(chart, f"{key}_{position}")
-    if table and drawn:
-        st.expander("The numbers").markdown(table)
-    elif table:
-        st.markdown(table)
+    if own and not is_table(result):
+        st.expander("The numbers").markdown(own.unbroken())
     st.caption(_size(result))
     if result["experiment"] == "backdoor":
         st.caption(escape.sentence(sigma2_chosen(result)))
-    _downloads(result, drawn, key)
+    _downloads(result, file, key)
     with st.expander("How to reproduce"):
-        bundles = result.get("bundles") or []
+        made = result.get("bundles") or []
+        identities = [bundle["identity"] for bundle in made] or [result["bundle"]]
         st.code(commands(result), language=None)
         st.markdown(
-            f"Bundles: {', '.join(b['identity'] for b in bundles) or result['bundle']}. "
+            f"{'Bundles' if len(identities) > 1 else 'Bundle'}: {', '.join(identities)}. "
             + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-            + "."
+            + ". `BUNDLES` and `folder:…` stand for folders of your own."
         )
 
 
-def _downloads(result: dict[str, Any], drawn: Sequence[Chart], key: str) -> None:
-    name = f"natscope-{key.removeprefix(_KEY)}"
+def _downloads(result: dict[str, Any], file: str, key: str) -> None:
+    """Draw the buttons: what is shown as a figure, its numbers, and everything."""
+    figure = partial(draw_file, chart_file, *panels(result), columns=columns(result))
+    offers = [
+        (kind, mime, "What is shown, in print quality.", partial(figure, kind=kind)) for kind, mime in FORMATS.items()
+    ]
+    offers += [
+        ("CSV", "text/csv", "The numbers, unrounded, with their standard errors.", partial(numbers, result)),
+        ("JSON", "application/json", "The numbers with every setting.", partial(json.dumps, result, indent=1)),
+    ]
     with st.container(horizontal=True):
-        for kind, mime in FORMATS.items() if drawn else ():
-            offer(
-                kind,
-                lambda kind=kind: draw_file(chart_file, *drawn, kind=kind, columns=columns(result)),  # type: ignore[misc]
-                f"{name}.{kind.lower()}",
-                mime,
-                key=f"{key}_{kind}",
-            )
-        offer("JSON", lambda: json.dumps(result, indent=1), f"{name}.json", "application/json", key=f"{key}_JSON")
+        for kind, mime, about, make in offers:
+            offer(kind, make, f"natscope-{file}.{kind.lower()}", mime, key=f"{key}_{kind}", help=about)
 
 
 def _size(result: dict[str, Any]) -> str:
     setting = result["setting"]
     count = len(result.get("bundles") or [1])
+    queries = f"{setting['queries']:,} queries" + (" a network" if count > 1 else "")
+    if result["experiment"] == "retraining":
+        queries = "1 query a class" if setting["queries"] == 1 else f"{setting['queries']:,} queries a class"
+    elif result.get("for") == "coreset":
+        queries = f"three sets of {setting['queries']:,} queries"
+    parts = [queries, f"{count} network{'s' if count > 1 else ''}", f"seed {setting['seed']}"]
+    parts.append(f"{_GIVEN} given {_CONDITIONED[conditioning(result)]}")
     sigma2 = {row["method"]: row["sigma2"] for row in result.get("rows", []) if row.get("sigma2")}
     settings = ", ".join(f"{METHODS[name].title} {_values(value)}" for name, value in sigma2.items() if name)
-    queries = f"{setting['queries']} queries" + (" a network" if count > 1 else "")
-    if result["experiment"] == "retraining":
-        queries = "1 query a class" if setting["queries"] == 1 else f"{setting['queries']} queries a class"
-    elif result.get("for") == "coreset":
-        queries = f"three sets of {setting['queries']} queries"
-    return f"{queries}, {count} network{'s' if count > 1 else ''}, seed {setting['seed']}, {result['date']}" + (
-        f"; σ²: {settings}." if settings else "."
-    )
+    parts += [f"σ²: {settings}"] if settings else []
+    return f"{'; '.join(parts)}. Measured on {result['date']}."
 
 
 def _values(value: Any) -> str:
-    return " / ".join(f"{v:g}" for v in dict.fromkeys(value)) if isinstance(value, list) else f"{value:g}"
-
-
-def _table(result: dict[str, Any]) -> str:
-    """Return the experiment's table; nothing where a chart says it all."""
-    return TABLES[result["experiment"]](result) if result["experiment"] in TABLES else ""
+    return " / ".join(map(words.sigma2_text, dict.fromkeys(value if isinstance(value, list) else [value])))

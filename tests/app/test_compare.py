@@ -106,7 +106,7 @@ def test_each_method_can_have_its_own_sigma2(page):
     app = _whole(app.run())
     app.select_slider(key="compare_own_info_gain").set_value(3.0)
     (figure,) = _figures(_whole(app.run()))
-    assert [strip["note"] for strip in figure["strips"]] == ["σ² = 10", "σ² = 1000"]
+    assert [strip["note"] for strip in figure["strips"]] == ["σ² = 10", "σ² = 10³"]
     assert app.query_params["own"] == "info_loss:10,info_gain:1000"
 
 

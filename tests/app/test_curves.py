@@ -8,7 +8,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from natscope import assets
-from natscope.app.figures.curves import panels, relative
+from natscope.app.figures.curves import relative, relative_charts
 from natscope.app.figures.experiments import experiment_files
 from natscope.app.figures.in_files import chart_file
 from natscope.app.figures.style import FORMATS
@@ -98,8 +98,8 @@ def test_the_shipped_result_says_how_it_was_made_and_can_be_drawn_again():
     assert result["command"].startswith("natscope precompute --classes 0,1")
     assert {"versions", "bundle", "date", "finding"} <= set(result)
     assert len(result["setting"]["query_indices"]) == result["setting"]["queries"]
-    upper, lower = (chart.series for chart in panels(result))
-    assert [line.name for line in upper] == [f"σ² = {value}" for value in ("1", "10", "100", "1000", "1e4", "1e5")]
+    upper, lower = (chart.series for chart in relative_charts(result))
+    assert [line.name for line in upper] == [f"σ² = {value}" for value in ("1", "10", "100", "10³", "10⁴", "10⁵")]
     first = result["panels"][0]["curves"][0]
     np.testing.assert_allclose(upper[0].y, 100 * np.array(first["mean"]))
     np.testing.assert_allclose(upper[0].error, 100 * np.array(first["standard_error"]))

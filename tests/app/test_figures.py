@@ -10,7 +10,7 @@ from PIL import Image
 
 from natscope.app.components import grid
 from natscope.app.figures.attribution import agreement, curve
-from natscope.app.figures.chart import Axis, Bars, Heatmap, Lines, Reference, Series, line_of
+from natscope.app.figures.chart import Axis, Bars, Heatmap, Lines, Reference, Series, line_of, marked_line
 from natscope.app.figures.coreset import overlap
 from natscope.app.figures.curves import lengths
 from natscope.app.figures.in_files import chart_file
@@ -93,6 +93,8 @@ def test_a_method_looks_the_same_in_every_chart(result):
     bars = overlap(["repsim", "info_loss"], [0.1, 0.9])
     assert bars.names == [METHODS[name].title for name in ("info_loss", "repsim")]
     line = line_of("info_loss", [1], [1])
+    marked = [marked_line(name, [1], [1]) for name in METHODS]
+    assert len({each.marker for each in marked}) == len({each.colour for each in marked}) == len(METHODS)
     assert bars.colours[0] == line.colour == curve(result).series[0].colour == METHODS["info_loss"].colour
 
 

@@ -78,17 +78,18 @@ def test_the_papers_figures_and_table_are_downloaded_as_pdf(visit):
     expect(page.get_by_role("heading", name="The paper’s experiments, measured")).to_be_visible(timeout=60_000)
     _settle(page)
 
-    def take(button):
+    def take(button, name):
         with button.page.expect_download(timeout=60_000) as download:
             button.click()
+        assert download.value.suggested_filename == name
         assert download.value.path().read_bytes().startswith(b"%PDF")
 
-    for anchor in ("relative-information", "brittleness", "coreset", "backdoor"):
-        page.get_by_role("link", name=re.compile("^(Figure|Table)")).first.wait_for()
-        take(page.locator(f".st-key-results_{anchor}0_PDF button"))
+    for file in ("figure-2-cifar10", "figure-3-fashion-mnist", "figures-5-and-6-fashion-mnist", "table-1-cifar10"):
+        take(page.locator(f".st-key-results_{file}_PDF button:visible"), f"natscope-{file}.pdf")
     with page.context.expect_page() as opened:
         page.get_by_role("link", name=re.compile("^Figure 7:")).click()
     page = opened.value
     expect(page.locator(".row").first).to_be_visible(timeout=90_000)
     _settle(page)
-    take(page.get_by_role("button", name="PDF", exact=True))
+    (image,) = re.findall(r"q=test%3A(\d+)", page.url)
+    take(page.get_by_role("button", name="PDF", exact=True), f"natscope-comparison-test-{image}.pdf")

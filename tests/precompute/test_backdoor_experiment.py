@@ -140,7 +140,7 @@ def test_a_result_measured_at_the_oracles_sigma2_alone_says_so(name):
     for row in rows:
         row.pop("oracle", None)
         row["sigma2"] = 10.0 if METHODS[row["method"]].uses_sigma2 else None
-    head, *lines = recall_table(old).splitlines()
+    head, *lines = recall_table(old).markdown().splitlines()
     assert head.endswith("| σ², chosen by recall on poisoned queries |")
     assert {line.count("|") for line in lines} == {head.count("|")}
     assert next(line for line in lines if line.startswith("| InfoLoss |")).endswith("| 10 |")
@@ -153,9 +153,9 @@ def test_a_result_measured_at_the_oracles_sigma2_alone_says_so(name):
 
 
 def test_the_papers_numbers_stand_beside_those_of_its_setting(result):
-    assert "paper" not in recall_table(result)
+    assert "paper" not in recall_table(result).markdown()
     alike = result | {"setting": result["setting"] | {"network": "resnet9 3-10", "data": "folder:cifar10, 50,000"}}
-    lines = recall_table(alike).splitlines()
+    lines = recall_table(alike).markdown().splitlines()
     assert lines[0].split(" | ")[1:] == [
         *("recall@50", "MRR@100", "recall@50, paper", "MRR@100, paper", "recall@50 of the oracle (σ² / scale) |")
     ]
@@ -296,7 +296,7 @@ def test_the_command_writes_json_figures_and_a_table(poisoned_path, tmp_path, re
     assert {kind for kind, _ in experiment_files(result)} == {"png", "svg", "md"}
     assert (out.parent / "backdoor.png").read_bytes().startswith(b"\x89PNG")
     table = (out.parent / "backdoor.md").read_text()
-    assert table == recall_table(result)
+    assert table == recall_table(result).markdown()
     assert all(METHODS[row["method"]].title in table for row in result["rows"])
 
 

@@ -192,7 +192,7 @@ def test_the_figures_and_the_table_show_every_row(result):
     files = dict(experiment_files(result))
     assert set(files) == {"png", "svg", "md"}
     assert files["png"].startswith(b"\x89PNG")
-    table = coreset_table(result)
+    table = coreset_table(result).markdown()
     assert f"| {METHODS['info_gain'].title}, with class quotas |" in table
     assert f"{100 * result['rows'][0]['accuracy'][0]['mean']:.1f}" in table
     for chart, variant in zip(charts(result), VARIANTS, strict=True):
@@ -212,7 +212,7 @@ def test_a_result_from_before_there_were_quotas_is_still_drawn():
         ("Ours: ea", [30.0]),
     ]
     assert {kind for kind, _ in experiment_files(old)} == {"png", "svg", "md"}
-    assert "| Random, class by class |  | 30.0 |" in coreset_table(old)
+    assert "| Random, class by class |  | 30.0% |" in coreset_table(old).markdown()
     assert "30.0% with random images class by class;" in coreset.finding(rows, (9,), over_bundles([0.9]), {})
 
 

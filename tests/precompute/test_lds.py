@@ -119,7 +119,7 @@ def test_the_result_has_a_row_for_each_sum_and_says_how_far_it_can_get(result):
     assert result["command"].startswith("natscope evaluate lds --bundle BUNDLES --out lds.json --queries 6 --budget 4")
     json.dumps(result, allow_nan=False)
     assert [suffix for suffix, _ in experiment_files(result)] == ["md"]
-    assert len(lds_table(result).splitlines()) == len(kinds) + 3
+    assert len(lds_table(result).markdown().splitlines()) == len(kinds) + 3
 
 
 def test_finished_trainings_are_not_repeated(result, tiny_path, parts, monkeypatch):

@@ -1,0 +1,16 @@
+// Links to places on the page: Back returns to where the page was scrolled to, which it does not do by itself, for the
+// part of a Streamlit page that scrolls is not the document.
+export default function () {
+  const scrolled = () => document.querySelector("[data-testid=stMain]");
+  function clicked(event) {
+    if (!event.target.closest?.("a[href^='#']") || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    history.replaceState({ ...history.state, scrolled: scrolled().scrollTop }, "");
+  }
+  function moved(event) {
+    if (event.state?.scrolled !== undefined) scrolled().scrollTop = event.state.scrolled;
+    else if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+  }
+  document.addEventListener("click", clicked);
+  window.addEventListener("popstate", moved);
+  return () => (document.removeEventListener("click", clicked), window.removeEventListener("popstate", moved));
+}

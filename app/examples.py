@@ -1,0 +1,24 @@
+"""Test images that are worth a look in any bundle: surely predicted and wrong."""
+
+import numpy as np
+from scipy.special import softmax
+
+from natscope.app.bundles import Served
+
+
+def examples(attributor: Served, count: int) -> list[int]:
+    """Return test images, each with another prediction if possible: those that the network is surest of and gets wrong.
+
+    Those that it gets right follow, the least sure first.
+
+    Args:
+        attributor: the opened bundle.
+        count: how many.
+    """
+    logits = np.asarray(attributor.bundle.array("test_logits"))
+    predicted, sure = logits.argmax(axis=1), softmax(logits, axis=1).max(axis=1)
+    right = predicted == attributor.test_labels
+    order = np.lexsort((np.where(right, sure, -sure), right))
+    firsts = np.sort(np.unique(predicted[order], return_index=True)[1])
+    others = np.setdiff1d(np.arange(len(order)), firsts)
+    return [int(index) for index in order[np.concatenate([firsts, others])[:count]]]
