@@ -131,7 +131,7 @@ def _kind(data: bytes) -> str:
     if data[40:44] == b" EMF":
         return "a Windows metafile"
     known = next((kind for magic, kind in _NOT_READ.items() if head.startswith(magic)), "")
-    return f"{known}, not an image" if known else f"no image of a kind that natscope reads ({_READABLE}), or damaged"
+    return f"{known}, not an image" if known else f"not a supported image ({_READABLE}), or is damaged"
 
 
 def _too_many_pixels() -> QueryError:

@@ -215,7 +215,7 @@ def test_attribute(walk, names, title, foreign):
     page.get_by_role("radio", name="Upload").click()
     file = {"name": f"![x](http://{foreign[0]}/u) **lead**.png", "mimeType": "image/png", "buffer": b"none"}
     page.locator("input[type=file]").set_input_files(file)
-    expect(page.get_by_test_id("stAlert")).to_contain_text("no image of a kind")
+    expect(page.get_by_test_id("stAlert")).to_contain_text("not a supported image")
     look(page, file["name"])
 
 
