@@ -281,11 +281,12 @@ def attribute(
         whole = everything(result)
         amount = f"{percent(share)} ({result.nats:.3f} nats)"
         say(f"These {len(result.items)} images contribute {amount} of what {whole} reveal.")
-    say(f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign")
+    say(f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign  source")
     for i in result.items:
         nats = "" if i.nats is None else f"{i.nats:.4f}"
         say(
-            f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  {'-0+'[i.sign + 1]}"
+            f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  {'-0+'[i.sign + 1]:<4}  "
+            + i.source
         )
 
 

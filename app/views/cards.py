@@ -23,6 +23,9 @@ def card(attributor: Served, split: str, index: int, *, title: str = "", **field
     """
     labels = attributor.train_labels if split == "train" else attributor.test_labels
     label, tag = attributor.bundle.classes[labels[index]], tagged(attributor).get(f"{split}:{index}", "")
-    said = (title or f"{label}, {KINDS[split]} image {index}") + (f"; tagged {tag}" if tag else "")
+    source = attributor.bundle.sources(split)[index]
+    said = title or f"{label}, {KINDS[split]} image {index}"
+    said += "" if source == f"{split} row {index}" else f"; {source}"
+    said += f"; tagged {tag}" if tag else ""
     picture = np.asarray(attributor.bundle.array(f"{split}_images")[index])
     return Card(src=data_uri(picture), alt=said, title=said, tag=tag, **({"caption": label} | fields))

@@ -23,7 +23,7 @@ from natscope.core.methods import METHODS
 
 _MEASURES = {"jaccard": "Jaccard", "rbo": "Rank-biased overlap"}
 _COLUMNS = (
-    "query", "method", "sigma2", "rank", "train_index", "label", "label_name", "score", "nats_cumulative", "sign"
+    "query", "method", "sigma2", "rank", "train_index", "source", "label", "label_name", "score", "nats_cumulative", "sign",
 )  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def _table(queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], classes
             sigma2 = row.sigma2 if method.uses_sigma2 else ""
             for i in row.answer.items if row.answer else ():
                 nats = "" if i.nats is None else i.nats
-                image = [i.train_index, i.label, classes[i.label], i.score, nats, i.sign]
+                image = [i.train_index, i.source, i.label, classes[i.label], i.score, nats, i.sign]
                 lines.append([_name(query), method.name, sigma2, i.rank, *image])
     return escape.table(_COLUMNS, lines)
 

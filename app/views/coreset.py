@@ -194,11 +194,11 @@ def _downloads(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: 
 
 
 def _table(attributor: Served, chosen: tasks.Chosen) -> str:
-    classes, labels = attributor.bundle.classes, attributor.train_labels
+    classes, labels, sources = attributor.bundle.classes, attributor.train_labels, attributor.bundle.sources("train")
     return escape.table(
-        ("rank", "train_index", "label", "label_name", "nats_cumulative"),
+        ("rank", "train_index", "source", "label", "label_name", "nats_cumulative"),
         (
-            [rank, int(index), int(labels[index]), classes[labels[index]], float(nats)]
+            [rank, int(index), sources[index], int(labels[index]), classes[labels[index]], float(nats)]
             for rank, (index, nats) in enumerate(zip(chosen.indices, chosen.nats, strict=True), 1)
         ),
     )

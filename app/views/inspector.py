@@ -117,6 +117,7 @@ def _draw(
     _pictures(shown)
     if said := about(index):
         st.markdown(said)
+    st.code(escape.visible(attributor.bundle.sources("train")[index]), language=None, wrap_lines=True)
     _actions(attributor, index, request, explain)
     if attributor.heavy(request):
         st.caption("Its own picks are shown where the pool and what is assumed known are the usual ones.")

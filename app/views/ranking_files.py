@@ -48,14 +48,24 @@ def _table(attributor: Served, query: QueryImage, result: Attribution) -> str:
     settings = {
         "bundle": attributor.bundle.manifest.name,
         "query": "upload" if query.index is None else f"{query.origin}:{query.index}",
+        "query_source": query.source,
         **{name: asked[name] for name in ("target_name", "method", "sigma2", "pool", "conditioning")},
     }
-    columns = ("rank", "train_index", "label", "label_name", "score", "nats_cumulative", "sign", *settings)
+    columns = ("rank", "train_index", "source", "label", "label_name", "score", "nats_cumulative", "sign", *settings)
     return escape.table(
         columns,
         (
             [
-                *(i.rank, i.train_index, i.label, classes[i.label], i.score, "" if i.nats is None else i.nats, i.sign),
+                *(
+                    i.rank,
+                    i.train_index,
+                    i.source,
+                    i.label,
+                    classes[i.label],
+                    i.score,
+                    "" if i.nats is None else i.nats,
+                    i.sign,
+                ),
                 *settings.values(),
             ]
             for i in result.items

@@ -112,12 +112,15 @@ def tray(attributor: Served, take: Callable[[str], None]) -> None:
         def link(image: str) -> str:
             return urljoin(page, frame.tab_address(frame.ATTRIBUTION, AttributeView(image), attributor))
 
+        def source(image: str) -> str:
+            return attributor.bundle.sources(image.partition(":")[0])[_number(image)]
+
         def table() -> str:
             rows = ((image, tags[image], *_labels(attributor, image)) for image in images)
             return escape.table(
-                ("data", "image", "tag", "label", "predicted", "confidence", "link"),
+                ("data", "image", "source", "tag", "label", "predicted", "confidence", "link"),
                 (
-                    [bundle, image, text, classes[label], classes[answer], f"{share:.4f}", link(image)]
+                    [bundle, image, source(image), text, classes[label], classes[answer], f"{share:.4f}", link(image)]
                     for image, text, label, answer, share in rows
                 ),
             )

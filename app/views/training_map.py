@@ -288,13 +288,16 @@ def _selection(attributor: Served, predicted: np.ndarray, groups: Sequence[Group
 def _actions(attributor: Served, rows: Sequence[int], predicted: np.ndarray) -> None:
     """Draw what can be done with all selected images together."""
     classes, labels = attributor.bundle.classes, attributor.train_labels
-    own = tags.tagged(attributor)
+    own, sources = tags.tagged(attributor), attributor.bundle.sources("train")
 
     def table() -> str:
         return escape.table(
-            ("image", "label", "predicted", "tag"),
+            ("image", "source", "label", "predicted", "tag"),
             (
-                [f"train:{row}", classes[labels[row]], classes[predicted[row]], own.get(f"train:{row}", "")]
+                [
+                    *(f"train:{row}", sources[row], classes[labels[row]], classes[predicted[row]]),
+                    own.get(f"train:{row}", ""),
+                ]
                 for row in rows
             ),
         )

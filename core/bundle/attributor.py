@@ -248,7 +248,7 @@ class Attributor(Capabilities):
 
     def _items(self, selection: Selection, pool: Pool, rows: np.ndarray) -> tuple[Item, ...]:
         """Return the picks as training images; `rows` (n,) are the training indices of the pool."""
-        indices, nats = selection.indices, selection.nats
+        indices, nats, sources = selection.indices, selection.nats, self.bundle.sources("train")
         return tuple(
             Item(
                 rank=position + 1,
@@ -258,6 +258,7 @@ class Attributor(Capabilities):
                 nats=None if nats is None else float(nats[position]),
                 sign=int(selection.signs[position]),
                 variance=float(variance),
+                source=sources[rows[row]],
             )
             for position, (row, variance) in enumerate(zip(indices, pool.variances(indices), strict=True))
         )
@@ -372,6 +373,7 @@ class Attributor(Capabilities):
             index=index,
             label=label,
             ood=self._ood(image, outputs.penultimate[0]) if origin == "upload" else 0.0,
+            source="" if index is None else self.bundle.sources(origin)[index],
         )
 
     def _ood(self, image: np.ndarray, penultimate: np.ndarray) -> float:

@@ -70,6 +70,7 @@ class Bundle:
         self.path = path
         self.manifest = read_manifest(path)
         self.opened_with = self.stamp()
+        self._sources: dict[str, tuple[str, ...]] = {}
         for record in self.manifest.files.values():
             if wrong := size_fault(path, record):
                 raise self._damaged(record, wrong)
@@ -176,6 +177,25 @@ class Bundle:
         if name == "train_labels" or name.startswith("gram_"):
             _ = self.members  # what is recorded fits them
         return self._mapped(name)
+
+    def sources(self, split: str) -> tuple[str, ...]:
+        """Return where each image of "train" or "test" comes from: its file within the data set, or its row there.
+
+        A bundle of an earlier version, which did not keep that, knows its own numbers alone.
+
+        Raises:
+            BundleError: if the file that says so is damaged.
+        """
+        if split not in self._sources:
+            count, name = len(self.array(f"{split}_labels")), f"{split}_sources"
+            if self.has(name):
+                found = np.asarray(self.array(name)).tobytes().decode(errors="replace").split("\n")
+                if len(found) != count:
+                    raise self._damaged(self.manifest.files[name], "names another number of images")
+            else:
+                found = [f"{split} row {row}" for row in range(count)]
+            self._sources[split] = tuple(found)
+        return self._sources[split]
 
     def index(self, name: str) -> InnerProductIndex:
         """Return the index over the features of a class.
@@ -304,7 +324,7 @@ def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done,
 def _joint_faults(bundle: Bundle) -> Iterator[str]:
     """Yield a sentence on each mismatch between files of a bundle that are intact one by one."""
     try:
-        _ = bundle.members
+        _ = bundle.members, bundle.sources("train"), bundle.sources("test")
         for name in bundle.manifest.files:
             if name.startswith("index_"):
                 bundle.index(name)

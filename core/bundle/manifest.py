@@ -35,6 +35,7 @@ _NEEDED = (
     *("penultimate", "features", "weights"),
 )
 _LARGEST_HEADER = 10_000  # bytes before the numbers of an array
+_LONGEST_SOURCE = 10_000  # bytes, on average
 _SIDE = 1024  # pixels of an image's side, at most
 _MOST_SHARES = 1.001  # 1 with rounding
 
@@ -287,9 +288,11 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "train_images": _BYTE,
     "train_labels": _INT,
     "train_logits": _FLOATS,
+    "train_sources": _BYTE,
     "test_images": _BYTE,
     "test_labels": _INT,
     "test_logits": _FLOATS,
+    "test_sources": _BYTE,
     "test_fooled": _BOOL,
     "penultimate": _FLOATS,
     "features": _STORED,
@@ -326,13 +329,15 @@ def _fits(manifest: Manifest, name: str, shape: tuple[int, ...]) -> bool:
     train, test = first("train_images"), first("test_images")
     if not (0 < train <= MOST_TRAINING_IMAGES and 0 < test <= MOST_TEST_IMAGES):
         return False
+    count = test if name.startswith("test_") else train
     if name.startswith("gram_"):
         return len(shape) == 1 and 1 <= shape[0] <= train * (train + 1) // 2
     if name.startswith("train_gram_"):
         return shape == (manifest.width, manifest.width)
+    if name.endswith("_sources"):
+        return len(shape) == 1 and 1 <= shape[0] <= _LONGEST_SOURCE * count
     if name == "penultimate":
         return len(shape) == 2 and shape[0] == train and shape[1] >= 1
-    count = test if name.startswith("test_") else train
     if name.endswith("_images"):
         return shape == (count, *images[1:])
     if name.endswith("_logits"):

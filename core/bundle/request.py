@@ -25,6 +25,7 @@ class QueryImage:
         label: its true class; None for an upload.
         ood: distance to the nearest training image over the distance that 99.5% of test images stay within, in
             pixels or in penultimate features, whichever is larger: above 1 it is out of distribution.
+        source: its file within the data set, or its row there; empty for an upload.
     """
 
     image: np.ndarray
@@ -34,6 +35,7 @@ class QueryImage:
     index: int | None
     label: int | None
     ood: float
+    source: str = ""
 
     @property
     def predicted(self) -> int:
@@ -79,6 +81,7 @@ class Item:
     nats: float | None
     sign: int
     variance: float
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ class Attribution:
             "query": {
                 "origin": query.origin,
                 "index": query.index,
+                "source": query.source,
                 "label": query.label,
                 "predicted": query.predicted,
                 "probability": float(query.probabilities[query.predicted]),
@@ -161,6 +165,7 @@ class Attribution:
                 {
                     "rank": i.rank,
                     "train_index": i.train_index,
+                    "source": i.source,
                     "label": i.label,
                     "score": i.score,
                     "nats": i.nats,

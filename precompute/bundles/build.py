@@ -263,6 +263,8 @@ class _Builder:
         for split in ("train", "test"):
             self.store.small(f"{split}_images", getattr(data, f"{split}_images"))
             self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
+            sources = "\n".join(getattr(data, f"{split}_sources")).encode()
+            self.store.small(f"{split}_sources", np.frombuffer(sources, np.uint8))
         results = self._outputs(features, images) | found
         own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
         kernel = kernel_of(spec.sketch, layout)

@@ -1,6 +1,7 @@
 """Data sets by name: images as stored, labels, class names and the scaling that networks expect."""
 
 import gzip
+import itertools
 import math
 import socket
 import zlib
@@ -36,6 +37,8 @@ class Dataset:
         test_labels: (M,) int64.
         mean: mean of each channel, in units where white is 1.
         std: standard deviation of each channel, in the same units.
+        train_sources: where each training image comes from, such as its file within the data set; its row if empty.
+        test_sources: likewise.
 
     Raises:
         DataError: if images and labels do not fit each other.
@@ -49,6 +52,8 @@ class Dataset:
     test_labels: np.ndarray
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    train_sources: tuple[str, ...] = ()
+    test_sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the arrays fit each other and lock them."""
@@ -56,6 +61,10 @@ class Dataset:
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
             if len(images) != len(labels) or not len(labels):
                 raise DataError(f"The {split} part of {self.name} has {len(images)} images and {len(labels)} labels.")
+            sources = getattr(self, f"{split}_sources") or tuple(f"{split} row {row}" for row in range(len(labels)))
+            if len(sources) != len(labels):
+                raise DataError(f"The {split} part of {self.name} has {len(labels)} images, {len(sources)} sources.")
+            object.__setattr__(self, f"{split}_sources", sources)
             if labels.min() < 0 or labels.max() >= len(self.classes):
                 raise DataError(f"The {split} part of {self.name} has labels outside 0..{len(self.classes) - 1}.")
             for array in (images, labels):
@@ -100,6 +109,7 @@ def of_classes(data: Dataset, classes: Sequence[int]) -> Dataset:
         labels = number[getattr(data, f"{split}_labels")]
         rows = labels >= 0
         kept |= {f"{split}_images": getattr(data, f"{split}_images")[rows], f"{split}_labels": labels[rows]}
+        kept[f"{split}_sources"] = tuple(itertools.compress(getattr(data, f"{split}_sources"), rows))
     return replace(data, classes=tuple(data.classes[label] for label in classes), **kept)
 
 
@@ -113,7 +123,8 @@ def first_of_each(data: Dataset, count: int) -> Dataset:
         raise DataError("At least one training image of each class must be kept.")
     labels = data.train_labels
     rows = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(len(data.classes))]))
-    return replace(data, train_images=data.train_images[rows], train_labels=labels[rows])
+    sources = tuple(data.train_sources[row] for row in rows)
+    return replace(data, train_images=data.train_images[rows], train_labels=labels[rows], train_sources=sources)
 
 
 def scaled(data: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:

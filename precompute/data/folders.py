@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,7 @@ def load_folder(
     mean, std = _moments(pixels, good[good < len(train)])
     parts = slice(None, len(train)), slice(len(train), None)
     images = [np.ascontiguousarray(pixels[p][kept[p]] if broken else pixels[p]) for p in parts]
+    names = [_shown(file.relative_to(path)) for file, _ in files]
     data = Dataset(
         name=f"folder:{_shown(Path(path.resolve().name))}",
         classes=classes,
@@ -125,6 +127,8 @@ def load_folder(
         test_labels=labels[~split & kept],
         mean=mean,
         std=std,
+        train_sources=tuple(compress(names, split & kept)),
+        test_sources=tuple(compress(names, ~split & kept)),
     )
     return data, list(broken.values())
 
