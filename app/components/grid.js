@@ -13,14 +13,22 @@ export default function ({ data, parentElement, setTriggerValue }) {
   grid.dataset.shown = data.label;
   if (held >= 0) grid.children[held]?.querySelector("." + focused.className)?.focus({ preventScroll: true });
 
+  // U+2060 keeps a class's name, such as T-shirt, on one line.
   function card(item, place) {
     const cell = element("figure", "card" + (item.framed ? " framed" : "") + (place === data.selected ? " selected" : ""));
     if (data.appear && grid.dataset.shown !== data.label) {
       cell.classList.add("appear");
       cell.style.animationDelay = 45 * place + "ms";
     }
-    const button = element("button", "picture");
-    button.type = "button";
+    const button = element(item.href ? "a" : "button", "picture");
+    if (item.href) Object.assign(button, { href: item.href, target: "_blank", rel: "noreferrer" });
+    else {
+      button.type = "button";
+      button.onclick = () => {
+        setTriggerValue("picked", place);
+        comeBack(place);
+      };
+    }
     button.title = item.title;
     button.setAttribute("aria-label", item.alt);
     if (place === data.selected) button.setAttribute("aria-pressed", "true");
@@ -28,10 +36,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
     image.src = item.src;
     image.alt = "";
     button.append(image);
-    button.onclick = () => {
-      setTriggerValue("picked", place);
-      comeBack(place);
-    };
     cell.append(button);
     if (item.caption) {
       const caption = element("figcaption");
@@ -43,7 +47,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
         head.append(element("span", "rank", item.rank), element("span", "value " + item.tone, item.value));
         caption.append(head);
       }
-      caption.append(element("span", "label " + (item.rank ? "" : item.tone), item.caption));
+      caption.append(element("span", "label " + (item.rank ? "" : item.tone), item.caption.replaceAll("-", "-\u2060")));
       cell.append(caption);
     }
     if (data.reuse) {

@@ -28,6 +28,7 @@ class Card:
         tone: "for" or "against".
         strength: share of the strongest card, 0 to 1, drawn as a bar.
         framed: whether it is framed as an outlier.
+        href: address that a click on it opens in another tab, as `st.link_button` does; none picks the card.
     """
 
     src: str
@@ -39,6 +40,7 @@ class Card:
     tone: str = "for"
     strength: float = 0.0
     framed: bool = False
+    href: str = ""
 
 
 def grid(

@@ -157,7 +157,7 @@ def _pictures(shown: Sequence[tuple[np.ndarray, str, str]]) -> None:
 
 
 def _actions(attributor: Served, index: int, request: Request, explain: Explain | None) -> None:
-    asked = AttributeView(f"train:{index}", request.method, request.sigma2 or attributor.bundle.sigma2(request.method))
+    asked = _asked(attributor, f"train:{index}", request)
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         for text, icon, tab in _WAYS:
             if explain is not None:
@@ -166,6 +166,10 @@ def _actions(attributor: Served, index: int, request: Request, explain: Explain 
             else:
                 st.link_button(text, frame.tab_address(tab, asked, attributor), icon=f":material/{icon}:")
         tags.tag(attributor, f"train:{index}", key="tag_inspected")
+
+
+def _asked(attributor: Served, image: str, request: Request) -> AttributeView:
+    return AttributeView(image, request.method, request.sigma2 or attributor.bundle.sigma2(request.method))
 
 
 def _lead(explain: Explain, image: str, tab: str) -> None:
@@ -216,9 +220,14 @@ def _others(attributor: Served, index: int, label: int, request: Request, explai
         if explain is not None:
             _lead(explain, f"test:{tests[position]}", frame.ATTRIBUTION)
 
+    def shown(number: int) -> Card:
+        made, asked = card(attributor, "test", number), _asked(attributor, f"test:{number}", request)
+        address = "" if explain is not None else frame.tab_address(frame.ATTRIBUTION, asked, attributor)
+        return replace(made, title=f"Explain {made.title}", alt=f"Explain {made.alt}", href=address)
+
     if len(tests):
         grid(
-            [card(attributor, "test", int(number)) for number in tests[:_SHOWN]],
+            [shown(int(number)) for number in tests[:_SHOWN]],
             key="reliant",
             label=f"Test images that rely on training image {index}",
             size=48,
