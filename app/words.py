@@ -263,7 +263,7 @@ def in_cases(share: float, *, only: bool = False) -> str:
     """Return how often something happens, at the end of a sentence: "in 62% of cases", "in every case"."""
     if share in (0, 1):
         return "in every case" if share else "in no case"
-    return f"in {'only ' if only else ''}{portion(share)} of cases"
+    return f"in {'only ' if only and share >= 0.005 else ''}{portion(share)} of cases"
 
 
 def nats(value: float) -> str:

@@ -359,7 +359,8 @@ _STYLE = f"""
 [data-testid="stLayoutWrapper"]:has(> .st-key-{KEY}steps) {{ position: sticky; top: 3.75rem; z-index: 100; }}
 .st-key-{KEY}steps {{ padding: .35rem 0;
   background: light-dark({LIGHT.background}, {DARK.background}); }}
-{", ".join(f"#{anchor}" for anchor in _STEPS)} {{ font-size: 1.4rem; scroll-margin-top: 7.6rem; }}
+{", ".join(f"#{anchor}" for anchor in _STEPS)} {{ font-size: 1.4rem !important; scroll-margin-top: 7.6rem; }}
+[data-testid="stMain"] h5 {{ font-size: 1.05rem !important; }}
 [data-testid="stMain"] [data-testid="stMarkdownContainer"] > p {{ max-width: 60rem; }}
 [class*="st-key-{KEY}"][class*="_result"] {{ scroll-margin: 7.6rem 0 1.5rem; }}
 [class*="_into_view"] {{ position: absolute; }}

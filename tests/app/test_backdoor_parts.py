@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from natscope.app import words
 from natscope.app.components import trigger_patch
 from natscope.app.figures.backdoor import roc
 from natscope.app.links import BackdoorView, Limits, parameters, read
@@ -21,6 +22,7 @@ def test_shares_and_numbers_are_said_as_a_person_would_say_them():
         "Measured once, on 2026-01-02: a model trained without the 1 picture that natscope named is still fooled in "
         "80% of cases."
     )
+    assert words.in_cases(0.004, only=True) == "in less than 1% of cases"
     assert [backdoor_scene.planted_among(planted, 50) for planted in (0, 1, 47)] == [
         "None of the first 50 was planted",
         "1 of the first 50 was planted",
