@@ -66,7 +66,7 @@ def page() -> None:
     with st.container(border=True):
         searched = search_step(scene, view, _note(scene, view, trick), _set, _another)
     with st.container(border=True):
-        proven = proof_step(scene, searched and searched.method, _change)
+        proven = proof_step(scene, None if searched is None else searched.method, _change)
     with st.container(border=True):
         audited = audit_step(scene)
     if searched is not None:

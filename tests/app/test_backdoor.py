@@ -3,6 +3,7 @@ import io
 import json
 import re
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
