@@ -22,7 +22,6 @@ from natscope.core.analysis.embedding import Embedding, embed
 from natscope.core.analysis.reliance import Reliance
 from natscope.core.analysis.reliance import reliance as reliance_of
 from natscope.core.analysis.stability import Stability, across_networks, across_sketches
-from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.file_checks import stamp
 from natscope.core.bundle.format import Bundle, read_manifest
@@ -32,6 +31,7 @@ from natscope.core.methods import RANDOM
 from natscope.core.progress import Progress
 from natscope.core.sketch_error import SketchError
 from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.experiments.backdoor import backdoor_of
 from natscope.precompute.experiments.backdoor import fooled as fooled_by
 from natscope.precompute.experiments.proof import measure
 from natscope.precompute.training.removal import answer, identity_of, name_of, without
@@ -255,7 +255,7 @@ def healed(progress: Progress, place: Place, suspects: np.ndarray, index: int) -
     """Train without the suspects, and measure the attack."""
     bundle = _opened(place).bundle
     model = retrain(bundle, suspects, partial(progress, "Retraining without the suspects"))
-    return outcome(bundle, model, _backdoor(place), index)
+    return outcome(bundle, model, backdoor_of(bundle), index)
 
 
 def proof(
@@ -272,7 +272,7 @@ def proof(
         pattern: (S, S), the patch of the test image's class.
     """
     attributor = _opened(place)
-    backdoor = _backdoor(place).with_pattern(int(attributor.test_labels[index]), pattern)
+    backdoor = backdoor_of(attributor.bundle).with_pattern(int(attributor.test_labels[index]), pattern)
     return measure(attributor, backdoor, index, found, others, progress)
 
 
@@ -312,7 +312,3 @@ def removals(
 def draw(progress: Progress, function: Callable[..., Any], arguments: tuple[Any, ...], settings: dict[str, Any]) -> Any:
     """Draw a figure."""
     return function(*arguments, **settings)
-
-
-def _backdoor(place: Place) -> Backdoor:
-    return Backdoor.from_dict(_opened(place).bundle.manifest.poison or {})

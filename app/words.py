@@ -270,6 +270,38 @@ def setting_of(setting: Mapping[str, Any]) -> str:
     return f"{data_of(setting)}; {escape.markdown(network)}{epochs}"
 
 
+def article(name: str, *, capital: bool = False) -> str:
+    """Return a class's name after "a" or "an"."""
+    word = "an" if name[:1].lower() in "aeiou" else "a"
+    return f"{word.capitalize() if capital else word} {name}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: "1 picture", "1,500 pictures"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def number_were(number: int) -> str:
+    """Return the subject of a sentence on some of those that it has just counted: "none was", "1 was", "47 were"."""
+    return f"{number or 'none'} {'was' if number < 2 else 'were'}"
+
+
+def portion(share: float) -> str:
+    """Return a share that "of the …" follows, rounded only to what it is: "none", "less than 1%", "62%", "all"."""
+    if share in (0, 1):
+        return "all" if share else "none"
+    if share < 0.005:
+        return "less than 1%"
+    return "over 99%" if share >= 0.995 else f"{share:.0%}"
+
+
+def in_cases(share: float, *, only: bool = False) -> str:
+    """Return how often something happens, at the end of a sentence: "in 62% of cases", "in every case"."""
+    if share in (0, 1):
+        return "in every case" if share else "in no case"
+    return f"in {'only ' if only and share >= 0.005 else ''}{portion(share)} of cases"
+
+
 def nats(value: float) -> str:
     """Return an amount of information with its unit, three significant digits."""
     if value != 0 and abs(value) < 1e-3:

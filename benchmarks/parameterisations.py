@@ -18,6 +18,7 @@ from natscope.core.parameters import ROLES, WEIGHTS, kernel_parameters
 from natscope.core.sketches import SketchSpec, make_sketch
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.demo import EMBEDDED, POISONED
+from natscope.precompute.experiments.backdoor import backdoor_of
 from natscope.precompute.training.models import ModelSpec, build_model
 
 _AT = 50
@@ -52,7 +53,7 @@ def _measure(say: Say, opened: Bundle) -> None:
     model = build_model(ModelSpec.from_dict(opened.manifest.model), seed=0, bundle=opened)
     opened.load_into(model)
     model.eval()
-    backdoor = Backdoor.from_dict(opened.manifest.poison or {})
+    backdoor = backdoor_of(opened)
     recalls: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     shares: list[dict[str, float]] = []
     for base, target in enumerate(backdoor.targets.tolist()):

@@ -285,8 +285,8 @@ def attribute(
     for i in result.items:
         nats = "" if i.nats is None else f"{i.nats:.4f}"
         say(
-            f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  {'-0+'[i.sign + 1]:<4}  "
-            + i.source
+            f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  "
+            f"{'-0+'[i.sign + 1]:<4}  {i.source}"
         )
 
 

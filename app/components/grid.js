@@ -28,17 +28,25 @@ export default function ({ data, parentElement, setTriggerValue }) {
   // One stop of the Tab key for a whole grid; the arrow keys go on from there.
   function reach(place) {
     [...grid.children].forEach((cell, at) =>
-      cell.querySelectorAll("button").forEach((button) => (button.tabIndex = at === place ? 0 : -1)));
+      cell.querySelectorAll(".picture, .reuse").forEach((button) => (button.tabIndex = at === place ? 0 : -1)));
   }
 
+  // U+2060 keeps a class's name, such as T-shirt, on one line.
   function card(item, place) {
     const cell = element("figure", "card" + (item.framed ? " framed" : "") + (place === data.selected ? " selected" : ""));
     if (data.appear && grid.dataset.shown !== data.label) {
       cell.classList.add("appear");
       cell.style.animationDelay = 45 * place + "ms";
     }
-    const button = element("button", "picture");
-    button.type = "button";
+    const button = element(item.href ? "a" : "button", "picture");
+    if (item.href) Object.assign(button, { href: item.href, target: "_blank", rel: "noreferrer" });
+    else {
+      button.type = "button";
+      button.onclick = () => {
+        setTriggerValue("picked", place);
+        comeBack(place);
+      };
+    }
     button.title = item.title;
     button.setAttribute("aria-label", item.alt);
     if (place === data.selected) button.setAttribute("aria-pressed", "true");
@@ -47,10 +55,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
     image.alt = "";
     button.append(image);
     if (item.tag) button.append(element("span", "tag", item.tag));
-    button.onclick = () => {
-      setTriggerValue("picked", place);
-      comeBack(place);
-    };
     button.onfocus = () => reach(place);
     cell.append(button);
     if (item.caption) {
@@ -63,7 +67,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
         head.append(element("span", "rank", item.rank), element("span", "value " + item.tone, item.value));
         caption.append(head);
       }
-      caption.append(element("span", "label " + (item.rank ? "" : item.tone), item.caption));
+      caption.append(element("span", "label " + (item.rank ? "" : item.tone), item.caption.replaceAll("-", "-\u2060")));
       cell.append(caption);
     }
     if (data.reuse) {

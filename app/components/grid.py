@@ -29,6 +29,7 @@ class Card:
         strength: share of the strongest card, 0 to 1, drawn as a bar.
         framed: whether it is framed as an outlier.
         tag: what the visitor tagged it with.
+        href: address that a click on it opens in another tab, as `st.link_button` does; none picks the card.
     """
 
     src: str
@@ -41,6 +42,7 @@ class Card:
     strength: float = 0.0
     framed: bool = False
     tag: str = ""
+    href: str = ""
 
 
 def grid(

@@ -1,14 +1,18 @@
 // image + patch = stamped image. The patch is drawn on here, and goes to Python as a whole soon after the last click;
-// until Python has heard it, what was drawn stays, whatever an earlier run of the page still sends.
+// until Python has heard that number, what was drawn stays, whatever an earlier run of the page still sends. In another
+// turn Python has put another patch there, and what was drawn before counts no more.
 const PAUSE = 300; // milliseconds after the last click
 
 export default function ({ data, parentElement, setTriggerValue }) {
   const root = parentElement.querySelector(".trigger-patch");
   const side = data.pattern.length;
-  if (root.drawn !== undefined && ((root.timer === undefined && data.heard === root.drawn) || root.drawn.length !== side * side)) {
-    root.drawn = undefined;
+  if (root.turn !== data.turn || root.drawn?.length !== side * side || (root.timer === undefined && data.heard === root.number)) {
+    clearTimeout(root.timer);
+    root.timer = root.drawn = undefined;
   }
-  root.send = (text) => setTriggerValue("drawn", text);
+  root.turn = data.turn;
+  root.number = Math.max(root.number ?? 0, data.heard);
+  root.send = (text) => setTriggerValue("drawn", `${root.turn}.${root.number}.${text}`);
   const focused = root.getRootNode().activeElement;
   const held = [...root.querySelectorAll(".square")].indexOf(focused);
   root.replaceChildren(shown(data.clean), sign("+"), patch(), sign("="), shown(data.stamped));
@@ -56,6 +60,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     clearTimeout(root.timer);
     root.timer = setTimeout(() => {
       root.timer = undefined;
+      root.number += 1;
       root.send(root.drawn);
     }, PAUSE);
     mark();

@@ -1,11 +1,14 @@
 """The picture of the backdoor: an image, a patch that can be drawn on, and the two put together."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import streamlit as st
 
 from natscope.app.components import component
+
+_SENT = re.compile(r"(?P<turn>[0-9]{1,9})\.(?P<number>[0-9]{1,9})\.(?P<bits>[01]+)")
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ def trigger_patch(
 ) -> None:
     """Draw the picture.
 
-    The browser draws on the patch at once and sends all of it shortly after the last click. Until that has been heard,
-    it keeps what was drawn, so that no click is lost while the server is busy.
+    The browser draws on the patch at once and sends all of it, numbered, shortly after the last click. Until that
+    number has been heard, it keeps what was drawn, so that no click is lost while the server is busy; `forget_drawing`
+    begins another turn, in which what was drawn before counts no more.
 
     Args:
         clean: the image as it was.
@@ -52,10 +56,11 @@ def trigger_patch(
     squares, heard = sum(len(row) for row in pattern), f"{key}_heard"
 
     def drawn() -> None:
-        text = (st.session_state.get(key) or {}).get("drawn")
-        if isinstance(text, str) and len(text) == squares and set(text) <= {"0", "1"}:
-            st.session_state[heard] = text
-            on_draw(text)
+        sent = (st.session_state.get(key) or {}).get("drawn")
+        said = _SENT.fullmatch(sent) if isinstance(sent, str) else None
+        if said and len(said["bits"]) == squares and int(said["turn"]) == _turn(key):
+            st.session_state[heard] = int(said["number"])
+            on_draw(said["bits"])
 
     component("trigger_patch", '<div class="trigger-patch"></div>')(
         key=key,
@@ -64,7 +69,17 @@ def trigger_patch(
             "pattern": [list(map(int, row)) for row in pattern],
             "note": note,
             "stamped": asdict(stamped),
-            "heard": st.session_state.get(heard, ""),
+            "heard": st.session_state.get(heard, 0),
+            "turn": _turn(key),
         },
         on_drawn_change=drawn,
     )
+
+
+def forget_drawing(key: str) -> None:
+    """Take no patch any more whose drawing began before now, when another one is put in its place."""
+    st.session_state[f"{key}_turn"] = _turn(key) + 1
+
+
+def _turn(key: str) -> int:
+    return int(st.session_state.get(f"{key}_turn", 0))

@@ -2,6 +2,7 @@
 
 import textwrap
 from functools import cache
+from typing import Any
 
 from natscope.app import escape
 from natscope.app.figures.style import Axes, TextPath, blended_transform_factory
@@ -47,7 +48,7 @@ def draw(axes: Axes, table: Table, across: float) -> None:
     for column, wide in enumerate(widths):
         number = _is_number(table, column)
         place, side = (left + wide, "right") if number else (left, "left")
-        style = {"transform": at, "ha": side, "va": "baseline", "fontsize": _SIZE, "in_layout": False}
+        style: dict[str, Any] = {"transform": at, "ha": side, "va": "baseline", "fontsize": _SIZE, "in_layout": False}
         for line, title in enumerate(reversed(titles[column].split("\n"))):
             axes.text(place, top - _EDGE / 2 - _ROW * line, title, **style)
         for line, row in enumerate(rows, 1):

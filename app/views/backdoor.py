@@ -4,30 +4,34 @@ import random
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import streamlit as st
 
-from natscope.app import bundles, escape, lanes, tasks
+from natscope.app import bundles, escape, lanes, tasks, words
 from natscope.app.bundles import Served
 from natscope.app.components.grid import data_uri
-from natscope.app.components.trigger_patch import Shown, trigger_patch
+from natscope.app.components.steps import steps
+from natscope.app.components.trigger_patch import Shown, forget_drawing, trigger_patch
 from natscope.app.links import BackdoorView
 from natscope.app.theme import DARK, LIGHT
 from natscope.app.views import frame
 from natscope.app.views.backdoor_audit import audit_step
 from natscope.app.views.backdoor_proof import proof_step
-from natscope.app.views.backdoor_scene import KEY, Proven, Scene, experts, picked
-from natscope.app.views.backdoor_search import found_by, search_step
+from natscope.app.views.backdoor_retell import retell
+from natscope.app.views.backdoor_scene import KEY, Scene, experts, picked
+from natscope.app.views.backdoor_search import search_step
 from natscope.app.views.banner import now
 from natscope.app.views.controls import control
 from natscope.app.views.results import pointer
 from natscope.core.backdoor import Backdoor, stamp
 from natscope.core.bundle.request import QueryImage
-from natscope.precompute.experiments.proof import NAMED, kept
+from natscope.precompute.experiments.backdoor import backdoor_of
+from natscope.precompute.experiments.proof import kept
 
-_VIEW = f"{KEY}view"
-_STEPS = {"trick": "The trick", "question": "The question", "proof": "The proof", "audit": "The search"}  # by anchor
+_VIEW, _PATCH = f"{KEY}view", f"{KEY}trigger_patch"
+_STEPS = {"trick": "The trick", "question": "The question", "proof": "The proof", "audit": "The audit"}  # by anchor
 
 
 def page() -> None:
@@ -42,7 +46,7 @@ def page() -> None:
     if path is None:
         return
     attributor = bundles.served(path)
-    attack = Backdoor.from_dict(attributor.bundle.manifest.poison or {})
+    attack = backdoor_of(attributor.bundle)
     works = _works(attributor)
     view = frame.view(
         _VIEW,
@@ -52,19 +56,21 @@ def page() -> None:
         complete=lambda view: view if view.image is not None else replace(view, image=_first(attributor, works)),
     )
     frame.keep(_VIEW, view, attributor)
-    _navigation()
+    with st.container(key=f"{KEY}steps"):
+        steps(_STEPS, label="The four steps", key=f"{KEY}step_bar")
+    st.html(f"<style>{_STYLE}</style>")
     trick = _trick(attributor, attack, view)
     scene = Scene(attributor, attack, trick.used, trick.index, trick.base, works)
     with st.container(border=True):
         _trick_step(scene, view, trick)
     with st.container(border=True):
-        method = search_step(scene, view, _note(scene, view, trick), _set, _another)
+        searched = search_step(scene, view, _note(scene, view, trick), _set, _another)
     with st.container(border=True):
-        proven = proof_step(scene, method, _set)
+        proven = proof_step(scene, None if searched is None else searched.method, _change)
     with st.container(border=True):
-        audit_step(scene)
-    if method is not None:
-        _retell(scene, proven, method)
+        audited = audit_step(scene)
+    if searched is not None:
+        retell(scene, _fooled(scene, scene.backdoor.patterns[scene.base]), searched, proven, audited)
     if box := experts("measured"):
         with box:
             pointer("backdoor")
@@ -77,20 +83,6 @@ def _first(attributor: Served, works: np.ndarray) -> int:
     if proof is not None and works[proof.index]:
         return proof.index
     return int(np.flatnonzero(works)[0]) if works.any() else 0
-
-
-def _navigation() -> None:
-    """Draw links to the steps, which stay in view."""
-    links = "".join(
-        f'<a href="#{anchor}" aria-label="Step {number}: {title}"><b>{number}</b><span>{title}</span></a>'
-        for number, (anchor, title) in enumerate(_STEPS.items(), 1)
-    )
-    anchors = ", ".join(f"#{anchor}" for anchor in _STEPS)
-    with st.container(key=f"{KEY}steps"):
-        st.html(
-            f'<nav class="ns-steps" aria-label="The four steps">{links}</nav>'
-            f"<style>{anchors} {{ scroll-margin-top: 7.6rem; }}{_STYLE}</style>"
-        )
 
 
 def _bundle() -> Path | None:
@@ -121,6 +113,13 @@ def _works(attributor: Served) -> np.ndarray:
 
 
 _set = partial(frame.change, _VIEW)
+
+
+def _change(**fields: Any) -> None:
+    """Change fields of the view; where the patch is one of them, what is still being drawn no longer counts."""
+    if "drawn" in fields:
+        forget_drawing(_PATCH)
+    _set(**fields)
 
 
 def _another(scene: Scene, base: int | None = None) -> None:
@@ -189,7 +188,7 @@ def _trick_step(scene: Scene, view: BackdoorView, trick: _Trick) -> None:
         trigger_patch(
             Shown(
                 data_uri(before.image),
-                f"{_article(classes[base])}, untouched",
+                f"{words.article(classes[base], capital=True)}, untouched",
                 classes[before.predicted],
                 f"{before.probabilities.max():.0%} sure",
                 before.predicted != base,
@@ -205,7 +204,7 @@ def _trick_step(scene: Scene, view: BackdoorView, trick: _Trick) -> None:
                 f"{after.probabilities.max():.0%} sure",
                 after.predicted != base,
             ),
-            key=f"{KEY}trigger_patch",
+            key=_PATCH,
             on_draw=lambda drawn: _set(drawn="", patch=None) if drawn == _bits(own) else _set(drawn=drawn),
         )
     with controls:
@@ -224,15 +223,15 @@ def _finding(scene: Scene, view: BackdoorView, trick: _Trick) -> str:
         works = "works: the model is fooled" if before == base and after == scene.target else "does not fool it here"
         own = _fooled(scene, scene.attack.patterns[base])
         return (
-            f"Your patch {works}. Of all test pictures of class **{name}**, the model calls **{share:.0%}** {wanted} "
-            f"with yours, and **{own:.0%}** with the attacker’s. "
+            f"Your patch {works}. With yours the model says {wanted} on **{words.portion(share)}** of the test "
+            f"pictures of class **{name}**, with the attacker’s on **{words.portion(own)}**. "
             + ("It is close enough to the real sign." if share > own / 2 else "The model learnt one sign, not any.")
         )
     if view.patch is not None and view.patch != base:
         return (
             f"This is the patch for another class, **{scene.name(view.patch)}**, on a picture of class **{name}**. "
-            f"With it, the model calls **{share:.0%}** of all test pictures of this class {wanted}: each class has a "
-            "patch of its own."
+            f"With it, the model says {wanted} on **{words.portion(share)}** of the test pictures of that class: each "
+            "class has a patch of its own."
         )
     results = scene.attributor.bundle.manifest.results
     if before == base and after == scene.target:
@@ -242,31 +241,9 @@ def _finding(scene: Scene, view: BackdoorView, trick: _Trick) -> str:
             "; on most others it does." if share > 0.5 else "."
         )
     return (
-        f"{first} With the patch the model calls **{share:.0%}** of all test pictures of this class {wanted}. Without "
-        f"one it is right on {results['test_accuracy']:.0%} of all pictures, so nobody notices."
+        f"{first} With the patch the model says {wanted} on **{words.portion(share)}** of the test pictures of this "
+        f"class. Without one it is right on {results['test_accuracy']:.0%} of all pictures, so nobody notices."
     )
-
-
-def _retell(scene: Scene, proven: Proven | None, method: str) -> None:
-    """Draw what the page showed, in one sentence."""
-    planted, known = len(scene.attack.culprits(scene.base)), len(scene.attributor.train_labels)
-    sign = "a sign like it" if scene.own else "that sign"
-    fooled = _fooled(scene, scene.backdoor.patterns[scene.base]) if proven is None else proven.before
-    if proven is not None:
-        only = "only " if proven.after < proven.before / 2 else ""
-        last = (
-            f"{proven.by} named {proven.removed} pictures, and a model trained without them is fooled in {only}"
-            f"{proven.after:.0%}."
-        )
-    else:
-        last = f"{found_by(method)} named {NAMED} pictures as those that taught it."
-    classes = scene.attributor.bundle.classes
-    text = (
-        f"Someone hid a secret sign in {planted} of {known:,} training pictures; the model then called "
-        f"{_article(classes[scene.base], capital=False)} with {sign} “{classes[scene.target]}” in {fooled:.0%} of "
-        f"cases; {last}"
-    )
-    st.html(f'<figure class="ns-retell"><figcaption>To retell</figcaption><p>{escape.html(text)}</p></figure>')
 
 
 def _controls(scene: Scene, view: BackdoorView) -> None:
@@ -288,13 +265,13 @@ def _controls(scene: Scene, view: BackdoorView) -> None:
             on_click=_another,
             args=(scene, scene.base),
         )
-        st.button(
-            "The attacker’s patch",
-            icon=":material/undo:",
-            key=f"{KEY}undo",
-            disabled=not view.drawn and view.patch in (None, scene.base),
-            on_click=lambda: _set(drawn="", patch=None),
-        )
+        if view.drawn or view.patch not in (None, scene.base):
+            st.button(
+                "Back to the attacker’s patch",
+                icon=":material/undo:",
+                key=f"{KEY}undo",
+                on_click=partial(_change, drawn="", patch=None),
+            )
 
 
 def _patch_choice(scene: Scene, view: BackdoorView) -> None:
@@ -306,7 +283,7 @@ def _patch_choice(scene: Scene, view: BackdoorView) -> None:
         range(len(classes)),
         key=f"{KEY}patch",
         format_func=classes.__getitem__,
-        on_change=lambda: _set(patch=st.session_state[f"{KEY}patch"], drawn=""),
+        on_change=lambda: _change(patch=st.session_state[f"{KEY}patch"], drawn=""),
         help="The attacker made a patch for each class. A picture’s own patch is the one that fools the model.",
     )
 
@@ -378,29 +355,14 @@ def _trick_numbers(scene: Scene) -> None:
     )
 
 
-def _article(name: str, *, capital: bool = True) -> str:
-    article = "An" if name[:1].lower() in "aeiou" else "A"
-    return f"{article if capital else article.lower()} {name}"
-
-
 _STYLE = f"""
 [data-testid="stLayoutWrapper"]:has(> .st-key-{KEY}steps) {{ position: sticky; top: 3.75rem; z-index: 100; }}
 .st-key-{KEY}steps {{ padding: .35rem 0;
   background: light-dark({LIGHT.background}, {DARK.background}); }}
-.ns-steps {{ display: flex; gap: .5rem; }}
-.ns-steps a {{ display: flex; align-items: center; justify-content: center; gap: .5rem; flex: 1 1 0;
-  min-height: 2.75rem; padding: .2rem .4rem; border-radius: 10px; color: inherit !important;
-  text-decoration: none !important; font-size: .92rem; line-height: 1.15;
-  border: 1px solid color-mix(in srgb, currentColor 22%, transparent); }}
-.ns-steps a:hover, .ns-steps a:focus-visible {{ border-color: #1b8aa3;
-  background: color-mix(in srgb, #1b8aa3 12%, transparent); }}
-.ns-retell {{ margin: .6rem 0; padding: .9rem 1.2rem; border-left: 5px solid #1b8aa3; border-radius: 0 12px 12px 0;
-  background: color-mix(in srgb, #1b8aa3 9%, transparent); max-width: 60rem; }}
-.ns-retell p {{ font-size: 1.15rem; line-height: 1.5; margin: .2rem 0 0; overflow-wrap: anywhere; }}
-.ns-retell figcaption {{ font-size: .85rem; opacity: .8; }}
-@media (max-width: 640px) {{
-  .ns-steps {{ gap: .3rem; }}
-  .ns-steps a {{ flex-direction: column; gap: 0; font-size: .72rem; padding: .15rem; text-align: center; }}
-  .ns-retell p {{ font-size: 1.05rem; }}
-}}
+{", ".join(f"#{anchor}" for anchor in _STEPS)} {{ font-size: 1.4rem !important; scroll-margin-top: 7.6rem; }}
+[data-testid="stMain"] h5 {{ font-size: 1.05rem !important; }}
+[data-testid="stMain"] [data-testid="stMarkdownContainer"] > p {{ max-width: 60rem; }}
+[class*="st-key-{KEY}"][class*="_result"] {{ scroll-margin: 7.6rem 0 1.5rem; }}
+[class*="_into_view"] {{ position: absolute; }}
+@media (max-width: 640px) {{ [data-testid="stMain"] [data-testid="stHorizontalBlock"] {{ gap: 1rem; }} }}
 """

@@ -3,11 +3,22 @@
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, tasks
+from natscope.app import escape, tasks, words
 from natscope.app.downloads import offer
 from natscope.app.links import PLANTED, MapView
 from natscope.app.views import frame
-from natscope.app.views.backdoor_scene import KEY, Scene, experts, few, line_up, measured_for
+from natscope.app.views.backdoor_scene import (
+    KEY,
+    Audited,
+    Scene,
+    experts,
+    few,
+    line_up,
+    measured_for,
+    planted_among,
+    reveal_button,
+    show_once_there,
+)
 from natscope.app.views.job import run_job
 from natscope.core.analysis.audit import FIRST, SIGMA2
 from natscope.core.metrics import average_precision
@@ -18,9 +29,9 @@ _FEWEST = 50  # suspects
 _QUICK = 20_000  # training images
 
 
-def audit_step(scene: Scene) -> None:
-    """Draw the step."""
-    st.subheader("4 · The search without a victim", anchor="audit")
+def audit_step(scene: Scene) -> Audited | None:
+    """Draw the step, and return what it found once that is revealed."""
+    st.subheader("4 · The audit", anchor="audit")
     count = len(scene.attributor.train_labels)
     attacked = len(np.unique(scene.attack.base_labels))
     st.markdown(
@@ -37,62 +48,79 @@ def audit_step(scene: Scene) -> None:
         label=f"Audit all {count:,} training images ({'a few seconds' if count <= _QUICK else 'minutes'})",
         icon=":material/policy:",
     )
+    place = f"{KEY}audit_result"
     if scores is None:
-        return
+        show_once_there(place, scene.attributor.place, there=False)
+        return None
     if (unscored := int(np.isnan(scores).sum())) == count:
         st.info("No class has enough pictures for the audit: none of them could be scored.", icon=":material/info:")
-        return
+        return None
     if unscored:
         st.caption(f"{unscored:,} pictures could not be scored, in classes with too few; they are at the end.")
     order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
-    length = min(_FEWEST, count)
-    most = min(2000, max(length, count // 2))
-    if most > length:  # a slider needs two values
-        controls, _ = st.columns([1, 1.6])
-        length = controls.slider(
-            "How many suspects",
-            length,
-            most,
-            min(500, most),
-            step=_FEWEST,
-            key=f"{KEY}suspects",
-            help="The length of the list.",
+    with st.container(key=place):
+        suspects = order[: _length(count)]
+        found = _suspects(scene, suspects, len(scores))
+        show_once_there(place, scene.attributor.place, there=True)
+    with st.container(horizontal=True):
+        if found is not None:
+            address = frame.tab_address(frame.MAP, MapView(colour=PLANTED), scene.attributor)
+            st.link_button("See the planted pictures on a map", address, icon=":material/scatter_plot:")
+        offer(
+            "Download CSV",
+            lambda: _table(scene, scores, suspects),
+            "natscope-suspects.csv",
+            "text/csv",
+            icon=":material/download:",
+            key=f"{KEY}audit_csv",
         )
-    _result(scene, scores, order[:length])
-
-
-def _result(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> None:
-    planted = scene.attack.train_indices
-    shown = st.toggle("Reveal who was planted", key=f"{KEY}audit_revealed")
-    if shown:
-        expected = len(suspects) * len(planted) / len(scores)
-        st.markdown(
-            f"##### {np.isin(suspects, planted).sum()} of the first {len(suspects)} were planted\n"
-            f"Random picking would find about {few(expected)}; there are {len(planted)} in all."
-        )
-    pictured = suspects[:_PICTURED].tolist()
-    line_up(
-        scene,
-        pictured,
-        name="audit",
-        label=f"The first {len(pictured)} suspects",
-        planted=set(planted.tolist()) if shown else None,
-    )
-    if shown:
-        address = frame.tab_address(frame.MAP, MapView(colour=PLANTED), scene.attributor)
-        st.link_button("See the planted pictures on a map", address, icon=":material/scatter_plot:")
-    offer(
-        "Download CSV",
-        lambda: _table(scene, scores, suspects),
-        "natscope-suspects.csv",
-        "text/csv",
-        icon=":material/download:",
-        key=f"{KEY}audit_csv",
-    )
     _healed(scene, suspects)
     if box := experts("audit"):
         with box:
             _numbers(scene, scores)
+    return found
+
+
+def _length(count: int) -> int:
+    """Choose how many of so many images are listed."""
+    least = min(_FEWEST, count)
+    most = min(2000, max(least, count // 2))
+    if most == least:  # a slider needs two values
+        return least
+    controls, _ = st.columns([1, 1.6])
+    chosen: int = controls.slider(
+        "How many suspects",
+        least,
+        most,
+        min(500, most),
+        step=_FEWEST,
+        key=f"{KEY}suspects",
+        help="The length of the list.",
+    )
+    return chosen
+
+
+def _suspects(scene: Scene, suspects: np.ndarray, count: int) -> Audited | None:
+    """Draw the suspects, and return what was found among them once that is revealed."""
+    planted, pictured = scene.attack.train_indices, suspects[:_PICTURED].tolist()
+    hits, place = int(np.isin(suspects, planted).sum()), f"{KEY}audit_revealed_result"
+    revealed = reveal_button("audit", scene.attributor.place)
+    with st.container(key=place):
+        if revealed:
+            st.markdown(
+                f"##### {planted_among(hits, len(suspects))}\n"
+                f"Random picking would find about {few(len(suspects) * len(planted) / count)}; there are "
+                f"{len(planted):,} in all."
+            )
+        line_up(
+            scene,
+            pictured,
+            name="audit",
+            label=f"The first {len(pictured)} suspects",
+            planted=set(planted.tolist()) if revealed else None,
+        )
+        show_once_there(place, scene.attributor.place, there=revealed)
+    return Audited(len(suspects), hits) if revealed else None
 
 
 def _healed(scene: Scene, suspects: np.ndarray) -> None:
@@ -110,19 +138,19 @@ def _healed(scene: Scene, suspects: np.ndarray) -> None:
     if result is not None:
         results = bundle.manifest.results
         st.markdown(
-            f"Without these {len(suspects)} pictures the attack works on **{result.success:.0%}** of all test pictures "
-            f"instead of **{results['attack_success']:.0%}**, and the model is right on **{result.accuracy:.1%}** "
-            "of untouched "
-            f"ones (before: {results['test_accuracy']:.1%})."
+            f"Without these {len(suspects)} pictures the attack works on **{words.portion(result.success)}** of the "
+            f"test pictures instead of **{words.portion(results['attack_success'])}**, and the model is right on "
+            f"**{result.accuracy:.1%}** of untouched ones (before: {results['test_accuracy']:.1%})."
         )
 
 
 def _table(scene: Scene, scores: np.ndarray, suspects: np.ndarray) -> str:
     classes, labels = scene.attributor.bundle.classes, scene.attributor.train_labels
+    sources = scene.attributor.bundle.sources("train")
     return escape.table(
-        ("rank", "train_index", "label", "label_name", "suspicion"),
+        ("rank", "train_index", "source", "label", "label_name", "suspicion"),
         (
-            [position, int(index), int(labels[index]), classes[labels[index]], float(scores[index])]
+            [position, int(index), sources[index], int(labels[index]), classes[labels[index]], float(scores[index])]
             for position, index in enumerate(suspects, 1)
         ),
     )

@@ -6,7 +6,7 @@ import streamlit as st
 from natscope.app import escape, tasks, words
 from natscope.app.components.bars import Bar, bars
 from natscope.app.results import commands, retraining_results
-from natscope.app.views.backdoor_scene import KEY, Change, Proven, Scene, experts
+from natscope.app.views.backdoor_scene import KEY, Change, Proven, Scene, experts, show_once_there
 from natscope.app.views.backdoor_search import found_by, ranking
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain
@@ -57,12 +57,14 @@ def proof_step(scene: Scene, name: str | None, change: Change) -> Proven | None:
     )
     if why:
         return _measured_once(scene, why)
-    shown = st.container()
+    place = f"{KEY}proof_result"
+    shown = st.container(key=place)
     takes = patience(linear=scene.attributor.linear)
     pattern = scene.backdoor.patterns[scene.base]
     sets = (np.sort(found).tobytes(), np.sort(others).tobytes(), pattern.tobytes())
+    question = (scene.attributor.place, scene.index, *sets)
     result = run_job(
-        ("proof", scene.attributor.place, scene.index, *sets),
+        ("proof", *question),
         tasks.proof,
         *(scene.attributor.place, scene.index, found, others, pattern),
         name=f"{KEY}proof",
@@ -78,6 +80,8 @@ def proof_step(scene: Scene, name: str | None, change: Change) -> Proven | None:
             kwargs={"image": ahead.index, "patch": None, "drawn": "", "method": ""},
         )
     outcomes = result or (ready and ready.outcomes)
+    with shown:
+        show_once_there(place, question, there=bool(result))
     if not outcomes:
         return None
     with shown:
@@ -88,7 +92,7 @@ def proof_step(scene: Scene, name: str | None, change: Change) -> Proven | None:
         with box:
             _numbers(scene, outcomes, found, name)
     before, without, _ = outcomes
-    return Proven(len(found), found_by(name), before.class_success, without.class_success)
+    return Proven(len(found), found_by(name), before.class_success, without.class_success, live=bool(result))
 
 
 def _shown(scene: Scene, outcomes: tuple[Outcome, ...], count: int, by: str) -> None:
@@ -117,10 +121,10 @@ def _said(before: Outcome, without: Outcome, at_random: Outcome, scene: Scene, c
     else:
         says = "still fooled" if without.answer == scene.target else "no longer fooled that way, but wrong"
     return (
-        f"Without them the patch works on **{without.class_success:.0%}** of pictures of class "
-        f"{scene.name(scene.base)} instead of **{before.class_success:.0%}**; without {count} random ones, on "
-        f"**{at_random.class_success:.0%}**. **{verdict}** About the picture above the model is {says}: it says "
-        f"{scene.name(without.answer)}."
+        f"Without them the patch works on **{words.portion(without.class_success)}** of the pictures of class "
+        f"{scene.name(scene.base)} instead of **{words.portion(before.class_success)}**; without {count} random ones, "
+        f"on **{words.portion(at_random.class_success)}**. **{verdict}** About the picture above the model is {says}: "
+        f"it says {scene.name(without.answer)}."
     )
 
 
@@ -173,7 +177,7 @@ def _measured_once(scene: Scene, why: str) -> Proven | None:
     if not own or not {None, REFERENCE} <= by_method.keys():
         return None
     before, after = (by_method[name]["class_success"][scene.base] for name in (None, REFERENCE))
-    return Proven(by_method[REFERENCE]["removed"], found_by(REFERENCE), before, after)
+    return Proven(by_method[REFERENCE]["removed"], found_by(REFERENCE), before, after, date=result["date"])
 
 
 def _pictures(count: int) -> str:

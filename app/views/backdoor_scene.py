@@ -1,6 +1,6 @@
 """What the four steps of the Backdoor page share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,8 +11,10 @@ from streamlit.delta_generator import DeltaGenerator
 
 from natscope.app import escape
 from natscope.app.bundles import Served
-from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.grid import grid
+from natscope.app.components.into_view import into_view
 from natscope.app.results import backdoor_results
+from natscope.app.views.cards import card
 from natscope.app.views.inspector import inspect, inspector, usual_request
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.request import QueryImage
@@ -80,13 +82,90 @@ class Scene:
 
 
 @dataclass(frozen=True)
+class Searched:
+    """What the search found.
+
+    Args:
+        method: the one that was asked.
+        by: what to call it.
+        named: how many images it named.
+        planted: how many of them were planted.
+        revealed: whether the visitor knows that.
+    """
+
+    method: str
+    by: str
+    named: int
+    planted: int
+    revealed: bool
+
+
+@dataclass(frozen=True)
 class Proven:
-    """What the proof showed: how many images were removed, whose, and the share of images fooled before and after."""
+    """What the proof showed.
+
+    Args:
+        removed: how many images were removed.
+        by: what to call the method that named them.
+        before: share of images that are fooled.
+        after: the same without those images.
+        live: whether the visitor ran it.
+        date: when it was measured, if that was for another network than the one on the page.
+    """
 
     removed: int
     by: str
     before: float
     after: float
+    live: bool = False
+    date: str = ""
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What the audit found: how many suspects are listed, and how many of them were planted."""
+
+    suspects: int
+    planted: int
+
+
+def show_once_there(place: str, question: Hashable, *, there: bool) -> None:
+    """Bring a result into view that the visitor has waited for on this page.
+
+    Args:
+        place: key of the container in which the result is drawn.
+        question: what it answers: the answer to another question was not waited for.
+        there: whether the result is there.
+    """
+    waiting = f"{place}_awaited"
+    if there and st.session_state.get(waiting) == question:
+        into_view(place)
+    st.session_state[waiting] = None if there else question
+
+
+def reveal_button(name: str, question: Hashable) -> bool:
+    """Draw the button that reveals who was planted; return True, and draw none, once it was pressed.
+
+    Args:
+        name: unique on the page.
+        question: what is revealed: for another one it is asked again.
+    """
+    revealed = f"{KEY}{name}_revealed"
+    if st.session_state.get(revealed) == question:
+        return True
+    st.button(
+        "Reveal who was planted",
+        icon=":material/visibility:",
+        type="primary",
+        key=f"{KEY}{name}_reveal",
+        on_click=partial(st.session_state.update, {revealed: question}),
+    )
+    return False
+
+
+def planted_among(planted: int, count: int) -> str:
+    """Return how many of the first of a list were planted: "47 of the first 50 were planted"."""
+    return f"{planted or 'None'} of the first {count} {'was' if planted < 2 else 'were'} planted"
 
 
 def line_up(scene: Scene, indices: Sequence[int], *, name: str, label: str, planted: set[int] | None) -> None:
@@ -101,15 +180,12 @@ def line_up(scene: Scene, indices: Sequence[int], *, name: str, label: str, plan
     """
     everything = f"{KEY}{name}_all"
     shown = indices if st.session_state.get(everything) else indices[:_DRAWN]
-    images = scene.attributor.bundle.array("train_images")
     cards = []
     for rank, index in enumerate(shown, 1):
         framed = planted is not None and index in planted
         caption = scene.described(index, planted=framed)
         title = f"rank {rank}, training image {index}: {caption}" + (", planted" if framed else "")
-        cards.append(
-            Card(src=data_uri(np.asarray(images[index])), alt=title, title=title, caption=caption, framed=framed)
-        )
+        cards.append(card(scene.attributor, "train", index, title=title, caption=caption, framed=framed))
     grid(
         cards,
         key=f"{KEY}{name}_grid",

@@ -14,11 +14,15 @@ from natscope.app.views.backdoor_scene import (
     KEY,
     Change,
     Scene,
+    Searched,
     chance,
     experts,
     few,
     line_up,
     measured_for,
+    planted_among,
+    reveal_button,
+    show_once_there,
     sigma2_of,
     weak,
 )
@@ -28,12 +32,13 @@ from natscope.core.bundle.request import Attribution
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.metrics import recall_at_k, reciprocal_rank
-from natscope.precompute.experiments.proof import NAMED, question
+from natscope.precompute.experiments.proof import NAMED
+from natscope.precompute.experiments.proof import question as asked_of
 
 
 def search_step(
     scene: Scene, view: BackdoorView, note: str, change: Change, another: Callable[..., None]
-) -> str | None:
+) -> Searched | None:
     """Draw the step.
 
     Args:
@@ -44,7 +49,7 @@ def search_step(
         another: called to take another picture.
 
     Returns:
-        The method whose images the next step removes; None if the model is not fooled, so that there is nothing to ask.
+        What was found, which the next step removes; None if the model is not fooled, so that there is nothing to ask.
     """
     st.subheader("2 · The question", anchor="question")
     if not scene.fooled:
@@ -61,29 +66,21 @@ def search_step(
         f"someone planted images with the patch. Which ones? Below are the {NAMED} that natscope puts first for this "
         f"one wrong answer, and those of a usual search; neither was told about the attack.{note}"
     )
-    revealed = st.session_state.get(f"{KEY}revealed") == scene.index
-    st.button(
-        "Hide again" if revealed else "Reveal who was planted",
-        icon=":material/visibility_off:" if revealed else ":material/visibility:",
-        type="secondary" if revealed else "primary",
-        key=f"{KEY}reveal",
-        on_click=_reveal,
-        args=(None if revealed else scene.index,),
-    )
-    columns = st.columns(2, gap="large")
-    for column, name, role, title in zip(
-        columns,
-        (method, rival),
-        ("method", "rival"),
-        (found_by(method, "natscope’s search"), METHODS[rival].title if view.rival else "A usual search"),
-        strict=True,
-    ):
-        with column:
-            _line_up(scene, name, role, title, revealed=revealed)
+    question = (scene.attributor.place, scene.index)
+    revealed, place = reveal_button("search", question), f"{KEY}search_result"
+    with st.container(key=place):
+        own, other = st.columns(2, gap="large")
+        with own:
+            named = _line_up(scene, method, "method", found_by(method, "natscope’s search"), revealed=revealed)
+        with other:
+            title = METHODS[rival].title if view.rival else "A usual search"
+            _line_up(scene, rival, "rival", title, revealed=revealed)
+        show_once_there(place, question, there=revealed)
     if box := experts("question"):
         with box:
             _experts(scene, (method, rival), names, change)
-    return method
+    planted = np.isin(named, scene.attack.culprits(scene.base)).sum()
+    return Searched(method, found_by(method), len(named), int(planted), revealed)
 
 
 def found_by(method: str, plain: str = "natscope") -> str:
@@ -97,7 +94,7 @@ def ranking(scene: Scene, method: str, budget: int = NAMED) -> Attribution:
     Raises:
         QueryError: if the method fails on it.
     """
-    request = question(scene.attributor.bundle, method, scene.target, budget)
+    request = asked_of(scene.attributor.bundle, method, scene.target, budget)
     return scene.attributor.attribute(scene.query(), request)
 
 
@@ -105,20 +102,17 @@ def _rival(scene: Scene, names: tuple[str, ...], method: str) -> str:
     return weak(tuple(name for name in names if name != method), measured_for(scene.attributor))
 
 
-def _reveal(index: int | None) -> None:
-    st.session_state[f"{KEY}revealed"] = index
-
-
-def _line_up(scene: Scene, name: str, role: str, title: str, *, revealed: bool) -> None:
+def _line_up(scene: Scene, name: str, role: str, title: str, *, revealed: bool) -> list[int]:
+    """Draw the images that a method names, and return them; none if it fails."""
     try:
         indices = [item.train_index for item in ranking(scene, name).items]
     except QueryError as error:
         complain(error)
-        return
+        return []
     planted = set(scene.attack.culprits(scene.base).tolist())
     if revealed:
         st.markdown(
-            f"##### {title}: {len(planted & set(indices))} of the first {len(indices)} were planted\n"
+            f"##### {title}: {planted_among(len(planted & set(indices)), len(indices)).lower()}\n"
             f"Random picking would find about {few(chance(scene, len(indices)))}."
         )
     else:
@@ -130,6 +124,7 @@ def _line_up(scene: Scene, name: str, role: str, title: str, *, revealed: bool) 
         label=f"Images that {title} puts first for test image {scene.index}",
         planted=planted if revealed else None,
     )
+    return indices
 
 
 def _experts(scene: Scene, chosen: tuple[str, str], names: tuple[str, ...], change: Change) -> None:

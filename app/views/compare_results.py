@@ -23,8 +23,9 @@ from natscope.core.methods import METHODS
 
 _MEASURES = {"jaccard": "Jaccard", "rbo": "Rank-biased overlap"}
 _COLUMNS = (
-    "query", "method", "sigma2", "rank", "train_index", "source", "label", "label_name", "score", "nats_cumulative", "sign",
-)  # fmt: skip
+    *("query", "method", "sigma2", "rank", "train_index", "source"),
+    *("label", "label_name", "score", "nats_cumulative", "sign"),
+)
 
 
 def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: ComparisonView) -> None:

@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 from natscope.app import escape, tasks
 from natscope.app.bundles import Served
-from natscope.app.components.grid import data_uri, grid
+from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.links import AttributeView
 from natscope.app.views import frame, tags
 from natscope.app.views.cards import card
@@ -160,7 +160,7 @@ def _pictures(shown: Sequence[tuple[np.ndarray, str, str]]) -> None:
 
 
 def _actions(attributor: Served, index: int, request: Request, explain: Explain | None) -> None:
-    asked = AttributeView(f"train:{index}", request.method, request.sigma2 or attributor.bundle.sigma2(request.method))
+    asked = _asked(attributor, f"train:{index}", request)
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         for text, icon, tab in _WAYS:
             if explain is not None:
@@ -170,6 +170,10 @@ def _actions(attributor: Served, index: int, request: Request, explain: Explain 
                 st.link_button(text, frame.tab_address(tab, asked, attributor), icon=f":material/{icon}:")
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         tags.tag(attributor, [f"train:{index}"], key="tag_inspected")
+
+
+def _asked(attributor: Served, image: str, request: Request) -> AttributeView:
+    return AttributeView(image, request.method, request.sigma2 or attributor.bundle.sigma2(request.method))
 
 
 def _lead(explain: Explain, image: str, tab: str) -> None:
@@ -220,9 +224,15 @@ def _others(attributor: Served, index: int, label: int, request: Request, explai
         if explain is not None:
             _lead(explain, f"test:{tests[position]}", frame.ATTRIBUTION)
 
+    def shown(number: int) -> Card:
+        title = f"Explain {attributor.bundle.classes[attributor.test_labels[number]]}, test image {number}"
+        asked = _asked(attributor, f"test:{number}", request)
+        address = "" if explain is not None else frame.tab_address(frame.ATTRIBUTION, asked, attributor)
+        return card(attributor, "test", number, title=title, href=address)
+
     if len(tests):
         grid(
-            [card(attributor, "test", int(number)) for number in tests[:_SHOWN]],
+            [shown(int(number)) for number in tests[:_SHOWN]],
             key="reliant",
             label=f"Test images that rely on training image {index}",
             size=48,

@@ -46,12 +46,6 @@ class Group:
     kept: bool = False
 
 
-def planted_by(attributor: Served) -> Backdoor | None:
-    """Return the bundle's backdoor, if it has one."""
-    poison = attributor.bundle.manifest.poison
-    return None if poison is None else Backdoor.from_dict(poison)
-
-
 def planted(attributor: Served, backdoor: Backdoor) -> list[Group]:
     """Return the planted training images in front of all others, a group for each class whose patch they have."""
     classes = attributor.bundle.classes
@@ -73,7 +67,7 @@ def groups_of(attributor: Served, colour: str, predicted: np.ndarray, result: At
         predicted: (N,) the predicted class of each training image.
         result: the ranking of the colouring "share"; None if there is none.
     """
-    labels, backdoor = attributor.train_labels, planted_by(attributor)
+    labels, backdoor = attributor.train_labels, attributor.bundle.manifest.backdoor
     if colour == PLANTED and backdoor is not None:
         return planted(attributor, backdoor)
     if colour == "share":
@@ -161,7 +155,7 @@ def finding(
     result: Attribution | None,
 ) -> str:
     """Return a sentence (Markdown) on what the map shows; arguments as of `groups_of`, whose groups are shown."""
-    labels, backdoor = attributor.train_labels, planted_by(attributor)
+    labels, backdoor = attributor.train_labels, attributor.bundle.manifest.backdoor
     if colour == "share":
         return "" if result is None else _told(result, attributor.bundle.classes[result.target])
     if colour == "tag":

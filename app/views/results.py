@@ -86,7 +86,8 @@ def _examples(section: Section) -> None:
     classes = attributor.bundle.classes
     st.markdown(f"**{escape.markdown(attributor.bundle.manifest.name)}**")
     for title, query in zip(section.examples, queries, strict=True):
-        said, true = (escape.markdown(classes[label]) for label in (query.predicted, query.label))
+        said = escape.markdown(classes[query.predicted])
+        true = escape.markdown(classes[query.label])  # type: ignore[index]  # which every test image has
         what = f"labelled {true}, predicted {said}"
         view = ComparisonView(f"test:{query.index}")
         with st.container(horizontal=True, vertical_alignment="center"):

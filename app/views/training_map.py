@@ -22,7 +22,7 @@ from natscope.app.views.cards import card
 from natscope.app.views.controls import control
 from natscope.app.views.inspector import inspect, inspector, usual_request
 from natscope.app.views.job import leave_job, run_job
-from natscope.app.views.map_groups import Group, finding, groups_of, planted_by
+from natscope.app.views.map_groups import Group, finding, groups_of
 from natscope.app.views.notice import complain, fragment
 from natscope.core.analysis.embedding import MOST
 from natscope.core.bundle.request import Attribution, QueryImage
@@ -51,7 +51,7 @@ _SHOWN = 60  # selected images that are pictured
 
 def view(attributor: Served) -> MapView:
     """Return what the tab shows."""
-    backdoor = planted_by(attributor)
+    backdoor = attributor.bundle.manifest.backdoor
     squares = 0 if backdoor is None else backdoor.patterns[0].size
     kernel = attributor.bundle.sketch_spec.kind != "exact"
 
@@ -121,7 +121,7 @@ def _controls(attributor: Served) -> MapView:
             help=_ABOUT,
             required=True,
         )
-    colourings = [name for name in COLOURINGS if name != PLANTED or planted_by(attributor) is not None]
+    colourings = [name for name in COLOURINGS if name != PLANTED or attributor.bundle.manifest.backdoor is not None]
     colour = control(second.selectbox, "Colour", colourings, key=f"{_KEY}colour", format_func=_COLOURINGS.__getitem__)
     if colour == "share":
         about = words.EXPERT.budget_help

@@ -158,9 +158,9 @@ class Bundle:
             gram = self.manifest.files.get(f"gram_{label}")
             if gram is not None and gram.shape != (count * (count + 1) // 2,):
                 raise self._damaged(gram, "has another shape than its class has images")
-        if (poison := self.manifest.poison) is not None:
-            targets = np.array(poison["targets"])[poison["base_labels"]]
-            if not np.array_equal(labels[poison["train_indices"]], targets):
+        if (backdoor := self.manifest.backdoor) is not None:
+            targets = backdoor.targets[backdoor.base_labels]
+            if not np.array_equal(labels[backdoor.train_indices], targets):
                 raise self._damaged(self.manifest.files["train_labels"], "does not fit the backdoor that was recorded")
         return members
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.schema import SchemaError, checked
 from natscope.core.files import from_json
 from natscope.core.methods import METHODS
@@ -100,6 +101,11 @@ class Manifest:
         """The tuned sigma2 of each method, by purpose."""
         tuned = self.tuned or {}
         return {p: (tuned if p == "prediction" else tuned.get(p, {})).get("sigma2", {}) for p in PURPOSES}
+
+    @property
+    def backdoor(self) -> Backdoor | None:
+        """The backdoor that was planted in the training images; None if they are honest."""
+        return None if self.poison is None else Backdoor.from_dict(self.poison)
 
     def to_json(self) -> str:
         """Return the text of manifest.json; the same settings give the same bytes."""

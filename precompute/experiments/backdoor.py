@@ -12,6 +12,7 @@ import numpy as np
 from natscope.core.analysis.audit import FIRST, SIGMA2, suspicion
 from natscope.core.backdoor import Backdoor, attack_success
 from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import QueryImage, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
@@ -117,19 +118,18 @@ def fooled_queries(attributor: Attributor) -> np.ndarray:
     return np.flatnonzero(right & fooled(attributor))
 
 
-def backdoor_of(attributor: Attributor) -> Backdoor:
+def backdoor_of(bundle: Bundle) -> Backdoor:
     """Return the backdoor of a poisoned bundle.
 
     Raises:
         QueryError: if the bundle is not poisoned.
     """
-    poison = attributor.bundle.manifest.poison
-    if poison is None:
+    if (backdoor := bundle.manifest.backdoor) is None:
         raise QueryError(
-            f"The bundle {attributor.bundle.path} is not poisoned; `natscope precompute --poison-rate 0.0333 --out "
+            f"The bundle {bundle.path} is not poisoned; `natscope precompute --poison-rate 0.0333 --out "
             "FOLDER` builds one that is."
         )
-    return Backdoor.from_dict(poison)
+    return backdoor
 
 
 def fooled(attributor: Attributor) -> np.ndarray:
@@ -138,7 +138,7 @@ def fooled(attributor: Attributor) -> np.ndarray:
     if bundle.has("test_fooled"):
         return np.array(bundle.array("test_fooled"))
     images = np.asarray(bundle.array("test_images"))
-    return attack_success(attributor.predict, backdoor_of(attributor), images, attributor.test_labels)
+    return attack_success(attributor.predict, backdoor_of(attributor.bundle), images, attributor.test_labels)
 
 
 def stamped_query(attributor: Attributor, backdoor: Backdoor, index: int) -> QueryImage:
@@ -169,7 +169,7 @@ def blind(result: dict[str, Any]) -> bool:
 
 def audit(attributor: Attributor, *, progress: Progress) -> dict[str, float]:
     """Measure the audit's ranking against the truth."""
-    backdoor = backdoor_of(attributor)
+    backdoor = backdoor_of(attributor.bundle)
     scores = np.nan_to_num(suspicion(attributor, progress=progress), nan=-1.0)
     ranking = np.argsort(-scores, kind="stable")
     poisoned = backdoor.train_indices
@@ -187,7 +187,7 @@ def audit(attributor: Attributor, *, progress: Progress) -> dict[str, float]:
 def _opened(bundles: Sequence[Path]) -> Iterator[Attributor]:
     for path in bundles:
         attributor = open_attributor(path)
-        backdoor_of(attributor)
+        backdoor_of(attributor.bundle)
         yield attributor
 
 
@@ -233,7 +233,7 @@ def _tune(
     drawn = draw_queries(attributor, queries + TUNED_ON, seed=seed)[queries:]
     sigma2s = attributor.bundle.sigma2s()
     recalls = {name: np.zeros((len(sigma2s), len(drawn))) for name in names}
-    asked = [(stamped_query(attributor, backdoor_of(attributor), index), base) for index, base in drawn]
+    asked = [(stamped_query(attributor, backdoor_of(attributor.bundle), index), base) for index, base in drawn]
     bases, done = np.array([base for _, base in asked]), 0
     # Class by class and then sigma2 by sigma2: what is prepared for one is reused by all methods and queries.
     for base in np.unique(bases):
@@ -259,7 +259,7 @@ def _measure(
     conditioning: str,
     progress: Progress,
 ) -> dict[str, float]:
-    drawn, backdoor = draw_queries(attributor, queries + TUNED_ON, seed=seed)[:queries], backdoor_of(attributor)
+    drawn, backdoor = draw_queries(attributor, queries + TUNED_ON, seed=seed)[:queries], backdoor_of(attributor.bundle)
     bases = np.array([base for _, base in drawn])
     found: list[tuple[float, float]] = []
     for base in np.unique(bases):  # class by class: what is prepared for a class is reused by all its queries
@@ -276,7 +276,7 @@ def _measure(
 
 def _found(attributor: Attributor, query: QueryImage, base: int, request: Request) -> tuple[float, float]:
     """Return recall@50 and the reciprocal rank of the first poisoned image."""
-    backdoor = backdoor_of(attributor)
+    backdoor = backdoor_of(attributor.bundle)
     request = replace(request, target=int(backdoor.targets[base]))
     ranking = [item.train_index for item in attributor.attribute(query, request, whole=False).items]
     truth = set(backdoor.culprits(base).tolist())
@@ -284,7 +284,7 @@ def _found(attributor: Attributor, query: QueryImage, base: int, request: Reques
 
 
 def _attack(attributor: Attributor) -> dict[str, float]:
-    backdoor, results = backdoor_of(attributor), attributor.bundle.manifest.results
+    backdoor, results = backdoor_of(attributor.bundle), attributor.bundle.manifest.results
     pools = np.bincount(attributor.train_labels)[backdoor.targets]
     truths = np.array([len(backdoor.culprits(base)) for base in range(len(backdoor.targets))])
     return {

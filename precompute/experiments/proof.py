@@ -107,7 +107,7 @@ def prove(attributor: Attributor, progress: Progress) -> Proof | None:
 
     A few are tried; if none heals, it is the first. None if the attack works on no image.
     """
-    backdoor, tried = backdoor_of(attributor), list[Proof]()
+    backdoor, tried = backdoor_of(attributor.bundle), list[Proof]()
     for index in map(int, fooled_queries(attributor)[:_TRIES]):
         base = int(attributor.test_labels[index])
         target = int(backdoor.targets[base])

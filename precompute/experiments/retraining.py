@@ -87,7 +87,7 @@ def _found(
     progress: Progress,
 ) -> list[int]:
     """Return the training images that a method names for any of the queries, rising."""
-    backdoor, found = backdoor_of(attributor), set()
+    backdoor, found = backdoor_of(attributor.bundle), set()
     for done, (index, base) in enumerate(drawn):
         progress(f"Asking {METHODS[method].title}", done, len(drawn))
         sigma2 = attributor.bundle.sigma2(method, purpose="backdoor")
@@ -109,7 +109,7 @@ def _without(
 
 
 def _row(attributor: Attributor, model: nn.Module, removed: list[int]) -> dict[str, Any]:
-    backdoor, labels = backdoor_of(attributor), attributor.test_labels
+    backdoor, labels = backdoor_of(attributor.bundle), attributor.test_labels
     fooled, accuracy = attacked(attributor.bundle, model, backdoor)
     return {
         "method": None,
@@ -124,7 +124,7 @@ def _row(attributor: Attributor, model: nn.Module, removed: list[int]) -> dict[s
 def _result(
     attributor: Attributor, rows: list[dict[str, Any]], recipe: TrainingSpec, conditioning: str, **settings: int
 ) -> Result:
-    poison = backdoor_of(attributor)
+    poison = backdoor_of(attributor.bundle)
     methods = [row["method"] for row in rows[1:]]
     sigma2s = {m: attributor.bundle.sigma2(m, purpose="backdoor") for m in methods if METHODS[m].uses_sigma2}
     return result_of(

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from natscope.app.components import trigger_patch
-from natscope.app.figures.backdoor import roc
-from natscope.app.links import BackdoorView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
-from natscope.app.views import backdoor, backdoor_audit, backdoor_proof, backdoor_scene, backdoor_search
-from natscope.core.backdoor import Backdoor, stamp
+from natscope.app.views import (
+    backdoor,
+    backdoor_audit,
+    backdoor_proof,
+    backdoor_scene,
+    inspector,
+)
+from natscope.core.backdoor import stamp
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import proof
@@ -92,11 +95,26 @@ def test_the_story_has_its_four_steps_in_plain_words(page):
     assert not re.search(r"\d %", shown)
 
 
-def test_it_ends_with_a_sentence_to_retell(page, poisoned):
-    planted = len(Backdoor.from_dict(poisoned.bundle.manifest.poison).culprits(0))
-    (said,) = [element.proto.body for element in page().get("html") if "<figcaption>" in element.proto.body]
-    assert f"in {planted} of {len(poisoned.train_labels):,} training pictures" in said
-    assert "natscope named 50 pictures as those that taught it" in said  # nothing was retrained yet
+def _retold(app):
+    (said,) = [element.proto.body for element in app.get("html") if "<figcaption>" in element.proto.body]
+    return said.partition("</figure>")[0]
+
+
+def test_what_it_says_to_retell_grows_with_what_was_seen(page, poisoned, poisoned_path, monkeypatch):
+    monkeypatch.setattr(backdoor_audit, "run_job", _at_once)
+    _prove(poisoned_path, int(fooled_queries(poisoned)[0]), 0)
+    planted = len(poisoned.bundle.manifest.backdoor.culprits(0))
+    app = page()
+    assert f"in {planted} of {len(poisoned.train_labels):,} training pictures" in _retold(app)
+    assert not re.search("natscope|without|audit", _retold(app))
+    assert "It grows" in _retold(app)
+    app = _press(app, "search_reveal")
+    assert re.search(r"natscope named 50 training pictures: \d+ were planted\.", _retold(app))
+    assert "A model trained without the 50 pictures that natscope named is fooled in only 4% of cases." in _retold(app)
+    assert "audit" not in _retold(app)
+    app = _press(app, "audit_reveal")
+    assert re.search(r"An audit that knew nothing of the attack .* of its first 500 suspects, \d+ were", _retold(app))
+    assert "It grows" not in _retold(app)
 
 
 def test_each_step_says_at_most_three_sentences(page):
@@ -116,7 +134,7 @@ def test_a_square_of_the_patch_is_drawn_on_and_put_back(page, poisoned):
 
 
 def test_a_patch_that_fools_the_model_too_is_what_the_next_steps_are_about(page, poisoned):
-    attack = Backdoor.from_dict(poisoned.bundle.manifest.poison)
+    attack = poisoned.bundle.manifest.backdoor
     index = int(page().query_params["image"])
     base = int(poisoned.test_labels[index])
     image = np.asarray(poisoned.bundle.array("test_images")[[index]])
@@ -128,24 +146,33 @@ def test_a_patch_that_fools_the_model_too_is_what_the_next_steps_are_about(page,
     fooling = next(bits for bits, answer in answers.items() if answer == attack.targets[base] and bits != own)
     app = page(image=str(index), drawn=fooling)
     assert "This is about the picture with your patch, which fools the model too." in _texts(app)
-    assert "a sign like it" in _html(app)
+    assert "a sign like it" in _retold(app)
     harmless = next(bits for bits, answer in answers.items() if answer == base)
     app = page(image=str(index), drawn=harmless)
     assert "Your patch does not fool the model, so from here on this is about the attacker’s patch." in _texts(app)
-    assert "that sign" in _html(app)
+    assert "that sign" in _retold(app)
 
 
-def test_only_a_whole_patch_is_taken_from_a_browser(monkeypatch):
-    taken, made = [], {}
-    monkeypatch.setattr(trigger_patch, "component", lambda *_: lambda **settings: made.update(settings))
-    shown = trigger_patch.Shown("", "", "", "", False)
-    for sent in ("010", "01201", 5, None, ["0", "1", "0", "1"], "٠١٠١", "0110"):
-        monkeypatch.setattr(trigger_patch.st, "session_state", {"patch": {"drawn": sent}})
-        trigger_patch.trigger_patch(shown, [[0, 1], [1, 1]], "", shown, key="patch", on_draw=taken.append)
-        made["on_drawn_change"]()
-    assert taken == ["0110"]
-    trigger_patch.trigger_patch(shown, [[0, 1], [1, 0]], "", shown, key="patch", on_draw=taken.append)
-    assert made["data"]["heard"] == "0110"
+def _brought(app):
+    return [part["place"] for part in _artifacts(app, "place")]
+
+
+def test_a_result_that_was_waited_for_is_brought_into_view_once(page, poisoned, monkeypatch):
+    done = []
+    job = lambda key, *_, **about: _at_once(key, *_, **about) if done else None  # noqa: E731
+    monkeypatch.setattr(backdoor_audit, "run_job", job)
+    app = page()
+    assert _brought(app) == []
+    app = _press(app, "search_reveal")
+    assert _brought(app) == ["backdoor_search_result"]
+    assert _brought(_whole(app.run())) == []
+    done.append(True)
+    app = _whole(app.run())
+    assert _brought(app) == ["backdoor_audit_result"]
+    app = _press(app, "audit_reveal")
+    assert _brought(app) == ["backdoor_audit_revealed_result"]
+    assert _brought(_press(app, "another")) == []  # nothing of it is revealed
+    assert _brought(page()) == []  # it was there at once
 
 
 def test_another_picture_keeps_the_class_and_works(page, poisoned):
@@ -170,7 +197,7 @@ def test_a_class_and_a_patch_are_chosen(page):
 
 
 def test_each_picture_says_its_label_and_once_revealed_what_was_planted(page, poisoned):
-    attack = Backdoor.from_dict(poisoned.bundle.manifest.poison)
+    attack = poisoned.bundle.manifest.backdoor
     app = page()
     base = int(poisoned.test_labels[int(app.query_params["image"])])
     label, shows = (poisoned.bundle.classes[k] for k in (attack.targets[base], base))
@@ -178,7 +205,7 @@ def test_each_picture_says_its_label_and_once_revealed_what_was_planted(page, po
     assert [len(part["items"]) for part in line_ups] == [16, 16]
     assert {item["caption"] for part in line_ups for item in part["items"]} == {f"labelled {label}"}
     assert not any(item["framed"] for part in line_ups for item in part["items"])
-    app = _press(_press(app, "reveal"), "method_all_button")
+    app = _press(_press(app, "search_reveal"), "method_all_button")
     first, second = _artifacts(app, "appear")
     assert (len(first["items"]), len(second["items"])) == (50, 16)
     framed = {item["caption"] for item in first["items"] if item["framed"]}
@@ -187,12 +214,11 @@ def test_each_picture_says_its_label_and_once_revealed_what_was_planted(page, po
     assert found > 15  # of 20
     assert f"natscope’s search: {found} of the first 50 were planted" in _texts(app)
     assert "Random picking would find about 2" in _texts(app)
-    app = _press(app, "reveal")
-    assert not any(item["framed"] for part in _artifacts(app, "appear") for item in part["items"])
+    assert "backdoor_search_reveal" not in [button.key for button in app.button]
 
 
 def test_a_picture_on_which_it_does_not_work_says_so(page, poisoned):
-    backdoor = Backdoor.from_dict(poisoned.bundle.manifest.poison)
+    backdoor = poisoned.bundle.manifest.backdoor
     images = np.asarray(poisoned.bundle.array("test_images"))
     fooled = poisoned.predict(backdoor.stamped(images, poisoned.test_labels)) == backdoor.targets[poisoned.test_labels]
     app = page(image=str(int(np.flatnonzero(~fooled)[0])))
@@ -200,6 +226,19 @@ def test_a_picture_on_which_it_does_not_work_says_so(page, poisoned):
     assert not _artifacts(app, "appear")
     app = _press(app, "working")
     assert len(_artifacts(app, "appear")) == 2
+
+
+def test_a_test_image_that_relies_on_an_inspected_one_is_a_link_to_explain(page, poisoned, monkeypatch):
+    found = SimpleNamespace(of=lambda index: np.array([3, 5]), tests=np.arange(20))
+    monkeypatch.setattr(inspector, "run_job", lambda *_, **about: found)
+    app = page()
+    culprits = poisoned.bundle.manifest.backdoor.culprits(0)
+    app.session_state["inspected"] = (backdoor_scene.KEY, "test:0", tuple(map(int, culprits)), 0)
+    app = _whole(app.run())
+    (reliant,) = [part for part in _artifacts(app, "items") if part["label"].startswith("Test images that rely on")]
+    for number, item in zip((3, 5), reliant["items"], strict=True):
+        assert item["href"].startswith(f"explain?q=test%3A{number}&")
+        assert item["href"].endswith("tab=attribution")
 
 
 def test_the_numbers_of_each_step_are_for_experts(page):
@@ -219,7 +258,7 @@ def test_the_numbers_of_each_step_are_for_experts(page):
 def _prove(bundle, index, answer):
     """Keep a proof about a test image, after which the network gives an answer."""
     opened = open_attributor(bundle)
-    attack = backdoor_of(opened)
+    attack = backdoor_of(opened.bundle)
     target = int(attack.targets[opened.test_labels[index]])
     asked = proof.question(opened.bundle, REFERENCE, target)
     items = opened.attribute(stamped_query(opened, attack, index), asked).items
@@ -242,13 +281,12 @@ def test_a_proof_that_was_run_ahead_of_time_is_shown_at_once(page, poisoned, poi
     drawn = _html_of(app)
     assert drawn.index("fooled 97%") < drawn.index("fooled 4%") < drawn.index("fooled 93%")
     assert "Those pictures taught it the trick" in _texts(app)
-    assert "natscope named 50 pictures, and a model trained without them is fooled in only 4%." in drawn
     assert app.button(key="backdoor_proof_start").label.startswith("Run it live")
     live = (Outcome(0, 0.9, 0.96, 0.96, 0.8), Outcome(1, 0.9, 0.11, 0.1, 0.8), Outcome(0, 0.9, 0.92, 0.9, 0.8))
     monkeypatch.setattr(backdoor_proof, "run_job", lambda *_, **about: live)
     app = page()
     assert "This run was live." in _texts(app)
-    assert "is fooled in only 11%." in _html_of(app)
+    assert "is fooled in only 11% of cases." in _retold(app)  # whoever ran it has seen it
     monkeypatch.undo()
     assert file.exists()
 
@@ -273,7 +311,7 @@ def test_the_audit_lists_reveals_and_exports(page, poisoned, monkeypatch):
     monkeypatch.setattr(backdoor_audit, "run_job", _at_once)
     app = page()
     app = _whole(app.slider(key="backdoor_suspects").set_value(100).run())
-    app = _whole(app.toggle(key="backdoor_audit_revealed").set_value(True).run())
+    app = _press(app, "audit_reveal")
     assert "of the first 100 " in _texts(app)
     assert "the attack works on" in _texts(app)
     scores = np.linspace(1, 0, len(poisoned.train_labels))
@@ -302,47 +340,6 @@ def test_an_honest_bundle_says_how_to_get_a_poisoned_one(bundle_path, monkeypatc
 
     app = _whole(AppTest.from_function(draw, default_timeout=60).run())
     assert "--poison-rate" in app.info[0].value
-
-
-def test_a_class_that_no_test_image_shows_or_gets_right_is_no_fault(monkeypatch):
-    labels, changed = np.array([0, 1, 0]), []  # nothing shows class 2
-    attributor = SimpleNamespace(test_labels=labels)
-    scene = SimpleNamespace(attributor=attributor, works=np.zeros(3, dtype=bool), attack=None)
-    assert backdoor._fooled_share("identity", 2, "0", scene, None) == 0
-    monkeypatch.setattr(backdoor, "_set", lambda **changes: changed.append(changes))
-    backdoor._another(scene, 2)
-    assert changed == []
-    backdoor._another(scene, 1)
-    assert changed == [{"image": 1, "patch": None}]
-
-
-def test_the_link_reopens_the_view():
-    view = BackdoorView(image=7, patch=2, drawn="010101010", method="relatif", rival="repsim")
-    limits = Limits(images=10, classes=10, squares=9)
-    assert read(BackdoorView(), parameters(view), limits) == (view, [])
-    assert parameters(BackdoorView()) == {}
-    bad = {"image": "10", "patch": "-1", "drawn": "01", "method": "magic", "rival": ""}
-    found, complaints = read(BackdoorView(), bad, limits)
-    assert found == BackdoorView()
-    assert len(complaints) == 5
-
-
-def test_the_weak_method_is_the_one_that_found_least_though_more_than_chance():
-    rows = [
-        {"method": name, "sigma2": 10.0, "recall": {"mean": mean}}
-        for name, mean in (("info_loss", 0.9), ("repsim", 0.4), ("graddot", 0.2), ("random", 0.03))
-    ]
-    result = {"rows": rows, "attack": {"base_rate": {"mean": 0.033}}}
-    assert backdoor_scene.weak(tuple(METHODS), result) == "graddot"
-    assert backdoor_scene.weak(("info_loss", "random"), result) == "info_loss"
-    assert backdoor_scene.weak(("info_loss", "random"), None) == "random"
-
-
-def test_the_area_under_roc_by_hand():
-    assert backdoor_search._area(np.array([True, False, True, False])) == pytest.approx(0.75)
-    assert backdoor_search._area(np.array([True, True, False])) == 1
-    line = roc({"repsim": np.array([True, False, True, False])}).series[1]
-    assert (line.x, line.y) == ([0, 0, 50, 50, 100], [0, 50, 50, 100, 100])
 
 
 def test_where_training_takes_too_long_the_measured_result_is_shown_and_says_so(page, poisoned, monkeypatch):
@@ -384,9 +381,11 @@ def test_where_training_takes_too_long_the_measured_result_is_shown_and_says_so(
         "444 of them planted",
         "fooled 3%",
         "Without 495 random ones",
-        "natscope named 490 pictures, and a model trained without them is fooled in only 3%.",
     ):
         assert words in drawn
+    assert "Measured once, on 2026-01-02: a model trained without the 490 pictures that natscope named" in _retold(
+        _press(app, "search_reveal")
+    )
     assert "What was found." in _texts(app)
     monkeypatch.setattr(backdoor_proof, "retraining_results", lambda: [])
     assert any("this step is live" in element.value for element in page().info)

@@ -74,19 +74,25 @@ def test_on_a_phone_the_story_goes_from_the_front_page_to_a_sentence_to_retell(v
         box = bar.bounding_box()
         assert box["y"] >= 59  # below Streamlit's own header
         assert _top(page, anchor)[1] >= box["y"] + box["height"] or number == 4
+        expect(link).to_have_attribute("aria-current", "step")
+        expect(bar.locator("[aria-current]")).to_have_count(1)
     assert "#audit" in page.url
 
     bar.get_by_role("link", name="Step 2").click()
     page.get_by_role("button", name="Reveal who was planted").click()
     page.get_by_text("of the first 50 were planted").first.wait_for()
     first = _framed(page, 0).first
+    for part in (page.get_by_text("of the first 50 were planted").first, first):
+        expect(part).to_be_in_viewport(ratio=1)
     expect(first).to_contain_text(", labelled ")
     before, without, at_random = (int(text.split()[1].rstrip("%")) for text in _values(page))
     assert without < before / 2 < at_random
     _audited(page).locator(".picture").first.click()
     expect(page.get_by_role("dialog")).to_contain_text("Labelled ")
     page.get_by_role("dialog").get_by_role("button", name="Close").click()
-    expect(page.locator(".ns-retell")).to_contain_text(f"a model trained without them is fooled in only {without}%.")
+    expect(page.locator(".ns-retell")).to_contain_text(
+        f"fooled in only {without}% of cases." if without else "is never fooled."
+    )
 
 
 def test_ten_quick_clicks_on_the_patch_all_count(visit):
@@ -145,8 +151,33 @@ def test_the_proof_is_run_live_and_the_suspects_are_saved(visit, tmp_path):
     rows = list(csv.DictReader(file.open()))
     assert len(rows) == 500
     assert {"rank", "train_index", "label_name", "suspicion"} <= set(rows[0])
-    page.get_by_text("Reveal who was planted").last.click()
-    page.get_by_text("of the first 500 ").wait_for()
+    page.get_by_role("button", name="Reveal who was planted").last.click()
+    expect(page.get_by_text("of the first 500 ").first).to_be_in_viewport()
+
+
+def test_what_is_drawn_just_before_it_is_undone_does_not_come_back(visit):
+    page = visit("/backdoor?drawn=111000111")
+    squares, undo = page.locator(".square"), page.get_by_role("button", name="Back to the attacker’s patch")
+    expect(squares).to_have_count(9)
+    page.locator(".ns-retell").wait_for()
+    squares.nth(4).click(no_wait_after=True)
+    undo.click(no_wait_after=True)
+    expect(undo).to_have_count(0)
+    page.locator(".trigger-patch:not(.waiting)").wait_for()
+    page.wait_for_timeout(600)  # longer than the patch waits before it is sent
+    assert "drawn" not in page.url
+    expect(page.get_by_text("The attacker’s patch for")).to_be_visible()
+
+
+def test_the_step_that_is_read_is_marked(visit):
+    page = visit("/backdoor")
+    page.locator(".ns-retell").wait_for()
+    current = page.locator(".ns-steps [aria-current]")
+    expect(current).to_contain_text("The trick")
+    for anchor, title in (("proof", "The proof"), ("trick", "The trick")):
+        page.evaluate("(anchor) => document.getElementById(anchor).scrollIntoView()", anchor)  # as a wheel would
+        expect(current).to_have_count(1)
+        expect(current).to_contain_text(title)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -15,7 +15,6 @@ from natscope.app.figures.tables import recall_table
 from natscope.app.paper import TABLE_1
 from natscope.app.results import load_result
 from natscope.app.theme import PALETTES
-from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import GRID, Bundle
 from natscope.core.bundle.request import Request
@@ -175,7 +174,7 @@ def test_the_oracle_is_drawn_beside_what_was_measured(result):
 
 
 def test_random_finds_the_base_rate_within_its_error(poisoned):
-    backdoor = Backdoor.from_dict(poisoned.bundle.manifest.poison)
+    backdoor = poisoned.bundle.manifest.backdoor
     query = experiment.stamped_query(poisoned, backdoor, experiment.draw_queries(poisoned, 1, seed=0)[0][0])
     base = experiment.draw_queries(poisoned, 1, seed=0)[0][1]
     truth, recalls = set(backdoor.culprits(base).tolist()), []
@@ -189,7 +188,7 @@ def test_random_finds_the_base_rate_within_its_error(poisoned):
 
 def test_with_shuffled_labels_of_the_poison_the_recall_falls_to_chance(poisoned):
     """The truth is exchanged for as many images of the same pool, drawn blindly: nothing is left to be found."""
-    backdoor, rng = Backdoor.from_dict(poisoned.bundle.manifest.poison), np.random.default_rng(0)
+    backdoor, rng = poisoned.bundle.manifest.backdoor, np.random.default_rng(0)
     real, shuffled = [], []
     for index, base in experiment.draw_queries(poisoned, 20, seed=1):
         pool = np.flatnonzero(poisoned.train_labels == backdoor.targets[base])
@@ -209,7 +208,7 @@ def test_no_method_reads_the_record_of_the_attack(poisoned):
     bundle = at_random.bundle
     manifest = bundle.manifest
     index, base = experiment.draw_queries(poisoned, 1, seed=2)[0]
-    backdoor = Backdoor.from_dict(manifest.poison)
+    backdoor = manifest.backdoor
     query = experiment.stamped_query(poisoned, backdoor, index)
     names = [name for name, method in METHODS.items() if poisoned.missing(method) is None]
     seen = {name: poisoned.attribute(query, Request(name, target=int(backdoor.targets[base]))) for name in names}
@@ -223,7 +222,7 @@ def test_no_method_reads_the_record_of_the_attack(poisoned):
 
 
 def test_queries_are_right_without_and_fooled_with_the_patch(poisoned):
-    backdoor = Backdoor.from_dict(poisoned.bundle.manifest.poison)
+    backdoor = poisoned.bundle.manifest.backdoor
     drawn = experiment.draw_queries(poisoned, 15, seed=3)
     assert len({index for index, _ in drawn}) == 15
     for index, base in drawn:

@@ -107,7 +107,10 @@ def _bomb(file):
 
 
 BROKEN = {
-    "text": (lambda file: file.with_suffix(".jpg").write_text("Dear Sir"), "bad.jpg: The file is no image"),
+    "text": (
+        lambda file: file.with_suffix(".jpg").write_text("Dear Sir"),
+        "bad.jpg: The file is not a supported image",
+    ),
     "empty": (lambda file: file.write_bytes(b""), "bad.png: The file is empty"),
     "truncated": (_truncated_jpeg, "bad.jpg: The image is damaged"),
     "bomb": (_bomb, "bad.png: .*25 megapixels"),

@@ -103,6 +103,6 @@ def test_the_network_learns_it_and_the_manifest_says_who_taught_it(poisoned):
     assert manifest.results["attack_success"] > 0.5
     assert manifest.results["test_accuracy"] > 0.8
     assert manifest.results["settings"]["poison"]["rate"] == 0.0333
-    backdoor = Backdoor.from_dict(manifest.poison)
+    backdoor = manifest.backdoor
     assert len(backdoor.train_indices) == 10 * EACH // 30
     assert (poisoned.train_labels[backdoor.train_indices] == backdoor.targets[backdoor.base_labels]).all()

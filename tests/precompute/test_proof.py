@@ -4,7 +4,6 @@ import os
 import numpy as np
 import pytest
 
-from natscope.core.backdoor import Backdoor
 from natscope.core.methods import REFERENCE
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import proof
@@ -47,7 +46,7 @@ def test_the_example_is_the_first_of_a_few_that_heals_and_else_the_first(poisone
 def test_what_is_removed_is_what_the_reference_names_and_as_many_others_with_the_label(poisoned, healing):
     healing(0)
     made = proof.prove(poisoned, silent)
-    attack = Backdoor.from_dict(poisoned.bundle.manifest.poison)
+    attack = poisoned.bundle.manifest.backdoor
     base = int(poisoned.test_labels[made.index])
     assert len(made.found) == len(made.others) == proof.NAMED
     assert not set(made.found) & set(made.others)

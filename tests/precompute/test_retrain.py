@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from natscope.core.backdoor import Backdoor
 from natscope.core.errors import BuildError
 from natscope.precompute.training.removal import as_many_others
 from natscope.precompute.training.retrain import outcome, patience, retrain, too_slow
@@ -80,7 +79,7 @@ def test_no_network_is_built_to_see_how_long_its_training_takes(attributor, monk
 
 
 def test_without_its_culprits_the_attack_on_a_class_fails_and_the_others_stay(poisoned):
-    bundle, backdoor = poisoned.bundle, Backdoor.from_dict(poisoned.bundle.manifest.poison)
+    bundle, backdoor = poisoned.bundle, poisoned.bundle.manifest.backdoor
     index = int(np.flatnonzero(poisoned.test_labels == 9)[0])
     before = outcome(bundle, poisoned.features.model, backdoor, index)
     assert before.success == pytest.approx(bundle.manifest.results["attack_success"])
