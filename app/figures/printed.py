@@ -35,7 +35,7 @@ def draw(axes: Axes, table: Table, across: float) -> None:
     """
     axes.axis("off")
     axes.set_ylim(height(table), 0)
-    at = blended_transform_factory(axes.get_figure().dpi_scale_trans, axes.transData)
+    at = blended_transform_factory(axes.figure.dpi_scale_trans, axes.transData)
     widths, gaps = _widths(table), len(table.columns) - 1
     gap = (across - 2 * _EDGE - sum(widths)) / gaps if gaps else 0.0
     titles, rows = _titles(table), [*table.rows, *([table.last] if table.last else [])]

@@ -21,7 +21,7 @@ from natscope.app.figures.thumbnails import LARGEST, sheet
 from natscope.app.links import COLOURINGS, PLANTED, Limits, MapView, parameters, read
 from natscope.app.serve import BUNDLES
 from natscope.app.theme import CATEGORIES, DARK, LIGHT
-from natscope.app.views.map_groups import planted, planted_by
+from natscope.app.views.map_groups import planted
 from natscope.core.analysis.embedding import embed
 from natscope.precompute.bundles.opening import open_attributor
 from tests.app.conftest import serving
@@ -93,7 +93,7 @@ def test_every_colouring_draws_every_image(tab, colour, by):
 
 
 def test_planted_images_are_shown_by_their_patch(tab, tiny_path):
-    page, backdoor = tab(colour=PLANTED), planted_by(open_attributor(tiny_path))
+    page, backdoor = tab(colour=PLANTED), open_attributor(tiny_path).bundle.manifest.backdoor
     names = [trace["name"] for trace in _traces(page)]
     assert names[0] == "not planted"
     assert len(names) == 1 + len(np.unique(backdoor.base_labels))
@@ -200,7 +200,7 @@ def test_the_colours_of_kinds_are_told_apart():
 
 @pytest.mark.slow
 def test_planted_images_are_islands(poisoned):
-    backdoor = planted_by(poisoned)
+    backdoor = poisoned.bundle.manifest.backdoor
     chosen = np.isin(np.arange(len(poisoned.train_labels)), backdoor.train_indices)
     for name in ("penultimate", "features"):
         found = embed(poisoned.bundle.array(name))
