@@ -14,7 +14,6 @@ from natscope.core.errors import QueryError
 from natscope.core.features import SHARD, FeatureMap, kernel_of
 from natscope.core.index.spec import EXACT
 from natscope.core.jacobians import linear_alone
-from natscope.core.kernels import unpacked
 from natscope.core.methods import Candidates
 from natscope.core.pool import LARGEST_GRAM, Pool, is_product, pools_kept
 from natscope.core.posterior import (
@@ -118,11 +117,8 @@ class CandidateSets:
         return Candidates(self._own_pool(target, rows), self.penultimate[rows], index=index)
 
     def _own_pool(self, target: int, rows: np.ndarray) -> Pool:
-        stored = self._bundle.array("features")
-        proposed = self._bundle.index_spec.kind_of(len(rows)) not in EXACT  # and searched without being loaded
-        chosen = RowView(stored, rows) if proposed and len(rows) > LARGEST_GRAM else np.asarray(stored[rows])
-        gram = unpacked(self._bundle.array(name)) if self._bundle.has(name := f"gram_{target}") else None
-        pool = Pool(chosen, kernel=self.kernel, gram=gram)
+        gram = self._bundle.array(name) if self._bundle.has(name := f"gram_{target}") else None
+        pool = Pool(RowView(self._bundle.array("features"), rows), kernel=self.kernel, gram=gram)
         if not pool.gram_follows():
             raise self._bundle.unlike_features(name)
         return pool
