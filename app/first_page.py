@@ -51,7 +51,7 @@ def _is_page(start: Message) -> bool:
 # Streamlit's own rules come later, so those that differ from them are important. A page has its width from the start:
 # that it is wide, Streamlit learns from the app. Headings have no link to themselves, which would be a stop of the Tab
 # key each. Components that are never seen take no room, and parts whose script arrives later than what follows them
-# have, from the start, at least the height of what they usually show.
+# have, from the start, at least the size of what they usually show.
 STYLE = """
 [data-testid="stMainBlockContainer"] { padding: 4.2rem 1rem 3rem !important; max-width: 1500px !important; }
 @media (min-width: 864px) {
@@ -67,8 +67,12 @@ h3 { font-size: 1.05rem !important; padding: 0.4rem 0 0.2rem !important; }
 .st-key-counterfactual_sheet { min-height: 6.75rem; }
 .st-key-backdoor_trigger_patch { min-height: 15rem; }
 [class*="st-key-coreset_sheet_"] { min-height: 3rem; }
-.st-key-coreset_group, .st-key-coreset_count, .st-key-coreset_budget, .st-key-coreset_method,
-.st-key-coreset_variant { min-height: 4.25rem; }
+.st-key-previous_image { min-width: 7rem !important; }
+.st-key-next_image { min-width: 5.5rem !important; }
+.st-key-shuffle, .st-key-enlarge_query { min-width: 4rem !important; }
+.st-key-method, .st-key-target, .st-key-budget, .st-key-curves_count, .st-key-curves_largest, .st-key-curves_sigma2s,
+.st-key-curves_fixed, .st-key-curves_others, .st-key-coreset_group, .st-key-coreset_count, .st-key-coreset_budget,
+.st-key-coreset_method, .st-key-coreset_variant { min-height: 4.25rem; }
 @media (min-width: 641px) {
   .stColumn:has([class*="st-key-results_about_"]) { align-self: flex-start; position: sticky; top: 4rem; }
 }

@@ -21,7 +21,7 @@ from natscope.app.worker import Worker
 _PATIENCE = 0.4  # seconds without an answer after which progress is shown
 _LOOK, _LATER, _SOON = 0.15, 0.6, 3.0  # seconds between two looks at a job: at first, and after `_SOON`
 _QUICK_SECONDS, _DRAWING_SECONDS = 30.0, 120.0
-_IDLE = 120.0  # after which processes that do what takes long, or draw figures, give back some GB
+IDLE = 120.0  # after which processes that do what takes long, or draw figures, give back some GB
 _READERS = 2  # processes that read uploaded files, so that one slow file holds up fewer
 _KEPT = 64 * 2**20  # bytes of results that a lane remembers
 
@@ -55,13 +55,13 @@ def _shared() -> Lanes:
 
     return Lanes(
         Lane(workers(low_priority=False), longest=200, kept=_KEPT, seconds=_QUICK_SECONDS, alive=_alive),
-        Lane(workers(low_priority=True), longest=20, kept=_KEPT, one_each=True, idle=_IDLE, alive=_alive),
+        Lane(workers(low_priority=True), longest=20, kept=_KEPT, one_each=True, idle=IDLE, alive=_alive),
         Lane(
             [Worker(memory=memory, low_priority=True)],
             longest=20,
             kept=_KEPT // 4,
             seconds=_DRAWING_SECONDS,
-            idle=_IDLE,
+            idle=IDLE,
             alive=_alive,
         ),
         Lane(

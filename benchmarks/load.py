@@ -251,10 +251,10 @@ def _report(say: Say, seen: _Seen, own: float) -> None:
     opened = f"{np.percentile(seen.opened, 95):.2f} s" if seen.opened else "never"
     say(f"first page drawn, p95: {opened}; the visitors themselves took {own:.1f} s of processor time")
     say(
-        "memory, MiB (resident / not backed by files): "
+        "memory, MiB (held / pages of files): "
         + ", ".join(
-            f"{when} {resident:,.0f} / {private:,.0f}"
-            for when, (resident, private) in (
+            f"{when} {held:,.0f} / {files:,.0f}"
+            for when, (held, files) in (
                 ("start", seen.memory[0]),
                 ("half", half),
                 ("end", last),
@@ -272,7 +272,7 @@ def _report(say: Say, seen: _Seen, own: float) -> None:
 
 
 def _missed(seen: _Seen, targets: Targets) -> list[str]:
-    p95, growth = float(np.percentile(_waits(seen), 95)), seen.memory[-1][1] - seen.memory[len(seen.memory) // 2][1]
+    p95, growth = float(np.percentile(_waits(seen), 95)), seen.memory[-1][0] - seen.memory[len(seen.memory) // 2][0]
     missed = []
     if targets.p95 is not None and not p95 <= targets.p95:
         missed.append(f"95 of 100 clicks were answered within {p95:.2f} s, not {targets.p95:g} s.")

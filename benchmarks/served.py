@@ -1,6 +1,7 @@
 """A served app in a process of its own: its address, its memory and its processor time."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -29,13 +30,22 @@ class Served:
     log: IO[bytes]
 
     def memory(self) -> tuple[float, float]:
-        """Return MiB of all its processes: resident, and of these what no file of the bundle backs."""
-        resident, shared = 0, 0
+        """Return MiB of all its processes: what they hold themselves, and pages of files that they map.
+
+        What they hold themselves must stay in memory as long as they do; pages of files, of a bundle or a library, the
+        system drops when it needs the room. A page that several processes share counts once (Linux's `Pss_Anon` and
+        `Pss_File`). Elsewhere all counts as held that a process shares with no other, its pages of files included.
+        """
+        held, files = 0, 0
         for process in self._tree():
-            with suppress(psutil.Error):
-                info = process.memory_info()
-                resident, shared = resident + info.rss, shared + getattr(info, "shared", 0)
-        return resident / 2**20, (resident - shared) / 2**20
+            with suppress(psutil.Error, OSError):
+                rollup = Path(f"/proc/{process.pid}/smaps_rollup")
+                if not rollup.exists():
+                    held += process.memory_full_info().uss
+                    continue
+                kib = dict(re.findall(r"^(Pss_\w+): +(\d+) kB", rollup.read_text(), re.MULTILINE))
+                held, files = held + 1024 * int(kib["Pss_Anon"]), files + 1024 * int(kib["Pss_File"])
+        return held / 2**20, files / 2**20
 
     def seconds(self) -> float:
         """Return the processor seconds of all its processes, those that have ended too."""

@@ -1,7 +1,7 @@
 """Inner products between features, whatever form the sketch gave them; always computed in float64."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -89,10 +89,21 @@ def packed(gram: np.ndarray) -> np.ndarray:
 
 def unpacked(triangle: np.ndarray) -> np.ndarray:
     """Return the Gram (n, n) whose lower triangle `packed` gave."""
-    members = (math.isqrt(8 * len(triangle) + 1) - 1) // 2  # of whose square they are the lower half
+    members = _members(triangle)
     below, gram = np.tri(members, dtype=bool), np.empty((members, members))
     gram[below] = gram.T[below] = triangle
     return gram
+
+
+def packed_columns(triangle: np.ndarray, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return columns of the Gram, (n, len(indices)), of which `packed` gave the lower triangle, reading these alone."""
+    every, chosen = np.arange(_members(triangle))[:, None], np.asarray(indices, dtype=np.int64)
+    lower, upper = np.maximum(every, chosen), np.minimum(every, chosen)
+    return np.asarray(triangle[lower * (lower + 1) // 2 + upper])
+
+
+def _members(triangle: np.ndarray) -> int:
+    return (math.isqrt(8 * len(triangle) + 1) - 1) // 2  # of whose square the triangle is the lower half
 
 
 def _double(x: np.ndarray) -> np.ndarray:

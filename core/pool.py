@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from natscope.core.kernels import Kernel, LinearKernel, self_product
+from natscope.core.kernels import Kernel, LinearKernel, packed_columns, self_product, unpacked
 from natscope.core.posterior import (
     LARGEST_WHOLE,
     FeatureConditioning,
@@ -73,7 +73,8 @@ class Pool:
         Args:
             features: (n, W), any float type; a memory map, or a view of one, is read when it is needed, in blocks.
             kernel: how rows are multiplied; inner products of feature vectors by default.
-            gram: (n, n) float64, when a bundle holds it already.
+            gram: (n, n) float64, when it is known already, or its lower triangle, as a bundle holds it: read from the
+                file when it is needed, a column takes no memory.
 
         Raises:
             ValueError: if features are not a matrix, or hold NaN or infinity (of a memory map: once all are read).
@@ -123,6 +124,8 @@ class Pool:
 
         They are computed one by one until that would soon cost more than the whole Gram, which is then kept.
         """
+        if self._given_gram is not None and self._given_gram.ndim == 1:
+            return packed_columns(self._given_gram, indices)
         if not self.has_gram:
             self._columns += len(indices)
             if not self.fits_gram or self._columns <= _SINGLE * len(self):
@@ -149,20 +152,20 @@ class Pool:
             return True
         if self.kernel.explicit:
             features = np.asarray(self.features, dtype=np.float64)
-            return is_product(self._given_gram, lambda vector: features @ (features.T @ vector))
+            return is_product(self.gram, lambda vector: features @ (features.T @ vector))
         rows = np.random.default_rng().choice(len(self), min(len(self), _LOOKED_AT), replace=False)
-        return _agree(self._given_gram[rows], self.kernel(self.features[rows], self.features))
+        return _agree(self.columns(rows), self.kernel(self.features, self.features[rows]))
 
     @property
     def has_gram(self) -> bool:
-        """Whether the Gram is in memory, so that a column costs nothing."""
+        """Whether the Gram is known, so that a column costs nothing."""
         return self._given_gram is not None or "_gram" in self.__dict__
 
     @property
     def gram(self) -> np.ndarray:
-        """K, (n, n) float64."""
+        """K, (n, n) float64, kept unless its triangle was given."""
         with self._lock:
-            return self._gram
+            return self._whole_gram()
 
     def posterior(self, queries: np.ndarray, sigma2: float) -> Posterior:
         """Condition queries (Q, W) and the members on the pool itself, with noise variance sigma2.
@@ -196,12 +199,17 @@ class Pool:
         with self._lock:
             if self._inverse is None or self._inverse[0] != sigma2:
                 self._inverse = None  # two of them need not be in memory
-                self._inverse = (sigma2, SamplePrecision.of(self._gram, sigma2))
+                self._inverse = (sigma2, SamplePrecision.of(self._whole_gram(), sigma2))
             return self._inverse[1]
+
+    def _whole_gram(self) -> np.ndarray:
+        if self._given_gram is None:
+            return self._gram
+        return self._given_gram if self._given_gram.ndim == 2 else unpacked(self._given_gram)
 
     @cached_property
     def _gram(self) -> np.ndarray:
-        return self.kernel(self.features, self.features) if self._given_gram is None else self._given_gram
+        return self.kernel(self.features, self.features)
 
     @cached_property
     def _whole(self) -> np.ndarray:
@@ -211,7 +219,7 @@ class Pool:
 
     @cached_property
     def _spectrum(self) -> SampleSpectrum:
-        return SampleSpectrum.of(self._gram)
+        return SampleSpectrum.of(self._whole_gram())
 
     @cached_property
     def _feature_conditioning(self) -> FeatureConditioning:

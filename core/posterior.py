@@ -14,11 +14,12 @@ import scipy.linalg
 
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import QueryError
-from natscope.core.kernels import self_product
+from natscope.core.kernels import LinearKernel, self_product
 
 LARGEST_WHOLE = 20_000  # candidates of whom all columns may be computed at once: 3.2 GB
 _MANY = 6_000  # candidates from which on turning them takes longest
 _TURNED = 2**13  # candidates that are turned at a time
+_SQUARED = 2**7  # candidates that are squared at a time
 _WIDEST = 2**15  # dimensions K of which all products are kept: 8.6 GB
 _NOISES = 8  # values of sigma2 whose diagonals are remembered
 _MIRRORED = 512  # rows of a triangle that are copied at a time
@@ -202,7 +203,7 @@ class FeaturePrecision:
     """The same from the Cholesky factor L of Phi^T Phi / sigma2 + I, one sigma2 at a time.
 
     A fifth of the work of the eigendecomposition. The candidates are turned for each sigma2, those of a large pool in
-    float32 where that is enough.
+    float32, as which they are kept, where that is enough.
 
     Args:
         gram: returns Phi^T Phi of D, (K, K) float64, from products of the type that is given: of float32 where that is
@@ -218,7 +219,7 @@ class FeaturePrecision:
     _solved: BoundedCache[tuple[np.ndarray, np.ndarray]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Keep what was solved for the last two values of sigma2, or for one: a large pool takes half a gigabyte."""
+        """Keep what was solved for the last two values of sigma2, or for one: a large pool takes 250 MB."""
         object.__setattr__(self, "_solved", BoundedCache(1 if self._large else 2))
 
     @property
@@ -261,9 +262,9 @@ def _rounds_little(sigma2: float, gram: np.ndarray) -> bool:
 
 
 def _turned(factor: np.ndarray, features: np.ndarray, dtype: FloatType = np.float64) -> np.ndarray:
-    """Return L^-1 phi for every row phi of features, (n, K) float64: their products are posterior covariances."""
+    """Return L^-1 phi for every row phi of features, (n, K) of `dtype`: their products are posterior covariances."""
     lower = np.asarray(factor, dtype=dtype, order="F")
-    turned = np.empty((len(features), len(factor)))
+    turned = np.empty((len(features), len(factor)), dtype=dtype)
     for start in range(0, len(features), _TURNED):  # so that copies stay small
         part = slice(start, start + _TURNED)
         columns = np.asarray(features[part], dtype=dtype).T
@@ -272,11 +273,15 @@ def _turned(factor: np.ndarray, features: np.ndarray, dtype: FloatType = np.floa
 
 
 def _given_all(candidates: np.ndarray, queries: np.ndarray, shrink: np.ndarray, sigma2: float) -> Posterior:
-    """Return the posterior of candidates (n, K) and queries (Q, K) whose covariances are x diag(shrink) y^T."""
-    pool_variance = candidates**2 @ shrink
+    """Return the posterior of candidates (n, K) and queries (Q, K) whose covariances are x diag(shrink) y^T.
+
+    Candidates in float32 are multiplied in float64, a few rows at a time.
+    """
+    product = LinearKernel()
+    pool_variance = np.concatenate([part.astype(np.float64) ** 2 @ shrink for part in blocks(candidates, _SQUARED)])
 
     def columns(indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        block = -(candidates @ (shrink[:, None] * candidates[indices].T)) / sigma2**2
+        block = -product(candidates, shrink * candidates[indices]) / sigma2**2
         block[indices, np.arange(len(indices))] += 1 / sigma2
         return block
 
@@ -290,7 +295,7 @@ def _given_all(candidates: np.ndarray, queries: np.ndarray, shrink: np.ndarray, 
 
     return Posterior(
         variance=queries**2 @ shrink,
-        alpha=candidates @ (shrink[:, None] * queries.T) / sigma2,
+        alpha=product(candidates, shrink * queries) / sigma2,
         precision=np.maximum(sigma2 - pool_variance, 0) / sigma2**2,
         precision_columns=columns,
         pool_variance=pool_variance,

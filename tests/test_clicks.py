@@ -1,14 +1,18 @@
 """The benchmark of clicks: what it times is on the page, and a target that is missed fails it."""
 
 import importlib
+import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import click
+import numpy as np
+import psutil
 import pytest
 
 from benchmarks import browser, clicks
 from benchmarks.clicks import PAGES, Targets
+from benchmarks.served import Served
 
 
 @pytest.mark.browser
@@ -16,6 +20,7 @@ from benchmarks.clicks import PAGES, Targets
 def test_clicks_pages_and_memory_are_measured_and_targets_are_held(bundle_path, monkeypatch):
     lines = []
     monkeypatch.setattr(clicks, "WIDTHS", (1440,))
+    monkeypatch.setattr(clicks, "IDLE", 0)
     generous = dict.fromkeys(("closer", "compare", "first", "front"), 1e3) | {"memory": 1e6}
     settings = {"repeats": 1, "memory_clicks": 2, "check": True, "targets": Targets(click=0, shift=-1, **generous)}
     # In another thread, for Playwright may already run in this one.
@@ -34,6 +39,18 @@ def test_clicks_pages_and_memory_are_measured_and_targets_are_held(bundle_path, 
     assert all(f"/{page} moves by " in said for page in PAGES)
     assert all(f"{what}: " in said for what in ("next image", "method", "M", "all classes: next of the class"))
     assert not any(word in said for word in ("closer", "Compare", "first answer", "front page", "Memory", "tracebacks"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere files count as held")
+def test_memory_is_what_processes_hold_and_apart_from_it_the_files_that_they_map(tmp_path):
+    file, served = tmp_path / "numbers", Served(0, psutil.Process(), io.BytesIO())
+    np.ones(2**23).tofile(file)  # 64 MiB
+    held, files = served.memory()
+    mapped, own = np.memmap(file, dtype=np.float64, mode="r"), np.ones(2**23)
+    assert mapped.sum() == own.sum()
+    more = served.memory()
+    assert more[0] - held == pytest.approx(64, abs=8)
+    assert more[1] - files == pytest.approx(64, abs=8)
 
 
 def test_without_playwright_or_a_browser_it_says_what_to_install(monkeypatch):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Manifest
@@ -134,6 +133,8 @@ def rank_correlation(first: Sequence[int], second: Sequence[int]) -> float:
         first: distinct images, best first.
         second: distinct images, best first.
     """
+    from scipy.stats import spearmanr  # 27 MB, and a moment to load, in every process of the app
+
     union = sorted({*first, *second})
     ranks = [
         [order.get(image, len(order)) for image in union]

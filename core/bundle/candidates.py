@@ -12,11 +12,9 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import QueryError
 from natscope.core.features import SHARD, FeatureMap, kernel_of
-from natscope.core.index.spec import EXACT
 from natscope.core.jacobians import linear_alone
-from natscope.core.kernels import unpacked
 from natscope.core.methods import Candidates
-from natscope.core.pool import LARGEST_GRAM, Pool, is_product, pools_kept
+from natscope.core.pool import Pool, is_product, pools_kept
 from natscope.core.posterior import (
     Conditioning,
     FeaturePrecision,
@@ -26,6 +24,10 @@ from natscope.core.posterior import (
 )
 from natscope.core.progress import Progress, silent
 from natscope.core.rows import RowView
+
+# Of all bundles together: with features of 15,000 images by 4,096 numbers, one entry of each takes half a gigabyte.
+_ALL: BoundedCache[Candidates] = BoundedCache(1)
+_CONDITIONINGS: BoundedCache[Conditioning] = BoundedCache(1)
 
 
 class CandidateSets:
@@ -55,8 +57,6 @@ class CandidateSets:
         self.penultimate = np.array(bundle.array("penultimate"), dtype=np.float32)
         self._labels = np.array(bundle.array("train_labels"))
         self._own: BoundedCache[Candidates] = BoundedCache(pools_kept(self._labels))  # 0.3 to 0.5 GB each
-        self._all: BoundedCache[Candidates] = BoundedCache(2)
-        self._conditionings: BoundedCache[Conditioning] = BoundedCache(2)
 
     def check(self) -> None:
         """Raise BundleError if the bundle holds a Gram that does not follow from its features."""
@@ -77,7 +77,7 @@ class CandidateSets:
         """
         if pool == "all":
             rows = np.arange(len(self._labels))
-            found = self._all.get(target, lambda: self._all_candidates(target, progress))
+            found = self._everyone(target, progress)
         else:
             rows = np.flatnonzero(self._labels == target)
             if not len(rows):
@@ -118,17 +118,17 @@ class CandidateSets:
         return Candidates(self._own_pool(target, rows), self.penultimate[rows], index=index)
 
     def _own_pool(self, target: int, rows: np.ndarray) -> Pool:
-        stored = self._bundle.array("features")
-        proposed = self._bundle.index_spec.kind_of(len(rows)) not in EXACT  # and searched without being loaded
-        chosen = RowView(stored, rows) if proposed and len(rows) > LARGEST_GRAM else np.asarray(stored[rows])
-        gram = unpacked(self._bundle.array(name)) if self._bundle.has(name := f"gram_{target}") else None
-        pool = Pool(chosen, kernel=self.kernel, gram=gram)
+        gram = self._bundle.array(name) if self._bundle.has(name := f"gram_{target}") else None
+        pool = Pool(RowView(self._bundle.array("features"), rows), kernel=self.kernel, gram=gram)
         if not pool.gram_follows():
             raise self._bundle.unlike_features(name)
         return pool
 
-    def _all_candidates(self, target: int, progress: Progress) -> Candidates:
-        return Candidates(Pool(self._all_features(target, progress), kernel=self.kernel), self.penultimate)
+    def _everyone(self, target: int, progress: Progress) -> Candidates:
+        def opened() -> Candidates:
+            return Candidates(Pool(self._all_features(target, progress), kernel=self.kernel), self.penultimate)
+
+        return _ALL.get((self, target), opened)
 
     def _conditioned(self, candidates: Candidates, target: int, pool: str, progress: Progress) -> Candidates:
         if not self.kernel.explicit:
@@ -140,13 +140,13 @@ class CandidateSets:
             found.keep(self._gram_of_all(target, progress, np.float32))
             return found
 
-        conditioning = self._conditionings.get((target, pool), compute)
+        conditioning = _CONDITIONINGS.get((self, target, pool), compute)
         return replace(candidates, conditioning=conditioning, index=None)
 
     def _gram_of_all(self, target: int, progress: Progress, dtype: FloatType = np.float64) -> np.ndarray:
         if self._bundle.has(f"train_gram_{target}") and not self._fresh:
             return self._train_gram(target)
-        features = self._all.get(target, lambda: self._all_candidates(target, progress)).pool.features
+        features = self._everyone(target, progress).pool.features
         progress("Gathering what all training images tell", 1, 2)
         return feature_gram(blocks(features), dtype)
 

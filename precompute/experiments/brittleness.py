@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 from natscope.core.analysis.curves import sample_queries
 from natscope.core.bundle.attributor import Attributor
@@ -244,6 +243,8 @@ def paired_tests(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> list[di
 
 
 def _mcnemar(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    from scipy.stats import binomtest  # 27 MB, and a moment to load, in every process of the app
+
     more, fewer = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     found = {"difference": (more - fewer) / len(ours), "low": 0.0, "high": 0.0, "p": 1.0}
     if differ := more + fewer:

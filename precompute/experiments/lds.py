@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-import scipy.stats
 import torch
 
 from natscope.core.analysis.additive import additive_scores
@@ -132,7 +131,9 @@ def lds(predicted: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
         predicted: (R, Q) summed scores of each set.
         values: (R, Q) what networks trained on it say.
     """
-    found = [scipy.stats.spearmanr(predicted[:, q], values[:, q]) for q in range(values.shape[1])]
+    from scipy.stats import spearmanr  # 27 MB, and a moment to load, in every process of the app
+
+    found = [spearmanr(predicted[:, q], values[:, q]) for q in range(values.shape[1])]
     return np.array([f.statistic for f in found]), np.array([f.pvalue for f in found])
 
 

@@ -1,5 +1,7 @@
+import gc
 import os
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from natscope.core.metrics import loss_of_each
 from natscope.core.pool import Pool
 from natscope.core.posterior import FeatureConditioning, FeatureSpectrum
 from natscope.core.progress import silent
+from natscope.core.rows import RowView
 from natscope.precompute.bundles.opening import open_attributor
 from tests.conftest import EACH
 from tests.tiny import build_tiny
@@ -111,6 +114,16 @@ def test_conditioning_on_all_training_data_is_that_of_its_whole_gram(attributor,
     reported.clear()
     attributor.attribute(query, replace(request, sigma2=0.1), lambda *step: reported.append(step))
     assert reported == []
+
+
+def test_bundles_together_keep_all_images_features_for_one_class_and_a_classs_own_are_read(tiny_path):
+    one, other = open_attributor(tiny_path), open_attributor(tiny_path)
+    kept = weakref.ref(one._sets.of(0, "all", "none", silent)[0].pool)
+    assert kept() is one._sets.of(0, "all", "none", silent)[0].pool
+    other._sets.of(0, "all", "none", silent)
+    gc.collect()
+    assert kept() is None
+    assert isinstance(one._sets.of(0, "same-class", "pool", silent)[0].pool.features, RowView)
 
 
 @pytest.mark.parametrize("name", ["info_loss", "relatif", "info_gain"])

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from natscope.core import pool as pool_module
 from natscope.core.errors import QueryError
 from natscope.core.greedy import info_loss
-from natscope.core.kernels import LinearKernel
+from natscope.core.kernels import LinearKernel, packed
 from natscope.core.pool import Pool
 from natscope.core.posterior import (
     FeatureConditioning,
@@ -122,10 +122,12 @@ def test_a_large_pool_is_turned_in_float32_where_that_is_enough(monkeypatch):
         right = FeaturePrecision(lambda dtype: gram, features).posterior(query, sigma2)
         with monkeypatch.context() as patch:
             patch.setattr("natscope.core.posterior._MANY", 10)
-            found = FeaturePrecision(lambda dtype: gram, features).posterior(query, sigma2)
+            large = FeaturePrecision(lambda dtype: gram, features)
+            found, kept = large.posterior(query, sigma2), large._solve(sigma2)[1]
         differs = np.abs(found.alpha - right.alpha).max() / np.abs(right.alpha).max()
         assert differs <= close
         assert (differs > 1e-12) == (close > 1e-12)  # rounded in the one case alone
+        assert kept.dtype == (np.float32 if close > 1e-12 else np.float64)  # and kept as it was computed
 
 
 def test_a_pool_larger_than_its_gram_gives_the_same_posterior(monkeypatch):
@@ -146,6 +148,18 @@ def test_the_gram_is_computed_once_and_a_given_one_is_used():
     assert pool.has_gram
     given_gram = features @ features.T
     assert Pool(features, gram=given_gram).gram is given_gram
+
+
+def test_the_gram_of_a_given_triangle_is_read_from_it_and_not_kept():
+    features = np.random.default_rng(2).normal(size=(7, 3))
+    gram = features @ features.T
+    pool = Pool(features, gram=packed(gram))
+    assert pool.has_gram
+    assert pool.gram_follows()
+    np.testing.assert_array_equal(pool.columns([4, 0, 6, 4]), gram[:, [4, 0, 6, 4]])
+    np.testing.assert_array_equal(pool.gram, gram)
+    assert pool.gram is not pool.gram
+    assert not Pool(2 * features, gram=packed(gram)).gram_follows()
 
 
 def test_twins_are_rows_with_the_same_features():
