@@ -46,8 +46,8 @@ _TOP = {
     "redundancy",
     "items",
 }
-_QUERY = {"origin", "index", "label", "predicted", "probability", "unlike_training"}
-_ITEM = {"rank", "train_index", "label", "score", "nats", "sign"}
+_QUERY = {"origin", "index", "source", "label", "predicted", "probability", "unlike_training"}
+_ITEM = {"rank", "train_index", "source", "label", "score", "nats", "sign"}
 _TEST_IMAGE = 11
 
 
@@ -336,12 +336,13 @@ def test_the_table_says_what_the_json_says(run, attribute, bundle_path, method):
     if METHODS[method].information:
         share = answer["items"][-1]["nats"] / answer["total_nats"]
         assert f" 4 images contribute {percent(share)} ({answer['items'][-1]['nats']:.3f} nats) of" in rest.pop(0)
-    assert rest.pop(0).split() == ["rank", "image", "label", "score", "nats", "sign"]
+    assert rest.pop(0).split() == ["rank", "image", "label", "score", "nats", "sign", "source"]
     for line, i in zip(rest, answer["items"], strict=True):
-        rank, image, label, score, *nats, sign = re.split(r"\s{2,}", line.strip())
+        rank, image, label, score, *nats, sign, source = re.split(r"\s{2,}", line.strip())
         assert (int(rank), int(image), label) == (i["rank"], i["train_index"], classes[i["label"]])
         assert float(score) == pytest.approx(i["score"], rel=1e-3)
         assert sign == {-1: "-", 0: "0", 1: "+"}[i["sign"]]
+        assert source == i["source"] == f"train row {i['train_index']}"
         assert nats == ([] if i["nats"] is None else [f"{i['nats']:.4f}"])
 
 

@@ -659,3 +659,25 @@ def test_large_images_that_a_network_convolves_are_not_all_tried(layer, side, te
         inputs=lambda rows: rows,
     )
     assert [len(opening._first(attributor, f"{split}_images")) for split in ("test", "train")] == [tests, trained]
+
+
+def test_sources_are_those_of_the_data_and_a_bundle_without_them_counts_its_own(path):
+    bundle = Bundle(path)
+    assert bundle.sources("train")[:2] == ("train row 0", "train row 1")
+    edited(path, lambda raw: [raw["files"].pop(f"{split}_sources") for split in ("train", "test")])
+    assert Bundle(path).sources("test") == bundle.sources("test")
+    assert check_bundle(path) == []
+
+
+def test_sources_that_name_another_number_of_images_are_a_fault(path):
+    saved(path, "train_sources", np.frombuffer(b"one\ntwo", np.uint8))
+    (fault,) = check_bundle(path)
+    assert "'train_sources.npy' names another number of images" in fault
+    with pytest.raises(BundleError, match="names another number"):
+        Bundle(path).sources("train")
+
+
+def test_sources_that_are_no_text_are_shown_all_the_same(path):
+    count = len(Bundle(path).array("test_labels"))
+    saved(path, "test_sources", np.frombuffer(b"\n".join([b"\xff\xfe"] * count), np.uint8))
+    assert set(Bundle(path).sources("test")) == {"\ufffd\ufffd"}

@@ -1,6 +1,7 @@
 import gzip
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -12,7 +13,15 @@ from natscope import assets
 from natscope.assets.make_fashion_mnist import make, write_idx
 from natscope.core.errors import DataError
 from natscope.precompute.data import datasets
-from natscope.precompute.data.datasets import DATASETS, DEBIAN_FOLDER, Dataset, first_of_each, load_dataset, read_idx
+from natscope.precompute.data.datasets import (
+    DATASETS,
+    DEBIAN_FOLDER,
+    Dataset,
+    first_of_each,
+    load_dataset,
+    of_classes,
+    read_idx,
+)
 from tests.conftest import one_sentence
 
 _debian = pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
@@ -207,3 +216,13 @@ def test_a_missing_torchvision_is_a_sentence(without_debian, monkeypatch, tmp_pa
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     with pytest.raises(DataError, match="needs torchvision; install it"):
         load_dataset("fashion-mnist", root=tmp_path)
+
+
+def test_images_that_are_left_keep_their_rows_as_sources():
+    images, labels = np.zeros((6, 2, 2), np.uint8), np.array([0, 1, 2, 0, 1, 2])
+    data = Dataset("x", ("a", "b", "c"), images, labels, images.copy(), labels.copy(), (0.0,), (1.0,))
+    kept = first_of_each(of_classes(data, (2, 0)), 1)
+    assert kept.train_sources == ("train row 0", "train row 2")
+    assert kept.test_sources == ("test row 0", "test row 2", "test row 3", "test row 5")
+    with pytest.raises(DataError, match="6 images, 1 sources"):
+        replace(data, train_sources=("one",))

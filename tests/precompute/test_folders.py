@@ -129,6 +129,10 @@ def test_a_file_that_cannot_be_read_is_named_and_skipped_when_told(split, kind):
     data, (skipped,) = load_folder(split, _SKIP)
     assert re.match(f"train/dog/{reason}", skipped)
     assert data.train_labels.tolist() == [0] * 4 + [1] * 4
+    files = sorted(
+        f"train/{name}/{file.name}" for name in ("cat", "dog") for file in (split / "train" / name).iterdir()
+    )
+    assert list(data.train_sources) == [file for file in files if not file.startswith("train/dog/bad")]
 
 
 def test_a_file_larger_than_any_picture_is_not_read_into_memory(split):
