@@ -1,0 +1,94 @@
+"""Take the pictures of the pages that the guide shows: `python -m docs.screenshots BUNDLES`.
+
+Each page is seen at 1,280 pixels, light and dark, and on a phone.
+"""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+from PIL import Image
+from playwright.sync_api import Page
+
+from benchmarks.browser import PATIENCE, chromium
+from benchmarks.served import serving
+
+_FOLDER = Path(__file__).parents[1] / "assets" / "screenshots"
+_QUERY = "test:23"  # a mistake of the embedded data's network
+_COLOURS = 128  # of a picture's palette
+_QUIET = 2000  # milliseconds after which a page counts as complete
+_VIEWS = {"light": ("light", 1280, 1100), "dark": ("dark", 1280, 1100), "phone": ("light", 390, 844)}
+
+
+def _explain(tab: str) -> str:
+    return f"/explain?q={_QUERY}&tab={tab}"
+
+
+def _inspect(page: Page) -> None:
+    page.locator(".st-key-ranking .picture").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Who else relies on it?").click()
+    page.get_by_role("dialog").locator(".st-key-reliant .picture").first.wait_for(timeout=1000 * PATIENCE)
+
+
+def _retrain(page: Page) -> None:
+    page.get_by_role("button", name="Remove them and retrain").click()
+    page.get_by_text("Stop", exact=True).wait_for(state="hidden", timeout=1000 * PATIENCE)
+
+
+def _map(page: Page) -> None:
+    page.locator(".js-plotly-plot").first.wait_for(timeout=1000 * PATIENCE)
+
+
+def _as_it_opens(page: Page) -> None:
+    pass
+
+
+_PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
+    "start": ("/", _as_it_opens),
+    "attribute": (_explain("attribution"), _as_it_opens),
+    "inspector": (_explain("attribution"), _inspect),
+    "compare": (_explain("compare"), _as_it_opens),
+    "counterfactual": (_explain("remove"), _retrain),
+    "curves": (_explain("curves"), _as_it_opens),
+    "map": (_explain("map"), _map),
+    "backdoor": ("/backdoor", _as_it_opens),
+    "coreset": ("/coreset", _as_it_opens),
+    "results": ("/paper", _as_it_opens),
+    "methods": ("/paper?tab=methods", _as_it_opens),
+}
+
+
+@click.command()
+@click.argument("bundles", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("names", nargs=-1)
+def main(bundles: Path, names: tuple[str, ...]) -> None:
+    """Take all pictures, or those of the pages that are named, of a folder with both embedded bundles."""
+    with serving(bundles) as app, chromium() as browser:
+        for name in names or _PAGES:
+            path, prepare = _PAGES[name]
+            for kind, (theme, width, height) in _VIEWS.items():
+                page = browser.new_page(
+                    viewport={"width": width, "height": height},
+                    color_scheme=theme,  # type: ignore[arg-type]
+                    reduced_motion="reduce",
+                )
+                page.goto(f"http://localhost:{app.port}{path}")
+                _settle(page)
+                prepare(page)
+                _settle(page)
+                picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+                picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(_FOLDER / f"{name}-{kind}.png", optimize=True)
+                page.close()
+                click.echo(f"{name}-{kind}.png")
+
+
+def _settle(page: Page) -> None:
+    idle = '[data-testid="stApp"][data-test-script-state="notRunning"]'
+    page.wait_for_selector(idle, timeout=1000 * PATIENCE)
+    page.wait_for_timeout(_QUIET)
+    page.wait_for_selector(idle, timeout=1000 * PATIENCE)
+
+
+if __name__ == "__main__":
+    main()
