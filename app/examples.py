@@ -1,4 +1,4 @@
-"""Test images that are worth a look in any bundle: surely predicted and wrong."""
+"""Test images that are worth a look in any bundle: confident mistakes."""
 
 import numpy as np
 from scipy.special import softmax
@@ -7,7 +7,7 @@ from natscope.app.bundles import Served
 
 
 def examples(attributor: Served, count: int) -> list[int]:
-    """Return test images, each with another prediction if possible: those that the network is surest of and gets wrong.
+    """Return the test images that the network gets wrong with most confidence, each predicted as a different class.
 
     Those that it gets right follow, the least sure first.
 

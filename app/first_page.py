@@ -60,12 +60,13 @@ STYLE = """
 h1 { font-size: 1.9rem !important; padding: 0 !important; letter-spacing: -0.01em !important; }
 h3 { font-size: 1.05rem !important; padding: 0.4rem 0 0.2rem !important; }
 [data-testid="stHeaderActionElements"] a { display: none !important; }
-.st-key-image_keys, .st-key-tags_kept, .st-key-results_jumps { display: none !important; }
+.st-key-image_keys, .st-key-tags_kept, .st-key-results_jumps, [class*="_into_view"] { display: none !important; }
 .st-key-image_bar { min-height: 9rem; }
 .st-key-image_bar > .stElementContainer:first-child { min-height: 5.5rem; }
 .st-key-ranking, .st-key-ranking_of_the_label { min-height: 8.25rem; }
 .st-key-counterfactual_sheet { min-height: 6.75rem; }
 .st-key-backdoor_trigger_patch { min-height: 15rem; }
+.st-key-backdoor_step_bar { min-height: 3rem; }
 [class*="st-key-coreset_sheet_"] { min-height: 3rem; }
 .st-key-previous_image { min-width: 7rem !important; }
 .st-key-next_image { min-width: 5.5rem !important; }

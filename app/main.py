@@ -7,7 +7,7 @@ import streamlit as st
 
 from natscope.app import garbage
 from natscope.app.theme import PALETTES, style
-from natscope.app.views import backdoor, coreset, explain, frame, front, paper
+from natscope.app.views import backdoor, coreset, explain, frame, front, paper, tags
 from natscope.app.views.banner import banner
 from natscope.app.views.notice import errors_shown
 
@@ -44,6 +44,7 @@ def main() -> None:
         banner()
         frame.arrive(chosen.url_path)
         chosen.run()
+        tags.keep()
 
 
 if __name__ in ("__main__", "__mp_main__"):

@@ -176,11 +176,13 @@ def _plain_finding(result: Attribution, method: Method, target: str, *, predicte
         return f"{among}, {method.title} puts {images} first. It does not measure how much each one matters."
     if result.total_nats is not None and result.total_nats < 1e-12:
         return f"{among}, none tells the network anything about {answer}."
-    share = f": **{percent(result.nats / result.total_nats)}** of what it learnt about it" if result.total_nats else ""
+    portion_of = f": **{percent(result.nats / result.total_nats)}**" if result.total_nats else ""
+    share = f"{portion_of} of what the network learnt about it" if portion_of else ""
     said = f"{among}, {images} matter{'s' if count == 1 else ''} most for {answer}{share}."
     if method.information == "loss":
         return f"{said} Without {'it' if count == 1 else 'them'}, the network’s doubt would be {wider(result.nats)}."
-    return f"{said} {'It alone makes' if count == 1 else 'They alone make'} its doubt {narrower(result.nats)}."
+    alone = "It alone makes" if count == 1 else "They alone make"
+    return f"{said} {alone} the network’s doubt {narrower(result.nats)}."
 
 
 def verdict(query: QueryImage, classes: Sequence[str]) -> str:
@@ -207,8 +209,13 @@ def narrower(nats: float) -> str:
 def special(picks: Sequence[float], scores: np.ndarray, method: Method, *, plain: bool = False) -> str:
     """Return a sentence on how far the first picks (M,) lie above all candidates' scores (n,)."""
     best, middle = max(picks), float(np.median(scores))
-    if plain and method.information and middle > 0:
-        return f"The strongest of them matters {best / middle:,.0f} times as much as a typical training image."
+    if plain:
+        ratio = best / middle if middle > 0 else math.inf
+        if not math.isfinite(ratio):
+            return "A typical training image of them does not matter at all."
+        if ratio < 2:
+            return "The strongest of them matters little more than a typical training image."
+        return f"The strongest of them matters {ratio:,.0f} times as much as a typical training image."
     above = int((scores > best).sum())
     unit = nats if method.information else "{:.3g}".format
     if method.information == "loss":
@@ -283,14 +290,19 @@ def counted(number: int, noun: str) -> str:
 
 def number_were(number: int) -> str:
     """Return the subject of a sentence on some of those that it has just counted: "none was", "1 was", "47 were"."""
-    return f"{number or 'none'} {'was' if number < 2 else 'were'}"
+    return f"{f'{number:,}' if number else 'none'} {'was' if number < 2 else 'were'}"
+
+
+def planted_among(planted: int, count: int) -> str:
+    """Return how many of the first of a list were planted: "47 of the first 50 were planted"."""
+    return f"{f'{planted:,}' if planted else 'none'} of the first {count:,} {'was' if planted < 2 else 'were'} planted"
 
 
 def portion(share: float) -> str:
     """Return a share that "of the …" follows, rounded only to what it is: "none", "less than 1%", "62%", "all"."""
     if share in (0, 1):
         return "all" if share else "none"
-    if share < 0.005:
+    if share <= 0.005:  # which would round to 0%
         return "less than 1%"
     return "over 99%" if share >= 0.995 else f"{share:.0%}"
 
@@ -299,7 +311,7 @@ def in_cases(share: float, *, only: bool = False) -> str:
     """Return how often something happens, at the end of a sentence: "in 62% of cases", "in every case"."""
     if share in (0, 1):
         return "in every case" if share else "in no case"
-    return f"in {'only ' if only and share >= 0.005 else ''}{portion(share)} of cases"
+    return f"in {'only ' if only and share > 0.005 else ''}{portion(share)} of cases"
 
 
 def nats(value: float) -> str:
@@ -313,9 +325,10 @@ def sigma2_text(value: float) -> str:
     """Return σ² as a short number: "0.1", "10³", "5,623", "2.5 × 10⁻⁴"."""
     digits, _, exponent = f"{value:.1e}".partition("e")
     power = f"10{str(int(exponent)).translate(_RAISED)}"
-    if 1e-3 <= value < (999.5 if digits == "1.0" else 1e4):
+    exact = math.isclose(value, 10.0 ** int(exponent), rel_tol=1e-6)
+    if 1e-3 <= value < (999.5 if exact else 9999.5):
         return f"{value:.2g}" if value < 99.5 else f"{value:,.0f}"
-    return power if digits == "1.0" else f"{digits.removesuffix('.0')} × {power}"
+    return power if exact else f"{digits} × {power}"
 
 
 def ratio_text(sigma2: float, mean_kernel: float) -> str:

@@ -133,7 +133,10 @@ class Pool:
         return self.gram[indices].T  # symmetric: rows lie together in memory
 
     def whole(self) -> np.ndarray | None:
-        """Return all columns of K, (n, n) float64, kept: 1.8 GB for 15,000 members; None if there are too many."""
+        """Return all columns of K, (n, n) float64: 1.8 GB for 15,000 members; None if there are too many.
+
+        They are kept unless a packed Gram was given, which is unpacked at each call.
+        """
         if self.has_gram or self.fits_gram:
             return self.gram
         if len(self) > LARGEST_WHOLE:

@@ -5,6 +5,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const grid = parentElement.querySelector(".grid");
   grid.style.setProperty("--size", data.size + "px");
   grid.setAttribute("aria-label", data.label);
+  grid.setAttribute("aria-keyshortcuts", "ArrowLeft ArrowRight ArrowUp ArrowDown Home End");
   grid.classList.toggle("bare", data.items.every((item) => !item.rank) && !data.appear);
   grid.classList.toggle("told", Boolean(data.appear));
   grid.classList.toggle("parted", Boolean(data.appear) && data.items.some((item) => item.framed));

@@ -6,6 +6,10 @@ export default function ({ data, parentElement }) {
   const mark = parentElement.querySelector("span");
   if (!box || mark.dataset.done) return;
   mark.dataset.done = "true";
+  if (document.activeElement === document.body) { // what was pressed is gone: the keyboard goes on from here
+    box.tabIndex = -1;
+    box.focus({ preventScroll: true });
+  }
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const watch = new ResizeObserver(() => {
     const { scrollMarginTop, scrollMarginBottom } = getComputedStyle(box);

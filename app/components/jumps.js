@@ -12,5 +12,8 @@ export default function () {
   }
   document.addEventListener("click", clicked);
   window.addEventListener("popstate", moved);
-  return () => (document.removeEventListener("click", clicked), window.removeEventListener("popstate", moved));
+  return () => {
+    document.removeEventListener("click", clicked);
+    window.removeEventListener("popstate", moved);
+  };
 }

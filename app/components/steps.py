@@ -1,4 +1,4 @@
-"""A bar of links to the steps of a page, which marks the one that is read."""
+"""A bar of links to the steps of a page, which marks the current one."""
 
 from collections.abc import Mapping
 

@@ -7,8 +7,10 @@ export default function ({ data, setTriggerValue }) {
       try {
         kept = JSON.parse(localStorage.getItem(name)) || {};
       } catch {} // whoever wrote that, it is of no use
-      const own = { ...kept[change.bundle], ...change.tags };
-      kept[change.bundle] = Object.fromEntries(Object.entries(own).filter(([, text]) => text));
+      for (const [bundle, tags] of Object.entries(change.bundles)) {
+        const own = { ...kept[bundle], ...tags };
+        kept[bundle] = Object.fromEntries(Object.entries(own).filter(([, text]) => text));
+      }
       localStorage.setItem(name, JSON.stringify(kept));
       sessionStorage.setItem(name, change.id);
     }

@@ -15,7 +15,7 @@ def storage(
 
     Args:
         name: under which the browser keeps everything.
-        change: the last one of this session: its "id", a "bundle", and its "tags" that changed, "" for none.
+        change: what the browser has not kept yet: an "id", and for each of "bundles" the changed tags, "" for none.
         known: whether this session has what the browser kept before.
         key: unique on the page.
         on_load: called with the text that the browser kept, which anyone may have written.

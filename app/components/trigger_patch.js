@@ -1,6 +1,6 @@
 // image + patch = stamped image. The patch is drawn on here, and goes to Python as a whole soon after the last click;
 // until Python has heard that number, what was drawn stays, whatever an earlier run of the page still sends. In another
-// turn Python has put another patch there, and what was drawn before counts no more.
+// turn Python has put another patch there, and what was drawn before no longer counts.
 const PAUSE = 300; // milliseconds after the last click
 
 export default function ({ data, parentElement, setTriggerValue }) {

@@ -43,7 +43,7 @@ def trigger_patch(
 
     The browser draws on the patch at once and sends all of it, numbered, shortly after the last click. Until that
     number has been heard, it keeps what was drawn, so that no click is lost while the server is busy; `forget_drawing`
-    begins another turn, in which what was drawn before counts no more.
+    begins another turn, in which what was drawn before no longer counts.
 
     Args:
         clean: the image as it was.

@@ -15,8 +15,9 @@ def numbers(result: dict[str, Any]) -> str:
     """Return an experiment's numbers as CSV; shares lie between 0 and 1, errors are standard errors."""
     lines = list(_LINES[result["experiment"]](result))
     columns = list(dict.fromkeys(name for line in lines for name in line))
-    cells = ([line.get(name) for name in columns] for line in lines)
-    return escape.table(columns, (["" if value is None else value for value in row] for row in cells))
+    empty: dict[str, Any] = dict.fromkeys(columns, "")
+    rows = (empty | {name: value for name, value in line.items() if value is not None} for line in lines)
+    return escape.table(columns, (list(row.values()) for row in rows))
 
 
 def _curves(result: dict[str, Any]) -> _Lines:
@@ -89,7 +90,9 @@ def _method(row: dict[str, Any]) -> dict[str, Any]:
 
 def _listed(value: float | Sequence[float] | None) -> float | str:
     """Return values of sigma2, one for each network where they differ, as one cell."""
-    values = value if isinstance(value, Iterable) else [value] if value else []
+    if not value:
+        return ""
+    values = value if isinstance(value, Iterable) else [value]
     distinct = list(dict.fromkeys(f"{each:.12g}" for each in values))  # powers of ten, but for rounding
     return float(distinct[0]) if len(distinct) == 1 else " / ".join(distinct)
 

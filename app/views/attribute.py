@@ -16,7 +16,7 @@ from natscope.app.figures import on_page
 from natscope.app.figures.attribution import curve, spread
 from natscope.app.links import AttributeView
 from natscope.app.views import frame, tags
-from natscope.app.views.cards import card
+from natscope.app.views.cards import cards_of
 from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.notice import complain, fragment
@@ -220,15 +220,13 @@ def _ranking(attributor: Served, result: Attribution, method: Method, largest: f
 
 def _cards(attributor: Served, result: Attribution, largest: float, ranks: Sequence[str] = ()) -> list[Card]:
     cards, differ, total = [], _signs_differ(result), None if result.nats is None else result.total_nats
-    classes = attributor.bundle.classes
+    card, classes = cards_of(attributor, "train"), attributor.bundle.classes
     for item, rank, amount in zip(result.items, ranks or result.rank_labels, result.amounts, strict=True):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign] if differ else ""
         unit = "nats" if item.nats is not None else "score"
         tooltip = f"{classes[item.label]}, training image {item.train_index}: {amount:.4g} {unit}"
         cards.append(
             card(
-                attributor,
-                "train",
                 item.train_index,
                 title=f"rank {rank}, {tooltip}"
                 + ("" if item.nats is None else f"; the first {item.rank} contribute {item.nats:.4g} nats"),

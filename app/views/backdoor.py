@@ -363,6 +363,5 @@ _STYLE = f"""
 [data-testid="stMain"] h5 {{ font-size: 1.05rem !important; }}
 [data-testid="stMain"] [data-testid="stMarkdownContainer"] > p {{ max-width: 60rem; }}
 [class*="st-key-{KEY}"][class*="_result"] {{ scroll-margin: 7.6rem 0 1.5rem; }}
-[class*="_into_view"] {{ position: absolute; }}
 @media (max-width: 640px) {{ [data-testid="stMain"] [data-testid="stHorizontalBlock"] {{ gap: 1rem; }} }}
 """

@@ -15,7 +15,6 @@ from natscope.app.views.backdoor_scene import (
     few,
     line_up,
     measured_for,
-    planted_among,
     reveal_button,
     show_once_there,
 )
@@ -108,7 +107,7 @@ def _suspects(scene: Scene, suspects: np.ndarray, count: int) -> Audited | None:
     with st.container(key=place):
         if revealed:
             st.markdown(
-                f"##### {planted_among(hits, len(suspects))}\n"
+                f"##### The suspects: {words.planted_among(hits, len(suspects))}\n"
                 f"Random picking would find about {few(len(suspects) * len(planted) / count)}; there are "
                 f"{len(planted):,} in all."
             )

@@ -29,7 +29,7 @@ def retell(scene: Scene, fooled: float, searched: Searched, proven: Proven | Non
             f"An audit that knew nothing of the attack looked through all {len(scene.attributor.train_labels):,}: "
             f"of its first {audited.suspects} suspects, {words.number_were(audited.planted)} planted."
         )
-    more = "" if searched.revealed and audited is not None else "<small>It grows with each step that you take.</small>"
+    more = "" if searched.revealed and audited is not None else "<small>This summary grows as you go on.</small>"
     st.html(
         f'<figure class="ns-retell"><figcaption>To retell</figcaption><p>{escape.html(" ".join(said))}</p>{more}'
         f"</figure><style>{_STYLE}</style>"

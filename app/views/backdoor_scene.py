@@ -14,7 +14,7 @@ from natscope.app.bundles import Served
 from natscope.app.components.grid import grid
 from natscope.app.components.into_view import into_view
 from natscope.app.results import backdoor_results
-from natscope.app.views.cards import card
+from natscope.app.views.cards import cards_of
 from natscope.app.views.inspector import inspect, inspector, usual_request
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.request import QueryImage
@@ -163,11 +163,6 @@ def reveal_button(name: str, question: Hashable) -> bool:
     return False
 
 
-def planted_among(planted: int, count: int) -> str:
-    """Return how many of the first of a list were planted: "47 of the first 50 were planted"."""
-    return f"{planted or 'None'} of the first {count} {'was' if planted < 2 else 'were'} planted"
-
-
 def line_up(scene: Scene, indices: Sequence[int], *, name: str, label: str, planted: set[int] | None) -> None:
     """Draw training images, each with what it is below; a click opens one.
 
@@ -180,12 +175,12 @@ def line_up(scene: Scene, indices: Sequence[int], *, name: str, label: str, plan
     """
     everything = f"{KEY}{name}_all"
     shown = indices if st.session_state.get(everything) else indices[:_DRAWN]
-    cards = []
+    cards, card = [], cards_of(scene.attributor, "train")
     for rank, index in enumerate(shown, 1):
         framed = planted is not None and index in planted
         caption = scene.described(index, planted=framed)
         title = f"rank {rank}, training image {index}: {caption}" + (", planted" if framed else "")
-        cards.append(card(scene.attributor, "train", index, title=title, caption=caption, framed=framed))
+        cards.append(card(index, title=title, caption=caption, framed=framed))
     grid(
         cards,
         key=f"{KEY}{name}_grid",

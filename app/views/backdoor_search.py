@@ -20,7 +20,6 @@ from natscope.app.views.backdoor_scene import (
     few,
     line_up,
     measured_for,
-    planted_among,
     reveal_button,
     show_once_there,
     sigma2_of,
@@ -80,7 +79,7 @@ def search_step(
         with box:
             _experts(scene, (method, rival), names, change)
     planted = np.isin(named, scene.attack.culprits(scene.base)).sum()
-    return Searched(method, found_by(method), len(named), int(planted), revealed)
+    return Searched(method, found_by(method), len(named), int(planted), revealed and bool(named))
 
 
 def found_by(method: str, plain: str = "natscope") -> str:
@@ -112,7 +111,7 @@ def _line_up(scene: Scene, name: str, role: str, title: str, *, revealed: bool) 
     planted = set(scene.attack.culprits(scene.base).tolist())
     if revealed:
         st.markdown(
-            f"##### {title}: {planted_among(len(planted & set(indices)), len(indices)).lower()}\n"
+            f"##### {title}: {words.planted_among(len(planted & set(indices)), len(indices))}\n"
             f"Random picking would find about {few(chance(scene, len(indices)))}."
         )
     else:

@@ -1,9 +1,11 @@
 """Pictures of a bundle's images, as every page shows them: with their label and with the visitor's tag."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from natscope.app import escape
 from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri
 from natscope.app.views.tags import tagged
@@ -11,21 +13,26 @@ from natscope.app.views.tags import tagged
 KINDS = {"train": "training", "test": "test"}
 
 
-def card(attributor: Served, split: str, index: int, *, title: str = "", **fields: Any) -> Card:
-    """Return the card of an image.
+def cards_of(attributor: Served, split: str) -> Callable[..., Card]:
+    """Return what makes the cards of a "train" or "test" split's images.
 
-    Args:
-        attributor: the opened bundle.
-        split: "train" or "test".
-        index: number of the image.
-        title: the tooltip, which a screen reader says too; its label and number if empty.
-        fields: further fields of the card, in place of the label as its caption.
+    It is called with an image's number; with the tooltip as `title`, which a screen reader says too, in place of its
+    label and number; and with further fields of the card, of which `caption` takes the place of its label.
     """
+    images, sources = attributor.bundle.array(f"{split}_images"), attributor.bundle.sources(split)
     labels = attributor.train_labels if split == "train" else attributor.test_labels
-    label, tag = attributor.bundle.classes[labels[index]], tagged(attributor).get(f"{split}:{index}", "")
-    source = attributor.bundle.sources(split)[index]
-    said = title or f"{label}, {KINDS[split]} image {index}"
-    said += "" if source == f"{split} row {index}" else f"; {source}"
-    said += f"; tagged {tag}" if tag else ""
-    picture = np.asarray(attributor.bundle.array(f"{split}_images")[index])
-    return Card(src=data_uri(picture), alt=said, title=said, tag=tag, **({"caption": label} | fields))
+    classes, tags = attributor.bundle.classes, tagged(attributor)
+
+    def card(index: int, *, title: str = "", **fields: Any) -> Card:
+        label, tag, source = classes[labels[index]], tags.get(f"{split}:{index}", ""), sources[index]
+        said = [title or f"{label}, {KINDS[split]} image {index}"]
+        if source != f"{split} row {index}":
+            said.append(escape.visible(source))
+        if tag:
+            said.append(f"tagged {tag}")
+        text = "; ".join(said)
+        return Card(
+            src=data_uri(np.asarray(images[index])), alt=text, title=text, tag=tag, **({"caption": label} | fields)
+        )
+
+    return card

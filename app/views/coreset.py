@@ -16,7 +16,7 @@ from natscope.app.figures import on_page
 from natscope.app.figures.coreset import class_balance, information
 from natscope.app.links import CoresetView, largest_coreset
 from natscope.app.views import frame
-from natscope.app.views.cards import card
+from natscope.app.views.cards import cards_of
 from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.coreset_queries import KEY, VIEW, asked, query_controls, whom
 from natscope.app.views.coreset_results import others, worth
@@ -151,7 +151,7 @@ def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
     classes, labels = attributor.bundle.classes, attributor.train_labels
     whole = len(indices) <= _SHOWN or st.toggle(f"Show all {len(indices):,}", key=f"{KEY}all")
     shown = indices if whole else indices[:_SHOWN]
-    counts = Counter(labels[indices].tolist())
+    counts, card = Counter(labels[indices].tolist()), cards_of(attributor, "train")
     for label in sorted(counts):
         own = shown[labels[shown] == label]
         name, row = st.columns([1, 6], vertical_alignment="center")
@@ -159,7 +159,7 @@ def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
             f"**{escape.markdown(classes[label])}** · {counts[label]}"
             + ("" if len(own) else " (none of the first shown)")
         )
-        cards = [card(attributor, "train", int(index), caption="") for index in own]
+        cards = [card(int(index), caption="") for index in own]
         if cards:
             with row:
                 grid(

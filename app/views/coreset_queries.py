@@ -11,7 +11,7 @@ from natscope.app.bundles import Served
 from natscope.app.components.grid import grid
 from natscope.app.links import GROUPS, MOST_MARKED, CoresetView
 from natscope.app.views import frame
-from natscope.app.views.cards import card
+from natscope.app.views.cards import cards_of
 from natscope.app.views.controls import control
 from natscope.app.views.query import gallery, number_field
 from natscope.core.analysis.coreset import MOST_QUERIES, draw
@@ -99,10 +99,9 @@ def _marks(attributor: Served, view: CoresetView) -> None:
         number_field("Mark the image number", "test", len(labels), _mark, key="test_number")
     if not view.marked:
         return
+    card = cards_of(attributor, "test")
     cards = [
         card(
-            attributor,
-            "test",
             i,
             title=f"marked test image {i}, {classes[labels[i]]}; click to unmark it",
             caption="",

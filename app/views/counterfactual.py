@@ -13,7 +13,7 @@ from natscope.app.components.bars import Bar, bars
 from natscope.app.components.grid import grid
 from natscope.app.links import FEWEST_REMOVED, MOST_REMOVED, CounterfactualView
 from natscope.app.views import frame
-from natscope.app.views.cards import card
+from natscope.app.views.cards import cards_of
 from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.job import run_job
@@ -162,11 +162,9 @@ def _removal(attributor: Served, query: QueryImage) -> None:
 
 
 def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
-    classes = attributor.bundle.classes
+    classes, card = attributor.bundle.classes, cards_of(attributor, "train")
     cards = [
         card(
-            attributor,
-            "train",
             i,
             title=f"rank {rank}: {classes[attributor.train_labels[i]]}, training image {i}; click to inspect it",
             caption="",

@@ -16,7 +16,7 @@ from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.links import AttributeView
 from natscope.app.views import frame, tags
-from natscope.app.views.cards import card
+from natscope.app.views.cards import cards_of
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain, errors_shown
 from natscope.app.views.query import title_of
@@ -117,6 +117,7 @@ def _draw(
     _pictures(shown)
     if said := about(index):
         st.markdown(said)
+    st.caption("Source")
     st.code(escape.visible(attributor.bundle.sources("train")[index]), language=None, wrap_lines=True)
     _actions(attributor, index, request, explain)
     if attributor.heavy(request):
@@ -192,7 +193,7 @@ def _neighbours(attributor: Served, index: int, request: Request) -> None:
     found = [item.train_index for item in items]
     st.caption(f"Its own prediction relies most on (by {METHODS[request.method].title})")
     grid(
-        [card(attributor, "train", number) for number in found],
+        list(map(cards_of(attributor, "train"), found)),
         key="neighbours",
         label=f"Training images that the prediction for training image {index} relies on most",
         size=64,
@@ -224,11 +225,13 @@ def _others(attributor: Served, index: int, label: int, request: Request, explai
         if explain is not None:
             _lead(explain, f"test:{tests[position]}", frame.ATTRIBUTION)
 
+    card = cards_of(attributor, "test")
+
     def shown(number: int) -> Card:
         title = f"Explain {attributor.bundle.classes[attributor.test_labels[number]]}, test image {number}"
         asked = _asked(attributor, f"test:{number}", request)
         address = "" if explain is not None else frame.tab_address(frame.ATTRIBUTION, asked, attributor)
-        return card(attributor, "test", number, title=title, href=address)
+        return card(number, title=title, href=address)
 
     if len(tests):
         grid(

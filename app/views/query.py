@@ -15,7 +15,7 @@ from natscope.app.components.keys import keys
 from natscope.app.components.matrix import matrix
 from natscope.app.links import pack_image
 from natscope.app.uploads import Upload, form_of, usual_background
-from natscope.app.views.cards import KINDS, card
+from natscope.app.views.cards import KINDS, cards_of
 from natscope.app.views.controls import control
 from natscope.app.views.enlarge import SHARP, enlarge
 from natscope.app.views.notice import complain
@@ -29,6 +29,7 @@ _SOURCES = {"test": "Test images", "train": "Training images", "image": "Upload"
 _OUTCOMES = ("All", "Right", "Wrong", "Unsure")
 _ORDERS = ("By number", "Least sure first", "Surest first")
 _NUMBER = "Go to image number"
+_LARGEST = 10  # MB of an upload
 _PREVIEW = 160  # pixels of an upload, and of what the model sees of it
 _LARGEST_MATRIX = 20  # classes of which a confusion matrix can be read
 _INVERT = {"Automatic": None, "Keep": False, "Invert": True}
@@ -67,7 +68,9 @@ def image_bar(attributor: Served, query: QueryImage, take: Take, actions: Mappin
         enlarge(query.image, title_of(query), key="enlarge_query")
         if not alone:
             own = [f"{query.origin}:{query.index}"]
-            with st.popover(escape.markdown(tag_of(attributor, own) or "Tag"), icon=":material/sell:", type="tertiary"):
+            found = tag_of(attributor, own)
+            name = f"Tag: {escape.markdown(found)}" if found else "Tag"
+            with st.popover(name, icon=":material/sell:", type="tertiary"):
                 tag(attributor, own, key="tag_query")
     steps = {} if alone else {"ArrowLeft": lambda: step(-1), "ArrowRight": lambda: step(1)}
     keys(steps | dict(actions), key="image_keys", find=_NUMBER)
@@ -129,6 +132,9 @@ def _choices(attributor: Served, query: QueryImage, take: Take) -> None:
         _upload(attributor, take)
         return
     split, shown = source or "test", None if query.index is None else f"{query.origin}:{query.index}"
+    if split != query.origin:  # the field beside the image is for the others
+        count = len(attributor.test_labels if split == "test" else attributor.train_labels)
+        number_field(f"Number of the {KINDS[split]} image", split, count, take, key=f"{split}_number")
     if len(attributor.bundle.classes) > _LARGEST_MATRIX:
         gallery(attributor, split, take, shown=shown)
         return
@@ -195,10 +201,9 @@ def gallery(attributor: Served, split: str, take: Take, *, shown: str | None = N
     drawn = numbers[page * _THUMBNAILS : (page + 1) * _THUMBNAILS]
     if not len(numbers):
         st.info("No image fits these filters; widen one of them.", icon=":material/filter_alt_off:")
+    card = cards_of(attributor, split)
     cards = [
         card(
-            attributor,
-            split,
             int(i),
             title=f"{KINDS[split].capitalize()} image {i}, labelled {classes[labels[i]]}, predicted {classes[answer]}",
             caption=classes[answer],
@@ -297,7 +302,7 @@ def _upload(attributor: Served, take: Take) -> None:
     def read() -> None:
         _read(images, take)
 
-    st.file_uploader("One object on a plain background", key="file", on_change=read, max_upload_size=10)
+    st.file_uploader("One object on a plain background", key="file", on_change=read, max_upload_size=_LARGEST)
     if images.ndim == 3:
         st.radio(
             "Light and dark",

@@ -85,10 +85,9 @@ def _examples(section: Section) -> None:
         return
     classes = attributor.bundle.classes
     st.markdown(f"**{escape.markdown(attributor.bundle.manifest.name)}**")
-    for title, query in zip(section.examples, queries, strict=True):
-        said = escape.markdown(classes[query.predicted])
-        true = escape.markdown(classes[query.label])  # type: ignore[index]  # which every test image has
-        what = f"labelled {true}, predicted {said}"
+    for title, query in zip(section.examples, queries, strict=False):
+        true, said = classes[attributor.test_labels[query.index]], classes[query.predicted]
+        what = f"labelled {escape.markdown(true)}, predicted {escape.markdown(said)}"
         view = ComparisonView(f"test:{query.index}")
         with st.container(horizontal=True, vertical_alignment="center"):
             st.html(f'<img src="{data_uri(query.image)}" alt="" width="56"><style>{SHARP}</style>', width="content")

@@ -8,7 +8,7 @@ import streamlit as st
 from natscope.app import bundles, escape, tasks
 from natscope.app.bundles import Served
 from natscope.app.components.grid import grid
-from natscope.app.views.cards import card
+from natscope.app.views.cards import cards_of
 from natscope.app.views.job import run_job
 from natscope.core.analysis.stability import Stability, differ_by_seed, kin
 from natscope.core.bundle.request import QueryImage, Request
@@ -89,14 +89,12 @@ def _results(attributor: Served, found: list[Stability] | None, kind: str) -> No
         st.markdown(f"**{method.title}.** {finding(result, kind)}")
         if result.original is None or not result.repeats:
             continue
-        cards, classes = [], attributor.bundle.classes
+        cards, card, classes = [], cards_of(attributor, "train"), attributor.bundle.classes
         for item, rank, stayed in zip(result.original.items, result.original.rank_labels, result.stayed, strict=True):
             name = f"{classes[item.label]}, training image {item.train_index}"
             tooltip = f"rank {rank}, {name}: stayed in {stayed} of {result.repeats}"
             cards.append(
                 card(
-                    attributor,
-                    "train",
                     item.train_index,
                     title=tooltip,
                     rank=rank,

@@ -20,8 +20,8 @@ from natscope.app.views import frame
 from natscope.app.views.controls import control
 
 _TAGS = "tags"  # key of the session's tags: a text for each image, such as "train:12", of each bundle
-_DRAWN, _CHANGE, _LOADED = "tags_drawn", "tags_change", "tags_loaded"  # what the tray shows, the last change, and
-# whether the browser's tags were taken
+_DRAWN, _LOADED = "tags_drawn", "tags_loaded"  # what the tray shows, and whether the browser's tags were taken
+_CHANGE, _KEPT = "tags_change", "tags_change_kept"  # what the browser is to keep, and which change it last was given
 USUAL = ("mislabelled", "duplicate", "interesting")
 _LONGEST, _MOST, _BUNDLES = 60, 1000, 20  # letters of a tag, images of a bundle, and bundles
 _SHOWN, _OWN = 60, 6  # of the tagged images, and of the visitor's own words
@@ -51,9 +51,9 @@ def tag(attributor: Served, images: Sequence[str], *, key: str) -> None:
     )
 
     def take() -> None:
-        if text := st.session_state.get(typed):
+        if text := _clean(st.session_state.get(typed) or ""):
             _set(attributor, images, text)
-            st.session_state[typed] = ""
+        st.session_state[typed] = ""
 
     st.text_input(
         "Other tag",
@@ -81,16 +81,16 @@ def changed() -> bool:
     return st.session_state.get(_TAGS) is not st.session_state.get(_DRAWN)
 
 
+def keep() -> None:
+    """Have the browser keep what changed since the last time, and give what it kept before this session."""
+    change = st.session_state.get(_CHANGE)
+    st.session_state[_KEPT] = change and change["id"]
+    storage("natscope tags", change, known=_LOADED in st.session_state, key="tags_kept", on_load=_load)
+
+
 def tray(attributor: Served, take: Callable[[str], None]) -> None:
     """Draw the tagged images, if there are any, and their list as a file; `take` is called with one that is clicked."""
     st.session_state[_DRAWN] = st.session_state.get(_TAGS)
-    storage(
-        "natscope tags",
-        st.session_state.get(_CHANGE),
-        known=_LOADED in st.session_state,
-        key="tags_kept",
-        on_load=_load,
-    )
     tags = _own(attributor)
     if not tags:
         return
@@ -173,18 +173,21 @@ def _set(attributor: Served, images: Sequence[str], text: str) -> None:
         st.toast(f"At most {_MOST:,} images can be tagged, and {len(own):,} already are; remove some tags first.")
         return
     st.session_state[_TAGS] = (st.session_state.get(_TAGS) or {}) | {bundle: kept}
-    _remember({"bundle": bundle, "tags": said})
+    _remember(bundle, said)
 
 
 def _clear(attributor: Served) -> None:
     gone = dict.fromkeys(_own(attributor), "")
     st.session_state[_TAGS] = (st.session_state.get(_TAGS) or {}) | {attributor.bundle.identity: {}}
-    _remember({"bundle": attributor.bundle.identity, "tags": gone})
+    _remember(attributor.bundle.identity, gone)
 
 
-def _remember(change: dict[str, object]) -> None:
-    """Have the browser keep a change: other tabs of it may have changed other tags meanwhile."""
-    st.session_state[_CHANGE] = change | {"id": secrets.token_hex(8)}
+def _remember(bundle: str, tags: dict[str, str]) -> None:
+    """Note what the browser is to keep: changes alone, as other tabs of it may have changed other tags meanwhile."""
+    change = st.session_state.get(_CHANGE)
+    pending = {} if change is None or change["id"] == st.session_state.get(_KEPT) else change["bundles"]
+    pending = pending | {bundle: pending.get(bundle, {}) | tags}
+    st.session_state[_CHANGE] = {"id": secrets.token_hex(8), "bundles": pending}
 
 
 def _load(text: str) -> None:

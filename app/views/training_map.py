@@ -18,7 +18,7 @@ from natscope.app.figures.thumbnails import sheet
 from natscope.app.links import COLOURINGS, FEATURES, LARGEST_BUDGET, PLANTED, MapView
 from natscope.app.tasks import TrainingMap
 from natscope.app.views import frame, tags
-from natscope.app.views.cards import card
+from natscope.app.views.cards import cards_of
 from natscope.app.views.controls import control
 from natscope.app.views.inspector import inspect, inspector, usual_request
 from natscope.app.views.job import leave_job, run_job
@@ -269,11 +269,11 @@ def _selection(attributor: Served, predicted: np.ndarray, groups: Sequence[Group
         st.caption("Click a point, draw a lasso on the map, or choose a colour here.")
         return
     labels, classes = attributor.train_labels, attributor.bundle.classes
-    cards = []
+    cards, card = [], cards_of(attributor, "train")
     for row in rows[:_SHOWN]:
         title = f"training image {row}, labelled {classes[labels[row]]}, predicted {classes[predicted[row]]}"
         tone = "for" if labels[row] == predicted[row] else "against"
-        cards.append(card(attributor, "train", row, title=title, tone=tone))
+        cards.append(card(row, title=title, tone=tone))
     grid(
         cards,
         key=f"{_KEY}grid",

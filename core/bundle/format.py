@@ -17,7 +17,17 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from natscope.core.bundle.file_checks import fault, mapped, once, size_fault, stamp
-from natscope.core.bundle.manifest import LARGEST, MANIFEST, OF_MARGINS, PURPOSES, SCHEMA, WEIGHTS, FileRecord, Manifest
+from natscope.core.bundle.manifest import (
+    LARGEST,
+    LONGEST_SOURCE,
+    MANIFEST,
+    OF_MARGINS,
+    PURPOSES,
+    SCHEMA,
+    WEIGHTS,
+    FileRecord,
+    Manifest,
+)
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, FileError, out_of_memory
@@ -192,6 +202,8 @@ class Bundle:
                 found = np.asarray(self.array(name)).tobytes().decode(errors="replace").split("\n")
                 if len(found) != count:
                     raise self._damaged(self.manifest.files[name], "names another number of images")
+                if max(map(len, found)) > LONGEST_SOURCE:
+                    raise self._damaged(self.manifest.files[name], "names an image by too long a text")
             else:
                 found = [f"{split} row {row}" for row in range(count)]
             self._sources[split] = tuple(found)

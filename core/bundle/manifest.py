@@ -36,7 +36,8 @@ _NEEDED = (
     *("penultimate", "features", "weights"),
 )
 _LARGEST_HEADER = 10_000  # bytes before the numbers of an array
-_LONGEST_SOURCE = 10_000  # bytes, on average
+LONGEST_SOURCE = 4096  # bytes of where an image comes from, as of a path
+_MOST_SOURCES = 2**28  # bytes of all of them
 _SIDE = 1024  # pixels of an image's side, at most
 _MOST_SHARES = 1.001  # 1 with rounding
 
@@ -102,7 +103,7 @@ class Manifest:
         tuned = self.tuned or {}
         return {p: (tuned if p == "prediction" else tuned.get(p, {})).get("sigma2", {}) for p in PURPOSES}
 
-    @property
+    @cached_property
     def backdoor(self) -> Backdoor | None:
         """The backdoor that was planted in the training images; None if they are honest."""
         return None if self.poison is None else Backdoor.from_dict(self.poison)
@@ -341,7 +342,7 @@ def _fits(manifest: Manifest, name: str, shape: tuple[int, ...]) -> bool:
     if name.startswith("train_gram_"):
         return shape == (manifest.width, manifest.width)
     if name.endswith("_sources"):
-        return len(shape) == 1 and 1 <= shape[0] <= _LONGEST_SOURCE * count
+        return len(shape) == 1 and 1 <= shape[0] <= min(_MOST_SOURCES, (LONGEST_SOURCE + 1) * count)
     if name == "penultimate":
         return len(shape) == 2 and shape[0] == train and shape[1] >= 1
     if name.endswith("_images"):

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from natscope import assets
+from natscope.core.bundle.manifest import LONGEST_SOURCE
 from natscope.core.errors import DataError
+from natscope.core.text import plain
 from natscope.precompute.paths import home
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package dataset-fashion-mnist puts it
@@ -64,6 +66,8 @@ class Dataset:
             sources = getattr(self, f"{split}_sources") or tuple(f"{split} row {row}" for row in range(len(labels)))
             if len(sources) != len(labels):
                 raise DataError(f"The {split} part of {self.name} has {len(labels)} images, {len(sources)} sources.")
+            if any(not plain(source) or len(source.encode()) > LONGEST_SOURCE for source in sources):
+                raise DataError(f"A source of the {split} part of {self.name} is too long, or no text of one line.")
             object.__setattr__(self, f"{split}_sources", sources)
             if labels.min() < 0 or labels.max() >= len(self.classes):
                 raise DataError(f"The {split} part of {self.name} has labels outside 0..{len(self.classes) - 1}.")

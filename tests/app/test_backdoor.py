@@ -107,14 +107,14 @@ def test_what_it_says_to_retell_grows_with_what_was_seen(page, poisoned, poisone
     app = page()
     assert f"in {planted} of {len(poisoned.train_labels):,} training pictures" in _retold(app)
     assert not re.search("natscope|without|audit", _retold(app))
-    assert "It grows" in _retold(app)
+    assert "This summary grows" in _retold(app)
     app = _press(app, "search_reveal")
     assert re.search(r"natscope named 50 training pictures: \d+ were planted\.", _retold(app))
     assert "A model trained without the 50 pictures that natscope named is fooled in only 4% of cases." in _retold(app)
     assert "audit" not in _retold(app)
     app = _press(app, "audit_reveal")
     assert re.search(r"An audit that knew nothing of the attack .* of its first 500 suspects, \d+ were", _retold(app))
-    assert "It grows" not in _retold(app)
+    assert "This summary grows" not in _retold(app)
 
 
 def test_each_step_says_at_most_three_sentences(page):

@@ -22,9 +22,11 @@ def test_shares_and_numbers_are_said_as_a_person_would_say_them():
         "Measured once, on 2026-01-02: a model trained without the 1 picture that natscope named is still fooled in "
         "80% of cases."
     )
-    assert words.in_cases(0.004, only=True) == "in less than 1% of cases"
-    assert [backdoor_scene.planted_among(planted, 50) for planted in (0, 1, 47)] == [
-        "None of the first 50 was planted",
+    for share in (0.004, 0.005):
+        assert words.in_cases(share, only=True) == "in less than 1% of cases"
+        assert words.portion(share) == "less than 1%"
+    assert [words.planted_among(planted, 50) for planted in (0, 1, 47)] == [
+        "none of the first 50 was planted",
         "1 of the first 50 was planted",
         "47 of the first 50 were planted",
     ]

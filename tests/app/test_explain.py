@@ -207,10 +207,10 @@ def test_tags_are_collected_survive_a_reload_and_are_exported(visit, attributor)
         page.get_by_test_id("stExpander").get_by_role("button", name="CSV").click()
     first = attributor.attribute(attributor.query("test", 5), Request(sigma2=attributor.bundle.sigma2("info_loss")))
     lines = Path(download.value.path()).read_text(encoding="utf-8-sig").splitlines()
-    assert lines[0] == "data,image,tag,label,predicted,confidence,link"
+    assert lines[0] == "data,image,source,tag,label,predicted,confidence,link"
     name = attributor.bundle.manifest.name
-    assert lines[1].startswith(f'"{name}",test:5,\'=looks wrong,')
-    assert lines[2].startswith(f'"{name}",train:{first.items[0].train_index},duplicate,')
+    assert lines[1].startswith(f'"{name}",test:5,test row 5,\'=looks wrong,')
+    assert lines[2].startswith(f'"{name}",train:{first.items[0].train_index},{first.items[0].source},duplicate,')
     assert f",{page.url.partition('?')[0]}?q=test%3A5&" in lines[1]
     page.get_by_role("button", name="Remove all tags").click()
     expect(page.get_by_text("Tagged images")).to_have_count(0, timeout=30_000)
@@ -352,3 +352,33 @@ def test_the_first_tag_leaves_the_focus_where_it_was(visit):
     page.keyboard.press("Escape")
     expect(card).to_be_focused(timeout=30_000)
     expect(card.locator(".tag")).to_have_text("mislabelled")
+
+
+def test_a_blank_is_no_tag_and_takes_none_away(served):
+    page = _open(q="test:5")
+    page.pills(key="tag_query_test:5_1").set_value("duplicate")
+    page.run()
+    page.text_input(key="tag_query_test:5_1_typed").set_value("  ")
+    page.run()
+    assert [box.label for box in page.expander if "Tagged" in box.label] == ["Tagged images (1)"]
+    page.text_input(key="tag_query_test:5_1_typed").set_value(" my *own* words ")
+    page.run()
+    assert page.pills(key="tag_query_test:5_1").value == "my *own* words"
+
+
+@pytest.mark.browser
+def test_two_tags_of_one_dialog_are_both_there_after_a_reload_on_another_page(visit):
+    page = visit("/explain?q=test:5")
+    page.get_by_role("group", name="Training images ranked by").locator(".picture").first.click()
+    dialog = page.get_by_role("dialog")
+    for word in ("duplicate", "interesting"):
+        dialog.get_by_role("radio", name=word).click(timeout=30_000)
+        expect(dialog.get_by_role("radio", name=word)).to_be_checked(timeout=30_000)
+        dialog.get_by_role("button", name="Next").click()
+        expect(dialog.get_by_role("radio", name=word)).not_to_be_checked(timeout=30_000)
+    page.get_by_role("button", name="Close").click()
+    expect(page.get_by_text("Tagged images (2)")).to_be_visible(timeout=30_000)
+    page.goto(page.url.partition("/explain")[0] + "/coreset")
+    expect(page.locator(".grid").first).to_be_visible(timeout=60_000)
+    page.goto(page.url.partition("/coreset")[0] + "/explain?q=test:6")
+    expect(page.get_by_text("Tagged images (2)")).to_be_visible(timeout=30_000)
