@@ -101,4 +101,4 @@ def _short(text: str, longest: int) -> str:
 
 
 def _cell(value: object) -> object:
-    return _FORMULA.sub("'", value) if isinstance(value, str) else value
+    return _FORMULA.sub("'", visible(value)) if isinstance(value, str) else value

@@ -163,6 +163,11 @@ class Lane:
             if not job.sessions:
                 self._drop(job)
 
+    def of(self, session: str) -> Job | None:
+        """Return a live job that a session waits for, if there is one."""
+        with self._changed:
+            return next((job for job in self._jobs.values() if job.live and session in job.sessions), None)
+
     def ahead(self, job: Job) -> int:
         """Return how many jobs will finish before a queued one starts, including running ones."""
         with self._changed:
@@ -171,9 +176,7 @@ class Lane:
     def _check_room(self, session: str) -> None:
         self._drop_forsaken()
         if self._one_each and any(job.live and session in job.sessions for job in self._jobs.values()):
-            raise QueryError(
-                "Another computation of yours is under way; wait until it is done, or stop it where you started it."
-            )
+            raise QueryError("Another computation of yours is under way; wait until it is done, or stop it.")
         if len(self._queue) >= self._longest:
             raise QueryError("Too many computations are waiting; try again in a minute.")
 

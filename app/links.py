@@ -319,7 +319,7 @@ class BackdoorView:
     """The page Backdoor: a test image, whose patch it gets, and which methods are asked.
 
     None or empty leaves the choice to the page: an image on which the attack works, the image's own patch, the method,
-    and the one beside it. `drawn` is a patch of the visitor's own, row by row, "0" black and "1" white.
+    and the one beside it. `drawn` is the visitor's own patch, row by row, "0" black, "1" white; `seen`: steps revealed.
     """
 
     image: int | None = parameter("image", None, _IMAGE, write=_optional)
@@ -327,6 +327,7 @@ class BackdoorView:
     drawn: str = parameter("drawn", "", _drawn)
     method: str = parameter("method", "", _METHOD)
     rival: str = parameter("rival", "", _METHOD)
+    seen: tuple[str, ...] = parameter("seen", (), several(choice("search", "audit")), write=_joined)
 
 
 @dataclass(frozen=True)

@@ -238,8 +238,12 @@ def image_name(query: QueryImage) -> str:
 def file_name(query: QueryImage, result: Attribution, classes: Sequence[str]) -> str:
     """Return a file's name, without its ending, that says what was asked: image, target, method, sigma2 and M."""
     target = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in classes[result.target])[:30]
-    sigma2 = f"-sigma2-{result.sigma2:.3g}" if METHODS[result.request.method].uses_sigma2 else ""
-    return f"natscope-{image_name(query)}-{target}-{result.request.method}{sigma2}-M{len(result.items)}"
+    request, method = result.request, METHODS[result.request.method]
+    digits = np.format_float_positional(result.sigma2, precision=3, fractional=False, trim="-")
+    sigma2 = f"-sigma2-{digits}" if method.uses_sigma2 else ""
+    pool = "-all-classes" if request.pool == "all" else ""
+    given = "-given-all" if method.conditions and request.conditioning == "train" else ""
+    return f"natscope-{image_name(query)}-{target}-{request.method}{sigma2}{pool}{given}-M{len(result.items)}"
 
 
 def searched(kind: str) -> str:

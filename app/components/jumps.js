@@ -7,7 +7,9 @@ export default function () {
     history.replaceState({ ...history.state, scrolled: scrolled().scrollTop }, "");
   }
   function moved(event) {
-    if (event.state?.scrolled !== undefined) scrolled().scrollTop = event.state.scrolled;
+    const place = event.state?.scrolled;
+    if (place !== undefined)
+      for (const later of [0, 100, 400]) setTimeout(() => (scrolled().scrollTop = place), later); // after what jumps to the hash
     else if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
   }
   document.addEventListener("click", clicked);

@@ -47,7 +47,7 @@ def _recalls(result: dict[str, Any]) -> _Lines:
         for name, mean, error in zip(names, published[::2], published[1::2], strict=bool(published)):
             line |= {f"{name}_paper": mean, f"{name}_paper_error": error}
         if oracle := oracle_of(row):
-            line |= {"sigma2_oracle": _listed(oracle["sigma2"])}
+            line |= {"sigma2_oracle": _listed(oracle["sigma2"]), "sigma2_oracle_by_scale": oracle.get("ratio")}
             for name, value in zip(names, ("recall", "mrr"), strict=True):
                 line |= _value(f"{name}_oracle", oracle[value])
         yield line

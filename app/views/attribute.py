@@ -207,7 +207,10 @@ def _ranking(attributor: Served, result: Attribution, method: Method, largest: f
         size=76,
         **_clicks(result),
     )
-    unit = f"its {method.score}" if result.nats is None else "the share it adds" if result.total_nats else "its nats"
+    if result.nats is None:
+        unit = "its score" if plain else f"its {method.score}"
+    else:
+        unit = "the share it adds" if result.total_nats else "its nats"
     signs = " · ▲ supports the class, ▼ speaks against it" if _signs_differ(result) else ""
     alike = "" if plain or math.isnan(result.redundancy) else f" · redundancy {result.redundancy:.2f}"
     st.caption(

@@ -68,7 +68,7 @@ def page() -> None:
     with st.container(border=True):
         proven = proof_step(scene, None if searched is None else searched.method, _change)
     with st.container(border=True):
-        audited = audit_step(scene)
+        audited = audit_step(scene, view, _set)
     if searched is not None:
         retell(scene, _fooled(scene, scene.backdoor.patterns[scene.base]), searched, proven, audited)
     if box := experts("measured"):
@@ -129,7 +129,9 @@ def _another(scene: Scene, base: int | None = None) -> None:
     if not len(found):  # the attack never works on this class: any image of it
         found = np.flatnonzero(scene.attributor.test_labels == base)
     if len(found):  # a class may have no test image at all
-        _set(image=int(random.choice(found)), patch=None)
+        before = st.session_state.get(_VIEW, BackdoorView())
+        seen = tuple(step for step in before.seen if step != "search")
+        _set(image=int(random.choice(found)), patch=None, seen=seen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +237,7 @@ def _finding(scene: Scene, view: BackdoorView, trick: _Trick) -> str:
         )
     results = scene.attributor.bundle.manifest.results
     if before == base and after == scene.target:
-        first = f"The model knows this **{name}**. Paint {count} pixels in its corner, and it says **{wanted}**."
+        first = f"The model knows this **{name}**. Repaint {count} pixels in its corner, and it says **{wanted}**."
     else:
         first = f"On this picture of class **{name}** the trick does not work" + (
             "; on most others it does." if share > 0.5 else "."

@@ -5,11 +5,12 @@ import streamlit as st
 
 from natscope.app import escape, tasks, words
 from natscope.app.downloads import offer
-from natscope.app.links import PLANTED, MapView
+from natscope.app.links import PLANTED, BackdoorView, MapView
 from natscope.app.views import frame
 from natscope.app.views.backdoor_scene import (
     KEY,
     Audited,
+    Change,
     Scene,
     experts,
     few,
@@ -28,8 +29,14 @@ _FEWEST = 50  # suspects
 _QUICK = 20_000  # training images
 
 
-def audit_step(scene: Scene) -> Audited | None:
-    """Draw the step, and return what it found once that is revealed."""
+def audit_step(scene: Scene, view: BackdoorView, change: Change) -> Audited | None:
+    """Draw the step, and return what it found once that is revealed.
+
+    Args:
+        scene: what the page is about.
+        view: what it shows.
+        change: called with changes of the view.
+    """
     st.subheader("4 · The audit", anchor="audit")
     count = len(scene.attributor.train_labels)
     attacked = len(np.unique(scene.attack.base_labels))
@@ -46,6 +53,7 @@ def audit_step(scene: Scene) -> Audited | None:
         name=f"{KEY}audit",
         label=f"Audit all {count:,} training images ({'a few seconds' if count <= _QUICK else 'minutes'})",
         icon=":material/policy:",
+        at_once="audit" in view.seen,
     )
     place = f"{KEY}audit_result"
     if scores is None:
@@ -59,7 +67,7 @@ def audit_step(scene: Scene) -> Audited | None:
     order = np.argsort(-np.nan_to_num(scores, nan=-1.0), kind="stable")
     with st.container(key=place):
         suspects = order[: _length(count)]
-        found = _suspects(scene, suspects, len(scores))
+        found = _suspects(scene, suspects, reveal_button("audit", view, change))
         show_once_there(place, scene.attributor.place, there=True)
     with st.container(horizontal=True):
         if found is not None:
@@ -99,11 +107,11 @@ def _length(count: int) -> int:
     return chosen
 
 
-def _suspects(scene: Scene, suspects: np.ndarray, count: int) -> Audited | None:
-    """Draw the suspects, and return what was found among them once that is revealed."""
+def _suspects(scene: Scene, suspects: np.ndarray, revealed: bool) -> Audited | None:
+    """Draw the suspects, and return what was found among them if that is revealed."""
+    count = len(scene.attributor.train_labels)
     planted, pictured = scene.attack.train_indices, suspects[:_PICTURED].tolist()
     hits, place = int(np.isin(suspects, planted).sum()), f"{KEY}audit_revealed_result"
-    revealed = reveal_button("audit", scene.attributor.place)
     with st.container(key=place):
         if revealed:
             st.markdown(

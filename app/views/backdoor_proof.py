@@ -185,7 +185,8 @@ def _pictures(count: int) -> str:
 
 
 def _fooled(title: str, success: float, also: str, tone: str = "") -> Bar:
-    return Bar(title, success, f"fooled {success:.0%}", also, tone)
+    said = {0: "never fooled", 1: "always fooled"}.get(success, f"fooled {words.portion(success)}")
+    return Bar(title, success, said, also, tone)
 
 
 def _says(result: Outcome, scene: Scene) -> str:

@@ -13,6 +13,7 @@ from natscope.app import escape
 from natscope.app.bundles import Served
 from natscope.app.components.grid import grid
 from natscope.app.components.into_view import into_view
+from natscope.app.links import BackdoorView
 from natscope.app.results import backdoor_results
 from natscope.app.views.cards import cards_of
 from natscope.app.views.inspector import inspect, inspector, usual_request
@@ -143,22 +144,22 @@ def show_once_there(place: str, question: Hashable, *, there: bool) -> None:
     st.session_state[waiting] = None if there else question
 
 
-def reveal_button(name: str, question: Hashable) -> bool:
+def reveal_button(step: str, view: BackdoorView, change: Change) -> bool:
     """Draw the button that reveals who was planted; return True, and draw none, once it was pressed.
 
     Args:
-        name: unique on the page.
-        question: what is revealed: for another one it is asked again.
+        step: "search" or "audit".
+        view: what the page shows.
+        change: called with changes of the view.
     """
-    revealed = f"{KEY}{name}_revealed"
-    if st.session_state.get(revealed) == question:
+    if step in view.seen:
         return True
     st.button(
         "Reveal who was planted",
         icon=":material/visibility:",
         type="primary",
-        key=f"{KEY}{name}_reveal",
-        on_click=partial(st.session_state.update, {revealed: question}),
+        key=f"{KEY}{step}_reveal",
+        on_click=partial(change, seen=(*view.seen, step)),
     )
     return False
 
@@ -192,7 +193,7 @@ def line_up(scene: Scene, indices: Sequence[int], *, name: str, label: str, plan
     if len(indices) > _DRAWN:
         open_now = len(shown) == len(indices)
         st.button(
-            f"Show only the first {_DRAWN}" if open_now else f"Show all {len(indices)}",
+            f"Show only the first {_DRAWN}" if open_now else f"Show {len(indices)}",
             key=f"{everything}_button",
             type="tertiary",
             icon=":material/unfold_less:" if open_now else ":material/unfold_more:",

@@ -66,7 +66,7 @@ def search_step(
         f"one wrong answer, and those of a usual search; neither was told about the attack.{note}"
     )
     question = (scene.attributor.place, scene.index)
-    revealed, place = reveal_button("search", question), f"{KEY}search_result"
+    revealed, place = reveal_button("search", view, change), f"{KEY}search_result"
     with st.container(key=place):
         own, other = st.columns(2, gap="large")
         with own:

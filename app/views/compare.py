@@ -79,7 +79,7 @@ def show(attributor: Served, query: QueryImage) -> None:
     frame.keep(_VIEW, view, attributor, tab=_TAB)
     methods = view.methods or attributor.usable(fast=True)
     with figure:
-        if len(methods) < _FEWEST:
+        if min(len(chosen), len(methods)) < _FEWEST:
             st.info("Choose at least two methods to compare.", icon=":material/compare:")
             return
         requests = [view.request(name) for name in methods]

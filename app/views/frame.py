@@ -130,7 +130,12 @@ def restore_tab(key: str, tabs: Collection[str], usual: str) -> str:
         usual: the one for an address that names none of them.
     """
     wanted = None if _navigates_history() else st.session_state.get(key)
-    wanted = wanted or st.query_params.get(TAB, usual)
+    said = st.query_params.get(TAB)
+    if said is not None and said not in tabs:  # so that the rest of the address is still read
+        warn(_not_valid([TAB]), icon=":material/link_off:")
+        del st.query_params[TAB]
+        said = None
+    wanted = wanted or said or usual
     tab: str = wanted if wanted in tabs else usual
     st.session_state[key] = tab
     return tab

@@ -1,5 +1,7 @@
 """The front page: one wrong prediction, the training images behind it, and three ways on."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import urlencode
 
 import numpy as np
@@ -9,13 +11,14 @@ from natscope.app import bundles, escape
 from natscope.app.bundles import Served
 from natscope.app.components.grid import data_uri
 from natscope.app.examples import examples
-from natscope.app.links import AttributeView
+from natscope.app.links import AttributeView, BackdoorView
 from natscope.app.views import explain, frame
 from natscope.app.views.enlarge import SHARP
 from natscope.app.views.notice import complain
 from natscope.core.bundle.request import Request
 from natscope.core.errors import NatscopeError
 from natscope.core.methods import REFERENCE
+from natscope.precompute.experiments.proof import kept
 
 _BEHIND = 3  # training images that are shown
 _DOORS = (
@@ -47,6 +50,16 @@ def page() -> None:
     )
     nav = f'<nav class="ns-doors" aria-label="Where to go">{doors}</nav>'
     st.html(f"{example}{nav}<style>{SHARP}{_STYLE}</style>")  # as one, so that the doors need not move
+
+
+def _story(paths: Mapping[str, Path]) -> str:
+    """Return the address that the page Backdoor will have, so that Back leads from it to here; "" if that is open."""
+    for path in paths.values():
+        if bundles.listed(path).poisoned:
+            attributor = bundles.served(path)
+            proof = kept(attributor.bundle)
+            return "" if proof is None else frame.address("backdoor", BackdoorView(proof.index), attributor)
+    return ""
 
 
 def _example(attributor: Served, index: int) -> str:

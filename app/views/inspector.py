@@ -27,7 +27,7 @@ from natscope.core.methods import METHODS, REFERENCE
 Explain = Callable[[str, str], None]
 _OPEN = "inspected"  # key of the place that opened it, the query then, its images, and the position of the shown one
 _NEIGHBOURS, _FIRST = 5, 10  # picks that are shown for the image, and among which others must have it
-_WAYS = (("Explain this image", "my_location", frame.ATTRIBUTION), ("Compare", "compare", frame.COMPARE))
+_WAYS = (("Explain this image", "my_location", frame.ATTRIBUTION), ("Compare methods", "compare", frame.COMPARE))
 _ASKED, _SHOWN = 200, 30  # test images that are asked, and shown
 
 
@@ -169,8 +169,10 @@ def _actions(attributor: Served, index: int, request: Request, explain: Explain 
                 st.button(text, icon=f":material/{icon}:", key=f"inspector_{tab}", on_click=go)
             else:
                 st.link_button(text, frame.tab_address(tab, asked, attributor), icon=f":material/{icon}:")
+    about = frame.shared_query() if explain is not None else ""
+    asked_for = about if about.startswith(("test:", "train:")) else ""  # an upload has no name
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
-        tags.tag(attributor, [f"train:{index}"], key="tag_inspected")
+        tags.tag(attributor, [f"train:{index}"], key="tag_inspected", asked=asked_for)
 
 
 def _asked(attributor: Served, image: str, request: Request) -> AttributeView:

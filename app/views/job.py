@@ -1,6 +1,7 @@
 """A long piece of work on a page: a button that starts it, its progress, and a way to stop it."""
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -55,6 +56,9 @@ def run_job(
         return None
     if said := st.session_state.pop(refused, None):
         warn(said, icon=":material/hourglass_top:")
+        if other := lane.of(lanes.session_id()):
+            stop = partial(lane.leave, other, lanes.session_id())
+            st.button("Stop the other one", icon=":material/stop:", key=f"{name}_stop_other", on_click=stop)
     elif job is not None and job.error:
         complain(job.error)
     elif st.session_state.get(stopped) == key:

@@ -19,7 +19,7 @@ from natscope.app.views.cards import KINDS, cards_of
 from natscope.app.views.controls import control
 from natscope.app.views.enlarge import SHARP, enlarge
 from natscope.app.views.notice import complain
-from natscope.app.views.tags import tag, tag_of
+from natscope.app.views.tags import tag_button
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import QueryError
 
@@ -68,10 +68,7 @@ def image_bar(attributor: Served, query: QueryImage, take: Take, actions: Mappin
         enlarge(query.image, title_of(query), key="enlarge_query")
         if not alone:
             own = [f"{query.origin}:{query.index}"]
-            found = tag_of(attributor, own)
-            name = f"Tag: {escape.markdown(found)}" if found else "Tag"
-            with st.popover(name, icon=":material/sell:", type="tertiary"):
-                tag(attributor, own, key="tag_query")
+            tag_button(attributor, own, "Tag", key="tag_query")
     steps = {} if alone else {"ArrowLeft": lambda: step(-1), "ArrowRight": lambda: step(1)}
     keys(steps | dict(actions), key="image_keys", find=_NUMBER)
 
@@ -288,11 +285,11 @@ def number_field(label: str, split: str, count: int, take: Take, *, key: str) ->
         max_value=count - 1,
         value=None,
         step=1,
-        placeholder=f"Number, 0 – {count - 1:,}",
+        placeholder=f"0 – {count - 1:,}",
         key=key,
         on_change=by_number,
         label_visibility="collapsed",
-        width=190,
+        width=170,
     )
 
 

@@ -18,6 +18,7 @@ from natscope.app.downloads import offer
 from natscope.app.links import AttributeView
 from natscope.app.views import frame
 from natscope.app.views.controls import control
+from natscope.app.views.notice import errors_shown
 
 _TAGS = "tags"  # key of the session's tags: a text for each image, such as "train:12", of each bundle
 _DRAWN, _LOADED = "tags_drawn", "tags_loaded"  # what the tray shows, and whether the browser's tags were taken
@@ -26,17 +27,19 @@ USUAL = ("mislabelled", "duplicate", "interesting")
 _LONGEST, _MOST, _BUNDLES = 60, 1000, 20  # letters of a tag, images of a bundle, and bundles
 _SHOWN, _OWN = 60, 6  # of the tagged images, and of the visitor's own words
 _SPLITS = ("train", "test")
+_FOR = "\t"  # in what is kept of an image: between its tag and the image whose prediction it was tagged for, if any
 
 
-def tag(attributor: Served, images: Sequence[str], *, key: str) -> None:
+def tag(attributor: Served, images: Sequence[str], *, key: str, asked: str = "") -> None:
     """Draw the controls that tag images: a usual word, which a second click takes away again, or the visitor's own.
 
     Args:
         attributor: the opened bundle.
         images: "train:I" or "test:I", which all get the same tag.
         key: unique on the page.
+        asked: the image whose prediction they are tagged for, likewise, if any.
     """
-    own, name = _own(attributor), f"{key}_{images[0]}_{len(images)}"
+    own, name = tagged(attributor), f"{key}_{images[0]}_{len(images)}"
     found, typed = _common(own, images), f"{name}_typed"
     st.session_state[name] = found or None  # also after the tray was emptied
     often = [word for word, _ in Counter(own.values()).most_common(_OWN)]
@@ -46,13 +49,13 @@ def tag(attributor: Served, images: Sequence[str], *, key: str) -> None:
         list(dict.fromkeys([*USUAL, *([found] if found else []), *often])),
         key=name,
         format_func=escape.markdown,
-        on_change=lambda: _set(attributor, images, st.session_state.get(name) or ""),
+        on_change=lambda: _set(attributor, images, st.session_state.get(name) or "", asked),
         label_visibility="collapsed",
     )
 
     def take() -> None:
         if text := _clean(st.session_state.get(typed) or ""):
-            _set(attributor, images, text)
+            _set(attributor, images, text, asked)
         st.session_state[typed] = ""
 
     st.text_input(
@@ -66,14 +69,28 @@ def tag(attributor: Served, images: Sequence[str], *, key: str) -> None:
     )
 
 
-def tag_of(attributor: Served, images: Sequence[str]) -> str:
-    """Return the tag that images have in common; "" if they have none or several."""
-    return _common(_own(attributor), images)
+def tag_button(attributor: Served, images: Sequence[str], label: str, *, key: str) -> None:
+    """Draw a button that says the tag which images have in common, and opens what tags them; arguments as of `tag`."""
+    found, opened = _common(tagged(attributor), images), f"{key}_open"
+
+    @st.dialog(label, width="small", on_dismiss=lambda: st.session_state.pop(opened, None))
+    @errors_shown()
+    def draw() -> None:
+        tag(attributor, images, key=key)
+
+    text = f"{label}: {escape.markdown(found)}" if found else label
+    st.button(text, icon=":material/sell:", key=f"{key}_button", type="tertiary", on_click=_open, args=(opened, images))
+    if st.session_state.get(opened) == tuple(images):
+        draw()
+
+
+def _open(opened: str, images: Sequence[str]) -> None:
+    st.session_state[opened] = tuple(images)
 
 
 def tagged(attributor: Served) -> dict[str, str]:
     """Return the tags of a bundle's images, such as "train:12"."""
-    return _own(attributor)
+    return {image: kept.partition(_FOR)[0] for image, kept in _own(attributor).items()}
 
 
 def changed() -> bool:
@@ -91,7 +108,7 @@ def keep() -> None:
 def tray(attributor: Served, take: Callable[[str], None]) -> None:
     """Draw the tagged images, if there are any, and their list as a file; `take` is called with one that is clicked."""
     st.session_state[_DRAWN] = st.session_state.get(_TAGS)
-    tags = _own(attributor)
+    own, tags = _own(attributor), tagged(attributor)
     if not tags:
         return
     classes, images = attributor.bundle.classes, list(tags)
@@ -116,12 +133,17 @@ def tray(attributor: Served, take: Callable[[str], None]) -> None:
             return attributor.bundle.sources(image.partition(":")[0])[_number(image)]
 
         def table() -> str:
-            rows = ((image, tags[image], *_labels(attributor, image)) for image in images)
+            rows = (
+                (image, tags[image], own[image].partition(_FOR)[2], *_labels(attributor, image)) for image in images
+            )
             return escape.table(
-                ("data", "image", "source", "tag", "label", "predicted", "confidence", "link"),
+                ("data", "image", "source", "tag", "label", "predicted", "confidence", "tagged_for", "link"),
                 (
-                    [bundle, image, source(image), text, classes[label], classes[answer], f"{share:.4f}", link(image)]
-                    for image, text, label, answer, share in rows
+                    [
+                        *(bundle, image, source(image), text, classes[label], classes[answer], f"{share:.4f}"),
+                        *(asked, link(asked or image)),
+                    ]
+                    for image, text, asked, label, answer, share in rows
                 ),
             )
 
@@ -148,7 +170,7 @@ def _labels(attributor: Served, image: str) -> tuple[int, int, float]:
 
 
 def _own(attributor: Served) -> dict[str, str]:
-    """Return the tags of a bundle's images; those of images that it does not have are left out."""
+    """Return what is kept of a bundle's images, see `_FOR`; those of images that it does not have are left out."""
     counts = {"train": len(attributor.train_labels), "test": len(attributor.test_labels)}
     found = (st.session_state.get(_TAGS) or {}).get(attributor.bundle.identity, {})
     return {image: text for image, text in found.items() if _number(image) < counts[image.partition(":")[0]]}
@@ -163,14 +185,15 @@ def _common(own: dict[str, str], images: Sequence[str]) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _set(attributor: Served, images: Sequence[str], text: str) -> None:
+def _set(attributor: Served, images: Sequence[str], text: str, asked: str) -> None:
     """Tag images with a text, or take their tags away; where more than may be tagged would be, none of them."""
     bundle = attributor.bundle.identity
     own = _own(attributor)
-    said = dict.fromkeys(images, _clean(text))
+    said = dict.fromkeys(images, f"{found}{_FOR}{asked}".removesuffix(_FOR) if (found := _clean(text)) else "")
     kept = {image: tag for image, tag in (own | said).items() if tag}
     if len(kept) > max(_MOST, len(own)):
-        st.toast(f"At most {_MOST:,} images can be tagged, and {len(own):,} already are; remove some tags first.")
+        there = f" and {len(own):,} are tagged already; remove some tags first" if own else ""
+        st.toast(f"At most {_MOST:,} images can be tagged{there}. These would be {len(kept):,}.")
         return
     st.session_state[_TAGS] = (st.session_state.get(_TAGS) or {}) | {bundle: kept}
     _remember(bundle, said)
@@ -210,11 +233,19 @@ def read(text: str) -> dict[str, dict[str, str]]:
 def _valid(tags: dict[str, object]) -> dict[str, str]:
     kept = {}
     for image, text in list(tags.items())[:_MOST]:
-        split, _, number = image.partition(":")
-        whole = number.isascii() and number.isdecimal() and len(number) < 10
-        if split in _SPLITS and whole and isinstance(text, str) and _clean(text):
-            kept[f"{split}:{int(number)}"] = _clean(text)
+        if not isinstance(text, str):
+            continue
+        said, _, asked = text[: 2 * _LONGEST].partition(_FOR)
+        if (name := _named(image)) and (said := _clean(said)):
+            kept[name] = f"{said}{_FOR}{found}" if (found := _named(asked)) else said
     return kept
+
+
+def _named(image: str) -> str:
+    """Return a text such as "train:012" as natscope writes it, "train:12"; "" if it names no image."""
+    split, _, number = image.partition(":")
+    whole = number.isascii() and number.isdecimal() and len(number) < 10
+    return f"{split}:{int(number)}" if split in _SPLITS and whole else ""
 
 
 def _clean(text: str) -> str:

@@ -302,7 +302,6 @@ def _actions(attributor: Served, rows: Sequence[int], predicted: np.ndarray) -> 
             ),
         )
 
-    with st.popover(f"Tag all {len(rows):,}", icon=":material/sell:"):
-        tags.tag(attributor, [f"train:{row}" for row in rows], key=f"{_KEY}tag")
+    tags.tag_button(attributor, [f"train:{row}" for row in rows], f"Tag all {len(rows):,}", key=f"{_KEY}tag")
     offer("CSV", table, "natscope-selection.csv", "text/csv", key=f"{_KEY}csv", icon=":material/table:")
     st.button("Clear selection", key=f"{_KEY}clear", on_click=_select, args=((),), type="tertiary")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from scipy.special import softmax
 
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.attributor import Attributor
@@ -103,12 +104,14 @@ def measure(
 
 
 def prove(attributor: Attributor, progress: Progress) -> Proof | None:
-    """Measure the proof of the first fooled test image that the network gets right once it is retrained.
+    """Measure the proof of a fooled test image that the network gets right once it is retrained.
 
-    A few are tried; if none heals, it is the first. None if the attack works on no image.
+    A few are tried, those first that the network is surest of without the patch; if none heals, it is the first. None
+    if the attack works on no image.
     """
-    backdoor, tried = backdoor_of(attributor.bundle), list[Proof]()
-    for index in map(int, fooled_queries(attributor)[:_TRIES]):
+    backdoor, tried, fooled = backdoor_of(attributor.bundle), list[Proof](), fooled_queries(attributor)
+    sure = softmax(np.asarray(attributor.bundle.array("test_logits")[fooled], dtype=np.float64), axis=1).max(axis=1)
+    for index in map(int, fooled[np.argsort(-sure, kind="stable")][:_TRIES]):
         base = int(attributor.test_labels[index])
         target = int(backdoor.targets[base])
         asked = question(attributor.bundle, REFERENCE, target)

@@ -68,7 +68,7 @@ def test_a_class_that_no_test_image_shows_or_gets_right_is_no_fault(monkeypatch)
     backdoor._another(scene, 2)
     assert changed == []
     backdoor._another(scene, 1)
-    assert changed == [{"image": 1, "patch": None}]
+    assert changed == [{"image": 1, "patch": None, "seen": ()}]
 
 
 def test_the_link_reopens_the_view():

@@ -78,10 +78,10 @@ def test_no_cell_of_a_table_is_a_formula():
     assert read == [
         ["name", "score", "other"],
         ["'=1+1", "-2.5", "a"],
-        ["'+x", "0", 'b"\n'],
+        ["'+x", "0", 'b"\\n'],
         ["'-x", "", "'@x"],
-        ["'\tx", "1", "'＝x"],
-        ["a;'=b;c", "x\t'@y", "z-1=2"],  # as it is read where cells end with a semicolon
+        ["\\tx", "1", "'＝x"],
+        ["a;'=b;c", "x\\t@y", "z-1=2"],  # as it is read where cells end with a semicolon
     ]
 
 

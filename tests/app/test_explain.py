@@ -192,6 +192,8 @@ def test_tags_are_collected_survive_a_reload_and_are_exported(visit, attributor)
     page.get_by_role("button", name="Tag", exact=True).click()
     page.get_by_placeholder("Other tag").fill("=looks wrong")
     page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog").get_by_role("radio", name="=looks wrong")).to_be_checked(timeout=30_000)
+    page.get_by_role("button", name="Close").click()
     expect(page.get_by_text("Tagged images (1)")).to_be_visible(timeout=30_000)
     page.get_by_role("group", name="Training images ranked by").locator(".picture").first.click()
     page.get_by_role("dialog").get_by_role("radio", name="duplicate").click(timeout=30_000)
@@ -207,11 +209,12 @@ def test_tags_are_collected_survive_a_reload_and_are_exported(visit, attributor)
         page.get_by_test_id("stExpander").get_by_role("button", name="CSV").click()
     first = attributor.attribute(attributor.query("test", 5), Request(sigma2=attributor.bundle.sigma2("info_loss")))
     lines = Path(download.value.path()).read_text(encoding="utf-8-sig").splitlines()
-    assert lines[0] == "data,image,source,tag,label,predicted,confidence,link"
+    assert lines[0] == "data,image,source,tag,label,predicted,confidence,tagged_for,link"
     name = attributor.bundle.manifest.name
     assert lines[1].startswith(f'"{name}",test:5,test row 5,\'=looks wrong,')
     assert lines[2].startswith(f'"{name}",train:{first.items[0].train_index},{first.items[0].source},duplicate,')
-    assert f",{page.url.partition('?')[0]}?q=test%3A5&" in lines[1]
+    assert f",,{page.url.partition('?')[0]}?q=test%3A5&" in lines[1]
+    assert f",test:5,{page.url.partition('?')[0]}?q=test%3A5&" in lines[2]  # tagged for the prediction of this one
     page.get_by_role("button", name="Remove all tags").click()
     expect(page.get_by_text("Tagged images")).to_have_count(0, timeout=30_000)
 
@@ -221,7 +224,8 @@ def test_whatever_a_browser_sends_as_tags_is_no_error(text):
     for tags in read(text).values():
         for image, said in tags.items():
             assert re.fullmatch(r"(train|test):\d{1,9}", image)
-            assert 0 < len(said) <= 60
+            assert 0 < len(said.partition("\t")[0]) <= 60
+            assert re.fullmatch(r"((train|test):\d{1,9})?", said.partition("\t")[2])
 
 
 def test_tags_come_back_as_they_were_kept_without_what_is_none():
@@ -229,6 +233,8 @@ def test_tags_come_back_as_they_were_kept_without_what_is_none():
         "one": {"train:3": "duplicate", "test:04": " my words ", "train:x": "no", "image:3": "no", "test:5": 7},
         "b": 3,
     }
+    asked = {"train:3": "duplicate\ttest:07", "train:4": "x\tjavascript:5", "train:5": "\ttest:5"}
+    assert read(json.dumps({"one": asked})) == {"one": {"train:3": "duplicate\ttest:7", "train:4": "x"}}
     assert read(json.dumps(kept)) == {"one": {"train:3": "duplicate", "test:4": "my words"}}
     assert read("[" * 100_000) == {}
     assert len(read(json.dumps({"one": {f"train:{i}": "x" * 99 for i in range(2000)}}))["one"]) == 1000
@@ -276,6 +282,8 @@ def test_curves_of_no_test_image_are_the_mean_and_their_controls_move(served):
 def test_tags_of_surrogates_and_of_other_bundles_are_no_harm(served):
     assert read('{"one": {"test:5": "a\\ud800b"}}')["one"]["test:5"].encode() == b"a\\ud800b"
     page = _open(q="test:5")
+    page.button(key="tag_query_button").click()
+    page.run()
     page.pills(key="tag_query_test:5_1").set_value("duplicate")
     page.run()
     assert [box.label for box in page.expander if "Tagged" in box.label] == ["Tagged images (1)"]
@@ -356,6 +364,8 @@ def test_the_first_tag_leaves_the_focus_where_it_was(visit):
 
 def test_a_blank_is_no_tag_and_takes_none_away(served):
     page = _open(q="test:5")
+    page.button(key="tag_query_button").click()
+    page.run()
     page.pills(key="tag_query_test:5_1").set_value("duplicate")
     page.run()
     page.text_input(key="tag_query_test:5_1_typed").set_value("  ")
@@ -382,3 +392,9 @@ def test_two_tags_of_one_dialog_are_both_there_after_a_reload_on_another_page(vi
     expect(page.locator(".grid").first).to_be_visible(timeout=60_000)
     page.goto(page.url.partition("/coreset")[0] + "/explain?q=test:6")
     expect(page.get_by_text("Tagged images (2)")).to_be_visible(timeout=30_000)
+
+
+def test_a_tab_that_does_not_exist_is_said_and_the_rest_of_the_link_shown(served):
+    page = _open(q="test:7", m="3", tab="bogus")
+    assert [warning.value for warning in page.warning] == ["The link's tab is not valid; the default is shown."]
+    assert (page.query_params["q"], page.query_params["m"]) == ("test:7", "3")

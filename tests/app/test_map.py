@@ -110,6 +110,8 @@ def test_a_selection_is_listed_tagged_and_cleared(tab):
     page.run()
     assert len(_cards(page)) == 20
     assert {card["caption"] for card in _cards(page)} == {"bee"}
+    page.button(key="map_tag_button").click()
+    page.run()
     (choice,) = [box for box in page.pills if box.key.startswith("map_tag_")]
     choice.set_value("duplicate")
     page.run()
