@@ -13,6 +13,7 @@ from playwright.sync_api import Page
 
 from benchmarks.browser import PATIENCE, chromium
 from benchmarks.served import serving
+from natscope.precompute.paths import home
 
 _FOLDER = Path(__file__).parents[1] / "assets" / "screenshots"
 _QUERY = "test:23"  # a mistake of the embedded data's network
@@ -27,13 +28,25 @@ def _explain(tab: str) -> str:
 
 def _inspect(page: Page) -> None:
     page.locator(".st-key-ranking .picture").first.click()
-    page.get_by_role("dialog").get_by_role("button", name="Who else relies on it?").click()
+    _settle(page)
+    _compute(page, "Who else relies on it?")
     page.get_by_role("dialog").locator(".st-key-reliant .picture").first.wait_for(timeout=1000 * PATIENCE)
 
 
+def _compute(page: Page, name: str) -> None:
+    """Press what starts a computation, unless it was done for another picture."""
+    if (button := page.get_by_role("button", name=name)).count():
+        button.click()
+
+
 def _retrain(page: Page) -> None:
-    page.get_by_role("button", name="Remove them and retrain").click()
-    page.get_by_text("Stop", exact=True).wait_for(state="hidden", timeout=1000 * PATIENCE)
+    _compute(page, "Remove them and retrain")
+    page.get_by_text("The network as it is").first.wait_for(timeout=1000 * PATIENCE)
+
+
+def _curves(page: Page) -> None:
+    _compute(page, "Compute the curves")
+    _map(page)
 
 
 def _map(page: Page) -> None:
@@ -50,7 +63,7 @@ _PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "inspector": (_explain("attribution"), _inspect),
     "compare": (_explain("compare"), _as_it_opens),
     "counterfactual": (_explain("remove"), _retrain),
-    "curves": (_explain("curves"), _as_it_opens),
+    "curves": (_explain("curves"), _curves),
     "map": (_explain("map"), _map),
     "backdoor": ("/backdoor", _as_it_opens),
     "coreset": ("/coreset", _as_it_opens),
@@ -64,7 +77,7 @@ _PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
 @click.argument("names", nargs=-1)
 def main(bundles: Path, names: tuple[str, ...]) -> None:
     """Take all pictures, or those of the pages that are named, of a folder with both embedded bundles."""
-    with serving(bundles) as app, chromium() as browser:
+    with serving(bundles, home=home()) as app, chromium() as browser:
         for name in names or _PAGES:
             path, prepare = _PAGES[name]
             for kind, (theme, width, height) in _VIEWS.items():
