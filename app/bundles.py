@@ -207,7 +207,9 @@ def _served(place: tasks.Place) -> Served:
 
 
 def _name(query: QueryImage) -> Hashable:
-    return _digest(query.image) if query.index is None else (query.origin, query.index)
+    if query.index is not None:
+        return query.origin, query.index
+    return _digest(query.image if query.input is None else query.input)
 
 
 def _digest(images: np.ndarray) -> str:

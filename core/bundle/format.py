@@ -22,6 +22,7 @@ from natscope.core.bundle.schema import SchemaError
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, FileError, out_of_memory
 from natscope.core.files import REFUSED, irregular, opened, read_open, sha256_of, write_atomically
+from natscope.core.images import Inputs, inputs_of
 from natscope.core.index.file_checks import index_fault
 from natscope.core.index.search import InnerProductIndex
 from natscope.core.index.spec import IndexSpec
@@ -177,6 +178,20 @@ class Bundle:
         if name == "train_labels" or name.startswith("gram_"):
             _ = self.members  # what is recorded fits them
         return self._mapped(name)
+
+    @property
+    def stores_inputs(self) -> bool:
+        """Whether the network takes inputs of its own, so that the images are only there to be looked at."""
+        return self.has("train_inputs")
+
+    def inputs(self, split: str) -> Inputs:
+        """Return what the network takes for the images of "train" or "test", read row by row.
+
+        Raises:
+            BundleError: if a file is not the one that was recorded.
+        """
+        stored, about = self.array(f"{split}_inputs") if self.stores_inputs else None, self.manifest.dataset
+        return inputs_of(self.array(f"{split}_images"), stored, mean=about["mean"], std=about["std"])
 
     def sources(self, split: str) -> tuple[str, ...]:
         """Return where each image of "train" or "test" comes from: its file within the data set, or its row there.
