@@ -1,5 +1,6 @@
 """Pictures: from the bytes of a file, a stranger's too, to pixels of the data set's form, or a sentence on why not."""
 
+import base64
 import io
 import threading
 import warnings
@@ -176,3 +177,10 @@ def _on_background(image: Image.Image) -> Image.Image:
     visible = float(np.average(np.asarray(image.convert("RGB").convert("L")), weights=alpha))
     colour = (255, 255, 255, 255) if visible < 128 else (0, 0, 0, 255)
     return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+
+
+def data_uri(picture: Image.Image | np.ndarray) -> str:
+    """Return a picture, or an image (H, W) or (H, W, 3) uint8, as an inline PNG."""
+    buffer = io.BytesIO()
+    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
