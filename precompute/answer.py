@@ -36,8 +36,8 @@ class Answer:
 
     Examples:
         >>> answer = natscope.open("bundles/fashion-mnist").explain(12, budget=3)
-        >>> [item.source for item in answer.items][:1]
-        ['train row 1442']
+        >>> [item.source.split()[0] for item in answer.items]
+        ['train', 'train', 'train']
         >>> answer.to_pandas().columns.tolist()[:4]
         ['rank', 'train_index', 'source', 'label']
     """

@@ -179,8 +179,13 @@ def _on_background(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
 
 
-def data_uri(picture: Image.Image | np.ndarray) -> str:
+def picture(pixels: np.ndarray) -> Image.Image:
+    """Return an image (H, W) or (H, W, 3) uint8 as a picture of Pillow."""
+    return Image.fromarray(pixels)
+
+
+def data_uri(image: Image.Image | np.ndarray) -> str:
     """Return a picture, or an image (H, W) or (H, W, 3) uint8, as an inline PNG."""
     buffer = io.BytesIO()
-    (Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(buffer, "PNG")
+    (picture(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

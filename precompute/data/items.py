@@ -228,8 +228,17 @@ def input_of(file: Path, row: int, part: str, reading: Reading) -> np.ndarray:
 
 
 def _transformed(found: Any, row: int, part: str, reading: Reading) -> np.ndarray:
-    """Return what the network takes for what a data set holds: pictures are transformed, inputs are not again."""
-    what = f"Item {row} of the {part} set"
+    return transformed(found, f"Item {row} of the {part} set", reading)
+
+
+def transformed(found: Any, what: str, reading: Reading) -> np.ndarray:
+    """Return what the network takes for what a data set holds: pictures are transformed, inputs are not again.
+
+    Args:
+        found: a picture, or an input.
+        what: how a sentence names it.
+        reading: how it becomes an input.
+    """
     if reading.transform is not None and is_raw(found):
         transform, given = reading.transform, found
         found = _called(lambda: transform(given), f"{what} cannot be transformed")

@@ -14,9 +14,10 @@ from natscope.core.files import size
 from natscope.core.progress import Progress, silent
 from natscope.core.scratch import temporary_folder
 from natscope.core.text import UNSEEN
-from natscope.core.thumbnails import scaling_between, thumbnails
+from natscope.core.thumbnails import LARGEST, scaling_between, thumbnails
 from natscope.precompute.data.datasets import Dataset
-from natscope.precompute.data.items import Items, Reading, items_of
+from natscope.precompute.data.decode import picture
+from natscope.precompute.data.items import Items, Reading, items_of, transformed
 
 _AT_HAND = 2**28  # bytes of inputs up to which they are kept in memory
 _AT_ONCE = 256  # inputs
@@ -225,3 +226,15 @@ def _shown_by(rows: _Kept, reading: Reading) -> tuple[tuple[float, ...], tuple[f
 def _thumbnails(rows: _Kept, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     parts = [thumbnails(rows[start : start + _AT_ONCE], mean=mean, std=std) for start in range(0, len(rows), _AT_ONCE)]
     return np.concatenate(parts)
+
+
+def check_transform(data: Dataset, reading: Reading) -> None:
+    """Raise DataError if `transform` makes no input of the data's form of a picture, as it will of what is uploaded."""
+    shape = data.inputs("train").shape[1:]
+    pixels = np.zeros((LARGEST, LARGEST) if shape[:1] == (1,) else (LARGEST, LARGEST, 3), np.uint8)
+    found = transformed(picture(pixels), "A picture", reading)
+    if found.shape != shape or found.dtype != np.float32:
+        raise DataError(
+            f"transform= makes {_form(found)} of a picture, and the inputs are float32 of shape {shape}; give the "
+            "function that made them."
+        )

@@ -101,7 +101,7 @@ def test_an_uploaded_file_is_asked_about_by_the_bundles_own_code(folder, monkeyp
     kept = {FILES: {digest: (picture, "a.png")}}
     page = _page(monkeypatch, folder / "b" / "with", kept, q=f"file:{digest}")
     assert "out of distribution" in page.warning[0].value  # the picture is noise
-    assert page.query_params["q"] == [f"file:{digest}"]
+    assert page.query_params["q"] == f"file:{digest}"
     page = _page(monkeypatch, folder / "b" / "with", q=f"file:{digest}")
     assert any("upload it again" in warning.value for warning in page.warning)
     page = _page(monkeypatch, folder / "b" / "with", {FILES: {"x": (b"none", "a.png")}}, q="file:x")

@@ -434,6 +434,12 @@ def test_a_network_that_cannot_be_made_again_is_refused_with_what_to_pass(own, s
     one_sentence(str(caught.value))
 
 
+def test_a_transform_that_makes_other_inputs_than_the_data_has_is_refused(own, tmp_path):
+    inputs, labels = torch.randn(9, 3, 8, 8), torch.arange(9) % 3
+    with pytest.raises(DataError, match=r"\(3, 12, 10\) of a picture, and the inputs are float32 of shape \(3, 8, 8\)"):
+        _build(own.Net(), ((inputs, labels), (inputs, labels)), tmp_path / "own", transform=own.transform)
+
+
 def test_functions_that_another_process_cannot_find_are_refused(own, model, sets, tmp_path):
     for transform in (lambda picture: picture, own.holder):
         with pytest.raises(BuildError, match=r"top of the module|no name to find it by"):
