@@ -33,7 +33,7 @@ _PASS = 'pass factory="my_model:make", the name of a function without arguments 
 
 @singledispatch
 def build(
-    model: nn.Module,
+    model: nn.Module | BuildSpec,
     train_set: Any,
     test_set: Any,
     *,

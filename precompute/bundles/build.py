@@ -232,7 +232,7 @@ class _Builder:
         if spec.weights is None and ":" in self.model.architecture:
             make = partial(build_model, self.model, seed=spec.training.seed)
             check_trains(make(), images[:3], len(images) % spec.training.batch_size, self.model)
-            found |= beginning(make, images, torch.tensor(data.train_labels), spec.training)
+            found |= beginning(make, self._scaled(data.train_images), torch.tensor(data.train_labels), spec.training)
         with foreign(self.model):
             features = spec.feature_map(model.to(device()))
             features.outputs(images[:1])  # it may make tensors on the processor
@@ -242,7 +242,7 @@ class _Builder:
         _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
         check_recordable(spec, data, self.backdoor, self.model, features, self.skipped)
         images, tests = self._stored("train"), self._stored("test")
-        self._train(model, images)
+        self._train(model)
         for split in ("train", "test"):
             self.store.small(f"{split}_images", getattr(data, f"{split}_images"))
             self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
@@ -277,7 +277,10 @@ class _Builder:
 
         return StoredInputs(self.store.large(f"{split}_inputs", rows.shape, np.dtype("float32"), shard, "Inputs"))
 
-    def _train(self, model: nn.Module, images: Inputs) -> None:
+    def _scaled(self, images: np.ndarray) -> ImageInputs:
+        return ImageInputs(images, self.data.mean, self.data.std)
+
+    def _train(self, model: nn.Module) -> None:
         path = self.work.path / WEIGHTS
         if self.work.finished("weights"):
             model.load_state_dict(safetensors.torch.load_file(path))
@@ -285,7 +288,14 @@ class _Builder:
             if self.spec.weights is None:
                 labels, report = torch.from_numpy(np.array(self.data.train_labels)), partial(self.progress, "Training")
                 kept = self.work.path / CHECKPOINT
-                train(model, images, labels, self.spec.training, checkpoint=kept, progress=report)
+                train(
+                    model,
+                    self._scaled(self.data.train_images),
+                    labels,
+                    self.spec.training,
+                    checkpoint=kept,
+                    progress=report,
+                )
             else:
                 load_weights(model, self.spec.weights, self.model)
             write_atomically(path, safetensors.torch.save(apart(model.state_dict())))
@@ -326,7 +336,7 @@ class _Builder:
             return {}
 
         def predict(images: np.ndarray) -> np.ndarray:
-            return features.outputs(ImageInputs(images, self.data.mean, self.data.std)).logits.argmax(axis=1)
+            return features.outputs(self._scaled(images)).logits.argmax(axis=1)
 
         fooled = partial(attack_success, predict, self.backdoor, self.data.test_images, self.data.test_labels)
         self.store.small("test_fooled", fooled)

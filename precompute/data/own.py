@@ -66,7 +66,7 @@ def own_dataset(
         raise DataError(
             f"Training inputs are {_form(kept[0][0])} and test inputs {_form(kept[1][0])}; give both one form."
         )
-    about = {"name": name, "classes": classes, "train_labels": labels[0], "test_labels": labels[1]}
+    about: dict[str, Any] = {"name": name, "classes": classes, "train_labels": labels[0], "test_labels": labels[1]}
     about |= {"train_sources": _shown(parts[0]), "test_sources": _shown(parts[1])}
     if kept[0].array.dtype == np.uint8:
         images = [_pictures(rows.array) for rows in kept]
@@ -141,7 +141,7 @@ def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequ
                 f"Item {row} of the {items.part} set is another each time it is read; natscope needs the inputs "
                 "without random augmentation, as for testing."
             )
-    kept, labels = _room(items.count, first), []
+    kept, labels = _room(items.count, first), list[Any]()
     for row in range(items.count):
         if row % _AT_ONCE == 0:
             progress(f"Reading the {items.part} set", row, items.count)

@@ -232,7 +232,7 @@ def function_of(name: str, bundle: Bundle | None = None) -> Callable[..., Any]:
         function = _imported(code)
     if not callable(function):
         raise BuildError(f"{name} is no function; it cannot be called.")
-    return function  # type: ignore[no-any-return]  # it is somebody's
+    return function
 
 
 def _factory_of(code: Code) -> Callable[[], Any]:
@@ -241,7 +241,7 @@ def _factory_of(code: Code) -> Callable[[], Any]:
         raise BuildError(
             f"{code.module}:{code.factory} is neither a function nor a torch.nn.Module, so it makes no network."
         )
-    return factory  # type: ignore[no-any-return]  # it is somebody's
+    return factory
 
 
 def _imported(code: Code) -> Any:

@@ -16,6 +16,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -271,10 +272,14 @@ def _source(name: str, settings: object) -> str | None:
         name: "module.path:factory".
         settings: of the bundle, which a stranger may have written.
     """
-    known = settings if isinstance(settings, dict) else {}
-    model, others = (known.get(key) if isinstance(known.get(key), dict) else {} for key in ("model", "code"))
+    model, others = (_part(settings, key) for key in ("model", "code"))
     source = others.get(name, model.get("source"))
     return source if isinstance(source, str) else None
+
+
+def _part(settings: object, key: str) -> dict[str, Any]:
+    found = settings.get(key) if isinstance(settings, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _digest(known: Trusted) -> str | None:
