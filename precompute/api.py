@@ -28,7 +28,7 @@ from natscope.precompute.training.trusted import trust
 
 _COMPARED = 4  # inputs
 _TOLERANCE = 1e-3
-_PASS = 'pass factory="my_model:make", the name of a function without arguments that returns the network'
+_WAY = 'pass factory="my_model:make", the name of a function without arguments that returns the network'
 
 
 @singledispatch
@@ -202,7 +202,7 @@ def _checked_factory(model: nn.Module, factory: str | Callable[[], nn.Module] | 
     """Return the name of what makes the network again, once it is known to give the same outputs with its weights."""
     kind = type(model)
     if factory is None and kind.__module__.partition(".")[0] == "torch":
-        raise BuildError(f"A {kind.__name__} cannot be made again without its layers; {_PASS}.")
+        raise BuildError(f"A {kind.__name__} cannot be made again without its layers; {_WAY}.")
     name = _reference(factory if factory is not None else kind, "factory=") or ""
     trust(name)
     try:
@@ -210,8 +210,8 @@ def _checked_factory(model: nn.Module, factory: str | Callable[[], nn.Module] | 
     except BuildError as error:
         if factory is not None:
             raise
-        raise BuildError(f"The network cannot be made again: {str(error).rstrip('.')}; {_PASS}.") from error
-    advice = "check factory=" if factory is not None else _PASS
+        raise BuildError(f"The network cannot be made again: {str(error).rstrip('.')}; {_WAY}.") from error
+    advice = "check factory=" if factory is not None else _WAY
     if (fault := _misfit(model, again)) is not None:
         raise BuildError(f"{name}() makes another network than the one that was given: {fault}; {advice}.")
     again.load_state_dict(_state(model))
