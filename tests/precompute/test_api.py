@@ -3,10 +3,13 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import nn
@@ -18,6 +21,10 @@ from natscope.core.errors import BuildError, BundleError, DataError, NatscopeErr
 from natscope.core.methods import METHODS
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.opening import faults
+from natscope.precompute.data.datasets import Dataset as natscope_dataset
+from natscope.precompute.data.datasets import first_of_each, of_classes, scaled
+from natscope.precompute.data.poison import PoisonSpec, poison
+from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.trusted import ALLOWED
 from tests.conftest import one_sentence
 from tests.tiny import edited, saved
@@ -510,3 +517,82 @@ def test_a_method_that_is_missing_is_added_by_the_same_call(model, sets, tmp_pat
         natscope.open(bundle).explain(0, name)
     _build(model, sets, tmp_path / "own", methods=[name])
     assert len(natscope.open(tmp_path / "own").explain(0, name, 3)) == 3
+
+
+def test_large_inputs_wait_in_a_file_and_give_the_same_bytes(model, sets, tmp_path, monkeypatch):
+    small = _build(model, sets, tmp_path / "own")
+    small.path.rename(tmp_path / "small")
+    monkeypatch.setattr("natscope.precompute.data.own._AT_HAND", 0)
+    large = _build(model, sets, tmp_path / "own")
+    sums = [{f.name: sha256_of(f) for f in path.iterdir()} for path in (tmp_path / "small", large.path)]
+    assert sums[0] == sums[1]
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(DataError, match="name a folder with more in TMPDIR") as caught:
+        _build(model, sets, tmp_path / "other")
+    one_sentence(str(caught.value))
+
+
+class _Lazy:
+    """Rows that are made when they are read."""
+
+    shape = (20, 5)
+
+    def __init__(self, change=lambda rows: rows):
+        self.change = change
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, rows):
+        numbers = np.arange(20)[rows][..., None]
+        return self.change((np.sin(numbers + np.arange(5))).astype(np.float32))
+
+
+def _lazily(train, **changes):
+    images, labels = np.zeros((20, 2, 3), np.uint8), np.arange(20) % 3
+    arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    values = {"mean": (0.5,), "std": (1.0,), "train_inputs": train, "test_inputs": _Lazy()}
+    return natscope_dataset("lazy", ("a", "b", "c"), **(arrays | values | changes))
+
+
+def test_rows_that_are_read_when_they_are_needed_can_be_chosen_from_and_built(own, tmp_path):
+    data = _lazily(_Lazy())
+    chosen = of_classes(first_of_each(data, 4), (2, 0))
+    np.testing.assert_array_equal(chosen.inputs("train")[:2], _Lazy()[np.array([0, 2])])
+    assert chosen.train_labels[:2].tolist() == [1, 0]
+    safetensors.torch.save_file(own.Vector().state_dict(), tmp_path / "w.safetensors")
+    spec = natscope.BuildSpec(
+        "Lazy",
+        "lazy",
+        data,
+        model=ModelSpec("net_of_the_api:Vector", None),
+        weights=tmp_path / "w.safetensors",
+        per_class=5,
+        **_FEW,
+    )
+    bundle = natscope.build(spec, tmp_path / "own")
+    np.testing.assert_array_equal(bundle.array("train_inputs"), _Lazy()[np.arange(15)])
+    for odd in (replace(spec, weights=None), replace(spec, model=ModelSpec())):
+        with pytest.raises(BuildError, match="trained network of your own"):
+            natscope.build(odd, tmp_path / "odd")
+    for change in (lambda rows: rows * np.float32(np.nan), lambda rows: rows.astype(np.float64), lambda rows: rows[:, :4]):
+        with pytest.raises((DataError, BuildError)) as caught:
+            natscope.build(replace(spec, data=_lazily(_Lazy(change))), tmp_path / "odd")
+        one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: _lazily(_Lazy(), test_inputs=None), "one of its parts alone"),
+        (lambda: _lazily(np.zeros((19, 5), np.float32)), "other numbers of inputs"),
+        (lambda: _lazily(np.zeros((20, 4), np.float32)), "different shapes"),
+        (lambda: _lazily(np.zeros(20, np.float32)), "different shapes"),
+        (lambda: scaled(_lazily(_Lazy()), (0.5,), (1.0,)), "no pixels to scale"),
+        (lambda: poison(_lazily(_Lazy()), PoisonSpec(rate=0.5)), "planted in pixels"),
+    ],
+)
+def test_inputs_that_do_not_fit_and_what_is_done_to_pixels_alone_are_refused(call, match):
+    with pytest.raises(DataError, match=match) as caught:
+        call()
+    one_sentence(str(caught.value))
