@@ -575,7 +575,8 @@ def test_rows_that_are_read_when_they_are_needed_can_be_chosen_from_and_built(ow
     for odd in (replace(spec, weights=None), replace(spec, model=ModelSpec())):
         with pytest.raises(BuildError, match="trained network of your own"):
             natscope.build(odd, tmp_path / "odd")
-    for change in (lambda rows: rows * np.float32(np.nan), lambda rows: rows.astype(np.float64), lambda rows: rows[:, :4]):
+    not_a_number = np.float32(np.nan)
+    for change in (lambda rows: rows * not_a_number, lambda rows: rows.astype(np.float64), lambda rows: rows[:, :4]):
         with pytest.raises((DataError, BuildError)) as caught:
             natscope.build(replace(spec, data=_lazily(_Lazy(change))), tmp_path / "odd")
         one_sentence(str(caught.value))
