@@ -23,11 +23,12 @@ from natscope.core.bundle.format import MANIFEST, Bundle, find_bundles, read_man
 from natscope.core.bundle.request import Attribution, QueryImage, Request
 from natscope.core.bundle.unmapped import UnmappedBundle
 from natscope.core.cache import BoundedCache
-from natscope.core.errors import BundleError, NatscopeError
+from natscope.core.errors import BundleError, NatscopeError, QueryError
 from natscope.core.methods import METHODS
 from natscope.core.pool import CLASSES_KEPT, LARGEST_GRAM
 
 _MOST_ROWS = 1024  # rows of comparisons that are remembered for a bundle
+FILES = "uploaded_files"  # key of the session's uploads, (bytes, name) by checksum
 _LISTED: BoundedCache["Listed"] = BoundedCache(20_000)  # some hundred bytes each
 
 
@@ -106,6 +107,17 @@ class Served(Capabilities):
     def upload(self, image: np.ndarray) -> QueryImage:
         """Return an image of the data set's form, uint8 (H, W) or (H, W, 3), as a query."""
         return self._ask("upload", _digest(image), tasks.upload, image)
+
+    def kept_file(self, digest: str) -> QueryImage:
+        """Return a file that this session uploaded, by its checksum, as a query.
+
+        Raises:
+            QueryError: if the session has no such file, or the bundle's own code cannot use it.
+        """
+        kept = st.session_state.get(FILES, {}).get(digest)
+        if kept is None:
+            raise QueryError("The file that this link asks about stayed with whoever uploaded it; upload it again.")
+        return self._ask("file", digest, tasks.file, *kept)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
@@ -207,7 +219,9 @@ def _served(place: tasks.Place) -> Served:
 
 
 def _name(query: QueryImage) -> Hashable:
-    return _digest(query.image) if query.index is None else (query.origin, query.index)
+    if query.index is not None:
+        return query.origin, query.index
+    return _digest(query.image if query.input is None else query.input)
 
 
 def _digest(images: np.ndarray) -> str:

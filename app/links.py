@@ -95,11 +95,11 @@ def parameter(name: str, default: Any, read: Reader, *, write: Callable[[Any], s
 
 
 def parse_query(text: str, limits: Limits | None = None) -> str:
-    """Check the name of a query, "test:I", "train:I" or "image:DATA"; raise ValueError if it is not valid."""
+    """Check the name of a query, "test:I", "image:DATA" or "file:SUM", say; raise ValueError if it is not valid."""
     kind, _, value = text.partition(":")
     if kind in ("test", "train") and value.isascii() and value.isdecimal() and len(value) < 10:
         return text
-    if kind == "image" and value:
+    if kind in ("image", "file") and value:
         return text
     raise ValueError(text)
 
@@ -401,7 +401,7 @@ def open_query(text: str, attributor: "Served") -> QueryImage:
     """
     kind, _, value = text.partition(":")
     if kind != "image":
-        return attributor.query(kind, int(value))
+        return attributor.kept_file(value) if kind == "file" else attributor.query(kind, int(value))
     shape = attributor.bundle.array("train_images").shape[1:]
     try:
         packed = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))

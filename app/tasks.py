@@ -30,6 +30,7 @@ from natscope.core.errors import BundleError
 from natscope.core.methods import RANDOM
 from natscope.core.progress import Progress
 from natscope.core.sketch_error import SketchError
+from natscope.precompute.bundles.asking import ask_about_file
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import backdoor_of
 from natscope.precompute.experiments.backdoor import fooled as fooled_by
@@ -129,6 +130,11 @@ def query(progress: Progress, place: Place, origin: str, index: int) -> QueryIma
 def upload(progress: Progress, place: Place, image: np.ndarray) -> QueryImage:
     """Return an image, (H, W) or (H, W, 3) uint8, with the network's answer."""
     return _opened(place).upload(image)
+
+
+def file(progress: Progress, place: Place, data: bytes, filename: str) -> QueryImage:
+    """Return a file with the network's answer, read by the bundle's own code."""
+    return ask_about_file(_opened(place), data, filename)
 
 
 def predict(progress: Progress, place: Place, images: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Uploaded images: from the bytes of a stranger's file to an image of the data set's form, or a sentence on why not."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -9,6 +9,10 @@ from PIL import Image
 from natscope.app.worker import OutOfMemory, TookTooLong, Worker, WorkerLost
 from natscope.core.errors import QueryError
 from natscope.precompute.data.decode import border_colour, decode, fit
+
+if TYPE_CHECKING:
+    from natscope.core.bundle.attributor import Attributor
+    from natscope.core.bundle.request import QueryImage
 
 LARGEST_BYTES = 10_000_000
 _COMPARED = 1000  # images whose border shows a data set's usual background
@@ -76,6 +80,27 @@ def read_apart(data: bytes, filename: str, form: dict[str, Any]) -> Upload:
         raise QueryError(TOO_MUCH) from error
     finally:
         worker.kill()
+
+
+def query_of(attributor: "Attributor", data: bytes, filename: str, invert: bool | None = None) -> "QueryImage":
+    """Return a file as a query: an image of the data set's form, or an input that the bundle's own code makes of it.
+
+    Args:
+        attributor: of the bundle.
+        data: the file's bytes.
+        filename: its name.
+        invert: exchange light and dark in an image, see `read_image`.
+
+    Raises:
+        QueryError: if the file cannot be used.
+        UntrustedError: if the bundle's own code is not trusted.
+    """
+    if attributor.bundle.stores_inputs:
+        from natscope.precompute.bundles.asking import ask_about_file  # with torch, which reading an image does without
+
+        return ask_about_file(attributor, data, filename)
+    form = form_of(attributor.bundle.array("train_images")) | {"invert": invert}
+    return attributor.upload(read_apart(data, filename, form).image)
 
 
 def read_image(

@@ -166,7 +166,7 @@ def main(handle: int, memory: int, niceness: int) -> None:
     if hasattr(os, "nice"):
         os.nice(niceness)
     _limit(memory)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     while True:
         try:
             message = connection.recv()
@@ -220,7 +220,8 @@ def _limit(memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
-def _end_with_parent(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
+    """End this process once the process that started it, of this id, is gone."""
     while os.getppid() == parent:
         time.sleep(_PARENT)
     os._exit(1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from natscope.core.device import device_of
-from natscope.core.images import ImageInputs
+from natscope.core.images import Inputs
 from natscope.core.jacobians import (
     Block,
     Outer,
@@ -76,7 +76,7 @@ class FeatureMap:
         self.batch_size = batch_size if linear_alone(model) else min(batch_size, most)
 
     def features(
-        self, inputs: Tensor | ImageInputs, targets: Tensor | np.ndarray, *, measurement: str = "logit"
+        self, inputs: Tensor | Inputs, targets: Tensor | np.ndarray, *, measurement: str = "logit"
     ) -> np.ndarray:
         """Return (N, W) float32 features of the measurement at `targets` (N,) for inputs (N, ...)."""
         # A bundle's labels are read-only, which tensors cannot be: torch warns unless it gets a copy.
@@ -91,7 +91,7 @@ class FeatureMap:
                 del blocks
         return np.concatenate(parts)
 
-    def outputs(self, inputs: Tensor | ImageInputs) -> Outputs:
+    def outputs(self, inputs: Tensor | Inputs) -> Outputs:
         """Return logits and penultimate features for inputs (N, ...)."""
         pairs = []
         for start in range(0, len(inputs), self.batch_size):
@@ -100,7 +100,7 @@ class FeatureMap:
         logits, penultimate = zip(*pairs, strict=True)
         return Outputs(np.concatenate(logits), np.concatenate(penultimate))
 
-    def shares(self, inputs: Tensor | ImageInputs, targets: np.ndarray) -> dict[str, float]:
+    def shares(self, inputs: Tensor | Inputs, targets: np.ndarray) -> dict[str, float]:
         """Return how much of the kernel each role of parameters holds, of the mean of ||J||^2 over inputs (N, ...).
 
         Args:

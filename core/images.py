@@ -1,4 +1,4 @@
-"""From stored pixels to the network's input: the same scaling for training images, test images and uploads."""
+"""From what is stored to the network's input: pixels that are scaled, the same for all, or the inputs themselves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+from natscope.core.rows import Rows
 
 
 def to_input(images: np.ndarray, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -59,3 +61,51 @@ class ImageInputs:
         """Return the inputs of some rows, (B, C, H, W) float32."""
         picked = self.images[rows.numpy() if isinstance(rows, Tensor) else rows]
         return to_input(picked, mean=self.mean, std=self.std)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W), as the network takes them."""
+        count, *size = self.images.shape
+        return (count, 1, *size) if len(size) == 2 else (count, size[2], *size[:2])
+
+
+@dataclass(frozen=True, eq=False)
+class StoredInputs:
+    """Inputs that are stored as the network takes them, and read row by row: memory is that of a batch, whatever N.
+
+    Args:
+        rows: (N, ...) float32; a memory map, or whatever reads rows when they are requested.
+    """
+
+    rows: Rows
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | np.ndarray | Tensor) -> Tensor:
+        """Return some rows, (B, ...) float32, sharing no memory with what is stored."""
+        picked = self.rows[rows.numpy() if isinstance(rows, Tensor) else rows]
+        return torch.from_numpy(np.array(picked, dtype=np.float32, order="C"))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, ...)."""
+        return self.rows.shape
+
+
+Inputs = ImageInputs | StoredInputs
+
+
+def inputs_of(images: np.ndarray, inputs: Rows | None, *, mean: Sequence[float], std: Sequence[float]) -> Inputs:
+    """Return what a network takes: the stored inputs where there are any, else the images, scaled.
+
+    Nothing else decides between the two, for data sets and bundles alike.
+
+    Args:
+        images: (N, H, W) or (N, H, W, 3) uint8.
+        inputs: (N, ...) float32; None where the images are all that there is.
+        mean: mean of each channel of the images, in units where white is 1.
+        std: standard deviation of each channel, in the same units, positive.
+    """
+    return ImageInputs(images, mean, std) if inputs is None else StoredInputs(inputs)

@@ -32,7 +32,8 @@ class Quotas:
         ValueError: for shapes or values that cannot be used.
 
     Examples:
-        >>> quotas = natscope.Quotas(groups=[0, 0, 0, 1], most=[1, 1])
+        >>> from natscope.core.recursion import Quotas
+        >>> quotas = Quotas(groups=[0, 0, 0, 1], most=[1, 1])
         >>> features, query = np.array([[3.0], [2.0], [2.0], [1.0]]), np.ones(1)
         >>> natscope.info_gain(features, query, sigma2=1.0, budget=2, quotas=quotas).indices
         array([0, 3])

@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Rows(Protocol):
-    """Feature vectors (n, K): an array, a memory map, or a view of chosen rows of one."""
+    """Rows (n, ...), such as feature vectors: an array, a memory map, or a view of chosen rows of one."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...  # noqa: D102
@@ -20,16 +20,14 @@ class Rows(Protocol):
 class RowView:
     """Chosen rows of a memory map, read when they are requested."""
 
-    ndim = 2
-
-    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
-        """Choose rows (n,) of an array (N, K)."""
-        self._array, self._rows = array, rows
+    def __init__(self, array: Any, rows: np.ndarray) -> None:
+        """Choose rows (n,) of an array (N, ...)."""
+        self._array, self._rows, self.ndim = array, rows, len(array.shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n, K)."""
-        return len(self._rows), self._array.shape[1]
+        """(n, ...)."""
+        return len(self._rows), *self._array.shape[1:]
 
     @property
     def dtype(self) -> np.dtype:

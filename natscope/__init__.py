@@ -15,21 +15,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from natscope.app.launch import launch
     from natscope.core.bundle.attributor import Attributor
     from natscope.core.bundle.format import Bundle
     from natscope.core.bundle.request import Attribution, Request
     from natscope.core.errors import NatscopeError
     from natscope.core.features import FeatureMap
-    from natscope.core.greedy import Selection, info_gain, info_gain_approx, info_loss
+    from natscope.core.greedy import info_gain, info_gain_approx, info_loss
     from natscope.core.metrics import information_gain, information_loss
     from natscope.core.pool import Pool
-    from natscope.core.recursion import Quotas
     from natscope.core.sketches import SketchSpec
-    from natscope.precompute.bundles.build import build
+    from natscope.precompute.answer import Answer, open
+    from natscope.precompute.api import build
     from natscope.precompute.bundles.opening import open_attributor
     from natscope.precompute.bundles.spec import BuildSpec
+    from natscope.precompute.memory import attribute
 
 _HOMES = {
+    "Answer": "precompute.answer",
     "Attribution": "core.bundle.request",
     "Attributor": "core.bundle.attributor",
     "BuildSpec": "precompute.bundles.spec",
@@ -37,19 +40,21 @@ _HOMES = {
     "FeatureMap": "core.features",
     "NatscopeError": "core.errors",
     "Pool": "core.pool",
-    "Quotas": "core.recursion",
     "Request": "core.bundle.request",
-    "Selection": "core.greedy",
     "SketchSpec": "core.sketches",
-    "build": "precompute.bundles.build",
+    "attribute": "precompute.memory",
+    "build": "precompute.api",
     "info_gain": "core.greedy",
     "info_gain_approx": "core.greedy",
     "info_loss": "core.greedy",
     "information_gain": "core.metrics",
     "information_loss": "core.metrics",
+    "launch": "app.launch",
+    "open": "precompute.answer",
     "open_attributor": "precompute.bundles.opening",
 }
 __all__ = [
+    "Answer",
     "Attribution",
     "Attributor",
     "BuildSpec",
@@ -57,16 +62,17 @@ __all__ = [
     "FeatureMap",
     "NatscopeError",
     "Pool",
-    "Quotas",
     "Request",
-    "Selection",
     "SketchSpec",
+    "attribute",
     "build",
     "info_gain",
     "info_gain_approx",
     "info_loss",
     "information_gain",
     "information_loss",
+    "launch",
+    "open",
     "open_attributor",
 ]
 

@@ -4,6 +4,7 @@ import ast
 import doctest
 import re
 import shlex
+import sys
 from dataclasses import fields
 from io import StringIO
 from pathlib import Path
@@ -35,6 +36,16 @@ TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page 
 README, SERVING, SETTINGS = TEXTS["README.md"], TEXTS["docs/serving.md"], TEXTS["docs/settings.md"]
 
 
+_MY_MODEL = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 3))
+"""
+
+
 def blocks(language, page):
     return re.findall(rf"^ *```{language}\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE)
 
@@ -52,7 +63,9 @@ def shown(page):
 def test_the_examples_of_the_public_names_run(name, bundle_path, tmp_path, monkeypatch):
     (tmp_path / "bundles").mkdir()
     (tmp_path / "bundles" / "fashion-mnist").symlink_to(bundle_path)
+    (tmp_path / "my_model.py").write_text(_MY_MODEL)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     documented = natscope if name is None else getattr(natscope, name)
     known = {"natscope": natscope, "np": np, "torch": torch, "Path": Path}
     found = [t for t in doctest.DocTestFinder(recurse=False).find(documented, name, globs=known) if t.examples]
@@ -70,12 +83,14 @@ def test_the_public_names_are_few_and_the_same_to_tools_that_only_read(tmp_path)
         _ = natscope.nothing
 
 
-@pytest.mark.parametrize(
-    ("name", "code"), [(name, code) for name, text in TEXTS.items() for code in blocks("python", text)]
-)
-def test_the_python_examples_run(name, code, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if blocks("python", text)])
+def test_the_python_examples_of_a_page_run_one_after_another(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, name, "exec"), {"__name__": "example"})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    known = {"__name__": "example"}
+    for code in blocks("python", TEXTS[name]):
+        exec(compile(code, name, "exec"), known)
+    sys.modules.pop("my_model", None)
 
 
 def test_the_readme_is_short_and_its_example_prints_indices_and_nats(capsys):

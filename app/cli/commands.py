@@ -260,7 +260,7 @@ def attribute(
         attributor = open_attributor(bundle)
         classes = attributor.bundle.classes
         if image is not None:
-            query = attributor.upload(_read_upload(image, attributor.bundle.array("train_images"), invert))
+            query = _uploaded(attributor, image, invert)
         else:
             origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
             query = attributor.query(origin, int(index))  # type: ignore[arg-type]
@@ -353,12 +353,11 @@ def _reported(error: BaseException) -> str | None:
     return complaint(error)
 
 
-def _read_upload(file: Path, train_images: Any, invert: bool | None) -> Any:
-    from natscope.app.uploads import LARGEST_BYTES, form_of, read_apart
+def _uploaded(attributor: Any, file: Path, invert: bool | None) -> Any:
+    from natscope.app.uploads import LARGEST_BYTES, query_of
     from natscope.core.files import read_regular
 
-    data = read_regular(file, LARGEST_BYTES, links=True)
-    return read_apart(data, file.name, form_of(train_images) | {"invert": invert}).image
+    return query_of(attributor, read_regular(file, LARGEST_BYTES, links=True), file.name, invert)
 
 
 def _class_number(text: str, classes: tuple[str, ...]) -> int:

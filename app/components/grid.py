@@ -1,7 +1,5 @@
 """Images on pages: one component that draws a whole grid, and the conversion of arrays to inline PNGs."""
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from natscope.app.components import clicked, component
+from natscope.precompute.data import decode
 
 _KEPT, _SMALL = 4096, 2**13  # encoded images that are remembered, for all visitors, and bytes of the largest such image
 
@@ -96,19 +95,11 @@ def grid(
 
 def data_uri(image: np.ndarray | Image.Image) -> str:
     """Encode an image, (H, W) or (H, W, 3) uint8, as an inline PNG."""
-    if isinstance(image, Image.Image):
-        return _encoded(image)
-    if image.nbytes <= _SMALL:
+    if isinstance(image, np.ndarray) and image.nbytes <= _SMALL:
         return _thumbnail(image.tobytes(), image.shape)
-    return _encoded(Image.fromarray(image))
+    return decode.data_uri(image)
 
 
 @lru_cache(maxsize=_KEPT)  # a page that shows the same images at every click would encode them each time
 def _thumbnail(pixels: bytes, shape: tuple[int, ...]) -> str:
-    return _encoded(Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(shape)))
-
-
-def _encoded(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return decode.data_uri(np.frombuffer(pixels, np.uint8).reshape(shape))

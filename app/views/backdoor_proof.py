@@ -185,7 +185,7 @@ def _pictures(count: int) -> str:
 
 
 def _fooled(title: str, success: float, also: str, tone: str = "") -> Bar:
-    said = {0: "never fooled", 1: "always fooled"}.get(success, f"fooled {words.portion(success)}")
+    said = {0.0: "never fooled", 1.0: "always fooled"}.get(success, f"fooled {words.portion(success)}")
     return Bar(title, success, said, also, tone)
 
 

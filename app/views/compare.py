@@ -178,7 +178,7 @@ def _pins() -> None:
             list(view.pins),
             format_func=lambda text: (
                 f"upload {view.pins.index(text) + 1} ✕"  # the options of a select box must differ
-                if text.startswith("image:")
+                if text.startswith(("image:", "file:"))
                 else f"{text.replace(':', ' ')} ✕"
             ),
             key=f"{_KEY}unpin_{len(view.pins)}_{view.query[:20]}",

@@ -1,5 +1,6 @@
 """The image in hand: what the model says of it, and how to choose another one."""
 
+import hashlib
 import random
 from collections.abc import Callable, Mapping
 
@@ -9,10 +10,11 @@ from scipy.special import softmax
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from natscope.app import escape, lanes
-from natscope.app.bundles import Served
+from natscope.app.bundles import FILES, Served
 from natscope.app.components.grid import data_uri, grid
 from natscope.app.components.keys import keys
 from natscope.app.components.matrix import matrix
+from natscope.app.guard import MAX_UPLOADS
 from natscope.app.links import pack_image
 from natscope.app.uploads import Upload, form_of, usual_background
 from natscope.app.views.cards import KINDS, cards_of
@@ -20,8 +22,10 @@ from natscope.app.views.controls import control
 from natscope.app.views.enlarge import SHARP, enlarge
 from natscope.app.views.notice import complain
 from natscope.app.views.tags import tag_button
+from natscope.core.bundle.queries import no_pictures
 from natscope.core.bundle.request import QueryImage
-from natscope.core.errors import QueryError
+from natscope.core.errors import NatscopeError, QueryError
+from natscope.precompute.bundles.asking import takes_files
 
 _THUMBNAILS = 30
 _UNSURE = 0.6  # a prediction below this probability counts as unsure
@@ -49,7 +53,7 @@ def image_bar(attributor: Served, query: QueryImage, take: Take, actions: Mappin
     Args:
         attributor: the opened bundle.
         query: the image.
-        take: called with "test:I", "train:I" or "image:DATA".
+        take: called with "test:I", "train:I", "image:DATA" or "file:SUM".
         actions: what more keys do, beside those that go to another image.
     """
     _prediction(query, attributor)
@@ -109,7 +113,7 @@ def _prediction(query: QueryImage, attributor: Served) -> None:
 
 
 def finder(attributor: Served, query: QueryImage, take: Take) -> None:
-    """Draw the ways to find another image; `take` is called with "test:I", "train:I" or "image:DATA"."""
+    """Draw the ways to find another image; `take` is called with "test:I" or "image:DATA", say."""
     with st.expander("Find another image", icon=":material/image_search:"):
         _choices(attributor, query, take)
 
@@ -294,6 +298,9 @@ def number_field(label: str, split: str, count: int, take: Take, *, key: str) ->
 
 
 def _upload(attributor: Served, take: Take) -> None:
+    if attributor.bundle.stores_inputs:
+        _upload_file(attributor, take)
+        return
     images = attributor.bundle.array("train_images")
 
     def read() -> None:
@@ -319,6 +326,35 @@ def _upload(attributor: Served, take: Take) -> None:
         yours.caption("yours")
         seen.html(f'<img class="ns-seen" src="{data_uri(upload.image)}" alt="the image as the model sees it">')
         seen.caption("what the model sees" + (", inverted" if upload.inverted else ""))
+
+
+def _upload_file(attributor: Served, take: Take) -> None:
+    """Draw the upload of a file that the bundle's own code makes an input of, or say why there is none."""
+    if not takes_files(attributor.bundle):
+        st.info(no_pictures(attributor.bundle), icon=":material/upload_file:")
+        return
+
+    def read() -> None:
+        st.session_state["upload_error"], chosen = None, st.session_state.get("file")
+        if not isinstance(chosen, UploadedFile):
+            return
+        data, digest = chosen.getvalue(), hashlib.sha256(chosen.getvalue()).hexdigest()
+        kept = [*st.session_state.get(FILES, {}).items(), (digest, (data, chosen.name))]
+        st.session_state[FILES] = dict(kept[-MAX_UPLOADS:])
+        try:
+            if (
+                "load" not in attributor.bundle.manifest.dataset
+            ):  # in a process of its own, before anything else reads it
+                lanes.read_upload(data, chosen.name, form_of(attributor.bundle.array("train_images")))
+            attributor.kept_file(digest)
+        except NatscopeError as error:
+            st.session_state["upload_error"] = str(error)
+            return
+        take(f"file:{digest}")
+
+    st.file_uploader("A file like those of the data set", key="file", on_change=read, max_upload_size=10)
+    if st.session_state.get("upload_error"):
+        complain(st.session_state["upload_error"], icon=":material/broken_image:")
 
 
 def _read(images: np.ndarray, take: Take) -> None:

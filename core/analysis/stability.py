@@ -101,12 +101,19 @@ def across_networks(
         again: list[Attribution | str] = []
         for step, other in enumerate(others):
             here = _within(progress, f"Network {step + 2}", position * len(others) + step, total)
-            seen = other.upload(query.image) if query.index is None else other.query(query.origin, query.index)
+            seen = _seen(other, query)
             target = query.predicted if request.target is None else request.target
             again.append(_asked(other, seen, replace(request, target=target), here))
         found.append(_judged(request, original, again))
     progress("Done", total, total)
     return found
+
+
+def _seen(other: Attributor, query: QueryImage) -> QueryImage:
+    """Return a query as another network of the same data sees it."""
+    if query.index is not None:
+        return other.query(query.origin, query.index)
+    return other.upload(query.image) if query.input is None else other.given(query.input, query.label)
 
 
 def kin(manifest: Manifest) -> tuple[str, int | None]:

@@ -162,6 +162,11 @@ def missing(bundle: Bundle, method: Method) -> str | None:
     """Return a sentence on what a bundle lacks for a method and how to add it; None if nothing is missing."""
     if all(map(bundle.has, method.files)):
         return None
+    if bundle.stores_inputs:
+        return (
+            f"This bundle does not yet hold what {method.title} needs; natscope.build adds it, called again with "
+            f'methods=["{method.name}"], and recomputes nothing else.'
+        )
     return (
         f"This bundle does not yet hold what {method.title} needs; the command that built it adds it, run again with "
         f"`--methods {method.name}`, and recomputes nothing else."

@@ -7,41 +7,30 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from scipy.special import softmax
 from torch import nn
 
 from natscope.core.bundle.artifacts import LoadedArtifacts
 from natscope.core.bundle.candidates import CandidateSets
 from natscope.core.bundle.capabilities import Capabilities
 from natscope.core.bundle.format import Bundle
-from natscope.core.bundle.request import (
-    CONDITIONINGS,
-    LARGEST_SIGMA2,
-    LEAST_SIGMA2,
-    POOLS,
-    Attribution,
-    Item,
-    QueryImage,
-    Request,
-)
+from natscope.core.bundle.queries import NOT_FINITE, Queries
+from natscope.core.bundle.request import Attribution, Item, QueryImage, Request, noise_of, target_of
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, QueryError
 from natscope.core.features import FeatureMap
 from natscope.core.greedy import Selection
-from natscope.core.images import to_input
+from natscope.core.images import ImageInputs
 from natscope.core.jacobians import linear_alone
 from natscope.core.methods import METHODS, Candidates, Method, Query, Settings
 from natscope.core.methods.criteria import total_of_all
 from natscope.core.metrics import redundancy
 from natscope.core.noise_regime import regime
-from natscope.core.ood import LEAST, distances
 from natscope.core.pool import Pool
 from natscope.core.progress import Progress, silent
 from natscope.core.sketch_error import SketchError, trust
 from natscope.core.sketches import SketchSpec
 
 _QUERIES = 128  # whose features are kept: asked by one method or at one sigma2, they are asked by others
-_NOT_FINITE = "The network's response to {} is not a finite number, so nothing can be attributed."
 _NO_NUMBERS = (
     "{} gives numbers that are not finite for this query; choose another σ², or check the bundle with "
     "`natscope verify`."
@@ -87,9 +76,11 @@ class Attributor(Capabilities):
         self.train_labels = np.array(bundle.array("train_labels"))
         self.test_labels = np.array(bundle.array("test_labels"))
         self.linear = linear_alone(model)
-        self._artifacts = LoadedArtifacts(bundle, self._margins, self._train_inputs, fresh=fresh)
-        self._sets = CandidateSets(bundle, self.features, self._artifacts, self._train_inputs, fresh=fresh)
+        inputs = bundle.inputs("train").__getitem__
+        self._artifacts = LoadedArtifacts(bundle, self._margins, inputs, fresh=fresh)
+        self._sets = CandidateSets(bundle, self.features, self._artifacts, inputs, fresh=fresh)
         self.kernel = self._sets.kernel
+        self._asks = Queries(bundle, self.features, self._sets.penultimate)
         self._queries: BoundedCache[np.ndarray] = BoundedCache(_QUERIES)
 
     def resketched(self, seed: int) -> "Attributor":
@@ -109,7 +100,7 @@ class Attributor(Capabilities):
         if spec.kind == "exact":
             return None
         part = slice(0, count)
-        inputs, labels = self._train_inputs(part), self.train_labels[part]
+        inputs, labels = self.bundle.inputs("train")[part], self.train_labels[part]
         model, layers = self.features.model, manifest.layers
         return trust(model, spec, inputs, labels, ntk=manifest.ntk, layout=manifest.layout, layers=layers)
 
@@ -121,25 +112,27 @@ class Attributor(Capabilities):
             BundleError: if a file of the bundle has changed since it was opened.
         """
         self.bundle.check_unchanged()
-        images = self.bundle.array(f"{origin}_images")
-        if not 0 <= index < len(images):
-            raise QueryError(f"There is no {origin} image {index}; choose a number from 0 to {len(images) - 1}.")
-        labels = self.test_labels if origin == "test" else self.train_labels
-        return self._seen(np.array(images[index]), origin, index, int(labels[index]))
+        return self._asks.stored(origin, index)
 
     def upload(self, image: np.ndarray) -> QueryImage:
-        """Take an image of the data set's form, uint8 (H, W) or (H, W, 3), as the query."""
+        """Take an image of the data set's form, uint8 (H, W) or (H, W, 3), as the query.
+
+        Raises:
+            QueryError: if the bundle's network takes other inputs than images.
+            BundleError: as for `query`.
+        """
         self.bundle.check_unchanged()
-        return self._seen(image, "upload", None, None)
+        return self._asks.picture(image)
+
+    def given(self, values: np.ndarray, label: int | None = None) -> QueryImage:
+        """Take an input as the network takes it, float32 (...), as the query: see `Queries.given`."""
+        self.bundle.check_unchanged()
+        return self._asks.given(values, label)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
-        return self.features.outputs(self.inputs(images)).logits.argmax(axis=1)
-
-    def inputs(self, images: np.ndarray) -> torch.Tensor:
-        """Return images (B, H, W) or (B, H, W, 3) uint8 as the network's input."""
         dataset = self.bundle.manifest.dataset
-        return to_input(images, mean=dataset["mean"], std=dataset["std"])
+        return self.features.outputs(ImageInputs(images, dataset["mean"], dataset["std"])).logits.argmax(axis=1)
 
     def attribute(
         self, query: QueryImage, request: Request, progress: Progress = silent, *, whole: bool = True
@@ -212,9 +205,9 @@ class Attributor(Capabilities):
         return rows[kept], scores[kept]
 
     def _understood(self, query: QueryImage, request: Request) -> tuple[Method, int, Settings]:
-        target = self._target_of(request, query)
+        target = target_of(request, query, len(self.bundle.classes))
         method = METHODS[request.method]
-        sigma2 = self._sigma2_of(request)
+        sigma2 = noise_of(request, self.bundle.sigma2)
         if missing := self.missing(method):
             raise QueryError(missing)
         return method, target, Settings(sigma2, request.budget, request.seed)
@@ -236,7 +229,7 @@ class Attributor(Capabilities):
             features,
             query.penultimate,
             margin=lambda: self._margin(query, target),
-            input=self.inputs(query.image[None]),
+            input=self._asks.inputs(query),
             target=target,
         )
 
@@ -289,7 +282,7 @@ class Attributor(Capabilities):
         self.bundle.check_unchanged()
         if method.ekfac:
             rows = np.flatnonzero(self.train_labels == target)
-            inputs = torch.cat([self.inputs(query.image[None]) for query in queries])
+            inputs = torch.cat([self._asks.inputs(query) for query in queries])
             self._artifacts.influence_ahead(inputs, np.full(len(queries), target), rows, progress)
 
     def margins_ahead(self, method: Method, tests: np.ndarray, progress: Progress = silent) -> None:
@@ -302,8 +295,8 @@ class Attributor(Capabilities):
         """
         self.bundle.check_unchanged()
         if method.ekfac:
-            images, every = np.asarray(self.bundle.array("test_images")[tests]), np.arange(len(self.train_labels))
-            self._artifacts.influence_ahead(self.inputs(images), self.test_labels[tests], every, progress)
+            inputs, every = self.bundle.inputs("test")[tests], np.arange(len(self.train_labels))
+            self._artifacts.influence_ahead(inputs, self.test_labels[tests], every, progress)
 
     def margin_query(self, rows: np.ndarray) -> Query:
         """Return test images as queries about their own labels' margins, without NTK scaling.
@@ -315,10 +308,10 @@ class Attributor(Capabilities):
             QueryError: if the network's response to one is not finite.
         """
         self.bundle.check_unchanged()
-        inputs, labels = self.inputs(np.asarray(self.bundle.array("test_images")[rows])), self.test_labels[rows]
+        inputs, labels = self.bundle.inputs("test")[rows], self.test_labels[rows]
         features = self._margins.features(inputs, labels, measurement="margin")
         if not np.isfinite(features).all():
-            raise QueryError(_NOT_FINITE.format("one of these images"))
+            raise QueryError(NOT_FINITE.format("one of these images"))
         penultimate = self.features.outputs(inputs).penultimate
         return Query(features, penultimate, margin=lambda: features, input=inputs, target=labels)
 
@@ -340,14 +333,15 @@ class Attributor(Capabilities):
         Raises:
             QueryError: if the network does not respond to the image at all.
         """
-        key = (query.image.shape, hashlib.sha256(query.image.tobytes()).digest(), target)
-        return self._queries.get(key, lambda: self._query_features(query, target))
+        inputs = self._asks.inputs(query)
+        key = (inputs.shape, hashlib.sha256(np.ascontiguousarray(inputs.numpy()).data).digest(), target)
+        return self._queries.get(key, lambda: self._query_features(inputs, target))
 
-    def _query_features(self, query: QueryImage, target: int) -> np.ndarray:
-        features = self.features.features(self.inputs(query.image[None]), np.array([target]))[0]
+    def _query_features(self, inputs: torch.Tensor, target: int) -> np.ndarray:
+        features = self.features.features(inputs, np.array([target]))[0]
         features.flags.writeable = False
         if not np.isfinite(features).all():
-            raise QueryError(_NOT_FINITE.format("this image"))
+            raise QueryError(NOT_FINITE.format("this image"))
         if not features.any():
             raise QueryError(
                 "The network does not respond to this image at all, so there is no certainty to attribute."
@@ -355,63 +349,7 @@ class Attributor(Capabilities):
         return features
 
     def _margin(self, query: QueryImage, target: int) -> np.ndarray:
-        return self._margins.features(self.inputs(query.image[None]), np.array([target]), measurement="margin")[0]
-
-    def _train_inputs(self, rows: slice | np.ndarray) -> torch.Tensor:
-        return self.inputs(np.asarray(self.bundle.array("train_images")[rows]))
-
-    def _seen(self, image: np.ndarray, origin: str, index: int | None, label: int | None) -> QueryImage:
-        outputs = self.features.outputs(self.inputs(image[None]))
-        logits = outputs.logits[0].astype(np.float64)
-        if not np.isfinite(logits).all():
-            raise QueryError(_NOT_FINITE.format("this image"))
-        return QueryImage(
-            image=image,
-            probabilities=softmax(logits),
-            penultimate=outputs.penultimate[0],
-            origin=origin,
-            index=index,
-            label=label,
-            ood=self._ood(image, outputs.penultimate[0]) if origin == "upload" else 0.0,
-            source="" if index is None else self.bundle.sources(origin)[index],
-        )
-
-    def _ood(self, image: np.ndarray, penultimate: np.ndarray) -> float:
-        found = distances(
-            image[None],
-            penultimate[None],
-            train_images=self.bundle.array("train_images"),
-            train_penultimate=self._sets.penultimate,
-        )
-        usual = np.maximum(self.bundle.manifest.results["usual_distances"], LEAST)
-        return float((found[0] / usual).max())
-
-    def _target_of(self, request: Request, query: QueryImage) -> int:
-        """Return the class whose logit is attributed, once every setting is known to be valid."""
-        if request.method not in METHODS:
-            raise QueryError(f"There is no method '{request.method}'; choose one of {', '.join(METHODS)}.")
-        if request.pool not in POOLS:
-            raise QueryError(f"There is no pool '{request.pool}'; choose one of {', '.join(POOLS)}.")
-        if request.conditioning not in CONDITIONINGS:
-            raise QueryError(
-                f"There is no conditioning set '{request.conditioning}'; choose {' or '.join(CONDITIONINGS)}."
-            )
-        if request.budget < 1:
-            raise QueryError(f"M must be at least 1, not {request.budget}.")
-        if request.seed < 0:
-            raise QueryError(f"The seed must be 0 or more, not {request.seed}.")
-        target = query.predicted if request.target is None else request.target
-        if not 0 <= target < len(self.bundle.classes):
-            raise QueryError(f"There is no class {target}; choose one from 0 to {len(self.bundle.classes) - 1}.")
-        return target
-
-    def _sigma2_of(self, request: Request) -> float:
-        sigma2 = self.bundle.sigma2(request.method) if request.sigma2 is None else request.sigma2
-        if not (np.isfinite(sigma2) and sigma2 > 0):
-            raise QueryError(f"σ² is a variance and must be a positive number, not {sigma2}.")
-        if not LEAST_SIGMA2 <= sigma2 <= LARGEST_SIGMA2:
-            raise QueryError(f"σ² must lie between {LEAST_SIGMA2:g} and {LARGEST_SIGMA2:g}, not at {sigma2}.")
-        return sigma2
+        return self._margins.features(self._asks.inputs(query), np.array([target]), measurement="margin")[0]
 
 
 def _check_finite(method: Method, selection: Selection, total: float | None) -> None:

@@ -32,6 +32,7 @@ from natscope.core.bundle.schema import SchemaError
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, FileError, out_of_memory
 from natscope.core.files import REFUSED, irregular, opened, read_open, sha256_of, write_atomically
+from natscope.core.images import Inputs, inputs_of
 from natscope.core.index.file_checks import index_fault
 from natscope.core.index.search import InnerProductIndex
 from natscope.core.index.spec import IndexSpec
@@ -188,24 +189,33 @@ class Bundle:
             _ = self.members  # what is recorded fits them
         return self._mapped(name)
 
+    @property
+    def stores_inputs(self) -> bool:
+        """Whether the network takes inputs of its own, so that the images are only there to be looked at."""
+        return self.has("train_inputs")
+
+    def inputs(self, split: str) -> Inputs:
+        """Return what the network takes for the images of "train" or "test", read row by row.
+
+        Raises:
+            BundleError: if a file is not the one that was recorded.
+        """
+        stored, about = self.array(f"{split}_inputs") if self.stores_inputs else None, self.manifest.dataset
+        return inputs_of(self.array(f"{split}_images"), stored, mean=about["mean"], std=about["std"])
+
     def sources(self, split: str) -> tuple[str, ...]:
         """Return where each image of "train" or "test" comes from: its file within the data set, or its row there.
-
-        A bundle of an earlier version, which did not keep that, knows its own numbers alone.
 
         Raises:
             BundleError: if the file that says so is damaged.
         """
         if split not in self._sources:
             count, name = len(self.array(f"{split}_labels")), f"{split}_sources"
+            found = [f"{split} row {row}" for row in range(count)]  # as earlier versions numbered what they kept
             if self.has(name):
                 found = np.asarray(self.array(name)).tobytes().decode(errors="replace").split("\n")
-                if len(found) != count:
-                    raise self._damaged(self.manifest.files[name], "names another number of images")
-                if max(map(len, found)) > LONGEST_SOURCE:
-                    raise self._damaged(self.manifest.files[name], "names an image by too long a text")
-            else:
-                found = [f"{split} row {row}" for row in range(count)]
+                if len(found) != count or max(map(len, found)) > LONGEST_SOURCE:
+                    raise self._damaged(self.manifest.files[name], "does not have a line of text for each image")
             self._sources[split] = tuple(found)
         return self._sources[split]
 

@@ -30,11 +30,13 @@ MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 LARGEST, _MOST_VALUES = 4_000_000, 300_000  # bytes of a manifest, and values in it: at most a second's work
 MOST_TRAINING_IMAGES, MOST_TEST_IMAGES = 10_000_000, 1_000_000  # pages look at the labels and answers of all of them
+INPUTS = ("train_inputs", "test_inputs")  # where the network does not take the images, which are thumbnails then
 _PER_CLASS = ("gram", "index", "features_all", "train_gram")  # followed by "_" and the number of a class
 _NEEDED = (
     *("train_images", "train_labels", "train_logits", "test_images", "test_labels", "test_logits"),
     *("penultimate", "features", "weights"),
 )
+MOST_NUMBERS = 2**24  # of one input
 _LARGEST_HEADER = 10_000  # bytes before the numbers of an array
 LONGEST_SOURCE = 4096  # bytes of where an image comes from, as of a path
 _MOST_SOURCES = 2**28  # bytes of all of them
@@ -59,7 +61,8 @@ class Manifest:
 
     Args:
         name: a title for people.
-        dataset: name, classes, mean, std.
+        dataset: name, classes, mean, std; and "load" and "transform", the user's own functions that make an uploaded
+            file an input, as "module:function", where inputs are stored.
         model: the architecture's specification.
         training: the recipe, or the checksum of weights that were loaded.
         sketch: kind, dim, seed.
@@ -238,9 +241,24 @@ def _setting_misfits(manifest: Manifest, classes: int) -> Iterator[str]:
         yield "has other means and deviations than the images have channels"
     if sum(manifest.results["kernel"]["shares"].values()) > _MOST_SHARES:
         yield "has shares of its kernel that add up to more than 1"
+    if any(name in manifest.files for name in INPUTS):
+        yield from _input_misfits(manifest)
+        return
+    if {"load", "transform"} & manifest.dataset.keys():
+        yield "names a transform, and stores no inputs"
     yield from _network_misfits(manifest, math.prod(images[1:]), channels, classes)
     if manifest.poison is not None:
         yield from _poison_misfits(manifest, manifest.poison, min(images[1:3]), images[0], classes)
+
+
+def _input_misfits(manifest: Manifest) -> Iterator[str]:
+    """Check a bundle whose network takes inputs that are stored: natscope neither trained it nor can train it again."""
+    if not all(name in manifest.files for name in INPUTS):
+        yield "records the inputs of one split alone"
+    if manifest.poison is not None:
+        yield "has a backdoor in pixels, and a network that does not take them"
+    if ":" not in manifest.model["architecture"] or "weights" not in manifest.training:
+        yield "stores inputs, and not the weights of a network of somebody's own"
 
 
 def _network_misfits(manifest: Manifest, pixels: int, channels: int, classes: int) -> Iterator[str]:
@@ -300,6 +318,8 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "test_labels": _INT,
     "test_logits": _FLOATS,
     "test_sources": _BYTE,
+    "train_inputs": _SINGLE,
+    "test_inputs": _SINGLE,
     "test_fooled": _BOOL,
     "penultimate": _FLOATS,
     "features": _STORED,
@@ -347,6 +367,9 @@ def _fits(manifest: Manifest, name: str, shape: tuple[int, ...]) -> bool:
         return len(shape) == 2 and shape[0] == train and shape[1] >= 1
     if name.endswith("_images"):
         return shape == (count, *images[1:])
+    if name in INPUTS:
+        whole = manifest.files[INPUTS[0]].shape or ()
+        return len(shape) > 1 and shape == (count, *whole[1:]) and 1 <= math.prod(shape[1:]) <= MOST_NUMBERS
     if name.endswith("_logits"):
         return shape == (count, classes)
     if name in ("train_labels", "test_labels", "test_fooled") or name in _numbers():

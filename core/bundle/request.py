@@ -1,11 +1,13 @@
 """What travels between pages, commands and the attributor: the query, what is asked of it, and the answer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from natscope.core.methods import REFERENCE
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS, REFERENCE
 
 POOLS = ("same-class", "all")
 CONDITIONINGS = ("pool", "train")
@@ -26,6 +28,7 @@ class QueryImage:
         ood: distance to the nearest training image over the distance that 99.5% of test images stay within, in
             pixels or in penultimate features, whichever is larger: above 1 it is out of distribution.
         source: its file within the data set, or its row there; empty for an upload.
+        input: (...) float32, what the network takes; None for an image of a split, or one that is scaled to be it.
     """
 
     image: np.ndarray
@@ -36,6 +39,7 @@ class QueryImage:
     label: int | None
     ood: float
     source: str = ""
+    input: np.ndarray | None = None
 
     @property
     def predicted(self) -> int:
@@ -68,6 +72,42 @@ class Request:
     conditioning: str = "pool"
     target: int | None = None
     seed: int = 0
+
+
+def target_of(request: Request, query: QueryImage, classes: int) -> int:
+    """Return the class whose logit is attributed, once every setting but sigma2 is known to be valid.
+
+    Raises:
+        QueryError: if one is not.
+    """
+    if request.method not in METHODS:
+        raise QueryError(f"There is no method '{request.method}'; choose one of {', '.join(METHODS)}.")
+    if request.pool not in POOLS:
+        raise QueryError(f"There is no pool '{request.pool}'; choose one of {', '.join(POOLS)}.")
+    if request.conditioning not in CONDITIONINGS:
+        raise QueryError(f"There is no conditioning set '{request.conditioning}'; choose {' or '.join(CONDITIONINGS)}.")
+    if request.budget < 1:
+        raise QueryError(f"M must be at least 1, not {request.budget}.")
+    if request.seed < 0:
+        raise QueryError(f"The seed must be 0 or more, not {request.seed}.")
+    target = query.predicted if request.target is None else request.target
+    if not 0 <= target < classes:
+        raise QueryError(f"There is no class {target}; choose one from 0 to {classes - 1}.")
+    return target
+
+
+def noise_of(request: Request, usual: Callable[[str], float]) -> float:
+    """Return the noise variance that is asked for; `usual` returns that of a method.
+
+    Raises:
+        QueryError: if it is no variance that float64 can work with.
+    """
+    sigma2 = usual(request.method) if request.sigma2 is None else request.sigma2
+    if not (np.isfinite(sigma2) and sigma2 > 0):
+        raise QueryError(f"σ² is a variance and must be a positive number, not {sigma2}.")
+    if not LEAST_SIGMA2 <= sigma2 <= LARGEST_SIGMA2:
+        raise QueryError(f"σ² must lie between {LEAST_SIGMA2:g} and {LARGEST_SIGMA2:g}, not at {sigma2}.")
+    return sigma2
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from natscope.core.text import plain
 
 _MOST_SETTINGS = 20_000  # values in a bundle's settings, such as the targets of a backdoor
 _DEPTH = 12  # of values within values, at most
+MOST_AXES = 6  # of an array
 LONGEST = 300  # characters of a title or the name of a class
 
 Text = Annotated[str, Meta(max_length=LONGEST)]
 Title = Annotated[str, Meta(min_length=1, max_length=LONGEST)]
 Note = Annotated[str, Meta(max_length=10_000)]
 Word = Annotated[str, Meta(pattern=r"\A[a-z0-9_]{1,50}\Z")]
+Reference = Annotated[str, Meta(pattern=r"\A\w+(\.\w+)*:\w+\Z", max_length=200)]  # "module.path:function"
 Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Size = Annotated[int, Meta(ge=0, le=2**50)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
@@ -57,6 +59,8 @@ class _Dataset(_Strict):
     classes: Annotated[list[Title], Meta(min_length=2, max_length=10_000)]
     mean: Annotated[list[Scale], Meta(min_length=1, max_length=3)]
     std: Annotated[list[Deviation], Meta(min_length=1, max_length=3)]
+    load: Reference | UnsetType = UNSET
+    transform: Reference | UnsetType = UNSET
 
 
 class _Model(_Strict):
@@ -155,7 +159,7 @@ class _Record(_Strict):
     file: Text
     bytes: Size
     sha256: Digest
-    shape: Annotated[list[Size], Meta(max_length=4)] | None = None
+    shape: Annotated[list[Size], Meta(max_length=MOST_AXES)] | None = None
     dtype: Word | None = None
 
 

@@ -15,9 +15,9 @@ class UnmappedBundle(Bundle):
     """An open bundle without memory maps: the system kills a process whose mapped file is cut short."""
 
     def _mapped(self, name: str) -> Any:
-        """Return images as `natscope.core.rows.FileRows`, checked at each access, and a copy of any other array."""
+        """Return images and inputs as `FileRows`, checked at each access, and a copy of any other array."""
         record = self._checked_record(name)
-        return unmapped(partial(self._open, record), record, whole=not name.endswith("_images"))
+        return unmapped(partial(self._open, record), record, whole=not name.endswith(("_images", "_inputs")))
 
     @contextmanager
     def _open(self, record: FileRecord) -> Iterator[BinaryIO]:

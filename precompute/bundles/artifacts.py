@@ -10,7 +10,7 @@ import torch
 
 from natscope.core.errors import BuildError
 from natscope.core.features import FeatureMap, kernel_of
-from natscope.core.images import ImageInputs
+from natscope.core.images import Inputs
 from natscope.core.methods import METHODS, Method
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
 from natscope.precompute.bundles.store import Store, halved
@@ -24,7 +24,7 @@ class Preparation:
         self,
         store: Store,
         features: FeatureMap,
-        images: ImageInputs,
+        images: Inputs,
         labels: np.ndarray,
         *,
         ekfac: EkfacSpec | None,

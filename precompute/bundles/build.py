@@ -6,7 +6,7 @@ OUT in one step.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,12 @@ from torch import nn
 
 from natscope.core.backdoor import Backdoor, attack_success
 from natscope.core.bundle.file_checks import bounded
-from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, Manifest, write_atomically, write_manifest
-from natscope.core.bundle.manifest import plain_command
-from natscope.core.bundle.schema import SchemaError
+from natscope.core.bundle.format import WEIGHTS, Bundle, write_atomically, write_manifest
 from natscope.core.device import device
-from natscope.core.errors import BuildError, BundleError, out_of_memory
+from natscope.core.errors import BuildError, BundleError, DataError, out_of_memory
 from natscope.core.features import FeatureMap, Outputs, kernel_of
 from natscope.core.files import size
-from natscope.core.images import ImageInputs
+from natscope.core.images import ImageInputs, Inputs, StoredInputs
 from natscope.core.index.spec import AUTO
 from natscope.core.kernels import Kernel, packed
 from natscope.core.methods import METHODS
@@ -39,6 +37,7 @@ from natscope.core.posterior import blocks, feature_gram
 from natscope.core.progress import Progress, silent
 from natscope.core.rows import RowView
 from natscope.precompute.bundles.artifacts import Preparation
+from natscope.precompute.bundles.recorded import check_recordable, manifest_of
 from natscope.precompute.bundles.spec import (
     BuildSpec,
     artifact_bytes,
@@ -51,10 +50,9 @@ from natscope.precompute.bundles.spec import (
 from natscope.precompute.bundles.store import Store
 from natscope.precompute.bundles.work import CHECKPOINT, Work
 from natscope.precompute.data.datasets import Dataset, first_of_each, of_classes, scaled
-from natscope.precompute.data.folders import load_named
 from natscope.precompute.data.poison import poison
-from natscope.precompute.training.models import ModelSpec, build_model, fitted, foreign, network_of
-from natscope.precompute.training.train import accuracy, apart, beginning, check_recipe, train
+from natscope.precompute.training.models import build_model, fitted, foreign, network_of
+from natscope.precompute.training.train import accuracy, apart, beginning, train
 from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import check_suitable, check_trains
 from natscope.precompute.training.weights import load_weights
@@ -83,7 +81,8 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
         >>> len(natscope.build(spec, Path("bundles/small")).array("train_labels"))
         300
     """
-    trust(spec.model.architecture)
+    for name in (spec.model.architecture, *spec.own_code):
+        trust(name)
     settings = spec.settings()
     if out.exists() and not _missing(spec, bundle := existing(out, settings)):
         return bundle
@@ -150,24 +149,6 @@ def check_room(needed: int, free: int, folder: Path) -> None:
         )
 
 
-def check_recordable(
-    spec: BuildSpec,
-    data: Dataset,
-    backdoor: Backdoor | None,
-    model: ModelSpec,
-    features: FeatureMap,
-    skipped: Sequence[str],
-) -> None:
-    """Raise BuildError if the settings cannot be recorded, before anything takes long."""
-    if spec.weights is None:
-        check_recipe(spec.training)
-    unknown = {"train_accuracy": 0, "test_accuracy": 0, "usual_distances": [0, 0], "kernel": {"mean": 0, "shares": {}}}
-    try:
-        _manifest(spec, data, backdoor, model, features, unknown, skipped).check_settings()
-    except SchemaError as error:
-        raise BuildError(f"These settings cannot be recorded in a bundle: its {MANIFEST} {error}.") from error
-
-
 def layout_of(spec: BuildSpec, features: FeatureMap, example: torch.Tensor) -> tuple[tuple[int, int], ...] | None:
     """Return the layers of a kernel of Linear weights alone, None for others; example is one input.
 
@@ -206,8 +187,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     _make_sure_of_room(work.path, artifact_bytes(methods, size))
     model = network_of(bundle, seed=0)
     bundle.load_into(model)
-    dataset, labels = bundle.manifest.dataset, np.asarray(bundle.array("train_labels"))
-    images = ImageInputs(bundle.array("train_images"), dataset["mean"], dataset["std"])
+    images, labels = bundle.inputs("train"), np.asarray(bundle.array("train_labels"))
     store = Store(bundle.path, work, progress)
     preparation = Preparation(store, spec.feature_map(model), images, labels, ekfac=spec.ekfac)
     with work.resuming(), foreign(spec.model):
@@ -236,21 +216,23 @@ class _Builder:
 
     def __init__(self, spec: BuildSpec, work: Work, progress: Progress) -> None:
         self.spec, self.work, self.progress = spec, work, progress
-        data, self.skipped = load_named(spec.dataset, spec.folder, progress)
+        data, self.skipped = spec.load(progress)
         self.data, self.backdoor = prepared(spec, data)
         self.model = fitted(spec.model, self.data.train_images.shape[1:], len(self.data.classes))
+        if self.data.train_inputs is not None and (spec.weights is None or ":" not in self.model.architecture):
+            raise BuildError("Inputs that are no images need a trained network of your own: name it and its weights.")
         self.store = Store(work.path, work, progress)
 
     def run(self) -> None:
         spec, data = self.spec, self.data
         model = build_model(self.model, seed=spec.training.seed)
-        images = self._inputs(data.train_images)
+        images = data.inputs("train")
         suitable = check_suitable(model, images[:3], len(data.classes), self.model)
         found: dict[str, Any] = {"by_torch_func": suitable.by_torch_func} if suitable.by_torch_func else {}
         if spec.weights is None and ":" in self.model.architecture:
             make = partial(build_model, self.model, seed=spec.training.seed)
             check_trains(make(), images[:3], len(images) % spec.training.batch_size, self.model)
-            found |= beginning(make, images, torch.tensor(data.train_labels), spec.training)
+            found |= beginning(make, self._scaled(data.train_images), torch.tensor(data.train_labels), spec.training)
         with foreign(self.model):
             features = spec.feature_map(model.to(device()))
             features.outputs(images[:1])  # it may make tensors on the processor
@@ -259,13 +241,14 @@ class _Builder:
         methods_wanted = wanted(spec.methods, size)  # raises now for what cannot be added
         _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
         check_recordable(spec, data, self.backdoor, self.model, features, self.skipped)
-        self._train(model, images)
+        images, tests = self._stored("train"), self._stored("test")
+        self._train(model)
         for split in ("train", "test"):
             self.store.small(f"{split}_images", getattr(data, f"{split}_images"))
             self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
             sources = "\n".join(getattr(data, f"{split}_sources")).encode()
             self.store.small(f"{split}_sources", np.frombuffer(sources, np.uint8))
-        results = self._outputs(features, images) | found
+        results = self._outputs(features, images, tests) | found
         own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
         kernel = kernel_of(spec.sketch, layout)
         results["kernel"] = {
@@ -280,10 +263,24 @@ class _Builder:
         results["kernel"] |= preparation.kernel
         self._finish(features, layout, results | _left_out(left_out(spec.methods, size) | missing), methods)
 
-    def _inputs(self, images: np.ndarray) -> ImageInputs:
+    def _stored(self, split: str) -> Inputs:
+        """Return the inputs of a split, from now on from the bundle if it is to hold them."""
+        rows = getattr(self.data, f"{split}_inputs")
+        if rows is None:
+            return self.data.inputs(split)
+
+        def shard(part: slice) -> np.ndarray:
+            found = np.asarray(rows[part])
+            if found.shape[1:] != rows.shape[1:] or found.dtype != np.float32 or not bounded(found):
+                raise DataError(f"{self.data.name} has inputs that are not finite float32 numbers of one shape.")
+            return found
+
+        return StoredInputs(self.store.large(f"{split}_inputs", rows.shape, np.dtype("float32"), shard, "Inputs"))
+
+    def _scaled(self, images: np.ndarray) -> ImageInputs:
         return ImageInputs(images, self.data.mean, self.data.std)
 
-    def _train(self, model: nn.Module, images: ImageInputs) -> None:
+    def _train(self, model: nn.Module) -> None:
         path = self.work.path / WEIGHTS
         if self.work.finished("weights"):
             model.load_state_dict(safetensors.torch.load_file(path))
@@ -291,7 +288,14 @@ class _Builder:
             if self.spec.weights is None:
                 labels, report = torch.from_numpy(np.array(self.data.train_labels)), partial(self.progress, "Training")
                 kept = self.work.path / CHECKPOINT
-                train(model, images, labels, self.spec.training, checkpoint=kept, progress=report)
+                train(
+                    model,
+                    self._scaled(self.data.train_images),
+                    labels,
+                    self.spec.training,
+                    checkpoint=kept,
+                    progress=report,
+                )
             else:
                 load_weights(model, self.spec.weights, self.model)
             write_atomically(path, safetensors.torch.save(apart(model.state_dict())))
@@ -301,9 +305,9 @@ class _Builder:
             raise BuildError(f"The weights hold values that are not finite numbers; {fix}.")
         model.eval()
 
-    def _outputs(self, features: FeatureMap, train_images: ImageInputs) -> dict[str, Any]:
+    def _outputs(self, features: FeatureMap, train_images: Inputs, test_images: Inputs) -> dict[str, Any]:
         data = self.data
-        test_out = features.outputs(self._inputs(data.test_images))
+        test_out = features.outputs(test_images)
         if self.work.finished("train_logits") and self.work.finished("penultimate"):
             train_out = Outputs(*(np.load(self.work.path / f"{name}.npy") for name in ("train_logits", "penultimate")))
         else:
@@ -332,15 +336,13 @@ class _Builder:
             return {}
 
         def predict(images: np.ndarray) -> np.ndarray:
-            return features.outputs(self._inputs(images)).logits.argmax(axis=1)
+            return features.outputs(self._scaled(images)).logits.argmax(axis=1)
 
         fooled = partial(attack_success, predict, self.backdoor, self.data.test_images, self.data.test_labels)
         self.store.small("test_fooled", fooled)
         return {"attack_success": float(np.load(self.work.path / "test_fooled.npy", allow_pickle=False).mean())}
 
-    def _features(
-        self, name: str, features: FeatureMap, images: ImageInputs, targets: np.ndarray, stage: str
-    ) -> np.ndarray:
+    def _features(self, name: str, features: FeatureMap, images: Inputs, targets: np.ndarray, stage: str) -> np.ndarray:
         def shard(part: slice) -> np.ndarray:
             return features.features(images[part], targets[part])
 
@@ -361,7 +363,7 @@ class _Builder:
                 self.store.index(f"index_{label}", RowView(own, rows), self.spec.index)
         self.progress("Grams and indexes, class by class", classes, classes)
 
-    def _every_output(self, features: FeatureMap, images: ImageInputs) -> None:
+    def _every_output(self, features: FeatureMap, images: Inputs) -> None:
         for label, title in enumerate(self.data.classes):
             targets = np.full(len(images), label)
             found = self._features(f"features_all_{label}", features, images, targets, f"Jacobians as {title}")
@@ -375,38 +377,9 @@ class _Builder:
         methods: dict[str, Any],
     ) -> None:
         self.store.record("weights", self.work.path / WEIGHTS)
-        settled = _manifest(self.spec, self.data, self.backdoor, self.model, features, results, self.skipped)
+        settled = manifest_of(self.spec, self.data, self.backdoor, self.model, features, results, self.skipped)
         files = self.store.checked_records()
         write_manifest(self.work.path, replace(settled, layout=layout, methods=methods, files=files))
-
-
-def _manifest(
-    spec: BuildSpec,
-    data: Dataset,
-    backdoor: Backdoor | None,
-    model: ModelSpec,
-    features: FeatureMap,
-    results: dict[str, Any],
-    skipped: Sequence[str],
-) -> Manifest:
-    """Return what is known of a bundle before its files are written."""
-    settings = spec.settings()
-    return Manifest(
-        name=spec.name,
-        dataset={"name": data.name, "classes": data.classes, "mean": data.mean, "std": data.std},
-        model=model.to_dict(),
-        training=settings["training"] or {"weights": settings["weights"]},
-        sketch=spec.sketch.to_dict(),
-        ntk=features.ntk,
-        layers=features.layers,
-        outputs=spec.outputs,
-        poison=None if backdoor is None else settings["poison"] | backdoor.to_dict(),
-        results=results | {"settings": settings} | ({"skipped": list(skipped)} if skipped else {}),
-        layout=None,
-        versions=versions(),
-        command=spec.command if plain_command(spec.command) else "natscope precompute",
-        index=settings.get("index"),
-    )
 
 
 def _left_out(missing: dict[str, str], known: Mapping[str, Any] | None = None) -> dict[str, Any]:

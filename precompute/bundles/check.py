@@ -23,8 +23,9 @@ from natscope.core.methods.artifacts import MARGINS
 from natscope.core.parameters import composition, imbalance
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.progress import Progress, silent
-from natscope.precompute.bundles.build import check_recordable, check_room, existing, layout_of, prepared
+from natscope.precompute.bundles.build import check_room, existing, layout_of, prepared
 from natscope.precompute.bundles.measure import bytes_each, seconds_each
+from natscope.precompute.bundles.recorded import check_recordable
 from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_out, size_of, wanted
 from natscope.precompute.data.datasets import FOLDER, Dataset
 from natscope.precompute.data.folders import load_named

@@ -1,5 +1,6 @@
 """Open a bundle with the network that its manifest names."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -116,7 +117,7 @@ def _check_unchanged(attributor: Attributor) -> None:
     """
     bundle, features = attributor.bundle, attributor.features
     architecture = bundle.manifest.model["architecture"]
-    tests, trained = (_first(attributor, f"{split}_images") for split in ("test", "train"))
+    tests, trained = (_first(attributor, split) for split in ("test", "train"))
     with _failures(bundle):
         outputs = features.outputs(tests)
         found, width = {"test_logits": outputs.logits}, outputs.penultimate.shape[1:]
@@ -139,7 +140,7 @@ def _check_unchanged(attributor: Attributor) -> None:
 
 def _check_features(attributor: Attributor) -> None:
     """Compare the features of a few images with the stored ones: sketch or scaling may have changed."""
-    bundle, inputs = attributor.bundle, _first(attributor, "train_images")
+    bundle, inputs = attributor.bundle, _first(attributor, "train")
     if not len(inputs):
         return
     with _failures(bundle):
@@ -157,14 +158,14 @@ def _failures(bundle: Bundle) -> AbstractContextManager[None]:
     return one_sentence(f"The network {network} of the bundle {bundle.path} fails", kind=BundleError)
 
 
-def _first(attributor: Attributor, name: str) -> Tensor:
-    """Return the first images of an array, those to be compared, as the network takes them."""
-    images, count = attributor.bundle.array(name), _COMPARED
+def _first(attributor: Attributor, split: str) -> Tensor:
+    """Return the first inputs of a split, those to be compared."""
+    inputs, count = attributor.bundle.inputs(split), _COMPARED
     if convolves(attributor.features.model):
-        count = min(_COMPARED, _PIXELS // (images.shape[1] * images.shape[2]))
-        if name == "test_images":
+        count = min(_COMPARED, _PIXELS // math.prod(inputs.shape[2:]))
+        if split == "test":
             count = max(count, 1)
-    return attributor.inputs(np.asarray(images[:count]))
+    return inputs[:count]
 
 
 def _is_stored(bundle: Bundle, name: str, rows: np.ndarray) -> bool:

@@ -2,8 +2,9 @@
 
 import importlib.metadata
 import json
+import math
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
 from natscope.core.parameters import kernel_parameters, weights_alone
 from natscope.core.pool import LARGEST_GRAM
+from natscope.core.progress import Progress
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.data.datasets import FOLDER, Dataset
-from natscope.precompute.data.folders import FolderSpec, fingerprint
+from natscope.precompute.data.folders import FolderSpec, fingerprint, load_named
 from natscope.precompute.data.poison import PoisonSpec
 from natscope.precompute.training.models import ModelSpec, source_of
 from natscope.precompute.training.train import TrainingSpec
+from natscope.precompute.training.trusted import find
 from natscope.precompute.training.validate import Suitable
 
 _VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
@@ -38,6 +41,7 @@ class BuildSpec:
     Args:
         name: a title for people.
         dataset: a name of `natscope.precompute.data.datasets.DATASETS`, or "folder:PATH".
+        data: the data set itself, of that name; loaded by its name when None.
         folder: how the images of a folder are read.
         classes: labels to keep, renumbered in this order; all of them when None.
         per_class: how many training images of each class to keep, the first ones; all of them when None.
@@ -63,6 +67,7 @@ class BuildSpec:
 
     name: str = "Fashion-MNIST (25%), MLP"
     dataset: str = "fashion-mnist-quarter"
+    data: Dataset | None = None
     folder: FolderSpec = field(default_factory=FolderSpec)
     classes: tuple[int, ...] | None = None
     per_class: int | None = None
@@ -93,9 +98,23 @@ class BuildSpec:
         except ValueError as error:
             raise BuildError(str(error)) from error
 
+    @property
+    def own_code(self) -> tuple[str, ...]:
+        """The user's own functions that make an input of a file, each as "module:function"."""
+        return () if self.data is None else tuple(filter(None, (self.data.load, self.data.transform)))
+
+    def load(self, progress: Progress) -> tuple[Dataset, list[str]]:
+        """Return the data set, and a line for each file of a folder that was skipped; see `load_named`."""
+        return load_named(self.dataset, self.folder, progress) if self.data is None else (self.data, [])
+
     def settings(self) -> dict[str, Any]:
         """Return what makes the bundle as JSON-able values, loaded weights by their checksum."""
-        values = asdict(self)
+        values = asdict(replace(self, data=None))
+        del values["data"]
+        if self.data is not None:
+            values["content"] = self.data.content
+            if self.own_code:
+                values["code"] = {name: find(name).digest for name in self.own_code}
         del values["command"]  # text for people: it changes no other byte
         del values["methods"], values["ekfac"]  # artifacts are added without changing the rest
         for later in ("classes", "per_class", "scaling", "poison"):
@@ -157,6 +176,7 @@ def estimated_bytes(
         outputs += 4 * count * (network.penultimate - shapes[-1][1])
         weights = 12 * network.parameters  # weights, and their momentum while training
     pixels = data.train_images.nbytes + data.test_images.nbytes
+    pixels += sum(4 * math.prod(rows.shape) for rows in (data.train_inputs, data.test_inputs) if rows is not None)
     whole = int(1.1 * (pixels + own + indexes + grams + every + outputs + weights)) + 2**20
     return whole + artifact_bytes(wanted(spec.methods, size), size)
 

@@ -1,6 +1,7 @@
 """The files of a bundle while it is written: each complete or absent, filled shard by shard, recorded in a journal."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from natscope.core.progress import Progress
 from natscope.core.rows import Rows
 from natscope.precompute.bundles.work import Work
 
+_LARGEST_SHARD = 2**26  # bytes
 _HALF_ERROR = 2.0**-11  # of a float16 number, at most, relative to its size
 
 
@@ -63,9 +65,10 @@ class Store:
         if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process in the middle of a write
             with file.open("r+b") as handle:
                 os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-        for start in range(done, shape[0], SHARD):
+        step = max(1, min(SHARD, _LARGEST_SHARD // (dtype.itemsize * math.prod(shape[1:]))))
+        for start in range(done, shape[0], step):
             self.progress(stage, start, shape[0])
-            part = slice(start, min(start + SHARD, shape[0]))
+            part = slice(start, min(start + step, shape[0]))
             array[part] = shard(part)
             array.flush()
             self.work.mark(name, part.stop, file if part.stop == shape[0] else None)

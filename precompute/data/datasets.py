@@ -1,12 +1,15 @@
 """Data sets by name: images as stored, labels, class names and the scaling that networks expect."""
 
 import gzip
+import hashlib
 import itertools
+import json
 import math
 import socket
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,11 @@ from typing import Any
 import numpy as np
 
 from natscope import assets
-from natscope.core.bundle.manifest import LONGEST_SOURCE
+from natscope.core.bundle.manifest import LONGEST_SOURCE, MOST_NUMBERS
+from natscope.core.bundle.schema import MOST_AXES
 from natscope.core.errors import DataError
+from natscope.core.images import Inputs, inputs_of
+from natscope.core.rows import Rows, RowView
 from natscope.core.text import plain
 from natscope.precompute.paths import home
 
@@ -23,6 +29,7 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the Debian pa
 _IDX_TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}
 FOLDER = "folder:"  # prefix of the path of a data set that is a folder of images
 _LARGEST_SCALE = 1e6  # of a mean or deviation: beyond it float32 leaves no digits for the pixels
+_AT_ONCE = 256  # rows that are read to take a checksum
 _TIMEOUT = 30.0  # seconds without an answer before a download counts as failed
 
 
@@ -39,6 +46,12 @@ class Dataset:
         test_labels: (M,) int64.
         mean: mean of each channel, in units where white is 1.
         std: standard deviation of each channel, in the same units.
+        train_inputs: (N, ...) float32, what the network takes, as an array or as rows that are read when they are
+            requested; the images are then thumbnails, and mean and std relate them to the inputs for people alone.
+            None where the network takes the images, scaled.
+        test_inputs: likewise.
+        load: the user's own function that reads a file of this kind, as "module:function"; natscope's own if empty.
+        transform: the user's own function that makes an input of what was read; none if empty.
         train_sources: where each training image comes from, such as its file within the data set; its row if empty.
         test_sources: likewise.
 
@@ -56,6 +69,10 @@ class Dataset:
     std: tuple[float, ...]
     train_sources: tuple[str, ...] = ()
     test_sources: tuple[str, ...] = ()
+    train_inputs: Rows | None = None
+    test_inputs: Rows | None = None
+    load: str = ""
+    transform: str = ""
 
     def __post_init__(self) -> None:
         """Check that the arrays fit each other and lock them."""
@@ -75,6 +92,41 @@ class Dataset:
                 array.flags.writeable = False
         if self.train_images.shape[1:] != self.test_images.shape[1:]:
             raise DataError(f"Training and test images of {self.name} have different sizes.")
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        train, test = self.train_inputs, self.test_inputs
+        if train is None and test is None:
+            return
+        if train is None or test is None:
+            raise DataError(f"{self.name} has inputs for one of its parts alone; give both, or neither.")
+        if len(train) != len(self.train_labels) or len(test) != len(self.test_labels):
+            raise DataError(f"{self.name} has other numbers of inputs than of labels.")
+        if len(train.shape) < 2 or train.shape[1:] != test.shape[1:]:
+            raise DataError(f"Training and test inputs of {self.name} have different shapes.")
+        if len(train.shape) > MOST_AXES or not 1 <= math.prod(train.shape[1:]) <= MOST_NUMBERS:
+            raise DataError(
+                f"An input of {self.name} has shape {tuple(train.shape[1:])}, and natscope takes up to {MOST_AXES - 1} "
+                f"axes and {MOST_NUMBERS:,} numbers."
+            )
+
+    def inputs(self, split: str) -> Inputs:
+        """Return what the network takes for the images of "train" or "test", row by row."""
+        images, stored = getattr(self, f"{split}_images"), getattr(self, f"{split}_inputs")
+        return inputs_of(images, stored, mean=self.mean, std=self.std)
+
+    @cached_property
+    def content(self) -> str:
+        """A checksum of all that the data set holds."""
+        about = [self.classes, self.mean, self.std, self.train_sources, self.test_sources]
+        digest = hashlib.sha256(json.dumps(about).encode())
+        for split, part in itertools.product(("train", "test"), ("labels", "images", "inputs")):
+            rows = getattr(self, f"{split}_{part}")
+            for start in range(0, 0 if rows is None else len(rows), _AT_ONCE):
+                block = np.ascontiguousarray(rows[start : start + _AT_ONCE])
+                digest.update(f"{split} {part} {block.shape} {block.dtype}".encode())
+                digest.update(block.data)
+        return digest.hexdigest()
 
 
 def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
@@ -113,6 +165,8 @@ def of_classes(data: Dataset, classes: Sequence[int]) -> Dataset:
         labels = number[getattr(data, f"{split}_labels")]
         rows = labels >= 0
         kept |= {f"{split}_images": getattr(data, f"{split}_images")[rows], f"{split}_labels": labels[rows]}
+        if (inputs := getattr(data, f"{split}_inputs")) is not None:
+            kept[f"{split}_inputs"] = RowView(inputs, np.flatnonzero(rows))
         kept[f"{split}_sources"] = tuple(itertools.compress(getattr(data, f"{split}_sources"), rows))
     return replace(data, classes=tuple(data.classes[label] for label in classes), **kept)
 
@@ -128,7 +182,14 @@ def first_of_each(data: Dataset, count: int) -> Dataset:
     labels = data.train_labels
     rows = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(len(data.classes))]))
     sources = tuple(data.train_sources[row] for row in rows)
-    return replace(data, train_images=data.train_images[rows], train_labels=labels[rows], train_sources=sources)
+    inputs = None if data.train_inputs is None else RowView(data.train_inputs, rows)
+    return replace(
+        data,
+        train_images=data.train_images[rows],
+        train_labels=labels[rows],
+        train_sources=sources,
+        train_inputs=inputs,
+    )
 
 
 def scaled(data: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:
@@ -137,6 +198,8 @@ def scaled(data: Dataset, mean: Sequence[float], std: Sequence[float]) -> Datase
     Raises:
         DataError: unless there are one finite mean and one positive deviation a channel.
     """
+    if data.train_inputs is not None:
+        raise DataError(f"The network takes the inputs of {data.name} as they are; there are no pixels to scale.")
     channels = 1 if data.train_images.ndim == 3 else 3
     if len(mean) != channels or len(std) != channels:
         raise DataError(f"Images of {channels} channels need {channels} numbers in --mean and in --std.")

@@ -1,5 +1,6 @@
 """Pictures: from the bytes of a file, a stranger's too, to pixels of the data set's form, or a sentence on why not."""
 
+import base64
 import io
 import threading
 import warnings
@@ -176,3 +177,15 @@ def _on_background(image: Image.Image) -> Image.Image:
     visible = float(np.average(np.asarray(image.convert("RGB").convert("L")), weights=alpha))
     colour = (255, 255, 255, 255) if visible < 128 else (0, 0, 0, 255)
     return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+
+
+def picture(pixels: np.ndarray) -> Image.Image:
+    """Return an image (H, W) or (H, W, 3) uint8 as a picture of Pillow."""
+    return Image.fromarray(pixels)
+
+
+def data_uri(image: Image.Image | np.ndarray) -> str:
+    """Return a picture, or an image (H, W) or (H, W, 3) uint8, as an inline PNG."""
+    buffer = io.BytesIO()
+    (picture(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -70,6 +70,8 @@ def poison(data: Dataset, spec: PoisonSpec) -> tuple[Dataset, Backdoor]:
 
 
 def _check(spec: PoisonSpec, targets: tuple[int, ...], data: Dataset, each: int, fewest: int) -> None:
+    if data.train_inputs is not None:
+        raise DataError(f"A backdoor is planted in pixels, and the network does not take those of {data.name}.")
     classes, side = len(data.classes), min(data.train_images.shape[1:3])
     if not 1 <= each <= fewest:
         raise DataError(

@@ -216,8 +216,36 @@ def source_of(spec: ModelSpec) -> str | None:
     return find(spec.architecture).digest if ":" in spec.architecture else None
 
 
-def _imported(code: Code) -> Callable[[], Any]:
-    """Import a factory: the only place where code runs that is not natscope's, and only what `find` returned."""
+def function_of(name: str, bundle: Bundle | None = None) -> Callable[..., Any]:
+    """Import a user's own function, such as one that makes an input of a file.
+
+    Args:
+        name: "module.path:function".
+        bundle: the bundle whose manifest names it, if any.
+
+    Raises:
+        BuildError: if there is none, or importing it fails.
+        UntrustedError: if its module is not trusted, in which case none of it is run.
+    """
+    code = find(name, bundle)
+    with code.importable(), torch.random.fork_rng(devices=[]), _defaults_kept():
+        function = _imported(code)
+    if not callable(function):
+        raise BuildError(f"{name} is no function; it cannot be called.")
+    return function
+
+
+def _factory_of(code: Code) -> Callable[[], Any]:
+    factory = _imported(code)
+    if not (inspect.isfunction(factory) or _is_network(factory)):
+        raise BuildError(
+            f"{code.module}:{code.factory} is neither a function nor a torch.nn.Module, so it makes no network."
+        )
+    return factory
+
+
+def _imported(code: Code) -> Any:
+    """Import a name of a module: the only place where code runs that is not natscope's, and only what `find` found."""
     path, name = code.module, code.factory
     with one_sentence(f"The module {path} fails when it is imported"):
         module = importlib.import_module(path)
@@ -226,8 +254,6 @@ def _imported(code: Code) -> Callable[[], Any]:
         networks = [n for n, v in vars(module).items() if _is_network(v) and v.__module__ == path]
         there = f"it has {', '.join(networks)}" if networks else "--model takes module.path:factory"
         raise BuildError(f"The module {path} has no '{name}'; {there}.")
-    if not (inspect.isfunction(factory) or _is_network(factory)):
-        raise BuildError(f"{path}:{name} is neither a function nor a torch.nn.Module, so it makes no network.")
     return factory
 
 
@@ -238,7 +264,7 @@ def _is_network(value: Any) -> bool:
 def _from_factory(code: Code, seed: int) -> nn.Module:
     name = f"{code.module}:{code.factory}"
     with code.importable(), torch.random.fork_rng(devices=[]), _defaults_kept():
-        factory = _imported(code)
+        factory = _factory_of(code)
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002

@@ -16,6 +16,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -172,7 +173,7 @@ def find(architecture: str, bundle: Bundle | None = None) -> Code:
     if allowed and (chain := _chain(module)):
         return _checked_code(Code(module, factory, chain), bundle)
     recorded = [known for known in _recorded() if known.architecture == architecture]
-    candidates = _candidates(recorded, bundle)
+    candidates = _candidates(architecture, recorded, bundle)
     for known in candidates:
         for chain in (_chain(module, known.folder), _chain(module)):
             if chain and str((code := Code(module, factory, chain)).file) == known.file:
@@ -246,7 +247,7 @@ def _with(recorded: Sequence[Trusted], entry: Trusted) -> list[Trusted]:
     return [*(known for known in recorded if known not in same), merged]
 
 
-def _candidates(recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trusted]:
+def _candidates(architecture: str, recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trusted]:
     """Return the files of one name that a network may come from, the likeliest first.
 
     A bundle's own are those as it was built with, then those that were so once and have been edited since. Of several
@@ -255,15 +256,30 @@ def _candidates(recorded: Sequence[Trusted], bundle: Bundle | None) -> list[Trus
     """
     if bundle is None:
         return sorted(recorded, key=lambda known: known.file == _built_with.get(known.architecture))[::-1]
-    settings = bundle.manifest.results.get("settings")
-    model = settings.get("model") if isinstance(settings, dict) else None
-    source = model.get("source") if isinstance(model, dict) else None
+    source = _source(architecture, bundle.manifest.results.get("settings"))
     same = [known for known in recorded if source is not None and _digest(known) == source]
     edited = [known for known in recorded if source in known.digests and known not in same]
     here = [known for known in recorded if known.folder in _here()]
     for alike in (same, edited):
         alike.sort(key=lambda known: (known in here, recorded.index(known)), reverse=True)
     return [*same, *edited] or (list(recorded) if len(recorded) == 1 else here)
+
+
+def _source(name: str, settings: object) -> str | None:
+    """Return the checksum of code with which a bundle was built: of its network, or of another function that it names.
+
+    Args:
+        name: "module.path:factory".
+        settings: of the bundle, which a stranger may have written.
+    """
+    model, others = (_part(settings, key) for key in ("model", "code"))
+    source = others.get(name, model.get("source"))
+    return source if isinstance(source, str) else None
+
+
+def _part(settings: object, key: str) -> dict[str, Any]:
+    found = settings.get(key) if isinstance(settings, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _digest(known: Trusted) -> str | None:

@@ -43,7 +43,7 @@ def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSp
 
     Args:
         model: the network.
-        images: (B, C, H, W), two or three of them.
+        images: (B, ...), two or three inputs.
         classes: how many classes the data set has.
         spec: the network's specification, for messages.
 
@@ -158,6 +158,11 @@ def _run(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail) -> An
     except (Exception, SystemExit) as error:  # somebody's code
         if out_of_memory(error):
             raise
+        if images.dim() != 4 or images.shape[1] not in (1, 3):
+            raise BuildError(
+                f"The network {spec.title} does not take inputs of shape {tuple(images.shape[1:])}: it fails"
+                f"{trail.where(error)}."
+            ) from error
         height, width = images.shape[2:]
         if spec.architecture == "mlp":
             pixels = images[0].numel()

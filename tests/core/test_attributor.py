@@ -90,7 +90,7 @@ def test_another_target_is_attributed_among_its_own_images(attributor, query):
 
 def test_the_pool_of_all_classes_holds_every_training_image_under_the_targets_logit(attributor, query):
     result = attributor.attribute(query, Request("info_gain", 1.0, pool="all", budget=5))
-    images = attributor.inputs(np.asarray(attributor.bundle.array("train_images")))
+    images = attributor.bundle.inputs("train")
     features = attributor.features.features(images, np.full(len(images), query.predicted))
     wanted = greedy.info_gain(Pool(features), attributor.query_features(query, query.predicted), 1.0, 5)
     assert [item.train_index for item in result.items] == wanted.indices.tolist()
@@ -102,7 +102,7 @@ def test_conditioning_on_all_training_data_is_that_of_its_whole_gram(attributor,
     request = Request(sigma2=1.0, conditioning="train", budget=4)
     result = attributor.attribute(query, request, lambda *step: reported.append(step))
     assert reported
-    images = attributor.inputs(np.asarray(attributor.bundle.array("train_images")))
+    images = attributor.bundle.inputs("train")
     everyone = attributor.features.features(images, np.full(len(images), query.predicted))
     rows, features = own_features(attributor, query.predicted)
     conditioning = FeatureConditioning.of(FeatureSpectrum.of([everyone]), features)
@@ -189,7 +189,8 @@ def test_the_json_form_has_every_contracted_field(attributor, query):
     result = attributor.attribute(query, Request("repsim", budget=2))
     record = result.to_dict(query, attributor.bundle.classes)
     assert {"query", "method", "sigma2", "pool", "seconds", "items"} <= set(record)
-    assert [set(item) for item in record["items"]] == [{"rank", "train_index", "label", "score", "nats", "sign"}] * 2
+    fields = {"rank", "train_index", "source", "label", "score", "nats", "sign"}
+    assert [set(item) for item in record["items"]] == [fields] * 2
     assert record["items"][0]["nats"] is None
 
 

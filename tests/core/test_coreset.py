@@ -94,9 +94,8 @@ def test_plain_info_gain_is_the_greedy_rule_on_the_margins_features(coresets, qu
 
 def test_queries_are_measured_as_the_training_images_are(coresets, attributor):
     """A training image's own features come out of the network as the bundle holds them."""
-    images = np.asarray(attributor.bundle.array("train_images")[:5])
     found = attributor._margins.features(
-        attributor.inputs(images), attributor.train_labels[:5], measurement="margin"
+        attributor.bundle.inputs("train")[:5], attributor.train_labels[:5], measurement="margin"
     )  # as `margin_query` does
     np.testing.assert_allclose(found, attributor.bundle.array("margin_features")[:5], rtol=1e-3, atol=1e-5)
 

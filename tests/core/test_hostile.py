@@ -21,6 +21,7 @@ from natscope.core.bundle.manifest import Manifest, plain_command
 from natscope.core.bundle.request import Request
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.errors import BundleError, NatscopeError
+from natscope.core.images import ImageInputs
 from natscope.core.methods import METHODS
 from natscope.precompute.bundles import opening
 from natscope.precompute.bundles.opening import faults, open_attributor
@@ -544,7 +545,7 @@ def _raising(error):
         "numpy.memmap",
         "natscope.core.bundle.format.InnerProductIndex.load",
         "torch.nn.Module.load_state_dict",
-        "natscope.core.bundle.attributor.Attributor.inputs",
+        "natscope.core.bundle.format.Bundle.inputs",
     ],
 )
 def test_a_lack_of_memory_is_no_damage_and_passes(path, monkeypatch, lacking):
@@ -635,7 +636,7 @@ def test_no_memory_is_taken_for_a_network_before_its_weights_were_looked_at(path
 def test_features_before_the_last_layer_have_its_width_where_they_are_not_compared(path, monkeypatch):
     saved(path, "penultimate", np.load(path / "penultimate.npy")[:, :-1])
     first = opening._first
-    monkeypatch.setattr(opening, "_first", lambda *of: first(*of)[: 1 if of[1] == "test_images" else 0])
+    monkeypatch.setattr(opening, "_first", lambda *of: first(*of)[: 1 if of[1] == "test" else 0])
     with pytest.raises(BundleError, match="give the outputs"):
         open_attributor(path)
 
@@ -654,11 +655,10 @@ def test_features_before_the_last_layer_have_its_width_where_they_are_not_compar
 def test_large_images_that_a_network_convolves_are_not_all_tried(layer, side, tests, trained):
     images = np.zeros((5, side, side), np.uint8)
     attributor = SimpleNamespace(
-        bundle=SimpleNamespace(array=lambda name: images),
+        bundle=SimpleNamespace(inputs=lambda split: ImageInputs(images, (0.5,), (0.5,))),
         features=SimpleNamespace(model=layer),
-        inputs=lambda rows: rows,
     )
-    assert [len(opening._first(attributor, f"{split}_images")) for split in ("test", "train")] == [tests, trained]
+    assert [len(opening._first(attributor, split)) for split in ("test", "train")] == [tests, trained]
 
 
 def test_sources_are_those_of_the_data_and_a_bundle_without_them_counts_its_own(path):
@@ -669,11 +669,12 @@ def test_sources_are_those_of_the_data_and_a_bundle_without_them_counts_its_own(
     assert check_bundle(path) == []
 
 
-def test_sources_that_name_another_number_of_images_are_a_fault(path):
-    saved(path, "train_sources", np.frombuffer(b"one\ntwo", np.uint8))
+@pytest.mark.parametrize("wrong", [lambda count: b"one\ntwo", lambda count: b"x" * 5000 + b"\n" * (count - 1)])
+def test_sources_that_are_no_line_for_each_image_are_a_fault(path, wrong):
+    saved(path, "train_sources", np.frombuffer(wrong(len(Bundle(path).array("train_labels"))), np.uint8))
     (fault,) = check_bundle(path)
-    assert "'train_sources.npy' names another number of images" in fault
-    with pytest.raises(BundleError, match="names another number"):
+    assert "'train_sources.npy' does not have a line of text for each image" in fault
+    with pytest.raises(BundleError, match="a line of text for each"):
         Bundle(path).sources("train")
 
 

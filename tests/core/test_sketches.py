@@ -134,7 +134,7 @@ def test_a_sketch_that_cannot_be_made_is_refused(spec, sentence):
 
 def test_squared_lengths_scatter_hardly_more_than_under_a_dense_projection(attributor):
     """On the embedded network, whose second layer is the hard one: few of its units pass most of the gradient."""
-    inputs, targets = attributor._train_inputs(slice(48)), torch.from_numpy(attributor.train_labels[:48])
+    inputs, targets = attributor.bundle.inputs("train")[:48], torch.from_numpy(attributor.train_labels[:48])
     excess = excess_variances(jacobian_blocks(attributor.features.model, inputs, targets, ntk=True), 4096)
     assert np.median(excess) < 0.05
     assert excess.max() < 0.15

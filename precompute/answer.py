@@ -1,0 +1,239 @@
+"""What a person at a Python prompt gets: an opened bundle that explains, and answers with pictures."""
+
+from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.format import Bundle
+from natscope.core.bundle.request import Attribution, Item, QueryImage, Request
+from natscope.core.errors import QueryError
+from natscope.core.methods import METHODS, REFERENCE
+from natscope.precompute.bundles.asking import ask_about, ask_about_file
+from natscope.precompute.bundles.opening import open_attributor
+from natscope.precompute.data.decode import data_uri, decode, fit
+from natscope.precompute.data.items import as_array
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
+
+_FEW = 60  # pictures that a notebook shows
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Ranked training examples for one query, with pictures.
+
+    Args:
+        query: what was asked about.
+        attribution: the ranking, with everything that is known of it.
+        classes: a title for each label.
+        pictures: (M, H, W) or (M, H, W, 3) uint8, of the ranked examples.
+
+    Examples:
+        >>> answer = natscope.open("bundles/fashion-mnist").explain(12, budget=3)
+        >>> [item.source.split()[0] for item in answer.items]
+        ['train', 'train', 'train']
+        >>> answer.to_pandas().columns.tolist()[:4]
+        ['rank', 'train_index', 'source', 'label']
+    """
+
+    query: QueryImage
+    attribution: Attribution
+    classes: tuple[str, ...]
+    pictures: np.ndarray = field(repr=False)
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The ranked training examples: each has rank, source, train_index, label, score, nats (cumulative), sign."""
+        return self.attribution.items
+
+    @property
+    def nats(self) -> float | None:
+        """The information of all items together, in nats; None for a method that has none."""
+        return self.attribution.nats
+
+    def __len__(self) -> int:
+        """Return how many items there are."""
+        return len(self.items)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `natscope attribute --json` prints."""
+        return self.attribution.to_dict(self.query, self.classes)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return a table with a row for each item, and the class's title beside its label."""
+        import pandas
+
+        rows = [item | {"class": self.classes[item["label"]]} for item in self.to_dict()["items"]]
+        order = ["rank", "train_index", "source", "label", "class", "score", "nats", "sign"]
+        return pandas.DataFrame(rows, columns=order)
+
+    def _repr_html_(self) -> str:
+        """Return the answer as notebooks show it: a sentence, and the pictures with rank, class and amount."""
+        method, said = METHODS[self.attribution.request.method], self.classes[self.query.predicted]
+        about = f"Predicted {said} ({self.query.probabilities[self.query.predicted]:.1%})"
+        asked = self.classes[self.attribution.target]
+        about += "" if asked == said else f", asked about {asked}"
+        if self.nats is not None:
+            about += f". These {len(self)} training examples carry {self.nats:.3g} nats"
+        unit = "" if self.nats is None else " nats"
+        shown = zip(self.items, self.attribution.amounts, self.pictures, strict=False)
+        cards = [
+            _card(picture, f"{item.rank}. {self.classes[item.label]}", f"{amount:.3g}{unit}", item.source)
+            for item, amount, picture in list(shown)[:_FEW]
+        ]
+        own = _card(self.query.image, "the query", said, self.query.source)
+        more = f"<p>… and {len(self) - _FEW} more.</p>" if len(self) > _FEW else ""
+        return (
+            f"<div><p>{escape(about)}, by {escape(method.title)}.</p>"
+            f'<div style="display:flex;flex-wrap:wrap;gap:8px">{own}{"".join(cards)}</div>{more}</div>'
+        )
+
+
+def _card(picture: np.ndarray, title: str, amount: str, source: str) -> str:
+    return (
+        f'<figure style="margin:0;width:96px;font-size:11px" title="{escape(source)}">'
+        f'<img src="{data_uri(picture)}" alt="{escape(title)}" '
+        'style="width:96px;height:96px;object-fit:contain;image-rendering:pixelated">'
+        f'<figcaption style="overflow-wrap:anywhere"><b>{escape(title)}</b><br>{escape(amount)}<br>'
+        f"{escape(source)}</figcaption></figure>"
+    )
+
+
+class Explainer:
+    """An opened bundle that explains predictions.
+
+    Examples:
+        >>> explainer = natscope.open("bundles/fashion-mnist")
+        >>> explainer
+        Explainer('Fashion-MNIST (25%), MLP', 10 classes, 15,000 training and 10,000 test images)
+        >>> explainer.explain("test:12", budget=2).query.source
+        'test row 12'
+    """
+
+    def __init__(self, attributor: Attributor) -> None:
+        """Take what answers; `natscope.open` makes one."""
+        self.attributor = attributor
+        self.bundle, self.classes = attributor.bundle, attributor.bundle.classes
+
+    def explain(
+        self,
+        query: Any,
+        method: str = REFERENCE,
+        budget: int = 20,
+        *,
+        sigma2: float | None = None,
+        target: int | str | None = None,
+        pool: str = "same-class",
+        conditioning: str = "pool",
+        seed: int = 0,
+    ) -> Answer:
+        """Rank the training examples that a prediction relies on.
+
+        Args:
+            query: the number of a test image; "test:3" or "train:3"; an input as the network takes it (without an axis
+                for the batch), alone or as an item (input, label) of the test set; a picture, as an array of uint8 or
+                of Pillow; or the path of a file.
+            method: a name of the registry.
+            budget: how many training examples, M.
+            sigma2: observation noise variance; the bundle's usual one for the method when None.
+            target: the class whose logit is explained, by number or title; the predicted one when None.
+            pool: "same-class" (examples labelled as the target) or "all".
+            conditioning: "pool" or "train", what methods condition on that condition on data.
+            seed: seed of the random method.
+
+        Raises:
+            QueryError: for a query or setting that cannot be used, in one sentence.
+        """
+        label = None if target is None else self._label(target)
+        request = Request(method, sigma2, budget, pool, conditioning, label, seed)
+        asked = self._asked(query)
+        found = self.attributor.attribute(asked, request)
+        rows = [item.train_index for item in found.items]
+        pictures = np.asarray(self.bundle.array("train_images")[rows])
+        return Answer(asked, found, self.classes, pictures)
+
+    def __repr__(self) -> str:
+        """Return the title and the size of the data."""
+        train, test = len(self.attributor.train_labels), len(self.attributor.test_labels)
+        return (
+            f"Explainer({self.bundle.manifest.name!r}, {len(self.classes)} classes, {train:,} training and {test:,} "
+            "test images)"
+        )
+
+    def _label(self, name: Any) -> int:
+        if isinstance(name, str):
+            if name not in self.classes:
+                raise QueryError(f"There is no class {name!r}; choose one of {', '.join(self.classes)}.")
+            return self.classes.index(name)
+        return int(name)
+
+    def _asked(self, query: Any, label: int | None = None) -> QueryImage:
+        """Return the query that somebody means."""
+        if isinstance(query, QueryImage):
+            return query
+        if isinstance(query, int | np.integer) and not isinstance(query, bool):
+            return self.attributor.query("test", int(query))
+        if isinstance(query, str) and not Path(query).is_file():
+            return self._numbered(query)
+        if isinstance(query, tuple | list) and len(query) == 2 and _is_label(query[1]):
+            return self._asked(query[0], self._label(query[1].item() if hasattr(query[1], "item") else query[1]))
+        if isinstance(query, str | Path):
+            return self._of_file(Path(query), label)
+        if self.bundle.stores_inputs:
+            return ask_about(self.attributor, query, label)
+        return self._of_picture(query, label)
+
+    def _numbered(self, text: str) -> QueryImage:
+        origin, _, number = text.partition(":")
+        if origin not in ("test", "train") or not (number.isascii() and number.isdecimal() and len(number) < 10):
+            raise QueryError(f"A query is the number of a test image, test:3, train:3 or a file, not {text[:60]!r}.")
+        return self.attributor.query(origin, int(number))
+
+    def _of_file(self, file: Path, label: int | None) -> QueryImage:
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise QueryError(f"The file {file} cannot be read: {error.strerror}.") from error
+        if self.bundle.stores_inputs:
+            return ask_about_file(self.attributor, data, file.name, label)
+        return self._of_picture(decode(data, file.name), label)
+
+    def _of_picture(self, found: Any, label: int | None) -> QueryImage:
+        """Take a picture, or an input, of a bundle whose images are the network's inputs."""
+        shape = self.bundle.array("train_images").shape[1:]
+        if hasattr(found, "getbands"):  # a picture of Pillow
+            found = fit(found.convert("RGB"), (shape[0], shape[1]), 1 if len(shape) == 2 else 3)
+        values = as_array(found, "The query")
+        if values.dtype != np.uint8:
+            return self.attributor.given(values, label)
+        if values.shape != shape:
+            raise QueryError(f"This bundle's pictures have shape {shape}, not {values.shape}.")
+        return replace(self.attributor.upload(values), label=label)
+
+
+def open(path: str | Path | Bundle) -> Explainer:
+    """Open a bundle, to explain predictions with it.
+
+    Args:
+        path: the bundle's folder, or a bundle that `natscope.build` returned.
+
+    Raises:
+        BundleError: if it cannot be opened, or its network is unknown here or of code that is not trusted.
+
+    Examples:
+        >>> answer = natscope.open("bundles/fashion-mnist").explain(12, budget=5)
+        >>> bool(answer.nats > 0)
+        True
+    """
+    return Explainer(open_attributor(path.path if isinstance(path, Bundle) else Path(path)))
+
+
+def _is_label(value: Any) -> bool:
+    scalar = isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0
+    return isinstance(value, int | str | np.integer) or scalar

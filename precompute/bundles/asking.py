@@ -1,0 +1,80 @@
+"""Queries that come from outside a bundle: files and pictures, the way that its training images went."""
+
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import Any
+
+from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.format import Bundle
+from natscope.core.bundle.queries import no_pictures
+from natscope.core.bundle.request import QueryImage
+from natscope.core.errors import DataError, QueryError
+from natscope.core.scratch import temporary_folder
+from natscope.precompute.data.decode import decode
+from natscope.precompute.data.items import as_array, is_raw
+from natscope.precompute.training.models import function_of, one_sentence
+
+
+def takes_files(bundle: Bundle) -> bool:
+    """Return whether a file can become a query: natscope reads it, or the bundle names the code that does."""
+    return not bundle.stores_inputs or bool({"load", "transform"} & bundle.manifest.dataset.keys())
+
+
+def ask_about_file(attributor: Attributor, data: bytes, filename: str, label: int | None = None) -> QueryImage:
+    """Take a file as the query of a bundle that stores inputs: by its own `load` and `transform`.
+
+    Args:
+        attributor: of the bundle.
+        data: the file's bytes.
+        filename: its name, whose extension tells what it is.
+        label: its true class, if it is known.
+
+    Raises:
+        QueryError: if the bundle names no such code, or it cannot use the file.
+        UntrustedError: if the code is not trusted, in which case none of it is run.
+    """
+    bundle = attributor.bundle
+    if not takes_files(bundle):
+        raise QueryError(no_pictures(bundle))
+    load = bundle.manifest.dataset.get("load")
+    if load is None:
+        picture = decode(data, filename)
+        grey = bundle.inputs("train").shape[1:2] == (1,)
+        return ask_about(attributor, picture.convert("L") if grey else picture, label)
+    read = function_of(load, bundle)
+    with temporary_folder() as folder:
+        file = Path(folder) / f"file{PurePath(filename).suffix}"
+        file.write_bytes(data)
+        return ask_about(attributor, _run(load, lambda: read(file)), label)
+
+
+def ask_about(attributor: Attributor, found: Any, label: int | None = None) -> QueryImage:
+    """Take as the query of a bundle that stores inputs what its `load` or its data set gives: a picture, say.
+
+    Args:
+        attributor: of the bundle.
+        found: a picture, which `transform` makes an input, or an input.
+        label: its true class, if it is known.
+
+    Raises:
+        QueryError: if it is no input, and there is no code to make one of it.
+        UntrustedError: if the code is not trusted, in which case none of it is run.
+    """
+    bundle = attributor.bundle
+    name = bundle.manifest.dataset.get("transform")
+    if name is not None and is_raw(found):
+        transform, given = function_of(name, bundle), found
+        found = _run(name, lambda: transform(given))
+    try:
+        values = as_array(found, "What was given")
+    except DataError as error:
+        raise QueryError(str(error)) from error
+    if values.dtype.kind != "f":
+        raise QueryError(no_pictures(bundle))
+    shape = bundle.inputs("train").shape[1:]
+    return attributor.given(values[0] if values.shape == (1, *shape) else values, label)
+
+
+def _run(name: str, call: Callable[[], Any]) -> Any:
+    with one_sentence(f"{name} cannot use this file", kind=QueryError):
+        return call()

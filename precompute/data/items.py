@@ -1,0 +1,308 @@
+"""What somebody calls a data set, whatever its kind: labels, sources, and inputs that are read one by one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from natscope.core.errors import DataError, NatscopeError, out_of_memory
+from natscope.precompute.data.decode import EXTENSIONS, decode
+from natscope.precompute.training.projects import said
+
+_MOST_TITLES = 10_000
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How items become inputs and labels.
+
+    Args:
+        classes: a title for each label; the data's own, or the labels themselves, when None.
+        mean: mean of each channel, in units where white is 1; for pictures of uint8 it scales them for the network, and
+            for inputs it only shows them in their own colours.
+        std: standard deviation of each channel, in the same units.
+        load: reads a file, given its path; a picture in RGB when None.
+        transform: makes an input of what is not one yet, a picture that was read or that the data set gives.
+        columns: the names of the columns of inputs (or paths of files) and labels in a table.
+    """
+
+    classes: Sequence[str] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    load: Callable[..., Any] | None = None
+    transform: Callable[..., Any] | None = None
+    columns: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """A training or test set.
+
+    Args:
+        part: "training" or "test".
+        count: how many items it has.
+        sources: where each comes from: a file, or its row.
+        read: returns an item's input, float32 or a picture of uint8, and its label, a whole number or a word.
+        whole: all inputs (N, ...) and labels, if they are in memory already.
+        classes: a title for each label, if the data set says so.
+    """
+
+    part: str
+    count: int
+    sources: Sequence[str]
+    read: Callable[[int], tuple[np.ndarray, int | str]]
+    whole: tuple[np.ndarray, Sequence[int] | Sequence[str]] | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def items_of(found: Any, part: str, reading: Reading) -> Items:
+    """Return the items of a data set of any kind that natscope knows.
+
+    Args:
+        found: a torch Dataset, a pair of arrays, a DataFrame, a split of `datasets`, or a folder.
+        part: "training" or "test".
+        reading: how items become inputs.
+
+    Raises:
+        DataError: if it is of no such kind, or cannot be read.
+    """
+    if isinstance(found, str | Path):
+        return _of_folder(Path(found), part, reading)
+    if hasattr(found, "iloc") and hasattr(found, "columns"):
+        return _of_table(found, part, reading)
+    if hasattr(found, "column_names") and hasattr(found, "features"):
+        return _of_split(found, part, reading)
+    if isinstance(found, tuple | list) and len(found) == 2 and all(hasattr(each, "shape") for each in found):
+        return _of_arrays(found[0], found[1], part, reading)
+    stream = isinstance(found, torch.utils.data.IterableDataset)  # which inherits a way to read by number
+    if stream or not hasattr(found, "__getitem__"):
+        stream = stream or hasattr(found, "__iter__")
+        kind = "can only be read from its beginning" if stream else f"is of type {type(found).__name__}"
+        raise DataError(
+            f"The {part} set {kind}; natscope reads items by number, so give a map-style torch Dataset, a pair of "
+            "arrays, a DataFrame or a folder."
+        )
+    if not hasattr(found, "__len__"):
+        raise DataError(f"The {part} set has no length; give it a method __len__, as map-style Datasets have.")
+    return _of_dataset(found, part, reading)
+
+
+def _of_arrays(inputs: Any, labels: Any, part: str, reading: Reading) -> Items:
+    if not len(inputs.shape) or not len(labels.shape) or len(inputs) != len(labels):
+        raise DataError(
+            f"The {part} set has labels of shape {tuple(labels.shape)} for inputs of shape {tuple(inputs.shape)}."
+        )
+    count, given = len(inputs), _labels(labels, part)
+    rows = [f"row {row}" for row in range(count)]
+    if reading.transform is not None and is_raw(inputs):
+        return Items(part, count, rows, lambda row: (_transformed(inputs[row], row, part, reading), given[row]))
+    array = as_array(inputs, f"The {part} set")
+    if array.ndim < 2:
+        raise DataError(
+            f"The {part} set holds one number an item; give inputs of shape (N, ...) with two axes or more."
+        )
+    return Items(part, count, rows, lambda row: (array[row], given[row]), (array, given))
+
+
+def _of_dataset(found: Any, part: str, reading: Reading) -> Items:
+    def read(row: int) -> tuple[np.ndarray, int | str]:
+        given, label = _item(found, row, part)
+        return _transformed(given, row, part, reading), _label(label, row, part)
+
+    return Items(part, len(found), _sources_of(found, len(found)), read, classes=_titles(found))
+
+
+def _item(found: Any, row: int, part: str) -> tuple[Any, Any]:
+    item = _called(lambda: found[row], f"Item {row} of the {part} set cannot be read")
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        form = f"{len(item)} values" if isinstance(item, tuple | list) else f"a {type(item).__name__}"
+        raise DataError(f"Item {row} of the {part} set is {form}; natscope needs items of the form (input, label).")
+    return item[0], item[1]
+
+
+def _sources_of(found: Any, count: int) -> list[str]:
+    """Return the files that a torchvision folder, or a subset of one, was made of; rows for others."""
+    if hasattr(found, "dataset") and hasattr(found, "indices") and len(found.indices) == count:
+        inner = _sources_of(found.dataset, len(found.dataset))
+        return [inner[int(row)] for row in found.indices]
+    samples = getattr(found, "samples", None)
+    if isinstance(samples, list) and len(samples) == count and all(_names_file(each) for each in samples):
+        return [_within(each[0], getattr(found, "root", "")) for each in samples]
+    return [f"row {row}" for row in range(count)]
+
+
+def _names_file(sample: Any) -> bool:
+    return isinstance(sample, tuple) and len(sample) > 0 and isinstance(sample[0], str | Path)
+
+
+def _within(file: str | Path, root: Any) -> str:
+    path = Path(file)
+    return path.relative_to(root).as_posix() if root and path.is_relative_to(root) else path.as_posix()
+
+
+def _titles(found: Any) -> tuple[str, ...] | None:
+    titles = getattr(getattr(found, "dataset", found), "classes", None)
+    usable = isinstance(titles, list | tuple) and 1 < len(titles) <= _MOST_TITLES
+    return tuple(map(str, titles)) if usable and titles is not None else None
+
+
+def _of_table(found: Any, part: str, reading: Reading) -> Items:
+    paths, labels = reading.columns or ("path", "label")
+    for column in (paths, labels):
+        if column not in found.columns:
+            raise DataError(
+                f"The {part} table has no column {column}; it has {', '.join(map(str, found.columns))}: name them with "
+                "columns=."
+            )
+    files = [Path(str(path)) for path in found[paths]]
+    return _of_files(files, list(found[labels]), part, reading, [str(path) for path in found[paths]])
+
+
+def _of_folder(path: Path, part: str, reading: Reading) -> Items:
+    if not path.is_dir():
+        raise DataError(f"There is no folder {path} for the {part} set.")
+    names = sorted(each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+    files = [
+        (file, name)
+        for name in names
+        for file in sorted((path / name).rglob("*"))
+        if file.is_file() and (reading.load is not None or file.suffix.lower() in EXTENSIONS)
+    ]
+    sources = [file.relative_to(path).as_posix() for file, _ in files]
+    return _of_files([file for file, _ in files], [name for _, name in files], part, reading, sources)
+
+
+def _of_files(
+    files: Sequence[Path], labels: Sequence[Any], part: str, reading: Reading, sources: Sequence[str]
+) -> Items:
+    if reading.load is None and reading.transform is None:
+        raise DataError(
+            f"The {part} set names files; say how one becomes an input: transform= makes it of a picture, load= of a "
+            "path."
+        )
+
+    given = _labels(labels, part)
+    return Items(part, len(files), sources, lambda row: (input_of(files[row], row, part, reading), given[row]))
+
+
+def _of_split(found: Any, part: str, reading: Reading) -> Items:
+    inputs, labels = reading.columns or ("image", "label")
+    for column in (inputs, labels):
+        if column not in found.column_names:
+            raise DataError(
+                f"The {part} split has no column {column}; it has {', '.join(found.column_names)}: name them with "
+                "columns=."
+            )
+    titles = getattr(found.features.get(labels), "names", None)
+    given = _labels(_called(lambda: found[labels], f"The labels of the {part} split cannot be read"), part)
+
+    def read(row: int) -> tuple[np.ndarray, int | str]:
+        item = _called(lambda: found[row], f"Item {row} of the {part} split cannot be read")
+        return _transformed(item[inputs], row, part, reading), given[row]
+
+    rows = [f"row {row}" for row in range(len(found))]
+    return Items(part, len(found), rows, read, classes=tuple(titles) if titles else None)
+
+
+def input_of(file: Path, row: int, part: str, reading: Reading) -> np.ndarray:
+    """Return the input that a file becomes.
+
+    Args:
+        file: its path.
+        row: its number, for messages.
+        part: what it is a part of, for messages.
+        reading: how it becomes one.
+    """
+    if reading.load is not None:
+        load = reading.load
+        found = _called(lambda: load(file), f"Item {row} of the {part} set, {file}, cannot be loaded")
+    else:
+        try:
+            found = decode(file.read_bytes(), file.name)
+        except (OSError, NatscopeError) as error:
+            raise DataError(f"Item {row} of the {part} set, {file}, cannot be read: {said(error)}.") from error
+    return _transformed(found, row, part, reading)
+
+
+def _transformed(found: Any, row: int, part: str, reading: Reading) -> np.ndarray:
+    return transformed(found, f"Item {row} of the {part} set", reading)
+
+
+def transformed(found: Any, what: str, reading: Reading) -> np.ndarray:
+    """Return what the network takes for what a data set holds: pictures are transformed, inputs are not again.
+
+    Args:
+        found: a picture, or an input.
+        what: how a sentence names it.
+        reading: how it becomes an input.
+    """
+    if reading.transform is not None and is_raw(found):
+        transform, given = reading.transform, found
+        found = _called(lambda: transform(given), f"{what} cannot be transformed")
+    return as_array(found, what)
+
+
+def is_raw(found: Any) -> bool:
+    """Return whether something is no tensor or array of floating-point numbers, and so no input yet."""
+    if isinstance(found, torch.Tensor):
+        return not found.is_floating_point()
+    return not (isinstance(found, np.ndarray) and found.dtype.kind == "f")
+
+
+def _called(call: Callable[[], Any], what: str) -> Any:
+    """Turn whatever somebody's code raises into one sentence."""
+    try:
+        return call()
+    except (NatscopeError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if out_of_memory(error):
+            raise
+        raise DataError(f"{what}: {said(error)}.") from error
+
+
+def _labels(labels: Any, part: str) -> list[Any]:
+    values = labels.tolist() if hasattr(labels, "tolist") else labels
+    return [_label(label, row, part) for row, label in enumerate(values)]
+
+
+def _label(label: Any, row: int, part: str) -> int | str:
+    """Return a label as Python's own number or word."""
+    if isinstance(label, torch.Tensor | np.ndarray | np.generic) and np.ndim(label) == 0:
+        label = label.item()
+    if isinstance(label, bool) or not isinstance(label, int | str):
+        raise DataError(
+            f"Item {row} of the {part} set has the label {str(label)[:60]!r}; labels are whole numbers or words."
+        )
+    return label
+
+
+def as_array(value: Any, what: str) -> np.ndarray:
+    """Return an input as an array of float32, or of uint8 if it is one of pictures.
+
+    Args:
+        value: a tensor, an array or a picture.
+        what: how a sentence names it.
+
+    Raises:
+        DataError: if its numbers are of another kind.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    try:
+        found = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{what} is a {type(value).__name__}, which is no array of numbers.") from error
+    if found.dtype == np.uint8:
+        return found
+    if found.dtype.kind != "f":
+        raise DataError(
+            f"{what} is of type {type(value).__name__ if found.dtype == object else found.dtype}; natscope takes "
+            "floating-point inputs, and pictures of uint8."
+        )
+    with np.errstate(over="ignore"):
+        return found.astype(np.float32, copy=False)

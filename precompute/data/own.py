@@ -1,0 +1,240 @@
+"""Data sets of one's own from Python: torch Datasets, arrays, tables of files, `datasets` splits and folders."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from natscope.core.bundle.file_checks import bounded
+from natscope.core.errors import DataError
+from natscope.core.files import size
+from natscope.core.progress import Progress, silent
+from natscope.core.scratch import temporary_folder
+from natscope.core.text import UNSEEN
+from natscope.core.thumbnails import LARGEST, scaling_between, thumbnails
+from natscope.precompute.data.datasets import Dataset
+from natscope.precompute.data.decode import picture
+from natscope.precompute.data.items import Items, Reading, items_of, transformed
+
+_AT_HAND = 2**28  # bytes of inputs up to which they are kept in memory
+_AT_ONCE = 256  # inputs
+_REPEATED = 3  # inputs that are read twice, to see whether they are the same
+_LARGEST_SCALE = 1e6
+
+
+@dataclass(eq=False)
+class _Kept:
+    """Inputs (N, ...) that were read once: in memory, or in a temporary file that is deleted with this object."""
+
+    array: np.ndarray
+    folder: Any = field(default=None, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return np.asarray(self.array[rows])
+
+
+def own_dataset(
+    train_set: Any, test_set: Any, reading: Reading, *, name: str = "own data", progress: Progress = silent
+) -> Dataset:
+    """Return a data set of natscope's from a user's own training and test set; the same twice if the latter is None.
+
+    Each is a torch Dataset of (input, label) whose length is known, a pair (inputs, labels) of arrays or tensors, a
+    pandas DataFrame of paths and labels, a split of Hugging Face `datasets`, or a folder with a subfolder for each
+    class. Inputs are floating-point numbers of any one shape; uint8 pictures, (H, W) or (H, W, 3), need `mean` and
+    `std`, or `transform`. Every item is read once, and large inputs wait in a temporary file.
+
+    Raises:
+        DataError: if an item or label cannot be used; the sentence says which, and what to do.
+    """
+    sets = {"training": train_set} | ({} if test_set is None else {"test": test_set})
+    parts = [items_of(given, part, reading) for part, given in sets.items()]
+    kept, found = zip(*(_read(items, progress) for items in parts), strict=True)
+    if test_set is None:
+        parts, kept, found = parts * 2, kept * 2, found * 2
+    classes, labels = _labelled(parts, found, reading.classes)
+    if kept[0].shape[1:] != kept[1].shape[1:] or kept[0].array.dtype != kept[1].array.dtype:
+        raise DataError(
+            f"Training inputs are {_form(kept[0][0])} and test inputs {_form(kept[1][0])}; give both one form."
+        )
+    about: dict[str, Any] = {"name": name, "classes": classes, "train_labels": labels[0], "test_labels": labels[1]}
+    about |= {"train_sources": _shown(parts[0]), "test_sources": _shown(parts[1])}
+    if kept[0].array.dtype == np.uint8:
+        images = [_pictures(rows.array) for rows in kept]
+        mean, std = _given_scaling(reading, 1 if images[0].ndim == 3 else 3)
+        if mean is None or std is None:
+            raise DataError(
+                "The inputs are uint8 pictures; say how the network takes them, by mean= and std= in units where white "
+                "is 1, or by transform=."
+            )
+        return Dataset(**about, train_images=images[0], test_images=images[1], mean=mean, std=std)
+    mean, std = _shown_by(kept[0], reading)
+    images = [_thumbnails(rows, mean, std) for rows in kept]
+    return Dataset(
+        **about,
+        train_images=images[0],
+        test_images=images[1],
+        mean=mean,
+        std=std,
+        train_inputs=kept[0],
+        test_inputs=kept[1],
+    )
+
+
+def _labelled(
+    parts: Sequence[Items], found: Sequence[Sequence[int] | Sequence[str]], classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    """Return the classes and the labels of both parts, (N,) int64, from the labels that were found in them."""
+    every = {label for labels in found for label in labels}
+    words = any(isinstance(label, str) for label in every)
+    if words and not all(isinstance(label, str) for label in every):
+        raise DataError("Some labels are words and some are numbers; give all of one kind.")
+    if classes is None:
+        classes = parts[0].classes
+    if classes is None:
+        classes = sorted(map(str, every)) if words else [str(label) for label in range(max(map(int, every)) + 1)]
+    titles = tuple(map(str, classes))
+    if len(titles) < 2:
+        raise DataError(f"There is one class alone, {titles[0]}; a classifier needs at least two." if titles else _NONE)
+    if len(set(titles)) < len(titles) or not all(titles):
+        raise DataError("Two classes have the same title, or one has none; give each class one of its own.")
+    place: dict[Any, int] = {title if words else label: label for label, title in enumerate(titles)}
+    numbered = []
+    for items, labels in zip(parts, found, strict=True):
+        for row, label in enumerate(labels):
+            if label not in place:
+                choice = f"one of the {len(titles)} classes" if words else f"from 0 to {len(titles) - 1}"
+                raise DataError(f"Item {row} of the {items.part} set has the label {label}, which is not {choice}.")
+        numbered.append(np.array([place[label] for label in labels], dtype=np.int64))
+    return titles, numbered
+
+
+_NONE = "There are no classes; name them with classes=."
+
+
+def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequence[str]]:
+    """Read every input and label once, and check them."""
+    if not items.count:
+        raise DataError(f"The {items.part} set is empty.")
+    if items.whole is not None:
+        inputs, labels = items.whole
+        for start in range(0, len(inputs), _AT_ONCE):
+            block = inputs[start : start + _AT_ONCE]
+            if block.dtype != np.uint8 and not bounded(block):
+                row = next(row for row, values in enumerate(block, start) if not bounded(values))
+                raise _not_finite(items.part, row)
+        return _Kept(inputs), labels
+    first, _ = items.read(0)
+    for row in range(min(_REPEATED, items.count)):
+        once, again = items.read(row)[0], items.read(row)[0]
+        if once.shape != again.shape or not np.array_equal(once, again, equal_nan=once.dtype != np.uint8):
+            raise DataError(
+                f"Item {row} of the {items.part} set is another each time it is read; natscope needs the inputs "
+                "without random augmentation, as for testing."
+            )
+    kept, labels = _room(items.count, first), list[Any]()
+    for row in range(items.count):
+        if row % _AT_ONCE == 0:
+            progress(f"Reading the {items.part} set", row, items.count)
+        values, label = items.read(row)
+        if values.shape != first.shape or values.dtype != first.dtype:
+            raise DataError(
+                f"Item {row} of the {items.part} set is {_form(values)} and the first one {_form(first)}; natscope "
+                "needs inputs of one form."
+            )
+        if values.dtype != np.uint8 and not bounded(values):
+            raise _not_finite(items.part, row)
+        kept.array[row] = values
+        labels.append(label)
+    progress(f"Reading the {items.part} set", items.count, items.count)
+    return kept, labels
+
+
+def _room(count: int, first: np.ndarray) -> _Kept:
+    shape, needed = (count, *first.shape), count * first.nbytes
+    if needed <= _AT_HAND:
+        return _Kept(np.empty(shape, first.dtype))
+    folder = temporary_folder()
+    if (free := shutil.disk_usage(folder.name).free) < needed:
+        raise DataError(
+            f"The inputs take {size(needed)} while they are read and only {size(free)} are free for temporary files; "
+            "name a folder with more in TMPDIR."
+        )
+    file = Path(folder.name) / "inputs.npy"
+    return _Kept(np.lib.format.open_memmap(file, mode="w+", dtype=first.dtype, shape=shape), folder)
+
+
+def _not_finite(part: str, row: int) -> DataError:
+    return DataError(f"Item {row} of the {part} set holds numbers that are not finite, or too large for float32.")
+
+
+def _form(array: np.ndarray) -> str:
+    return f"{array.dtype} of shape {array.shape}"
+
+
+def _shown(items: Items) -> tuple[str, ...]:
+    return tuple(UNSEEN.sub("\ufffd", source) for source in items.sources)
+
+
+def _pictures(array: np.ndarray) -> np.ndarray:
+    """Return pictures as natscope keeps them, (N, H, W) or (N, H, W, 3) uint8."""
+    if array.ndim == 4 and array.shape[3] != 3 and array.shape[1] in (1, 3):
+        array = array[:, 0] if array.shape[1] == 1 else np.moveaxis(array, 1, 3)
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if not (array.ndim == 3 or (array.ndim == 4 and array.shape[3] == 3)) or max(array.shape[1:3]) > 1024:
+        raise DataError(
+            f"The uint8 inputs have shape {tuple(array.shape[1:])}, which is no picture of up to 1024 × 1024 pixels; "
+            "give floating-point inputs, or transform=."
+        )
+    return np.array(array)
+
+
+def _given_scaling(reading: Reading, channels: int) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    if (reading.mean is None) != (reading.std is None):
+        raise DataError("mean= and std= go together: give both, or neither.")
+    if reading.mean is None or reading.std is None:
+        return None, None
+    mean, std = (tuple(map(float, np.atleast_1d(values))) for values in (reading.mean, reading.std))
+    if len(mean) != channels or len(std) != channels:
+        raise DataError(f"Pictures of {channels} channels need {channels} numbers in mean= and in std=.")
+    if not all(abs(value) <= _LARGEST_SCALE for value in (*mean, *std)) or min(std) < 1 / _LARGEST_SCALE:
+        raise DataError("mean= takes finite numbers and std= positive ones, in units where white is 1.")
+    return mean, std
+
+
+def _shown_by(rows: _Kept, reading: Reading) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the scaling by which thumbnails show inputs: the one that was given, or one over all training inputs."""
+    low = high = 0.0
+    for start in range(0, len(rows), _AT_ONCE):
+        block = rows[start : start + _AT_ONCE]
+        low, high = (block.min(), block.max()) if not start else (min(low, block.min()), max(high, block.max()))
+    mean, std = scaling_between(float(low), float(high), rows.shape[1:])
+    given = _given_scaling(reading, len(mean))
+    return (mean, std) if given[0] is None or given[1] is None else (given[0], given[1])
+
+
+def _thumbnails(rows: _Kept, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    parts = [thumbnails(rows[start : start + _AT_ONCE], mean=mean, std=std) for start in range(0, len(rows), _AT_ONCE)]
+    return np.concatenate(parts)
+
+
+def check_transform(data: Dataset, reading: Reading) -> None:
+    """Raise DataError if `transform` makes no input of the data's form of a picture, as it will of what is uploaded."""
+    shape = data.inputs("train").shape[1:]
+    pixels = np.zeros((LARGEST, LARGEST) if shape[:1] == (1,) else (LARGEST, LARGEST, 3), np.uint8)
+    found = transformed(picture(pixels), "A picture", reading)
+    if found.shape != shape or found.dtype != np.float32:
+        raise DataError(
+            f"transform= makes {_form(found)} of a picture, and the inputs are float32 of shape {shape}; give the "
+            "function that made them."
+        )

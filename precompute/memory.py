@@ -1,0 +1,184 @@
+"""Attribution without a bundle: a few thousand examples, all that is needed of them kept in memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.format import Bundle
+from natscope.core.bundle.manifest import Manifest
+from natscope.core.device import device_of
+from natscope.core.errors import QueryError
+from natscope.core.features import FeatureMap, kernel_of
+from natscope.core.images import Inputs
+from natscope.core.methods import METHODS, REFERENCE
+from natscope.core.methods.artifacts import MARGINS
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.answer import Answer, Explainer
+from natscope.precompute.api import as_evaluated, check_kind
+from natscope.precompute.bundles.build import layout_of
+from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.bundles.store import halved
+from natscope.precompute.data.datasets import Dataset
+from natscope.precompute.data.items import Reading
+from natscope.precompute.data.own import own_dataset
+from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.validate import check_suitable
+
+_FAR = [np.inf, np.inf]  # nothing counts as unlike the training data where no test data show what is usual
+
+
+class MemoryBundle(Bundle):
+    """What a bundle holds, computed and kept in memory: for one network, which is there already."""
+
+    def __init__(self, data: Dataset, features: FeatureMap, spec: BuildSpec) -> None:
+        """Compute what every query needs: features, outputs.
+
+        Args:
+            data: the training set, in both parts.
+            features: the network and the sketch.
+            spec: the settings.
+        """
+        self.path, self._sources, self.opened_with = Path(spec.name), {}, ""
+        self._data, self._features = data, features
+        inputs, labels = data.inputs("train"), data.train_labels
+        layout, outputs = layout_of(spec, features, inputs[:1]), features.outputs(inputs)
+        rows = halved(features.features(inputs, labels))
+        none = slice(0)
+        self._arrays: dict[str, np.ndarray] = {
+            "features": rows,
+            "train_images": data.train_images,
+            "train_labels": labels,
+            "train_logits": outputs.logits,
+            "penultimate": outputs.penultimate,
+            "test_images": data.train_images[none],
+            "test_labels": labels[none],
+        }
+        self.manifest = Manifest(
+            name=spec.name,
+            dataset={"name": data.name, "classes": data.classes, "mean": data.mean, "std": data.std},
+            model=spec.model.to_dict(),
+            training={},
+            sketch=spec.sketch.to_dict(),
+            ntk=features.ntk,
+            layers=features.layers,
+            outputs=spec.outputs,
+            poison=None,
+            results={
+                "kernel": {"mean": float(np.mean(kernel_of(spec.sketch, layout).diagonal(rows)))},
+                "usual_distances": _FAR,
+            },
+            layout=layout,
+            versions={},
+            command="",
+        )
+
+    def stamp(self) -> str:
+        """Return nothing: there are no files that could change."""
+        return ""
+
+    def has(self, name: str) -> bool:
+        """Return whether an array of this name is there, or is computed when it is needed."""
+        return name == MARGINS or name in self._arrays
+
+    @property
+    def stores_inputs(self) -> bool:
+        """Whether the network takes other inputs than the images."""
+        return self._data.train_inputs is not None
+
+    def inputs(self, split: str) -> Inputs:
+        """Return what the network takes for the training data; there are no test data."""
+        return self._data.inputs(split)
+
+    def sources(self, split: str) -> tuple[str, ...]:
+        """Return where each training example comes from."""
+        return self._data.train_sources
+
+    def load_into(self, model: nn.Module) -> None:
+        """Do nothing: the network is there, with its weights."""
+
+    def _mapped(self, name: str) -> np.ndarray:
+        if name == MARGINS and name not in self._arrays:
+            own = self._features
+            margins = FeatureMap(own.model, own.sketch.spec, ntk=False, layers=own.layers)
+            found = margins.features(self.inputs("train"), self._data.train_labels, measurement="margin")
+            self._arrays[name] = halved(found)
+        return self._arrays[name]
+
+
+def attribute(
+    model: nn.Module,
+    train_set: Any,
+    x: Any,
+    *,
+    method: str = REFERENCE,
+    budget: int = 20,
+    sigma2: float | None = None,
+    target: int | str | None = None,
+    pool: str = "same-class",
+    conditioning: str = "pool",
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    sketch: SketchSpec | None = None,
+    ntk: bool | None = None,
+    layers: Sequence[str] = (),
+) -> Answer:
+    """Rank the training examples that a prediction relies on, without a bundle: all is computed now and forgotten.
+
+    The picks are those of a bundle with the same settings. It suits a few thousand examples and one question; build a
+    bundle for more.
+
+    Args:
+        model: the trained network; it is left as it is.
+        train_set: as `natscope.build` takes it.
+        x: the query: an input as the network takes it, alone or as an item (input, label), a picture of uint8 where the
+            training set is of such, or "train:3".
+        method: a name of the registry that needs nothing but the features.
+        budget: how many training examples, M.
+        sigma2: observation noise variance; the usual multiple of mean k(x, x) when None.
+        target: the class whose logit is explained, by number or title; the predicted one when None.
+        pool: "same-class" or "all".
+        conditioning: "pool" or "train".
+        classes: a title for each label; the data's own, or the labels themselves, when None.
+        mean: mean of each channel, in units where white is 1, of pictures of uint8.
+        std: standard deviation of each channel, likewise.
+        sketch: kind, dimension K and seed; as usual when None.
+        ntk: scale Jacobians as in the NTK parameterisation; as is best for the kind of network when None.
+        layers: glob patterns of the names of parameters that the kernel is made of; all when there are none.
+
+    Raises:
+        DataError, BuildError: as `natscope.build` does.
+        QueryError: for a query or setting that cannot be used.
+
+    Examples:
+        >>> inputs, labels = torch.randn(60, 20), torch.arange(60) % 3
+        >>> net = torch.nn.Sequential(torch.nn.Linear(20, 50), torch.nn.ReLU(), torch.nn.Linear(50, 3))
+        >>> len(natscope.attribute(net, (inputs, labels), torch.randn(20), budget=5))
+        5
+    """
+    check_kind(model)
+    data = own_dataset(train_set, None, Reading(classes=classes, mean=mean, std=std), name="own data")
+    own = f"{type(model).__module__}:{type(model).__name__}"
+    spec = BuildSpec(
+        name=type(model).__name__,
+        dataset=data.name,
+        model=ModelSpec(own, None),
+        sketch=sketch or SketchSpec(),
+        ntk=ntk,
+        layers=tuple(layers),
+    )
+    if method in METHODS and set(METHODS[method].files) - {MARGINS}:
+        raise QueryError(
+            f"{METHODS[method].title} needs what is computed once for all training data; build a bundle with "
+            "natscope.build, and name the method in methods=."
+        )
+    with as_evaluated(model):
+        first = data.inputs("train")[:3].to(device_of(model))
+        check_suitable(model, first, len(data.classes), spec.model)
+        features = spec.feature_map(model)
+        explainer = Explainer(Attributor(MemoryBundle(data, features, spec), model))
+        return explainer.explain(x, method, budget, sigma2=sigma2, target=target, pool=pool, conditioning=conditioning)

@@ -1,0 +1,138 @@
+"""Bundles whose network takes no images: what pages show of them, and what can be uploaded."""
+
+import hashlib
+import io
+import json
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+import natscope
+from natscope.app.bundles import FILES
+from natscope.app.cli.commands import main
+from natscope.app.serve import BUNDLES
+from natscope.core.errors import BundleError, QueryError
+from natscope.core.sketches import SketchSpec
+from tests.conftest import one_sentence
+
+_MAIN = Path(__file__).parents[2] / "app" / "main.py"
+_MODULE = """
+import numpy as np
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def transform(picture):
+    return torch.from_numpy(np.array(picture.resize((10, 12)))).permute(2, 0, 1).float() / 127.5 - 1
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A bundle with a transform, and one without."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "net_of_inputs.py").write_text(_MODULE)
+    generator = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(60, 3, 12, 10, generator=generator), torch.arange(60) % 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        import net_of_inputs
+
+        sets = (inputs, labels), (inputs[:9] + 0.1, labels[:9])
+        for name, transform in (("with", net_of_inputs.transform), ("without", None)):
+            settings = {"classes": ["ant", "bee", "cat"], "sketch": SketchSpec(dim=32), "methods": ()}
+            natscope.build(net_of_inputs.Net(), *sets, out=folder / "b" / name, transform=transform, **settings)
+        yield folder
+    sys.modules.pop("net_of_inputs", None)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _page(monkeypatch, bundle, state=None, **link):
+    monkeypatch.setenv(BUNDLES, str(bundle))
+    page = AppTest.from_file(str(_MAIN), default_timeout=60)
+    page.query_params.update({"q": "test:0"} | link)
+    for key, value in (state or {}).items():
+        page.session_state[key] = value
+    page.run()
+    assert [error.message for error in page.exception] == []
+    return page
+
+
+def test_pages_show_a_bundle_of_inputs(folder, monkeypatch):
+    page = _page(monkeypatch, folder / "b" / "without")
+    assert not page.error
+    assert not page.warning
+
+
+def test_the_page_says_why_nothing_can_be_uploaded(folder, monkeypatch):
+    page = _page(monkeypatch, folder / "b" / "without", {"source": "image"})
+    (said,) = [info.value for info in page.info if "transform=" in info.value]
+    one_sentence(said)
+    assert not page.get("file_uploader")
+    page = _page(monkeypatch, folder / "b" / "with", {"source": "image"})
+    assert not [info for info in page.info if "transform=" in info.value]
+
+
+def test_an_uploaded_file_is_asked_about_by_the_bundles_own_code(folder, monkeypatch, picture):
+    digest = hashlib.sha256(picture).hexdigest()
+    kept = {FILES: {digest: (picture, "a.png")}}
+    page = _page(monkeypatch, folder / "b" / "with", kept, q=f"file:{digest}")
+    assert "out of distribution" in page.warning[0].value  # the picture is noise
+    assert page.query_params["q"] == f"file:{digest}"
+    page = _page(monkeypatch, folder / "b" / "with", q=f"file:{digest}")
+    assert any("upload it again" in warning.value for warning in page.warning)
+    page = _page(monkeypatch, folder / "b" / "with", {FILES: {"x": (b"none", "a.png")}}, q="file:x")
+    assert page.warning
+
+
+def test_a_file_on_the_command_line_goes_the_same_way(folder, picture, capsys, tmp_path):
+    (tmp_path / "a.png").write_bytes(picture)
+    asked = ("attribute", "--bundle", str(folder / "b" / "with"), "--image", str(tmp_path / "a.png"), "--json")
+    with pytest.raises(SystemExit) as caught:
+        main(list(asked))
+    assert not caught.value.code
+    found = json.loads(capsys.readouterr().out)
+    wanted = natscope.open(folder / "b" / "with").explain(tmp_path / "a.png", budget=10)
+    assert [i["train_index"] for i in found["items"]] == [i.train_index for i in wanted.items]
+    with pytest.raises(SystemExit) as caught:
+        main([word.replace("with", "without") if word.endswith("with") else word for word in asked])
+    assert caught.value.code == 2
+    assert "transform=" in one_sentence(capsys.readouterr().err)
+
+
+def test_the_app_is_served_beside_a_notebook_and_ends_with_its_session(folder):
+    with natscope.launch(folder / "b") as session:
+        with urllib.request.urlopen(session.url) as page:
+            assert page.status == 200
+        assert session.running
+        assert session.url in session._repr_html_()
+        with pytest.raises(QueryError, match="is in use"):
+            natscope.launch(folder / "b", port=int(session.url.rpartition(":")[2]))
+    assert not session.running
+    assert "closed" in repr(session)
+    session.close()
+    with pytest.raises(BundleError, match="There is no bundle"):
+        natscope.launch(folder / "nothing")
