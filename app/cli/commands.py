@@ -1,15 +1,14 @@
 """The command `natscope`. Heavy libraries are imported inside the commands, so that --help is instant."""
 
 import io
-import json
 import os
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
+from natscope.app.cli.attribute import attribute
 from natscope.app.cli.experiments import evaluate, tune
 from natscope.app.cli.listen import listens, workers
 from natscope.app.cli.precompute import build_spec, notes, print_check
@@ -212,86 +211,6 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
 
 @natscope.command()
 @click.option("--bundle", type=PATH, required=True, help="The bundle.")
-@click.option("--test-index", type=int, help="The query: a test image by its number.")
-@click.option(
-    "--train-index", type=int, help="The query: a training image by its number; it is left out of the ranking."
-)
-@click.option("--image", type=PATH, help="The query: an image file.")
-@click.option(
-    "--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides."
-)
-@click.option("--method", help="Name of the method; by default the first that the app lists under Methods.")
-@click.option("--sigma2", type=float, help="Observation noise variance σ²; what `tune` chose for the method, else 1.")
-@click.option("--budget", type=COUNT, default=10, show_default=True, help="How many training images, M.")
-@click.option("--pool", type=click.Choice(["same-class", "all"]), default="same-class", show_default=True)
-@click.option(
-    "--conditioning",
-    type=click.Choice(["pool", "train"]),
-    default="pool",
-    show_default=True,
-    help="What a method that conditions on data conditions on: the pool, or all training data.",
-)
-@click.option("--target", help="Class to attribute, by number or name; the predicted one by default.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random method.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@allow_code
-def attribute(
-    bundle: Path,
-    test_index: int | None,
-    train_index: int | None,
-    image: Path | None,
-    invert: bool | None,
-    target: str | None,
-    sigma2: float | None,
-    method: str | None,
-    as_json: bool,
-    **settings: Any,
-) -> None:
-    """Rank the training images that one prediction relies on most."""
-    from natscope.app.words import everything, percent, ratio_text
-    from natscope.core.bundle.request import Request
-    from natscope.core.errors import QueryError
-    from natscope.core.methods import METHODS
-    from natscope.precompute.bundles.opening import open_attributor
-
-    if sum(choice is not None for choice in (test_index, train_index, image)) != 1:
-        raise QueryError("Name one query: --test-index I, --train-index I or --image FILE.")
-    with redirect_stdout(sys.stderr):  # a network may print; what scripts read is the answer alone
-        attributor = open_attributor(bundle)
-        classes = attributor.bundle.classes
-        if image is not None:
-            query = attributor.upload(_read_upload(image, attributor.bundle.array("train_images"), invert))
-        else:
-            origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
-            query = attributor.query(origin, int(index))  # type: ignore[arg-type]
-        method = Request().method if method is None else method
-        number = None if target is None else _class_number(target, classes)
-        request = Request(method, sigma2, target=number, **settings)
-        result = attributor.attribute(query, request)
-    if as_json:
-        say(json.dumps(result.to_dict(query, classes), allow_nan=False))
-        return
-    chance = query.probabilities[query.predicted]
-    say(f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}.")
-    if METHODS[method].uses_sigma2:
-        ratio = ratio_text(result.sigma2, attributor.bundle.mean_kernel())
-        say(f"{METHODS[method].title} at σ² = {result.sigma2:.3g}{f', {ratio}' if ratio else ''}.")
-    if result.nats is not None and result.total_nats:
-        share = result.nats / result.total_nats
-        whole = everything(result)
-        amount = f"{percent(share)} ({result.nats:.3f} nats)"
-        say(f"These {len(result.items)} images contribute {amount} of what {whole} reveal.")
-    say(f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign  source")
-    for i in result.items:
-        nats = "" if i.nats is None else f"{i.nats:.4f}"
-        say(
-            f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  "
-            f"{'-0+'[i.sign + 1]:<4}  {i.source}"
-        )
-
-
-@natscope.command()
-@click.option("--bundle", type=PATH, required=True, help="The bundle.")
 def verify(bundle: Path) -> None:
     """Look for every fault that opening or using a bundle would reveal; print each and exit with 1 or 2."""
     from natscope.core.bundle.format import Bundle
@@ -309,6 +228,7 @@ def verify(bundle: Path) -> None:
         say(f"Its network was not tried. {sentence}")
 
 
+natscope.add_command(attribute)
 natscope.add_command(evaluate)
 natscope.add_command(tune)
 
@@ -351,32 +271,6 @@ def _reported(error: BaseException) -> str | None:
     from natscope.precompute.training.projects import complaint
 
     return complaint(error)
-
-
-def _read_upload(file: Path, train_images: Any, invert: bool | None) -> Any:
-    from natscope.app.uploads import LARGEST_BYTES, form_of, read_apart
-    from natscope.core.files import read_regular
-
-    data = read_regular(file, LARGEST_BYTES, links=True)
-    return read_apart(data, file.name, form_of(train_images) | {"invert": invert}).image
-
-
-def _class_number(text: str, classes: tuple[str, ...]) -> int:
-    from natscope.core.errors import QueryError
-
-    if text in classes:
-        return classes.index(text)
-    if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < len(classes):
-        return int(text)
-    alike = [label for label, name in enumerate(classes) if name.casefold() == text.casefold()]
-    if len(alike) == 1:
-        return alike[0]
-    if alike:
-        numbers = ", ".join(f"{label} ({classes[label]})" for label in alike)
-        raise QueryError(f"Several classes are called '{text}' except for capitals; name one by its number: {numbers}.")
-    raise QueryError(
-        f"There is no class '{text}'; choose a number from 0 to {len(classes) - 1} or one of {', '.join(classes)}."
-    )
 
 
 if __name__ == "__main__":

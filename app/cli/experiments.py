@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import click
 from natscope.app.cli.precompute import method_names
 from natscope.app.cli.progress import Bars, say
 from natscope.app.cli.trust import allow_code
-from natscope.app.cli.values import COUNT, PATH, SEED
+from natscope.app.cli.values import COUNT, PATH, SEED, check_writable
 
 conditioning_option = click.option(
     "--conditioning",
@@ -145,10 +144,7 @@ def _measured(out: Path, run: Callable[..., Any]) -> dict[str, Any]:
         raise QueryError(f"--out names a JSON file, such as result.json, not {out.name}.")
     cache = ResultCache(out.with_suffix(".partial.json"))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.is_dir():
-            raise QueryError(f"{out} is a folder; --out names the JSON file to write.")
-        tempfile.TemporaryFile(dir=out.parent).close()  # raises now rather than after everything is computed
+        check_writable(out, "--out")
         with Bars() as bars:
             result = run(cache=cache, progress=bars).to_dict()
         for kind, data in experiment_files(result):

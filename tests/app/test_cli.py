@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from natscope.app.cli import commands, experiments
+from natscope.app.cli import experiments
+from natscope.app.cli.attribute import _class_number
 from natscope.app.cli.commands import main
 from natscope.app.figures import experiments as drawn
 from natscope.app.words import percent
@@ -46,8 +47,8 @@ _TOP = {
     "redundancy",
     "items",
 }
-_QUERY = {"origin", "index", "label", "predicted", "probability", "unlike_training"}
-_ITEM = {"rank", "train_index", "label", "score", "nats", "sign"}
+_QUERY = {"origin", "index", "source", "label", "predicted", "probability", "unlike_training"}
+_ITEM = {"rank", "train_index", "source", "label", "score", "nats", "sign"}
 _TEST_IMAGE = 11
 
 
@@ -281,7 +282,7 @@ def test_a_target_is_named_or_numbered(attribute, bundle_path, target):
     ("target", "label"), [("cat", 0), ("Cat", 2), ("bee", 1), ("BEE", 1), ("2", 2), ("1", 3), ("01", 1), ("STRASSE", 4)]
 )
 def test_a_class_is_what_is_called_exactly_so_before_what_is_alike(target, label):
-    assert commands._class_number(target, ("cat", "bee", "Cat", "1", "Straße")) == label
+    assert _class_number(target, ("cat", "bee", "Cat", "1", "Straße")) == label
 
 
 def test_a_name_that_could_be_two_classes_is_refused(refused, tiny_path, tmp_path):
@@ -336,19 +337,19 @@ def test_the_table_says_what_the_json_says(run, attribute, bundle_path, method):
     if METHODS[method].information:
         share = answer["items"][-1]["nats"] / answer["total_nats"]
         assert f" 4 images contribute {percent(share)} ({answer['items'][-1]['nats']:.3f} nats) of" in rest.pop(0)
-    assert rest.pop(0).split() == ["rank", "image", "label", "score", "nats", "sign"]
+    assert rest.pop(0).split() == ["rank", "image", "label", "score", "nats", "sign", "source"]
     for line, i in zip(rest, answer["items"], strict=True):
-        rank, image, label, score, *nats, sign = re.split(r"\s{2,}", line.strip())
+        rank, image, label, score, *nats, sign, source = re.split(r"\s{2,}", line.strip())
         assert (int(rank), int(image), label) == (i["rank"], i["train_index"], classes[i["label"]])
         assert float(score) == pytest.approx(i["score"], rel=1e-3)
-        assert sign == {-1: "-", 0: "0", 1: "+"}[i["sign"]]
+        assert (sign, source) == ({-1: "-", 0: "0", 1: "+"}[i["sign"]], i["source"])
         assert nats == ([] if i["nats"] is None else [f"{i['nats']:.4f}"])
 
 
 # What is refused
 
 
-_QUERIES = ["--test-index", "--train-index", "--image"]
+_QUERIES = ["--test-index", "--train-index", "--all-wrong", "--image"]
 
 
 @pytest.mark.parametrize(
