@@ -131,6 +131,10 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @click.option(
     "--weights", type=PATH, help="Load trained weights (.safetensors, or .pt of a state dict); nothing is trained."
 )
+@click.option("--key", help="Entry of --weights that holds the state dict, as in ema or state.model; the usual one.")
+@click.option(
+    "--prefix", help="Load the entries of --weights whose names begin with this, such as backbone., without it."
+)
 @click.option("--epochs", type=COUNT, help="Passes over the data; 20, resnet9: 24.")
 @click.option("--batch-size", type=COUNT, help="Images per step; 64, resnet9: 512.")
 @click.option("--learning-rate", type=float, help="Learning rate of SGD; 0.03, resnet9: 0.5.")

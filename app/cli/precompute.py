@@ -39,6 +39,8 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
     if options["index"] not in CHOICES:
         raise BuildError(f"There is no index '{options['index']}'; choose one of {', '.join(CHOICES)}.")
+    if options["weights"] is None and (options["key"] or options["prefix"]):
+        raise BuildError("--key and --prefix choose a part of the file that --weights names; give that, too.")
     model = _model_spec(options)
     usual = RECIPES.get(model.architecture, TrainingSpec())
     recipe = {f.name: options[f.name] for f in fields(TrainingSpec) if options[f.name] is not None}
@@ -62,6 +64,8 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         layers=() if options["layers"] is None else tuple(filter(None, map(str.strip, options["layers"].split(",")))),
         outputs=options["outputs"],
         weights=options["weights"],
+        weights_key=options["key"],
+        weights_prefix=options["prefix"] or "",
         methods=None if options["methods"] is None else method_names(options["methods"]),
         command=_command(options | {"name": name, "methods": None}, parameters),
     )

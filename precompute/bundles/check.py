@@ -32,7 +32,6 @@ from natscope.precompute.training.models import ModelSpec, build_model, fitted
 from natscope.precompute.training.train import accuracy, train
 from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import Suitable, check_suitable, check_trains
-from natscope.precompute.training.weights import load_weights
 
 _SAMPLED = 2000  # files of a folder that are read
 _LISTED = 10
@@ -68,8 +67,7 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
 
     model_spec = fitted(spec.model, data.train_images.shape[1:], len(data.classes))
     model = build_model(model_spec, seed=spec.training.seed)
-    if spec.weights is not None:
-        load_weights(model, spec.weights, model_spec)
+    spec.load_into(model, model_spec)
     network = check_suitable(model, images[:3], len(data.classes), model_spec)
     model.to(device())
     yield "Network", f"{model_spec.title}: {network.parameters:,} parameters, each layer's Jacobian exact"
