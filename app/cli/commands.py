@@ -10,8 +10,9 @@ import click
 
 from natscope.app.cli.attribute import attribute
 from natscope.app.cli.experiments import evaluate, tune
+from natscope.app.cli.folders import reads
 from natscope.app.cli.listen import listens, workers
-from natscope.app.cli.precompute import build_spec, notes, print_check
+from natscope.app.cli.precompute import build_spec, notes, print_check, remarks_on
 from natscope.app.cli.progress import Bars, say
 from natscope.app.cli.trust import allow_code
 from natscope.app.cli.values import COUNT, PATH, SEED, WHOLE
@@ -101,7 +102,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     show_default=True,
     help="Share of images for testing, for a folder without train and test.",
 )
-@click.option("--skip-broken", is_flag=True, help="Skip files of a folder that cannot be read.")
+@reads
 @click.option("--classes", help="Keep only these classes, by number, such as 0,1; all by default.")
 @click.option("--per-class", type=COUNT, help="Keep the first N training images of each class; all by default.")
 @click.option(
@@ -209,7 +210,7 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
         f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). Look at it "
         f"with `natscope app --bundles {out}`."
     )
-    for line in notes(results):
+    for line in notes(results, remarks_on(spec, bundle)):
         say(line)
 
 

@@ -28,6 +28,7 @@ from natscope.precompute.bundles.measure import bytes_each, seconds_each
 from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_out, size_of, wanted
 from natscope.precompute.data.datasets import FOLDER, Dataset
 from natscope.precompute.data.folders import load_named
+from natscope.precompute.data.remarks import remarks
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
 from natscope.precompute.training.train import accuracy, train
 from natscope.precompute.training.trusted import trust
@@ -62,6 +63,9 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     yield "Data", _about(data)
     if spec.dataset.startswith(FOLDER):
         yield "", _files_read(data, skipped)
+        folder = Path(spec.dataset.removeprefix(FOLDER))
+        for remark in remarks(folder, spec.folder, train=data.train_sources, test=data.test_sources):
+            yield "Folder", remark
     images = ImageInputs(data.train_images[rows], data.mean, data.std)
     labels = data.train_labels[rows]
 

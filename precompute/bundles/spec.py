@@ -121,7 +121,8 @@ class BuildSpec:
             values["model"]["source"] = source
         del values["folder"]
         if self.dataset.startswith(FOLDER):
-            values["folder"] = asdict(self.folder) | {"files": fingerprint(Path(self.dataset.removeprefix(FOLDER)))}
+            files = fingerprint(Path(self.dataset.removeprefix(FOLDER)), self.folder)
+            values["folder"] = self.folder.to_dict() | {"files": files}
         if self.weights is not None:
             if not self.weights.is_file():
                 raise BuildError(f"There is no file of weights at {self.weights}.")
