@@ -192,8 +192,25 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     "More can be added later: run the same command again.",
 )
 @click.option("--name", help="A title for people.")
-def precompute(out: Path | None, name: str | None, *, check: bool, **options: Any) -> None:
+@click.option(
+    "--config",
+    type=PATH,
+    help="Take the settings of this bundle (its folder or manifest.json) or of the bundle behind this result (its JSON "
+    "file); options given beside it win.",
+)
+@click.pass_context
+def precompute(
+    context: click.Context, out: Path | None, name: str | None, config: Path | None, *, check: bool, **options: Any
+) -> None:
     """Build a bundle; after an interruption the same command resumes."""
+    if config is not None:
+        from natscope.app.cli.config import replayed, tell
+
+        typed = options | {"name": name}
+        given = {o for o in typed if context.get_parameter_source(o) is not click.core.ParameterSource.DEFAULT}
+        found, stored = replayed(config, precompute, typed, given)
+        name, options = found["name"], {option: found[option] for option in options}
+        tell(config, stored, build_spec(name, options, precompute.params).settings())
     if check:
         print_check(name, options, precompute.params, out, Bars())
         return

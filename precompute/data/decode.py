@@ -201,7 +201,7 @@ def _too_many_pixels(reading: Reading) -> QueryError:
     return QueryError(f"The image has more than {reading.largest} megapixels; save it smaller and upload that.")
 
 
-def _to_bytes(image: Image.Image, content: str, bits: int) -> Image.Image:
+def _to_bytes(image: Image.Image, content: str, bits: int = 16) -> Image.Image:
     """Bring any mode to L, RGB or RGBA; deep grey values are scaled to 0..255."""
     if image.mode[0] in "IF":
         return Image.fromarray(
@@ -214,7 +214,7 @@ def _to_bytes(image: Image.Image, content: str, bits: int) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
-def _scaled(values: np.ndarray, white: int, *, full_range: bool) -> np.ndarray:
+def _scaled(values: np.ndarray, white: int = _FULL_RANGE, *, full_range: bool) -> np.ndarray:
     """Scale grey values to uint8: from 0 to the smallest of 1, 255 and 65535 that holds them, else from min to max.
 
     Those of 16 bits are scaled from 0 to `white`.

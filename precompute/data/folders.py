@@ -3,7 +3,7 @@
 import hashlib
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import compress
@@ -54,11 +54,6 @@ class FolderSpec:
         usual, own = asdict(FolderSpec()), asdict(self)
         own["reading"] = {name: value for name, value in own["reading"].items() if value != usual["reading"][name]}
         return {name: own[name] for name in own if name in _ALWAYS or own[name] not in (usual[name], {})}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "FolderSpec":
-        """Make it of what `to_dict` gave."""
-        return cls(**(dict(values) | {"reading": Reading(**values.get("reading", {}))}))
 
 
 def load_named(

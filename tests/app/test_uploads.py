@@ -163,7 +163,7 @@ def test_a_file_that_takes_too_much_is_a_sentence(monkeypatch, limit):
 
 
 def test_an_image_that_does_not_fit_in_memory_is_a_sentence(monkeypatch):
-    def fail(data, filename):
+    def fail(data, filename, reading):
         raise MemoryError
 
     monkeypatch.setattr(pictures, "_decode", fail)
