@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from natscope.app import escape
+from natscope.app.cli.device import on_device
 from natscope.app.cli.progress import Bars, say
 from natscope.app.cli.trust import allow_code
 from natscope.app.cli.values import COUNT, INDICES, PATH, SEED, check_writable
@@ -57,6 +58,7 @@ _TOGETHER = 100  # queries that are answered before the first is printed; an att
     "for each query in the order asked; NaN (in CSV empty) for images that are no candidates.",
 )
 @allow_code
+@on_device
 def attribute(
     bundle: Path,
     kind: str | None,

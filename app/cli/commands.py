@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from natscope.app.cli.attribute import attribute
+from natscope.app.cli.device import on_device
 from natscope.app.cli.experiments import evaluate, tune
 from natscope.app.cli.folders import reads
 from natscope.app.cli.listen import listens, workers
@@ -31,6 +32,7 @@ def natscope() -> None:
 @listens
 @workers
 @allow_code
+@on_device
 def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any) -> None:
     """Build the first embedded bundle, then serve it; the poisoned one and slow methods follow while it is served."""
     from natscope.app.serve import serve
@@ -67,6 +69,7 @@ def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any
 @listens
 @workers
 @allow_code
+@on_device
 def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None, **listen: Any) -> None:
     """Serve bundles that exist."""
     from natscope.app.serve import serve
@@ -198,6 +201,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     help="Take the settings of this bundle (its folder or manifest.json) or of the bundle behind this result (its JSON "
     "file); options given beside it win.",
 )
+@on_device
 @click.pass_context
 def precompute(
     context: click.Context, out: Path | None, name: str | None, config: Path | None, *, check: bool, **options: Any
@@ -233,6 +237,7 @@ def precompute(
 
 @natscope.command()
 @click.option("--bundle", type=PATH, required=True, help="The bundle.")
+@on_device
 def verify(bundle: Path) -> None:
     """Look for every fault that opening or using a bundle would reveal; print each and exit with 1 or 2."""
     from natscope.core.bundle.format import Bundle

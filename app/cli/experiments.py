@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from natscope.app.cli.device import on_device
 from natscope.app.cli.precompute import method_names
 from natscope.app.cli.progress import Bars, say
 from natscope.app.cli.trust import allow_code
@@ -33,6 +34,7 @@ conditioning_option = click.option(
 @click.option("--repeats", type=COUNT, help="How often to answer for each bundle, with other seeds; once by default.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
 @allow_code
+@on_device
 def evaluate(
     experiment: str,
     bundle: Path,
@@ -90,6 +92,7 @@ def evaluate(
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
 @click.option("--take", type=PATH, help="Measure nothing; take the values of this finished result.")
 @allow_code
+@on_device
 def tune(
     bundle: Path,
     out: Path | None,
