@@ -123,7 +123,7 @@ def _asked(attributor: Any, named: dict[str, Any]) -> list[Any]:
 
     bundle = attributor.bundle
     if named["image"] is not None:
-        return [("upload", _read_upload(named["image"], bundle.array("train_images"), named["invert"]))]
+        return [("upload", _read_upload(named["image"], bundle, named["invert"]))]
     if named["all_wrong"]:
         predicted = np.asarray(bundle.array("test_logits")).argmax(axis=1)
         if not len(wrong := np.flatnonzero(predicted != attributor.test_labels)):
@@ -213,7 +213,7 @@ def _write_scores(attributor: Any, asked: Sequence[Any], request: Any, file: Pat
         )
         buffer.write(escape.table(("train_index", "source", "label", *titles), cells).encode())
     try:
-        write_atomically(file, buffer.getbuffer())
+        write_atomically(file, buffer.getvalue())
     except OSError as error:
         raise QueryError(f"The scores cannot be written to {file}: {error.strerror or error}.") from error
     candidates = int(np.isfinite(found).any(axis=1).sum())
@@ -268,12 +268,13 @@ def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
         )
 
 
-def _read_upload(file: Path, train_images: Any, invert: bool | None) -> Any:
+def _read_upload(file: Path, bundle: Any, invert: bool | None) -> Any:
     from natscope.app.uploads import LARGEST_BYTES, form_of, read_apart
     from natscope.core.files import read_regular
 
     data = read_regular(file, LARGEST_BYTES, links=True)
-    return read_apart(data, file.name, form_of(train_images) | {"invert": invert}).image
+    form = form_of(bundle.array("train_images"), bundle.manifest.results["settings"])
+    return read_apart(data, file.name, form | {"invert": invert}).image
 
 
 def _class_number(text: str, classes: tuple[str, ...]) -> int:

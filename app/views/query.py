@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -292,10 +293,10 @@ def number_field(label: str, split: str, count: int, take: Take, *, key: str) ->
 
 
 def _upload(attributor: Served, take: Take) -> None:
-    images = attributor.bundle.array("train_images")
+    images, settings = attributor.bundle.array("train_images"), attributor.bundle.manifest.results["settings"]
 
     def read() -> None:
-        _read(images, take)
+        _read(images, settings, take)
 
     st.file_uploader("One object on a plain background", key="file", on_change=read, max_upload_size=10)
     if images.ndim == 3:
@@ -319,14 +320,14 @@ def _upload(attributor: Served, take: Take) -> None:
         seen.caption("what the model sees" + (", inverted" if upload.inverted else ""))
 
 
-def _read(images: np.ndarray, take: Take) -> None:
+def _read(images: np.ndarray, settings: Mapping[str, Any], take: Take) -> None:
     st.session_state["upload_error"], st.session_state["upload"] = None, None
     file = st.session_state.get("file")
     if not isinstance(file, UploadedFile):  # none is chosen, or the server no longer has it
         return
     try:
         invert = _INVERT[st.session_state.get("invert", "Automatic")] if images.ndim == 3 else None
-        upload = lanes.read_upload(file.getvalue(), file.name, form_of(images) | {"invert": invert})
+        upload = lanes.read_upload(file.getvalue(), file.name, form_of(images, settings) | {"invert": invert})
     except QueryError as error:
         st.session_state["upload_error"] = str(error)
         return

@@ -3,10 +3,11 @@
 import io
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -82,6 +83,15 @@ class Reading:
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise DataError(f"There is no {name} '{value}'; choose from {', '.join(map(str, choices))[:100]}.")
+
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, Any]) -> "Reading":
+        """Return how a bundle's settings, perhaps a stranger's, read pixels; what files may be is not theirs."""
+        folder = settings.get("folder")
+        given = folder.get("reading") if isinstance(folder, Mapping) else None
+        known = given if isinstance(given, Mapping) else {}
+        chosen: dict[str, Any] = {name: known.get(name) for name in ("orientation", "background", "bits", "fit")}
+        return cls(**{n: v for n, v in chosen.items() if isinstance(v, str | int) and v in CHOICES[n]})
 
 
 USUAL = Reading()

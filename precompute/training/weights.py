@@ -20,8 +20,10 @@ from natscope.core.errors import BuildError, out_of_memory
 from natscope.precompute.training.models import ModelSpec
 
 # Keys under which training scripts keep weights; those of averaged weights are the second half.
-_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module")
-_WRAPPERS += ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema")
+_WRAPPERS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module"),
+    *("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema"),
+)
 # Of DataParallel, torch.compile and usual wrappers.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "ema_model.", "_model.")
 _AVERAGED = "n_averaged"  # what torch.optim.swa_utils.AveragedModel counts, beside its network under "module."

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from natscope.app.cli.commands import natscope
+from natscope.app.uploads import form_of, read_image
 from natscope.core.errors import DataError
 from natscope.precompute.data.decode import CHOICES, Reading, decode
 from natscope.precompute.data.folders import FolderSpec, fingerprint, load_folder
@@ -247,6 +248,25 @@ def test_settings_are_as_they_were_unless_an_option_is_given():
     assert FolderSpec().to_dict() == {"image_size": 32, "test_share": 0.2, "skip_broken": False}
     spec = FolderSpec(16, missing_classes=True, reading=Reading(bits=12, fit="crop"))
     assert spec.to_dict()["reading"] == {"bits": 12, "fit": "crop"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, Reading()),
+        (
+            {"folder": {"reading": {"fit": "crop", "bits": 12, "largest": 150, "by_content": True}}},
+            Reading(fit="crop", bits=12),
+        ),
+        ({"folder": {"reading": {"fit": ["crop"], "bits": "12", "background": "x", "orientation": None}}}, Reading()),
+        ({"folder": {"reading": 7}}, Reading()),
+        ({"folder": []}, Reading()),
+    ],
+)
+def test_uploads_go_the_way_of_the_training_images_within_the_usual_limits(settings, wanted):
+    assert Reading.of_settings(settings) == wanted
+    upload = read_image(_stripes(), "wide.png", **form_of(np.zeros((5, _SIDE, _SIDE, 3), np.uint8), settings))
+    assert (_left(upload.image) == (255, 255, 255)) is (wanted.fit == "crop")
 
 
 def test_the_command_offers_what_can_be_chosen():
