@@ -90,8 +90,11 @@ class Reading:
         folder = settings.get("folder")
         given = folder.get("reading") if isinstance(folder, Mapping) else None
         known = given if isinstance(given, Mapping) else {}
-        chosen: dict[str, Any] = {name: known.get(name) for name in ("orientation", "background", "bits", "fit")}
-        return cls(**{n: v for n, v in chosen.items() if isinstance(v, str | int) and v in CHOICES[n]})
+        chosen: dict[str, Any] = {}
+        for name in ("orientation", "background", "bits", "fit"):
+            if isinstance(value := known.get(name), str | int) and value in CHOICES[name]:
+                chosen[name] = value
+        return cls(**chosen)
 
 
 USUAL = Reading()

@@ -1,6 +1,7 @@
 import pickle
 import warnings
 import zipfile
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from natscope.core.errors import BuildError
+from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.training.models import ModelSpec, build_model
 from natscope.precompute.training.weights import load_weights
 from tests.conftest import one_sentence
@@ -220,3 +222,13 @@ def test_tuples_within_tuples_that_would_be_hashed_for_ever_are_refused(model, t
     with pytest.raises(BuildError, match="tuples within tuples") as caught:
         load_weights(model, file, _SPEC)
     one_sentence(str(caught.value))
+
+
+def test_the_part_that_is_named_is_one_of_the_settings(weights, tmp_path):
+    torch.save({"ema": _prefixed(weights, "net.")}, tmp_path / "w.pt")
+    spec = BuildSpec(model=_SPEC, weights=tmp_path / "w.pt")
+    named = replace(spec, weights_key="ema", weights_prefix="net.")
+    assert named.settings() == spec.settings() | {"weights_key": "ema", "weights_prefix": "net."}
+    loaded = build_model(_SPEC, seed=0)
+    named.load_into(loaded, _SPEC)
+    assert _same(loaded, weights)
