@@ -505,7 +505,7 @@ class _Found:
 
 def test_what_a_network_prints_is_not_in_the_answer(run, tiny_path, monkeypatch):
     own = Attributor.attribute
-    monkeypatch.setattr(Attributor, "attribute", lambda *given: (print("hello"), own(*given))[1])
+    monkeypatch.setattr(Attributor, "attribute", lambda *given, **options: (print("hello"), own(*given, **options))[1])
     code, out, err = run("attribute", "--bundle", tiny_path, "--test-index", 1, "--method", "repsim", "--json")
     assert (code, json.loads(out)["method"]) == (0, "repsim")
     assert "hello" in err
