@@ -1,5 +1,6 @@
 """Uploaded images: from the bytes of a stranger's file to an image of the data set's form, or a sentence on why not."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from PIL import Image
 
 from natscope.app.worker import OutOfMemory, TookTooLong, Worker, WorkerLost
 from natscope.core.errors import QueryError
-from natscope.precompute.data.decode import border_colour, decode, fit
+from natscope.precompute.data.decode import USUAL, Reading, border_colour, decode, fit
 
 if TYPE_CHECKING:
     from natscope.core.bundle.attributor import Attributor
@@ -52,13 +53,17 @@ def usual_background(images: np.ndarray) -> str:
     return "light" if light >= _NEARLY_ALL else "dark" if light <= 1 - _NEARLY_ALL else "mixed"
 
 
-def form_of(images: np.ndarray) -> dict[str, Any]:
-    """Return the form of a data set's images, (N, H, W) or (N, H, W, 3) uint8, as `read_image` takes it."""
+def form_of(images: np.ndarray, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the form of a data set's images, (N, H, W) or (N, H, W, 3) uint8, as `read_image` takes it.
+
+    With a bundle's settings, an upload is turned, laid on a background and cropped as the training images were.
+    """
     height, width = map(int, images.shape[1:3])
     return {
         "size": (height, width),
         "channels": 3 if images.ndim == 4 else 1,
         "background": usual_background(images),
+        "reading": Reading.of_settings(settings or {}),
     }
 
 
@@ -99,7 +104,8 @@ def query_of(attributor: "Attributor", data: bytes, filename: str, invert: bool 
         from natscope.precompute.bundles.asking import ask_about_file  # with torch, which reading an image does without
 
         return ask_about_file(attributor, data, filename)
-    form = form_of(attributor.bundle.array("train_images")) | {"invert": invert}
+    bundle = attributor.bundle
+    form = form_of(bundle.array("train_images"), bundle.manifest.results["settings"]) | {"invert": invert}
     return attributor.upload(read_apart(data, filename, form).image)
 
 
@@ -111,11 +117,12 @@ def read_image(
     channels: int,
     invert: bool | None = None,
     background: str = "dark",
+    reading: Reading = USUAL,
 ) -> Upload:
     """Read an uploaded file and bring it to the data set's form.
 
-    The aspect ratio is kept: the rest of (H, W) is filled with the border's median colour. Transparent images
-    are laid on white if their content is dark, else on black.
+    The aspect ratio is kept: unless `reading` says otherwise, the rest of (H, W) is filled with the border's median
+    colour, and transparent images are laid on white if their content is dark, else on black.
 
     Args:
         data: the file's bytes.
@@ -125,6 +132,7 @@ def read_image(
         invert: exchange light and dark; None decides for grey by the border, and never for colour: it is inverted where
             it is not the data set's background.
         background: the data set's, from `usual_background`; where it is mixed, nothing is inverted unasked.
+        reading: how the file becomes pixels.
 
     Raises:
         QueryError: if the file cannot be used; the sentence tells what to do.
@@ -136,8 +144,8 @@ def read_image(
         raise QueryError(
             f"The file is larger than {LARGEST_BYTES // 10**6} MB; save the image smaller and upload that."
         )
-    picture = decode(data, filename)
-    image = fit(picture, size, channels)
+    picture = decode(data, filename, reading)
+    image = fit(picture, size, channels, reading.fit)
     if invert is None:
         ground = "light" if channels == 1 and border_colour(image) > _MIDDLE else "dark"
         inverted = channels == 1 and background != "mixed" and ground != background

@@ -27,7 +27,7 @@ def device() -> torch.device:
         if out_of_memory(error):
             raise
         raise BuildError(
-            f"NATSCOPE_DEVICE is {name}, which PyTorch does not find here; set it to cpu, cuda or cuda:1, for example."
+            f"PyTorch finds no device {name} here; set --device or NATSCOPE_DEVICE to cpu, cuda or cuda:1, for example."
         ) from error
     if found.type == "cuda":
         if found.index is not None:  # for libraries that take the current one

@@ -1,18 +1,19 @@
 """The command `natscope`. Heavy libraries are imported inside the commands, so that --help is instant."""
 
 import io
-import json
 import os
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
+from natscope.app.cli.attribute import attribute
+from natscope.app.cli.device import on_device
 from natscope.app.cli.experiments import evaluate, tune
+from natscope.app.cli.folders import reads
 from natscope.app.cli.listen import listens, workers
-from natscope.app.cli.precompute import build_spec, notes, print_check
+from natscope.app.cli.precompute import build_spec, notes, print_check, remarks_on
 from natscope.app.cli.progress import Bars, say
 from natscope.app.cli.trust import allow_code
 from natscope.app.cli.values import COUNT, PATH, SEED, WHOLE
@@ -31,6 +32,7 @@ def natscope() -> None:
 @listens
 @workers
 @allow_code
+@on_device
 def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any) -> None:
     """Build the first embedded bundle, then serve it; the poisoned one and slow methods follow while it is served."""
     from natscope.app.serve import serve
@@ -67,6 +69,7 @@ def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any
 @listens
 @workers
 @allow_code
+@on_device
 def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None, **listen: Any) -> None:
     """Serve bundles that exist."""
     from natscope.app.serve import serve
@@ -102,7 +105,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     show_default=True,
     help="Share of images for testing, for a folder without train and test.",
 )
-@click.option("--skip-broken", is_flag=True, help="Skip files of a folder that cannot be read.")
+@reads
 @click.option("--classes", help="Keep only these classes, by number, such as 0,1; all by default.")
 @click.option("--per-class", type=COUNT, help="Keep the first N training images of each class; all by default.")
 @click.option(
@@ -131,6 +134,10 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @click.option("--bias", is_flag=True, help="Give the layers of the MLP biases.")
 @click.option(
     "--weights", type=PATH, help="Load trained weights (.safetensors, or .pt of a state dict); nothing is trained."
+)
+@click.option("--key", help="Entry of --weights that holds the state dict, as in ema or state.model; the usual one.")
+@click.option(
+    "--prefix", help="Load the entries of --weights whose names begin with this, such as backbone., without it."
 )
 @click.option("--epochs", type=COUNT, help="Passes over the data; 20, resnet9: 24.")
 @click.option("--batch-size", type=COUNT, help="Images per step; 64, resnet9: 512.")
@@ -188,8 +195,26 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     "More can be added later: run the same command again.",
 )
 @click.option("--name", help="A title for people.")
-def precompute(out: Path | None, name: str | None, *, check: bool, **options: Any) -> None:
+@click.option(
+    "--config",
+    type=PATH,
+    help="Take the settings of this bundle (its folder or manifest.json) or of the bundle behind this result (its JSON "
+    "file); options given beside it win.",
+)
+@on_device
+@click.pass_context
+def precompute(
+    context: click.Context, out: Path | None, name: str | None, config: Path | None, *, check: bool, **options: Any
+) -> None:
     """Build a bundle; after an interruption the same command resumes."""
+    if config is not None:
+        from natscope.app.cli.config import replayed, tell
+
+        typed = options | {"name": name}
+        given = {o for o in typed if context.get_parameter_source(o) is not click.core.ParameterSource.DEFAULT}
+        found, stored = replayed(config, precompute, typed, given)
+        name, options = found["name"], {option: found[option] for option in options}
+        tell(config, stored, build_spec(name, options, precompute.params).settings())
     if check:
         print_check(name, options, precompute.params, out, Bars())
         return
@@ -206,92 +231,13 @@ def precompute(out: Path | None, name: str | None, *, check: bool, **options: An
         f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). Look at it "
         f"with `natscope app --bundles {out}`."
     )
-    for line in notes(results):
+    for line in notes(results, remarks_on(spec, bundle)):
         say(line)
 
 
 @natscope.command()
 @click.option("--bundle", type=PATH, required=True, help="The bundle.")
-@click.option("--test-index", type=int, help="The query: a test image by its number.")
-@click.option(
-    "--train-index", type=int, help="The query: a training image by its number; it is left out of the ranking."
-)
-@click.option("--image", type=PATH, help="The query: an image file.")
-@click.option(
-    "--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides."
-)
-@click.option("--method", help="Name of the method; by default the first that the app lists under Methods.")
-@click.option("--sigma2", type=float, help="Observation noise variance σ²; what `tune` chose for the method, else 1.")
-@click.option("--budget", type=COUNT, default=10, show_default=True, help="How many training images, M.")
-@click.option("--pool", type=click.Choice(["same-class", "all"]), default="same-class", show_default=True)
-@click.option(
-    "--conditioning",
-    type=click.Choice(["pool", "train"]),
-    default="pool",
-    show_default=True,
-    help="What a method that conditions on data conditions on: the pool, or all training data.",
-)
-@click.option("--target", help="Class to attribute, by number or name; the predicted one by default.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random method.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@allow_code
-def attribute(
-    bundle: Path,
-    test_index: int | None,
-    train_index: int | None,
-    image: Path | None,
-    invert: bool | None,
-    target: str | None,
-    sigma2: float | None,
-    method: str | None,
-    as_json: bool,
-    **settings: Any,
-) -> None:
-    """Rank the training images that one prediction relies on most."""
-    from natscope.app.words import everything, percent, ratio_text
-    from natscope.core.bundle.request import Request
-    from natscope.core.errors import QueryError
-    from natscope.core.methods import METHODS
-    from natscope.precompute.bundles.opening import open_attributor
-
-    if sum(choice is not None for choice in (test_index, train_index, image)) != 1:
-        raise QueryError("Name one query: --test-index I, --train-index I or --image FILE.")
-    with redirect_stdout(sys.stderr):  # a network may print; what scripts read is the answer alone
-        attributor = open_attributor(bundle)
-        classes = attributor.bundle.classes
-        if image is not None:
-            query = _uploaded(attributor, image, invert)
-        else:
-            origin, index = ("test", test_index) if test_index is not None else ("train", train_index)
-            query = attributor.query(origin, int(index))  # type: ignore[arg-type]
-        method = Request().method if method is None else method
-        number = None if target is None else _class_number(target, classes)
-        request = Request(method, sigma2, target=number, **settings)
-        result = attributor.attribute(query, request)
-    if as_json:
-        say(json.dumps(result.to_dict(query, classes), allow_nan=False))
-        return
-    chance = query.probabilities[query.predicted]
-    say(f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}.")
-    if METHODS[method].uses_sigma2:
-        ratio = ratio_text(result.sigma2, attributor.bundle.mean_kernel())
-        say(f"{METHODS[method].title} at σ² = {result.sigma2:.3g}{f', {ratio}' if ratio else ''}.")
-    if result.nats is not None and result.total_nats:
-        share = result.nats / result.total_nats
-        whole = everything(result)
-        amount = f"{percent(share)} ({result.nats:.3f} nats)"
-        say(f"These {len(result.items)} images contribute {amount} of what {whole} reveal.")
-    say(f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign  source")
-    for i in result.items:
-        nats = "" if i.nats is None else f"{i.nats:.4f}"
-        say(
-            f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  "
-            f"{'-0+'[i.sign + 1]:<4}  {i.source}"
-        )
-
-
-@natscope.command()
-@click.option("--bundle", type=PATH, required=True, help="The bundle.")
+@on_device
 def verify(bundle: Path) -> None:
     """Look for every fault that opening or using a bundle would reveal; print each and exit with 1 or 2."""
     from natscope.core.bundle.format import Bundle
@@ -309,6 +255,7 @@ def verify(bundle: Path) -> None:
         say(f"Its network was not tried. {sentence}")
 
 
+natscope.add_command(attribute)
 natscope.add_command(evaluate)
 natscope.add_command(tune)
 
@@ -351,31 +298,6 @@ def _reported(error: BaseException) -> str | None:
     from natscope.precompute.training.projects import complaint
 
     return complaint(error)
-
-
-def _uploaded(attributor: Any, file: Path, invert: bool | None) -> Any:
-    from natscope.app.uploads import LARGEST_BYTES, query_of
-    from natscope.core.files import read_regular
-
-    return query_of(attributor, read_regular(file, LARGEST_BYTES, links=True), file.name, invert)
-
-
-def _class_number(text: str, classes: tuple[str, ...]) -> int:
-    from natscope.core.errors import QueryError
-
-    if text in classes:
-        return classes.index(text)
-    if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < len(classes):
-        return int(text)
-    alike = [label for label, name in enumerate(classes) if name.casefold() == text.casefold()]
-    if len(alike) == 1:
-        return alike[0]
-    if alike:
-        numbers = ", ".join(f"{label} ({classes[label]})" for label in alike)
-        raise QueryError(f"Several classes are called '{text}' except for capitals; name one by its number: {numbers}.")
-    raise QueryError(
-        f"There is no class '{text}'; choose a number from 0 to {len(classes) - 1} or one of {', '.join(classes)}."
-    )
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from natscope.app.cli.device import on_device
 from natscope.app.cli.precompute import method_names
 from natscope.app.cli.progress import Bars, say
 from natscope.app.cli.trust import allow_code
-from natscope.app.cli.values import COUNT, PATH, SEED
+from natscope.app.cli.values import COUNT, PATH, SEED, check_writable
 
 conditioning_option = click.option(
     "--conditioning",
@@ -34,6 +34,7 @@ conditioning_option = click.option(
 @click.option("--repeats", type=COUNT, help="How often to answer for each bundle, with other seeds; once by default.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
 @allow_code
+@on_device
 def evaluate(
     experiment: str,
     bundle: Path,
@@ -91,6 +92,7 @@ def evaluate(
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
 @click.option("--take", type=PATH, help="Measure nothing; take the values of this finished result.")
 @allow_code
+@on_device
 def tune(
     bundle: Path,
     out: Path | None,
@@ -145,10 +147,7 @@ def _measured(out: Path, run: Callable[..., Any]) -> dict[str, Any]:
         raise QueryError(f"--out names a JSON file, such as result.json, not {out.name}.")
     cache = ResultCache(out.with_suffix(".partial.json"))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.is_dir():
-            raise QueryError(f"{out} is a folder; --out names the JSON file to write.")
-        tempfile.TemporaryFile(dir=out.parent).close()  # raises now rather than after everything is computed
+        check_writable(out, "--out")
         with Bars() as bars:
             result = run(cache=cache, progress=bars).to_dict()
         for kind, data in experiment_files(result):

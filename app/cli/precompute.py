@@ -32,6 +32,7 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
     from natscope.core.index.spec import CHOICES, IndexSpec
     from natscope.core.sketches import SKETCHES, SketchSpec
     from natscope.precompute.bundles.spec import BuildSpec
+    from natscope.precompute.data.decode import Reading
     from natscope.precompute.data.folders import FolderSpec
     from natscope.precompute.training.train import RECIPES, TrainingSpec
 
@@ -39,6 +40,8 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
     if options["index"] not in CHOICES:
         raise BuildError(f"There is no index '{options['index']}'; choose one of {', '.join(CHOICES)}.")
+    if options["weights"] is None and (options["key"] or options["prefix"]):
+        raise BuildError("--key and --prefix choose a part of the file that --weights names; give that, too.")
     model = _model_spec(options)
     usual = RECIPES.get(model.architecture, TrainingSpec())
     recipe = {f.name: options[f.name] for f in fields(TrainingSpec) if options[f.name] is not None}
@@ -49,7 +52,10 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
     return BuildSpec(
         name=title if name else "".join(c for c in title if c.isprintable())[:LONGEST],
         dataset=options["dataset"],
-        folder=FolderSpec(options["image_size"], options["test_share"], options["skip_broken"]),
+        folder=FolderSpec(
+            **{f.name: options[f.name] for f in fields(FolderSpec) if f.name != "reading"},
+            reading=Reading(**{f.name: options[f.name] for f in fields(Reading)}),
+        ),
         classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),
         per_class=options["per_class"],
         scaling=_scaling(options["mean"], options["std"]),
@@ -62,6 +68,8 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         layers=() if options["layers"] is None else tuple(filter(None, map(str.strip, options["layers"].split(",")))),
         outputs=options["outputs"],
         weights=options["weights"],
+        weights_key=options["key"],
+        weights_prefix=options["prefix"] or "",
         methods=None if options["methods"] is None else method_names(options["methods"]),
         command=_command(options | {"name": name, "methods": None}, parameters),
     )
@@ -87,8 +95,19 @@ def print_check(
     say(f"Ready: {command} --out {shlex.quote(str(out)) if out else 'FOLDER'}")
 
 
-def notes(results: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines on a build beyond its accuracy: layers by torch.func, files that were skipped."""
+def remarks_on(spec: Any, bundle: Any) -> list[str]:
+    """Return what a person should know of the folder that a bundle was built from, in sentences."""
+    from natscope.precompute.data.datasets import FOLDER
+    from natscope.precompute.data.remarks import remarks
+
+    if not spec.dataset.startswith(FOLDER):
+        return []
+    path = Path(spec.dataset.removeprefix(FOLDER))
+    return remarks(path, spec.folder, train=bundle.sources("train"), test=bundle.sources("test"))
+
+
+def notes(results: Mapping[str, Any], remarks: Sequence[str] = ()) -> Iterator[str]:
+    """Yield lines on a build beyond its accuracy: layers by torch.func, skipped files, remarks on a folder."""
     from natscope.core.parameters import composition, imbalance
 
     shares = results["kernel"]["shares"]
@@ -104,6 +123,8 @@ def notes(results: Mapping[str, Any]) -> Iterator[str]:
             "Skipped", f"{len(skipped):,} files that cannot be read; the bundle's manifest.json names all"
         )
         yield from (f"{' ' * 11}{file}" for file in skipped[:_LISTED])
+    for remark in remarks:
+        yield from _paragraph("Folder", remark)
 
 
 def _paragraph(title: str, text: str) -> list[str]:

@@ -3,10 +3,15 @@
 import errno
 import math
 import os
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
+
+_RANGE = re.compile(r"(-?[0-9]{1,40})(?:\s*-\s*([0-9]{1,40}))?")
+_SHOWN = 40  # characters of what is no number
 
 
 class _Path(click.Path):
@@ -51,7 +56,41 @@ class _Finite(click.FloatRange):
         return number
 
 
+class _Indices(click.ParamType):
+    """Numbers of images: 0,5,10-20 becomes ranges, in that order; whether there are such images is known later."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[range, ...]:
+        found = []
+        for part in map(str.strip, str(value).split(",")):
+            if (match := _RANGE.fullmatch(part)) is None:
+                self.fail(f"{part[:_SHOWN]!r} is neither a number nor a range; write 0,5,10-20.", param, ctx)
+            first = int(match[1])
+            last = first if match[2] is None else int(match[2])
+            if last < first:
+                self.fail(f"{part} ends before it begins; write {last}-{first}.", param, ctx)
+            found.append(range(first, last + 1))
+        return tuple(found)
+
+
 PATH = _Path(path_type=Path)
 WHOLE, COUNT = _Whole(0, 10**9), _Whole(1, 10**9)
 GIGABYTES = _Finite(1, 10**6)
 SEED = _Whole(0, 2**63 - 1)  # what torch takes
+INDICES = _Indices()
+
+
+def check_writable(file: Path, option: str) -> None:
+    """Make a file's folder, and find out before anything is computed whether the file can be written.
+
+    Raises:
+        OSError: if it cannot be.
+        QueryError: if a folder is there.
+    """
+    from natscope.core.errors import QueryError
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_dir():
+        raise QueryError(f"{file} is a folder; {option} names the file to write.")
+    tempfile.TemporaryFile(dir=file.parent).close()

@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -301,10 +302,10 @@ def _upload(attributor: Served, take: Take) -> None:
     if attributor.bundle.stores_inputs:
         _upload_file(attributor, take)
         return
-    images = attributor.bundle.array("train_images")
+    images, settings = attributor.bundle.array("train_images"), attributor.bundle.manifest.results["settings"]
 
     def read() -> None:
-        _read(images, take)
+        _read(images, settings, take)
 
     st.file_uploader("One object on a plain background", key="file", on_change=read, max_upload_size=_LARGEST)
     if images.ndim == 3:
@@ -342,9 +343,7 @@ def _upload_file(attributor: Served, take: Take) -> None:
         kept = [*st.session_state.get(FILES, {}).items(), (digest, (data, chosen.name))]
         st.session_state[FILES] = dict(kept[-MAX_UPLOADS:])
         try:
-            if (
-                "load" not in attributor.bundle.manifest.dataset
-            ):  # in a process of its own, before anything else reads it
+            if "load" not in attributor.bundle.manifest.dataset:  # in a process of its own, before all else reads it
                 lanes.read_upload(data, chosen.name, form_of(attributor.bundle.array("train_images")))
             attributor.kept_file(digest)
         except NatscopeError as error:
@@ -352,19 +351,19 @@ def _upload_file(attributor: Served, take: Take) -> None:
             return
         take(f"file:{digest}")
 
-    st.file_uploader("A file like those of the data set", key="file", on_change=read, max_upload_size=10)
+    st.file_uploader("A file like those of the data set", key="file", on_change=read, max_upload_size=_LARGEST)
     if st.session_state.get("upload_error"):
         complain(st.session_state["upload_error"], icon=":material/broken_image:")
 
 
-def _read(images: np.ndarray, take: Take) -> None:
+def _read(images: np.ndarray, settings: Mapping[str, Any], take: Take) -> None:
     st.session_state["upload_error"], st.session_state["upload"] = None, None
     file = st.session_state.get("file")
     if not isinstance(file, UploadedFile):  # none is chosen, or the server no longer has it
         return
     try:
         invert = _INVERT[st.session_state.get("invert", "Automatic")] if images.ndim == 3 else None
-        upload = lanes.read_upload(file.getvalue(), file.name, form_of(images) | {"invert": invert})
+        upload = lanes.read_upload(file.getvalue(), file.name, form_of(images, settings) | {"invert": invert})
     except QueryError as error:
         st.session_state["upload_error"] = str(error)
         return

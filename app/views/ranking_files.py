@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, words
+from natscope.app import escape, rankings, words
 from natscope.app.bundles import Served
 from natscope.app.downloads import draw, offer
 from natscope.app.figures.sheets import ranking_file
@@ -42,35 +42,7 @@ def ranking_files(attributor: Served, query: QueryImage, images: np.ndarray, res
 
 
 def _table(attributor: Served, query: QueryImage, result: Attribution) -> str:
-    """Return the ranking as a table; every line repeats what was asked, so that tables can be put together."""
-    classes = attributor.bundle.classes
-    asked = result.to_dict(query, classes)
-    settings = {
-        "bundle": attributor.bundle.manifest.name,
-        "query": "upload" if query.index is None else f"{query.origin}:{query.index}",
-        "query_source": query.source,
-        **{name: asked[name] for name in ("target_name", "method", "sigma2", "pool", "conditioning")},
-    }
-    columns = ("rank", "train_index", "source", "label", "label_name", "score", "nats_cumulative", "sign", *settings)
-    return escape.table(
-        columns,
-        (
-            [
-                *(
-                    i.rank,
-                    i.train_index,
-                    i.source,
-                    i.label,
-                    classes[i.label],
-                    i.score,
-                    "" if i.nats is None else i.nats,
-                    i.sign,
-                ),
-                *settings.values(),
-            ]
-            for i in result.items
-        ),
-    )
+    return escape.table(rankings.COLUMNS, rankings.rows(attributor.bundle, query, result))
 
 
 def _everything(query: QueryImage, result: Attribution, classes: tuple[str, ...]) -> str:

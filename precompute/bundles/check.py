@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,21 +25,21 @@ from natscope.core.parameters import composition, imbalance
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.progress import Progress, silent
 from natscope.precompute.bundles.build import check_room, existing, layout_of, prepared
-from natscope.precompute.bundles.measure import bytes_each, seconds_each
+from natscope.precompute.bundles.measure import bytes_each, resident, seconds, seconds_each
 from natscope.precompute.bundles.recorded import check_recordable
 from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_out, size_of, wanted
 from natscope.precompute.data.datasets import FOLDER, Dataset
 from natscope.precompute.data.folders import load_named
+from natscope.precompute.data.remarks import remarks
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
 from natscope.precompute.training.train import accuracy, train
 from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import Suitable, check_suitable, check_trains
-from natscope.precompute.training.weights import load_weights
 
 _SAMPLED = 2000  # files of a folder that are read
 _LISTED = 10
 _MEASURED = 64  # images whose Jacobians show what the kernel is made of
-_IDLE = 400e6  # bytes of Python and its libraries
+_SHORT = 2.0  # seconds of an epoch of the images at hand that is trained to time it
 _WITHIN = 1.2  # memory within operations, relative to the tensors that they make
 
 
@@ -60,17 +61,22 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     if out is not None and out.exists():
         existing(out, spec.settings())
         yield "Bundle", f"{out} is there already, with these settings"
+    begun = time.perf_counter()
     data, backdoor, rows, skipped = _sampled(spec, progress)
+    read, files = time.perf_counter() - begun, len(data.train_images) + len(data.test_images)
+    unread = read * max(0.0, files / _SAMPLED - 1) if spec.dataset.startswith(FOLDER) else 0.0
     yield "Data", _about(data)
     if spec.dataset.startswith(FOLDER):
         yield "", _files_read(data, skipped)
+        folder = Path(spec.dataset.removeprefix(FOLDER))
+        for remark in remarks(folder, spec.folder, train=data.train_sources, test=data.test_sources):
+            yield "Folder", remark
     images = ImageInputs(data.train_images[rows], data.mean, data.std)
     labels = data.train_labels[rows]
 
     model_spec = fitted(spec.model, data.train_images.shape[1:], len(data.classes))
     model = build_model(model_spec, seed=spec.training.seed)
-    if spec.weights is not None:
-        load_weights(model, spec.weights, model_spec)
+    spec.load_into(model, model_spec)
     network = check_suitable(model, images[:3], len(data.classes), model_spec)
     model.to(device())
     yield "Network", f"{model_spec.title}: {network.parameters:,} parameters, each layer's Jacobian exact"
@@ -78,14 +84,18 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
         yield "", f"by torch.func, exact as well and slower: {', '.join(network.by_torch_func)}"
     features = spec.feature_map(model)
     layout = layout_of(spec, features, images[:1])
+    begins = unread + time.perf_counter() - begun
     check_recordable(spec, data, backdoor, model_spec, features, skipped)
     size = size_of(len(data.train_images), spec.sketch, network.parameters)
     methods = wanted(spec.methods, size)
     for name, why in left_out(spec.methods, size).items():
         yield "Left out", f"{METHODS[name].title}: {why}"
+    yield "Methods", _methods(methods, size)
 
+    trains = 0.0
     if spec.weights is None:
-        yield "Training", _training(spec, model_spec, images, labels, len(data.train_images))
+        trains, said = _training(spec, model_spec, images, labels, len(data.train_images))
+        yield "Training", said
     else:
         yield "Weights", _weights(model, data)
     shares = features.shares(images[:_MEASURED], labels[:_MEASURED])
@@ -93,8 +103,13 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     yield "Kernel", f"{_kernel(features)}: {composition(shares)} of the mean ‖J‖²{trained}"
     if (warning := imbalance(shares)) is not None:
         yield "", warning
-    yield "Jacobians", _jacobians(spec, features, images, labels, data, methods)
-    yield "Products", _products(spec, data, network, methods, size)
+    differentiates, said = _jacobians(spec, features, images, labels, data, methods)
+    yield "Jacobians", said
+    multiplies, said = _products(spec, data, network, methods, size)
+    yield "Products", said
+    untimed = [METHODS[name].title for name in methods if not METHODS[name].artifacts.timed]
+    rest = f", and {', '.join(untimed)}, not timed here" if untimed else ""
+    yield "Time", f"{_duration(begins + trains + differentiates + multiplies)} in all{rest}"
     yield "Disk", _disk(estimated_bytes(spec, data, layout, network), out)
     yield "Memory", _memory(spec, model_spec, features, images, labels, data, methods, size)
 
@@ -149,24 +164,39 @@ def _weights(model: nn.Module, data: Dataset) -> str:
     )
 
 
-def _training(spec: BuildSpec, model: ModelSpec, images: ImageInputs, labels: np.ndarray, count: int) -> str:
+def _methods(methods: tuple[str, ...], size: Size) -> str:
+    """Ask every method whether the bundle will serve it."""
+    served = [method.title for name, method in METHODS.items() if name in methods or not method.files]
+    more = [name for name, m in METHODS.items() if m.title not in served and m.artifacts.obstacle(size) is None]
+    return ", ".join(served) + (f"; {', '.join(more)} can be added by --methods" if more else "")
+
+
+def _training(
+    spec: BuildSpec, model: ModelSpec, images: ImageInputs, labels: np.ndarray, count: int
+) -> tuple[float, str]:
+    """Time what a training needs once, for each step and for each image."""
     recipe = spec.training
     check_trains(build_model(model, seed=recipe.seed), images[:3], count % recipe.batch_size, model)
 
-    def run(number: int) -> None:
-        some = replace(images, images=images.images[:number])
-        train(
-            build_model(model, seed=recipe.seed).to(device()),
-            some,
-            torch.from_numpy(labels[:number]),
-            replace(recipe, epochs=1),
-        )
+    def run(number: int, epochs: int = 1) -> None:
+        some, network = replace(images, images=images.images[:number]), build_model(model, seed=recipe.seed)
+        own = replace(recipe, epochs=epochs)
+        with tempfile.TemporaryDirectory() as folder:  # a build keeps what is trained after every epoch
+            kept = Path(folder) / "training"
+            train(network.to(device()), some, torch.from_numpy(labels[:number]), own, checkpoint=kept)
 
-    each = seconds_each(run, len(images))
-    return (
-        f"{recipe.epochs} epochs of {-(-count // recipe.batch_size):,} steps, batches of {recipe.batch_size}, "
-        f"{recipe.precision}{', augmented' if recipe.augment else ''}: {_rate(each)}, "
-        f"{_duration(each * recipe.epochs * count)}"
+    steps, all_ = -(-count // recipe.batch_size), len(images)
+    once, each = seconds_each(run, all_)
+    if each * all_ < _SHORT:  # two epochs tell what each takes, however few its images are
+        first = seconds(lambda: run(all_))
+        epoch = max(0.0, seconds(lambda: run(all_, 2)) - first) * count / all_
+        whole = max(0.0, first - epoch) + recipe.epochs * epoch
+    else:
+        whole = once + recipe.epochs * count * each
+    return whole, (
+        f"{recipe.epochs} epochs of {steps:,} steps, batches of {recipe.batch_size}, "
+        f"{recipe.precision}{', augmented' if recipe.augment else ''}: {_rate(whole / (recipe.epochs * count))}, "
+        f"{_duration(whole)}"
     )
 
 
@@ -177,20 +207,24 @@ def _jacobians(
     labels: np.ndarray,
     data: Dataset,
     methods: tuple[str, ...],
-) -> str:
-    each = seconds_each(lambda number: features.features(images[:number], labels[:number]), min(len(images), SHARD))
-    forward = seconds_each(lambda number: features.outputs(images[:number]), min(len(images), SHARD))
+) -> tuple[float, str]:
+    most = min(len(images), SHARD)
+    once, each = seconds_each(lambda number: features.features(images[:number], labels[:number]), most)
+    _, forward = seconds_each(lambda number: features.outputs(images[:number]), most)
     count, passes = len(data.train_images), 1 + any(MARGINS in METHODS[name].needs for name in methods)
     passes += len(data.classes) if spec.outputs == "all" else 0
     outputs = forward * (count + len(data.test_images))
     size = f"K = {spec.sketch.dim:,}" if spec.sketch.kind != "exact" else "no sketch"
-    return (
+    whole = passes * (once * -(-count // SHARD) + each * count) + outputs
+    return whole, (
         f"{spec.sketch.kind}, {size}: {_rate(each)}, {passes} pass{'es' if passes > 1 else ''} over the training "
-        f"images: {_duration(passes * each * count + outputs)}"
+        f"images: {_duration(whole)}"
     )
 
 
-def _products(spec: BuildSpec, data: Dataset, network: Suitable, methods: tuple[str, ...], size: Size) -> str:
+def _products(
+    spec: BuildSpec, data: Dataset, network: Suitable, methods: tuple[str, ...], size: Size
+) -> tuple[float, str]:
     """Time the matrix products: Grams, distances to the training images and what methods invert."""
     dim, count = spec.sketch.dim, len(data.train_images)
     some = np.ones((256, dim))
@@ -205,9 +239,7 @@ def _products(spec: BuildSpec, data: Dataset, network: Suitable, methods: tuple[
     own = {METHODS[name].title: METHODS[name].artifacts for name in methods}
     number += sum(artifacts.products(size) for artifacts in own.values())
     timed = ["Grams, indexes, distances", *(title for title, artifacts in own.items() if artifacts.products(size))]
-    others = [title for title, artifacts in own.items() if not artifacts.timed]
-    found = f"{', '.join(timed)}: {_duration(each * number)}"
-    return found + (f", and {', '.join(others)}, not timed here" if others else "")
+    return each * number, f"{', '.join(timed)}: {_duration(each * number)}"
 
 
 def _disk(needed: int, out: Path | None) -> str:
@@ -248,7 +280,9 @@ def _memory(
         phases.append(2 * weights + bytes_each(step) * min(spec.training.batch_size, count))
     copies = 1 if spec.classes is spec.per_class is spec.poison is None else 2
     pixels = copies * (data.train_images.nbytes + data.test_images.nbytes)
-    peak = _IDLE + pixels + weights + _WITHIN * max(phases)
+    here = data.train_images.nbytes + data.test_images.nbytes  # as far as they were read, of what is taken now
+    here = min(here, _SAMPLED * data.train_images[0].nbytes) if spec.dataset.startswith(FOLDER) else here
+    peak = resident() - here + pixels + weights + _WITHIN * max(phases)
     found = f"about {formatted(peak)} at the peak"
     if math.isinf(there := machine_memory()):
         return found
@@ -257,14 +291,16 @@ def _memory(
     return f"{found}, of {formatted(there)} in this machine"
 
 
-def _rate(seconds: float) -> str:
-    return f"{1 / seconds:,.0f} images a second" if seconds < 1 else f"{seconds:.1f} s an image"
+def _rate(each: float) -> str:
+    return f"{1 / max(each, 1e-9):,.0f} images a second" if each < 1 else f"{each:.1f} s an image"
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
+def _duration(spent: float) -> str:
+    if spent < 1:
+        return "less than 1 s"
+    if spent < 90:
+        return f"about {round(spent)} s"
+    minutes = round(spent / 60)
     return f"about {minutes} min" if minutes < 120 else f"about {minutes // 60} h {minutes % 60:02d} min"
 
 

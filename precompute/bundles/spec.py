@@ -30,6 +30,7 @@ from natscope.precompute.training.models import ModelSpec, source_of
 from natscope.precompute.training.train import TrainingSpec
 from natscope.precompute.training.trusted import find
 from natscope.precompute.training.validate import Suitable
+from natscope.precompute.training.weights import load_weights
 
 _VERSIONS = ("natscope", "torch", "numpy", "scipy", "faiss-cpu")
 
@@ -54,7 +55,9 @@ class BuildSpec:
         ntk: scale Jacobians as in the NTK parameterisation; as is best for the kind of network when None.
         layers: glob patterns of the names of parameters that the kernel is made of; all when there are none.
         outputs: "own", or "all" to store features under every class's logit.
-        weights: safetensors file of trained weights to load instead of training.
+        weights: file of trained weights to load instead of training, safetensors or of `torch.save`.
+        weights_key: the file's entry that holds them; the usual one when None.
+        weights_prefix: take those named so, without it; all when empty.
         methods: names of those whose artifacts the bundle should hold; the usual ones when None. More can be added
             later.
         ekfac: how EK-FAC factors are fitted; as usual for the network when None.
@@ -81,6 +84,8 @@ class BuildSpec:
     layers: tuple[str, ...] = ()
     outputs: str = "own"
     weights: Path | None = None
+    weights_key: str | None = None
+    weights_prefix: str = ""
     methods: tuple[str, ...] | None = None
     ekfac: EkfacSpec | None = None
     command: str = "natscope precompute"
@@ -107,6 +112,11 @@ class BuildSpec:
         """Return the data set, and a line for each file of a folder that was skipped; see `load_named`."""
         return load_named(self.dataset, self.folder, progress) if self.data is None else (self.data, [])
 
+    def load_into(self, model: nn.Module, spec: ModelSpec) -> None:
+        """Load the weights that are given into a network of a specification; see `load_weights`."""
+        if self.weights is not None:
+            load_weights(model, self.weights, spec, key=self.weights_key, prefix=self.weights_prefix)
+
     def settings(self) -> dict[str, Any]:
         """Return what makes the bundle as JSON-able values, loaded weights by their checksum."""
         values = asdict(replace(self, data=None))
@@ -120,6 +130,9 @@ class BuildSpec:
         for later in ("classes", "per_class", "scaling", "poison"):
             if values[later] is None:
                 del values[later]
+        for later in ("weights_key", "weights_prefix"):
+            if not values[later]:
+                del values[later]
         if self.index.kind == "flat" or self.sketch.kind == "exact":
             del values["index"]  # as in bundles built before there was a choice
         values["training"] = self.training.to_dict()
@@ -127,7 +140,8 @@ class BuildSpec:
             values["model"]["source"] = source
         del values["folder"]
         if self.dataset.startswith(FOLDER):
-            values["folder"] = asdict(self.folder) | {"files": fingerprint(Path(self.dataset.removeprefix(FOLDER)))}
+            files = fingerprint(Path(self.dataset.removeprefix(FOLDER)), self.folder)
+            values["folder"] = self.folder.to_dict() | {"files": files}
         if self.weights is not None:
             if not self.weights.is_file():
                 raise BuildError(f"There is no file of weights at {self.weights}.")

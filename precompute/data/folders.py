@@ -4,10 +4,11 @@ import hashlib
 import os
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +17,16 @@ from natscope.core.files import sha256_of, size
 from natscope.core.progress import Progress, silent
 from natscope.core.text import UNSEEN
 from natscope.precompute.data.datasets import FOLDER, Dataset, load_dataset
-from natscope.precompute.data.decode import EXTENSIONS, decode, fit
+from natscope.precompute.data.decode import EXTENSIONS, USUAL, Reading, decode, fit
 
+_ALWAYS = ("image_size", "test_share", "skip_broken")  # in a bundle's settings
 _LISTED = 10  # unreadable files named in a message
 _LEAST_STD = 1e-3  # of a channel that is the same everywhere
-_LARGEST_FILE = 2**28  # bytes; files of the largest picture allowed are smaller in every format
+LARGEST_FILE = 2**28  # bytes; files of the largest picture allowed are smaller in every format
 
-_HELD_OUT = {"val", "valid", "validation", "dev", "testing"}  # other names for the test split
+_HELD_OUT = {"test", "testing", "val", "valid", "validation", "eval", "dev", "holdout"}  # names for the test split
+_HINTS = {"megapixels": "--largest MEGAPIXELS", "name does not fit": "--by-content", "animation": "--first-frame"}
+_HINTS |= {"transparent everywhere": "--background ignore"}
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,23 @@ class FolderSpec:
         image_size: side in pixels to which every image is scaled; the aspect ratio is kept.
         test_share: share of each class that becomes the test set if the folder has no train and test.
         skip_broken: leave out files that cannot be read, instead of refusing the folder.
+        test_folder: name of the folder beside train that holds the test images; the one of a usual name when None.
+        missing_classes: go on if a class has no test image, and leave out test images of classes without training ones.
+        reading: how files become pixels.
     """
 
     image_size: int = 32
     test_share: float = 0.2
     skip_broken: bool = False
+    test_folder: str | None = None
+    missing_classes: bool = False
+    reading: Reading = USUAL
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-able values, without those that were added later and are as before."""
+        usual, own = asdict(FolderSpec()), asdict(self)
+        own["reading"] = {name: value for name, value in own["reading"].items() if value != usual["reading"][name]}
+        return {name: own[name] for name in own if name in _ALWAYS or own[name] not in (usual[name], {})}
 
 
 def load_named(
@@ -82,8 +98,11 @@ def load_folder(
     """
     if not 4 <= spec.image_size <= 512 or not 0 < spec.test_share < 1:
         raise DataError("Images need a side of 4 to 512 pixels, and the test share must lie between 0 and 1.")
-    classes, train, test = _listed(path, spec.test_share)
-    files = [*train, *test]
+    spec.reading.check()
+    classes, *splits = listed(path, spec)
+    if len(splits) == 1 and not spec.skip_broken:
+        splits = _divided(splits[0], len(classes), spec.test_share)
+    files = [file for split in splits for file in split]
     try:
         pixels = np.zeros((len(files), spec.image_size, spec.image_size, 3), dtype=np.uint8)
     except MemoryError as error:
@@ -97,43 +116,49 @@ def load_folder(
         if done % 500 == 0:
             progress("Reading images", done, len(read))
         try:
-            pixels[position] = _read(files[position][0], spec.image_size)
+            pixels[position] = _read(files[position][0], spec)
         except (OSError, QueryError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error).split(";")[0].rstrip(".")
-            broken[position] = f"{_shown(files[position][0].relative_to(path))}: {reason}"
+            broken[position] = f"{shown(files[position][0].relative_to(path))}: {reason}"
     progress("Reading images", len(read), len(read))
     if broken and not spec.skip_broken:
         raise DataError(_complaint(path, list(broken.values()), len(read)))
     kept = np.ones(len(files), dtype=bool)
     kept[list(broken)] = False
     labels = np.array([label for _, label in files], dtype=np.int64)
-    split = np.arange(len(files)) < len(train)
-    for name, rows in (("training", split & kept), ("test", ~split & kept)):
+    if len(splits) == 1:  # only files that can be read are divided
+        whole = [(position, int(labels[position])) for position in np.flatnonzero(kept)]
+        train = np.isin(np.arange(len(files)), [p for p, _ in _divided(whole, len(classes), spec.test_share)[0]])
+    else:
+        train = np.arange(len(files)) < len(splits[0])
+    for name, rows in (("training", train & kept), ("test", ~train & kept)):
         for label in np.flatnonzero(np.bincount(labels[rows], minlength=len(classes)) == 0):
-            raise DataError(_empty(path, classes[label], name, alone=int((labels == label).sum()) == 1))
+            if name == "training" or not spec.missing_classes:
+                raise DataError(_empty(path, classes[label], name, alone=int((labels == label).sum()) == 1))
+    if not (~train & kept).any():
+        raise DataError(f"{path} has no test image that can be read.")
     good = read[kept[read]]
     if all((pixels[part, ..., :1] == pixels[part]).all() for part in np.array_split(good, len(good) // 1000 + 1)):
         pixels = pixels[..., 0]
-    mean, std = _moments(pixels, good[good < len(train)])
-    parts = slice(None, len(train)), slice(len(train), None)
-    images = [np.ascontiguousarray(pixels[p][kept[p]] if broken else pixels[p]) for p in parts]
-    names = [_shown(file.relative_to(path)) for file, _ in files]
+    mean, std = _moments(pixels, good[train[good]])
+    images = [_rows(pixels, np.flatnonzero(part & kept)) for part in (train, ~train)]
+    names = [shown(file.relative_to(path)) for file, _ in files]
     data = Dataset(
-        name=f"folder:{_shown(Path(path.resolve().name))}",
+        name=f"folder:{shown(Path(path.resolve().name))}",
         classes=classes,
         train_images=images[0],
-        train_labels=labels[split & kept],
+        train_labels=labels[train & kept],
         test_images=images[1],
-        test_labels=labels[~split & kept],
+        test_labels=labels[~train & kept],
         mean=mean,
         std=std,
-        train_sources=tuple(compress(names, split & kept)),
-        test_sources=tuple(compress(names, ~split & kept)),
+        train_sources=tuple(compress(names, train & kept)),
+        test_sources=tuple(compress(names, ~train & kept)),
     )
     return data, list(broken.values())
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Path, spec: FolderSpec) -> str:
     """Hash the names and contents of a folder's images, by which a build notices changes.
 
     Files whose size and time of change are known are not read again.
@@ -141,17 +166,17 @@ def fingerprint(path: Path) -> str:
     Raises:
         DataError: if the folder cannot be used.
     """
-    _, train, test = _listed(path, 0.5)
+    _, *splits = listed(path, spec)
     digest = hashlib.sha256()
-    for file in sorted(file for file, _ in [*train, *test]):
+    for file in sorted(file for split in splits for file, _ in split):
         found = file.lstat() if _dangles(file) else file.stat()
-        content = _content(file, found.st_size, found.st_mtime_ns)
+        content = content_of(file, found.st_size, found.st_mtime_ns)
         digest.update(f"{file.relative_to(path).as_posix()}\0{content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
 @lru_cache(maxsize=2**20)
-def _content(file: Path, length: int, changed: int) -> str:
+def content_of(file: Path, length: int, changed: int) -> str:
     """Return the checksum of a file, or its length if it cannot be read, which is reported when the images are read."""
     try:
         return sha256_of(file)
@@ -162,30 +187,39 @@ def _content(file: Path, length: int, changed: int) -> str:
 Labelled = list[tuple[Path, int]]
 
 
-def _read(file: Path, side: int) -> np.ndarray:
-    if file.stat().st_size > _LARGEST_FILE:
-        raise QueryError(f"The file is larger than {size(_LARGEST_FILE)}.")
-    return fit(decode(file.read_bytes(), file.name), (side, side), 3)
+def _rows(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return some rows, not copied if they follow each other."""
+    if len(rows) == rows[-1] - rows[0] + 1:
+        return np.ascontiguousarray(pixels[rows[0] : rows[-1] + 1])
+    return np.ascontiguousarray(pixels[rows])
 
 
-def _listed(path: Path, test_share: float) -> tuple[tuple[str, ...], Labelled, Labelled]:
-    """Return the classes and the files of both splits, by name, so that the order is the same everywhere."""
+def _read(file: Path, spec: FolderSpec) -> np.ndarray:
+    if file.stat().st_size > LARGEST_FILE:
+        raise QueryError(f"The file is larger than {size(LARGEST_FILE)}.")
+    side = spec.image_size
+    return fit(decode(file.read_bytes(), file.name, spec.reading), (side, side), 3, spec.reading.fit)
+
+
+def listed(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
+    """Return the classes, and the files of both splits or of one that is still to be divided.
+
+    They are sorted by name, so that the order is the same everywhere.
+    """
     try:
         if not path.is_dir():
             raise DataError(f"There is no folder {path}; --dataset folder:PATH names one that holds images by class.")
-        parts = {name.lower(): name for name in _subfolders(path)}
-        if "train" in parts and len(parts) > 1 and set(parts) - {"train"} <= _HELD_OUT:
-            raise DataError(f"{path} has a folder {parts['train']} and none named test; rename the one to test on.")
-        if {"train", "test"} <= set(parts):
-            train, test = path / parts["train"], path / parts["test"]
-            names = _class_names(train)
-            unknown = set(_class_names(test)) - set(names)
-            if unknown:
-                raise DataError(f"{test} has a class {min(unknown)} that {train} does not have.")
-            splits = [_files(folder, names) for folder in (train, test)]
-        else:
-            names = _class_names(path)
-            splits = _divided(_files(path, names), len(names), test_share)
+        train, held_out, _ = parts(path, spec)
+        names = _class_names(path / train)
+        splits = [_files(path / train, names)]
+        if held_out is not None:
+            unknown = sorted(set(_class_names(path / held_out)) - set(names))
+            if unknown and not spec.missing_classes:
+                raise DataError(
+                    f"{path / held_out} has a class {unknown[0]} that {path / train} does not have; go on without its "
+                    "images with --missing-classes."
+                )
+            splits.append(_files(path / held_out, names))
     except OSError as error:
         raise DataError(f"The folder {error.filename or path} cannot be read: {error.strerror}.") from error
     if len(names) < 2:
@@ -193,19 +227,45 @@ def _listed(path: Path, test_share: float) -> tuple[tuple[str, ...], Labelled, L
             f"{path} has {len(names)} {'class' if len(names) == 1 else 'classes'}, and a classifier needs at least "
             "two: put each class's images into a subfolder of its own, or into train/CLASS and test/CLASS."
         )
-    return tuple(names), splits[0], splits[1]
+    return tuple(names), *splits
 
 
-def _subfolders(folder: Path) -> list[str]:
+def parts(path: Path, spec: FolderSpec) -> tuple[str, str | None, list[str]]:
+    """Return the folder of the training images, "" for the whole, that of the test images if any, and those not used.
+
+    A folder is divided into splits if it has one called train and others, if any, have a usual name of a test split.
+    """
+    there = {name.lower(): name for name in subfolders(path)}
+    others = [name for name in there if name != "train"]
+    named = spec.test_folder
+    if named is not None:
+        if "train" not in there or named.lower() not in others:
+            raise DataError(f"{path} has no folders train and {named}, as --test-folder {named} says.")
+        taken = named.lower()
+    elif "train" in there and "test" in there:
+        taken = "test"
+    elif "train" in there and set(others) <= _HELD_OUT:
+        if len(others) > 1:
+            raise DataError(f"{path} has {' and '.join(others)} beside train; choose one by --test-folder {others[0]}.")
+        if not others:
+            return there["train"], None, []
+        taken = others[0]
+    else:
+        return "", None, []
+    return there["train"], there[taken], [there[name] for name in others if name != taken]
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder that are not hidden, sorted."""
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _class_names(folder: Path) -> list[str]:
     """Return the classes of a folder; names that some systems or commands cannot tell apart are refused."""
-    names, known = _subfolders(folder), dict[str, str]()
+    names, known = subfolders(folder), dict[str, str]()
     for name in names:
         if not name.isprintable():
-            raise DataError(f"The class folder {_shown(Path(name))!r} in {folder} has no printable name; rename it.")
+            raise DataError(f"The class folder {shown(Path(name))!r} in {folder} has no printable name; rename it.")
         other = known.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
         if other != name:
             raise DataError(
@@ -244,7 +304,7 @@ def _dangles(file: Path) -> bool:
     return file.is_symlink() and not file.exists()
 
 
-def _divided(files: Labelled, classes: int, share: float) -> list[Labelled]:
+def _divided(files: Sequence[tuple[Any, int]], classes: int, share: float) -> list[list[tuple[Any, int]]]:
     """Return both splits, with the same random share of every class for testing, at least one image; repeatable."""
     test: set[int] = set()
     labels = np.array([label for _, label in files])
@@ -256,22 +316,25 @@ def _divided(files: Labelled, classes: int, share: float) -> list[Labelled]:
     return [[f for row, f in enumerate(files) if (row in test) is wanted] for wanted in (False, True)]
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """Return a path as text that can be printed; what is not text in it becomes question marks."""
     return UNSEEN.sub("\ufffd", os.fsencode(path).decode(errors="replace"))
 
 
 def _empty(path: Path, title: str, split: str, *, alone: bool) -> str:
+    on = "" if split == "training" else "; go on without with --missing-classes"
     if alone:
-        return f"The class {title} of {path} has one image; it needs at least two, one of them for testing."
-    return f"The class {title} of {path} has no {split} image that can be read."
+        return f"The class {title} of {path} has one image; it needs at least two, one of them for testing{on}."
+    return f"The class {title} of {path} has no {split} image that can be read{on}."
 
 
 def _complaint(path: Path, broken: Sequence[str], count: int) -> str:
     more = f" and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
+    options = [option for words, option in _HINTS.items() if any(words in reason for reason in broken)]
+    read = f" read them with {' '.join(options)}," if options else ""
     return (
         f"{len(broken):,} of {count:,} images in {path} cannot be read: {'; '.join(broken[:_LISTED])}{more}. Remove "
-        "them, or go on without them with --skip-broken."
+        f"them,{read} or go on without them with --skip-broken."
     )
 
 

@@ -91,6 +91,7 @@ def result_of(
             {
                 "command": build_command(experiment, attributor.bundle.manifest, position),
                 "identity": attributor.bundle.identity,
+                "settings": attributor.bundle.manifest.results["settings"],
             }
             for position, attributor in enumerate(opened)
         ),

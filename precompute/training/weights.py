@@ -2,9 +2,10 @@
 
 # A pickle's operations are only listed here, and none is run.
 import pickletools  # nosec B403
+import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
@@ -18,24 +19,36 @@ from torch import Tensor, nn
 from natscope.core.errors import BuildError, out_of_memory
 from natscope.precompute.training.models import ModelSpec
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys under which training scripts keep weights
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of DataParallel, torch.compile and usual wrappers
+# Keys under which training scripts keep weights; those of averaged weights are the second half.
+_WRAPPERS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module"),
+    *("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "params_ema"),
+)
+# Of DataParallel, torch.compile and usual wrappers.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "ema_model.", "_model.")
+_AVERAGED = "n_averaged"  # what torch.optim.swa_utils.AveragedModel counts, beside its network under "module."
+_BATCHES = "num_batches_tracked"
 _TORCH = (b"PK", b"\x80")  # how files of torch.save begin: as an archive, or in the older format
+_GLOBAL = re.compile(r"GLOBAL ([\w.]{1,100})")  # what torch.load says it would not import
 _DEEPEST = 20  # tuples within tuples: a state dict has three
 _LARGEST_PICKLE = 2**28  # bytes of a pickle, which holds no numbers
 _PICKLES = 4  # of a file in the older format before its numbers: a magic number, the format, the system and the content
+_SHOWN = 200  # characters of a list of entries
 _SAVE = "save torch.save(model.state_dict(), FILE) or a safetensors file, and load that"
 
 
-def load_weights(model: nn.Module, path: Path, spec: ModelSpec) -> None:
+def load_weights(model: nn.Module, path: Path, spec: ModelSpec, *, key: str | None = None, prefix: str = "") -> None:
     """Load weights into a network, in its own precision.
 
     Args:
         model: the network.
-        path: a safetensors file, or one that `torch.save` wrote from a state dict, plain or under one of the keys
-            state_dict, model_state_dict, model and net. A prefix that all its names have in common and the network's
-            do not, as DataParallel and torch.compile add, is removed.
+        path: a safetensors file, or one that `torch.save` wrote from a state dict, plain or under a usual key such as
+            state_dict, model_state or ema. A prefix that its names have and the network's do not, as DataParallel,
+            torch.compile and modules around a network add, is removed.
         spec: the network's specification, for messages.
+        key: the entry of the file that holds the state dict, entries of entries separated by dots; the usual one when
+            None.
+        prefix: take what is named so, and without it; nothing else is then removed.
 
     Raises:
         BuildError: if the file cannot be read, holds code, or does not fit the network.
@@ -45,14 +58,15 @@ def load_weights(model: nn.Module, path: Path, spec: ModelSpec) -> None:
     try:
         with path.open("rb") as file:
             pickled = file.read(2).startswith(_TORCH)
-        found = _state_of(_unpickled(path), path) if pickled else safetensors.torch.load_file(path)
+        content = _unpickled(path) if pickled else safetensors.torch.load_file(path)
+        found = _state_of(content if key is None else _entry(content, key, path), path, key)
     except OSError as error:
         if out_of_memory(error):
             raise
         raise BuildError(f"The weights in {path} cannot be read: {error.strerror or error}.") from error
     except safetensors.SafetensorError as error:
         raise BuildError(f"{path} is neither a safetensors file of weights nor one of torch.save.") from error
-    weights = _without_prefix(found, model)
+    weights = _named(found, prefix, path) if prefix else _without_prefix(found, model)
     _check_kinds(model, weights, path)
     try:
         model.load_state_dict(weights)
@@ -60,9 +74,8 @@ def load_weights(model: nn.Module, path: Path, spec: ModelSpec) -> None:
         if out_of_memory(error):
             raise
         fault = _fault(model, weights) or str(error).strip().splitlines()[-1].strip().rstrip(".")
-        raise BuildError(
-            f"The weights in {path} do not fit the network {spec.title}: {fault}; {_advice(spec)}."
-        ) from error
+        advice = _other_prefix(model, weights) or _advice(spec)
+        raise BuildError(f"The weights in {path} do not fit the network {spec.title}: {fault}; {advice}.") from error
 
 
 def _unpickled(path: Path) -> Any:
@@ -75,10 +88,13 @@ def _unpickled(path: Path) -> Any:
     except Exception as error:  # of pickle, zipfile and torch
         if out_of_memory(error):
             raise
+        if "TorchScript" in str(error):
+            raise BuildError(f"{path} is a network of TorchScript, not weights by name: {_SAVE}.") from error
         if "weights_only" in str(error):  # torch's advice is to load it anyway
+            named = _GLOBAL.search(str(error))
             raise BuildError(
-                f"{path} holds something else than weights, such as a whole network, and loading that could run any "
-                f"code: {_SAVE}."
+                f"{path} holds something else than weights, such as a whole network{f' ({named[1]})' if named else ''},"
+                f" and loading that could run any code: {_SAVE}."
             ) from error
         raise BuildError(f"{path} is damaged, or not a file of weights that torch.save wrote.") from error
 
@@ -125,16 +141,33 @@ def _depths(stream: IO[bytes]) -> Iterator[int]:
             stack += [None if kind is pickletools.markobject else depth for kind in operation.stack_after]
 
 
-def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
+def _entry(content: Any, key: str, path: Path) -> Any:
+    """Return what a file holds under a key, or under a key of what it holds under another."""
+    if isinstance(content, Mapping) and key in content:
+        return content[key]
+    head, dot, rest = key.partition(".")
+    if dot and isinstance(content, Mapping) and head in content:
+        return _entry(content[head], rest, path)
+    there = ", ".join(str(k) for k in content if isinstance(k, str))[:_SHOWN] if isinstance(content, Mapping) else ""
+    raise BuildError(f"{path} has no entry '{key}'; {f'it holds {there}' if there else 'it has no entries by name'}.")
+
+
+def _state_of(content: Any, path: Path, key: str | None) -> dict[str, Tensor]:
     """Return the tensors from what training scripts save."""
     for _ in range(2):
-        inner = next((content[key] for key in _WRAPPERS if _holds(content, key)), None)
-        content = content if inner is None else inner
+        held = [name for name in _WRAPPERS if _holds(content, name)]
+        if len(held) > 1 and key is None:
+            raise BuildError(
+                f"{path} holds weights under {' and '.join(held)}; choose by --key {held[0]}, for example."
+            )
+        content = content[held[0]] if held else content
     if not isinstance(content, Mapping) or not content:
         raise BuildError(f"{path} holds {type(content).__name__} and not the weights of a network by name: {_SAVE}.")
     strange = next((k for k, v in content.items() if not (isinstance(k, str) and isinstance(v, Tensor))), None)
     if strange is not None:
-        raise BuildError(f"{path} holds {strange!r}, which is not a weight of a network: {_SAVE}.")
+        inner = [k for k, v in content.items() if isinstance(k, str) and isinstance(v, Mapping) and _tensors(v)]
+        advice = f"name the entry that holds the weights by --key {inner[0]}" if inner else _SAVE
+        raise BuildError(f"{path} holds {strange!r}, which is not a weight of a network: {advice}.")
     return dict(content)
 
 
@@ -142,13 +175,53 @@ def _holds(content: Any, key: str) -> bool:
     return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
 
 
+def _tensors(values: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in values.values())
+
+
+def _named(weights: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
+    """Return what is named with a prefix, without it."""
+    found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    if not found:
+        raise BuildError(f"No name in {path} begins with '{prefix}'; the first is '{next(iter(weights))}'.")
+    return found
+
+
 def _without_prefix(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     names = set(model.state_dict())
+    if _AVERAGED in weights and _AVERAGED not in names:
+        weights = {name: tensor for name, tensor in weights.items() if name != _AVERAGED}
     while prefix := next((p for p in _PREFIXES if weights and all(name.startswith(p) for name in weights)), None):
         if any(name.startswith(prefix) for name in names):
             break
         weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    for prefix in (*_PREFIXES, *_common(weights)):  # some names have it, or it is a name of the user's own
+        bare = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+        if len(bare) == len(weights) and _counted(bare) == _counted(names):
+            return bare
     return weights
+
+
+def _counted(names: Iterable[str]) -> set[str]:
+    """Return the names without those of counts of batches, which older files lack."""
+    return {name for name in names if not name.endswith(_BATCHES)}
+
+
+def _common(weights: dict[str, Tensor]) -> list[str]:
+    """Return the prefixes that end in a dot and that all names have in common."""
+    first = next(iter(weights), "")
+    found = [first[: place + 1] for place, letter in enumerate(first) if letter == "."]
+    return [prefix for prefix in found if all(name.startswith(prefix) for name in weights)]
+
+
+def _other_prefix(model: nn.Module, weights: dict[str, Tensor]) -> str:
+    """Return the advice to name a prefix under which the file holds all that the network needs, if there is one."""
+    own = _counted(model.state_dict())
+    for name in weights:
+        prefix = name.removesuffix(min(own, key=len))
+        if prefix != name and prefix.endswith(".") and all(prefix + other in weights for other in own):
+            return f"take those that begin with {prefix} by --prefix {prefix}"
+    return ""
 
 
 def _check_kinds(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
@@ -165,7 +238,7 @@ def _check_kinds(model: nn.Module, weights: dict[str, Tensor], path: Path) -> No
 def _fault(model: nn.Module, weights: dict[str, Tensor]) -> str:
     """Return the first difference between what the network has and what the file holds."""
     own = model.state_dict()
-    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    missing = [name for name in own if name not in weights and not name.endswith(_BATCHES)]
     surplus = [name for name in weights if name not in own]
     if missing:
         return f"the file has no '{missing[0]}'{_more(missing)}" + (

@@ -47,9 +47,8 @@ def test_a_size_of_memory_that_cannot_be(capsys, command, number):
     assert "'--memory': " in refused(capsys, command, f"--memory={number}")
 
 
-def test_every_whole_number_but_that_of_an_image_has_bounds():
-    free = {option for _, option, kind in _OPTIONS if kind is click.INT}
-    assert free == {"--test-index", "--train-index"}
+def test_every_whole_number_has_bounds():
+    assert not [option for _, option, kind in _OPTIONS if kind is click.INT]
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "\0", "/proc/nowhere"])
@@ -95,3 +94,14 @@ def test_a_result_never_takes_the_place_of_a_folder(capsys, tmp_path):
     out = tmp_path / "result.json"
     said = refused(capsys, "tune", "--bundle", str(tmp_path), "--out", str(out))
     assert f"{out} is a folder; --out" in said
+
+
+@pytest.mark.parametrize("command", ["precompute", "attribute", "evaluate", "tune", "verify", "demo", "app"])
+def test_every_command_that_computes_takes_a_device(command):
+    assert "--device" in {name for option in natscope.commands[command].params for name in option.opts}
+
+
+def test_a_device_that_is_not_there_is_one_sentence_and_wins_over_the_variable(capsys, bundle_path, monkeypatch):
+    monkeypatch.setenv("NATSCOPE_DEVICE", "cpu")
+    said = refused(capsys, "attribute", "--bundle", str(bundle_path), "--test-index", "0", "--device", "cuda:77")
+    assert "no device cuda:77 here" in said

@@ -163,7 +163,7 @@ def test_a_file_that_takes_too_much_is_a_sentence(monkeypatch, limit):
 
 
 def test_an_image_that_does_not_fit_in_memory_is_a_sentence(monkeypatch):
-    def fail(data, filename):
+    def fail(data, filename, reading):
         raise MemoryError
 
     monkeypatch.setattr(pictures, "_decode", fail)
@@ -447,6 +447,6 @@ def test_channels_are_one_or_three():
 def test_a_file_that_the_server_does_not_have_any_more_is_as_none(file, monkeypatch):
     kept, taken = {"file": file, "upload": "the last one"}, []
     monkeypatch.setattr(query_view.st, "session_state", kept)
-    query_view._read(np.zeros((2, 4, 4), dtype=np.uint8), taken.append)
+    query_view._read(np.zeros((2, 4, 4), dtype=np.uint8), {}, taken.append)
     assert kept == {"file": file, "upload": None, "upload_error": None}
     assert taken == []

@@ -16,7 +16,7 @@ def test_networks_run_on_the_processor_unless_another_device_is_named(monkeypatc
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta", "cpu:x", "xpu", "hpu", "privateuseone"])
 def test_a_device_that_is_not_there_is_one_sentence(monkeypatch, name):
     monkeypatch.setenv("NATSCOPE_DEVICE", name)
-    with pytest.raises(BuildError, match=f"^NATSCOPE_DEVICE is {name}, which PyTorch does not find here; .*\\.$"):
+    with pytest.raises(BuildError, match=f"^PyTorch finds no device {name} here; .*\\.$"):
         device()
 
 

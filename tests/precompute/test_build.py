@@ -412,7 +412,7 @@ def test_weights_that_are_not_finite_are_refused_each_time(tmp_path, value):
     tensors["3.weight"][4, 5] = value
     safetensors.torch.save_file(tensors, tmp_path / "weights")
     for _ in range(2):
-        with pytest.raises(BuildError, match="weights hold values"):
+        with pytest.raises(BuildError, match="hold values"):
             build(replace(_SPEC, weights=tmp_path / "weights"), tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 

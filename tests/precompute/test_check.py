@@ -10,6 +10,7 @@ from PIL import Image
 
 from natscope.core.errors import BuildError, BundleError, DataError, NatscopeError
 from natscope.core.sketches import SketchSpec
+from natscope.precompute.bundles import check as checking
 from natscope.precompute.bundles import measure
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.check import check
@@ -61,10 +62,12 @@ def test_the_report_says_what_there_is_and_what_it_costs(tmp_path):
     assert [title for title, _ in report] == [
         "Data",
         "Network",
+        "Methods",
         "Training",
         "Kernel",
         "Jacobians",
         "Products",
+        "Time",
         "Disk",
         "Memory",
     ]
@@ -72,11 +75,13 @@ def test_the_report_says_what_there_is_and_what_it_costs(tmp_path):
     for name, part in {
         "Data": r"tiny: 100 training .* 10 test .* 6 × 6 .*; 5 classes \(a, …, e\), 10 to 60 ",
         "Network": r"mlp 36-512-256-5: 150,784 parameters",
-        "Training": r"2 epochs .* 2 steps, .* 64, float32: [\d,.]+ images a second, about \d+ s$",
-        "Jacobians": r"countsketch, K = 32: [\d,]+ images a second, 2 passes .* about \d+ s$",
-        "Products": r"Grams, indexes, distances, TRAK: about ",
+        "Training": r"2 epochs .* 2 steps, .* 64, float32: [\d,.]+ images a second, (about \d+|less than 1) s$",
+        "Jacobians": r"countsketch, K = 32: [\d,]+ images a second, 2 passes .* (about \d+|less than 1) s$",
+        "Products": r"Grams, indexes, distances, TRAK: (about|less)",
+        "Methods": "InfoLoss, .*TRAK, .*; kronfluence can be added by --methods$",
+        "Time": r"(about \d+|less than 1) s in all$",
         "Disk": rf".* [\d.]+ MB; [\d.]+ GB are free at {tmp_path}$",
-        "Memory": r"about \d+ MB ",
+        "Memory": r"about [\d.]+ [MG]B ",
     }.items():
         assert re.match(part, reported[name]), name
     assert list(tmp_path.iterdir()) == []
@@ -175,11 +180,29 @@ def test_time_is_extrapolated_from_work_that_takes_long_enough(monkeypatch):
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(measure, "_LONG_ENOUGH", 0.6)
-    assert seconds_each(run, 10_000) == pytest.approx(0.001, rel=0.1)
-    assert calls[:3] == [2, 2, 32]
+    assert seconds_each(run, 10_000) == pytest.approx((0.01, 0.001), rel=0.01)
+    assert calls[:2] == [2, 2]
     calls.clear()
-    assert seconds_each(run, 5) == pytest.approx(0.003)
+    assert seconds_each(run, 5) == pytest.approx((0.01, 0.001))
     assert max(calls) == 5
+
+
+def test_what_is_done_once_is_not_counted_for_every_image_and_epoch(monkeypatch):
+    clock = [0.0]
+
+    def slow(model, images, labels, spec, **_):
+        clock[0] += 10 + spec.epochs * (0.02 + 1e-3 * len(images))
+
+    monkeypatch.setattr(checking, "train", slow)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    said = dict(_report(replace(_SPEC, training=TrainingSpec(epochs=50))))
+    assert "about 16 s" in said["Training"]  # 10 + 50 · (0.02 + 0.1)
+
+
+def test_memory_begins_with_what_the_process_takes(monkeypatch):
+    monkeypatch.setattr(checking, "resident", lambda: 3e9)
+    assert dict(_report(_SPEC))["Memory"].startswith("about 3 GB at the peak")
+    assert 5e7 < measure.resident() < 1e11
 
 
 def test_memory_is_that_of_the_tensors_that_live_at_the_same_time():

@@ -170,9 +170,9 @@ def test_links_to_folders_are_classes_but_loops_are_not_followed(split, tmp_path
     data, skipped = load_folder(split, _SPEC)
     assert (data.classes, skipped) == (("cat", "dog", "owl"), [])
     assert len(data.train_images) == 9
-    before = fingerprint(split)
+    before = fingerprint(split, _SPEC)
     _save(elsewhere / "train" / "1.png")
-    assert fingerprint(split) != before
+    assert fingerprint(split, _SPEC) != before
 
 
 def test_class_names_may_be_anything_that_can_be_printed(tmp_path):
@@ -196,7 +196,10 @@ def _remove(folder):
         (lambda p: _remove(p / "test" / "dog"), "class dog of {path} has no test image"),
         (lambda p: (p / "train" / "owl").mkdir(), "class owl of {path} has no training image"),
         (lambda p: (p / "test" / "owl").mkdir(), "{path}/test has a class owl"),
-        (lambda p: (p / "test").rename(p / "val"), "{path} has a folder train"),
+        (
+            lambda p: [(p / "test").rename(p / "val"), (p / "eval").mkdir()],
+            "{path} has eval and val beside train; choose one by --test-folder eval",
+        ),
         (lambda p: _save(p / "train" / "Cat" / "0.png"), "The classes Cat and cat of {path}/train"),
         (
             lambda p: [_save(p / "train" / unicodedata.normalize(f, "é") / "0.png") for f in ("NFC", "NFD")],
@@ -227,9 +230,9 @@ def test_a_class_of_one_image_cannot_be_divided(single):
 
 
 def test_a_missing_folder_and_sizes_out_of_range_are_refused(tmp_path, single):
-    for call in (lambda p: load_folder(p, _SPEC), fingerprint):
+    for call in (load_folder, fingerprint):
         with pytest.raises(DataError, match=r"no folder .*missing;"):
-            call(tmp_path / "missing")
+            call(tmp_path / "missing", _SPEC)
     for spec in (FolderSpec(3), FolderSpec(513), FolderSpec(8, 0.0), FolderSpec(8, 1.0)):
         with pytest.raises(DataError, match="4 to 512 pixels"):
             load_folder(single, spec)
@@ -261,22 +264,22 @@ def test_a_file_without_permission_is_named(single, monkeypatch):
 
 
 def test_the_fingerprint_follows_names_and_contents(split):
-    first = fingerprint(split)
-    assert fingerprint(split) == first
+    first = fingerprint(split, _SPEC)
+    assert fingerprint(split, _SPEC) == first
     (split / "train" / "notes.txt").write_text("no image")
-    assert fingerprint(split) == first
+    assert fingerprint(split, _SPEC) == first
     seen = {first}
     file = split / "train" / "cat" / "0.png"
     file.rename(file.with_name("renamed.png"))
-    seen.add(fingerprint(split))
+    seen.add(fingerprint(split, _SPEC))
     _save(split / "train" / "cat" / "new.png", size=(30, 30))
-    seen.add(fingerprint(split))
+    seen.add(fingerprint(split, _SPEC))
     _save(split / "train" / "cat" / "new.png", size=(60, 60))
-    seen.add(fingerprint(split))
+    seen.add(fingerprint(split, _SPEC))
     content = bytearray(file.with_name("renamed.png").read_bytes())
     content[-20] ^= 1  # of the same size
     file.with_name("renamed.png").write_bytes(content)
-    seen.add(fingerprint(split))
+    seen.add(fingerprint(split, _SPEC))
     assert len(seen) == 5
 
 

@@ -1,6 +1,7 @@
 import pickle
 import warnings
 import zipfile
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from natscope.core.errors import BuildError
+from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.training.models import ModelSpec, build_model
 from natscope.precompute.training.weights import load_weights
 from tests.conftest import one_sentence
@@ -58,6 +60,12 @@ def _prefixed(weights, prefix):
         lambda w: {"state_dict": _prefixed(w, "module.")},
         lambda w: _prefixed(w, "_orig_mod.module."),
         lambda w: {"checkpoint": 1, "model": {"state_dict": _prefixed(w, "model.")}},
+        lambda w: {"model_state": w, "step": 7},
+        lambda w: {"ema": {"module": w, "decay": 0.99}},
+        lambda w: _prefixed(w, "backbone."),
+        lambda w: _prefixed(w, "my_task.classifier."),
+        lambda w: {f"backbone.{name}" if name.startswith("1.") else name: t for name, t in w.items()},
+        lambda w: {"n_averaged": torch.tensor(3), **_prefixed(w, "module.")},
     ],
 )
 @pytest.mark.parametrize("name", ["weights.pt", "weights.pth", "weights"])
@@ -148,6 +156,55 @@ def test_files_that_are_no_weights_are_one_sentence(model, tmp_path, write, mess
     assert _same(model, before)
 
 
+@pytest.mark.parametrize(
+    ("wrap", "key", "prefix"),
+    [
+        (lambda w: {"model": _zeros(w), "ema": w}, "ema", ""),
+        (lambda w: {"mine": {"best": {"model": w}}}, "mine.best", ""),
+        (lambda w: {"mine.best": w}, "mine.best", ""),
+        (lambda w: _prefixed(w, "student.") | _prefixed(_zeros(w), "teacher."), None, "student."),
+        (lambda w: {"state": _prefixed(w, "net.") | {"loss.weight": torch.ones(1)}}, "state", "net."),
+    ],
+)
+def test_a_part_of_a_file_is_taken_when_named(model, weights, tmp_path, wrap, key, prefix):
+    torch.save(wrap(weights), tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt", _SPEC, key=key, prefix=prefix)
+    assert _same(model, weights)
+
+
+def _zeros(weights):
+    return {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "options", "message"),
+    [
+        (lambda w: {"model": w, "ema": w}, {}, "under model and ema; choose by --key model"),
+        (lambda w: {"mine": w, "epoch": 3}, {}, "name the entry that holds the weights by --key mine"),
+        (lambda w: {"mine": w}, {"key": "yours"}, "no entry 'yours'; it holds mine"),
+        (lambda w: {"mine": w}, {"key": "mine.1.weight.x"}, "no entry '1.weight.x'"),
+        (lambda w: [w], {"key": "0"}, "no entries by name"),
+        (lambda w: w, {"prefix": "body."}, "No name in .* begins with 'body.'; the first is '1.weight'"),
+        (lambda w: _prefixed(w, "a.") | _prefixed(w, "b."), {}, "take those that begin with a. by --prefix a\\."),
+    ],
+)
+def test_a_part_that_must_be_named_or_is_not_there_is_one_sentence(model, weights, tmp_path, wrap, options, message):
+    torch.save(wrap(weights), tmp_path / "w.pt")
+    with pytest.raises(BuildError, match=message) as caught:
+        load_weights(model, tmp_path / "w.pt", _SPEC, **options)
+    one_sentence(str(caught.value))
+
+
+def test_what_is_no_weights_is_named(model, tmp_path):
+    torch.save(Net(), tmp_path / "w.pt")
+    with pytest.raises(BuildError, match=r"a whole network \([\w.]*test_weights\.Net\)"):
+        load_weights(model, tmp_path / "w.pt", _SPEC)
+    with warnings.catch_warnings(action="ignore"):  # deprecated
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "w.pt")
+    with pytest.raises(BuildError, match="is a network of TorchScript"):
+        load_weights(model, tmp_path / "w.pt", _SPEC)
+
+
 @pytest.mark.parametrize("archive", [True, False])
 def test_tuples_within_tuples_that_would_be_hashed_for_ever_are_refused(model, tmp_path, archive):
     key = ()
@@ -165,3 +222,13 @@ def test_tuples_within_tuples_that_would_be_hashed_for_ever_are_refused(model, t
     with pytest.raises(BuildError, match="tuples within tuples") as caught:
         load_weights(model, file, _SPEC)
     one_sentence(str(caught.value))
+
+
+def test_the_part_that_is_named_is_one_of_the_settings(weights, tmp_path):
+    torch.save({"ema": _prefixed(weights, "net.")}, tmp_path / "w.pt")
+    spec = BuildSpec(model=_SPEC, weights=tmp_path / "w.pt")
+    named = replace(spec, weights_key="ema", weights_prefix="net.")
+    assert named.settings() == spec.settings() | {"weights_key": "ema", "weights_prefix": "net."}
+    loaded = build_model(_SPEC, seed=0)
+    named.load_into(loaded, _SPEC)
+    assert _same(loaded, weights)

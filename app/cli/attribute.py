@@ -1,0 +1,293 @@
+"""The command that asks a bundle about one query or many."""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+
+from natscope.app import escape
+from natscope.app.cli.device import on_device
+from natscope.app.cli.progress import Bars, say
+from natscope.app.cli.trust import allow_code
+from natscope.app.cli.values import COUNT, INDICES, PATH, SEED, check_writable
+
+_TOGETHER = 100  # queries that are answered before the first is printed; an attributor remembers the features of more
+
+
+@click.command()
+@click.option("--bundle", type=PATH, required=True, help="The bundle.")
+@click.option(
+    "--test-index", "test", type=INDICES, help="The query: a test image by its number, or several: 0,5,10-20."
+)
+@click.option(
+    "--train-index",
+    "train",
+    type=INDICES,
+    help="The query: a training image by its number, or several; each is left out of its own ranking.",
+)
+@click.option("--all-wrong", is_flag=True, help="The queries: every test image that the network predicts wrong.")
+@click.option("--image", type=PATH, help="The query: an image file.")
+@click.option(
+    "--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides."
+)
+@click.option("--method", help="Name of the method; by default the first that the app lists under Methods.")
+@click.option("--sigma2", type=float, help="Observation noise variance σ²; what `tune` chose for the method, else 1.")
+@click.option("--budget", type=COUNT, default=10, show_default=True, help="How many training images, M.")
+@click.option("--pool", type=click.Choice(["same-class", "all"]), default="same-class", show_default=True)
+@click.option(
+    "--conditioning",
+    type=click.Choice(["pool", "train"]),
+    default="pool",
+    show_default=True,
+    help="What a method that conditions on data conditions on: the pool, or all training data.",
+)
+@click.option("--target", help="Class to attribute, by number or name; the predicted one by default.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random method.")
+@click.option("--json", "kind", flag_value="json", help="A JSON object on stdout, one line for each query.")
+@click.option("--csv", "kind", flag_value="csv", help="One table on stdout, whose lines name query and settings.")
+@click.option(
+    "--scores",
+    type=PATH,
+    help="Write every candidate's score by itself to this .npy or .csv file: a line for each training image, a column "
+    "for each query in the order asked; NaN (in CSV empty) for images that are no candidates.",
+)
+@allow_code
+@on_device
+def attribute(
+    bundle: Path,
+    kind: str | None,
+    scores: Path | None,
+    target: str | None,
+    method: str | None,
+    sigma2: float | None,
+    **options: Any,
+) -> None:
+    """Rank the training images that one prediction, or each of many, relies on most."""
+    from natscope.core.bundle.request import Request
+    from natscope.precompute.bundles.opening import open_attributor
+
+    named = {name: options.pop(name) for name in ("test", "train", "all_wrong", "image", "invert")}
+    _check_asked(named, scores)
+    with redirect_stdout(sys.stderr):  # a network may print; what scripts read is the answer alone
+        attributor = open_attributor(bundle)
+        number = None if target is None else _class_number(target, attributor.bundle.classes)
+        request = Request(Request().method if method is None else method, sigma2, target=number, **options)
+        asked = _asked(attributor, named)
+    if scores is not None:
+        _write_scores(attributor, asked, request, scores)
+        if kind is None:
+            return
+    done = 0
+    try:
+        whole = kind != "csv"
+        answers = _each(attributor, asked, request, lambda _, query: attributor.attribute(query, request, whole=whole))
+        for query, result in answers:
+            for line in _lines(attributor, query, result, kind, first=not done, several=len(asked) > 1):
+                say(line)
+            done += 1
+    except KeyboardInterrupt:
+        say(f"natscope: stopped after {done:,} of {len(asked):,} queries.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit
+        say(f"natscope: stopped after {done:,} of {len(asked):,} queries: nothing reads the output now.", err=True)
+        sys.exit(141)  # as a process that SIGPIPE ended
+
+
+def _check_asked(named: dict[str, Any], scores: Path | None) -> None:
+    """Raise QueryError, before anything is opened, unless one kind of query is named and scores can be written."""
+    from natscope.core.errors import QueryError
+
+    if sum(named[name] not in (None, False) for name in ("test", "train", "all_wrong", "image")) != 1:
+        raise QueryError("Name the query: --test-index I, --train-index I, --all-wrong or --image FILE, one of them.")
+    if scores is not None:
+        if scores.suffix not in (".npy", ".csv"):
+            raise QueryError(f"--scores names a .npy or a .csv file to write, not {scores.name}.")
+        try:
+            check_writable(scores, "--scores")
+        except OSError as error:
+            raise QueryError(f"The scores cannot be written to {scores}: {error.strerror or error}.") from error
+
+
+def _asked(attributor: Any, named: dict[str, Any]) -> list[Any]:
+    """Return the queries: what `_query` takes, numbers of images by split or an upload."""
+    import numpy as np
+
+    from natscope.core.errors import QueryError
+
+    bundle = attributor.bundle
+    if named["image"] is not None:
+        return [("upload", _uploaded(attributor, named["image"], named["invert"]))]
+    if named["all_wrong"]:
+        predicted = np.asarray(bundle.array("test_logits")).argmax(axis=1)
+        if not len(wrong := np.flatnonzero(predicted != attributor.test_labels)):
+            raise QueryError("The network predicts every test image right, so --all-wrong names none.")
+        return [("test", int(index)) for index in wrong]
+    origin = "test" if named["test"] is not None else "train"
+    count = len(bundle.array(f"{origin}_labels"))
+    for part in named[origin]:
+        for index in (part[0], part[-1]):
+            if not 0 <= index < count:
+                attributor.query(origin, index)  # raises
+    return [(origin, index) for index in dict.fromkeys(index for part in named[origin] for index in part)]
+
+
+def _each(
+    attributor: Any, asked: Sequence[Any], request: Any, answer: Callable[[int, Any], Any]
+) -> Iterator[tuple[Any, Any]]:
+    """Yield each query with its answer, in the order asked, having computed those about one class together.
+
+    Candidates of all classes are computed once for each class that is attributed, and few are kept; so are those of
+    one class if there are many.
+    """
+    from natscope.core.methods import METHODS
+
+    method = METHODS.get(request.method)
+    ahead = len(asked) > 1 and method and not attributor.missing(method) and request.pool == "same-class"
+    together = _TOGETHER if (request.pool, request.conditioning) == ("same-class", "pool") else len(asked)
+    with Bars() as bars:
+        for start in range(0, len(asked), together):
+            with redirect_stdout(sys.stderr):
+                part = [_query(attributor, *which) for which in asked[start : start + together]]
+            targets = [query.predicted if request.target is None else request.target for query in part]
+            found: dict[int, Any] = {}
+            for target in sorted(set(targets)):
+                places = [place for place, other in enumerate(targets) if other == target]
+                with redirect_stdout(sys.stderr):
+                    if ahead:
+                        attributor.ahead(method, [part[place] for place in places], target)
+                    for place in places:
+                        with _named(part[place], asked):
+                            found[place] = answer(start + place, part[place])
+                        bars("Queries", start + len(found), len(asked))
+            yield from ((query, found[place]) for place, query in enumerate(part))
+
+
+def _query(attributor: Any, origin: str, which: Any) -> Any:
+    return which if origin == "upload" else attributor.query(origin, which)
+
+
+@contextmanager
+def _named(query: Any, asked: Sequence[Any]) -> Iterator[None]:
+    """Name the query in what is refused, if there are several."""
+    from natscope.app.rankings import title
+    from natscope.core.errors import QueryError
+
+    try:
+        yield
+    except QueryError as error:
+        if len(asked) == 1:
+            raise
+        raise QueryError(f"{title(query)}: {error}") from error
+
+
+def _write_scores(attributor: Any, asked: Sequence[Any], request: Any, file: Path) -> None:
+    """Write the scores of every training image (N, Q) for each of the queries."""
+    import numpy as np
+
+    from natscope.app.rankings import title
+    from natscope.core.bundle.format import write_atomically
+    from natscope.core.errors import QueryError
+
+    labels, sources = attributor.train_labels, attributor.bundle.sources("train")
+    found = np.full((len(labels), len(asked)), np.nan)
+
+    def fill(column: int, query: Any) -> None:
+        rows, scores = attributor.score_each(query, request)
+        found[rows, column] = scores
+
+    titles = [title(query) for query, _ in _each(attributor, asked, request, fill)]
+    buffer = io.BytesIO()
+    if file.suffix == ".npy":
+        np.save(buffer, found)
+    else:
+        cells = (
+            [row, sources[row], labels[row], *("" if np.isnan(s) else s for s in found[row].tolist())]
+            for row in range(len(labels))
+        )
+        buffer.write(escape.table(("train_index", "source", "label", *titles), cells).encode())
+    try:
+        write_atomically(file, buffer.getvalue())
+    except OSError as error:
+        raise QueryError(f"The scores cannot be written to {file}: {error.strerror or error}.") from error
+    candidates = int(np.isfinite(found).any(axis=1).sum())
+    say(
+        f"Written: {file}, {len(labels):,} training images × {len(asked):,} queries by {request.method}; "
+        f"{candidates:,} of the images are candidates of a query.",
+        err=True,
+    )
+
+
+def _lines(attributor: Any, query: Any, result: Any, kind: str | None, *, first: bool, several: bool) -> Iterator[str]:
+    """Yield an answer as the lines of one format."""
+    from natscope.app import rankings
+
+    bundle = attributor.bundle
+    if kind == "json":
+        yield json.dumps(result.to_dict(query, bundle.classes), allow_nan=False)
+    elif kind == "csv":
+        rows = (
+            [escape.visible(v) if isinstance(v, str) else v for v in row]
+            for row in rankings.rows(bundle, query, result)
+        )
+        yield from escape.table(rankings.COLUMNS, rows).splitlines()[0 if first else 1 :]
+    else:
+        if several:
+            yield from (() if first else ("",))
+            yield f"{rankings.title(query)}  {query.source}"
+        yield from _for_people(bundle, query, result)
+
+
+def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
+    from natscope.app.words import everything, percent, ratio_text
+    from natscope.core.methods import METHODS
+
+    classes, method = bundle.classes, METHODS[result.request.method]
+    chance = query.probabilities[query.predicted]
+    yield f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}."
+    if method.uses_sigma2:
+        ratio = ratio_text(result.sigma2, bundle.mean_kernel())
+        yield f"{method.title} at σ² = {result.sigma2:.3g}{f', {ratio}' if ratio else ''}."
+    if result.nats is not None and result.total_nats:
+        share = result.nats / result.total_nats
+        whole = everything(result)
+        amount = f"{percent(share)} ({result.nats:.3f} nats)"
+        yield f"These {len(result.items)} images contribute {amount} of what {whole} reveal."
+    yield f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign  source"
+    for i in result.items:
+        nats = "" if i.nats is None else f"{i.nats:.4f}"
+        yield (
+            f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  "
+            f"{'-0+'[i.sign + 1]:<4}  {i.source}"
+        )
+
+
+def _uploaded(attributor: Any, file: Path, invert: bool | None) -> Any:
+    from natscope.app.uploads import LARGEST_BYTES, query_of
+    from natscope.core.files import read_regular
+
+    return query_of(attributor, read_regular(file, LARGEST_BYTES, links=True), file.name, invert)
+
+
+def _class_number(text: str, classes: tuple[str, ...]) -> int:
+    from natscope.core.errors import QueryError
+
+    if text in classes:
+        return classes.index(text)
+    if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < len(classes):
+        return int(text)
+    alike = [label for label, name in enumerate(classes) if name.casefold() == text.casefold()]
+    if len(alike) == 1:
+        return alike[0]
+    if alike:
+        numbers = ", ".join(f"{label} ({classes[label]})" for label in alike)
+        raise QueryError(f"Several classes are called '{text}' except for capitals; name one by its number: {numbers}.")
+    raise QueryError(
+        f"There is no class '{text}'; choose a number from 0 to {len(classes) - 1} or one of {', '.join(classes)}."
+    )

@@ -1,0 +1,159 @@
+"""The settings of a bundle or of a result that exists, as options of `natscope precompute`; the file is not trusted."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from natscope.app.cli.progress import say
+
+_SHOWN = 60  # characters of a value in a sentence
+
+
+def replayed(
+    file: Path, command: click.Command, options: dict[str, Any], given: set[str]
+) -> tuple[dict[str, Any], Any]:
+    """Return the options that build the bundle of a file again, and its settings, None if they are not known.
+
+    Args:
+        file: a bundle's folder, its manifest.json, or the JSON file of a result, whose first bundle is taken.
+        command: `natscope precompute`, which reads the options as if they were typed.
+        options: those that were typed, by parameter name.
+        given: names of those that win over the file.
+
+    Raises:
+        BuildError: if the file holds no settings, settings that no option has, or code that is not named beside it.
+    """
+    from natscope.core.errors import BuildError
+
+    words, settings = _words_of(file)
+    try:
+        with command.make_context("precompute", words) as context:
+            found = dict(context.params)
+    except click.ClickException as error:
+        raise BuildError(f"{file} holds settings that cannot be used: {error.format_message()}") from error
+    merged = found | {name: options[name] for name in given}
+    if ":" in merged["model"] and "model" not in given:
+        raise BuildError(
+            f"The network of {file} is code, which runs only if you name it: --model {merged['model'][:_SHOWN]}."
+        )
+    if settings and settings.get("weights") and merged["weights"] is None:
+        raise BuildError(f"The weights of {file} were loaded from a file; name it with --weights.")
+    return merged, settings
+
+
+def differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each setting of a build that is not as in the file."""
+    before, now = dict(_flat(stored)), dict(_flat(own))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            if name == "folder.files":
+                yield "the images of the folder have changed"
+            else:
+                yield f"{name} is {_shown(now, name)}, and was {_shown(before, name)}"
+
+
+def tell(file: Path, stored: Mapping[str, Any] | None, own: Mapping[str, Any]) -> None:
+    """Say on stderr whether a build has the settings of a file."""
+    if stored is None:
+        say(f"{file} names the command alone, whose settings are taken.", err=True)
+        return
+    found = list(differences(stored, own))
+    for sentence in found:
+        say(f"Other than in {file}: {sentence}.", err=True)
+    if not found:
+        say(f"The settings are those of {file}.", err=True)
+
+
+def _words_of(file: Path) -> tuple[list[str], Mapping[str, Any] | None]:
+    """Return the options that a file calls for, and the settings behind them."""
+    from natscope.core.bundle.format import MANIFEST, Manifest
+    from natscope.core.bundle.manifest import LARGEST
+    from natscope.core.bundle.schema import SchemaError
+    from natscope.core.errors import BuildError
+    from natscope.core.files import from_json, read_regular
+    from natscope.core.methods import METHODS
+
+    path = file / MANIFEST if file.is_dir() else file
+    text = read_regular(path, LARGEST, links=True)
+    try:
+        raw = from_json(text)
+        if isinstance(raw, dict) and "experiment" in raw:
+            return _words_of_result(file, raw)
+        manifest = Manifest.from_json(text)
+        settings = manifest.results["settings"]
+        words = list(_words(settings))
+    except (SchemaError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise BuildError(
+            f"{file} is neither a bundle nor a result whose settings this version of natscope knows."
+        ) from error
+    methods = [name for name, method in METHODS.items() if not method.files or name in manifest.methods]
+    return [*words, f"--methods={','.join(methods)}"], settings
+
+
+def _words_of_result(file: Path, raw: Mapping[str, Any]) -> tuple[list[str], Mapping[str, Any] | None]:
+    import shlex
+
+    bundles = raw["bundles"]
+    if len(bundles) > 1:
+        say(f"{file} is about {len(bundles)} bundles; the first is built.", err=True)
+    words = shlex.split(bundles[0]["command"].splitlines()[0])
+    if words[:2] != ["natscope", "precompute"] or {"-h", "--help"} & set(words):
+        raise ValueError
+    settings = bundles[0].get("settings")
+    methods = [f"--methods={words[place + 1]}" for place, word in enumerate(words[:-1]) if word == "--methods"]
+    return (words[2:], None) if settings is None else ([*_words(settings), *methods], settings)
+
+
+def _words(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield settings as options."""
+    from natscope.precompute.training.train import TrainingSpec
+
+    reading = settings.get("folder", {}).get("reading", {})
+    training = asdict(TrainingSpec.from_dict(settings["training"])) if settings["training"] else {}
+    values: dict[str, Any] = {
+        **{name: settings[name] for name in ("name", "dataset", "outputs")},
+        **{name: settings.get(name) for name in ("classes", "per_class")},
+        **{name: value for name, value in settings.get("folder", {}).items() if name not in ("files", "reading")},
+        **dict(zip(("mean", "std"), settings.get("scaling") or (), strict=False)),
+        **{f"poison_{name}": value for name, value in settings.get("poison", {}).items()},
+        "model": settings["model"]["architecture"],
+        **{name: settings["model"][name] for name in ("widths", "bias")},
+        **{name: value for name, value in training.items() if name != "augment"},
+        "sketch": settings["sketch"]["kind"],
+        "dim": settings["sketch"]["dim"],
+        "sketch_seed": settings["sketch"]["seed"],
+        "index": settings.get("index", {"kind": "auto" if settings["sketch"]["kind"] == "exact" else "flat"})["kind"],
+        "ntk": {None: "auto", True: "on", False: "off"}[settings["ntk"]],
+        "layers": settings["layers"] or None,
+        "key": settings.get("weights_key"),
+        "prefix": settings.get("weights_prefix"),
+        **reading,
+    }
+    for name, value in values.items():
+        if value is True:
+            yield f"--{_dashed(name)}"
+        elif value is not None and value is not False:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield f"--{_dashed(name)}={text}"
+    if training:
+        yield "--augment" if training["augment"] else "--no-augment"
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    text = str(values[name]) if values.get(name) is not None else "not set"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

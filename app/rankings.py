@@ -1,0 +1,31 @@
+"""A ranking as a table: the columns of every CSV file that holds one."""
+
+from collections.abc import Iterator
+
+from natscope.core.bundle.format import Bundle
+from natscope.core.bundle.request import Attribution, QueryImage
+
+_ITEM = ("rank", "train_index", "source", "label", "label_name", "score", "nats_cumulative", "sign")
+_ASKED = ("target_name", "method", "sigma2", "pool", "conditioning")
+COLUMNS = (*_ITEM, "bundle", "query", "query_source", *_ASKED)
+
+
+def title(query: QueryImage) -> str:
+    """Return the name of a query in tables and messages, such as "test:12"."""
+    return "upload" if query.index is None else f"{query.origin}:{query.index}"
+
+
+def rows(bundle: Bundle, query: QueryImage, result: Attribution) -> Iterator[tuple[object, ...]]:
+    """Yield a row of `COLUMNS` for each image of a ranking; each repeats what was asked, so that tables can be joined.
+
+    Args:
+        bundle: the bundle that was asked.
+        query: the image that was asked about.
+        result: the answer.
+    """
+    asked = result.to_dict(query, bundle.classes)
+    settings = (bundle.manifest.name, title(query), query.source, *(asked[name] for name in _ASKED))
+    for i in result.items:
+        nats = "" if i.nats is None else i.nats
+        item = (i.rank, i.train_index, i.source, i.label, bundle.classes[i.label], i.score, nats, i.sign)
+        yield (*item, *settings)

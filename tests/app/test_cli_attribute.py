@@ -1,0 +1,191 @@
+"""`natscope attribute` about many queries, as tables, JSON lines and scores of every candidate."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from natscope.app import rankings
+from natscope.app.cli.commands import main
+from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.request import Request
+from natscope.core.errors import QueryError
+from natscope.precompute.bundles.opening import open_attributor
+from tests.conftest import one_sentence
+
+_ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def ask(capsys, tiny_path):
+    def call(*arguments):
+        with pytest.raises(SystemExit, match=r"^\d+$") as exited:
+            main(["attribute", "--bundle", str(tiny_path), *map(str, arguments)])
+        return exited.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def attributor(tiny_path):
+    return open_attributor(tiny_path)
+
+
+def _table(out):
+    return list(csv.DictReader(io.StringIO(out)))
+
+
+@pytest.mark.parametrize("pool", ["same-class", "all"])
+def test_many_queries_are_answered_in_the_order_asked_as_each_alone(ask, pool):
+    asked, options = ["7", "0", "3", "4", "5"], ["--budget", 2, "--pool", pool, "--json"]
+    code, out, err = ask("--test-index", "7,0,3-5,0", *options)
+    assert (code, err) == (0, "")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [answer["query"]["index"] for answer in found] == list(map(int, asked))
+    for index, answer in zip(asked, found, strict=True):
+        alone = json.loads(ask("--test-index", index, *options)[1])
+        assert [i["train_index"] for i in answer["items"]] == [i["train_index"] for i in alone["items"]]
+        assert [i["score"] for i in answer["items"]] == pytest.approx([i["score"] for i in alone["items"]])
+
+
+def test_a_table_names_query_source_and_settings_on_every_line(ask, attributor):
+    code, out, err = ask("--train-index", "0,40,41", "--target", 0, "--budget", 2, "--method", "repsim", "--csv")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == ",".join(rankings.COLUMNS)
+    rows = _table(out)
+    assert [row["query"] for row in rows] == ["train:0", "train:0", "train:40", "train:40", "train:41", "train:41"]
+    for row in rows:
+        own = int(row["query"].removeprefix("train:"))
+        assert int(row["train_index"]) != own
+        assert row["query_source"] == attributor.bundle.sources("train")[own]
+        assert row["source"] == attributor.bundle.sources("train")[int(row["train_index"])]
+        assert (row["method"], row["pool"]) == ("repsim", "same-class")
+
+
+def test_all_wrong_asks_about_every_test_image_predicted_wrong(ask, attributor, monkeypatch):
+    predicted = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1)
+    wrong = np.flatnonzero(predicted != attributor.test_labels)
+    code, out, _ = ask("--all-wrong", "--budget", 1, "--csv")
+    assert code == 0
+    assert [row["query"] for row in _table(out)] == [f"test:{index}" for index in wrong]
+    assert len(wrong)
+    own = Attributor.__init__
+
+    def faultless(self, *given, **options):
+        own(self, *given, **options)
+        self.test_labels = predicted
+
+    monkeypatch.setattr(Attributor, "__init__", faultless)
+    code, out, err = ask("--all-wrong", "--csv")
+    assert (code, out) == (2, "")
+    assert "every test image right" in one_sentence(err)
+
+
+@pytest.mark.parametrize("kind", ["npy", "csv"])
+@pytest.mark.parametrize("pool", ["same-class", "all"])
+def test_scores_are_those_of_every_candidate_in_the_order_asked(ask, attributor, tmp_path, kind, pool):
+    file = tmp_path / "new" / f"scores.{kind}"
+    code, out, err = ask("--test-index", "4,1,2", "--method", "info_gain", "--pool", pool, "--scores", file)
+    assert (code, out) == (0, "")
+    count = len(attributor.train_labels)
+    assert f"{count} training images × 3 queries" in err
+    if kind == "npy":
+        found = np.load(file)
+    else:
+        rows = _table(file.read_text())
+        assert list(rows[0]) == ["train_index", "source", "label", "test:4", "test:1", "test:2"]
+        assert [row["source"] for row in rows] == list(attributor.bundle.sources("train"))
+        found = np.array([[float(row[f"test:{i}"] or "nan") for i in (4, 1, 2)] for row in rows])
+    assert found.shape == (count, 3)
+    for column, index in enumerate((4, 1, 2)):
+        rows, scores = attributor.score_each(attributor.query("test", index), Request("info_gain", pool=pool))
+        assert found[rows, column] == pytest.approx(scores, rel=1e-6)
+        assert np.isnan(np.delete(found[:, column], rows)).all()
+
+
+def test_several_answers_for_people_each_have_a_heading(ask, attributor):
+    _, out, _ = ask("--test-index", "2,6", "--budget", 1)
+    first, second = out.split("\n\n")
+    for index, text in ((2, first), (6, second)):
+        assert text.startswith(f"test:{index}  {attributor.bundle.sources('test')[index]}\nPredicted ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--test-index", "5-3"], "ends before it begins; write 3-5"),
+        (["--test-index", "0,,1"], "neither a number nor a range"),
+        (["--test-index", "1-2-3"], "neither a number nor a range"),
+        (["--test-index", ""], "neither a number nor a range"),
+        (["--test-index", "0-99999999999999999999"], "no test image 99999999999999999999; choose a number from 0 to"),
+        (["--train-index", "-1"], "no train image -1"),
+        (["--test-index", "1", "--all-wrong"], "one of them"),
+        (["--test-index", "1", "--scores", "scores.txt"], "a .npy or a .csv file to write, not scores.txt"),
+        (["--test-index", "1", "--scores", "/proc/no/scores.npy"], "cannot be written to /proc/no/scores.npy"),
+        (["--test-index", "0,1", "--method", "magic"], "no method 'magic'"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence(ask, arguments, said):
+    code, out, err = ask(*arguments)
+    assert (code, out) == (2, "")
+    assert said in one_sentence(err)
+
+
+def test_a_query_among_many_that_cannot_be_answered_is_named(ask, monkeypatch):
+    monkeypatch.setattr(Attributor, "query_features", _refusing(Attributor.query_features))
+    code, _, err = ask("--test-index", "4-6", "--csv")
+    assert code == 2
+    assert one_sentence(err).startswith("natscope: test:5: ")
+
+
+def _refusing(own):
+    def features(self, query, target):
+        if query.index == 5:
+            raise QueryError("The network does not respond to this image at all.")
+        return own(self, query, target)
+
+    return features
+
+
+def test_a_reader_that_ends_stops_it_with_a_sentence(tiny_path):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "natscope.app.cli", "attribute", "--bundle", str(tiny_path), "--test-index", "0-9"]
+    done = subprocess.run(
+        [*command, "--csv"], stdout=write, stderr=subprocess.PIPE, text=True, cwd=_ROOT, timeout=120, check=False
+    )
+    os.close(write)
+    assert done.returncode == 141
+    assert one_sentence(done.stderr) == "natscope: stopped after 0 of 10 queries: nothing reads the output now."
+
+
+def test_ctrl_c_says_how_far_it_came(ask, monkeypatch):
+    own = Attributor.attribute
+
+    def interrupted(self, query, *given, **options):
+        if query.index == 6:
+            signal.raise_signal(signal.SIGINT)
+        return own(self, query, *given, **options)
+
+    monkeypatch.setattr(Attributor, "attribute", interrupted)
+    monkeypatch.setattr("natscope.app.cli.attribute._TOGETHER", 1)
+    code, out, err = ask("--test-index", "1,6", "--budget", 1, "--json")
+    assert (code, out.count("\n")) == (130, 1)
+    assert one_sentence(err) == "natscope: stopped after 1 of 2 queries."
+
+
+def test_classes_are_attributed_together_so_that_nothing_is_computed_twice(ask, monkeypatch):
+    own, targets = Attributor.candidates, []
+    monkeypatch.setattr(
+        Attributor, "candidates", lambda self, target, *given: (targets.append(target), own(self, target, *given))[1]
+    )
+    assert ask("--test-index", "0-9", "--budget", 1, "--pool", "all", "--csv")[0] == 0
+    assert targets == sorted(targets)
+    assert len(set(targets)) > 1
