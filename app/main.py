@@ -43,8 +43,8 @@ def main() -> None:
     with errors_shown():
         banner()
         frame.arrive(chosen.url_path)
-        chosen.run()
         tags.keep()
+        chosen.run()
 
 
 if __name__ in ("__main__", "__mp_main__"):

@@ -388,6 +388,8 @@ def test_two_tags_of_one_dialog_are_both_there_after_a_reload_on_another_page(vi
         expect(dialog.get_by_role("radio", name=word)).not_to_be_checked(timeout=30_000)
     page.get_by_role("button", name="Close").click()
     expect(page.get_by_text("Tagged images (2)")).to_be_visible(timeout=30_000)
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning", timeout=30_000)
+    page.wait_for_function("Object.keys(Object.values(JSON.parse(localStorage['natscope tags']))[0]).length == 2")
     page.goto(page.url.partition("/explain")[0] + "/coreset")
     expect(page.locator(".grid").first).to_be_visible(timeout=60_000)
     page.goto(page.url.partition("/coreset")[0] + "/explain?q=test:6")

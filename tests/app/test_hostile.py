@@ -210,7 +210,7 @@ def test_attribute(walk, names, title, foreign):
     page.get_by_role("button", name="Close").click()
     expect(page.get_by_role("dialog")).to_have_count(0)
     with page.expect_download():
-        page.get_by_role("button", name="PNG").click()
+        page.get_by_role("button", name="PNG", exact=True).click()
     page.get_by_text("Find another image").click()
     page.get_by_role("radio", name="Upload").click()
     file = {"name": f"![x](http://{foreign[0]}/u) **lead**.png", "mimeType": "image/png", "buffer": b"none"}
