@@ -185,7 +185,9 @@ def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
     seen: list[Tensor] = []
     with exclusive(model):
         hooks = [
-            module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            module.register_forward_pre_hook(
+                lambda _, args, named: seen.append(_input_of(args, named)), with_kwargs=True
+            )
             for module in model.modules()
             if isinstance(module, nn.Linear)
         ]
@@ -223,20 +225,25 @@ def supported_layers(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
+def _input_of(args: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:
+    """Return the input of a layer that was called by position or by name."""
+    return args[0] if args else named["input"]
+
+
 @contextmanager
 def _recorded(layers: dict[str, nn.Module], calls: dict[str, list[tuple[Tensor, Tensor]]]) -> Iterator[None]:
     """Record each layer's input and output; the network continues with a copy, so in-place operations do no harm."""
 
-    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], Tensor]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor:
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
-            calls[name].append((args[0], output))
+            calls[name].append((_input_of(args, named), output))
             return output.clone()
 
         return hook
 
-    hooks = [module.register_forward_hook(record(name)) for name, module in layers.items()]
+    hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in layers.items()]
     try:
         yield
     finally:

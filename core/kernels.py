@@ -65,7 +65,7 @@ class FactorKernel:
         )
 
     def _layers(self, x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        start = 0
+        x, start = np.asarray(x), 0  # what reads its rows from a file has no columns
         for fan_out, fan_in in self.layout:
             middle, end = start + fan_out, start + fan_out + fan_in
             yield _double(x[:, start:middle]), _double(x[:, middle:end])

@@ -140,7 +140,7 @@ def build(
             sketch=sketch or SketchSpec(),
             index=index or IndexSpec(),
             ntk=ntk,
-            layers=tuple(layers),
+            layers=(layers,) if isinstance(layers, str) else tuple(layers),
             outputs=outputs,
         )
         return engine.build(spec, Path(out), progress)
@@ -233,6 +233,11 @@ def _misfit(model: nn.Module, again: nn.Module) -> str | None:
             return f"only one of them has '{name}'"
         if own[name] != other[name]:
             return f"'{name}' is {other[name]} in it, and {own[name]} in yours"
+    learns = {name: p.requires_grad for name, p in model.named_parameters()}
+    for name, parameter in again.named_parameters():
+        if parameter.requires_grad != learns.get(name, True):
+            how = "frozen in yours and not in it" if parameter.requires_grad else "frozen in it and not in yours"
+            return f"'{name}' is {how} (requires_grad)"
     return None
 
 

@@ -169,7 +169,7 @@ def attribute(
         model=ModelSpec(own, None),
         sketch=sketch or SketchSpec(),
         ntk=ntk,
-        layers=tuple(layers),
+        layers=(layers,) if isinstance(layers, str) else tuple(layers),
     )
     if method in METHODS and set(METHODS[method].files) - {MARGINS}:
         raise QueryError(

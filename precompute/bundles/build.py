@@ -225,6 +225,7 @@ class _Builder:
     def run(self) -> None:
         spec, data = self.spec, self.data
         model = build_model(self.model, seed=spec.training.seed)
+        spec.load_into(model, self.model)  # a layer of initial zeros hides what is wrong with others
         images = data.inputs("train")
         suitable = check_suitable(model, images[:3], len(data.classes), self.model)
         found: dict[str, Any] = {"by_torch_func": suitable.by_torch_func} if suitable.by_torch_func else {}

@@ -12,7 +12,7 @@ from natscope.core.errors import DataError, NatscopeError, out_of_memory
 from natscope.precompute.data.decode import EXTENSIONS, decode
 from natscope.precompute.training.projects import said
 
-_MOST_TITLES = 10_000
+MOST_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _within(file: str | Path, root: Any) -> str:
 
 def _titles(found: Any) -> tuple[str, ...] | None:
     titles = getattr(getattr(found, "dataset", found), "classes", None)
-    usable = isinstance(titles, list | tuple) and 1 < len(titles) <= _MOST_TITLES
+    usable = isinstance(titles, list | tuple) and 1 < len(titles) <= MOST_CLASSES
     return tuple(map(str, titles)) if usable and titles is not None else None
 
 

@@ -17,7 +17,7 @@ from natscope.core.text import UNSEEN
 from natscope.core.thumbnails import LARGEST, scaling_between, thumbnails
 from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.decode import picture
-from natscope.precompute.data.items import Items, Reading, items_of, transformed
+from natscope.precompute.data.items import MOST_CLASSES, Items, Reading, items_of, transformed
 
 _AT_HAND = 2**28  # bytes of inputs up to which they are kept in memory
 _AT_ONCE = 256  # inputs
@@ -100,6 +100,8 @@ def _labelled(
         raise DataError("Some labels are words and some are numbers; give all of one kind.")
     if classes is None:
         classes = parts[0].classes
+    if classes is None and not words and max(map(int, every)) >= MOST_CLASSES:
+        raise DataError(f"The largest label is {max(every)}, and natscope takes labels from 0 to {MOST_CLASSES - 1:,}.")
     if classes is None:
         classes = sorted(map(str, every)) if words else [str(label) for label in range(max(map(int, every)) + 1)]
     titles = tuple(map(str, classes))

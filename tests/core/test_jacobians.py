@@ -54,6 +54,13 @@ class Tokens(nn.Module):
         return self.head(self.norm(torch.tanh(self.inner(x))).mean(1))
 
 
+class ByName(Tokens):
+    """The same, with layers that get their input by its name."""
+
+    def forward(self, x):
+        return self.head(input=self.norm(input=torch.tanh(self.inner(input=x))).mean(1))
+
+
 CASES = {
     "mlp": (nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)), (3, 4)),
     "mlp without biases": (nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False)), (6,)),
@@ -86,6 +93,7 @@ CASES = {
     "tied weights": (Tied(), (6,)),
     "other parameters": (Scaled(), (5,)),
     "tokens": (Tokens(), (4, 5)),
+    "by name": (ByName(), (4, 5)),
 }
 
 

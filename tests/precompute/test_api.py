@@ -116,6 +116,11 @@ def own(tmp_path_factory):
     sys.modules.pop("net_of_the_api", None)
 
 
+def _frozen(net):
+    net.conv.weight.requires_grad_(False)
+    return net
+
+
 _FEW = {"sketch": SketchSpec(dim=64), "methods": ()}
 
 
@@ -414,6 +419,9 @@ def test_one_class_and_classes_that_do_not_fit_are_refused(model, tmp_path):
     for classes, match in ((None, "one class alone"), (["a", "a", "b"], "same title"), ([], "no classes")):
         with pytest.raises(DataError, match=match):
             _build(model, (one, one), tmp_path / "own", classes=classes)
+    far = Items(9, 0, lambda row, item: (item[0], 10**9))
+    with pytest.raises(DataError, match="largest label is 1000000000, and natscope takes labels from 0 to 9,999"):
+        _build(model, (far, one), tmp_path / "own", classes=None)
     with pytest.raises(BuildError, match="3 outputs and the data set 2 classes"):
         _build(model, (one, one), tmp_path / "own", classes=["a", "b"])
 
@@ -426,6 +434,7 @@ def test_one_class_and_classes_that_do_not_fit_are_refused(model, tmp_path):
         (lambda own: own.Net(), "net_of_the_api:Vector", "only one of them has 'conv.weight'"),
         (lambda own: own.Wide(360), "net_of_the_api:Vector", r"'head.weight' is \(3, 5\) in it, and \(3, 360\)"),
         (lambda own: own.Net(), "net_of_the_api:nothing", "has no 'nothing'"),
+        (lambda own: _frozen(own.Net()), "net_of_the_api:Net", "'conv.weight' is frozen in yours and not in it"),
         (lambda own: own.Net(), lambda: None, "within another function|top of the module"),
         (lambda own: nn.Sequential(nn.Flatten(), nn.Linear(360, 3)), None, "cannot be made again without its layers"),
         (lambda own: nn.DataParallel(own.Net()), None, r"model\.module"),
