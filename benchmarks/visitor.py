@@ -111,7 +111,7 @@ class Visitor:
             VisitError: if an error is shown in its place, or nothing in time.
         """
         self._begin()
-        await self._send(WidgetState(id=self._named("test_number"), int_value=index))
+        await self._send(WidgetState(id=self._named("image_number"), int_value=index))
         seconds = await self._until(lambda: self._finished and bool(self._ranking), timeout)
         if self._shown != index:
             raise VisitError(f"The page shows image {self._shown} in place of {index}.")
@@ -249,7 +249,7 @@ class Visitor:
                 self._shown, self._ranking = int(found[1]), ()  # a ranking counts that comes after its image alone
         elif kind == "bidi_component" and element.id.endswith("-ranking"):
             self._ranking = tuple(map(int, _RANKED.findall(element.json or element.mixed.json)))
-        elif kind == "number_input" and element.id.endswith("-test_number"):
+        elif kind == "number_input" and element.id.endswith("-image_number"):
             self._largest = int(element.max)
         if getattr(element, "id", ""):
             self._drawn.add(element.id)

@@ -400,7 +400,7 @@ def test_an_image_that_is_none_is_one_sentence(refused, bundle_path, tmp_path):
     assert said(missing) == f"{missing} is missing."
     assert said(tmp_path).startswith(f"{tmp_path} is a folder")
     for name in ("letter.txt", "letter.png"):
-        assert "no image" in said(tmp_path / name)
+        assert "not a supported image" in said(tmp_path / name)
     assert "empty" in said(tmp_path / "empty.png")
 
 

@@ -176,7 +176,11 @@ def test_ctrl_c_says_how_far_it_came(ask, monkeypatch):
 
     monkeypatch.setattr(Attributor, "attribute", interrupted)
     monkeypatch.setattr("natscope.app.cli.attribute._TOGETHER", 1)
-    code, out, err = ask("--test-index", "1,6", "--budget", 1, "--json")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        code, out, err = ask("--test-index", "1,6", "--budget", 1, "--json")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, out.count("\n")) == (130, 1)
     assert one_sentence(err) == "natscope: stopped after 1 of 2 queries."
 

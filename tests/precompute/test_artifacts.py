@@ -49,6 +49,8 @@ def data():
         train_labels=two.train_labels[rows],
         test_images=two.test_images[:100],
         test_labels=two.test_labels[:100],
+        train_sources=(),
+        test_sources=(),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DATASETS, "two", lambda root: two)
