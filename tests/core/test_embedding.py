@@ -59,7 +59,7 @@ def test_degenerate_rows_have_a_map(rows):
     assert found.neighbours.shape == (len(rows), min(NEAREST, len(rows) - 1))
 
 
-def image_numbers_that_are_not_finite_are_refused_in_a_sentence():
+def test_numbers_that_are_not_finite_are_refused_in_a_sentence():
     rows, _ = _islands()
     rows[7, 3] = np.nan
     with pytest.raises(QueryError, match="not finite numbers, so there is no map"):
