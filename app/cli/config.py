@@ -10,6 +10,8 @@ import click
 from natscope.app.cli.progress import say
 
 _SHOWN = 60  # characters of a value in a sentence
+# What a file never decides: where to write, what to read beside it, what to trust; and what acts while it is parsed.
+_TYPED_ALONE, _REFUSED = ("weights", "out", "config", "check"), ("--help", "-h", "--device", "--allow-code")
 
 
 def replayed(
@@ -29,17 +31,20 @@ def replayed(
     from natscope.core.errors import BuildError
 
     words, settings = _words_of(file)
+    if refused := [word for word in words if word.partition("=")[0] in _REFUSED]:
+        raise BuildError(f"{file} holds an option that only you can give: {refused[0].partition('=')[0]}.")
     try:
         with command.make_context("precompute", words) as context:
             found = dict(context.params)
     except click.ClickException as error:
         raise BuildError(f"{file} holds settings that cannot be used: {error.format_message()}") from error
-    merged = found | {name: options[name] for name in given}
+    loaded = found.get("weights") is not None or bool(settings and settings.get("weights"))
+    merged = found | {name: options[name] for name in (*given, *_TYPED_ALONE) if name in options}
     if ":" in merged["model"] and "model" not in given:
         raise BuildError(
             f"The network of {file} is code, which runs only if you name it: --model {merged['model'][:_SHOWN]}."
         )
-    if settings and settings.get("weights") and merged["weights"] is None:
+    if loaded and merged["weights"] is None:
         raise BuildError(f"The weights of {file} were loaded from a file; name it with --weights.")
     return merged, settings
 

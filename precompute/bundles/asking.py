@@ -1,5 +1,6 @@
 """Queries that come from outside a bundle: files and pictures, the way that its training images went."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any
@@ -13,6 +14,8 @@ from natscope.core.scratch import temporary_folder
 from natscope.precompute.data.decode import decode
 from natscope.precompute.data.items import as_array, is_raw
 from natscope.precompute.training.models import function_of, one_sentence
+
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")  # of a stranger's file name, which the user's own code gets to see
 
 
 def takes_files(bundle: Bundle) -> bool:
@@ -43,7 +46,8 @@ def ask_about_file(attributor: Attributor, data: bytes, filename: str, label: in
         return ask_about(attributor, picture.convert("L") if grey else picture, label)
     read = function_of(load, bundle)
     with temporary_folder() as folder:
-        file = Path(folder) / f"file{PurePath(filename).suffix}"
+        suffix = PurePath(filename).suffix
+        file = Path(folder) / f"file{suffix if _SUFFIX.fullmatch(suffix) else ''}"
         file.write_bytes(data)
         return ask_about(attributor, _run(load, lambda: read(file)), label)
 

@@ -232,6 +232,9 @@ def function_of(name: str, bundle: Bundle | None = None) -> Callable[..., Any]:
         function = _imported(code)
     if not callable(function):
         raise BuildError(f"{name} is no function; it cannot be called.")
+    defined = inspect.isroutine(function) or inspect.isclass(function)
+    if defined and getattr(function, "__module__", None) != code.module:  # trusted is the module, not what it imports
+        raise BuildError(f"{name} was imported into that module; name a function that is defined in it.")
     return function
 
 

@@ -112,6 +112,13 @@ def _edit(change):
     return lambda path: edited(path, lambda raw: change(raw["results"]["settings"]))
 
 
+def _reading(**more):
+    def damage(path):
+        edited(path, lambda raw: raw["results"]["settings"].update(folder={"reading": more}))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -129,6 +136,9 @@ def _edit(change):
         ),
         (lambda path: (path / MANIFEST).write_text('{"experiment": 1, "bundles": []}'), "neither"),
         (lambda path: (path / MANIFEST).unlink(), "is missing"),
+        (_reading(help=True), "an option that only you can give: --help"),
+        (_reading(device="cuda"), "an option that only you can give: --device"),
+        (_reading(weights="/etc/hostname"), "name it with --weights"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_sentence(run, tiny_path, tmp_path, damage, message):

@@ -1,7 +1,9 @@
 """A trained network and data of one's own from Python: built, opened, explained, and refused in one sentence."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,7 +22,9 @@ from natscope.core.bundle.format import sha256_of
 from natscope.core.errors import BuildError, BundleError, DataError, NatscopeError, QueryError
 from natscope.core.methods import METHODS
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.bundles.opening import faults
+from natscope.precompute.bundles import asking
+from natscope.precompute.bundles.asking import ask_about_file
+from natscope.precompute.bundles.opening import faults, open_attributor
 from natscope.precompute.data.datasets import Dataset as natscope_dataset
 from natscope.precompute.data.datasets import first_of_each, of_classes, scaled
 from natscope.precompute.data.poison import PoisonSpec, poison
@@ -291,6 +295,26 @@ def test_a_file_of_any_kind_is_loaded_by_the_users_own_function(own, model, sets
         part["y"] = [file.parent.name for file in part["file"]]
     other = _build(model, table, tmp_path / "table", load=own.load, columns=("file", "y"))
     np.testing.assert_array_equal(other.array("features"), bundle.array("features"))
+
+
+@pytest.mark.parametrize("name", ["shell", "Popen", "print"])
+def test_what_a_trusted_module_imported_is_not_run(own, bundle, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(own, name, {"shell": os.system, "Popen": subprocess.Popen, "print": print}[name], raising=False)
+    path = shutil.copytree(bundle.path, tmp_path / "forged")
+    edited(path, lambda raw: raw["dataset"].update(load=f"net_of_the_api:{name}"))
+    monkeypatch.setenv(ALLOWED, "net_of_the_api")
+    with pytest.raises(NatscopeError, match="was imported into that module"):
+        ask_about_file(open_attributor(path), b"x", "a.raw")
+
+
+def test_a_strangers_file_name_reaches_no_code(bundle, monkeypatch):
+    seen = []
+    monkeypatch.setattr(asking, "function_of", lambda *given: lambda file: seen.append(file.name) or 1 / 0)
+    monkeypatch.setitem(bundle.manifest.dataset, "load", "net_of_the_api:load")
+    for name in ("a.x;echo PWNED >&2;", "a.\x00", "a." + "x" * 300, "a.raw"):
+        with pytest.raises(QueryError):
+            ask_about_file(SimpleNamespace(bundle=bundle), b"x", name)
+    assert seen == ["file", "file", "file", "file.raw"]
 
 
 def test_code_of_a_bundle_runs_only_if_it_is_trusted(bundle, tmp_path, monkeypatch):
