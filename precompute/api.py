@@ -140,7 +140,7 @@ def build(
             sketch=sketch or SketchSpec(),
             index=index or IndexSpec(),
             ntk=ntk,
-            layers=(layers,) if isinstance(layers, str) else tuple(layers),
+            layers=patterns(layers),
             outputs=outputs,
         )
         return engine.build(spec, Path(out), progress)
@@ -149,6 +149,11 @@ def build(
 @build.register
 def _(model: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
     return engine.build(model, Path(out), progress)
+
+
+def patterns(layers: str | Sequence[str]) -> tuple[str, ...]:
+    """Return glob patterns as a tuple; a text is one of them."""
+    return (layers,) if isinstance(layers, str) else tuple(layers)
 
 
 def check_kind(model: nn.Module) -> None:

@@ -18,7 +18,7 @@ from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.answer import Answer, Explainer
-from natscope.precompute.api import as_evaluated, check_kind
+from natscope.precompute.api import as_evaluated, check_kind, patterns
 from natscope.precompute.bundles.build import layout_of
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.bundles.store import halved
@@ -169,7 +169,7 @@ def attribute(
         model=ModelSpec(own, None),
         sketch=sketch or SketchSpec(),
         ntk=ntk,
-        layers=(layers,) if isinstance(layers, str) else tuple(layers),
+        layers=patterns(layers),
     )
     if method in METHODS and set(METHODS[method].files) - {MARGINS}:
         raise QueryError(

@@ -232,11 +232,9 @@ def _lines(attributor: Any, query: Any, result: Any, kind: str | None, *, first:
     if kind == "json":
         yield json.dumps(result.to_dict(query, bundle.classes), allow_nan=False)
     elif kind == "csv":
-        rows = (
-            [escape.visible(v) if isinstance(v, str) else v for v in row]
-            for row in rankings.rows(bundle, query, result)
-        )
-        yield from escape.table(rankings.COLUMNS, rows).splitlines()[0 if first else 1 :]
+        yield from escape.table(rankings.COLUMNS, rankings.rows(bundle, query, result)).splitlines()[
+            0 if first else 1 :
+        ]
     else:
         if several:
             yield from (() if first else ("",))

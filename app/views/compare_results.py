@@ -17,6 +17,7 @@ from natscope.app.figures.attribution import agreement
 from natscope.app.figures.sheets import comparison_file
 from natscope.app.figures.style import FORMATS
 from natscope.app.links import ComparisonView
+from natscope.app.rankings import title
 from natscope.core.analysis.comparison import OVERLAPS, QUANTITIES, Row, overlaps
 from natscope.core.bundle.request import QueryImage
 from natscope.core.methods import METHODS
@@ -166,10 +167,6 @@ def _summary(column: Sequence[Row], classes: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _name(query: QueryImage) -> str:
-    return "upload" if query.index is None else f"{query.origin}:{query.index}"
-
-
 def _table(queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], classes: tuple[str, ...]) -> str:
     lines = []
     for query, block in zip(queries, rows, strict=True):
@@ -179,7 +176,7 @@ def _table(queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], classes
             for i in row.answer.items if row.answer else ():
                 nats = "" if i.nats is None else i.nats
                 image = [i.train_index, i.source, i.label, classes[i.label], i.score, nats, i.sign]
-                lines.append([_name(query), method.name, sigma2, i.rank, *image])
+                lines.append([title(query), method.name, sigma2, i.rank, *image])
     return escape.table(_COLUMNS, lines)
 
 
@@ -194,7 +191,7 @@ def _everything(
         "agreement": {name: _numbers(overlaps(rows, measure)) for name, measure in OVERLAPS.items()},
         "queries": [
             {
-                "query": _name(query),
+                "query": title(query),
                 "predicted": classes[query.predicted],
                 "rows": [
                     {"method": row.request.method, "failure": row.failure or None}

@@ -41,6 +41,7 @@ def page() -> None:
         (index,) = examples(attributor, 1)
         addresses["explain"] += "?" + urlencode({"bundle": name, "q": f"test:{index}"})
         example = _example(attributor, index)
+        addresses["backdoor"] = _story(paths) or addresses["backdoor"]
     except NatscopeError as error:
         complain(error)
     doors = "".join(

@@ -1,6 +1,6 @@
 """What somebody calls a data set, whatever its kind: labels, sources, and inputs that are read one by one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,14 +149,19 @@ def _titles(found: Any) -> tuple[str, ...] | None:
     return tuple(map(str, titles)) if usable and titles is not None else None
 
 
-def _of_table(found: Any, part: str, reading: Reading) -> Items:
-    paths, labels = reading.columns or ("path", "label")
-    for column in (paths, labels):
-        if column not in found.columns:
+def _columns(reading: Reading, usual: str, there: Iterable[Any], what: str) -> tuple[str, str]:
+    """Return the columns of the inputs, `usual` if none is named, and of the labels, once they are known to exist."""
+    chosen, names = reading.columns or (usual, "label"), list(there)
+    for column in chosen:
+        if column not in names:
             raise DataError(
-                f"The {part} table has no column {column}; it has {', '.join(map(str, found.columns))}: name them with "
-                "columns=."
+                f"The {what} has no column {column}; it has {', '.join(map(str, names))}: name them with columns=."
             )
+    return chosen
+
+
+def _of_table(found: Any, part: str, reading: Reading) -> Items:
+    paths, labels = _columns(reading, "path", found.columns, f"{part} table")
     files = [Path(str(path)) for path in found[paths]]
     return _of_files(files, list(found[labels]), part, reading, [str(path) for path in found[paths]])
 
@@ -189,13 +194,7 @@ def _of_files(
 
 
 def _of_split(found: Any, part: str, reading: Reading) -> Items:
-    inputs, labels = reading.columns or ("image", "label")
-    for column in (inputs, labels):
-        if column not in found.column_names:
-            raise DataError(
-                f"The {part} split has no column {column}; it has {', '.join(found.column_names)}: name them with "
-                "columns=."
-            )
+    inputs, labels = _columns(reading, "image", found.column_names, f"{part} split")
     titles = getattr(found.features.get(labels), "names", None)
     given = _labels(_called(lambda: found[labels], f"The labels of the {part} split cannot be read"), part)
 

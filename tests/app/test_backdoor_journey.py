@@ -202,3 +202,13 @@ def test_a_link_reopens_what_was_drawn(visit):
     expect(squares).to_have_count(9)
     pressed = [square.get_attribute("aria-pressed") for square in squares.all()]
     assert pressed == ["true"] * 3 + ["false"] * 3 + ["true"] * 3
+
+
+def test_one_press_of_back_leads_from_the_story_to_the_front_page(visit):
+    page = visit("/")
+    page.get_by_role("link", name="Catch a backdoor").click()
+    page.get_by_text("Someone who supplies training pictures wants").wait_for()
+    page.get_by_role("button", name="Reveal who was planted").first.wait_for()
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+    page.go_back()
+    expect(page.get_by_role("heading", name="Which training images is a prediction based on?")).to_be_visible()
