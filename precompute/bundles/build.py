@@ -55,6 +55,7 @@ from natscope.precompute.training.models import build_model, fitted, foreign, ne
 from natscope.precompute.training.train import accuracy, apart, beginning, train
 from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import check_suitable, check_trains
+from natscope.precompute.training.weights import check_finite
 
 _SAMPLED = 2000  # test images whose distance to the training images is measured
 _SAMPLED_KERNEL = 256  # training images whose Jacobians show what the kernel is made of
@@ -300,10 +301,7 @@ class _Builder:
                 self.spec.load_into(model, self.model)
             write_atomically(path, safetensors.torch.save(apart(model.state_dict())))
             self.work.mark("weights", file=path)
-        strange = next((name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()), None)
-        if strange is not None:
-            fix = "choose other weights" if self.spec.weights else "train with a smaller learning rate"
-            raise BuildError(f"The weights '{strange}' hold values that are not finite numbers; {fix}.")
+        check_finite(model, "train with a smaller learning rate")
         model.eval()
 
     def _outputs(self, features: FeatureMap, train_images: Inputs, test_images: Inputs) -> dict[str, Any]:

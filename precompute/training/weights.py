@@ -51,7 +51,7 @@ def load_weights(model: nn.Module, path: Path, spec: ModelSpec, *, key: str | No
         prefix: take what is named so, and without it; nothing else is then removed.
 
     Raises:
-        BuildError: if the file cannot be read, holds code, or does not fit the network.
+        BuildError: if the file cannot be read, holds code or numbers that are not finite, or does not fit the network.
     """
     if not path.is_file():
         raise BuildError(f"There is no file of weights at {path}.")
@@ -76,6 +76,14 @@ def load_weights(model: nn.Module, path: Path, spec: ModelSpec, *, key: str | No
         fault = _fault(model, weights) or str(error).strip().splitlines()[-1].strip().rstrip(".")
         advice = _other_prefix(model, weights) or _advice(spec)
         raise BuildError(f"The weights in {path} do not fit the network {spec.title}: {fault}; {advice}.") from error
+    check_finite(model, "choose other weights")
+
+
+def check_finite(model: nn.Module, fix: str) -> None:
+    """Raise BuildError, with what to do about it, if a network's weights are not all finite numbers."""
+    strange = next((name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()), None)
+    if strange is not None:
+        raise BuildError(f"The weights '{strange}' hold values that are not finite numbers; {fix}.")
 
 
 def _unpickled(path: Path) -> Any:
