@@ -217,7 +217,7 @@ def special(picks: Sequence[float], scores: np.ndarray, method: Method, *, plain
             return "The strongest of them matters little more than a typical training image."
         return f"The strongest of them matters {ratio:,.0f} times as much as a typical training image."
     above = int((scores > best).sum())
-    unit = nats if method.information else "{:.3g}".format
+    unit = nats if method.information else number
     if method.information == "loss":
         first = f"Without the best of the picks {unit(best)} are lost, without the median candidate {unit(middle)}"
     else:
@@ -319,16 +319,27 @@ def in_cases(share: float, *, only: bool = False) -> str:
 
 
 def nats(value: float) -> str:
-    """Return an amount of information with its unit, three significant digits."""
+    """Return an amount of information with its unit, three significant digits, or two of a small one."""
     if value != 0 and abs(value) < 1e-3:
-        return f"{value:.1e} nats"
-    return f"{value:.3g} nats"
+        digits, _, exponent = f"{value:.1e}".partition("e")
+        return f"{digits} × {_power(int(exponent))} nats"
+    return f"{number(value)} nats"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Return a number with so many significant digits: "0.0415", "9.7 × 10⁻⁶", "-1.23 × 10⁴"."""
+    digits_of, _, exponent = f"{value:.{digits}g}".partition("e")
+    return f"{digits_of} × {_power(int(exponent))}" if exponent else digits_of
+
+
+def _power(exponent: int) -> str:
+    return f"10{str(exponent).translate(_RAISED)}"
 
 
 def sigma2_text(value: float) -> str:
     """Return σ² as a short number: "0.1", "10³", "5,623", "2.5 × 10⁻⁴"."""
     digits, _, exponent = f"{value:.1e}".partition("e")
-    power = f"10{str(int(exponent)).translate(_RAISED)}"
+    power = _power(int(exponent))
     exact = math.isclose(value, 10.0 ** int(exponent), rel_tol=1e-6)
     if 1e-3 <= value < (999.5 if exact else 9999.5):
         return f"{value:.2g}" if value < 99.5 else f"{value:,.0f}"

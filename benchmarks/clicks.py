@@ -195,7 +195,7 @@ def _unusual(watch: _Watch, person: Person, path: Path, targets: Targets) -> Non
     """Ask what is rarely asked, by its address, and then the same of other images of the same predicted class."""
     bundle, predicted = path.name, np.asarray(Bundle(path).array("test_logits")).argmax(axis=1)
     alike = [number for number in np.flatnonzero(predicted == predicted[_FIRST]).tolist() if number > _FIRST]
-    field = person.page.get_by_role("spinbutton", name="Go to image number")
+    field = person.page.get_by_role("textbox", name="Go to image number or file")
     for what, link in (("all training data given", "given=train"), ("all classes", "pool=all")):
         place = f"explain?bundle={bundle}&tab=attribution&method={REFERENCE}&q=test:{_FIRST}&{link}"
         watch(f"{what}: first answer", targets.first, lambda place=place: person.open(place, _RANKING))

@@ -111,7 +111,7 @@ class Visitor:
             VisitError: if an error is shown in its place, or nothing in time.
         """
         self._begin()
-        await self._send(WidgetState(id=self._named("image_number"), int_value=index))
+        await self._send(WidgetState(id=self._named("image_search"), string_value=str(index)))
         seconds = await self._until(lambda: self._finished and bool(self._ranking), timeout)
         if self._shown != index:
             raise VisitError(f"The page shows image {self._shown} in place of {index}.")
@@ -249,8 +249,8 @@ class Visitor:
                 self._shown, self._ranking = int(found[1]), ()  # a ranking counts that comes after its image alone
         elif kind == "bidi_component" and element.id.endswith("-ranking"):
             self._ranking = tuple(map(int, _RANKED.findall(element.json or element.mixed.json)))
-        elif kind == "number_input" and element.id.endswith("-image_number"):
-            self._largest = int(element.max)
+        elif kind == "text_input" and element.id.endswith("-image_search"):
+            self._largest = int(element.placeholder.split()[2].strip(",").replace(",", ""))
         if getattr(element, "id", ""):
             self._drawn.add(element.id)
             state = _state(kind, element)
@@ -283,6 +283,8 @@ def _state(kind: str, element: Any) -> WidgetState | None:
         state.string_array_value.data.extend(
             element.raw_values if element.set_value else [texts[position] for position in element.default]
         )
+    elif kind == "text_input":
+        state.string_value = element.value if element.set_value else element.default
     elif kind == "slider" and element.options:
         state.string_array_value.data.extend(
             element.raw_value if element.set_value else [element.options[int(position)] for position in element.default]

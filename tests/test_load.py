@@ -38,7 +38,7 @@ def ranking(*numbers):
 
 
 def number():
-    return element("number_input", id="$$ID-0-image_number", max=99)
+    return element("text_input", id="$$ID-0-image_search", placeholder="0 – 99, or a file")
 
 
 def kept(message, name):
@@ -122,7 +122,7 @@ def test_all_controls_and_the_names_of_kept_messages_are_sent():
     assert list(sent.cached_message_hashes) == ["abc"]
     states = {state.id: state for state in sent.widget_states.widgets}
     assert states["$$ID-0-plain"].bool_value
-    assert states["$$ID-0-image_number"].int_value == 7
+    assert states["$$ID-0-image_search"].string_value == "7"
 
 
 def test_a_part_that_redraws_itself_is_asked_for_until_the_answer_is_there():

@@ -7,7 +7,7 @@ import numpy as np
 from natscope.app import escape
 from natscope.app.components.comparison import marks
 from natscope.app.figures.style import Axes, Figure, Rectangle, blank, saved
-from natscope.app.words import nats, sigma2_text
+from natscope.app.words import nats, number, sigma2_text
 from natscope.core.analysis.comparison import Row, shared_images
 from natscope.core.bundle.request import Attribution, QueryImage
 from natscope.core.methods import METHODS
@@ -41,7 +41,7 @@ def ranking_file(
     before = 0.0
     for position, (image, item, rank) in enumerate(zip(images, result.items, result.rank_labels, strict=True)):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign]
-        amount = f"{item.score:.3g}" if item.nats is None else nats(item.nats - before)
+        amount = number(item.score) if item.nats is None else nats(item.nats - before)
         before = item.nats or 0.0
         row, column = divmod(position, _COLUMNS)
         _show(figure.add_subplot(cells[row, column + 2]), image, f"{rank}  {names[item.label]}\n{amount}{arrow}")

@@ -227,12 +227,14 @@ def _cards(attributor: Served, result: Attribution, largest: float, ranks: Seque
     for item, rank, amount in zip(result.items, ranks or result.rank_labels, result.amounts, strict=True):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign] if differ else ""
         unit = "nats" if item.nats is not None else "score"
-        tooltip = f"{classes[item.label]}, training image {item.train_index}: {amount:.4g} {unit}"
+        tooltip = f"{classes[item.label]}, training image {item.train_index}: {words.number(amount, 4)} {unit}"
         cards.append(
             card(
                 item.train_index,
                 title=f"rank {rank}, {tooltip}"
-                + ("" if item.nats is None else f"; the first {item.rank} contribute {item.nats:.4g} nats"),
+                + (
+                    "" if item.nats is None else f"; the first {item.rank} contribute {words.number(item.nats, 4)} nats"
+                ),
                 rank=rank,
                 value=f"{words.percent(amount / total) if total else _short(amount)}{arrow}",
                 tone="against" if item.sign < 0 else "for",
@@ -270,7 +272,10 @@ def _about(results: list[Attribution], index: int, *, plain: bool) -> str:
                     parts.append(words.percent(amount / result.total_nats))
                 if not plain:
                     parts += [] if item.nats is None else [f"adds {words.nats(amount)}"]
-                    parts += [f"score {item.score:.4g}", f"marginal variance {item.variance:.3g}"]
+                    parts += [
+                        f"score {words.number(item.score, 4)}",
+                        f"marginal variance {words.number(item.variance)}",
+                    ]
                 return " · ".join(parts)
     return ""
 

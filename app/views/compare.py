@@ -298,8 +298,8 @@ def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], part: str
         items = zip(row.answer.items, row.answer.rank_labels, strict=True) if row.answer else ()
         for item, rank in items:
             letter, colour = tags.get(item.train_index, ("", ""))
-            amount = f"score {item.score:.4g}" + (
-                "" if item.nats is None else f", first {item.rank}: {item.nats:.4g} nats"
+            amount = f"score {words.number(item.score, 4)}" + (
+                "" if item.nats is None else f", first {item.rank}: {words.nats(item.nats)}"
             )
             tooltip = f"rank {rank}, {classes[item.label]}, training image {item.train_index}, {amount}"
             picture = data_uri(np.asarray(images[item.train_index]))

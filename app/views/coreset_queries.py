@@ -13,7 +13,8 @@ from natscope.app.links import GROUPS, MOST_MARKED, CoresetView
 from natscope.app.views import frame
 from natscope.app.views.cards import cards_of
 from natscope.app.views.controls import control
-from natscope.app.views.query import gallery, number_field
+from natscope.app.views.image_search import search_field
+from natscope.app.views.query import gallery
 from natscope.core.analysis.coreset import MOST_QUERIES, draw
 from natscope.core.errors import QueryError
 
@@ -96,7 +97,9 @@ def _marks(attributor: Served, view: CoresetView) -> None:
     classes, labels = attributor.bundle.classes, attributor.test_labels
     with st.popover("Mark test images", icon=":material/add_photo_alternate:", width="stretch"):
         gallery(attributor, "test", _mark)
-        number_field("Mark the image number", "test", len(labels), _mark, key="test_number")
+        search_field(
+            "Mark the image number or file", "test", attributor.bundle.sources("test"), _mark, key="test_search"
+        )
     if not view.marked:
         return
     card = cards_of(attributor, "test")

@@ -87,6 +87,6 @@ def _list_keys() -> None:
     methods = ", ".join(f"{number} {METHODS[name].title}" for number, name in enumerate(METHODS, 1) if number < 10)
     st.markdown(
         f"| key | |\n|---|---|\n| `←` `→` | previous and next image, or picture of a list |\n"
-        f"| `/` | go to an image by its number |\n| `1` – `9` | method: {methods} |\n| `?` | this list |\n\n"
+        f"| `/` | go to an image by its number or file |\n| `1` – `9` | method: {methods} |\n| `?` | this list |\n\n"
         "The browser’s Back undoes the last step."
     )

@@ -21,6 +21,7 @@ from natscope.app.uploads import Upload, form_of, usual_background
 from natscope.app.views.cards import KINDS, cards_of
 from natscope.app.views.controls import control
 from natscope.app.views.enlarge import SHARP, enlarge
+from natscope.app.views.image_search import search_field
 from natscope.app.views.notice import complain
 from natscope.app.views.tags import tag_button
 from natscope.core.bundle.queries import no_pictures
@@ -33,7 +34,7 @@ _UNSURE = 0.6  # a prediction below this probability counts as unsure
 _SOURCES = {"test": "Test images", "train": "Training images", "image": "Upload"}
 _OUTCOMES = ("All", "Right", "Wrong", "Unsure")
 _ORDERS = ("By number", "Least sure first", "Surest first")
-_NUMBER = "Go to image number"
+_SEARCH = "Go to image number or file"
 _LARGEST = 10  # MB of an upload
 _PREVIEW = 160  # pixels of an upload, and of what the model sees of it
 _LARGEST_MATRIX = 20  # classes of which a confusion matrix can be read
@@ -69,13 +70,13 @@ def image_bar(attributor: Served, query: QueryImage, take: Take, actions: Mappin
         _button("Previous image", ":material/chevron_left:", lambda: step(-1), disabled=alone)
         _button("Next image", ":material/chevron_right:", lambda: step(1), disabled=alone)
         _button("Shuffle", ":material/shuffle:", lambda: take(f"{split}:{random.randrange(count)}"))
-        number_field(_NUMBER, split, count, take, key="image_number")
+        search_field(_SEARCH, split, attributor.bundle.sources(split), take, key="image_search")
         enlarge(query.image, title_of(query), key="enlarge_query")
         if not alone:
             own = [f"{query.origin}:{query.index}"]
             tag_button(attributor, own, "Tag", key="tag_query")
     steps = {} if alone else {"ArrowLeft": lambda: step(-1), "ArrowRight": lambda: step(1)}
-    keys(steps | dict(actions), key="image_keys", find=_NUMBER)
+    keys(steps | dict(actions), key="image_keys", find=_SEARCH)
 
 
 def title_of(query: QueryImage) -> str:
@@ -135,8 +136,8 @@ def _choices(attributor: Served, query: QueryImage, take: Take) -> None:
         return
     split, shown = source or "test", None if query.index is None else f"{query.origin}:{query.index}"
     if split != query.origin:  # the field beside the image is for the others
-        count = len(attributor.test_labels if split == "test" else attributor.train_labels)
-        number_field(f"Number of the {KINDS[split]} image", split, count, take, key=f"{split}_number")
+        label = f"Number or file of the {KINDS[split]} image"
+        search_field(label, split, attributor.bundle.sources(split), take, key=f"{split}_search")
     if len(attributor.bundle.classes) > _LARGEST_MATRIX:
         gallery(attributor, split, take, shown=shown)
         return
@@ -273,29 +274,6 @@ def _filtered(logits: np.ndarray, labels: np.ndarray, wanted: int | None, said: 
 
 def _turn(split: str, page: int) -> None:
     st.session_state[f"{split}_page"] = page
-
-
-def number_field(label: str, split: str, count: int, take: Take, *, key: str) -> None:
-    """Draw the field that takes one of the `count` images of a split by its number."""
-
-    def by_number() -> None:
-        number = st.session_state.get(key)
-        if number is not None:
-            take(f"{split}:{number}")
-        st.session_state[key] = None  # so that the same number can be asked for again
-
-    st.number_input(
-        label,
-        min_value=0,
-        max_value=count - 1,
-        value=None,
-        step=1,
-        placeholder=f"0 – {count - 1:,}",
-        key=key,
-        on_change=by_number,
-        label_visibility="collapsed",
-        width=170,
-    )
 
 
 def _upload(attributor: Served, take: Take) -> None:

@@ -98,7 +98,7 @@ def test_queries_are_those_that_were_asked_for(attributor):
 def test_marking_and_letting_go(page):
     app = page(ask="marked")
     assert "at least one" in app.error[0].value
-    app.number_input(key="test_number").set_value(7)
+    app.text_input(key="test_search").set_value("7")
     app = _whole(app.run())
     assert "that you marked" in _texts(app)
     assert app.query_params["marked"] == "7"

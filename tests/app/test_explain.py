@@ -293,15 +293,33 @@ def test_tags_of_surrogates_and_of_other_bundles_are_no_harm(served):
     assert not [box for box in page.expander if "Tagged" in box.label]
 
 
-def test_the_number_field_goes_to_the_same_number_again(served):
+def test_the_field_goes_to_the_same_number_again(served):
     page = _open(q="test:5")
     for _ in range(2):
-        page.number_input(key="image_number").set_value(77)
+        page.text_input(key="image_search").set_value("77")
         page.run()
         assert page.query_params["q"] == "test:77"
         page.button(key="next_image").click()
         page.run()
         assert page.query_params["q"] == "test:78"
+
+
+def test_the_field_finds_files_one_after_another(served):
+    page = _open(q="test:5")
+
+    def search(text):
+        page.text_input(key="image_search").set_value(text)
+        page.run()
+        return page.query_params["q"], [toast.value for toast in page.toast]
+
+    assert search("TEST ROW 12")[0] == "test:12"  # and not 120, which also contains it
+    number, said = search("row 12")
+    assert number == "test:12"
+    assert "of 111 files" in said[0]
+    assert search("row 12")[0] == "test:120"
+    number, said = search("nowhere*")
+    assert number == "test:120"
+    assert said == ["No test image has the number or file name “nowhere\\*”."]
 
 
 def test_a_signed_method_shows_what_speaks_against(served, attributor):

@@ -170,7 +170,7 @@ def test_what_is_chosen_on_one_tab_is_shown_on_the_others(two_bundles):
     }.items() <= page.query_params.items()
     assert page.selectbox(key="counterfactual_method").value == "info_gain"
     assert page.select_slider(key="counterfactual_exponent").value == 1.75
-    page = _set(page, "number_input", "image_number", 30)
+    page = _set(page, "text_input", "image_search", "30")
     page = _set(page, "select_slider", "counterfactual_exponent", 2.0)
     page = _set(page, "segmented_control", "tab", "compare")
     assert page.query_params["q"] == "test:30"
@@ -232,7 +232,7 @@ def test_a_link_to_why_not_its_own_answer_shows_its_answer(served, attributor):
 
 def test_another_query_is_asked_for_its_own_answer(served, attributor):
     other = next(c for c in range(10) if c != attributor.query("test", 0).predicted)
-    page = _set(_open(target=str(other)), "number_input", "image_number", 30)
+    page = _set(_open(target=str(other)), "text_input", "image_search", "30")
     assert "target" not in page.query_params
     assert f"“{attributor.bundle.classes[attributor.query('test', 30).predicted]}”" in _sentence(page)
 
@@ -360,11 +360,11 @@ def test_random_takes_an_image_that_fits_the_filters(served, attributor):
 def test_a_number_takes_that_image(served):
     page = _open()
     before = _ranked(page)
-    page = _set(page, "number_input", "image_number", 17)
+    page = _set(page, "text_input", "image_search", "17")
     assert page.query_params["q"] == "test:17"
     assert _ranked(page) != before
     page = _set(page, "segmented_control", "source", "train")
-    page = _set(page, "number_input", "train_number", 23)
+    page = _set(page, "text_input", "train_search", "23")
     assert page.query_params["q"] == "train:23"
     assert "Training image 23" in _html(page)
 
@@ -395,7 +395,7 @@ def test_the_address_is_read(served):
 def test_a_link_shows_what_it_was_copied_from(served):
     page = _set(_open(), "selectbox", "method", "info_gain")
     page = _set(page, "select_slider", "exponent", 1.75)
-    page = _set(page, "number_input", "image_number", 99)
+    page = _set(page, "text_input", "image_search", "99")
     again = _open(**page.query_params)
     assert (_ranked(again), _sentence(again)) == (_ranked(page), _sentence(page))
     assert again.query_params == page.query_params
@@ -655,9 +655,9 @@ def test_many_or_large_classes_are_not_looked_at_before_anyone_asks(served, monk
 
 
 _PAGES = {
-    "attribute": ("number_input", "image_number", 3),
-    "compare": ("number_input", "image_number", 3),
-    "counterfactual": ("number_input", "image_number", 3),
+    "attribute": ("text_input", "image_search", "3"),
+    "compare": ("text_input", "image_search", "3"),
+    "counterfactual": ("text_input", "image_search", "3"),
     "coreset": ("selectbox", "coreset_method", "random"),
 }
 

@@ -149,9 +149,9 @@ def test_a_huge_amount_does_not_overflow():
         (0.123456, "0.123 nats"),
         (12.3456, "12.3 nats"),
         (0.001, "0.001 nats"),
-        (0.00012345, "1.2e-04 nats"),
+        (0.00012345, "1.2 × 10⁻⁴ nats"),
         (-0.5, "-0.5 nats"),
-        (-0.00012345, "-1.2e-04 nats"),
+        (-0.00012345, "-1.2 × 10⁻⁴ nats"),
     ],
 )
 def test_nats_have_three_digits_and_their_unit(value, text):
