@@ -19,6 +19,7 @@ from benchmarks import (
     ekfac,
     indexes,
     load,
+    loss_weights,
     methods,
     parameterisations,
     precision,
@@ -30,6 +31,7 @@ from benchmarks import (
     sketches,
 )
 from natscope.core.index.spec import KINDS
+from natscope.precompute.bundles.demo import FIRST, POISONED
 from natscope.precompute.paths import home
 
 BENCHMARKS = {
@@ -49,6 +51,7 @@ BENCHMARKS = {
     "rankings": rankings.run,
     "precision": precision.run,
     "parameterisations": parameterisations.run,
+    "loss_weights": loss_weights.run,
 }
 BUNDLE = click.Path(path_type=Path, exists=True, file_okay=False)
 
@@ -123,6 +126,14 @@ def _parameterisations(bundle: Path | None) -> None:
     _run("parameterisations", bundle=bundle)
 
 
+@main.command("loss_weights")
+@click.option("--bundle", type=BUNDLE, help="A poisoned bundle with TRAK; the demo's by default.")
+@click.option("--queries", type=click.IntRange(1), default=100, show_default=True, help="Test images.")
+def _loss_weights(bundle: Path | None, queries: int) -> None:
+    """Show what TRAK and GradDot owe to how well the network fits planted images."""
+    _run("loss_weights", bundle=bundle or _demo(POISONED), queries=queries)
+
+
 @main.command("ratios")
 @click.option("--folder", type=click.Path(path_type=Path), default="build/ratios", help="Where work is kept.")
 @click.option("--queries", type=click.IntRange(1), default=10, show_default=True, help="Held-out test images.")
@@ -163,8 +174,8 @@ def _clicks(**options: Any) -> None:
     _run("clicks", **options)
 
 
-def _demo() -> Path | None:
-    found = home() / "bundles" / "fashion-mnist"
+def _demo(name: str = FIRST) -> Path | None:
+    found = home() / "bundles" / name
     return found if found.is_dir() else None
 
 
