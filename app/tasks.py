@@ -18,7 +18,7 @@ from natscope.core.analysis.audit import suspicion
 from natscope.core.analysis.comparison import Row, compare_one
 from natscope.core.analysis.coreset import Coresets
 from natscope.core.analysis.curves import Curve, Line, relative_curves, sample_queries
-from natscope.core.analysis.embedding import Embedding, embed
+from natscope.core.analysis.embedding import Embedding, kept
 from natscope.core.analysis.reliance import Reliance
 from natscope.core.analysis.reliance import reliance as reliance_of
 from natscope.core.analysis.stability import Stability, across_networks, across_sketches
@@ -189,11 +189,14 @@ def curves(
     return {curve.line: curve for curve in found}
 
 
-def training_map(progress: Progress, place: Place, features: str) -> TrainingMap:
-    """Arrange the training images in the plane by an array of the bundle, (N, K), and shrink their pictures."""
+def training_map(progress: Progress, place: Place, features: str, file: Path) -> TrainingMap:
+    """Arrange the training images in the plane by an array of the bundle, (N, K), and shrink their pictures.
+
+    The map is kept in a file.
+    """
     attributor = _opened(place)
     attributor.bundle.check_unchanged()
-    found = embed(attributor.bundle.array(features), progress)
+    found = kept(file, attributor.bundle.array(features), progress)
     progress("Shrinking the pictures", 0, 1)
     return TrainingMap(found, sheet(attributor.bundle.array("train_images"), found.arranged))
 

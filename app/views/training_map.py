@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import streamlit as st
@@ -27,6 +28,7 @@ from natscope.app.views.notice import complain, fragment
 from natscope.core.analysis.embedding import MOST
 from natscope.core.bundle.request import Attribution, QueryImage
 from natscope.core.errors import QueryError
+from natscope.precompute.paths import home
 
 _VIEW, _KEY, _TAB = "map_view", "map_", frame.MAP
 SESSION = (_KEY,)  # what belongs to a bundle
@@ -157,7 +159,7 @@ def map_chart(
         job, tasks.training_map, *job[1:], name=f"{key}_job", label="Draw the map", at_once=True
     )
     if found is None:
-        st.caption(f"The map of {min(count, MOST):,} images usually takes about a minute, once for all visitors.")
+        st.caption(f"The map of {min(count, MOST):,} images usually takes about a minute, and is then kept.")
         return None
     arranged = found.embedding.arranged
     names = escape.visible(", ".join(group.name for group in groups))
@@ -184,8 +186,9 @@ def map_chart(
     return found
 
 
-def _job(attributor: Served, features: str) -> tuple[str, tasks.Place, str]:
-    return "map", attributor.place, _ARRAYS[features]
+def _job(attributor: Served, features: str) -> tuple[str, tasks.Place, str, Path]:
+    file = home() / "maps" / f"{attributor.bundle.identity}-{features}.npz"
+    return "map", attributor.place, _ARRAYS[features], file
 
 
 def _points(group: Group, found: TrainingMap, drawn: np.ndarray, notes: Sequence[str]) -> Points:

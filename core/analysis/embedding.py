@@ -5,12 +5,17 @@ and reduced to `DIMENSIONS` principal components, found by subspace iteration in
 Maaten and Hinton 2008), in openTSNE's version with interpolated forces (Linderman et al. 2019).
 """
 
+import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
-from natscope.core.errors import QueryError
+from natscope.core.errors import NatscopeError, QueryError
+from natscope.core.files import read_regular, write_atomically
 from natscope.core.index.search import nearest
 from natscope.core.progress import Progress, silent
 from natscope.core.rows import Rows
@@ -23,6 +28,7 @@ _PERPLEXITY, _EARLY, _LATER = 30, 250, 500  # usual settings of t-SNE, the latte
 _EVERY = 10  # steps between two reports
 _BESIDE = 5  # arranged images between which one that was left out is put
 _SEED = 0
+_BYTES = 200  # an image, at most, of a map in a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +51,37 @@ class Embedding:
         """Return which share of each arranged image's neighbours is of its own kind, (n,) float64; kinds (N,)."""
         own = kinds[self.arranged]
         return (own[self.neighbours] == own[:, None]).mean(axis=1)
+
+
+def kept(file: Path, features: Rows, progress: Progress = silent) -> Embedding:
+    """Return the map that a file of an earlier run holds, else `embed` the features, and write the file if possible.
+
+    A damaged file, or one of other features than these by its number of rows, is written again.
+    """
+    count = len(features)
+    with suppress(NatscopeError, OSError, ValueError, KeyError, EOFError, BadZipFile):
+        with np.load(io.BytesIO(read_regular(file, _BYTES * count + _BYTES)), allow_pickle=False) as stored:
+            found = Embedding(*(stored[field.name] for field in fields(Embedding)))
+        if _fits(found, count):
+            return found
+    found, content = embed(features, progress), io.BytesIO()
+    np.savez(content, **{field.name: getattr(found, field.name) for field in fields(Embedding)})
+    with suppress(OSError):  # it is shown all the same
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, content.getvalue())
+    return found
+
+
+def _fits(found: Embedding, count: int) -> bool:
+    places, arranged, neighbours = found.positions, found.arranged, found.neighbours
+    return (
+        (places.shape, places.dtype) == ((count, 2), np.float32)
+        and bool(np.isfinite(places).all())
+        and (arranged.ndim, arranged.dtype, neighbours.ndim, neighbours.dtype) == (1, np.int64, 2, np.int64)
+        and len(arranged) == len(neighbours) == min(count, MOST)
+        and bool((np.diff(arranged) > 0).all() and arranged[0] >= 0 and arranged[-1] < count)
+        and bool((neighbours >= 0).all() and (neighbours < len(arranged)).all())
+    )
 
 
 def embed(features: Rows, progress: Progress = silent, *, most: int = MOST) -> Embedding:

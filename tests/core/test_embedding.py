@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from natscope.core.analysis.embedding import NEAREST, embed
+from natscope.core.analysis import embedding
+from natscope.core.analysis.embedding import NEAREST, embed, kept
 from natscope.core.errors import QueryError
 
 
@@ -79,3 +80,28 @@ def test_progress_is_told_and_stops_it():
         embed(rows, stop)
     assert all(0 <= done <= total for _, done, total in told)
     assert {stage for stage, *_ in told} >= {"Reading the features", "Arranging the images"}
+
+
+def test_a_map_is_kept_in_a_file_and_a_damaged_one_written_again(tmp_path, monkeypatch):
+    rows, _ = _islands()
+    file, runs = tmp_path / "maps" / "map.npz", []
+    monkeypatch.setattr(embedding, "embed", lambda *arguments: runs.append(1) or embed(*arguments))
+    first, again = kept(file, rows), kept(file, rows)
+    assert len(runs) == 1
+    assert np.array_equal(first.positions, again.positions)
+    assert np.array_equal(first.neighbours, again.neighbours)
+    whole = file.read_bytes()
+    other = {"positions": first.positions, "arranged": first.arranged, "neighbours": first.neighbours + 180}
+    for number, spoil in enumerate((lambda: file.write_bytes(whole[:900]), lambda: np.savez(file, **other)), 2):
+        spoil()
+        assert np.array_equal(kept(file, rows).positions, first.positions)
+        assert len(runs) == number
+        assert file.read_bytes() == whole
+    kept(file, rows[:-1])
+    assert len(runs) == 4
+
+
+def test_a_map_is_drawn_where_no_file_can_be_written(tmp_path):
+    (tmp_path / "maps").write_bytes(b"")
+    rows, kinds = _islands()
+    assert kept(tmp_path / "maps" / "map.npz", rows).alike(kinds).mean() > 0.99
