@@ -267,10 +267,12 @@ def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
 
 
 def _uploaded(attributor: Any, file: Path, invert: bool | None) -> Any:
-    from natscope.app.uploads import LARGEST_BYTES, query_of
+    from natscope.app.uploads import LARGEST_BYTES, read_apart
     from natscope.core.files import read_regular
+    from natscope.precompute.bundles.asking import ask_about_file
 
-    return query_of(attributor, read_regular(file, LARGEST_BYTES, links=True), file.name, invert)
+    data = read_regular(file, LARGEST_BYTES, links=True)
+    return ask_about_file(attributor, data, file.name, invert=invert, read=lambda *given: read_apart(*given).image)
 
 
 def _class_number(text: str, classes: tuple[str, ...]) -> int:

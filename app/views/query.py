@@ -17,7 +17,7 @@ from natscope.app.components.keys import keys
 from natscope.app.components.matrix import matrix
 from natscope.app.guard import MAX_UPLOADS
 from natscope.app.links import pack_image
-from natscope.app.uploads import Upload, form_of, usual_background
+from natscope.app.uploads import Upload
 from natscope.app.views.cards import KINDS, cards_of
 from natscope.app.views.controls import control
 from natscope.app.views.enlarge import SHARP, enlarge
@@ -27,6 +27,7 @@ from natscope.core.bundle.queries import no_pictures
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import NatscopeError, QueryError
 from natscope.precompute.bundles.asking import takes_files
+from natscope.precompute.data.form import form_of, usual_background
 
 _THUMBNAILS = 30
 _UNSURE = 0.6  # a prediction below this probability counts as unsure

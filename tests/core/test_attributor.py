@@ -149,7 +149,7 @@ def test_a_class_too_large_for_its_gram_is_conditioned_on_itself(tiny_path, monk
         (Request(sigma2=float("nan")), "positive number, not nan"),
         (Request(budget=0), "at least 1, not 0"),
         (Request(pool="some"), "'some'; .* same-class, all"),
-        (Request(conditioning="none"), "choose pool or train"),
+        (Request(conditioning="none"), "choose one of pool, train"),
         (Request(target=10), "class 10; .* 0 to 9"),
         (Request(target=-1), "no class -1"),
     ],
