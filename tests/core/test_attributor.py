@@ -324,6 +324,19 @@ def test_every_candidate_is_scored_by_itself_as_the_ranking_scores_it(attributor
         assert own == first.score == scores.max()
 
 
+def test_what_a_method_does_not_score_has_no_score(attributor, query, monkeypatch):
+    own = METHODS["repsim"]
+
+    def three(candidates, asked, settings):
+        return own.select(candidates, asked, replace(settings, budget=min(settings.budget, 3)))
+
+    monkeypatch.setitem(METHODS, "repsim", replace(own, select=three))
+    first = attributor.attribute(query, Request("repsim", budget=3)).items
+    rows, scores = attributor.score_each(query, Request("repsim"))
+    assert rows.tolist() == sorted(item.train_index for item in first)
+    assert sorted(scores) == sorted(item.score for item in first)
+
+
 def test_a_training_image_has_no_part_in_what_others_tell_of_it(attributor):
     image, label = attributor.query("train", 11), int(attributor.train_labels[11])
     rows, scores = attributor.score_each(image, Request("info_loss", 1.0, target=label))
