@@ -14,7 +14,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 import natscope
-from natscope.app.bundles import FILES
+from natscope.app.bundles import FILES, Served
 from natscope.app.cli.commands import main
 from natscope.app.serve import BUNDLES
 from natscope.core.errors import BundleError, QueryError
@@ -41,6 +41,9 @@ class Net(nn.Module):
 def transform(picture):
     return torch.from_numpy(np.array(picture.resize((10, 12)))).permute(2, 0, 1).float() / 127.5 - 1
 """
+
+
+_ask = Served._ask
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,33 @@ def test_an_uploaded_file_is_asked_about_by_the_bundles_own_code(folder, monkeyp
     assert any("upload it again" in warning.value for warning in page.warning)
     page = _page(monkeypatch, folder / "b" / "with", {FILES: {"x": (b"none", "a.png")}}, q="file:x")
     assert page.warning
+
+
+def test_a_refused_file_is_named_and_not_kept(folder, monkeypatch, picture):
+    page = _page(monkeypatch, folder / "b" / "with", {"source": "image"})
+    page.file_uploader(key="file").upload("b*a*d.png", b"none", "image/png").run()
+    (said,) = [error.value for error in page.error]
+    assert one_sentence(said).startswith(r"b\*a\*d.png\: The file is ")
+    assert FILES not in page.session_state
+    assert page.query_params["q"] == "test:0"
+    page.file_uploader(key="file").upload("good.png", picture, "image/png").run()
+    assert not page.error
+    digest = hashlib.sha256(picture).hexdigest()
+    assert list(page.session_state[FILES]) == [digest]
+    assert page.query_params["q"] == f"file:{digest}"
+
+
+def test_a_file_that_the_bundles_own_code_refuses_is_not_kept(folder, monkeypatch, picture):
+    def refuse(*given):
+        raise QueryError("Its code cannot use this file.")
+
+    monkeypatch.setattr(
+        Served, "_ask", lambda self, what, *given: refuse() if what == "file" else _ask(self, what, *given)
+    )
+    page = _page(monkeypatch, folder / "b" / "with", {"source": "image"})
+    page.file_uploader(key="file").upload("a.png", picture, "image/png").run()
+    assert [error.value for error in page.error] == [r"a.png\: Its code cannot use this file."]
+    assert FILES not in page.session_state
 
 
 def test_a_file_on_the_command_line_goes_the_same_way(folder, picture, capsys, tmp_path):
