@@ -12,7 +12,7 @@ import torch
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Attribution, Item, QueryImage, Request, is_whole, quoted
-from natscope.core.errors import FileError, QueryError
+from natscope.core.errors import BundleError, FileError, QueryError
 from natscope.core.files import opened
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.precompute.bundles.asking import ask_about, ask_about_file
@@ -231,6 +231,8 @@ def open(path: str | Path | Bundle) -> Explainer:
         >>> bool(answer.nats > 0)
         True
     """
+    if not isinstance(path, Bundle | str | Path):
+        raise BundleError(f"natscope.open takes a bundle or its folder, not {quoted(path)}.")
     return Explainer(open_attributor(path.path if isinstance(path, Bundle) else Path(path)))
 
 
