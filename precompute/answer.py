@@ -113,7 +113,7 @@ class Explainer:
     Examples:
         >>> explainer = natscope.open("bundles/fashion-mnist")
         >>> explainer
-        Explainer('Fashion-MNIST (25%), MLP', 10 classes, 15,000 training and 10,000 test images)
+        Explainer('Fashion-MNIST (25%), MLP', 10 classes, 15,000 training and 10,000 test examples)
         >>> explainer.explain("test:12", budget=2).query.source
         'test row 12'
     """
@@ -163,11 +163,11 @@ class Explainer:
         return Answer(asked, found, self.classes, pictures)
 
     def __repr__(self) -> str:
-        """Return the title and the size of the data."""
+        """Return the title, and what there is to ask about."""
         train, test = len(self.attributor.train_labels), len(self.attributor.test_labels)
         return (
             f"Explainer({self.bundle.manifest.name!r}, {len(self.classes)} classes, {train:,} training and {test:,} "
-            "test images)"
+            "test examples)"
         )
 
     def _label(self, name: Any) -> int:

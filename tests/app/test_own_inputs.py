@@ -160,6 +160,13 @@ def test_a_file_on_the_command_line_goes_the_same_way(folder, picture, capsys, t
     assert "transform=" in one_sentence(capsys.readouterr().err)
 
 
+def test_a_command_says_that_it_cannot_build_again_what_was_built_from_python(folder, capsys, tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        main(["precompute", "--config", str(folder / "b" / "with"), "--out", str(tmp_path / "again")])
+    assert caught.value.code == 2
+    assert "was built from Python" in one_sentence(capsys.readouterr().err)
+
+
 def test_the_app_is_served_beside_a_notebook_and_ends_with_its_session(folder):
     with natscope.launch(folder / "b") as session:
         with urllib.request.urlopen(session.url) as page:
@@ -201,8 +208,8 @@ import os, signal, sys, time
 import natscope
 
 session = natscope.launch(sys.argv[1])
-print(session.url, flush=True)
 try:
+    print(session.url, flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     print(session.running, flush=True)
@@ -269,9 +276,12 @@ def test_what_is_looked_at_is_told_to_the_notebook_alone(folder, monkeypatch, tm
     assert (found.bundle, found.query, found.settings["method"], found.tags) == ("without", "train:4", "repsim", {})
     identity = read_manifest(folder / "b" / "without").identity
     tags = {"tags": {identity: {"train:4": "odd\ttest:3", "test:1": "interesting"}, "other": {"train:1": "x"}}}
-    _page(monkeypatch, folder / "b", tags, q="test:2", bundle="without")
+    page = _page(monkeypatch, folder / "b", tags, q="test:2", bundle="without")
     assert Selected.read(file).tags == {"train:4": "odd", "test:1": "interesting"}
     assert natscope.open(folder / "b" / "without").explain(Selected.read(file).query, budget=2).query.index == 2
+    page.button(key="tag_query_button").click().run()
+    page.pills(key="tag_query_test:2_1").set_value("duplicate").run()
+    assert Selected.read(file).tags == {"train:4": "odd", "test:1": "interesting", "test:2": "duplicate"}
     monkeypatch.setenv(SELECTED, str(tmp_path / "no" / "folder.json"))
     _page(monkeypatch, folder / "b", q="test:2")
 
