@@ -63,6 +63,14 @@ class Answer:
         """Return how many items there are."""
         return len(self.items)
 
+    def __repr__(self) -> str:
+        """Return what was asked about, the prediction, and how much its items tell."""
+        told = "" if self.nats is None else f", {self.nats:.3g} nats"
+        return (
+            f"Answer({self.query.source or 'an input'}, predicted {self.classes[self.query.predicted]!r}: "
+            f"{len(self)} training examples by {METHODS[self.attribution.request.method].title}{told})"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return what `natscope attribute --json` prints."""
         return self.attribution.to_dict(self.query, self.classes)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -219,6 +220,13 @@ def test_numbers_of_other_libraries_are_numbers(explainer, few):
     answer = explainer.explain(torch.tensor(0), **({"budget": 2} | few))
     assert len(answer) == 2
     json.dumps(answer.to_dict())
+
+
+def test_an_answer_says_in_a_line_what_it_is(explainer):
+    first, second = explainer.explain(3, budget=2), explainer.explain(_X, "repsim", budget=2)
+    assert re.fullmatch(r"Answer\(row 3, predicted '\w+': 2 training examples by InfoLoss, .* nats\)", repr(first))
+    assert re.fullmatch(r"Answer\(an input, predicted '\w+': 2 training examples by RepSim\)", repr(second))
+    assert repr(explainer) == "Explainer('own', 3 classes, 30 training and 6 test examples)"
 
 
 def _labels(*odd):
