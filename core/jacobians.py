@@ -14,18 +14,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from natscope.core.errors import out_of_memory
 from natscope.core.layers import RULES, follows
 from natscope.core.measurements import MEASUREMENTS, Measurement
 from natscope.core.parameters import kernel_parameters
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
+_unmapped: WeakSet[nn.Module] = WeakSet()  # networks that vmap cannot follow
+_READS_NUMBERS = ("data-dependent control flow", ".item()")  # in vmap's errors: then examples may influence each other
 _batched: WeakKeyDictionary[nn.Module, tuple[Any, frozenset[str]]] = WeakKeyDictionary()
 
 
@@ -185,33 +188,37 @@ def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
     """Run the model once and also return what enters its last `Linear` layer (the penultimate features).
 
     Args:
-        model: a module with at least one `Linear` layer.
+        model: the network, in eval mode.
         inputs: (B, ...).
 
     Returns:
-        Logits (B, C) and penultimate features (B, D).
-
-    Raises:
-        ValueError: if no `Linear` layer runs.
+        Logits (B, C) and penultimate features (B, D), where D is 0 if no `Linear` layer runs.
     """
-    seen: list[Tensor] = []
     with exclusive(model):
-        hooks = [
-            module.register_forward_pre_hook(
-                lambda _, args, named: seen.append(_input_of(args, named)), with_kwargs=True
-            )
-            for module in model.modules()
-            if isinstance(module, nn.Linear)
-        ]
-        try:
-            with torch.no_grad():
-                logits = model(inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    if not seen:
-        raise ValueError("The model has no Linear layer, so it has no penultimate features.")
-    return logits, seen[-1].flatten(1).to(logits.dtype)
+        logits, last = _run_noting_last(model, inputs)
+        if last is None:
+            return logits, logits.new_zeros(len(logits), 0)
+        alone = last if len(inputs) == 1 else _run_noting_last(model, inputs[:1])[1]
+        if last.dim() > 1 and alone is not None and len(last) == len(inputs) and len(alone) == 1:
+            return logits, last.flatten(1).to(logits.dtype)
+        rows = [_run_noting_last(model, row[None])[1] for row in inputs]  # its first axis is not that of the examples
+        return logits, torch.stack([row.flatten() for row in rows if row is not None]).to(logits.dtype)
+
+
+def _run_noting_last(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    seen: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args, named: seen.append(_input_of(args, named)), with_kwargs=True)
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            logits = model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return logits, seen[-1] if seen else None
 
 
 def convolves(model: nn.Module) -> bool:
@@ -351,13 +358,42 @@ def _total(parts: Iterable[Tensor]) -> Tensor:
 def _fallback(
     model: nn.Module, scales: Mapping[str, float], inputs: Tensor, targets: Tensor, measure: Measurement
 ) -> Iterable[Formed]:
-    """Differentiate parameters by torch.func, one example at a time under vmap."""
-    parameters = {name: p.detach() for name, p in model.named_parameters() if name in scales}
+    """Differentiate parameters by torch.func, all examples at once; one after the other where vmap cannot follow."""
+    if model not in _unmapped:
+        try:
+            found = _mapped(model, scales, inputs, targets, measure)
+        except (RuntimeError, NotImplementedError) as error:
+            if out_of_memory(error) or any(words in str(error) for words in _READS_NUMBERS):
+                raise
+            _unmapped.add(model)
+    if model in _unmapped:
+        found = _one_by_one(model, scales, inputs, targets, measure)
+    for name, gradient in found.items():
+        batch = len(gradient)
+        rows = gradient.shape[1] if gradient.dim() > 2 else 1
+        yield Formed(name, gradient.detach().reshape(batch, rows, -1), scales[name])
+
+
+def _mapped(
+    model: nn.Module, names: Iterable[str], inputs: Tensor, targets: Tensor, measure: Measurement
+) -> dict[str, Tensor]:
+    parameters = {name: p.detach() for name, p in model.named_parameters() if name in names}
 
     def scalar(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return measure(functional_call(model, values, (x[None],)), y[None])[0]
 
-    for name, gradient in vmap(grad(scalar), in_dims=(None, 0, 0))(parameters, inputs, targets).items():
-        batch = len(gradient)
-        rows = gradient.shape[1] if gradient.dim() > 2 else 1
-        yield Formed(name, gradient.detach().reshape(batch, rows, -1), scales[name])
+    return vmap(grad(scalar), in_dims=(None, 0, 0))(parameters, inputs, targets)  # type: ignore[no-any-return]
+
+
+def _one_by_one(
+    model: nn.Module, names: Iterable[str], inputs: Tensor, targets: Tensor, measure: Measurement
+) -> dict[str, Tensor]:
+    parameters = {name: p for name, p in model.named_parameters() if name in names}
+    rows = []
+    for row in range(len(inputs)):
+        some = slice(row, row + 1)
+        with torch.enable_grad():
+            value = measure(model(inputs[some]), targets[some])[0]
+            found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+        rows.append([_or_zeros(g, p).to_dense() for g, p in zip(found, parameters.values(), strict=True)])
+    return dict(zip(parameters, map(torch.stack, zip(*rows, strict=True)), strict=True))

@@ -25,6 +25,7 @@ from natscope.precompute.bundles.store import halved
 from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.items import Reading
 from natscope.precompute.data.own import own_dataset
+from natscope.precompute.training.heads import giving_logits
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.validate import check_suitable
 
@@ -126,6 +127,7 @@ def attribute(
     sketch: SketchSpec | None = None,
     ntk: bool | None = None,
     layers: Sequence[str] = (),
+    output: str | int | None = None,
 ) -> Answer:
     """Rank the training examples that a prediction relies on, without a bundle: all is computed now and forgotten.
 
@@ -149,6 +151,7 @@ def attribute(
         sketch: kind, dimension K and seed; as usual when None.
         ntk: scale Jacobians as in the NTK parameterisation; as is best for the kind of network when None.
         layers: glob patterns of the names of parameters that the kernel is made of; all when there are none.
+        output: which part of what the network returns are the logits, as `natscope.build` takes it.
 
     Raises:
         DataError, BuildError: as `natscope.build` does.
@@ -166,7 +169,7 @@ def attribute(
     spec = BuildSpec(
         name=type(model).__name__,
         dataset=data.name,
-        model=ModelSpec(own, None),
+        model=ModelSpec(own, None, output=None if output is None else str(output)),
         sketch=sketch or SketchSpec(),
         ntk=ntk,
         layers=patterns(layers),
@@ -176,7 +179,7 @@ def attribute(
             f"{METHODS[method].title} needs what is computed once for all training data; build a bundle with "
             "natscope.build, and name the method in methods=."
         )
-    with as_evaluated(model):
+    with as_evaluated(model), giving_logits(model, spec.model.output):
         first = data.inputs("train")[:3].to(device_of(model))
         check_suitable(model, first, len(data.classes), spec.model)
         features = spec.feature_map(model)

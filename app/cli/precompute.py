@@ -134,12 +134,13 @@ def _paragraph(title: str, text: str) -> list[str]:
 def _model_spec(options: dict[str, Any]) -> Any:
     from natscope.precompute.training.models import ModelSpec
 
+    about = {"bias": options["bias"], "output": options["output"]}
     if options["widths"] is not None:
-        return ModelSpec(options["model"], _numbers("--widths", options["widths"], "784,512,256,10"), options["bias"])
+        return ModelSpec(options["model"], _numbers("--widths", options["widths"], "784,512,256,10"), **about)
     whole = options["dataset"].startswith("fashion-mnist") and options["classes"] is None
     if options["model"] == "mlp" and whole:
-        return ModelSpec(bias=options["bias"])  # as in the embedded bundle
-    return ModelSpec(options["model"], None, options["bias"])
+        return ModelSpec(**about)  # as in the embedded bundle
+    return ModelSpec(options["model"], None, **about)
 
 
 def _scaling(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

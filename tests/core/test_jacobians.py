@@ -230,5 +230,36 @@ def test_penultimate_features_are_what_enters_the_last_linear_layer(generator):
 
 
 def test_a_network_without_a_linear_layer_has_no_penultimate_features():
-    with pytest.raises(ValueError, match="no Linear layer"):
-        forward_with_penultimate(nn.Flatten(), torch.ones(1, 2))
+    logits, penultimate = forward_with_penultimate(nn.Flatten(), torch.ones(2, 3))
+    assert (logits.shape, penultimate.shape) == ((2, 3), (2, 0))
+
+
+class OneByOne(nn.Module):
+    """A head that gets one example at a time, without an axis of the examples, or tokens before them."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.head, self.how = nn.Linear(5, 3), how
+
+    def forward(self, x):
+        if self.how == "alone":
+            return torch.stack([self.head(row) for row in x.flatten(1)])
+        return self.head(x.reshape(len(x), -1, 5).transpose(0, 1)).mean(0)
+
+
+@pytest.mark.parametrize(("how", "width"), [("alone", 5), ("tokens", 15)])
+def test_penultimate_features_are_of_one_example_however_the_last_layer_takes_it(how, width):
+    model, inputs = OneByOne(how), torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(forward_with_penultimate(model, inputs)[1], inputs)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_layer_that_never_gets_a_batch_has_a_jacobian_of_one_form(count, generator):
+    """Three tokens before three examples look like a batch of them."""
+    model = OneByOne("tokens").double().eval()
+    inputs = torch.randn(count, 15, generator=generator, dtype=torch.float64)
+    targets = torch.zeros(count, dtype=torch.int64)
+    wanted = oracles.jacobians(model, inputs, targets, MEASUREMENTS["logit"])
+    for block in jacobian_blocks(model, inputs, targets):
+        assert isinstance(block, Formed)
+        torch.testing.assert_close(block.form().reshape(wanted[block.name].shape), wanted[block.name])
