@@ -265,7 +265,7 @@ def _check_alone(model: nn.Module, images: Tensor, spec: ModelSpec) -> None:
                 f"The network {spec.title} gives {form} for one image alone; natscope needs logits of shape "
                 "(images, classes) for any number of images."
             )
-    probes = torch.cat([images, -images, 0 * images, images / 10, images * 10])
+    probes = torch.cat([images, *(factor * images[:1] for factor in (-1, 0, 0.1, 10))])
     try:
         with torch.no_grad():
             pairs = list(zip(model(probes), (model(probe[None])[0] for probe in probes), strict=True))
