@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 import torchvision
@@ -276,6 +277,12 @@ def _dictionary(self, x):
     return {"features": features, "logits": self.head(features)}
 
 
+@bends("object", remark="logits are 'logits'")
+def _object(self, x):
+    features = self.body(x)
+    return SimpleNamespace(features=features, logits=self.head(features))
+
+
 @bends("tuple", output="1")
 def _tuple(self, x):
     features = self.body(x)
@@ -413,6 +420,20 @@ def _quantized():
     from torch.ao.quantization import quantize_dynamic
 
     return quantize_dynamic(Base(), {nn.Linear}, dtype=torch.qint8)
+
+
+@case("compiled within", refused="'c2'.*compiled.*_orig_mod")
+def _compiled():
+    model = Base()
+    model.c2 = torch.compile(model.c2)
+    return model
+
+
+@case("compiled in place", refused=r"'c2'.*compiled.*\.compile\(\)")
+def _compiled_in_place():
+    model = Base()
+    model.c2.compile()
+    return model
 
 
 case("meta", refused="'c1.weight'.*meta")(lambda: Base().to("meta"))

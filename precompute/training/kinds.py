@@ -14,7 +14,9 @@ def fault_of(model: nn.Module) -> str | None:
             return f"the network{where} is wrapped in {kind}; give the one within, its .module"
         if hasattr(module, "_orig_mod"):  # by torch.compile
             return f"the module{where} is compiled, and natscope follows single layers; give its ._orig_mod"
-        if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            return f"the module{where} is compiled, and natscope follows single layers; leave out its .compile()"
+        if isinstance(module, torch.jit.ScriptModule):
             return f"the module{where} is of TorchScript, whose layers natscope cannot follow; give what it came from"
         if ".quantized" in type(module).__module__:
             return f"the {kind}{where} is quantized and has no gradient; give the network before it was quantized"
