@@ -382,7 +382,7 @@ def _mapped(
     def scalar(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return measure(functional_call(model, values, (x[None],)), y[None])[0]
 
-    return vmap(grad(scalar), in_dims=(None, 0, 0))(parameters, inputs, targets)  # type: ignore[no-any-return]
+    return vmap(grad(scalar), in_dims=(None, 0, 0))(parameters, inputs, targets)
 
 
 def _one_by_one(

@@ -10,7 +10,7 @@ from torch import nn
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.manifest import Manifest
-from natscope.core.device import device_of
+from natscope.core.device import device_of, full_precision
 from natscope.core.errors import QueryError
 from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.images import Inputs
@@ -179,7 +179,7 @@ def attribute(
             f"{METHODS[method].title} needs what is computed once for all training data; build a bundle with "
             "natscope.build, and name the method in methods=."
         )
-    with as_evaluated(model), giving_logits(model, spec.model.output):
+    with as_evaluated(model), giving_logits(model, spec.model.output), full_precision():
         first = data.inputs("train")[:3].to(device_of(model))
         check_suitable(model, first, len(data.classes), spec.model)
         features = spec.feature_map(model)

@@ -161,3 +161,22 @@ def test_the_command_line_picks_an_output(own, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["precompute", "--check", "--output", "0"])
     assert "--output is for a network of yours; mlp gives logits." in capsys.readouterr().err
+
+
+def test_float32_is_not_rounded_whatever_a_notebook_has_set(own, sets):
+    seen = set()
+
+    class Watching(own.Plain):
+        def forward(self, x):
+            seen.add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return super().forward(x)
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("medium")
+        natscope.attribute(Watching(), sets[0], sets[1][0][0], budget=2, sketch=_SKETCH)
+        assert seen == {("highest", False)}
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+    assert torch.backends.cudnn.allow_tf32 == before[1]
