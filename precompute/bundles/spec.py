@@ -135,7 +135,7 @@ class BuildSpec:
                 del values[later]
         if self.index.kind == "flat" or self.sketch.kind == "exact":
             del values["index"]  # as in bundles built before there was a choice
-        values["training"] = self.training.to_dict()
+        values["model"], values["training"] = self.model.to_dict(), self.training.to_dict()
         if (source := source_of(self.model)) is not None:
             values["model"]["source"] = source
         del values["folder"]
@@ -159,9 +159,10 @@ def versions() -> dict[str, str]:
     return found if device().type == "cpu" else found | {"device": title(device())}
 
 
-def size_of(count: int, sketch: SketchSpec, parameters: int | None = None) -> Size:
-    """Return what the cost of artifacts depends on, for N = `count` training images and a network's parameters."""
-    return Size(count, sketch.dim, vectors=sketch.kind != "exact", parameters=parameters)
+def size_of(count: int, sketch: SketchSpec, network: Suitable | None = None) -> Size:
+    """Return what the cost of artifacts depends on, for N = `count` training images and a network, if it is known."""
+    size = Size(count, sketch.dim, vectors=sketch.kind != "exact")
+    return size if network is None else replace(size, parameters=network.parameters, penultimate=network.penultimate)
 
 
 def artifact_bytes(methods: tuple[str, ...], size: Size) -> int:
@@ -208,14 +209,14 @@ def wanted(methods: tuple[str, ...] | None, size: Size) -> tuple[str, ...]:
         size: the bundle's size.
 
     Raises:
-        BuildError: for a name that no method has, or a method that this bundle cannot hold.
+        BuildError: for a name that no method has, or a method whose files this bundle cannot hold.
     """
     if methods is None:
         return tuple(name for name in usual() if METHODS[name].artifacts.obstacle(size) is None)
     for name in methods:
         if name not in METHODS:
             raise BuildError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
-        if obstacle := METHODS[name].artifacts.obstacle(size):
+        if METHODS[name].files and (obstacle := METHODS[name].artifacts.obstacle(size)):
             raise BuildError(obstacle)
     return tuple(name for name in METHODS if name in methods)
 
@@ -226,6 +227,10 @@ def usual() -> tuple[str, ...]:
 
 
 def left_out(methods: tuple[str, ...] | None, size: Size) -> dict[str, str]:
-    """Return, for each usual method that this bundle cannot hold and nobody requested by name, the reason."""
-    found = {name: METHODS[name].artifacts.obstacle(size) for name in usual()} if methods is None else {}
+    """Return the reason for each usual method that this bundle cannot serve.
+
+    One that needs files is then not requested by name: see `wanted`.
+    """
+    known = [name for name, m in METHODS.items() if m.artifacts.usual and (methods is None or not m.files)]
+    found = {name: METHODS[name].artifacts.obstacle(size) for name in known}
     return {name: obstacle for name, obstacle in found.items() if obstacle is not None}
