@@ -32,7 +32,7 @@ def replayed(
     from natscope.core.errors import BuildError
 
     words, settings = _words_of(file)
-    if settings is not None and "content" in settings:
+    if settings is not None and "content" in settings and not settings.get("data"):
         raise BuildError(
             f"{file} was built from Python, of data that no option names; build it again there, by natscope.build with "
             "the same network and data."
