@@ -144,9 +144,13 @@ def _within(file: str | Path, root: Any) -> str:
 
 
 def _titles(found: Any) -> tuple[str, ...] | None:
-    titles = getattr(getattr(found, "dataset", found), "classes", None)
+    """Return the titles that a torchvision data set gives its labels; none if its own function changes labels."""
+    if hasattr(found, "dataset") and hasattr(found, "indices"):
+        return _titles(found.dataset)
+    titles = getattr(found, "classes", None)
     usable = isinstance(titles, list | tuple) and 1 < len(titles) <= MOST_CLASSES
-    return tuple(map(str, titles)) if usable and titles is not None else None
+    renumbered = getattr(found, "target_transform", None) is not None
+    return tuple(map(str, titles)) if usable and titles is not None and not renumbered else None
 
 
 def _columns(reading: Reading, usual: str, there: Iterable[Any], what: str) -> tuple[str, str]:

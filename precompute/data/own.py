@@ -23,6 +23,7 @@ _AT_HAND = 2**28  # bytes of inputs up to which they are kept in memory
 _AT_ONCE = 256  # inputs
 _REPEATED = 3  # inputs that are read twice, to see whether they are the same
 _LARGEST_SCALE = 1e6
+_LISTED = 5  # classes in a sentence
 
 
 @dataclass(eq=False)
@@ -93,31 +94,77 @@ def own_dataset(
 def _labelled(
     parts: Sequence[Items], found: Sequence[Sequence[int] | Sequence[str]], classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Return the classes and the labels of both parts, (N,) int64, from the labels that were found in them."""
+    """Return the classes and the labels of both parts, (N,) int64, from the labels that were found in them.
+
+    Numbers are those of the training set: where another part numbers the same titles in its own way, they are changed.
+    """
+    own, known = parts[0].classes, None if classes is None else tuple(map(str, classes))
+    words = any(isinstance(label, str) for labels in found for label in labels)
+    if not words and own is not None and known is not None:
+        _check_order(own, known)
+    named = known is not None and any(title in known for items in parts for title in items.classes or ())
+    reference = None if words else own or (known if named else None)  # other titles are new ones for the same numbers
+    found = [_translated(reference, items, labels, words) for items, labels in zip(parts, found, strict=True)]
     every = {label for labels in found for label in labels}
-    words = any(isinstance(label, str) for label in every)
     if words and not all(isinstance(label, str) for label in every):
         raise DataError("Some labels are words and some are numbers; give all of one kind.")
-    if classes is None:
-        classes = parts[0].classes
-    if classes is None and not words and max(map(int, every)) >= MOST_CLASSES:
+    if known is None:
+        known = own
+    if known is None and not words and max(map(int, every)) >= MOST_CLASSES:
         raise DataError(f"The largest label is {max(every)}, and natscope takes labels from 0 to {MOST_CLASSES - 1:,}.")
-    if classes is None:
-        classes = sorted(map(str, every)) if words else [str(label) for label in range(max(map(int, every)) + 1)]
-    titles = tuple(map(str, classes))
-    if len(titles) < 2:
-        raise DataError(f"There is one class alone, {titles[0]}; a classifier needs at least two." if titles else _NONE)
-    if len(set(titles)) < len(titles) or not all(titles):
+    if known is None and words:  # a class of test items alone would shift the numbers of others
+        known = tuple(sorted(set(map(str, found[0]))))
+    if known is None:
+        known = tuple(map(str, range(max(map(int, every)) + 1)))
+    if len(known) < 2:
+        raise DataError(f"There is one class alone, {known[0]}; a classifier needs at least two." if known else _NONE)
+    if len(set(known)) < len(known) or not all(known):
         raise DataError("Two classes have the same title, or one has none; give each class one of its own.")
-    place: dict[Any, int] = {title if words else label: label for label, title in enumerate(titles)}
+    place: dict[Any, int] = {title if words else label: label for label, title in enumerate(known)}
     numbered = []
     for items, labels in zip(parts, found, strict=True):
         for row, label in enumerate(labels):
             if label not in place:
-                choice = f"one of the {len(titles)} classes" if words else f"from 0 to {len(titles) - 1}"
-                raise DataError(f"Item {row} of the {items.part} set has the label {label}, which is not {choice}.")
+                choice = f"one of the {len(known)} classes" if words else f"from 0 to {len(known) - 1}"
+                hint = f" ({_few(known)}); classes= can name more" if words and classes is None else ""
+                raise DataError(
+                    f"Item {row} of the {items.part} set has the label {label}, which is not {choice}{hint}."
+                )
         numbered.append(np.array([place[label] for label in labels], dtype=np.int64))
-    return titles, numbered
+    return known, numbered
+
+
+def _check_order(own: Sequence[str], given: Sequence[str]) -> None:
+    """Refuse titles for labels that are the data's own titles of other labels; new titles may be given."""
+    for label, title in enumerate(own):
+        if title in given and given[label : label + 1] != (title,):
+            raise DataError(
+                f"classes= has {title} in place {given.index(title)}, and the training set numbers it {label}; leave "
+                "classes= out, or give titles in the order of the data's own."
+            )
+
+
+def _translated(known: Sequence[str] | None, items: Items, labels: Sequence[Any], words: bool) -> Sequence[Any]:
+    """Return labels in the numbers of known titles, or as words; as they are if a part has no titles of its own."""
+    own = items.classes
+    place = {title: label for label, title in enumerate(known or ())}
+    if own is None or own == known or (known is None and not words) or any(isinstance(y, str) for y in labels):
+        return labels
+    for row, label in enumerate(labels):
+        if not 0 <= label < len(own):
+            raise DataError(
+                f"Item {row} of the {items.part} set has the label {label}, which is not from 0 to {len(own) - 1}."
+            )
+        if known is not None and own[label] not in place:
+            raise DataError(
+                f"Item {row} of the {items.part} set is of the class {own[label]}, which is none of "
+                f"{_few(known)}, those of the training set."
+            )
+    return [own[label] if words else place[own[label]] for label in labels]
+
+
+def _few(titles: Sequence[str]) -> str:
+    return ", ".join(titles[:_LISTED]) + (f" and {len(titles) - _LISTED:,} more" if len(titles) > _LISTED else "")
 
 
 _NONE = "There are no classes; name them with classes=."
