@@ -214,7 +214,7 @@ def precompute(
         given = {o for o in typed if context.get_parameter_source(o) is not click.core.ParameterSource.DEFAULT}
         found, stored = replayed(config, precompute, typed, given)
         name, options = found["name"], {option: found[option] for option in options}
-        tell(config, stored, build_spec(name, options, precompute.params).settings())
+        tell(config, stored, build_spec(name, options, precompute.params).settings(like=stored))
     if check:
         print_check(name, options, precompute.params, out, Bars())
         return

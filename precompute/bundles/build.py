@@ -84,7 +84,7 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
     for name in (spec.model.architecture, *spec.own_code):
         trust(name)
     settings = spec.settings()
-    if out.exists() and not _missing(spec, bundle := existing(out, settings)):
+    if out.exists() and not _missing(spec, bundle := existing(out, spec)):
         return bundle
     lock = filelock.FileLock(out.with_name(out.name + ".lock"))
     try:
@@ -92,7 +92,7 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
         # The bits of a matrix product depend on the threads, so all libraries get the number that the manifest names.
         with lock.acquire(timeout=0), threadpool_limits(torch.get_num_threads(), "blas"):
             if out.exists():
-                return _add(spec, existing(out, settings), progress)
+                return _add(spec, existing(out, spec), progress)
             work = Work(out.with_name(out.name + ".partial"), settings, progress=progress)
             if not work.published:
                 builder = _Builder(spec, work, progress)
@@ -108,7 +108,7 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
     return Bundle(out)
 
 
-def existing(out: Path, settings: dict[str, Any]) -> Bundle:
+def existing(out: Path, spec: BuildSpec) -> Bundle:
     """Open the bundle that is already at `out`, or raise BundleError if its settings differ.
 
     An index that was left to natscope may be of any kind: bundles built by earlier versions have flat ones.
@@ -118,6 +118,7 @@ def existing(out: Path, settings: dict[str, Any]) -> Bundle:
     bundle = Bundle(out)
     network = bundle.manifest.model.get("architecture")  # a forged manifest may contradict its settings
     known = bundle.manifest.results["settings"]
+    settings = spec.settings(like=known)
     if settings.get("index", {}).get("kind") == AUTO:
         known, settings = ({k: v for k, v in s.items() if k != "index"} for s in (known, settings))
     if known != settings or network != settings["model"]["architecture"]:

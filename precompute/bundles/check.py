@@ -59,7 +59,7 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     """
     trust(spec.model.architecture)
     if out is not None and out.exists():
-        existing(out, spec.settings())
+        existing(out, spec)
         yield "Bundle", f"{out} is there already, with these settings"
     begun = time.perf_counter()
     data, backdoor, rows, skipped = _sampled(spec, progress)

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,12 @@ class BuildSpec:
         if self.weights is not None:
             load_weights(model, self.weights, spec, key=self.weights_key, prefix=self.weights_prefix)
 
-    def settings(self) -> dict[str, Any]:
-        """Return what makes the bundle as JSON-able values, loaded weights by their checksum."""
+    def settings(self, *, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what makes the bundle as JSON-able values, loaded weights by their checksum.
+
+        Args:
+            like: those of a bundle, perhaps of an earlier version; the fingerprint of a folder is compared with its own.
+        """
         values = asdict(replace(self, data=None))
         del values["data"]
         if self.data is not None:
@@ -140,7 +145,9 @@ class BuildSpec:
             values["model"]["source"] = source
         del values["folder"]
         if self.dataset.startswith(FOLDER):
-            files = fingerprint(Path(self.dataset.removeprefix(FOLDER)), self.folder)
+            known = like.get("folder") if isinstance(like, Mapping) else None  # perhaps a stranger's
+            known = known.get("files") if isinstance(known, Mapping) else None
+            files = fingerprint(Path(self.dataset.removeprefix(FOLDER)), self.folder, like=known)
             values["folder"] = self.folder.to_dict() | {"files": files}
         if self.weights is not None:
             if not self.weights.is_file():

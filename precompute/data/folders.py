@@ -20,6 +20,7 @@ from natscope.precompute.data.datasets import FOLDER, Dataset, load_dataset
 from natscope.precompute.data.decode import EXTENSIONS, USUAL, Reading, decode, fit
 
 _ALWAYS = ("image_size", "test_share", "skip_broken")  # in a bundle's settings
+_VERSION = 2  # of fingerprints
 _LISTED = 10  # unreadable files named in a message
 _LEAST_STD = 1e-3  # of a channel that is the same everywhere
 LARGEST_FILE = 2**28  # bytes; files of the largest picture allowed are smaller in every format
@@ -158,26 +159,39 @@ def load_folder(
     return data, list(broken.values())
 
 
-def fingerprint(path: Path, spec: FolderSpec) -> str:
+def fingerprint(path: Path, spec: FolderSpec, *, like: object = None) -> str:
     """Hash the names and contents of a folder's images, by which a build notices changes.
 
-    Files whose size and time of change are known are not read again.
+    Files that are known to be the same as before are not read again.
+
+    Args:
+        path: the folder.
+        spec: its settings.
+        like: of an earlier build. If it has no version, from names and contents or names and sizes as they are now, the
+            same is returned.
 
     Raises:
         DataError: if the folder cannot be used.
     """
     _, *splits = listed(path, spec)
-    digest = hashlib.sha256()
+    contents, sizes = hashlib.sha256(), hashlib.sha256()
     for file in sorted(file for split in splits for file, _ in split):
-        found = file.lstat() if _dangles(file) else file.stat()
-        content = content_of(file, found.st_size, found.st_mtime_ns)
-        digest.update(f"{file.relative_to(path).as_posix()}\0{content}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
+        name = file.relative_to(path).as_posix()
+        length = (file.lstat() if _dangles(file) else file.stat()).st_size
+        for digest, value in ((contents, content_of(file)), (sizes, length)):
+            digest.update(f"{name}\0{value}\n".encode(errors="surrogateescape"))
+    found = contents.hexdigest()[:16]
+    return str(like) if like in (found, sizes.hexdigest()[:16]) else f"{_VERSION}:{found}"
+
+
+def content_of(file: Path) -> str:
+    """Return the checksum of a file, or its length if it cannot be read, which is reported when the images are read."""
+    found = file.lstat() if _dangles(file) else file.stat()
+    return _content_of(file, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 @lru_cache(maxsize=2**20)
-def content_of(file: Path, length: int, changed: int) -> str:
-    """Return the checksum of a file, or its length if it cannot be read, which is reported when the images are read."""
+def _content_of(file: Path, length: int, *known_by: int) -> str:
     try:
         return sha256_of(file)
     except FileError:

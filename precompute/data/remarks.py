@@ -47,10 +47,10 @@ def remarks(path: Path, spec: FolderSpec, *, train: Sequence[str], test: Sequenc
 
 
 def _digest(file: Path) -> str:
-    """Return the checksum of a file, known by its size and time; its name if there is none of that name."""
+    """Return the checksum of a file, known if it did not change; its name if there is none of that name."""
     if not file.is_file():  # its name holds what cannot be printed
         return str(file)
-    return content_of(file, file.stat().st_size, file.stat().st_mtime_ns)
+    return content_of(file)
 
 
 def _deepest(file: Path) -> int | None:
