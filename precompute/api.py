@@ -21,7 +21,7 @@ from natscope.precompute.bundles import build as engine
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.items import Reading
-from natscope.precompute.data.own import check_transform, own_dataset
+from natscope.precompute.data.own import own_dataset
 from natscope.precompute.training.models import ModelSpec, build_model, function_of
 from natscope.precompute.training.train import apart
 from natscope.precompute.training.trusted import trust
@@ -124,8 +124,6 @@ def build(
                 "load= and transform= together give pixels of uint8; let them give what the network takes."
             )
         data = replace(data, load=own["load"] or "", transform=own["transform"] or "")
-        if reading.load is None:
-            check_transform(data, reading)
     architecture = _checked_factory(model, factory, data)
     with temporary_folder() as folder:
         weights = Path(folder) / "weights.safetensors"

@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
+
+import numpy as np
 
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
@@ -12,7 +15,7 @@ from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import DataError, QueryError
 from natscope.core.scratch import temporary_folder
 from natscope.precompute.data.decode import decode
-from natscope.precompute.data.items import as_array, is_raw
+from natscope.precompute.data.items import as_array, as_picture, in_colour_or_grey, is_raw
 from natscope.precompute.training.models import function_of, one_sentence
 
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")  # of a stranger's file name, which the user's own code gets to see
@@ -41,9 +44,8 @@ def ask_about_file(attributor: Attributor, data: bytes, filename: str, label: in
         raise QueryError(no_pictures(bundle))
     load = bundle.manifest.dataset.get("load")
     if load is None:
-        picture = decode(data, filename)
-        grey = bundle.inputs("train").shape[1:2] == (1,)
-        return ask_about(attributor, picture.convert("L") if grey else picture, label)
+        picture, shape = decode(data, filename), bundle.inputs("train").shape[1:]
+        return attributor.given(in_colour_or_grey(picture, shape, partial(_input, bundle)), label)
     read = function_of(load, bundle)
     with temporary_folder() as folder:
         suffix = PurePath(filename).suffix
@@ -64,10 +66,14 @@ def ask_about(attributor: Attributor, found: Any, label: int | None = None) -> Q
         QueryError: if it is no input, and there is no code to make one of it.
         UntrustedError: if the code is not trusted, in which case none of it is run.
     """
-    bundle = attributor.bundle
+    shape, values = attributor.bundle.inputs("train").shape[1:], _input(attributor.bundle, found)
+    return attributor.given(values[0] if values.shape == (1, *shape) else values, label)
+
+
+def _input(bundle: Bundle, found: Any) -> np.ndarray:
     name = bundle.manifest.dataset.get("transform")
     if name is not None and is_raw(found):
-        transform, given = function_of(name, bundle), found
+        transform, given = function_of(name, bundle), found if "load" in bundle.manifest.dataset else as_picture(found)
         found = _run(name, lambda: transform(given))
     try:
         values = as_array(found, "What was given")
@@ -75,8 +81,7 @@ def ask_about(attributor: Attributor, found: Any, label: int | None = None) -> Q
         raise QueryError(str(error)) from error
     if values.dtype.kind != "f":
         raise QueryError(no_pictures(bundle))
-    shape = bundle.inputs("train").shape[1:]
-    return attributor.given(values[0] if values.shape == (1, *shape) else values, label)
+    return values
 
 
 def _run(name: str, call: Callable[[], Any]) -> Any:

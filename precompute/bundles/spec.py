@@ -122,7 +122,7 @@ class BuildSpec:
         """Return what makes the bundle as JSON-able values, loaded weights by their checksum.
 
         Args:
-            like: those of a bundle, perhaps of an earlier version; the fingerprint of a folder is compared with its own.
+            like: those of a bundle, perhaps of an earlier version, whose rule makes the fingerprint of a folder.
         """
         values = asdict(replace(self, data=None))
         del values["data"]

@@ -1,5 +1,6 @@
 """What somebody calls a data set, whatever its kind: labels, sources, and inputs that are read one by one."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from natscope.core.errors import DataError, NatscopeError, out_of_memory
-from natscope.precompute.data.decode import EXTENSIONS, decode
+from natscope.precompute.data.decode import EXTENSIONS, decode, picture
 from natscope.precompute.training.projects import said
 
 MOST_CLASSES = 10_000
@@ -48,6 +50,7 @@ class Items:
         read: returns an item's input, float32 or a picture of uint8, and its label, a whole number or a word.
         whole: all inputs (N, ...) and labels, if they are in memory already.
         classes: a title for each label, if the data set says so.
+        files: the files that the items come from, if they are pictures that natscope reads.
     """
 
     part: str
@@ -56,6 +59,7 @@ class Items:
     read: Callable[[int], tuple[np.ndarray, int | str]]
     whole: tuple[np.ndarray, Sequence[int] | Sequence[str]] | None = None
     classes: tuple[str, ...] | None = None
+    files: Sequence[Path] = ()
 
 
 def items_of(found: Any, part: str, reading: Reading) -> Items:
@@ -112,7 +116,9 @@ def _of_dataset(found: Any, part: str, reading: Reading) -> Items:
         given, label = _item(found, row, part)
         return _transformed(given, row, part, reading), _label(label, row, part)
 
-    return Items(part, len(found), _sources_of(found, len(found)), read, classes=_titles(found))
+    count, samples = len(found), _samples_of(found)
+    sources = [_within(path, root) for path, root in samples] or [f"row {row}" for row in range(count)]
+    return Items(part, count, sources, read, classes=_titles(found), files=[Path(path) for path, _ in samples])
 
 
 def _item(found: Any, row: int, part: str) -> tuple[Any, Any]:
@@ -123,15 +129,15 @@ def _item(found: Any, row: int, part: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _sources_of(found: Any, count: int) -> list[str]:
-    """Return the files that a torchvision folder, or a subset of one, was made of; rows for others."""
-    if hasattr(found, "dataset") and hasattr(found, "indices") and len(found.indices) == count:
-        inner = _sources_of(found.dataset, len(found.dataset))
-        return [inner[int(row)] for row in found.indices]
+def _samples_of(found: Any) -> list[tuple[str | Path, Any]]:
+    """Return the files that a torchvision folder, or a subset of one, was made of, and the folder; none for others."""
+    if hasattr(found, "dataset") and hasattr(found, "indices"):
+        inner = _samples_of(found.dataset)
+        return [inner[int(row)] for row in found.indices] if inner else []
     samples = getattr(found, "samples", None)
-    if isinstance(samples, list) and len(samples) == count and all(_names_file(each) for each in samples):
-        return [_within(each[0], getattr(found, "root", "")) for each in samples]
-    return [f"row {row}" for row in range(count)]
+    if isinstance(samples, list) and len(samples) == len(found) and all(_names_file(each) for each in samples):
+        return [(each[0], getattr(found, "root", "")) for each in samples]
+    return []
 
 
 def _names_file(sample: Any) -> bool:
@@ -166,8 +172,11 @@ def _columns(reading: Reading, usual: str, there: Iterable[Any], what: str) -> t
 
 def _of_table(found: Any, part: str, reading: Reading) -> Items:
     paths, labels = _columns(reading, "path", found.columns, f"{part} table")
-    files = [Path(str(path)) for path in found[paths]]
-    return _of_files(files, list(found[labels]), part, reading, [str(path) for path in found[paths]])
+    names = list(found[paths])
+    for row, name in enumerate(names):
+        if not isinstance(name, str | os.PathLike) or not str(name):
+            raise DataError(f"Item {row} of the {part} set names no file; its column {paths} holds {str(name)[:60]!r}.")
+    return _of_files([Path(name) for name in names], list(found[labels]), part, reading, list(map(str, names)))
 
 
 def _of_folder(path: Path, part: str, reading: Reading) -> Items:
@@ -194,7 +203,11 @@ def _of_files(
         )
 
     given = _labels(labels, part)
-    return Items(part, len(files), sources, lambda row: (input_of(files[row], row, part, reading), given[row]))
+
+    def read(row: int) -> tuple[np.ndarray, int | str]:
+        return input_of(files[row], row, part, reading), given[row]
+
+    return Items(part, len(files), sources, read, files=files)
 
 
 def _of_split(found: Any, part: str, reading: Reading) -> Items:
@@ -204,6 +217,8 @@ def _of_split(found: Any, part: str, reading: Reading) -> Items:
 
     def read(row: int) -> tuple[np.ndarray, int | str]:
         item = _called(lambda: found[row], f"Item {row} of the {part} split cannot be read")
+        if item[inputs] is None:
+            raise DataError(f"Item {row} of the {part} split has no {inputs}; leave such items out.")
         return _transformed(item[inputs], row, part, reading), given[row]
 
     rows = [f"row {row}" for row in range(len(found))]
@@ -243,9 +258,42 @@ def transformed(found: Any, what: str, reading: Reading) -> np.ndarray:
         reading: how it becomes an input.
     """
     if reading.transform is not None and is_raw(found):
-        transform, given = reading.transform, found
+        transform, given = reading.transform, found if reading.load is not None else as_picture(found)
         found = _called(lambda: transform(given), f"{what} cannot be transformed")
     return as_array(found, what)
+
+
+def as_picture(found: Any) -> Any:
+    """Return pixels of uint8, (H, W) and 1 or 3 channels first or last, as a picture; anything else as it is."""
+    pixels = found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else found
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or not pixels.size:
+        return found
+    if pixels.ndim == 3 and pixels.shape[2] not in (1, 3):
+        pixels = np.moveaxis(pixels, 0, 2)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    plain = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    return picture(np.ascontiguousarray(pixels)) if plain else found
+
+
+def in_colour_or_grey(given: Image.Image, shape: Sequence[int], make: Callable[[Any], np.ndarray]) -> np.ndarray:
+    """Return the input that a picture in RGB becomes, or in grey if the network takes one channel and that alone fits.
+
+    Args:
+        given: the picture.
+        shape: of an input.
+        make: makes one of a picture; it may raise NatscopeError.
+    """
+    grey = tuple(shape[:1]) == (1,)
+    try:
+        found = make(given)
+    except NatscopeError:
+        if not grey:
+            raise
+    else:
+        if not grey or found.shape == tuple(shape):
+            return found
+    return make(given.convert("L"))
 
 
 def is_raw(found: Any) -> bool:

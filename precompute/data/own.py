@@ -9,19 +9,30 @@ from typing import Any
 import numpy as np
 
 from natscope.core.bundle.file_checks import bounded
-from natscope.core.errors import DataError
+from natscope.core.errors import DataError, NatscopeError
 from natscope.core.files import size
 from natscope.core.progress import Progress, silent
 from natscope.core.scratch import temporary_folder
 from natscope.core.text import UNSEEN
 from natscope.core.thumbnails import LARGEST, scaling_between, thumbnails
 from natscope.precompute.data.datasets import Dataset
-from natscope.precompute.data.decode import picture
-from natscope.precompute.data.items import MOST_CLASSES, Items, Reading, items_of, transformed
+from natscope.precompute.data.decode import decode, picture
+from natscope.precompute.data.items import (
+    MOST_CLASSES,
+    Items,
+    Reading,
+    in_colour_or_grey,
+    input_of,
+    items_of,
+    transformed,
+)
 
 _AT_HAND = 2**28  # bytes of inputs up to which they are kept in memory
 _AT_ONCE = 256  # inputs
-_REPEATED = 3  # inputs that are read twice, to see whether they are the same
+_REPEATED = 16  # inputs read twice in a row: all of them miss a mirror that is thrown like a coin once in 65,536 times
+_AGAIN = 32  # inputs that are read once more after all others, when random numbers have moved on
+_SAME = 3  # files of which one at least becomes the input that is stored
+_CLOSE = 1e-3  # of the largest number of an input
 _LARGEST_SCALE = 1e6
 _LISTED = 5  # classes in a sentence
 
@@ -80,15 +91,11 @@ def own_dataset(
         return Dataset(**about, train_images=images[0], test_images=images[1], mean=mean, std=std)
     mean, std = _shown_by(kept[0], reading)
     images = [_thumbnails(rows, mean, std) for rows in kept]
-    return Dataset(
-        **about,
-        train_images=images[0],
-        test_images=images[1],
-        mean=mean,
-        std=std,
-        train_inputs=kept[0],
-        test_inputs=kept[1],
-    )
+    inputs = {"train_inputs": kept[0], "test_inputs": kept[1]}
+    data = Dataset(**about, **inputs, train_images=images[0], test_images=images[1], mean=mean, std=std)
+    if reading.load is not None or reading.transform is not None:
+        _check_uploads(data, reading, parts[0].files)
+    return data
 
 
 def _labelled(
@@ -183,13 +190,9 @@ def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequ
                 raise _not_finite(items.part, row)
         return _Kept(inputs), labels
     first, _ = items.read(0)
-    for row in range(min(_REPEATED, items.count)):
-        once, again = items.read(row)[0], items.read(row)[0]
-        if once.shape != again.shape or not np.array_equal(once, again, equal_nan=once.dtype != np.uint8):
-            raise DataError(
-                f"Item {row} of the {items.part} set is another each time it is read; natscope needs the inputs "
-                "without random augmentation, as for testing."
-            )
+    for time in range(_REPEATED):
+        row = time % items.count
+        _check_repeated(items, row, items.read(row)[0])
     kept, labels = _room(items.count, first), list[Any]()
     for row in range(items.count):
         if row % _AT_ONCE == 0:
@@ -204,8 +207,20 @@ def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequ
             raise _not_finite(items.part, row)
         kept.array[row] = values
         labels.append(label)
+    for row in np.unique(np.linspace(0, items.count - 1, min(_AGAIN, items.count), dtype=np.int64)).tolist():
+        _check_repeated(items, row, kept.array[row])
     progress(f"Reading the {items.part} set", items.count, items.count)
     return kept, labels
+
+
+def _check_repeated(items: Items, row: int, before: np.ndarray) -> None:
+    """Raise DataError if an item is not what it was when it was read before."""
+    again, _ = items.read(row)
+    if before.shape != again.shape or not np.array_equal(before, again, equal_nan=before.dtype != np.uint8):
+        raise DataError(
+            f"Item {row} of the {items.part} set is another each time it is read; natscope needs the inputs without "
+            "random augmentation, as for testing."
+        )
 
 
 def _room(count: int, first: np.ndarray) -> _Kept:
@@ -277,13 +292,35 @@ def _thumbnails(rows: _Kept, mean: Sequence[float], std: Sequence[float]) -> np.
     return np.concatenate(parts)
 
 
-def check_transform(data: Dataset, reading: Reading) -> None:
-    """Raise DataError if `transform` makes no input of the data's form of a picture, as it will of what is uploaded."""
+def _check_uploads(data: Dataset, reading: Reading, files: Sequence[Path]) -> None:
+    """Raise DataError if uploads would not become inputs of the data's form, or others than training files became."""
     shape = data.inputs("train").shape[1:]
-    pixels = np.zeros((LARGEST, LARGEST) if shape[:1] == (1,) else (LARGEST, LARGEST, 3), np.uint8)
-    found = transformed(picture(pixels), "A picture", reading)
-    if found.shape != shape or found.dtype != np.float32:
+    if reading.load is None:
+        made = picture(np.zeros((LARGEST, LARGEST, 3), np.uint8))
+        found = in_colour_or_grey(made, shape, lambda given: transformed(given, "A picture", reading))
+        if found.shape != shape or found.dtype != np.float32:
+            raise DataError(
+                f"transform= makes {_form(found)} of a picture, and the inputs are float32 of shape {shape}; give the "
+                "function that made them."
+            )
+    rows = [row for row, file in enumerate(files[:_SAME]) if file.is_file()]
+    if rows and not any(_becomes(files[row], row, data, reading) for row in rows):
+        how = " and ".join(name for name in ("load", "transform") if getattr(reading, name) is not None)
         raise DataError(
-            f"transform= makes {_form(found)} of a picture, and the inputs are float32 of shape {shape}; give the "
-            "function that made them."
+            f"By {how}, {files[rows[0]]} becomes another input than the training set has in row {rows[0]}, so uploads "
+            "would not go the way of training images; give the functions that the training set uses."
         )
+
+
+def _becomes(file: Path, row: int, data: Dataset, reading: Reading) -> bool:
+    """Return whether a file that is uploaded becomes the stored input of a row."""
+    stored = np.asarray(data.inputs("train")[row : row + 1])[0]
+    if reading.load is not None:
+        found = input_of(file, row, "training", reading)
+    else:
+        try:
+            read = decode(file.read_bytes(), file.name)
+        except (OSError, NatscopeError):  # which the upload of such a file would be told, too
+            return True
+        found = in_colour_or_grey(read, stored.shape, lambda given: transformed(given, f"The file {file}", reading))
+    return found.shape == stored.shape and float(abs(found - stored).max()) <= _CLOSE * float(abs(stored).max())
