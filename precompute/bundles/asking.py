@@ -14,8 +14,8 @@ from natscope.core.bundle.queries import no_pictures
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import DataError, QueryError
 from natscope.core.scratch import temporary_folder
-from natscope.precompute.data.decode import decode
-from natscope.precompute.data.items import as_array, as_picture, in_colour_or_grey, is_raw
+from natscope.precompute.data.decode import decode, in_colour_or_grey
+from natscope.precompute.data.items import as_array, as_picture, is_raw
 from natscope.precompute.training.models import function_of, one_sentence
 
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")  # of a stranger's file name, which the user's own code gets to see

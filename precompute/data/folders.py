@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,9 +14,9 @@ import numpy as np
 from natscope.core.errors import DataError, FileError, QueryError
 from natscope.core.files import sha256_of, size
 from natscope.core.progress import Progress, silent
-from natscope.core.text import UNSEEN
 from natscope.precompute.data.datasets import FOLDER, Dataset, load_dataset
 from natscope.precompute.data.decode import EXTENSIONS, USUAL, Reading, decode, fit
+from natscope.precompute.data.splits import HIDDEN, class_names, parts, shown
 
 _ALWAYS = ("image_size", "test_share", "skip_broken")  # in a bundle's settings
 _VERSION = 2  # of fingerprints
@@ -25,7 +24,6 @@ _LISTED = 10  # unreadable files named in a message
 _LEAST_STD = 1e-3  # of a channel that is the same everywhere
 LARGEST_FILE = 2**28  # bytes; files of the largest picture allowed are smaller in every format
 
-_HELD_OUT = {"test", "testing", "val", "valid", "validation", "eval", "dev", "holdout"}  # names for the test split
 _HINTS = {"megapixels": "--largest MEGAPIXELS", "name does not fit": "--by-content", "animation": "--first-frame"}
 _HINTS |= {"transparent everywhere": "--background ignore"}
 
@@ -223,11 +221,11 @@ def listed(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
     try:
         if not path.is_dir():
             raise DataError(f"There is no folder {path}; --dataset folder:PATH names one that holds images by class.")
-        train, held_out, _ = parts(path, spec)
-        names = _class_names(path / train)
+        train, held_out, _ = parts(path, spec.test_folder)
+        names = class_names(path / train)
         splits = [_files(path / train, names)]
         if held_out is not None:
-            unknown = sorted(set(_class_names(path / held_out)) - set(names))
+            unknown = sorted(set(class_names(path / held_out)) - set(names))
             if unknown and not spec.missing_classes:
                 raise DataError(
                     f"{path / held_out} has a class {unknown[0]} that {path / train} does not have; go on without its "
@@ -242,51 +240,6 @@ def listed(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
             "two: put each class's images into a subfolder of its own, or into train/CLASS and test/CLASS."
         )
     return tuple(names), *splits
-
-
-def parts(path: Path, spec: FolderSpec) -> tuple[str, str | None, list[str]]:
-    """Return the folder of the training images, "" for the whole, that of the test images if any, and those not used.
-
-    A folder is divided into splits if it has one called train and others, if any, have a usual name of a test split.
-    """
-    there = {name.lower(): name for name in subfolders(path)}
-    others = [name for name in there if name != "train"]
-    named = spec.test_folder
-    if named is not None:
-        if "train" not in there or named.lower() not in others:
-            raise DataError(f"{path} has no folders train and {named}, as --test-folder {named} says.")
-        taken = named.lower()
-    elif "train" in there and "test" in there:
-        taken = "test"
-    elif "train" in there and set(others) <= _HELD_OUT:
-        if len(others) > 1:
-            raise DataError(f"{path} has {' and '.join(others)} beside train; choose one by --test-folder {others[0]}.")
-        if not others:
-            return there["train"], None, []
-        taken = others[0]
-    else:
-        return "", None, []
-    return there["train"], there[taken], [there[name] for name in others if name != taken]
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder that are not hidden, sorted."""
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _class_names(folder: Path) -> list[str]:
-    """Return the classes of a folder; names that some systems or commands cannot tell apart are refused."""
-    names, known = subfolders(folder), dict[str, str]()
-    for name in names:
-        if not name.isprintable():
-            raise DataError(f"The class folder {shown(Path(name))!r} in {folder} has no printable name; rename it.")
-        other = known.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
-        if other != name:
-            raise DataError(
-                f"The classes {other} and {name} of {folder} differ in nothing but upper and lower case or the way an "
-                "accent is written; merge or rename one."
-            )
-    return names
 
 
 def _files(folder: Path, names: Sequence[str]) -> Labelled:
@@ -307,7 +260,7 @@ def _walk(folder: Path) -> list[Path]:
 
     found = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
         files = [Path(parent, name) for name in names if not name.startswith(".")]
         found += [f for f in files if f.suffix.lower() in EXTENSIONS and (f.is_file() or _dangles(f))]
     return found
@@ -328,11 +281,6 @@ def _divided(files: Sequence[tuple[Any, int]], classes: int, share: float) -> li
             count = min(max(1, round(share * len(rows))), len(rows) - 1)
             test |= set(np.random.default_rng([0, label]).choice(rows, count, replace=False).tolist())
     return [[f for row, f in enumerate(files) if (row in test) is wanted] for wanted in (False, True)]
-
-
-def shown(path: Path) -> str:
-    """Return a path as text that can be printed; what is not text in it becomes question marks."""
-    return UNSEEN.sub("\ufffd", os.fsencode(path).decode(errors="replace"))
 
 
 def _empty(path: Path, title: str, split: str, *, alone: bool) -> str:

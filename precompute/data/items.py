@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from natscope.core.errors import DataError, NatscopeError, out_of_memory
 from natscope.precompute.data.decode import EXTENSIONS, decode, picture
@@ -274,26 +273,6 @@ def as_picture(found: Any) -> Any:
         pixels = pixels[..., 0]
     plain = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
     return picture(np.ascontiguousarray(pixels)) if plain else found
-
-
-def in_colour_or_grey(given: Image.Image, shape: Sequence[int], make: Callable[[Any], np.ndarray]) -> np.ndarray:
-    """Return the input that a picture in RGB becomes, or in grey if the network takes one channel and that alone fits.
-
-    Args:
-        given: the picture.
-        shape: of an input.
-        make: makes one of a picture; it may raise NatscopeError.
-    """
-    grey = tuple(shape[:1]) == (1,)
-    try:
-        found = make(given)
-    except NatscopeError:
-        if not grey:
-            raise
-    else:
-        if not grey or found.shape == tuple(shape):
-            return found
-    return make(given.convert("L"))
 
 
 def is_raw(found: Any) -> bool:

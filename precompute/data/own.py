@@ -16,12 +16,11 @@ from natscope.core.scratch import temporary_folder
 from natscope.core.text import UNSEEN
 from natscope.core.thumbnails import LARGEST, scaling_between, thumbnails
 from natscope.precompute.data.datasets import Dataset
-from natscope.precompute.data.decode import decode, picture
+from natscope.precompute.data.decode import decode, in_colour_or_grey, picture
 from natscope.precompute.data.items import (
     MOST_CLASSES,
     Items,
     Reading,
-    in_colour_or_grey,
     input_of,
     items_of,
     transformed,

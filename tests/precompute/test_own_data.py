@@ -10,7 +10,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from natscope.core.errors import DataError
-from natscope.precompute.data.items import Reading, as_picture, in_colour_or_grey
+from natscope.precompute.data.decode import in_colour_or_grey
+from natscope.precompute.data.items import Reading, as_picture
 from natscope.precompute.data.own import own_dataset
 from tests.conftest import one_sentence
 
