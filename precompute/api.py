@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles import build as engine
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.datasets import Dataset
-from natscope.precompute.data.items import Reading
+from natscope.precompute.data.named import own_reading, with_code
 from natscope.precompute.data.own import own_dataset
-from natscope.precompute.training.models import ModelSpec, build_model, function_of
+from natscope.precompute.training.models import ModelSpec, build_model
 from natscope.precompute.training.train import apart
 from natscope.precompute.training.trusted import trust
 
@@ -106,24 +105,10 @@ def build(
         raise TypeError(f"natscope.build takes a torch.nn.Module or a BuildSpec, not {type(model).__name__}.")
     check_kind(model)
     own = {key: _reference(given, f"{key}=") for key, given in (("load", load), ("transform", transform))}
-    for reference in filter(None, own.values()):
-        trust(reference)
-    reading = Reading(
-        classes=classes,
-        mean=mean,
-        std=std,
-        load=function_of(own["load"]) if own["load"] else None,
-        transform=function_of(own["transform"]) if own["transform"] else None,
-        columns=columns,
-    )
+    code = own["load"] or "", own["transform"] or ""
+    reading = own_reading(*code, classes=classes, mean=mean, std=std, columns=columns)
     title = name or Path(out).name
-    data = own_dataset(train_set, test_set, reading, name=title, progress=progress)
-    if any(own.values()):
-        if data.train_inputs is None:
-            raise BuildError(
-                "load= and transform= together give pixels of uint8; let them give what the network takes."
-            )
-        data = replace(data, load=own["load"] or "", transform=own["transform"] or "")
+    data = with_code(own_dataset(train_set, test_set, reading, name=title, progress=progress), *code)
     architecture = _checked_factory(model, factory, data)
     with temporary_folder() as folder:
         weights = Path(folder) / "weights.safetensors"

@@ -14,7 +14,7 @@ from natscope.core.bundle.queries import no_pictures
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import DataError, QueryError
 from natscope.core.scratch import temporary_folder
-from natscope.precompute.data.decode import decode, in_colour_or_grey
+from natscope.precompute.data.decode import Reading, decode, in_colour_or_grey
 from natscope.precompute.data.items import as_array, as_picture, is_raw
 from natscope.precompute.training.models import function_of, one_sentence
 
@@ -44,7 +44,8 @@ def ask_about_file(attributor: Attributor, data: bytes, filename: str, label: in
         raise QueryError(no_pictures(bundle))
     load = bundle.manifest.dataset.get("load")
     if load is None:
-        picture, shape = decode(data, filename), bundle.inputs("train").shape[1:]
+        reading = Reading.of_settings(bundle.manifest.results.get("settings"))
+        picture, shape = decode(data, filename, reading), bundle.inputs("train").shape[1:]
         return attributor.given(in_colour_or_grey(picture, shape, partial(_input, bundle)), label)
     read = function_of(load, bundle)
     with temporary_folder() as folder:

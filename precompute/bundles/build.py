@@ -130,14 +130,17 @@ def prepared(spec: BuildSpec, data: Dataset) -> tuple[Dataset, Backdoor | None]:
     """Return the data that a bundle holds: classes chosen, images limited, scaled and poisoned as the settings say.
 
     Raises:
+        BuildError: if such data need a network that is not given.
         DataError: if a setting makes no sense for this data set.
     """
     if spec.classes is not None:
         data = of_classes(data, spec.classes)
     if spec.per_class is not None:
         data = first_of_each(data, spec.per_class)
-    if spec.scaling is not None:
+    if spec.scaling is not None and spec.scaling != (data.mean, data.std):
         data = scaled(data, *spec.scaling)
+    if data.train_inputs is not None and (spec.weights is None or ":" not in spec.model.architecture):
+        raise BuildError("Inputs that are no images need a trained network of your own: name it and its weights.")
     return (data, None) if spec.poison is None else poison(data, spec.poison)
 
 
@@ -220,8 +223,6 @@ class _Builder:
         data, self.skipped = spec.load(progress)
         self.data, self.backdoor = prepared(spec, data)
         self.model = fitted(spec.model, self.data.train_images.shape[1:], len(self.data.classes))
-        if self.data.train_inputs is not None and (spec.weights is None or ":" not in self.model.architecture):
-            raise BuildError("Inputs that are no images need a trained network of your own: name it and its weights.")
         self.store = Store(work.path, work, progress)
 
     def run(self) -> None:

@@ -86,9 +86,9 @@ class Reading:
                 raise DataError(f"There is no {name} '{value}'; choose from {', '.join(map(str, choices))[:100]}.")
 
     @classmethod
-    def of_settings(cls, settings: Mapping[str, Any]) -> "Reading":
+    def of_settings(cls, settings: object) -> "Reading":
         """Return how a bundle's settings, perhaps a stranger's, read pixels; what files may be is not theirs."""
-        folder = settings.get("folder")
+        folder = settings.get("folder") if isinstance(settings, Mapping) else None
         given = folder.get("reading") if isinstance(folder, Mapping) else None
         known = given if isinstance(given, Mapping) else {}
         chosen: dict[str, Any] = {}

@@ -14,7 +14,7 @@ import numpy as np
 from natscope.core.errors import DataError, FileError, QueryError
 from natscope.core.files import sha256_of, size
 from natscope.core.progress import Progress, silent
-from natscope.precompute.data.datasets import FOLDER, Dataset, load_dataset
+from natscope.precompute.data.datasets import FOLDER, Dataset
 from natscope.precompute.data.decode import EXTENSIONS, USUAL, Reading, decode, fit
 from natscope.precompute.data.splits import HIDDEN, class_names, parts, shown
 
@@ -26,6 +26,8 @@ LARGEST_FILE = 2**28  # bytes; files of the largest picture allowed are smaller 
 
 _HINTS = {"megapixels": "--largest MEGAPIXELS", "name does not fit": "--by-content", "animation": "--first-frame"}
 _HINTS |= {"transparent everywhere": "--background ignore"}
+
+Labelled = list[tuple[Path, int]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class FolderSpec:
         test_folder: name of the folder beside train that holds the test images; the one of a usual name when None.
         missing_classes: go on if a class has no test image, and leave out test images of classes without training ones.
         reading: how files become pixels.
+        load: the user's own function that reads a file, as "module:function"; natscope's own if empty.
+        transform: the user's own function that makes an input of what was read; none if empty.
     """
 
     image_size: int = 32
@@ -47,29 +51,14 @@ class FolderSpec:
     test_folder: str | None = None
     missing_classes: bool = False
     reading: Reading = USUAL
+    load: str = ""
+    transform: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values, without those that were added later and are as before."""
         usual, own = asdict(FolderSpec()), asdict(self)
         own["reading"] = {name: value for name, value in own["reading"].items() if value != usual["reading"][name]}
         return {name: own[name] for name in own if name in _ALWAYS or own[name] not in (usual[name], {})}
-
-
-def load_named(
-    name: str,
-    spec: FolderSpec,
-    progress: Progress = silent,
-    *,
-    sample: int | None = None,
-) -> tuple[Dataset, list[str]]:
-    """Load a data set by the name that a bundle gives it: a key of `DATASETS`, or "folder:PATH", see `load_folder`.
-
-    Raises:
-        DataError: if it cannot be loaded.
-    """
-    if not name.startswith(FOLDER):
-        return load_dataset(name), []
-    return load_folder(Path(name.removeprefix(FOLDER)).absolute(), spec, progress, sample=sample)
 
 
 def load_folder(
@@ -95,12 +84,7 @@ def load_folder(
         DataError: if there are fewer than two classes, a class is empty, or files cannot be read and may not be
             skipped.
     """
-    if not 4 <= spec.image_size <= 512 or not 0 < spec.test_share < 1:
-        raise DataError("Images need a side of 4 to 512 pixels, and the test share must lie between 0 and 1.")
-    spec.reading.check()
-    classes, *splits = listed(path, spec)
-    if len(splits) == 1 and not spec.skip_broken:
-        splits = _divided(splits[0], len(classes), spec.test_share)
+    classes, *splits = divided(path, spec)
     files = [file for split in splits for file in split]
     try:
         pixels = np.zeros((len(files), spec.image_size, spec.image_size, 3), dtype=np.uint8)
@@ -109,7 +93,7 @@ def load_folder(
             f"{len(files):,} images of {spec.image_size} by {spec.image_size} pixels do not fit in memory; choose a "
             "smaller --image-size."
         ) from error
-    read = np.unique(np.linspace(0, len(files) - 1, min(sample or len(files), len(files)), dtype=np.int64))
+    read = evenly(len(files), sample)
     broken: dict[int, str] = {}
     for done, position in enumerate(read):
         if done % 500 == 0:
@@ -125,17 +109,7 @@ def load_folder(
     kept = np.ones(len(files), dtype=bool)
     kept[list(broken)] = False
     labels = np.array([label for _, label in files], dtype=np.int64)
-    if len(splits) == 1:  # only files that can be read are divided
-        whole = [(position, int(labels[position])) for position in np.flatnonzero(kept)]
-        train = np.isin(np.arange(len(files)), [p for p, _ in _divided(whole, len(classes), spec.test_share)[0]])
-    else:
-        train = np.arange(len(files)) < len(splits[0])
-    for name, rows in (("training", train & kept), ("test", ~train & kept)):
-        for label in np.flatnonzero(np.bincount(labels[rows], minlength=len(classes)) == 0):
-            if name == "training" or not spec.missing_classes:
-                raise DataError(_empty(path, classes[label], name, alone=int((labels == label).sum()) == 1))
-    if not (~train & kept).any():
-        raise DataError(f"{path} has no test image that can be read.")
+    train = allotted(path, spec, classes, splits, kept)
     good = read[kept[read]]
     if all((pixels[part, ..., :1] == pixels[part]).all() for part in np.array_split(good, len(good) // 1000 + 1)):
         pixels = pixels[..., 0]
@@ -143,7 +117,7 @@ def load_folder(
     images = [_rows(pixels, np.flatnonzero(part & kept)) for part in (train, ~train)]
     names = [shown(file.relative_to(path)) for file, _ in files]
     data = Dataset(
-        name=f"folder:{shown(Path(path.resolve().name))}",
+        name=title_of(path),
         classes=classes,
         train_images=images[0],
         train_labels=labels[train & kept],
@@ -155,6 +129,61 @@ def load_folder(
         test_sources=tuple(compress(names, ~train & kept)),
     )
     return data, list(broken.values())
+
+
+def title_of(path: Path) -> str:
+    """Return what the data set of a folder is called."""
+    return f"{FOLDER}{shown(Path(path.resolve().name))}"
+
+
+def evenly(count: int, sample: int | None) -> np.ndarray:
+    """Return the numbers below `count`, or about `sample` of them at even distances."""
+    return np.unique(np.linspace(0, count - 1, min(sample or count, count), dtype=np.int64))
+
+
+def divided(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
+    """Return the classes and the files of both splits, or of the whole if unreadable ones are to be left out first.
+
+    Raises:
+        DataError: for settings that make no sense, and as `load_folder` does.
+    """
+    if not 4 <= spec.image_size <= 512 or not 0 < spec.test_share < 1:
+        raise DataError("Images need a side of 4 to 512 pixels, and the test share must lie between 0 and 1.")
+    spec.reading.check()
+    classes, *splits = listed(path, spec)
+    if len(splits) == 1 and not spec.skip_broken:
+        splits = _divided(splits[0], len(classes), spec.test_share)
+    return classes, *splits
+
+
+def allotted(
+    path: Path, spec: FolderSpec, classes: Sequence[str], splits: Sequence[Labelled], kept: np.ndarray
+) -> np.ndarray:
+    """Return which files, of those that are kept, are for training, (N,) bool.
+
+    Args:
+        path: the folder.
+        spec: its settings.
+        classes: a title for each label.
+        splits: the files, as `divided` returns them, N in all.
+        kept: which of them can be read, (N,) bool.
+
+    Raises:
+        DataError: if nothing is left of a class that is needed.
+    """
+    labels = np.array([label for split in splits for _, label in split], dtype=np.int64)
+    if len(splits) == 1:  # only files that can be read are divided
+        whole = [(position, int(labels[position])) for position in np.flatnonzero(kept)]
+        train = np.isin(np.arange(len(kept)), [p for p, _ in _divided(whole, len(classes), spec.test_share)[0]])
+    else:
+        train = np.arange(len(kept)) < len(splits[0])
+    for name, rows in (("training", train & kept), ("test", ~train & kept)):
+        for label in np.flatnonzero(np.bincount(labels[rows], minlength=len(classes)) == 0):
+            if name == "training" or not spec.missing_classes:
+                raise DataError(_empty(path, classes[label], name, alone=int((labels == label).sum()) == 1))
+    if not (~train & kept).any():
+        raise DataError(f"{path} has no test image that can be read.")
+    return train
 
 
 def fingerprint(path: Path, spec: FolderSpec, *, like: object = None) -> str:
@@ -196,9 +225,6 @@ def _content_of(file: Path, length: int, *known_by: int) -> str:
         return str(length)
 
 
-Labelled = list[tuple[Path, int]]
-
-
 def _rows(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return some rows, not copied if they follow each other."""
     if len(rows) == rows[-1] - rows[0] + 1:
@@ -223,7 +249,7 @@ def listed(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
             raise DataError(f"There is no folder {path}; --dataset folder:PATH names one that holds images by class.")
         train, held_out, _ = parts(path, spec.test_folder)
         names = class_names(path / train)
-        splits = [_files(path / train, names)]
+        splits = [_files(path / train, names, any_kind=bool(spec.load))]
         if held_out is not None:
             unknown = sorted(set(class_names(path / held_out)) - set(names))
             if unknown and not spec.missing_classes:
@@ -231,7 +257,7 @@ def listed(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
                     f"{path / held_out} has a class {unknown[0]} that {path / train} does not have; go on without its "
                     "images with --missing-classes."
                 )
-            splits.append(_files(path / held_out, names))
+            splits.append(_files(path / held_out, names, any_kind=bool(spec.load)))
     except OSError as error:
         raise DataError(f"The folder {error.filename or path} cannot be read: {error.strerror}.") from error
     if len(names) < 2:
@@ -242,17 +268,17 @@ def listed(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
     return tuple(names), *splits
 
 
-def _files(folder: Path, names: Sequence[str]) -> Labelled:
-    """Return the images of every class, at any depth; hidden files and files of other kinds are left out."""
+def _files(folder: Path, names: Sequence[str], *, any_kind: bool) -> Labelled:
+    """Return the images of every class, at any depth; hidden files and usually files of other kinds are left out."""
     return [
         (file, label)
         for label, name in enumerate(names)
         if (folder / name).is_dir()
-        for file in sorted(_walk(folder / name))
+        for file in sorted(_walk(folder / name, any_kind))
     ]
 
 
-def _walk(folder: Path) -> list[Path]:
+def _walk(folder: Path, any_kind: bool) -> list[Path]:
     """Return the images in a folder and those below it, without following links to folders, which may loop."""
 
     def refuse(error: OSError) -> None:
@@ -262,7 +288,8 @@ def _walk(folder: Path) -> list[Path]:
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
         files = [Path(parent, name) for name in names if not name.startswith(".")]
-        found += [f for f in files if f.suffix.lower() in EXTENSIONS and (f.is_file() or _dangles(f))]
+        wanted = [f for f in files if any_kind or f.suffix.lower() in EXTENSIONS]
+        found += [f for f in wanted if f.is_file() or _dangles(f)]
     return found
 
 

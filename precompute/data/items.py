@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from natscope.core.errors import DataError, NatscopeError, out_of_memory
-from natscope.precompute.data.decode import EXTENSIONS, decode, picture
+from natscope.precompute.data.decode import EXTENSIONS, USUAL, decode, picture
+from natscope.precompute.data.decode import Reading as Decoding
 from natscope.precompute.training.projects import said
 
 MOST_CLASSES = 10_000
@@ -28,6 +29,7 @@ class Reading:
         load: reads a file, given its path; a picture in RGB when None.
         transform: makes an input of what is not one yet, a picture that was read or that the data set gives.
         columns: the names of the columns of inputs (or paths of files) and labels in a table.
+        decoding: how files become pictures, where `load` does not read them.
     """
 
     classes: Sequence[str] | None = None
@@ -36,6 +38,7 @@ class Reading:
     load: Callable[..., Any] | None = None
     transform: Callable[..., Any] | None = None
     columns: tuple[str, str] | None = None
+    decoding: Decoding = USUAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +68,15 @@ def items_of(found: Any, part: str, reading: Reading) -> Items:
     """Return the items of a data set of any kind that natscope knows.
 
     Args:
-        found: a torch Dataset, a pair of arrays, a DataFrame, a split of `datasets`, or a folder.
+        found: a torch Dataset, a pair of arrays, a DataFrame, a split of `datasets`, a folder, or items already.
         part: "training" or "test".
         reading: how items become inputs.
 
     Raises:
         DataError: if it is of no such kind, or cannot be read.
     """
+    if isinstance(found, Items):
+        return found
     if isinstance(found, str | Path):
         return _of_folder(Path(found), part, reading)
     if hasattr(found, "iloc") and hasattr(found, "columns"):
@@ -238,7 +243,7 @@ def input_of(file: Path, row: int, part: str, reading: Reading) -> np.ndarray:
         found = _called(lambda: load(file), f"Item {row} of the {part} set, {file}, cannot be loaded")
     else:
         try:
-            found = decode(file.read_bytes(), file.name)
+            found = decode(file.read_bytes(), file.name, reading.decoding)
         except (OSError, NatscopeError) as error:
             raise DataError(f"Item {row} of the {part} set, {file}, cannot be read: {said(error)}.") from error
     return _transformed(found, row, part, reading)

@@ -318,7 +318,7 @@ def _becomes(file: Path, row: int, data: Dataset, reading: Reading) -> bool:
         found = input_of(file, row, "training", reading)
     else:
         try:
-            read = decode(file.read_bytes(), file.name)
+            read = decode(file.read_bytes(), file.name, reading.decoding)
         except (OSError, NatscopeError):  # which the upload of such a file would be told, too
             return True
         found = in_colour_or_grey(read, stored.shape, lambda given: transformed(given, f"The file {file}", reading))
