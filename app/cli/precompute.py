@@ -69,8 +69,7 @@ def build_spec(
         data=data,
         made_by=options["data"] or "",
         folder=FolderSpec(
-            **{f.name: options[f.name] for f in fields(FolderSpec) if f.name not in ("reading", *code)},
-            **code,
+            **{f.name: (options | code)[f.name] for f in fields(FolderSpec) if f.name != "reading"},
             reading=Reading(**{f.name: options[f.name] for f in fields(Reading)}),
         ),
         classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from natscope.core.device import device
 from natscope.core.features import SHARD, FeatureMap
 from natscope.core.files import machine_memory
 from natscope.core.files import size as formatted
-from natscope.core.images import Inputs, StoredInputs
+from natscope.core.images import ImageInputs, Inputs, StoredInputs
 from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.parameters import composition, imbalance
@@ -67,11 +68,11 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     data, backdoor, rows, skipped = _sampled(spec, progress)
     images, labels = _at_hand(data.inputs("train"), rows), data.train_labels[rows]
     read, files = time.perf_counter() - begun, len(data.train_images) + len(data.test_images)
-    sampled = _SAMPLED if data.train_inputs is None else len(rows)
+    sampled = _SAMPLED if data.train_inputs is None else 2 * len(rows)  # of both splits
     unread = read * max(0.0, files / sampled - 1) if spec.dataset.startswith(FOLDER) else 0.0
     yield "Data", _about(data)
     if spec.dataset.startswith(FOLDER):
-        yield "", _files_read(data, skipped)
+        yield "", _files_read(data, skipped, sampled)
         folder = Path(spec.dataset.removeprefix(FOLDER))
         for remark in remarks(folder, spec.folder, train=data.train_sources, test=data.test_sources):
             yield "Folder", remark
@@ -157,9 +158,9 @@ def _about(data: Dataset) -> str:
     )
 
 
-def _files_read(data: Dataset, skipped: list[str]) -> str:
+def _files_read(data: Dataset, skipped: list[str], most: int) -> str:
     whole = len(data.train_images) + len(data.test_images) + len(skipped)
-    read = f"{_SAMPLED:,} of {whole:,} files were read" if whole > _SAMPLED else "every file was read"
+    read = f"{most:,} of {whole:,} files were read" if whole > most else "every file was read"
     if not skipped:
         return f"{read}, and all can be used"
     more = f" and {len(skipped) - _LISTED:,} more" if len(skipped) > _LISTED else ""
@@ -193,7 +194,7 @@ def _training(spec: BuildSpec, model: ModelSpec, images: Inputs, labels: np.ndar
     check_trains(build_model(model, seed=recipe.seed), images[:3], count % recipe.batch_size, model)
 
     def run(number: int, epochs: int = 1) -> None:
-        some, network = _at_hand(images, np.arange(number)), build_model(model, seed=recipe.seed)
+        some, network = cast(ImageInputs, _at_hand(images, np.arange(number))), build_model(model, seed=recipe.seed)
         own = replace(recipe, epochs=epochs)
         with tempfile.TemporaryDirectory() as folder:  # a build keeps what is trained after every epoch
             kept = Path(folder) / "training"
@@ -280,7 +281,7 @@ def _memory(
     weights = 4 * sum(p.numel() for p in trained.parameters())
 
     def step(number: int) -> None:
-        some = _at_hand(images, np.arange(number))
+        some = cast(ImageInputs, _at_hand(images, np.arange(number)))
         train(trained, some, torch.from_numpy(labels[:number]), replace(spec.training, epochs=1))
 
     largest = int(sizes[sizes <= LARGEST_GRAM].max(initial=0))

@@ -180,7 +180,7 @@ def allotted(
     for name, rows in (("training", train & kept), ("test", ~train & kept)):
         for label in np.flatnonzero(np.bincount(labels[rows], minlength=len(classes)) == 0):
             if name == "training" or not spec.missing_classes:
-                raise DataError(_empty(path, classes[label], name, alone=int((labels == label).sum()) == 1))
+                raise DataError(_empty(path, classes[int(label)], name, alone=int((labels == label).sum()) == 1))
     if not (~train & kept).any():
         raise DataError(f"{path} has no test image that can be read.")
     return train

@@ -81,8 +81,8 @@ def own_reading(load: str, transform: str, **others: Any) -> Reading:
     """Return how items become inputs by a user's own functions, "module:function" or empty, which are trusted now."""
     for name in filter(None, (load, transform)):
         trust(name)
-    own = {"load": load, "transform": transform}
-    return Reading(**{key: function_of(name) for key, name in own.items() if name}, **others)
+    functions = [function_of(name) if name else None for name in (load, transform)]
+    return Reading(load=functions[0], transform=functions[1], **others)
 
 
 def with_code(data: Dataset, load: str, transform: str) -> Dataset:

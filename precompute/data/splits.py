@@ -66,7 +66,7 @@ def _only(path: Path, names: Sequence[str], wanted: str) -> str:
     """Return the folder of a name, whose letters may be large; raises DataError if there are two of them."""
     found = [name for name in names if name.lower() == wanted]
     if len(found) > 1:
-        raise DataError(_alike("folders", *found[:2], path))
+        raise DataError(_alike("folders", found[0], found[1], path))
     return found[0]
 
 
