@@ -51,6 +51,7 @@ def build(
     ntk: bool | None = None,
     layers: Sequence[str] = (),
     outputs: str = "own",
+    reuse: str | Path | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Build the bundle of a trained network, resume an interrupted build, or open the bundle that is there.
@@ -85,6 +86,8 @@ def build(
         ntk: scale Jacobians as in the NTK parameterisation; as is best for the kind of network when None.
         layers: glob patterns of the names of parameters that the kernel is made of; all when there are none.
         outputs: "own", or "all" to store features under every class's logit.
+        reuse: a bundle of the same network, whose Jacobians are taken for all inputs with the same label, as after a
+            correction of labels.
         progress: called with the stage's name, steps done and steps in all.
 
     Raises:
@@ -126,12 +129,12 @@ def build(
             layers=patterns(layers),
             outputs=outputs,
         )
-        return engine.build(spec, Path(out), progress)
+        return engine.build(spec, Path(out), progress, reuse=None if reuse is None else Path(reuse))
 
 
 @build.register
-def _(model: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
-    return engine.build(model, Path(out), progress)
+def _(model: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Path | None = None) -> Bundle:
+    return engine.build(model, Path(out), progress, reuse=reuse)
 
 
 def patterns(layers: str | Sequence[str]) -> tuple[str, ...]:

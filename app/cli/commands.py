@@ -203,6 +203,11 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option("--name", help="A title for people.")
 @click.option(
+    "--reuse",
+    type=PATH,
+    help="A bundle of the same --weights and kernel, whose Jacobians are taken for all images with the same label.",
+)
+@click.option(
     "--config",
     type=PATH,
     help="Take the settings of this bundle (its folder or manifest.json) or of the bundle behind this result (its JSON "
@@ -211,7 +216,14 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @on_device
 @click.pass_context
 def precompute(
-    context: click.Context, out: Path | None, name: str | None, config: Path | None, *, check: bool, **options: Any
+    context: click.Context,
+    out: Path | None,
+    name: str | None,
+    config: Path | None,
+    reuse: Path | None,
+    *,
+    check: bool,
+    **options: Any,
 ) -> None:
     """Build a bundle; after an interruption the same command resumes."""
     spec, bars = None, Bars()
@@ -237,7 +249,7 @@ def precompute(
     existed = out.exists()
     with bars:
         spec = spec or build_spec(name, options, precompute.params, bars)
-        bundle = build(spec, out, bars)
+        bundle = build(spec, out, bars, reuse=reuse)
     results = bundle.manifest.results
     say(
         f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). Look at it "

@@ -159,6 +159,8 @@ def notes(results: Mapping[str, Any], remarks: Sequence[str] = ()) -> Iterator[s
         yield from _paragraph("", warning)
     if layers := results.get("by_torch_func"):
         yield from _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
+    if reused := results.get("reused"):
+        yield from _paragraph("Reused", f"the Jacobians of {reused['rows']:,} training images")
     for sentence in results.get("left_out", {}).values():
         yield from _paragraph("Left out", sentence)
     if skipped := results.get("skipped"):

@@ -38,6 +38,7 @@ from natscope.core.progress import Progress, silent
 from natscope.core.rows import RowView
 from natscope.precompute.bundles.artifacts import Preparation
 from natscope.precompute.bundles.recorded import check_recordable, manifest_of
+from natscope.precompute.bundles.reuse import reusable
 from natscope.precompute.bundles.spec import (
     BuildSpec,
     artifact_bytes,
@@ -61,7 +62,7 @@ _SAMPLED = 2000  # test images whose distance to the training images is measured
 _SAMPLED_KERNEL = 256  # training images whose Jacobians show what the kernel is made of
 
 
-def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
+def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Path | None = None) -> Bundle:
     """Build a bundle, resume an interrupted build, or open the bundle that is there.
 
     The code of a user's own network is trusted from then on when the bundle is opened.
@@ -70,9 +71,11 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
         spec: the settings.
         out: the folder to publish.
         progress: called with the stage's name, steps done and steps in all.
+        reuse: a bundle of the same network, whose Jacobians are taken for all inputs with the same label.
 
     Raises:
-        BuildError: if settings contradict each other, weights are not finite, or the disk is too full.
+        BuildError: if settings contradict each other, nothing can be reused, weights are not finite, or the disk is too
+            full.
         BundleError: if `out` holds something else, or another process is building it.
         DataError: if the data set cannot be loaded.
 
@@ -95,7 +98,7 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
                 return _add(spec, existing(out, spec), progress)
             work = Work(out.with_name(out.name + ".partial"), settings, progress=progress)
             if not work.published:
-                builder = _Builder(spec, work, progress)
+                builder = _Builder(spec, work, progress, reuse)
                 with work.resuming(), foreign(spec.model):
                     builder.run()
             work.publish(out)
@@ -218,12 +221,13 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
 class _Builder:
     """One run of a build, stage by stage; each stage asks the journal what is left to do."""
 
-    def __init__(self, spec: BuildSpec, work: Work, progress: Progress) -> None:
+    def __init__(self, spec: BuildSpec, work: Work, progress: Progress, reuse: Path | None) -> None:
         self.spec, self.work, self.progress = spec, work, progress
         data, self.skipped = spec.load(progress)
         self.data, self.backdoor = prepared(spec, data)
         self.model = fitted(spec.model, self.data.train_images.shape[1:], len(self.data.classes))
         self.store = Store(work.path, work, progress)
+        self.reuse = None if reuse is None else reusable(reuse, spec, self.data)
 
     def run(self) -> None:
         spec, data = self.spec, self.data
@@ -254,6 +258,7 @@ class _Builder:
         results = self._outputs(features, images, tests) | found
         own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
         kernel = kernel_of(spec.sketch, layout)
+        results |= {} if self.reuse is None else {"reused": self.reuse.to_dict()}
         results["kernel"] = {
             "mean": float(np.mean(kernel.diagonal(own))),
             "shares": features.shares(images[:_SAMPLED_KERNEL], data.train_labels[:_SAMPLED_KERNEL]),
@@ -261,7 +266,7 @@ class _Builder:
         self._per_class(own, kernel)
         if spec.outputs == "all":
             self._every_output(features, images)
-        preparation = Preparation(self.store, features, images, data.train_labels, ekfac=spec.ekfac)
+        preparation = Preparation(self.store, features, images, data.train_labels, ekfac=spec.ekfac, reuse=self.reuse)
         methods, missing = preparation.add(methods_wanted, requested=spec.methods is not None)
         results["kernel"] |= preparation.kernel
         self._finish(features, layout, results | _left_out(left_out(spec.methods, size) | missing), methods)
@@ -343,12 +348,18 @@ class _Builder:
         self.store.small("test_fooled", fooled)
         return {"attack_success": float(np.load(self.work.path / "test_fooled.npy", allow_pickle=False).mean())}
 
-    def _features(self, name: str, features: FeatureMap, images: Inputs, targets: np.ndarray, stage: str) -> np.ndarray:
+    def _features(
+        self, name: str, features: FeatureMap, images: Inputs, targets: np.ndarray, stage: str, *, own: bool = True
+    ) -> np.ndarray:
+        """Return the features under given classes, the images' own labels or another, the same for all."""
+
         def shard(part: slice) -> np.ndarray:
             return features.features(images[part], targets[part])
 
         shape, halve = (len(images), shard(slice(1)).shape[1]), self.spec.sketch.kind != "exact"
-        return self.store.features(name, shape, shard, stage, halve=halve)
+        reuse = self.reuse
+        taken = shard if reuse is None else reuse.taken(name, shard, features.batch_size, by_label=own)
+        return self.store.features(name, shape, taken, stage, halve=halve, exact=shard)
 
     def _per_class(self, own: np.ndarray, kernel: Kernel) -> None:
         classes = len(self.data.classes)
@@ -367,7 +378,9 @@ class _Builder:
     def _every_output(self, features: FeatureMap, images: Inputs) -> None:
         for label, title in enumerate(self.data.classes):
             targets = np.full(len(images), label)
-            found = self._features(f"features_all_{label}", features, images, targets, f"Jacobians as {title}")
+            found = self._features(
+                f"features_all_{label}", features, images, targets, f"Jacobians as {title}", own=False
+            )
             self.store.small(f"train_gram_{label}", partial(lambda all_: feature_gram(blocks(all_)), found))
 
     def _finish(

@@ -312,3 +312,15 @@ def test_what_was_recorded_names_the_functions(run, tmp_path):
     assert (code, f"The settings are those of {tmp_path / 'a'}." in err) == (0, True)
     code, _, err = run("--config", tmp_path / "a", "--model", "own_of_cli:Net", "--out", tmp_path / "c")
     assert "is code, which runs only if you name it: --data own_of_cli:make" in one_sentence(err)
+
+
+def test_a_correction_of_labels_reuses_the_rest(run, folder_bundle, place, tmp_path):
+    photos = shutil.copytree(place / "photos", tmp_path / "photos")
+    (photos / "train/cat/3.png").rename(photos / "train/dog/cat3.png")
+    options = ("--dataset", f"folder:{photos}", "--transform", "own_of_cli:transform", *_NET)
+    code, out, _ = run(*options, "--reuse", folder_bundle.path, "--out", tmp_path / "a")
+    assert (code, "Reused     the Jacobians of 15 training images" in out) == (0, True)
+    assert run(*options, "--out", tmp_path / "b")[0] == 0
+    assert _sums(Bundle(tmp_path / "a")) == _sums(Bundle(tmp_path / "b"))
+    code, _, err = run(*options, "--dim", 32, "--reuse", folder_bundle.path, "--out", tmp_path / "c")
+    assert (code, "can be reused: its sketch differs." in one_sentence(err)) == (2, True)
