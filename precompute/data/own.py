@@ -295,8 +295,13 @@ def _check_uploads(data: Dataset, reading: Reading, files: Sequence[Path]) -> No
     """Raise DataError if uploads would not become inputs of the data's form, or others than training files became."""
     shape = data.inputs("train").shape[1:]
     if reading.load is None:
-        made = picture(np.zeros((LARGEST, LARGEST, 3), np.uint8))
-        found = in_colour_or_grey(made, shape, lambda given: transformed(given, "A picture", reading))
+        pixels = np.random.default_rng(0).integers(0, 256, (LARGEST, LARGEST, 3), dtype=np.uint8)
+        found, *again = (_uploaded(picture(pixels), shape, "A picture", reading) for _ in range(_REPEATED))
+        if any(not np.array_equal(found, other) for other in again):
+            raise DataError(
+                "transform= makes another input of the same picture each time; give it without random augmentation, as "
+                "for testing."
+            )
         if found.shape != shape or found.dtype != np.float32:
             raise DataError(
                 f"transform= makes {_form(found)} of a picture, and the inputs are float32 of shape {shape}; give the "
@@ -311,6 +316,11 @@ def _check_uploads(data: Dataset, reading: Reading, files: Sequence[Path]) -> No
         )
 
 
+def _uploaded(given: Any, shape: Sequence[int], what: str, reading: Reading) -> np.ndarray:
+    """Return the input that a picture becomes when it is uploaded."""
+    return in_colour_or_grey(given, shape, lambda made: transformed(made, what, reading))
+
+
 def _becomes(file: Path, row: int, data: Dataset, reading: Reading) -> bool:
     """Return whether a file that is uploaded becomes the stored input of a row."""
     stored = np.asarray(data.inputs("train")[row : row + 1])[0]
@@ -321,5 +331,5 @@ def _becomes(file: Path, row: int, data: Dataset, reading: Reading) -> bool:
             read = decode(file.read_bytes(), file.name, reading.decoding)
         except (OSError, NatscopeError):  # which the upload of such a file would be told, too
             return True
-        found = in_colour_or_grey(read, stored.shape, lambda given: transformed(given, f"The file {file}", reading))
+        found = _uploaded(read, stored.shape, f"The file {file}", reading)
     return found.shape == stored.shape and float(abs(found - stored).max()) <= _CLOSE * float(abs(stored).max())

@@ -144,6 +144,14 @@ def test_a_transform_that_is_not_the_data_sets_own_is_refused(tmp_path):
         own_dataset(items, None, Reading(load=lambda path: Image.new("RGB", (4, 6)), transform=_transform))
 
 
+def test_a_transform_for_uploads_alone_may_not_be_random():
+    for seed in range(30):
+        torch.manual_seed(seed)
+        with pytest.raises(DataError, match="transform= makes another input of the same picture each time") as caught:
+            own_dataset(_Items(), None, Reading(transform=lambda picture: _mirrored(0, _transform(picture))))
+    one_sentence(str(caught.value))
+
+
 def test_one_file_that_is_decoded_otherwise_is_no_reason_to_refuse(tmp_path):
     items = _folder_items(tmp_path)
     Image.new("RGB", (4, 6)).save(tmp_path / "0.png")
