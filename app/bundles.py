@@ -117,7 +117,15 @@ class Served(Capabilities):
         kept = st.session_state.get(FILES, {}).get(digest)
         if kept is None:
             raise QueryError("The file that this link asks about stayed with whoever uploaded it; upload it again.")
-        return self._ask("file", digest, tasks.file, *kept)
+        return self.file(digest, *kept)
+
+    def file(self, digest: str, data: bytes, name: str) -> QueryImage:
+        """Return a file as a query, by its checksum, bytes and name.
+
+        Raises:
+            QueryError: if the bundle's own code cannot use it.
+        """
+        return self._ask("file", digest, tasks.file, data, name)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""

@@ -7,7 +7,7 @@ import streamlit as st
 
 from natscope.app import garbage
 from natscope.app.theme import PALETTES, style
-from natscope.app.views import backdoor, coreset, explain, frame, front, paper, tags
+from natscope.app.views import backdoor, coreset, explain, frame, front, paper, tags, telling
 from natscope.app.views.banner import banner
 from natscope.app.views.notice import errors_shown
 
@@ -44,7 +44,9 @@ def main() -> None:
         banner()
         frame.arrive(chosen.url_path)
         tags.keep()
+        telling.tell(tags.of_bundle)  # where a link leads; drawing it may take a while
         chosen.run()
+        telling.tell(tags.of_bundle)
 
 
 if __name__ in ("__main__", "__mp_main__"):

@@ -215,11 +215,17 @@ def create(path: Path) -> BinaryIO:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file under a unique temporary name, flush it to disk and rename it: it is complete or absent."""
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a unique temporary name; what is written there is flushed to disk and renamed, or removed on an error."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:

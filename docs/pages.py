@@ -4,6 +4,7 @@ What the code or a result knows (numbers, methods, terms, options) is filled in 
 the site needs no script for them, and links lead to pages of the site.
 """
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from natscope.core.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 _DOCS = ROOT / "docs"
+NOTEBOOK = _DOCS / "notebook.ipynb"
 _ALSO = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")  # stand at the top, and are pages of the site too
 _MODULES = (
     "core.jacobians",
@@ -56,6 +58,19 @@ def main(folder: Path) -> None:
         written = folder / (_place(page) or page.name)
         written.parent.mkdir(parents=True, exist_ok=True)
         written.write_text(render(page), encoding="utf-8")
+    shutil.copy(NOTEBOOK, folder)
+    (folder / NOTEBOOK.with_suffix(".md").name).write_text(notebook(), encoding="utf-8")
+
+
+def notebook() -> str:
+    """Return the notebook as a page: its text and code."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    blocks = [
+        text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
+        for cell, text in zip(cells, texts, strict=True)
+    ]
+    return "\n\n".join([*blocks, f"With what it prints and shows: [{NOTEBOOK.name}]({NOTEBOOK.name}).\n"])
 
 
 def pages() -> list[Path]:
@@ -102,7 +117,7 @@ def _place(path: Path) -> Path | None:
     """Return where a file of the repository stands on the site; None where it is not there."""
     name = path.relative_to(ROOT)
     if name.parts[0] == "docs":
-        return name.relative_to("docs")
+        return name.relative_to("docs").with_suffix(".md") if path == NOTEBOOK else name.relative_to("docs")
     if name.parts[:2] in {("assets", "results"), ("assets", "screenshots")} and name.suffix not in {"", ".md"}:
         return name
     if str(name) in _ALSO:

@@ -1,6 +1,7 @@
 """What a person at a Python prompt gets: an opened bundle that explains, and answers with pictures."""
 
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,18 +11,19 @@ import torch
 
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
-from natscope.core.bundle.request import Attribution, Item, QueryImage, Request
-from natscope.core.errors import QueryError
+from natscope.core.bundle.request import Attribution, Item, QueryImage, Request, is_whole, quoted
+from natscope.core.errors import BundleError, FileError, QueryError
+from natscope.core.files import opened
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.precompute.bundles.asking import ask_about, ask_about_file
 from natscope.precompute.bundles.opening import open_attributor
-from natscope.precompute.data.decode import data_uri, decode, fit
-from natscope.precompute.data.items import as_array
+from natscope.precompute.data.decode import data_uri
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
 
 _FEW = 60  # pictures that a notebook shows
+_QUERY = "A query is the number of a test image, test:3, train:3, an input, a picture or a file"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,14 @@ class Answer:
     def __len__(self) -> int:
         """Return how many items there are."""
         return len(self.items)
+
+    def __repr__(self) -> str:
+        """Return what was asked about, the prediction, and how much its items tell."""
+        told = "" if self.nats is None else f", {self.nats:.3g} nats"
+        return (
+            f"Answer({self.query.source or 'an input'}, predicted {self.classes[self.query.predicted]!r}: "
+            f"{len(self)} training examples by {METHODS[self.attribution.request.method].title}{told})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `natscope attribute --json` prints."""
@@ -111,7 +121,7 @@ class Explainer:
     Examples:
         >>> explainer = natscope.open("bundles/fashion-mnist")
         >>> explainer
-        Explainer('Fashion-MNIST (25%), MLP', 10 classes, 15,000 training and 10,000 test images)
+        Explainer('Fashion-MNIST (25%), MLP', 10 classes, 15,000 training and 10,000 test examples)
         >>> explainer.explain("test:12", budget=2).query.source
         'test row 12'
     """
@@ -132,6 +142,7 @@ class Explainer:
         pool: str = "same-class",
         conditioning: str = "pool",
         seed: int = 0,
+        invert: bool | None = None,
     ) -> Answer:
         """Rank the training examples that a prediction relies on.
 
@@ -146,75 +157,72 @@ class Explainer:
             pool: "same-class" (examples labelled as the target) or "all".
             conditioning: "pool" or "train", what methods condition on that condition on data.
             seed: seed of the random method.
+            invert: exchange light and dark of a grey picture or file; as its border says when None.
 
         Raises:
             QueryError: for a query or setting that cannot be used, in one sentence.
         """
         label = None if target is None else self._label(target)
         request = Request(method, sigma2, budget, pool, conditioning, label, seed)
-        asked = self._asked(query)
+        asked = self._asked(query, invert)
         found = self.attributor.attribute(asked, request)
         rows = [item.train_index for item in found.items]
         pictures = np.asarray(self.bundle.array("train_images")[rows])
         return Answer(asked, found, self.classes, pictures)
 
     def __repr__(self) -> str:
-        """Return the title and the size of the data."""
+        """Return the title, and what there is to ask about."""
         train, test = len(self.attributor.train_labels), len(self.attributor.test_labels)
         return (
             f"Explainer({self.bundle.manifest.name!r}, {len(self.classes)} classes, {train:,} training and {test:,} "
-            "test images)"
+            "test examples)"
         )
 
     def _label(self, name: Any) -> int:
+        if isinstance(name, torch.Tensor | np.ndarray) and name.ndim == 0:
+            name = name.item()
         if isinstance(name, str):
             if name not in self.classes:
-                raise QueryError(f"There is no class {name!r}; choose one of {', '.join(self.classes)}.")
+                raise QueryError(f"There is no class {quoted(name)}; choose one of {', '.join(self.classes)}.")
             return self.classes.index(name)
+        if not is_whole(name):
+            raise QueryError(f"A class is named by its number or its title, not by {quoted(name)}.")
+        if not 0 <= name < len(self.classes):
+            raise QueryError(f"There is no class {name}; choose one from 0 to {len(self.classes) - 1}.")
         return int(name)
 
-    def _asked(self, query: Any, label: int | None = None) -> QueryImage:
+    def _asked(self, query: Any, invert: bool | None) -> QueryImage:
         """Return the query that somebody means."""
+        if isinstance(query, torch.Tensor | np.ndarray) and query.ndim == 0:
+            query = query.item()
         if isinstance(query, QueryImage):
             return query
-        if isinstance(query, int | np.integer) and not isinstance(query, bool):
+        if is_whole(query):
             return self.attributor.query("test", int(query))
-        if isinstance(query, str) and not Path(query).is_file():
+        label = None
+        if isinstance(query, tuple | list) and len(query) == 2 and _is_scalar(query[1]):
+            query, label = query[0], self._label(query[1])
+        if isinstance(query, str) and not _is_file(query):
             return self._numbered(query)
-        if isinstance(query, tuple | list) and len(query) == 2 and _is_label(query[1]):
-            return self._asked(query[0], self._label(query[1].item() if hasattr(query[1], "item") else query[1]))
         if isinstance(query, str | Path):
-            return self._of_file(Path(query), label)
-        if self.bundle.stores_inputs:
-            return ask_about(self.attributor, query, label)
-        return self._of_picture(query, label)
+            return self._of_file(Path(query), label, invert)
+        if query is None or isinstance(query, bool | float | complex | bytes | dict | set):
+            raise QueryError(f"{_QUERY}, not {quoted(query)}.")
+        return ask_about(self.attributor, query, label, invert=invert)
 
     def _numbered(self, text: str) -> QueryImage:
         origin, _, number = text.partition(":")
         if origin not in ("test", "train") or not (number.isascii() and number.isdecimal() and len(number) < 10):
-            raise QueryError(f"A query is the number of a test image, test:3, train:3 or a file, not {text[:60]!r}.")
+            raise QueryError(f"{_QUERY}, not {quoted(text)}.")
         return self.attributor.query(origin, int(number))
 
-    def _of_file(self, file: Path, label: int | None) -> QueryImage:
+    def _of_file(self, path: Path, label: int | None, invert: bool | None) -> QueryImage:
         try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise QueryError(f"The file {file} cannot be read: {error.strerror}.") from error
-        if self.bundle.stores_inputs:
-            return ask_about_file(self.attributor, data, file.name, label)
-        return self._of_picture(decode(data, file.name), label)
-
-    def _of_picture(self, found: Any, label: int | None) -> QueryImage:
-        """Take a picture, or an input, of a bundle whose images are the network's inputs."""
-        shape = self.bundle.array("train_images").shape[1:]
-        if hasattr(found, "getbands"):  # a picture of Pillow
-            found = fit(found.convert("RGB"), (shape[0], shape[1]), 1 if len(shape) == 2 else 3)
-        values = as_array(found, "The query")
-        if values.dtype != np.uint8:
-            return self.attributor.given(values, label)
-        if values.shape != shape:
-            raise QueryError(f"This bundle's pictures have shape {shape}, not {values.shape}.")
-        return replace(self.attributor.upload(values), label=label)
+            with opened(path, links=True) as file:
+                data = file.read()
+        except (FileError, OSError) as error:
+            raise QueryError(f"The file cannot be used: {str(error).rstrip('.')}.") from error
+        return ask_about_file(self.attributor, data, path.name, label, invert=invert)
 
 
 def open(path: str | Path | Bundle) -> Explainer:
@@ -231,9 +239,16 @@ def open(path: str | Path | Bundle) -> Explainer:
         >>> bool(answer.nats > 0)
         True
     """
+    if not isinstance(path, Bundle | str | Path):
+        raise BundleError(f"natscope.open takes a bundle or its folder, not {quoted(path)}.")
     return Explainer(open_attributor(path.path if isinstance(path, Bundle) else Path(path)))
 
 
-def _is_label(value: Any) -> bool:
-    scalar = isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0
-    return isinstance(value, int | str | np.integer) or scalar
+def _is_file(text: str) -> bool:
+    with suppress(OSError, ValueError):  # a text that is too long for a name, or that no name can hold
+        return Path(text).is_file()
+    return False
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | bool | float) or np.ndim(value) == 0

@@ -1,6 +1,6 @@
 """Building from Python: a trained network and its data, in whatever form they are at hand."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import singledispatch
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from natscope.core.bundle.format import Bundle, write_atomically
+from natscope.core.bundle.request import quoted
 from natscope.core.errors import BuildError
 from natscope.core.index.spec import IndexSpec
 from natscope.core.progress import Progress, silent
@@ -123,7 +124,7 @@ def build(
             model=ModelSpec(architecture, None),
             weights=weights,
             methods=None if methods is None else tuple(methods),
-            sketch=sketch or SketchSpec(),
+            sketch=sketch_of(sketch),
             index=index or IndexSpec(),
             ntk=ntk,
             layers=patterns(layers),
@@ -139,7 +140,17 @@ def _(model: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Path |
 
 def patterns(layers: str | Sequence[str]) -> tuple[str, ...]:
     """Return glob patterns as a tuple; a text is one of them."""
-    return (layers,) if isinstance(layers, str) else tuple(layers)
+    found = [layers] if isinstance(layers, str) else list(layers) if isinstance(layers, Iterable) else [layers]
+    if odd := [pattern for pattern in found if not isinstance(pattern, str)]:
+        raise BuildError(f"layers= takes names of parameters, such as 'head.*', not {quoted(odd[0])}.")
+    return tuple(found)
+
+
+def sketch_of(given: SketchSpec | None) -> SketchSpec:
+    """Return the sketch that is asked for, the usual one when None."""
+    if given is not None and not isinstance(given, SketchSpec):
+        raise BuildError(f"sketch= takes a natscope.SketchSpec, not {quoted(given)}.")
+    return given or SketchSpec()
 
 
 def check_kind(model: nn.Module) -> None:

@@ -1,24 +1,26 @@
 """Attribution without a bundle: a few thousand examples, all that is needed of them kept in memory."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.manifest import Manifest
 from natscope.core.device import device_of
-from natscope.core.errors import QueryError
+from natscope.core.errors import BuildError, QueryError
 from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.images import Inputs
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.answer import Answer, Explainer
-from natscope.precompute.api import as_evaluated, check_kind, patterns
+from natscope.precompute.api import as_evaluated, check_kind, patterns, sketch_of
 from natscope.precompute.bundles.build import layout_of
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.bundles.store import halved
@@ -153,6 +155,7 @@ def attribute(
     Raises:
         DataError, BuildError: as `natscope.build` does.
         QueryError: for a query or setting that cannot be used.
+        TypeError: if `model` is no network.
 
     Examples:
         >>> inputs, labels = torch.randn(60, 20), torch.arange(60) % 3
@@ -160,6 +163,8 @@ def attribute(
         >>> len(natscope.attribute(net, (inputs, labels), torch.randn(20), budget=5))
         5
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"natscope.attribute takes a torch.nn.Module, not {type(model).__name__}.")
     check_kind(model)
     data = own_dataset(train_set, None, Reading(classes=classes, mean=mean, std=std), name="own data")
     own = f"{type(model).__module__}:{type(model).__name__}"
@@ -167,18 +172,32 @@ def attribute(
         name=type(model).__name__,
         dataset=data.name,
         model=ModelSpec(own, None),
-        sketch=sketch or SketchSpec(),
+        sketch=sketch_of(sketch),
         ntk=ntk,
         layers=patterns(layers),
     )
-    if method in METHODS and set(METHODS[method].files) - {MARGINS}:
+    if isinstance(method, str) and method in METHODS and set(METHODS[method].files) - {MARGINS}:
         raise QueryError(
             f"{METHODS[method].title} needs what is computed once for all training data; build a bundle with "
             "natscope.build, and name the method in methods=."
         )
+    model = _in_float32(model)
     with as_evaluated(model):
         first = data.inputs("train")[:3].to(device_of(model))
         check_suitable(model, first, len(data.classes), spec.model)
         features = spec.feature_map(model)
         explainer = Explainer(Attributor(MemoryBundle(data, features, spec), model))
         return explainer.explain(x, method, budget, sigma2=sigma2, target=target, pool=pool, conditioning=conditioning)
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    """Return a network that computes in float32, as one that is made again for a bundle does: a copy if need be."""
+    numbers = [*model.parameters(), *model.buffers()]
+    if all(tensor.dtype == torch.float32 for tensor in numbers if tensor.is_floating_point()):
+        return model
+    try:
+        return copy.deepcopy(model).float()
+    except Exception as error:  # somebody's module, which may hold what cannot be copied
+        raise BuildError(
+            "natscope computes in float32, and this network, which is in float64, cannot be copied; give model.float()."
+        ) from error

@@ -2,8 +2,11 @@
 
 import ast
 import doctest
+import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from dataclasses import fields
 from io import StringIO
@@ -91,6 +94,43 @@ def test_the_python_examples_of_a_page_run_one_after_another(name, tmp_path, mon
     for code in blocks("python", TEXTS[name]):
         exec(compile(code, name, "exec"), known)
     sys.modules.pop("my_model", None)
+
+
+_NOTEBOOK = """
+import json, sys
+
+known = {"__name__": "__main__"}
+for code in json.load(sys.stdin):
+    exec(code, known)
+assert len(known["answer"]) == 6 and known["answer"]._repr_html_().count("<img") == 7
+assert not known["session"].running
+"""
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_a_network_of_torchvision_to_the_app(tmp_path):
+    cells = json.loads(pages.NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert len(cells) <= 10
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(output["output_type"] != "error" for cell in cells for output in cell["outputs"])
+    code = json.dumps(["".join(cell["source"]) for cell in cells])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(tmp_path / "own")}
+    done = subprocess.run(
+        [sys.executable, "-c", _NOTEBOOK],
+        input=code,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"Test accuracy: (\d+)%", done.stdout)
+    assert found is not None
+    assert int(found[1]) > 60
+    assert "http" not in done.stdout
+    assert "True None" in done.stdout
 
 
 def test_the_readme_is_short_and_its_example_prints_indices_and_nats(capsys):

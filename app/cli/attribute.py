@@ -1,6 +1,5 @@
 """The command that asks a bundle about one query or many."""
 
-import io
 import json
 import os
 import sys
@@ -80,14 +79,22 @@ def attribute(
         request = Request(Request().method if method is None else method, sigma2, target=number, **options)
         asked = _asked(attributor, named)
     if scores is not None:
-        _write_scores(attributor, asked, request, scores)
+        from natscope.app.cli.scores import write_scores
+
+        def each(fill: Callable[..., None]) -> Iterator[Any]:
+            return (query for query, _ in _each(attributor, asked, request, fill))
+
+        write_scores(attributor, len(asked), request, scores, each)
         if kind is None:
             return
     done = 0
     try:
         whole = kind != "csv"
-        answers = _each(attributor, asked, request, lambda _, query: attributor.attribute(query, request, whole=whole))
-        for query, result in answers:
+
+        def answer(_: int, query: Any, progress: Any) -> Any:
+            return attributor.attribute(query, request, progress, whole=whole)
+
+        for query, result in _each(attributor, asked, request, answer):
             for line in _lines(attributor, query, result, kind, first=not done, several=len(asked) > 1):
                 say(line)
             done += 1
@@ -135,38 +142,53 @@ def _asked(attributor: Any, named: dict[str, Any]) -> list[Any]:
         for index in (part[0], part[-1]):
             if not 0 <= index < count:
                 attributor.query(origin, index)  # raises
-    return [(origin, index) for index in dict.fromkeys(index for part in named[origin] for index in part)]
+    every = [index for part in named[origin] for index in part]
+    found = dict.fromkeys(every)
+    if again := len(every) - len(found):
+        say(f"natscope: --{origin}-index names {again:,} a second time; each image is asked about once.", err=True)
+    return [(origin, index) for index in found]
 
 
-def _each(
-    attributor: Any, asked: Sequence[Any], request: Any, answer: Callable[[int, Any], Any]
-) -> Iterator[tuple[Any, Any]]:
+def _each(attributor: Any, asked: Sequence[Any], request: Any, answer: Callable[..., Any]) -> Iterator[tuple[Any, Any]]:
     """Yield each query with its answer, in the order asked, having computed those about one class together.
 
     Candidates of all classes are computed once for each class that is attributed, and few are kept; so are those of
     one class if there are many.
+
+    Args:
+        attributor: of the bundle.
+        asked: the queries.
+        request: the method and its settings.
+        answer: called with a query's place, the query, and what shows the progress of what is computed for many.
     """
     from natscope.core.methods import METHODS
+    from natscope.core.progress import silent
 
-    method = METHODS.get(request.method)
+    method = METHODS.get(request.method) if isinstance(request.method, str) else None
     ahead = len(asked) > 1 and method and not attributor.missing(method) and request.pool == "same-class"
-    together = _TOGETHER if (request.pool, request.conditioning) == ("same-class", "pool") else len(asked)
-    with Bars() as bars:
+    own = (request.pool, request.conditioning) == ("same-class", "pool")
+    together = _TOGETHER if own else len(asked)
+    with Bars(leave=False) as bars:
         for start in range(0, len(asked), together):
             with redirect_stdout(sys.stderr):
                 part = [_query(attributor, *which) for which in asked[start : start + together]]
             targets = [query.predicted if request.target is None else request.target for query in part]
             found: dict[int, Any] = {}
-            for target in sorted(set(targets)):
+            shown = 0
+            for target in dict.fromkeys(targets):
                 places = [place for place, other in enumerate(targets) if other == target]
                 with redirect_stdout(sys.stderr):
+                    bars("Queries", start + len(found), len(asked))
                     if ahead:
-                        attributor.ahead(method, [part[place] for place in places], target)
+                        attributor.ahead(method, [part[place] for place in places], target, bars)
                     for place in places:
                         with _named(part[place], asked):
-                            found[place] = answer(start + place, part[place])
+                            found[place] = answer(start + place, part[place], silent if own else bars)
                         bars("Queries", start + len(found), len(asked))
-            yield from ((query, found[place]) for place, query in enumerate(part))
+                bars.close()
+                while shown in found:
+                    yield part[shown], found[shown]
+                    shown += 1
 
 
 def _query(attributor: Any, origin: str, which: Any) -> Any:
@@ -185,43 +207,6 @@ def _named(query: Any, asked: Sequence[Any]) -> Iterator[None]:
         if len(asked) == 1:
             raise
         raise QueryError(f"{title(query)}: {error}") from error
-
-
-def _write_scores(attributor: Any, asked: Sequence[Any], request: Any, file: Path) -> None:
-    """Write the scores of every training image (N, Q) for each of the queries."""
-    import numpy as np
-
-    from natscope.app.rankings import title
-    from natscope.core.bundle.format import write_atomically
-    from natscope.core.errors import QueryError
-
-    labels, sources = attributor.train_labels, attributor.bundle.sources("train")
-    found = np.full((len(labels), len(asked)), np.nan)
-
-    def fill(column: int, query: Any) -> None:
-        rows, scores = attributor.score_each(query, request)
-        found[rows, column] = scores
-
-    titles = [title(query) for query, _ in _each(attributor, asked, request, fill)]
-    buffer = io.BytesIO()
-    if file.suffix == ".npy":
-        np.save(buffer, found)
-    else:
-        cells = (
-            [row, sources[row], labels[row], *("" if np.isnan(s) else s for s in found[row].tolist())]
-            for row in range(len(labels))
-        )
-        buffer.write(escape.table(("train_index", "source", "label", *titles), cells).encode())
-    try:
-        write_atomically(file, buffer.getvalue())
-    except OSError as error:
-        raise QueryError(f"The scores cannot be written to {file}: {error.strerror or error}.") from error
-    candidates = int(np.isfinite(found).any(axis=1).sum())
-    say(
-        f"Written: {file}, {len(labels):,} training images × {len(asked):,} queries by {request.method}; "
-        f"{candidates:,} of the images are candidates of a query.",
-        err=True,
-    )
 
 
 def _lines(attributor: Any, query: Any, result: Any, kind: str | None, *, first: bool, several: bool) -> Iterator[str]:
@@ -267,10 +252,12 @@ def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
 
 
 def _uploaded(attributor: Any, file: Path, invert: bool | None) -> Any:
-    from natscope.app.uploads import LARGEST_BYTES, query_of
+    from natscope.app.uploads import LARGEST_BYTES, read_apart
     from natscope.core.files import read_regular
+    from natscope.precompute.bundles.asking import ask_about_file
 
-    return query_of(attributor, read_regular(file, LARGEST_BYTES, links=True), file.name, invert)
+    data = read_regular(file, LARGEST_BYTES, links=True)
+    return ask_about_file(attributor, data, file.name, invert=invert, read=lambda *given: read_apart(*given).image)
 
 
 def _class_number(text: str, classes: tuple[str, ...]) -> int:

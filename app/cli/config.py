@@ -33,11 +33,17 @@ def replayed(
         given: names of those that win over the file.
 
     Raises:
-        BuildError: if the file holds no settings, settings that no option has, or code that is not named beside it.
+        BuildError: if the file holds no settings, settings that no option has, code that is not named beside it, or
+            the settings of a bundle that was built from Python.
     """
     from natscope.core.errors import BuildError
 
     words, settings = _words_of(file)
+    if settings is not None and "content" in settings and not settings.get("data"):
+        raise BuildError(
+            f"{file} was built from Python, of data that no option names; build it again there, by natscope.build with "
+            "the same network and data."
+        )
     if refused := [word for word in words if word.partition("=")[0] in _REFUSED]:
         raise BuildError(f"{file} holds an option that only you can give: {refused[0].partition('=')[0]}.")
     try:
@@ -73,7 +79,7 @@ def differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[s
 def tell(file: Path, stored: Mapping[str, Any] | None, own: Mapping[str, Any]) -> None:
     """Say on stderr whether a build has the settings of a file."""
     if stored is None:
-        say(f"{file} names the command alone, whose settings are taken.", err=True)
+        say(f"{file} has no settings, so its command is used.", err=True)
         return
     found = list(differences(stored, own))
     for sentence in found:

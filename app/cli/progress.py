@@ -2,12 +2,11 @@
 
 import re
 import sys
-from typing import Any
+from typing import Any, Self
 
 import click
 
 from natscope.app import escape
-from natscope.core.progress import Progress
 
 _LONG = re.compile(r"(\S{40})\S{400,}(\S{20})")
 
@@ -21,11 +20,17 @@ def say(line: object, *, err: bool = False) -> None:
 class Bars:
     """Progress bars on stderr, one per stage, with the time left."""
 
-    def __init__(self, unit: str = "it") -> None:
-        self._unit, self._stage = unit, ""
+    def __init__(self, unit: str = "it", *, leave: bool = True) -> None:
+        """Show nothing yet.
+
+        Args:
+            unit: what is counted.
+            leave: whether a bar stays on the terminal when its stage is over.
+        """
+        self._unit, self._leave, self._stage = unit, leave, ""
         self._bar: Any = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -33,23 +38,26 @@ class Bars:
         from tqdm import tqdm  # takes a moment to load, and --help needs none
 
         if stage != self._stage:
-            self._close()
+            self.close()
             self._stage = stage
             self._bar = tqdm(
                 desc=escape.terminal(stage),
                 total=total,
+                initial=done,  # what another stage came between was not done just now
                 unit=self._unit,
                 unit_scale=True,
                 file=sys.stderr,
+                leave=self._leave,
                 dynamic_ncols=True,
                 disable=None,  # silent where stderr is not a terminal
             )
         self._bar.update(done - self._bar.n)
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the bar, so that something else can be written; the next step of its stage opens it again."""
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
+            self._bar, self._stage = None, ""

@@ -193,6 +193,11 @@ def arrive(place: str) -> None:
     st.session_state[_PLACE] = place
 
 
+def place() -> str:
+    """Return the name of the page that is drawn, as in its address."""
+    return str(st.session_state.get(_PLACE, ""))
+
+
 def lead(page: Callable[[], None], url_path: str) -> NoReturn:
     """Go to another page, to which the address belongs."""
     st.session_state.pop(_PLACE, None)

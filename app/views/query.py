@@ -17,7 +17,7 @@ from natscope.app.components.keys import keys
 from natscope.app.components.matrix import matrix
 from natscope.app.guard import MAX_UPLOADS
 from natscope.app.links import pack_image
-from natscope.app.uploads import Upload, form_of, usual_background
+from natscope.app.uploads import Upload
 from natscope.app.views.cards import KINDS, cards_of
 from natscope.app.views.controls import control
 from natscope.app.views.enlarge import SHARP, enlarge
@@ -27,6 +27,7 @@ from natscope.core.bundle.queries import no_pictures
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import NatscopeError, QueryError
 from natscope.precompute.bundles.asking import takes_files
+from natscope.precompute.data.form import form_of, usual_background
 
 _THUMBNAILS = 30
 _UNSURE = 0.6  # a prediction below this probability counts as unsure
@@ -35,6 +36,7 @@ _OUTCOMES = ("All", "Right", "Wrong", "Unsure")
 _ORDERS = ("By number", "Least sure first", "Surest first")
 _NUMBER = "Go to image number"
 _LARGEST = 10  # MB of an upload
+_LONGEST = 40  # characters of a file's name in a sentence
 _PREVIEW = 160  # pixels of an upload, and of what the model sees of it
 _LARGEST_MATRIX = 20  # classes of which a confusion matrix can be read
 _INVERT = {"Automatic": None, "Keep": False, "Invert": True}
@@ -340,15 +342,15 @@ def _upload_file(attributor: Served, take: Take) -> None:
         if not isinstance(chosen, UploadedFile):
             return
         data, digest = chosen.getvalue(), hashlib.sha256(chosen.getvalue()).hexdigest()
-        kept = [*st.session_state.get(FILES, {}).items(), (digest, (data, chosen.name))]
-        st.session_state[FILES] = dict(kept[-MAX_UPLOADS:])
         try:
             if "load" not in attributor.bundle.manifest.dataset:  # in a process of its own, before all else reads it
                 lanes.read_upload(data, chosen.name, form_of(attributor.bundle.array("train_images")))
-            attributor.kept_file(digest)
+            attributor.file(digest, data, chosen.name)
         except NatscopeError as error:
-            st.session_state["upload_error"] = str(error)
+            _refuse(chosen, error)
             return
+        kept = [*st.session_state.get(FILES, {}).items(), (digest, (data, chosen.name))]
+        st.session_state[FILES] = dict(kept[-MAX_UPLOADS:])
         take(f"file:{digest}")
 
     st.file_uploader("A file like those of the data set", key="file", on_change=read, max_upload_size=_LARGEST)
@@ -365,10 +367,16 @@ def _read(images: np.ndarray, settings: Mapping[str, Any], take: Take) -> None:
         invert = _INVERT[st.session_state.get("invert", "Automatic")] if images.ndim == 3 else None
         upload = lanes.read_upload(file.getvalue(), file.name, form_of(images, settings) | {"invert": invert})
     except QueryError as error:
-        st.session_state["upload_error"] = str(error)
+        _refuse(file, error)
         return
     st.session_state["upload"] = upload
     take(pack_image(upload.image))
+
+
+def _refuse(file: UploadedFile, error: NatscopeError) -> None:
+    """Keep what is wrong with a file, and its name: the browser itself may refuse the next one, and list both."""
+    name = file.name if len(file.name) <= _LONGEST else f"{file.name[:_LONGEST]}…"
+    st.session_state["upload_error"] = f"{name}: {error}"
 
 
 def _bar(name: str, share: float, *, strong: bool) -> str:

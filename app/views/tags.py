@@ -10,13 +10,13 @@ import numpy as np
 import streamlit as st
 from scipy.special import softmax
 
-from natscope.app import escape
+from natscope.app import bundles, escape
 from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, data_uri, grid
 from natscope.app.components.storage import storage
 from natscope.app.downloads import offer
 from natscope.app.links import AttributeView
-from natscope.app.views import frame
+from natscope.app.views import frame, telling
 from natscope.app.views.controls import control
 from natscope.app.views.notice import errors_shown
 
@@ -91,6 +91,13 @@ def _open(opened: str, images: Sequence[str]) -> None:
 def tagged(attributor: Served) -> dict[str, str]:
     """Return the tags of a bundle's images, such as "train:12"."""
     return {image: kept.partition(_FOR)[0] for image, kept in _own(attributor).items()}
+
+
+def of_bundle(name: str | None) -> dict[str, str]:
+    """Return the tags of the images of a bundle, by its folder's name, which need not be open; none of another."""
+    path = bundles.bundle_paths().get(name or "")
+    found = (st.session_state.get(_TAGS) or {}).get(bundles.listed(path).identity, {}) if path else {}
+    return {image: kept.partition(_FOR)[0] for image, kept in found.items()}
 
 
 def changed() -> bool:
@@ -211,6 +218,7 @@ def _remember(bundle: str, tags: dict[str, str]) -> None:
     pending = {} if change is None or change["id"] == st.session_state.get(_KEPT) else change["bundles"]
     pending = pending | {bundle: pending.get(bundle, {}) | tags}
     st.session_state[_CHANGE] = {"id": secrets.token_hex(8), "bundles": pending}
+    telling.tell(of_bundle)
 
 
 def _load(text: str) -> None:
@@ -226,8 +234,8 @@ def read(text: str) -> dict[str, dict[str, str]]:
         found = json.loads(text)
     except (ValueError, RecursionError):
         found = None
-    bundles = found.items() if isinstance(found, dict) else ()
-    return {name: _valid(tags) for name, tags in list(bundles)[:_BUNDLES] if isinstance(tags, dict)}
+    every = found.items() if isinstance(found, dict) else ()
+    return {name: _valid(tags) for name, tags in list(every)[:_BUNDLES] if isinstance(tags, dict)}
 
 
 def _valid(tags: dict[str, object]) -> dict[str, str]:

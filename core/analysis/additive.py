@@ -26,7 +26,8 @@ def additive_scores(
         progress: called at every test image.
 
     Returns:
-        (Q, N) float64; for information methods the nats of one image alone, with the sign of the covariance.
+        (Q, N) float64; for information methods the nats of one image alone, with the sign of the covariance. An image
+        that a method does not score adds 0 to a sum.
 
     Raises:
         QueryError: if the bundle lacks what the method needs.

@@ -183,8 +183,9 @@ class Attributor(Capabilities):
             progress: as for `attribute`.
 
         Returns:
-            Training indices (n,) int64, rising, and scores (n,) float64: for information methods the nats that an image
-            alone tells, or that are lost without it alone, with the sign of its covariance: see `Method.each`.
+            Training indices (n,) int64, rising, of the images that have a score, and scores (n,) float64: for
+            information methods the nats that an image alone tells, or that are lost without it alone, with the sign of
+            its covariance: see `Method.each`.
 
         Raises:
             QueryError, BundleError: as for `attribute`.
@@ -192,17 +193,18 @@ class Attributor(Capabilities):
         method, target, settings = self._understood(query, request)
         features = self.query_features(query, target)
         candidates, rows, settings = self._among(query, target, request, settings, progress)
-        asked, scores = self._asked(query, target, features), np.zeros(len(rows))
+        asked = self._asked(query, target, features)
         if method.each is not None:
-            scores = method.each(candidates, asked, settings)
+            kept = np.setdiff1d(np.arange(len(rows)), settings.exclude)
+            scores = method.each(candidates, asked, settings)[kept]
         else:
             found = self._selection(method, candidates, asked, replace(settings, budget=len(rows)))
-            scores[found.indices] = found.scores
+            order = np.argsort(found.indices)
+            kept, scores = found.indices[order], found.scores[order]
         if not np.isfinite(scores).all():
             raise QueryError(_NO_NUMBERS.format(method.title))
         self.bundle.check_unchanged()
-        kept = np.setdiff1d(np.arange(len(rows)), settings.exclude)
-        return rows[kept], scores[kept]
+        return rows[kept], scores
 
     def _understood(self, query: QueryImage, request: Request) -> tuple[Method, int, Settings]:
         target = target_of(request, query, len(self.bundle.classes))

@@ -40,6 +40,8 @@ class Queries:
             QueryError: if there is no such image.
         """
         images = self._bundle.array(f"{origin}_images")
+        if not len(images):
+            raise QueryError(f"There are no {origin} images here; ask about an input, or about train:0.")
         if not 0 <= index < len(images):
             raise QueryError(f"There is no {origin} image {index}; choose a number from 0 to {len(images) - 1}.")
         label = int(self._bundle.array(f"{origin}_labels")[index])

@@ -12,6 +12,8 @@ from natscope.core.methods import METHODS, REFERENCE
 POOLS = ("same-class", "all")
 CONDITIONINGS = ("pool", "train")
 LEAST_SIGMA2, LARGEST_SIGMA2 = 1e-30, 1e30  # beyond these float64 overflows or loses every digit
+LARGEST_SEED = 2**63 - 1  # that torch takes
+_SHOWN = 60  # characters of what is not valid
 
 
 @dataclass(frozen=True)
@@ -80,20 +82,21 @@ def target_of(request: Request, query: QueryImage, classes: int) -> int:
     Raises:
         QueryError: if one is not.
     """
-    if request.method not in METHODS:
-        raise QueryError(f"There is no method '{request.method}'; choose one of {', '.join(METHODS)}.")
-    if request.pool not in POOLS:
-        raise QueryError(f"There is no pool '{request.pool}'; choose one of {', '.join(POOLS)}.")
-    if request.conditioning not in CONDITIONINGS:
-        raise QueryError(f"There is no conditioning set '{request.conditioning}'; choose {' or '.join(CONDITIONINGS)}.")
-    if request.budget < 1:
-        raise QueryError(f"M must be at least 1, not {request.budget}.")
-    if request.seed < 0:
-        raise QueryError(f"The seed must be 0 or more, not {request.seed}.")
+    for name, value, choices in (
+        ("method", request.method, tuple(METHODS)),
+        ("pool", request.pool, POOLS),
+        ("conditioning set", request.conditioning, CONDITIONINGS),
+    ):
+        if not isinstance(value, str) or value not in choices:
+            raise QueryError(f"There is no {name} {quoted(value)}; choose one of {', '.join(choices)}.")
+    if not (is_whole(request.budget) and request.budget >= 1):
+        raise QueryError(f"M must be a whole number, at least 1, not {quoted(request.budget)}.")
+    if not (is_whole(request.seed) and 0 <= request.seed <= LARGEST_SEED):
+        raise QueryError(f"The seed must be a whole number, 0 or more and below 2^63, not {quoted(request.seed)}.")
     target = query.predicted if request.target is None else request.target
-    if not 0 <= target < classes:
-        raise QueryError(f"There is no class {target}; choose one from 0 to {classes - 1}.")
-    return target
+    if not (is_whole(target) and 0 <= target < classes):
+        raise QueryError(f"There is no class {quoted(target)}; choose one from 0 to {classes - 1}.")
+    return int(target)
 
 
 def noise_of(request: Request, usual: Callable[[str], float]) -> float:
@@ -103,11 +106,23 @@ def noise_of(request: Request, usual: Callable[[str], float]) -> float:
         QueryError: if it is no variance that float64 can work with.
     """
     sigma2 = usual(request.method) if request.sigma2 is None else request.sigma2
-    if not (np.isfinite(sigma2) and sigma2 > 0):
-        raise QueryError(f"σ² is a variance and must be a positive number, not {sigma2}.")
+    number = isinstance(sigma2, float | np.floating) or is_whole(sigma2)
+    if not (number and 0 < sigma2 < np.inf):
+        raise QueryError(f"σ² is a variance and must be a positive number, not {quoted(sigma2)}.")
     if not LEAST_SIGMA2 <= sigma2 <= LARGEST_SIGMA2:
-        raise QueryError(f"σ² must lie between {LEAST_SIGMA2:g} and {LARGEST_SIGMA2:g}, not at {sigma2}.")
-    return sigma2
+        raise QueryError(f"σ² must lie between {LEAST_SIGMA2:g} and {LARGEST_SIGMA2:g}, not at {quoted(sigma2)}.")
+    return float(sigma2)
+
+
+def is_whole(value: object) -> bool:
+    """Return whether something is a whole number, of Python or NumPy; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def quoted(value: object) -> str:
+    """Return what somebody gave as a sentence shows it: a number as it is, the beginning of a long text."""
+    text = str(value) if isinstance(value, int | float | np.number) else repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,21 @@ def decode(data: bytes, filename: str, reading: Reading = USUAL) -> Image.Image:
             raise QueryError(f"The image is damaged or incomplete; {_SAVE}.") from error
 
 
+def rgb_of(image: Image.Image, reading: Reading = USUAL) -> Image.Image:
+    """Return a picture that somebody opened or made as RGB, as `decode` does with a file's.
+
+    Raises:
+        QueryError: if it cannot be used.
+    """
+    try:
+        image.load()
+        return _rgb(image, str(image.format), reading)
+    except QueryError:
+        raise
+    except Exception as error:  # as above: the file behind it may be damaged, or gone
+        raise QueryError(f"The picture cannot be used; {_SAVE}.") from error
+
+
 def fit(picture: Image.Image, size: tuple[int, int], channels: int, how: str = "pad") -> np.ndarray:
     """Bring a picture to a size; the aspect ratio is kept.
 
@@ -199,8 +214,12 @@ def _decode(data: bytes, filename: str, reading: Reading) -> Image.Image:
         if image.width * image.height > LARGEST_PIXELS:
             image.draft(None, (_REDUCED, _REDUCED))  # by a JPEG's decoder; other formats are read whole
         image.load()
-        turned = ImageOps.exif_transpose(image) if reading.orientation == "upright" else image
-        return _on_background(_to_bytes(turned, content, reading.bits), reading.background)
+        return _rgb(image, content, reading)
+
+
+def _rgb(image: Image.Image, content: str, reading: Reading) -> Image.Image:
+    turned = ImageOps.exif_transpose(image) if reading.orientation == "upright" else image
+    return _on_background(_to_bytes(turned, content, reading.bits), reading.background)
 
 
 def _kind(data: bytes) -> str:

@@ -80,7 +80,7 @@ def own_dataset(
     about: dict[str, Any] = {"name": name, "classes": classes, "train_labels": labels[0], "test_labels": labels[1]}
     about |= {"train_sources": _shown(parts[0]), "test_sources": _shown(parts[1])}
     if kept[0].array.dtype == np.uint8:
-        images = [_pictures(rows.array) for rows in kept]
+        images = [pictures(rows.array) for rows in kept]
         mean, std = _given_scaling(reading, 1 if images[0].ndim == 3 else 3)
         if mean is None or std is None:
             raise DataError(
@@ -248,7 +248,7 @@ def _shown(items: Items) -> tuple[str, ...]:
     return tuple(UNSEEN.sub("\ufffd", source) for source in items.sources)
 
 
-def _pictures(array: np.ndarray) -> np.ndarray:
+def pictures(array: np.ndarray) -> np.ndarray:
     """Return pictures as natscope keeps them, (N, H, W) or (N, H, W, 3) uint8."""
     if array.ndim == 4 and array.shape[3] != 3 and array.shape[1] in (1, 3):
         array = array[:, 0] if array.shape[1] == 1 else np.moveaxis(array, 1, 3)

@@ -62,7 +62,10 @@ def test_a_result_names_the_bundle_behind_it(run, small, tmp_path):
         "command": f"{Bundle(small).manifest.command} --methods repsim --out BUNDLES/0\nnatscope tune --x",
         "identity": "0",
     }
-    for change, told in (({}, "names the command alone"), ({"settings": settings}, "The settings are those of")):
+    for change, told in (
+        ({}, "has no settings, so its command is used"),
+        ({"settings": settings}, "The settings are those of"),
+    ):
         file = tmp_path / "result.json"
         file.write_text(json.dumps({"experiment": "lds", "bundles": [bundle | change] * 2}))
         code, _, err = run("--config", file, "--out", tmp_path / "again")
@@ -123,6 +126,10 @@ def _reading(**more):
     ("damage", "message"),
     [
         (_edit(lambda s: s["model"].update(architecture="os:system")), "is code, which runs only if you name it"),
+        (
+            _edit(lambda s: s.update(content="0" * 64)),
+            r"built from Python, .* there, by natscope\.build",
+        ),
         (_edit(lambda s: s.update(training=None, weights="0" * 64)), "name it with --weights"),
         (_edit(lambda s: s["training"].update(epochs=-3)), "settings that cannot be used: .*'--epochs'"),
         (_edit(lambda s: s["training"].update(fun=1)), "neither a bundle nor a result"),

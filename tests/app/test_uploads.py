@@ -13,11 +13,12 @@ from PIL import Image, PngImagePlugin
 from streamlit.runtime.uploaded_file_manager import DeletedFile
 
 from natscope.app import uploads
-from natscope.app.uploads import TOO_MUCH, Upload, form_of, read_apart, read_image, usual_background
+from natscope.app.uploads import TOO_MUCH, Upload, read_apart, read_image
 from natscope.app.views import query as query_view
 from natscope.core.errors import QueryError
 from natscope.precompute.data import decode as pictures
 from natscope.precompute.data.datasets import load_dataset
+from natscope.precompute.data.form import form_of, usual_background
 from tests.conftest import one_sentence
 
 _GREY = {"size": (28, 28), "channels": 1}

@@ -149,7 +149,7 @@ def test_a_class_too_large_for_its_gram_is_conditioned_on_itself(tiny_path, monk
         (Request(sigma2=float("nan")), "positive number, not nan"),
         (Request(budget=0), "at least 1, not 0"),
         (Request(pool="some"), "'some'; .* same-class, all"),
-        (Request(conditioning="none"), "choose pool or train"),
+        (Request(conditioning="none"), "choose one of pool, train"),
         (Request(target=10), "class 10; .* 0 to 9"),
         (Request(target=-1), "no class -1"),
     ],
@@ -322,6 +322,19 @@ def test_every_candidate_is_scored_by_itself_as_the_ranking_scores_it(attributor
         assert abs(own) == pytest.approx(first.nats, rel=1e-6)
     else:
         assert own == first.score == scores.max()
+
+
+def test_what_a_method_does_not_score_has_no_score(attributor, query, monkeypatch):
+    own = METHODS["repsim"]
+
+    def three(candidates, asked, settings):
+        return own.select(candidates, asked, replace(settings, budget=min(settings.budget, 3)))
+
+    monkeypatch.setitem(METHODS, "repsim", replace(own, select=three))
+    first = attributor.attribute(query, Request("repsim", budget=3)).items
+    rows, scores = attributor.score_each(query, Request("repsim"))
+    assert rows.tolist() == sorted(item.train_index for item in first)
+    assert sorted(scores) == sorted(item.score for item in first)
 
 
 def test_a_training_image_has_no_part_in_what_others_tell_of_it(attributor):

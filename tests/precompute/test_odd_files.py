@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from natscope.app.cli.commands import natscope
-from natscope.app.uploads import form_of, read_image
+from natscope.app.uploads import read_image
 from natscope.core.errors import DataError
 from natscope.precompute.data.decode import CHOICES, Reading, decode
 from natscope.precompute.data.folders import FolderSpec, fingerprint, load_folder
+from natscope.precompute.data.form import form_of
 from natscope.precompute.data.remarks import remarks
 from tests.conftest import one_sentence
 
