@@ -21,11 +21,14 @@ from natscope.core.jacobians import (
 )
 from natscope.core.kernels import FactorKernel, Kernel, LinearKernel
 from natscope.core.parameters import ROLES, kernel_parameters
+from natscope.core.peak import bytes_each
 from natscope.core.sketches import Sketch, SketchSpec, make_sketch
 
 SHARD = 1000  # images that are computed, or written to a bundle, at a time
 _BATCH = 64  # for networks of other layers than `Linear`: some 10 MB an example for a ResNet-9
-_ON_ACCELERATOR = 4  # times as many
+_MOST = 2**30  # bytes that the Jacobians of a batch may take beyond those of one example
+_ON_ACCELERATOR = 4  # times as many of both
+_FEW = 4  # examples that need no measuring
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class FeatureMap:
             spec: the sketch.
             ntk: whether weight blocks are scaled as in the NTK parameterisation.
             layers: glob patterns of the names of parameters that the kernel is made of; all when there are none.
-            batch_size: examples whose Jacobian is in memory at a time, at most; fewer where layers see many positions.
+            batch_size: examples whose Jacobian is in memory at a time, at most; fewer where they would take more than a
+                gigabyte, or four on an accelerator, which is measured on two of the first inputs.
 
         Raises:
             ValueError: if the sketch cannot be made.
@@ -72,8 +76,8 @@ class FeatureMap:
         self.sketch: Sketch = make_sketch(spec)
         self.ntk, self.layers = ntk, tuple(layers)
         self._device = device_of(model)
-        most = _BATCH if self._device.type == "cpu" else _BATCH * _ON_ACCELERATOR
-        self.batch_size = batch_size if linear_alone(model) else min(batch_size, most)
+        self._times, self._measured = 1 if self._device.type == "cpu" else _ON_ACCELERATOR, False
+        self.batch_size = batch_size if linear_alone(model) else min(batch_size, _BATCH * self._times)
 
     def features(
         self, inputs: Tensor | Inputs, targets: Tensor | np.ndarray, *, measurement: str = "logit"
@@ -81,15 +85,26 @@ class FeatureMap:
         """Return (N, W) float32 features of the measurement at `targets` (N,) for inputs (N, ...)."""
         # A bundle's labels are read-only, which tensors cannot be: torch warns unless it gets a copy.
         targets = targets.long() if isinstance(targets, Tensor) else torch.from_numpy(np.array(targets, dtype=np.int64))
+        self._fit(inputs, targets)
         parts = []
         for start in range(0, len(inputs), self.batch_size):
             part = slice(start, start + self.batch_size)
-            batch, classes = inputs[part].to(self._device), targets[part].to(self._device)
             with exclusive(self.model):  # so that only one batch's Jacobians are in memory, whoever asks
-                blocks = self._blocks(batch, classes, measurement)
-                parts.append(self.sketch(blocks).cpu().numpy())
-                del blocks
+                parts.append(self._sketched(inputs[part], targets[part], measurement).cpu().numpy())
         return np.concatenate(parts)
+
+    def _sketched(self, inputs: Tensor, targets: Tensor, measurement: str = "logit") -> Tensor:
+        return self.sketch(self._blocks(inputs.to(self._device), targets.to(self._device), measurement))
+
+    def _fit(self, inputs: Tensor | Inputs, targets: Tensor) -> None:
+        """Take fewer examples at a time if their Jacobians need too much memory; it is measured once."""
+        if self._measured or len(inputs) <= _FEW:
+            return
+        with exclusive(self.model):
+            self._sketched(inputs[:1], targets[:1])  # what is kept from the first time on does not count
+            each = bytes_each(lambda count: self._sketched(inputs[:count], targets[:count]), 1, 2)
+        self.batch_size = max(1, min(self.batch_size, int(_MOST * self._times / max(each, 1))))
+        self._measured = True
 
     def outputs(self, inputs: Tensor | Inputs) -> Outputs:
         """Return logits and penultimate features for inputs (N, ...)."""
@@ -112,11 +127,14 @@ class FeatureMap:
         """
         roles = {name: parameter.role for name, parameter in kernel_parameters(self.model, self.layers).items()}
         total: dict[str, float] = defaultdict(float)
-        for start in range(0, len(inputs), _BATCH):
-            part = slice(start, start + _BATCH)
+        classes = torch.from_numpy(np.array(targets))
+        self._fit(inputs, classes)
+        size = min(_BATCH, self.batch_size)
+        for start in range(0, len(inputs), size):
+            part = slice(start, start + size)
             batch = inputs[part].to(self._device)
             with exclusive(self.model):
-                for block in self._blocks(batch, torch.from_numpy(np.array(targets[part])).to(self._device), "logit"):
+                for block in self._blocks(batch, classes[part].to(self._device), "logit"):
                     total[roles[block.name]] += squared_norm(block)
         whole = sum(total.values())
         return {role: total[role] / whole if whole else 0.0 for role in ROLES if role in total}

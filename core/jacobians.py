@@ -2,8 +2,9 @@
 
 One forward and one backward pass give, for every layer, its input a and the gradient delta of the measurement with
 respect to its output. The gradient of a weight is then delta (x) a for `Linear` (kept as the two factors), a sum of
-such products where it is used at many positions and for `Conv2d` (kept as factors too, and multiplied out a few
-examples at a time), and a sum over positions for `BatchNorm`. Any other parameter goes through `torch.func`.
+such products where it is used at many positions and for convolutions (kept as factors too, and multiplied out a few
+examples at a time), and a sum over positions for normalisations (`natscope.core.layers`). Any other parameter goes
+through `torch.func`: of other layers, of those that share it, and of those whose input has no axis of the examples.
 """
 
 import functools
@@ -13,17 +14,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from natscope.core.errors import out_of_memory
+from natscope.core.layers import RULES, follows
 from natscope.core.measurements import MEASUREMENTS, Measurement
 from natscope.core.parameters import kernel_parameters
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _locks_guard = threading.Lock()
+_unmapped: WeakSet[nn.Module] = WeakSet()  # networks that vmap cannot follow
+_READS_NUMBERS = ("data-dependent control flow", ".item()")  # in vmap's errors: then examples may influence each other
+_batched: WeakKeyDictionary[nn.Module, tuple[Any, frozenset[str]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -99,20 +105,21 @@ def jacobian_blocks(
     inputs: Tensor,
     targets: Tensor,
     *,
-    measurement: str = "logit",
+    measurement: str | Measurement = "logit",
     ntk: bool = False,
     layers: Sequence[str] = (),
 ) -> list[Block]:
     """Differentiate `measurement(model(x), y)` by every parameter of the kernel, for each example of a batch.
 
     Examples must not influence each other, so the model has to be in eval mode. Memory is that of one training step,
-    and one gradient an example of whatever is not a weight of a `Linear` or `Conv2d` layer.
+    and one gradient an example of whatever is not a weight of a `Linear` layer or a convolution.
 
     Args:
         model: any module that maps (B, ...) to logits (B, C).
         inputs: (B, ...).
         targets: (B,) int64, the class whose measurement is taken.
-        measurement: a name of `natscope.core.measurements.MEASUREMENTS`.
+        measurement: a name of `natscope.core.measurements.MEASUREMENTS`, or a function of logits (B, C) and `targets`
+            that returns (B,).
         ntk: scale each weight's block as in the NTK parameterisation: see `natscope.core.parameters.Parameter.scale`.
         layers: glob patterns of the names of parameters; all that require gradients when there are none.
 
@@ -120,14 +127,16 @@ def jacobian_blocks(
         One block a parameter of the kernel, in the order of `named_parameters`; blocks carry no autograd graph.
 
     Raises:
-        ValueError: if the model is in training mode, a batch norm keeps no running statistics, or no parameter is left.
+        ValueError: if the model is in training mode, a batch norm keeps no running statistics, a layer's input is
+            changed in place, or no parameter is left.
     """
     if model.training:
         raise ValueError("Jacobians need the model in eval mode: call model.eval() first.")
     wanted = kernel_parameters(model, layers)
     scales = {name: parameter.scale(ntk=ntk) for name, parameter in wanted.items()}
+    measure = MEASUREMENTS[measurement] if isinstance(measurement, str) else measurement
     with exclusive(model):
-        return _jacobian_blocks(model, inputs, targets, MEASUREMENTS[measurement], scales)
+        return _jacobian_blocks(model, inputs, targets, measure, scales)
 
 
 def exclusive(model: nn.Module) -> threading.RLock:
@@ -145,20 +154,26 @@ def _jacobian_blocks(
 ) -> list[Block]:
     layers = {
         name: layer
-        for name, layer in supported_layers(model).items()
+        for name, layer in batched_layers(model, inputs[:1]).items()
         if any(_own(name, own) in scales for own, _ in layer.named_parameters(recurse=False))
     }
-    calls: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    with torch.enable_grad(), _recorded(layers, calls):
+    with torch.enable_grad(), _recorded(layers) as calls:
         total = measure(model(inputs), targets).sum()
-        outputs = [output for records in calls.values() for _, output in records]
+    for name, records in calls.items():
+        if _own(name, "weight") in scales and any(call.version != _version(call.input) for call in records):
+            raise ValueError(
+                f"The network changes in place what its layer '{name}' has taken as input, which is then lost; leave "
+                "out inplace=True or the operation whose name ends in _"
+            )
+    outputs = [call.output for records in calls.values() for call in records]
+    with torch.enable_grad():
         deltas = iter(torch.autograd.grad(total, outputs, allow_unused=True) if outputs else ())
 
     blocks: dict[str, Block] = {}
     for name, records in calls.items():
         kind = next(layers[name].parameters()).dtype  # under autocast, layers take and give another
-        triples = [(a.detach().to(kind), _or_zeros(next(deltas), output).to(kind)) for a, output in records]
-        blocks |= {block.name: block for block in _layer_blocks(name, layers[name], triples, scales)}
+        pairs = [(_as(kind, call.input), _as(kind, _or_zeros(next(deltas), call.output))) for call in records]
+        blocks |= {block.name: block for block in _layer_blocks(name, layers[name], pairs, scales)}
     missing = {name: scale for name, scale in scales.items() if name not in blocks}
     if missing:
         blocks |= {block.name: block for block in _fallback(model, missing, inputs, targets, measure)}
@@ -173,33 +188,37 @@ def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
     """Run the model once and also return what enters its last `Linear` layer (the penultimate features).
 
     Args:
-        model: a module with at least one `Linear` layer.
+        model: the network, in eval mode.
         inputs: (B, ...).
 
     Returns:
-        Logits (B, C) and penultimate features (B, D).
-
-    Raises:
-        ValueError: if no `Linear` layer runs.
+        Logits (B, C) and penultimate features (B, D), where D is 0 if no `Linear` layer runs.
     """
-    seen: list[Tensor] = []
     with exclusive(model):
-        hooks = [
-            module.register_forward_pre_hook(
-                lambda _, args, named: seen.append(_input_of(args, named)), with_kwargs=True
-            )
-            for module in model.modules()
-            if isinstance(module, nn.Linear)
-        ]
-        try:
-            with torch.no_grad():
-                logits = model(inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    if not seen:
-        raise ValueError("The model has no Linear layer, so it has no penultimate features.")
-    return logits, seen[-1].flatten(1).to(logits.dtype)
+        logits, last = _run_noting_last(model, inputs)
+        if last is None:
+            return logits, logits.new_zeros(len(logits), 0)
+        alone = last if len(inputs) == 1 else _run_noting_last(model, inputs[:1])[1]
+        if last.dim() > 1 and alone is not None and len(last) == len(inputs) and len(alone) == 1:
+            return logits, last.flatten(1).to(logits.dtype)
+        rows = [_run_noting_last(model, row[None])[1] for row in inputs]  # its first axis is not that of the examples
+        return logits, torch.stack([row.flatten() for row in rows if row is not None]).to(logits.dtype)
+
+
+def _run_noting_last(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    seen: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args, named: seen.append(_input_of(args, named)), with_kwargs=True)
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            logits = model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return logits, seen[-1] if seen else None
 
 
 def convolves(model: nn.Module) -> bool:
@@ -212,15 +231,43 @@ def linear_alone(model: nn.Module) -> bool:
     return all(isinstance(m, nn.Linear) for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
 
 
+def batched_layers(model: nn.Module, example: Tensor) -> dict[str, nn.Module]:
+    """Return the layers differentiated by hand, by name: of exact types, no parameter shared with another module.
+
+    Left out are those that ever get an input whose first axis does not count the examples, as when the patches of an
+    image are put along it, or images go in one by one. The network is run twice to see that, on one example and on two,
+    and its answer is remembered: a layer's Jacobian is of the same form in every batch.
+
+    Args:
+        model: the network.
+        example: (1, ...), any input.
+
+    Raises:
+        ValueError: if a batch norm keeps no running statistics.
+    """
+    layers = supported_layers(model)
+    key = (tuple(example.shape), *((name, id(layer)) for name, layer in layers.items()))
+    with exclusive(model):
+        known = _batched.get(model)
+        if known is None or known[0] != key:
+            found = set(layers)
+            for count in (1, 2):
+                with torch.enable_grad(), _recorded(layers) as calls:
+                    model(example.expand(count, *example.shape[1:]).clone())
+                found -= {name for name, records in calls.items() if not all(c.counts(count) for c in records)}
+            known = _batched[model] = (key, frozenset(found))
+    return {name: layer for name, layer in layers.items() if name in known[1]}
+
+
 def supported_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers differentiated by hand, by name: of exact types, no parameter shared with another module."""
+    """Return the layers that could be differentiated by hand, by name; raises ValueError as `batched_layers` does."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     layers = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise ValueError(f"Batch norm '{name}' keeps no running statistics, so examples influence each other.")
         own = list(module.parameters(recurse=False))
-        if type(module) in _RULES and own and all(uses[id(p)] == 1 for p in own):
+        if follows(module) and own and all(uses[id(p)] == 1 for p in own):
             layers[name] = module
     return layers
 
@@ -230,25 +277,55 @@ def _input_of(args: tuple[Tensor, ...], named: dict[str, Tensor]) -> Tensor:
     return args[0] if args else named["input"]
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One call of a layer: its input and output, and how often the input had been changed in place until then."""
+
+    layer: nn.Module
+    input: Tensor
+    output: Tensor
+    version: int
+
+    def counts(self, examples: int) -> bool:
+        """Return whether the first axis of input and output is that of so many examples."""
+        enough = self.input.dim() >= RULES[type(self.layer)].axes(self.layer)
+        return enough and len(self.input) == len(self.output) == examples
+
+
 @contextmanager
-def _recorded(layers: dict[str, nn.Module], calls: dict[str, list[tuple[Tensor, Tensor]]]) -> Iterator[None]:
-    """Record each layer's input and output; the network continues with a copy, so in-place operations do no harm."""
+def _recorded(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[_Call]]]:
+    """Record each layer's calls; the network continues with a copy, so in-place operations do no harm.
+
+    Hooks come before those of the network's author, which may go on with another output.
+    """
+    calls: dict[str, list[_Call]] = defaultdict(list)
 
     def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], Tensor]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor:
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
-            calls[name].append((_input_of(args, named), output))
+            given = _input_of(args, named)
+            calls[name].append(_Call(layer, given, output, _version(given)))
             return output.clone()
 
         return hook
 
-    hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in layers.items()]
+    hooks = [
+        module.register_forward_hook(record(name), with_kwargs=True, prepend=True) for name, module in layers.items()
+    ]
     try:
-        yield
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _as(kind: torch.dtype, values: Tensor) -> Tensor:
+    return values.detach().to(kind) if values.is_floating_point() else values.detach()
 
 
 def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -259,88 +336,64 @@ def _layer_blocks(
     name: str, layer: Any, records: list[tuple[Tensor, Tensor]], scales: Mapping[str, float]
 ) -> Iterable[Block]:
     """Turn the recorded (input, delta) pairs of one layer into blocks; several calls of a layer add up."""
-    weight_rule, bias_rule = _RULES[type(layer)]
+    rule = RULES[type(layer)]
     weight, bias = _own(name, "weight"), _own(name, "bias")
     if weight in scales:
-        columns, scale = layer.weight[0].numel(), scales[weight]
+        scale = scales[weight]
         activation, delta = records[0]
         if isinstance(layer, nn.Linear) and len(records) == 1 and activation.dim() == 2:
             yield Outer(weight, delta, activation, scale)
-        elif isinstance(layer, nn.Linear) and len(records) == 1:
-            yield Summed(weight, _positions(delta), activation, _positions, columns, scale)
-        elif isinstance(layer, nn.Conv2d) and len(records) == 1 and layer.groups == 1:
-            patches = functools.partial(_patches, layer)
-            yield Summed(weight, delta.flatten(2), activation, patches, columns, scale)
+        elif rule.factors is not None and len(records) == 1 and getattr(layer, "groups", 1) == 1:
+            yield Summed(weight, *rule.factors(layer, activation, delta), layer.weight[0].numel(), scale)
         else:
-            yield Formed(weight, _total(weight_rule(layer, a, d) for a, d in records), scale)
+            yield Formed(weight, _total(rule.weight(layer, a, d) for a, d in records), scale)
     if bias in scales:
-        yield Formed(bias, _total(bias_rule(d) for _, d in records), scales[bias])
+        yield Formed(bias, _total(rule.bias(layer, a, d) for a, d in records), scales[bias])
 
 
 def _total(parts: Iterable[Tensor]) -> Tensor:
     return functools.reduce(torch.add, parts)
 
 
-def _positions(values: Tensor) -> Tensor:
-    """Reshape a `Linear` layer's input or output at each position, (B, ..., D), to (B, D, L)."""
-    return values.flatten(1, -2).transpose(1, 2)
-
-
-def _linear_weight(_: nn.Linear, activation: Tensor, delta: Tensor) -> Tensor:
-    return torch.einsum("b...o,b...i->boi", delta, activation)
-
-
-def _linear_bias(delta: Tensor) -> Tensor:
-    return delta.flatten(1, -2).sum(1)[:, None, :] if delta.dim() > 2 else delta[:, None, :]
-
-
-def _patches(layer: nn.Conv2d, activation: Tensor) -> Tensor:
-    """Return what each position of the output sees of the input (B, C, H, W): (B, C k k, L)."""
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        activation = nn.functional.pad(activation, layer._reversed_padding_repeated_twice, mode=mode)
-        padding: tuple[int, ...] = (0, 0)
-    else:
-        padding = layer.padding
-    return nn.functional.unfold(activation, layer.kernel_size, layer.dilation, padding, layer.stride)
-
-
-def _conv_weight(layer: nn.Conv2d, activation: Tensor, delta: Tensor) -> Tensor:
-    patches = _patches(layer, activation)
-    groups, batch = layer.groups, len(delta)
-    patches = patches.view(batch, groups, -1, patches.shape[-1])
-    delta = delta.reshape(batch, groups, -1, patches.shape[-1])
-    return (delta @ patches.transpose(-1, -2)).flatten(1, 2)
-
-
-def _batch_norm_weight(layer: nn.BatchNorm2d, activation: Tensor, delta: Tensor) -> Tensor:
-    shape = (1, -1) + (1,) * (activation.dim() - 2)
-    mean, variance = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
-    return _channel_sum(delta * (activation - mean.view(shape)) * (variance + layer.eps).rsqrt().view(shape))
-
-
-def _channel_sum(delta: Tensor) -> Tensor:
-    return delta.reshape(*delta.shape[:2], -1).sum(-1)[:, None, :]
-
-
-_RULES: dict[type[nn.Module], tuple[Callable[[Any, Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    nn.Linear: (_linear_weight, _linear_bias),
-    nn.Conv2d: (_conv_weight, _channel_sum),
-    nn.BatchNorm1d: (_batch_norm_weight, _channel_sum),
-    nn.BatchNorm2d: (_batch_norm_weight, _channel_sum),
-}
-
-
 def _fallback(
     model: nn.Module, scales: Mapping[str, float], inputs: Tensor, targets: Tensor, measure: Measurement
 ) -> Iterable[Formed]:
-    """Differentiate parameters by torch.func, one example at a time under vmap."""
-    parameters = {name: p.detach() for name, p in model.named_parameters() if name in scales}
+    """Differentiate parameters by torch.func, all examples at once; one after the other where vmap cannot follow."""
+    if model not in _unmapped:
+        try:
+            found = _mapped(model, scales, inputs, targets, measure)
+        except (RuntimeError, NotImplementedError) as error:
+            if out_of_memory(error) or any(words in str(error) for words in _READS_NUMBERS):
+                raise
+            _unmapped.add(model)
+    if model in _unmapped:
+        found = _one_by_one(model, scales, inputs, targets, measure)
+    for name, gradient in found.items():
+        batch = len(gradient)
+        rows = gradient.shape[1] if gradient.dim() > 2 else 1
+        yield Formed(name, gradient.detach().reshape(batch, rows, -1), scales[name])
+
+
+def _mapped(
+    model: nn.Module, names: Iterable[str], inputs: Tensor, targets: Tensor, measure: Measurement
+) -> dict[str, Tensor]:
+    parameters = {name: p.detach() for name, p in model.named_parameters() if name in names}
 
     def scalar(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return measure(functional_call(model, values, (x[None],)), y[None])[0]
 
-    for name, gradient in vmap(grad(scalar), in_dims=(None, 0, 0))(parameters, inputs, targets).items():
-        batch = len(gradient)
-        rows = gradient.shape[1] if gradient.dim() > 2 else 1
-        yield Formed(name, gradient.detach().reshape(batch, rows, -1), scales[name])
+    return vmap(grad(scalar), in_dims=(None, 0, 0))(parameters, inputs, targets)  # type: ignore[no-any-return]
+
+
+def _one_by_one(
+    model: nn.Module, names: Iterable[str], inputs: Tensor, targets: Tensor, measure: Measurement
+) -> dict[str, Tensor]:
+    parameters = {name: p for name, p in model.named_parameters() if name in names}
+    rows = []
+    for row in range(len(inputs)):
+        some = slice(row, row + 1)
+        with torch.enable_grad():
+            value = measure(model(inputs[some]), targets[some])[0]
+            found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+        rows.append([_or_zeros(g, p).to_dense() for g, p in zip(found, parameters.values(), strict=True)])
+    return dict(zip(parameters, map(torch.stack, zip(*rows, strict=True)), strict=True))

@@ -22,6 +22,8 @@ from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.named import own_reading, with_code
 from natscope.precompute.data.own import own_dataset
+from natscope.precompute.training.heads import giving_logits
+from natscope.precompute.training.kinds import fault_of
 from natscope.precompute.training.models import ModelSpec, build_model
 from natscope.precompute.training.train import apart
 from natscope.precompute.training.trusted import trust
@@ -53,6 +55,7 @@ def build(
     layers: Sequence[str] = (),
     outputs: str = "own",
     reuse: str | Path | None = None,
+    output: str | int | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Build the bundle of a trained network, resume an interrupted build, or open the bundle that is there.
@@ -89,6 +92,8 @@ def build(
         outputs: "own", or "all" to store features under every class's logit.
         reuse: a bundle of the same network, whose Jacobians are taken for all inputs with the same label, as after a
             correction of labels.
+        output: which part of what the network returns are the logits: an entry's or attribute's name, such as "logits",
+            or a tuple's item, such as 0; what is unambiguous when None.
         progress: called with the stage's name, steps done and steps in all.
 
     Raises:
@@ -113,7 +118,8 @@ def build(
     reading = own_reading(*code, classes=classes, mean=mean, std=std, columns=columns)
     title = name or Path(out).name
     data = with_code(own_dataset(train_set, test_set, reading, name=title, progress=progress), *code)
-    architecture = _checked_factory(model, factory, data)
+    part = None if output is None else str(output)
+    architecture = _checked_factory(model, factory, data, part)
     with temporary_folder() as folder:
         weights = Path(folder) / "weights.safetensors"
         write_atomically(weights, safetensors.torch.save(_state(model)))
@@ -121,7 +127,7 @@ def build(
             name=title,
             dataset=title,
             data=data,
-            model=ModelSpec(architecture, None),
+            model=ModelSpec(architecture, None, output=part),
             weights=weights,
             methods=None if methods is None else tuple(methods),
             sketch=sketch_of(sketch),
@@ -155,15 +161,8 @@ def sketch_of(given: SketchSpec | None) -> SketchSpec:
 
 def check_kind(model: nn.Module) -> None:
     """Raise BuildError for what natscope cannot make again or follow, with what to give instead."""
-    kind = type(model).__name__
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise BuildError(f"The network is wrapped in {kind}; give the one within, model.module.")
-    if hasattr(model, "_orig_mod"):
-        raise BuildError("The network is compiled, and natscope follows single layers; give model._orig_mod.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise BuildError(
-            "The network is of TorchScript, whose layers natscope cannot follow; give the one it came from."
-        )
+    if (fault := fault_of(model)) is not None:
+        raise BuildError(f"{fault[0].upper()}{fault[1:]}.")
     for name, tensor in model.named_parameters():
         if tensor.dtype not in (torch.float32, torch.float64):
             number = str(tensor.dtype).removeprefix("torch.")
@@ -200,7 +199,9 @@ def _reference(given: str | Callable[..., Any] | None, what: str) -> str | None:
     return f"{module}:{name}"
 
 
-def _checked_factory(model: nn.Module, factory: str | Callable[[], nn.Module] | None, data: Dataset) -> str:
+def _checked_factory(
+    model: nn.Module, factory: str | Callable[[], nn.Module] | None, data: Dataset, output: str | None
+) -> str:
     """Return the name of what makes the network again, once it is known to give the same outputs with its weights."""
     kind = type(model)
     if factory is None and kind.__module__.partition(".")[0] == "torch":
@@ -208,7 +209,7 @@ def _checked_factory(model: nn.Module, factory: str | Callable[[], nn.Module] | 
     name = _reference(factory if factory is not None else kind, "factory=") or ""
     trust(name)
     try:
-        again = build_model(ModelSpec(name, None), seed=0)
+        again = build_model(ModelSpec(name, None, output=output), seed=0)
     except BuildError as error:
         if factory is not None:
             raise
@@ -218,7 +219,8 @@ def _checked_factory(model: nn.Module, factory: str | Callable[[], nn.Module] | 
         raise BuildError(f"{name}() makes another network than the one that was given: {fault}; {advice}.")
     again.load_state_dict(_state(model))
     inputs = data.inputs("train")[:_COMPARED]
-    outputs, others = _outputs(model, inputs), _outputs(again, inputs)
+    with giving_logits(model, output):
+        outputs, others = _outputs(model, inputs), _outputs(again, inputs)
     if outputs is not None and (others is None or not _close(outputs, others)):
         raise BuildError(
             f"{name}() makes another network than the one that was given: it gives other outputs with the same "

@@ -27,6 +27,7 @@ from natscope.precompute.bundles.store import halved
 from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.items import Reading
 from natscope.precompute.data.own import own_dataset
+from natscope.precompute.training.heads import giving_logits
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.validate import check_suitable
 
@@ -128,6 +129,7 @@ def attribute(
     sketch: SketchSpec | None = None,
     ntk: bool | None = None,
     layers: Sequence[str] = (),
+    output: str | int | None = None,
 ) -> Answer:
     """Rank the training examples that a prediction relies on, without a bundle: all is computed now and forgotten.
 
@@ -151,6 +153,7 @@ def attribute(
         sketch: kind, dimension K and seed; as usual when None.
         ntk: scale Jacobians as in the NTK parameterisation; as is best for the kind of network when None.
         layers: glob patterns of the names of parameters that the kernel is made of; all when there are none.
+        output: which part of what the network returns are the logits, as `natscope.build` takes it.
 
     Raises:
         DataError, BuildError: as `natscope.build` does.
@@ -171,7 +174,7 @@ def attribute(
     spec = BuildSpec(
         name=type(model).__name__,
         dataset=data.name,
-        model=ModelSpec(own, None),
+        model=ModelSpec(own, None, output=None if output is None else str(output)),
         sketch=sketch_of(sketch),
         ntk=ntk,
         layers=patterns(layers),
@@ -182,7 +185,7 @@ def attribute(
             "natscope.build, and name the method in methods=."
         )
     model = _in_float32(model)
-    with as_evaluated(model):
+    with as_evaluated(model), giving_logits(model, spec.model.output):
         first = data.inputs("train")[:3].to(device_of(model))
         check_suitable(model, first, len(data.classes), spec.model)
         features = spec.feature_map(model)

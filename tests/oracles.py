@@ -75,5 +75,16 @@ def jacobians(
     return {name: torch.stack([row[name] for row in rows]) for name in parameters}
 
 
+def backpropagated(
+    model: nn.Module, inputs: Tensor, targets: Tensor, measure: Callable[[Tensor, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The same, (B, *shape), by one plain backward pass an example."""
+    rows = []
+    for x, y in zip(inputs, targets, strict=True):
+        rows.append(torch.autograd.grad(measure(model(x[None]), y[None])[0], list(model.parameters())))
+    names = [name for name, _ in model.named_parameters()]
+    return dict(zip(names, map(torch.stack, zip(*rows, strict=True)), strict=True))
+
+
 def _squares(x: np.ndarray, queries: np.ndarray, inverse: mpmath.matrix) -> mpmath.mpf:
     return sum((covariance(x, query, inverse) ** 2 for query in queries), start=mpmath.mpf(0))

@@ -140,6 +140,11 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option("--bias", is_flag=True, help="Give the layers of the MLP biases.")
 @click.option(
+    "--output",
+    help="Which part of what your network returns are the logits: an entry or attribute, such as logits, or an item of "
+    "a tuple, such as 0; what is unambiguous by default.",
+)
+@click.option(
     "--weights", type=PATH, help="Load trained weights (.safetensors, or .pt of a state dict); nothing is trained."
 )
 @click.option("--key", help="Entry of --weights that holds the state dict, as in ema or state.model; the usual one.")

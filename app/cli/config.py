@@ -142,7 +142,7 @@ def _words(settings: Mapping[str, Any]) -> Iterator[str]:
         **dict(zip(("mean", "std"), settings.get("scaling") or (), strict=False)),
         **{f"poison_{name}": value for name, value in settings.get("poison", {}).items()},
         "model": settings["model"]["architecture"],
-        **{name: settings["model"][name] for name in ("widths", "bias")},
+        **{name: settings["model"].get(name) for name in ("widths", "bias", "output")},
         **{name: value for name, value in training.items() if name != "augment"},
         "sketch": settings["sketch"]["kind"],
         "dim": settings["sketch"]["dim"],

@@ -161,6 +161,8 @@ def notes(results: Mapping[str, Any], remarks: Sequence[str] = ()) -> Iterator[s
         yield from _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
     if reused := results.get("reused"):
         yield from _paragraph("Reused", f"the Jacobians of {reused['rows']:,} training images")
+    for remark in results.get("remarks", []):
+        yield from _paragraph("Network", remark)
     for sentence in results.get("left_out", {}).values():
         yield from _paragraph("Left out", sentence)
     if skipped := results.get("skipped"):
@@ -179,13 +181,14 @@ def _paragraph(title: str, text: str) -> list[str]:
 def _model_spec(options: dict[str, Any]) -> Any:
     from natscope.precompute.training.models import ModelSpec
 
+    about = {"bias": options["bias"], "output": options["output"]}
     if options["widths"] is not None:
-        return ModelSpec(options["model"], _numbers("--widths", options["widths"], "784,512,256,10"), options["bias"])
+        return ModelSpec(options["model"], _numbers("--widths", options["widths"], "784,512,256,10"), **about)
     given = options["data"] is None and options["dataset"].startswith("fashion-mnist")
     whole = given and options["classes"] is None
     if options["model"] == "mlp" and whole:
-        return ModelSpec(bias=options["bias"])  # as in the embedded bundle
-    return ModelSpec(options["model"], None, options["bias"])
+        return ModelSpec(**about)  # as in the embedded bundle
+    return ModelSpec(options["model"], None, **about)
 
 
 def _scaling(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

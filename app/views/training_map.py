@@ -53,10 +53,10 @@ def view(attributor: Served) -> MapView:
     """Return what the tab shows."""
     backdoor = attributor.bundle.manifest.backdoor
     squares = 0 if backdoor is None else backdoor.patterns[0].size
-    kernel = attributor.bundle.sketch_spec.kind != "exact"
+    known = _arrangements(attributor)
 
     def complete(view: MapView) -> MapView:
-        return view if kernel else replace(view, features=FEATURES[0])
+        return view if view.features in known else replace(view, features=known[0])
 
     default = MapView()
     return frame.view(_VIEW, attributor, default, squares=squares, tab=_TAB, controls=_CONTROLS, complete=complete)
@@ -103,19 +103,32 @@ def _whole(attributor: Served, query: QueryImage, shown: str) -> None:
     inspector(attributor, _TAB, request=usual_request(attributor), query=query, explain=frame.explain)
 
 
+def _arrangements(attributor: Served) -> tuple[str, ...]:
+    """Return those of `FEATURES` that the bundle has vectors of."""
+    bundle = attributor.bundle
+    there = {
+        "penultimate": bundle.array("penultimate").shape[1] > 0,
+        "kernel": bundle.sketch_spec.kind != "exact",
+    }
+    return tuple(name for name in FEATURES if there[name])
+
+
 def _controls(attributor: Served) -> MapView:
     view: MapView = st.session_state[_VIEW]
     for name in ("features", "colour", "budget"):
         st.session_state.setdefault(_KEY + name, getattr(view, name))
     first, second, third = st.columns([1.3, 1, 1])
-    features, budget = FEATURES[0], view.budget
-    if attributor.bundle.sketch_spec.kind == "exact":
-        first.caption("Arranged by penultimate features: the exact kernel has no feature vectors.")
+    known = _arrangements(attributor)
+    features, budget = known[0], view.budget
+    if len(known) == 1:
+        kernel = "Arranged by the kernel: the network has no Linear layer, and so no penultimate features."
+        exact = "Arranged by penultimate features: the exact kernel has no feature vectors."
+        first.caption(exact if features == FEATURES[0] else kernel)
     else:
         features = control(
             first.segmented_control,
             "Arranged by",
-            list(FEATURES),
+            list(known),
             key=f"{_KEY}features",
             format_func=_FEATURES.__getitem__,
             help=_ABOUT,

@@ -17,7 +17,7 @@ from natscope.core.features import SHARD, FeatureMap
 from natscope.core.jacobians import convolves
 from natscope.core.measurements import loss_weight
 from natscope.core.methods import METHODS, Method
-from natscope.core.methods.artifacts import FACTORS, LOSS_WEIGHTS, MARGINS, EkfacSpec
+from natscope.core.methods.artifacts import FACTORS, LOSS_WEIGHTS, MARGINS, EkfacSpec, Size
 from natscope.core.progress import Progress
 from natscope.core.scratch import temporary_folder
 
@@ -161,7 +161,8 @@ class _Source:
 def missing(bundle: Bundle, method: Method) -> str | None:
     """Return a sentence on what a bundle lacks for a method and how to add it; None if nothing is missing."""
     if all(map(bundle.has, method.files)):
-        return None
+        width = bundle.array("penultimate").shape[1]
+        return None if method.files else method.artifacts.obstacle(Size(0, 0, penultimate=width))
     if bundle.stores_inputs:
         return (
             f"This bundle does not yet hold what {method.title} needs; natscope.build adds it, called again with "

@@ -364,7 +364,7 @@ def _fits(manifest: Manifest, name: str, shape: tuple[int, ...]) -> bool:
     if name.endswith("_sources"):
         return len(shape) == 1 and 1 <= shape[0] <= min(_MOST_SOURCES, (LONGEST_SOURCE + 1) * count)
     if name == "penultimate":
-        return len(shape) == 2 and shape[0] == train and shape[1] >= 1
+        return len(shape) == 2 and shape[0] == train
     if name.endswith("_images"):
         return shape == (count, *images[1:])
     if name in INPUTS:

@@ -67,6 +67,7 @@ class _Model(_Strict):
     architecture: Title
     widths: Annotated[list[Annotated[int, Meta(ge=1, le=2**24)]], Meta(min_length=2, max_length=100)] | None
     bias: bool
+    output: Title | UnsetType = UNSET
 
 
 class _Recipe(_Strict):
@@ -142,6 +143,7 @@ class _Results(_Strict):
     first_losses: Annotated[list[Distance], Meta(max_length=10)] | UnsetType = UNSET
     attack_success: Share | UnsetType = UNSET
     by_torch_func: list[Text] | UnsetType = UNSET
+    remarks: list[Note] | UnsetType = UNSET
     skipped: list[Note] | UnsetType = UNSET
     left_out: dict[Word, Note] | UnsetType = UNSET
     reused: _Reused | UnsetType = UNSET

@@ -37,12 +37,14 @@ class Size:
         dim: K, numbers in a feature vector.
         vectors: whether features are vectors; the exact kernel has none.
         parameters: how many the network has; None if it is not known.
+        penultimate: how many numbers enter its last `Linear` layer, 0 if it has none; None if it is not known.
     """
 
     count: int
     dim: int
     vectors: bool = True
     parameters: int | None = None
+    penultimate: int | None = None
 
 
 @dataclass(frozen=True)

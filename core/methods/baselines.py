@@ -19,6 +19,9 @@ from natscope.core.methods.artifacts import (
 from natscope.core.methods.base import Candidates, Query, Settings, method, rank
 
 Part = TypeVar("Part")
+_NO_LINEAR = (
+    "RepSim compares what enters the last torch.nn.Linear layer of a network, and this one has none; let it end in one."
+)
 
 
 @method(
@@ -32,6 +35,7 @@ Part = TypeVar("Part")
     advice="A strong, cheap baseline for finding look-alikes; it cannot say how much an image matters.",
     signed=True,
     score="cosine similarity, −1 to 1",
+    artifacts=Artifacts(obstacle=lambda size: _NO_LINEAR if size.penultimate == 0 else None),
     sketched=False,
 )
 def _repsim(candidates: Candidates, query: Query, settings: Settings) -> Selection:

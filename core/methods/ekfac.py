@@ -11,6 +11,7 @@ import shutil
 import threading
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +31,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from natscope.core.device import device_of
 from natscope.core.errors import out_of_memory
-from natscope.core.jacobians import convolves, exclusive
+from natscope.core.jacobians import batched_layers, convolves, exclusive, supported_layers
 from natscope.core.measurements import margin
 from natscope.core.methods.artifacts import FACTOR_FILES, EkfacSpec, Source
 from natscope.core.progress import Progress
@@ -62,10 +63,11 @@ def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec,
         covariance_max_examples=None,
         lambda_max_examples=None,
         lambda_data_partitions=parts,
+        has_shared_parameters=_repeats(layers := _called_layers(model, inputs[:1])),
     )
     stage, common = "Kronfluence: curvature of the loss", {"factors_name": _NAME, "factor_args": arguments}
     with _quiet():
-        analyzer = _analyzer(model, folder, _MarginTask(_called_layers(model, inputs[:1])))
+        analyzer = _analyzer(model, folder, _MarginTask(layers))
         progress(stage, 0, parts + 2)
         analyzer.fit_covariance_matrices(dataset=axes, per_device_batch_size=spec.batch_size, **common)
         progress(stage, 1, parts + 2)
@@ -98,7 +100,7 @@ def factor_contents(source: Source) -> dict[str, bytes]:
                 raise
             shutil.rmtree(home)  # it was interrupted in the middle of a file
             fit()
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:
         if out_of_memory(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -136,23 +138,39 @@ def factors_folder(home: Path) -> Path:
     return home / "natscope" / f"factors_{_NAME}"
 
 
-def _called_layers(model: nn.Module, inputs: Tensor) -> list[str]:
-    """Return the names of the `seen_layers` that a network calls where gradients are followed."""
-    called: dict[nn.Module, None] = {}
-    layers = seen_layers(model)
+def _called_layers(model: nn.Module, inputs: Tensor) -> Counter[str]:
+    """Return the names of the `seen_layers` that a network calls where gradients are followed, and how often.
 
-    def note(layer: nn.Module, *_: object) -> None:
-        if torch.is_grad_enabled():
-            called[layer] = None
+    Left out are layers that are frozen, that are called by keyword, which kronfluence cannot read, and whose input's
+    first axis is not that of the examples, which it would misread.
+    """
+    called: Counter[nn.Module] = Counter()
+    layers = {name: layer for name, layer in seen_layers(model).items() if layer.weight.requires_grad}
+    apart: set[nn.Module] = set()
 
+    def note(layer: nn.Module, args: tuple[Tensor, ...], *_: object) -> None:
+        if not args:
+            apart.add(layer)
+        elif torch.is_grad_enabled():
+            called[layer] += 1
+
+    given = inputs.to(device_of(model))
     with exclusive(model), torch.enable_grad():
+        whole = batched_layers(model, given)
         hooks = [layer.register_forward_hook(note) for layer in layers.values()]
         try:
-            model(inputs.to(device_of(model)))
+            model(given)
         finally:
             for hook in hooks:
                 hook.remove()
-    return [name for name, layer in layers.items() if layer in called]
+    misread = supported_layers(model).keys() - whole.keys()
+    return Counter(
+        {n: called[layer] for n, layer in layers.items() if layer in called and layer not in apart and n not in misread}
+    )
+
+
+def _repeats(called: Counter[str]) -> bool:
+    return any(times > 1 for times in called.values())
 
 
 class EkfacInfluence:
@@ -168,19 +186,24 @@ class EkfacInfluence:
         Raises:
             ValueError: if the factors do not fit the network.
         """
-        self._lock = threading.Lock()
+        self._lock, self._model = threading.Lock(), model
         self._home = temporary_folder()
         factors = factors_folder(Path(self._home.name))
         factors.mkdir(parents=True)
-        layers = _check_factors(model, folder)
+        self._layers = _check_factors(model, folder)
         for name in (Path(file).name for file in FACTOR_FILES):
             if name.endswith(".safetensors"):
                 shutil.copyfile(folder / name, factors / name)
-        (factors / _ARGUMENTS).write_text(json.dumps(FactorArguments(strategy="ekfac").to_dict()))
         # kronfluence writes out the gradients of so many images at a time.
         self._batch = (50 if device_of(model).type == "cpu" else 500) if convolves(model) else 1500
-        with _quiet():
-            self._analyzer = _analyzer(model, Path(self._home.name), _MarginTask(layers))
+        self._analyzer: Analyzer | None = None
+
+    def _prepared(self, example: Tensor) -> Analyzer:
+        """Return an analyzer for a network that calls layers as it does on one input."""
+        home, repeats = Path(self._home.name), _repeats(_called_layers(self._model, example))
+        arguments = FactorArguments(strategy="ekfac", has_shared_parameters=repeats)
+        (factors_folder(home) / _ARGUMENTS).write_text(json.dumps(arguments.to_dict()))
+        return _analyzer(self._model, home, _MarginTask(self._layers, repeats=repeats))
 
     def scores(
         self, queries: Tensor, target: int | np.ndarray, inputs: Tensor, labels: np.ndarray, *, mean: bool = False
@@ -202,6 +225,8 @@ class EkfacInfluence:
         name = uuid.uuid4().hex  # kronfluence returns stale scores when a name is reused
         targets = torch.from_numpy(np.broadcast_to(np.asarray(target, dtype=np.int64), (len(queries),)).copy())
         with self._lock, _quiet():
+            if self._analyzer is None:
+                self._analyzer = self._prepared(queries[:1])
             self._analyzer.compute_pairwise_scores(
                 scores_name=name,
                 factors_name=_NAME,
@@ -227,8 +252,13 @@ class _MarginTask(Task):
     (`python -m benchmarks ekfac` compares the two).
     """
 
-    def __init__(self, layers: Iterable[str] | None = None) -> None:
+    def __init__(self, layers: Iterable[str] | None = None, *, repeats: bool = False) -> None:
         self._layers = None if layers is None else list(layers)
+        # Of a layer that is called twice, kronfluence scores the last call alone unless it forms its gradients.
+        self.enable_post_process_per_sample_gradient = repeats
+
+    def post_process_per_sample_gradient(self, module_name: str, gradient: Tensor) -> Tensor:
+        return gradient
 
     def get_influence_tracked_modules(self) -> list[str] | None:
         return self._layers

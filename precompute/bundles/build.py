@@ -235,7 +235,8 @@ class _Builder:
         spec.load_into(model, self.model)  # a layer of initial zeros hides what is wrong with others
         images = data.inputs("train")
         suitable = check_suitable(model, images[:3], len(data.classes), self.model)
-        found: dict[str, Any] = {"by_torch_func": suitable.by_torch_func} if suitable.by_torch_func else {}
+        known = {"by_torch_func": suitable.by_torch_func, "remarks": suitable.remarks}
+        found: dict[str, Any] = {name: told for name, told in known.items() if told}
         if spec.weights is None and ":" in self.model.architecture:
             make = partial(build_model, self.model, seed=spec.training.seed)
             check_trains(make(), images[:3], len(images) % spec.training.batch_size, self.model)
@@ -244,7 +245,7 @@ class _Builder:
             features = spec.feature_map(model.to(device()))
             features.outputs(images[:1])  # it may make tensors on the processor
         layout = layout_of(spec, features, images[:1])
-        size = size_of(len(images), spec.sketch, suitable.parameters)
+        size = size_of(len(images), spec.sketch, suitable)
         methods_wanted = wanted(spec.methods, size)  # raises now for what cannot be added
         _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
         check_recordable(spec, data, self.backdoor, self.model, features, self.skipped)

@@ -23,10 +23,11 @@ from natscope.core.images import ImageInputs, Inputs, StoredInputs
 from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.parameters import composition, imbalance
+from natscope.core.peak import bytes_each
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.progress import Progress, silent
 from natscope.precompute.bundles.build import check_room, existing, layout_of, prepared
-from natscope.precompute.bundles.measure import bytes_each, resident, seconds, seconds_each
+from natscope.precompute.bundles.measure import resident, seconds, seconds_each
 from natscope.precompute.bundles.recorded import check_recordable
 from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_out, size_of, wanted
 from natscope.precompute.data.datasets import FOLDER, Dataset
@@ -85,11 +86,13 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     yield "Network", f"{model_spec.title}: {network.parameters:,} parameters, each layer's Jacobian exact"
     if network.by_torch_func:
         yield "", f"by torch.func, exact as well and slower: {', '.join(network.by_torch_func)}"
+    for remark in network.remarks:
+        yield "", remark
     features = spec.feature_map(model)
     layout = layout_of(spec, features, images[:1])
     begins = unread + time.perf_counter() - begun
     check_recordable(spec, data, backdoor, model_spec, features, skipped)
-    size = size_of(len(data.train_images), spec.sketch, network.parameters)
+    size = size_of(len(data.train_images), spec.sketch, network)
     methods = wanted(spec.methods, size)
     for name, why in left_out(spec.methods, size).items():
         yield "Left out", f"{METHODS[name].title}: {why}"
@@ -183,8 +186,9 @@ def _weights(model: nn.Module, data: Dataset) -> str:
 
 def _methods(methods: tuple[str, ...], size: Size) -> str:
     """Ask every method whether the bundle will serve it."""
-    served = [method.title for name, method in METHODS.items() if name in methods or not method.files]
-    more = [name for name, m in METHODS.items() if m.title not in served and m.artifacts.obstacle(size) is None]
+    possible = {name: method for name, method in METHODS.items() if method.artifacts.obstacle(size) is None}
+    served = [method.title for name, method in possible.items() if name in methods or not method.files]
+    more = [name for name, method in possible.items() if method.title not in served]
     return ", ".join(served) + (f"; {', '.join(more)} can be added by --methods" if more else "")
 
 

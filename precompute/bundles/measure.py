@@ -1,15 +1,10 @@
-"""How long work on images takes and how much memory it needs, measured on few of them."""
+"""How long work on images takes measured on few of them, and how much memory is taken."""
 
 import resource
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 _IDLE = 700e6  # bytes of Python and its libraries
 _LONG_ENOUGH = 0.6  # seconds of work from which the rest is extrapolated
@@ -46,44 +41,3 @@ def resident() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):  # no Linux
         return _IDLE
-
-
-def bytes_each(run: Callable[[int], Any]) -> float:
-    """Return how many bytes each additional image adds to the peak memory of the tensors of some work."""
-    few, more = 2, 6
-    peaks = []
-    for number in (few, more):
-        with _Peak() as peak:
-            run(number)
-        peaks.append(peak.most)
-    return max(0.0, (peaks[1] - peaks[0]) / (more - few))
-
-
-class _Peak(TorchDispatchMode):
-    """Tracks the total size of the storages that operations make, until they are freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most, self._now = 0, 0
-        self._live: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
-                self._count(tensor.untyped_storage())
-        return found
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._live:
-            return
-        size = storage.nbytes()
-
-        def freed(_: Any) -> None:
-            self._now -= size
-            del self._live[key]
-
-        self._live[key] = weakref.ref(storage, freed)
-        self._now += size
-        self.most = max(self.most, self._now)

@@ -149,7 +149,7 @@ class BuildSpec:
                 del values[later]
         if self.index.kind == "flat" or self.sketch.kind == "exact":
             del values["index"]  # as in bundles built before there was a choice
-        values["training"] = self.training.to_dict()
+        values["model"], values["training"] = self.model.to_dict(), self.training.to_dict()
         if (source := source_of(self.model)) is not None:
             values["model"]["source"] = source
         del values["folder"]
@@ -175,9 +175,10 @@ def versions() -> dict[str, str]:
     return found if device().type == "cpu" else found | {"device": title(device())}
 
 
-def size_of(count: int, sketch: SketchSpec, parameters: int | None = None) -> Size:
-    """Return what the cost of artifacts depends on, for N = `count` training images and a network's parameters."""
-    return Size(count, sketch.dim, vectors=sketch.kind != "exact", parameters=parameters)
+def size_of(count: int, sketch: SketchSpec, network: Suitable | None = None) -> Size:
+    """Return what the cost of artifacts depends on, for N = `count` training images and a network, if it is known."""
+    size = Size(count, sketch.dim, vectors=sketch.kind != "exact")
+    return size if network is None else replace(size, parameters=network.parameters, penultimate=network.penultimate)
 
 
 def artifact_bytes(methods: tuple[str, ...], size: Size) -> int:
@@ -242,6 +243,7 @@ def usual() -> tuple[str, ...]:
 
 
 def left_out(methods: tuple[str, ...] | None, size: Size) -> dict[str, str]:
-    """Return, for each usual method that this bundle cannot hold and nobody requested by name, the reason."""
-    found = {name: METHODS[name].artifacts.obstacle(size) for name in usual()} if methods is None else {}
+    """Return, for each usual method that this bundle cannot serve and nobody requested by name, the reason."""
+    known = [name for name, m in METHODS.items() if m.artifacts.usual] if methods is None else []
+    found = {name: METHODS[name].artifacts.obstacle(size) for name in known}
     return {name: obstacle for name, obstacle in found.items() if obstacle is not None}

@@ -19,11 +19,12 @@ from torch.nn.utils import skip_init
 from natscope.core.bundle.format import Bundle
 from natscope.core.device import device
 from natscope.core.errors import BuildError, NatscopeError, out_of_memory
+from natscope.precompute.training.heads import attach
+from natscope.precompute.training.kinds import fault_of
 from natscope.precompute.training.projects import raised_by_one, said
 from natscope.precompute.training.trusted import Code, find
 
 _HIDDEN = (512, 256)
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)
 # What code that was written for another purpose may set when it is imported.
 _PROCESS_WIDE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
@@ -45,15 +46,19 @@ class ModelSpec:
         widths: for an MLP the units of each layer, from the input's pixels to the classes; for a ResNet-9 its input
             channels and classes. None fits them to the data set; a factory has no widths.
         bias: whether the layers of an MLP have biases.
+        output: which part of what a factory's network returns are the logits: see
+            `natscope.precompute.training.heads.Head`.
     """
 
     architecture: str = "mlp"
     widths: tuple[int, ...] | None = (784, *_HIDDEN, 10)
     bias: bool = False
+    output: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
-        return asdict(self) | {"widths": None if self.widths is None else list(self.widths)}
+        """Return the fields as JSON-able values, without an output that is not set."""
+        found = asdict(self) | {"widths": None if self.widths is None else list(self.widths)}
+        return {name: value for name, value in found.items() if name != "output" or value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":
@@ -117,7 +122,11 @@ def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> 
         BundleError: if the factory's module is not trusted.
     """
     if ":" in spec.architecture:
-        return _from_factory(find(spec.architecture, bundle), seed)
+        model = _from_factory(find(spec.architecture, bundle), seed)
+        attach(model, spec.output)
+        return model
+    if spec.output is not None:
+        raise BuildError(f"--output is for a network of yours; {spec.architecture} gives logits.")
     if spec.architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise BuildError(
@@ -281,11 +290,8 @@ def _from_factory(code: Code, seed: int) -> nn.Module:
             raise BuildError(f"The parameter '{lazy[0]}' of {name} has no shape yet; use layers that are not lazy.")
         if next(model.parameters(), None) is None:
             raise BuildError(f"The network of {name} has no parameters, so there is nothing to attribute by.")
-        if isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):  # the latter by torch.compile
-            raise BuildError(
-                f"{name}() gave {type(model).__name__}, whose layers natscope cannot follow; return the network that "
-                "it was made from."
-            )
+        if (fault := fault_of(model)) is not None:
+            raise BuildError(f"{name}() gave {type(model).__name__}, which cannot be used: {fault}.")
         state, names = model.state_dict(), {title for title, _ in model.named_parameters()}
         if not (names <= state.keys() and all(isinstance(value, Tensor) for value in state.values())):
             raise BuildError(

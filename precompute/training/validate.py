@@ -9,15 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from natscope.core.errors import BuildError, out_of_memory
-from natscope.core.jacobians import forward_with_penultimate, jacobian_blocks, supported_layers
+from natscope.core.jacobians import batched_layers, forward_with_penultimate, jacobian_blocks, supported_layers
+from natscope.precompute.training.heads import last_operation, remarks_of
+from natscope.precompute.training.kinds import fault_of
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.projects import first_line
 
-_TOLERANCE = 0.05  # relative, in norm: far above rounding, far below the error of a misread layer
-_NEGLIGIBLE = 1e-4  # of the whole gradient's norm: a bias before a normalisation has rounding alone
+_TOLERANCE = 1e-3  # relative, in norm: far above rounding, far below the error of a misread layer
+_NEGLIGIBLE = 1e-5  # of the whole gradient's norm: a bias before a normalisation has rounding alone
 _SUM_OF_CHANCES = 1e-4
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -25,20 +30,22 @@ class Suitable:
     """What is known of a suitable network.
 
     Args:
-        parameters: how many trainable numbers it has.
-        penultimate: how many numbers enter its last `Linear` layer.
+        parameters: how many numbers it has.
+        penultimate: how many numbers enter its last `Linear` layer; 0 if it has none.
         by_torch_func: descriptions of the layers whose Jacobian goes through `torch.func`: exact as well, but slower.
+        remarks: what to know of its outputs and parameters, a clause each.
     """
 
     parameters: int
     penultimate: int
     by_torch_func: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSpec) -> Suitable:
     """Run a network in eval mode on a few images and differentiate it; it is left as it was, in eval mode.
 
-    Jacobians are compared with plain backpropagation of one image alone, so a layer that natscope would misread (it
+    Jacobians are compared with plain backpropagation of each image alone, so a layer that natscope would misread (it
     mixes the images of a batch, or its weight is used outside it) is found before anything is built on it.
 
     Args:
@@ -50,26 +57,24 @@ def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSp
     Raises:
         BuildError: if the network cannot be used.
     """
+    if (fault := fault_of(model)) is not None:
+        raise BuildError(f"The network {spec.title} cannot be attributed: {fault}.")
     trail = _Trail()
     model.eval()
-    with _following(model, trail):
+    with _following(model, trail), _sentences(spec):
         logits = _run(model, images, spec, trail)
         _check_logits(model, logits, images, classes, spec)
-        try:
-            penultimate = forward_with_penultimate(model, images)[1].shape[1]
-        except ValueError as error:
-            raise BuildError(
-                f"The network {spec.title} runs no torch.nn.Linear layer, and natscope compares images by what enters "
-                "the last one; let it end in one."
-            ) from error
+        supported_layers(model)  # raises for batch norms that would fail below without being named
+        _check_alone(model, images, spec)
+        penultimate = forward_with_penultimate(model, images)[1].shape[1]
+        remarks = [*remarks_of(model), *_remarks(model, images)]
         ran = set(trail.ran)
-        with _sentences(spec):
-            by_hand = {id(p) for name, m in supported_layers(model).items() if name in ran for p in m.parameters()}
-            others = [(name, p) for name, p in model.named_parameters() if id(p) not in by_hand]
-            layers = _described(model, [name for name, _ in others])
-            blocks = _blocks(model, images, spec, trail, layers)
-    _compare(model, images, blocks, spec)
-    return Suitable(sum(p.numel() for p in model.parameters()), penultimate, layers)
+        layers = [layer for name, layer in batched_layers(model, images[:1]).items() if name in ran]
+        by_hand = {id(p) for layer in layers for n, p in layer.named_parameters() if n in ("weight", "bias")}
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        others = _described(model, [name for name, p in trained if id(p) not in by_hand])
+        _compare(model, images, spec, trail, others)
+    return Suitable(sum(p.numel() for p in model.parameters()), penultimate, others, tuple(remarks))
 
 
 def check_trains(model: nn.Module, images: Tensor, last: int, spec: ModelSpec) -> None:
@@ -152,11 +157,12 @@ def _following(model: nn.Module, trail: _Trail) -> Iterator[None]:
 
 
 def _run(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail) -> Any:
+    halves = _Halves()
     try:
-        with torch.no_grad():
-            return model(images)
+        with torch.no_grad(), halves:
+            logits = model(images)
     except (Exception, SystemExit) as error:  # somebody's code
-        if out_of_memory(error):
+        if out_of_memory(error) or isinstance(error, BuildError):
             raise
         if images.dim() != 4 or images.shape[1] not in (1, 3):
             raise BuildError(
@@ -174,6 +180,25 @@ def _run(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail) -> An
             f"The network {spec.title} does not take images of {colours} and {height} × {width} pixels: it fails"
             f"{trail.where(error)}."
         ) from error
+    if halves.found is not None:
+        raise BuildError(
+            f"The network {spec.title} computes in {halves.found}, and natscope in float32; leave half precision and "
+            "autocast out of it, at least unless self.training."
+        )
+    return logits
+
+
+class _Halves(TorchDispatchMode):
+    """Notes the type of the first tensor in half precision that an operation makes."""
+
+    found: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if self.found is None and isinstance(tensor, Tensor) and tensor.dtype in _HALVES:
+                self.found = str(tensor.dtype).removeprefix("torch.")
+        return made
 
 
 def _check_logits(model: nn.Module, logits: Any, images: Tensor, classes: int, spec: ModelSpec) -> None:
@@ -181,20 +206,16 @@ def _check_logits(model: nn.Module, logits: Any, images: Tensor, classes: int, s
     if not isinstance(logits, Tensor):
         raise BuildError(
             f"The network {spec.title} gives a {type(logits).__name__}; natscope needs one that gives a tensor of "
-            "logits, (images, classes)."
+            "logits, (images, classes), or --output to say which part of it they are."
         )
     if logits.dim() != 2 or len(logits) != count or not logits.is_floating_point():
         raise BuildError(
             f"The network {spec.title} gives {str(logits.dtype).removeprefix('torch.')} of shape {tuple(logits.shape)} "
             f"for {count} images; natscope needs logits of shape (images, classes)."
         )
-    if logits.dtype not in (torch.float32, torch.float64):
-        raise BuildError(
-            f"The network {spec.title} gives {str(logits.dtype).removeprefix('torch.')}; natscope runs networks in "
-            "float32, so leave half precision and autocast out of it."
-        )
     if logits.shape[1] != classes:
-        raise BuildError(f"The network has {logits.shape[1]} outputs and the data set {classes} classes.")
+        one = "1 output, which stands for two classes," if remarks_of(model) and logits.shape[1] == 2 else None
+        raise BuildError(f"The network has {one or f'{logits.shape[1]} outputs'} and the data set {classes} classes.")
     if not torch.isfinite(logits).all():
         raise BuildError(
             f"The outputs of {spec.title} are not finite numbers; its weights, or an operation in it, run away."
@@ -204,13 +225,64 @@ def _check_logits(model: nn.Module, logits: Any, images: Tensor, classes: int, s
             f"The network {spec.title} seems to end in a softmax: its outputs are probabilities, and natscope needs "
             "the logits before it."
         )
+    with torch.enable_grad():
+        end = last_operation(model(images))
+    if end in ("softmax", "sigmoid", "log-sigmoid"):
+        raise BuildError(
+            f"The network {spec.title} ends in a {end}: its outputs are probabilities, and natscope needs the logits "
+            "before it."
+        )
     with torch.no_grad():
         again = model(images)
-    if not torch.allclose(again, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
+    if not _alike(again, logits):
         raise BuildError(
             f"The network {spec.title} gives other outputs every time, in eval mode too; switch off what is random in "
             "it unless self.training."
         )
+
+
+def _remarks(model: nn.Module, images: Tensor) -> Iterator[str]:
+    """Yield what to know of a network's outputs and parameters, a clause each."""
+    with torch.no_grad():
+        if (model(images).logsumexp(1).abs() < _SUM_OF_CHANCES).all():
+            yield (
+                "its outputs are log-probabilities (log-softmax), so what is explained is log p of a class and not its "
+                "logit; probabilities and margins are the same"
+            )
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    frozen, whole = sum(size for size, learns in sizes if not learns), sum(size for size, _ in sizes)
+    if frozen:
+        yield f"{frozen / whole:.1%} of its parameters are frozen (requires_grad is False) and left out of the kernel"
+
+
+def _check_alone(model: nn.Module, images: Tensor, spec: ModelSpec) -> None:
+    """Compare outputs for images alone with those in a batch, also for what may lead them through another branch."""
+    for image in images:
+        alone = _alone(model, image[None], spec)
+        if not isinstance(alone, Tensor) or alone.dim() != 2 or len(alone) != 1:
+            form = tuple(alone.shape) if isinstance(alone, Tensor) else type(alone).__name__
+            raise BuildError(
+                f"The network {spec.title} gives {form} for one image alone; natscope needs logits of shape "
+                "(images, classes) for any number of images."
+            )
+    probes = torch.cat([images, *(factor * images[:1] for factor in (-1, 0, 0.1, 10))])
+    try:
+        with torch.no_grad():
+            pairs = list(zip(model(probes), (model(probe[None])[0] for probe in probes), strict=True))
+    except Exception as error:  # a probe is none of the data's inputs, and the network may refuse it
+        if out_of_memory(error):
+            raise
+        return
+    if not all(_alike(alone, together) for together, alone in pairs if torch.isfinite(together).all()):
+        raise BuildError(
+            f"The network {spec.title} cannot be attributed: its outputs for an image are others in a batch than "
+            "alone, so the images of a batch influence each other; let nothing in it depend on the values of tensors "
+            "for the whole batch, such as if or item()."
+        )
+
+
+def _alike(found: Tensor, other: Tensor) -> bool:
+    return torch.allclose(found, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
 
 
 @contextmanager
@@ -222,10 +294,12 @@ def _sentences(spec: ModelSpec) -> Iterator[None]:
         raise BuildError(f"{str(error).rstrip('.')}; {spec.title} cannot be attributed.") from error
 
 
-def _blocks(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail, others: tuple[str, ...]) -> list[Any]:
-    targets = torch.zeros(len(images), dtype=torch.int64)
+def _blocks(
+    model: nn.Module, images: Tensor, weights: Tensor, spec: ModelSpec, trail: _Trail, others: tuple[str, ...]
+) -> list[Any]:
+    targets = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     try:
-        return jacobian_blocks(model, images, targets)
+        return jacobian_blocks(model, images, targets, measurement=lambda logits, _: logits @ weights)
     except ValueError:
         raise
     except (Exception, SystemExit) as error:
@@ -240,36 +314,43 @@ def _blocks(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail, ot
         ) from error
 
 
-def _compare(model: nn.Module, images: Tensor, blocks: list[Any], spec: ModelSpec) -> None:
-    """Compare the Jacobian of the first image within the batch with plain backpropagation of it alone."""
+def _compare(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail, others: tuple[str, ...]) -> None:
+    """Compare the Jacobian of each image within the batch with plain backpropagation of it alone.
+
+    What is differentiated is a sum of all logits with random weights, which shows what is wrong in any one of them.
+    """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         return
-    with torch.enable_grad():
-        alone = _alone(model, images[:1], spec)
-        if not isinstance(alone, Tensor) or alone.dim() != 2 or len(alone) != 1:
-            form = tuple(alone.shape) if isinstance(alone, Tensor) else type(alone).__name__
-            raise BuildError(
-                f"The network {spec.title} gives {form} for one image alone; natscope needs logits of shape "
-                "(images, classes) for any number of images."
-            )
-        found = torch.autograd.grad(alone[0, 0], list(trained.values()), allow_unused=True)
-    truth = dict(zip(trained, found, strict=True))
-    least = _NEGLIGIBLE * float(torch.stack([g.norm() for g in found if g is not None] or [torch.zeros(())]).norm())
-    for block in blocks:
-        formed = block.form()
-        wanted = truth.get(block.name)
-        if block.name in trained and (len(formed) != len(images) or _differs(formed[0].flatten(), wanted, least)):
-            raise BuildError(
-                f"The network {spec.title} cannot be attributed: the gradient of '{block.name}' for one image is "
-                "another in a batch than alone, or its weight is used past its layer's own call; keep images along "
-                "the first axis of every layer's input, and call layers as modules."
-            )
+    with torch.no_grad():
+        logits = model(images[:1])
+    weights = torch.randn(logits.shape[1], generator=torch.Generator().manual_seed(0)).to(logits)
+    blocks = {block.name: block.form() for block in _blocks(model, images, weights, spec, trail, others)}
+    for row in range(len(images)):
+        try:
+            with torch.enable_grad():
+                value = (model(images[row : row + 1]) @ weights)[0]
+                found = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise BuildError(f"The network {spec.title} cannot be differentiated ({first_line(error)}).") from error
+        truth = {name: None if g is None else g.to_dense() for name, g in zip(trained, found, strict=True)}
+        whole = torch.stack([g.norm() for g in truth.values() if g is not None] or [torch.zeros(())]).norm()
+        for name, formed in blocks.items():
+            same = len(formed) == len(images)
+            if not same or _differs(formed[row].flatten(), truth[name], _NEGLIGIBLE * float(whole)):
+                raise BuildError(
+                    f"The network {spec.title} cannot be attributed: the gradient of '{name}' for one image is "
+                    "another in a batch than alone, or its weight is used past its layer's own call; keep images along "
+                    "the first axis of every layer's input, and call layers as modules."
+                )
 
 
 def _alone(model: nn.Module, image: Tensor, spec: ModelSpec) -> Any:
     try:
-        return model(image)
+        with torch.no_grad():
+            return model(image)
     except (Exception, SystemExit) as error:  # somebody's code
         if out_of_memory(error):
             raise

@@ -99,6 +99,7 @@ _MANY = BuildSpec(
         replace(_MANY, ntk=False, sketch=SketchSpec("exact"), outputs="own", index=IndexSpec("flat"), poison=None),
         replace(_MANY, index=IndexSpec("flat"), training=TrainingSpec()),
         BuildSpec(model=ModelSpec("resnet9", None)),
+        BuildSpec(model=ModelSpec("resnet9", None, output="-1")),
     ],
 )
 def test_every_setting_can_be_typed_again(spec):

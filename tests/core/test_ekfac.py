@@ -158,6 +158,83 @@ class Frozen(torch.nn.Module):
             return self.back(x)
 
 
+class Twice(torch.nn.Module):
+    """A layer that runs twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.middle, self.head = torch.nn.Linear(9, 9, bias=False), torch.nn.Linear(9, CLASSES, bias=False)
+
+    def inputs_of_middle(self, x):
+        first = x.flatten(1)
+        return [first, torch.tanh(self.middle(first))]
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.middle(self.inputs_of_middle(x)[1])))
+
+
+def test_a_layer_that_runs_twice_has_one_gradient(data, tmp_path):
+    """Its axes come from both calls; its variances, and what is scored, from the sum of both gradients."""
+    inputs, labels = data
+    torch.manual_seed(3)
+    model, target, query = Twice().eval(), 1, torch.ones(1, 1, 3, 3)
+    fit_factors(model, inputs, tmp_path, EkfacSpec(batch_size=50), lambda *_: None)
+    found = EkfacInfluence(model, factors_folder(tmp_path)).scores(query, target, inputs, labels.numpy())[0]
+
+    model, inputs, query = model.double(), inputs.double(), query.double()
+    shares = torch.softmax(model(inputs), dim=1).detach()
+    total = torch.zeros(COUNT, dtype=torch.float64)
+    for layer in (model.middle, model.head):
+
+        def gradients(x, scalar, layer=layer):
+            return torch.stack(
+                [torch.autograd.grad(value, layer.weight, retain_graph=True)[0] for value in scalar(model(x))]
+            )
+
+        calls = []
+        hook = layer.register_forward_hook(lambda _, args, output, calls=calls: calls.append((args[0], output)))
+        logits = model(inputs)
+        hook.remove()
+        a = torch.cat([given.detach() for given, _ in calls])
+        directions = [shares[:, k : k + 1].sqrt() * (torch.eye(CLASSES)[k] - shares) for k in range(CLASSES)]
+        d = torch.cat(
+            [
+                part
+                for u in directions
+                for part in torch.autograd.grad((logits * u).sum(), [out for _, out in calls], retain_graph=True)
+            ]
+        )
+        axes_in, axes_out = torch.linalg.eigh(a.T @ a)[1], torch.linalg.eigh(d.T @ d)[1]
+        turned = [axes_out.T @ gradients(inputs, lambda z, u=u: (z * u).sum(1)) @ axes_in for u in directions]
+        variances = sum((g**2).sum(0) for g in turned) / COUNT
+        asked = axes_out.T @ gradients(query, lambda z: margin(z, torch.tensor([target])))[0] @ axes_in
+        trained = axes_out.T @ gradients(inputs, lambda z: -cross_entropy(z, labels, reduction="none")) @ axes_in
+        total += (trained * (asked / (variances + 0.1 * variances.mean()))).sum((1, 2))
+    np.testing.assert_allclose(found, total.numpy(), rtol=1e-3, atol=1e-4 * float(total.abs().max()))
+
+
+class ByName(torch.nn.Module):
+    """It calls a layer by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.old = torch.nn.Linear(9, 9)
+
+    def forward(self, x):
+        return self.old(input=x)
+
+
+class InTokens(torch.nn.Module):
+    """It puts parts of an example before the examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.old = torch.nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.old(x.view(len(x), 3, 3).transpose(0, 1)).transpose(0, 1).flatten(1)
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -167,8 +244,14 @@ class Frozen(torch.nn.Module):
         Attending,
         Spare,
         Frozen,
+        lambda: torch.nn.Linear(9, 7).requires_grad_(False),
+        ByName,
+        InTokens,
     ],
-    ids=["subclass", "parametrised", "weight norm", "attention", "never called", "without gradients"],
+    ids=[
+        *("subclass", "parametrised", "weight norm", "attention", "never called", "without gradients", "frozen"),
+        *("by name", "tokens first"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm")
 def test_layers_that_it_cannot_follow_are_left_out(layer, data, tmp_path):

@@ -1,9 +1,13 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from natscope.core.features import SHARD, FeatureMap
 from natscope.core.jacobians import Formed, Outer, forward_with_penultimate, jacobian_blocks
 from natscope.core.measurements import MEASUREMENTS
+from natscope.core.peak import bytes_each
+from natscope.core.sketches import SketchSpec
 from tests import oracles
 
 
@@ -89,6 +93,31 @@ CASES = {
         ),
         (2, 4, 4),
     ),
+    "along one axis": (
+        nn.Sequential(
+            nn.Conv1d(4, 6, 5, stride=2, dilation=2, groups=2, padding="valid"),
+            nn.GroupNorm(3, 6),
+            nn.Conv1d(6, 4, 3, padding=1, padding_mode="replicate", bias=False),
+            nn.ReLU(inplace=True),
+            nn.ConvTranspose1d(4, 6, 4, stride=3, padding=1, output_padding=2, groups=2),
+            nn.Flatten(),
+            nn.RMSNorm(150),
+            nn.Linear(150, 3),
+        ),
+        (4, 23),
+    ),
+    "transposed": (
+        nn.Sequential(
+            nn.ConvTranspose2d(2, 4, (2, 3), stride=(1, 2), padding=1, output_padding=(2, 1), dilation=3, bias=False),
+            nn.LayerNorm((4, 7, 14)),
+            nn.ReLU(),
+            nn.ConvTranspose2d(4, 2, 2, groups=2),
+            nn.LayerNorm((15,), bias=False),
+            nn.Flatten(),
+            nn.Linear(2 * 8 * 15, 3),
+        ),
+        (2, 4, 5),
+    ),
     "residual": (nn.Sequential(Residual(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)), (4, 5, 5)),
     "tied weights": (Tied(), (6,)),
     "other parameters": (Scaled(), (5,)),
@@ -142,10 +171,6 @@ def test_ntk_scales_the_weights_of_linear_and_conv_layers_by_gain_over_root_fan_
         torch.testing.assert_close(block.form(), scale * plain[block.name])
 
 
-class OwnConv(nn.Conv2d):
-    """A subclass, whose Jacobian goes through torch.func."""
-
-
 class Frozen(nn.Module):
     """A head on a body that nobody trains."""
 
@@ -159,10 +184,15 @@ class Frozen(nn.Module):
 
 
 @pytest.mark.parametrize("ntk", [False, True])
-def test_a_subclass_of_a_layer_is_scaled_as_the_layer(ntk, generator):
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_subclass_of_a_layer_is_scaled_as_the_layer(kind, ntk, generator):
+    """It goes through torch.func."""
+    subclass = type("Own", (kind,), {})
     plain, own = (
-        nn.Sequential(kind(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)).double().eval()
-        for kind in (nn.Conv2d, OwnConv)
+        nn.Sequential(layer(2, 3, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(12, 3))
+        .double()
+        .eval()
+        for layer in (kind, subclass)
     )
     own.load_state_dict(plain.state_dict())
     inputs = torch.randn(4, 2, 4, 4, generator=generator, dtype=torch.float64)
@@ -230,5 +260,55 @@ def test_penultimate_features_are_what_enters_the_last_linear_layer(generator):
 
 
 def test_a_network_without_a_linear_layer_has_no_penultimate_features():
-    with pytest.raises(ValueError, match="no Linear layer"):
-        forward_with_penultimate(nn.Flatten(), torch.ones(1, 2))
+    logits, penultimate = forward_with_penultimate(nn.Flatten(), torch.ones(2, 3))
+    assert (logits.shape, penultimate.shape) == ((2, 3), (2, 0))
+
+
+class OneByOne(nn.Module):
+    """A head that gets one example at a time, without an axis of the examples, or tokens before them."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.head, self.how = nn.Linear(5, 3), how
+
+    def forward(self, x):
+        if self.how == "alone":
+            return torch.stack([self.head(row) for row in x.flatten(1)])
+        return self.head(x.reshape(len(x), -1, 5).transpose(0, 1)).mean(0)
+
+
+@pytest.mark.parametrize(("how", "width"), [("alone", 5), ("tokens", 15)])
+def test_penultimate_features_are_of_one_example_however_the_last_layer_takes_it(how, width):
+    model, inputs = OneByOne(how), torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(forward_with_penultimate(model, inputs)[1], inputs)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_layer_that_never_gets_a_batch_has_a_jacobian_of_one_form(count, generator):
+    """Three tokens before three examples look like a batch of them."""
+    model = OneByOne("tokens").double().eval()
+    inputs = torch.randn(count, 15, generator=generator, dtype=torch.float64)
+    targets = torch.zeros(count, dtype=torch.int64)
+    wanted = oracles.jacobians(model, inputs, targets, MEASUREMENTS["logit"])
+    for block in jacobian_blocks(model, inputs, targets):
+        assert isinstance(block, Formed)
+        torch.testing.assert_close(block.form().reshape(wanted[block.name].shape), wanted[block.name])
+
+
+def test_a_batch_takes_no_more_memory_than_the_bound_and_gives_the_same_numbers(generator, monkeypatch):
+    model, inputs, _ = prepared("convolutions", generator)
+    model, inputs, targets = model.float(), inputs.float().repeat(5, 1, 1, 1), torch.arange(20) % 3
+    usual = FeatureMap(model, SketchSpec(dim=64), ntk=True)
+    wanted = usual.features(inputs, targets)
+    assert usual.batch_size == 64
+    each = bytes_each(lambda count: usual.features(inputs[:count], targets[:count]), 1, 2)
+    monkeypatch.setattr("natscope.core.features._MOST", 3.5 * each)
+    bound = FeatureMap(model, SketchSpec(dim=64), ntk=True)
+    np.testing.assert_allclose(bound.features(inputs, targets), wanted, rtol=1e-5, atol=1e-6)
+    assert bound.batch_size == 3
+    assert bytes_each(lambda count: bound.features(inputs[:count], targets[:count]), 6, 18) < each / 10
+    model, inputs, targets = prepared("mlp", generator)
+    small = FeatureMap(model.float(), SketchSpec(dim=64), ntk=True)
+    monkeypatch.undo()
+    small.features(inputs.float().repeat(3, 1, 1), targets.repeat(3))
+    assert small.batch_size == SHARD

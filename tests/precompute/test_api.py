@@ -461,7 +461,7 @@ def test_one_class_and_classes_that_do_not_fit_are_refused(model, tmp_path):
         (lambda own: _frozen(own.Net()), "net_of_the_api:Net", "'conv.weight' is frozen in yours and not in it"),
         (lambda own: own.Net(), lambda: None, "within another function|top of the module"),
         (lambda own: nn.Sequential(nn.Flatten(), nn.Linear(360, 3)), None, "cannot be made again without its layers"),
-        (lambda own: nn.DataParallel(own.Net()), None, r"model\.module"),
+        (lambda own: nn.DataParallel(own.Net()), None, r"its \.module"),
         (lambda own: own.Net().half(), None, r"float16.*model\.float\(\)"),
         (lambda own: torch.jit.script(own.Vector()), None, "TorchScript"),
         (lambda own: type("Net", (own.Net,), {"__module__": "__main__"})(), None, "notebook or script"),

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from natscope.core.errors import BuildError, BundleError, DataError, NatscopeError
+from natscope.core.peak import bytes_each
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles import check as checking
 from natscope.precompute.bundles import measure
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.check import check
-from natscope.precompute.bundles.measure import bytes_each, seconds_each
+from natscope.precompute.bundles.measure import seconds_each
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.datasets import DATASETS, Dataset
 from natscope.precompute.data.folders import FolderSpec

@@ -228,9 +228,9 @@ def test_an_edited_module_has_another_source(module, tmp_path):
         ("def net():\n    return 3", "net", r"^{name}:net\(\) gave int, not a torch\.nn\.Module\.$"),
         ("def net(width):\n    pass", "net", r"^{name}:net\(\) failed: TypeError: .*'width'"),
         ("def net():\n    return nn.ReLU()", "net", "has no parameters"),
-        ("def net():\n    return nn.DataParallel(nn.Linear(2, 3))", "net", "gave DataParallel, .* return the network"),
-        ("def net():\n    return torch.compile(nn.Linear(2, 3))", "net", "gave OptimizedModule, .* return the network"),
-        ("def net():\n    return torch.jit.script(nn.Linear(2, 3))", "net", "gave RecursiveScriptModule, .* return"),
+        ("def net():\n    return nn.DataParallel(nn.Linear(2, 3))", "net", "gave DataParallel, .* give the one within"),
+        ("def net():\n    return torch.compile(nn.Linear(2, 3))", "net", "gave OptimizedModule, .* give its"),
+        ("def net():\n    return torch.jit.script(nn.Linear(2, 3))", "net", "gave RecursiveScriptModule, .* give what"),
         (
             "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(2, 3)\n"
             "    def get_extra_state(self):\n        return {}\n    def set_extra_state(self, state):\n        pass",

@@ -33,7 +33,7 @@ class Net(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, padding=1)
         self.batch = nn.BatchNorm2d(8)
-        self.norm = nn.GroupNorm(2, 8)
+        self.norm = nn.InstanceNorm2d(8, affine=True)
         self.drop = nn.Dropout(0.1)
         self.head = nn.Linear(8, 2)
 
@@ -109,7 +109,7 @@ def test_a_build_killed_in_training_or_in_jacobians_ends_with_the_same_bytes(who
 def test_the_bundle_tells_what_was_skipped_and_what_goes_through_torch_func(whole, place):
     results, manifest = whole.manifest.results, whole.manifest
     assert results["skipped"][0].startswith("train/sun set/broken.png: ")
-    assert results["by_torch_func"] == ["GroupNorm 'norm' (2 parameters)"]
+    assert results["by_torch_func"] == ["InstanceNorm2d 'norm' (2 parameters)"]
     assert results["test_accuracy"] > 0.9
     assert whole.classes == ("night & <b>day", "sun set")
     assert whole.array("train_images").shape == (100, 8, 8, 3)
@@ -204,7 +204,7 @@ def test_the_command_line_checks_builds_and_attributes(place, tmp_path, capsys):
 
     code, said, err = _run(capsys, "precompute", "--check", *_OPTIONS, "--out", out, "--skip-broken")
     assert (code, err) == (0, "")
-    assert re.search(r"by torch\.func, .*GroupNorm 'norm' \(2 parameters\)", said)
+    assert re.search(r"by torch\.func, .*InstanceNorm2d 'norm' \(2 parameters\)", said)
     *_, ready = said.splitlines()
     assert ready.startswith("Ready: natscope precompute ")
     assert sorted(ready.split()[3:]) == sorted((*_OPTIONS, "--skip-broken", "--out", str(out)))
@@ -213,7 +213,7 @@ def test_the_command_line_checks_builds_and_attributes(place, tmp_path, capsys):
     code, said, err = _run(capsys, "precompute", *_OPTIONS, "--out", out, "--skip-broken")
     assert code == 0
     assert said.startswith(f"Built: {out} (")
-    assert re.search(r"\nLayers +by torch\.func, .*GroupNorm 'norm' \(2 parameters\)\n", said)
+    assert re.search(r"\nLayers +by torch\.func, .*InstanceNorm2d 'norm' \(2 parameters\)\n", said)
     assert re.search(r"\nSkipped +1 files .*\n           train/sun set/broken\.png: ", said)
 
     code, said, _ = _run(capsys, "attribute", "--bundle", out, "--test-index", "3", "--budget", "4", "--json")

@@ -28,7 +28,7 @@ class Conv(nn.Module):
 
 
 class Attention(nn.Module):
-    """Tokens from patches, a bare parameter, LayerNorm and multi-head attention: all that is not done by hand."""
+    """Tokens from patches, a bare parameter and multi-head attention: what is not done by hand."""
 
     def __init__(self):
         super().__init__()
@@ -100,12 +100,11 @@ def test_natscopes_own_networks_suit():
 def test_layers_that_go_through_torch_func_are_named():
     assert check_suitable(Attention(), _images(), 4, _SPEC).by_torch_func == (
         "Attention (1 parameter)",
-        "LayerNorm 'norm' (2 parameters)",
         "MultiheadAttention 'mix' (2 parameters)",
         "NonDynamicallyQuantizableLinear 'mix.out_proj' (2 parameters)",
     )
     found = check_suitable(Transformer(), _images(), 4, _SPEC)
-    assert "LayerNorm 'encoder.norm1' (2 parameters)" in found.by_torch_func
+    assert "MultiheadAttention 'encoder.self_attn' (2 parameters)" in found.by_torch_func
 
 
 def test_tied_weights_and_frozen_layers_suit():
@@ -146,18 +145,13 @@ def test_images_that_do_not_go_in_name_the_layer(model, images, sentence):
         (lambda self, x: self.head(self.features(x)).mean(0), "float32 of shape (4,)"),
         (lambda self, x: self.head(self.features(x)).argmax(1), "int64 of shape (3,)"),
         (lambda self, x: self.head(self.features(x)) / 0, "their:net are not finite"),
-        (lambda self, x: self.head(self.features(x)).bfloat16(), "gives bfloat16; natscope runs networks in float32"),
+        (lambda self, x: self.head(self.features(x)).bfloat16(), "computes in bfloat16, and natscope in float32"),
         (lambda self, x: self.head(self.features(x)).softmax(1), "softmax"),
         (lambda self, x: self.head(self.features(x) * torch.rand(6)), "other outputs every time"),
-        (lambda self, x: self.features(x)[:, :4], "no torch.nn.Linear layer"),
         (lambda self, x: self.head(self.features(x) - self.features(x).mean(0)), "in a batch than alone"),
         (
             lambda self, x: self.head(self.features(x)) + linear(self.features(x), self.head.weight),
             "'head.weight' for one image",
-        ),
-        (
-            lambda self, x: self.head(self.features(x.repeat_interleave(2, 0))).view(len(x), 2, -1).sum(1),
-            "along the first axis",
         ),
         (lambda self, x: self.head(self.features(x)).detach(), "cannot be differentiated"),
     ],
@@ -182,15 +176,6 @@ def test_a_network_whose_eval_returns_nothing_suits():
     assert check_suitable(Quiet(), _images(), 4, _SPEC).parameters
 
 
-def test_a_network_under_autocast_suits():
-    class Mixed(Conv):
-        def forward(self, x):
-            with torch.autocast("cpu", torch.bfloat16):
-                return super().forward(x).float()
-
-    assert check_suitable(Mixed(), _images(), 4, _SPEC).penultimate == 6
-
-
 def test_a_batch_norm_without_running_statistics_is_named():
     model = _with(Conv.forward)
     model.norm = nn.BatchNorm2d(6, track_running_stats=False)
@@ -206,10 +191,10 @@ class Router(nn.Module):
 
 def test_what_torch_func_cannot_follow_is_named():
     model = _with(
-        lambda self, x: self.head(self.ln(self.router(self.features(x)))), ln=nn.LayerNorm(6), router=Router()
+        lambda self, x: self.head(self.slope(self.router(self.features(x)))), slope=nn.PReLU(), router=Router()
     )
     said = _refused(model)
-    assert "LayerNorm 'ln' (2 parameters) needs torch.func" in said
+    assert "PReLU 'slope' (1 parameter) needs torch.func" in said
     assert "fails in Router 'router' (" in said
 
 
