@@ -14,7 +14,7 @@ from natscope.core.images import Inputs
 from natscope.core.methods import METHODS, Method
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
 from natscope.precompute.bundles.reuse import Reusable
-from natscope.precompute.bundles.store import Store, halved
+from natscope.precompute.bundles.store import PROBED, Store, halved
 from natscope.precompute.training.projects import raised_by_one
 
 
@@ -86,7 +86,7 @@ class Preparation:
         def shard(part: slice) -> np.ndarray:
             return features.features(self._images[part], self.labels[part], measurement="margin")
 
-        shape, halve = (len(self._images), shard(slice(1)).shape[1]), spec.kind != "exact"
+        shape, halve = (len(self._images), shard(slice(PROBED)).shape[1]), spec.kind != "exact"
         taken = shard if self._reuse is None else self._reuse.taken(MARGINS, shard, features.batch_size)
         rows = self._store.features(MARGINS, shape, taken, "Gradients of the margins", halve=halve, exact=shard)
         layout = features.layout(self._images[:1])

@@ -48,7 +48,7 @@ from natscope.precompute.bundles.spec import (
     versions,
     wanted,
 )
-from natscope.precompute.bundles.store import Store
+from natscope.precompute.bundles.store import PROBED, Store
 from natscope.precompute.bundles.work import CHECKPOINT, Work
 from natscope.precompute.data.datasets import Dataset, first_of_each, of_classes, scaled
 from natscope.precompute.data.poison import poison
@@ -356,7 +356,7 @@ class _Builder:
         def shard(part: slice) -> np.ndarray:
             return features.features(images[part], targets[part])
 
-        shape, halve = (len(images), shard(slice(1)).shape[1]), self.spec.sketch.kind != "exact"
+        shape, halve = (len(images), shard(slice(PROBED)).shape[1]), self.spec.sketch.kind != "exact"
         reuse = self.reuse
         taken = shard if reuse is None else reuse.taken(name, shard, features.batch_size, by_label=own)
         return self.store.features(name, shape, taken, stage, halve=halve, exact=shard)

@@ -20,6 +20,7 @@ from natscope.core.progress import Progress
 from natscope.core.rows import Rows
 from natscope.precompute.bundles.work import Work
 
+PROBED = 8  # rows that tell the width of features, and by which they measure how many to compute at a time
 _LARGEST_SHARD = 2**26  # bytes
 _HALF_ERROR = 2.0**-11  # of a float16 number, at most, relative to its size
 

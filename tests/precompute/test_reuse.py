@@ -15,6 +15,7 @@ from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.opening import faults
 from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.bundles.store import PROBED
 from natscope.precompute.data.folders import FolderSpec
 from natscope.precompute.training.models import ModelSpec
 from tests.conftest import one_sentence
@@ -73,8 +74,8 @@ def computed(monkeypatch):
 
 
 def _rows(computed, measurement):
-    """Return the rows computed but for the one that tells the width."""
-    return sum(count for kind, count in computed if kind == measurement and count > 1)
+    """Return the rows computed but for the few that tell the width."""
+    return sum(count for kind, count in computed if kind == measurement and count > PROBED)
 
 
 def _labels(*changed):
