@@ -65,19 +65,10 @@ def replayed(
     return merged, settings
 
 
-def differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each setting of a build that is not as in the file."""
-    before, now = dict(_flat(stored)), dict(_flat(own))
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            if name == "folder.files":
-                yield "the images of the folder have changed"
-            else:
-                yield f"{name} is {_shown(now, name)}, and was {_shown(before, name)}"
-
-
 def tell(file: Path, stored: Mapping[str, Any] | None, own: Mapping[str, Any]) -> None:
     """Say on stderr whether a build has the settings of a file."""
+    from natscope.precompute.bundles.compare import differences
+
     if stored is None:
         say(f"{file} has no settings, so its command is used.", err=True)
         return
@@ -166,16 +157,3 @@ def _words(settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _dashed(name: str) -> str:
     return name.replace("_", "-")
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", value
-
-
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    text = str(values[name]) if values.get(name) is not None else "not set"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

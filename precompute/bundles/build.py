@@ -17,7 +17,6 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from threadpoolctl import threadpool_limits
 from torch import nn
 
 from natscope.core.backdoor import Backdoor, attack_success
@@ -37,6 +36,7 @@ from natscope.core.posterior import blocks, feature_gram
 from natscope.core.progress import Progress, silent
 from natscope.core.rows import RowView
 from natscope.precompute.bundles.artifacts import Preparation
+from natscope.precompute.bundles.compare import differences, that_matter
 from natscope.precompute.bundles.recorded import check_recordable, manifest_of
 from natscope.precompute.bundles.reuse import reusable
 from natscope.precompute.bundles.spec import (
@@ -49,7 +49,7 @@ from natscope.precompute.bundles.spec import (
     wanted,
 )
 from natscope.precompute.bundles.store import PROBED, Store
-from natscope.precompute.bundles.work import CHECKPOINT, Work
+from natscope.precompute.bundles.work import CHECKPOINT, Work, as_begun
 from natscope.precompute.data.datasets import Dataset, first_of_each, of_classes, scaled
 from natscope.precompute.data.poison import poison
 from natscope.precompute.training.models import build_model, fitted, foreign, network_of
@@ -58,6 +58,7 @@ from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import check_suitable, check_trains
 from natscope.precompute.training.weights import check_finite
 
+_ADDING = ".adding"  # ends the name of the folder of work on methods that are added
 _SAMPLED = 2000  # test images whose distance to the training images is measured
 _SAMPLED_KERNEL = 256  # training images whose Jacobians show what the kernel is made of
 
@@ -90,13 +91,13 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Pat
     if out.exists() and not _missing(spec, bundle := existing(out, spec)):
         return bundle
     lock = filelock.FileLock(out.with_name(out.name + ".lock"))
+    unfinished, adding = (out.with_name(out.name + suffix) for suffix in (".partial", _ADDING))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        # The bits of a matrix product depend on the threads, so all libraries get the number that the manifest names.
-        with lock.acquire(timeout=0), threadpool_limits(torch.get_num_threads(), "blas"):
+        with lock.acquire(timeout=0), as_begun(adding if out.exists() else unfinished):
             if out.exists():
                 return _add(spec, existing(out, spec), progress)
-            work = Work(out.with_name(out.name + ".partial"), settings, progress=progress)
+            work = Work(unfinished, settings, progress=progress)
             if not work.published:
                 builder = _Builder(spec, work, progress, reuse)
                 with work.resuming(), foreign(spec.model):
@@ -114,7 +115,8 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Pat
 def existing(out: Path, spec: BuildSpec) -> Bundle:
     """Open the bundle that is already at `out`, or raise BundleError if its settings differ.
 
-    An index that was left to natscope may be of any kind: bundles built by earlier versions have flat ones.
+    The title may differ. An index that was left to natscope may be of any kind: bundles built by earlier versions have
+    flat ones.
     """
     if not out.is_dir():
         raise BundleError(f"{out} is in the way and is not a bundle; choose another folder.")
@@ -124,8 +126,12 @@ def existing(out: Path, spec: BuildSpec) -> Bundle:
     settings = spec.settings(like=known)
     if settings.get("index", {}).get("kind") == AUTO:
         known, settings = ({k: v for k, v in s.items() if k != "index"} for s in (known, settings))
+    known, settings = that_matter(known), that_matter(settings)
     if known != settings or network != settings["model"]["architecture"]:
-        raise BundleError(f"{out} holds a bundle with other settings; choose another folder, or delete that one first.")
+        first = next(differences(known, settings), "its network is another than its settings say")
+        raise BundleError(
+            f"{out} holds a bundle with other settings: {first}; choose another folder, or delete that one first."
+        )
     return bundle
 
 
@@ -188,7 +194,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     methods = _missing(spec, bundle)
     if not methods:
         return bundle
-    folder, identity = bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity}
+    folder, identity = bundle.path.with_name(bundle.path.name + _ADDING), {"bundle": bundle.identity}
     work = Work(folder, identity, folder=bundle.path, progress=progress)
     size = size_of(len(bundle.array("train_labels")), bundle.sketch_spec)
     _make_sure_of_room(work.path, artifact_bytes(methods, size))
