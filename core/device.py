@@ -1,6 +1,8 @@
 """Where networks run: on the processor, or on the accelerator that $NATSCOPE_DEVICE names."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -35,6 +37,19 @@ def device() -> torch.device:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
     return found
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute in float32 as it is for a while, whatever a notebook has set, and not in TF32 or bfloat16."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -9,6 +9,7 @@ through `torch.func`: of other layers, of those that share it, and of those whos
 
 import functools
 import threading
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -382,7 +383,9 @@ def _mapped(
     def scalar(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return measure(functional_call(model, values, (x[None],)), y[None])[0]
 
-    return vmap(grad(scalar), in_dims=(None, 0, 0))(parameters, inputs, targets)  # type: ignore[no-any-return]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # exact, and slow
+        return vmap(grad(scalar), in_dims=(None, 0, 0))(parameters, inputs, targets)
 
 
 def _one_by_one(

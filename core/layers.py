@@ -98,19 +98,14 @@ def _patches(layer: _Convolution, activation: Tensor) -> Tensor:
     return _unfolded(activation, layer, padding)
 
 
-def _seen(layer: _Transposed, delta: Tensor, size: torch.Size) -> Tensor:
+def _seen(layer: Any, delta: Tensor, size: torch.Size) -> Tensor:
     """Return what each position of the input writes to of the output (B, C, ...): (B, C k k, L)."""
     patches = _unfolded(delta, layer, layer.padding)
-    if layer.output_padding and any(layer.output_padding):  # more places than the input has positions
-        spread = [
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, p, d, k, s in zip(
-                delta.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True
-            )
-        ]
-        grid = patches.unflatten(2, spread)
-        patches = grid[(..., *(slice(n) for n in size))].flatten(2)
-    return patches
+    if patches.shape[2] == size.numel():
+        return patches
+    own = zip(delta.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
+    places = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in own]  # the output's padding adds some
+    return patches.unflatten(2, places)[(..., *map(slice, size))].flatten(2)
 
 
 def _unfolded(values: Tensor, layer: Any, padding: tuple[int, ...]) -> Tensor:
@@ -124,8 +119,8 @@ def _unfolded(values: Tensor, layer: Any, padding: tuple[int, ...]) -> Tensor:
 def _batch_norm_weight(layer: nn.BatchNorm2d, activation: Tensor, delta: Tensor) -> Tensor:
     shape = (1, -1) + (1,) * (activation.dim() - 2)
     mean, variance = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
-    scaled = (activation - mean.view(shape)) * (variance + layer.eps).rsqrt().view(shape)
-    return _over_channels(layer, activation, delta * scaled)
+    scaled = delta * (activation - mean.view(shape)) * (variance + layer.eps).rsqrt().view(shape)
+    return _over_channels(layer, activation, scaled)
 
 
 def _group_norm_weight(layer: nn.GroupNorm, activation: Tensor, delta: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Everything is in weight space: S = I + sum over the rows of phi phi^T / sigma2 i
 v_xy = phi_x^T S^-1 phi_y the posterior covariance.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import mpmath
@@ -71,7 +72,9 @@ def jacobians(
     def scalar(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return measure(functional_call(model, values, (x[None],)), y[None])[0]
 
-    rows = [jacrev(scalar)(parameters, x, y) for x, y in zip(inputs, targets, strict=True)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        rows = [jacrev(scalar)(parameters, x, y) for x, y in zip(inputs, targets, strict=True)]
     return {name: torch.stack([row[name] for row in rows]) for name in parameters}
 
 

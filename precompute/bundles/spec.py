@@ -225,14 +225,14 @@ def wanted(methods: tuple[str, ...] | None, size: Size) -> tuple[str, ...]:
         size: the bundle's size.
 
     Raises:
-        BuildError: for a name that no method has, or a method that this bundle cannot hold.
+        BuildError: for a name that no method has, or a method whose files this bundle cannot hold.
     """
     if methods is None:
         return tuple(name for name in usual() if METHODS[name].artifacts.obstacle(size) is None)
     for name in methods:
         if name not in METHODS:
             raise BuildError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
-        if obstacle := METHODS[name].artifacts.obstacle(size):
+        if METHODS[name].files and (obstacle := METHODS[name].artifacts.obstacle(size)):
             raise BuildError(obstacle)
     return tuple(name for name in METHODS if name in methods)
 
@@ -243,7 +243,10 @@ def usual() -> tuple[str, ...]:
 
 
 def left_out(methods: tuple[str, ...] | None, size: Size) -> dict[str, str]:
-    """Return, for each usual method that this bundle cannot serve and nobody requested by name, the reason."""
-    known = [name for name, m in METHODS.items() if m.artifacts.usual] if methods is None else []
+    """Return the reason for each usual method that this bundle cannot serve.
+
+    One that needs files is then not requested by name: see `wanted`.
+    """
+    known = [name for name, m in METHODS.items() if m.artifacts.usual and (methods is None or not m.files)]
     found = {name: METHODS[name].artifacts.obstacle(size) for name in known}
     return {name: obstacle for name, obstacle in found.items() if obstacle is not None}

@@ -130,8 +130,9 @@ def test_without_a_linear_layer_repsim_alone_is_missing(without_linear, own, set
     without_linear.load_into(model)
     with pytest.raises(QueryError, match="RepSim"):
         natscope.attribute(model, sets[0], sets[1][0][0], method="repsim")
-    with pytest.raises(BuildError, match="RepSim"):
-        _built(model, sets, without_linear.path.with_name("other"), methods=["repsim"], factory=own.NoLinear)
+    other = without_linear.path.with_name("other")
+    asked = _built(model, sets, other, methods=["repsim", "graddot"], factory=own.NoLinear)
+    assert asked.manifest.results["left_out"].keys() == {"repsim"}
 
 
 def test_a_map_has_no_penultimate_features_without_a_linear_layer(without_linear):
@@ -161,3 +162,22 @@ def test_the_command_line_picks_an_output(own, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["precompute", "--check", "--output", "0"])
     assert "--output is for a network of yours; mlp gives logits." in capsys.readouterr().err
+
+
+def test_float32_is_not_rounded_whatever_a_notebook_has_set(own, sets):
+    seen = set()
+
+    class Watching(own.Plain):
+        def forward(self, x):
+            seen.add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return super().forward(x)
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("medium")
+        natscope.attribute(Watching(), sets[0], sets[1][0][0], budget=2, sketch=_SKETCH)
+        assert seen == {("highest", False)}
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+    assert torch.backends.cudnn.allow_tf32 == before[1]

@@ -15,7 +15,6 @@ from tests.conftest import one_sentence
 from tests.networks import NETWORKS
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:There is a performance drop"),  # vmap over attention: exact, and slow
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.ao.quantization", "ignore:torch.quantize"),
 ]

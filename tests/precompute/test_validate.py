@@ -96,7 +96,6 @@ def test_natscopes_own_networks_suit():
     assert check_suitable(build_model(ModelSpec(widths=(64, 5, 4)), seed=0), _images(1, 8), 4, _SPEC)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap over attention: exact, and slow
 def test_layers_that_go_through_torch_func_are_named():
     assert check_suitable(Attention(), _images(), 4, _SPEC).by_torch_func == (
         "Attention (1 parameter)",
