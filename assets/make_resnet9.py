@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 
 from natscope import assets
-from natscope.precompute.data.folders import FolderSpec, load_named
+from natscope.precompute.data.folders import FolderSpec
+from natscope.precompute.data.named import load_named
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
 from natscope.precompute.training.train import accuracy, logits_of
 

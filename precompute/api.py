@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles import build as engine
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.datasets import Dataset
-from natscope.precompute.data.items import Reading
-from natscope.precompute.data.own import check_transform, own_dataset
+from natscope.precompute.data.named import own_reading, with_code
+from natscope.precompute.data.own import own_dataset
 from natscope.precompute.training.heads import giving_logits
 from natscope.precompute.training.kinds import fault_of
-from natscope.precompute.training.models import ModelSpec, build_model, function_of
+from natscope.precompute.training.models import ModelSpec, build_model
 from natscope.precompute.training.train import apart
 from natscope.precompute.training.trusted import trust
 
@@ -55,6 +54,7 @@ def build(
     ntk: bool | None = None,
     layers: Sequence[str] = (),
     outputs: str = "own",
+    reuse: str | Path | None = None,
     output: str | int | None = None,
     progress: Progress = silent,
 ) -> Bundle:
@@ -90,6 +90,8 @@ def build(
         ntk: scale Jacobians as in the NTK parameterisation; as is best for the kind of network when None.
         layers: glob patterns of the names of parameters that the kernel is made of; all when there are none.
         outputs: "own", or "all" to store features under every class's logit.
+        reuse: a bundle of the same network, whose Jacobians are taken for all inputs with the same label, as after a
+            correction of labels.
         output: which part of what the network returns are the logits: an entry's or attribute's name, such as "logits",
             or a tuple's item, such as 0; what is unambiguous when None.
         progress: called with the stage's name, steps done and steps in all.
@@ -112,26 +114,10 @@ def build(
         raise TypeError(f"natscope.build takes a torch.nn.Module or a BuildSpec, not {type(model).__name__}.")
     check_kind(model)
     own = {key: _reference(given, f"{key}=") for key, given in (("load", load), ("transform", transform))}
-    for reference in filter(None, own.values()):
-        trust(reference)
-    reading = Reading(
-        classes=classes,
-        mean=mean,
-        std=std,
-        load=function_of(own["load"]) if own["load"] else None,
-        transform=function_of(own["transform"]) if own["transform"] else None,
-        columns=columns,
-    )
+    code = own["load"] or "", own["transform"] or ""
+    reading = own_reading(*code, classes=classes, mean=mean, std=std, columns=columns)
     title = name or Path(out).name
-    data = own_dataset(train_set, test_set, reading, name=title, progress=progress)
-    if any(own.values()):
-        if data.train_inputs is None:
-            raise BuildError(
-                "load= and transform= together give pixels of uint8; let them give what the network takes."
-            )
-        data = replace(data, load=own["load"] or "", transform=own["transform"] or "")
-        if reading.load is None:
-            check_transform(data, reading)
+    data = with_code(own_dataset(train_set, test_set, reading, name=title, progress=progress), *code)
     part = None if output is None else str(output)
     architecture = _checked_factory(model, factory, data, part)
     with temporary_folder() as folder:
@@ -150,12 +136,12 @@ def build(
             layers=patterns(layers),
             outputs=outputs,
         )
-        return engine.build(spec, Path(out), progress)
+        return engine.build(spec, Path(out), progress, reuse=None if reuse is None else Path(reuse))
 
 
 @build.register
-def _(model: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
-    return engine.build(model, Path(out), progress)
+def _(model: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Path | None = None) -> Bundle:
+    return engine.build(model, Path(out), progress, reuse=reuse)
 
 
 def patterns(layers: str | Sequence[str]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ AT_HOME = {
     "matplotlib": "app/figures/style.py",
     "PIL": ("app/", "precompute/data/decode.py"),
     "torchvision": "precompute/data/datasets.py",
-    "threadpoolctl": "precompute/bundles/build.py",
+    "threadpoolctl": "precompute/bundles/work.py",
     "filelock": (
         "core/scratch.py",
         "precompute/bundles/build.py",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from natscope.app.cli.attribute import attribute
 from natscope.app.cli.device import on_device
@@ -90,6 +91,12 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     show_default=True,
     help="fashion-mnist-quarter, fashion-mnist, cifar10, or folder:PATH with PATH/train/CLASS/* and PATH/test/CLASS/*, "
     "or PATH/CLASS/*.",
+)
+@click.option(
+    "--data",
+    metavar="MODULE:FUNCTION",
+    help="Instead of --dataset: a function of yours that returns (train_set, test_set), as natscope.build takes them, "
+    "or (train_set, test_set, classes).",
 )
 @click.option(
     "--image-size",
@@ -201,6 +208,11 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option("--name", help="A title for people.")
 @click.option(
+    "--reuse",
+    type=PATH,
+    help="A bundle of the same --weights and kernel, whose Jacobians are taken for all images with the same label.",
+)
+@click.option(
     "--config",
     type=PATH,
     help="Take the settings of this bundle (its folder or manifest.json) or of the bundle behind this result (its JSON "
@@ -209,28 +221,40 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @on_device
 @click.pass_context
 def precompute(
-    context: click.Context, out: Path | None, name: str | None, config: Path | None, *, check: bool, **options: Any
+    context: click.Context,
+    out: Path | None,
+    name: str | None,
+    config: Path | None,
+    reuse: Path | None,
+    *,
+    check: bool,
+    **options: Any,
 ) -> None:
     """Build a bundle; after an interruption the same command resumes."""
+    spec, bars = None, Bars()
     if config is not None:
         from natscope.app.cli.config import replayed, tell
 
         typed = options | {"name": name}
-        given = {o for o in typed if context.get_parameter_source(o) is not click.core.ParameterSource.DEFAULT}
+        given = {o for o in typed if context.get_parameter_source(o) is not ParameterSource.DEFAULT}
         found, stored = replayed(config, precompute, typed, given)
         name, options = found["name"], {option: found[option] for option in options}
-        tell(config, stored, build_spec(name, options, precompute.params).settings())
+        with bars:
+            spec = build_spec(name, options, precompute.params, bars)
+        tell(config, stored, spec.settings(like=stored))
+    elif options["data"] is not None and context.get_parameter_source("dataset") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--data and --dataset name two data sets; give one of them.")
     if check:
-        print_check(name, options, precompute.params, out, Bars())
+        print_check(name, options, precompute.params, out, bars, spec)
         return
     if out is None:
         raise click.UsageError("Missing option '--out'.")
     from natscope.precompute.bundles.build import build
 
-    spec = build_spec(name, options, precompute.params)
     existed = out.exists()
-    with Bars() as bars:
-        bundle = build(spec, out, bars)
+    with bars:
+        spec = spec or build_spec(name, options, precompute.params, bars)
+        bundle = build(spec, out, bars, reuse=reuse)
     results = bundle.manifest.results
     say(
         f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). Look at it "

@@ -12,6 +12,13 @@ from natscope.app.cli.progress import say
 _SHOWN = 60  # characters of a value in a sentence
 # What a file never decides: where to write, what to read beside it, what to trust; and what acts while it is parsed.
 _TYPED_ALONE, _REFUSED = ("weights", "out", "config", "check"), ("--help", "-h", "--device", "--allow-code")
+# What is somebody's code, and runs only if it is named beside the file.
+_CODE = {
+    "model": "The network",
+    "data": "What gives the data",
+    "transform": "What makes inputs",
+    "load": "What reads files",
+}
 
 
 def replayed(
@@ -46,28 +53,22 @@ def replayed(
         raise BuildError(f"{file} holds settings that cannot be used: {error.format_message()}") from error
     loaded = found.get("weights") is not None or bool(settings and settings.get("weights"))
     merged = found | {name: options[name] for name in (*given, *_TYPED_ALONE) if name in options}
-    if ":" in merged["model"] and "model" not in given:
-        raise BuildError(
-            f"The network of {file} is code, which runs only if you name it: --model {merged['model'][:_SHOWN]}."
-        )
+    if "dataset" in given and "data" not in given:
+        merged["data"] = None
+    for option, what in _CODE.items():
+        if ":" in (merged[option] or "") and option not in given:
+            raise BuildError(
+                f"{what} of {file} is code, which runs only if you name it: --{option} {merged[option][:_SHOWN]}."
+            )
     if loaded and merged["weights"] is None:
         raise BuildError(f"The weights of {file} were loaded from a file; name it with --weights.")
     return merged, settings
 
 
-def differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each setting of a build that is not as in the file."""
-    before, now = dict(_flat(stored)), dict(_flat(own))
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            if name == "folder.files":
-                yield "the images of the folder have changed"
-            else:
-                yield f"{name} is {_shown(now, name)}, and was {_shown(before, name)}"
-
-
 def tell(file: Path, stored: Mapping[str, Any] | None, own: Mapping[str, Any]) -> None:
     """Say on stderr whether a build has the settings of a file."""
+    from natscope.precompute.bundles.compare import differences
+
     if stored is None:
         say(f"{file} has no settings, so its command is used.", err=True)
         return
@@ -125,8 +126,9 @@ def _words(settings: Mapping[str, Any]) -> Iterator[str]:
     reading = settings.get("folder", {}).get("reading", {})
     training = asdict(TrainingSpec.from_dict(settings["training"])) if settings["training"] else {}
     values: dict[str, Any] = {
-        **{name: settings[name] for name in ("name", "dataset", "outputs")},
-        **{name: settings.get(name) for name in ("classes", "per_class")},
+        **{name: settings[name] for name in ("name", "outputs")},
+        "dataset": None if settings.get("data") else settings["dataset"],
+        **{name: settings.get(name) for name in ("data", "load", "transform", "classes", "per_class")},
         **{name: value for name, value in settings.get("folder", {}).items() if name not in ("files", "reading")},
         **dict(zip(("mean", "std"), settings.get("scaling") or (), strict=False)),
         **{f"poison_{name}": value for name, value in settings.get("poison", {}).items()},
@@ -155,16 +157,3 @@ def _words(settings: Mapping[str, Any]) -> Iterator[str]:
 
 def _dashed(name: str) -> str:
     return name.replace("_", "-")
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", value
-
-
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    text = str(values[name]) if values.get(name) is not None else "not set"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -60,6 +60,16 @@ def reads(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--by-content", is_flag=True, help="Read files whose names do not fit, such as a PNG named .jpg."
             ),
             click.option("--first-frame", is_flag=True, help="Take the first picture of animations and of many pages."),
+            click.option(
+                "--transform",
+                metavar="MODULE:FUNCTION",
+                help="A function of yours that makes what the network takes of a picture, for a folder or --data.",
+            ),
+            click.option(
+                "--load",
+                metavar="MODULE:FUNCTION",
+                help="A function of yours that reads a file, given its path, where it is no picture; likewise.",
+            ),
         )
     ):
         command = option(command)

@@ -16,13 +16,16 @@ _WIDTH = 110
 _LISTED = 10  # of the files that were skipped
 
 
-def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[click.Parameter]) -> Any:
+def build_spec(
+    name: str | None, options: dict[str, Any], parameters: Sequence[click.Parameter], progress: Any = None
+) -> Any:
     """Return the `BuildSpec` that the options of `natscope precompute` describe.
 
     Args:
         name: a title for people, or None.
         options: values by parameter name.
         parameters: the command's parameters, to write it down again.
+        progress: called while the data of --data are read; nothing is told when None.
 
     Raises:
         BuildError: for an option that cannot be read.
@@ -30,11 +33,14 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
     from natscope.core.bundle.schema import LONGEST
     from natscope.core.errors import BuildError
     from natscope.core.index.spec import CHOICES, IndexSpec
+    from natscope.core.progress import silent
     from natscope.core.sketches import SKETCHES, SketchSpec
     from natscope.precompute.bundles.spec import BuildSpec
     from natscope.precompute.data.decode import Reading
     from natscope.precompute.data.folders import FolderSpec
+    from natscope.precompute.data.named import made_by
     from natscope.precompute.training.train import RECIPES, TrainingSpec
+    from natscope.precompute.training.trusted import trust
 
     if options["sketch"] not in SKETCHES:
         raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
@@ -42,23 +48,33 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
         raise BuildError(f"There is no index '{options['index']}'; choose one of {', '.join(CHOICES)}.")
     if options["weights"] is None and (options["key"] or options["prefix"]):
         raise BuildError("--key and --prefix choose a part of the file that --weights names; give that, too.")
+    _check_code(options)
     model = _model_spec(options)
     usual = RECIPES.get(model.architecture, TrainingSpec())
     recipe = {f.name: options[f.name] for f in fields(TrainingSpec) if options[f.name] is not None}
     title = name or (
-        f"{options['dataset']}, {model.title}, seed {options['seed']}"
+        f"{options['data'] or options['dataset']}, {model.title}, seed {options['seed']}"
         f"{'' if options['poison_rate'] is None else ', poisoned'}"
     )
+    scaling, code = _scaling(options["mean"], options["std"]), {k: options[k] or "" for k in ("load", "transform")}
+    mean, std = scaling or (None, None)
+    data = None
+    if options["data"] is not None:
+        data = made_by(options["data"], mean=mean, std=std, **code, progress=progress or silent)
+    for own in filter(None, code.values()):  # whoever types it trusts it
+        trust(own)
     return BuildSpec(
         name=title if name else "".join(c for c in title if c.isprintable())[:LONGEST],
-        dataset=options["dataset"],
+        dataset=options["data"] or options["dataset"],
+        data=data,
+        made_by=options["data"] or "",
         folder=FolderSpec(
-            **{f.name: options[f.name] for f in fields(FolderSpec) if f.name != "reading"},
+            **{f.name: (options | code)[f.name] for f in fields(FolderSpec) if f.name != "reading"},
             reading=Reading(**{f.name: options[f.name] for f in fields(Reading)}),
         ),
         classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),
         per_class=options["per_class"],
-        scaling=_scaling(options["mean"], options["std"]),
+        scaling=scaling,
         poison=_poison_spec(options),
         model=model,
         training=replace(usual, **recipe),
@@ -75,16 +91,43 @@ def build_spec(name: str | None, options: dict[str, Any], parameters: Sequence[c
     )
 
 
+def _check_code(options: dict[str, Any]) -> None:
+    """Refuse options about a user's own functions that contradict others."""
+    from natscope.core.errors import BuildError
+    from natscope.precompute.data.datasets import FOLDER
+    from natscope.precompute.data.folders import FolderSpec
+
+    own = [f"--{name}" for name in ("transform", "load") if options[name] is not None]
+    if own and options["data"] is None and not options["dataset"].startswith(FOLDER):
+        raise BuildError(f"{own[0]} reads files; name a folder by --dataset folder:PATH, or your own data by --data.")
+    if own and (options["image_size"] != FolderSpec().image_size or options["fit"] != FolderSpec().reading.fit):
+        raise BuildError(f"{own[0]} gives what the network takes, of its size; leave out --image-size and --fit.")
+
+
 def print_check(
-    name: str | None, options: dict[str, Any], parameters: Sequence[click.Parameter], out: Path | None, bars: Any
+    name: str | None,
+    options: dict[str, Any],
+    parameters: Sequence[click.Parameter],
+    out: Path | None,
+    bars: Any,
+    spec: Any = None,
 ) -> None:
-    """Print whether a build will work and what it will cost; exit with 2 if it will not work."""
+    """Print whether a build will work and what it will cost; exit with 2 if it will not work.
+
+    Args:
+        name: a title for people, or None.
+        options: values by parameter name.
+        parameters: the command's parameters.
+        out: the folder to publish, if it is known.
+        bars: shows progress.
+        spec: the `BuildSpec` that they describe, if it is there already.
+    """
     from natscope.core.errors import NatscopeError
     from natscope.precompute.bundles.check import check
 
     try:
-        spec = build_spec(name, options, parameters)
         with bars:
+            spec = spec or build_spec(name, options, parameters, bars)
             for title, text in check(spec, out, bars):
                 for line in _paragraph(title, text):
                     say(line)
@@ -116,6 +159,8 @@ def notes(results: Mapping[str, Any], remarks: Sequence[str] = ()) -> Iterator[s
         yield from _paragraph("", warning)
     if layers := results.get("by_torch_func"):
         yield from _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
+    if reused := results.get("reused"):
+        yield from _paragraph("Reused", f"the Jacobians of {reused['rows']:,} training images")
     for remark in results.get("remarks", []):
         yield from _paragraph("Network", remark)
     for sentence in results.get("left_out", {}).values():
@@ -139,7 +184,8 @@ def _model_spec(options: dict[str, Any]) -> Any:
     about = {"bias": options["bias"], "output": options["output"]}
     if options["widths"] is not None:
         return ModelSpec(options["model"], _numbers("--widths", options["widths"], "784,512,256,10"), **about)
-    whole = options["dataset"].startswith("fashion-mnist") and options["classes"] is None
+    given = options["data"] is None and options["dataset"].startswith("fashion-mnist")
+    whole = given and options["classes"] is None
     if options["model"] == "mlp" and whole:
         return ModelSpec(**about)  # as in the embedded bundle
     return ModelSpec(options["model"], None, **about)

@@ -127,6 +127,13 @@ class _Kernel(_Strict):
     margin_mean: Distance | UnsetType = UNSET
 
 
+class _Reused(_Strict):
+    """The bundle from which Jacobians were taken, by its identity, and of how many training images."""
+
+    bundle: Text
+    rows: Size
+
+
 class _Results(_Strict):
     train_accuracy: Share
     test_accuracy: Share
@@ -139,6 +146,7 @@ class _Results(_Strict):
     remarks: list[Note] | UnsetType = UNSET
     skipped: list[Note] | UnsetType = UNSET
     left_out: dict[Word, Note] | UnsetType = UNSET
+    reused: _Reused | UnsetType = UNSET
 
 
 class _Chosen(_Strict):

@@ -13,7 +13,8 @@ from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.images import Inputs
 from natscope.core.methods import METHODS, Method
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
-from natscope.precompute.bundles.store import Store, halved
+from natscope.precompute.bundles.reuse import Reusable
+from natscope.precompute.bundles.store import PROBED, Store, halved
 from natscope.precompute.training.projects import raised_by_one
 
 
@@ -28,6 +29,7 @@ class Preparation:
         labels: np.ndarray,
         *,
         ekfac: EkfacSpec | None,
+        reuse: Reusable | None = None,
     ) -> None:
         """Compute nothing yet.
 
@@ -37,12 +39,13 @@ class Preparation:
             images: all N training images.
             labels: (N,) int64.
             ekfac: how EK-FAC factors are fitted; as usual for the network when None.
+            reuse: rows of another bundle that need not be computed again.
         """
         self.model, self.labels, self.progress = features.model, labels, store.progress
         self.folder: Path = store.work.path / "methods"
         self.ekfac = ekfac or EkfacSpec.usual(self.model)
         self.kernel: dict[str, float] = {}  # what the results say of the margins' features, once they are there
-        self._store, self._images, self._features = store, images, features
+        self._store, self._images, self._features, self._reuse = store, images, features, reuse
 
     def add(self, methods: Iterable[str], *, requested: bool) -> tuple[dict[str, Any], dict[str, str]]:
         """Compute and store what the methods need.
@@ -83,8 +86,9 @@ class Preparation:
         def shard(part: slice) -> np.ndarray:
             return features.features(self._images[part], self.labels[part], measurement="margin")
 
-        shape, halve = (len(self._images), shard(slice(1)).shape[1]), spec.kind != "exact"
-        rows = self._store.features(MARGINS, shape, shard, "Gradients of the margins", halve=halve)
+        shape, halve = (len(self._images), shard(slice(PROBED)).shape[1]), spec.kind != "exact"
+        taken = shard if self._reuse is None else self._reuse.taken(MARGINS, shard, features.batch_size)
+        rows = self._store.features(MARGINS, shape, taken, "Gradients of the margins", halve=halve, exact=shard)
         layout = features.layout(self._images[:1])
         self.kernel = {"margin_mean": float(np.mean(kernel_of(spec, layout).diagonal(rows)))}
         return rows

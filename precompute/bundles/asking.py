@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,9 +16,9 @@ from natscope.core.bundle.queries import no_pictures
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import DataError, QueryError
 from natscope.core.scratch import temporary_folder
-from natscope.precompute.data.decode import decode, rgb_of
+from natscope.precompute.data.decode import Reading, decode, in_colour_or_grey, rgb_of
 from natscope.precompute.data.form import form_of, formed
-from natscope.precompute.data.items import as_array, is_raw
+from natscope.precompute.data.items import as_array, as_picture, is_raw
 from natscope.precompute.data.own import pictures
 from natscope.precompute.training.models import function_of, one_sentence
 
@@ -64,9 +65,9 @@ def ask_about_file(
         raise QueryError(no_pictures(bundle))
     load = bundle.manifest.dataset.get("load")
     if load is None:
-        picture = decode(data, filename)
-        grey = bundle.inputs("train").shape[1:2] == (1,)
-        return ask_about(attributor, picture.convert("L") if grey else picture, label)
+        reading = Reading.of_settings(bundle.manifest.results.get("settings"))
+        picture, shape = decode(data, filename, reading), bundle.inputs("train").shape[1:]
+        return attributor.given(in_colour_or_grey(picture, shape, partial(_input, bundle)), label)
     own = function_of(load, bundle)
     with temporary_folder() as folder:
         suffix = PurePath(filename).suffix
@@ -91,23 +92,29 @@ def ask_about(
         QueryError: if it is no input, and there is no way to make one of it.
         UntrustedError: if the bundle's own code is not trusted, in which case none of it is run.
     """
-    bundle = attributor.bundle
-    name, shape = bundle.manifest.dataset.get("transform"), bundle.inputs("train").shape[1:]
+    bundle, shape = attributor.bundle, attributor.bundle.inputs("train").shape[1:]
     if hasattr(found, "getbands") and not bundle.stores_inputs:
         form = _form(bundle, invert)
         found = formed(rgb_of(found, form["reading"]), **form)[0]
+    values = _input(bundle, found)
+    if values.dtype.kind == "f":
+        return attributor.given(values[0] if values.shape == (1, *shape) else values, label)
+    return replace(attributor.upload(_pixels(values, bundle.array("train_images").shape[1:])), label=label)
+
+
+def _input(bundle: Bundle, found: Any) -> np.ndarray:
+    """Return what the network takes for a picture or an input, or pixels where it takes those, scaled."""
+    name = bundle.manifest.dataset.get("transform")
     if name is not None and is_raw(found):
-        transform, given = function_of(name, bundle), found
+        transform, given = function_of(name, bundle), found if "load" in bundle.manifest.dataset else as_picture(found)
         found = _run(name, lambda: transform(given))
     try:
         values = as_array(found, "The query")
     except DataError as error:
         raise QueryError(str(error)) from error
-    if values.dtype.kind == "f":
-        return attributor.given(values[0] if values.shape == (1, *shape) else values, label)
-    if bundle.stores_inputs:
+    if values.dtype.kind != "f" and bundle.stores_inputs:
         raise QueryError(no_pictures(bundle))
-    return replace(attributor.upload(_pixels(values, bundle.array("train_images").shape[1:])), label=label)
+    return values
 
 
 def _pixels(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

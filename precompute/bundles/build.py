@@ -17,7 +17,6 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from threadpoolctl import threadpool_limits
 from torch import nn
 
 from natscope.core.backdoor import Backdoor, attack_success
@@ -37,7 +36,9 @@ from natscope.core.posterior import blocks, feature_gram
 from natscope.core.progress import Progress, silent
 from natscope.core.rows import RowView
 from natscope.precompute.bundles.artifacts import Preparation
+from natscope.precompute.bundles.compare import differences, that_matter
 from natscope.precompute.bundles.recorded import check_recordable, manifest_of
+from natscope.precompute.bundles.reuse import reusable
 from natscope.precompute.bundles.spec import (
     BuildSpec,
     artifact_bytes,
@@ -47,8 +48,8 @@ from natscope.precompute.bundles.spec import (
     versions,
     wanted,
 )
-from natscope.precompute.bundles.store import Store
-from natscope.precompute.bundles.work import CHECKPOINT, Work
+from natscope.precompute.bundles.store import PROBED, Store
+from natscope.precompute.bundles.work import CHECKPOINT, Work, as_begun
 from natscope.precompute.data.datasets import Dataset, first_of_each, of_classes, scaled
 from natscope.precompute.data.poison import poison
 from natscope.precompute.training.models import build_model, fitted, foreign, network_of
@@ -57,11 +58,12 @@ from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import check_suitable, check_trains
 from natscope.precompute.training.weights import check_finite
 
+_ADDING = ".adding"  # ends the name of the folder of work on methods that are added
 _SAMPLED = 2000  # test images whose distance to the training images is measured
 _SAMPLED_KERNEL = 256  # training images whose Jacobians show what the kernel is made of
 
 
-def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
+def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Path | None = None) -> Bundle:
     """Build a bundle, resume an interrupted build, or open the bundle that is there.
 
     The code of a user's own network is trusted from then on when the bundle is opened.
@@ -70,9 +72,11 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
         spec: the settings.
         out: the folder to publish.
         progress: called with the stage's name, steps done and steps in all.
+        reuse: a bundle of the same network, whose Jacobians are taken for all inputs with the same label.
 
     Raises:
-        BuildError: if settings contradict each other, weights are not finite, or the disk is too full.
+        BuildError: if settings contradict each other, nothing can be reused, weights are not finite, or the disk is too
+            full.
         BundleError: if `out` holds something else, or another process is building it.
         DataError: if the data set cannot be loaded.
 
@@ -84,18 +88,18 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
     for name in (spec.model.architecture, *spec.own_code):
         trust(name)
     settings = spec.settings()
-    if out.exists() and not _missing(spec, bundle := existing(out, settings)):
+    if out.exists() and not _missing(spec, bundle := existing(out, spec)):
         return bundle
     lock = filelock.FileLock(out.with_name(out.name + ".lock"))
+    unfinished, adding = (out.with_name(out.name + suffix) for suffix in (".partial", _ADDING))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        # The bits of a matrix product depend on the threads, so all libraries get the number that the manifest names.
-        with lock.acquire(timeout=0), threadpool_limits(torch.get_num_threads(), "blas"):
+        with lock.acquire(timeout=0), as_begun(adding if out.exists() else unfinished):
             if out.exists():
-                return _add(spec, existing(out, settings), progress)
-            work = Work(out.with_name(out.name + ".partial"), settings, progress=progress)
+                return _add(spec, existing(out, spec), progress)
+            work = Work(unfinished, settings, progress=progress)
             if not work.published:
-                builder = _Builder(spec, work, progress)
+                builder = _Builder(spec, work, progress, reuse)
                 with work.resuming(), foreign(spec.model):
                     builder.run()
             work.publish(out)
@@ -108,20 +112,26 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent) -> Bundle:
     return Bundle(out)
 
 
-def existing(out: Path, settings: dict[str, Any]) -> Bundle:
+def existing(out: Path, spec: BuildSpec) -> Bundle:
     """Open the bundle that is already at `out`, or raise BundleError if its settings differ.
 
-    An index that was left to natscope may be of any kind: bundles built by earlier versions have flat ones.
+    The title may differ. An index that was left to natscope may be of any kind: bundles built by earlier versions have
+    flat ones.
     """
     if not out.is_dir():
         raise BundleError(f"{out} is in the way and is not a bundle; choose another folder.")
     bundle = Bundle(out)
     network = bundle.manifest.model.get("architecture")  # a forged manifest may contradict its settings
     known = bundle.manifest.results["settings"]
+    settings = spec.settings(like=known)
     if settings.get("index", {}).get("kind") == AUTO:
         known, settings = ({k: v for k, v in s.items() if k != "index"} for s in (known, settings))
+    known, settings = that_matter(known), that_matter(settings)
     if known != settings or network != settings["model"]["architecture"]:
-        raise BundleError(f"{out} holds a bundle with other settings; choose another folder, or delete that one first.")
+        first = next(differences(known, settings), "its network is another than its settings say")
+        raise BundleError(
+            f"{out} holds a bundle with other settings: {first}; choose another folder, or delete that one first."
+        )
     return bundle
 
 
@@ -129,14 +139,17 @@ def prepared(spec: BuildSpec, data: Dataset) -> tuple[Dataset, Backdoor | None]:
     """Return the data that a bundle holds: classes chosen, images limited, scaled and poisoned as the settings say.
 
     Raises:
+        BuildError: if such data need a network that is not given.
         DataError: if a setting makes no sense for this data set.
     """
     if spec.classes is not None:
         data = of_classes(data, spec.classes)
     if spec.per_class is not None:
         data = first_of_each(data, spec.per_class)
-    if spec.scaling is not None:
+    if spec.scaling is not None and spec.scaling != (data.mean, data.std):
         data = scaled(data, *spec.scaling)
+    if data.train_inputs is not None and (spec.weights is None or ":" not in spec.model.architecture):
+        raise BuildError("Inputs that are no images need a trained network of your own: name it and its weights.")
     return (data, None) if spec.poison is None else poison(data, spec.poison)
 
 
@@ -181,7 +194,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     methods = _missing(spec, bundle)
     if not methods:
         return bundle
-    folder, identity = bundle.path.with_name(bundle.path.name + ".adding"), {"bundle": bundle.identity}
+    folder, identity = bundle.path.with_name(bundle.path.name + _ADDING), {"bundle": bundle.identity}
     work = Work(folder, identity, folder=bundle.path, progress=progress)
     size = size_of(len(bundle.array("train_labels")), bundle.sketch_spec)
     _make_sure_of_room(work.path, artifact_bytes(methods, size))
@@ -214,14 +227,13 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
 class _Builder:
     """One run of a build, stage by stage; each stage asks the journal what is left to do."""
 
-    def __init__(self, spec: BuildSpec, work: Work, progress: Progress) -> None:
+    def __init__(self, spec: BuildSpec, work: Work, progress: Progress, reuse: Path | None) -> None:
         self.spec, self.work, self.progress = spec, work, progress
         data, self.skipped = spec.load(progress)
         self.data, self.backdoor = prepared(spec, data)
         self.model = fitted(spec.model, self.data.train_images.shape[1:], len(self.data.classes))
-        if self.data.train_inputs is not None and (spec.weights is None or ":" not in self.model.architecture):
-            raise BuildError("Inputs that are no images need a trained network of your own: name it and its weights.")
         self.store = Store(work.path, work, progress)
+        self.reuse = None if reuse is None else reusable(reuse, spec, self.data)
 
     def run(self) -> None:
         spec, data = self.spec, self.data
@@ -253,6 +265,7 @@ class _Builder:
         results = self._outputs(features, images, tests) | found
         own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
         kernel = kernel_of(spec.sketch, layout)
+        results |= {} if self.reuse is None else {"reused": self.reuse.to_dict()}
         results["kernel"] = {
             "mean": float(np.mean(kernel.diagonal(own))),
             "shares": features.shares(images[:_SAMPLED_KERNEL], data.train_labels[:_SAMPLED_KERNEL]),
@@ -260,7 +273,7 @@ class _Builder:
         self._per_class(own, kernel)
         if spec.outputs == "all":
             self._every_output(features, images)
-        preparation = Preparation(self.store, features, images, data.train_labels, ekfac=spec.ekfac)
+        preparation = Preparation(self.store, features, images, data.train_labels, ekfac=spec.ekfac, reuse=self.reuse)
         methods, missing = preparation.add(methods_wanted, requested=spec.methods is not None)
         results["kernel"] |= preparation.kernel
         self._finish(features, layout, results | _left_out(left_out(spec.methods, size) | missing), methods)
@@ -342,12 +355,18 @@ class _Builder:
         self.store.small("test_fooled", fooled)
         return {"attack_success": float(np.load(self.work.path / "test_fooled.npy", allow_pickle=False).mean())}
 
-    def _features(self, name: str, features: FeatureMap, images: Inputs, targets: np.ndarray, stage: str) -> np.ndarray:
+    def _features(
+        self, name: str, features: FeatureMap, images: Inputs, targets: np.ndarray, stage: str, *, own: bool = True
+    ) -> np.ndarray:
+        """Return the features under given classes, the images' own labels or another, the same for all."""
+
         def shard(part: slice) -> np.ndarray:
             return features.features(images[part], targets[part])
 
-        shape, halve = (len(images), shard(slice(1)).shape[1]), self.spec.sketch.kind != "exact"
-        return self.store.features(name, shape, shard, stage, halve=halve)
+        shape, halve = (len(images), shard(slice(PROBED)).shape[1]), self.spec.sketch.kind != "exact"
+        reuse = self.reuse
+        taken = shard if reuse is None else reuse.taken(name, shard, features.batch_size, by_label=own)
+        return self.store.features(name, shape, taken, stage, halve=halve, exact=shard)
 
     def _per_class(self, own: np.ndarray, kernel: Kernel) -> None:
         classes = len(self.data.classes)
@@ -366,7 +385,9 @@ class _Builder:
     def _every_output(self, features: FeatureMap, images: Inputs) -> None:
         for label, title in enumerate(self.data.classes):
             targets = np.full(len(images), label)
-            found = self._features(f"features_all_{label}", features, images, targets, f"Jacobians as {title}")
+            found = self._features(
+                f"features_all_{label}", features, images, targets, f"Jacobians as {title}", own=False
+            )
             self.store.small(f"train_gram_{label}", partial(lambda all_: feature_gram(blocks(all_)), found))
 
     def _finish(

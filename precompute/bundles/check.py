@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from natscope.core.device import device
 from natscope.core.features import SHARD, FeatureMap
 from natscope.core.files import machine_memory
 from natscope.core.files import size as formatted
-from natscope.core.images import ImageInputs
+from natscope.core.images import ImageInputs, Inputs, StoredInputs
 from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.parameters import composition, imbalance
@@ -30,7 +31,7 @@ from natscope.precompute.bundles.measure import resident, seconds, seconds_each
 from natscope.precompute.bundles.recorded import check_recordable
 from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_out, size_of, wanted
 from natscope.precompute.data.datasets import FOLDER, Dataset
-from natscope.precompute.data.folders import load_named
+from natscope.precompute.data.folders import evenly
 from natscope.precompute.data.remarks import remarks
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
 from natscope.precompute.training.train import accuracy, train
@@ -39,6 +40,7 @@ from natscope.precompute.training.validate import Suitable, check_suitable, chec
 
 _SAMPLED = 2000  # files of a folder that are read
 _LISTED = 10
+_AT_HAND = 2**28  # bytes of inputs that are read
 _MEASURED = 64  # images whose Jacobians show what the kernel is made of
 _SHORT = 2.0  # seconds of an epoch of the images at hand that is trained to time it
 _WITHIN = 1.2  # memory within operations, relative to the tensors that they make
@@ -58,22 +60,23 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     Raises:
         NatscopeError: what `build` would raise, at the point where it is found.
     """
-    trust(spec.model.architecture)
+    for name in (spec.model.architecture, *spec.own_code):
+        trust(name)
     if out is not None and out.exists():
-        existing(out, spec.settings())
+        existing(out, spec)
         yield "Bundle", f"{out} is there already, with these settings"
     begun = time.perf_counter()
     data, backdoor, rows, skipped = _sampled(spec, progress)
+    images, labels = _at_hand(data.inputs("train"), rows), data.train_labels[rows]
     read, files = time.perf_counter() - begun, len(data.train_images) + len(data.test_images)
-    unread = read * max(0.0, files / _SAMPLED - 1) if spec.dataset.startswith(FOLDER) else 0.0
+    sampled = _SAMPLED if data.train_inputs is None else 2 * len(rows)  # of both splits
+    unread = read * max(0.0, files / sampled - 1) if spec.dataset.startswith(FOLDER) else 0.0
     yield "Data", _about(data)
     if spec.dataset.startswith(FOLDER):
-        yield "", _files_read(data, skipped)
+        yield "", _files_read(data, skipped, sampled)
         folder = Path(spec.dataset.removeprefix(FOLDER))
         for remark in remarks(folder, spec.folder, train=data.train_sources, test=data.test_sources):
             yield "Folder", remark
-    images = ImageInputs(data.train_images[rows], data.mean, data.std)
-    labels = data.train_labels[rows]
 
     model_spec = fitted(spec.model, data.train_images.shape[1:], len(data.classes))
     model = build_model(model_spec, seed=spec.training.seed)
@@ -124,31 +127,43 @@ def _kernel(features: FeatureMap) -> str:
 
 def _sampled(spec: BuildSpec, progress: Progress) -> tuple[Dataset, Backdoor | None, np.ndarray, list[str]]:
     """Return the data set (a sample of a folder), its backdoor, the rows that were read, and unreadable files."""
-    data, skipped = load_named(spec.dataset, spec.folder, progress, sample=_SAMPLED)
+    data, skipped = spec.load(progress, sample=_SAMPLED)
     data, backdoor = prepared(spec, data)
-    rows = _read(data.train_images)
+    rows = _read(data, "train")
     return data, backdoor, rows if len(rows) > 1 else np.arange(len(data.train_images)), skipped
 
 
-def _read(images: np.ndarray) -> np.ndarray:
-    """Return the rows that hold an image; files of a folder that were not read are black images."""
-    return np.flatnonzero(images.reshape(len(images), -1).any(axis=1))[:_SAMPLED]
+def _read(data: Dataset, split: str) -> np.ndarray:
+    """Return rows that hold an image, as files of a folder that were not read are black; of inputs, any few."""
+    inputs = data.inputs(split)
+    if isinstance(inputs, StoredInputs):
+        return evenly(len(inputs), min(_SAMPLED, max(_MEASURED, _AT_HAND // (4 * math.prod(inputs.shape[1:])))))
+    return np.flatnonzero(inputs.images.reshape(len(inputs), -1).any(axis=1))[:_SAMPLED]
+
+
+def _at_hand(inputs: Inputs, rows: np.ndarray) -> Inputs:
+    """Return some rows, read now."""
+    if isinstance(inputs, StoredInputs):
+        return StoredInputs(np.asarray(inputs.rows[rows]))
+    return replace(inputs, images=inputs.images[rows])
 
 
 def _about(data: Dataset) -> str:
     count, sizes = data.train_images.shape, np.bincount(data.train_labels, minlength=len(data.classes))
+    form = f"{count[1]} × {count[2]} pixels, {'grey' if len(count) == 3 else 'colour'}"
+    if data.train_inputs is not None:
+        form = f"inputs of shape {tuple(data.train_inputs.shape[1:])}"
     few = ", ".join(data.classes) if len(data.classes) <= 4 else f"{data.classes[0]}, …, {data.classes[-1]}"
     each = f"{sizes.min():,}" if sizes.min() == sizes.max() else f"{sizes.min():,} to {sizes.max():,}"
     return (
-        f"{data.name}: {count[0]:,} training and {len(data.test_images):,} test images, {count[1]} × {count[2]} "
-        f"pixels, {'grey' if len(count) == 3 else 'colour'}; {len(data.classes)} classes ({few}), {each} training "
-        "images each"
+        f"{data.name}: {count[0]:,} training and {len(data.test_images):,} test images, {form}; {len(data.classes)} "
+        f"classes ({few}), {each} training images each"
     )
 
 
-def _files_read(data: Dataset, skipped: list[str]) -> str:
+def _files_read(data: Dataset, skipped: list[str], most: int) -> str:
     whole = len(data.train_images) + len(data.test_images) + len(skipped)
-    read = f"{_SAMPLED:,} of {whole:,} files were read" if whole > _SAMPLED else "every file was read"
+    read = f"{most:,} of {whole:,} files were read" if whole > most else "every file was read"
     if not skipped:
         return f"{read}, and all can be used"
     more = f" and {len(skipped) - _LISTED:,} more" if len(skipped) > _LISTED else ""
@@ -156,14 +171,16 @@ def _files_read(data: Dataset, skipped: list[str]) -> str:
 
 
 def _weights(model: nn.Module, data: Dataset) -> str:
-    rows = _read(data.test_images)[:200]
+    rows = _read(data, "test")
+    rows = rows[evenly(len(rows), 200)]
     with torch.no_grad():
         model.eval()
-        logits = model(ImageInputs(data.test_images[rows], data.mean, data.std)[:].to(device()))
+        logits = model(_at_hand(data.inputs("test"), rows)[:].to(device()))
     share = accuracy(logits.cpu().numpy(), data.test_labels[rows])
+    scaled = f" with pixels scaled by mean {_numbers(data.mean)} and deviation {_numbers(data.std)}"
     return (
-        f"loaded, nothing is trained; accuracy on {len(rows)} test images {share:.0%} with pixels scaled by mean "
-        f"{_numbers(data.mean)} and deviation {_numbers(data.std)}"
+        f"loaded, nothing is trained; accuracy on {len(rows)} test images {share:.0%}"
+        f"{scaled if data.train_inputs is None else ''}"
     )
 
 
@@ -175,15 +192,13 @@ def _methods(methods: tuple[str, ...], size: Size) -> str:
     return ", ".join(served) + (f"; {', '.join(more)} can be added by --methods" if more else "")
 
 
-def _training(
-    spec: BuildSpec, model: ModelSpec, images: ImageInputs, labels: np.ndarray, count: int
-) -> tuple[float, str]:
+def _training(spec: BuildSpec, model: ModelSpec, images: Inputs, labels: np.ndarray, count: int) -> tuple[float, str]:
     """Time what a training needs once, for each step and for each image."""
     recipe = spec.training
     check_trains(build_model(model, seed=recipe.seed), images[:3], count % recipe.batch_size, model)
 
     def run(number: int, epochs: int = 1) -> None:
-        some, network = replace(images, images=images.images[:number]), build_model(model, seed=recipe.seed)
+        some, network = cast(ImageInputs, _at_hand(images, np.arange(number))), build_model(model, seed=recipe.seed)
         own = replace(recipe, epochs=epochs)
         with tempfile.TemporaryDirectory() as folder:  # a build keeps what is trained after every epoch
             kept = Path(folder) / "training"
@@ -207,7 +222,7 @@ def _training(
 def _jacobians(
     spec: BuildSpec,
     features: FeatureMap,
-    images: ImageInputs,
+    images: Inputs,
     labels: np.ndarray,
     data: Dataset,
     methods: tuple[str, ...],
@@ -259,7 +274,7 @@ def _memory(
     spec: BuildSpec,
     model: ModelSpec,
     features: FeatureMap,
-    images: ImageInputs,
+    images: Inputs,
     labels: np.ndarray,
     data: Dataset,
     methods: tuple[str, ...],
@@ -270,7 +285,7 @@ def _memory(
     weights = 4 * sum(p.numel() for p in trained.parameters())
 
     def step(number: int) -> None:
-        some = replace(images, images=images.images[:number])
+        some = cast(ImageInputs, _at_hand(images, np.arange(number)))
         train(trained, some, torch.from_numpy(labels[:number]), replace(spec.training, epochs=1))
 
     largest = int(sizes[sizes <= LARGEST_GRAM].max(initial=0))

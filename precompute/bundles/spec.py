@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from natscope.core.pool import LARGEST_GRAM
 from natscope.core.progress import Progress
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.data.datasets import FOLDER, Dataset
-from natscope.precompute.data.folders import FolderSpec, fingerprint, load_named
+from natscope.precompute.data.folders import FolderSpec, fingerprint
+from natscope.precompute.data.named import load_named
 from natscope.precompute.data.poison import PoisonSpec
 from natscope.precompute.training.models import ModelSpec, source_of
 from natscope.precompute.training.train import TrainingSpec
@@ -43,6 +45,7 @@ class BuildSpec:
         name: a title for people.
         dataset: a name of `natscope.precompute.data.datasets.DATASETS`, or "folder:PATH".
         data: the data set itself, of that name; loaded by its name when None.
+        made_by: the user's own function that gave it, as "module:function"; empty if none is known.
         folder: how the images of a folder are read.
         classes: labels to keep, renumbered in this order; all of them when None.
         per_class: how many training images of each class to keep, the first ones; all of them when None.
@@ -71,6 +74,7 @@ class BuildSpec:
     name: str = "Fashion-MNIST (25%), MLP"
     dataset: str = "fashion-mnist-quarter"
     data: Dataset | None = None
+    made_by: str = ""
     folder: FolderSpec = field(default_factory=FolderSpec)
     classes: tuple[int, ...] | None = None
     per_class: int | None = None
@@ -106,25 +110,35 @@ class BuildSpec:
     @property
     def own_code(self) -> tuple[str, ...]:
         """The user's own functions that make an input of a file, each as "module:function"."""
-        return () if self.data is None else tuple(filter(None, (self.data.load, self.data.transform)))
+        source = self.folder if self.data is None else self.data
+        return tuple(filter(None, (source.load, source.transform)))
 
-    def load(self, progress: Progress) -> tuple[Dataset, list[str]]:
+    def load(self, progress: Progress, *, sample: int | None = None) -> tuple[Dataset, list[str]]:
         """Return the data set, and a line for each file of a folder that was skipped; see `load_named`."""
-        return load_named(self.dataset, self.folder, progress) if self.data is None else (self.data, [])
+        if self.data is not None:
+            return self.data, []
+        return load_named(self.dataset, self.folder, progress, sample=sample)
 
     def load_into(self, model: nn.Module, spec: ModelSpec) -> None:
         """Load the weights that are given into a network of a specification; see `load_weights`."""
         if self.weights is not None:
             load_weights(model, self.weights, spec, key=self.weights_key, prefix=self.weights_prefix)
 
-    def settings(self) -> dict[str, Any]:
-        """Return what makes the bundle as JSON-able values, loaded weights by their checksum."""
+    def settings(self, *, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what makes the bundle as JSON-able values, loaded weights by their checksum.
+
+        Args:
+            like: those of a bundle, perhaps of an earlier version, whose rule makes the fingerprint of a folder.
+        """
         values = asdict(replace(self, data=None))
-        del values["data"]
+        del values["data"], values["made_by"]
         if self.data is not None:
             values["content"] = self.data.content
-            if self.own_code:
-                values["code"] = {name: find(name).digest for name in self.own_code}
+        if self.made_by and self.data is not None:
+            own = {"data": self.made_by, "load": self.data.load, "transform": self.data.transform}
+            values |= {key: name for key, name in own.items() if name}
+        if self.own_code:
+            values["code"] = {name: find(name).digest for name in self.own_code}
         del values["command"]  # text for people: it changes no other byte
         del values["methods"], values["ekfac"]  # artifacts are added without changing the rest
         for later in ("classes", "per_class", "scaling", "poison"):
@@ -140,7 +154,9 @@ class BuildSpec:
             values["model"]["source"] = source
         del values["folder"]
         if self.dataset.startswith(FOLDER):
-            files = fingerprint(Path(self.dataset.removeprefix(FOLDER)), self.folder)
+            known = like.get("folder") if isinstance(like, Mapping) else None  # perhaps a stranger's
+            known = known.get("files") if isinstance(known, Mapping) else None
+            files = fingerprint(Path(self.dataset.removeprefix(FOLDER)), self.folder, like=known)
             values["folder"] = self.folder.to_dict() | {"files": files}
         if self.weights is not None:
             if not self.weights.is_file():

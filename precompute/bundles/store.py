@@ -20,6 +20,7 @@ from natscope.core.progress import Progress
 from natscope.core.rows import Rows
 from natscope.precompute.bundles.work import Work
 
+PROBED = 8  # rows that tell the width of features, and by which they measure how many to compute at a time
 _LARGEST_SHARD = 2**26  # bytes
 _HALF_ERROR = 2.0**-11  # of a float16 number, at most, relative to its size
 
@@ -77,7 +78,14 @@ class Store:
         return array
 
     def features(
-        self, name: str, shape: tuple[int, int], shard: Callable[[slice], np.ndarray], stage: str, *, halve: bool
+        self,
+        name: str,
+        shape: tuple[int, int],
+        shard: Callable[[slice], np.ndarray],
+        stage: str,
+        *,
+        halve: bool,
+        exact: Callable[[slice], np.ndarray] | None = None,
     ) -> np.ndarray:
         """Fill an array of features shard by shard, as float16 if that is precise enough, else float32; see `halved`.
 
@@ -87,20 +95,21 @@ class Store:
             shard: returns some rows, float32.
             stage: for the progress.
             halve: whether to try float16.
+            exact: returns some rows in full precision, if `shard` may give rows that were float16 before.
 
         Raises:
             BuildError: if a feature is not finite.
         """
 
-        def finite(part: slice) -> np.ndarray:
-            block = shard(part)
+        def finite(part: slice, compute: Callable[[slice], np.ndarray] = exact or shard) -> np.ndarray:
+            block = compute(part)
             if not bounded(block):
                 raise BuildError("A Jacobian is not finite; the network's weights have run away.")
             return block
 
         if halve:
             with contextlib.suppress(_CoarseError):
-                return self.large(name, shape, np.dtype("float16"), lambda part: _half(finite(part)), stage)
+                return self.large(name, shape, np.dtype("float16"), lambda part: _half(finite(part, shard)), stage)
         return self.large(name, shape, np.dtype("float32"), finite, stage)
 
     def index(self, name: str, members: Rows, spec: IndexSpec) -> None:

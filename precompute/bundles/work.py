@@ -3,12 +3,15 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
+from threadpoolctl import threadpool_limits
 
 from natscope.core.bundle.file_checks import whole_header
 from natscope.core.bundle.format import MANIFEST, FileRecord, Manifest, sha256_of, write_atomically
@@ -17,12 +20,14 @@ from natscope.core.bundle.schema import SchemaError
 from natscope.core.errors import BuildError, BundleError, NatscopeError, out_of_memory
 from natscope.core.files import from_json, irregular, opened, read_regular
 from natscope.core.progress import Progress, silent
+from natscope.precompute.bundles.compare import that_matter
 from natscope.precompute.bundles.spec import versions
 
 CHECKPOINT = "training.safetensors"
 _JOURNAL, _SETTINGS = "journal.json", "settings.json"
 _UNREADABLE = (NatscopeError, ValueError, TypeError, KeyError, AttributeError)
 _MISFITS = (ValueError, TypeError, LookupError, RuntimeError, safetensors.SafetensorError)
+_THREADS = re.compile(r"[1-9][0-9]{0,2}")  # a stranger's folder may not ask for more
 _CLASSES = 10**6  # more than any bundle has
 
 
@@ -60,7 +65,7 @@ class Work:
             known, empty = _made_with(path), path.is_dir() and not any(path.iterdir())
             if path.is_symlink() or (known is None and not empty):
                 raise BundleError(f"{path} is in the way and was not made by natscope; move it away.")
-            if known != identity:
+            if known is None or not _same(known, identity):
                 shutil.rmtree(path)
         path.mkdir(exist_ok=True)
         self.resumed = any(file.name != _SETTINGS for file in path.iterdir())
@@ -138,6 +143,29 @@ class Work:
             return sha256_of(self._folder / file, links=False) == digest
         except (NatscopeError, ValueError):
             return False
+
+
+@contextlib.contextmanager
+def as_begun(path: Path) -> Iterator[None]:
+    """Compute with as many threads as an unfinished bundle was begun with, or as usual, in all libraries.
+
+    The bits of a matrix product depend on how many there are, and a manifest names one number.
+    """
+    known, usual = _made_with(path), torch.get_num_threads()
+    found = known["versions"].get("threads") if known and isinstance(known["versions"], dict) else None
+    torch.set_num_threads(int(found) if isinstance(found, str) and _THREADS.fullmatch(found) else usual)
+    try:
+        with threadpool_limits(torch.get_num_threads(), "blas"):
+            yield
+    finally:
+        torch.set_num_threads(usual)
+
+
+def _same(known: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Return whether work that was begun goes on under these settings and versions."""
+    settings = [each["settings"] for each in (known, identity)]
+    alike = all(isinstance(each, dict) for each in settings) and that_matter(settings[0]) == that_matter(settings[1])
+    return alike and known["versions"] == identity["versions"]
 
 
 def _read(journal: Path) -> tuple[dict[str, int], dict[str, tuple[str, str]]]:

@@ -4,7 +4,7 @@ import base64
 import io
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from natscope.core.errors import DataError, QueryError
+from natscope.core.errors import DataError, NatscopeError, QueryError
 
 LARGEST_PIXELS = 25_000_000
 LARGEST_ASPECT = 10
@@ -86,9 +86,9 @@ class Reading:
                 raise DataError(f"There is no {name} '{value}'; choose from {', '.join(map(str, choices))[:100]}.")
 
     @classmethod
-    def of_settings(cls, settings: Mapping[str, Any]) -> "Reading":
+    def of_settings(cls, settings: object) -> "Reading":
         """Return how a bundle's settings, perhaps a stranger's, read pixels; what files may be is not theirs."""
-        folder = settings.get("folder")
+        folder = settings.get("folder") if isinstance(settings, Mapping) else None
         given = folder.get("reading") if isinstance(folder, Mapping) else None
         known = given if isinstance(given, Mapping) else {}
         chosen: dict[str, Any] = {}
@@ -285,6 +285,26 @@ def _on_background(image: Image.Image, background: str) -> Image.Image:
 def picture(pixels: np.ndarray) -> Image.Image:
     """Return an image (H, W) or (H, W, 3) uint8 as a picture of Pillow."""
     return Image.fromarray(pixels)
+
+
+def in_colour_or_grey(given: Image.Image, shape: Sequence[int], make: Callable[[Any], np.ndarray]) -> np.ndarray:
+    """Return the input that a picture in RGB becomes, or in grey if the network takes one channel and that alone fits.
+
+    Args:
+        given: the picture.
+        shape: of an input.
+        make: makes one of a picture; it may raise NatscopeError.
+    """
+    grey = tuple(shape[:1]) == (1,)
+    try:
+        found = make(given)
+    except NatscopeError:
+        if not grey:
+            raise
+    else:
+        if not grey or found.shape == tuple(shape):
+            return found
+    return make(given.convert("L"))
 
 
 def data_uri(image: Image.Image | np.ndarray) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,18 +14,20 @@ import numpy as np
 from natscope.core.errors import DataError, FileError, QueryError
 from natscope.core.files import sha256_of, size
 from natscope.core.progress import Progress, silent
-from natscope.core.text import UNSEEN
-from natscope.precompute.data.datasets import FOLDER, Dataset, load_dataset
+from natscope.precompute.data.datasets import FOLDER, Dataset
 from natscope.precompute.data.decode import EXTENSIONS, USUAL, Reading, decode, fit
+from natscope.precompute.data.splits import HIDDEN, class_names, parts, shown
 
 _ALWAYS = ("image_size", "test_share", "skip_broken")  # in a bundle's settings
+_VERSION = 2  # of fingerprints
 _LISTED = 10  # unreadable files named in a message
 _LEAST_STD = 1e-3  # of a channel that is the same everywhere
 LARGEST_FILE = 2**28  # bytes; files of the largest picture allowed are smaller in every format
 
-_HELD_OUT = {"test", "testing", "val", "valid", "validation", "eval", "dev", "holdout"}  # names for the test split
 _HINTS = {"megapixels": "--largest MEGAPIXELS", "name does not fit": "--by-content", "animation": "--first-frame"}
 _HINTS |= {"transparent everywhere": "--background ignore"}
+
+Labelled = list[tuple[Path, int]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class FolderSpec:
         test_folder: name of the folder beside train that holds the test images; the one of a usual name when None.
         missing_classes: go on if a class has no test image, and leave out test images of classes without training ones.
         reading: how files become pixels.
+        load: the user's own function that reads a file, as "module:function"; natscope's own if empty.
+        transform: the user's own function that makes an input of what was read; none if empty.
     """
 
     image_size: int = 32
@@ -48,29 +51,14 @@ class FolderSpec:
     test_folder: str | None = None
     missing_classes: bool = False
     reading: Reading = USUAL
+    load: str = ""
+    transform: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values, without those that were added later and are as before."""
         usual, own = asdict(FolderSpec()), asdict(self)
         own["reading"] = {name: value for name, value in own["reading"].items() if value != usual["reading"][name]}
         return {name: own[name] for name in own if name in _ALWAYS or own[name] not in (usual[name], {})}
-
-
-def load_named(
-    name: str,
-    spec: FolderSpec,
-    progress: Progress = silent,
-    *,
-    sample: int | None = None,
-) -> tuple[Dataset, list[str]]:
-    """Load a data set by the name that a bundle gives it: a key of `DATASETS`, or "folder:PATH", see `load_folder`.
-
-    Raises:
-        DataError: if it cannot be loaded.
-    """
-    if not name.startswith(FOLDER):
-        return load_dataset(name), []
-    return load_folder(Path(name.removeprefix(FOLDER)).absolute(), spec, progress, sample=sample)
 
 
 def load_folder(
@@ -96,12 +84,7 @@ def load_folder(
         DataError: if there are fewer than two classes, a class is empty, or files cannot be read and may not be
             skipped.
     """
-    if not 4 <= spec.image_size <= 512 or not 0 < spec.test_share < 1:
-        raise DataError("Images need a side of 4 to 512 pixels, and the test share must lie between 0 and 1.")
-    spec.reading.check()
-    classes, *splits = listed(path, spec)
-    if len(splits) == 1 and not spec.skip_broken:
-        splits = _divided(splits[0], len(classes), spec.test_share)
+    classes, *splits = divided(path, spec)
     files = [file for split in splits for file in split]
     try:
         pixels = np.zeros((len(files), spec.image_size, spec.image_size, 3), dtype=np.uint8)
@@ -110,7 +93,7 @@ def load_folder(
             f"{len(files):,} images of {spec.image_size} by {spec.image_size} pixels do not fit in memory; choose a "
             "smaller --image-size."
         ) from error
-    read = np.unique(np.linspace(0, len(files) - 1, min(sample or len(files), len(files)), dtype=np.int64))
+    read = evenly(len(files), sample)
     broken: dict[int, str] = {}
     for done, position in enumerate(read):
         if done % 500 == 0:
@@ -126,17 +109,7 @@ def load_folder(
     kept = np.ones(len(files), dtype=bool)
     kept[list(broken)] = False
     labels = np.array([label for _, label in files], dtype=np.int64)
-    if len(splits) == 1:  # only files that can be read are divided
-        whole = [(position, int(labels[position])) for position in np.flatnonzero(kept)]
-        train = np.isin(np.arange(len(files)), [p for p, _ in _divided(whole, len(classes), spec.test_share)[0]])
-    else:
-        train = np.arange(len(files)) < len(splits[0])
-    for name, rows in (("training", train & kept), ("test", ~train & kept)):
-        for label in np.flatnonzero(np.bincount(labels[rows], minlength=len(classes)) == 0):
-            if name == "training" or not spec.missing_classes:
-                raise DataError(_empty(path, classes[label], name, alone=int((labels == label).sum()) == 1))
-    if not (~train & kept).any():
-        raise DataError(f"{path} has no test image that can be read.")
+    train = allotted(path, spec, classes, splits, kept)
     good = read[kept[read]]
     if all((pixels[part, ..., :1] == pixels[part]).all() for part in np.array_split(good, len(good) // 1000 + 1)):
         pixels = pixels[..., 0]
@@ -144,7 +117,7 @@ def load_folder(
     images = [_rows(pixels, np.flatnonzero(part & kept)) for part in (train, ~train)]
     names = [shown(file.relative_to(path)) for file, _ in files]
     data = Dataset(
-        name=f"folder:{shown(Path(path.resolve().name))}",
+        name=title_of(path),
         classes=classes,
         train_images=images[0],
         train_labels=labels[train & kept],
@@ -158,33 +131,98 @@ def load_folder(
     return data, list(broken.values())
 
 
-def fingerprint(path: Path, spec: FolderSpec) -> str:
+def title_of(path: Path) -> str:
+    """Return what the data set of a folder is called."""
+    return f"{FOLDER}{shown(Path(path.resolve().name))}"
+
+
+def evenly(count: int, sample: int | None) -> np.ndarray:
+    """Return the numbers below `count`, or about `sample` of them at even distances."""
+    return np.unique(np.linspace(0, count - 1, min(sample or count, count), dtype=np.int64))
+
+
+def divided(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
+    """Return the classes and the files of both splits, or of the whole if unreadable ones are to be left out first.
+
+    Raises:
+        DataError: for settings that make no sense, and as `load_folder` does.
+    """
+    if not 4 <= spec.image_size <= 512 or not 0 < spec.test_share < 1:
+        raise DataError("Images need a side of 4 to 512 pixels, and the test share must lie between 0 and 1.")
+    spec.reading.check()
+    classes, *splits = listed(path, spec)
+    if len(splits) == 1 and not spec.skip_broken:
+        splits = _divided(splits[0], len(classes), spec.test_share)
+    return classes, *splits
+
+
+def allotted(
+    path: Path, spec: FolderSpec, classes: Sequence[str], splits: Sequence[Labelled], kept: np.ndarray
+) -> np.ndarray:
+    """Return which files, of those that are kept, are for training, (N,) bool.
+
+    Args:
+        path: the folder.
+        spec: its settings.
+        classes: a title for each label.
+        splits: the files, as `divided` returns them, N in all.
+        kept: which of them can be read, (N,) bool.
+
+    Raises:
+        DataError: if nothing is left of a class that is needed.
+    """
+    labels = np.array([label for split in splits for _, label in split], dtype=np.int64)
+    if len(splits) == 1:  # only files that can be read are divided
+        whole = [(position, int(labels[position])) for position in np.flatnonzero(kept)]
+        train = np.isin(np.arange(len(kept)), [p for p, _ in _divided(whole, len(classes), spec.test_share)[0]])
+    else:
+        train = np.arange(len(kept)) < len(splits[0])
+    for name, rows in (("training", train & kept), ("test", ~train & kept)):
+        for label in np.flatnonzero(np.bincount(labels[rows], minlength=len(classes)) == 0):
+            if name == "training" or not spec.missing_classes:
+                raise DataError(_empty(path, classes[int(label)], name, alone=int((labels == label).sum()) == 1))
+    if not (~train & kept).any():
+        raise DataError(f"{path} has no test image that can be read.")
+    return train
+
+
+def fingerprint(path: Path, spec: FolderSpec, *, like: object = None) -> str:
     """Hash the names and contents of a folder's images, by which a build notices changes.
 
-    Files whose size and time of change are known are not read again.
+    Files that are known to be the same as before are not read again.
+
+    Args:
+        path: the folder.
+        spec: its settings.
+        like: of an earlier build. If it has no version, from names and contents or names and sizes as they are now, the
+            same is returned.
 
     Raises:
         DataError: if the folder cannot be used.
     """
     _, *splits = listed(path, spec)
-    digest = hashlib.sha256()
+    contents, sizes = hashlib.sha256(), hashlib.sha256()
     for file in sorted(file for split in splits for file, _ in split):
-        found = file.lstat() if _dangles(file) else file.stat()
-        content = content_of(file, found.st_size, found.st_mtime_ns)
-        digest.update(f"{file.relative_to(path).as_posix()}\0{content}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
+        name = file.relative_to(path).as_posix()
+        length = (file.lstat() if _dangles(file) else file.stat()).st_size
+        for digest, value in ((contents, content_of(file)), (sizes, length)):
+            digest.update(f"{name}\0{value}\n".encode(errors="surrogateescape"))
+    found = contents.hexdigest()[:16]
+    return str(like) if like in (found, sizes.hexdigest()[:16]) else f"{_VERSION}:{found}"
+
+
+def content_of(file: Path) -> str:
+    """Return the checksum of a file, or its length if it cannot be read, which is reported when the images are read."""
+    found = file.lstat() if _dangles(file) else file.stat()
+    return _content_of(file, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 @lru_cache(maxsize=2**20)
-def content_of(file: Path, length: int, changed: int) -> str:
-    """Return the checksum of a file, or its length if it cannot be read, which is reported when the images are read."""
+def _content_of(file: Path, length: int, *known_by: int) -> str:
     try:
         return sha256_of(file)
     except FileError:
         return str(length)
-
-
-Labelled = list[tuple[Path, int]]
 
 
 def _rows(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -209,17 +247,17 @@ def listed(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
     try:
         if not path.is_dir():
             raise DataError(f"There is no folder {path}; --dataset folder:PATH names one that holds images by class.")
-        train, held_out, _ = parts(path, spec)
-        names = _class_names(path / train)
-        splits = [_files(path / train, names)]
+        train, held_out, _ = parts(path, spec.test_folder)
+        names = class_names(path / train)
+        splits = [_files(path / train, names, any_kind=bool(spec.load))]
         if held_out is not None:
-            unknown = sorted(set(_class_names(path / held_out)) - set(names))
+            unknown = sorted(set(class_names(path / held_out)) - set(names))
             if unknown and not spec.missing_classes:
                 raise DataError(
                     f"{path / held_out} has a class {unknown[0]} that {path / train} does not have; go on without its "
                     "images with --missing-classes."
                 )
-            splits.append(_files(path / held_out, names))
+            splits.append(_files(path / held_out, names, any_kind=bool(spec.load)))
     except OSError as error:
         raise DataError(f"The folder {error.filename or path} cannot be read: {error.strerror}.") from error
     if len(names) < 2:
@@ -230,62 +268,17 @@ def listed(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
     return tuple(names), *splits
 
 
-def parts(path: Path, spec: FolderSpec) -> tuple[str, str | None, list[str]]:
-    """Return the folder of the training images, "" for the whole, that of the test images if any, and those not used.
-
-    A folder is divided into splits if it has one called train and others, if any, have a usual name of a test split.
-    """
-    there = {name.lower(): name for name in subfolders(path)}
-    others = [name for name in there if name != "train"]
-    named = spec.test_folder
-    if named is not None:
-        if "train" not in there or named.lower() not in others:
-            raise DataError(f"{path} has no folders train and {named}, as --test-folder {named} says.")
-        taken = named.lower()
-    elif "train" in there and "test" in there:
-        taken = "test"
-    elif "train" in there and set(others) <= _HELD_OUT:
-        if len(others) > 1:
-            raise DataError(f"{path} has {' and '.join(others)} beside train; choose one by --test-folder {others[0]}.")
-        if not others:
-            return there["train"], None, []
-        taken = others[0]
-    else:
-        return "", None, []
-    return there["train"], there[taken], [there[name] for name in others if name != taken]
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder that are not hidden, sorted."""
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _class_names(folder: Path) -> list[str]:
-    """Return the classes of a folder; names that some systems or commands cannot tell apart are refused."""
-    names, known = subfolders(folder), dict[str, str]()
-    for name in names:
-        if not name.isprintable():
-            raise DataError(f"The class folder {shown(Path(name))!r} in {folder} has no printable name; rename it.")
-        other = known.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
-        if other != name:
-            raise DataError(
-                f"The classes {other} and {name} of {folder} differ in nothing but upper and lower case or the way an "
-                "accent is written; merge or rename one."
-            )
-    return names
-
-
-def _files(folder: Path, names: Sequence[str]) -> Labelled:
-    """Return the images of every class, at any depth; hidden files and files of other kinds are left out."""
+def _files(folder: Path, names: Sequence[str], *, any_kind: bool) -> Labelled:
+    """Return the images of every class, at any depth; hidden files and usually files of other kinds are left out."""
     return [
         (file, label)
         for label, name in enumerate(names)
         if (folder / name).is_dir()
-        for file in sorted(_walk(folder / name))
+        for file in sorted(_walk(folder / name, any_kind))
     ]
 
 
-def _walk(folder: Path) -> list[Path]:
+def _walk(folder: Path, any_kind: bool) -> list[Path]:
     """Return the images in a folder and those below it, without following links to folders, which may loop."""
 
     def refuse(error: OSError) -> None:
@@ -293,9 +286,10 @@ def _walk(folder: Path) -> list[Path]:
 
     found = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
         files = [Path(parent, name) for name in names if not name.startswith(".")]
-        found += [f for f in files if f.suffix.lower() in EXTENSIONS and (f.is_file() or _dangles(f))]
+        wanted = [f for f in files if any_kind or f.suffix.lower() in EXTENSIONS]
+        found += [f for f in wanted if f.is_file() or _dangles(f)]
     return found
 
 
@@ -314,11 +308,6 @@ def _divided(files: Sequence[tuple[Any, int]], classes: int, share: float) -> li
             count = min(max(1, round(share * len(rows))), len(rows) - 1)
             test |= set(np.random.default_rng([0, label]).choice(rows, count, replace=False).tolist())
     return [[f for row, f in enumerate(files) if (row in test) is wanted] for wanted in (False, True)]
-
-
-def shown(path: Path) -> str:
-    """Return a path as text that can be printed; what is not text in it becomes question marks."""
-    return UNSEEN.sub("\ufffd", os.fsencode(path).decode(errors="replace"))
 
 
 def _empty(path: Path, title: str, split: str, *, alone: bool) -> str:

@@ -1,5 +1,6 @@
 """What somebody calls a data set, whatever its kind: labels, sources, and inputs that are read one by one."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 
 from natscope.core.errors import DataError, NatscopeError, out_of_memory
-from natscope.precompute.data.decode import EXTENSIONS, decode
+from natscope.precompute.data.decode import EXTENSIONS, USUAL, decode, picture
+from natscope.precompute.data.decode import Reading as Decoding
 from natscope.precompute.training.projects import said
 
 MOST_CLASSES = 10_000
@@ -27,6 +29,7 @@ class Reading:
         load: reads a file, given its path; a picture in RGB when None.
         transform: makes an input of what is not one yet, a picture that was read or that the data set gives.
         columns: the names of the columns of inputs (or paths of files) and labels in a table.
+        decoding: how files become pictures, where `load` does not read them.
     """
 
     classes: Sequence[str] | None = None
@@ -35,6 +38,7 @@ class Reading:
     load: Callable[..., Any] | None = None
     transform: Callable[..., Any] | None = None
     columns: tuple[str, str] | None = None
+    decoding: Decoding = USUAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,7 @@ class Items:
         read: returns an item's input, float32 or a picture of uint8, and its label, a whole number or a word.
         whole: all inputs (N, ...) and labels, if they are in memory already.
         classes: a title for each label, if the data set says so.
+        files: the files that the items come from, if they are pictures that natscope reads.
     """
 
     part: str
@@ -56,19 +61,22 @@ class Items:
     read: Callable[[int], tuple[np.ndarray, int | str]]
     whole: tuple[np.ndarray, Sequence[int] | Sequence[str]] | None = None
     classes: tuple[str, ...] | None = None
+    files: Sequence[Path] = ()
 
 
 def items_of(found: Any, part: str, reading: Reading) -> Items:
     """Return the items of a data set of any kind that natscope knows.
 
     Args:
-        found: a torch Dataset, a pair of arrays, a DataFrame, a split of `datasets`, or a folder.
+        found: a torch Dataset, a pair of arrays, a DataFrame, a split of `datasets`, a folder, or items already.
         part: "training" or "test".
         reading: how items become inputs.
 
     Raises:
         DataError: if it is of no such kind, or cannot be read.
     """
+    if isinstance(found, Items):
+        return found
     if isinstance(found, str | Path):
         return _of_folder(Path(found), part, reading)
     if hasattr(found, "iloc") and hasattr(found, "columns"):
@@ -112,7 +120,9 @@ def _of_dataset(found: Any, part: str, reading: Reading) -> Items:
         given, label = _item(found, row, part)
         return _transformed(given, row, part, reading), _label(label, row, part)
 
-    return Items(part, len(found), _sources_of(found, len(found)), read, classes=_titles(found))
+    count, samples = len(found), _samples_of(found)
+    sources = [_within(path, root) for path, root in samples] or [f"row {row}" for row in range(count)]
+    return Items(part, count, sources, read, classes=_titles(found), files=[Path(path) for path, _ in samples])
 
 
 def _item(found: Any, row: int, part: str) -> tuple[Any, Any]:
@@ -123,15 +133,15 @@ def _item(found: Any, row: int, part: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _sources_of(found: Any, count: int) -> list[str]:
-    """Return the files that a torchvision folder, or a subset of one, was made of; rows for others."""
-    if hasattr(found, "dataset") and hasattr(found, "indices") and len(found.indices) == count:
-        inner = _sources_of(found.dataset, len(found.dataset))
-        return [inner[int(row)] for row in found.indices]
+def _samples_of(found: Any) -> list[tuple[str | Path, Any]]:
+    """Return the files that a torchvision folder, or a subset of one, was made of, and the folder; none for others."""
+    if hasattr(found, "dataset") and hasattr(found, "indices"):
+        inner = _samples_of(found.dataset)
+        return [inner[int(row)] for row in found.indices] if inner else []
     samples = getattr(found, "samples", None)
-    if isinstance(samples, list) and len(samples) == count and all(_names_file(each) for each in samples):
-        return [_within(each[0], getattr(found, "root", "")) for each in samples]
-    return [f"row {row}" for row in range(count)]
+    if isinstance(samples, list) and len(samples) == len(found) and all(_names_file(each) for each in samples):
+        return [(each[0], getattr(found, "root", "")) for each in samples]
+    return []
 
 
 def _names_file(sample: Any) -> bool:
@@ -144,9 +154,13 @@ def _within(file: str | Path, root: Any) -> str:
 
 
 def _titles(found: Any) -> tuple[str, ...] | None:
-    titles = getattr(getattr(found, "dataset", found), "classes", None)
+    """Return the titles that a torchvision data set gives its labels; none if its own function changes labels."""
+    if hasattr(found, "dataset") and hasattr(found, "indices"):
+        return _titles(found.dataset)
+    titles = getattr(found, "classes", None)
     usable = isinstance(titles, list | tuple) and 1 < len(titles) <= MOST_CLASSES
-    return tuple(map(str, titles)) if usable and titles is not None else None
+    renumbered = getattr(found, "target_transform", None) is not None
+    return tuple(map(str, titles)) if usable and titles is not None and not renumbered else None
 
 
 def _columns(reading: Reading, usual: str, there: Iterable[Any], what: str) -> tuple[str, str]:
@@ -162,8 +176,11 @@ def _columns(reading: Reading, usual: str, there: Iterable[Any], what: str) -> t
 
 def _of_table(found: Any, part: str, reading: Reading) -> Items:
     paths, labels = _columns(reading, "path", found.columns, f"{part} table")
-    files = [Path(str(path)) for path in found[paths]]
-    return _of_files(files, list(found[labels]), part, reading, [str(path) for path in found[paths]])
+    names = list(found[paths])
+    for row, name in enumerate(names):
+        if not isinstance(name, str | os.PathLike) or not str(name):
+            raise DataError(f"Item {row} of the {part} set names no file; its column {paths} holds {str(name)[:60]!r}.")
+    return _of_files([Path(name) for name in names], list(found[labels]), part, reading, list(map(str, names)))
 
 
 def _of_folder(path: Path, part: str, reading: Reading) -> Items:
@@ -190,7 +207,11 @@ def _of_files(
         )
 
     given = _labels(labels, part)
-    return Items(part, len(files), sources, lambda row: (input_of(files[row], row, part, reading), given[row]))
+
+    def read(row: int) -> tuple[np.ndarray, int | str]:
+        return input_of(files[row], row, part, reading), given[row]
+
+    return Items(part, len(files), sources, read, files=files)
 
 
 def _of_split(found: Any, part: str, reading: Reading) -> Items:
@@ -200,6 +221,8 @@ def _of_split(found: Any, part: str, reading: Reading) -> Items:
 
     def read(row: int) -> tuple[np.ndarray, int | str]:
         item = _called(lambda: found[row], f"Item {row} of the {part} split cannot be read")
+        if item[inputs] is None:
+            raise DataError(f"Item {row} of the {part} split has no {inputs}; leave such items out.")
         return _transformed(item[inputs], row, part, reading), given[row]
 
     rows = [f"row {row}" for row in range(len(found))]
@@ -220,7 +243,7 @@ def input_of(file: Path, row: int, part: str, reading: Reading) -> np.ndarray:
         found = _called(lambda: load(file), f"Item {row} of the {part} set, {file}, cannot be loaded")
     else:
         try:
-            found = decode(file.read_bytes(), file.name)
+            found = decode(file.read_bytes(), file.name, reading.decoding)
         except (OSError, NatscopeError) as error:
             raise DataError(f"Item {row} of the {part} set, {file}, cannot be read: {said(error)}.") from error
     return _transformed(found, row, part, reading)
@@ -239,9 +262,22 @@ def transformed(found: Any, what: str, reading: Reading) -> np.ndarray:
         reading: how it becomes an input.
     """
     if reading.transform is not None and is_raw(found):
-        transform, given = reading.transform, found
+        transform, given = reading.transform, found if reading.load is not None else as_picture(found)
         found = _called(lambda: transform(given), f"{what} cannot be transformed")
     return as_array(found, what)
+
+
+def as_picture(found: Any) -> Any:
+    """Return pixels of uint8, (H, W) and 1 or 3 channels first or last, as a picture; anything else as it is."""
+    pixels = found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else found
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or not pixels.size:
+        return found
+    if pixels.ndim == 3 and pixels.shape[2] not in (1, 3):
+        pixels = np.moveaxis(pixels, 0, 2)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    plain = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    return picture(np.ascontiguousarray(pixels)) if plain else found
 
 
 def is_raw(found: Any) -> bool:

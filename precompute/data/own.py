@@ -9,20 +9,31 @@ from typing import Any
 import numpy as np
 
 from natscope.core.bundle.file_checks import bounded
-from natscope.core.errors import DataError
+from natscope.core.errors import DataError, NatscopeError
 from natscope.core.files import size
 from natscope.core.progress import Progress, silent
 from natscope.core.scratch import temporary_folder
 from natscope.core.text import UNSEEN
 from natscope.core.thumbnails import LARGEST, scaling_between, thumbnails
 from natscope.precompute.data.datasets import Dataset
-from natscope.precompute.data.decode import picture
-from natscope.precompute.data.items import MOST_CLASSES, Items, Reading, items_of, transformed
+from natscope.precompute.data.decode import decode, in_colour_or_grey, picture
+from natscope.precompute.data.items import (
+    MOST_CLASSES,
+    Items,
+    Reading,
+    input_of,
+    items_of,
+    transformed,
+)
 
 _AT_HAND = 2**28  # bytes of inputs up to which they are kept in memory
 _AT_ONCE = 256  # inputs
-_REPEATED = 3  # inputs that are read twice, to see whether they are the same
+_REPEATED = 16  # inputs read twice in a row: all of them miss a mirror that is thrown like a coin once in 65,536 times
+_AGAIN = 32  # inputs that are read once more after all others, when random numbers have moved on
+_SAME = 3  # files of which one at least becomes the input that is stored
+_CLOSE = 1e-3  # of the largest number of an input
 _LARGEST_SCALE = 1e6
+_LISTED = 5  # classes in a sentence
 
 
 @dataclass(eq=False)
@@ -79,45 +90,87 @@ def own_dataset(
         return Dataset(**about, train_images=images[0], test_images=images[1], mean=mean, std=std)
     mean, std = _shown_by(kept[0], reading)
     images = [_thumbnails(rows, mean, std) for rows in kept]
-    return Dataset(
-        **about,
-        train_images=images[0],
-        test_images=images[1],
-        mean=mean,
-        std=std,
-        train_inputs=kept[0],
-        test_inputs=kept[1],
-    )
+    inputs = {"train_inputs": kept[0], "test_inputs": kept[1]}
+    data = Dataset(**about, **inputs, train_images=images[0], test_images=images[1], mean=mean, std=std)
+    if reading.load is not None or reading.transform is not None:
+        _check_uploads(data, reading, parts[0].files)
+    return data
 
 
 def _labelled(
     parts: Sequence[Items], found: Sequence[Sequence[int] | Sequence[str]], classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Return the classes and the labels of both parts, (N,) int64, from the labels that were found in them."""
+    """Return the classes and the labels of both parts, (N,) int64, from the labels that were found in them.
+
+    Numbers are those of the training set: where another part numbers the same titles in its own way, they are changed.
+    """
+    own, known = parts[0].classes, None if classes is None else tuple(map(str, classes))
+    words = any(isinstance(label, str) for labels in found for label in labels)
+    if not words and own is not None and known is not None:
+        _check_order(own, known)
+    named = known is not None and any(title in known for items in parts for title in items.classes or ())
+    reference = None if words else own or (known if named else None)  # other titles are new ones for the same numbers
+    found = [_translated(reference, items, labels, words) for items, labels in zip(parts, found, strict=True)]
     every = {label for labels in found for label in labels}
-    words = any(isinstance(label, str) for label in every)
     if words and not all(isinstance(label, str) for label in every):
         raise DataError("Some labels are words and some are numbers; give all of one kind.")
-    if classes is None:
-        classes = parts[0].classes
-    if classes is None and not words and max(map(int, every)) >= MOST_CLASSES:
+    if known is None:
+        known = own
+    if known is None and not words and max(map(int, every)) >= MOST_CLASSES:
         raise DataError(f"The largest label is {max(every)}, and natscope takes labels from 0 to {MOST_CLASSES - 1:,}.")
-    if classes is None:
-        classes = sorted(map(str, every)) if words else [str(label) for label in range(max(map(int, every)) + 1)]
-    titles = tuple(map(str, classes))
-    if len(titles) < 2:
-        raise DataError(f"There is one class alone, {titles[0]}; a classifier needs at least two." if titles else _NONE)
-    if len(set(titles)) < len(titles) or not all(titles):
+    if known is None and words:  # a class of test items alone would shift the numbers of others
+        known = tuple(sorted(set(map(str, found[0]))))
+    if known is None:
+        known = tuple(map(str, range(max(map(int, every)) + 1)))
+    if len(known) < 2:
+        raise DataError(f"There is one class alone, {known[0]}; a classifier needs at least two." if known else _NONE)
+    if len(set(known)) < len(known) or not all(known):
         raise DataError("Two classes have the same title, or one has none; give each class one of its own.")
-    place: dict[Any, int] = {title if words else label: label for label, title in enumerate(titles)}
+    place: dict[Any, int] = {title if words else label: label for label, title in enumerate(known)}
     numbered = []
     for items, labels in zip(parts, found, strict=True):
         for row, label in enumerate(labels):
             if label not in place:
-                choice = f"one of the {len(titles)} classes" if words else f"from 0 to {len(titles) - 1}"
-                raise DataError(f"Item {row} of the {items.part} set has the label {label}, which is not {choice}.")
+                choice = f"one of the {len(known)} classes" if words else f"from 0 to {len(known) - 1}"
+                hint = f" ({_few(known)}); classes= can name more" if words and classes is None else ""
+                raise DataError(
+                    f"Item {row} of the {items.part} set has the label {label}, which is not {choice}{hint}."
+                )
         numbered.append(np.array([place[label] for label in labels], dtype=np.int64))
-    return titles, numbered
+    return known, numbered
+
+
+def _check_order(own: Sequence[str], given: Sequence[str]) -> None:
+    """Refuse titles for labels that are the data's own titles of other labels; new titles may be given."""
+    for label, title in enumerate(own):
+        if title in given and given[label : label + 1] != (title,):
+            raise DataError(
+                f"classes= has {title} in place {given.index(title)}, and the training set numbers it {label}; leave "
+                "classes= out, or give titles in the order of the data's own."
+            )
+
+
+def _translated(known: Sequence[str] | None, items: Items, labels: Sequence[Any], words: bool) -> Sequence[Any]:
+    """Return labels in the numbers of known titles, or as words; as they are if a part has no titles of its own."""
+    own = items.classes
+    place = {title: label for label, title in enumerate(known or ())}
+    if own is None or own == known or (known is None and not words) or any(isinstance(y, str) for y in labels):
+        return labels
+    for row, label in enumerate(labels):
+        if not 0 <= label < len(own):
+            raise DataError(
+                f"Item {row} of the {items.part} set has the label {label}, which is not from 0 to {len(own) - 1}."
+            )
+        if known is not None and own[label] not in place:
+            raise DataError(
+                f"Item {row} of the {items.part} set is of the class {own[label]}, which is none of "
+                f"{_few(known)}, those of the training set."
+            )
+    return [own[label] if words else place[own[label]] for label in labels]
+
+
+def _few(titles: Sequence[str]) -> str:
+    return ", ".join(titles[:_LISTED]) + (f" and {len(titles) - _LISTED:,} more" if len(titles) > _LISTED else "")
 
 
 _NONE = "There are no classes; name them with classes=."
@@ -136,13 +189,9 @@ def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequ
                 raise _not_finite(items.part, row)
         return _Kept(inputs), labels
     first, _ = items.read(0)
-    for row in range(min(_REPEATED, items.count)):
-        once, again = items.read(row)[0], items.read(row)[0]
-        if once.shape != again.shape or not np.array_equal(once, again, equal_nan=once.dtype != np.uint8):
-            raise DataError(
-                f"Item {row} of the {items.part} set is another each time it is read; natscope needs the inputs "
-                "without random augmentation, as for testing."
-            )
+    for time in range(_REPEATED):
+        row = time % items.count
+        _check_repeated(items, row, items.read(row)[0])
     kept, labels = _room(items.count, first), list[Any]()
     for row in range(items.count):
         if row % _AT_ONCE == 0:
@@ -157,8 +206,20 @@ def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequ
             raise _not_finite(items.part, row)
         kept.array[row] = values
         labels.append(label)
+    for row in np.unique(np.linspace(0, items.count - 1, min(_AGAIN, items.count), dtype=np.int64)).tolist():
+        _check_repeated(items, row, kept.array[row])
     progress(f"Reading the {items.part} set", items.count, items.count)
     return kept, labels
+
+
+def _check_repeated(items: Items, row: int, before: np.ndarray) -> None:
+    """Raise DataError if an item is not what it was when it was read before."""
+    again, _ = items.read(row)
+    if before.shape != again.shape or not np.array_equal(before, again, equal_nan=before.dtype != np.uint8):
+        raise DataError(
+            f"Item {row} of the {items.part} set is another each time it is read; natscope needs the inputs without "
+            "random augmentation, as for testing."
+        )
 
 
 def _room(count: int, first: np.ndarray) -> _Kept:
@@ -230,13 +291,45 @@ def _thumbnails(rows: _Kept, mean: Sequence[float], std: Sequence[float]) -> np.
     return np.concatenate(parts)
 
 
-def check_transform(data: Dataset, reading: Reading) -> None:
-    """Raise DataError if `transform` makes no input of the data's form of a picture, as it will of what is uploaded."""
+def _check_uploads(data: Dataset, reading: Reading, files: Sequence[Path]) -> None:
+    """Raise DataError if uploads would not become inputs of the data's form, or others than training files became."""
     shape = data.inputs("train").shape[1:]
-    pixels = np.zeros((LARGEST, LARGEST) if shape[:1] == (1,) else (LARGEST, LARGEST, 3), np.uint8)
-    found = transformed(picture(pixels), "A picture", reading)
-    if found.shape != shape or found.dtype != np.float32:
+    if reading.load is None:
+        pixels = np.random.default_rng(0).integers(0, 256, (LARGEST, LARGEST, 3), dtype=np.uint8)
+        found, *again = (_uploaded(picture(pixels), shape, "A picture", reading) for _ in range(_REPEATED))
+        if any(not np.array_equal(found, other) for other in again):
+            raise DataError(
+                "transform= makes another input of the same picture each time; give it without random augmentation, as "
+                "for testing."
+            )
+        if found.shape != shape or found.dtype != np.float32:
+            raise DataError(
+                f"transform= makes {_form(found)} of a picture, and the inputs are float32 of shape {shape}; give the "
+                "function that made them."
+            )
+    rows = [row for row, file in enumerate(files[:_SAME]) if file.is_file()]
+    if rows and not any(_becomes(files[row], row, data, reading) for row in rows):
+        how = " and ".join(name for name in ("load", "transform") if getattr(reading, name) is not None)
         raise DataError(
-            f"transform= makes {_form(found)} of a picture, and the inputs are float32 of shape {shape}; give the "
-            "function that made them."
+            f"By {how}, {files[rows[0]]} becomes another input than the training set has in row {rows[0]}, so uploads "
+            "would not go the way of training images; give the functions that the training set uses."
         )
+
+
+def _uploaded(given: Any, shape: Sequence[int], what: str, reading: Reading) -> np.ndarray:
+    """Return the input that a picture becomes when it is uploaded."""
+    return in_colour_or_grey(given, shape, lambda made: transformed(made, what, reading))
+
+
+def _becomes(file: Path, row: int, data: Dataset, reading: Reading) -> bool:
+    """Return whether a file that is uploaded becomes the stored input of a row."""
+    stored = np.asarray(data.inputs("train")[row : row + 1])[0]
+    if reading.load is not None:
+        found = input_of(file, row, "training", reading)
+    else:
+        try:
+            read = decode(file.read_bytes(), file.name, reading.decoding)
+        except (OSError, NatscopeError):  # which the upload of such a file would be told, too
+            return True
+        found = _uploaded(read, stored.shape, f"The file {file}", reading)
+    return found.shape == stored.shape and float(abs(found - stored).max()) <= _CLOSE * float(abs(stored).max())

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from natscope.precompute.data.decode import deepest
-from natscope.precompute.data.folders import LARGEST_FILE, FolderSpec, content_of, listed, parts, shown, subfolders
+from natscope.precompute.data.folders import LARGEST_FILE, FolderSpec, content_of, listed
+from natscope.precompute.data.splits import parts, shown, subfolders
 
 _LISTED = 4  # files named in a sentence
 _SIXTEEN = {".png", ".tif", ".tiff", ".pgm"}  # of files that may hold grey values of 16 bits
@@ -22,9 +23,11 @@ def remarks(path: Path, spec: FolderSpec, *, train: Sequence[str], test: Sequenc
         test: likewise.
     """
     found, (classes, *splits) = [], listed(path, spec)
-    _, held_out, others = parts(path, spec)
+    _, held_out, others = parts(path, spec.test_folder)
     if held_out is not None and others:
-        found.append(f"{held_out} is the test split, and {', '.join(others)} is not used")
+        found.append(
+            f"{held_out} is the test split, and {', '.join(others)} {'is' if len(others) == 1 else 'are'} not used"
+        )
     elif held_out is not None and held_out.lower() != "test":
         found.append(f"{held_out} is the test split")
     if spec.missing_classes and len(splits) > 1:
@@ -39,7 +42,8 @@ def remarks(path: Path, spec: FolderSpec, *, train: Sequence[str], test: Sequenc
     contents = {_digest(path / name): name for name in train}
     twice = [f"{name} = {contents[key]}" for name in test if (key := _digest(path / name)) in contents]
     if twice:
-        found.append(f"{_counted(twice, 'test image')} also a training image, byte for byte: {_first(twice)}")
+        same = "also a training image" if len(twice) == 1 else "also training images"
+        found.append(f"{_counted(twice, 'test image')} {same}, byte for byte: {_first(twice)}")
     bits = max((known.bit_length() for name in train[:_DEEP] if (known := _deepest(path / name))), default=16)
     if bits < spec.reading.bits:
         found.append(f"files of 16 bits hold values of {bits} bits, so images are dark; --bits {bits} uses them whole")
@@ -47,10 +51,10 @@ def remarks(path: Path, spec: FolderSpec, *, train: Sequence[str], test: Sequenc
 
 
 def _digest(file: Path) -> str:
-    """Return the checksum of a file, known by its size and time; its name if there is none of that name."""
+    """Return the checksum of a file, known if it did not change; its name if there is none of that name."""
     if not file.is_file():  # its name holds what cannot be printed
         return str(file)
-    return content_of(file, file.stat().st_size, file.stat().st_mtime_ns)
+    return content_of(file)
 
 
 def _deepest(file: Path) -> int | None:

@@ -30,6 +30,7 @@ _AVERAGED = "n_averaged"  # what torch.optim.swa_utils.AveragedModel counts, bes
 _BATCHES = "num_batches_tracked"
 _TORCH = (b"PK", b"\x80")  # how files of torch.save begin: as an archive, or in the older format
 _GLOBAL = re.compile(r"GLOBAL ([\w.]{1,100})")  # what torch.load says it would not import
+_DEEPEST_ENTRY = 3  # wrappers in wrappers
 _DEEPEST = 20  # tuples within tuples: a state dict has three
 _LARGEST_PICKLE = 2**28  # bytes of a pickle, which holds no numbers
 _PICKLES = 4  # of a file in the older format before its numbers: a magic number, the format, the system and the content
@@ -156,35 +157,45 @@ def _entry(content: Any, key: str, path: Path) -> Any:
     head, dot, rest = key.partition(".")
     if dot and isinstance(content, Mapping) and head in content:
         return _entry(content[head], rest, path)
+    if isinstance(content, Mapping) and any(isinstance(k, str) and k.startswith(f"{key}.") for k in content):
+        raise BuildError(f"{path} has no entry '{key}', but names that begin so; take them by --prefix {key}.")
     there = ", ".join(str(k) for k in content if isinstance(k, str))[:_SHOWN] if isinstance(content, Mapping) else ""
     raise BuildError(f"{path} has no entry '{key}'; {f'it holds {there}' if there else 'it has no entries by name'}.")
 
 
 def _state_of(content: Any, path: Path, key: str | None) -> dict[str, Tensor]:
-    """Return the tensors from what training scripts save."""
-    for _ in range(2):
-        held = [name for name in _WRAPPERS if _holds(content, name)]
-        if len(held) > 1 and key is None:
+    """Return the tensors from what training scripts save; raise BuildError where there are several to choose from."""
+    place = "" if key is None else f"{key}."
+    for _ in range(_DEEPEST_ENTRY):
+        held = [name for name in _WRAPPERS if isinstance(content, Mapping) and _holds_weights(content.get(name))]
+        plain = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+        direct = any(tensor.ndim for tensor in plain.values())  # a number of steps or a best accuracy has no axis
+        if held and direct and place:  # what was named is a state dict, whatever else it holds
+            content = {k: v for k, v in content.items() if k not in held}
+            break
+        if len(held) + direct > 1:
+            there = [f"under {' and '.join(held)}", *(["by name beside it"] if direct else [])]
             raise BuildError(
-                f"{path} holds weights under {' and '.join(held)}; choose by --key {held[0]}, for example."
+                f"{path} holds weights {' and '.join(there)}; choose by --key {place}{held[0]}, for example."
             )
-        content = content[held[0]] if held else content
+        if not held:
+            break
+        content, place = content[held[0]], f"{place}{held[0]}."
     if not isinstance(content, Mapping) or not content:
         raise BuildError(f"{path} holds {type(content).__name__} and not the weights of a network by name: {_SAVE}.")
     strange = next((k for k, v in content.items() if not (isinstance(k, str) and isinstance(v, Tensor))), None)
     if strange is not None:
-        inner = [k for k, v in content.items() if isinstance(k, str) and isinstance(v, Mapping) and _tensors(v)]
-        advice = f"name the entry that holds the weights by --key {inner[0]}" if inner else _SAVE
-        raise BuildError(f"{path} holds {strange!r}, which is not a weight of a network: {advice}.")
+        inner = [k for k, v in content.items() if isinstance(k, str) and _holds_weights(v)]
+        advice = f"name the entry that holds the weights by --key {place}{inner[0]}" if inner else _SAVE
+        kind = type(content[strange]).__name__
+        raise BuildError(f"{path} holds {strange!r}, a {kind}, which is not a weight of a network: {advice}.")
     return dict(content)
 
 
-def _holds(content: Any, key: str) -> bool:
-    return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
-
-
-def _tensors(values: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in values.values())
+def _holds_weights(found: Any, depth: int = 2) -> bool:
+    """Return whether an entry holds tensors, or entries that do."""
+    values = found.values() if isinstance(found, Mapping) else ()
+    return any(isinstance(value, Tensor) or (depth > 1 and _holds_weights(value, depth - 1)) for value in values)
 
 
 def _named(weights: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:

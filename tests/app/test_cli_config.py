@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 
 from natscope.app.cli.commands import main
-from natscope.app.cli.config import _words, differences, replayed
+from natscope.app.cli.config import _words, replayed
 from natscope.app.cli.precompute import build_spec
 from natscope.core.bundle.format import MANIFEST, Bundle
 from natscope.core.errors import BuildError
 from natscope.core.index.spec import IndexSpec
 from natscope.core.sketches import SketchSpec
+from natscope.precompute.bundles.compare import differences
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.poison import PoisonSpec
 from natscope.precompute.training.models import ModelSpec

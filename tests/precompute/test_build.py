@@ -313,16 +313,32 @@ def test_a_bundle_of_the_same_settings_is_opened_and_one_of_others_refused(whole
     before, steps = {file: file.stat().st_mtime_ns for file in whole.path.iterdir()}, []
     assert build(_SPEC, whole.path, lambda *step: steps.append(step)).identity == whole.identity
     assert steps == []
-    for other in (
-        replace(_SPEC, name="Other"),
-        replace(_SPEC, ntk=False),
-        replace(_SPEC, outputs="all"),
-        replace(_SPEC, sketch=SketchSpec(dim=33)),
-        replace(_SPEC, training=TrainingSpec(epochs=3)),
+    assert build(replace(_SPEC, name="Other"), whole.path).identity == whole.identity
+    for other, told in (
+        (replace(_SPEC, ntk=False), "ntk is False, and was not set"),
+        (replace(_SPEC, outputs="all"), "outputs is all, and was own"),
+        (replace(_SPEC, sketch=SketchSpec(dim=33)), r"sketch\.dim is 33, and was 32"),
+        (replace(_SPEC, training=TrainingSpec(epochs=3)), r"training\.epochs is 3, and was 2"),
     ):
-        with pytest.raises(BundleError, match=rf"^{whole.path} .* other settings"):
+        with pytest.raises(BundleError, match=rf"^{whole.path} .* other settings: {told}; choose"):
             build(other, whole.path)
     assert {file: file.stat().st_mtime_ns for file in whole.path.iterdir()} == before
+
+
+def test_another_title_and_number_of_threads_go_on_where_a_build_was(whole, tmp_path):
+    out, steps, threads = tmp_path / "bundle", [], torch.get_num_threads()
+    with pytest.raises(_Killed, match=r"^$"):
+        build(_SPEC, out, _killer(_GRAMS, 3))
+    torch.set_num_threads(threads + 1)
+    try:
+        again = build(replace(_SPEC, name="Other"), out, lambda *step: steps.append(step))
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert "Training" not in {stage for stage, _, _ in steps}
+    assert (again.manifest.name, again.manifest.versions) == ("Other", whole.manifest.versions)
+    first, second = _sums(whole.path), _sums(out)
+    assert {name for name in first if first[name] != second[name]} == {MANIFEST}
 
 
 # The disk

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import os
 import re
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from natscope.core.errors import DataError
+from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.folders import FolderSpec, fingerprint, load_folder
 from tests.conftest import one_sentence
 
@@ -281,6 +283,31 @@ def test_the_fingerprint_follows_names_and_contents(split):
     file.with_name("renamed.png").write_bytes(content)
     seen.add(fingerprint(split, _SPEC))
     assert len(seen) == 5
+
+
+def test_files_of_one_size_and_time_that_are_renamed_into_each_others_place_are_noticed(split):
+    first, second = split / "train" / "cat" / "0.bmp", split / "train" / "dog" / "0.bmp"
+    for file, grey in ((first, 10), (second, 20)):
+        Image.new("L", (8, 8), grey).save(file)
+        os.utime(file, ns=(10**18, 10**18))
+    before = fingerprint(split, _SPEC)
+    assert (first.stat().st_size, first.stat().st_mtime_ns) == (second.stat().st_size, second.stat().st_mtime_ns)
+    first.rename(split / "kept"), second.rename(first), (split / "kept").rename(second)
+    assert fingerprint(split, _SPEC) != before
+
+
+def test_fingerprints_of_earlier_versions_are_compared_by_their_own_rule(split):
+    own = fingerprint(split, _SPEC)
+    assert own.startswith("2:")
+    files = sorted(file for file in split.rglob("*.png"))
+    sizes = "".join(f"{file.relative_to(split).as_posix()}\0{file.stat().st_size}\n" for file in files)
+    for earlier in (own.removeprefix("2:"), hashlib.sha256(sizes.encode()).hexdigest()[:16]):
+        assert fingerprint(split, _SPEC, like=earlier) == earlier
+    assert fingerprint(split, _SPEC, like="0" * 16) == own
+    spec = BuildSpec(dataset=f"folder:{split}", folder=_SPEC)
+    known = spec.settings() | {"folder": _SPEC.to_dict() | {"files": own.removeprefix("2:")}}
+    assert spec.settings(like=known) == known
+    assert spec.settings(like={"folder": 7}) == spec.settings(like=[]) == spec.settings()
 
 
 def test_a_folder_of_any_name_is_named_as_it_can_be_printed(single, tmp_path_factory):

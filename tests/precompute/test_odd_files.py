@@ -41,8 +41,23 @@ def _glass():
     return _bytes(pixels)
 
 
+def _plane(colour):
+    return _bytes(Image.new("RGBA", (_SIDE, _SIDE), colour))
+
+
+def _photo():
+    """A JPEG, white on the left, that is to be turned to the right."""
+    exif, pixels = Image.Exif(), np.zeros((32, 32), np.uint8)
+    exif[274], pixels[:, :16] = 6, 255
+    return _bytes(pixels, "JPEG", exif=exif)
+
+
+def _grey(most):
+    return np.linspace(0, most, _SIDE * _SIDE).astype(np.uint16).reshape(_SIDE, _SIDE)
+
+
 def _deep(most=4095):
-    return _bytes(np.linspace(0, most, _SIDE * _SIDE).astype(np.uint16).reshape(_SIDE, _SIDE))
+    return _bytes(_grey(most))
 
 
 def _stripes():
@@ -112,6 +127,23 @@ FILES = [
         {},
         lambda i: np.array_equal(i[..., 0], _noise((8, 8))),
     ),
+    ("red.png", lambda: _plane((200, 0, 0, 0)), {}, "transparent everywhere.*--background ignore"),
+    ("red.png", lambda: _plane((200, 0, 0, 0)), {"background": "ignore"}, lambda i: _left(i) == (200, 0, 0)),
+    ("half.png", lambda: _plane((255, 0, 0, 128)), {"background": "black"}, lambda i: _left(i) == (128, 0, 0)),
+    ("greyglass.png", lambda: _bytes(Image.new("LA", (8, 8), (90, 255))), {}, lambda i: _left(i) == (90, 90, 90)),
+    ("print.jpg", lambda: _bytes(Image.new("CMYK", (8, 8)), "JPEG"), {}, lambda i: i.min() > 250),
+    ("bit.png", lambda: _bytes(Image.new("1", (8, 8), 1)), {}, lambda i: i.min() == 255),
+    (
+        "unit.tif",
+        lambda: _bytes(Image.fromarray(np.full((8, 8), 0.2, np.float32)), "TIFF"),
+        {},
+        lambda i: i.max() == 51,
+    ),
+    ("nan.tif", lambda: _bytes(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF"), {}, "are not numbers"),
+    ("deep.tif", lambda: _bytes(_grey(4095), "TIFF"), {"bits": 12}, lambda i: (i.min(), i.max()) == (0, 255)),
+    ("Loud.PNG", lambda: _bytes(_noise()), {}, lambda i: np.array_equal(i, _noise())),
+    ("photo.jpg", _photo, {"orientation": "stored"}, lambda i: i[:, 4:].mean() < 20 < 230 < i[:, :4].mean()),
+    ("photo.jpg", _photo, {}, lambda i: i[4:].mean() < 20 < 230 < i[:4].mean()),
     ("palette.gif", lambda: _bytes(Image.new("P", (8, 8), 0), "GIF"), {}, lambda i: np.ptp(i) == 0),
 ]
 
@@ -170,6 +202,55 @@ def test_two_candidates_are_refused_until_one_is_named(folder):
     assert "8 files are not used, no image of a class: eval/a/0.png" in told[1]
     with pytest.raises(DataError, match=r"no folders train and test\d, as --test-folder"):
         _loaded(path, test_folder="test1")
+
+
+@pytest.mark.parametrize("names", [("Train", "TEST"), ("training", "testing"), ("TRAINING", "Val")])
+def test_large_letters_and_training_are_the_same_splits(folder, names):
+    data, _, told = _loaded(folder(*names))
+    assert (data.classes, len(data.train_labels), len(data.test_labels)) == (("a", "b"), 8, 8)
+    assert {source.split("/")[0] for source in data.train_sources} == {names[0]}
+    assert told == ([] if names[1] == "TEST" else [f"{names[1]} is the test split"])
+
+
+def test_other_folders_beside_train_are_no_classes(folder):
+    path = folder("train", "valid", "__MACOSX")
+    (path / "docs").mkdir()
+    (path / "docs" / "read.me").write_text("x")
+    data, _, told = _loaded(path)
+    assert (data.classes, len(data.test_labels)) == (("a", "b"), 8)
+    assert told[0] == "valid is the test split, and docs is not used"
+    assert told[1].startswith("9 files are not used, no image of a class: __MACOSX/a/0.png")
+    (path / "valid").rename(path / ".valid")
+    assert _loaded(path)[0].classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train", "Train"), "folders Train and train of .* upper and lower case"),
+        (("train", "Train", "test"), "folders Train and train of .* upper and lower case"),
+        (("train", "test", "Test"), "folders Test and test of .* upper and lower case"),
+        (("train", "Eval", "eval"), "folders Eval and eval of .* upper and lower case"),
+        (("train", "second"), "has second beside train; if it holds the test images, say so by --test-folder second"),
+        (("test", "val"), "has test and val and no train"),
+        (("test",), "has test and no train"),
+    ],
+)
+def test_splits_that_are_not_clear_are_one_sentence(folder, names, message):
+    with pytest.raises(DataError, match=message) as caught:
+        _loaded(folder(*names))
+    one_sentence(str(caught.value))
+
+
+def test_classes_may_be_called_as_splits_are(folder, tmp_path):
+    for name in ("train", "plane", "test"):
+        folder("", classes=(name,), count=6)
+    assert _loaded(tmp_path, test_folder=None)[0].classes == ("plane", "test", "train")
+
+
+def test_a_second_split_of_any_name_is_taken_when_named(folder):
+    data, _, told = _loaded(folder("train", "second"), test_folder="Second")
+    assert (data.classes, len(data.test_labels), told) == (("a", "b"), 8, ["second is the test split"])
 
 
 def test_train_alone_is_divided(folder):

@@ -1,0 +1,188 @@
+"""Data sets by the names that bundles and commands give them: natscope's own, folders, and a user's own functions."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from natscope.core.errors import DataError, NatscopeError
+from natscope.core.progress import Progress, silent
+from natscope.core.thumbnails import scaling_between, thumbnails
+from natscope.precompute.data.datasets import FOLDER, Dataset, load_dataset
+from natscope.precompute.data.folders import FolderSpec, allotted, divided, evenly, load_folder, title_of
+from natscope.precompute.data.items import Items, Reading, input_of
+from natscope.precompute.data.own import own_dataset
+from natscope.precompute.data.splits import shown
+from natscope.precompute.training.models import function_of, one_sentence
+from natscope.precompute.training.trusted import trust
+
+
+def load_named(
+    name: str,
+    spec: FolderSpec,
+    progress: Progress = silent,
+    *,
+    sample: int | None = None,
+) -> tuple[Dataset, list[str]]:
+    """Load a data set by the name that a bundle gives it: a key of `DATASETS`, or "folder:PATH", see `load_folder`.
+
+    Raises:
+        DataError: if it cannot be loaded.
+    """
+    if not name.startswith(FOLDER):
+        return load_dataset(name), []
+    path = Path(name.removeprefix(FOLDER)).absolute()
+    load = _load_own_folder if spec.load or spec.transform else load_folder
+    return load(path, spec, progress, sample=sample)
+
+
+def made_by(
+    name: str,
+    *,
+    load: str = "",
+    transform: str = "",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    progress: Progress = silent,
+) -> Dataset:
+    """Return the data set that a user's own function gives, which is trusted from then on.
+
+    Args:
+        name: the function, as "module:function"; it takes no arguments and returns a training and a test set as
+            `own_dataset` takes them, and perhaps the titles of the classes.
+        load: the user's own function that reads a file, likewise; natscope's own if empty.
+        transform: the user's own function that makes an input of what was read; none if empty.
+        mean: as in `Reading`.
+        std: likewise.
+        progress: called with the stage's name, steps done and steps in all.
+
+    Raises:
+        BuildError: if there is no such function, or it fails.
+        DataError: if it gives something else, or data that cannot be used.
+    """
+    trust(name)
+    make = function_of(name)
+    with torch.random.fork_rng(devices=[]), one_sentence(f"{name}() failed"):
+        torch.manual_seed(0)  # a random division is the same when the build is resumed
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        found = make()
+    if not isinstance(found, tuple | list) or len(found) not in (2, 3) or any(part is None for part in found[:2]):
+        raise DataError(f"{name}() gave {_kind(found)}; it returns (train_set, test_set), or those and the classes.")
+    reading = own_reading(load, transform, classes=found[2] if len(found) == 3 else None, mean=mean, std=std)
+    return with_code(own_dataset(found[0], found[1], reading, name=name, progress=progress), load, transform)
+
+
+def own_reading(load: str, transform: str, **others: Any) -> Reading:
+    """Return how items become inputs by a user's own functions, "module:function" or empty, which are trusted now."""
+    for name in filter(None, (load, transform)):
+        trust(name)
+    functions = [function_of(name) if name else None for name in (load, transform)]
+    return Reading(load=functions[0], transform=functions[1], **others)
+
+
+def with_code(data: Dataset, load: str, transform: str) -> Dataset:
+    """Return a data set that names the functions by which files become inputs; it must hold such.
+
+    Raises:
+        DataError: if it holds pixels.
+    """
+    if (load or transform) and data.train_inputs is None:
+        raise DataError("load= and transform= together give pixels of uint8; let them give what the network takes.")
+    return replace(data, load=load, transform=transform)
+
+
+def _kind(found: Any) -> str:
+    return f"{len(found)} values" if isinstance(found, tuple | list) else f"a {type(found).__name__}"
+
+
+def _load_own_folder(
+    path: Path, spec: FolderSpec, progress: Progress, *, sample: int | None
+) -> tuple[Dataset, list[str]]:
+    """Read a folder as `load_folder` does, but by a user's own functions.
+
+    Of a sample the inputs are read when they are requested, and the thumbnails are black.
+    """
+    reading = own_reading(spec.load, spec.transform, decoding=spec.reading)
+    classes, *splits = divided(path, spec)
+    files = [file for split in splits for file, _ in split]
+    labels = np.array([label for split in splits for _, label in split], dtype=np.int64)
+    broken: dict[int, str] = {}
+    tried = evenly(len(files), sample) if spec.skip_broken else ()
+    for done, position in enumerate(tried):
+        progress("Trying the files", done, len(tried))
+        try:
+            input_of(files[position], position, "whole", reading)
+        except DataError as error:
+            reason = str(error.__cause__ or error).split(";")[0].rstrip(".")
+            broken[int(position)] = f"{shown(files[position].relative_to(path))}: {reason}"
+    kept = np.ones(len(files), dtype=bool)
+    kept[list(broken)] = False
+    train = allotted(path, spec, classes, splits, kept)
+    own = []
+    for part, rows in (("training", np.flatnonzero(train & kept)), ("test", np.flatnonzero(~train & kept))):
+        own.append(_items(path, part, [files[row] for row in rows], labels[rows], classes, reading))
+    if sample is None:
+        data = own_dataset(own[0], own[1], reading, name=title_of(path), progress=progress)
+    else:
+        data = _described(own, labels[train & kept], labels[~train & kept], title_of(path), classes)
+    return with_code(data, spec.load, spec.transform), list(broken.values())
+
+
+def _items(
+    path: Path, part: str, files: Sequence[Path], labels: np.ndarray, classes: tuple[str, ...], reading: Reading
+) -> Items:
+    def read(row: int) -> tuple[np.ndarray, int]:
+        try:
+            values = input_of(files[row], row, part, reading)
+        except DataError as error:
+            if not isinstance(error.__cause__, OSError | NatscopeError):
+                raise
+            raise DataError(f"{str(error).rstrip('.')}; go on without such files with --skip-broken.") from error
+        if values.dtype == np.uint8:
+            raise DataError(f"{files[row]} becomes pixels of uint8; let --transform give what the network takes.")
+        return values, int(labels[row])
+
+    sources = [shown(file.relative_to(path)) for file in files]
+    return Items(part, len(files), sources, read, classes=classes, files=files)
+
+
+class _Files:
+    """Inputs (N, ...) of items that are read when they are requested."""
+
+    def __init__(self, items: Items) -> None:
+        self._items, self.shape = items, (items.count, *items.read(0)[0].shape)
+
+    def __len__(self) -> int:
+        return self._items.count
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return np.stack([self._items.read(int(row))[0] for row in np.arange(len(self))[rows]])
+
+
+def _described(
+    own: Sequence[Items], train_labels: np.ndarray, test_labels: np.ndarray, name: str, classes: tuple[str, ...]
+) -> Dataset:
+    """Return a data set whose inputs are read when they are requested."""
+    train, test = map(_Files, own)
+    first = train[:1]
+    mean, std = scaling_between(float(first.min()), float(first.max()), first.shape[1:])
+    black = np.zeros_like(thumbnails(first, mean=mean, std=std))
+    return Dataset(
+        name=name,
+        classes=classes,
+        train_images=np.broadcast_to(black, (len(train), *black.shape[1:])).copy(),
+        train_labels=train_labels,
+        test_images=np.broadcast_to(black, (len(test), *black.shape[1:])).copy(),
+        test_labels=test_labels,
+        mean=mean,
+        std=std,
+        train_sources=tuple(own[0].sources),
+        test_sources=tuple(own[1].sources),
+        train_inputs=train,
+        test_inputs=test,
+    )

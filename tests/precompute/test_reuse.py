@@ -1,0 +1,190 @@
+"""Jacobians that are taken from another bundle: the same numbers, and only what depends on a label is computed."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import natscope
+from natscope.core.errors import BuildError
+from natscope.core.features import FeatureMap
+from natscope.core.sketches import SketchSpec
+from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.opening import faults
+from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.bundles.store import PROBED
+from natscope.precompute.data.folders import FolderSpec
+from natscope.precompute.training.models import ModelSpec
+from tests.conftest import one_sentence
+
+_MODULE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+"""
+_COUNT = 300  # rows; a batch has 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own(tmp_path_factory):
+    place = tmp_path_factory.mktemp("reuse")
+    (place / "net_of_reuse.py").write_text(_MODULE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.syspath_prepend(str(place))
+        import net_of_reuse
+
+        yield net_of_reuse
+    sys.modules.pop("net_of_reuse", None)
+
+
+@pytest.fixture(scope="module")
+def model(own):
+    torch.manual_seed(0)
+    return own.Net()
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return torch.randn(_COUNT, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Return the list of how many rows were computed, by measurement."""
+    seen, features = [], FeatureMap.features
+
+    def counted(self, rows, targets, *, measurement="logit"):
+        seen.append((measurement, len(rows)))
+        return features(self, rows, targets, measurement=measurement)
+
+    monkeypatch.setattr(FeatureMap, "features", counted)
+    return seen
+
+
+def _rows(computed, measurement):
+    """Return the rows computed but for the few that tell the width."""
+    return sum(count for kind, count in computed if kind == measurement and count > PROBED)
+
+
+def _labels(*changed):
+    labels = torch.arange(_COUNT) % 3
+    for row in changed:
+        labels[row] = (labels[row] + 1) % 3
+    return labels
+
+
+_SETTINGS = {"sketch": SketchSpec(dim=32), "methods": ["relatif", "trak"], "outputs": "all"}
+
+
+def _built(model, inputs, labels, out, **changes):
+    return natscope.build(model, (inputs, labels), (inputs[:9], labels[:9]), out=out, **(_SETTINGS | changes))
+
+
+def _sums(bundle):
+    return {name: record.sha256 for name, record in bundle.manifest.files.items()}
+
+
+def test_relabelling_an_image_computes_its_batch_alone(model, inputs, tmp_path, computed):
+    _built(model, inputs, _labels(), tmp_path / "old")
+    fresh = _built(model, inputs, _labels(100), tmp_path / "fresh")
+    computed.clear()
+    again = _built(model, inputs, _labels(100), tmp_path / "again", reuse=tmp_path / "old")
+    assert _sums(again) == _sums(fresh)
+    assert (_rows(computed, "logit"), _rows(computed, "margin")) == (64, 64)
+    assert again.manifest.results["reused"]["rows"] == _COUNT - 1
+    assert faults(again.path) == []
+
+
+def test_an_image_that_moves_to_another_class_of_a_folder_computes_its_batch_alone(own, model, tmp_path, computed):
+    random = np.random.default_rng(0)
+    for part, count in (("train", 70), ("test", 2)):
+        for name in "abc":
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for row in range(count):
+                pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "photos" / part / name / f"{row:02}.png")
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    spec = BuildSpec(
+        dataset=f"folder:{tmp_path / 'photos'}",
+        folder=FolderSpec(8),
+        model=ModelSpec("net_of_reuse:Net", None),
+        weights=tmp_path / "net.pt",
+        sketch=SketchSpec(dim=32),
+        methods=(),
+    )
+    build(spec, tmp_path / "old")
+    (tmp_path / "photos/train/a/05.png").rename(tmp_path / "photos/train/c/05a.png")
+    fresh = build(spec, tmp_path / "fresh")
+    computed.clear()
+    again = build(spec, tmp_path / "again", reuse=tmp_path / "old")
+    assert _sums(again) == _sums(fresh)
+    assert _rows(computed, "logit") == 64
+    assert again.manifest.results["reused"]["rows"] == 209
+
+
+def test_twins_with_two_labels_are_both_known(model, inputs, tmp_path, computed):
+    twins = torch.cat([inputs[:150], inputs[:150]])
+    labels = torch.cat([torch.zeros(150, dtype=torch.int64), torch.ones(150, dtype=torch.int64)])
+    titles = {"classes": ["a", "b", "c"], "outputs": "own", "methods": []}
+    _built(model, twins, labels, tmp_path / "old", **titles)
+    computed.clear()
+    _built(model, twins.flip(0), labels.flip(0), tmp_path / "again", **titles, reuse=tmp_path / "old")
+    assert _rows(computed, "logit") == 0
+
+
+def _changed(model):
+    other = type(model)()
+    other.load_state_dict({name: 2 * tensor for name, tensor in model.state_dict().items()})
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sketch": SketchSpec(dim=16)}, "its sketch differs"),
+        ({"ntk": True}, "its ntk differs"),
+        ({"layers": ["head.*"]}, "its layers differs"),
+        ({"model": _changed}, "its weights differs"),
+    ],
+)
+def test_another_kernel_has_nothing_to_take(model, inputs, tmp_path, change, message):
+    few = {"methods": [], "outputs": "own"}
+    _built(model, inputs, _labels(), tmp_path / "old", **few)
+    other = change.pop("model", lambda model: model)(model)
+    with pytest.raises(BuildError, match=f"Nothing of .*old can be reused: {message}") as caught:
+        _built(other, inputs, _labels(), tmp_path / "never", **(few | change), reuse=tmp_path / "old")
+    one_sentence(str(caught.value))
+    assert not (tmp_path / "never").exists()
+
+
+def test_damage_and_other_versions_are_not_taken_over(model, inputs, tmp_path, monkeypatch):
+    few = {"methods": [], "outputs": "own"}
+    _built(model, inputs, _labels(), tmp_path / "old", **few)
+    shutil.copytree(tmp_path / "old", tmp_path / "bad")
+    file = tmp_path / "bad" / "features.npy"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(BuildError, match=r"features\.npy is damaged"):
+        _built(model, inputs, _labels(5), tmp_path / "never", **few, reuse=tmp_path / "bad")
+    found = natscope.precompute.bundles.reuse.versions() | {"torch": "0.1"}
+    monkeypatch.setattr("natscope.precompute.bundles.reuse.versions", lambda: found)
+    with pytest.raises(BuildError, match="it was built with another torch"):
+        _built(model, inputs, _labels(5), tmp_path / "never", **few, reuse=tmp_path / "old")
+
+
+def test_a_network_that_is_trained_has_nothing_to_take(tmp_path):
+    with pytest.raises(BuildError, match=r"trained on other labels is another network; load weights with --weights"):
+        build(BuildSpec(per_class=5), tmp_path / "never", reuse=tmp_path / "old")
