@@ -255,7 +255,6 @@ def _labels(*odd):
         ({"model": 5}, TypeError, r"takes a torch\.nn\.Module, not int"),
         ({"model": Net}, TypeError, r"takes a torch\.nn\.Module, not type"),
     ],
-    ids=lambda value: str(value)[:40],
 )
 def test_without_a_bundle_too(sets, given, kind, match):
     usual = {"model": Net(), "train_set": sets[0], "x": _X, "budget": 2, "sketch": SketchSpec(dim=16)}
