@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,15 @@ def bytes_each(run: Callable[[int], Any], few: int = 2, more: int = 6) -> float:
         few: how many it is done for first.
         more: how many it is done for then.
     """
-    peaks = []
-    for number in (few, more):
-        with _Peak() as peak:
-            run(number)
-        peaks.append(peak.most)
+    peaks = [peak_bytes(partial(run, number)) for number in (few, more)]
     return max(0.0, (peaks[1] - peaks[0]) / (more - few))
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """Return the peak memory of the tensors that some work makes."""
+    with _Peak() as peak:
+        run()
+    return peak.most
 
 
 class _Peak(TorchDispatchMode):

@@ -23,7 +23,7 @@ from natscope.core.images import ImageInputs, Inputs, StoredInputs
 from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.parameters import composition, imbalance
-from natscope.core.peak import bytes_each
+from natscope.core.peak import bytes_each, peak_bytes
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.progress import Progress, silent
 from natscope.precompute.bundles.build import check_room, existing, layout_of, prepared
@@ -43,7 +43,7 @@ _LISTED = 10
 _AT_HAND = 2**28  # bytes of inputs that are read
 _MEASURED = 64  # images whose Jacobians show what the kernel is made of
 _SHORT = 2.0  # seconds of an epoch of the images at hand that is trained to time it
-_WITHIN = 1.2  # memory within operations, relative to the tensors that they make
+_WITHIN = 1.4  # memory within operations and kept by the allocator, relative to the tensors that they make
 
 
 def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Iterator[tuple[str, str]]:
@@ -289,9 +289,10 @@ def _memory(
         train(trained, some, torch.from_numpy(labels[:number]), replace(spec.training, epochs=1))
 
     largest = int(sizes[sizes <= LARGEST_GRAM].max(initial=0))
+    batch = min(features.batch_size, count)
+    some = slice(min(batch, len(images)))
     phases = [
-        bytes_each(lambda number: features.features(images[:number], labels[:number]))
-        * min(features.batch_size, count),
+        peak_bytes(lambda: features.features(images[some], labels[some])) * batch / len(labels[some]),
         8 * largest * (2 * largest + dim),
         *(METHODS[name].artifacts.memory(size) for name in methods),
     ]

@@ -1,8 +1,10 @@
 """How long work on images takes measured on few of them, and how much memory is taken."""
 
+import ctypes
 import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def resident() -> float:
     """Return the bytes of memory that this process takes now, or what is usual where that cannot be known."""
+    with suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed by work that was tried counts no longer
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):  # no Linux

@@ -167,6 +167,25 @@ def test_a_bias_that_a_normalisation_takes_away_suits(norm):
     assert check_suitable(model, _images(), 4, _SPEC).parameters
 
 
+class Tie(nn.Module):
+    """The larger of what two layers of the same weights give, after the rounding of one batch size or another."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.head = nn.Linear(64, 8), nn.Linear(64, 8), nn.Linear(8, 4)
+        self.right.load_state_dict(self.left.state_dict())
+
+    def forward(self, x):
+        first, second, _ = x.flatten(2).unbind(1)
+        rounding = 1e-6 if len(x) > 1 else -1e-6
+        return self.head(torch.maximum(self.left(first) + rounding, self.right(second)))
+
+
+def test_ties_of_equal_numbers_are_no_fault_of_a_network():
+    grey = _images(1).expand(-1, 3, -1, -1)
+    assert check_suitable(Tie(), grey, 4, _SPEC)
+
+
 def test_a_network_whose_eval_returns_nothing_suits():
     class Quiet(Conv):
         def train(self, mode=True):
