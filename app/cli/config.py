@@ -37,9 +37,10 @@ def replayed(
             the settings of a bundle that was built from Python.
     """
     from natscope.core.errors import BuildError
+    from natscope.precompute.bundles.compare import from_python
 
     words, settings = _words_of(file)
-    if settings is not None and "content" in settings and not settings.get("data"):
+    if settings is not None and from_python(settings):
         raise BuildError(
             f"{file} was built from Python, of data that no option names; build it again there, by natscope.build with "
             "the same network and data."
@@ -108,13 +109,17 @@ def _words_of(file: Path) -> tuple[list[str], Mapping[str, Any] | None]:
 def _words_of_result(file: Path, raw: Mapping[str, Any]) -> tuple[list[str], Mapping[str, Any] | None]:
     import shlex
 
+    from natscope.precompute.bundles.compare import from_python
+
     bundles = raw["bundles"]
     if len(bundles) > 1:
         say(f"{file} is about {len(bundles)} bundles; the first is built.", err=True)
+    settings = bundles[0].get("settings")
+    if settings is not None and from_python(settings):
+        return [], settings
     words = shlex.split(bundles[0]["command"].splitlines()[0])
     if words[:2] != ["natscope", "precompute"] or {"-h", "--help"} & set(words):
         raise ValueError
-    settings = bundles[0].get("settings")
     methods = [f"--methods={words[place + 1]}" for place, word in enumerate(words[:-1]) if word == "--methods"]
     return (words[2:], None) if settings is None else ([*_words(settings), *methods], settings)
 

@@ -18,6 +18,11 @@ def that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in titles}
 
 
+def from_python(settings: Mapping[str, Any]) -> bool:
+    """Return whether a build got its data as objects in Python, which no option of a command names."""
+    return "content" in settings and not settings.get("data")
+
+
 def differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is told of each setting of a build that is not as stored."""
     before, now = dict(_flat(stored)), dict(_flat(own))

@@ -11,6 +11,7 @@ import numpy as np
 from natscope import assets
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.manifest import PURPOSES, Manifest
+from natscope.precompute.bundles.compare import from_python
 from natscope.precompute.bundles.spec import versions
 from natscope.precompute.training.models import ModelSpec
 
@@ -142,7 +143,10 @@ def tuned_by(manifest: Manifest, method: str) -> str | None:
 def build_command(experiment: str, manifest: Manifest, position: int) -> str:
     """Return the commands that build a bundle and give it its sigma2, except what the experiment itself chooses."""
     parts = f" --methods {','.join(manifest.methods)}" if manifest.methods else ""
-    built = f"{manifest.command}{parts} --out BUNDLES/{position}"
+    if from_python(manifest.results["settings"]):
+        built = f"natscope.build(model, train_set, test_set, out='BUNDLES/{position}')  # in Python"
+    else:
+        built = f"{manifest.command}{parts} --out BUNDLES/{position}"
     own = {"tune": PURPOSES, "backdoor": ("backdoor",)}.get(
         experiment, ()
     )  # an experiment is not given what it chooses

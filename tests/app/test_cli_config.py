@@ -74,6 +74,10 @@ def test_a_result_names_the_bundle_behind_it(run, small, tmp_path):
         assert "is about 2 bundles; the first is built." in err
         assert told in err
         assert Bundle(tmp_path / "again").manifest.results["settings"] == settings
+    made_in_python = {"command": "natscope.build(…)", "settings": settings | {"content": "0" * 64}}
+    file.write_text(json.dumps({"experiment": "lds", "bundles": [made_in_python]}))
+    code, _, err = run("--config", file, "--out", tmp_path / "again")
+    assert (code, "was built from Python" in err) == (2, True)
 
 
 _MANY = BuildSpec(

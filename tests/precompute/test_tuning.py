@@ -2,6 +2,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,13 @@ def test_a_second_choice_keeps_the_first(tuned, tmp_path):
     tuning.record(tmp_path / "bundle", _CHOSEN, "mine.json")
     bundle = Bundle(tmp_path / "bundle")
     assert (bundle.sigma2("info_gain"), bundle.sigma2("relatif")) == (first, 7.0)
+
+
+def test_a_result_says_that_a_bundle_was_built_in_python(tuned):
+    manifest = Bundle(tuned / "bundle").manifest
+    settings = manifest.results["settings"] | {"content": "0" * 64}
+    manifest = replace(manifest, results=manifest.results | {"settings": settings})
+    assert build_command("coreset", manifest, 0).startswith("natscope.build(model, train_set, test_set, ")
 
 
 def test_a_result_names_the_file_that_its_sigma2_came_from(tuned, tmp_path):
