@@ -44,9 +44,9 @@ def main() -> None:
         banner()
         frame.arrive(chosen.url_path)
         tags.keep()
-        telling.tell(tags.of_bundle)  # where a link leads; drawing it may take a while
+        telling.tell(frame.place(), tags.of_bundle)  # where a link leads; drawing it may take a while
         chosen.run()
-        telling.tell(tags.of_bundle)
+        telling.tell(frame.place(), tags.of_bundle)
 
 
 if __name__ in ("__main__", "__mp_main__"):

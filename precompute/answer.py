@@ -148,8 +148,8 @@ class Explainer:
 
         Args:
             query: the number of a test image; "test:3" or "train:3"; an input as the network takes it (without an axis
-                for the batch), alone or as an item (input, label) of the test set; a picture, as an array of uint8 or
-                of Pillow; or the path of a file.
+                for the batch), alone or as an item (input, label), whose label is a class of the bundle by number or
+                title; a picture, as an array of uint8 or of Pillow; or the path of a file.
             method: a name of the registry.
             budget: how many training examples, M.
             sigma2: observation noise variance; the bundle's usual one for the method when None.

@@ -15,6 +15,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from natscope.app import bundles, links
 from natscope.app.bundles import Served
 from natscope.app.links import AttributeView, ComparisonView, Limits
+from natscope.app.views import telling
 from natscope.app.views.controls import control
 from natscope.app.views.notice import warn
 from natscope.core.bundle.request import QueryImage
@@ -268,6 +269,7 @@ def keep(key: str, view: Any, attributor: Served, *, tab: str = "") -> None:
         link |= {_QUERY: shared_query(), TAB: tab}
     if dict(st.query_params) != link:
         st.query_params.from_dict(link)
+        telling.tell_address()
     st.session_state.pop(_ARRIVED, None)
 
 

@@ -218,7 +218,7 @@ def _remember(bundle: str, tags: dict[str, str]) -> None:
     pending = {} if change is None or change["id"] == st.session_state.get(_KEPT) else change["bundles"]
     pending = pending | {bundle: pending.get(bundle, {}) | tags}
     st.session_state[_CHANGE] = {"id": secrets.token_hex(8), "bundles": pending}
-    telling.tell(of_bundle)
+    telling.tell(frame.place(), of_bundle)
 
 
 def _load(text: str) -> None:

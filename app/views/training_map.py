@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +201,7 @@ def map_chart(
 
 
 def _job(attributor: Served, features: str) -> tuple[str, tasks.Place, str, Path]:
-    file = home() / "maps" / f"{attributor.bundle.identity}-{features}.npz"
+    file = home() / "maps" / f"{attributor.bundle.identity}-{features}-{version('natscope')}.npz"
     return "map", attributor.place, _ARRAYS[features], file
 
 

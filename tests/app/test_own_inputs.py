@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import streamlit as st
 import torch
 from PIL import Image
 from streamlit.testing.v1 import AppTest
@@ -23,6 +24,7 @@ from natscope.app.bundles import FILES, Served
 from natscope.app.cli.commands import main
 from natscope.app.selected import SELECTED, Selected
 from natscope.app.serve import BUNDLES
+from natscope.app.views import telling
 from natscope.core.bundle.format import read_manifest
 from natscope.core.errors import BundleError, NatscopeError, QueryError
 from natscope.core.sketches import SketchSpec
@@ -284,6 +286,13 @@ def test_what_is_looked_at_is_told_to_the_notebook_alone(folder, monkeypatch, tm
     assert Selected.read(file).tags == {"train:4": "odd", "test:1": "interesting", "test:2": "duplicate"}
     monkeypatch.setenv(SELECTED, str(tmp_path / "no" / "folder.json"))
     _page(monkeypatch, folder / "b", q="test:2")
+
+
+def test_a_part_that_is_redrawn_alone_tells_what_changed(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv(SELECTED, str(tmp_path / "selected.json"))
+    monkeypatch.setattr(telling, "tell", lambda *told: st.session_state.__setitem__("told", told))  # whole pages do it
+    _page(monkeypatch, folder / "b", q="train:4", method="repsim", bundle="without", m="7")
+    assert Selected.read(tmp_path / "selected.json").settings["m"] == "7"
 
 
 @pytest.mark.parametrize("query", ["image:eJxj", "file:0a", "test:-1", "", "test:1 "])
