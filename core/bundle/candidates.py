@@ -1,6 +1,8 @@
 """Which training images a query may be attributed to, as each method needs them; opened once and shared by queries."""
 
 import functools
+import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,8 +13,7 @@ from natscope.core.bundle.artifacts import LoadedArtifacts
 from natscope.core.bundle.format import Bundle
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import QueryError
-from natscope.core.features import SHARD, FeatureMap, kernel_of
-from natscope.core.jacobians import linear_alone
+from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.methods import Candidates
 from natscope.core.pool import Pool, is_product, pools_kept
 from natscope.core.posterior import (
@@ -25,6 +26,7 @@ from natscope.core.posterior import (
 from natscope.core.progress import Progress, silent
 from natscope.core.rows import RowView
 
+_PATIENCE, _SURE = 60.0, 2.0  # seconds that somebody waits at most, and of computing that tell how many it will be
 # Of all bundles together: with features of 15,000 images by 4,096 numbers, one entry of each takes half a gigabyte.
 _ALL: BoundedCache[Candidates] = BoundedCache(1)
 _CONDITIONINGS: BoundedCache[Conditioning] = BoundedCache(1)
@@ -161,16 +163,19 @@ class CandidateSets:
         name = f"features_all_{target}"
         if self._bundle.has(name) and not self._fresh:
             return self._bundle.array(name)
-        if not linear_alone(self._features.model):
-            raise QueryError(
-                "This bundle holds each training image's features under its own class only, and this network is too "
-                "slow to compute the others here; build the bundle with `--outputs all`."
-            )
-        count, parts = len(self._labels), []
-        for start in range(0, count, SHARD):
+        count, began, parts = len(self._labels), time.monotonic(), list[np.ndarray]()
+        while (start := sum(map(len, parts))) < count:
             progress(f"Reading every training image for the class {self._bundle.classes[target]}", start, count)
-            part = self._inputs(slice(start, start + SHARD))
+            part = self._inputs(slice(start, start + self._features.batch_size))
             parts.append(self._features.features(part, np.full(len(part), target)))
+            taken, share = time.monotonic() - began, (start + len(part)) / count
+            if start and share < 1 and taken / share > _PATIENCE and taken > _SURE:
+                minutes = math.ceil(taken / share / 60)
+                raise QueryError(
+                    f"The Jacobians of all {count:,} training images under this class would take about {minutes} min "
+                    "here, and this bundle holds each under its own label alone; one built with --outputs all, or "
+                    'outputs="all" in Python, holds them.'
+                )
         return np.concatenate(parts)
 
 

@@ -11,7 +11,9 @@ from PIL import Image
 from torch import nn
 
 import natscope
+from natscope.core.bundle import candidates
 from natscope.core.errors import BuildError, DataError, QueryError
+from natscope.core.features import FeatureMap
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.data.decode import Reading
 from natscope.precompute.data.folders import FolderSpec
@@ -320,3 +322,31 @@ def test_other_numbers_are_refused_in_both(sets, tmp_path, make, match):
         one_sentence(str(caught.value))
     with pytest.raises(BuildError, match="cannot be copied; give"):
         natscope.attribute(_uncopied(), sets[0], _X)
+
+
+class Convolved(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv1d(3, 5, 2), nn.Linear(15, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x).tanh().flatten(1))
+
+
+def test_all_classes_are_asked_about_where_that_takes_less_than_a_minute(sets, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    net, asked = Convolved(), {"pool": "all", "conditioning": "train", "budget": 5}
+    found = {
+        outputs: natscope.open(natscope.build(net, *sets, out=tmp_path / outputs, outputs=outputs, **_FEW)).explain(
+            2, **asked
+        )
+        for outputs in ("own", "all")
+    }
+    assert [i.train_index for i in found["own"].items] == [i.train_index for i in found["all"].items]
+    assert found["own"].nats == pytest.approx(found["all"].nats, rel=1e-3)  # what is stored has fewer digits
+    assert len(natscope.attribute(net, sets[0], sets[1][0][2], **asked)) == 5
+    monkeypatch.setattr(candidates, "_PATIENCE", 0.0)
+    monkeypatch.setattr(candidates, "_SURE", -1.0)
+    monkeypatch.setattr(FeatureMap, "_fit", lambda own, *_: setattr(own, "batch_size", 8))
+    with pytest.raises(QueryError, match="all 30 training images under this class would take about 1 min "):
+        natscope.attribute(net, sets[0], sets[1][0][2], **asked)
