@@ -76,11 +76,14 @@ class Answer:
         return self.attribution.to_dict(self.query, self.classes)
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Return a table with a row for each item, and the class's title beside its label."""
+        """Return a table with the columns of `natscope attribute --csv`: nats are those of all items up to a row's."""
         import pandas
 
-        rows = [item | {"class": self.classes[item["label"]]} for item in self.to_dict()["items"]]
-        order = ["rank", "train_index", "source", "label", "class", "score", "nats", "sign"]
+        rows = [
+            item | {"label_name": self.classes[item["label"]], "nats_cumulative": item["nats"]}
+            for item in self.to_dict()["items"]
+        ]
+        order = ["rank", "train_index", "source", "label", "label_name", "score", "nats_cumulative", "sign"]
         return pandas.DataFrame(rows, columns=order)
 
     def _repr_html_(self) -> str:
@@ -135,7 +138,7 @@ class Explainer:
         self,
         query: Any,
         method: str = REFERENCE,
-        budget: int = 20,
+        budget: int = Request.budget,
         *,
         sigma2: float | None = None,
         target: int | str | None = None,
@@ -213,7 +216,7 @@ class Explainer:
     def _numbered(self, text: str) -> QueryImage:
         origin, _, number = text.partition(":")
         if origin not in ("test", "train") or not (number.isascii() and number.isdecimal() and len(number) < 10):
-            raise QueryError(f"{_QUERY}, not {quoted(text)}.")
+            raise QueryError(f"{_QUERY}, and there is no file {quoted(text)}.")
         return self.attributor.query(origin, int(number))
 
     def _of_file(self, path: Path, label: int | None, invert: bool | None) -> QueryImage:

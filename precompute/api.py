@@ -1,5 +1,7 @@
 """Building from Python: a trained network and its data, in whatever form they are at hand."""
 
+import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import singledispatch
@@ -196,6 +198,11 @@ def _reference(given: str | Callable[..., Any] | None, what: str) -> str | None:
             f"{name} stands within another function or class of {module}, where no other process finds it; move it to "
             "the top of the module."
         )
+    if getattr(sys.modules.get(module), name, given) is not given:  # as where a decorator keeps the name of another
+        raise BuildError(
+            f"{what} is another {type(given).__name__} than what {module} calls {name}; give it a name of its own "
+            f'there, and pass that as text, such as "{module}:name".'
+        )
     return f"{module}:{name}"
 
 
@@ -219,9 +226,11 @@ def _checked_factory(
         raise BuildError(f"{name}() makes another network than the one that was given: {fault}; {advice}.")
     again.load_state_dict(_state(model))
     inputs = data.inputs("train")[:_COMPARED]
-    with giving_logits(model, output):
-        outputs, others = _outputs(model, inputs), _outputs(again, inputs)
-    if outputs is not None and (others is None or not _close(outputs, others)):
+    single = in_float32(model)
+    with giving_logits(single, output):
+        outputs, others = _outputs(single, inputs), _outputs(again, inputs)
+    same = outputs is others if outputs is None or others is None else _close(outputs, others)
+    if not same:
         raise BuildError(
             f"{name}() makes another network than the one that was given: it gives other outputs with the same "
             f"weights; {advice}."
@@ -273,3 +282,16 @@ def as_evaluated(model: nn.Module) -> Iterator[None]:
     finally:
         for module in trained:
             module.training = True
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+    """Return a network that computes in float32, as one that is made again for a bundle does: a copy if need be."""
+    numbers = [*model.parameters(), *model.buffers()]
+    if all(tensor.dtype == torch.float32 for tensor in numbers if tensor.is_floating_point()):
+        return model
+    try:
+        return copy.deepcopy(model).float()
+    except Exception as error:  # somebody's module, which may hold what cannot be copied
+        raise BuildError(
+            "natscope computes in float32, and this network, which is in float64, cannot be copied; give model.float()."
+        ) from error

@@ -1,26 +1,25 @@
 """Attribution without a bundle: a few thousand examples, all that is needed of them kept in memory."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.manifest import Manifest
+from natscope.core.bundle.request import Request
 from natscope.core.device import device_of, full_precision
-from natscope.core.errors import BuildError, QueryError
+from natscope.core.errors import QueryError
 from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.images import Inputs
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.answer import Answer, Explainer
-from natscope.precompute.api import as_evaluated, check_kind, patterns, sketch_of
+from natscope.precompute.api import as_evaluated, check_kind, in_float32, patterns, sketch_of
 from natscope.precompute.bundles.build import layout_of
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.bundles.store import halved
@@ -118,7 +117,7 @@ def attribute(
     x: Any,
     *,
     method: str = REFERENCE,
-    budget: int = 20,
+    budget: int = Request.budget,
     sigma2: float | None = None,
     target: int | str | None = None,
     pool: str = "same-class",
@@ -184,23 +183,10 @@ def attribute(
             f"{METHODS[method].title} needs what is computed once for all training data; build a bundle with "
             "natscope.build, and name the method in methods=."
         )
-    model = _in_float32(model)
+    model = in_float32(model)
     with as_evaluated(model), giving_logits(model, spec.model.output), full_precision():
         first = data.inputs("train")[:3].to(device_of(model))
         check_suitable(model, first, len(data.classes), spec.model)
         features = spec.feature_map(model)
         explainer = Explainer(Attributor(MemoryBundle(data, features, spec), model))
         return explainer.explain(x, method, budget, sigma2=sigma2, target=target, pool=pool, conditioning=conditioning)
-
-
-def _in_float32(model: nn.Module) -> nn.Module:
-    """Return a network that computes in float32, as one that is made again for a bundle does: a copy if need be."""
-    numbers = [*model.parameters(), *model.buffers()]
-    if all(tensor.dtype == torch.float32 for tensor in numbers if tensor.is_floating_point()):
-        return model
-    try:
-        return copy.deepcopy(model).float()
-    except Exception as error:  # somebody's module, which may hold what cannot be copied
-        raise BuildError(
-            "natscope computes in float32, and this network, which is in float64, cannot be copied; give model.float()."
-        ) from error

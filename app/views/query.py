@@ -38,6 +38,7 @@ _ORDERS = ("By number", "Least sure first", "Surest first")
 _SEARCH = "Go to image number or file"
 _LARGEST = 10  # MB of an upload
 _LONGEST = 40  # characters of a file's name in a sentence
+_ALIKE = "A file like those of the data set"
 _PREVIEW = 160  # pixels of an upload, and of what the model sees of it
 _LARGEST_MATRIX = 20  # classes of which a confusion matrix can be read
 _INVERT = {"Automatic": None, "Keep": False, "Invert": True}
@@ -102,6 +103,8 @@ def _prediction(query: QueryImage, attributor: Served) -> None:
         right = query.label == query.predicted
         mark = "✓ right" if right else f"✗ labelled {escape.html(classes[query.label])}"
         verdict = f"{title_of(query)} · {mark}"
+    if query.source and query.source != f"{query.origin} row {query.index}":
+        verdict += f"<br>{escape.html(query.source)}"
     st.html(
         f'<div class="ns-query"><img src="{data_uri(query.image)}" alt="{title_of(query)}">'
         f'<div class="ns-said"><div class="ns-answer">Predicted {escape.html(classes[query.predicted])}</div>'
@@ -287,7 +290,8 @@ def _upload(attributor: Served, take: Take) -> None:
     def read() -> None:
         _read(images, settings, take)
 
-    st.file_uploader("One object on a plain background", key="file", on_change=read, max_upload_size=_LARGEST)
+    wanted = "One object on a plain background" if images.ndim == 3 else _ALIKE
+    st.file_uploader(wanted, key="file", on_change=read, max_upload_size=_LARGEST)
     if images.ndim == 3:
         st.radio(
             "Light and dark",
@@ -331,7 +335,7 @@ def _upload_file(attributor: Served, take: Take) -> None:
         st.session_state[FILES] = dict(kept[-MAX_UPLOADS:])
         take(f"file:{digest}")
 
-    st.file_uploader("A file like those of the data set", key="file", on_change=read, max_upload_size=_LARGEST)
+    st.file_uploader(_ALIKE, key="file", on_change=read, max_upload_size=_LARGEST)
     if st.session_state.get("upload_error"):
         complain(st.session_state["upload_error"], icon=":material/broken_image:")
 

@@ -43,10 +43,8 @@ from natscope.core.sketches import SketchSpec
 
 __all__ = [
     "MANIFEST",
-    "SCHEMA",
     "WEIGHTS",
     "Bundle",
-    "FileRecord",
     "Manifest",
     "check_bundle",
     "find_bundles",
@@ -85,6 +83,10 @@ class Bundle:
         for record in self.manifest.files.values():
             if wrong := size_fault(path, record):
                 raise self._damaged(record, wrong)
+
+    def __repr__(self) -> str:
+        """Return its folder and title."""
+        return f"Bundle({str(self.path)!r}: {self.manifest.name})"
 
     @property
     def identity(self) -> str:
@@ -355,11 +357,7 @@ def _joint_faults(bundle: Bundle) -> Iterator[str]:
 
 
 def find_bundles(folder: Path) -> list[Path]:
-    """Return the bundles in a folder, or the folder itself when it is one, by name.
-
-    Damaged bundles are included: opening one reports the damage. Folders whose names cannot be printed are left
-    out, because no page could name them.
-    """
+    """Return the bundles in a folder by name, damaged ones too but none that no page can name; or the folder itself."""
     try:
         if (folder / MANIFEST).is_file():
             return [folder]

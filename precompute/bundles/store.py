@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from natscope.core.bundle.file_checks import bounded, whole_header
-from natscope.core.bundle.format import FileRecord, write_atomically
+from natscope.core.bundle.format import write_atomically
+from natscope.core.bundle.manifest import FileRecord
 from natscope.core.errors import BuildError, FileError
 from natscope.core.features import SHARD
 from natscope.core.files import create, opened

@@ -14,8 +14,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from natscope.core.bundle.file_checks import whole_header
-from natscope.core.bundle.format import MANIFEST, FileRecord, Manifest, sha256_of, write_atomically
-from natscope.core.bundle.manifest import LARGEST, file_of
+from natscope.core.bundle.format import MANIFEST, Manifest, sha256_of, write_atomically
+from natscope.core.bundle.manifest import LARGEST, FileRecord, file_of
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.errors import BuildError, BundleError, NatscopeError, out_of_memory
 from natscope.core.files import from_json, irregular, opened, read_regular

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from natscope.core.bundle import format as bundles
 from natscope.core.bundle.format import (
     MANIFEST,
-    SCHEMA,
     WEIGHTS,
     Bundle,
     Manifest,
@@ -26,6 +25,7 @@ from natscope.core.bundle.format import (
     sha256_of,
     write_atomically,
 )
+from natscope.core.bundle.manifest import SCHEMA
 from natscope.core.errors import BundleError
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.build import build

@@ -34,6 +34,8 @@ from tests.conftest import one_sentence
 from tests.tiny import edited, saved
 
 _MODULE = """
+import functools
+
 import numpy as np
 import torch
 from torch import nn
@@ -53,6 +55,16 @@ class Net(nn.Module):
 class Other(Net):
     def forward(self, x):
         return 2 * super().forward(x)
+
+
+class Picky(Net):
+    def forward(self, x):
+        return super().forward(x) @ torch.eye(3)  # which only float32 can
+
+
+class Louder(Net):
+    def forward(self, x):
+        return 7 * super().forward(x)
 
 
 class Wide(nn.Module):
@@ -81,6 +93,11 @@ def transform(picture):
 def load(path):
     assert path.suffix == ".raw"
     return np.frombuffer(path.read_bytes(), np.float32).reshape(3, 12, 10)
+
+
+@functools.wraps(transform)
+def wrapped(picture):
+    return 2 * transform(picture)
 
 
 class Holder:
@@ -214,7 +231,7 @@ def test_an_item_of_the_test_set_is_asked_about_as_its_number_is(explainer, sets
 def test_an_answer_is_a_table_json_and_pictures(explainer):
     answer = explainer.explain(3, budget=4, target="<b>bee")
     table = answer.to_pandas()
-    assert table["class"].tolist() == ["<b>bee"] * 4
+    assert table["label_name"].tolist() == ["<b>bee"] * 4
     assert table["source"].tolist() == [item.source for item in answer.items]
     assert answer.items[-1].nats == answer.nats > 0
     assert json.loads(json.dumps(answer.to_dict()))["target_name"] == "<b>bee"
@@ -455,6 +472,7 @@ def test_one_class_and_classes_that_do_not_fit_are_refused(model, tmp_path):
     [
         (lambda own: own.Wide(360), None, r"Wide\(\) failed.*pass factory="),
         (lambda own: own.Net(), "net_of_the_api:Other", "other outputs with the same weights"),
+        (lambda own: own.Picky().double(), "net_of_the_api:Louder", "other outputs with the same weights"),
         (lambda own: own.Net(), "net_of_the_api:Vector", "only one of them has 'conv.weight'"),
         (lambda own: own.Wide(360), "net_of_the_api:Vector", r"'head.weight' is \(3, 5\) in it, and \(3, 360\)"),
         (lambda own: own.Net(), "net_of_the_api:nothing", "has no 'nothing'"),
@@ -472,6 +490,11 @@ def test_a_network_that_cannot_be_made_again_is_refused_with_what_to_pass(own, s
     with pytest.raises(BuildError, match=match) as caught:
         _build(make(own), sets, tmp_path / "own", factory=factory)
     one_sentence(str(caught.value))
+
+
+def test_a_function_under_the_name_of_another_is_refused(own, sets, tmp_path):
+    with pytest.raises(BuildError, match="transform= is another function than what net_of_the_api calls transform"):
+        _build(own.Net(), sets, tmp_path / "own", transform=own.wrapped)
 
 
 def test_a_transform_that_makes_other_inputs_than_the_data_has_is_refused(own, tmp_path):

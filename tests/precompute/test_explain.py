@@ -161,7 +161,7 @@ _ODD = [
     ({"query": True}, "A query is .*, not True"),
     ({"query": 1.5}, "A query is .*, not 1.5"),
     ({"query": {}}, "A query is .*, not {}"),
-    ({"query": "x" * 5000}, "A query is .*, not 'x{59}…"),
+    ({"query": "x" * 5000}, "A query is .*, and there is no file 'x{59}…"),
     ({"query": "a\0b"}, "A query is"),
     ({"query": "test:-1"}, "A query is"),
     ({"query": -1}, "no test image -1"),
