@@ -78,7 +78,7 @@ h3 { font-size: 1.05rem !important; padding: 0.4rem 0 0.2rem !important; }
   .stColumn:has([class*="st-key-results_about_"]) { align-self: flex-start; position: sticky; top: 4rem; }
 }
 @media (max-width: 640px) {
-  .st-key-image_bar { min-height: 20rem; }
+  .st-key-image_bar { min-height: 16.75rem; }
   .st-key-image_bar > .stElementContainer:first-child { min-height: 9.5rem; }
   .st-key-tab { min-height: 4.25rem; }
   .st-key-backdoor_trigger_patch { min-height: 13.25rem; }
