@@ -12,7 +12,7 @@ from torch import nn
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.manifest import Manifest
-from natscope.core.device import device_of, full_precision
+from natscope.core.device import device_of
 from natscope.core.errors import BuildError, QueryError
 from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.images import Inputs
@@ -185,7 +185,7 @@ def attribute(
             "natscope.build, and name the method in methods=."
         )
     model = _in_float32(model)
-    with as_evaluated(model), giving_logits(model, spec.model.output), full_precision():
+    with as_evaluated(model), giving_logits(model, spec.model.output):
         first = data.inputs("train")[:3].to(device_of(model))
         check_suitable(model, first, len(data.classes), spec.model)
         features = spec.feature_map(model)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from natscope.core.backdoor import Backdoor
-from natscope.core.device import device
+from natscope.core.device import device, full_precision
 from natscope.core.features import SHARD, FeatureMap
 from natscope.core.files import machine_memory
 from natscope.core.files import size as formatted
@@ -173,7 +173,7 @@ def _files_read(data: Dataset, skipped: list[str], most: int) -> str:
 def _weights(model: nn.Module, data: Dataset) -> str:
     rows = _read(data, "test")
     rows = rows[evenly(len(rows), 200)]
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         model.eval()
         logits = model(_at_hand(data.inputs("test"), rows)[:].to(device()))
     share = accuracy(logits.cpu().numpy(), data.test_labels[rows])

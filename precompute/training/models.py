@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from natscope.core.bundle.format import Bundle
-from natscope.core.device import device
+from natscope.core.device import device, precision, set_precision
 from natscope.core.errors import BuildError, NatscopeError, out_of_memory
-from natscope.precompute.training.heads import attach
+from natscope.precompute.training.heads import OUTPUT, attach
 from natscope.precompute.training.kinds import fault_of
 from natscope.precompute.training.projects import raised_by_one, said
 from natscope.precompute.training.trusted import Code, find
@@ -29,7 +29,7 @@ _HIDDEN = (512, 256)
 _PROCESS_WIDE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_num_threads, torch.set_num_threads),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (precision, set_precision),
     (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
     (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
 )
@@ -126,7 +126,7 @@ def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> 
         attach(model, spec.output)
         return model
     if spec.output is not None:
-        raise BuildError(f"--output is for a network of yours; {spec.architecture} gives logits.")
+        raise BuildError(f"{OUTPUT} is for a network of yours; {spec.architecture} gives logits.")
     if spec.architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise BuildError(
