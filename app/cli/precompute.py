@@ -61,8 +61,9 @@ def build_spec(
     data = None
     if options["data"] is not None:
         data = made_by(options["data"], mean=mean, std=std, **code, progress=progress or silent)
-    for own in filter(None, code.values()):  # whoever types it trusts it
-        trust(own)
+    for option, own in code.items():
+        if own:  # whoever types it trusts it
+            trust(own, f"--{option} ({option}= in Python)")
     return BuildSpec(
         name=title if name else "".join(c for c in title if c.isprintable())[:LONGEST],
         dataset=options["data"] or options["dataset"],
