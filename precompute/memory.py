@@ -37,13 +37,14 @@ _FAR = [np.inf, np.inf]  # nothing counts as unlike the training data where no t
 class MemoryBundle(Bundle):
     """What a bundle holds, computed and kept in memory: for one network, which is there already."""
 
-    def __init__(self, data: Dataset, features: FeatureMap, spec: BuildSpec) -> None:
+    def __init__(self, data: Dataset, features: FeatureMap, spec: BuildSpec, remarks: Sequence[str]) -> None:
         """Compute what every query needs: features, outputs.
 
         Args:
             data: the training set, in both parts.
             features: the network and the sketch.
             spec: the settings.
+            remarks: what to know of the network's outputs and parameters.
         """
         self.path, self._sources, self.opened_with = Path(spec.name), {}, ""
         self._data, self._features = data, features
@@ -73,6 +74,7 @@ class MemoryBundle(Bundle):
             results={
                 "kernel": {"mean": float(np.mean(kernel_of(spec.sketch, layout).diagonal(rows)))},
                 "usual_distances": _FAR,
+                "remarks": list(remarks),
             },
             layout=layout,
             versions={},
@@ -187,9 +189,9 @@ def attribute(
     model = _in_float32(model)
     with as_evaluated(model), giving_logits(model, spec.model.output):
         first = data.inputs("train")[:3].to(device_of(model))
-        check_suitable(model, first, len(data.classes), spec.model)
+        suitable = check_suitable(model, first, len(data.classes), spec.model)
         features = spec.feature_map(model)
-        explainer = Explainer(Attributor(MemoryBundle(data, features, spec), model))
+        explainer = Explainer(Attributor(MemoryBundle(data, features, spec, suitable.remarks), model))
         return explainer.explain(x, method, budget, sigma2=sigma2, target=target, pool=pool, conditioning=conditioning)
 
 

@@ -110,6 +110,7 @@ def test_the_logits_are_taken_out_of_what_a_network_returns(own, sets, tmp_path)
     assert ModelSpec.from_dict(other.manifest.model).output is None
     assert faults(bundle.path) == []
     asked = natscope.open(bundle.path).explain(sets[1][0][0], budget=4)
+    assert (asked.remarks, "<p>Network:" in asked._repr_html_()) == ((), False)
     found = natscope.attribute(model, sets[0], sets[1][0][0], budget=4, sketch=_SKETCH, output="scores")
     assert [i.train_index for i in asked.items] == [i.train_index for i in found.items]
     assert not model._forward_hooks
@@ -120,6 +121,12 @@ def test_one_logit_is_two_classes(own, sets, tmp_path):
     model, two = own.One(), ((inputs, labels % 2), (tests, torch.arange(12) % 2))
     bundle = _built(model, two, tmp_path / "one", methods=["graddot"])
     assert "softmax is sigmoid(z)" in bundle.manifest.results["remarks"][0]
+    for answer in (
+        natscope.open(bundle.path).explain("test:0", budget=2),
+        natscope.attribute(model, two[0], tests[0], budget=2, sketch=_SKETCH),
+    ):
+        assert answer.remarks == tuple(bundle.manifest.results["remarks"])
+        assert "<p>Network: its one logit z stands for two classes" in answer._repr_html_()
     with torch.no_grad():
         chance = model(tests).sigmoid()[:, 0].numpy()
     logits = torch.from_numpy(bundle.array("test_logits").copy())
@@ -176,6 +183,11 @@ def test_the_command_line_picks_an_output(own, tmp_path, capsys):
         assert exited.value.code in (code, code or 0)
         assert sentence in " ".join((out + err).split())
         assert not given or "--output scores" in out
+    with pytest.raises(SystemExit) as exited:
+        main([*options, "--model", "net_with_a_head:NoLinear"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert exited.value.code in (None, 0)
+    assert "Left out RepSim compares" in said
     with pytest.raises(SystemExit):
         main(["precompute", "--check", "--output", "0"])
     assert "--output (output= in Python) is for a network of yours; mlp gives logits." in capsys.readouterr().err
