@@ -8,7 +8,7 @@ from PIL import Image
 
 from natscope.app.worker import OutOfMemory, TookTooLong, Worker, WorkerLost
 from natscope.core.errors import QueryError
-from natscope.precompute.data.decode import USUAL, Reading, decode
+from natscope.precompute.data.decode import USUAL, Decoding, decode
 from natscope.precompute.data.form import formed
 
 LARGEST_BYTES = 10_000_000
@@ -52,7 +52,7 @@ def read_apart(data: bytes, filename: str, form: dict[str, Any]) -> Upload:
         worker.kill()
 
 
-def read_image(data: bytes, filename: str, *, channels: int, reading: Reading = USUAL, **form: Any) -> Upload:
+def read_image(data: bytes, filename: str, *, channels: int, reading: Decoding = USUAL, **form: Any) -> Upload:
     """Read an uploaded file and bring it to the data set's form.
 
     The aspect ratio is kept: unless `reading` says otherwise, the rest of (H, W) is filled with the border's median

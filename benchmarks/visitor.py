@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 _LARGEST_MESSAGE = 2**26  # bytes
 _VERDICT = re.compile(r"\bTest image (\d+) ")
+_NUMBER = re.compile(r"\d(?:[\d,]*\d)?")  # also 9,999
 _RANKED = re.compile(r'"alt": ?"rank [^"]*?training image (\d+):')
 _BAD_ALERTS = (Alert.ERROR, Alert.WARNING)
 
@@ -250,7 +251,7 @@ class Visitor:
         elif kind == "bidi_component" and element.id.endswith("-ranking"):
             self._ranking = tuple(map(int, _RANKED.findall(element.json or element.mixed.json)))
         elif kind == "text_input" and element.id.endswith("-image_search"):
-            self._largest = int(element.placeholder.split()[2].strip(",").replace(",", ""))
+            self._largest = max(int(n.replace(",", "")) for n in _NUMBER.findall(element.placeholder))
         if getattr(element, "id", ""):
             self._drawn.add(element.id)
             state = _state(kind, element)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from natscope.core.device import full_precision
 from natscope.core.errors import out_of_memory
 from natscope.core.layers import RULES, follows
 from natscope.core.measurements import MEASUREMENTS, Measurement
@@ -140,14 +141,17 @@ def jacobian_blocks(
         return _jacobian_blocks(model, inputs, targets, measure, scales)
 
 
-def exclusive(model: nn.Module) -> threading.RLock:
-    """Return the lock of a network, to be held by anyone who hooks into it or replaces its parameters.
+@contextmanager
+def exclusive(model: nn.Module) -> Iterator[None]:
+    """Hold the lock of a network, as anyone must who hooks into it or replaces its parameters, in full precision.
 
     A hook sees the calls of every thread, and `torch.func.functional_call` changes the module for all of them: without
     the lock, two threads that use one network mix up their results.
     """
     with _locks_guard:
-        return _locks.setdefault(model, threading.RLock())
+        lock = _locks.setdefault(model, threading.RLock())
+    with lock, full_precision():
+        yield
 
 
 def _jacobian_blocks(

@@ -35,6 +35,7 @@ class Answer:
         attribution: the ranking, with everything that is known of it.
         classes: a title for each label.
         pictures: (M, H, W) or (M, H, W, 3) uint8, of the ranked examples.
+        remarks: what to know of the network's outputs and parameters, as a build records it, a clause each.
 
     Examples:
         >>> answer = natscope.open("bundles/fashion-mnist").explain(12, budget=3)
@@ -48,6 +49,7 @@ class Answer:
     attribution: Attribution
     classes: tuple[str, ...]
     pictures: np.ndarray = field(repr=False)
+    remarks: tuple[str, ...] = ()
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -102,8 +104,9 @@ class Answer:
         ]
         own = _card(self.query.image, "the query", said, self.query.source)
         more = f"<p>… and {len(self) - _FEW} more.</p>" if len(self) > _FEW else ""
+        noted = "".join(f"<p>Network: {escape(remark)}.</p>" for remark in self.remarks)
         return (
-            f"<div><p>{escape(about)}, by {escape(method.title)}.</p>"
+            f"<div><p>{escape(about)}, by {escape(method.title)}.</p>{noted}"
             f'<div style="display:flex;flex-wrap:wrap;gap:8px">{own}{"".join(cards)}</div>{more}</div>'
         )
 
@@ -171,7 +174,8 @@ class Explainer:
         found = self.attributor.attribute(asked, request)
         rows = [item.train_index for item in found.items]
         pictures = np.asarray(self.bundle.array("train_images")[rows])
-        return Answer(asked, found, self.classes, pictures)
+        remarks = tuple(self.bundle.manifest.results.get("remarks", ()))
+        return Answer(asked, found, self.classes, pictures, remarks)
 
     def __repr__(self) -> str:
         """Return the title, and what there is to ask about."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from natscope.core.bundle.format import Bundle, write_atomically
 from natscope.core.bundle.request import quoted
+from natscope.core.device import full_precision
 from natscope.core.errors import BuildError
 from natscope.core.index.spec import IndexSpec
 from natscope.core.progress import Progress, silent
@@ -258,6 +259,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return apart({name: tensor.cpu() for name, tensor in model.state_dict().items()})
 
 
+@full_precision()
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor | None:
     """Return what a network says in eval mode; None where it fails, which the build explains."""
     with as_evaluated(model), torch.no_grad(), suppress(Exception):

@@ -11,7 +11,7 @@ from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.manifest import Manifest
 from natscope.core.bundle.request import Request
-from natscope.core.device import device_of, full_precision
+from natscope.core.device import device_of
 from natscope.core.errors import QueryError
 from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.images import Inputs
@@ -28,7 +28,7 @@ from natscope.precompute.data.items import Reading
 from natscope.precompute.data.own import own_dataset
 from natscope.precompute.training.heads import giving_logits
 from natscope.precompute.training.models import ModelSpec
-from natscope.precompute.training.validate import check_suitable
+from natscope.precompute.training.validate import check_suitable, some_of
 
 _FAR = [np.inf, np.inf]  # nothing counts as unlike the training data where no test data show what is usual
 
@@ -36,13 +36,14 @@ _FAR = [np.inf, np.inf]  # nothing counts as unlike the training data where no t
 class MemoryBundle(Bundle):
     """What a bundle holds, computed and kept in memory: for one network, which is there already."""
 
-    def __init__(self, data: Dataset, features: FeatureMap, spec: BuildSpec) -> None:
+    def __init__(self, data: Dataset, features: FeatureMap, spec: BuildSpec, remarks: Sequence[str]) -> None:
         """Compute what every query needs: features, outputs.
 
         Args:
             data: the training set, in both parts.
             features: the network and the sketch.
             spec: the settings.
+            remarks: what to know of the network's outputs and parameters.
         """
         self.path, self._sources, self.opened_with = Path(spec.name), {}, ""
         self._data, self._features = data, features
@@ -72,6 +73,7 @@ class MemoryBundle(Bundle):
             results={
                 "kernel": {"mean": float(np.mean(kernel_of(spec.sketch, layout).diagonal(rows)))},
                 "usual_distances": _FAR,
+                "remarks": list(remarks),
             },
             layout=layout,
             versions={},
@@ -184,9 +186,10 @@ def attribute(
             "natscope.build, and name the method in methods=."
         )
     model = in_float32(model)
-    with as_evaluated(model), giving_logits(model, spec.model.output), full_precision():
-        first = data.inputs("train")[:3].to(device_of(model))
-        check_suitable(model, first, len(data.classes), spec.model)
+    with as_evaluated(model), giving_logits(model, spec.model.output):
+        suitable = check_suitable(
+            model, some_of(data.inputs("train")).to(device_of(model)), len(data.classes), spec.model
+        )
         features = spec.feature_map(model)
-        explainer = Explainer(Attributor(MemoryBundle(data, features, spec), model))
+        explainer = Explainer(Attributor(MemoryBundle(data, features, spec, suitable.remarks), model))
         return explainer.explain(x, method, budget, sigma2=sigma2, target=target, pool=pool, conditioning=conditioning)

@@ -26,7 +26,7 @@ class Case:
         by_torch_func: whether a layer of it goes through `torch.func`.
         output: what to take of what it returns, as `--output` does.
         in_torch_func: whether torch.func itself can differentiate it.
-        remark: a pattern of what is said of its outputs.
+        remark: a pattern of what is said of its outputs and parameters; nothing is said when None.
     """
 
     make: Callable[[], nn.Module]
@@ -50,7 +50,7 @@ def case(name, **about):
 
 
 class Base(nn.Module):
-    """Two convolutions and a head; subclasses bend it."""
+    """Two convolutions and a head; subclasses change one thing about it."""
 
     def __init__(self, out=4):
         super().__init__()
@@ -298,7 +298,9 @@ def _frozen():
 
 
 case("one logit", classes=2, remark="one logit z")(lambda: Base(1))
-NETWORKS["one logit in a row"] = Case(lambda: bent(lambda self, x: self.head(self.body(x)).squeeze(), 1), classes=2)
+case("one logit in a row", classes=2, remark="one logit z")(
+    lambda: bent(lambda self, x: self.head(self.body(x)).squeeze(), 1)
+)
 
 
 @case("no Linear")
@@ -437,6 +439,17 @@ def _compiled_in_place():
 
 
 case("meta", refused="'c1.weight'.*meta")(lambda: Base().to("meta"))
+
+
+@case("words by the whole batch", shape=(7,), refused="in a batch than alone")
+class WordsByBatch(Words):
+    """Its probes would be indices out of range."""
+
+    def forward(self, x):
+        tokens = self.words(x.abs().long()) + self.places(torch.arange(7))
+        return self.head(torch.tanh(self.norm(tokens)).mean(1)) + x.mean()
+
+
 bends("softmax", refused="softmax")(lambda self, x: self.head(self.body(x)).softmax(1))
 bends("sigmoid", refused="sigmoid")(lambda self, x: self.head(self.body(x)).sigmoid())
 bends("a tuple of two", refused="--output")(lambda self, x: (self.head(self.body(x)), self.head(self.body(-x))))

@@ -36,7 +36,7 @@ def build_spec(
     from natscope.core.progress import silent
     from natscope.core.sketches import SKETCHES, SketchSpec
     from natscope.precompute.bundles.spec import BuildSpec
-    from natscope.precompute.data.decode import Reading
+    from natscope.precompute.data.decode import Decoding
     from natscope.precompute.data.folders import FolderSpec
     from natscope.precompute.data.named import made_by
     from natscope.precompute.training.train import RECIPES, TrainingSpec
@@ -61,8 +61,9 @@ def build_spec(
     data = None
     if options["data"] is not None:
         data = made_by(options["data"], mean=mean, std=std, **code, progress=progress or silent)
-    for own in filter(None, code.values()):  # whoever types it trusts it
-        trust(own)
+    for option, own in code.items():
+        if own:  # whoever types it trusts it
+            trust(own, f"--{option} ({option}= in Python)")
     return BuildSpec(
         name=title if name else "".join(c for c in title if c.isprintable())[:LONGEST],
         dataset=options["data"] or options["dataset"],
@@ -70,7 +71,7 @@ def build_spec(
         made_by=options["data"] or "",
         folder=FolderSpec(
             **{f.name: (options | code)[f.name] for f in fields(FolderSpec) if f.name != "reading"},
-            reading=Reading(**{f.name: options[f.name] for f in fields(Reading)}),
+            reading=Decoding(**{f.name: options[f.name] for f in fields(Decoding)}),
         ),
         classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),
         per_class=options["per_class"],

@@ -161,8 +161,11 @@ class _Source:
 def missing(bundle: Bundle, method: Method) -> str | None:
     """Return a sentence on what a bundle lacks for a method and how to add it; None if nothing is missing."""
     if all(map(bundle.has, method.files)):
-        width = bundle.array("penultimate").shape[1]
-        return None if method.files else method.artifacts.obstacle(Size(0, 0, penultimate=width))
+        if method.files:
+            return None
+        count, width = bundle.array("penultimate").shape
+        sketch = bundle.sketch_spec
+        return method.artifacts.obstacle(Size(count, sketch.dim, vectors=sketch.kind != "exact", penultimate=width))
     if bundle.stores_inputs:
         return (
             f"This bundle does not yet hold what {method.title} needs; natscope.build adds it, called again with "

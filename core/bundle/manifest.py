@@ -364,7 +364,8 @@ def _fits(manifest: Manifest, name: str, shape: tuple[int, ...]) -> bool:
     if name.endswith("_sources"):
         return len(shape) == 1 and 1 <= shape[0] <= min(_MOST_SOURCES, (LONGEST_SOURCE + 1) * count)
     if name == "penultimate":
-        return len(shape) == 2 and shape[0] == train
+        none = manifest.layout is None and ":" in manifest.model["architecture"]  # perhaps it has no Linear layer
+        return len(shape) == 2 and shape[0] == train and (shape[1] > 0 or none)
     if name.endswith("_images"):
         return shape == (count, *images[1:])
     if name in INPUTS:

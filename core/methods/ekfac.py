@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import Dataset, TensorDataset
 
-from natscope.core.device import device_of
+from natscope.core.device import device_of, full_precision
 from natscope.core.errors import out_of_memory
 from natscope.core.jacobians import batched_layers, convolves, exclusive, supported_layers
 from natscope.core.measurements import margin
@@ -45,6 +45,7 @@ _ROUNDING = 1e-3  # of the largest number
 _LARGEST_INVERSE = 1e30  # of a curvature: what a gradient times it may reach in float32
 
 
+@full_precision()
 def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec, progress: Progress) -> None:
     """Fit EK-FAC factors and write them into a folder; parts that exist already are not fitted again.
 
@@ -205,6 +206,7 @@ class EkfacInfluence:
         (factors_folder(home) / _ARGUMENTS).write_text(json.dumps(arguments.to_dict()))
         return _analyzer(self._model, home, _MarginTask(self._layers, repeats=repeats))
 
+    @full_precision()
     def scores(
         self, queries: Tensor, target: int | np.ndarray, inputs: Tensor, labels: np.ndarray, *, mean: bool = False
     ) -> np.ndarray:

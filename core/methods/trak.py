@@ -14,13 +14,14 @@ from trak.gradient_computers import FunctionalGradientComputer
 from trak.projectors import AbstractProjector, ProjectionType
 from trak.score_computers import BasicScoreComputer
 
-from natscope.core.device import device_of
+from natscope.core.device import device_of, full_precision
 from natscope.core.progress import Progress
 
 _AT_ONCE = 1000
 _NEARLY = 0.99  # cosine between a vector and its image under the matrix times its inverse
 
 
+@full_precision()
 def trak_features(
     model: nn.Module,
     inputs: Callable[[slice], Tensor],
@@ -78,6 +79,7 @@ def trak_features(
     return features, np.array(store["out_to_loss"])[:, 0]
 
 
+@full_precision()
 def scores(features: np.ndarray, out_to_loss: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Score training images for one query, or for several on average, by traker's own score computer.
 

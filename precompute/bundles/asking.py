@@ -16,7 +16,7 @@ from natscope.core.bundle.queries import no_pictures
 from natscope.core.bundle.request import QueryImage
 from natscope.core.errors import DataError, QueryError
 from natscope.core.scratch import temporary_folder
-from natscope.precompute.data.decode import Reading, decode, in_colour_or_grey, rgb_of
+from natscope.precompute.data.decode import Decoding, decode, in_colour_or_grey, rgb_of
 from natscope.precompute.data.form import form_of, formed
 from natscope.precompute.data.items import as_array, as_picture, is_raw
 from natscope.precompute.data.own import pictures
@@ -65,7 +65,7 @@ def ask_about_file(
         raise QueryError(no_pictures(bundle))
     load = bundle.manifest.dataset.get("load")
     if load is None:
-        reading = Reading.of_settings(bundle.manifest.results.get("settings"))
+        reading = Decoding.of_settings(bundle.manifest.results.get("settings"))
         picture, shape = decode(data, filename, reading), bundle.inputs("train").shape[1:]
         return attributor.given(in_colour_or_grey(picture, shape, partial(_input, bundle)), label)
     own = function_of(load, bundle)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from natscope.core.backdoor import Backdoor
-from natscope.core.device import device
+from natscope.core.device import device, full_precision
 from natscope.core.features import SHARD, FeatureMap
 from natscope.core.files import machine_memory
 from natscope.core.files import size as formatted
@@ -36,7 +36,7 @@ from natscope.precompute.data.remarks import remarks
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
 from natscope.precompute.training.train import accuracy, train
 from natscope.precompute.training.trusted import trust
-from natscope.precompute.training.validate import Suitable, check_suitable, check_trains
+from natscope.precompute.training.validate import Suitable, check_suitable, check_trains, some_of
 
 _SAMPLED = 2000  # files of a folder that are read
 _LISTED = 10
@@ -81,7 +81,7 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     model_spec = fitted(spec.model, data.train_images.shape[1:], len(data.classes))
     model = build_model(model_spec, seed=spec.training.seed)
     spec.load_into(model, model_spec)
-    network = check_suitable(model, images[:3], len(data.classes), model_spec)
+    network = check_suitable(model, some_of(images), len(data.classes), model_spec)
     model.to(device())
     yield "Network", f"{model_spec.title}: {network.parameters:,} parameters, each layer's Jacobian exact"
     if network.by_torch_func:
@@ -94,8 +94,8 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     check_recordable(spec, data, backdoor, model_spec, features, skipped)
     size = size_of(len(data.train_images), spec.sketch, network)
     methods = wanted(spec.methods, size)
-    for name, why in left_out(spec.methods, size).items():
-        yield "Left out", f"{METHODS[name].title}: {why}"
+    for why in left_out(spec.methods, size).values():
+        yield "Left out", why
     yield "Methods", _methods(methods, size)
 
     trains = 0.0
@@ -173,7 +173,7 @@ def _files_read(data: Dataset, skipped: list[str], most: int) -> str:
 def _weights(model: nn.Module, data: Dataset) -> str:
     rows = _read(data, "test")
     rows = rows[evenly(len(rows), 200)]
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         model.eval()
         logits = model(_at_hand(data.inputs("test"), rows)[:].to(device()))
     share = accuracy(logits.cpu().numpy(), data.test_labels[rows])

@@ -57,7 +57,7 @@ _GREY = {"white": 255, "black": 0, "grey": 128}
 
 
 @dataclass(frozen=True)
-class Reading:
+class Decoding:
     """How files become pixels; the defaults suit pictures from anywhere.
 
     Args:
@@ -86,7 +86,7 @@ class Reading:
                 raise DataError(f"There is no {name} '{value}'; choose from {', '.join(map(str, choices))[:100]}.")
 
     @classmethod
-    def of_settings(cls, settings: object) -> "Reading":
+    def of_settings(cls, settings: object) -> "Decoding":
         """Return how a bundle's settings, perhaps a stranger's, read pixels; what files may be is not theirs."""
         folder = settings.get("folder") if isinstance(settings, Mapping) else None
         given = folder.get("reading") if isinstance(folder, Mapping) else None
@@ -98,10 +98,10 @@ class Reading:
         return cls(**chosen)
 
 
-USUAL = Reading()
+USUAL = Decoding()
 
 
-def decode(data: bytes, filename: str, reading: Reading = USUAL) -> Image.Image:
+def decode(data: bytes, filename: str, reading: Decoding = USUAL) -> Image.Image:
     """Decode a file to an RGB picture.
 
     Args:
@@ -128,7 +128,7 @@ def decode(data: bytes, filename: str, reading: Reading = USUAL) -> Image.Image:
             raise QueryError(f"The image is damaged or incomplete; {_SAVE}.") from error
 
 
-def rgb_of(image: Image.Image, reading: Reading = USUAL) -> Image.Image:
+def rgb_of(image: Image.Image, reading: Decoding = USUAL) -> Image.Image:
     """Return a picture that somebody opened or made as RGB, as `decode` does with a file's.
 
     Raises:
@@ -185,7 +185,7 @@ def deepest(data: bytes) -> int | None:
     return None
 
 
-def _decode(data: bytes, filename: str, reading: Reading) -> Image.Image:
+def _decode(data: bytes, filename: str, reading: Decoding) -> Image.Image:
     """Return the picture as RGB."""
     Image.init()
     formats = [name for name in _BY_FORMAT if name in Image.OPEN]
@@ -217,7 +217,7 @@ def _decode(data: bytes, filename: str, reading: Reading) -> Image.Image:
         return _rgb(image, content, reading)
 
 
-def _rgb(image: Image.Image, content: str, reading: Reading) -> Image.Image:
+def _rgb(image: Image.Image, content: str, reading: Decoding) -> Image.Image:
     turned = ImageOps.exif_transpose(image) if reading.orientation == "upright" else image
     return _on_background(_to_bytes(turned, content, reading.bits), reading.background)
 
@@ -230,7 +230,7 @@ def _kind(data: bytes) -> str:
     return f"{known}, not an image" if known else f"not a supported image ({_READABLE}), or is damaged"
 
 
-def _too_many_pixels(reading: Reading) -> QueryError:
+def _too_many_pixels(reading: Decoding) -> QueryError:
     return QueryError(f"The image has more than {reading.largest} megapixels; save it smaller and upload that.")
 
 

@@ -15,7 +15,7 @@ from natscope.core.errors import DataError, FileError, QueryError
 from natscope.core.files import sha256_of, size
 from natscope.core.progress import Progress, silent
 from natscope.precompute.data.datasets import FOLDER, Dataset
-from natscope.precompute.data.decode import EXTENSIONS, USUAL, Reading, decode, fit
+from natscope.precompute.data.decode import EXTENSIONS, USUAL, Decoding, decode, fit
 from natscope.precompute.data.splits import HIDDEN, class_names, parts, shown
 
 _ALWAYS = ("image_size", "test_share", "skip_broken")  # in a bundle's settings
@@ -50,7 +50,7 @@ class FolderSpec:
     skip_broken: bool = False
     test_folder: str | None = None
     missing_classes: bool = False
-    reading: Reading = USUAL
+    reading: Decoding = USUAL
     load: str = ""
     transform: str = ""
 

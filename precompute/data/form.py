@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from natscope.precompute.data.decode import USUAL, Reading, border_colour, fit
+from natscope.precompute.data.decode import USUAL, Decoding, border_colour, fit
 
 _COMPARED = 1000  # images whose border shows a data set's usual background
 _MIDDLE = 127  # grey values above it are light
@@ -36,7 +36,7 @@ def form_of(images: np.ndarray, settings: Mapping[str, Any] | None = None) -> di
         "size": (height, width),
         "channels": 3 if images.ndim == 4 else 1,
         "background": usual_background(images),
-        "reading": Reading.of_settings(settings or {}),
+        "reading": Decoding.of_settings(settings or {}),
     }
 
 
@@ -47,7 +47,7 @@ def formed(
     channels: int,
     invert: bool | None = None,
     background: str = "dark",
-    reading: Reading = USUAL,
+    reading: Decoding = USUAL,
 ) -> tuple[np.ndarray, bool]:
     """Bring a picture to the form of a data set's images; the aspect ratio is kept.
 

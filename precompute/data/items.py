@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from natscope.core.errors import DataError, NatscopeError, out_of_memory
-from natscope.precompute.data.decode import EXTENSIONS, USUAL, decode, picture
-from natscope.precompute.data.decode import Reading as Decoding
+from natscope.precompute.data.decode import EXTENSIONS, USUAL, Decoding, decode, picture
 from natscope.precompute.training.projects import said
 
 MOST_CLASSES = 10_000

@@ -64,7 +64,7 @@ def made_by(
         BuildError: if there is no such function, or it fails.
         DataError: if it gives something else, or data that cannot be used.
     """
-    trust(name)
+    trust(name, "--data")
     make = function_of(name)
     with torch.random.fork_rng(devices=[]), one_sentence(f"{name}() failed"):
         torch.manual_seed(0)  # a random division is the same when the build is resumed
@@ -79,8 +79,9 @@ def made_by(
 
 def own_reading(load: str, transform: str, **others: Any) -> Reading:
     """Return how items become inputs by a user's own functions, "module:function" or empty, which are trusted now."""
-    for name in filter(None, (load, transform)):
-        trust(name)
+    for name, option in ((load, "load"), (transform, "transform")):
+        if name:
+            trust(name, f"--{option} ({option}= in Python)")
     functions = [function_of(name) if name else None for name in (load, transform)]
     return Reading(load=functions[0], transform=functions[1], **others)
 

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from natscope.core.errors import BuildError
 
+OUTPUT = "--output (output= in Python)"  # as a sentence names the option
 _USUAL = ("logits", "out")  # of Hugging Face's models and torchvision's
 _LISTED = 10
 _PASSING = ("View", "Reshape", "Squeeze", "Unsqueeze", "Stack", "Cat", "Neg", "Clone", "Alias", "Select", "Slice")
@@ -31,10 +32,12 @@ class Head:
             is, and of the rest what is unambiguous: the entry "logits" or "out", or a tuple's first item if it alone
             has its shape (B, C).
         remarks: what it did at its last call, a sentence each.
+        one_logit: whether that was to make two classes of one logit.
     """
 
     output: str | None
     remarks: tuple[str, ...] = ()
+    one_logit: bool = False
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], named: dict[str, Any], value: Any) -> Any:
         """Return the logits; raises BuildError if `output` names nothing of the value."""
@@ -47,13 +50,15 @@ class Head:
             found = _part(value, name)
             if self.output is None:
                 remarks.append(
-                    f"logits are '{name}' of the {type(value).__name__} that it returns; --output tells another"
+                    f"logits are '{name}' of the {type(value).__name__} that it returns; {OUTPUT} names another part"
                 )
         elif self.output is not None and not model.training:
             raise BuildError(
-                f"The network gives a tensor, of which --output {self.output} takes nothing; leave it out."
+                f"The network gives a tensor, so there is no '{self.output}' to take of it; leave out {OUTPUT}."
             )
-        if isinstance(found, Tensor) and found.is_floating_point() and found.dim() < 3 and found.numel() == count > 0:
+        floats = isinstance(found, Tensor) and found.is_floating_point()
+        self.one_logit = floats and found.dim() < 3 and found.numel() == count > 0
+        if self.one_logit:
             half = found.reshape(count, 1) / 2
             found = half.new_tensor([-1.0, 1.0]) * half
             remarks.append(
@@ -80,7 +85,18 @@ def giving_logits(model: nn.Module, output: str | None) -> Iterator[None]:
 
 def remarks_of(model: nn.Module) -> tuple[str, ...]:
     """Return what the `Head` of a network did at its last call, if it has one."""
-    return next((hook.remarks for hook in model._forward_hooks.values() if isinstance(hook, Head)), ())
+    head = _head_of(model)
+    return () if head is None else head.remarks
+
+
+def gave_one_logit(model: nn.Module) -> bool:
+    """Return whether the `Head` of a network made two classes of one logit at its last call."""
+    head = _head_of(model)
+    return head is not None and head.one_logit
+
+
+def _head_of(model: nn.Module) -> Head | None:
+    return next((hook for hook in model._forward_hooks.values() if isinstance(hook, Head)), None)
 
 
 def last_operation(logits: Tensor) -> str | None:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from natscope.core.bundle.format import Bundle
-from natscope.core.device import device
+from natscope.core.device import device, precision, set_precision
 from natscope.core.errors import BuildError, NatscopeError, out_of_memory
-from natscope.precompute.training.heads import attach
+from natscope.precompute.training.heads import OUTPUT, attach
 from natscope.precompute.training.kinds import fault_of
 from natscope.precompute.training.projects import raised_by_one, said
 from natscope.precompute.training.trusted import Code, find
@@ -29,10 +29,11 @@ _HIDDEN = (512, 256)
 _PROCESS_WIDE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_num_threads, torch.set_num_threads),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (precision, set_precision),
     (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
     (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
 )
+_LISTED = 10  # names in a message
 _WIDEST, _DEEPEST = 2**24, 100  # the most that a manifest may have
 
 
@@ -126,7 +127,7 @@ def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> 
         attach(model, spec.output)
         return model
     if spec.output is not None:
-        raise BuildError(f"--output is for a network of yours; {spec.architecture} gives logits.")
+        raise BuildError(f"{OUTPUT} is for a network of yours; {spec.architecture} gives logits.")
     if spec.architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise BuildError(
@@ -238,7 +239,7 @@ def function_of(name: str, bundle: Bundle | None = None) -> Callable[..., Any]:
     """
     code = find(name, bundle)
     with code.importable(), torch.random.fork_rng(devices=[]), _defaults_kept():
-        function = _imported(code)
+        function = _imported(code, inspect.isfunction)
     if not callable(function):
         raise BuildError(f"{name} is no function; it cannot be called.")
     defined = inspect.isroutine(function) or inspect.isclass(function)
@@ -248,7 +249,7 @@ def function_of(name: str, bundle: Bundle | None = None) -> Callable[..., Any]:
 
 
 def _factory_of(code: Code) -> Callable[[], Any]:
-    factory = _imported(code)
+    factory = _imported(code, _is_network)
     if not (inspect.isfunction(factory) or _is_network(factory)):
         raise BuildError(
             f"{code.module}:{code.factory} is neither a function nor a torch.nn.Module, so it makes no network."
@@ -256,15 +257,20 @@ def _factory_of(code: Code) -> Callable[[], Any]:
     return factory
 
 
-def _imported(code: Code) -> Any:
-    """Import a name of a module: the only place where code runs that is not natscope's, and only what `find` found."""
+def _imported(code: Code, wanted: Callable[[Any], bool]) -> Any:
+    """Import a name of a module: the only place where code runs that is not natscope's, and only what `find` found.
+
+    Args:
+        code: what was found.
+        wanted: whether a value is of the kind that is asked for, to say what else there is.
+    """
     path, name = code.module, code.factory
     with one_sentence(f"The module {path} fails when it is imported"):
         module = importlib.import_module(path)
         factory = getattr(module, name, None)
     if factory is None:
-        networks = [n for n, v in vars(module).items() if _is_network(v) and v.__module__ == path]
-        there = f"it has {', '.join(networks)}" if networks else "--model takes module.path:factory"
+        own = [n for n, v in vars(module).items() if wanted(v) and v.__module__ == path][:_LISTED]
+        there = f"it has {', '.join(own)}" if own else "name a function or class that is defined in it"
         raise BuildError(f"The module {path} has no '{name}'; {there}.")
     return factory
 

@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from natscope.core.bundle.format import Bundle
-from natscope.core.device import device, device_of
+from natscope.core.device import device, device_of, full_precision
 from natscope.core.errors import BuildError
 from natscope.core.images import ImageInputs
 from natscope.precompute.training.retrain import recipe_of
@@ -35,6 +35,7 @@ def at_once(bundle: Bundle) -> int:
     return min(_MOST, _ROOM // (16 * sum(fan_in * fan_out for fan_in, fan_out in pairwise(widths))))
 
 
+@full_precision()
 def train_together(
     model: nn.Module,
     images: Tensor | ImageInputs,

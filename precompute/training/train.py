@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from natscope.core.bundle.format import write_atomically
-from natscope.core.device import device_of
+from natscope.core.device import device_of, full_precision
 from natscope.core.errors import BuildError, FileError, out_of_memory
 from natscope.core.files import opened
 from natscope.core.images import ImageInputs
@@ -89,6 +89,7 @@ RECIPES = {
 }
 
 
+@full_precision()
 def train(
     model: nn.Module,
     images: Tensor | ImageInputs,
@@ -147,6 +148,7 @@ def train(
     model.eval()
 
 
+@full_precision()
 def first_losses(
     make: Callable[[], nn.Module], images: Tensor | ImageInputs, labels: Tensor, spec: TrainingSpec
 ) -> list[float]:
@@ -246,6 +248,7 @@ def apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
 
 
+@full_precision()
 def logits_of(
     model: nn.Module,
     images: np.ndarray,

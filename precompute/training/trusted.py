@@ -36,6 +36,7 @@ from natscope.precompute.training.projects import (
 )
 
 ALLOWED = "NATSCOPE_ALLOW_CODE"  # environment variable, which child processes inherit: names separated by commas
+_MODEL = "--model (factory= in Python)"  # as a sentence names the option
 _LONGEST = 200  # characters of "module.path:factory"
 _RECORD, _RECORD_LIMIT = "trusted.json", 10_000_000  # bytes
 _PATIENCE = 10.0  # seconds
@@ -123,17 +124,22 @@ def allow(names: Iterable[str]) -> None:
     os.environ[ALLOWED] = ",".join(dict.fromkeys((*_allowed(), *names)))
 
 
-def trust(architecture: str) -> None:
+def trust(architecture: str, option: str | None = None) -> None:
     """Record that the user trusts a network's module, so that its bundles open from any working directory.
 
     The module is looked up as Python would, and in the working directory last. natscope's own networks need no trust.
 
+    Args:
+        architecture: "module.path:function".
+        option: what takes it, for messages, where it is another function than one that makes a network.
+
     Raises:
-        BuildError: if there is no such module, it lies in a bundle, or the record cannot be written.
+        BuildError: if it is not such a name, there is no such module, it lies in a bundle, or the record cannot be
+            written.
     """
-    if ":" not in architecture:
+    if ":" not in architecture and option is None:
         return
-    module, factory = _split(architecture)
+    module, factory = _split(architecture, option)
     if (chain := _chain(module)) is None:
         raise _not_found(module)
     code = _checked_code(Code(module, factory, chain), None)
@@ -199,14 +205,14 @@ def find(architecture: str, bundle: Bundle | None = None) -> Code:
     )
 
 
-def _split(architecture: str) -> tuple[str, str]:
+def _split(architecture: str, option: str | None = None) -> tuple[str, str]:
     module, _, factory = architecture.partition(":")
+    takes = f"{option or _MODEL} takes module.path:function of your own"
     if not _is_name(module, factory):
-        raise BuildError(
-            f"A network of one's own is named module.path:factory, such as my_model:Net, not {architecture[:60]!r}."
-        )
+        example = "my_data:function" if option else "my_model:Net"
+        raise BuildError(f"{takes}, such as {example}, not {architecture[:60]!r}.")
     if module.partition(".")[0] in NOT_THEIRS:
-        raise BuildError(f"{module} is a module of Python or natscope; --model takes module.path:factory of your own.")
+        raise BuildError(f"{module} is a module of Python or natscope; {takes}.")
     return module, factory
 
 

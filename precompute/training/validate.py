@@ -6,24 +6,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from natscope.core.device import full_precision
 from natscope.core.errors import BuildError, out_of_memory
+from natscope.core.images import Inputs
 from natscope.core.jacobians import batched_layers, forward_with_penultimate, jacobian_blocks, supported_layers
-from natscope.precompute.training.heads import last_operation, remarks_of
-from natscope.precompute.training.kinds import fault_of
+from natscope.precompute.training.heads import OUTPUT, gave_one_logit, last_operation, remarks_of
+from natscope.precompute.training.kinds import Types, fault_of
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.projects import first_line
 
 _TOLERANCE = 1e-3  # relative, in norm: far above rounding, far below the error of a misread layer
 _NEGLIGIBLE = 1e-5  # of the whole gradient's norm: a bias before a normalisation has rounding alone
+_CHECKED, _FEWEST = 8, 3  # images, and those whose gradients are compared if a network is large
+_NUMBERS = 2**26  # of gradients in memory at a time
 _NOISE = 1e-3  # of an image's standard deviation
 _SUM_OF_CHANCES = 1e-4
-_HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,13 @@ class Suitable:
     remarks: tuple[str, ...] = ()
 
 
+def some_of(inputs: Inputs) -> Tensor:
+    """Return the inputs that `check_suitable` runs, (B, ...): some from all over a data set, in no order."""
+    count = len(inputs)
+    return inputs[np.random.default_rng(0).choice(count, min(count, _CHECKED), replace=False)]
+
+
+@full_precision()
 def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSpec) -> Suitable:
     """Run a network in eval mode on a few images and differentiate it; it is left as it was, in eval mode.
 
@@ -51,7 +60,7 @@ def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSp
 
     Args:
         model: the network.
-        images: (B, ...), two or three inputs.
+        images: (B, ...), a few inputs; see `some_of`.
         classes: how many classes the data set has.
         spec: the network's specification, for messages.
 
@@ -66,7 +75,7 @@ def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSp
         logits = _run(model, images, spec, trail)
         _check_logits(model, logits, images, classes, spec)
         supported_layers(model)  # raises for batch norms that would fail below without being named
-        _check_alone(model, images, spec)
+        _check_alone(model, images, spec, trail)
         penultimate = forward_with_penultimate(model, images)[1].shape[1]
         remarks = [*remarks_of(model), *_remarks(model, images)]
         ran = set(trail.ran)
@@ -74,7 +83,8 @@ def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSp
         by_hand = {id(p) for layer in layers for n, p in layer.named_parameters() if n in ("weight", "bias")}
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         others = _described(model, [name for name, p in trained if id(p) not in by_hand])
-        _compare(model, images, spec, trail, others)
+        most = max(_FEWEST, _NUMBERS // sum(p.numel() for _, p in trained)) if trained else 0
+        _compare(model, images[:most], spec, trail, others)
     return Suitable(sum(p.numel() for p in model.parameters()), penultimate, others, tuple(remarks))
 
 
@@ -125,6 +135,7 @@ class _Trail:
 
     inside: list[tuple[str, nn.Module, tuple[int, ...]]] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
+    looks_up: bool = False  # whether whole numbers that it makes of its inputs are used, as indices are
 
     def where(self, error: BaseException) -> str:
         """Return in which layer the pass stopped, and why, as the end of a sentence."""
@@ -158,9 +169,9 @@ def _following(model: nn.Module, trail: _Trail) -> Iterator[None]:
 
 
 def _run(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail) -> Any:
-    halves = _Halves()
+    seen = Types()
     try:
-        with torch.no_grad(), halves:
+        with torch.no_grad(), seen:
             logits = model(images)
     except (Exception, SystemExit) as error:  # somebody's code
         if out_of_memory(error) or isinstance(error, BuildError):
@@ -181,25 +192,13 @@ def _run(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail) -> An
             f"The network {spec.title} does not take images of {colours} and {height} × {width} pixels: it fails"
             f"{trail.where(error)}."
         ) from error
-    if halves.found is not None:
+    trail.looks_up = seen.looks_up
+    if seen.half is not None:
         raise BuildError(
-            f"The network {spec.title} computes in {halves.found}, and natscope in float32; leave half precision and "
+            f"The network {spec.title} computes in {seen.half}, and natscope in float32; leave half precision and "
             "autocast out of it, at least unless self.training."
         )
     return logits
-
-
-class _Halves(TorchDispatchMode):
-    """Notes the type of the first tensor in half precision that an operation makes."""
-
-    found: str | None = None
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if self.found is None and isinstance(tensor, Tensor) and tensor.dtype in _HALVES:
-                self.found = str(tensor.dtype).removeprefix("torch.")
-        return made
 
 
 def _check_logits(model: nn.Module, logits: Any, images: Tensor, classes: int, spec: ModelSpec) -> None:
@@ -207,7 +206,7 @@ def _check_logits(model: nn.Module, logits: Any, images: Tensor, classes: int, s
     if not isinstance(logits, Tensor):
         raise BuildError(
             f"The network {spec.title} gives a {type(logits).__name__}; natscope needs one that gives a tensor of "
-            "logits, (images, classes), or --output to say which part of it they are."
+            f"logits, (images, classes), or {OUTPUT} to say which part of it they are."
         )
     if logits.dim() != 2 or len(logits) != count or not logits.is_floating_point():
         raise BuildError(
@@ -215,7 +214,7 @@ def _check_logits(model: nn.Module, logits: Any, images: Tensor, classes: int, s
             f"for {count} images; natscope needs logits of shape (images, classes)."
         )
     if logits.shape[1] != classes:
-        one = "1 output, which stands for two classes," if remarks_of(model) and logits.shape[1] == 2 else None
+        one = "1 output, which stands for two classes," if gave_one_logit(model) else None
         raise BuildError(f"The network has {one or f'{logits.shape[1]} outputs'} and the data set {classes} classes.")
     if not torch.isfinite(logits).all():
         raise BuildError(
@@ -256,8 +255,9 @@ def _remarks(model: nn.Module, images: Tensor) -> Iterator[str]:
         yield f"{frozen / whole:.1%} of its parameters are frozen (requires_grad is False) and left out of the kernel"
 
 
-def _check_alone(model: nn.Module, images: Tensor, spec: ModelSpec) -> None:
+def _check_alone(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail) -> None:
     """Compare outputs for images alone with those in a batch, also for what may lead them through another branch."""
+    outputs = []
     for image in images:
         alone = _alone(model, image[None], spec)
         if not isinstance(alone, Tensor) or alone.dim() != 2 or len(alone) != 1:
@@ -266,15 +266,10 @@ def _check_alone(model: nn.Module, images: Tensor, spec: ModelSpec) -> None:
                 f"The network {spec.title} gives {form} for one image alone; natscope needs logits of shape "
                 "(images, classes) for any number of images."
             )
-    probes = torch.cat([images, *(factor * images[:1] for factor in (-1, 0, 0.1, 10))])
-    try:
-        with torch.no_grad():
-            pairs = list(zip(model(probes), (model(probe[None])[0] for probe in probes), strict=True))
-    except Exception as error:  # a probe is none of the data's inputs, and the network may refuse it
-        if out_of_memory(error):
-            raise
-        return
-    if not all(_alike(alone, together) for together, alone in pairs if torch.isfinite(together).all()):
+        outputs.append(alone[0])
+    with torch.no_grad():
+        same = all(map(_alike, outputs, model(images)))
+    if not same or (not trail.looks_up and _mixes(model, images)):
         raise BuildError(
             f"The network {spec.title} cannot be attributed: its outputs for an image are others in a batch than "
             "alone, so the images of a batch influence each other; let nothing in it depend on the values of tensors "
@@ -282,8 +277,22 @@ def _check_alone(model: nn.Module, images: Tensor, spec: ModelSpec) -> None:
         )
 
 
+def _mixes(model: nn.Module, images: Tensor) -> bool:
+    """Return whether a batch with images of other brightness changes outputs; they may be no index of anything."""
+    probes = torch.cat([images, *(factor * images[:1] for factor in (-1, 0, 0.1, 10))])
+    try:
+        with torch.no_grad():
+            pairs = list(zip(model(probes), (model(probe[None])[0] for probe in probes), strict=True))
+    except Exception as error:  # a probe is none of the data's inputs, and the network may refuse it
+        if out_of_memory(error):
+            raise
+        return False
+    return not all(_alike(alone, together) for together, alone in pairs if torch.isfinite(together).all())
+
+
 def _alike(found: Tensor, other: Tensor) -> bool:
-    return torch.allclose(found, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+    scale = float(other.abs().max())
+    return found.shape == other.shape and torch.allclose(found, other, rtol=1e-3, atol=1e-3 * scale)
 
 
 @contextmanager
@@ -319,10 +328,10 @@ def _compare(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail, o
     """Compare the Jacobian of each image within the batch with plain backpropagation of it alone.
 
     Equal numbers in an image make ties, of which a maximum takes one or another by rounding; so images that differ are
-    tried again with a little noise.
+    tried again with a little noise, unless they are indices.
     """
     name = _misread(model, images, spec, trail, others)
-    if name is not None:
+    if name is not None and not trail.looks_up:
         noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
         name = _misread(model, images + _NOISE * images.std() * noise, spec, trail, others)
     if name is not None:

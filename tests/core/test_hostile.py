@@ -112,6 +112,7 @@ def _swap(first, second):
         (_set("files", "features", "dtype", "object"), "not fit the rest"),
         (_set("files", "gram_3", {"file": "gram_3.npy", "bytes": 1, "sha256": "0" * 64}), "does not know"),
         (_set("files", "gram_00", {"file": "gram_0.npy", "bytes": 1, "sha256": "0" * 64}), "does not know"),
+        (_set("files", "penultimate", "shape", [60, 0]), "records 'penultimate' with a shape"),
         (_set("files", "weights", "shape", [1]), "records 'weights' as an array"),
         (_swap("features", "margin_features"), "under another name"),
         (lambda raw: raw["files"].pop("penultimate"), "records no 'penultimate'"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from natscope import assets
+from natscope.core.bundle.artifacts import missing
 from natscope.core.bundle.format import MANIFEST, Bundle, check_bundle, sha256_of
 from natscope.core.bundle.request import Request
 from natscope.core.errors import BuildError, QueryError
@@ -156,6 +157,14 @@ def test_adding_goes_on_where_it_was_stopped(tmp_path):
     assert {done for stage, done, total in steps if stage == "Gradients of the margins"} == {600}
     assert not any(stage.startswith("TRAK") for stage, *_ in steps)
     assert sums(whole) == sums(broken)
+
+
+def test_what_rules_a_method_out_is_asked_of_the_size_that_a_bundle_has(tiny_path):
+    bundle, seen = Bundle(tiny_path), []
+    own = replace(METHODS["repsim"].artifacts, obstacle=seen.append)
+    assert missing(bundle, replace(METHODS["repsim"], artifacts=own)) is None
+    width = bundle.array("penultimate").shape[1]
+    assert seen == [Size(len(bundle.array("train_labels")), bundle.sketch_spec.dim, penultimate=width)]
 
 
 def test_the_usual_methods_are_those_that_can_be_had():

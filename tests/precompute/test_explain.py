@@ -15,7 +15,7 @@ from natscope.core.bundle import candidates
 from natscope.core.errors import BuildError, DataError, QueryError
 from natscope.core.features import FeatureMap
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.data.decode import Reading
+from natscope.precompute.data.decode import Decoding
 from natscope.precompute.data.folders import FolderSpec
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.train import TrainingSpec
@@ -70,7 +70,7 @@ def _built(path, out, reading=None):
         natscope.BuildSpec(
             "Folder",
             f"folder:{path}",
-            folder=FolderSpec(_SIDE, reading=reading or Reading()),
+            folder=FolderSpec(_SIDE, reading=reading or Decoding()),
             model=ModelSpec(widths=None),
             training=TrainingSpec(epochs=1, batch_size=4),
             sketch=SketchSpec(dim=16),
@@ -83,13 +83,13 @@ def _built(path, out, reading=None):
 @pytest.mark.parametrize(
     ("make", "reading"),
     [
-        (_wide, Reading()),
-        (_wide, Reading(fit="crop")),
-        (_wide, Reading(orientation="stored")),
-        (_glass, Reading()),
-        (_glass, Reading(background="grey")),
-        (_glass, Reading(background="ignore")),
-        (_deep, Reading(bits=12)),
+        (_wide, Decoding()),
+        (_wide, Decoding(fit="crop")),
+        (_wide, Decoding(orientation="stored")),
+        (_glass, Decoding()),
+        (_glass, Decoding(background="grey")),
+        (_glass, Decoding(background="ignore")),
+        (_deep, Decoding(bits=12)),
     ],
 )
 def test_a_file_is_asked_about_as_the_training_image_that_it_is(tmp_path, make, reading):

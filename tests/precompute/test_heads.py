@@ -39,6 +39,20 @@ class Scores(Plain):
         return {"scores": self.head(features), "features": features}
 
 
+seen = set()
+
+
+def settings():
+    cudnn = torch.backends.cudnn
+    return torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.deterministic
+
+
+class Watching(Plain):
+    def forward(self, x):
+        seen.add(settings())
+        return super().forward(x)
+
+
 class One(Plain):
     def __init__(self):
         super().__init__(1)
@@ -96,6 +110,7 @@ def test_the_logits_are_taken_out_of_what_a_network_returns(own, sets, tmp_path)
     assert ModelSpec.from_dict(other.manifest.model).output is None
     assert faults(bundle.path) == []
     asked = natscope.open(bundle.path).explain(sets[1][0][0], budget=4)
+    assert (asked.remarks, "<p>Network:" in asked._repr_html_()) == ((), False)
     found = natscope.attribute(model, sets[0], sets[1][0][0], budget=4, sketch=_SKETCH, output="scores")
     assert [i.train_index for i in asked.items] == [i.train_index for i in found.items]
     assert not model._forward_hooks
@@ -106,6 +121,12 @@ def test_one_logit_is_two_classes(own, sets, tmp_path):
     model, two = own.One(), ((inputs, labels % 2), (tests, torch.arange(12) % 2))
     bundle = _built(model, two, tmp_path / "one", methods=["graddot"])
     assert "softmax is sigmoid(z)" in bundle.manifest.results["remarks"][0]
+    for answer in (
+        natscope.open(bundle.path).explain("test:0", budget=2),
+        natscope.attribute(model, two[0], tests[0], budget=2, sketch=_SKETCH),
+    ):
+        assert answer.remarks == tuple(bundle.manifest.results["remarks"])
+        assert "<p>Network: its one logit z stands for two classes" in answer._repr_html_()
     with torch.no_grad():
         chance = model(tests).sigmoid()[:, 0].numpy()
     logits = torch.from_numpy(bundle.array("test_logits").copy())
@@ -152,32 +173,40 @@ def test_the_command_line_picks_an_output(own, tmp_path, capsys):
                 Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{row}.png")
     options = ["precompute", "--dataset", f"folder:{tmp_path / 'images'}", "--image-size", "8", "--epochs", "1"]
     options += ["--model", "net_with_a_head:Scores", "--dim", "16", "--check"]
-    for given, code, sentence in ((["--output", "scores"], None, "Ready: "), ([], 2, "--output to say which part")):
+    for given, code, sentence in (
+        (["--output", "scores"], None, "Ready: "),
+        ([], 2, "--output (output= in Python) to say which"),
+    ):
         with pytest.raises(SystemExit) as exited:
             main([*options, *given])
         out, err = capsys.readouterr()
         assert exited.value.code in (code, code or 0)
         assert sentence in " ".join((out + err).split())
         assert not given or "--output scores" in out
+    with pytest.raises(SystemExit) as exited:
+        main([*options, "--model", "net_with_a_head:NoLinear"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert exited.value.code in (None, 0)
+    assert "Left out RepSim compares" in said
     with pytest.raises(SystemExit):
         main(["precompute", "--check", "--output", "0"])
-    assert "--output is for a network of yours; mlp gives logits." in capsys.readouterr().err
+    assert "--output (output= in Python) is for a network of yours; mlp gives logits." in capsys.readouterr().err
 
 
-def test_float32_is_not_rounded_whatever_a_notebook_has_set(own, sets):
-    seen = set()
-
-    class Watching(own.Plain):
-        def forward(self, x):
-            seen.add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
-            return super().forward(x)
-
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+def test_float32_is_not_rounded_whatever_a_notebook_has_set(own, sets, tmp_path):
+    query, before = sets[1][0][0], torch.get_float32_matmul_precision()
+    asks = (
+        lambda: natscope.attribute(own.Watching(), sets[0], query, budget=2, sketch=_SKETCH),
+        lambda: _built(own.Watching(), sets, tmp_path / "watching", methods=None),
+        lambda: natscope.open(tmp_path / "watching").explain(query, method="trak", budget=2),
+        lambda: natscope.FeatureMap(own.Watching(), _SKETCH, ntk=False).outputs(sets[0][0]),
+    )
+    torch.set_float32_matmul_precision("medium")
     try:
-        torch.set_float32_matmul_precision("medium")
-        natscope.attribute(Watching(), sets[0], sets[1][0][0], budget=2, sketch=_SKETCH)
-        assert seen == {("highest", False)}
-        assert torch.get_float32_matmul_precision() == "medium"
+        for ask in asks:
+            own.seen.clear()
+            ask()
+            assert own.seen == {("highest", False, True)}
+            assert own.settings() == ("medium", True, False)
     finally:
-        torch.set_float32_matmul_precision(before[0])
-    assert torch.backends.cudnn.allow_tf32 == before[1]
+        torch.set_float32_matmul_precision(before)

@@ -9,7 +9,7 @@ from PIL import Image
 from natscope.app.cli.commands import natscope
 from natscope.app.uploads import read_image
 from natscope.core.errors import DataError
-from natscope.precompute.data.decode import CHOICES, Reading, decode
+from natscope.precompute.data.decode import CHOICES, Decoding, decode
 from natscope.precompute.data.folders import FolderSpec, fingerprint, load_folder
 from natscope.precompute.data.form import form_of
 from natscope.precompute.data.remarks import remarks
@@ -168,7 +168,7 @@ def folder(tmp_path):
 def test_a_file_gives_its_pixels_or_a_sentence(folder, name, make, options, wanted):
     path, data = folder("train", "test"), make()
     (path / "train" / "a" / f"0{name}").write_bytes(data)
-    spec = FolderSpec(_SIDE, reading=Reading(**options))
+    spec = FolderSpec(_SIDE, reading=Decoding(**options))
     if isinstance(wanted, str):
         with pytest.raises(DataError, match=f"train/a/0{name}: .*{wanted}") as caught:
             load_folder(path, spec)
@@ -314,7 +314,7 @@ def test_files_of_twelve_bits_are_reported(folder):
     assert _loaded(path)[2] == [
         "files of 16 bits hold values of 12 bits, so images are dark; --bits 12 uses them whole"
     ]
-    assert _loaded(path, reading=Reading(bits=12))[2] == []
+    assert _loaded(path, reading=Decoding(bits=12))[2] == []
 
 
 def test_contents_that_change_places_are_noticed(folder):
@@ -328,25 +328,25 @@ def test_contents_that_change_places_are_noticed(folder):
 
 def test_settings_are_as_they_were_unless_an_option_is_given():
     assert FolderSpec().to_dict() == {"image_size": 32, "test_share": 0.2, "skip_broken": False}
-    spec = FolderSpec(16, missing_classes=True, reading=Reading(bits=12, fit="crop"))
+    spec = FolderSpec(16, missing_classes=True, reading=Decoding(bits=12, fit="crop"))
     assert spec.to_dict()["reading"] == {"bits": 12, "fit": "crop"}
 
 
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
-        ({}, Reading()),
+        ({}, Decoding()),
         (
             {"folder": {"reading": {"fit": "crop", "bits": 12, "largest": 150, "by_content": True}}},
-            Reading(fit="crop", bits=12),
+            Decoding(fit="crop", bits=12),
         ),
-        ({"folder": {"reading": {"fit": ["crop"], "bits": "12", "background": "x", "orientation": None}}}, Reading()),
-        ({"folder": {"reading": 7}}, Reading()),
-        ({"folder": []}, Reading()),
+        ({"folder": {"reading": {"fit": ["crop"], "bits": "12", "background": "x", "orientation": None}}}, Decoding()),
+        ({"folder": {"reading": 7}}, Decoding()),
+        ({"folder": []}, Decoding()),
     ],
 )
 def test_uploads_go_the_way_of_the_training_images_within_the_usual_limits(settings, wanted):
-    assert Reading.of_settings(settings) == wanted
+    assert Decoding.of_settings(settings) == wanted
     upload = read_image(_stripes(), "wide.png", **form_of(np.zeros((5, _SIDE, _SIDE, 3), np.uint8), settings))
     assert (_left(upload.image) == (255, 255, 255)) is (wanted.fit == "crop")
 
@@ -356,11 +356,11 @@ def test_the_command_offers_what_can_be_chosen():
     for name, choices in CHOICES.items():
         kind = options[name].type
         assert tuple(getattr(kind, "choices", ()) or range(kind.min, kind.max + 1)) == tuple(choices)
-        assert options[name].default == getattr(Reading(), name)
+        assert options[name].default == getattr(Decoding(), name)
     with pytest.raises(DataError, match="no fit 'squeeze'; choose from pad, crop"):
-        Reading(fit="squeeze").check()
+        Decoding(fit="squeeze").check()
 
 
 def test_a_photo_is_reduced_while_it_is_decoded():
-    picture = decode(_bytes(Image.new("L", (5300, 5000), 77), "JPEG"), "large.jpg", Reading(largest=30))
+    picture = decode(_bytes(Image.new("L", (5300, 5000), 77), "JPEG"), "large.jpg", Decoding(largest=30))
     assert max(picture.size) < 2700

@@ -5,7 +5,7 @@ from torch.nn.functional import linear, one_hot
 
 from natscope.core.errors import BuildError
 from natscope.precompute.training.models import ModelSpec, build_model
-from natscope.precompute.training.validate import check_suitable, check_trains
+from natscope.precompute.training.validate import check_suitable, check_trains, some_of
 from tests.conftest import one_sentence
 
 _SPEC = ModelSpec("their:net", None)
@@ -250,3 +250,23 @@ def test_a_lack_of_memory_is_no_fault_of_a_network():
         check_suitable(model, _images(), 4, _SPEC)
     with pytest.raises(MemoryError):
         check_trains(model, _images(), 0, _SPEC)
+
+
+class _Sorting(nn.Module):
+    """Sorts a batch by its lengths and puts it back, as code around recurrent layers does."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        order = x.abs().sum(1).sort(descending=True, stable=True)[1]
+        return self.head(self.body(x[order]).tanh()[order.argsort()])
+
+
+def test_a_network_that_sorts_a_batch_is_seen_though_its_first_inputs_are_in_order():
+    torch.manual_seed(0)
+    x = torch.randn(40, 6)
+    x = x[x.abs().sum(1).argsort(descending=True)]
+    with pytest.raises(BuildError, match=r"first axis|influence each other"):
+        check_suitable(_Sorting(), some_of(x), 3, ModelSpec("sorting:Net", None))
