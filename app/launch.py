@@ -102,7 +102,7 @@ def launch(bundle: Bundle | str | Path, port: int | None = None) -> AppSession:
 
     Raises:
         BundleError: if there is no bundle.
-        QueryError: if the port is in use, or none, or the app does not start.
+        QueryError: if the port is in use or is no port number, or the app does not start.
 
     Examples:
         >>> with natscope.launch("bundles/fashion-mnist") as session:

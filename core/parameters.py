@@ -11,6 +11,8 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from natscope.core.text import few
+
 WEIGHTS, BIASES, NORMALISATION, EMBEDDINGS = ROLES = ("weights", "biases", "normalisation", "embeddings")
 KAIMING_GAIN = 2.0**0.5
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # their weights are (in, out / groups, ...)
@@ -60,8 +62,8 @@ def kernel_parameters(model: nn.Module, layers: Sequence[str] = ()) -> dict[str,
         raise ValueError("All parameters of the network are frozen (requires_grad is False), so it has no Jacobian.")
     for pattern in layers:
         if not any(fnmatchcase(name, pattern) for name in names):
-            some = ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
-            raise ValueError(f"No parameter that requires gradients is called '{pattern}'; there are {some}.")
+            there = few(names, _LISTED)
+            raise ValueError(f"No parameter that requires gradients is called '{pattern}'; there are {there}.")
     known = {parameter.name: parameter for parameter in _described(model)}
     return {name: known[name] for name in names if not layers or any(fnmatchcase(name, p) for p in layers)}
 

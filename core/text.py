@@ -1,6 +1,9 @@
-"""Invisible characters that change what is displayed."""
+"""Text as a sentence shows it: how much of it, and without characters that change what is displayed."""
 
 import re
+from collections.abc import Sequence
+
+_SHOWN = 60  # characters of a text
 
 # Control characters, line separators, marks that turn the direction of writing, and halves of characters.
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -9,3 +12,19 @@ UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u
 def plain(text: str) -> bool:
     """Return whether a text has no such character, and so cannot change how its surroundings look."""
     return UNSEEN.search(text) is None
+
+
+def short(text: str) -> str:
+    """Return the beginning of a text that is long, else all of it."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def few(parts: Sequence[object], most: int, between: str = ", ") -> str:
+    """Return the first few of a list, and how many more there are: "cat, dog and 1,200 more"."""
+    more = f" and {len(parts) - most:,} more" if len(parts) > most else ""
+    return f"{between.join(map(str, parts[:most]))}{more}"
+
+
+def kind_of(found: object) -> str:
+    """Return what somebody's function gave: "3 values" of a tuple or list, "a Tensor" of anything else."""
+    return f"{len(found)} values" if isinstance(found, tuple | list) else f"a {type(found).__name__}"

@@ -57,7 +57,7 @@ def build(
     ntk: bool | None = None,
     layers: Sequence[str] = (),
     outputs: str = "own",
-    reuse: str | Path | None = None,
+    reuse: Bundle | str | Path | None = None,
     output: str | int | None = None,
     progress: Progress = silent,
 ) -> Bundle:
@@ -79,7 +79,8 @@ def build(
         factory: what makes the network without arguments, as "module:function", or the function or class itself;
             `type(model)` when None.
         transform: makes an input of a picture, as "module:function" or the function itself. It is applied to items that
-            are no inputs yet, and to what is uploaded later; without it and `load` nothing can be uploaded.
+            are no inputs yet, and to what is uploaded later; without it and `load`, nothing can be uploaded unless the
+            data are pictures of uint8.
         load: reads a file, given its path, likewise; a picture in RGB when None.
         mean: mean of each channel, in units where white is 1: it scales pictures of uint8, and shows inputs in their
             own colours.
@@ -93,8 +94,8 @@ def build(
         ntk: scale Jacobians as in the NTK parameterisation; as is best for the kind of network when None.
         layers: glob patterns of the names of parameters that the kernel is made of; all when there are none.
         outputs: "own", or "all" to store features under every class's logit.
-        reuse: a bundle of the same network, whose Jacobians are taken for all inputs with the same label, as after a
-            correction of labels.
+        reuse: a bundle of the same network, or its folder, whose Jacobians are taken where they are the same, as after
+            a correction of labels: batch by batch, up to 1,000 inputs each.
         output: which part of what the network returns are the logits: an entry's or attribute's name, such as "logits",
             or a tuple's item, such as 0; what is unambiguous when None.
         progress: called with the stage's name, steps done and steps in all.
@@ -139,12 +140,19 @@ def build(
             layers=patterns(layers),
             outputs=outputs,
         )
-        return engine.build(spec, Path(out), progress, reuse=None if reuse is None else Path(reuse))
+        return engine.build(spec, Path(out), progress, reuse=_folder_of(reuse))
 
 
 @build.register
-def _(model: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Path | None = None) -> Bundle:
-    return engine.build(model, Path(out), progress, reuse=reuse)
+def _(model: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Bundle | str | Path | None = None) -> Bundle:
+    return engine.build(model, Path(out), progress, reuse=_folder_of(reuse))
+
+
+def _folder_of(bundle: Bundle | str | Path | None) -> Path | None:
+    """Return the folder of a bundle whose Jacobians are to be taken, if there is one."""
+    if not isinstance(bundle, Bundle | str | Path | None):
+        raise BuildError(f"reuse= takes a bundle or its folder, not {quoted(bundle)}.")
+    return bundle.path if isinstance(bundle, Bundle) else None if bundle is None else Path(bundle)
 
 
 def patterns(layers: str | Sequence[str]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -15,7 +16,9 @@ from natscope.app.cli.device import on_device
 from natscope.app.cli.progress import Bars, say
 from natscope.app.cli.trust import allow_code
 from natscope.app.cli.values import COUNT, INDICES, PATH, SEED, check_writable
+from natscope.core.text import few
 
+_LISTED = 10  # images in a sentence
 _TOGETHER = 100  # queries that are answered before the first is printed; an attributor remembers the features of more
 
 
@@ -143,9 +146,10 @@ def _asked(attributor: Any, named: dict[str, Any]) -> list[Any]:
             if not 0 <= index < count:
                 attributor.query(origin, index)  # raises
     every = [index for part in named[origin] for index in part]
-    found = dict.fromkeys(every)
-    if again := len(every) - len(found):
-        say(f"natscope: --{origin}-index names {again:,} a second time; each image is asked about once.", err=True)
+    found = Counter(every)
+    if again := sorted(index for index, times in found.items() if times > 1):
+        numbers = f"image {again[0]}" if len(again) == 1 else f"images {few(again, _LISTED)}"
+        say(f"natscope: --{origin}-index names {numbers} more than once; each is asked about once.", err=True)
     return [(origin, index) for index in found]
 
 

@@ -210,7 +210,8 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @click.option(
     "--reuse",
     type=PATH,
-    help="A bundle of the same --weights and kernel, whose Jacobians are taken for all images with the same label.",
+    help="A bundle of the same --weights and kernel, whose Jacobians are taken where a batch has the same images and "
+    "labels.",
 )
 @click.option(
     "--config",
@@ -245,7 +246,7 @@ def precompute(
     elif options["data"] is not None and context.get_parameter_source("dataset") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--data and --dataset name two data sets; give one of them.")
     if check:
-        print_check(name, options, precompute.params, out, bars, spec)
+        print_check(name, options, precompute.params, out, bars, spec, reuse=reuse)
         return
     if out is None:
         raise click.UsageError("Missing option '--out'.")

@@ -93,14 +93,21 @@ def build_spec(
 
 
 def _check_code(options: dict[str, Any]) -> None:
-    """Refuse options about a user's own functions that contradict others."""
+    """Refuse options about a user's own functions, or about files, that contradict others or change nothing."""
     from natscope.core.errors import BuildError
     from natscope.precompute.data.datasets import FOLDER
+    from natscope.precompute.data.decode import USUAL
     from natscope.precompute.data.folders import FolderSpec
 
     own = [f"--{name}" for name in ("transform", "load") if options[name] is not None]
     if own and options["data"] is None and not options["dataset"].startswith(FOLDER):
         raise BuildError(f"{own[0]} reads files; name a folder by --dataset folder:PATH, or your own data by --data.")
+    if options["data"] is not None or not options["dataset"].startswith(FOLDER):
+        usual = {f.name: getattr(source, f.name) for source in (FolderSpec(), USUAL) for f in fields(source)}
+        for name, value in usual.items():
+            if name not in ("load", "transform", "reading") and options[name] != value:
+                option = f"--{name.replace('_', '-')}"
+                raise BuildError(f"{option} is for a folder of images, --dataset folder:PATH; leave it out.")
     if own and (options["image_size"] != FolderSpec().image_size or options["fit"] != FolderSpec().reading.fit):
         raise BuildError(f"{own[0]} gives what the network takes, of its size; leave out --image-size and --fit.")
 
@@ -112,6 +119,8 @@ def print_check(
     out: Path | None,
     bars: Any,
     spec: Any = None,
+    *,
+    reuse: Path | None = None,
 ) -> None:
     """Print whether a build will work and what it will cost; exit with 2 if it will not work.
 
@@ -122,6 +131,7 @@ def print_check(
         out: the folder to publish, if it is known.
         bars: shows progress.
         spec: the `BuildSpec` that they describe, if it is there already.
+        reuse: the bundle whose Jacobians are to be taken, if any.
     """
     from natscope.core.errors import NatscopeError
     from natscope.precompute.bundles.check import check
@@ -129,25 +139,24 @@ def print_check(
     try:
         with bars:
             spec = spec or build_spec(name, options, parameters, bars)
-            for title, text in check(spec, out, bars):
+            for title, text in check(spec, out, bars, reuse=reuse):
                 for line in _paragraph(title, text):
                     say(line)
     except NatscopeError as error:
         say(f"Will not work: {error}", err=True)
         sys.exit(2)
     command = _command(options | {"name": name}, parameters)
-    say(f"Ready: {command} --out {shlex.quote(str(out)) if out else 'FOLDER'}")
+    taken = "" if reuse is None else f" --reuse {shlex.quote(str(reuse))}"
+    say(f"Ready: {command}{taken} --out {shlex.quote(str(out)) if out else 'FOLDER'}")
 
 
 def remarks_on(spec: Any, bundle: Any) -> list[str]:
     """Return what a person should know of the folder that a bundle was built from, in sentences."""
-    from natscope.precompute.data.datasets import FOLDER
     from natscope.precompute.data.remarks import remarks
 
-    if not spec.dataset.startswith(FOLDER):
+    if spec.path is None:
         return []
-    path = Path(spec.dataset.removeprefix(FOLDER))
-    return remarks(path, spec.folder, train=bundle.sources("train"), test=bundle.sources("test"))
+    return remarks(spec.path, spec.folder, train=bundle.sources("train"), test=bundle.sources("test"))
 
 
 def notes(results: Mapping[str, Any], remarks: Sequence[str] = ()) -> Iterator[str]:
@@ -161,7 +170,8 @@ def notes(results: Mapping[str, Any], remarks: Sequence[str] = ()) -> Iterator[s
     if layers := results.get("by_torch_func"):
         yield from _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
     if reused := results.get("reused"):
-        yield from _paragraph("Reused", f"the Jacobians of {reused['rows']:,} training images")
+        some = f"the Jacobians of {reused['rows']:,} training images" if reused["rows"] else "none: every batch differs"
+        yield from _paragraph("Reused", some)
     for remark in results.get("remarks", []):
         yield from _paragraph("Network", remark)
     for sentence in results.get("left_out", {}).values():

@@ -1,6 +1,7 @@
 """The file of every candidate's score: a line for each training image, a column for each query."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +33,32 @@ def write_scores(
     Raises:
         QueryError: if the file cannot be written, or a query has no answer.
     """
-    images = len(attributor.train_labels)
+    images, sources = len(attributor.train_labels), attributor.bundle.sources("train")
     candidates = np.zeros(images, dtype=bool)
-    try:
-        with replacing(file) as whole, temporary_folder() as folder:
+    with ExitStack() as stack:
+        with _writing(file):
+            whole = stack.enter_context(replacing(file))
+            folder = stack.enter_context(temporary_folder())
             array = whole if file.suffix == ".npy" else Path(folder) / "scores.npy"
-            with array.open("xb") as stream:
-                about = {"descr": "<f8", "fortran_order": True, "shape": (images, count)}
-                np.lib.format.write_array_header_1_0(stream, about)
-                begin = stream.tell()
+            stream = stack.enter_context(array.open("xb"))
+            about = {"descr": "<f8", "fortran_order": True, "shape": (images, count)}
+            np.lib.format.write_array_header_1_0(stream, about)
+            begin = stream.tell()
 
-                def fill(column: int, query: Any, progress: Progress) -> None:
-                    rows, scores = attributor.score_each(query, request, progress)
-                    values = np.full(images, np.nan, dtype="<f8")
-                    values[rows], candidates[rows] = scores, True
-                    stream.seek(begin + column * values.nbytes)
-                    stream.write(values.data)
+        def fill(column: int, query: Any, progress: Progress) -> None:
+            rows, scores = attributor.score_each(query, request, progress)
+            values = np.full(images, np.nan, dtype="<f8")
+            values[rows], candidates[rows] = scores, True
+            with _writing(file):
+                stream.seek(begin + column * values.nbytes)
+                stream.write(values.data)
 
-                titles = [rankings.title(query) for query in each(fill)]
+        titles = [rankings.title(query) for query in each(fill)]
+        with _writing(file):
+            stream.close()
             if array != whole:
-                _tabulate(array, whole, titles, attributor)
-    except OSError as error:
-        raise QueryError(f"The scores cannot be written to {file}: {error.strerror or error}.") from error
+                _tabulate(array, whole, titles, attributor.train_labels, sources)
+            stack.close()  # which gives the file its name
     say(
         f"Written: {file}, {images:,} training images × {count:,} queries by {request.method}; "
         f"{int(candidates.sum()):,} of the images are candidates of a query.",
@@ -61,9 +66,17 @@ def write_scores(
     )
 
 
-def _tabulate(array: Path, table: Path, titles: list[str], attributor: Any) -> None:
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Turn what the system says while a file is written into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise QueryError(f"The scores cannot be written to {file}: {error.strerror or error}.") from error
+
+
+def _tabulate(array: Path, table: Path, titles: list[str], labels: np.ndarray, sources: Sequence[str]) -> None:
     """Write scores that lie in an array (N, Q) as a table."""
-    labels, sources = attributor.train_labels, attributor.bundle.sources("train")
     scores, columns = np.load(array, mmap_mode="r"), ("train_index", "source", "label", *titles)
     head = escape.table(columns, ())
     with table.open("x", encoding="utf-8", newline="") as file:

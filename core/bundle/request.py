@@ -8,12 +8,12 @@ import numpy as np
 
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, REFERENCE
+from natscope.core.text import short
 
 POOLS = ("same-class", "all")
 CONDITIONINGS = ("pool", "train")
 LEAST_SIGMA2, LARGEST_SIGMA2 = 1e-30, 1e30  # beyond these float64 overflows or loses every digit
 LARGEST_SEED = 2**63 - 1  # that torch takes
-_SHOWN = 60  # characters of what is not valid
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ def is_whole(value: object) -> bool:
 
 def quoted(value: object) -> str:
     """Return what somebody gave as a sentence shows it: a number as it is, the beginning of a long text."""
-    text = str(value) if isinstance(value, int | float | np.number) else repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return short(str(value) if isinstance(value, int | float | np.number) else repr(value))
 
 
 @dataclass(frozen=True)

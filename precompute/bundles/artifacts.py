@@ -87,8 +87,8 @@ class Preparation:
             return features.features(self._images[part], self.labels[part], measurement="margin")
 
         shape, halve = (len(self._images), shard(slice(PROBED)).shape[1]), spec.kind != "exact"
-        taken = shard if self._reuse is None else self._reuse.taken(MARGINS, shard, features.batch_size)
-        rows = self._store.features(MARGINS, shape, taken, "Gradients of the margins", halve=halve, exact=shard)
+        both = (shard, shard) if self._reuse is None else self._reuse.taken(MARGINS, shard, features.batch_size)
+        rows = self._store.features(MARGINS, shape, both[0], "Gradients of the margins", halve=halve, exact=both[1])
         layout = features.layout(self._images[:1])
         self.kernel = {"margin_mean": float(np.mean(kernel_of(spec, layout).diagonal(rows)))}
         return rows

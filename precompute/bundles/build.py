@@ -38,7 +38,7 @@ from natscope.core.rows import RowView
 from natscope.precompute.bundles.artifacts import Preparation
 from natscope.precompute.bundles.compare import differences, that_matter
 from natscope.precompute.bundles.recorded import check_recordable, manifest_of
-from natscope.precompute.bundles.reuse import reusable
+from natscope.precompute.bundles.reuse import checked, reusable
 from natscope.precompute.bundles.spec import (
     BuildSpec,
     artifact_bytes,
@@ -72,7 +72,7 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Pat
         spec: the settings.
         out: the folder to publish.
         progress: called with the stage's name, steps done and steps in all.
-        reuse: a bundle of the same network, whose Jacobians are taken for all inputs with the same label.
+        reuse: a bundle of the same network, whose Jacobians are taken where whole batches have the same labels.
 
     Raises:
         BuildError: if settings contradict each other, nothing can be reused, weights are not finite, or the disk is too
@@ -88,21 +88,24 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Pat
     for name in (spec.model.architecture, *spec.own_code):
         trust(name)
     settings = spec.settings()
+    if reuse is not None:
+        checked(reuse, spec)
     if out.exists() and not _missing(spec, bundle := existing(out, spec)):
         return bundle
     lock = filelock.FileLock(out.with_name(out.name + ".lock"))
-    unfinished, adding = (out.with_name(out.name + suffix) for suffix in (".partial", _ADDING))
+    unfinished = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with lock.acquire(timeout=0), as_begun(adding if out.exists() else unfinished):
+        with lock.acquire(timeout=0):
             if out.exists():
                 return _add(spec, existing(out, spec), progress)
-            work = Work(unfinished, settings, progress=progress)
-            if not work.published:
-                builder = _Builder(spec, work, progress, reuse)
-                with work.resuming(), foreign(spec.model):
-                    builder.run()
-            work.publish(out)
+            with as_begun(unfinished, settings):
+                work = Work(unfinished, settings, progress=progress)
+                if not work.published:
+                    builder = _Builder(spec, work, progress, reuse)
+                    with work.resuming(), foreign(spec.model):
+                        builder.run()
+                work.publish(out)
     except filelock.Timeout as error:
         raise BundleError(f"Another natscope is building {out} right now; wait for it, or stop it first.") from error
     except OSError as error:
@@ -195,31 +198,32 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     if not methods:
         return bundle
     folder, identity = bundle.path.with_name(bundle.path.name + _ADDING), {"bundle": bundle.identity}
-    work = Work(folder, identity, folder=bundle.path, progress=progress)
-    size = size_of(len(bundle.array("train_labels")), bundle.sketch_spec)
-    _make_sure_of_room(work.path, artifact_bytes(methods, size))
-    model = network_of(bundle, seed=0)
-    bundle.load_into(model)
-    images, labels = bundle.inputs("train"), np.asarray(bundle.array("train_labels"))
-    store = Store(bundle.path, work, progress)
-    preparation = Preparation(store, spec.feature_map(model), images, labels, ekfac=spec.ekfac)
-    with work.resuming(), foreign(spec.model):
-        added, missing = preparation.add(methods, requested=spec.methods is not None)
-    now, then = versions(), bundle.manifest.versions
-    other = {key: now.get(key, "cpu") for key in ("threads", "device") if now.get(key) != then.get(key)}
-    added = {name: settings | other for name, settings in added.items()}
-    files = store.checked_records()
-    work.check(files.values())
-    manifest = replace(
-        bundle.manifest,
-        methods=bundle.manifest.methods | added,
-        results=bundle.manifest.results
-        | {"kernel": bundle.manifest.results["kernel"] | preparation.kernel}
-        | _left_out(missing, bundle.manifest.results),
-        files=bundle.manifest.files | files,
-    )
-    with work.resuming():
-        write_manifest(bundle.path, manifest)
+    with as_begun(folder, identity):
+        work = Work(folder, identity, folder=bundle.path, progress=progress)
+        size = size_of(len(bundle.array("train_labels")), bundle.sketch_spec)
+        _make_sure_of_room(work.path, artifact_bytes(methods, size))
+        model = network_of(bundle, seed=0)
+        bundle.load_into(model)
+        images, labels = bundle.inputs("train"), np.asarray(bundle.array("train_labels"))
+        store = Store(bundle.path, work, progress)
+        preparation = Preparation(store, spec.feature_map(model), images, labels, ekfac=spec.ekfac)
+        with work.resuming(), foreign(spec.model):
+            added, missing = preparation.add(methods, requested=spec.methods is not None)
+        now, then = versions(), bundle.manifest.versions
+        other = {key: now.get(key, "cpu") for key in ("threads", "device") if now.get(key) != then.get(key)}
+        added = {name: settings | other for name, settings in added.items()}
+        files = store.checked_records()
+        work.check(files.values())
+        manifest = replace(
+            bundle.manifest,
+            methods=bundle.manifest.methods | added,
+            results=bundle.manifest.results
+            | {"kernel": bundle.manifest.results["kernel"] | preparation.kernel}
+            | _left_out(missing, bundle.manifest.results),
+            files=bundle.manifest.files | files,
+        )
+        with work.resuming():
+            write_manifest(bundle.path, manifest)
     shutil.rmtree(work.path)
     return Bundle(bundle.path)
 
@@ -265,7 +269,7 @@ class _Builder:
         results = self._outputs(features, images, tests) | found
         own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
         kernel = kernel_of(spec.sketch, layout)
-        results |= {} if self.reuse is None else {"reused": self.reuse.to_dict()}
+        results |= {} if self.reuse is None else {"reused": self.reuse.to_dict(own, features.batch_size)}
         results["kernel"] = {
             "mean": float(np.mean(kernel.diagonal(own))),
             "shares": features.shares(images[:_SAMPLED_KERNEL], data.train_labels[:_SAMPLED_KERNEL]),
@@ -365,8 +369,8 @@ class _Builder:
 
         shape, halve = (len(images), shard(slice(PROBED)).shape[1]), self.spec.sketch.kind != "exact"
         reuse = self.reuse
-        taken = shard if reuse is None else reuse.taken(name, shard, features.batch_size, by_label=own)
-        return self.store.features(name, shape, taken, stage, halve=halve, exact=shard)
+        both = (shard, shard) if reuse is None else reuse.taken(name, shard, features.batch_size, by_label=own)
+        return self.store.features(name, shape, both[0], stage, halve=halve, exact=both[1])
 
     def _per_class(self, own: np.ndarray, kernel: Kernel) -> None:
         classes = len(self.data.classes)

@@ -26,11 +26,13 @@ from natscope.core.parameters import composition, imbalance
 from natscope.core.peak import bytes_each, peak_bytes
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.progress import Progress, silent
+from natscope.core.text import few
 from natscope.precompute.bundles.build import check_room, existing, layout_of, prepared
 from natscope.precompute.bundles.measure import resident, seconds, seconds_each
 from natscope.precompute.bundles.recorded import check_recordable
+from natscope.precompute.bundles.reuse import checked, comparable
 from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_out, size_of, wanted
-from natscope.precompute.data.datasets import FOLDER, Dataset
+from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.folders import evenly
 from natscope.precompute.data.remarks import remarks
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
@@ -46,13 +48,16 @@ _SHORT = 2.0  # seconds of an epoch of the images at hand that is trained to tim
 _WITHIN = 1.4  # memory within operations and kept by the allocator, relative to the tensors that they make
 
 
-def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Iterator[tuple[str, str]]:
+def check(
+    spec: BuildSpec, out: Path | None, progress: Progress = silent, *, reuse: Path | None = None
+) -> Iterator[tuple[str, str]]:
     """Try every step of a build on a few images and estimate the cost of the whole.
 
     Args:
         spec: the settings.
         out: the folder that is to be published; None if it is not known yet.
         progress: called with the stage's name, steps done and steps in all.
+        reuse: the bundle whose Jacobians are to be taken, if any.
 
     Yields:
         A heading and a sentence of the report, as soon as it is known.
@@ -65,17 +70,21 @@ def check(spec: BuildSpec, out: Path | None, progress: Progress = silent) -> Ite
     if out is not None and out.exists():
         existing(out, spec)
         yield "Bundle", f"{out} is there already, with these settings"
+    if reuse is not None:
+        checked(reuse, spec)
     begun = time.perf_counter()
     data, backdoor, rows, skipped = _sampled(spec, progress)
     images, labels = _at_hand(data.inputs("train"), rows), data.train_labels[rows]
     read, files = time.perf_counter() - begun, len(data.train_images) + len(data.test_images)
-    sampled = _SAMPLED if data.train_inputs is None else 2 * len(rows)  # of both splits
-    unread = read * max(0.0, files / sampled - 1) if spec.dataset.startswith(FOLDER) else 0.0
+    sampled = _SAMPLED if data.train_inputs is None or spec.folder.skip_broken else 2 * len(rows)  # of both splits
+    unread = 0.0 if spec.path is None else read * max(0.0, files / sampled - 1)
     yield "Data", _about(data)
-    if spec.dataset.startswith(FOLDER):
+    if reuse is not None:
+        comparable(reuse, spec, data)
+        yield "Reused", f"{reuse} has Jacobians of this network; those of images that are the same there are taken"
+    if spec.path is not None:
         yield "", _files_read(data, skipped, sampled)
-        folder = Path(spec.dataset.removeprefix(FOLDER))
-        for remark in remarks(folder, spec.folder, train=data.train_sources, test=data.test_sources):
+        for remark in remarks(spec.path, spec.folder, train=data.train_sources, test=data.test_sources):
             yield "Folder", remark
 
     model_spec = fitted(spec.model, data.train_images.shape[1:], len(data.classes))
@@ -134,11 +143,13 @@ def _sampled(spec: BuildSpec, progress: Progress) -> tuple[Dataset, Backdoor | N
 
 
 def _read(data: Dataset, split: str) -> np.ndarray:
-    """Return rows that hold an image, as files of a folder that were not read are black; of inputs, any few."""
-    inputs = data.inputs(split)
-    if isinstance(inputs, StoredInputs):
-        return evenly(len(inputs), min(_SAMPLED, max(_MEASURED, _AT_HAND // (4 * math.prod(inputs.shape[1:])))))
-    return np.flatnonzero(inputs.images.reshape(len(inputs), -1).any(axis=1))[:_SAMPLED]
+    """Return rows that can be used, as files of a folder that were not read or tried are black; of inputs, a few."""
+    inputs, images = data.inputs(split), getattr(data, f"{split}_images")
+    rows = np.flatnonzero(images.reshape(len(images), -1).any(axis=1))
+    if not isinstance(inputs, StoredInputs):
+        return rows[:_SAMPLED]
+    some = min(_SAMPLED, max(_MEASURED, _AT_HAND // (4 * math.prod(inputs.shape[1:]))))
+    return rows[evenly(len(rows), some)] if len(rows) else evenly(len(images), some)
 
 
 def _at_hand(inputs: Inputs, rows: np.ndarray) -> Inputs:
@@ -166,8 +177,7 @@ def _files_read(data: Dataset, skipped: list[str], most: int) -> str:
     read = f"{most:,} of {whole:,} files were read" if whole > most else "every file was read"
     if not skipped:
         return f"{read}, and all can be used"
-    more = f" and {len(skipped) - _LISTED:,} more" if len(skipped) > _LISTED else ""
-    return f"{read}; {len(skipped):,} cannot be used and will be skipped: {'; '.join(skipped[:_LISTED])}{more}"
+    return f"{read}; {len(skipped):,} cannot be used and will be skipped: {few(skipped, _LISTED, '; ')}"
 
 
 def _weights(model: nn.Module, data: Dataset) -> str:
@@ -301,7 +311,7 @@ def _memory(
     copies = 1 if spec.classes is spec.per_class is spec.poison is None else 2
     pixels = copies * (data.train_images.nbytes + data.test_images.nbytes)
     here = data.train_images.nbytes + data.test_images.nbytes  # as far as they were read, of what is taken now
-    here = min(here, _SAMPLED * data.train_images[0].nbytes) if spec.dataset.startswith(FOLDER) else here
+    here = min(here, _SAMPLED * data.train_images[0].nbytes) if spec.path is not None else here
     peak = resident() - here + pixels + weights + _WITHIN * max(phases)
     found = f"about {formatted(peak)} at the peak"
     if math.isinf(there := machine_memory()):

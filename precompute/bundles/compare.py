@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_SHOWN = 60  # characters of a value
+from natscope.core.text import short
+
 _SUMS = {  # settings that are checksums
     "folder.files": "the images of the folder have changed",
     "content": "the data have changed",
@@ -44,5 +45,4 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:
-    text = str(values[name]) if values.get(name) is not None else "not set"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return short(str(values[name])) if values.get(name) is not None else "not set"

@@ -1,7 +1,7 @@
 """What a bundle has in common with one that is built: Jacobians of the same inputs and labels in the same network."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ import numpy as np
 from natscope.core.bundle.format import Bundle, sha256_of
 from natscope.core.errors import BuildError
 from natscope.core.rows import Rows
+from natscope.core.text import short
 from natscope.precompute.bundles.spec import BuildSpec, versions
+from natscope.precompute.bundles.store import shards
 from natscope.precompute.data.datasets import Dataset
 
 _NEEDED = ("model", "weights", "weights_key", "weights_prefix", "sketch", "ntk", "layers")
@@ -34,44 +36,54 @@ class Reusable:
     rows: np.ndarray
     alike: np.ndarray
 
-    def taken(self, name: str, compute: Shard, batch: int, *, by_label: bool = True) -> Shard:
+    def taken(self, name: str, compute: Shard, batch: int, *, by_label: bool = True) -> tuple[Shard, Shard]:
         """Return what gives the rows of an array of features: those that the bundle has, and the others as before.
 
-        Batches with a row that is missing are computed whole, because the last bits of a row may depend on how many
-        there are.
+        The last bits of a row may depend on how many are computed with it. So a batch with a row that is missing is
+        computed whole, and one is taken only if each of its rows was computed in a batch of that size.
 
         Args:
             name: the array's name.
             compute: computes some rows.
             batch: how many it computes at a time.
             by_label: whether a row depends on its label.
+
+        Returns:
+            What gives them as they are stored, which may be rounded to float16, and what gives them in full precision.
         """
         if not self.bundle.has(name):
-            return compute
-        stored, usable = self.bundle.array(name), self.alike if by_label else self.rows >= 0
+            return compute, compute
+        stored, there = self.bundle.array(name), self._there(name, batch, by_label=by_label)
 
         def shard(part: slice) -> np.ndarray:
-            found = []
-            for start in range(part.start or 0, part.stop, batch):
-                some = slice(start, min(start + batch, part.stop))
-                there = bool(usable[some].all())
-                found.append(np.asarray(stored[self.rows[some]], np.float32) if there else compute(some))
+            found = [
+                np.asarray(stored[self.rows[some]], np.float32) if there(some) else compute(some)
+                for some in _batches(part, batch)
+            ]
             return np.concatenate(found)
 
-        return shard
+        return shard, compute if stored.dtype == np.float16 else shard
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a manifest says of it."""
-        return {"bundle": self.bundle.identity, "rows": int(self.alike.sum())}
+    def to_dict(self, filled: np.ndarray, batch: int) -> dict[str, Any]:
+        """Return what a manifest says: the bundle, and how many of the features (N, K) that were filled are its own."""
+        there = self._there("features", batch)
+        taken = sum(some.stop - some.start for some in _all_batches(filled, batch) if there(some))
+        rounded = self.bundle.array("features").dtype.itemsize < filled.dtype.itemsize  # which do not do for these
+        return {"bundle": self.bundle.identity, "rows": 0 if rounded else taken}
+
+    def _there(self, name: str, batch: int, *, by_label: bool = True) -> Callable[[slice], bool]:
+        usable = self.alike if by_label else self.rows >= 0
+        sizes = [some.stop - some.start for some in _all_batches(self.bundle.array(name), batch)]
+        size = np.repeat(sizes, sizes)
+        return lambda some: bool(usable[some].all() and (size[self.rows[some]] == some.stop - some.start).all())
 
 
-def reusable(path: Path, spec: BuildSpec, data: Dataset) -> Reusable:
-    """Return what of a bundle can be taken for another one.
+def checked(path: Path, spec: BuildSpec) -> Bundle:
+    """Open a bundle from which Jacobians are to be taken, whose settings are known to allow that.
 
     Args:
-        path: the bundle that is there.
+        path: the bundle.
         spec: the settings of the one to build.
-        data: what the one to build holds.
 
     Raises:
         BuildError: if nothing can be taken, with the reason.
@@ -79,24 +91,51 @@ def reusable(path: Path, spec: BuildSpec, data: Dataset) -> Reusable:
     """
     if spec.weights is None:
         raise BuildError(
-            f"Nothing of {path} can be reused: a network that is trained on other labels is another network; load "
-            "weights with --weights."
+            f"Nothing of {path} can be reused: a network that is trained on other labels is another network; give the "
+            "weights of one that is trained."
         )
-    bundle, own, now = Bundle(path), spec.settings(), versions()
-    known, then = bundle.manifest.results["settings"], bundle.manifest.versions
-    others = [f"its {name} differs" for name in _NEEDED if known.get(name) != own.get(name)]
-    others += [f"it was built with another {name}" for name in _VERSIONS if then.get(name) != now.get(name)]
-    about = bundle.manifest.dataset
+    bundle = Bundle(path)
+    known, own = bundle.manifest.results["settings"], spec.settings()
+    for name in _NEEDED:
+        if known.get(name) != own.get(name):
+            raise BuildError(f"Nothing of {path} can be reused: its {name} differs.")
+    return bundle
+
+
+def comparable(path: Path, spec: BuildSpec, data: Dataset) -> Bundle:
+    """Open a bundle as `checked` does, known to be whole and made on such a machine, of inputs of this form.
+
+    Args:
+        path: the bundle.
+        spec: the settings of the one to build.
+        data: what the one to build holds, or a sample of it.
+
+    Raises:
+        BuildError: if nothing can be taken, with the reason.
+        BundleError: if there is no bundle, or it is damaged.
+    """
+    bundle, now = checked(path, spec), versions()
+    then, about = bundle.manifest.versions, bundle.manifest.dataset
+    others = [f"it was built with another {name}" for name in _VERSIONS if then.get(name) != now.get(name)]
+    if then.get("threads") != now["threads"]:
+        was = short(then.get("threads", "an unknown number of"))
+        others.append(f"it was built with {was} threads, not {now['threads']}, which OMP_NUM_THREADS sets")
     if bundle.stores_inputs != (data.train_inputs is not None):
         others.append("its network takes other inputs")
     elif not bundle.stores_inputs and (tuple(about["mean"]), tuple(about["std"])) != (data.mean, data.std):
         others.append("its pixels are scaled otherwise")
     if others:
         raise BuildError(f"Nothing of {path} can be reused: {others[0]}.")
-    name = "train_images" if data.train_inputs is None else "train_inputs"
     for record in bundle.manifest.files.values():
         if record.file.startswith(("features", "margin_features")) and sha256_of(path / record.file) != record.sha256:
             raise BuildError(f"Nothing of {path} can be reused: its file {record.file} is damaged.")
+    return bundle
+
+
+def reusable(path: Path, spec: BuildSpec, data: Dataset) -> Reusable:
+    """Return what of a bundle can be taken for another one; arguments and errors are those of `comparable`."""
+    bundle = comparable(path, spec, data)
+    name = "train_images" if data.train_inputs is None else "train_inputs"
     labels = np.asarray(bundle.array("train_labels")).tolist()
     known_inputs, known_items = dict[bytes, int](), dict[tuple[bytes, int], int]()
     for row, digest in enumerate(_digests(bundle.array(name))):
@@ -104,6 +143,16 @@ def reusable(path: Path, spec: BuildSpec, data: Dataset) -> Reusable:
     own_items = list(zip(_digests(getattr(data, name)), data.train_labels.tolist(), strict=True))
     rows = [known_items.get(item, known_inputs.get(item[0], -1)) for item in own_items]
     return Reusable(bundle, np.array(rows, dtype=np.int64), np.array([item in known_items for item in own_items]))
+
+
+def _all_batches(array: np.ndarray, batch: int) -> Iterator[slice]:
+    for part in shards(array.shape, array.dtype):
+        yield from _batches(part, batch)
+
+
+def _batches(part: slice, batch: int) -> Iterator[slice]:
+    for start in range(part.start, part.stop, batch):
+        yield slice(start, min(start + batch, part.stop))
 
 
 def _digests(rows: Rows) -> list[bytes]:

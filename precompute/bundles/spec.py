@@ -43,8 +43,8 @@ class BuildSpec:
 
     Args:
         name: a title for people.
-        dataset: a name of `natscope.precompute.data.datasets.DATASETS`, or "folder:PATH".
-        data: the data set itself, of that name; loaded by its name when None.
+        dataset: a name of `natscope.precompute.data.datasets.DATASETS`, or "folder:PATH"; with `data` any title.
+        data: the data set itself; loaded by its name when None.
         made_by: the user's own function that gave it, as "module:function"; empty if none is known.
         folder: how the images of a folder are read.
         classes: labels to keep, renumbered in this order; all of them when None.
@@ -108,6 +108,13 @@ class BuildSpec:
             raise BuildError(str(error)) from error
 
     @property
+    def path(self) -> Path | None:
+        """The folder of images that is loaded; None for data of another kind."""
+        if self.data is not None or not self.dataset.startswith(FOLDER):
+            return None
+        return Path(self.dataset.removeprefix(FOLDER))
+
+    @property
     def own_code(self) -> tuple[str, ...]:
         """The user's own functions that make an input of a file, each as "module:function"."""
         source = self.folder if self.data is None else self.data
@@ -153,10 +160,10 @@ class BuildSpec:
         if (source := source_of(self.model)) is not None:
             values["model"]["source"] = source
         del values["folder"]
-        if self.dataset.startswith(FOLDER):
+        if self.path is not None:
             known = like.get("folder") if isinstance(like, Mapping) else None  # perhaps a stranger's
             known = known.get("files") if isinstance(known, Mapping) else None
-            files = fingerprint(Path(self.dataset.removeprefix(FOLDER)), self.folder, like=known)
+            files = fingerprint(self.path, self.folder, like=known)
             values["folder"] = self.folder.to_dict() | {"files": files}
         if self.weights is not None:
             if not self.weights.is_file():

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,10 +67,8 @@ class Store:
         if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process in the middle of a write
             with file.open("r+b") as handle:
                 os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-        step = max(1, min(SHARD, _LARGEST_SHARD // (dtype.itemsize * math.prod(shape[1:]))))
-        for start in range(done, shape[0], step):
-            self.progress(stage, start, shape[0])
-            part = slice(start, min(start + step, shape[0]))
+        for part in shards(shape, dtype, done):
+            self.progress(stage, part.start, shape[0])
             array[part] = shard(part)
             array.flush()
             self.work.mark(name, part.stop, file if part.stop == shape[0] else None)
@@ -147,6 +145,13 @@ class Store:
             files[name] = replace(record, sha256=self.work.digest(name))
         self.progress("Checksums", len(files), len(files))
         return files
+
+
+def shards(shape: Sequence[int], dtype: np.dtype, done: int = 0) -> Iterator[slice]:
+    """Yield the rows of an array that are written at a time, after the first `done`."""
+    step = max(1, min(SHARD, _LARGEST_SHARD // (dtype.itemsize * math.prod(shape[1:]))))
+    for start in range(done, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
 
 
 class _CoarseError(Exception):

@@ -27,7 +27,7 @@ CHECKPOINT = "training.safetensors"
 _JOURNAL, _SETTINGS = "journal.json", "settings.json"
 _UNREADABLE = (NatscopeError, ValueError, TypeError, KeyError, AttributeError)
 _MISFITS = (ValueError, TypeError, LookupError, RuntimeError, safetensors.SafetensorError)
-_THREADS = re.compile(r"[1-9][0-9]{0,2}")  # a stranger's folder may not ask for more
+_THREADS = re.compile(r"[1-9][0-9]{0,3}")
 _CLASSES = 10**6  # more than any bundle has
 
 
@@ -146,14 +146,22 @@ class Work:
 
 
 @contextlib.contextmanager
-def as_begun(path: Path) -> Iterator[None]:
+def as_begun(path: Path, settings: dict[str, Any]) -> Iterator[None]:
     """Compute with as many threads as an unfinished bundle was begun with, or as usual, in all libraries.
 
-    The bits of a matrix product depend on how many there are, and a manifest names one number.
+    The bits of a matrix product depend on how many there are, and a manifest names one number. Work that does not go
+    on, because settings or other versions differ, has no say, and a stranger's folder may not ask for more threads than
+    there are processors.
+
+    Args:
+        path: the journal's folder.
+        settings: what the files are made with, as `Work` takes them.
     """
     known, usual = _made_with(path), torch.get_num_threads()
     found = known["versions"].get("threads") if known and isinstance(known["versions"], dict) else None
-    torch.set_num_threads(int(found) if isinstance(found, str) and _THREADS.fullmatch(found) else usual)
+    if known and isinstance(found, str) and _THREADS.fullmatch(found) and int(found) <= (os.cpu_count() or 1):
+        goes_on = _same(known, {"settings": settings, "versions": versions() | {"threads": found}})
+        torch.set_num_threads(int(found) if goes_on else usual)
     try:
         with threadpool_limits(torch.get_num_threads(), "blas"):
             yield

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import compress
@@ -14,6 +15,7 @@ import numpy as np
 from natscope.core.errors import DataError, FileError, QueryError
 from natscope.core.files import sha256_of, size
 from natscope.core.progress import Progress, silent
+from natscope.core.text import few
 from natscope.precompute.data.datasets import FOLDER, Dataset
 from natscope.precompute.data.decode import EXTENSIONS, USUAL, Decoding, decode, fit
 from natscope.precompute.data.splits import HIDDEN, class_names, parts, shown
@@ -244,12 +246,12 @@ def listed(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
 
     They are sorted by name, so that the order is the same everywhere.
     """
-    try:
+    with readable(path):
         if not path.is_dir():
             raise DataError(f"There is no folder {path}; --dataset folder:PATH names one that holds images by class.")
         train, held_out, _ = parts(path, spec.test_folder)
         names = class_names(path / train)
-        splits = [_files(path / train, names, any_kind=bool(spec.load))]
+        splits = [files_of(path / train, names, any_kind=bool(spec.load))]
         if held_out is not None:
             unknown = sorted(set(class_names(path / held_out)) - set(names))
             if unknown and not spec.missing_classes:
@@ -257,9 +259,7 @@ def listed(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
                     f"{path / held_out} has a class {unknown[0]} that {path / train} does not have; go on without its "
                     "images with --missing-classes."
                 )
-            splits.append(_files(path / held_out, names, any_kind=bool(spec.load)))
-    except OSError as error:
-        raise DataError(f"The folder {error.filename or path} cannot be read: {error.strerror}.") from error
+            splits.append(files_of(path / held_out, names, any_kind=bool(spec.load)))
     if len(names) < 2:
         raise DataError(
             f"{path} has {len(names)} {'class' if len(names) == 1 else 'classes'}, and a classifier needs at least "
@@ -268,8 +268,23 @@ def listed(path: Path, spec: FolderSpec) -> tuple[Any, ...]:
     return tuple(names), *splits
 
 
-def _files(folder: Path, names: Sequence[str], *, any_kind: bool) -> Labelled:
-    """Return the images of every class, at any depth; hidden files and usually files of other kinds are left out."""
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what the system says of a folder that cannot be listed into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"The folder {error.filename or path} cannot be read: {error.strerror}.") from error
+
+
+def files_of(folder: Path, names: Sequence[str], *, any_kind: bool) -> Labelled:
+    """Return the images of every class, at any depth; hidden files and usually files of other kinds are left out.
+
+    Args:
+        folder: holds the folders of the classes.
+        names: theirs, in the order of the labels.
+        any_kind: whether files that are no images are wanted, too.
+    """
     return [
         (file, label)
         for label, name in enumerate(names)
@@ -318,12 +333,11 @@ def _empty(path: Path, title: str, split: str, *, alone: bool) -> str:
 
 
 def _complaint(path: Path, broken: Sequence[str], count: int) -> str:
-    more = f" and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
     options = [option for words, option in _HINTS.items() if any(words in reason for reason in broken)]
     read = f" read them with {' '.join(options)}," if options else ""
     return (
-        f"{len(broken):,} of {count:,} images in {path} cannot be read: {'; '.join(broken[:_LISTED])}{more}. Remove "
-        f"them,{read} or go on without them with --skip-broken."
+        f"{len(broken):,} of {count:,} images in {path} cannot be read: {few(broken, _LISTED, '; ')}. Remove them,"
+        f"{read} or go on without them with --skip-broken."
     )
 
 

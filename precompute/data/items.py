@@ -10,10 +10,14 @@ import numpy as np
 import torch
 
 from natscope.core.errors import DataError, NatscopeError, out_of_memory
-from natscope.precompute.data.decode import EXTENSIONS, USUAL, Decoding, decode, picture
+from natscope.core.text import few, kind_of
+from natscope.precompute.data.decode import USUAL, Decoding, decode, picture
+from natscope.precompute.data.folders import files_of, readable
+from natscope.precompute.data.splits import class_names
 from natscope.precompute.training.projects import said
 
 MOST_CLASSES = 10_000
+_LISTED = 10  # columns in a sentence
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,9 @@ def _of_dataset(found: Any, part: str, reading: Reading) -> Items:
 def _item(found: Any, row: int, part: str) -> tuple[Any, Any]:
     item = _called(lambda: found[row], f"Item {row} of the {part} set cannot be read")
     if not isinstance(item, tuple | list) or len(item) != 2:
-        form = f"{len(item)} values" if isinstance(item, tuple | list) else f"a {type(item).__name__}"
-        raise DataError(f"Item {row} of the {part} set is {form}; natscope needs items of the form (input, label).")
+        raise DataError(
+            f"Item {row} of the {part} set is {kind_of(item)}; natscope needs items of the form (input, label)."
+        )
     return item[0], item[1]
 
 
@@ -168,7 +173,8 @@ def _columns(reading: Reading, usual: str, there: Iterable[Any], what: str) -> t
     for column in chosen:
         if column not in names:
             raise DataError(
-                f"The {what} has no column {column}; it has {', '.join(map(str, names))}: name them with columns=."
+                f"The {what} has no column {column}; it has {few(names, _LISTED)}: rename one, or name the columns of "
+                "inputs and labels from Python, by columns=."
             )
     return chosen
 
@@ -185,15 +191,11 @@ def _of_table(found: Any, part: str, reading: Reading) -> Items:
 def _of_folder(path: Path, part: str, reading: Reading) -> Items:
     if not path.is_dir():
         raise DataError(f"There is no folder {path} for the {part} set.")
-    names = sorted(each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
-    files = [
-        (file, name)
-        for name in names
-        for file in sorted((path / name).rglob("*"))
-        if file.is_file() and (reading.load is not None or file.suffix.lower() in EXTENSIONS)
-    ]
+    with readable(path):
+        names = class_names(path)
+        files = files_of(path, names, any_kind=reading.load is not None)
     sources = [file.relative_to(path).as_posix() for file, _ in files]
-    return _of_files([file for file, _ in files], [name for _, name in files], part, reading, sources)
+    return _of_files([file for file, _ in files], [names[label] for _, label in files], part, reading, sources)
 
 
 def _of_files(
@@ -201,7 +203,7 @@ def _of_files(
 ) -> Items:
     if reading.load is None and reading.transform is None:
         raise DataError(
-            f"The {part} set names files; say how one becomes an input: transform= makes it of a picture, load= of a "
+            f"The {part} set names files; say how one becomes an input: transform makes it of a picture, load of a "
             "path."
         )
 

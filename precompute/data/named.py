@@ -1,24 +1,23 @@
 """Data sets by the names that bundles and commands give them: natscope's own, folders, and a user's own functions."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from natscope.core.errors import DataError, NatscopeError
+from natscope.core.errors import DataError
 from natscope.core.progress import Progress, silent
+from natscope.core.text import kind_of
 from natscope.core.thumbnails import scaling_between, thumbnails
 from natscope.precompute.data.datasets import FOLDER, Dataset, load_dataset
 from natscope.precompute.data.folders import FolderSpec, allotted, divided, evenly, load_folder, title_of
 from natscope.precompute.data.items import Items, Reading, input_of
 from natscope.precompute.data.own import own_dataset
 from natscope.precompute.data.splits import shown
-from natscope.precompute.training.models import function_of, one_sentence
-from natscope.precompute.training.trusted import trust
+from natscope.precompute.training.models import function_in, function_of, made
+from natscope.precompute.training.trusted import find, trust
 
 
 def load_named(
@@ -65,14 +64,9 @@ def made_by(
         DataError: if it gives something else, or data that cannot be used.
     """
     trust(name, "--data")
-    make = function_of(name)
-    with torch.random.fork_rng(devices=[]), one_sentence(f"{name}() failed"):
-        torch.manual_seed(0)  # a random division is the same when the build is resumed
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002
-        found = make()
+    found = made(find(name), function_in, seed=0)  # a random division is the same when the build is resumed
     if not isinstance(found, tuple | list) or len(found) not in (2, 3) or any(part is None for part in found[:2]):
-        raise DataError(f"{name}() gave {_kind(found)}; it returns (train_set, test_set), or those and the classes.")
+        raise DataError(f"{name}() gave {kind_of(found)}; it returns (train_set, test_set), or those and the classes.")
     reading = own_reading(load, transform, classes=found[2] if len(found) == 3 else None, mean=mean, std=std)
     return with_code(own_dataset(found[0], found[1], reading, name=name, progress=progress), load, transform)
 
@@ -93,12 +87,9 @@ def with_code(data: Dataset, load: str, transform: str) -> Dataset:
         DataError: if it holds pixels.
     """
     if (load or transform) and data.train_inputs is None:
-        raise DataError("load= and transform= together give pixels of uint8; let them give what the network takes.")
+        given = " and ".join(word for word, name in (("load", load), ("transform", transform)) if name)
+        raise DataError(f"By {given}, inputs are pixels of uint8; they must be what the network takes.")
     return replace(data, load=load, transform=transform)
-
-
-def _kind(found: Any) -> str:
-    return f"{len(found)} values" if isinstance(found, tuple | list) else f"a {type(found).__name__}"
 
 
 def _load_own_folder(
@@ -106,15 +97,16 @@ def _load_own_folder(
 ) -> tuple[Dataset, list[str]]:
     """Read a folder as `load_folder` does, but by a user's own functions.
 
-    Of a sample the inputs are read when they are requested, and the thumbnails are black.
+    Of a sample the inputs are read when they are requested, and the thumbnails are white where they can be, else black:
+    where files may be skipped, those that were not tried are unknown.
     """
     reading = own_reading(spec.load, spec.transform, decoding=spec.reading)
     classes, *splits = divided(path, spec)
     files = [file for split in splits for file, _ in split]
     labels = np.array([label for split in splits for _, label in split], dtype=np.int64)
     broken: dict[int, str] = {}
-    tried = evenly(len(files), sample) if spec.skip_broken else ()
-    for done, position in enumerate(tried):
+    tried = evenly(len(files), sample if spec.skip_broken else None)
+    for done, position in enumerate(tried if spec.skip_broken else ()):
         progress("Trying the files", done, len(tried))
         try:
             input_of(files[position], position, "whole", reading)
@@ -124,13 +116,16 @@ def _load_own_folder(
     kept = np.ones(len(files), dtype=bool)
     kept[list(broken)] = False
     train = allotted(path, spec, classes, splits, kept)
-    own = []
-    for part, rows in (("training", np.flatnonzero(train & kept)), ("test", np.flatnonzero(~train & kept))):
-        own.append(_items(path, part, [files[row] for row in rows], labels[rows], classes, reading))
+    rows = [np.flatnonzero(train & kept), np.flatnonzero(~train & kept)]
+    own = [
+        _items(path, part, [files[row] for row in some], labels[some], classes, reading)
+        for part, some in zip(("training", "test"), rows, strict=True)
+    ]
     if sample is None:
         data = own_dataset(own[0], own[1], reading, name=title_of(path), progress=progress)
     else:
-        data = _described(own, labels[train & kept], labels[~train & kept], title_of(path), classes)
+        known = [np.isin(some, tried) for some in rows]
+        data = _described(own, [labels[some] for some in rows], known, title_of(path), classes)
     return with_code(data, spec.load, spec.transform), list(broken.values())
 
 
@@ -141,7 +136,7 @@ def _items(
         try:
             values = input_of(files[row], row, part, reading)
         except DataError as error:
-            if not isinstance(error.__cause__, OSError | NatscopeError):
+            if error.__cause__ is None:
                 raise
             raise DataError(f"{str(error).rstrip('.')}; go on without such files with --skip-broken.") from error
         if values.dtype == np.uint8:
@@ -155,8 +150,8 @@ def _items(
 class _Files:
     """Inputs (N, ...) of items that are read when they are requested."""
 
-    def __init__(self, items: Items) -> None:
-        self._items, self.shape = items, (items.count, *items.read(0)[0].shape)
+    def __init__(self, items: Items, example: int) -> None:
+        self._items, self.shape = items, (items.count, *items.read(example)[0].shape)
 
     def __len__(self) -> int:
         return self._items.count
@@ -166,20 +161,35 @@ class _Files:
 
 
 def _described(
-    own: Sequence[Items], train_labels: np.ndarray, test_labels: np.ndarray, name: str, classes: tuple[str, ...]
+    own: Sequence[Items],
+    labels: Sequence[np.ndarray],
+    known: Sequence[np.ndarray],
+    name: str,
+    classes: tuple[str, ...],
 ) -> Dataset:
-    """Return a data set whose inputs are read when they are requested."""
-    train, test = map(_Files, own)
-    first = train[:1]
+    """Return a data set whose inputs are read when they are requested.
+
+    Args:
+        own: both parts.
+        labels: of each, (N,) int64.
+        known: of each, (N,) bool, which files can be read as far as is known.
+        name: what the data set is called.
+        classes: a title for each label.
+    """
+    train, test = (_Files(items, int(np.argmax(some))) for items, some in zip(own, known, strict=True))
+    first = train[[int(np.argmax(known[0]))]]
     mean, std = scaling_between(float(first.min()), float(first.max()), first.shape[1:])
-    black = np.zeros_like(thumbnails(first, mean=mean, std=std))
+    size = thumbnails(first, mean=mean, std=std).shape[1:]
+    images = [np.zeros((len(some), *size), np.uint8) for some in known]
+    for black, some in zip(images, known, strict=True):
+        black[some] = 255
     return Dataset(
         name=name,
         classes=classes,
-        train_images=np.broadcast_to(black, (len(train), *black.shape[1:])).copy(),
-        train_labels=train_labels,
-        test_images=np.broadcast_to(black, (len(test), *black.shape[1:])).copy(),
-        test_labels=test_labels,
+        train_images=images[0],
+        train_labels=labels[0],
+        test_images=images[1],
+        test_labels=labels[1],
         mean=mean,
         std=std,
         train_sources=tuple(own[0].sources),

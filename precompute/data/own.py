@@ -13,7 +13,7 @@ from natscope.core.errors import DataError, NatscopeError
 from natscope.core.files import size
 from natscope.core.progress import Progress, silent
 from natscope.core.scratch import temporary_folder
-from natscope.core.text import UNSEEN
+from natscope.core.text import UNSEEN, few
 from natscope.core.thumbnails import LARGEST, scaling_between, thumbnails
 from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.decode import decode, in_colour_or_grey, picture
@@ -84,8 +84,8 @@ def own_dataset(
         mean, std = _given_scaling(reading, 1 if images[0].ndim == 3 else 3)
         if mean is None or std is None:
             raise DataError(
-                "The inputs are uint8 pictures; say how the network takes them, by mean= and std= in units where white "
-                "is 1, or by transform=."
+                "The inputs are uint8 pictures; say how the network takes them: by mean and std, in units where white "
+                "is 1, or by transform, a function."
             )
         return Dataset(**about, train_images=images[0], test_images=images[1], mean=mean, std=std)
     mean, std = _shown_by(kept[0], reading)
@@ -123,7 +123,8 @@ def _labelled(
     if known is None:
         known = tuple(map(str, range(max(map(int, every)) + 1)))
     if len(known) < 2:
-        raise DataError(f"There is one class alone, {known[0]}; a classifier needs at least two." if known else _NONE)
+        there = f"There is one class alone, {known[0]}" if known else "There are no classes"
+        raise DataError(f"{there}; a classifier needs at least two.")
     if len(set(known)) < len(known) or not all(known):
         raise DataError("Two classes have the same title, or one has none; give each class one of its own.")
     place: dict[Any, int] = {title if words else label: label for label, title in enumerate(known)}
@@ -132,7 +133,7 @@ def _labelled(
         for row, label in enumerate(labels):
             if label not in place:
                 choice = f"one of the {len(known)} classes" if words else f"from 0 to {len(known) - 1}"
-                hint = f" ({_few(known)}); classes= can name more" if words and classes is None else ""
+                hint = f" ({few(known, _LISTED)}); name all of them as classes" if words and classes is None else ""
                 raise DataError(
                     f"Item {row} of the {items.part} set has the label {label}, which is not {choice}{hint}."
                 )
@@ -145,8 +146,8 @@ def _check_order(own: Sequence[str], given: Sequence[str]) -> None:
     for label, title in enumerate(own):
         if title in given and given[label : label + 1] != (title,):
             raise DataError(
-                f"classes= has {title} in place {given.index(title)}, and the training set numbers it {label}; leave "
-                "classes= out, or give titles in the order of the data's own."
+                f"The classes that are given have {title} in place {given.index(title)}, and the training set "
+                f"numbers it {label}; leave them out, or give titles in the order of the data's own."
             )
 
 
@@ -164,16 +165,9 @@ def _translated(known: Sequence[str] | None, items: Items, labels: Sequence[Any]
         if known is not None and own[label] not in place:
             raise DataError(
                 f"Item {row} of the {items.part} set is of the class {own[label]}, which is none of "
-                f"{_few(known)}, those of the training set."
+                f"{few(known, _LISTED)}, those of the training set."
             )
     return [own[label] if words else place[own[label]] for label in labels]
-
-
-def _few(titles: Sequence[str]) -> str:
-    return ", ".join(titles[:_LISTED]) + (f" and {len(titles) - _LISTED:,} more" if len(titles) > _LISTED else "")
-
-
-_NONE = "There are no classes; name them with classes=."
 
 
 def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequence[str]]:
@@ -257,21 +251,21 @@ def pictures(array: np.ndarray) -> np.ndarray:
     if not (array.ndim == 3 or (array.ndim == 4 and array.shape[3] == 3)) or max(array.shape[1:3]) > 1024:
         raise DataError(
             f"The uint8 inputs have shape {tuple(array.shape[1:])}, which is no picture of up to 1024 × 1024 pixels; "
-            "give floating-point inputs, or transform=."
+            "give floating-point inputs, or transform, a function."
         )
     return np.array(array)
 
 
 def _given_scaling(reading: Reading, channels: int) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     if (reading.mean is None) != (reading.std is None):
-        raise DataError("mean= and std= go together: give both, or neither.")
+        raise DataError("mean and std go together: give both, or neither.")
     if reading.mean is None or reading.std is None:
         return None, None
     mean, std = (tuple(map(float, np.atleast_1d(values))) for values in (reading.mean, reading.std))
     if len(mean) != channels or len(std) != channels:
-        raise DataError(f"Pictures of {channels} channels need {channels} numbers in mean= and in std=.")
+        raise DataError(f"Pictures of {channels} channels need {channels} numbers in mean and in std.")
     if not all(abs(value) <= _LARGEST_SCALE for value in (*mean, *std)) or min(std) < 1 / _LARGEST_SCALE:
-        raise DataError("mean= takes finite numbers and std= positive ones, in units where white is 1.")
+        raise DataError("mean takes finite numbers and std positive ones, in units where white is 1.")
     return mean, std
 
 
@@ -299,12 +293,12 @@ def _check_uploads(data: Dataset, reading: Reading, files: Sequence[Path]) -> No
         found, *again = (_uploaded(picture(pixels), shape, "A picture", reading) for _ in range(_REPEATED))
         if any(not np.array_equal(found, other) for other in again):
             raise DataError(
-                "transform= makes another input of the same picture each time; give it without random augmentation, as "
+                "transform makes another input of the same picture each time; give it without random augmentation, as "
                 "for testing."
             )
         if found.shape != shape or found.dtype != np.float32:
             raise DataError(
-                f"transform= makes {_form(found)} of a picture, and the inputs are float32 of shape {shape}; give the "
+                f"transform makes {_form(found)} of a picture, and the inputs are float32 of shape {shape}; give the "
                 "function that made them."
             )
     rows = [row for row, file in enumerate(files[:_SAME]) if file.is_file()]

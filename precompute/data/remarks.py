@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from natscope.core.text import few
 from natscope.precompute.data.decode import deepest
 from natscope.precompute.data.folders import LARGEST_FILE, FolderSpec, content_of, listed
 from natscope.precompute.data.splits import parts, shown, subfolders
@@ -33,17 +34,17 @@ def remarks(path: Path, spec: FolderSpec, *, train: Sequence[str], test: Sequenc
     if spec.missing_classes and len(splits) > 1:
         alone = [name for label, name in enumerate(classes) if all(label != other for _, other in splits[1])]
         left = sorted(set(subfolders(path / str(held_out))) - set(classes))
-        found += [f"without a test image: {', '.join(alone[:_LISTED])}"] if alone else []
-        found += [f"left out, having no training image: {', '.join(left[:_LISTED])}"] if left else []
+        found += [f"without a test image: {few(alone, _LISTED)}"] if alone else []
+        found += [f"left out, having no training image: {few(left, _LISTED)}"] if left else []
     images = {file for split in splits for file, _ in split}
     unused = [shown(file.relative_to(path)) for file in _every(path) if file not in images]
     if unused:
-        found.append(f"{_counted(unused, 'file')} not used, no image of a class: {_first(unused)}")
+        found.append(f"{_counted(unused, 'file')} not used, no image of a class: {few(unused, _LISTED)}")
     contents = {_digest(path / name): name for name in train}
     twice = [f"{name} = {contents[key]}" for name in test if (key := _digest(path / name)) in contents]
     if twice:
         same = "also a training image" if len(twice) == 1 else "also training images"
-        found.append(f"{_counted(twice, 'test image')} {same}, byte for byte: {_first(twice)}")
+        found.append(f"{_counted(twice, 'test image')} {same}, byte for byte: {few(twice, _LISTED)}")
     bits = max((known.bit_length() for name in train[:_DEEP] if (known := _deepest(path / name))), default=16)
     if bits < spec.reading.bits:
         found.append(f"files of 16 bits hold values of {bits} bits, so images are dark; --bits {bits} uses them whole")
@@ -64,11 +65,6 @@ def _deepest(file: Path) -> int | None:
 
 def _counted(files: Sequence[str], thing: str) -> str:
     return f"{len(files):,} {thing} is" if len(files) == 1 else f"{len(files):,} {thing}s are"
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return f"{', '.join(names[:_LISTED])}{more}"
 
 
 def _every(path: Path) -> list[Path]:

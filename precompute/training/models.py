@@ -239,7 +239,12 @@ def function_of(name: str, bundle: Bundle | None = None) -> Callable[..., Any]:
     """
     code = find(name, bundle)
     with code.importable(), torch.random.fork_rng(devices=[]), _defaults_kept():
-        function = _imported(code, inspect.isfunction)
+        return function_in(code)
+
+
+def function_in(code: Code) -> Callable[..., Any]:
+    """Import a function of a module that can be imported now; raises BuildError as `function_of` does."""
+    name, function = f"{code.module}:{code.factory}", _imported(code, inspect.isfunction)
     if not callable(function):
         raise BuildError(f"{name} is no function; it cannot be called.")
     defined = inspect.isroutine(function) or inspect.isclass(function)
@@ -279,15 +284,26 @@ def _is_network(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, nn.Module)
 
 
-def _from_factory(code: Code, seed: int) -> nn.Module:
-    name = f"{code.module}:{code.factory}"
+def made(code: Code, function: Callable[[Code], Callable[[], Any]], *, seed: int) -> Any:
+    """Return what a function of somebody's gives; it draws random numbers of its own, and what it sets is undone.
+
+    Args:
+        code: where it is.
+        function: imports it.
+        seed: of its random numbers.
+    """
     with code.importable(), torch.random.fork_rng(devices=[]), _defaults_kept():
-        factory = _factory_of(code)
+        make = function(code)
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
-        with one_sentence(f"{name}() failed"):
-            model = factory()
+        with one_sentence(f"{code.module}:{code.factory}() failed"):
+            return make()
+
+
+def _from_factory(code: Code, seed: int) -> nn.Module:
+    name = f"{code.module}:{code.factory}"
+    model = made(code, _factory_of, seed=seed)
     if not isinstance(model, nn.Module):
         raise BuildError(f"{name}() gave {type(model).__name__}, not a torch.nn.Module.")
     with one_sentence(f"The network of {name} fails"):

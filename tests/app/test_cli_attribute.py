@@ -49,7 +49,7 @@ def test_many_queries_are_answered_in_the_order_asked_as_each_alone(ask, pool):
     asked, options = ["7", "0", "3", "4", "5"], ["--budget", 2, "--pool", pool, "--json"]
     code, out, err = ask("--test-index", "7,0,3-5,0,4", *options)
     assert code == 0
-    assert one_sentence(err) == "natscope: --test-index names 2 a second time; each image is asked about once."
+    assert one_sentence(err) == "natscope: --test-index names images 0, 4 more than once; each is asked about once."
     found = [json.loads(line) for line in out.splitlines()]
     assert [answer["query"]["index"] for answer in found] == list(map(int, asked))
     for index, answer in zip(asked, found, strict=True):
@@ -238,6 +238,16 @@ def test_scores_are_written_as_they_come_and_whole_or_not_at_all(ask, tmp_path, 
     monkeypatch.setattr(Attributor, "score_each", own)
     assert ask("--all-wrong", "--method", "repsim", "--scores", file)[0] == 0
     assert [each.name for each in tmp_path.iterdir()] == [file.name]
+
+
+def test_what_cannot_be_read_is_not_blamed_on_the_file_of_scores(ask, tmp_path, monkeypatch):
+    def gone(self, query, *given):
+        raise OSError(errno.EIO, "Input/output error", "features.npy")
+
+    monkeypatch.setattr(Attributor, "score_each", gone)
+    code, _, err = ask("--test-index", "0-2", "--scores", tmp_path / "scores.npy")
+    assert (code, one_sentence(err)) == (2, "natscope: features.npy cannot be used: Input/output error.")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_scores_for_which_there_is_no_space_are_a_sentence(ask, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """`natscope precompute --data`, `--transform` and `--load`: a user's own data and functions."""
 
 import json
+import random
 import re
 import shutil
 import sys
@@ -13,9 +14,12 @@ from PIL import Image
 import natscope
 from natscope.app.cli.commands import main
 from natscope.core.bundle.format import Bundle
+from natscope.core.features import FeatureMap
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.asking import ask_about_file
 from natscope.precompute.bundles.opening import faults, open_attributor
+from natscope.precompute.bundles.store import PROBED
+from natscope.precompute.data.named import made_by
 from tests.conftest import one_sentence
 from tests.tiny import edited
 
@@ -33,6 +37,15 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(torch.relu(self.first(x.flatten(1))))
+
+
+class Conv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.first(x)).mean((2, 3)))
 
 
 def transform(picture):
@@ -107,7 +120,8 @@ def place(tmp_path_factory):
         torch.manual_seed(0)
         torch.save(own_of_cli.Net().state_dict(), folder / "net.pt")
         yield folder
-    sys.modules.pop("own_of_cli", None)
+    for name in ("own_of_cli", "folder", "lazy_of_cli", "beside"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -163,7 +177,7 @@ def test_pictures_of_uint8_are_scaled_and_may_train_a_network(run, tmp_path):
     assert (code, f"The settings are those of {tmp_path / 'a'}." in err) == (0, True)
     assert _sums(Bundle(tmp_path / "b")) == _sums(bundle)
     code, _, err = run(*options[:2], "--epochs", 1, "--out", tmp_path / "c")
-    assert (code, "mean= and std=" in one_sentence(err)) == (2, True)
+    assert (code, "by mean and std, in units" in one_sentence(err)) == (2, True)
 
 
 @pytest.fixture(scope="module")
@@ -322,13 +336,121 @@ def test_what_was_recorded_names_the_functions(run, tmp_path):
     assert "is code, which runs only if you name it: --data own_of_cli:make" in one_sentence(err)
 
 
-def test_a_correction_of_labels_reuses_the_rest(run, folder_bundle, place, tmp_path):
+def test_a_correction_of_labels_reuses_the_rest(run, place, tmp_path, monkeypatch):
+    import own_of_cli
+
+    torch.save(own_of_cli.Conv().state_dict(), tmp_path / "conv.pt")
     photos = shutil.copytree(place / "photos", tmp_path / "photos")
-    (photos / "train/cat/3.png").rename(photos / "train/dog/cat3.png")
-    options = ("--dataset", f"folder:{photos}", "--transform", "own_of_cli:transform", *_NET)
-    code, out, _ = run(*options, "--reuse", folder_bundle.path, "--out", tmp_path / "a")
-    assert (code, "Reused     the Jacobians of 15 training images" in out) == (0, True)
-    assert run(*options, "--out", tmp_path / "b")[0] == 0
-    assert _sums(Bundle(tmp_path / "a")) == _sums(Bundle(tmp_path / "b"))
-    code, _, err = run(*options, "--dim", 32, "--reuse", folder_bundle.path, "--out", tmp_path / "c")
+    for name, other in (("cat", 0), ("dog", 100)):
+        for row in range(8, 40):
+            Image.new("RGB", (9, 7), (row, other, 200 - row)).save(photos / "train" / name / f"{row}.png")
+    options = ("--dataset", f"folder:{photos}", "--transform", "own_of_cli:transform", "--model", "own_of_cli:Conv")
+    options += ("--weights", tmp_path / "conv.pt", "--dim", 64, "--methods", "repsim")
+    assert run(*options, "--out", tmp_path / "old")[0] == 0
+    (photos / "train/cat/9.png").rename(photos / "train/dog/-.png")  # the last cat becomes the first dog: row 39 of 80
+    assert run(*options, "--out", tmp_path / "fresh")[0] == 0
+    seen, features = [], FeatureMap.features
+    monkeypatch.setattr(
+        FeatureMap, "features", lambda self, rows, *rest, **given: seen.append(len(rows)) or features(self, rows, *rest)
+    )
+    code, out, _ = run(*options, "--reuse", tmp_path / "old", "--out", tmp_path / "a")
+    assert (code, "Reused     the Jacobians of 16 training images" in out) == (0, True)
+    assert sum(count for count in seen if count > PROBED) == 64
+    assert _sums(Bundle(tmp_path / "a")) == _sums(Bundle(tmp_path / "fresh"))
+    code, _, err = run(*options, "--dim", 32, "--reuse", tmp_path / "old", "--out", tmp_path / "c")
     assert (code, "can be reused: its sketch differs." in one_sentence(err)) == (2, True)
+    (photos / "train/dog/39.png").rename(photos / "train/cat/39.png")
+    code, out, _ = run(*options, "--reuse", tmp_path / "old", "--out", tmp_path / "b")
+    assert (code, "Reused     none: every batch differs" in out) == (0, True)
+
+
+def test_the_bundle_to_take_from_is_looked_at_before_anything_is_built(run, folder_bundle, tmp_path):
+    options = ("--dataset", "folder:photos", "--transform", "own_of_cli:transform", *_NET)
+    for others in (("--check",), ("--out", folder_bundle.path), ("--check", "--out", folder_bundle.path)):
+        code, _, err = run(*options, *others, "--reuse", tmp_path / "nowhere")
+        assert (code, "There is no bundle at" in one_sentence(err)) == (2, True)
+    code, out, _ = run(*options, "--check", "--reuse", folder_bundle.path)
+    assert code == 0
+    assert f"--reuse {folder_bundle.path} --out FOLDER" in " ".join(out.split())
+    assert "Reused" in out
+
+
+def test_a_module_called_folder_is_no_folder(run, place, tmp_path):
+    (place / "folder.py").write_text("from own_of_cli import sets\n\n\ndef make():\n    return sets()\n")
+    for option in (("--check",), ("--out", tmp_path / "a")):
+        code, _, err = run("--data", "folder:make", *_NET, *option)
+        assert (code, err) == (0, "")
+    assert Bundle(tmp_path / "a").manifest.results["settings"]["data"] == "folder:make"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--image-size", 16),
+        ("--skip-broken",),
+        ("--test-share", 0.5),
+        ("--test-folder", "val"),
+        ("--missing-classes",),
+        ("--orientation", "stored"),
+        ("--by-content",),
+    ],
+)
+def test_options_for_folders_are_refused_where_no_folder_is_read(run, tmp_path, option):
+    for data in (("--data", "own_of_cli:make"), ("--dataset", "cifar10")):
+        code, out, err = run(*data, *option, *_NET, "--out", tmp_path / "never")
+        assert (code, out) == (2, "")
+        assert f"{option[0]} is for a folder of images, --dataset folder:PATH; leave it out" in one_sentence(err)
+
+
+def test_a_function_for_data_leaves_random_numbers_alone_and_imports_its_neighbours(run, place, tmp_path):
+    (place / "beside.py").write_text("shift = 1\n")
+    code = "import random\n\nimport numpy\nimport torch\nfrom own_of_cli import sets\n\n\ndef make():\n"
+    code += (
+        "    import beside\n\n    torch.set_default_dtype(torch.float64)\n    random.random(), numpy.random.rand()\n"
+    )
+    (place / "lazy_of_cli.py").write_text(code + "    return sets()\n")
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    wanted = random.random(), np.random.rand()  # noqa: NPY002
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    found = made_by("lazy_of_cli:make")
+    assert len(found.train_labels) == 30
+    assert (random.random(), np.random.rand()) == wanted  # noqa: NPY002
+    assert torch.get_default_dtype() == torch.float32
+
+
+def _raw(tmp_path, broken=(), count=60):
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "raw" / part / name
+            folder.mkdir(parents=True)
+            for row in range(count):
+                values = np.random.default_rng(row).normal(size=(3, 6, 5)).astype(np.float32)
+                (folder / f"{row:03}.raw").write_bytes(b"no" if row in broken else values.tobytes())
+    return "--dataset", f"folder:{tmp_path / 'raw'}", "--load", "own_of_cli:load"
+
+
+def test_a_dry_run_reads_the_files_that_it_tried(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("natscope.precompute.bundles.check._SAMPLED", 24)
+    options = _raw(tmp_path, broken={row for row in range(60) if row % 3 == 1})
+    code, out, err = run("--check", *options, "--skip-broken", *_NET)
+    assert (code, err) == (0, "")
+    assert "Ready: " in out
+    assert "24 of 240 files were read" in " ".join(out.split())
+
+
+def test_whatever_a_load_raises_files_can_be_left_out(run, tmp_path):
+    options = _raw(tmp_path, broken={3}, count=6)
+    code, _, err = run(*options, *_NET, "--out", tmp_path / "a")
+    assert code == 2
+    assert re.search(
+        r"003\.raw, cannot be loaded: .*; go on without such files with --skip-broken\.", one_sentence(err)
+    )
+    assert run(*options, "--skip-broken", *_NET, "--out", tmp_path / "a")[0] == 0
+
+
+def test_what_gave_pixels_is_named(run, tmp_path):
+    options = ("--data", "own_of_cli:pictures", "--mean", "0,0,0", "--std", "1,1,1", "--load", "own_of_cli:load")
+    code, _, err = run(*options, "--out", tmp_path / "never")
+    assert (code, "By load, inputs are pixels of uint8" in one_sentence(err)) == (2, True)

@@ -204,6 +204,7 @@ def test_what_cannot_be_served_is_one_sentence(folder, given, match):
             natscope.open(5)
 
 
+_PATIENCE = 120  # seconds, on a machine that does much else
 _SCRIPT = """
 import os, signal, sys, time
 
@@ -212,10 +213,10 @@ import natscope
 session = natscope.launch(sys.argv[1])
 try:
     print(session.url, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 except KeyboardInterrupt:
     print(session.running, flush=True)
-    time.sleep(60)  # as a notebook goes on after a cell
+    time.sleep(600)  # as a notebook goes on after a cell
 """
 
 
@@ -224,7 +225,7 @@ def script(folder):
     """A script that serves the app and prints its address."""
     root = str(Path(__file__).parents[2])
     command, options = [sys.executable, "-c", _SCRIPT, str(folder / "b")], {"text": True, "start_new_session": True}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root, **options) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, **options) as process:
         yield process, process.stdout.readline().strip()
         process.kill()
 
@@ -236,15 +237,17 @@ def test_an_interrupted_cell_leaves_the_app_and_the_end_of_its_process_ends_it(s
     assert process.stdout.readline() == "True\n"
     assert _serves(url)
     process.send_signal(end)
-    process.wait(20)
+    process.wait(_PATIENCE)
     began = time.monotonic()
     while _serves(url):
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < _PATIENCE
+        time.sleep(0.1)
 
 
 def _serves(url):
+    """Return whether an app answers, however slowly; one that has ended refuses at once."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as page:
+        with urllib.request.urlopen(url, timeout=_PATIENCE) as page:
             return page.status == 200
     except OSError:
         return False

@@ -293,6 +293,27 @@ def test_pixels_cannot_be_asked_about_where_no_code_makes_inputs_of_them(model, 
         explainer.attributor.upload(np.zeros((12, 10, 3), np.uint8))
 
 
+def test_a_title_that_looks_like_a_folder_names_none(model, sets, tmp_path):
+    assert _build(model, sets, tmp_path / "own", name="folder:x").manifest.name == "folder:x"
+
+
+def test_folders_from_python_are_read_as_those_of_a_command(own, model, sets, tmp_path):
+    for part, items in zip(("train", "test"), sets, strict=True):
+        for row, (values, label) in enumerate(items):
+            (tmp_path / part / "abc"[label]).mkdir(parents=True, exist_ok=True)
+            (tmp_path / part / "abc"[label] / f"{row:03}.raw").write_bytes(values.numpy().tobytes())
+    for hidden in ("__MACOSX/a", "a/.cache", "a/__MACOSX"):
+        (tmp_path / "train" / hidden).mkdir(parents=True)
+        (tmp_path / "train" / hidden / "000.raw").write_bytes(b"")
+    (tmp_path / "train" / "a" / ".hidden.raw").write_bytes(b"")
+    folders = tmp_path / "train", tmp_path / "test"
+    bundle = _build(model, folders, tmp_path / "own", load=own.load)
+    assert (bundle.classes, len(bundle.sources("train"))) == (("a", "b", "c"), 90)
+    (tmp_path / "train" / "A").mkdir()
+    with pytest.raises(DataError, match=r"The classes A and a of .* differ in nothing but upper and lower case"):
+        _build(model, folders, tmp_path / "other", load=own.load)
+
+
 def test_a_file_of_any_kind_is_loaded_by_the_users_own_function(own, model, sets, tmp_path):
     for part, items in zip(("train", "test"), sets, strict=True):
         for row, (values, label) in enumerate(items):
@@ -392,7 +413,7 @@ def test_pictures_of_uint8_take_the_usual_way(own, tmp_path):
     as_tensors = [(torch.from_numpy(x)[:, None], torch.from_numpy(y)) for x, y in sets]
     again = _build(net, as_tensors, tmp_path / "tensors", mean=[0.5], std=[0.25])
     np.testing.assert_array_equal(again.array("features"), bundle.array("features"))
-    with pytest.raises(DataError, match=r"mean= and std="):
+    with pytest.raises(DataError, match=r"by mean and std, .* or by transform"):
         _build(net, sets, tmp_path / "unscaled")
 
 
@@ -444,8 +465,11 @@ def _odd(change):
         (lambda: (np.zeros(5, np.float32), np.zeros(5, int)), "one number an item"),
         (lambda: (np.full((5, *_SHAPE), np.inf, np.float32), np.zeros(5, int)), "Item 0 .* not finite"),
         (lambda: (np.zeros((5, 4), np.float32), np.zeros(5, int)), "give both one form"),
-        (lambda: pandas.DataFrame({"file": ["a.png"]}), "has no column path"),
-        (lambda: pandas.DataFrame({"path": ["a.png"], "label": ["x"]}), "transform="),
+        (
+            lambda: pandas.DataFrame({"file": ["a.png"]}),
+            "has no column path; it has file: rename one",
+        ),
+        (lambda: pandas.DataFrame({"path": ["a.png"], "label": ["x"]}), "transform makes it of a picture"),
     ],
 )
 def test_odd_data_are_refused_in_one_sentence(model, tmp_path, make, match):

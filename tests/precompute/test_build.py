@@ -341,6 +341,23 @@ def test_another_title_and_number_of_threads_go_on_where_a_build_was(whole, tmp_
     assert {name for name in first if first[name] != second[name]} == {MANIFEST}
 
 
+@pytest.mark.parametrize(("change", "asked"), [({"training": TrainingSpec(epochs=3)}, 1), ({}, 999)])
+def test_work_that_does_not_go_on_says_nothing_of_threads(tmp_path, change, asked):
+    out, threads = tmp_path / "bundle", torch.get_num_threads()
+    with pytest.raises(_Killed, match=r"^$"):
+        build(_SPEC, out, _killer(_GRAMS, 3))
+    file = tmp_path / "bundle.partial" / "settings.json"
+    begun = json.loads(file.read_text())
+    begun["versions"]["threads"] = str(asked)
+    file.write_text(json.dumps(begun))
+    torch.set_num_threads(2)
+    try:
+        found = build(replace(_SPEC, **change), out)
+    finally:
+        torch.set_num_threads(threads)
+    assert found.manifest.versions["threads"] == "2"
+
+
 # The disk
 
 

@@ -134,7 +134,7 @@ def test_new_titles_name_the_numbers_and_the_datas_own_may_not_change_places(par
     test = part(kind, ["bee", "ant"], ["ant", "bee"], "test")
     data = _own(train, test, classes=["Ameise", "Biene"])
     assert _words(data, "test") == ["Ameise", "Biene"]
-    with pytest.raises(DataError, match=r"classes= has ant in place 1, and the training set numbers it 0") as caught:
+    with pytest.raises(DataError, match=r"given have ant in place 1, and the training set numbers it 0") as caught:
         _own(train, test, classes=["bee", "ant"])
     one_sentence(str(caught.value))
 

@@ -147,7 +147,7 @@ def test_a_transform_that_is_not_the_data_sets_own_is_refused(tmp_path):
 def test_a_transform_for_uploads_alone_may_not_be_random():
     for seed in range(30):
         torch.manual_seed(seed)
-        with pytest.raises(DataError, match="transform= makes another input of the same picture each time") as caught:
+        with pytest.raises(DataError, match="transform makes another input of the same picture each time") as caught:
             own_dataset(_Items(), None, Reading(transform=lambda picture: _mirrored(0, _transform(picture))))
     one_sentence(str(caught.value))
 

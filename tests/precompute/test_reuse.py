@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 import natscope
-from natscope.core.errors import BuildError
+from natscope.core.errors import BuildError, BundleError
 from natscope.core.features import FeatureMap
 from natscope.core.sketches import SketchSpec
+from natscope.precompute.bundles import store
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.opening import faults
 from natscope.precompute.bundles.spec import BuildSpec
@@ -32,6 +33,15 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 8, bias=False), nn.Linear(8, 3, bias=False)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.first(x)))
 """
 _COUNT = 300  # rows; a batch has 64
 
@@ -103,7 +113,7 @@ def test_relabelling_an_image_computes_its_batch_alone(model, inputs, tmp_path, 
     again = _built(model, inputs, _labels(100), tmp_path / "again", reuse=tmp_path / "old")
     assert _sums(again) == _sums(fresh)
     assert (_rows(computed, "logit"), _rows(computed, "margin")) == (64, 64)
-    assert again.manifest.results["reused"]["rows"] == _COUNT - 1
+    assert again.manifest.results["reused"]["rows"] == _COUNT - 64
     assert faults(again.path) == []
 
 
@@ -131,7 +141,7 @@ def test_an_image_that_moves_to_another_class_of_a_folder_computes_its_batch_alo
     again = build(spec, tmp_path / "again", reuse=tmp_path / "old")
     assert _sums(again) == _sums(fresh)
     assert _rows(computed, "logit") == 64
-    assert again.manifest.results["reused"]["rows"] == 209
+    assert again.manifest.results["reused"]["rows"] == 210 - 64
 
 
 def test_twins_with_two_labels_are_both_known(model, inputs, tmp_path, computed):
@@ -140,8 +150,69 @@ def test_twins_with_two_labels_are_both_known(model, inputs, tmp_path, computed)
     titles = {"classes": ["a", "b", "c"], "outputs": "own", "methods": []}
     _built(model, twins, labels, tmp_path / "old", **titles)
     computed.clear()
-    _built(model, twins.flip(0), labels.flip(0), tmp_path / "again", **titles, reuse=tmp_path / "old")
-    assert _rows(computed, "logit") == 0
+    found = [*range(64, 128), *range(64), *range(128, 300)]
+    again = _built(model, twins[found], labels[found], tmp_path / "again", **titles, reuse=tmp_path / "old")
+    assert (_rows(computed, "logit"), again.manifest.results["reused"]["rows"]) == (0, 300)
+
+
+def test_rows_of_a_short_batch_are_computed_again_in_a_full_one(model, inputs, tmp_path, computed):
+    _built(model, inputs, _labels(), tmp_path / "old", methods=[])  # the last batch has 44
+    found = [*range(256, 300), *range(256)]
+    computed.clear()
+    again = _built(
+        model, inputs[found], _labels()[found], tmp_path / "again", methods=[], outputs="own", reuse=tmp_path / "old"
+    )
+    own = _rows(computed, "logit")
+    assert again.manifest.results["reused"]["rows"] == _COUNT - own
+    assert own == 64 + 44
+
+
+def test_one_label_of_a_large_batch_is_told_as_it_is(own, tmp_path, computed):
+    net, inputs = own.Flat(), torch.randn(1003, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(1003) % 3
+    other = labels.clone()
+    other[5] = 0
+    few = {"methods": [], "outputs": "own"}
+    _built(net, inputs, labels, tmp_path / "old", **few)
+    fresh = _built(net, inputs, other, tmp_path / "fresh", **few)
+    computed.clear()
+    again = _built(net, inputs, other, tmp_path / "again", **few, reuse=tmp_path / "old")
+    assert (_rows(computed, "logit"), again.manifest.results["reused"]["rows"]) == (1000, 3)
+    assert _sums(again) == _sums(fresh)
+
+
+def test_rows_in_full_precision_are_taken_in_it(own, tmp_path, computed):
+    net, inputs = own.Flat(), torch.randn(1003, 6, generator=torch.Generator().manual_seed(0))
+    few = {"methods": [], "outputs": "own", "sketch": SketchSpec("exact")}
+    _built(net, inputs, torch.arange(1003) % 3, tmp_path / "old", **few)
+    computed.clear()
+    again = _built(net, inputs, torch.arange(1003) % 3, tmp_path / "again", **few, reuse=tmp_path / "old")
+    assert again.array("features").dtype == np.float32
+    assert (_rows(computed, "logit"), again.manifest.results["reused"]["rows"]) == (0, 1003)
+
+
+def test_what_was_rounded_is_computed_where_full_precision_is_needed(model, inputs, tmp_path, computed, monkeypatch):
+    few = {"methods": [], "outputs": "own"}
+    _built(model, inputs, _labels(), tmp_path / "old", **few)
+
+    def coarse(rows):
+        raise store._CoarseError
+
+    monkeypatch.setattr(store, "_half", coarse)
+    computed.clear()
+    again = _built(model, inputs, _labels(), tmp_path / "again", **few, reuse=tmp_path / "old")
+    assert (_rows(computed, "logit"), again.manifest.results["reused"]["rows"]) == (_COUNT, 0)
+
+
+def test_the_bundle_to_take_from_is_looked_at_whatever_is_there(model, inputs, tmp_path):
+    few = {"methods": [], "outputs": "own"}
+    old = _built(model, inputs, _labels(), tmp_path / "old", **few)
+    with pytest.raises(BundleError, match=r"There is no bundle at .*nowhere"):
+        _built(model, inputs, _labels(), tmp_path / "old", **few, reuse=tmp_path / "nowhere")
+    with pytest.raises(BuildError, match=r"reuse= takes a bundle or its folder, not 5"):
+        _built(model, inputs, _labels(), tmp_path / "old", **few, reuse=5)
+    again = _built(model, inputs, _labels(5), tmp_path / "again", **few, reuse=old)
+    assert again.manifest.results["reused"] == {"bundle": old.identity, "rows": _COUNT - 64}
 
 
 def _changed(model):
@@ -183,8 +254,11 @@ def test_damage_and_other_versions_are_not_taken_over(model, inputs, tmp_path, m
     monkeypatch.setattr("natscope.precompute.bundles.reuse.versions", lambda: found)
     with pytest.raises(BuildError, match="it was built with another torch"):
         _built(model, inputs, _labels(5), tmp_path / "never", **few, reuse=tmp_path / "old")
+    found = found | {"torch": natscope.precompute.bundles.spec.versions()["torch"], "threads": "77"}
+    with pytest.raises(BuildError, match=r"it was built with \d+ threads, not 77, which OMP_NUM_THREADS sets"):
+        _built(model, inputs, _labels(5), tmp_path / "never", **few, reuse=tmp_path / "old")
 
 
 def test_a_network_that_is_trained_has_nothing_to_take(tmp_path):
-    with pytest.raises(BuildError, match=r"trained on other labels is another network; load weights with --weights"):
+    with pytest.raises(BuildError, match=r"trained on other labels is another network; give the weights of one"):
         build(BuildSpec(per_class=5), tmp_path / "never", reuse=tmp_path / "old")

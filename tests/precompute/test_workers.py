@@ -35,7 +35,9 @@ def start(path):
 
 def test_workers_end_with_a_command_that_is_killed(tmp_path):
     path = tmp_path / "beats"
-    script = f"from tests.precompute.test_workers import start; start({str(path)!r})"
+    root = str(Path(__file__).parents[2])  # nothing is imported from the working directory under PYTHONSAFEPATH
+    script = f"import sys; sys.path.insert(0, {root!r})\nfrom tests.precompute.test_workers import start"
+    script += f"\nstart({str(path)!r})"
     command = subprocess.Popen([sys.executable, "-c", script])
     try:
         deadline = time.monotonic() + 120
@@ -46,10 +48,11 @@ def test_workers_end_with_a_command_that_is_killed(tmp_path):
     finally:
         command.kill()
         command.wait()
-    time.sleep(1)
-    written = path.stat().st_size
-    time.sleep(1)
-    assert path.stat().st_size == written
+    written = -1
+    while written != (now := path.stat().st_size):  # until it has not been written to for a second
+        assert time.monotonic() < deadline
+        written = now
+        time.sleep(1)
 
 
 def killed_at_first(bundle, marker):
