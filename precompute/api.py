@@ -136,7 +136,7 @@ def build(
             methods=None if methods is None else tuple(methods),
             sketch=sketch_of(sketch),
             index=index or IndexSpec(),
-            ntk=ntk,
+            ntk=switch(ntk),
             layers=patterns(layers),
             outputs=outputs,
         )
@@ -153,6 +153,13 @@ def _folder_of(bundle: Bundle | str | Path | None) -> Path | None:
     if not isinstance(bundle, Bundle | str | Path | None):
         raise BuildError(f"reuse= takes a bundle or its folder, not {quoted(bundle)}.")
     return bundle.path if isinstance(bundle, Bundle) else None if bundle is None else Path(bundle)
+
+
+def switch(ntk: bool | None) -> bool | None:
+    """Return what was given as ntk=, or raise BuildError if it is none of its values."""
+    if not (ntk is None or isinstance(ntk, bool)):
+        raise BuildError(f"ntk= takes True, False or None, not {quoted(ntk)}.")
+    return ntk
 
 
 def patterns(layers: str | Sequence[str]) -> tuple[str, ...]:

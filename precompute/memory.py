@@ -19,7 +19,7 @@ from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.answer import Answer, Explainer
-from natscope.precompute.api import as_evaluated, check_kind, in_float32, patterns, sketch_of
+from natscope.precompute.api import as_evaluated, check_kind, in_float32, patterns, sketch_of, switch
 from natscope.precompute.bundles.build import layout_of
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.bundles.store import halved
@@ -177,7 +177,7 @@ def attribute(
         dataset=data.name,
         model=ModelSpec(own, None, output=None if output is None else str(output)),
         sketch=sketch_of(sketch),
-        ntk=ntk,
+        ntk=switch(ntk),
         layers=patterns(layers),
     )
     if isinstance(method, str) and method in METHODS and set(METHODS[method].files) - {MARGINS}:

@@ -65,9 +65,7 @@ def ask_about_file(
         raise QueryError(no_pictures(bundle))
     load = bundle.manifest.dataset.get("load")
     if load is None:
-        reading = Decoding.of_settings(bundle.manifest.results.get("settings"))
-        picture, shape = decode(data, filename, reading), bundle.inputs("train").shape[1:]
-        return attributor.given(in_colour_or_grey(picture, shape, partial(_input, bundle)), label)
+        return _of_picture(attributor, decode(data, filename, _decoding(bundle)), label)
     own = function_of(load, bundle)
     with temporary_folder() as folder:
         suffix = PurePath(filename).suffix
@@ -96,10 +94,21 @@ def ask_about(
     if hasattr(found, "getbands") and not bundle.stores_inputs:
         form = _form(bundle, invert)
         found = formed(rgb_of(found, form["reading"]), **form)[0]
+    elif hasattr(found, "getbands") and "load" not in bundle.manifest.dataset:
+        return _of_picture(attributor, rgb_of(found, _decoding(bundle)), label)
     values = _input(bundle, found)
     if values.dtype.kind == "f":
         return attributor.given(values[0] if values.shape == (1, *shape) else values, label)
     return replace(attributor.upload(_pixels(values, bundle.array("train_images").shape[1:])), label=label)
+
+
+def _of_picture(attributor: Attributor, picture: Any, label: int | None) -> QueryImage:
+    shape = attributor.bundle.inputs("train").shape[1:]
+    return attributor.given(in_colour_or_grey(picture, shape, partial(_input, attributor.bundle)), label)
+
+
+def _decoding(bundle: Bundle) -> Decoding:
+    return Decoding.of_settings(bundle.manifest.results.get("settings"))
 
 
 def _input(bundle: Bundle, found: Any) -> np.ndarray:

@@ -120,7 +120,8 @@ def comparable(path: Path, spec: BuildSpec, data: Dataset) -> Bundle:
     if then.get("threads") != now["threads"]:
         was = short(then.get("threads", "an unknown number of"))
         others.append(f"it was built with {was} threads, not {now['threads']}, which OMP_NUM_THREADS sets")
-    if bundle.stores_inputs != (data.train_inputs is not None):
+    stored, alike = data.train_inputs is not None, bundle.inputs("train").shape[1:] == data.inputs("train").shape[1:]
+    if bundle.stores_inputs != stored or not alike:
         others.append("its network takes other inputs")
     elif not bundle.stores_inputs and (tuple(about["mean"]), tuple(about["std"])) != (data.mean, data.std):
         others.append("its pixels are scaled otherwise")

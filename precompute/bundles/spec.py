@@ -141,7 +141,6 @@ class BuildSpec:
         del values["data"], values["made_by"]
         if self.data is not None:
             values["content"] = self.data.content
-        if self.made_by and self.data is not None:
             own = {"data": self.made_by, "load": self.data.load, "transform": self.data.transform}
             values |= {key: name for key, name in own.items() if name}
         if self.own_code:

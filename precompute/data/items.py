@@ -16,7 +16,8 @@ from natscope.precompute.data.folders import files_of, readable
 from natscope.precompute.data.splits import class_names
 from natscope.precompute.training.projects import said
 
-MOST_CLASSES = 10_000
+MOST_CLASSES, MOST_ITEMS = 10_000, 10**8
+_MODES = ("RGB", "L")  # of pictures that transform= is given
 _LISTED = 10  # columns in a sentence
 
 
@@ -118,12 +119,19 @@ def _of_arrays(inputs: Any, labels: Any, part: str, reading: Reading) -> Items:
     return Items(part, count, rows, lambda row: (array[row], given[row]), (array, given))
 
 
+def _count_of(found: Any, part: str) -> int:
+    count: int = _called(lambda: len(found), f"The length of the {part} set cannot be told")
+    if count > MOST_ITEMS:
+        raise DataError(f"The {part} set says that it has {count:,} items, and natscope takes up to {MOST_ITEMS:,}.")
+    return count
+
+
 def _of_dataset(found: Any, part: str, reading: Reading) -> Items:
     def read(row: int) -> tuple[np.ndarray, int | str]:
         given, label = _item(found, row, part)
         return _transformed(given, row, part, reading), _label(label, row, part)
 
-    count, samples = len(found), _samples_of(found)
+    count, samples = _count_of(found, part), _samples_of(found)
     sources = [_within(path, root) for path, root in samples] or [f"row {row}" for row in range(count)]
     return Items(part, count, sources, read, classes=_titles(found), files=[Path(path) for path, _ in samples])
 
@@ -264,6 +272,11 @@ def transformed(found: Any, what: str, reading: Reading) -> np.ndarray:
     """
     if reading.transform is not None and is_raw(found):
         transform, given = reading.transform, found if reading.load is not None else as_picture(found)
+        if reading.load is None and getattr(given, "mode", _MODES[0]) not in _MODES:
+            raise DataError(
+                f"{what} is a picture in {given.mode}, and uploads are given to transform= in RGB or grey; let the "
+                "data set give pictures in one of these, or name load= too."
+            )
         found = _called(lambda: transform(given), f"{what} cannot be transformed")
     return as_array(found, what)
 
@@ -326,12 +339,14 @@ def as_array(value: Any, what: str) -> np.ndarray:
     Raises:
         DataError: if its numbers are of another kind.
     """
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy()
     try:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().resolve_neg()
+            value = (value.float() if value.is_floating_point() else value).numpy()
         found = np.asarray(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:  # sparse, meta or nested, say
+        if out_of_memory(error):
+            raise
         raise DataError(f"{what} is a {type(value).__name__}, which is no array of numbers.") from error
     if found.dtype == np.uint8:
         return found

@@ -1,7 +1,7 @@
 """Data sets of one's own from Python: torch Datasets, arrays, tables of files, `datasets` splits and folders."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,28 @@ def own_dataset(
     return data
 
 
+def titles_of(classes: Any) -> tuple[str, ...] | None:
+    """Return titles in the order of labels, from those titles or from a title for each label; None if there are none.
+
+    Raises:
+        DataError: if their order is not said.
+    """
+    if isinstance(classes, Mapping) and set(classes) == set(range(len(classes))):
+        classes = [classes[label] for label in range(len(classes))]
+    if classes is None:
+        return None
+    if isinstance(classes, str | bytes | Mapping | set | frozenset) or not all(
+        isinstance(title, str | int | np.integer) for title in _listed(classes)
+    ):
+        raise DataError("classes= takes the classes' titles in the order of their labels, or a title for each label.")
+    return tuple(map(str, _listed(classes)))
+
+
+def _listed(classes: Any) -> list[Any]:
+    values = classes.tolist() if hasattr(classes, "tolist") else classes
+    return list(values) if isinstance(values, Iterable) else [None]
+
+
 def _labelled(
     parts: Sequence[Items], found: Sequence[Sequence[int] | Sequence[str]], classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[np.ndarray]]:
@@ -104,7 +126,7 @@ def _labelled(
 
     Numbers are those of the training set: where another part numbers the same titles in its own way, they are changed.
     """
-    own, known = parts[0].classes, None if classes is None else tuple(map(str, classes))
+    own, known = parts[0].classes, titles_of(classes)
     words = any(isinstance(label, str) for labels in found for label in labels)
     if not words and own is not None and known is not None:
         _check_order(own, known)
@@ -120,6 +142,11 @@ def _labelled(
         raise DataError(f"The largest label is {max(every)}, and natscope takes labels from 0 to {MOST_CLASSES - 1:,}.")
     if known is None and words:  # a class of test items alone would shift the numbers of others
         known = tuple(sorted(set(map(str, found[0]))))
+        if all(map(str.isdecimal, known)) and sorted(known, key=int) != list(known):
+            raise DataError(
+                f"The labels are numbers as text, whose order is {few(known, 4)}; give whole numbers, or classes= in "
+                "the order of the network's outputs."
+            )
     if known is None:
         known = tuple(map(str, range(max(map(int, every)) + 1)))
     if len(known) < 2:
@@ -183,6 +210,8 @@ def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequ
                 raise _not_finite(items.part, row)
         return _Kept(inputs), labels
     first, _ = items.read(0)
+    if not first.ndim or not first.size:
+        raise DataError(f"Item 0 of the {items.part} set is {_form(first)}; natscope takes inputs of one axis or more.")
     for time in range(_REPEATED):
         row = time % items.count
         _check_repeated(items, row, items.read(row)[0])
@@ -261,7 +290,10 @@ def _given_scaling(reading: Reading, channels: int) -> tuple[tuple[float, ...] |
         raise DataError("mean and std go together: give both, or neither.")
     if reading.mean is None or reading.std is None:
         return None, None
-    mean, std = (tuple(map(float, np.atleast_1d(values))) for values in (reading.mean, reading.std))
+    try:
+        mean, std = (tuple(map(float, np.atleast_1d(values))) for values in (reading.mean, reading.std))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise DataError("mean and std take numbers, one for each channel.") from error
     if len(mean) != channels or len(std) != channels:
         raise DataError(f"Pictures of {channels} channels need {channels} numbers in mean and in std.")
     if not all(abs(value) <= _LARGEST_SCALE for value in (*mean, *std)) or min(std) < 1 / _LARGEST_SCALE:

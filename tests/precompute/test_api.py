@@ -25,11 +25,15 @@ from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles import asking
 from natscope.precompute.bundles.asking import ask_about_file
 from natscope.precompute.bundles.opening import faults, open_attributor
+from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.datasets import Dataset as natscope_dataset
 from natscope.precompute.data.datasets import first_of_each, of_classes, scaled
+from natscope.precompute.data.items import Reading
+from natscope.precompute.data.named import with_code
+from natscope.precompute.data.own import own_dataset
 from natscope.precompute.data.poison import PoisonSpec, poison
 from natscope.precompute.training.models import ModelSpec
-from natscope.precompute.training.trusted import ALLOWED
+from natscope.precompute.training.trusted import ALLOWED, trust
 from tests.conftest import one_sentence
 from tests.tiny import edited, saved
 
@@ -514,6 +518,19 @@ def test_a_network_that_cannot_be_made_again_is_refused_with_what_to_pass(own, s
     with pytest.raises(BuildError, match=match) as caught:
         _build(make(own), sets, tmp_path / "own", factory=factory)
     one_sentence(str(caught.value))
+
+
+def test_a_function_that_loads_is_another_setting_than_one_that_transforms(own):
+    data, name = own_dataset(Items(9, 0), None, Reading(classes=["a", "b", "c"])), "net_of_the_api:transform"
+    trust(name)
+    settings = [BuildSpec(data=with_code(data, *names)).settings() for names in ((name, ""), ("", name))]
+    assert settings[0] != settings[1]
+
+
+@pytest.mark.parametrize("ntk", ["no", 1, np.array([1, 2])])
+def test_a_strange_ntk_is_refused(model, sets, tmp_path, ntk):
+    with pytest.raises(BuildError, match="ntk= takes True, False or None"):
+        _build(model, sets, tmp_path / "own", ntk=ntk)
 
 
 def test_a_function_under_the_name_of_another_is_refused(own, sets, tmp_path):

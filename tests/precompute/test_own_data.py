@@ -203,3 +203,60 @@ def test_reading_leaves_nothing_to_chance_of_other_generators():
 
     with pytest.raises(DataError, match="another each time it is read"):
         own_dataset(_Items(shaken), None, Reading())
+
+
+@pytest.mark.parametrize("classes", [["dog", "cat"], {1: "cat", 0: "dog"}, np.array(["dog", "cat"])])
+def test_titles_are_in_the_order_of_their_labels(classes):
+    assert own_dataset(_Items(), None, Reading(classes=classes)).classes == ("dog", "cat")
+
+
+@pytest.mark.parametrize(
+    "classes", [{"dog", "cat"}, {1: "cat", 2: "dog"}, 3, "dog", [torch.tensor(1), torch.tensor(2)]]
+)
+def test_titles_in_no_order_are_refused(classes):
+    with pytest.raises(DataError, match="titles in the order of their labels") as caught:
+        own_dataset(_Items(), None, Reading(classes=classes))
+    one_sentence(str(caught.value))
+
+
+def test_numbers_as_text_are_refused_where_their_order_is_another():
+    words = [str(row % 12) for row in range(40)]
+    table = pandas.DataFrame({"path": [f"{row}.png" for row in range(40)], "label": words})
+    with pytest.raises(DataError, match="numbers as text, whose order is 0, 1, 10, 11 and 8 more; give whole numbers"):
+        own_dataset((_PIXELS, np.array(words)), None, Reading(mean=[0.5] * 3, std=[0.5] * 3))
+    found = own_dataset((_PIXELS, np.array(words)), None, Reading(list(map(str, range(12))), [0.5] * 3, [0.5] * 3))
+    assert found.train_labels.tolist() == table["label"].astype(int).tolist()
+
+
+class _Any(Dataset):
+    def __init__(self, item, length=4):
+        self.item, self.length = item, length
+
+    def __len__(self):
+        return self.length() if callable(self.length) else self.length
+
+    def __getitem__(self, row):
+        return self.item, row % 2
+
+
+def _fails():
+    raise OSError("the disk is away")
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (_Any(Image.new("RGBA", (4, 6))), r"Item 0 of the training set is a picture in RGBA"),
+        (_Any(torch.tensor(1.0)), r"Item 0 of the training set is float32 of shape \(\)"),
+        (_Any(torch.zeros(0, 3)), r"Item 0 of the training set is float32 of shape \(0, 3\)"),
+        (_Any(torch.zeros(3, 3).to_sparse()), "is a Tensor, which is no array of numbers"),
+        (_Any(torch.zeros(3, device="meta")), "is a Tensor, which is no array of numbers"),
+        (_Any(torch.ones(3), 10**13), "says that it has 10,000,000,000,000 items"),
+        (_Any(torch.ones(3), -1), "length of the training set cannot be told"),
+        (_Any(torch.ones(3), _fails), "length of the training set cannot be told"),
+    ],
+)
+def test_what_is_no_data_set_is_one_sentence(data, match):
+    with pytest.raises(DataError, match=match) as caught:
+        own_dataset(data, None, Reading(transform=_transform))
+    one_sentence(str(caught.value))

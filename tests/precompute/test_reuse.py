@@ -262,3 +262,13 @@ def test_damage_and_other_versions_are_not_taken_over(model, inputs, tmp_path, m
 def test_a_network_that_is_trained_has_nothing_to_take(tmp_path):
     with pytest.raises(BuildError, match=r"trained on other labels is another network; give the weights of one"):
         build(BuildSpec(per_class=5), tmp_path / "never", reuse=tmp_path / "old")
+
+
+def test_the_same_numbers_in_another_shape_are_other_inputs(model, inputs, tmp_path):
+    labels = torch.arange(_COUNT) % 3
+    few = {"sketch": SketchSpec(dim=64), "methods": (), "classes": ["a", "b", "c"]}
+    data = (inputs, labels), (inputs[:6], labels[:6])
+    old = natscope.build(model, *data, out=tmp_path / "old", **few)
+    wide = inputs.reshape(_COUNT, 3, 4, 16)
+    with pytest.raises(BuildError, match="its network takes other inputs"):
+        natscope.build(model, (wide, labels), (wide[:6], labels[:6]), out=tmp_path / "new", reuse=old, **few)
