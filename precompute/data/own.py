@@ -291,7 +291,7 @@ def _given_scaling(reading: Reading, channels: int) -> tuple[tuple[float, ...] |
     if reading.mean is None or reading.std is None:
         return None, None
     try:
-        mean, std = (tuple(map(float, np.atleast_1d(values))) for values in (reading.mean, reading.std))  # type: ignore[arg-type]
+        mean, std = (tuple(map(float, np.atleast_1d(values))) for values in (reading.mean, reading.std))
     except (TypeError, ValueError) as error:
         raise DataError("mean and std take numbers, one for each channel.") from error
     if len(mean) != channels or len(std) != channels:
