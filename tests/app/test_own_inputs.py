@@ -210,6 +210,7 @@ import os, signal, sys, time
 
 import natscope
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which what runs the tests may have had ignored
 session = natscope.launch(sys.argv[1])
 try:
     print(session.url, flush=True)
