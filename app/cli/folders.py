@@ -43,6 +43,13 @@ def reads(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="Behind transparent parts; auto: white if the rest is dark, else black; ignore: what is stored.",
             ),
             click.option(
+                "--channels",
+                type=click.Choice(["auto", "grey", "colour"]),
+                default="auto",
+                show_default=True,
+                help="One channel or three, whatever the files have; auto: one if no image has colour.",
+            ),
+            click.option(
                 "--bits",
                 type=click.IntRange(8, 16),
                 default=16,

@@ -108,8 +108,11 @@ def _check_code(options: dict[str, Any]) -> None:
             if name not in ("load", "transform", "reading") and options[name] != value:
                 option = f"--{name.replace('_', '-')}"
                 raise BuildError(f"{option} is for a folder of images, --dataset folder:PATH; leave it out.")
-    if own and (options["image_size"] != FolderSpec().image_size or options["fit"] != FolderSpec().reading.fit):
-        raise BuildError(f"{own[0]} gives what the network takes, of its size; leave out --image-size and --fit.")
+    needless = {"image_size": FolderSpec().image_size, "fit": USUAL.fit, "channels": USUAL.channels}
+    if own and any(options[name] != value for name, value in needless.items()):
+        raise BuildError(
+            f"{own[0]} gives what the network takes, of its size; leave out --image-size, --fit and --channels."
+        )
 
 
 def print_check(

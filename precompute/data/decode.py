@@ -51,6 +51,7 @@ CHOICES: dict[str, Sequence[str | int]] = {
     "background": ("auto", "white", "black", "grey", "ignore"),
     "bits": range(8, 17),
     "fit": ("pad", "crop"),
+    "channels": ("auto", "grey", "colour"),
     "largest": range(1, 151),  # beyond it Pillow refuses
 }
 _GREY = {"white": 255, "black": 0, "grey": 128}
@@ -66,6 +67,7 @@ class Decoding:
             or "grey"; or "ignore" for the colours that are stored under it, as `convert("RGB")` gives them.
         bits: depth of grey values in files of 16 bits, such as 12 if white is 4,095.
         fit: "pad", the whole picture with its border's colour around it, or "crop", its middle.
+        channels: "grey" for one channel, "colour" for three, or "auto", one if no picture of the folder has colour.
         largest: megapixels of a picture at most.
         by_content: read files whose names do not fit their content, such as a PNG named .jpg.
         first_frame: take the first picture of an animation or of several pages.
@@ -75,6 +77,7 @@ class Decoding:
     background: str = "auto"
     bits: int = 16
     fit: str = "pad"
+    channels: str = "auto"
     largest: int = LARGEST_PIXELS // 10**6
     by_content: bool = False
     first_frame: bool = False

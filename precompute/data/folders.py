@@ -70,7 +70,7 @@ def load_folder(
     *,
     sample: int | None = None,
 ) -> tuple[Dataset, list[str]]:
-    """Read the images of a folder; grey if no image has colour.
+    """Read the images of a folder; grey if no image has colour, unless the settings say otherwise.
 
     Args:
         path: the folder. Classes are its subfolders (or those of its train and test), in the order of their names.
@@ -113,7 +113,8 @@ def load_folder(
     labels = np.array([label for _, label in files], dtype=np.int64)
     train = allotted(path, spec, classes, splits, kept)
     good = read[kept[read]]
-    if all((pixels[part, ..., :1] == pixels[part]).all() for part in np.array_split(good, len(good) // 1000 + 1)):
+    parts_of = np.array_split(good, len(good) // 1000 + 1)
+    if spec.reading.channels != "colour" and all((pixels[part, ..., :1] == pixels[part]).all() for part in parts_of):
         pixels = pixels[..., 0]
     mean, std = _moments(pixels, good[train[good]])
     images = [_rows(pixels, np.flatnonzero(part & kept)) for part in (train, ~train)]
@@ -237,8 +238,9 @@ def _rows(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _read(file: Path, spec: FolderSpec) -> np.ndarray:
     if file.stat().st_size > LARGEST_FILE:
         raise QueryError(f"The file is larger than {size(LARGEST_FILE)}.")
-    side = spec.image_size
-    return fit(decode(file.read_bytes(), file.name, spec.reading), (side, side), 3, spec.reading.fit)
+    picture, side = decode(file.read_bytes(), file.name, spec.reading), spec.image_size
+    found = fit(picture, (side, side), 1 if spec.reading.channels == "grey" else 3, spec.reading.fit)
+    return found if found.ndim == 3 else found[..., None]  # the same in every channel
 
 
 def listed(path: Path, spec: FolderSpec) -> tuple[Any, ...]:

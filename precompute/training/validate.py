@@ -26,6 +26,7 @@ _CHECKED, _FEWEST = 8, 3  # images, and those whose gradients are compared if a 
 _NUMBERS = 2**26  # of gradients in memory at a time
 _NOISE = 1e-3  # of an image's standard deviation
 _SUM_OF_CHANCES = 1e-4
+_GETS = " channels and gets "
 
 
 @dataclass(frozen=True)
@@ -187,10 +188,12 @@ def _run(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail) -> An
             raise BuildError(
                 f"The network does not take images of {pixels} pixels; the first width must be {pixels}."
             ) from error
-        colours = "1 channel (grey)" if images.shape[1] == 1 else f"{images.shape[1]} channels (colour)"
+        grey, fault = images.shape[1] == 1, trail.where(error)
+        colours = "1 channel (grey)" if grey else f"{images.shape[1]} channels (colour)"
+        other = f"; folders are read otherwise by --channels {'colour' if grey else 'grey'}" if _GETS in fault else ""
         raise BuildError(
             f"The network {spec.title} does not take images of {colours} and {height} × {width} pixels: it fails"
-            f"{trail.where(error)}."
+            f"{fault}{other}."
         ) from error
     trail.looks_up = seen.looks_up
     if seen.half is not None:
@@ -392,11 +395,11 @@ def _differs(found: Tensor, wanted: Tensor | None, least: float) -> bool:
 def _wanted(module: nn.Module, shape: tuple[int, ...]) -> str:
     """Return the end of a sentence on what a layer takes and what it got, if its own size tells; else ""."""
     if isinstance(module, nn.Conv2d) and len(shape) == 4 and shape[1] != module.in_channels:
-        return f"takes {module.in_channels} channels and gets {shape[1]}"
+        return f"takes {module.in_channels}{_GETS}{shape[1]}"
     if isinstance(module, nn.Linear) and shape and shape[-1] != module.in_features:
         return f"takes {module.in_features:,} numbers and gets {shape[-1]:,}"
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and len(shape) > 1 and shape[1] != module.num_features:
-        return f"takes {module.num_features} channels and gets {shape[1]}"
+        return f"takes {module.num_features}{_GETS}{shape[1]}"
     return ""
 
 

@@ -164,6 +164,21 @@ def folder(tmp_path):
     return write
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_folder_has_the_channels_that_are_asked_for(folder, mode):
+    path = folder("train", "test")
+    for file in path.rglob("*.png"):
+        Image.open(file).convert(mode).save(file)
+    found = {name: _loaded(path, reading=Decoding(channels=name))[0] for name in ("auto", "grey", "colour")}
+    shapes = {name: data.train_images.shape[3:] for name, data in found.items()}
+    assert shapes == {"auto": () if mode == "L" else (3,), "grey": (), "colour": (3,)}
+    assert {name: len(data.mean) for name, data in found.items()} == {
+        n: 3 if shape else 1 for n, shape in shapes.items()
+    }
+    wanted = [np.asarray(Image.open(path / source).convert("L")) for source in found["grey"].train_sources]
+    assert np.array_equal(found["grey"].train_images, wanted)
+
+
 @pytest.mark.parametrize(("name", "make", "options", "wanted"), FILES)
 def test_a_file_gives_its_pixels_or_a_sentence(folder, name, make, options, wanted):
     path, data = folder("train", "test"), make()
