@@ -91,8 +91,8 @@ def imbalance(shares: Mapping[str, float]) -> str | None:
     most = max(others, key=lambda role: others[role])
     return (
         f"{sum(others.values()):.0%} of the kernel is not of weights, most of it of {most}: attributions then say "
-        "little about what most of the network learnt. Other settings of --ntk, or --layers with the parameters that "
-        "matter, may be better."
+        "little about what most of the network learnt. Another --ntk (ntk= in Python), or --layers (layers=) with the "
+        "parameters that matter, may be better."
     )
 
 

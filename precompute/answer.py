@@ -15,6 +15,7 @@ from natscope.core.bundle.request import Attribution, Item, QueryImage, Request,
 from natscope.core.errors import BundleError, FileError, QueryError
 from natscope.core.files import opened
 from natscope.core.methods import METHODS, REFERENCE
+from natscope.core.parameters import WEIGHTS, imbalance
 from natscope.precompute.bundles.asking import ask_about, ask_about_file
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.data.decode import data_uri
@@ -35,7 +36,8 @@ class Answer:
         attribution: the ranking, with everything that is known of it.
         classes: a title for each label.
         pictures: (M, H, W) or (M, H, W, 3) uint8, of the ranked examples.
-        remarks: what to know of the network's outputs and parameters, as a build records it, a clause each.
+        remarks: what to know of the network's outputs and parameters, and of a kernel that is not of weights, a clause
+            each.
 
     Examples:
         >>> answer = natscope.open("bundles/fashion-mnist").explain(12, budget=3)
@@ -174,7 +176,9 @@ class Explainer:
         found = self.attributor.attribute(asked, request)
         rows = [item.train_index for item in found.items]
         pictures = np.asarray(self.bundle.array("train_images")[rows])
-        remarks = tuple(self.bundle.manifest.results.get("remarks", ()))
+        results = self.bundle.manifest.results
+        unusual = imbalance(results["kernel"].get("shares", {WEIGHTS: 1.0}))
+        remarks = (*results.get("remarks", ()), *([unusual.rstrip(".")] if unusual else []))
         return Answer(asked, found, self.classes, pictures, remarks)
 
     def __repr__(self) -> str:

@@ -20,7 +20,7 @@ from natscope.core.methods.artifacts import MARGINS
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.answer import Answer, Explainer
 from natscope.precompute.api import as_evaluated, check_kind, in_float32, patterns, sketch_of, switch
-from natscope.precompute.bundles.build import layout_of
+from natscope.precompute.bundles.build import SAMPLED_KERNEL, layout_of
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.bundles.store import halved
 from natscope.precompute.data.datasets import Dataset
@@ -71,7 +71,10 @@ class MemoryBundle(Bundle):
             outputs=spec.outputs,
             poison=None,
             results={
-                "kernel": {"mean": float(np.mean(kernel_of(spec.sketch, layout).diagonal(rows)))},
+                "kernel": {
+                    "mean": float(np.mean(kernel_of(spec.sketch, layout).diagonal(rows))),
+                    "shares": features.shares(inputs[:SAMPLED_KERNEL], labels[:SAMPLED_KERNEL]),
+                },
                 "usual_distances": _FAR,
                 "remarks": list(remarks),
             },

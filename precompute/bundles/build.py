@@ -60,7 +60,7 @@ from natscope.precompute.training.weights import check_finite
 
 _ADDING = ".adding"  # ends the name of the folder of work on methods that are added
 _SAMPLED = 2000  # test images whose distance to the training images is measured
-_SAMPLED_KERNEL = 256  # training images whose Jacobians show what the kernel is made of
+SAMPLED_KERNEL = 256  # training images whose Jacobians show what the kernel is made of
 
 
 def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Path | None = None) -> Bundle:
@@ -272,7 +272,7 @@ class _Builder:
         results |= {} if self.reuse is None else {"reused": self.reuse.to_dict(own, features.batch_size)}
         results["kernel"] = {
             "mean": float(np.mean(kernel.diagonal(own))),
-            "shares": features.shares(images[:_SAMPLED_KERNEL], data.train_labels[:_SAMPLED_KERNEL]),
+            "shares": features.shares(images[:SAMPLED_KERNEL], data.train_labels[:SAMPLED_KERNEL]),
         }
         self._per_class(own, kernel)
         if spec.outputs == "all":
