@@ -56,11 +56,11 @@ def replayed(
     merged = found | {name: options[name] for name in (*given, *_TYPED_ALONE) if name in options}
     if "dataset" in given and "data" not in given:
         merged["data"] = None
-    for option, what in _CODE.items():
-        if ":" in (merged[option] or "") and option not in given:
-            raise BuildError(
-                f"{what} of {file} is code, which runs only if you name it: --{option} {merged[option][:_SHOWN]}."
-            )
+    code = [option for option in _CODE if ":" in (merged[option] or "") and option not in given]
+    if code:
+        named = " ".join(f"--{option} {merged[option][:_SHOWN]}" for option in code)
+        weights = ", and its weights by --weights" if loaded and merged["weights"] is None else ""
+        raise BuildError(f"{_CODE[code[0]]} of {file} is code, which runs only if you name it: {named}{weights}.")
     if loaded and merged["weights"] is None:
         raise BuildError(f"The weights of {file} were loaded from a file; name it with --weights.")
     return merged, settings

@@ -333,7 +333,8 @@ def test_what_was_recorded_names_the_functions(run, tmp_path):
     code, _, err = run("--config", tmp_path / "a", *options[:6], "--weights", "net.pt", "--out", tmp_path / "b")
     assert (code, f"The settings are those of {tmp_path / 'a'}." in err) == (0, True)
     code, _, err = run("--config", tmp_path / "a", "--model", "own_of_cli:Net", "--out", tmp_path / "c")
-    assert "is code, which runs only if you name it: --data own_of_cli:make" in one_sentence(err)
+    named = "--data own_of_cli:make --transform own_of_cli:transform, and its weights by --weights."
+    assert f"is code, which runs only if you name it: {named}" in one_sentence(err)
 
 
 def test_a_correction_of_labels_reuses_the_rest(run, place, tmp_path, monkeypatch):
