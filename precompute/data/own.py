@@ -214,7 +214,7 @@ def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequ
         raise DataError(f"Item 0 of the {items.part} set is {_form(first)}; natscope takes inputs of one axis or more.")
     for time in range(_REPEATED):
         row = time % items.count
-        _check_repeated(items, row, items.read(row)[0])
+        _check_repeated(items, row, *items.read(row))
     kept, labels = _room(items.count, first), list[Any]()
     for row in range(items.count):
         if row % _AT_ONCE == 0:
@@ -230,14 +230,18 @@ def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequ
         kept.array[row] = values
         labels.append(label)
     for row in np.unique(np.linspace(0, items.count - 1, min(_AGAIN, items.count), dtype=np.int64)).tolist():
-        _check_repeated(items, row, kept.array[row])
+        _check_repeated(items, row, kept.array[row], labels[row])
     progress(f"Reading the {items.part} set", items.count, items.count)
     return kept, labels
 
 
-def _check_repeated(items: Items, row: int, before: np.ndarray) -> None:
+def _check_repeated(items: Items, row: int, before: np.ndarray, label: int | str) -> None:
     """Raise DataError if an item is not what it was when it was read before."""
-    again, _ = items.read(row)
+    again, now = items.read(row)
+    if label != now:
+        raise DataError(
+            f"Item {row} of the {items.part} set has another label each time it is read; natscope needs the same one."
+        )
     if before.shape != again.shape or not np.array_equal(before, again, equal_nan=before.dtype != np.uint8):
         raise DataError(
             f"Item {row} of the {items.part} set is another each time it is read; natscope needs the inputs without "

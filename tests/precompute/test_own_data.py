@@ -48,6 +48,15 @@ def test_a_random_mirror_is_noticed_whatever_the_seed(count):
             own_dataset(_Items(_mirrored, count), None, Reading())
 
 
+def test_random_labels_are_noticed():
+    class Guessed(_Items):
+        def __getitem__(self, row):
+            return self.inputs[row], random.randrange(2)
+
+    with pytest.raises(DataError, match=r"Item \d+ of the training set has another label each time it is read"):
+        own_dataset(Guessed(), None, Reading())
+
+
 def test_what_changes_between_passes_alone_is_noticed():
     read = []
 
