@@ -163,7 +163,8 @@ def missing(bundle: Bundle, method: Method) -> str | None:
     if all(map(bundle.has, method.files)):
         if method.files:
             return None
-        count, width = bundle.array("penultimate").shape
+        recorded = bundle.manifest.files.get("penultimate")  # the file itself may be gone; in memory there is none
+        count, width = (recorded and recorded.shape) or bundle.array("penultimate").shape
         sketch = bundle.sketch_spec
         return method.artifacts.obstacle(Size(count, sketch.dim, vectors=sketch.kind != "exact", penultimate=width))
     if bundle.stores_inputs:
