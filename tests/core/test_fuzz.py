@@ -10,6 +10,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
@@ -118,6 +119,13 @@ def whole(tiny_path):
     names = [name for name in METHODS if name != _SLOW]
     files = sorted(str(p.relative_to(tiny_path)) for p in tiny_path.rglob("*") if p.is_file() and p.name != MANIFEST)
     return tiny_path, files, names, _rankings(tiny_path, names), _rankings(tiny_path, [_SLOW])
+
+
+@pytest.fixture(autouse=True)
+def same_probes(monkeypatch):
+    """Let `verify` and every use try a Gram on the same random vector: damage as small as rounding shows on some."""
+    drawn = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed=0: drawn(seed))
 
 
 def _judge(whole, path, *, changed=None, recorded=False):
