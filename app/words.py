@@ -321,15 +321,19 @@ def in_cases(share: float, *, only: bool = False) -> str:
 def nats(value: float) -> str:
     """Return an amount of information with its unit, three significant digits, or two of a small one."""
     if value != 0 and abs(value) < 1e-3:
-        digits, _, exponent = f"{value:.1e}".partition("e")
-        return f"{digits} × {_power(int(exponent))} nats"
+        return f"{_in_powers(f'{value:.1e}')} nats"
     return f"{number(value)} nats"
 
 
 def number(value: float, digits: int = 3) -> str:
     """Return a number with so many significant digits: "0.0415", "9.7 × 10⁻⁶", "-1.23 × 10⁴"."""
-    digits_of, _, exponent = f"{value:.{digits}g}".partition("e")
-    return f"{digits_of} × {_power(int(exponent))}" if exponent else digits_of
+    return _in_powers(f"{value:.{digits}g}")
+
+
+def _in_powers(text: str) -> str:
+    """Return a number such as "9.7e-06" as "9.7 × 10⁻⁶"; one without an exponent as it is."""
+    digits, _, exponent = text.partition("e")
+    return f"{digits} × {_power(int(exponent))}" if exponent else digits
 
 
 def _power(exponent: int) -> str:
@@ -338,12 +342,12 @@ def _power(exponent: int) -> str:
 
 def sigma2_text(value: float) -> str:
     """Return σ² as a short number: "0.1", "10³", "5,623", "2.5 × 10⁻⁴"."""
-    digits, _, exponent = f"{value:.1e}".partition("e")
-    power = _power(int(exponent))
-    exact = math.isclose(value, 10.0 ** int(exponent), rel_tol=1e-6)
+    text = f"{value:.1e}"
+    exponent = int(text.partition("e")[2])
+    exact = math.isclose(value, 10.0**exponent, rel_tol=1e-6)
     if 1e-3 <= value < (999.5 if exact else 9999.5):
         return f"{value:.2g}" if value < 99.5 else f"{value:,.0f}"
-    return power if exact else f"{digits} × {power}"
+    return _power(exponent) if exact else _in_powers(text)
 
 
 def ratio_text(sigma2: float, mean_kernel: float) -> str:

@@ -30,9 +30,9 @@ from natscope.precompute.training.kinds import fault_of
 from natscope.precompute.training.models import ModelSpec, build_model
 from natscope.precompute.training.train import apart
 from natscope.precompute.training.trusted import trust
+from natscope.precompute.training.validate import alike
 
 _COMPARED = 4  # inputs
-_TOLERANCE = 1e-3
 _WAY = 'pass factory="my_model:make", the name of a function without arguments that returns the network'
 
 
@@ -245,7 +245,7 @@ def _checked_factory(
     single = in_float32(model)
     with giving_logits(single, output):
         outputs, others = _outputs(single, inputs), _outputs(again, inputs)
-    same = outputs is others if outputs is None or others is None else _close(outputs, others)
+    same = outputs is others if outputs is None or others is None else alike(others, outputs)
     if not same:
         raise BuildError(
             f"{name}() makes another network than the one that was given: it gives other outputs with the same "
@@ -282,11 +282,6 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor | None:
         found = model(inputs.to(first.device, first.dtype))
         return found.float().cpu() if isinstance(found, Tensor) else None
     return None
-
-
-def _close(found: Tensor, other: Tensor) -> bool:
-    scale = float(found.abs().max()) if found.numel() else 0.0
-    return found.shape == other.shape and torch.allclose(found, other, rtol=_TOLERANCE, atol=_TOLERANCE * scale)
 
 
 @contextmanager

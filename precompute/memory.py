@@ -11,7 +11,6 @@ from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.manifest import Manifest
 from natscope.core.bundle.request import Request
-from natscope.core.device import device_of
 from natscope.core.errors import QueryError
 from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.images import Inputs
@@ -28,7 +27,7 @@ from natscope.precompute.data.items import Reading
 from natscope.precompute.data.own import own_dataset
 from natscope.precompute.training.heads import giving_logits
 from natscope.precompute.training.models import ModelSpec
-from natscope.precompute.training.validate import check_suitable, some_of
+from natscope.precompute.training.validate import check_suitable
 
 _FAR = [np.inf, np.inf]  # nothing counts as unlike the training data where no test data show what is usual
 
@@ -190,9 +189,7 @@ def attribute(
         )
     model = in_float32(model)
     with as_evaluated(model), giving_logits(model, spec.model.output):
-        suitable = check_suitable(
-            model, some_of(data.inputs("train")).to(device_of(model)), len(data.classes), spec.model
-        )
+        suitable = check_suitable(model, data.inputs("train"), len(data.classes), spec.model)
         features = spec.feature_map(model)
         explainer = Explainer(Attributor(MemoryBundle(data, features, spec, suitable.remarks), model))
         return explainer.explain(x, method, budget, sigma2=sigma2, target=target, pool=pool, conditioning=conditioning)

@@ -3,11 +3,13 @@
 import ast
 import asyncio
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import filelock
 import pytest
@@ -144,6 +146,17 @@ def syntax_of(file):
         with contextlib.suppress(SystemError):
             return ast.parse(file.read_text(encoding="utf-8"))
     return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def module_of_ones_own(folder: Path, name: str, source: str) -> Iterator[ModuleType]:
+    """Write a module into a folder, which is the working directory for a while, and import it from there."""
+    (folder / f"{name}.py").write_text(source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        yield importlib.import_module(name)
+    sys.modules.pop(name, None)
 
 
 def one_sentence(text: str) -> str:

@@ -228,13 +228,12 @@ def _cards(attributor: Served, result: Attribution, largest: float, ranks: Seque
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign] if differ else ""
         unit = "nats" if item.nats is not None else "score"
         tooltip = f"{classes[item.label]}, training image {item.train_index}: {words.number(amount, 4)} {unit}"
+        if item.nats is not None:
+            tooltip += f"; the first {item.rank} contribute {words.number(item.nats, 4)} nats"
         cards.append(
             card(
                 item.train_index,
-                title=f"rank {rank}, {tooltip}"
-                + (
-                    "" if item.nats is None else f"; the first {item.rank} contribute {words.number(item.nats, 4)} nats"
-                ),
+                title=f"rank {rank}, {tooltip}",
                 rank=rank,
                 value=f"{words.percent(amount / total) if total else _short(amount)}{arrow}",
                 tone="against" if item.sign < 0 else "for",

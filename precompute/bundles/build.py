@@ -55,7 +55,7 @@ from natscope.precompute.data.poison import poison
 from natscope.precompute.training.models import build_model, fitted, foreign, network_of
 from natscope.precompute.training.train import accuracy, apart, beginning, train
 from natscope.precompute.training.trusted import trust
-from natscope.precompute.training.validate import check_suitable, check_trains, some_of
+from natscope.precompute.training.validate import check_suitable, check_trains
 from natscope.precompute.training.weights import check_finite
 
 _ADDING = ".adding"  # ends the name of the folder of work on methods that are added
@@ -244,7 +244,7 @@ class _Builder:
         model = build_model(self.model, seed=spec.training.seed)
         spec.load_into(model, self.model)  # a layer of initial zeros hides what is wrong with others
         images = data.inputs("train")
-        suitable = check_suitable(model, some_of(images), len(data.classes), self.model)
+        suitable = check_suitable(model, images, len(data.classes), self.model)
         known = {"by_torch_func": suitable.by_torch_func, "remarks": suitable.remarks}
         found: dict[str, Any] = {name: told for name, told in known.items() if told}
         if spec.weights is None and ":" in self.model.architecture:

@@ -38,7 +38,7 @@ from natscope.precompute.data.remarks import remarks
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
 from natscope.precompute.training.train import accuracy, train
 from natscope.precompute.training.trusted import trust
-from natscope.precompute.training.validate import Suitable, check_suitable, check_trains, some_of
+from natscope.precompute.training.validate import Suitable, check_suitable, check_trains
 
 _SAMPLED = 2000  # files of a folder that are read
 _LISTED = 10
@@ -90,7 +90,7 @@ def check(
     model_spec = fitted(spec.model, data.train_images.shape[1:], len(data.classes))
     model = build_model(model_spec, seed=spec.training.seed)
     spec.load_into(model, model_spec)
-    network = check_suitable(model, some_of(images), len(data.classes), model_spec)
+    network = check_suitable(model, images, len(data.classes), model_spec)
     model.to(device())
     yield "Network", f"{model_spec.title}: {network.parameters:,} parameters, each layer's Jacobian exact"
     if network.by_torch_func:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from natscope.core.device import full_precision
+from natscope.core.device import device_of, full_precision
 from natscope.core.errors import BuildError, out_of_memory
 from natscope.core.images import Inputs
 from natscope.core.jacobians import batched_layers, forward_with_penultimate, jacobian_blocks, supported_layers
@@ -46,14 +46,8 @@ class Suitable:
     remarks: tuple[str, ...] = ()
 
 
-def some_of(inputs: Inputs) -> Tensor:
-    """Return the inputs that `check_suitable` runs, (B, ...): some from all over a data set, in no order."""
-    count = len(inputs)
-    return inputs[np.random.default_rng(0).choice(count, min(count, _CHECKED), replace=False)]
-
-
 @full_precision()
-def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSpec) -> Suitable:
+def check_suitable(model: nn.Module, inputs: Tensor | Inputs, classes: int, spec: ModelSpec) -> Suitable:
     """Run a network in eval mode on a few images and differentiate it; it is left as it was, in eval mode.
 
     Jacobians are compared with plain backpropagation of each image alone, so a layer that natscope would misread (it
@@ -61,7 +55,7 @@ def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSp
 
     Args:
         model: the network.
-        images: (B, ...), a few inputs; see `some_of`.
+        inputs: (N, ...); a few from all over are run, in no order.
         classes: how many classes the data set has.
         spec: the network's specification, for messages.
 
@@ -70,6 +64,8 @@ def check_suitable(model: nn.Module, images: Tensor, classes: int, spec: ModelSp
     """
     if (fault := fault_of(model)) is not None:
         raise BuildError(f"The network {spec.title} cannot be attributed: {fault}.")
+    rows = np.random.default_rng(0).choice(len(inputs), min(len(inputs), _CHECKED), replace=False)
+    images = inputs[rows].to(device_of(model))
     trail = _Trail()
     model.eval()
     with _following(model, trail), _sentences(spec):
@@ -237,7 +233,7 @@ def _check_logits(model: nn.Module, logits: Any, images: Tensor, classes: int, s
         )
     with torch.no_grad():
         again = model(images)
-    if not _alike(again, logits):
+    if not alike(again, logits):
         raise BuildError(
             f"The network {spec.title} gives other outputs every time, in eval mode too; switch off what is random in "
             "it unless self.training."
@@ -271,7 +267,7 @@ def _check_alone(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trai
             )
         outputs.append(alone[0])
     with torch.no_grad():
-        same = all(map(_alike, outputs, model(images)))
+        same = all(map(alike, outputs, model(images)))
     if not same or (not trail.looks_up and _mixes(model, images)):
         raise BuildError(
             f"The network {spec.title} cannot be attributed: its outputs for an image are others in a batch than "
@@ -290,11 +286,12 @@ def _mixes(model: nn.Module, images: Tensor) -> bool:
         if out_of_memory(error):
             raise
         return False
-    return not all(_alike(alone, together) for together, alone in pairs if torch.isfinite(together).all())
+    return not all(alike(alone, together) for together, alone in pairs if torch.isfinite(together).all())
 
 
-def _alike(found: Tensor, other: Tensor) -> bool:
-    scale = float(other.abs().max())
+def alike(found: Tensor, other: Tensor) -> bool:
+    """Return whether two outputs (B, C) are the same up to rounding, relative to the largest."""
+    scale = float(other.abs().max()) if other.numel() else 0.0
     return found.shape == other.shape and torch.allclose(found, other, rtol=1e-3, atol=1e-3 * scale)
 
 

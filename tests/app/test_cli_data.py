@@ -20,7 +20,7 @@ from natscope.precompute.bundles.asking import ask_about_file
 from natscope.precompute.bundles.opening import faults, open_attributor
 from natscope.precompute.bundles.store import PROBED
 from natscope.precompute.data.named import made_by
-from tests.conftest import one_sentence
+from tests.conftest import module_of_ones_own, one_sentence
 from tests.tiny import edited
 
 _MODULE = """
@@ -101,7 +101,6 @@ def bytes_of(picture):
 def place(tmp_path_factory):
     """A folder with the module, weights and pictures, which is the working directory."""
     folder = tmp_path_factory.mktemp("own")
-    (folder / "own_of_cli.py").write_text(_MODULE)
     random = np.random.default_rng(0)
     for part, count in (("train", 8), ("test", 3)):
         for label, name in enumerate(("cat", "dog")):
@@ -112,15 +111,11 @@ def place(tmp_path_factory):
                 Image.fromarray(pixels).save(folder / "photos" / part / name / f"{row}.png")
                 values = random.normal(label, 1, (3, 6, 5)).astype(np.float32)
                 (folder / "raw" / part / name / f"{row}.raw").write_bytes(values.tobytes())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(str(folder))
-        import own_of_cli
-
+    with module_of_ones_own(folder, "own_of_cli", _MODULE) as own:
         torch.manual_seed(0)
-        torch.save(own_of_cli.Net().state_dict(), folder / "net.pt")
+        torch.save(own.Net().state_dict(), folder / "net.pt")
         yield folder
-    for name in ("own_of_cli", "folder", "lazy_of_cli", "beside"):
+    for name in ("folder", "lazy_of_cli", "beside"):
         sys.modules.pop(name, None)
 
 

@@ -28,7 +28,7 @@ from natscope.app.views import telling
 from natscope.core.bundle.format import read_manifest
 from natscope.core.errors import BundleError, NatscopeError, QueryError
 from natscope.core.sketches import SketchSpec
-from tests.conftest import one_sentence
+from tests.conftest import module_of_ones_own, one_sentence
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
 _MODULE = """
@@ -59,20 +59,14 @@ _ask = Served._ask
 def folder(tmp_path_factory):
     """A bundle with a transform, and one without."""
     folder = tmp_path_factory.mktemp("inputs")
-    (folder / "net_of_inputs.py").write_text(_MODULE)
     generator = torch.Generator().manual_seed(0)
     inputs, labels = torch.randn(60, 3, 12, 10, generator=generator), torch.arange(60) % 3
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(str(folder))
-        import net_of_inputs
-
+    with module_of_ones_own(folder, "net_of_inputs", _MODULE) as own:
         sets = (inputs, labels), (inputs[:9] + 0.1, labels[:9])
-        for name, transform in (("with", net_of_inputs.transform), ("without", None)):
+        for name, transform in (("with", own.transform), ("without", None)):
             settings = {"classes": ["ant", "bee", "cat"], "sketch": SketchSpec(dim=32), "methods": ()}
-            natscope.build(net_of_inputs.Net(), *sets, out=folder / "b" / name, transform=transform, **settings)
+            natscope.build(own.Net(), *sets, out=folder / "b" / name, transform=transform, **settings)
         yield folder
-    sys.modules.pop("net_of_inputs", None)
 
 
 @pytest.fixture(scope="module")

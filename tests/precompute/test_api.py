@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -34,7 +33,7 @@ from natscope.precompute.data.own import own_dataset
 from natscope.precompute.data.poison import PoisonSpec, poison
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.trusted import ALLOWED, trust
-from tests.conftest import one_sentence
+from tests.conftest import module_of_ones_own, one_sentence
 from tests.tiny import edited, saved
 
 _MODULE = """
@@ -130,15 +129,8 @@ class Items(Dataset):
 
 @pytest.fixture(scope="module", autouse=True)
 def own(tmp_path_factory):
-    place = tmp_path_factory.mktemp("api")
-    (place / "net_of_the_api.py").write_text(_MODULE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.syspath_prepend(str(place))
-        import net_of_the_api
-
-        yield net_of_the_api
-    sys.modules.pop("net_of_the_api", None)
+    with module_of_ones_own(tmp_path_factory.mktemp("api"), "net_of_the_api", _MODULE) as module:
+        yield module
 
 
 def _frozen(net):

@@ -1,7 +1,5 @@
 """Networks that return more than logits, one logit, or have no Linear layer: built, opened and asked as others are."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,7 @@ from natscope.core.methods import METHODS
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.opening import faults
 from natscope.precompute.training.models import ModelSpec, network_of
+from tests.conftest import module_of_ones_own
 
 _MODULE = """
 import torch
@@ -71,15 +70,8 @@ _SKETCH = SketchSpec(dim=32)
 
 @pytest.fixture(scope="module", autouse=True)
 def own(tmp_path_factory):
-    place = tmp_path_factory.mktemp("heads")
-    (place / "net_with_a_head.py").write_text(_MODULE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.syspath_prepend(str(place))
-        import net_with_a_head
-
-        yield net_with_a_head
-    sys.modules.pop("net_with_a_head", None)
+    with module_of_ones_own(tmp_path_factory.mktemp("heads"), "net_with_a_head", _MODULE) as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

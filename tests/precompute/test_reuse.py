@@ -1,7 +1,6 @@
 """Jacobians that are taken from another bundle: the same numbers, and only what depends on a label is computed."""
 
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.bundles.store import PROBED
 from natscope.precompute.data.folders import FolderSpec
 from natscope.precompute.training.models import ModelSpec
-from tests.conftest import one_sentence
+from tests.conftest import module_of_ones_own, one_sentence
 
 _MODULE = """
 import torch
@@ -48,15 +47,8 @@ _COUNT = 300  # rows; a batch has 64
 
 @pytest.fixture(scope="module", autouse=True)
 def own(tmp_path_factory):
-    place = tmp_path_factory.mktemp("reuse")
-    (place / "net_of_reuse.py").write_text(_MODULE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.syspath_prepend(str(place))
-        import net_of_reuse
-
-        yield net_of_reuse
-    sys.modules.pop("net_of_reuse", None)
+    with module_of_ones_own(tmp_path_factory.mktemp("reuse"), "net_of_reuse", _MODULE) as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

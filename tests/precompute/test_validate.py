@@ -5,7 +5,7 @@ from torch.nn.functional import linear, one_hot
 
 from natscope.core.errors import BuildError
 from natscope.precompute.training.models import ModelSpec, build_model
-from natscope.precompute.training.validate import check_suitable, check_trains, some_of
+from natscope.precompute.training.validate import check_suitable, check_trains
 from tests.conftest import one_sentence
 
 _SPEC = ModelSpec("their:net", None)
@@ -269,4 +269,4 @@ def test_a_network_that_sorts_a_batch_is_seen_though_its_first_inputs_are_in_ord
     x = torch.randn(40, 6)
     x = x[x.abs().sum(1).argsort(descending=True)]
     with pytest.raises(BuildError, match=r"first axis|influence each other"):
-        check_suitable(_Sorting(), some_of(x), 3, ModelSpec("sorting:Net", None))
+        check_suitable(_Sorting(), x, 3, ModelSpec("sorting:Net", None))
