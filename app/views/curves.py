@@ -108,7 +108,7 @@ def _settings(attributor: Served, view: CurvesView, *, alone: bool) -> CurvesVie
         format_func=_title,
         help="Any other method’s ranking, scored the same way.",
     )
-    return CurvesView(view.query, count, method, tuple(sorted(sigma2s)), fixed, tuple(others), largest, mean)
+    return CurvesView(frame.shared_query(), count, method, tuple(sorted(sigma2s)), fixed, tuple(others), largest, mean)
 
 
 def _title(name: str) -> str:

@@ -43,6 +43,14 @@ def _charts(app):
     return [chart.proto.id.rsplit("-", 1)[-1] for chart in app.get("plotly_chart")]
 
 
+def test_the_curves_of_one_image_are_chosen_before_the_address_names_it(page):
+    app = page(n="3")
+    app.query_params.clear()  # as a browser sends it that has not heard of the image yet
+    app.toggle(key="curves_mean").set_value(False)
+    _whole(app.run())
+    assert app.query_params["q"] == "test:0"
+
+
 def test_curves_are_computed_when_asked_for_and_said_in_words(page):
     app = page(q="test:5", m="10", sigma2s="1,100000")
     before = len(_charts(app))
