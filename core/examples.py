@@ -1,0 +1,127 @@
+"""What a data set is made of, whatever that is: examples of one modality, such as images or texts.
+
+A modality says how its examples are stored, checked, turned into a network's inputs, compared and taken from a user;
+its page (`natscope.app.modalities`) shows them. Each is one file, and nothing else asks which one it is.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import msgspec
+import numpy as np
+from torch import Tensor
+
+from natscope.core.rows import Rows
+
+Which = slice | np.ndarray
+
+
+class Inputs(Protocol):
+    """What a network takes, row by row: memory is that of a batch, whatever N."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, ...); where rows differ in length, that of the longest."""
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """The length of each row, (N,) int64, if rows of a batch are padded to the longest; else None."""
+
+    def __len__(self) -> int: ...  # noqa: D105
+    def __getitem__(self, rows: slice | np.ndarray | Tensor, /) -> Tensor: ...  # noqa: D105
+
+
+class Examples(Protocol):
+    """The examples of one split, as they are stored; choosing rows of them reads none."""
+
+    @property
+    def modality(self) -> "Modality":
+        """Their kind."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the network takes for them."""
+
+    @property
+    def form(self) -> tuple[int, ...]:
+        """What all examples of a data set have in common and a network is made for, such as an image's size."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a bundle stores for them."""
+
+    def __len__(self) -> int: ...  # noqa: D105
+
+    def __getitem__(self, rows: Which, /) -> Self:
+        """Return some of them, in the requested order."""
+
+    def arrays(self) -> dict[str, Rows]:
+        """Return what a bundle stores of them, by the modality's names."""
+
+    def files(self) -> dict[str, bytes]:
+        """Return what a bundle stores once for all of its splits, by the modality's names."""
+
+    def about(self) -> dict[str, Any]:
+        """Return what a manifest says of them: the fields of the modality's `about`."""
+
+    def distances(self, train: Self) -> np.ndarray:
+        """Return how far each lies from its nearest training example, (n,), in what the network takes."""
+
+    def given(self, found: Any) -> Self:
+        """Return an example of the same form, made of what a user gives.
+
+        Raises:
+            QueryError: if it cannot be one.
+        """
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One kind of example.
+
+    Args:
+        name: in manifests and commands.
+        one: what an example is called, such as "image".
+        many: what several are called.
+        about: what a manifest says of the data, as a struct that checks types and bounds.
+        arrays: for each array of a split the types that it may have.
+        needed: names of the arrays that every split has.
+        files: for each file that a bundle has once, by logical name, its name in the folder.
+        form: returns `Examples.form` by the manifest's `about` and the shapes of the training arrays; raises ValueError
+            with what is wrong with them.
+        fits: returns whether an array's shape fits: by its name, shape, the number of examples, the shapes of the
+            training arrays.
+        read: returns a split's examples: by a function that returns its arrays by name, one that returns the content
+            of a file by name, and `about`; raises ValueError with what is wrong with them.
+        retrains: whether natscope can train on them; not on inputs that only somebody else's code can make.
+    """
+
+    name: str
+    one: str
+    many: str
+    about: type[msgspec.Struct]
+    arrays: Mapping[str, tuple[str, ...]]
+    needed: tuple[str, ...]
+    form: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], tuple[int, ...]]
+    fits: Callable[[str, tuple[int, ...], int, Mapping[str, tuple[int, ...]]], bool]
+    read: Callable[[Callable[[str], np.ndarray], Callable[[str], bytes], Mapping[str, Any]], Examples]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+MODALITIES: dict[str, Modality] = {}
+
+
+def register(modality: Modality) -> Modality:
+    """Add a modality to those that natscope knows."""
+    MODALITIES[modality.name] = modality
+    return modality
+
+
+def batches(inputs: Tensor | Inputs, size: int) -> Iterator[Which]:
+    """Yield which rows go through a network together, at most `size`: those of like length, where lengths differ."""
+    lengths = getattr(inputs, "lengths", None)
+    order = None if lengths is None else np.argsort(-lengths, kind="stable")  # the longest first: they need most memory
+    for start in range(0, len(inputs), size):
+        part = slice(start, start + size)
+        yield part if order is None else order[part]
