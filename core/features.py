@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from natscope.core.device import device_of
-from natscope.core.images import Inputs
+from natscope.core.examples import Inputs, batches
 from natscope.core.jacobians import (
     Block,
     Outer,
@@ -86,12 +86,15 @@ class FeatureMap:
         # A bundle's labels are read-only, which tensors cannot be: torch warns unless it gets a copy.
         targets = targets.long() if isinstance(targets, Tensor) else torch.from_numpy(np.array(targets, dtype=np.int64))
         self._fit(inputs, targets)
-        parts = []
-        for start in range(0, len(inputs), self.batch_size):
-            part = slice(start, start + self.batch_size)
+        found: np.ndarray | None = None
+        for part in batches(inputs, self.batch_size):
             with exclusive(self.model):  # so that only one batch's Jacobians are in memory, whoever asks
-                parts.append(self._sketched(inputs[part], targets[part], measurement).cpu().numpy())
-        return np.concatenate(parts)
+                rows = self._sketched(inputs[part], targets[part], measurement).cpu().numpy()
+            found = np.empty((len(inputs), rows.shape[1]), rows.dtype) if found is None else found
+            found[part] = rows
+        if found is None:
+            raise ValueError("There are no inputs, so there are no features.")
+        return found
 
     def _sketched(self, inputs: Tensor, targets: Tensor, measurement: str = "logit") -> Tensor:
         return self.sketch(self._blocks(inputs.to(self._device), targets.to(self._device), measurement))
@@ -100,20 +103,21 @@ class FeatureMap:
         """Take fewer examples at a time if their Jacobians need too much memory; it is measured once."""
         if self._measured or len(inputs) <= _FEW:
             return
+        largest = next(batches(inputs, 2))
+        some, classes = inputs[largest], targets[largest]
         with exclusive(self.model):
-            self._sketched(inputs[:1], targets[:1])  # what is kept from the first time on does not count
-            each = bytes_each(lambda count: self._sketched(inputs[:count], targets[:count]), 1, 2)
+            self._sketched(some[:1], classes[:1])  # what is kept from the first time on does not count
+            each = bytes_each(lambda count: self._sketched(some[:count], classes[:count]), 1, 2)
         self.batch_size = max(1, min(self.batch_size, int(_MOST * self._times / max(each, 1))))
         self._measured = True
 
     def outputs(self, inputs: Tensor | Inputs) -> Outputs:
         """Return logits and penultimate features for inputs (N, ...)."""
-        pairs = []
-        for start in range(0, len(inputs), self.batch_size):
-            batch = inputs[start : start + self.batch_size].to(self._device)
-            pairs.append(tuple(t.cpu().numpy() for t in forward_with_penultimate(self.model, batch)))
-        logits, penultimate = zip(*pairs, strict=True)
-        return Outputs(np.concatenate(logits), np.concatenate(penultimate))
+        parts = list(batches(inputs, self.batch_size))
+        pairs = [forward_with_penultimate(self.model, inputs[part].to(self._device)) for part in parts]
+        logits, penultimate = (np.concatenate([t.cpu().numpy() for t in found]) for found in zip(*pairs, strict=True))
+        order = np.argsort(np.concatenate([np.arange(len(inputs))[part] for part in parts]))
+        return Outputs(logits[order], penultimate[order])
 
     def shares(self, inputs: Tensor | Inputs, targets: np.ndarray) -> dict[str, float]:
         """Return how much of the kernel each role of parameters holds, of the mean of ||J||^2 over inputs (N, ...).
@@ -129,9 +133,7 @@ class FeatureMap:
         total: dict[str, float] = defaultdict(float)
         classes = torch.from_numpy(np.array(targets))
         self._fit(inputs, classes)
-        size = min(_BATCH, self.batch_size)
-        for start in range(0, len(inputs), size):
-            part = slice(start, start + size)
+        for part in batches(inputs, min(_BATCH, self.batch_size)):
             batch = inputs[part].to(self._device)
             with exclusive(self.model):
                 for block in self._blocks(batch, classes[part].to(self._device), "logit"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from natscope.core.bundle.attributor import Attributor
-from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.core.bundle.request import Attribution, QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import information_gain_curve, information_loss_curve, jaccard, rank_biased_overlap
@@ -54,7 +54,7 @@ class Row:
 
 
 def compare_one(
-    attributor: Attributor, query: QueryImage, request: Request, *, evaluation_sigma2: float, progress: Progress
+    attributor: Attributor, query: QueryExample, request: Request, *, evaluation_sigma2: float, progress: Progress
 ) -> Row:
     """Ask one method, and evaluate its subset by the information that it carries whatever the method optimised.
 
@@ -80,7 +80,7 @@ def compare_one(
 
 
 def evaluated(
-    attributor: Attributor, query: QueryImage, answer: Attribution, sigma2: float, progress: Progress
+    attributor: Attributor, query: QueryExample, answer: Attribution, sigma2: float, progress: Progress
 ) -> tuple[float, float]:
     """Return InfoLoss and InfoGain of an answer's images in nats, given its pool."""
     losses, gains = information_of(attributor, query, answer, sigma2, progress)
@@ -88,7 +88,7 @@ def evaluated(
 
 
 def information_of(
-    attributor: Attributor, query: QueryImage, answer: Attribution, sigma2: float, progress: Progress
+    attributor: Attributor, query: QueryExample, answer: Attribution, sigma2: float, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return InfoLoss and InfoGain of the first 1, 2, … images of an answer, each (M,) in nats, given its pool.
 

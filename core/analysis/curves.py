@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from natscope.core.bundle.attributor import Attributor
-from natscope.core.bundle.request import QueryImage, Request
+from natscope.core.bundle.request import QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import REFERENCE
 from natscope.core.metrics import information_loss_curve
@@ -63,7 +63,7 @@ class Curve:
 
 def relative_curves(
     attributor: Attributor,
-    queries: Sequence[QueryImage],
+    queries: Sequence[QueryExample],
     lines: Sequence[Line],
     *,
     largest: int,
@@ -108,7 +108,7 @@ def relative_curves(
 
 
 def _losses(
-    attributor: Attributor, query: QueryImage, line: Line, largest: int, conditioning: str, progress: Progress
+    attributor: Attributor, query: QueryExample, line: Line, largest: int, conditioning: str, progress: Progress
 ) -> np.ndarray:
     """Return InfoLoss of the first 1 … M images of a method's ranking, (M,) in nats."""
     request = Request(line.method, line.sigma2, largest, conditioning=conditioning)
@@ -132,7 +132,7 @@ def held_out(indices: np.ndarray) -> np.ndarray:
     return indices % _HELD_OUT == 0
 
 
-def sample_queries(attributor: Attributor, count: int, *, seed: int = 0, part: str = "all") -> list[QueryImage]:
+def sample_queries(attributor: Attributor, count: int, *, seed: int = 0, part: str = "all") -> list[QueryExample]:
     """Draw test images that the network gets right, without repetition.
 
     All images are put into an order that depends on the seed alone, and the first that qualify are taken: a larger draw

@@ -9,7 +9,7 @@ import numpy as np
 
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Manifest
-from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.core.bundle.request import Attribution, QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import jaccard
@@ -49,7 +49,7 @@ class Stability:
 
 def across_sketches(
     attributor: Attributor,
-    query: QueryImage,
+    query: QueryExample,
     requests: Sequence[Request],
     seeds: Sequence[int],
     progress: Progress,
@@ -81,7 +81,7 @@ def across_sketches(
 
 def across_networks(
     attributor: Attributor,
-    query: QueryImage,
+    query: QueryExample,
     requests: Sequence[Request],
     others: Sequence[Attributor],
     progress: Progress,
@@ -109,11 +109,11 @@ def across_networks(
     return found
 
 
-def _seen(other: Attributor, query: QueryImage) -> QueryImage:
+def _seen(other: Attributor, query: QueryExample) -> QueryExample:
     """Return a query as another network of the same data sees it."""
     if query.index is not None:
         return other.query(query.origin, query.index)
-    return other.upload(query.image) if query.input is None else other.given(query.input, query.label)
+    return other.asked(query.example, query.label)
 
 
 def kin(manifest: Manifest) -> tuple[str, int | None]:
@@ -158,7 +158,7 @@ def _within(progress: Progress, name: str, done: int, total: int) -> Callable[[s
 
 
 def _asked(
-    attributor: Attributor, query: QueryImage, request: Request, tell: Callable[[str], None]
+    attributor: Attributor, query: QueryExample, request: Request, tell: Callable[[str], None]
 ) -> Attribution | str:
     title = METHODS[request.method].title
     tell(title)

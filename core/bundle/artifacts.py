@@ -1,7 +1,7 @@
 """What individual methods need beyond the features of the target's logit: arrays and factors that a bundle may hold."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from natscope.core.bundle.format import FIX, Bundle
 from natscope.core.cache import BoundedCache
@@ -74,12 +75,15 @@ class LoadedArtifacts:
         key = _influence_key(query, target, rows)
         return self._scores.get(key, lambda: self._influences(query, target, rows, progress)[0])
 
-    def influence_ahead(self, queries: Tensor, targets: np.ndarray, rows: np.ndarray, progress: Progress) -> None:
-        """Compute `influence` for queries (Q, ...) to come, each under its target: gradients of images serve many."""
-        keys = [_influence_key(query[None], int(y), rows) for query, y in zip(queries, targets, strict=True)]
+    def influence_ahead(
+        self, queries: Sequence[Tensor], targets: np.ndarray, rows: np.ndarray, progress: Progress
+    ) -> None:
+        """Compute `influence` for Q queries (1, ...) to come, each under its target: gradients serve many."""
+        keys = [_influence_key(query, int(y), rows) for query, y in zip(queries, targets, strict=True)]
         for start in range(0, len(keys), _TOGETHER):
             part = slice(start, start + _TOGETHER)
-            found = self._influences(queries[part], targets[part], rows, progress)
+            together = pad_sequence([query[0] for query in queries[part]], batch_first=True)
+            found = self._influences(together, targets[part], rows, progress)
             for key, scores in zip(keys[part], found, strict=True):
                 self._scores.keep(key, scores)
 

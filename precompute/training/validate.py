@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from natscope.core.device import device_of, full_precision
 from natscope.core.errors import BuildError, out_of_memory
-from natscope.core.images import Inputs
+from natscope.core.examples import Inputs
 from natscope.core.jacobians import batched_layers, forward_with_penultimate, jacobian_blocks, supported_layers
 from natscope.precompute.training.heads import OUTPUT, gave_one_logit, last_operation, remarks_of
 from natscope.precompute.training.kinds import Types, fault_of
