@@ -1,4 +1,4 @@
-"""Tangent features: the sketched Jacobian of a measurement at given images, for training images and queries alike."""
+"""Tangent features: the sketched Jacobian of a measurement at examples, for training data and queries alike."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from natscope.core.parameters import ROLES, kernel_parameters
 from natscope.core.peak import bytes_each
 from natscope.core.sketches import Sketch, SketchSpec, make_sketch
 
-SHARD = 1000  # images that are computed, or written to a bundle, at a time
+SHARD = 1000  # examples that are computed, or written to a bundle, at a time
 _BATCH = 64  # for networks of other layers than `Linear`: some 10 MB an example for a ResNet-9
 _MOST = 2**30  # bytes that the Jacobians of a batch may take beyond those of one example
 _ON_ACCELERATOR = 4  # times as many of both
@@ -40,7 +40,7 @@ class Outputs:
 
 
 class FeatureMap:
-    """A trained network and a sketch: maps images and classes to features; the same numbers on every call.
+    """A trained network and a sketch: maps examples and classes to features; the same numbers on every call.
 
     Examples:
         >>> model = torch.nn.Sequential(torch.nn.Linear(20, 50), torch.nn.ReLU(), torch.nn.Linear(50, 3))

@@ -227,7 +227,7 @@ def _run_noting_last(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor |
 
 
 def convolves(model: nn.Module) -> bool:
-    """Return whether a network has a convolution: its work and memory an image are then those of many positions."""
+    """Return whether a network has a convolution: its work and memory an example are then those of many positions."""
     return any(isinstance(layer, nn.Conv2d) for layer in model.modules())
 
 
@@ -240,8 +240,8 @@ def batched_layers(model: nn.Module, example: Tensor) -> dict[str, nn.Module]:
     """Return the layers differentiated by hand, by name: of exact types, no parameter shared with another module.
 
     Left out are those that ever get an input whose first axis does not count the examples, as when the patches of an
-    image are put along it, or images go in one by one. The network is run twice to see that, on one example and on two,
-    and its answer is remembered: a layer's Jacobian is of the same form in every batch.
+    example are put along it, or examples go in one by one. The network is run twice to see that, on one example and on
+    two, and its answer is remembered: a layer's Jacobian is of the same form in every batch.
 
     Args:
         model: the network.

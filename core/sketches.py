@@ -91,9 +91,9 @@ class CountSketch(Sketch):
     (j + shift[i // h]) mod K, with h = 8 for matrices of more than 2^17 weights and 1 for others. The signs are
     independent, so the estimate is unbiased whatever the hash. Rows that share a shift collide in the same column, and
     always there, which a larger K does not change: on the embedded MLP the variance of k(x, x) is 4% above that of a
-    dense projection for the median of 48 images and 8% for the worst (`python -m benchmarks sketches`). For a factored
-    gradient delta (x) a the sum over the rows of a group is a product of delta with the signs, so the gradient is never
-    formed.
+    dense projection for the median of 48 examples and 8% for the worst (`python -m benchmarks sketches`). For a
+    factored gradient delta (x) a the sum over the rows of a group is a product of delta with the signs, so the gradient
+    is never formed.
     """
 
     def __call__(self, blocks: Sequence[Block]) -> Tensor:  # noqa: D102

@@ -1,4 +1,4 @@
-"""From an image to ranked training images: a bundle and its network, queried by pages and commands alike."""
+"""From an example to ranked training examples: a bundle and its network, queried by pages and commands alike."""
 
 import hashlib
 import time
@@ -95,7 +95,7 @@ class Attributor(Capabilities):
         self._sets.check()
 
     def trust(self, count: int) -> SketchError | None:
-        """Measure the sketch on the first training images, each under its own label; None for the exact kernel."""
+        """Measure the sketch on the first training examples, each under its own label; None for the exact kernel."""
         self.bundle.check_unchanged()
         spec, manifest = self.features.sketch.spec, self.bundle.manifest
         if spec.kind == "exact":
@@ -106,10 +106,10 @@ class Attributor(Capabilities):
         return trust(model, spec, inputs, labels, ntk=manifest.ntk, layout=manifest.layout, layers=layers)
 
     def query(self, origin: str, index: int) -> QueryExample:
-        """Take a query from the "test" or the "train" images.
+        """Take a query from the "test" or the "train" examples.
 
         Raises:
-            QueryError: if there is no such image.
+            QueryError: if there is no such example.
             BundleError: if a file of the bundle has changed since it was opened.
         """
         self.bundle.check_unchanged()
@@ -118,7 +118,7 @@ class Attributor(Capabilities):
     def given(self, found: Any, label: int | None = None) -> QueryExample:
         """Take what a user gives, of the form of the data's examples, as the query.
 
-        Of images that is pixels (H, W) or (H, W, 3) uint8, or an input as the network takes it, float32.
+        Of examples that is pixels (H, W) or (H, W, 3) uint8, or an input as the network takes it, float32.
 
         Args:
             found: one example.
@@ -143,7 +143,7 @@ class Attributor(Capabilities):
     def attribute(
         self, query: QueryExample, request: Request, progress: Progress = silent, *, whole: bool = True
     ) -> Attribution:
-        """Rank training images for a query.
+        """Rank training examples for a query.
 
         Args:
             query: from `query` or `given`.
@@ -189,9 +189,9 @@ class Attributor(Capabilities):
             progress: as for `attribute`.
 
         Returns:
-            Training indices (n,) int64, rising, of the images that have a score, and scores (n,) float64: for
-            information methods the nats that an image alone tells, or that are lost without it alone, with the sign of
-            its covariance: see `Method.each`.
+            Training indices (n,) int64, rising, of the examples that have a score, and scores (n,) float64: for
+            information methods the nats that an example alone tells, or that are lost without it alone, with the sign
+            of its covariance: see `Method.each`.
 
         Raises:
             QueryError, BundleError: as for `attribute`.
@@ -224,12 +224,12 @@ class Attributor(Capabilities):
         self, query: QueryExample, target: int, request: Request, settings: Settings, progress: Progress
     ) -> tuple[Candidates, np.ndarray, Settings]:
         """Return the candidates, their training indices (n,), and the settings that leave out the query itself."""
-        # A training image asks which *others* it leans on: it is taken out of the pool and of what is conditioned on.
+        # A training example asks which *others* it leans on: it is taken out of the pool and of what is conditioned on.
         conditioning = request.conditioning if METHODS[request.method].conditions else "none"
         candidates, rows = self.candidates(target, request.pool, conditioning, progress)
         exclude = tuple(int(r) for r in np.flatnonzero(rows == query.index)) if query.origin == "train" else ()
         if len(rows) == len(exclude):
-            raise QueryError(f"There is no other training image labelled {self.bundle.classes[target]} to rank.")
+            raise QueryError(f"There is no other training example labelled {self.bundle.classes[target]} to rank.")
         return candidates, rows, replace(settings, exclude=exclude)
 
     def _asked(self, query: QueryExample, target: int, features: np.ndarray) -> Query:
@@ -248,7 +248,7 @@ class Attributor(Capabilities):
             raise QueryError(str(error)) from error
 
     def _items(self, selection: Selection, pool: Pool, rows: np.ndarray) -> tuple[Item, ...]:
-        """Return the picks as training images; `rows` (n,) are the training indices of the pool."""
+        """Return the picks as training examples; `rows` (n,) are the training indices of the pool."""
         indices, nats, sources = selection.indices, selection.nats, self.bundle.sources("train")
         return tuple(
             Item(
@@ -294,7 +294,7 @@ class Attributor(Capabilities):
             self._artifacts.influence_ahead(inputs, np.full(len(queries), target), rows, progress)
 
     def margins_ahead(self, method: Method, tests: np.ndarray, progress: Progress = silent) -> None:
-        """Do the same for test images (Q,) about their own labels' margins, among all training images.
+        """Do the same for test examples (Q,) about their own labels' margins, among all training examples.
 
         Args:
             method: any.
@@ -308,7 +308,7 @@ class Attributor(Capabilities):
             self._artifacts.influence_ahead(inputs, self.test_labels[tests], every, progress)
 
     def margin_query(self, rows: np.ndarray) -> Query:
-        """Return test images as queries about their own labels' margins, without NTK scaling.
+        """Return test examples as queries about their own labels' margins, without NTK scaling.
 
         Args:
             rows: (Q,) their numbers.
@@ -325,7 +325,7 @@ class Attributor(Capabilities):
         return Query(features, penultimate, margin=lambda: features, input=inputs, target=labels)
 
     def margin_candidates(self, rows: np.ndarray, progress: Progress) -> Candidates:
-        """Return training images (n,), rising, as candidates under their own labels' margins, without NTK scaling."""
+        """Return training examples (n,), rising, as candidates under their own labels' margins, without NTK scaling."""
         self.bundle.check_unchanged()
         return self._sets.margins(rows, progress)
 
@@ -340,7 +340,7 @@ class Attributor(Capabilities):
         """Return the query's features (W,) under the target's logit, read-only; those of the last queries are kept.
 
         Raises:
-            QueryError: if the network does not respond to the image at all.
+            QueryError: if the network does not respond to the example at all.
         """
         inputs = query.example.inputs[:]
         key = (inputs.shape, hashlib.sha256(np.ascontiguousarray(inputs.numpy()).data).digest(), target)

@@ -122,7 +122,7 @@ class Bundle:
         return float(chosen[purpose].get(method, of_features.get(method, usual)))
 
     def mean_kernel(self, purpose: str = "prediction") -> float:
-        """Return mean k(x, x) over the training images, of the features that serve a purpose of `PURPOSES`.
+        """Return mean k(x, x) over the training examples, of the features that serve a purpose of `PURPOSES`.
 
         A sigma2 means what its ratio to this number is.
 
@@ -160,7 +160,7 @@ class Bundle:
 
     @cached_property
     def members(self) -> np.ndarray:
-        """How many training images each class has, (C,) int64.
+        """How many training examples each class has, (C,) int64.
 
         Raises:
             BundleError: if labels are damaged, or the manifest does not fit them.
@@ -170,7 +170,7 @@ class Bundle:
         for label, count in enumerate(members):
             gram = self.manifest.files.get(f"gram_{label}")
             if gram is not None and gram.shape != (count * (count + 1) // 2,):
-                raise self._damaged(gram, "has another shape than its class has images")
+                raise self._damaged(gram, "has another shape than its class has examples")
         if (backdoor := self.manifest.backdoor) is not None:
             targets = backdoor.targets[backdoor.base_labels]
             if not np.array_equal(labels[backdoor.train_indices], targets):
@@ -245,7 +245,7 @@ class Bundle:
             if self.has(name):
                 found = np.asarray(self.array(name)).tobytes().decode(errors="replace").split("\n")
                 if len(found) != count or max(map(len, found)) > LONGEST_SOURCE:
-                    raise self._damaged(self.manifest.files[name], "does not have a line of text for each image")
+                    raise self._damaged(self.manifest.files[name], "does not have a line of text for each example")
             self._sources[split] = tuple(found)
         return self._sources[split]
 
@@ -262,7 +262,7 @@ class Bundle:
         label = int(name.rpartition("_")[2])
         rows = np.flatnonzero(self.array("train_labels") == label)
         if not len(rows):
-            raise self._damaged(record, "is about a class without images")
+            raise self._damaged(record, "is about a class without examples")
         path, members = self.path / record.file, RowView(self.array("features"), rows)
         if wrong := index_fault(path, members, self.index_spec):
             raise self._damaged(record, wrong)

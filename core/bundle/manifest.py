@@ -38,7 +38,7 @@ _NEEDED = (
     *("penultimate", "features", "weights"),
 )
 _LARGEST_HEADER = 10_000  # bytes before the numbers of an array
-LONGEST_SOURCE = 4096  # bytes of where an image comes from, as of a path
+LONGEST_SOURCE = 4096  # bytes of where an example comes from, as of a path
 _MOST_SOURCES = 2**28  # bytes of all of them
 _MOST_SHARES = 1.001  # 1 with rounding
 
@@ -126,7 +126,7 @@ class Manifest:
 
     @cached_property
     def backdoor(self) -> Backdoor | None:
-        """The backdoor that was planted in the training images; None if they are honest."""
+        """The backdoor that was planted in the training examples; None if they are honest."""
         return None if self.poison is None else Backdoor.from_dict(self.poison)
 
     def to_json(self) -> str:
@@ -299,13 +299,13 @@ def _poison_misfits(manifest: Manifest, poison: dict[str, Any], form: tuple[int,
     count = (manifest.files["train_labels"].shape or (0,))[0]
     whole = len(patterns) == len(poison["targets"]) == classes
     if not whole or not manifest.modality.suits(patterns, poison["size"], form):
-        yield "has patches or targets that do not fit its classes and images"
+        yield "has patches or targets that do not fit its classes and examples"
     if max(poison["targets"], default=0) >= classes or max(bases, default=0) >= classes:
         yield "names a poisoned class that does not exist"
     if len(rows) != len(bases) or any(b <= a for a, b in pairwise(rows)) or max(rows, default=0) >= count:
-        yield "names poisoned images that do not exist"
+        yield "names poisoned examples that do not exist"
     if set(bases) != set(range(classes)):
-        yield "has a backdoor and no poisoned image of some class"
+        yield "has a backdoor and no poisoned example of some class"
     if "test_fooled" not in manifest.files or "attack_success" not in manifest.results:
         yield "has a backdoor and not how often it works"
 

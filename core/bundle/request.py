@@ -55,8 +55,8 @@ class Request:
     Args:
         method: a name of the registry.
         sigma2: observation noise variance; the bundle's usual one for the method when None.
-        budget: how many training images, M.
-        pool: "same-class" (images labelled as the target) or "all".
+        budget: how many training examples, M.
+        pool: "same-class" (examples labelled as the target) or "all".
         conditioning: "pool" or "train", what InfoLoss and RelatIF condition on.
         target: the class whose logit is attributed; the predicted one when None.
         seed: seed of the random method.
@@ -125,7 +125,7 @@ def quoted(value: object) -> str:
 
 @dataclass(frozen=True)
 class Item:
-    """A ranked training image; `nats` is cumulative, None if a method has none; `variance` is its prior variance."""
+    """A ranked training example; `nats` is cumulative, None if a method has none; `variance` is its prior variance."""
 
     rank: int
     train_index: int
@@ -139,7 +139,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Attribution:
-    """The answer: ranked training images, and how much they carry of all the information in the conditioning set.
+    """The answer: ranked training examples, and how much they carry of all the information in the conditioning set.
 
     `sigma2` is the noise variance that was used, `total_nats` is `1/2 log(v_*(empty) / v_*(D))`: None if the method has
     no information, it would take minutes, or was not asked for. `seconds` is what the ranking took, beyond the query's

@@ -120,7 +120,7 @@ class _Kernel(_Strict):
 
 
 class _Reused(_Strict):
-    """The bundle from which Jacobians were taken, by its identity, and of how many training images."""
+    """The bundle from which Jacobians were taken, by its identity, and of how many training examples."""
 
     bundle: Text
     rows: Size
@@ -201,7 +201,7 @@ def checked(raw: dict[str, Any]) -> None:
         raise SchemaError("holds a wrong value at poison.place")
     if raw.get("index") is not None and raw["index"]["kind"] not in CHOICES:
         raise SchemaError("holds a wrong value at index.kind")
-    # The settings are compared and never shown; a folder of images may have any name.
+    # The settings are compared and never shown; a folder of examples may have any name.
     if not _plain(raw | {"results": {k: v for k, v in raw["results"].items() if k != "settings"}}):
         raise SchemaError("holds text that cannot be printed")
 
