@@ -35,6 +35,7 @@ AT_HOME = {
     "PIL": ("app/", "precompute/data/decode.py"),
     "torchvision": "precompute/data/datasets.py",
     "threadpoolctl": "precompute/bundles/work.py",
+    "tokenizers": ("core/tokens.py", "precompute/data/tokenizing.py"),
     "filelock": (
         "core/scratch.py",
         "precompute/bundles/build.py",
