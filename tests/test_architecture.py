@@ -24,6 +24,7 @@ MAY_IMPORT = {
 }
 # Each of these is imported by one module alone, or in one package alone.
 AT_HOME = {
+    "datasets": "precompute/data/text_sources.py",
     "faiss": ("core/index/search.py", "core/index/file_checks.py"),
     "openTSNE": "core/analysis/embedding.py",
     "trak": "core/methods/trak.py",
@@ -35,6 +36,7 @@ AT_HOME = {
     "PIL": ("app/", "precompute/data/decode.py"),
     "torchvision": "precompute/data/datasets.py",
     "threadpoolctl": "precompute/bundles/work.py",
+    "tokenizers": ("core/tokens.py", "precompute/data/tokenizing.py"),
     "filelock": (
         "core/scratch.py",
         "precompute/bundles/build.py",
@@ -88,7 +90,8 @@ def test_no_module_needs_itself_to_be_imported():
 def test_every_library_that_is_imported_is_declared_and_no_other():
     names = {"faiss": "faiss-cpu", "PIL": "pillow", "trak": "traker"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.split(r"[^A-Za-z0-9_-]", requirement)[0] for requirement in project["dependencies"]}
+    needed = [*project["dependencies"], *project["optional-dependencies"]["glue"]]
+    declared = {re.split(r"[^A-Za-z0-9_-]", requirement)[0] for requirement in needed}
     tops = {module.split(".")[0] for file in modules() for module in imported(file)} - {"natscope"}
     assert {names.get(top, top) for top in tops - set(sys.stdlib_module_names)} == declared
 

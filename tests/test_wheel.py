@@ -144,7 +144,11 @@ def test_it_brings_one_name_and_all_that_belongs_to_it(wheel):
         "natscope/app/logo.svg",
         "natscope/assets/results/backdoor.json",
     }
-    there |= {"natscope/assets/fashion_mnist/LICENSE", "natscope/assets/resnet9/cifar10.safetensors"}
+    there |= {
+        "natscope/assets/fashion_mnist/LICENSE",
+        "natscope/assets/austen/test.jsonl.gz",
+        "natscope/assets/resnet9/cifar10.safetensors",
+    }
     assert there <= set(names)
     assert not [name for name in names if "screenshots" in name or "test" in name]
 

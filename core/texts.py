@@ -1,0 +1,357 @@
+"""Texts: what a bundle stores of them, and how they become the numbers of tokens that a network takes.
+
+A text of several columns, such as two sentences, is one string with a separator between its parts; positions of tokens
+count characters of that string. Token 0 is padding and stands in no stored text.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Meta
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from natscope.core.errors import QueryError
+from natscope.core.examples import Modality, Which, register
+from natscope.core.rows import Rows
+from natscope.core.tokens import LARGEST_VOCABULARY, LONGEST_TEXT, MOST_TOKENS, SEPARATOR, UNSEEN, cleaned, cut, loaded
+
+MOST_COLUMNS = 2  # what tokenizers can tell apart
+_AT_ONCE = 256  # texts that are checked, or compared, at a time
+
+
+class _About(msgspec.Struct, forbid_unknown_fields=True):
+    columns: Annotated[list[Annotated[str, Meta(max_length=300)]], Meta(min_length=1, max_length=MOST_COLUMNS)]
+    vocabulary: Annotated[int, Meta(ge=2, le=LARGEST_VOCABULARY)]
+    longest: Annotated[int, Meta(ge=1, le=MOST_TOKENS)]
+
+
+@dataclass(frozen=True, eq=False)
+class TextInputs:
+    """Tokens of texts, padded batch by batch: memory is that of a batch, whatever N.
+
+    Args:
+        tokens: (T,) int32 of all stored texts, one after another; a memory map will do.
+        offsets: (M + 1,) int64, where each stored text begins and the last one ends.
+        rows: (N,) which of them these are; all if None.
+    """
+
+    tokens: Rows
+    offsets: np.ndarray
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.lengths)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, (N,) int64."""
+        return _lengths(self.offsets, self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, L), L being the length of the longest."""
+        return len(self), max(1, int(self.lengths.max(initial=0)))
+
+    def __getitem__(self, rows: slice | np.ndarray | Tensor) -> Tensor:
+        """Return the tokens of some texts, (B, L) int64, with zeros up to the longest of them."""
+        chosen = _chosen(len(self), rows.numpy() if isinstance(rows, Tensor) else rows)
+        lengths = self.lengths[chosen]
+        padded = np.zeros((len(chosen), max(1, int(lengths.max(initial=0)))), dtype=np.int64)
+        within = np.arange(padded.shape[1]) < lengths[:, None]
+        padded[within] = _runs(self.tokens, self.offsets, chosen if self.rows is None else self.rows[chosen])
+        return torch.from_numpy(padded)
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """The texts of one split.
+
+    Args:
+        tokens: (T,) int32 of all stored texts, one after another; a memory map will do for all of these arrays.
+        token_offsets: (M + 1,) int64, where the tokens of each begin and those of the last end.
+        spans: (T, 2) int32, where each token begins and ends in its text, in characters; (0, 0) if it is added.
+        texts: (U,) uint8, the texts as UTF-8, one after another.
+        text_offsets: (M + 1,) int64.
+        tokenizer: the content of a `tokenizer.json`.
+        columns: titles of the parts of a text; one may be "".
+        vocabulary: how many tokens there are, padding included.
+        longest: tokens that a text is cut to.
+        rows: (N,) which of the stored texts these are; all if None.
+    """
+
+    tokens: Rows
+    token_offsets: np.ndarray
+    spans: Rows
+    texts: Rows
+    text_offsets: np.ndarray
+    tokenizer: bytes
+    columns: tuple[str, ...]
+    vocabulary: int
+    longest: int
+    rows: np.ndarray | None = None
+
+    @property
+    def modality(self) -> Modality:
+        """Text."""
+        return TEXT
+
+    @cached_property
+    def inputs(self) -> TextInputs:
+        """Their tokens."""
+        return TextInputs(self.tokens, self.token_offsets, self.rows)
+
+    @property
+    def form(self) -> tuple[int, ...]:
+        """How many tokens there are to know, and how many of them a text has at most."""
+        return self.vocabulary, self.longest
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a bundle stores for them, but for the tokenizer."""
+        letters = int(_lengths(self.text_offsets, self.rows).sum())
+        return 12 * int(self.inputs.lengths.sum()) + letters + 16 * (len(self) + 1)
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.token_offsets) - 1 if self.rows is None else len(self.rows)
+
+    def __getitem__(self, rows: Which) -> "Texts":
+        """Return some of them, in the requested order; none is read."""
+        chosen = _chosen(len(self), rows)
+        return replace(self, rows=chosen if self.rows is None else self.rows[chosen])
+
+    def arrays(self) -> dict[str, Rows]:
+        """Return the arrays that are stored, without the texts that were not chosen."""
+        if self.rows is None:
+            return {name: getattr(self, name) for name in TEXT.arrays}
+        return {
+            "tokens": _runs(self.tokens, self.token_offsets, self.rows),
+            "token_offsets": _offsets(self.inputs.lengths),
+            "spans": _runs(self.spans, self.token_offsets, self.rows),
+            "texts": _runs(self.texts, self.text_offsets, self.rows),
+            "text_offsets": _offsets(_lengths(self.text_offsets, self.rows)),
+        }
+
+    def files(self) -> dict[str, bytes]:
+        """Return the tokenizer."""
+        return {"tokenizer": self.tokenizer}
+
+    def about(self) -> dict[str, Any]:
+        """Return titles and sizes."""
+        return {"columns": list(self.columns), "vocabulary": self.vocabulary, "longest": self.longest}
+
+    def text(self, index: int) -> str:
+        """Return a text, with a separator between its parts."""
+        return bytes(_run(self.texts, self.text_offsets, self._stored(index))).decode()
+
+    def parts(self, index: int) -> tuple[str, ...]:
+        """Return a text's parts, one a column."""
+        return tuple(self.text(index).split(SEPARATOR))
+
+    def token_spans(self, index: int) -> np.ndarray:
+        """Return where each token of a text begins and ends in it, (L, 2); (0, 0) if the tokenizer added it."""
+        return np.asarray(_run(self.spans, self.token_offsets, self._stored(index)))
+
+    def distances(self, train: "Texts") -> np.ndarray:
+        """Return 1 - cosine to the nearest training text, (n,), of how often each token is there.
+
+        Tokens weigh the more the fewer training texts they are in; those that a tokenizer adds to every text are left
+        out.
+        """
+        rarity = 1 + np.log((1 + len(train)) / (1 + np.bincount(train._bags.indices, minlength=self.vocabulary)))
+        own, others = (_unit(bags * rarity) for bags in (self._bags, train._bags))
+        nearest = np.zeros(len(self))
+        for start in range(0, len(self), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            nearest[part] = (others @ own[part].T.toarray()).max(axis=0)
+        return np.clip(1 - nearest, 0, 1)
+
+    @cached_property
+    def _bags(self) -> csr_array:
+        """How often each token of the vocabulary is in each text, (N, vocabulary)."""
+        found = {name: np.asarray(values) for name, values in self.arrays().items() if name in ("tokens", "spans")}
+        own = found["spans"][:, 1] > 0
+        offsets = np.append(0, np.cumsum(own))[_offsets(self.inputs.lengths)]
+        bags = csr_array((np.ones(int(own.sum())), found["tokens"][own], offsets), (len(self), self.vocabulary))
+        bags.sum_duplicates()
+        return bags
+
+    def given(self, found: Any) -> "Texts":
+        """Return the text that a user gives, as one example.
+
+        Args:
+            found: a str, or one for each column.
+
+        Raises:
+            QueryError: if it is no text, is empty or too long, or has another number of parts.
+        """
+        parts = (found,) if isinstance(found, str) else found
+        if not isinstance(parts, tuple | list) or not all(isinstance(part, str) for part in parts):
+            raise QueryError(f"A query here is a text, not a {type(found).__name__}.")
+        if len(parts) != len(self.columns):
+            titles = f" ({' and '.join(self.columns)})" if all(self.columns) else ""
+            raise QueryError(f"A query here has {_count(len(self.columns))}{titles}, not {len(parts)}.")
+        if sum(map(len, parts)) + len(parts) - 1 > LONGEST_TEXT:
+            raise QueryError(f"The text has more than {LONGEST_TEXT:,} characters; give a part of it.")
+        parts = [cleaned(part) for part in parts]
+        if not all(parts):
+            raise QueryError("The text is empty." if len(parts) == 1 else "One of the texts is empty.")
+        try:
+            return texts_of([SEPARATOR.join(parts)], self.tokenizer, columns=self.columns, longest=self.longest)
+        except ValueError as error:
+            raise QueryError(f"The text cannot be a query: it {error}.") from error
+
+    def _stored(self, index: int) -> int:
+        return index if self.rows is None else int(self.rows[index])
+
+
+def texts_of(texts: Iterable[str], tokenizer: bytes, *, columns: tuple[str, ...], longest: int) -> Texts:
+    """Cut texts into tokens.
+
+    Args:
+        texts: `cleaned`, their parts joined by `SEPARATOR`.
+        tokenizer: the content of a `tokenizer.json`.
+        columns: titles of the parts.
+        longest: tokens that a text is cut to.
+
+    Raises:
+        ValueError: if the tokenizer cannot be used or fails, in words that follow a name.
+    """
+    tokens, spans, letters = [], [], []
+    for text in texts:
+        ids, places = cut(text, tokenizer, longest)
+        tokens.append(ids)
+        spans.append(places)
+        letters.append(text.encode())
+    return Texts(
+        tokens=np.concatenate([np.zeros(0, np.int32), *tokens]),
+        token_offsets=_offsets(np.array([len(one) for one in tokens], dtype=np.int64)),
+        spans=np.concatenate([np.zeros((0, 2), np.int32), *spans]),
+        texts=np.frombuffer(b"".join(letters), np.uint8),
+        text_offsets=_offsets(np.array([len(one) for one in letters], dtype=np.int64)),
+        tokenizer=tokenizer,
+        columns=columns,
+        vocabulary=loaded(tokenizer, longest)[1],
+        longest=longest,
+    )
+
+
+def _count(parts: int) -> str:
+    return "one text" if parts == 1 else f"{parts} texts"
+
+
+def _chosen(count: int, rows: Which) -> np.ndarray:
+    return np.arange(count)[rows]
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.append(0, np.cumsum(lengths)).astype(np.int64)
+
+
+def _lengths(offsets: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+    return np.diff(offsets) if rows is None else np.asarray(offsets[rows + 1] - offsets[rows])
+
+
+def _run(values: Rows, offsets: np.ndarray, row: int) -> np.ndarray:
+    return values[int(offsets[row]) : int(offsets[row + 1])]
+
+
+def _runs(values: Rows, offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return what is stored of some rows, one after another."""
+    if len(rows) and (np.diff(rows) == 1).all():
+        return np.asarray(values[int(offsets[rows[0]]) : int(offsets[rows[-1] + 1])])
+    return np.concatenate([values[:0], *(_run(values, offsets, row) for row in rows.tolist())])
+
+
+def _unit(bags: csr_array) -> csr_array:
+    """Scale rows to length 1, but for those that are 0."""
+    bags = csr_array(bags)
+    lengths = np.sqrt((bags * bags).sum(axis=1))
+    bags.data /= np.repeat(np.where(lengths > 0, lengths, 1), np.diff(bags.indptr))
+    return bags
+
+
+def _read(array: Callable[[str], np.ndarray], file: Callable[[str], bytes], about: Mapping[str, Any]) -> Texts:
+    """Return the texts that a bundle holds, once all of it is known to fit; raises ValueError if it does not."""
+    tokenizer, longest = file("tokenizer"), int(about["longest"])
+    if loaded(tokenizer, longest)[1] != about["vocabulary"]:
+        raise ValueError("holds a tokenizer of another vocabulary")
+    arrays = {name: array(name) for name in TEXT.arrays}
+    for offsets, values in (("token_offsets", "tokens"), ("text_offsets", "texts")):
+        arrays[offsets] = found = np.asarray(arrays[offsets])
+        if found[0] != 0 or found[-1] != len(arrays[values]) or (np.diff(found) < 0).any():
+            raise ValueError("holds offsets that do not fit")
+    if len(arrays["spans"]) != len(arrays["tokens"]):
+        raise ValueError("holds tokens without a place in their text")
+    texts = Texts(
+        **arrays,
+        tokenizer=tokenizer,
+        columns=tuple(about["columns"]),
+        vocabulary=int(about["vocabulary"]),
+        longest=longest,
+    )
+    if texts.inputs.lengths.max(initial=0) > longest:
+        raise ValueError("holds texts of too many tokens")
+    if _lengths(texts.text_offsets, None).max(initial=0) > 4 * LONGEST_TEXT:
+        raise ValueError("holds texts that are too long")
+    for start in range(0, len(texts), _AT_ONCE):
+        _check(texts[start : start + _AT_ONCE])
+    return texts
+
+
+def _check(texts: Texts) -> None:
+    """Raise ValueError unless tokens, texts and places are what they should be."""
+    found = {name: np.asarray(values) for name, values in texts.arrays().items()}
+    if ((found["tokens"] < 1) | (found["tokens"] >= texts.vocabulary)).any():
+        raise ValueError("holds tokens of no vocabulary")
+    letters = []
+    try:
+        letters = [texts.text(row) for row in range(len(texts))]
+    except UnicodeDecodeError as error:
+        raise ValueError("holds texts that are not UTF-8") from error
+    if any(len(text) > LONGEST_TEXT for text in letters):
+        raise ValueError("holds texts that are too long")
+    if any(text.count(SEPARATOR) != len(texts.columns) - 1 for text in letters):
+        raise ValueError("holds texts of other columns")
+    if any(UNSEEN.search(text.replace(SEPARATOR, "")) for text in letters):
+        raise ValueError("holds texts with characters that cannot be shown")
+    last = np.repeat([len(text) for text in letters], texts.inputs.lengths)
+    begins, ends = found["spans"].T
+    if ((begins < 0) | (ends < begins) | (ends > last)).any():
+        raise ValueError("holds tokens outside their text")
+
+
+def _fits(name: str, shape: tuple[int, ...], count: int, train: Mapping[str, tuple[int, ...]]) -> bool:
+    """Return whether an array of `count` texts may have a shape."""
+    if name in ("token_offsets", "text_offsets"):
+        return shape == (count + 1,)
+    return len(shape) == 2 and shape[1] == 2 if name == "spans" else len(shape) == 1
+
+
+TEXT = register(
+    Modality(
+        name="text",
+        one="text",
+        many="texts",
+        about=_About,
+        arrays={
+            "tokens": ("int32",),
+            "token_offsets": ("int64",),
+            "spans": ("int32",),
+            "texts": ("uint8",),
+            "text_offsets": ("int64",),
+        },
+        needed=("tokens", "token_offsets", "spans", "texts", "text_offsets"),
+        files={"tokenizer": "tokenizer.json"},
+        form=lambda about, _: (int(about["vocabulary"]), int(about["longest"])),
+        fits=_fits,
+        read=_read,
+    )
+)

@@ -1,0 +1,92 @@
+"""From a text to its tokens, by a tokenizer.json that a stranger may have written."""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from natscope.core.errors import out_of_memory
+from natscope.core.files import size
+
+SEPARATOR = "\x1e"  # between the columns of a text
+LONGEST_TEXT = 100_000  # characters of an example
+MOST_TOKENS = 2**13  # that an example may be cut to
+LARGEST_VOCABULARY = 2**22
+LARGEST_TOKENIZER = 20_000_000  # bytes of a tokenizer
+_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")  # of a line
+# Control characters but for tabs and ends of lines, marks that turn the direction of writing, halves of characters.
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def cleaned(text: str) -> str:
+    """Return a text without what cannot be seen, in composed characters (NFC), its lines ended alike."""
+    return unicodedata.normalize("NFC", UNSEEN.sub("", _ENDS.sub("\n", text))).strip()
+
+
+@lru_cache(maxsize=8)
+def loaded(tokenizer: bytes, longest: int) -> tuple[Tokenizer, int]:
+    """Return a tokenizer that cuts texts to `longest` tokens, and how many tokens it knows.
+
+    Args:
+        tokenizer: the content of a `tokenizer.json`.
+        longest: in tokens.
+
+    Raises:
+        ValueError: if it cannot be used, in words that follow a file's name.
+    """
+    if len(tokenizer) > LARGEST_TOKENIZER:
+        raise ValueError(f"is larger than {size(LARGEST_TOKENIZER)}")
+    with _understood("is no tokenizer that can be used"):
+        found = Tokenizer.from_buffer(tokenizer)
+        found.no_padding()
+        found.enable_truncation(longest)
+        found.encode_special_tokens = True  # "[SEP]" in a text is a word like any other
+        known = max(found.get_vocab(with_added_tokens=True).values(), default=0) + 1
+    if not 2 <= known <= LARGEST_VOCABULARY:
+        raise ValueError("has a vocabulary that is empty or too large")
+    if max(found.num_special_tokens_to_add(pair) for pair in (False, True)) >= longest:
+        raise ValueError(f"leaves no room for words in {longest} tokens")
+    return found, known
+
+
+def cut(text: str, tokenizer: bytes, longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a text's tokens, (L,) int32, and where each begins and ends in it, (L, 2) int32; (0, 0) if it was added.
+
+    Args:
+        text: `cleaned`, its parts joined by `SEPARATOR`.
+        tokenizer: the content of a `tokenizer.json`.
+        longest: tokens that it is cut to.
+
+    Raises:
+        ValueError: if the tokenizer cannot be used or fails, or the text has no tokens of its own, in words that follow
+            a name.
+    """
+    parts, (cutter, _) = text.split(SEPARATOR), loaded(tokenizer, longest)
+    with _understood("cannot be cut into tokens"):
+        found = cutter.encode(parts[0], parts[1] if len(parts) > 1 else None)
+        ids = np.array(found.ids, dtype=np.int32)
+        which = np.array([-1 if part is None else part for part in found.sequence_ids], dtype=np.int32)
+        spans = np.array(found.offsets, dtype=np.int32).reshape(-1, 2)
+    if not (which >= 0).any():
+        raise ValueError("has no words")
+    if (ids == 0).any():
+        raise ValueError("is cut into tokens of the number 0, which stands for padding")
+    begins = np.array([0, len(parts[0]) + 1], dtype=np.int32)[which.clip(0)]
+    return ids, np.where(which[:, None] < 0, 0, spans + begins[:, None]).astype(np.int32)
+
+
+@contextmanager
+def _understood(words: str) -> Iterator[None]:
+    """Turn whatever a tokenizer raises, even its panics, which are no Exception, into a ValueError of a few words."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        if out_of_memory(error):
+            raise
+        raise ValueError(words) from error

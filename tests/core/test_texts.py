@@ -1,0 +1,257 @@
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from natscope.core.errors import QueryError
+from natscope.core.examples import MODALITIES, batches
+from natscope.core.texts import TEXT, Texts, texts_of
+from natscope.core.tokens import SEPARATOR, cleaned
+from natscope.precompute.data.tokenizing import trained
+
+_TEXTS = [
+    "Emma Woodhouse, handsome, clever, and rich.",
+    "Mr. Darcy was clever; Mr. Darcy was tall.",
+    "An été in Bath.",
+    "Emma was in Bath, and Mr. Darcy was in Bath. Emma Woodhouse was handsome and clever.",
+]
+
+
+def _made(texts=_TEXTS, columns=("",), longest=12, **others):
+    return texts_of(texts, trained(texts, vocabulary=50), columns=columns, longest=longest, **others)
+
+
+@pytest.fixture(scope="module")
+def some():
+    return _made()
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return _made(
+        [SEPARATOR.join(pair) for pair in (("Emma was in Bath.", "Emma was."), ("In Bath", "Emma"))], ("a", "b")
+    )
+
+
+def _stored(some, /, **changed):
+    """Read texts back as from a bundle, with something changed."""
+    about = some.about() | changed.pop("about", {})
+    files = some.files() | changed.pop("files", {})
+    arrays = some.arrays() | changed
+    msgspec.convert(about, TEXT.about, strict=True)
+    return TEXT.read(arrays.__getitem__, files.__getitem__, about)
+
+
+def test_a_text_comes_back_as_it_was_and_each_token_names_its_place(some):
+    assert MODALITIES["text"] is some.modality is TEXT
+    assert len(some) == 4
+    assert [some.text(row) for row in range(4)] == _TEXTS
+    text, spans = some.text(1), some.token_spans(1)
+    assert [text[a:b] for a, b in spans] == [
+        "Mr",
+        ".",
+        "Darcy",
+        "was",
+        "clever",
+        ";",
+        "Mr",
+        ".",
+        "Darcy",
+        "was",
+        "tall",
+        ".",
+    ]
+    assert [some.text(2)[a:b] for a, b in some.token_spans(2)] == ["An", "été", "in", "Bath", "."]
+    assert len(some.token_spans(3)) == 12 == some.inputs.lengths.max()  # cut, the text is not
+    assert some.form == (some.vocabulary, 12) == TEXT.form(some.about(), {})
+
+
+def test_places_of_two_parts_count_in_both_together(pairs):
+    text, spans = pairs.text(0), pairs.token_spans(0)
+    assert pairs.parts(0) == ("Emma was in Bath.", "Emma was.")
+    assert [text[a:b] for a, b in spans] == ["Emma", "was", "in", "Bath", ".", "", "Emma", "was", "."]
+    assert spans[5].tolist() == [0, 0]
+    ids = pairs.inputs[:][0]
+    assert ids[0] == ids[6]
+    assert ids[5] == 2
+
+
+def test_inputs_are_padded_to_the_longest_of_those_asked_for(some):
+    inputs = some.inputs
+    assert inputs.shape == (4, 12)
+    assert inputs.lengths.tolist() == [len(some.token_spans(row)) for row in range(4)]
+    both = inputs[np.array([2, 0])]
+    assert both.dtype == torch.int64
+    assert both.shape == (2, 10)
+    assert both[0, 5:].tolist() == [0] * 5
+    assert torch.equal(both[1:], inputs[:1])
+    assert torch.equal(inputs[torch.tensor([2, 0])], both)
+    assert inputs[:0].shape == (0, 1)
+    assert [rows.tolist() for rows in batches(inputs, 2)] == [[1, 3], [0, 2]]
+
+
+def test_choosing_reads_nothing_and_composes(some):
+    class Unread:
+        shape = some.tokens.shape
+
+        def __getitem__(self, rows):
+            raise AssertionError
+
+    lazy = Texts(
+        **{name: getattr(some, name) for name in ("token_offsets", "text_offsets", "tokenizer", "columns")},
+        tokens=Unread(),
+        spans=Unread(),
+        texts=Unread(),
+        vocabulary=some.vocabulary,
+        longest=some.longest,
+    )
+    assert len(lazy[1:][np.array([2, 0])]) == 2
+    assert lazy[1:].nbytes < lazy.nbytes
+    chosen = some[1:][np.array([2, 0])]
+    assert [chosen.text(row) for row in range(2)] == [_TEXTS[3], _TEXTS[1]]
+    assert chosen[np.array([False, True])].text(0) == _TEXTS[1]
+    assert torch.equal(chosen.inputs[:], some.inputs[np.array([3, 1])])
+    again = _stored(chosen)
+    assert again.rows is None
+    assert [again.text(row) for row in range(2)] == [_TEXTS[3], _TEXTS[1]]
+    assert np.array_equal(again.token_spans(1), some.token_spans(1))
+    assert chosen.nbytes == sum(np.asarray(values).nbytes for values in chosen.arrays().values())
+    assert some.nbytes == sum(values.nbytes for values in some.arrays().values())
+    assert len(_stored(some[:0])) == 0
+
+
+def test_shapes_of_what_is_stored_are_known(some):
+    for name, values in some.arrays().items():
+        assert TEXT.fits(name, values.shape, 4, {})
+        assert not TEXT.fits(name, (*values.shape, 3), 4, {})
+        assert values.dtype.name in TEXT.arrays[name]
+    assert not TEXT.fits("token_offsets", (4,), 4, {})
+
+
+def _with(values, place, value):
+    changed = np.array(values)
+    changed[place] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda t: {"tokens": _with(t.tokens, 3, t.vocabulary)}, "tokens of no vocabulary"),
+        (lambda t: {"tokens": _with(t.tokens, 3, 0)}, "tokens of no vocabulary"),
+        (lambda t: {"tokens": _with(t.tokens, 3, -1)}, "tokens of no vocabulary"),
+        (lambda t: {"tokens": t.tokens[:-1]}, "offsets that do not fit"),
+        (lambda t: {"token_offsets": _with(t.token_offsets, 0, 1)}, "offsets that do not fit"),
+        (lambda t: {"token_offsets": _with(t.token_offsets, 1, 40)}, "offsets that do not fit"),
+        (lambda t: {"text_offsets": _with(t.text_offsets, 2, -1)}, "offsets that do not fit"),
+        (lambda t: {"text_offsets": _with(t.text_offsets, 3, t.text_offsets[2] + 4)}, "not UTF-8"),
+        (lambda t: {"spans": t.spans[:-1]}, "without a place"),
+        (lambda t: {"spans": _with(t.spans, 2, (5, 4))}, "tokens outside their text"),
+        (lambda t: {"spans": _with(t.spans, 2, (-1, 4))}, "tokens outside their text"),
+        (lambda t: {"spans": _with(t.spans, 2, (0, 44))}, "tokens outside their text"),
+        (lambda t: {"texts": _with(t.texts, 0, 0xFF)}, "not UTF-8"),
+        (lambda t: {"texts": _with(t.texts, 0, 0x1E)}, "other columns"),
+        (lambda t: {"texts": _with(t.texts, 0, 7)}, "cannot be shown"),
+        (lambda t: {"about": {"columns": ["a", "b"]}}, "other columns"),
+        (lambda t: {"about": {"longest": 11}}, "too many tokens"),
+        (lambda t: {"about": {"vocabulary": t.vocabulary + 1}}, "another vocabulary"),
+        (lambda t: {"files": {"tokenizer": b"{}"}}, "no tokenizer that can be used"),
+        (lambda t: {"files": {"tokenizer": b"[" * 10_000}}, "no tokenizer that can be used"),
+        (lambda t: {"files": {"tokenizer": t.tokenizer[:-1]}}, "no tokenizer that can be used"),
+        (lambda t: {"files": {"tokenizer": t.tokenizer + b" " * 21_000_000}}, "larger than 20"),
+        (lambda t: {"texts": np.frombuffer(b"a" * 300_000, np.uint8), "text_offsets": np.array([0, 1, 2, 3, 300_000])},
+         "too long"),
+    ],
+)  # fmt: skip
+def test_what_a_stranger_stored_is_checked(some, change, fault):
+    with pytest.raises(ValueError, match=fault):
+        _stored(some, **change(some))
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"columns": []}, {"columns": ["a"] * 3}, {"vocabulary": 1}, {"longest": 0}, {"more": 1}, {"longest": 2**20}],
+)
+def test_what_a_manifest_says_is_bounded(some, about):
+    with pytest.raises(msgspec.ValidationError):
+        _stored(some, about=about)
+
+
+def test_a_users_text_is_cut_like_the_stored_ones(some, pairs):
+    given = some.given("  Emma\r\nWOODHOUSE,\x1e [PAD] \u202ezebra! ")
+    assert given.text(0) == "Emma\nWOODHOUSE, [PAD] zebra!"
+    assert [given.text(0)[a:b] for a, b in given.token_spans(0)] == [
+        "Emma",
+        "WOODHOUSE",
+        ",",
+        "[",
+        "PAD",
+        "]",
+        "zebra",
+        "!",
+    ]
+    assert given.inputs[:][0, :3].tolist() == some.inputs[:][0, :3].tolist()
+    assert (given.inputs[:][0, 3:] == 1).all()  # no word of these is known
+    assert given.form == some.form
+    assert pairs.given(["Emma", "in Bath"]).parts(0) == ("Emma", "in Bath")
+    assert pairs.given(("Emma", "in Bath")).text(0) == "Emma\x1ein Bath"
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ("", "The text is empty"),
+        (" \n\x00", "The text is empty"),
+        ("\u200b", "has no words"),
+        (3, "a text, not a int"),
+        ([b"a"], "a text, not a list"),
+        (["a", "b"], "has one text, not 2"),
+        ("a" * 100_001, r"more than 100,000 characters"),
+    ],
+)
+def test_what_is_no_text_is_refused_in_a_sentence(some, found, message):
+    with pytest.raises(QueryError, match=message):
+        some.given(found)
+
+
+def test_a_pair_needs_both_of_its_parts(pairs):
+    with pytest.raises(QueryError, match=r"has 2 texts \(a and b\), not 1"):
+        pairs.given("Emma")
+    with pytest.raises(QueryError, match="One of the texts is empty"):
+        pairs.given(("Emma", " "))
+
+
+def test_distances_are_one_minus_cosines_of_weighted_counts(some):
+    def bags(texts):
+        return np.array([np.bincount(row, minlength=some.vocabulary) for row in texts.inputs[:].numpy()])[:, 1:]
+
+    train = bags(some)
+    rarity = 1 + np.log(5 / (1 + (train > 0).sum(axis=0)))
+    queries = some.given("Emma was tall, Mr. Darcy.")
+    own, others = bags(queries) * rarity, train * rarity
+    cosines = own @ others.T / np.linalg.norm(own) / np.linalg.norm(others, axis=1)
+    assert queries.distances(some) == pytest.approx(1 - cosines.max())
+    assert some.distances(some) == pytest.approx(np.zeros(4), abs=1e-12)
+    assert some.given("Zebra").distances(some[:1]) == pytest.approx(1 - _cosine_of_unknown(some), abs=1e-9)
+
+
+def _cosine_of_unknown(some):
+    """That of the unknown word, which the first text has as well, with the whole text."""
+    row = some.inputs[:1][0].numpy()
+    counts = np.bincount(row, minlength=some.vocabulary)[1:].astype(float)
+    return counts[0] / np.linalg.norm(counts)  # in the only training text, all weigh the same
+
+
+def test_what_a_tokenizer_adds_counts_in_no_distance(pairs):
+    alone = pairs.given(("Emma", "Emma"))
+    assert alone._bags.toarray()[0, 2] == 0
+    assert alone._bags.toarray().sum() == 2
+
+
+def test_cleaning_keeps_what_can_be_read():
+    assert cleaned("e\u0301\tx\x85y\u2028z\ud800\x1e\x00") == "é\tx\ny\nz"
+
+
+def test_the_same_texts_give_the_same_tokenizer():
+    assert trained(_TEXTS, vocabulary=50) == trained(list(reversed(_TEXTS)), vocabulary=50)
+    assert len(texts_of(_TEXTS, trained(_TEXTS, vocabulary=5), columns=("",), longest=9).inputs[:].unique()) <= 5
