@@ -181,11 +181,12 @@ def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
         inputs: (B, ...).
 
     Returns:
-        Logits (B, C) and penultimate features (B, D), where D is 0 if no `Linear` layer runs.
+        Logits (B, C) and penultimate features (B, D), where D is 0 if no `Linear` layer runs, or the last one runs on
+        each token of texts, which differ in length.
     """
     with exclusive(model):
         logits, last = _run_noting_last(model, inputs)
-        if last is None:
+        if last is None or (last.dim() > 2 and not inputs.is_floating_point()):
             return logits, logits.new_zeros(len(logits), 0)
         alone = last if len(inputs) == 1 else _run_noting_last(model, inputs[:1])[1]
         if last.dim() > 1 and alone is not None and len(last) == len(inputs) and len(alone) == 1:

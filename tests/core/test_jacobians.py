@@ -347,6 +347,8 @@ def test_logits_and_penultimate_features_of_tokens():
     logits, penultimate = forward_with_penultimate(model, TEXTS)
     assert torch.equal(logits, model(TEXTS))
     assert penultimate.shape == (3, 8)
+    each = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 3), nn.AdaptiveAvgPool2d((1, None)), nn.Flatten())
+    assert forward_with_penultimate(each, TEXTS)[1].shape == (3, 0)  # D may not change with the longest text's length
 
 
 def test_a_table_is_kept_as_the_rows_that_are_read():
