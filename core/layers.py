@@ -164,7 +164,7 @@ def _over_places(layer: nn.LayerNorm | nn.RMSNorm, _: Tensor, delta: Tensor) -> 
 
 def looked_up(layer: nn.Embedding, indices: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     """Return which rows of its table an embedding reads, (B, L), and their gradients, (B, L, D)."""
-    rows, delta = indices.reshape(len(indices), -1), delta.reshape(len(indices), -1, layer.embedding_dim)
+    rows, delta = indices.reshape(len(indices), -1).long(), delta.reshape(len(indices), -1, layer.embedding_dim)
     return rows, delta if layer.padding_idx is None else delta * (rows != layer.padding_idx)[..., None]
 
 
