@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from benchmarks.network import Say
 from natscope.core.backdoor import Backdoor
+from natscope.core.blocks import squared_norm
 from natscope.core.bundle.format import Bundle
 from natscope.core.images import ImageInputs
-from natscope.core.jacobians import jacobian_blocks, squared_norm
+from natscope.core.jacobians import jacobian_blocks
 from natscope.core.metrics import recall_at_k
 from natscope.core.parameters import ROLES, WEIGHTS, kernel_parameters
 from natscope.core.sketches import SketchSpec, make_sketch

@@ -8,17 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from natscope.core.blocks import Block, Outer, squared_norm
 from natscope.core.device import device_of
 from natscope.core.examples import Inputs, batches
-from natscope.core.jacobians import (
-    Block,
-    Outer,
-    exclusive,
-    forward_with_penultimate,
-    jacobian_blocks,
-    linear_alone,
-    squared_norm,
-)
+from natscope.core.jacobians import exclusive, forward_with_penultimate, jacobian_blocks, linear_alone
 from natscope.core.kernels import FactorKernel, Kernel, LinearKernel
 from natscope.core.parameters import ROLES, kernel_parameters
 from natscope.core.peak import bytes_each

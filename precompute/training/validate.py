@@ -147,7 +147,8 @@ class _Trail:
 @contextmanager
 def _following(model: nn.Module, trail: _Trail) -> Iterator[None]:
     def enter(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        shape = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
+        whole = args and isinstance(args[0], Tensor) and not args[0].is_nested  # nested tensors have no shape
+        shape = tuple(args[0].shape) if whole else ()
         trail.inside.append((name, module, shape))
         trail.ran.append(name)
 
@@ -191,7 +192,7 @@ def _run(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail) -> An
             f"The network {spec.title} does not take images of {colours} and {height} × {width} pixels: it fails"
             f"{fault}{other}."
         ) from error
-    trail.looks_up = seen.looks_up
+    trail.looks_up = seen.looks_up or not images.is_floating_point()
     if seen.half is not None:
         raise BuildError(
             f"The network {spec.title} computes in {seen.half}, and natscope in float32; leave half precision and "
