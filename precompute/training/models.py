@@ -19,12 +19,17 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.device import device, precision, set_precision
 from natscope.core.errors import BuildError, NatscopeError, out_of_memory
 from natscope.core.examples import Examples
+from natscope.precompute.training.attention import HEADS, Attention
 from natscope.precompute.training.heads import OUTPUT, attach
 from natscope.precompute.training.kinds import fault_of
 from natscope.precompute.training.projects import raised_by_one, said
 from natscope.precompute.training.trusted import Code, find
 
-_HIDDEN: dict[str, tuple[int, ...]] = {"mlp": (512, 256), "resnet9": ()}  # units between inputs and classes
+_HIDDEN: dict[str, tuple[int, ...]] = {
+    "mlp": (512, 256),
+    "resnet9": (),
+    "attention": (64,),
+}  # units between inputs and classes
 # What code that was written for another purpose may set when it is imported.
 _PROCESS_WIDE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
@@ -34,6 +39,7 @@ _PROCESS_WIDE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
 )
 _LISTED = 10  # names in a message
+_SPREAD = 0.1  # standard deviation of the numbers of a token's initial vector
 _WIDEST, _DEEPEST = 2**24, 100  # the most that a manifest may have
 
 
@@ -45,7 +51,8 @@ class ModelSpec:
         architecture: a key of `ARCHITECTURES`, or "module.path:factory", a function or class that is called without
             arguments and returns a network from (B, C, H, W) images to (B, classes) logits. It runs in float32.
         widths: for an MLP the units of each layer, from the input's pixels to the classes; for a ResNet-9 its input
-            channels and classes. None fits them to the data set; a factory has no widths.
+            channels and classes; for attention its vocabulary, the tokens of a text at most, the numbers of a token's
+            vector and the classes. None fits them to the data set; a factory has no widths.
         bias: whether the layers of an MLP have biases.
         output: which part of what a factory's network returns are the logits: see
             `natscope.precompute.training.heads.Head`.
@@ -119,9 +126,9 @@ def network_of(bundle: Bundle, *, seed: int) -> nn.Module:
 def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> nn.Module:
     """Build a network with the initial weights of the paper.
 
-    Those of an MLP are Kaiming-normal, N(0, 2 / fan_in), with zero biases; those of a ResNet-9 PyTorch's usual ones,
-    uniform within 1 / sqrt(fan_in). They depend on `seed` alone. A factory draws its own, after the global generator is
-    seeded just for it.
+    Those of an MLP are Kaiming-normal, N(0, 2 / fan_in), with zero biases; those of other layers PyTorch's usual ones,
+    uniform within 1 / sqrt(fan_in), and vectors of tokens N(0, 0.1²). They depend on `seed` alone. A factory draws its
+    own, after the global generator is seeded just for it.
 
     Args:
         spec: the network. A factory's module is imported only if it is trusted: see
@@ -155,6 +162,8 @@ def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> 
                 nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, std=_SPREAD, generator=generator)
     return model
 
 
@@ -225,6 +234,20 @@ def _conv(
 ) -> tuple[nn.Module, ...]:
     layer = skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding, bias=False, device=device)
     return layer, nn.BatchNorm2d(outputs, device=device), nn.ReLU()
+
+
+def _attention(spec: ModelSpec, device: str) -> nn.Module:
+    widths = spec.widths or ()
+    if (
+        len(widths) != 4
+        or not all(type(width) is int and 0 < width <= _WIDEST for width in widths)
+        or widths[2] % HEADS
+    ):
+        raise BuildError(
+            "An attention network has four widths: tokens of its vocabulary, tokens of a text at most, numbers of a "
+            f"token's vector (a multiple of {HEADS}) and classes; not {list(widths)}."
+        )
+    return Attention(*widths, device=device)
 
 
 def source_of(spec: ModelSpec) -> str | None:
@@ -381,4 +404,8 @@ def one_sentence(
         raise kind(f"{what}: {said(error)}.") from error
 
 
-ARCHITECTURES: dict[str, Callable[[ModelSpec, str], nn.Module]] = {"mlp": _mlp, "resnet9": _resnet9}
+ARCHITECTURES: dict[str, Callable[[ModelSpec, str], nn.Module]] = {
+    "mlp": _mlp,
+    "resnet9": _resnet9,
+    "attention": _attention,
+}
