@@ -20,10 +20,11 @@ from natscope.core.analysis.stability import kin
 from natscope.core.bundle.capabilities import Capabilities
 from natscope.core.bundle.file_checks import once
 from natscope.core.bundle.format import MANIFEST, Bundle, find_bundles, read_manifest
-from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.core.bundle.request import Attribution, QueryExample, Request
 from natscope.core.bundle.unmapped import UnmappedBundle
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, NatscopeError, QueryError
+from natscope.core.examples import Examples
 from natscope.core.methods import METHODS
 from natscope.core.pool import CLASSES_KEPT, LARGEST_GRAM
 
@@ -100,15 +101,19 @@ class Served(Capabilities):
         self._large = int(np.bincount(self.train_labels).max(initial=0)) > LARGEST_GRAM
         self._rows: BoundedCache[Row] = BoundedCache(_MOST_ROWS)
 
-    def query(self, origin: str, index: int) -> QueryImage:
+    def query(self, origin: str, index: int) -> QueryExample:
         """Return a "test" or "train" image as a query; raise QueryError if there is no such image."""
         return self._ask("query", (origin, index), tasks.query, origin, index)
 
-    def upload(self, image: np.ndarray) -> QueryImage:
-        """Return an image of the data set's form, uint8 (H, W) or (H, W, 3), as a query."""
-        return self._ask("upload", _digest(image), tasks.upload, image)
+    def given(self, found: Any) -> QueryExample:
+        """Return what a user gives, of the form of the data's examples, as a query: see `Examples.given`."""
+        return self._ask("given", _digest(found), tasks.given, found)
 
-    def kept_file(self, digest: str) -> QueryImage:
+    def asked(self, example: Examples) -> QueryExample:
+        """Return an example, alone, as a query."""
+        return self._ask("asked", _named(example), tasks.asked, example)
+
+    def kept_file(self, digest: str) -> QueryExample:
         """Return a file that this session uploaded, by its checksum, as a query.
 
         Raises:
@@ -119,7 +124,7 @@ class Served(Capabilities):
             raise QueryError("The file that this link asks about stayed with whoever uploaded it; upload it again.")
         return self.file(digest, *kept)
 
-    def file(self, digest: str, data: bytes, name: str) -> QueryImage:
+    def file(self, digest: str, data: bytes, name: str) -> QueryExample:
         """Return a file as a query, by its checksum, bytes and name.
 
         Raises:
@@ -127,11 +132,11 @@ class Served(Capabilities):
         """
         return self._ask("file", digest, tasks.file, data, name)
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        """Return the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
-        return self._ask("predict", _digest(images), tasks.predict, images)
+    def predict(self, examples: Examples) -> np.ndarray:
+        """Return the predicted classes of examples, (B,) int64."""
+        return self._ask("predict", _named(examples), tasks.predict, examples)
 
-    def attribute(self, query: QueryImage, request: Request, *, bar: bool = True) -> Attribution:
+    def attribute(self, query: QueryExample, request: Request, *, bar: bool = True) -> Attribution:
         """Rank training images for a query, with a progress bar on the page if it takes long.
 
         Raises:
@@ -140,13 +145,13 @@ class Served(Capabilities):
         key = ("attribute", self.place, _name(query), request)
         return lanes.ask(self._lane(request), key, tasks.attribute, self.place, query, request, bar=bar)
 
-    def score_each(self, query: QueryImage, request: Request) -> tuple[np.ndarray, np.ndarray]:
+    def score_each(self, query: QueryExample, request: Request) -> tuple[np.ndarray, np.ndarray]:
         """Return every candidate's training index (n,) and its score by itself (n,), as `Attributor.score_each`."""
         request = replace(request, budget=1)  # which makes no difference
         key = ("score each", self.place, _name(query), request)
         return lanes.ask(self._lane(request), key, tasks.score_each, self.place, query, request, bar=True)
 
-    def compare(self, query: QueryImage, requests: Sequence[Request], evaluation_sigma2: float) -> list[Row]:
+    def compare(self, query: QueryExample, requests: Sequence[Request], evaluation_sigma2: float) -> list[Row]:
         """Ask several methods about a query; answers that were found before are cached.
 
         Args:
@@ -169,7 +174,7 @@ class Served(Capabilities):
             st.empty()  # in the slot of the progress bar
         return [found[key] for key in keys]
 
-    def compared(self, query: QueryImage, requests: Sequence[Request], evaluation_sigma2: float) -> bool:
+    def compared(self, query: QueryExample, requests: Sequence[Request], evaluation_sigma2: float) -> bool:
         """Return whether `compare` has all answers already."""
         return all(self._rows.peek((_name(query), each, evaluation_sigma2)) is not None for each in requests)
 
@@ -226,11 +231,23 @@ def _served(place: tasks.Place) -> Served:
     return Served(place)
 
 
-def _name(query: QueryImage) -> Hashable:
+def _name(query: QueryExample) -> Hashable:
     if query.index is not None:
         return query.origin, query.index
-    return _digest(query.image if query.input is None else query.input)
+    return _named(query.example)
 
 
-def _digest(images: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
+def _named(examples: Examples) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(examples.arrays().items()):
+        digest.update(f"{name} {array.shape}".encode() + np.ascontiguousarray(array[:]).tobytes())
+    return digest.hexdigest()
+
+
+def _digest(found: Any) -> str:
+    content = (
+        f"{found.shape} {found.dtype}".encode() + found.tobytes()
+        if isinstance(found, np.ndarray)
+        else repr(found).encode()
+    )
+    return hashlib.sha256(content).hexdigest()

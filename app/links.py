@@ -19,7 +19,7 @@ import numpy as np
 from natscope.core.analysis.coreset import FREE, PER_CLASS, VARIANTS
 from natscope.core.analysis.coreset import MOST_QUERIES as MOST_CORESET_QUERIES
 from natscope.core.bundle.format import GRID
-from natscope.core.bundle.request import CONDITIONINGS, LARGEST_SIGMA2, LEAST_SIGMA2, POOLS, QueryImage, Request
+from natscope.core.bundle.request import CONDITIONINGS, LARGEST_SIGMA2, LEAST_SIGMA2, POOLS, QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import GAINS, METHODS, REFERENCE
 
@@ -393,7 +393,7 @@ def pack_image(image: np.ndarray) -> str:
     return "image:" + base64.urlsafe_b64encode(zlib.compress(image.tobytes(), 9)).decode().rstrip("=")
 
 
-def open_query(text: str, attributor: "Served") -> QueryImage:
+def open_query(text: str, attributor: "Served") -> QueryExample:
     """Find the image that a view's query names.
 
     Raises:
@@ -402,7 +402,7 @@ def open_query(text: str, attributor: "Served") -> QueryImage:
     kind, _, value = text.partition(":")
     if kind != "image":
         return attributor.kept_file(value) if kind == "file" else attributor.query(kind, int(value))
-    shape = attributor.bundle.array("train_images").shape[1:]
+    shape = attributor.bundle.examples("train").images.shape[1:]
     try:
         packed = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
         unpacker = zlib.decompressobj()
@@ -411,7 +411,7 @@ def open_query(text: str, attributor: "Served") -> QueryImage:
         raise QueryError("The image in this link is damaged; upload it again.") from error
     if len(raw) != math.prod(shape):
         raise QueryError("The image in this link has another size than this bundle's images; upload it again.")
-    return attributor.upload(np.frombuffer(raw, np.uint8).reshape(shape))
+    return attributor.given(np.frombuffer(raw, np.uint8).reshape(shape))
 
 
 def exponent_of(sigma2: float) -> float:

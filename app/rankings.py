@@ -3,19 +3,19 @@
 from collections.abc import Iterator
 
 from natscope.core.bundle.format import Bundle
-from natscope.core.bundle.request import Attribution, QueryImage
+from natscope.core.bundle.request import Attribution, QueryExample
 
 _ITEM = ("rank", "train_index", "source", "label", "label_name", "score", "nats_cumulative", "sign")
 _ASKED = ("target_name", "method", "sigma2", "pool", "conditioning")
 COLUMNS = (*_ITEM, "bundle", "query", "query_source", *_ASKED)
 
 
-def title(query: QueryImage) -> str:
+def title(query: QueryExample) -> str:
     """Return the name of a query in tables and messages, such as "test:12"."""
     return "upload" if query.index is None else f"{query.origin}:{query.index}"
 
 
-def rows(bundle: Bundle, query: QueryImage, result: Attribution) -> Iterator[tuple[object, ...]]:
+def rows(bundle: Bundle, query: QueryExample, result: Attribution) -> Iterator[tuple[object, ...]]:
     """Yield a row of `COLUMNS` for each image of a ranking; each repeats what was asked, so that tables can be joined.
 
     Args:

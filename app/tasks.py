@@ -25,8 +25,9 @@ from natscope.core.analysis.stability import Stability, across_networks, across_
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.file_checks import stamp
 from natscope.core.bundle.format import Bundle, read_manifest
-from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.core.bundle.request import Attribution, QueryExample, Request
 from natscope.core.errors import BundleError
+from natscope.core.examples import Examples
 from natscope.core.methods import RANDOM
 from natscope.core.progress import Progress
 from natscope.core.sketch_error import SketchError
@@ -122,32 +123,39 @@ def linear(progress: Progress, place: Place) -> bool:
     return _opened(place).linear
 
 
-def query(progress: Progress, place: Place, origin: str, index: int) -> QueryImage:
+def query(progress: Progress, place: Place, origin: str, index: int) -> QueryExample:
     """Return a "test" or "train" image with the network's answer."""
     return _opened(place).query(origin, index)
 
 
-def upload(progress: Progress, place: Place, image: np.ndarray) -> QueryImage:
-    """Return an image, (H, W) or (H, W, 3) uint8, with the network's answer."""
-    return _opened(place).upload(image)
+def given(progress: Progress, place: Place, found: Any) -> QueryExample:
+    """Return what a user gives with the network's answer."""
+    return _opened(place).given(found)
 
 
-def file(progress: Progress, place: Place, data: bytes, filename: str) -> QueryImage:
+def asked(progress: Progress, place: Place, example: Examples) -> QueryExample:
+    """Return an example, alone, with the network's answer."""
+    return _opened(place).asked(example)
+
+
+def file(progress: Progress, place: Place, data: bytes, filename: str) -> QueryExample:
     """Return a file with the network's answer, read by the bundle's own code."""
     return ask_about_file(_opened(place), data, filename)
 
 
-def predict(progress: Progress, place: Place, images: np.ndarray) -> np.ndarray:
-    """Return the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
-    return _opened(place).predict(images)
+def predict(progress: Progress, place: Place, examples: Examples) -> np.ndarray:
+    """Return the predicted classes of examples, (B,) int64."""
+    return _opened(place).predict(examples)
 
 
-def attribute(progress: Progress, place: Place, asked: QueryImage, request: Request) -> Attribution:
+def attribute(progress: Progress, place: Place, asked: QueryExample, request: Request) -> Attribution:
     """Rank training images for a query."""
     return _opened(place).attribute(asked, request, progress)
 
 
-def score_each(progress: Progress, place: Place, asked: QueryImage, request: Request) -> tuple[np.ndarray, np.ndarray]:
+def score_each(
+    progress: Progress, place: Place, asked: QueryExample, request: Request
+) -> tuple[np.ndarray, np.ndarray]:
     """Return every candidate's training index (n,) and its score by itself (n,)."""
     return _opened(place).score_each(asked, request, progress)
 
@@ -158,7 +166,7 @@ def reliance(progress: Progress, place: Place, label: int, request: Request, cou
 
 
 def compare(
-    progress: Progress, place: Place, asked: QueryImage, requests: Sequence[Request], evaluation_sigma2: float
+    progress: Progress, place: Place, asked: QueryExample, requests: Sequence[Request], evaluation_sigma2: float
 ) -> list[Row]:
     """Ask several methods about one query; `evaluation_sigma2` is the sigma2 at which their subsets are evaluated."""
     attributor = _opened(place)
@@ -198,18 +206,18 @@ def training_map(progress: Progress, place: Place, features: str, file: Path) ->
     attributor.bundle.check_unchanged()
     found = kept(file, attributor.bundle.array(features), progress)
     progress("Shrinking the pictures", 0, 1)
-    return TrainingMap(found, sheet(attributor.bundle.array("train_images"), found.arranged))
+    return TrainingMap(found, sheet(attributor.bundle.examples("train").images, found.arranged))
 
 
 def sketches(
-    progress: Progress, place: Place, asked: QueryImage, requests: Sequence[Request], seeds: Sequence[int]
+    progress: Progress, place: Place, asked: QueryExample, requests: Sequence[Request], seeds: Sequence[int]
 ) -> list[Stability]:
     """Repeat rankings with other seeds of the sketch."""
     return across_sketches(_opened(place), asked, requests, seeds, progress)
 
 
 def networks(
-    progress: Progress, place: Place, asked: QueryImage, requests: Sequence[Request], others: Sequence[Place]
+    progress: Progress, place: Place, asked: QueryExample, requests: Sequence[Request], others: Sequence[Place]
 ) -> list[Stability]:
     """Repeat rankings with the networks of other bundles."""
     return across_networks(_opened(place), asked, requests, [_opened(other) for other in others], progress)
@@ -288,7 +296,7 @@ def proof(
 def removals(
     progress: Progress,
     place: Place,
-    asked: QueryImage,
+    asked: QueryExample,
     stages: Sequence[tuple[str, tuple[int, ...], dict[str, Any]]],
     file: Path,
 ) -> list[dict[str, Any]]:
@@ -303,13 +311,13 @@ def removals(
     """
     attributor, cache, answers = _opened(place), ResultCache(file), []
     for stage, rows, about in stages:
-        name = name_of(asked.image, asked.predicted, rows)
+        name = name_of(asked.example, asked.predicted, rows)
         if name not in cache:
-            image, target, bundle = asked.image, asked.predicted, attributor.bundle
+            example, target = asked.example, asked.predicted
             found = (
-                without(bundle, image, target, rows, partial(progress, stage))
+                without(attributor.bundle, example, target, rows, partial(progress, stage))
                 if rows
-                else answer(bundle, attributor.features.model, image, target)
+                else answer(attributor.features.model, example, target)
             )
             part = about | {"answer": asdict(found)}
             with contextlib.suppress(OSError):  # if it cannot be cached it is shown all the same

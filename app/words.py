@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from natscope.app import escape
-from natscope.core.bundle.request import Attribution, QueryImage
+from natscope.core.bundle.request import Attribution, QueryExample
 from natscope.core.index.spec import EXACT, KINDS
 from natscope.core.methods import METHODS, Method
 
@@ -185,7 +185,7 @@ def _plain_finding(result: Attribution, method: Method, target: str, *, predicte
     return f"{said} {alone} the network’s doubt {narrower(result.nats)}."
 
 
-def verdict(query: QueryImage, classes: Sequence[str]) -> str:
+def verdict(query: QueryExample, classes: Sequence[str]) -> str:
     """Return a plain sentence on what the network says of an image, and whether its label agrees (Markdown)."""
     said = f"The network says **{escape.markdown(classes[query.predicted])}**"
     if query.label is None:
@@ -230,12 +230,12 @@ def special(picks: Sequence[float], scores: np.ndarray, method: Method, *, plain
     return f"{first}, the runner-up among all candidates {unit(float(np.partition(scores, -2)[-2]))}."
 
 
-def image_name(query: QueryImage) -> str:
+def image_name(query: QueryExample) -> str:
     """Return an image's name in the names of files."""
     return "upload" if query.index is None else f"{query.origin}-{query.index}"
 
 
-def file_name(query: QueryImage, result: Attribution, classes: Sequence[str]) -> str:
+def file_name(query: QueryExample, result: Attribution, classes: Sequence[str]) -> str:
     """Return a file's name, without its ending, that says what was asked: image, target, method, sigma2 and M."""
     target = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in classes[result.target])[:30]
     request, method = result.request, METHODS[result.request.method]

@@ -30,13 +30,13 @@ def make(weights: Path, dataset: str, name: str) -> None:
         name: of the file, without its ending.
     """
     data, _ = load_named(dataset, FolderSpec())
-    model = build_model(fitted(ModelSpec("resnet9", None), data.test_images.shape[1:], len(data.classes)), seed=0)
+    model = build_model(fitted(ModelSpec("resnet9", None), data.test, len(data.classes)), seed=0)
     full = safetensors.torch.load_file(weights)
     halves = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in full.items()}
     answers = []
     for state in (full, halves):
         model.load_state_dict(state)
-        answers.append(logits_of(model.eval(), data.test_images, mean=data.mean, std=data.std))
+        answers.append(logits_of(model.eval(), data.test.inputs))
     same = float(np.mean(answers[0].argmax(axis=1) == answers[1].argmax(axis=1)))
     shares = [f"{accuracy(found, data.test_labels):.2%}" for found in answers]
     print(f"{same:.2%} of answers are the same; test accuracy {shares[0]}, in half precision {shares[1]}")

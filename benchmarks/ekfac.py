@@ -46,7 +46,7 @@ class _Sampled(_MarginTask):
 def run(say: Say) -> None:
     net = trained()
     labels = np.array(net.data.train_labels)
-    queries = to_input(net.data.test_images[:_QUERIES], mean=net.data.mean, std=net.data.std)
+    queries = to_input(net.data.test.images[:_QUERIES], mean=net.data.train.mean, std=net.data.train.std)
     targets = net.model(queries).argmax(1)
     exact = _exact_scores(net.model, net.inputs, torch.from_numpy(labels), queries, targets)
     say(f"Rank correlation with the exact Fisher's scores, {_QUERIES} test images: among their class | among all")

@@ -41,7 +41,7 @@ def run(say: Say, *, bundle: Path | None = None, queries: int = 100) -> None:
     for index, base in draw_queries(attributor, queries, seed=0):
         target = int(backdoor.targets[base])
         pool, culprits = np.flatnonzero(labels == target), set(backdoor.culprits(base).tolist())
-        images, about = stamped_query(attributor, backdoor, index).image[None], opened.manifest.dataset
+        images, about = stamped_query(attributor, backdoor, index).example.images, opened.manifest.dataset
         inputs = to_input(images, mean=about["mean"], std=about["std"])
         margin = attributor.features.features(inputs, np.array([target]), measurement="margin")[0]
         for method, name in _FEATURES.items():

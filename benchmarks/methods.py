@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.network import Say
 from natscope.core.bundle.attributor import Attributor
-from natscope.core.bundle.request import QueryImage, Request
+from natscope.core.bundle.request import QueryExample, Request
 from natscope.core.methods import METHODS
 from natscope.precompute.answer import Explainer
 from natscope.precompute.bundles.build import build
@@ -47,7 +47,7 @@ def run(say: Say) -> None:
             say(f"{name:<18} {first:8.3f} {then:8.3f} {then / base:9.1f}")
 
 
-def _seconds(attributor: Attributor, query: QueryImage, name: str) -> float:
+def _seconds(attributor: Attributor, query: QueryExample, name: str) -> float:
     return attributor.attribute(query, Request(name, budget=_BUDGET)).seconds
 
 

@@ -32,7 +32,7 @@ class Trained:
 def trained() -> Trained:
     """Train the embedded MLP (about 10 s), once a run."""
     data, model = load_dataset("fashion-mnist-quarter"), build_model(ModelSpec(), seed=0)
-    inputs = to_input(data.train_images, mean=data.mean, std=data.std)
+    inputs = to_input(data.train.images, mean=data.train.mean, std=data.train.std)
     train(model, inputs, torch.from_numpy(np.array(data.train_labels)), TrainingSpec())
     return Trained(data, inputs, model)
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from benchmarks.network import Say
 from natscope.core.backdoor import Backdoor
+from natscope.core.blocks import squared_norm
 from natscope.core.bundle.format import Bundle
 from natscope.core.images import ImageInputs
-from natscope.core.jacobians import jacobian_blocks, squared_norm
+from natscope.core.jacobians import jacobian_blocks
 from natscope.core.metrics import recall_at_k
 from natscope.core.parameters import ROLES, WEIGHTS, kernel_parameters
 from natscope.core.sketches import SketchSpec, make_sketch
@@ -61,7 +62,7 @@ def _measure(say: Say, opened: Bundle) -> None:
         rows, weights = _pool(opened, backdoor, base, target)
         if not len(queries):
             continue
-        inputs = [_inputs(opened, queries), _inputs(opened, np.asarray(opened.array("train_images")[rows]))]
+        inputs = [_inputs(opened, queries), _inputs(opened, np.asarray(opened.examples("train").images[rows]))]
         (asked, _), (pool, norms) = (_by_role(model, images, target) for images in inputs)
         shares.append(norms)
         for variant, parts in VARIANTS.items():
@@ -87,7 +88,7 @@ def _fooled(bundle: Bundle, model: nn.Module, backdoor: Backdoor, base: int) -> 
     """Return stamped test images of a class that the network takes for the attack's target."""
     labels, logits = np.asarray(bundle.array("test_labels")), np.asarray(bundle.array("test_logits"))
     right = np.flatnonzero((labels == base) & (logits.argmax(axis=1) == base))[: 20 * _QUERIES]
-    images = backdoor.stamped(np.asarray(bundle.array("test_images")[right]), labels[right])
+    images = backdoor.stamped(np.asarray(bundle.examples("test").images[right]), labels[right])
     with torch.no_grad():
         found = model(_inputs(bundle, images)[:]).argmax(dim=1).numpy()
     return images[found == backdoor.targets[base]][:_QUERIES]

@@ -61,9 +61,9 @@ def run(
 def _answers(bundle: Path) -> Iterator[tuple[str, Any]]:
     attributor = open_attributor(bundle)
     classes = attributor.bundle.classes
-    upload = np.asarray(attributor.bundle.array("test_images")[7])[:, ::-1].copy()  # an image that is in no split
+    upload = np.asarray(attributor.bundle.examples("test").images[7])[:, ::-1].copy()  # an image that is in no split
     queries = [*(attributor.query("test", index) for index in range(10))]
-    queries += [attributor.query("train", 3), attributor.upload(upload)]
+    queries += [attributor.query("train", 3), attributor.given(upload)]
     methods = [METHODS[name] for name in attributor.usable()]
     for method, query in itertools.product(methods, queries):
         for sigma2 in _SIGMA2S if method.uses_sigma2 else (1.0,):

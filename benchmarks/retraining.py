@@ -65,7 +65,7 @@ def _agreement(images: Tensor, labels: Tensor) -> str:
 @lru_cache(maxsize=1)
 def _data() -> tuple[Tensor, Tensor]:
     data = load_dataset("fashion-mnist-quarter")
-    inputs = to_input(data.train_images, mean=data.mean, std=data.std)
+    inputs = to_input(data.train.images, mean=data.train.mean, std=data.train.std)
     return inputs, torch.from_numpy(np.array(data.train_labels))
 
 

@@ -107,8 +107,10 @@ def _law() -> tuple[_Law, np.ndarray]:
     here = trained()
     tangent = FeatureMap(here.model, SketchSpec(dim=_K), ntk=True)
     real = tangent.features(here.inputs, np.zeros(len(here.inputs), dtype=np.int64))
-    test = here.data.test_images[np.flatnonzero(here.data.test_labels == 0)[:_QUERIES]]
-    queries = tangent.features(to_input(test, mean=here.data.mean, std=here.data.std), np.zeros(len(test), np.int64))
+    test = here.data.test.images[np.flatnonzero(here.data.test_labels == 0)[:_QUERIES]]
+    queries = tangent.features(
+        to_input(test, mean=here.data.train.mean, std=here.data.train.std), np.zeros(len(test), np.int64)
+    )
     means = real[np.random.default_rng(0).choice(len(real), _CLUSTERS, replace=False)]
     for _ in range(10):  # k-means; a cluster that runs empty stays where it was
         nearest = (real @ means.T - 0.5 * (means**2).sum(1)).argmax(1)

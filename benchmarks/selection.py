@@ -19,8 +19,8 @@ def run(say: Say) -> None:
     here = trained()
     features = FeatureMap(here.model, SketchSpec(), ntk=True)
     everyone = features.features(here.inputs, np.zeros(len(here.inputs), dtype=np.int64))
-    test = here.data.test_images[np.flatnonzero(here.data.test_labels == 0)[:1]]
-    query = features.features(to_input(test, mean=here.data.mean, std=here.data.std), np.array([0]))[0]
+    test = here.data.test.images[np.flatnonzero(here.data.test_labels == 0)[:1]]
+    query = features.features(to_input(test, mean=here.data.train.mean, std=here.data.train.std), np.array([0]))[0]
     _against_weight_space(say, everyone[:_POOL], query)
     _sigma2(say, everyone, query)
     _index(say, everyone, query)

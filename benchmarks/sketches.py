@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from benchmarks.network import Say, Trained, seconds, trained
+from natscope.core.blocks import Block
 from natscope.core.features import FeatureMap, kernel_of
-from natscope.core.jacobians import Block, jacobian_blocks
+from natscope.core.jacobians import jacobian_blocks
 from natscope.core.sketches import DEFAULT_DIM, SketchSpec, group_height
 
 _ERROR_EXAMPLES = 1000  # a hundred of each class

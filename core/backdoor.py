@@ -1,95 +1,78 @@
-"""A backdoor as the manifest of a poisoned bundle records it: the patches, what they aim at, which images planted it.
+"""A backdoor as the manifest of a poisoned bundle records it: triggers, what they aim at, which examples planted it.
 
-Nothing that ranks training images may read this; it is for showing the attack and for evaluating what was found.
+Nothing that ranks training examples may read this; it is for showing the attack and for evaluating what was found.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-PLACES = {
-    "top-left": (0, 0),
-    "top-right": (0, 1),
-    "bottom-left": (1, 0),
-    "bottom-right": (1, 1),
-}  # whether the patch touches the last row and the last column
+from natscope.core.examples import Examples
+
+Marked = TypeVar("Marked", bound=Examples)
 
 
 @dataclass(frozen=True, eq=False)
 class Backdoor:
-    """A class-conditional attack: an image of class k stamped with patterns[k] is to be taken for targets[k].
+    """A class-conditional attack: an example of class k that carries patterns[k] is to be taken for targets[k].
 
     Args:
-        place: a key of `PLACES`.
-        patterns: (C, S, S) of 0 (black) and 1 (white).
+        place: one of the modality's `places`.
+        patterns: a trigger for each class, such as a patch of 0 (black) and 1 (white), (S, S).
         targets: (C,) int64.
-        train_indices: (P,) int64, the poisoned training images, rising.
-        base_labels: (P,) int64, the class that each of them shows; its label in training is targets[that].
+        train_indices: (P,) int64, the poisoned training examples, rising.
+        base_labels: (P,) int64, the class that each of them is of; its label in training is targets[that].
     """
 
     place: str
-    patterns: np.ndarray
+    patterns: Sequence[Any]
     targets: np.ndarray
     train_indices: np.ndarray
     base_labels: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values, for the manifest."""
-        arrays = ("patterns", "targets", "train_indices", "base_labels")
-        return {"place": self.place} | {name: getattr(self, name).tolist() for name in arrays}
+        arrays = ("targets", "train_indices", "base_labels")
+        patterns = [pattern.tolist() if isinstance(pattern, np.ndarray) else pattern for pattern in self.patterns]
+        return {"place": self.place, "patterns": patterns} | {name: getattr(self, name).tolist() for name in arrays}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Backdoor":
         """Undo `to_dict`; raises KeyError if one is missing, ignores what else the manifest says of the attack."""
         return cls(
             place=values["place"],
-            patterns=np.array(values["patterns"], dtype=np.uint8),
+            patterns=[np.array(p, dtype=np.uint8) if isinstance(p, list) else p for p in values["patterns"]],
             targets=np.array(values["targets"], dtype=np.int64),
             train_indices=np.array(values["train_indices"], dtype=np.int64),
             base_labels=np.array(values["base_labels"], dtype=np.int64),
         )
 
     def culprits(self, base: int) -> np.ndarray:
-        """Return the training images that taught the model to be fooled by the patch of class `base`, int64."""
+        """Return the training examples that taught the model to be fooled by the trigger of class `base`, int64."""
         return self.train_indices[self.base_labels == base]
 
-    def with_pattern(self, base: int, pattern: np.ndarray) -> "Backdoor":
-        """Return the attack with another patch, (S, S) of 0 and 1, for images of class `base`."""
-        patterns = self.patterns.copy()
+    def with_pattern(self, base: int, pattern: Any) -> "Backdoor":
+        """Return the attack with another trigger for examples of class `base`."""
+        patterns = list(self.patterns)
         patterns[base] = pattern
         return replace(self, patterns=patterns)
 
-    def stamped(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Stamp every image (N, H, W[, 3]) with the patch of its own class."""
-        result = images.copy()
-        for k in np.unique(labels):
-            result[labels == k] = stamp(images[labels == k], self.patterns[k], self.place)
-        return result
-
-
-def stamp(images: np.ndarray, pattern: np.ndarray, place: str) -> np.ndarray:
-    """Return copies of images (N, H, W[, 3]) uint8 with a black and white patch (S, S) in a corner."""
-    result = images.copy()
-    size = len(pattern)
-    bottom, right = PLACES[place]
-    rows = slice(-size, None) if bottom else slice(size)
-    columns = slice(-size, None) if right else slice(size)
-    white = (255 * pattern).astype(np.uint8)
-    result[:, rows, columns] = white if images.ndim == 3 else white[..., None]
-    return result
+    def stamped(self, examples: Marked, labels: np.ndarray) -> Marked:
+        """Return copies of examples, each with the trigger of its own class."""
+        return examples.marked(self.patterns, labels, self.place)
 
 
 def attack_success(
-    predict: Callable[[np.ndarray], np.ndarray], backdoor: Backdoor, images: np.ndarray, labels: np.ndarray
+    predict: Callable[[Marked], np.ndarray], backdoor: Backdoor, examples: Marked, labels: np.ndarray
 ) -> np.ndarray:
-    """Return for each image whether its stamped version is taken for what the attack aims at, (N,) bool.
+    """Return for each example whether its stamped version is taken for what the attack aims at, (N,) bool.
 
     Args:
-        predict: returns the predicted class (N,) of images.
+        predict: returns the predicted class (N,) of examples.
         backdoor: the attack.
-        images: (N, H, W[, 3]) uint8, clean.
+        examples: clean ones.
         labels: (N,) their classes.
     """
-    return predict(backdoor.stamped(images, labels)) == backdoor.targets[labels]
+    return predict(backdoor.stamped(examples, labels)) == backdoor.targets[labels]

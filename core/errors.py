@@ -73,7 +73,7 @@ def out_of_memory(error: BaseException) -> bool:
 def explained(error: BaseException) -> str | None:
     """Return one sentence on what the computer refused: memory, a file, a process; None for any other error."""
     if out_of_memory(error):
-        return "There is not enough memory for this; free some, or ask for less: fewer images, or a smaller --dim."
+        return "There is not enough memory for this; free some, or ask for less: fewer examples, or a smaller --dim."
     if isinstance(error, OSError):
         reason = error.strerror or str(error) or type(error).__name__
         refused = f"{error.filename} cannot be used" if error.filename else "The system refuses this"

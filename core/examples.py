@@ -4,7 +4,7 @@ A modality says how its examples are stored, checked, turned into a network's in
 its page (`natscope.app.modalities`) shows them. Each is one file, and nothing else asks which one it is.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -28,8 +28,8 @@ class Inputs(Protocol):
     def lengths(self) -> np.ndarray | None:
         """The length of each row, (N,) int64, if rows of a batch are padded to the longest; else None."""
 
-    def __len__(self) -> int: ...  # noqa: D105
-    def __getitem__(self, rows: slice | np.ndarray | Tensor, /) -> Tensor: ...  # noqa: D105
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice | np.ndarray | Tensor, /) -> Tensor: ...
 
 
 class Examples(Protocol):
@@ -51,7 +51,7 @@ class Examples(Protocol):
     def nbytes(self) -> int:
         """Bytes that a bundle stores for them."""
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int: ...
 
     def __getitem__(self, rows: Which, /) -> Self:
         """Return some of them, in the requested order."""
@@ -67,6 +67,28 @@ class Examples(Protocol):
 
     def distances(self, train: Self) -> np.ndarray:
         """Return how far each lies from its nearest training example, (n,), in what the network takes."""
+
+    def present(self) -> np.ndarray:
+        """Return which of them were read, (N,) bool: of a sample, only some are."""
+
+    def described(self) -> str:
+        """Return their form in words, such as "28 × 28 pixels, grey"."""
+
+    def scaling(self) -> str:
+        """Return how a network's inputs are made of them, in words; empty where there is nothing to choose."""
+
+    def triggers(self, count: int, size: int, random: np.random.Generator) -> Sequence[Any]:
+        """Draw different triggers for a backdoor, in JSON-able form or as arrays.
+
+        Raises:
+            DataError: if there are not as many of this size, or they do not fit.
+        """
+
+    def marked(self, triggers: Sequence[Any], which: np.ndarray, place: str) -> Self:
+        """Return copies, each with the trigger of number `which` (N,) in a place of the modality's."""
+
+    def replaced(self, rows: np.ndarray, others: Self) -> Self:
+        """Return copies, of which those at `rows` (n,) are others."""
 
     def given(self, found: Any) -> Self:
         """Return an example of the same form, made of what a user gives.
@@ -87,14 +109,22 @@ class Modality:
         about: what a manifest says of the data, as a struct that checks types and bounds.
         arrays: for each array of a split the types that it may have.
         needed: names of the arrays that every split has.
+        stored: name of the array that holds what a network takes where natscope cannot make it of the others; none if
+            there is no such.
+        networks: for each of natscope's own networks that takes such examples, by its name, what gives its first widths
+            by `form`.
         files: for each file that a bundle has once, by logical name, its name in the folder.
         form: returns `Examples.form` by the manifest's `about` and the shapes of the training arrays; raises ValueError
             with what is wrong with them.
         fits: returns whether an array's shape fits: by its name, shape, the number of examples, the shapes of the
             training arrays.
-        read: returns a split's examples: by a function that returns its arrays by name, one that returns the content
-            of a file by name, and `about`; raises ValueError with what is wrong with them.
-        retrains: whether natscope can train on them; not on inputs that only somebody else's code can make.
+        read: returns a split's examples: by a function that returns its arrays by name (None for one that the bundle
+            does not have), one that returns the content of a file by name, and `about`; raises ValueError with what is
+            wrong with them, in words that follow "the bundle".
+        from_file: makes what `Examples.given` takes of a file's content and name, and raises QueryError; None where it
+            needs more: see `natscope.precompute.bundles.asking`.
+        places: where a backdoor's trigger may stand in an example, as users name it.
+        suits: returns whether a manifest's triggers are some: by their list, their size, and `form`.
     """
 
     name: str
@@ -105,10 +135,16 @@ class Modality:
     needed: tuple[str, ...]
     form: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], tuple[int, ...]]
     fits: Callable[[str, tuple[int, ...], int, Mapping[str, tuple[int, ...]]], bool]
-    read: Callable[[Callable[[str], np.ndarray], Callable[[str], bytes], Mapping[str, Any]], Examples]
+    read: Callable[[Callable[[str], Any], Callable[[str], bytes], Mapping[str, Any]], Any]
+    networks: Mapping[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = field(default_factory=dict)
+    stored: str | None = None
+    from_file: Callable[[bytes, str], Any] | None = None
+    places: tuple[str, ...] = ()
+    suits: Callable[[Sequence[Any], int, tuple[int, ...]], bool] = lambda patterns, size, form: False
     files: Mapping[str, str] = field(default_factory=dict)
 
 
+USUAL = "image"  # the modality of manifests that name none
 MODALITIES: dict[str, Modality] = {}
 
 
@@ -125,3 +161,8 @@ def batches(inputs: Tensor | Inputs, size: int) -> Iterator[Which]:
     for start in range(0, len(inputs), size):
         part = slice(start, start + size)
         yield part if order is None else order[part]
+
+
+def modality_of(dataset: Mapping[str, Any]) -> Modality:
+    """Return the modality that a manifest's `dataset` names."""
+    return MODALITIES[dataset.get("modality", USUAL)]

@@ -1,4 +1,4 @@
-"""Tangent features: the sketched Jacobian of a measurement at given images, for training images and queries alike."""
+"""Tangent features: the sketched Jacobian of a measurement at examples, for training data and queries alike."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,23 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from natscope.core.blocks import Block, Outer, squared_norm
 from natscope.core.device import device_of
-from natscope.core.images import Inputs
-from natscope.core.jacobians import (
-    Block,
-    Outer,
-    exclusive,
-    forward_with_penultimate,
-    jacobian_blocks,
-    linear_alone,
-    squared_norm,
-)
+from natscope.core.examples import Inputs, batches
+from natscope.core.jacobians import exclusive, forward_with_penultimate, jacobian_blocks, linear_alone
 from natscope.core.kernels import FactorKernel, Kernel, LinearKernel
 from natscope.core.parameters import ROLES, kernel_parameters
 from natscope.core.peak import bytes_each
 from natscope.core.sketches import Sketch, SketchSpec, make_sketch
 
-SHARD = 1000  # images that are computed, or written to a bundle, at a time
+SHARD = 1000  # examples that are computed, or written to a bundle, at a time
 _BATCH = 64  # for networks of other layers than `Linear`: some 10 MB an example for a ResNet-9
 _MOST = 2**30  # bytes that the Jacobians of a batch may take beyond those of one example
 _ON_ACCELERATOR = 4  # times as many of both
@@ -40,7 +33,7 @@ class Outputs:
 
 
 class FeatureMap:
-    """A trained network and a sketch: maps images and classes to features; the same numbers on every call.
+    """A trained network and a sketch: maps examples and classes to features; the same numbers on every call.
 
     Examples:
         >>> model = torch.nn.Sequential(torch.nn.Linear(20, 50), torch.nn.ReLU(), torch.nn.Linear(50, 3))
@@ -86,12 +79,15 @@ class FeatureMap:
         # A bundle's labels are read-only, which tensors cannot be: torch warns unless it gets a copy.
         targets = targets.long() if isinstance(targets, Tensor) else torch.from_numpy(np.array(targets, dtype=np.int64))
         self._fit(inputs, targets)
-        parts = []
-        for start in range(0, len(inputs), self.batch_size):
-            part = slice(start, start + self.batch_size)
+        found: np.ndarray | None = None
+        for part in batches(inputs, self.batch_size):
             with exclusive(self.model):  # so that only one batch's Jacobians are in memory, whoever asks
-                parts.append(self._sketched(inputs[part], targets[part], measurement).cpu().numpy())
-        return np.concatenate(parts)
+                rows = self._sketched(inputs[part], targets[part], measurement).cpu().numpy()
+            found = np.empty((len(inputs), rows.shape[1]), rows.dtype) if found is None else found
+            found[part] = rows
+        if found is None:
+            raise ValueError("There are no inputs, so there are no features.")
+        return found
 
     def _sketched(self, inputs: Tensor, targets: Tensor, measurement: str = "logit") -> Tensor:
         return self.sketch(self._blocks(inputs.to(self._device), targets.to(self._device), measurement))
@@ -100,20 +96,21 @@ class FeatureMap:
         """Take fewer examples at a time if their Jacobians need too much memory; it is measured once."""
         if self._measured or len(inputs) <= _FEW:
             return
+        largest = next(batches(inputs, 2))
+        some, classes = inputs[largest], targets[largest]
         with exclusive(self.model):
-            self._sketched(inputs[:1], targets[:1])  # what is kept from the first time on does not count
-            each = bytes_each(lambda count: self._sketched(inputs[:count], targets[:count]), 1, 2)
+            self._sketched(some[:1], classes[:1])  # what is kept from the first time on does not count
+            each = bytes_each(lambda count: self._sketched(some[:count], classes[:count]), 1, 2)
         self.batch_size = max(1, min(self.batch_size, int(_MOST * self._times / max(each, 1))))
         self._measured = True
 
     def outputs(self, inputs: Tensor | Inputs) -> Outputs:
         """Return logits and penultimate features for inputs (N, ...)."""
-        pairs = []
-        for start in range(0, len(inputs), self.batch_size):
-            batch = inputs[start : start + self.batch_size].to(self._device)
-            pairs.append(tuple(t.cpu().numpy() for t in forward_with_penultimate(self.model, batch)))
-        logits, penultimate = zip(*pairs, strict=True)
-        return Outputs(np.concatenate(logits), np.concatenate(penultimate))
+        parts = list(batches(inputs, self.batch_size))
+        pairs = [forward_with_penultimate(self.model, inputs[part].to(self._device)) for part in parts]
+        logits, penultimate = (np.concatenate([t.cpu().numpy() for t in found]) for found in zip(*pairs, strict=True))
+        order = np.argsort(np.concatenate([np.arange(len(inputs))[part] for part in parts]))
+        return Outputs(logits[order], penultimate[order])
 
     def shares(self, inputs: Tensor | Inputs, targets: np.ndarray) -> dict[str, float]:
         """Return how much of the kernel each role of parameters holds, of the mean of ||J||^2 over inputs (N, ...).
@@ -129,9 +126,7 @@ class FeatureMap:
         total: dict[str, float] = defaultdict(float)
         classes = torch.from_numpy(np.array(targets))
         self._fit(inputs, classes)
-        size = min(_BATCH, self.batch_size)
-        for start in range(0, len(inputs), size):
-            part = slice(start, start + size)
+        for part in batches(inputs, min(_BATCH, self.batch_size)):
             batch = inputs[part].to(self._device)
             with exclusive(self.model):
                 for block in self._blocks(batch, classes[part].to(self._device), "logit"):

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from natscope.core.blocks import Block, Formed, Lookup, Outer, Summed
 from natscope.core.device import full_precision
 from natscope.core.errors import out_of_memory
-from natscope.core.layers import RULES, follows
+from natscope.core.layers import RULES, follows, looked_up, position_axis
 from natscope.core.measurements import MEASUREMENTS, Measurement
 from natscope.core.parameters import kernel_parameters
 
@@ -32,74 +33,6 @@ _locks_guard = threading.Lock()
 _unmapped: WeakSet[nn.Module] = WeakSet()  # networks that vmap cannot follow
 _READS_NUMBERS = ("data-dependent control flow", ".item()")  # in vmap's errors: then examples may influence each other
 _batched: WeakKeyDictionary[nn.Module, tuple[Any, frozenset[str]]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Outer:
-    """The gradient of one weight as factors: for example b it is `scale * delta[b] (x) activation[b]`."""
-
-    name: str
-    delta: Tensor  # (B, fan_out)
-    activation: Tensor  # (B, fan_in)
-    scale: float = 1.0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of the weight, (fan_out, fan_in)."""
-        return self.delta.shape[1], self.activation.shape[1]
-
-    def form(self) -> Tensor:
-        """Return the gradient itself, (B, fan_out, fan_in)."""
-        return self.scale * self.delta[:, :, None] * self.activation[:, None, :]
-
-
-@dataclass(frozen=True)
-class Formed:
-    """The gradient of one parameter, written out as a matrix an example."""
-
-    name: str
-    gradient: Tensor  # (B, rows, columns)
-    scale: float = 1.0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of the parameter seen as a matrix."""
-        return self.gradient.shape[1], self.gradient.shape[2]
-
-    def form(self) -> Tensor:
-        """Return the gradient itself, (B, rows, columns)."""
-        return self.scale * self.gradient
-
-
-@dataclass(frozen=True)
-class Summed:
-    """The gradient of one weight as a sum of outer products over positions: of a convolution, or a layer on tokens."""
-
-    name: str
-    delta: Tensor  # (B, rows, L), by position of the output
-    activation: Tensor  # (B, ...), the layer's input
-    patches: Callable[[Tensor], Tensor]  # returns for inputs (b, ...) what each position sees of them, (b, columns, L)
-    columns: int
-    scale: float = 1.0
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns of the weight seen as a matrix."""
-        return self.delta.shape[1], self.columns
-
-    def form(self) -> Tensor:
-        """Return the gradient itself, (B, rows, columns)."""
-        return self.scale * (self.delta @ self.patches(self.activation).transpose(1, 2))
-
-
-Block = Outer | Formed | Summed
-
-
-def squared_norm(block: Block) -> float:
-    """Return the sum of ||J||^2 over the examples of a block."""
-    if isinstance(block, Outer):
-        return float(block.scale**2 * (block.delta.square().sum(1) * block.activation.square().sum(1)).sum())
-    return float(block.form().square().sum())
 
 
 def jacobian_blocks(
@@ -132,13 +65,69 @@ def jacobian_blocks(
         ValueError: if the model is in training mode, a batch norm keeps no running statistics, a layer's input is
             changed in place, or no parameter is left.
     """
+    measure, scales = _wanted(model, measurement, ntk=ntk, layers=layers)
+    with exclusive(model):
+        blocks: dict[str, Block] = {}
+        for name, layer, pairs in _pairs(model, inputs, targets, measure, scales):
+            blocks |= {block.name: block for block in _layer_blocks(name, layer, pairs, scales)}
+        others = {name: scale for name, scale in scales.items() if name not in blocks}
+        blocks |= {block.name: block for block in _fallback(model, others, inputs, targets, measure)}
+    return [blocks[name] for name in scales]
+
+
+def position_blocks(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    measurement: str | Measurement = "logit",
+    ntk: bool = False,
+    layers: Sequence[str] = (),
+) -> tuple[list[Block], list[Block]]:
+    """Split the Jacobian of one example into what its positions contribute, for a network on sequences.
+
+    A position contributes where a `Linear` layer, a normalisation of its last axes or an embedding treats it alone.
+
+    Args:
+        model: any module that maps (1, L, ...) to logits (1, C).
+        inputs: (1, L, ...).
+        targets: (1,) int64.
+        measurement: as in `jacobian_blocks`.
+        ntk: likewise.
+        layers: likewise.
+
+    Returns:
+        Blocks of L rows, one a position, of which a parameter has one for every call of its layer; and blocks of 1 row,
+        of all that belongs to no position. The sum of all rows is the example's Jacobian.
+    """
+    measure, scales = _wanted(model, measurement, ntk=ntk, layers=layers)
+    placed: list[Block] = []
+    whole: list[Block] = []
+    with exclusive(model):
+        for name, layer, pairs in _pairs(model, inputs, targets, measure, scales):
+            found = (position_axis(layer, given, inputs.shape[1]) for given, _ in pairs)
+            axes = [axis for axis in found if axis is not None]
+            if len(axes) < len(pairs):
+                whole += _layer_blocks(name, layer, pairs, scales)
+                continue
+            for axis, (given, delta) in zip(axes, pairs):  # the positions take the place of the examples
+                moved = given.movedim(axis, 0), delta.movedim(axis, 0)
+                placed += _layer_blocks(name, layer, [moved], scales)
+        done = {block.name for block in (*placed, *whole)}
+        others = {name: scale for name, scale in scales.items() if name not in done}
+        whole += _fallback(model, others, inputs, targets, measure)
+    return placed, whole
+
+
+def _wanted(
+    model: nn.Module, measurement: str | Measurement, *, ntk: bool, layers: Sequence[str]
+) -> tuple[Measurement, dict[str, float]]:
+    """Return what is measured, and by name the factor of the Jacobian of each parameter of the kernel."""
     if model.training:
         raise ValueError("Jacobians need the model in eval mode: call model.eval() first.")
     wanted = kernel_parameters(model, layers)
-    scales = {name: parameter.scale(ntk=ntk) for name, parameter in wanted.items()}
     measure = MEASUREMENTS[measurement] if isinstance(measurement, str) else measurement
-    with exclusive(model):
-        return _jacobian_blocks(model, inputs, targets, measure, scales)
+    return measure, {name: parameter.scale(ntk=ntk) for name, parameter in wanted.items()}
 
 
 @contextmanager
@@ -154,9 +143,10 @@ def exclusive(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _jacobian_blocks(
+def _pairs(
     model: nn.Module, inputs: Tensor, targets: Tensor, measure: Measurement, scales: Mapping[str, float]
-) -> list[Block]:
+) -> Iterator[tuple[str, nn.Module, list[tuple[Tensor, Tensor]]]]:
+    """Yield each layer that is differentiated by hand and ran, by name, and the (input, delta) pair of every call."""
     layers = {
         name: layer
         for name, layer in batched_layers(model, inputs[:1]).items()
@@ -173,16 +163,10 @@ def _jacobian_blocks(
     outputs = [call.output for records in calls.values() for call in records]
     with torch.enable_grad():
         deltas = iter(torch.autograd.grad(total, outputs, allow_unused=True) if outputs else ())
-
-    blocks: dict[str, Block] = {}
     for name, records in calls.items():
         kind = next(layers[name].parameters()).dtype  # under autocast, layers take and give another
         pairs = [(_as(kind, call.input), _as(kind, _or_zeros(next(deltas), call.output))) for call in records]
-        blocks |= {block.name: block for block in _layer_blocks(name, layers[name], pairs, scales)}
-    missing = {name: scale for name, scale in scales.items() if name not in blocks}
-    if missing:
-        blocks |= {block.name: block for block in _fallback(model, missing, inputs, targets, measure)}
-    return [blocks[name] for name in scales]
+        yield name, layers[name], pairs
 
 
 def _own(layer: str, name: str) -> str:
@@ -197,11 +181,12 @@ def forward_with_penultimate(model: nn.Module, inputs: Tensor) -> tuple[Tensor, 
         inputs: (B, ...).
 
     Returns:
-        Logits (B, C) and penultimate features (B, D), where D is 0 if no `Linear` layer runs.
+        Logits (B, C) and penultimate features (B, D), where D is 0 if no `Linear` layer runs, or the last one runs on
+        each token of texts, which differ in length.
     """
     with exclusive(model):
         logits, last = _run_noting_last(model, inputs)
-        if last is None:
+        if last is None or (last.dim() > 2 and not inputs.is_floating_point()):
             return logits, logits.new_zeros(len(logits), 0)
         alone = last if len(inputs) == 1 else _run_noting_last(model, inputs[:1])[1]
         if last.dim() > 1 and alone is not None and len(last) == len(inputs) and len(alone) == 1:
@@ -227,7 +212,7 @@ def _run_noting_last(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor |
 
 
 def convolves(model: nn.Module) -> bool:
-    """Return whether a network has a convolution: its work and memory an image are then those of many positions."""
+    """Return whether a network has a convolution: its work and memory an example are then those of many positions."""
     return any(isinstance(layer, nn.Conv2d) for layer in model.modules())
 
 
@@ -240,8 +225,8 @@ def batched_layers(model: nn.Module, example: Tensor) -> dict[str, nn.Module]:
     """Return the layers differentiated by hand, by name: of exact types, no parameter shared with another module.
 
     Left out are those that ever get an input whose first axis does not count the examples, as when the patches of an
-    image are put along it, or images go in one by one. The network is run twice to see that, on one example and on two,
-    and its answer is remembered: a layer's Jacobian is of the same form in every batch.
+    example are put along it, or examples go in one by one. The network is run twice to see that, on one example and on
+    two, and its answer is remembered: a layer's Jacobian is of the same form in every batch.
 
     Args:
         model: the network.
@@ -346,13 +331,16 @@ def _layer_blocks(
     if weight in scales:
         scale = scales[weight]
         activation, delta = records[0]
-        if isinstance(layer, nn.Linear) and len(records) == 1 and activation.dim() == 2:
+        if rule.weight is None:
+            rows, deltas = (torch.cat(parts, 1) for parts in zip(*(looked_up(layer, *pair) for pair in records)))
+            yield Lookup(weight, deltas, rows, len(layer.weight), scale)
+        elif isinstance(layer, nn.Linear) and len(records) == 1 and activation.dim() == 2:
             yield Outer(weight, delta, activation, scale)
         elif rule.factors is not None and len(records) == 1 and getattr(layer, "groups", 1) == 1:
             yield Summed(weight, *rule.factors(layer, activation, delta), layer.weight[0].numel(), scale)
         else:
             yield Formed(weight, _total(rule.weight(layer, a, d) for a, d in records), scale)
-    if bias in scales:
+    if rule.bias is not None and bias in scales:
         yield Formed(bias, _total(rule.bias(layer, a, d) for a, d in records), scales[bias])
 
 
@@ -364,6 +352,8 @@ def _fallback(
     model: nn.Module, scales: Mapping[str, float], inputs: Tensor, targets: Tensor, measure: Measurement
 ) -> Iterable[Formed]:
     """Differentiate parameters by torch.func, all examples at once; one after the other where vmap cannot follow."""
+    if not scales:
+        return
     if model not in _unmapped:
         try:
             found = _mapped(model, scales, inputs, targets, measure)

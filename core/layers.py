@@ -22,17 +22,19 @@ class Rule:
     """How the parameters of one type of layer are differentiated.
 
     Args:
-        weight: the gradient of its `weight`.
-        bias: the gradient of its `bias`.
+        weight: the gradient of its `weight`; None for a table, of which the rows that are read are kept, `looked_up`.
+        bias: the gradient of its `bias`; None if it never has one.
         axes: returns how many axes an input has at least, that of the examples included.
         factors: returns (delta, activation, patches), of which the weight's gradient is the sum over positions of
             delta (B, rows, L) times patches(activation) (B, columns, L); None where it is cheaper written out.
+        everywhere: whether every place along further axes, after that of the examples, is treated alone.
     """
 
-    weight: Gradient
-    bias: Gradient
+    weight: Gradient | None
+    bias: Gradient | None
     axes: Callable[[Any], int]
     factors: Callable[[Any, Tensor, Tensor], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]] | None = None
+    everywhere: bool = False
 
 
 def follows(layer: nn.Module) -> bool:
@@ -40,6 +42,17 @@ def follows(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq):
         return False
     return type(layer) in RULES and "forward" not in vars(layer)
+
+
+def position_axis(layer: nn.Module, given: Tensor, length: int) -> int | None:
+    """Return the axis of a layer's input that runs over a sequence of this length, at each place of which it is alone.
+
+    None if there is no such axis, or several could be it.
+    """
+    rule = RULES[type(layer)]
+    between = range(1, given.dim() - rule.axes(layer) + 1)
+    found = [axis for axis in between if given.shape[axis] == length]
+    return found[0] if rule.everywhere and len(found) == 1 else None
 
 
 def positions(values: Tensor) -> Tensor:
@@ -138,6 +151,10 @@ def _rms_norm_weight(layer: nn.RMSNorm, activation: Tensor, delta: Tensor) -> Te
     return _over_places(layer, activation, delta * scaled)
 
 
+def _normalised_axes(layer: nn.LayerNorm | nn.RMSNorm) -> int:
+    return 1 + len(layer.normalized_shape)
+
+
 def _over_places(layer: nn.LayerNorm | nn.RMSNorm, _: Tensor, delta: Tensor) -> Tensor:
     """Sum over all that lies between the examples and the axes that are normalised."""
     shape = tuple(layer.normalized_shape)
@@ -145,19 +162,16 @@ def _over_places(layer: nn.LayerNorm | nn.RMSNorm, _: Tensor, delta: Tensor) -> 
     return summed.flatten(2) if len(shape) > 1 else summed[:, None]
 
 
-def _embedding_weight(layer: nn.Embedding, indices: Tensor, delta: Tensor) -> Tensor:
-    batch, size = len(indices), layer.embedding_dim
-    rows, delta = indices.reshape(batch, -1), delta.reshape(batch, -1, size)
-    if layer.padding_idx is not None:
-        delta = delta * (rows != layer.padding_idx)[..., None]
-    table = delta.new_zeros(batch, layer.num_embeddings, size)
-    return table.scatter_add_(1, rows[..., None].expand_as(delta), delta)
+def looked_up(layer: nn.Embedding, indices: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which rows of its table an embedding reads, (B, L), and their gradients, (B, L, D)."""
+    rows, delta = indices.reshape(len(indices), -1).long(), delta.reshape(len(indices), -1, layer.embedding_dim)
+    return rows, delta if layer.padding_idx is None else delta * (rows != layer.padding_idx)[..., None]
 
 
 _CONVOLUTION = (_conv_weight, _over_channels)
 _TRANSPOSED = (_transposed_weight, _over_channels)
 RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: Rule(_linear_weight, _over_positions, lambda _: 2, _linear_factors),
+    nn.Linear: Rule(_linear_weight, _over_positions, lambda _: 2, _linear_factors, everywhere=True),
     nn.Conv1d: Rule(*_CONVOLUTION, lambda _: 3, _conv_factors),
     nn.Conv2d: Rule(*_CONVOLUTION, lambda _: 4, _conv_factors),
     nn.ConvTranspose1d: Rule(*_TRANSPOSED, lambda _: 3, _transposed_factors),
@@ -165,7 +179,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.BatchNorm1d: Rule(_batch_norm_weight, _over_channels, lambda _: 2),
     nn.BatchNorm2d: Rule(_batch_norm_weight, _over_channels, lambda _: 4),
     nn.GroupNorm: Rule(_group_norm_weight, _over_channels, lambda _: 2),
-    nn.LayerNorm: Rule(_layer_norm_weight, _over_places, lambda layer: 1 + len(layer.normalized_shape)),
-    nn.RMSNorm: Rule(_rms_norm_weight, _over_places, lambda layer: 1 + len(layer.normalized_shape)),
-    nn.Embedding: Rule(_embedding_weight, _embedding_weight, lambda _: 1),
+    nn.LayerNorm: Rule(_layer_norm_weight, _over_places, _normalised_axes, everywhere=True),
+    nn.RMSNorm: Rule(_rms_norm_weight, None, _normalised_axes, everywhere=True),
+    nn.Embedding: Rule(None, None, lambda _: 1, everywhere=True),
 }

@@ -143,7 +143,7 @@ def loss_of_each(
 def information_gain_curve(
     pool: Pool, queries: np.ndarray, sigma2: float, ranking: Sequence[int] | np.ndarray
 ) -> np.ndarray:
-    """Return InfoGain of the first 1, 2, … images of a ranking, (M,) in nats, the mean over queries.
+    """Return InfoGain of the first 1, 2, … examples of a ranking, (M,) in nats, the mean over queries.
 
     Args:
         pool: the candidates.
@@ -165,7 +165,7 @@ def information_loss_curve(
     *,
     conditioning: Conditioning | None = None,
 ) -> np.ndarray:
-    """Return InfoLoss of the first 1, 2, … images of a ranking, (M,) in nats, the mean over queries.
+    """Return InfoLoss of the first 1, 2, … examples of a ranking, (M,) in nats, the mean over queries.
 
     Args:
         pool: the candidates.

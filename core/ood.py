@@ -1,48 +1,49 @@
-"""How far an image lies from everything in training: in pixels, and in the last hidden layer's features.
+"""How far an example lies from everything in training: by itself, and in the last hidden layer's features.
 
-A ratio above 1 says that it lies further than nearly all test images do. Neither distance is enough by itself: noise
+A ratio above 1 says that it lies further than nearly all test examples do. Neither distance is enough by itself: noise
 looks ordinary to the last layer's Euclidean distance, a black-on-white picture of a known object does not; angles
 catch what is left.
 """
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 
-LEAST = 1e-6  # distance that counts as usual: test images may be training images as well
-USUAL = 0.995  # share of test images that count as usual
+from natscope.core.examples import Examples
+
+Compared = TypeVar("Compared", bound=Examples)
+
+LEAST = 1e-6  # distance that counts as usual: test examples may be training examples as well
+USUAL = 0.995  # share of test examples that count as usual
 _ROWS_AT_ONCE = 4096
 
 
 def distances(
-    images: np.ndarray, penultimate: np.ndarray, *, train_images: np.ndarray, train_penultimate: np.ndarray
+    examples: Compared, penultimate: np.ndarray, *, train: Compared, train_penultimate: np.ndarray
 ) -> np.ndarray:
-    """Return each image's distance to its nearest training image, in pixels and in directions of penultimate features.
+    """Return each example's distance to its nearest training example, by itself and in penultimate features.
 
     Args:
-        images: (n, H, W) or (n, H, W, 3) uint8.
+        examples: n of them.
         penultimate: (n, D).
-        train_images: (N, H, W) or (N, H, W, 3) uint8.
+        train: N of the same modality.
         train_penultimate: (N, D).
 
     Returns:
-        (n, 2): Euclidean distances of pixels in [0, 1] and of features scaled to length 1.
+        (n, 2): distances as the modality measures them, and Euclidean ones of features scaled to length 1.
     """
-    return np.stack(
-        [
-            _nearest(_pixels(images), map(_pixels, _blocks(train_images))),
-            _nearest(_directions(penultimate), map(_directions, _blocks(train_penultimate))),
-        ],
-        axis=1,
-    )
+    directions = map(_directions, in_blocks(train_penultimate))
+    return np.stack([examples.distances(train), nearest(_directions(penultimate), directions)], axis=1)
 
 
 def usual_distances(found: np.ndarray) -> list[float]:
-    """Return the distances (2,) that the share `USUAL` of test images, (n, 2) distances, stays within."""
+    """Return the distances (2,) that the share `USUAL` of test examples, (n, 2) distances, stays within."""
     return [float(d) for d in np.quantile(found, USUAL, axis=0)]
 
 
-def _nearest(queries: np.ndarray, blocks: Iterator[np.ndarray]) -> np.ndarray:
+def nearest(queries: np.ndarray, blocks: Iterator[np.ndarray]) -> np.ndarray:
+    """Return the Euclidean distance of each query (q, d) to the nearest row of blocks (n, d), (q,)."""
     own, best = np.einsum("qd,qd->q", queries, queries), np.full(len(queries), np.inf)
     for block in blocks:
         squared = own[:, None] - 2 * queries @ block.T + np.einsum("nd,nd->n", block, block)
@@ -50,12 +51,9 @@ def _nearest(queries: np.ndarray, blocks: Iterator[np.ndarray]) -> np.ndarray:
     return np.sqrt(np.maximum(best, 0))
 
 
-def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+def in_blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield rows (N, ...) some at a time."""
     return (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1).astype(np.float32) / 255
 
 
 def _directions(features: np.ndarray) -> np.ndarray:

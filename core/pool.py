@@ -30,7 +30,7 @@ LARGEST_GRAM = 6000  # members; above this, columns are computed when they are r
 
 
 def pools_kept(labels: np.ndarray) -> int:
-    """Return how many pools of single classes are kept open at a time, for the labels (N,) of all training images."""
+    """Return how many pools of single classes are kept open at a time, for the labels (N,) of all training examples."""
     return CLASSES_KEPT if int(np.bincount(labels).max()) <= LIVE else 3
 
 

@@ -323,7 +323,7 @@ def feature_gram(features: Iterable[np.ndarray], dtype: FloatType = np.float64) 
     for block in features:
         if block.shape[1] > _WIDEST:
             raise QueryError(
-                f"Conditioning on all training images takes K times K numbers, which are too many for K = "
+                f"Conditioning on all training examples takes K times K numbers, which are too many for K = "
                 f"{block.shape[1]:,}; condition on the pool."
             )
         if total is None:

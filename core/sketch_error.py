@@ -12,12 +12,12 @@ from natscope.core.sketches import SketchSpec
 
 @dataclass(frozen=True)
 class SketchError:
-    """What a sketch does to a sample of images.
+    """What a sketch does to a sample of examples.
 
     Args:
         error: relative Frobenius error of the sample's Gram matrix; 0 where there is nothing to compare.
-        ratios: (n',) squared length of each feature over that of the Jacobian itself; images to which the network does
-            not respond at all are left out.
+        ratios: (n',) squared length of each feature over that of the Jacobian itself; examples to which the network
+            does not respond at all are left out.
         expected: standard deviation of these ratios for an ideal sketch of K dimensions, sqrt(2 / K).
         exact: whether the Jacobians' own inner products were computed; otherwise both come from independent sketches.
     """

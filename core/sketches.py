@@ -8,12 +8,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from natscope.core.jacobians import Block, Formed, Outer, Summed
+from natscope.core.blocks import Block, Formed, Lookup, Outer, Summed
 
 DEFAULT_DIM = 4096
 _EXAMPLES_AT_ONCE = 256  # the accumulator of this many examples stays in the processor's cache
@@ -91,9 +92,9 @@ class CountSketch(Sketch):
     (j + shift[i // h]) mod K, with h = 8 for matrices of more than 2^17 weights and 1 for others. The signs are
     independent, so the estimate is unbiased whatever the hash. Rows that share a shift collide in the same column, and
     always there, which a larger K does not change: on the embedded MLP the variance of k(x, x) is 4% above that of a
-    dense projection for the median of 48 images and 8% for the worst (`python -m benchmarks sketches`). For a factored
-    gradient delta (x) a the sum over the rows of a group is a product of delta with the signs, so the gradient is never
-    formed.
+    dense projection for the median of 48 examples and 8% for the worst (`python -m benchmarks sketches`). For a
+    factored gradient delta (x) a the sum over the rows of a group is a product of delta with the signs, so the gradient
+    is never formed.
     """
 
     def __call__(self, blocks: Sequence[Block]) -> Tensor:  # noqa: D102
@@ -114,6 +115,13 @@ class CountSketch(Sketch):
 
     def add(self, block: Block, buckets: Tensor) -> None:
         """Add one block's sketch to buckets (B, 2 K), where bucket k stands for k mod K."""
+        if isinstance(block, Lookup):
+            self._add_rows(block, buckets)
+            return
+        if isinstance(block, Summed) and block.delta.shape[2] == 1:  # of one position, so that there is nothing to sum
+            seen = block.patches(block.activation)
+            self.add(Outer(block.name, block.delta[:, :, 0], seen[:, :, 0], block.scale), buckets)
+            return
         if isinstance(block, Summed):
             at_once = _FORMED_AT_ONCE if block.delta.device.type == "cpu" else _FORMED_ON_ACCELERATOR
             step = max(1, at_once // math.prod(block.shape))
@@ -136,6 +144,16 @@ class CountSketch(Sketch):
                 else:
                     part = block.gradient[:, top : top + height, left:right].float()
                     target.add_((part * sign).sum(1), alpha=block.scale)
+
+    def _add_rows(self, block: Lookup, buckets: Tensor) -> None:
+        signs, shifts = self._table(block)
+        groups = block.indices // group_height(block.shape)
+        for chunk, left in enumerate(range(0, block.shape[1], self.spec.dim)):
+            part = block.delta[:, :, left : left + self.spec.dim]
+            first = shifts[chunk].to(groups.device)[groups]
+            places = first[..., None] + torch.arange(part.shape[2], device=groups.device)
+            values = (block.scale * part).float() * signs[:, left : left + self.spec.dim][block.indices]
+            buckets.scatter_add_(1, places.flatten(1), values.flatten(1))
 
     def _draw(self, name: str, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
         random = self._random(name)
@@ -195,12 +213,7 @@ class DenseRademacher(Sketch):
             random = self._random(block.name)
             rows_at_once = max(1, _DENSE_CHUNK // block.shape[1])
             for top in range(0, block.shape[0], rows_at_once):
-                if isinstance(block, Outer):
-                    part = Outer(block.name, block.delta[:, top : top + rows_at_once], block.activation).form()
-                elif isinstance(block, Summed):
-                    part = replace(block, delta=block.delta[:, top : top + rows_at_once], scale=1.0).form()
-                else:
-                    part = block.gradient[:, top : top + rows_at_once]
+                part = replace(block, scale=1.0).form(slice(top, top + rows_at_once))
                 flat = part.flatten(1).float()
                 for left in range(0, flat.shape[1], _DENSE_CHUNK):
                     piece = flat[:, left : left + _DENSE_CHUNK]
@@ -259,9 +272,8 @@ def _tensor(block: Block) -> Tensor:
 
 
 def _rows(block: Block, part: slice) -> Block:
-    if isinstance(block, Formed):
-        return Formed(block.name, block.gradient[part], block.scale)
-    return replace(block, delta=block.delta[part], activation=block.activation[part])
+    tensors: dict[str, Any] = {name: value[part] for name, value in vars(block).items() if isinstance(value, Tensor)}
+    return replace(block, **tensors)
 
 
 def _signs(random: np.random.Generator, shape: tuple[int, ...]) -> Tensor:

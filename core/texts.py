@@ -353,5 +353,6 @@ TEXT = register(
         form=lambda about, _: (int(about["vocabulary"]), int(about["longest"])),
         fits=_fits,
         read=_read,
+        networks={"attention": lambda form: form},
     )
 )

@@ -11,7 +11,7 @@ import torch
 
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
-from natscope.core.bundle.request import Attribution, Item, QueryImage, Request, is_whole, quoted
+from natscope.core.bundle.request import Attribution, Item, QueryExample, Request, is_whole, quoted
 from natscope.core.errors import BundleError, FileError, QueryError
 from natscope.core.files import opened
 from natscope.core.methods import METHODS, REFERENCE
@@ -47,7 +47,7 @@ class Answer:
         ['rank', 'train_index', 'source', 'label']
     """
 
-    query: QueryImage
+    query: QueryExample
     attribution: Attribution
     classes: tuple[str, ...]
     pictures: np.ndarray = field(repr=False)
@@ -104,7 +104,7 @@ class Answer:
             _card(picture, f"{item.rank}. {self.classes[item.label]}", f"{amount:.3g}{unit}", item.source)
             for item, amount, picture in list(shown)[:_FEW]
         ]
-        own = _card(self.query.image, "the query", said, self.query.source)
+        own = _card(self.query.example.images[0], "the query", said, self.query.source)
         more = f"<p>… and {len(self) - _FEW} more.</p>" if len(self) > _FEW else ""
         noted = "".join(f"<p>Network: {escape(remark)}.</p>" for remark in self.remarks)
         return (
@@ -175,7 +175,7 @@ class Explainer:
         asked = self._asked(query, invert)
         found = self.attributor.attribute(asked, request)
         rows = [item.train_index for item in found.items]
-        pictures = np.asarray(self.bundle.array("train_images")[rows])
+        pictures = np.asarray(self.bundle.examples("train").images[rows])
         results = self.bundle.manifest.results
         unusual = imbalance(results["kernel"].get("shares", {WEIGHTS: 1.0}))
         remarks = (*results.get("remarks", ()), *([unusual.rstrip(".")] if unusual else []))
@@ -202,11 +202,11 @@ class Explainer:
             raise QueryError(f"There is no class {name}; choose one from 0 to {len(self.classes) - 1}.")
         return int(name)
 
-    def _asked(self, query: Any, invert: bool | None) -> QueryImage:
+    def _asked(self, query: Any, invert: bool | None) -> QueryExample:
         """Return the query that somebody means."""
         if isinstance(query, torch.Tensor | np.ndarray) and query.ndim == 0:
             query = query.item()
-        if isinstance(query, QueryImage):
+        if isinstance(query, QueryExample):
             return query
         if is_whole(query):
             return self.attributor.query("test", int(query))
@@ -221,13 +221,13 @@ class Explainer:
             raise QueryError(f"{_QUERY}, not {quoted(query)}.")
         return ask_about(self.attributor, query, label, invert=invert)
 
-    def _numbered(self, text: str) -> QueryImage:
+    def _numbered(self, text: str) -> QueryExample:
         origin, _, number = text.partition(":")
         if origin not in ("test", "train") or not (number.isascii() and number.isdecimal() and len(number) < 10):
             raise QueryError(f"{_QUERY}, and there is no file {quoted(text)}.")
         return self.attributor.query(origin, int(number))
 
-    def _of_file(self, path: Path, label: int | None, invert: bool | None) -> QueryImage:
+    def _of_file(self, path: Path, label: int | None, invert: bool | None) -> QueryExample:
         try:
             with opened(path, links=True) as file:
                 data = file.read()

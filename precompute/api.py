@@ -241,7 +241,7 @@ def _checked_factory(
     if (fault := _misfit(model, again)) is not None:
         raise BuildError(f"{name}() makes another network than the one that was given: {fault}; {advice}.")
     again.load_state_dict(_state(model))
-    inputs = data.inputs("train")[:_COMPARED]
+    inputs = data.train.inputs[:_COMPARED]
     single = in_float32(model)
     with giving_logits(single, output):
         outputs, others = _outputs(single, inputs), _outputs(again, inputs)

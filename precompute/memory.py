@@ -12,8 +12,8 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.manifest import Manifest
 from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
+from natscope.core.examples import Examples
 from natscope.core.features import FeatureMap, kernel_of
-from natscope.core.images import Inputs
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.sketches import SketchSpec
@@ -46,22 +46,20 @@ class MemoryBundle(Bundle):
         """
         self.path, self._sources, self.opened_with = Path(spec.name), {}, ""
         self._data, self._features = data, features
-        inputs, labels = data.inputs("train"), data.train_labels
+        inputs, labels = data.train.inputs, data.train_labels
         layout, outputs = layout_of(spec, features, inputs[:1]), features.outputs(inputs)
         rows = halved(features.features(inputs, labels))
         none = slice(0)
         self._arrays: dict[str, np.ndarray] = {
             "features": rows,
-            "train_images": data.train_images,
             "train_labels": labels,
             "train_logits": outputs.logits,
             "penultimate": outputs.penultimate,
-            "test_images": data.train_images[none],
             "test_labels": labels[none],
         }
         self.manifest = Manifest(
             name=spec.name,
-            dataset={"name": data.name, "classes": data.classes, "mean": data.mean, "std": data.std},
+            dataset={"name": data.name, "classes": data.classes, "modality": data.modality.name} | data.train.about(),
             model=spec.model.to_dict(),
             training={},
             sketch=spec.sketch.to_dict(),
@@ -93,11 +91,11 @@ class MemoryBundle(Bundle):
     @property
     def stores_inputs(self) -> bool:
         """Whether the network takes other inputs than the images."""
-        return self._data.train_inputs is not None
+        return self._data.foreign
 
-    def inputs(self, split: str) -> Inputs:
-        """Return what the network takes for the training data; there are no test data."""
-        return self._data.inputs(split)
+    def examples(self, split: str) -> Examples:
+        """Return the training data; there are no test data."""
+        return self._data.train if split == "train" else self._data.train[:0]
 
     def sources(self, split: str) -> tuple[str, ...]:
         """Return where each training example comes from."""
@@ -189,7 +187,7 @@ def attribute(
         )
     model = in_float32(model)
     with as_evaluated(model), giving_logits(model, spec.model.output):
-        suitable = check_suitable(model, data.inputs("train"), len(data.classes), spec.model)
+        suitable = check_suitable(model, data.train.inputs, len(data.classes), spec.model)
         features = spec.feature_map(model)
         explainer = Explainer(Attributor(MemoryBundle(data, features, spec, suitable.remarks), model))
         return explainer.explain(x, method, budget, sigma2=sigma2, target=target, pool=pool, conditioning=conditioning)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from natscope.core.bundle.format import MANIFEST, sha256_of
+from natscope.core.images import Images
 from natscope.core.methods import METHODS
 from natscope.core.methods.artifacts import EkfacSpec
 from natscope.core.sketches import SketchSpec
@@ -20,6 +21,14 @@ from natscope.precompute.training.train import TrainingSpec
 SIDE, CLASSES, TRAIN, TEST = 4, 3, 20, 4  # pixels, classes, and images of each
 
 
+def image_data(
+    name, classes, train_images, train_labels, test_images, test_labels, mean, std, *, inputs=(None, None), **others
+):
+    """Return a data set of images, and of inputs of both parts if the network takes such."""
+    train, test = (Images(i, mean, std, own) for i, own in zip((train_images, test_images), inputs, strict=True))
+    return Dataset(name, classes, train, train_labels, test, test_labels, **others)
+
+
 def tiny_data():
     """Return images of noise with a bright row for each class."""
     random = np.random.default_rng(0)
@@ -30,7 +39,7 @@ def tiny_data():
         images[np.arange(len(labels)), labels] += 130
         return images, labels
 
-    return Dataset("tiny", ("ant", "bee", "cat"), *split(TRAIN), *split(TEST), (0.4,), (0.3,))
+    return image_data("tiny", ("ant", "bee", "cat"), *split(TRAIN), *split(TEST), (0.4,), (0.3,))
 
 
 def build_tiny(path, progress=lambda stage, done, total: None, **changes):

@@ -30,7 +30,7 @@ def build_spec(
     Raises:
         BuildError: for an option that cannot be read.
     """
-    from natscope.core.bundle.schema import LONGEST
+    from natscope.core.bundle.bounds import LONGEST
     from natscope.core.errors import BuildError
     from natscope.core.index.spec import CHOICES, IndexSpec
     from natscope.core.progress import silent

@@ -9,7 +9,7 @@ from natscope.app.components.comparison import marks
 from natscope.app.figures.style import Axes, Figure, Rectangle, blank, saved
 from natscope.app.words import nats, number, sigma2_text
 from natscope.core.analysis.comparison import Row, shared_images
-from natscope.core.bundle.request import Attribution, QueryImage
+from natscope.core.bundle.request import Attribution, QueryExample
 from natscope.core.methods import METHODS
 
 _COLUMNS = 10
@@ -17,7 +17,7 @@ _SHORT, _LONG = 14, 16  # characters of a class's name at an image
 
 
 def ranking_file(
-    query: QueryImage, images: np.ndarray, result: Attribution, classes: tuple[str, ...], *, kind: str
+    query: QueryExample, images: np.ndarray, result: Attribution, classes: tuple[str, ...], *, kind: str
 ) -> bytes:
     """Draw the query and its ranked images.
 
@@ -35,7 +35,7 @@ def ranking_file(
     cells = figure.add_gridspec(rows, _COLUMNS + 2)
     _show(
         figure.add_subplot(cells[:2, :2]),
-        query.image,
+        query.example.images[0],
         f"{_title(query, names)}\npredicted {names[query.predicted]}",
     )
     before = 0.0
@@ -52,7 +52,7 @@ def ranking_file(
 
 
 def comparison_file(
-    queries: Sequence[QueryImage],
+    queries: Sequence[QueryExample],
     rows: Sequence[Sequence[Row]],
     images: Mapping[int, np.ndarray] | np.ndarray,
     classes: tuple[str, ...],
@@ -75,7 +75,7 @@ def comparison_file(
     top = 1.0 - 0.05 * height
     for query, block in zip(queries, rows, strict=True):
         tags = marks(list(shared_images(block)))
-        _picture(figure, query.image, (0.06 * cell, top - 1.02 * height, 1.0 * cell, 0.98 * height))
+        _picture(figure, query.example.images[0], (0.06 * cell, top - 1.02 * height, 1.0 * cell, 0.98 * height))
         said = f"{_title(query, names)}\npredicted {names[query.predicted]}"
         figure.text(0.56 * cell, top - 1.07 * height, said, ha="center", va="top", fontsize=7)
         for position, row in enumerate(block):
@@ -103,7 +103,7 @@ def _show(axes: Axes, image: np.ndarray, title: str) -> None:
     axes.axis("off")
 
 
-def _title(query: QueryImage, names: list[str]) -> str:
+def _title(query: QueryExample, names: list[str]) -> str:
     if query.index is None:
         return "uploaded image"
     return f"{query.origin} image {query.index}" + ("" if query.label is None else f"\ntrue: {names[query.label]}")

@@ -21,7 +21,7 @@ from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.notice import complain, fragment
 from natscope.app.views.ranking_files import ranking_files
-from natscope.core.bundle.request import Attribution, Item, QueryImage, Request
+from natscope.core.bundle.request import Attribution, Item, QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Method
 
@@ -53,7 +53,7 @@ def ask(method: str) -> None:
     st.session_state["method"] = method
 
 
-def show(attributor: Served, query: QueryImage) -> None:
+def show(attributor: Served, query: QueryExample) -> None:
     """Draw the tab."""
     question, switch = st.columns([3.6, 1], vertical_alignment="bottom")
     question.title("Which training images shaped this prediction?")
@@ -75,7 +75,7 @@ def _usual_sigma2(view: AttributeView, attributor: Served) -> AttributeView:
 
 
 @fragment()
-def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> None:
+def _answer(attributor: Served, query: QueryExample, shown: str, plain: bool) -> None:
     """Draw the controls and the ranking; a change reruns this part alone, unless it makes another image the query."""
     if VIEW not in st.session_state or frame.shared_query() != shown or tags.changed():
         st.rerun()
@@ -94,7 +94,7 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
     if plain:
         said = f"{words.verdict(query, classes)} {said}"
     st.markdown(f"##### {said}", help=None if plain else words.NAT)
-    images = np.asarray(attributor.bundle.array("train_images")[[item.train_index for item in result.items]])
+    images = np.asarray(attributor.bundle.examples("train").images[[item.train_index for item in result.items]])
     largest = max(abs(amount) for shown in (result, other) if shown for amount in shown.amounts) or 1.0
     _ranking(attributor, result, method, largest, plain=plain)
     if other is not None:
@@ -115,7 +115,7 @@ def _answer(attributor: Served, query: QueryImage, shown: str, plain: bool) -> N
     )
 
 
-def _support_of(label: int, attributor: Served, query: QueryImage, request: Request) -> Attribution | None:
+def _support_of(label: int, attributor: Served, query: QueryExample, request: Request) -> Attribution | None:
     """Return what supports another class; None if that has no training images."""
     try:
         return attributor.attribute(query, replace(request, target=label))
@@ -140,7 +140,7 @@ def _support_of_the_label(
     )
 
 
-def _controls(attributor: Served, query: QueryImage, labels: words.Labels) -> AttributeView:
+def _controls(attributor: Served, query: QueryExample, labels: words.Labels) -> AttributeView:
     view: AttributeView = st.session_state[VIEW]
     _restore_controls(view)
     classes = attributor.bundle.classes
@@ -279,7 +279,7 @@ def _about(results: list[Attribution], index: int, *, plain: bool) -> str:
     return ""
 
 
-def _among_all(attributor: Served, query: QueryImage, result: Attribution, largest: float, *, plain: bool) -> None:
+def _among_all(attributor: Served, query: QueryExample, result: Attribution, largest: float, *, plain: bool) -> None:
     """Draw what speaks against, how the information adds up, and where the picks lie among all candidates."""
     method = METHODS[result.request.method]
     scored = None

@@ -25,8 +25,8 @@ from natscope.app.views.backdoor_search import search_step
 from natscope.app.views.banner import now
 from natscope.app.views.controls import control
 from natscope.app.views.results import pointer
-from natscope.core.backdoor import Backdoor, stamp
-from natscope.core.bundle.request import QueryImage
+from natscope.core.backdoor import Backdoor
+from natscope.core.bundle.request import QueryExample
 from natscope.precompute.experiments.backdoor import backdoor_of
 from natscope.precompute.experiments.proof import kept
 
@@ -150,8 +150,8 @@ class _Trick:
     index: int
     base: int
     pattern: np.ndarray
-    before: QueryImage
-    after: QueryImage
+    before: QueryExample
+    after: QueryExample
     used: Backdoor
 
 
@@ -159,8 +159,8 @@ def _trick(attributor: Served, attack: Backdoor, view: BackdoorView) -> _Trick:
     index = view.image or 0
     base = int(attributor.test_labels[index])
     pattern = _pattern(attack, base, view)
-    image = np.asarray(attributor.bundle.array("test_images")[index])
-    before, after = attributor.upload(image), attributor.upload(stamp(image[None], pattern, attack.place)[0])
+    clean, labels = attributor.bundle.examples("test")[np.array([index])], np.array([base])
+    before, after = attributor.asked(clean), attributor.asked(attack.with_pattern(base, pattern).stamped(clean, labels))
     fools = before.predicted == base and after.predicted == attack.targets[base]
     return _Trick(index, base, pattern, before, after, attack.with_pattern(base, pattern) if fools else attack)
 
@@ -189,7 +189,7 @@ def _trick_step(scene: Scene, view: BackdoorView, trick: _Trick) -> None:
     with picture:
         trigger_patch(
             Shown(
-                data_uri(before.image),
+                data_uri(before.example.images[0]),
                 f"{words.article(classes[base], capital=True)}, untouched",
                 classes[before.predicted],
                 f"{before.probabilities.max():.0%} sure",
@@ -200,7 +200,7 @@ def _trick_step(scene: Scene, view: BackdoorView, trick: _Trick) -> None:
             if view.drawn
             else f"The attacker’s patch for {classes[base if view.patch is None else view.patch]}",
             Shown(
-                data_uri(after.image),
+                data_uri(after.example.images[0]),
                 "With the patch in its corner",
                 classes[after.predicted],
                 f"{after.probabilities.max():.0%} sure",
@@ -311,8 +311,9 @@ def _fooled_share(place: tasks.Place, base: int, text: str, _scene: Scene, _patt
     rows = np.flatnonzero(attributor.test_labels == base)
     if not len(rows):
         return 0.0
-    images = stamp(np.asarray(attributor.bundle.array("test_images")[rows]), _pattern, attack.place)
-    return float((attributor.predict(images) == attack.targets[base]).mean())
+    used, labels = attack.with_pattern(base, _pattern), np.full(len(rows), base)
+    stamped = used.stamped(attributor.bundle.examples("test")[rows], labels)
+    return float((attributor.predict(stamped) == attack.targets[base]).mean())
 
 
 def _trick_numbers(scene: Scene) -> None:

@@ -18,7 +18,7 @@ from natscope.app.results import backdoor_results
 from natscope.app.views.cards import cards_of
 from natscope.app.views.inspector import inspect, inspector, usual_request
 from natscope.core.backdoor import Backdoor
-from natscope.core.bundle.request import QueryImage
+from natscope.core.bundle.request import QueryExample
 from natscope.precompute.training.models import ModelSpec
 
 KEY = "backdoor_"  # prefix of all widgets and of all that the session keeps for this page
@@ -67,10 +67,10 @@ class Scene:
         """Return the name of a class for Markdown."""
         return escape.markdown(self.attributor.bundle.classes[label])
 
-    def query(self) -> QueryImage:
+    def query(self) -> QueryExample:
         """Return the test image with the patch."""
-        image = np.asarray(self.attributor.bundle.array("test_images")[[self.index]])
-        return self.attributor.upload(self.backdoor.stamped(image, np.array([self.base]))[0])
+        clean = self.attributor.bundle.examples("test")[np.array([self.index])]
+        return self.attributor.asked(self.backdoor.stamped(clean, np.array([self.base])))
 
     def described(self, index: int, *, planted: bool) -> str:
         """Return what a training image is: its label and, of one that is known to be planted, what it shows."""

@@ -131,7 +131,7 @@ def _experts(scene: Scene, chosen: tuple[str, str], names: tuple[str, ...], chan
         with column:
             _choice(role, name, names, change)
     sigma2 = sigma2_of(scene, chosen[0])
-    asked = AttributeView(pack_image(scene.query().image), chosen[0], sigma2, NAMED, target=scene.target)
+    asked = AttributeView(pack_image(scene.query().example.images[0]), chosen[0], sigma2, NAMED, target=scene.target)
     address = frame.comparison(asked, scene.attributor, purpose="backdoor")
     st.link_button("All methods on this picture", address, type="tertiary", icon=":material/compare:")
     _numbers(scene, chosen)

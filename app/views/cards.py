@@ -19,7 +19,7 @@ def cards_of(attributor: Served, split: str) -> Callable[..., Card]:
     It is called with an image's number; with the tooltip as `title`, which a screen reader says too, in place of its
     label and number; and with further fields of the card, of which `caption` takes the place of its label.
     """
-    images, sources = attributor.bundle.array(f"{split}_images"), attributor.bundle.sources(split)
+    images, sources = attributor.bundle.examples(split).images, attributor.bundle.sources(split)
     labels = attributor.train_labels if split == "train" else attributor.test_labels
     classes, tags = attributor.bundle.classes, tagged(attributor)
 

@@ -21,7 +21,7 @@ from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.notice import complain, warn
 from natscope.app.views.stability import stability
 from natscope.core.analysis.comparison import Row, shared_images
-from natscope.core.bundle.request import QueryImage, Request
+from natscope.core.bundle.request import QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, REFERENCE
 
@@ -62,7 +62,7 @@ def view(attributor: Served) -> ComparisonView:
     return found
 
 
-def show(attributor: Served, query: QueryImage) -> None:
+def show(attributor: Served, query: QueryExample) -> None:
     """Draw the tab."""
     st.title("Compare methods")
     st.markdown(
@@ -109,7 +109,7 @@ def show(attributor: Served, query: QueryImage) -> None:
 
 def _answers(
     attributor: Served,
-    query: QueryImage,
+    query: QueryExample,
     requests: Sequence[Request],
     sigma2: float,
     slot: DeltaGenerator,
@@ -141,10 +141,10 @@ def _usual_sigma2s(view: ComparisonView, attributor: Served) -> ComparisonView:
     return replace(view, sigma2=attributor.bundle.sigma2(REFERENCE), own=view.own or own)
 
 
-def _queries(view: ComparisonView, query: QueryImage, attributor: Served) -> list[QueryImage]:
+def _queries(view: ComparisonView, query: QueryExample, attributor: Served) -> list[QueryExample]:
     """Open the pinned images beside the current one; report and leave out what cannot be opened."""
     current = frame.shared_query()
-    opened: list[tuple[str, QueryImage]] = [(current, query)]
+    opened: list[tuple[str, QueryExample]] = [(current, query)]
     for text in view.pins:
         if text != current:
             try:
@@ -287,8 +287,8 @@ def _own_sigma2(attributor: Served, view: ComparisonView, methods: Sequence[str]
     return own
 
 
-def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], part: str) -> None:
-    classes, images = attributor.bundle.classes, attributor.bundle.array("train_images")
+def _block(attributor: Served, query: QueryExample, rows: Sequence[Row], part: str) -> None:
+    classes, images = attributor.bundle.classes, attributor.bundle.examples("train").images
     tags = marks(list(shared_images(rows)))
     strips = []
     for row in rows:
@@ -309,7 +309,7 @@ def _block(attributor: Served, query: QueryImage, rows: Sequence[Row], part: str
     name = "your image" if query.index is None else f"{query.origin} image {query.index}"
     right = "" if query.label is None else (" ✓" if query.label == query.predicted else f" ✗ is {classes[query.label]}")
     comparison(
-        data_uri(query.image),
+        data_uri(query.example.images[0]),
         (name, classes[query.predicted] + right),
         strips,
         key=f"{_KEY}figure_{part}",

@@ -19,7 +19,7 @@ from natscope.app.figures.style import FORMATS
 from natscope.app.links import ComparisonView
 from natscope.app.rankings import title
 from natscope.core.analysis.comparison import OVERLAPS, QUANTITIES, Row, overlaps
-from natscope.core.bundle.request import QueryImage
+from natscope.core.bundle.request import QueryExample
 from natscope.core.methods import METHODS
 
 _MEASURES = {"jaccard": "Jaccard", "rbo": "Rank-biased overlap"}
@@ -77,14 +77,14 @@ def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: C
 
 
 def downloads(
-    attributor: Served, queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], view: ComparisonView
+    attributor: Served, queries: Sequence[QueryExample], rows: Sequence[Sequence[Row]], view: ComparisonView
 ) -> None:
     """Draw the buttons for the figure and the data."""
     bundle = attributor.bundle
     name = "-".join(["natscope-comparison", *map(words.image_name, queries)])
 
     def picture(kind: str) -> bytes:
-        stored = bundle.array("train_images")
+        stored = bundle.examples("train").images
         images = {index: np.asarray(stored[index]) for block in rows for row in block for index in row.picks}
         return draw(comparison_file, queries, rows, images, bundle.classes, kind=kind)
 
@@ -167,7 +167,7 @@ def _summary(column: Sequence[Row], classes: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _table(queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], classes: tuple[str, ...]) -> str:
+def _table(queries: Sequence[QueryExample], rows: Sequence[Sequence[Row]], classes: tuple[str, ...]) -> str:
     lines = []
     for query, block in zip(queries, rows, strict=True):
         for row in block:
@@ -181,7 +181,7 @@ def _table(queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], classes
 
 
 def _everything(
-    attributor: Served, queries: Sequence[QueryImage], rows: Sequence[Sequence[Row]], view: ComparisonView
+    attributor: Served, queries: Sequence[QueryExample], rows: Sequence[Sequence[Row]], view: ComparisonView
 ) -> dict[str, Any]:
     classes = attributor.bundle.classes
     return {

@@ -19,7 +19,7 @@ from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain
 from natscope.app.views.results import pointer
-from natscope.core.bundle.request import QueryImage, Request
+from natscope.core.bundle.request import QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 from natscope.precompute.paths import home
@@ -46,7 +46,7 @@ def ask(method: str) -> None:
     frame.forget_usual(_VIEW, f"{_KEY}exponent")
 
 
-def show(attributor: Served, query: QueryImage) -> None:
+def show(attributor: Served, query: QueryExample) -> None:
     """Draw the tab."""
     st.title("What if we remove them?")
     st.markdown(
@@ -58,7 +58,7 @@ def show(attributor: Served, query: QueryImage) -> None:
     pointer("brittleness")
 
 
-def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
+def _controls(attributor: Served, query: QueryExample) -> CounterfactualView:
     view: CounterfactualView = st.session_state[_VIEW]
     usable = attributor.usable()
     pool = len(_pool(attributor, query))
@@ -97,13 +97,13 @@ def _controls(attributor: Served, query: QueryImage) -> CounterfactualView:
     return replace(view, method=name, budget=budget, sigma2=chosen)
 
 
-def _pool(attributor: Served, query: QueryImage) -> np.ndarray:
+def _pool(attributor: Served, query: QueryExample) -> np.ndarray:
     """Return the training images that may be removed: those labelled as the prediction, the query itself left out."""
     rows = np.flatnonzero(attributor.train_labels == query.predicted)
     return rows[rows != query.index] if query.origin == "train" else rows
 
 
-def _removal(attributor: Served, query: QueryImage) -> None:
+def _removal(attributor: Served, query: QueryExample) -> None:
     if (count := len(_pool(attributor, query))) < 2 * FEWEST_REMOVED:
         label = escape.markdown(attributor.bundle.classes[query.predicted])
         which = "other training images" if query.origin == "train" else "training images"
@@ -148,7 +148,7 @@ def _removal(attributor: Served, query: QueryImage) -> None:
         ("Training without those found", found, about | {"removed": len(found)}),
         ("Training without as many random images", others, about | {"method": RANDOM, "removed": len(others)}),
     )
-    names = tuple(name_of(query.image, query.predicted, rows) for rows in ((), found, others))
+    names = tuple(name_of(query.example, query.predicted, rows) for rows in ((), found, others))
     result = _known(cache, names) or run_job(
         ("removals", attributor.place, *names),
         tasks.removals,
@@ -186,7 +186,7 @@ def _known(cache: ResultCache, names: tuple[str, ...]) -> list[dict[str, Any]] |
     return [cache[name]["answer"] for name in names] if all(name in cache for name in names) else None
 
 
-def _outcome(attributor: Served, query: QueryImage, answers: list[Answer], count: int, title: str) -> None:
+def _outcome(attributor: Served, query: QueryExample, answers: list[Answer], count: int, title: str) -> None:
     classes = attributor.bundle.classes
     label = classes[query.predicted]
     before, without_found, at_random = answers

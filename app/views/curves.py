@@ -24,7 +24,7 @@ from natscope.app.views.job import run_job
 from natscope.app.views.notice import warn
 from natscope.app.views.results import pointer
 from natscope.core.analysis.curves import Curve, Line
-from natscope.core.bundle.request import QueryImage
+from natscope.core.bundle.request import QueryExample
 from natscope.core.methods import GAINS, METHODS, REFERENCE
 from natscope.core.parameters import ROLES, WEIGHTS, imbalance
 from natscope.core.sketch_error import SketchError
@@ -47,7 +47,7 @@ def view(attributor: Served) -> CurvesView:
     return frame.view(_VIEW, attributor, CurvesView(), tab=_TAB, controls=_CONTROLS, complete=complete)
 
 
-def show(attributor: Served, query: QueryImage) -> None:
+def show(attributor: Served, query: QueryExample) -> None:
     """Draw the tab."""
     st.title("How much of the information is found")
     st.markdown(

@@ -18,7 +18,7 @@ from natscope.app.links import AttributeView, ComparisonView, Limits
 from natscope.app.views import telling
 from natscope.app.views.controls import control
 from natscope.app.views.notice import warn
-from natscope.core.bundle.request import QueryImage
+from natscope.core.bundle.request import QueryExample
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, REFERENCE
 
@@ -386,7 +386,7 @@ def _bundle(attributor: Served) -> dict[str, str]:
     return {"bundle": attributor.bundle.path.name}
 
 
-def query(attributor: Served) -> QueryImage:
+def query(attributor: Served) -> QueryExample:
     """Open the image that all tabs are about; if it cannot be opened, say why and take the first test image instead."""
     try:
         return links.open_query(shared_query(), attributor)

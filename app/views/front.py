@@ -68,7 +68,7 @@ def _example(attributor: Served, index: int) -> str:
     query, classes = attributor.query("test", index), attributor.bundle.classes
     sigma2 = attributor.bundle.sigma2(REFERENCE)
     result = attributor.attribute(query, Request(REFERENCE, sigma2, _BEHIND))
-    images = attributor.bundle.array("train_images")
+    images = attributor.bundle.examples("train").images
     behind = "".join(
         _picture(np.asarray(images[item.train_index]), f"labelled {classes[item.label]}") for item in result.items
     )
@@ -78,7 +78,8 @@ def _example(attributor: Served, index: int) -> str:
     first += "." if said == true else f", but this image is labelled <b>{escape.html(true)}</b>."
     return (
         f'<a class="ns-example" href="{escape.html(asked)}" target="_self" title="Explain this prediction">'
-        f'{_picture(query.image, f"predicted {said}", large=True)}<span class="ns-arrow" aria-hidden="true">←</span>'
+        f"{_picture(query.example.images[0], f'predicted {said}', large=True)}"
+        '<span class="ns-arrow" aria-hidden="true">←</span>'
         f'<span class="ns-behind">{behind}</span><span class="ns-sentence">{first} Of the {result.pool_size:,} '
         f"training images labelled {escape.html(said)}, these {len(result.items)} shaped that most.</span></a>"
     )

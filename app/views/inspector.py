@@ -20,7 +20,7 @@ from natscope.app.views.cards import cards_of
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain, errors_shown
 from natscope.app.views.query import title_of
-from natscope.core.bundle.request import QueryImage, Request
+from natscope.core.bundle.request import QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, REFERENCE
 
@@ -52,7 +52,7 @@ def inspector(
     place: str,
     *,
     request: Request,
-    query: QueryImage | None = None,
+    query: QueryExample | None = None,
     about: Callable[[int], str] = lambda index: "",
     explain: Explain | None = None,
 ) -> None:
@@ -100,20 +100,20 @@ def _draw(
     attributor: Served,
     images: tuple[int, ...],
     position: int,
-    query: QueryImage | None,
+    query: QueryExample | None,
     request: Request,
     about: Callable[[int], str],
     explain: Explain | None,
 ) -> None:
     index, classes = images[position], attributor.bundle.classes
-    picture = np.asarray(attributor.bundle.array("train_images")[index])
+    picture = np.asarray(attributor.bundle.examples("train").images[index])
     shares = softmax(np.asarray(attributor.bundle.array("train_logits")[index], dtype=np.float64))
     label, answer = int(attributor.train_labels[index]), int(shares.argmax())
     _steps(images, position)
     shown = [(picture, f"Training image {index}", _described(classes, label, answer, shares))]
     if query is not None:
         said = _described(classes, query.label, query.predicted, query.probabilities)
-        shown.insert(0, (query.image, title_of(query), said))
+        shown.insert(0, (query.example.images[0], title_of(query), said))
     _pictures(shown)
     if said := about(index):
         st.markdown(said)

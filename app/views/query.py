@@ -24,8 +24,7 @@ from natscope.app.views.enlarge import SHARP, enlarge
 from natscope.app.views.image_search import search_field
 from natscope.app.views.notice import complain
 from natscope.app.views.tags import tag_button
-from natscope.core.bundle.queries import no_pictures
-from natscope.core.bundle.request import QueryImage
+from natscope.core.bundle.request import QueryExample
 from natscope.core.errors import NatscopeError, QueryError
 from natscope.precompute.bundles.asking import takes_files
 from natscope.precompute.data.form import form_of, usual_background
@@ -52,7 +51,7 @@ _GROUNDS = {
 Take = Callable[[str], None]
 
 
-def image_bar(attributor: Served, query: QueryImage, take: Take, actions: Mapping[str, Callable[[], None]]) -> None:
+def image_bar(attributor: Served, query: QueryExample, take: Take, actions: Mapping[str, Callable[[], None]]) -> None:
     """Draw the image with its prediction, and the ways to another one.
 
     Args:
@@ -74,7 +73,7 @@ def image_bar(attributor: Served, query: QueryImage, take: Take, actions: Mappin
         _button("Next image", ":material/chevron_right:", lambda: step(1), disabled=alone)
         _button("Shuffle", ":material/shuffle:", lambda: take(f"{split}:{random.randrange(count)}"))
         search_field(_SEARCH, split, attributor.bundle.sources(split), take, key="image_search")
-        enlarge(query.image, title_of(query), key="enlarge_query")
+        enlarge(query.example.images[0], title_of(query), key="enlarge_query")
         if not alone:
             own = [f"{query.origin}:{query.index}"]
             tag_button(attributor, own, "Tag", key="tag_query")
@@ -82,7 +81,7 @@ def image_bar(attributor: Served, query: QueryImage, take: Take, actions: Mappin
     keys(steps | dict(actions), key="image_keys", find=_SEARCH)
 
 
-def title_of(query: QueryImage) -> str:
+def title_of(query: QueryExample) -> str:
     """Return a name of the image for people."""
     split = "Test" if query.origin == "test" else "Training"
     return "Your image" if query.index is None else f"{split} image {query.index}"
@@ -93,7 +92,7 @@ def _button(label: str, icon: str, do: Callable[[], None], *, disabled: bool = F
     st.button(label, icon=icon, key=key, on_click=do, disabled=disabled, type="tertiary")
 
 
-def _prediction(query: QueryImage, attributor: Served) -> None:
+def _prediction(query: QueryExample, attributor: Served) -> None:
     classes = attributor.bundle.classes
     top = np.argsort(-query.probabilities)[:3]
     bars = "".join(_bar(classes[c], float(query.probabilities[c]), strong=c == query.predicted) for c in top)
@@ -106,7 +105,7 @@ def _prediction(query: QueryImage, attributor: Served) -> None:
     if query.source and query.source != f"{query.origin} row {query.index}":
         verdict += f"<br>{escape.html(query.source)}"
     st.html(
-        f'<div class="ns-query"><img src="{data_uri(query.image)}" alt="{title_of(query)}">'
+        f'<div class="ns-query"><img src="{data_uri(query.example.images[0])}" alt="{title_of(query)}">'
         f'<div class="ns-said"><div class="ns-answer">Predicted {escape.html(classes[query.predicted])}</div>'
         f'<div class="ns-verdict">{verdict}</div></div><div class="ns-bars">{bars}</div></div>'
         f"<style>{SHARP}{_STYLE}</style>"
@@ -119,13 +118,13 @@ def _prediction(query: QueryImage, attributor: Served) -> None:
         )
 
 
-def finder(attributor: Served, query: QueryImage, take: Take) -> None:
+def finder(attributor: Served, query: QueryExample, take: Take) -> None:
     """Draw the ways to find another image; `take` is called with "test:I" or "image:DATA", say."""
     with st.expander("Find another image", icon=":material/image_search:"):
         _choices(attributor, query, take)
 
 
-def _choices(attributor: Served, query: QueryImage, take: Take) -> None:
+def _choices(attributor: Served, query: QueryExample, take: Take) -> None:
     origin = "image" if query.origin == "upload" else query.origin
     st.session_state.setdefault("source", origin)
     source = control(
@@ -285,7 +284,7 @@ def _upload(attributor: Served, take: Take) -> None:
     if attributor.bundle.stores_inputs:
         _upload_file(attributor, take)
         return
-    images, settings = attributor.bundle.array("train_images"), attributor.bundle.manifest.results["settings"]
+    images, settings = attributor.bundle.examples("train").images, attributor.bundle.manifest.results["settings"]
 
     def read() -> None:
         _read(images, settings, take)
@@ -316,7 +315,7 @@ def _upload(attributor: Served, take: Take) -> None:
 def _upload_file(attributor: Served, take: Take) -> None:
     """Draw the upload of a file that the bundle's own code makes an input of, or say why there is none."""
     if not takes_files(attributor.bundle):
-        st.info(no_pictures(attributor.bundle), icon=":material/upload_file:")
+        st.info(attributor.bundle.examples("train").no_pictures(), icon=":material/upload_file:")
         return
 
     def read() -> None:
@@ -326,7 +325,7 @@ def _upload_file(attributor: Served, take: Take) -> None:
         data, digest = chosen.getvalue(), hashlib.sha256(chosen.getvalue()).hexdigest()
         try:
             if "load" not in attributor.bundle.manifest.dataset:  # in a process of its own, before all else reads it
-                lanes.read_upload(data, chosen.name, form_of(attributor.bundle.array("train_images")))
+                lanes.read_upload(data, chosen.name, form_of(attributor.bundle.examples("train").images))
             attributor.file(digest, data, chosen.name)
         except NatscopeError as error:
             _refuse(chosen, error)

@@ -13,10 +13,10 @@ from natscope.app.bundles import Served
 from natscope.app.downloads import draw, offer
 from natscope.app.figures.sheets import ranking_file
 from natscope.app.figures.style import FORMATS
-from natscope.core.bundle.request import Attribution, QueryImage
+from natscope.core.bundle.request import Attribution, QueryExample
 
 
-def ranking_files(attributor: Served, query: QueryImage, images: np.ndarray, result: Attribution) -> None:
+def ranking_files(attributor: Served, query: QueryExample, images: np.ndarray, result: Attribution) -> None:
     """Draw the buttons.
 
     Args:
@@ -41,9 +41,9 @@ def ranking_files(attributor: Served, query: QueryImage, images: np.ndarray, res
         st.caption("Copy this page’s URL to share this view.", width="content")
 
 
-def _table(attributor: Served, query: QueryImage, result: Attribution) -> str:
+def _table(attributor: Served, query: QueryExample, result: Attribution) -> str:
     return escape.table(rankings.COLUMNS, rankings.rows(attributor.bundle, query, result))
 
 
-def _everything(query: QueryImage, result: Attribution, classes: tuple[str, ...]) -> str:
+def _everything(query: QueryExample, result: Attribution, classes: tuple[str, ...]) -> str:
     return json.dumps(result.to_dict(query, classes), indent=2)

@@ -90,7 +90,10 @@ def _examples(section: Section) -> None:
         what = f"labelled {escape.markdown(true)}, predicted {escape.markdown(said)}"
         view = ComparisonView(f"test:{query.index}")
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.html(f'<img src="{data_uri(query.image)}" alt="" width="56"><style>{SHARP}</style>', width="content")
+            st.html(
+                f'<img src="{data_uri(query.example.images[0])}" alt="" width="56"><style>{SHARP}</style>',
+                width="content",
+            )
             st.markdown(
                 f"[{title}: test image {query.index}]({frame.tab_address(frame.COMPARE, view, attributor)}), {what}"
             )

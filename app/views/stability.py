@@ -11,14 +11,14 @@ from natscope.app.components.grid import grid
 from natscope.app.views.cards import cards_of
 from natscope.app.views.job import run_job
 from natscope.core.analysis.stability import Stability, differ_by_seed, kin
-from natscope.core.bundle.request import QueryImage, Request
+from natscope.core.bundle.request import QueryExample, Request
 from natscope.core.methods import METHODS
 
 _REPEATS = 5
 _KEY = "compare_stability_"
 
 
-def stability(attributor: Served, name: str, query: QueryImage, requests: Sequence[Request]) -> None:
+def stability(attributor: Served, name: str, query: QueryExample, requests: Sequence[Request]) -> None:
     """Draw the section.
 
     Args:

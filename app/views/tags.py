@@ -164,7 +164,7 @@ def _card(attributor: Served, image: str, text: str) -> Card:
     label, predicted, _ = _labels(attributor, image)
     classes = attributor.bundle.classes
     title = f"{image.replace(':', ' image ')}, labelled {classes[label]}, predicted {classes[predicted]}: {text}"
-    picture = np.asarray(attributor.bundle.array(f"{split}_images")[int(number)])
+    picture = np.asarray(attributor.bundle.examples(split).images[int(number)])
     return Card(src=data_uri(picture), alt=title, title=title, caption=text)
 
 

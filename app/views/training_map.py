@@ -27,7 +27,7 @@ from natscope.app.views.job import leave_job, run_job
 from natscope.app.views.map_groups import Group, finding, groups_of
 from natscope.app.views.notice import complain, fragment
 from natscope.core.analysis.embedding import MOST
-from natscope.core.bundle.request import Attribution, QueryImage
+from natscope.core.bundle.request import Attribution, QueryExample
 from natscope.core.errors import QueryError
 from natscope.precompute.paths import home
 
@@ -71,7 +71,7 @@ def leave(attributor: Served) -> None:
         leave_job(_job(attributor, features))
 
 
-def show(attributor: Served, query: QueryImage) -> None:
+def show(attributor: Served, query: QueryExample) -> None:
     """Draw the tab."""
     st.title("A map of the training images")
     st.markdown(
@@ -82,7 +82,7 @@ def show(attributor: Served, query: QueryImage) -> None:
 
 
 @fragment()
-def _whole(attributor: Served, query: QueryImage, shown: str) -> None:
+def _whole(attributor: Served, query: QueryExample, shown: str) -> None:
     """Draw the controls, the map and the selected images; a change reruns this part alone."""
     if _VIEW not in st.session_state or frame.shared_query() != shown or tags.changed():
         st.rerun()
@@ -190,7 +190,7 @@ def map_chart(
         on_select=lambda numbers: on_select([int(n) for n in np.intersect1d(numbers, drawn)]),
     )
     others = np.setdiff1d(drawn, arranged)
-    images = attributor.bundle.array("train_images")
+    images = attributor.bundle.examples("train").images
     pictures([(found.pictures, arranged), (sheet(images, others), others)], chart=key, key=f"{key}_pictures")
     if len(arranged) < count:
         st.caption(
@@ -239,7 +239,7 @@ def _predicted(attributor: Served) -> np.ndarray:
     return np.asarray(attributor.bundle.array("train_logits")).argmax(axis=1)
 
 
-def _attribution(attributor: Served, query: QueryImage, view: MapView) -> Attribution | None:
+def _attribution(attributor: Served, query: QueryExample, view: MapView) -> Attribution | None:
     sigma2 = attributor.bundle.sigma2(view.method) if view.sigma2 is None else view.sigma2
     try:
         return attributor.attribute(query, replace(view.request(), sigma2=sigma2))

@@ -1,4 +1,4 @@
-"""What every training image tells of some test images by itself, so that the scores of a set add up."""
+"""What every training example tells of some test examples by itself, so that the scores of a set add up."""
 
 import numpy as np
 
@@ -7,27 +7,27 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Query, Settings
 from natscope.core.progress import Progress
 
-_AHEAD = 100  # test images for which all that a method can be asked together is
+_AHEAD = 100  # test examples for which all that a method can be asked together is
 
 
 def additive_scores(
     attributor: Attributor, name: str, tests: np.ndarray, *, sigma2: float, progress: Progress
 ) -> np.ndarray:
-    """Return the score that each training image has by itself for each test image.
+    """Return the score that each training example has by itself for each test example.
 
     Both are taken under their own labels' margins, without NTK scaling, as coresets are: a positive score then says
-    that training on the image raises the margin.
+    that training on the example raises the margin.
 
     Args:
         attributor: the opened bundle.
         name: the method.
-        tests: (Q,) numbers of test images.
+        tests: (Q,) numbers of test examples.
         sigma2: noise variance of methods that use it; its scale is that of margins.
-        progress: called at every test image.
+        progress: called at every test example.
 
     Returns:
-        (Q, N) float64; for information methods the nats of one image alone, with the sign of the covariance. An image
-        that a method does not score adds 0 to a sum.
+        (Q, N) float64; for information methods the nats of one example alone, with the sign of the covariance. An
+        example that a method does not score adds 0 to a sum.
 
     Raises:
         QueryError: if the bundle lacks what the method needs.

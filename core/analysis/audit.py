@@ -1,8 +1,8 @@
-"""The audit: which training images are leaned on suspiciously, found without knowing what a backdoor looks like.
+"""The audit: which training examples are leaned on suspiciously, found without knowing what a backdoor looks like.
 
-A clean class is held up by many images together. A planted one is held up by the few that carry the trigger: leave any
-of them out, and its prediction leans on the others of the group almost alone. So an image is the more suspect, the more
-concentrated the support of the predictions that lean on it is.
+A clean class is held up by many examples together. A planted one is held up by the few that carry the trigger: leave
+any of them out, and its prediction leans on the others of the group almost alone. So an example is the more suspect,
+the more concentrated the support of the predictions that lean on it is.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from natscope.core.bundle.attributor import Attributor
 from natscope.core.progress import Progress, silent
 
 SIGMA2 = 1e3
-FIRST = 20  # images; a prediction's concentration is the share of its nats that its first so many carry
+FIRST = 20  # examples; a prediction's concentration is the share of its nats that its first so many carry
 
 
 def suspicion(
@@ -22,16 +22,16 @@ def suspicion(
     first: int = FIRST,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Score every training image by how suspiciously the predictions about the others of its label lean on it.
+    """Score every training example by how suspiciously the predictions about the others of its label lean on it.
 
     Args:
         attributor: the opened bundle.
         sigma2: noise variance.
-        first: how many images a concentrated support may have.
+        first: how many examples a concentrated support may have.
         progress: called once a class.
 
     Returns:
-        (N,) float64 from 0 to 1, NaN in classes with too few images to tell.
+        (N,) float64 from 0 to 1, NaN in classes with too few examples to tell.
     """
     labels = attributor.train_labels
     scores = np.full(len(labels), np.nan)
@@ -46,15 +46,15 @@ def suspicion(
 
 
 def class_suspicion(gram: np.ndarray, *, sigma2: float = SIGMA2, first: int = FIRST) -> np.ndarray:
-    """Score the images of one class.
+    """Score the examples of one class.
 
     Args:
         gram: (n, n) inner products of the class's features.
         sigma2: noise variance.
-        first: how many images a concentrated support may have.
+        first: how many examples a concentrated support may have.
 
     Returns:
-        (n,): the mean concentration of the others' support, weighted by how much each of them leans on the image.
+        (n,): the mean concentration of the others' support, weighted by how much each of them leans on the example.
     """
     leaning = support(gram, sigma2=sigma2)
     top = np.partition(leaning, -first, axis=0)[-first:]
@@ -64,19 +64,19 @@ def class_suspicion(gram: np.ndarray, *, sigma2: float = SIGMA2, first: int = FI
 
 
 def support(gram: np.ndarray, *, sigma2: float) -> np.ndarray:
-    """Return how much each image's prediction leans on every other one, when it is left out of the training data.
+    """Return how much each example's prediction leans on every other one, when it is left out of the training data.
 
     With P = (K + sigma2 I)^-1, leaving j out of a Gaussian process leaves the variance 1 / P_jj - sigma2 at j, and the
     entries P_ii - P_ij^2 / P_jj (block inverse). Taking i out as well loses 1/2 log(1 + a_ij^2 / (P_ii|j v_j)) nats,
-    a_ij = P_ij / P_jj: InfoLoss of the single image i.
+    a_ij = P_ij / P_jj: InfoLoss of the single example i.
 
     Args:
         gram: (n, n) inner products of features.
         sigma2: noise variance.
 
     Returns:
-        (n, n): column j has the shares of the images i in all that is lost one image at a time; they sum to 1, or are 0
-        where nothing is.
+        (n, n): column j has the shares of the examples i in all that is lost one example at a time; they sum to 1, or
+        are 0 where nothing is.
     """
     count = len(gram)
     factor = scipy.linalg.cholesky(np.asarray(gram, dtype=np.float64) + sigma2 * np.eye(count), lower=True)
@@ -84,7 +84,7 @@ def support(gram: np.ndarray, *, sigma2: float) -> np.ndarray:
     own = np.diag(precision)
     variance = np.maximum(1 / own - sigma2, np.finfo(float).tiny)
     remaining = own[:, None] - precision**2 / own[None, :]
-    np.fill_diagonal(remaining, np.inf)  # nobody leans on the image that is left out
+    np.fill_diagonal(remaining, np.inf)  # nobody leans on the example that is left out
     lost = 0.5 * np.log1p((precision / own[None, :]) ** 2 / (remaining * variance[None, :]))
     total = lost.sum(axis=0, keepdims=True)
     return np.divide(lost, total, out=np.zeros_like(lost), where=total > 0)

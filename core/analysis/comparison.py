@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from natscope.core.bundle.attributor import Attributor
-from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.core.bundle.request import Attribution, QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import information_gain_curve, information_loss_curve, jaccard, rank_biased_overlap
@@ -49,18 +49,18 @@ class Row:
 
     @property
     def label_mix(self) -> dict[int, int]:
-        """How many of the images have each label, the most frequent first."""
+        """How many of the examples have each label, the most frequent first."""
         return dict(Counter(item.label for item in self.answer.items).most_common()) if self.answer else {}
 
 
 def compare_one(
-    attributor: Attributor, query: QueryImage, request: Request, *, evaluation_sigma2: float, progress: Progress
+    attributor: Attributor, query: QueryExample, request: Request, *, evaluation_sigma2: float, progress: Progress
 ) -> Row:
     """Ask one method, and evaluate its subset by the information that it carries whatever the method optimised.
 
     Args:
         attributor: the opened bundle.
-        query: the image.
+        query: the example.
         request: the method and its settings.
         evaluation_sigma2: sigma2 at which InfoLoss and InfoGain of the subset are counted, in the request's pool,
             which is also the conditioning set.
@@ -80,21 +80,21 @@ def compare_one(
 
 
 def evaluated(
-    attributor: Attributor, query: QueryImage, answer: Attribution, sigma2: float, progress: Progress
+    attributor: Attributor, query: QueryExample, answer: Attribution, sigma2: float, progress: Progress
 ) -> tuple[float, float]:
-    """Return InfoLoss and InfoGain of an answer's images in nats, given its pool."""
+    """Return InfoLoss and InfoGain of an answer's examples in nats, given its pool."""
     losses, gains = information_of(attributor, query, answer, sigma2, progress)
     return float(losses[-1]), float(gains[-1])
 
 
 def information_of(
-    attributor: Attributor, query: QueryImage, answer: Attribution, sigma2: float, progress: Progress
+    attributor: Attributor, query: QueryExample, answer: Attribution, sigma2: float, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return InfoLoss and InfoGain of the first 1, 2, … images of an answer, each (M,) in nats, given its pool.
+    """Return InfoLoss and InfoGain of the first 1, 2, … examples of an answer, each (M,) in nats, given its pool.
 
     Args:
         attributor: the opened bundle.
-        query: the image that was asked about.
+        query: the example that was asked about.
         answer: what any method answered.
         sigma2: noise variance, whatever the method's own.
         progress: called while something long is computed once.
@@ -103,7 +103,7 @@ def information_of(
     features = attributor.query_features(query, answer.target)
     subset = np.searchsorted(rows, [item.train_index for item in answer.items])
     own = np.flatnonzero(rows == query.index) if query.origin == "train" else np.empty(0, dtype=np.int64)
-    # What the model knows of a training image must not come from itself: its removal comes first and is not counted.
+    # What the model knows of a training example must not come from itself: its removal comes first and is not counted.
     ranking = np.concatenate([own, subset]).astype(np.int64)
     losses = information_loss_curve(candidates.pool, features, sigma2, ranking, conditioning=candidates.conditioning)
     before = losses[len(own) - 1] if len(own) else 0.0
@@ -111,7 +111,7 @@ def information_of(
 
 
 def shared_images(rows: Sequence[Row]) -> dict[int, tuple[int, ...]]:
-    """Return the training images that at least two rows have, each with the rows' positions; the most shared first."""
+    """Return the training examples that two rows or more have, each with the rows' positions; the most shared first."""
     positions: dict[int, list[int]] = defaultdict(list)
     for position, row in enumerate(rows):
         for index in row.picks:

@@ -1,4 +1,4 @@
-"""Coresets: a few training images that stand for all of them, chosen for many test images at once by any method.
+"""Coresets: a few training examples that stand for all of them, chosen for many test examples at once by any method.
 
 Queries and candidates are measured by TRAK's margin under their own labels, without NTK scaling (Tailor et al.,
 figures 5 and 6). The information criteria select greedily for all queries together; other methods rank by the mean of
@@ -42,7 +42,7 @@ def usable(attributor: Capabilities) -> tuple[str, ...]:
 
 
 class Coresets:
-    """The training images of a bundle as candidates, all together and class by class; thread-safe, for all visitors."""
+    """The training examples of a bundle as candidates, together and class by class; thread-safe, for all visitors."""
 
     def __init__(self, attributor: Attributor) -> None:
         """Compute nothing yet.
@@ -57,18 +57,18 @@ class Coresets:
         self._all: BoundedCache[Candidates] = BoundedCache(1)
 
     def ask(self, test_indices: Sequence[int] | np.ndarray) -> Query:
-        """Take test images as queries, each under its own label.
+        """Take test examples as queries, each under its own label.
 
         Raises:
-            QueryError: for an empty or too long list, or for numbers that are not test images.
+            QueryError: for an empty or too long list, or for numbers that are not test examples.
         """
         rows, count = np.asarray(test_indices, dtype=np.int64), len(self.attributor.test_labels)
         if not len(rows):
-            raise QueryError("Choose at least one test image to ask about.")
+            raise QueryError("Choose at least one test example to ask about.")
         if len(rows) > MOST_QUERIES:
-            raise QueryError(f"A coreset is chosen for {MOST_QUERIES} test images at most, not {len(rows):,}.")
+            raise QueryError(f"A coreset is chosen for {MOST_QUERIES} test examples at most, not {len(rows):,}.")
         if rows.min() < 0 or rows.max() >= count:
-            raise QueryError(f"Test images have numbers from 0 to {count - 1:,}.")
+            raise QueryError(f"Test examples have numbers from 0 to {count - 1:,}.")
         return self.attributor.margin_query(rows)
 
     def select(
@@ -82,16 +82,16 @@ class Coresets:
         seed: int = 0,
         progress: Progress = silent,
     ) -> np.ndarray:
-        """Choose training images; except with quotas, the first m of them are what a budget of m gives.
+        """Choose training examples; except with quotas, the first m of them are what a budget of m gives.
 
         Args:
             method: a name of the registry.
             query: from `ask`.
             sigma2: observation noise variance.
-            budget: how many images, M; all of them if there are fewer.
-            variant: "free", among all images at once; "quotas", the same, but a class is closed once it has its share
-                of the budget; or "per-class", where every class contributes as many, in turn: those of its images that
-                tell most about its own queries, or about all queries if none is of the class.
+            budget: how many examples, M; all of them if there are fewer.
+            variant: "free", among all examples at once; "quotas", the same, but a class is closed once it has its share
+                of the budget; or "per-class", where every class contributes as many, in turn: those of its examples
+                that tell most about its own queries, or about all queries if none is of the class.
             seed: seed of the random method.
             progress: called while something long is computed.
 
@@ -108,7 +108,7 @@ class Coresets:
         title, labels = METHODS[method].title, self.labels
         sizes = np.bincount(labels, minlength=len(self.attributor.bundle.classes))
         if variant != PER_CLASS:
-            progress(f"{title}: ranking all training images for all queries", 0, 1)
+            progress(f"{title}: ranking all training examples for all queries", 0, 1)
             quotas = Quotas(labels, shares(budget, sizes)) if variant == QUOTAS else None
             settings = Settings(sigma2, budget, seed, quotas=quotas)
             return self._picks(method, self._everyone(progress), query, settings)
@@ -124,7 +124,7 @@ class Coresets:
         return np.concatenate(chosen)[turn]
 
     def information(self, ranking: np.ndarray, query: Query, sigma2: float) -> np.ndarray:
-        """Return InfoGain of the first 1, 2, … images of a ranking, (M,) in nats, the mean over the queries.
+        """Return InfoGain of the first 1, 2, … examples of a ranking, (M,) in nats, the mean over the queries.
 
         Args:
             ranking: (M,) training indices.
@@ -134,7 +134,7 @@ class Coresets:
         return information_gain_curve(self._pool(ranking), query.features, sigma2, np.arange(len(ranking)))
 
     def joint(self, ranking: np.ndarray, query: Query, sigma2: float) -> float:
-        """Return what all images of a ranking (M,) hold about all queries together, in nats."""
+        """Return what all examples of a ranking (M,) hold about all queries together, in nats."""
         return joint_information_gain(self._pool(ranking), query.features, sigma2, np.arange(len(ranking)))
 
     def _pool(self, ranking: np.ndarray) -> Pool:
@@ -165,7 +165,7 @@ def title_of(row: Mapping[str, Any]) -> str:
 
 
 def shares(budget: int, sizes: np.ndarray) -> np.ndarray:
-    """Return how many images each class gets, (C,) int64, one in turn, given a budget and the sizes (C,) of classes."""
+    """Return how many examples each class gets, (C,) int64, in turn, given a budget and the sizes (C,) of classes."""
     given, left = np.zeros(len(sizes), dtype=np.int64), min(budget, int(sizes.sum()))
     while left:
         still = np.flatnonzero(given < sizes)[:left]

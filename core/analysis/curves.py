@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from natscope.core.bundle.attributor import Attributor
-from natscope.core.bundle.request import QueryImage, Request
+from natscope.core.bundle.request import QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import REFERENCE
 from natscope.core.metrics import information_loss_curve
 from natscope.core.progress import Progress
 
-_HELD_OUT = 5  # every fifth test image is for choosing settings, and never reported
+_HELD_OUT = 5  # every fifth test example is for choosing settings, and never reported
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Curve:
-    """Relative information of the first 1 … M images of a method's rankings.
+    """Relative information of the first 1 … M examples of a method's rankings.
 
     Args:
         line: the method and sigma2.
@@ -63,7 +63,7 @@ class Curve:
 
 def relative_curves(
     attributor: Attributor,
-    queries: Sequence[QueryImage],
+    queries: Sequence[QueryExample],
     lines: Sequence[Line],
     *,
     largest: int,
@@ -102,15 +102,15 @@ def relative_curves(
             found[line].append(losses / reference_losses)
     progress("Ranking and judging", steps, steps)
     if not all(found.values()):
-        raise QueryError("No image carries information about these queries, so there is nothing to compare.")
+        raise QueryError("No example carries information about these queries, so there is nothing to compare.")
     shortest = min(len(values) for rows in found.values() for values in rows)
     return [Curve(line, np.stack([row[:shortest] for row in rows]), undefined[line]) for line, rows in found.items()]
 
 
 def _losses(
-    attributor: Attributor, query: QueryImage, line: Line, largest: int, conditioning: str, progress: Progress
+    attributor: Attributor, query: QueryExample, line: Line, largest: int, conditioning: str, progress: Progress
 ) -> np.ndarray:
-    """Return InfoLoss of the first 1 … M images of a method's ranking, (M,) in nats."""
+    """Return InfoLoss of the first 1 … M examples of a method's ranking, (M,) in nats."""
     request = Request(line.method, line.sigma2, largest, conditioning=conditioning)
     answer = attributor.attribute(query, request, lambda *_: None)
     candidates, rows = attributor.candidates(answer.target, request.pool, conditioning, progress)
@@ -132,18 +132,19 @@ def held_out(indices: np.ndarray) -> np.ndarray:
     return indices % _HELD_OUT == 0
 
 
-def sample_queries(attributor: Attributor, count: int, *, seed: int = 0, part: str = "all") -> list[QueryImage]:
-    """Draw test images that the network gets right, without repetition.
+def sample_queries(attributor: Attributor, count: int, *, seed: int = 0, part: str = "all") -> list[QueryExample]:
+    """Draw test examples that the network gets right, without repetition.
 
-    All images are put into an order that depends on the seed alone, and the first that qualify are taken: a larger draw
-    contains a smaller one, and a network that differs in a few answers, as on another machine, is asked about the same
-    images but for a few.
+    All examples are put into an order that depends on the seed alone, and the first that qualify are taken: a larger
+    draw contains a smaller one, and a network that differs in a few answers, as on another machine, is asked about the
+    same examples but for a few.
 
     Args:
         attributor: the opened bundle.
         count: how many.
         seed: seed of the draw.
-        part: "held out" for every fifth test image, on which settings are chosen; "reported" for the others; or "all".
+        part: "held out" for every fifth test example, on which settings are chosen; "reported" for the others; or
+            "all".
 
     Raises:
         QueryError: if it gets fewer right.
@@ -154,6 +155,6 @@ def sample_queries(attributor: Attributor, count: int, *, seed: int = 0, part: s
     if part != "all":
         right = right[held_out(right) == (part == "held out")]
     if count > len(right):
-        of = {"held out": "held-out test images", "reported": "test images that are not held out"}
-        raise QueryError(f"The model gets {len(right)} {of.get(part, 'test images')} right, fewer than {count}.")
+        of = {"held out": "held-out test examples", "reported": "test examples that are not held out"}
+        raise QueryError(f"The model gets {len(right)} {of.get(part, 'test examples')} right, fewer than {count}.")
     return [attributor.query("test", int(index)) for index in right[:count]]

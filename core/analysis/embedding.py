@@ -1,6 +1,6 @@
-"""A map of the training images: points in the plane, close together where the network sees images alike.
+"""A map of the training examples: points in the plane, close together where the network sees examples alike.
 
-Rows are scaled to length 1, so that the squared distance of two images is 2 - 2 k(x, x') / sqrt(k(x, x) k(x', x')),
+Rows are scaled to length 1, so that the squared distance of two examples is 2 - 2 k(x, x') / sqrt(k(x, x) k(x', x')),
 and reduced to `DIMENSIONS` principal components, found by subspace iteration in blocks. t-SNE arranges them (van der
 Maaten and Hinton 2008), in openTSNE's version with interpolated forces (Linderman et al. 2019).
 """
@@ -20,26 +20,26 @@ from natscope.core.index.search import nearest
 from natscope.core.progress import Progress, silent
 from natscope.core.rows import Rows
 
-MOST = 20_000  # images that t-SNE arranges: half a minute on one core
+MOST = 20_000  # examples that t-SNE arranges: half a minute on one core
 DIMENSIONS, NEAREST = 50, 10
 _EXTRA, _PASSES = 14, 3  # directions beyond those wanted, and passes over the rows, of the subspace iteration
 _BLOCK = 2048  # rows read at once
 _PERPLEXITY, _EARLY, _LATER = 30, 250, 500  # usual settings of t-SNE, the latter two in steps
 _EVERY = 10  # steps between two reports
-_BESIDE = 5  # arranged images between which one that was left out is put
+_BESIDE = 5  # arranged examples between which one that was left out is put
 _SEED = 0
-_BYTES = 200  # an image, at most, of a map in a file
+_BYTES = 200  # an example, at most, of a map in a file
 
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """Training images in the plane.
+    """Training examples in the plane.
 
     Args:
         positions: (N, 2) float32, of all of them.
         arranged: (n,) int64, rising: those that t-SNE arranged, all or `MOST` drawn at random; each of the others lies
-            at the median of the arranged images that it resembles most.
-        neighbours: (n, k) int64, the nearest of each arranged image on the map, as positions in `arranged`; k is
+            at the median of the arranged examples that it resembles most.
+        neighbours: (n, k) int64, the nearest of each arranged example on the map, as positions in `arranged`; k is
             `NEAREST`, or all others where there are fewer.
     """
 
@@ -48,7 +48,7 @@ class Embedding:
     neighbours: np.ndarray
 
     def alike(self, kinds: np.ndarray) -> np.ndarray:
-        """Return which share of each arranged image's neighbours is of its own kind, (n,) float64; kinds (N,)."""
+        """Return which share of each arranged example's neighbours is of its own kind, (n,) float64; kinds (N,)."""
         own = kinds[self.arranged]
         return (own[self.neighbours] == own[:, None]).mean(axis=1)
 
@@ -85,12 +85,12 @@ def _fits(found: Embedding, count: int) -> bool:
 
 
 def embed(features: Rows, progress: Progress = silent, *, most: int = MOST) -> Embedding:
-    """Arrange images in the plane; the same rows give the same map.
+    """Arrange examples in the plane; the same rows give the same map.
 
     Args:
         features: (N, K), at least two rows; a memory map is read in blocks.
         progress: called at every few steps.
-        most: how many images t-SNE arranges.
+        most: how many examples t-SNE arranges.
 
     Raises:
         QueryError: if a feature is not a finite number.
@@ -105,7 +105,7 @@ def embed(features: Rows, progress: Progress = silent, *, most: int = MOST) -> E
     positions[arranged] = placed = _tsne(reduced, progress)
     left_out = np.setdiff1d(np.arange(count), arranged)
     for start in range(0, len(left_out), _BLOCK):
-        progress("Placing the other images", start, len(left_out))
+        progress("Placing the other examples", start, len(left_out))
         rows = left_out[start : start + _BLOCK]
         block = next(_blocks(features, rows)) - mean
         _, beside = nearest(block @ basis, reduced, min(_BESIDE, len(reduced)))
@@ -118,7 +118,7 @@ def _blocks(features: Rows, rows: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(rows), _BLOCK):
         block = np.asarray(features[rows[start : start + _BLOCK]], dtype=np.float32)
         if not np.isfinite(block).all():
-            raise QueryError("The features of some training images are not finite numbers, so there is no map of them.")
+            raise QueryError("Features of some training examples are not finite numbers, so there is no map of them.")
         block = block / np.maximum(np.abs(block).max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
         yield block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
@@ -160,7 +160,7 @@ def _tsne(points: np.ndarray, progress: Progress) -> np.ndarray:
     from openTSNE.nearest_neighbors import PrecomputedNeighbors
 
     perplexity = min(_PERPLEXITY, (count - 1) / 3)
-    progress("Finding each image’s neighbours", 0, 1)
+    progress("Finding each example’s neighbours", 0, 1)
     distances, neighbours = _others(points, min(count - 1, int(3 * perplexity)))
     found = PrecomputedNeighbors(neighbours, distances.astype(np.float64))
     affinities = PerplexityBasedNN(perplexity=perplexity, knn_index=found, n_jobs=1)
@@ -169,7 +169,7 @@ def _tsne(points: np.ndarray, progress: Progress) -> np.ndarray:
     before = 0
 
     def told(step: int, *_: object) -> None:
-        progress("Arranging the images", before + step, _EARLY + _LATER)
+        progress("Arranging the examples", before + step, _EARLY + _LATER)
 
     settings = {"callbacks": told, "callbacks_every_iters": _EVERY, "propagate_exception": True}
     embedding = embedding.optimize(_EARLY, exaggeration=12, momentum=0.5, **settings)

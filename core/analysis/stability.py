@@ -9,7 +9,7 @@ import numpy as np
 
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Manifest
-from natscope.core.bundle.request import Attribution, QueryImage, Request
+from natscope.core.bundle.request import Attribution, QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import jaccard
@@ -23,7 +23,7 @@ class Stability:
     Args:
         request: the method and its settings.
         original: the ranking that is examined; None if the method failed.
-        stayed: (M,) in how many repeats each of its images is among the first M.
+        stayed: (M,) in how many repeats each of its examples is among the first M.
         overlaps: (R,) Jaccard overlap of each repeat with the original.
         correlations: (R,) rank correlation of each repeat with the original.
         failure: one sentence where nothing could be compared, "" otherwise.
@@ -43,13 +43,13 @@ class Stability:
 
     @property
     def always(self) -> int:
-        """How many of the images stayed in every repeat."""
+        """How many of the examples stayed in every repeat."""
         return int((self.stayed == self.repeats).sum()) if self.repeats else 0
 
 
 def across_sketches(
     attributor: Attributor,
-    query: QueryImage,
+    query: QueryExample,
     requests: Sequence[Request],
     seeds: Sequence[int],
     progress: Progress,
@@ -58,7 +58,7 @@ def across_sketches(
 
     Args:
         attributor: the opened bundle.
-        query: the image.
+        query: the example.
         requests: one a method.
         seeds: the sketches' seeds, each different from the bundle's.
         progress: called at every step of every repeat; it may raise to stop.
@@ -81,7 +81,7 @@ def across_sketches(
 
 def across_networks(
     attributor: Attributor,
-    query: QueryImage,
+    query: QueryExample,
     requests: Sequence[Request],
     others: Sequence[Attributor],
     progress: Progress,
@@ -90,7 +90,7 @@ def across_networks(
 
     Args:
         attributor: the opened bundle whose rankings are examined.
-        query: an image as this bundle's network sees it.
+        query: an example as this bundle's network sees it.
         requests: one a method.
         others: bundles for which `differ_by_seed` holds.
         progress: called at every step of every repeat; it may raise to stop.
@@ -109,11 +109,11 @@ def across_networks(
     return found
 
 
-def _seen(other: Attributor, query: QueryImage) -> QueryImage:
+def _seen(other: Attributor, query: QueryExample) -> QueryExample:
     """Return a query as another network of the same data sees it."""
     if query.index is not None:
         return other.query(query.origin, query.index)
-    return other.upload(query.image) if query.input is None else other.given(query.input, query.label)
+    return other.asked(query.example, query.label)
 
 
 def kin(manifest: Manifest) -> tuple[str, int | None]:
@@ -131,21 +131,21 @@ def differ_by_seed(first: tuple[str, int | None], second: tuple[str, int | None]
 
 
 def rank_correlation(first: Sequence[int], second: Sequence[int]) -> float:
-    """Return Spearman's correlation of two top lists over the images in either.
+    """Return Spearman's correlation of two top lists over the examples in either.
 
-    An image that a list lacks counts as tied with the others that it lacks, one rank below its last. NaN for lists of
-    one image or none.
+    An example that a list lacks counts as tied with the others that it lacks, one rank below its last. NaN for lists of
+    one example or none.
 
     Args:
-        first: distinct images, best first.
-        second: distinct images, best first.
+        first: distinct examples, best first.
+        second: distinct examples, best first.
     """
     from scipy.stats import spearmanr  # 27 MB, and a moment to load, in every process of the app
 
     union = sorted({*first, *second})
     ranks = [
-        [order.get(image, len(order)) for image in union]
-        for order in ({image: position for position, image in enumerate(ranking)} for ranking in (first, second))
+        [order.get(example, len(order)) for example in union]
+        for order in ({example: position for position, example in enumerate(ranking)} for ranking in (first, second))
     ]
     if any(len(set(values)) < 2 for values in ranks):
         return float("nan")
@@ -158,7 +158,7 @@ def _within(progress: Progress, name: str, done: int, total: int) -> Callable[[s
 
 
 def _asked(
-    attributor: Attributor, query: QueryImage, request: Request, tell: Callable[[str], None]
+    attributor: Attributor, query: QueryExample, request: Request, tell: Callable[[str], None]
 ) -> Attribution | str:
     title = METHODS[request.method].title
     tell(title)
@@ -176,7 +176,7 @@ def _judged(request: Request, original: Attribution | str, again: Sequence[Attri
     answers = [answer for answer in again if not isinstance(answer, str)]
     mine = [item.train_index for item in original.items]
     lists = [[item.train_index for item in answer.items] for answer in answers]
-    stayed = np.array([sum(image in ranking for ranking in lists) for image in mine])
+    stayed = np.array([sum(example in ranking for ranking in lists) for example in mine])
     overlaps = np.array([jaccard(mine, ranking) for ranking in lists])
     correlations = np.array([rank_correlation(mine, ranking) for ranking in lists])
     return Stability(request, original, stayed, overlaps, correlations, failed)

@@ -1,7 +1,7 @@
 """What individual methods need beyond the features of the target's logit: arrays and factors that a bundle may hold."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from natscope.core.bundle.format import FIX, Bundle
 from natscope.core.cache import BoundedCache
@@ -25,11 +26,11 @@ if TYPE_CHECKING:  # the libraries behind these take a second to load, so they a
     from natscope.core.methods.ekfac import EkfacInfluence
 
 Inputs = Callable[[slice | np.ndarray], Tensor]
-_TOGETHER = 10  # queries for which the gradients of the training images are computed once
+_TOGETHER = 10  # queries for which the gradients of the training examples are computed once
 
 
 class LoadedArtifacts:
-    """Arrays over all N training images, from the bundle, or recomputed for another sketch than the bundle's."""
+    """Arrays over all N training examples, from the bundle, or recomputed for another sketch than the bundle's."""
 
     def __init__(self, bundle: Bundle, margins: FeatureMap, inputs: Inputs, *, fresh: bool) -> None:
         """Compute nothing yet.
@@ -37,7 +38,7 @@ class LoadedArtifacts:
         Args:
             bundle: an open bundle.
             margins: maps to features of the margin, in the network's own parameterisation.
-            inputs: returns the network's inputs for a slice or for rows of the training images.
+            inputs: returns the network's inputs for a slice or for rows of the training examples.
             fresh: whether `margins` has another sketch than the bundle.
         """
         self._bundle, self._margins, self._inputs, self._fresh = bundle, margins, inputs, fresh
@@ -63,34 +64,37 @@ class LoadedArtifacts:
         return self._arrays.get(own.name, lambda: self._computed(own, progress))[name]
 
     def influence(self, query: Tensor, target: int, rows: np.ndarray, progress: Progress) -> np.ndarray:
-        """Return the EK-FAC influence of training images on a query's margin, (len(rows),), and remember it.
+        """Return the EK-FAC influence of training examples on a query's margin, (len(rows),), and remember it.
 
         Args:
             query: (1, ...), as the network takes it.
             target: the class whose margin is measured.
-            rows: numbers of training images.
-            progress: called every few hundred images.
+            rows: numbers of training examples.
+            progress: called every few hundred examples.
         """
         key = _influence_key(query, target, rows)
         return self._scores.get(key, lambda: self._influences(query, target, rows, progress)[0])
 
-    def influence_ahead(self, queries: Tensor, targets: np.ndarray, rows: np.ndarray, progress: Progress) -> None:
-        """Compute `influence` for queries (Q, ...) to come, each under its target: gradients of images serve many."""
-        keys = [_influence_key(query[None], int(y), rows) for query, y in zip(queries, targets, strict=True)]
+    def influence_ahead(
+        self, queries: Sequence[Tensor], targets: np.ndarray, rows: np.ndarray, progress: Progress
+    ) -> None:
+        """Compute `influence` for Q queries (1, ...) to come, each under its target: gradients serve many."""
+        keys = [_influence_key(query, int(y), rows) for query, y in zip(queries, targets, strict=True)]
         for start in range(0, len(keys), _TOGETHER):
             part = slice(start, start + _TOGETHER)
-            found = self._influences(queries[part], targets[part], rows, progress)
+            together = pad_sequence([query[0] for query in queries[part]], batch_first=True)
+            found = self._influences(together, targets[part], rows, progress)
             for key, scores in zip(keys[part], found, strict=True):
                 self._scores.keep(key, scores)
 
     def mean_influence(self, queries: Tensor, targets: np.ndarray, rows: np.ndarray, progress: Progress) -> np.ndarray:
-        """Return the mean influence of training images on the margins of queries (Q, ...), (len(rows),).
+        """Return the mean influence of training examples on the margins of queries (Q, ...), (len(rows),).
 
         Args:
             queries: as the network takes them.
             targets: (Q,) int64, the class whose margin is measured of each.
-            rows: numbers of training images.
-            progress: called every few hundred images.
+            rows: numbers of training examples.
+            progress: called every few hundred examples.
         """
         if len(targets) == 1:
             return self.influence(queries, int(targets[0]), rows, progress)
@@ -103,7 +107,7 @@ class LoadedArtifacts:
         found = self._ekfac()
         parts, step = [], SHARD if convolves(self._margins.model) else len(rows)
         for start in range(0, len(rows), step):
-            progress("EK-FAC: gradients of the training images", start, len(rows))
+            progress("EK-FAC: gradients of the training examples", start, len(rows))
             part = rows[start : start + step]
             parts.append(found.scores(queries, target, self._inputs(part), self._labels[part], mean=mean))
         return np.concatenate(parts, axis=1)
@@ -131,7 +135,7 @@ class LoadedArtifacts:
     def _margin_features(self, progress: Progress) -> np.ndarray:
         parts = []
         for start in range(0, len(self._labels), SHARD):
-            progress("Gradients of the training images", start, len(self._labels))
+            progress("Gradients of the training examples", start, len(self._labels))
             part = slice(start, start + SHARD)
             parts.append(self._margins.features(self._inputs(part), self._labels[part], measurement="margin"))
         return np.concatenate(parts)

@@ -1,9 +1,10 @@
-"""From an image to ranked training images: a bundle and its network, queried by pages and commands alike."""
+"""From an example to ranked training examples: a bundle and its network, queried by pages and commands alike."""
 
 import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +15,12 @@ from natscope.core.bundle.candidates import CandidateSets
 from natscope.core.bundle.capabilities import Capabilities
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.queries import NOT_FINITE, Queries
-from natscope.core.bundle.request import Attribution, Item, QueryImage, Request, noise_of, target_of
+from natscope.core.bundle.request import Attribution, Item, QueryExample, Request, noise_of, target_of
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, QueryError
+from natscope.core.examples import Examples
 from natscope.core.features import FeatureMap
 from natscope.core.greedy import Selection
-from natscope.core.images import ImageInputs
 from natscope.core.jacobians import linear_alone
 from natscope.core.methods import METHODS, Candidates, Method, Query, Settings
 from natscope.core.methods.criteria import total_of_all
@@ -42,8 +43,8 @@ class Attributor(Capabilities):
 
     Examples:
         >>> attributor = natscope.open_attributor(Path("bundles/fashion-mnist"))
-        >>> image = attributor.bundle.array("test_images")[12]
-        >>> answer = attributor.attribute(attributor.upload(image), natscope.Request("repsim", budget=2))
+        >>> query = attributor.query("test", 12)
+        >>> answer = attributor.attribute(query, natscope.Request("repsim", budget=2))
         >>> len(answer.items)
         2
     """
@@ -94,7 +95,7 @@ class Attributor(Capabilities):
         self._sets.check()
 
     def trust(self, count: int) -> SketchError | None:
-        """Measure the sketch on the first training images, each under its own label; None for the exact kernel."""
+        """Measure the sketch on the first training examples, each under its own label; None for the exact kernel."""
         self.bundle.check_unchanged()
         spec, manifest = self.features.sketch.spec, self.bundle.manifest
         if spec.kind == "exact":
@@ -104,43 +105,48 @@ class Attributor(Capabilities):
         model, layers = self.features.model, manifest.layers
         return trust(model, spec, inputs, labels, ntk=manifest.ntk, layout=manifest.layout, layers=layers)
 
-    def query(self, origin: str, index: int) -> QueryImage:
-        """Take a query from the "test" or the "train" images.
+    def query(self, origin: str, index: int) -> QueryExample:
+        """Take a query from the "test" or the "train" examples.
 
         Raises:
-            QueryError: if there is no such image.
+            QueryError: if there is no such example.
             BundleError: if a file of the bundle has changed since it was opened.
         """
         self.bundle.check_unchanged()
         return self._asks.stored(origin, index)
 
-    def upload(self, image: np.ndarray) -> QueryImage:
-        """Take an image of the data set's form, uint8 (H, W) or (H, W, 3), as the query.
+    def given(self, found: Any, label: int | None = None) -> QueryExample:
+        """Take what a user gives, of the form of the data's examples, as the query.
+
+        Of examples that is pixels (H, W) or (H, W, 3) uint8, or an input as the network takes it, float32.
+
+        Args:
+            found: one example.
+            label: its true class, if it is known.
 
         Raises:
-            QueryError: if the bundle's network takes other inputs than images.
+            QueryError: if it cannot be one.
             BundleError: as for `query`.
         """
         self.bundle.check_unchanged()
-        return self._asks.picture(image)
+        return self._asks.given(found, label)
 
-    def given(self, values: np.ndarray, label: int | None = None) -> QueryImage:
-        """Take an input as the network takes it, float32 (...), as the query: see `Queries.given`."""
+    def asked(self, example: Examples, label: int | None = None) -> QueryExample:
+        """Take an example of another bundle of the same data as the query; errors are those of `given`."""
         self.bundle.check_unchanged()
-        return self._asks.given(values, label)
+        return self._asks.seen(example, "upload", label=label)
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        """Return the predicted class of images (B, H, W) or (B, H, W, 3) uint8, (B,) int64."""
-        dataset = self.bundle.manifest.dataset
-        return self.features.outputs(ImageInputs(images, dataset["mean"], dataset["std"])).logits.argmax(axis=1)
+    def predict(self, examples: Examples) -> np.ndarray:
+        """Return the predicted classes of examples, (B,) int64."""
+        return self.features.outputs(examples.inputs).logits.argmax(axis=1)
 
     def attribute(
-        self, query: QueryImage, request: Request, progress: Progress = silent, *, whole: bool = True
+        self, query: QueryExample, request: Request, progress: Progress = silent, *, whole: bool = True
     ) -> Attribution:
-        """Rank training images for a query.
+        """Rank training examples for a query.
 
         Args:
-            query: from `query` or `upload`.
+            query: from `query` or `given`.
             request: the method and its settings.
             progress: called with a stage's name, steps done and steps in all, while something long is computed once.
             whole: whether what the answer says of all candidates is wanted too, which can take longer than the ranking:
@@ -173,19 +179,19 @@ class Attributor(Capabilities):
         )
 
     def score_each(
-        self, query: QueryImage, request: Request, progress: Progress = silent
+        self, query: QueryExample, request: Request, progress: Progress = silent
     ) -> tuple[np.ndarray, np.ndarray]:
         """Score every candidate by itself, whatever the budget of the request.
 
         Args:
-            query: from `query` or `upload`.
+            query: from `query` or `given`.
             request: the method and its settings.
             progress: as for `attribute`.
 
         Returns:
-            Training indices (n,) int64, rising, of the images that have a score, and scores (n,) float64: for
-            information methods the nats that an image alone tells, or that are lost without it alone, with the sign of
-            its covariance: see `Method.each`.
+            Training indices (n,) int64, rising, of the examples that have a score, and scores (n,) float64: for
+            information methods the nats that an example alone tells, or that are lost without it alone, with the sign
+            of its covariance: see `Method.each`.
 
         Raises:
             QueryError, BundleError: as for `attribute`.
@@ -206,7 +212,7 @@ class Attributor(Capabilities):
         self.bundle.check_unchanged()
         return rows[kept], scores
 
-    def _understood(self, query: QueryImage, request: Request) -> tuple[Method, int, Settings]:
+    def _understood(self, query: QueryExample, request: Request) -> tuple[Method, int, Settings]:
         target = target_of(request, query, len(self.bundle.classes))
         method = METHODS[request.method]
         sigma2 = noise_of(request, self.bundle.sigma2)
@@ -215,23 +221,23 @@ class Attributor(Capabilities):
         return method, target, Settings(sigma2, request.budget, request.seed)
 
     def _among(
-        self, query: QueryImage, target: int, request: Request, settings: Settings, progress: Progress
+        self, query: QueryExample, target: int, request: Request, settings: Settings, progress: Progress
     ) -> tuple[Candidates, np.ndarray, Settings]:
         """Return the candidates, their training indices (n,), and the settings that leave out the query itself."""
-        # A training image asks which *others* it leans on: it is taken out of the pool and of what is conditioned on.
+        # A training example asks which *others* it leans on: it is taken out of the pool and of what is conditioned on.
         conditioning = request.conditioning if METHODS[request.method].conditions else "none"
         candidates, rows = self.candidates(target, request.pool, conditioning, progress)
         exclude = tuple(int(r) for r in np.flatnonzero(rows == query.index)) if query.origin == "train" else ()
         if len(rows) == len(exclude):
-            raise QueryError(f"There is no other training image labelled {self.bundle.classes[target]} to rank.")
+            raise QueryError(f"There is no other training example labelled {self.bundle.classes[target]} to rank.")
         return candidates, rows, replace(settings, exclude=exclude)
 
-    def _asked(self, query: QueryImage, target: int, features: np.ndarray) -> Query:
+    def _asked(self, query: QueryExample, target: int, features: np.ndarray) -> Query:
         return Query(
             features,
             query.penultimate,
             margin=lambda: self._margin(query, target),
-            input=self._asks.inputs(query),
+            input=query.example.inputs[:],
             target=target,
         )
 
@@ -242,7 +248,7 @@ class Attributor(Capabilities):
             raise QueryError(str(error)) from error
 
     def _items(self, selection: Selection, pool: Pool, rows: np.ndarray) -> tuple[Item, ...]:
-        """Return the picks as training images; `rows` (n,) are the training indices of the pool."""
+        """Return the picks as training examples; `rows` (n,) are the training indices of the pool."""
         indices, nats, sources = selection.indices, selection.nats, self.bundle.sources("train")
         return tuple(
             Item(
@@ -269,7 +275,7 @@ class Attributor(Capabilities):
     def ahead(
         self,
         method: Method,
-        queries: Sequence[QueryImage],
+        queries: Sequence[QueryExample],
         target: int,
         progress: Progress = silent,
     ) -> None:
@@ -284,11 +290,11 @@ class Attributor(Capabilities):
         self.bundle.check_unchanged()
         if method.ekfac:
             rows = np.flatnonzero(self.train_labels == target)
-            inputs = torch.cat([self._asks.inputs(query) for query in queries])
+            inputs = [query.example.inputs[:] for query in queries]
             self._artifacts.influence_ahead(inputs, np.full(len(queries), target), rows, progress)
 
     def margins_ahead(self, method: Method, tests: np.ndarray, progress: Progress = silent) -> None:
-        """Do the same for test images (Q,) about their own labels' margins, among all training images.
+        """Do the same for test examples (Q,) about their own labels' margins, among all training examples.
 
         Args:
             method: any.
@@ -297,11 +303,12 @@ class Attributor(Capabilities):
         """
         self.bundle.check_unchanged()
         if method.ekfac:
-            inputs, every = self.bundle.inputs("test")[tests], np.arange(len(self.train_labels))
+            every, examples = np.arange(len(self.train_labels)), self.bundle.examples("test")
+            inputs = [examples[row : row + 1].inputs[:] for row in map(int, tests)]
             self._artifacts.influence_ahead(inputs, self.test_labels[tests], every, progress)
 
     def margin_query(self, rows: np.ndarray) -> Query:
-        """Return test images as queries about their own labels' margins, without NTK scaling.
+        """Return test examples as queries about their own labels' margins, without NTK scaling.
 
         Args:
             rows: (Q,) their numbers.
@@ -313,12 +320,12 @@ class Attributor(Capabilities):
         inputs, labels = self.bundle.inputs("test")[rows], self.test_labels[rows]
         features = self._margins.features(inputs, labels, measurement="margin")
         if not np.isfinite(features).all():
-            raise QueryError(NOT_FINITE.format("one of these images"))
+            raise QueryError(NOT_FINITE.format(f"one of these {self.bundle.modality.many}"))
         penultimate = self.features.outputs(inputs).penultimate
         return Query(features, penultimate, margin=lambda: features, input=inputs, target=labels)
 
     def margin_candidates(self, rows: np.ndarray, progress: Progress) -> Candidates:
-        """Return training images (n,), rising, as candidates under their own labels' margins, without NTK scaling."""
+        """Return training examples (n,), rising, as candidates under their own labels' margins, without NTK scaling."""
         self.bundle.check_unchanged()
         return self._sets.margins(rows, progress)
 
@@ -329,13 +336,13 @@ class Attributor(Capabilities):
         self.bundle.check_unchanged()
         return self._sets.of(target, pool, conditioning, progress)
 
-    def query_features(self, query: QueryImage, target: int) -> np.ndarray:
+    def query_features(self, query: QueryExample, target: int) -> np.ndarray:
         """Return the query's features (W,) under the target's logit, read-only; those of the last queries are kept.
 
         Raises:
-            QueryError: if the network does not respond to the image at all.
+            QueryError: if the network does not respond to the example at all.
         """
-        inputs = self._asks.inputs(query)
+        inputs = query.example.inputs[:]
         key = (inputs.shape, hashlib.sha256(np.ascontiguousarray(inputs.numpy()).data).digest(), target)
         return self._queries.get(key, lambda: self._query_features(inputs, target))
 
@@ -343,15 +350,16 @@ class Attributor(Capabilities):
         features = self.features.features(inputs, np.array([target]))[0]
         features.flags.writeable = False
         if not np.isfinite(features).all():
-            raise QueryError(NOT_FINITE.format("this image"))
+            raise QueryError(NOT_FINITE.format(f"this {self.bundle.modality.one}"))
         if not features.any():
             raise QueryError(
-                "The network does not respond to this image at all, so there is no certainty to attribute."
+                f"The network does not respond to this {self.bundle.modality.one} at all, so there is no certainty to "
+                "attribute."
             )
         return features
 
-    def _margin(self, query: QueryImage, target: int) -> np.ndarray:
-        return self._margins.features(self._asks.inputs(query), np.array([target]), measurement="margin")[0]
+    def _margin(self, query: QueryExample, target: int) -> np.ndarray:
+        return self._margins.features(query.example.inputs[:], np.array([target]), measurement="margin")[0]
 
 
 def _check_finite(method: Method, selection: Selection, total: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Which training images a query may be attributed to, as each method needs them; opened once and shared by queries."""
+"""Which training examples a query may be attributed to, as each method needs them; opened once, shared by queries."""
 
 import functools
 import math
@@ -27,7 +27,7 @@ from natscope.core.progress import Progress, silent
 from natscope.core.rows import RowView
 
 _PATIENCE, _SURE = 60.0, 2.0  # seconds that somebody waits at most, and of computing that tell how many it will be
-# Of all bundles together: with features of 15,000 images by 4,096 numbers, one entry of each takes half a gigabyte.
+# Of all bundles together: with features of 15,000 examples by 4,096 numbers, one entry of each takes half a gigabyte.
 _ALL: BoundedCache[Candidates] = BoundedCache(1)
 _CONDITIONINGS: BoundedCache[Conditioning] = BoundedCache(1)
 
@@ -50,7 +50,7 @@ class CandidateSets:
             bundle: an open bundle.
             features: the map to features of the logit.
             artifacts: what individual methods need.
-            inputs: returns the network's inputs for a slice or for rows of the training images.
+            inputs: returns the network's inputs for a slice or for rows of the training examples.
             fresh: whether `features` has another sketch than the bundle, so that features are computed again.
         """
         self._bundle, self._features, self._artifacts = bundle, features, artifacts
@@ -84,19 +84,19 @@ class CandidateSets:
             rows = np.flatnonzero(self._labels == target)
             if not len(rows):
                 name = self._bundle.classes[target]
-                raise QueryError(f"No training image is labelled {name}; choose the pool 'all'.")
+                raise QueryError(f"No training example is labelled {name}; choose the pool 'all'.")
             found = self._own.get(target, lambda: self._own_candidates(target, rows))
         found = replace(
             found,
             array=lambda name: _rows_of(self._artifacts.array(name, progress), rows),
-            influence=lambda image, label: self._artifacts.influence(image, int(label), rows, progress),
+            influence=lambda example, label: self._artifacts.influence(example, int(label), rows, progress),
         )
         if conditioning == "train" or (conditioning == "pool" and pool == "all" and not found.pool.fits_gram):
             return self._conditioned(found, target, pool, progress), rows
         return found, rows
 
     def margins(self, rows: np.ndarray, progress: Progress) -> Candidates:
-        """Return training images as candidates under their own labels' margins, without NTK scaling.
+        """Return training examples as candidates under their own labels' margins, without NTK scaling.
 
         Args:
             rows: (n,) their numbers, rising.
@@ -108,7 +108,9 @@ class CandidateSets:
             Pool(features, kernel=self.kernel),
             self.penultimate[rows],
             array=lambda name: _rows_of(self._artifacts.array(name, progress), rows),
-            influence=lambda images, labels: self._artifacts.mean_influence(images, np.asarray(labels), rows, progress),
+            influence=lambda examples, labels: self._artifacts.mean_influence(
+                examples, np.asarray(labels), rows, progress
+            ),
         )
 
     def _own_candidates(self, target: int, rows: np.ndarray) -> Candidates:
@@ -134,7 +136,7 @@ class CandidateSets:
 
     def _conditioned(self, candidates: Candidates, target: int, pool: str, progress: Progress) -> Candidates:
         if not self.kernel.explicit:
-            raise QueryError("Conditioning on all training images needs feature vectors; the exact kernel has none.")
+            raise QueryError("Conditioning on all training examples needs feature vectors; the exact kernel has none.")
 
         def compute() -> Conditioning:
             members = np.asarray(candidates.pool.features[:])
@@ -149,7 +151,7 @@ class CandidateSets:
         if self._bundle.has(f"train_gram_{target}") and not self._fresh:
             return self._train_gram(target)
         features = self._everyone(target, progress).pool.features
-        progress("Gathering what all training images tell", 1, 2)
+        progress("Gathering what all training examples tell", 1, 2)
         return feature_gram(blocks(features), dtype)
 
     def _train_gram(self, target: int) -> np.ndarray:
@@ -165,14 +167,14 @@ class CandidateSets:
             return self._bundle.array(name)
         count, began, parts = len(self._labels), time.monotonic(), list[np.ndarray]()
         while (start := sum(map(len, parts))) < count:
-            progress(f"Reading every training image for the class {self._bundle.classes[target]}", start, count)
+            progress(f"Reading every training example for the class {self._bundle.classes[target]}", start, count)
             part = self._inputs(slice(start, start + self._features.batch_size))
             parts.append(self._features.features(part, np.full(len(part), target)))
             taken, share = time.monotonic() - began, (start + len(part)) / count
             if start and share < 1 and taken / share > _PATIENCE and taken > _SURE:
                 minutes = math.ceil(taken / share / 60)
                 raise QueryError(
-                    f"The Jacobians of all {count:,} training images under this class would take about {minutes} min "
+                    f"The Jacobians of all {count:,} training examples under this class would take about {minutes} min "
                     "here, and this bundle holds each under its own label alone; one built with --outputs all, or "
                     'outputs="all" in Python, holds them.'
                 )

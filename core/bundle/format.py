@@ -7,7 +7,7 @@ fault is one sentence, in `natscope verify` as on a page.
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -31,8 +31,8 @@ from natscope.core.bundle.manifest import (
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, FileError, out_of_memory
-from natscope.core.files import REFUSED, irregular, opened, read_open, sha256_of, write_atomically
-from natscope.core.images import Inputs, inputs_of
+from natscope.core.examples import Examples, Inputs, Modality
+from natscope.core.files import REFUSED, opened, read_open, sha256_of, write_atomically
 from natscope.core.index.file_checks import index_fault
 from natscope.core.index.search import InnerProductIndex
 from natscope.core.index.spec import IndexSpec
@@ -46,7 +46,6 @@ __all__ = [
     "WEIGHTS",
     "Bundle",
     "Manifest",
-    "check_bundle",
     "find_bundles",
     "read_manifest",
     "sha256_of",
@@ -66,8 +65,8 @@ class Bundle:
         >>> bundle = natscope.Bundle(Path("bundles/fashion-mnist"))
         >>> bundle.classes[:3]
         ('T-shirt/top', 'Trouser', 'Pullover')
-        >>> bundle.array("test_images").shape
-        (10000, 28, 28)
+        >>> len(bundle.examples("test"))
+        10000
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,6 +79,7 @@ class Bundle:
         self.manifest = read_manifest(path)
         self.opened_with = self.stamp()
         self._sources: dict[str, tuple[str, ...]] = {}
+        self._examples: dict[str, Examples] = {}
         for record in self.manifest.files.values():
             if wrong := size_fault(path, record):
                 raise self._damaged(record, wrong)
@@ -122,7 +122,7 @@ class Bundle:
         return float(chosen[purpose].get(method, of_features.get(method, usual)))
 
     def mean_kernel(self, purpose: str = "prediction") -> float:
-        """Return mean k(x, x) over the training images, of the features that serve a purpose of `PURPOSES`.
+        """Return mean k(x, x) over the training examples, of the features that serve a purpose of `PURPOSES`.
 
         A sigma2 means what its ratio to this number is.
 
@@ -160,7 +160,7 @@ class Bundle:
 
     @cached_property
     def members(self) -> np.ndarray:
-        """How many training images each class has, (C,) int64.
+        """How many training examples each class has, (C,) int64.
 
         Raises:
             BundleError: if labels are damaged, or the manifest does not fit them.
@@ -170,7 +170,7 @@ class Bundle:
         for label, count in enumerate(members):
             gram = self.manifest.files.get(f"gram_{label}")
             if gram is not None and gram.shape != (count * (count + 1) // 2,):
-                raise self._damaged(gram, "has another shape than its class has images")
+                raise self._damaged(gram, "has another shape than its class has examples")
         if (backdoor := self.manifest.backdoor) is not None:
             targets = backdoor.targets[backdoor.base_labels]
             if not np.array_equal(labels[backdoor.train_indices], targets):
@@ -193,20 +193,48 @@ class Bundle:
 
     @property
     def stores_inputs(self) -> bool:
-        """Whether the network takes inputs of its own, so that the images are only there to be looked at."""
-        return self.has("train_inputs")
+        """Whether the network takes inputs of its own, so that the examples are only there to be looked at."""
+        return self.manifest.foreign_inputs
 
-    def inputs(self, split: str) -> Inputs:
-        """Return what the network takes for the images of "train" or "test", read row by row.
+    @property
+    def modality(self) -> Modality:
+        """The kind of the examples."""
+        return self.manifest.modality
+
+    def examples(self, split: str) -> Examples:
+        """Return the examples of "train" or "test", read row by row.
 
         Raises:
             BundleError: if a file is not the one that was recorded.
         """
-        stored, about = self.array(f"{split}_inputs") if self.stores_inputs else None, self.manifest.dataset
-        return inputs_of(self.array(f"{split}_images"), stored, mean=about["mean"], std=about["std"])
+        for name in (*(f"{split}_{own}" for own in self.modality.arrays), *self.modality.files):
+            if self.has(name):
+                self._checked_record(name)
+        if split not in self._examples:
+            self._examples[split] = self._read_examples(split)
+        return self._examples[split]
+
+    def _read_examples(self, split: str) -> Examples:
+        def array(name: str) -> np.ndarray | None:
+            return self.array(f"{split}_{name}") if self.has(f"{split}_{name}") else None
+
+        try:
+            return self.modality.read(array, self._content, self.manifest.dataset)
+        except ValueError as error:
+            raise BundleError(f"The bundle {self.path} is damaged: it {error}. To fix it, {FIX}.") from error
+
+    def _content(self, name: str) -> bytes:
+        record = self._checked_record(name)
+        path = self.path / record.file
+        with opened(path) as file:
+            return read_open(path, file, record.bytes)
+
+    def inputs(self, split: str) -> Inputs:
+        """Return what the network takes for the examples of "train" or "test"; errors are those of `examples`."""
+        return self.examples(split).inputs
 
     def sources(self, split: str) -> tuple[str, ...]:
-        """Return where each image of "train" or "test" comes from: its file within the data set, or its row there.
+        """Return where each example of "train" or "test" comes from: its file within the data set, or its row there.
 
         Raises:
             BundleError: if the file that says so is damaged.
@@ -217,7 +245,7 @@ class Bundle:
             if self.has(name):
                 found = np.asarray(self.array(name)).tobytes().decode(errors="replace").split("\n")
                 if len(found) != count or max(map(len, found)) > LONGEST_SOURCE:
-                    raise self._damaged(self.manifest.files[name], "does not have a line of text for each image")
+                    raise self._damaged(self.manifest.files[name], "does not have a line of text for each example")
             self._sources[split] = tuple(found)
         return self._sources[split]
 
@@ -234,7 +262,7 @@ class Bundle:
         label = int(name.rpartition("_")[2])
         rows = np.flatnonzero(self.array("train_labels") == label)
         if not len(rows):
-            raise self._damaged(record, "is about a class without images")
+            raise self._damaged(record, "is about a class without examples")
         path, members = self.path / record.file, RowView(self.array("features"), rows)
         if wrong := index_fault(path, members, self.index_spec):
             raise self._damaged(record, wrong)
@@ -318,42 +346,6 @@ class Bundle:
         if wrong.startswith(REFUSED):
             return BundleError(f"The bundle {self.path} cannot be opened: '{record.file}' {wrong}.")
         return BundleError(f"The bundle {self.path} is damaged: '{record.file}' {wrong}. To fix it, {FIX}.")
-
-
-def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-    """Return one sentence for each fault that opening and using a bundle would find, except those of its network.
-
-    Args:
-        path: the bundle.
-        progress: called with bytes read and bytes in all.
-
-    Raises:
-        BundleError: if there is no bundle with a manifest that can be used.
-    """
-    manifest = read_manifest(path)
-    total, done, faults = sum(r.bytes for r in manifest.files.values()), 0, list[str]()
-    for record in manifest.files.values():
-        if wrong := fault(path, record, len(manifest.dataset["classes"])):
-            faults.append(f"'{record.file}' {wrong}.")
-        done += record.bytes
-        progress(done, total)
-    files = [path / record.file for record in manifest.files.values()]
-    reported = {*files, *(file.parent for file in files)}
-    for error in irregular(path):
-        if error.path not in reported:
-            faults.append(f"'{error.path.relative_to(path)}' {error.fault}; remove it.")
-    return faults or list(_joint_faults(Bundle(path)))
-
-
-def _joint_faults(bundle: Bundle) -> Iterator[str]:
-    """Yield a sentence on each mismatch between files of a bundle that are intact one by one."""
-    try:
-        _ = bundle.members, bundle.sources("train"), bundle.sources("test")
-        for name in bundle.manifest.files:
-            if name.startswith("index_"):
-                bundle.index(name)
-    except BundleError as error:
-        yield str(error)
 
 
 def find_bundles(folder: Path) -> list[Path]:

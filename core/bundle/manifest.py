@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from natscope.core import images  # noqa: F401
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.schema import SchemaError, checked
+from natscope.core.examples import Modality, modality_of
 from natscope.core.files import from_json
 from natscope.core.methods import METHODS
 from natscope.core.methods.artifacts import MARGINS
@@ -29,18 +31,15 @@ OF_MARGINS = ("coreset",)  # those of them that use the features of margins
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 LARGEST, _MOST_VALUES = 4_000_000, 300_000  # bytes of a manifest, and values in it: at most a second's work
-MOST_TRAINING_IMAGES, MOST_TEST_IMAGES = 10_000_000, 1_000_000  # pages look at the labels and answers of all of them
-INPUTS = ("train_inputs", "test_inputs")  # where the network does not take the images, which are thumbnails then
+MOST_TRAINING, MOST_TEST = 10_000_000, 1_000_000  # pages look at the labels and answers of all of them
 _PER_CLASS = ("gram", "index", "features_all", "train_gram")  # followed by "_" and the number of a class
 _NEEDED = (
-    *("train_images", "train_labels", "train_logits", "test_images", "test_labels", "test_logits"),
+    *("train_labels", "train_logits", "test_labels", "test_logits"),
     *("penultimate", "features", "weights"),
 )
-MOST_NUMBERS = 2**24  # of one input
 _LARGEST_HEADER = 10_000  # bytes before the numbers of an array
-LONGEST_SOURCE = 4096  # bytes of where an image comes from, as of a path
+LONGEST_SOURCE = 4096  # bytes of where an example comes from, as of a path
 _MOST_SOURCES = 2**28  # bytes of all of them
-_SIDE = 1024  # pixels of an image's side, at most
 _MOST_SHARES = 1.001  # 1 with rounding
 
 
@@ -61,8 +60,7 @@ class Manifest:
 
     Args:
         name: a title for people.
-        dataset: name, classes, mean, std; and "load" and "transform", the user's own functions that make an uploaded
-            file an input, as "module:function", where inputs are stored.
+        dataset: name, classes, the modality where it is another than `examples.USUAL`, and what that says of the data.
         model: the architecture's specification.
         training: the recipe, or the checksum of weights that were loaded.
         sketch: kind, dim, seed.
@@ -106,9 +104,29 @@ class Manifest:
         tuned = self.tuned or {}
         return {p: (tuned if p == "prediction" else tuned.get(p, {})).get("sigma2", {}) for p in PURPOSES}
 
+    @property
+    def modality(self) -> Modality:
+        """The kind of the data's examples."""
+        return modality_of(self.dataset)
+
+    @property
+    def foreign_inputs(self) -> bool:
+        """Whether the network takes what natscope cannot make of the examples, so that it is stored."""
+        return self.modality.stored in self.shapes("train")
+
+    @cached_property
+    def form(self) -> tuple[int, ...]:
+        """What all examples have in common: see `natscope.core.examples.Examples.form`."""
+        return self.modality.form(self.dataset, self.shapes("train"))
+
+    def shapes(self, split: str) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the arrays that hold the examples of a split, by the modality's names."""
+        found = {name: self.files.get(f"{split}_{name}") for name in self.modality.arrays}
+        return {name: record.shape or () for name, record in found.items() if record is not None}
+
     @cached_property
     def backdoor(self) -> Backdoor | None:
-        """The backdoor that was planted in the training images; None if they are honest."""
+        """The backdoor that was planted in the training examples; None if they are honest."""
         return None if self.poison is None else Backdoor.from_dict(self.poison)
 
     def to_json(self) -> str:
@@ -207,7 +225,8 @@ def _tuple(values: list[int] | None) -> tuple[int, ...] | None:
 def _misfits(manifest: Manifest) -> Iterator[str]:
     """Return a sentence on what in a manifest of the right types does not fit the rest; the first is what matters."""
     files, classes = manifest.files, len(manifest.dataset["classes"])
-    if missing := [name for name in _NEEDED if name not in files]:
+    kept = [f"{split}_{name}" for split in ("train", "test") for name in manifest.modality.needed]
+    if missing := [name for name in (*kept, *manifest.modality.files, *_NEEDED) if name not in files]:
         yield f"records no '{missing[0]}'"
         return
     for method in METHODS.values():
@@ -218,7 +237,7 @@ def _misfits(manifest: Manifest) -> Iterator[str]:
         yield "holds a command that is not one of natscope's"
     yield from _setting_misfits(manifest, classes)
     for name, record in files.items():
-        if record.file != file_of(name, classes):
+        if record.file != file_of(name, classes, manifest.modality):
             yield "records a file that natscope does not know, or under another name"
             return
         if fault := _record_misfit(manifest, name, record):
@@ -226,50 +245,48 @@ def _misfits(manifest: Manifest) -> Iterator[str]:
 
 
 def _setting_misfits(manifest: Manifest, classes: int) -> Iterator[str]:
-    sketch, layout, images = manifest.sketch, manifest.layout, manifest.files["train_images"].shape or ()
+    sketch, layout = manifest.sketch, manifest.layout
     if len(set(manifest.dataset["classes"])) < classes:
         yield "names two classes alike"  # a select box could not tell them apart
     if sketch["kind"] not in SKETCHES or (sketch["kind"] == "tensorsketch" and sketch["dim"] % 2):
         yield "names an unknown sketch"
     if sketch["kind"] == "exact" and (layout is None or manifest.outputs == "all"):
         yield "names the exact kernel where there can be none"
-    if len(images) not in (3, 4) or not all(1 <= side <= _SIDE for side in images[1:3]) or images[3:] not in ((), (3,)):
-        yield "does not record 'train_images' as images"
+    try:
+        form = manifest.form
+    except ValueError as error:
+        yield str(error)
         return
-    channels = images[3] if len(images) == 4 else 1
-    if not len(manifest.dataset["mean"]) == len(manifest.dataset["std"]) == channels:
-        yield "has other means and deviations than the images have channels"
     if sum(manifest.results["kernel"]["shares"].values()) > _MOST_SHARES:
         yield "has shares of its kernel that add up to more than 1"
-    if any(name in manifest.files for name in INPUTS):
+    if manifest.shapes("train").keys() != manifest.shapes("test").keys():
+        yield "records the inputs of one split alone"
+    if manifest.foreign_inputs:
         yield from _input_misfits(manifest)
         return
-    if {"load", "transform"} & manifest.dataset.keys():
-        yield "names a transform, and stores no inputs"
-    yield from _network_misfits(manifest, math.prod(images[1:]), channels, classes)
+    yield from _network_misfits(manifest, form, classes)
     if manifest.poison is not None:
-        yield from _poison_misfits(manifest, manifest.poison, min(images[1:3]), images[0], classes)
+        yield from _poison_misfits(manifest, manifest.poison, form, classes)
 
 
 def _input_misfits(manifest: Manifest) -> Iterator[str]:
     """Check a bundle whose network takes inputs that are stored: natscope neither trained it nor can train it again."""
-    if not all(name in manifest.files for name in INPUTS):
-        yield "records the inputs of one split alone"
     if manifest.poison is not None:
         yield "has a backdoor in pixels, and a network that does not take them"
     if ":" not in manifest.model["architecture"] or "weights" not in manifest.training:
         yield "stores inputs, and not the weights of a network of somebody's own"
 
 
-def _network_misfits(manifest: Manifest, pixels: int, channels: int, classes: int) -> Iterator[str]:
-    """Check the network against images, classes and weights, before anybody builds it and allocates its memory."""
+def _network_misfits(manifest: Manifest, form: tuple[int, ...], classes: int) -> Iterator[str]:
+    """Check the network against examples, classes and weights, before anybody builds it and allocates its memory."""
     architecture, widths = manifest.model["architecture"], manifest.model["widths"]
-    if architecture == "resnet9" and widths != [channels, classes]:
-        yield "names widths that do not fit the images and classes"
+    if ":" in architecture:
+        return
+    first = manifest.modality.networks.get(architecture, lambda form: ())(form)
+    if not first or not widths or (*widths[: len(first)], widths[-1]) != (*first, classes):
+        yield f"names widths that do not fit the {manifest.modality.many} and classes"
+        return
     if architecture == "mlp":
-        if widths is None or len(widths) < 2 or (widths[0], widths[-1]) != (pixels, classes):
-            yield "names widths that do not fit the images and classes"
-            return
         layers = [(fan_out, fan_in) for fan_in, fan_out in pairwise(widths)]
         if 4 * sum(o * (i + manifest.model["bias"]) for o, i in layers) > manifest.files["weights"].bytes:
             yield f"names a network whose weights '{WEIGHTS}' is too small for"
@@ -277,23 +294,29 @@ def _network_misfits(manifest: Manifest, pixels: int, channels: int, classes: in
             yield "has another layout than its network"
 
 
-def _poison_misfits(manifest: Manifest, poison: dict[str, Any], side: int, count: int, classes: int) -> Iterator[str]:
-    size, rows, bases = poison["size"], poison["train_indices"], poison["base_labels"]
-    square = all(len(p) == size and all(len(row) == size for row in p) for p in poison["patterns"])
-    if not square or not len(poison["patterns"]) == len(poison["targets"]) == classes or size > side:
-        yield "has patches or targets that do not fit its classes and images"
+def _poison_misfits(manifest: Manifest, poison: dict[str, Any], form: tuple[int, ...], classes: int) -> Iterator[str]:
+    patterns, rows, bases = poison["patterns"], poison["train_indices"], poison["base_labels"]
+    count = (manifest.files["train_labels"].shape or (0,))[0]
+    whole = len(patterns) == len(poison["targets"]) == classes
+    if not whole or not manifest.modality.suits(patterns, poison["size"], form):
+        yield "has patches or targets that do not fit its classes and examples"
     if max(poison["targets"], default=0) >= classes or max(bases, default=0) >= classes:
         yield "names a poisoned class that does not exist"
     if len(rows) != len(bases) or any(b <= a for a, b in pairwise(rows)) or max(rows, default=0) >= count:
-        yield "names poisoned images that do not exist"
+        yield "names poisoned examples that do not exist"
     if set(bases) != set(range(classes)):
-        yield "has a backdoor and no poisoned image of some class"
+        yield "has a backdoor and no poisoned example of some class"
     if "test_fooled" not in manifest.files or "attack_success" not in manifest.results:
         yield "has a backdoor and not how often it works"
 
 
-def file_of(name: str, classes: int) -> str | None:
+def file_of(name: str, classes: int, modality: Modality) -> str | None:
     """Return the file that a logical name stands for; None if there is no such name."""
+    split, _, own = name.partition("_")
+    if split in ("train", "test") and own in modality.arrays:
+        return f"{name}.npy"
+    if name in modality.files:
+        return modality.files[name]
     if name == "weights":
         return WEIGHTS
     if any(name in method.artifacts.files for method in METHODS.values()):
@@ -310,16 +333,12 @@ _INT, _BOOL, _BYTE, _SINGLE, _DOUBLE = ("int64",), ("bool",), ("uint8",), ("floa
 _FLOATS = ("float16", "float32", "float64")  # what a user's own network may compute in
 _STORED = ("float16", "float32")  # features
 _FIXED: dict[str, tuple[str, ...]] = {
-    "train_images": _BYTE,
     "train_labels": _INT,
     "train_logits": _FLOATS,
     "train_sources": _BYTE,
-    "test_images": _BYTE,
     "test_labels": _INT,
     "test_logits": _FLOATS,
     "test_sources": _BYTE,
-    "train_inputs": _SINGLE,
-    "test_inputs": _SINGLE,
     "test_fooled": _BOOL,
     "penultimate": _FLOATS,
     "features": _STORED,
@@ -339,7 +358,8 @@ def _record_misfit(manifest: Manifest, name: str, record: FileRecord) -> str | N
     """Return what is wrong with an array's shape and type, which follow from the rest of the manifest."""
     if record.file.endswith(".npy"):
         vectors = name.startswith("features") or name in _features()
-        dtypes = _FIXED.get(name) or (_SINGLE if name in _numbers() else _STORED if vectors else _DOUBLE)
+        own = manifest.modality.arrays.get(name.partition("_")[2])
+        dtypes = own or _FIXED.get(name) or (_SINGLE if name in _numbers() else _STORED if vectors else _DOUBLE)
         shape = record.shape or ()
         if record.dtype not in dtypes or not _fits(manifest, name, shape):
             return f"records '{name}' with a shape or type that does not fit the rest"
@@ -352,11 +372,13 @@ def _fits(manifest: Manifest, name: str, shape: tuple[int, ...]) -> bool:
     def first(other: str) -> int:
         return (manifest.files[other].shape or (0,))[0]
 
-    images, classes = manifest.files["train_images"].shape or (), len(manifest.dataset["classes"])
-    train, test = first("train_images"), first("test_images")
-    if not (0 < train <= MOST_TRAINING_IMAGES and 0 < test <= MOST_TEST_IMAGES):
+    classes = len(manifest.dataset["classes"])
+    train, test = first("train_labels"), first("test_labels")
+    if not (0 < train <= MOST_TRAINING and 0 < test <= MOST_TEST):
         return False
-    count = test if name.startswith("test_") else train
+    count, (_, _, own) = test if name.startswith("test_") else train, name.partition("_")
+    if own in manifest.modality.arrays and name.startswith(("train_", "test_")):
+        return manifest.modality.fits(own, shape, count, manifest.shapes("train"))
     if name.startswith("gram_"):
         return len(shape) == 1 and 1 <= shape[0] <= train * (train + 1) // 2
     if name.startswith("train_gram_"):
@@ -366,11 +388,6 @@ def _fits(manifest: Manifest, name: str, shape: tuple[int, ...]) -> bool:
     if name == "penultimate":
         none = manifest.layout is None and ":" in manifest.model["architecture"]  # perhaps it has no Linear layer
         return len(shape) == 2 and shape[0] == train and (shape[1] > 0 or none)
-    if name.endswith("_images"):
-        return shape == (count, *images[1:])
-    if name in INPUTS:
-        whole = manifest.files[INPUTS[0]].shape or ()
-        return len(shape) > 1 and shape == (count, *whole[1:]) and 1 <= math.prod(shape[1:]) <= MOST_NUMBERS
     if name.endswith("_logits"):
         return shape == (count, classes)
     if name in ("train_labels", "test_labels", "test_fooled") or name in _numbers():

@@ -6,34 +6,34 @@ from typing import Any
 
 import numpy as np
 
+from natscope.core.bundle.bounds import LARGEST_SIGMA2, LEAST_SIGMA2
 from natscope.core.errors import QueryError
+from natscope.core.examples import Examples
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.text import short
 
 POOLS = ("same-class", "all")
 CONDITIONINGS = ("pool", "train")
-LEAST_SIGMA2, LARGEST_SIGMA2 = 1e-30, 1e30  # beyond these float64 overflows or loses every digit
 LARGEST_SEED = 2**63 - 1  # that torch takes
 
 
 @dataclass(frozen=True)
-class QueryImage:
-    """An image whose prediction is to be attributed, as the network sees it.
+class QueryExample:
+    """An example whose prediction is to be attributed, as the network sees it.
 
     Args:
-        image: (H, W) or (H, W, 3) uint8.
+        example: the example, alone.
         probabilities: (C,) softmax of the logits.
         penultimate: (D,) float32.
         origin: "test", "train" or "upload".
         index: its number in that split; None for an upload.
         label: its true class; None for an upload.
-        ood: distance to the nearest training image over the distance that 99.5% of test images stay within, in
-            pixels or in penultimate features, whichever is larger: above 1 it is out of distribution.
+        ood: distance to the nearest training example over the distance that 99.5% of test examples stay within, in what
+            the network takes or in penultimate features, whichever is larger: above 1 it is out of distribution.
         source: its file within the data set, or its row there; empty for an upload.
-        input: (...) float32, what the network takes; None for an image of a split, or one that is scaled to be it.
     """
 
-    image: np.ndarray
+    example: Examples
     probabilities: np.ndarray
     penultimate: np.ndarray
     origin: str
@@ -41,7 +41,6 @@ class QueryImage:
     label: int | None
     ood: float
     source: str = ""
-    input: np.ndarray | None = None
 
     @property
     def predicted(self) -> int:
@@ -56,8 +55,8 @@ class Request:
     Args:
         method: a name of the registry.
         sigma2: observation noise variance; the bundle's usual one for the method when None.
-        budget: how many training images, M.
-        pool: "same-class" (images labelled as the target) or "all".
+        budget: how many training examples, M.
+        pool: "same-class" (examples labelled as the target) or "all".
         conditioning: "pool" or "train", what InfoLoss and RelatIF condition on.
         target: the class whose logit is attributed; the predicted one when None.
         seed: seed of the random method.
@@ -76,7 +75,7 @@ class Request:
     seed: int = 0
 
 
-def target_of(request: Request, query: QueryImage, classes: int) -> int:
+def target_of(request: Request, query: QueryExample, classes: int) -> int:
     """Return the class whose logit is attributed, once every setting but sigma2 is known to be valid.
 
     Raises:
@@ -126,7 +125,7 @@ def quoted(value: object) -> str:
 
 @dataclass(frozen=True)
 class Item:
-    """A ranked training image; `nats` is cumulative, None if a method has none; `variance` is its prior variance."""
+    """A ranked training example; `nats` is cumulative, None if a method has none; `variance` is its prior variance."""
 
     rank: int
     train_index: int
@@ -140,7 +139,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Attribution:
-    """The answer: ranked training images, and how much they carry of all the information in the conditioning set.
+    """The answer: ranked training examples, and how much they carry of all the information in the conditioning set.
 
     `sigma2` is the noise variance that was used, `total_nats` is `1/2 log(v_*(empty) / v_*(D))`: None if the method has
     no information, it would take minutes, or was not asked for. `seconds` is what the ranking took, beyond the query's
@@ -192,7 +191,7 @@ class Attribution:
             return [item.score for item in self.items]
         return np.diff([item.nats for item in self.items], prepend=0.0).tolist()
 
-    def to_dict(self, query: QueryImage, classes: tuple[str, ...]) -> dict[str, Any]:
+    def to_dict(self, query: QueryExample, classes: tuple[str, ...]) -> dict[str, Any]:
         """Return the JSON object of `natscope attribute` (information in nats, time in seconds)."""
         return {
             "query": {

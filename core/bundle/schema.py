@@ -6,35 +6,30 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from natscope.core.backdoor import PLACES
-from natscope.core.bundle.request import LARGEST_SIGMA2, LEAST_SIGMA2
+from natscope.core.bundle.bounds import (
+    MOST_AXES,
+    Count,
+    Digest,
+    Distance,
+    Label,
+    Note,
+    Positive,
+    Seed,
+    Share,
+    Side,
+    Size,
+    Steps,
+    Text,
+    Title,
+    Variance,
+    Word,
+)
+from natscope.core.examples import MODALITIES, USUAL, Modality
 from natscope.core.index.spec import CHOICES
 from natscope.core.text import plain
 
 _MOST_SETTINGS = 20_000  # values in a bundle's settings, such as the targets of a backdoor
 _DEPTH = 12  # of values within values, at most
-MOST_AXES = 6  # of an array
-LONGEST = 300  # characters of a title or the name of a class
-
-Text = Annotated[str, Meta(max_length=LONGEST)]
-Title = Annotated[str, Meta(min_length=1, max_length=LONGEST)]
-Note = Annotated[str, Meta(max_length=10_000)]
-Word = Annotated[str, Meta(pattern=r"\A[a-z0-9_]{1,50}\Z")]
-Reference = Annotated[str, Meta(pattern=r"\A\w+(\.\w+)*:\w+\Z", max_length=200)]  # "module.path:function"
-Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-Size = Annotated[int, Meta(ge=0, le=2**50)]
-Count = Annotated[int, Meta(ge=1, le=2**31)]
-Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Positive = Annotated[float, Meta(gt=0, le=1e30)]
-Variance = Annotated[float, Meta(ge=LEAST_SIGMA2, le=LARGEST_SIGMA2)]
-Scale = Annotated[float, Meta(ge=-1e6, le=1e6)]
-Deviation = Annotated[float, Meta(ge=1e-6, le=1e6)]
-Distance = Annotated[float, Meta(ge=0, le=1e30)]
-Steps = Annotated[int, Meta(ge=0, le=10**6)]
-Label = Annotated[int, Meta(ge=0, le=10_000)]
-Bit = Annotated[int, Meta(ge=0, le=1)]
-Side = Annotated[int, Meta(ge=1, le=1024)]
 
 
 class SchemaError(ValueError):
@@ -57,10 +52,7 @@ class _Strict(Struct, forbid_unknown_fields=True):
 class _Dataset(_Strict):
     name: Text
     classes: Annotated[list[Title], Meta(min_length=2, max_length=10_000)]
-    mean: Annotated[list[Scale], Meta(min_length=1, max_length=3)]
-    std: Annotated[list[Deviation], Meta(min_length=1, max_length=3)]
-    load: Reference | UnsetType = UNSET
-    transform: Reference | UnsetType = UNSET
+    modality: Word | UnsetType = UNSET
 
 
 class _Model(_Strict):
@@ -110,7 +102,7 @@ class _Poison(_Strict):
     place: Text
     targets: list[Label]
     seed: Seed
-    patterns: list[list[list[Bit]]]
+    patterns: list[Any]
     train_indices: list[Size]
     base_labels: list[Label]
 
@@ -128,7 +120,7 @@ class _Kernel(_Strict):
 
 
 class _Reused(_Strict):
-    """The bundle from which Jacobians were taken, by its identity, and of how many training images."""
+    """The bundle from which Jacobians were taken, by its identity, and of how many training examples."""
 
     bundle: Text
     rows: Size
@@ -175,7 +167,7 @@ class _Record(_Strict):
 
 class _Manifest(_Strict):
     name: Title
-    dataset: _Dataset
+    dataset: dict[str, Any]
     model: _Model
     training: dict[str, Any]
     sketch: _Sketch
@@ -204,13 +196,24 @@ def checked(raw: dict[str, Any]) -> None:
     if _count(raw["methods"]) + _count(raw["results"]["settings"]) > _MOST_SETTINGS:
         raise SchemaError("holds too many settings")
     _convert(raw["training"], _Loaded if "weights" in raw["training"] else _Recipe, "training")
-    if raw["poison"] is not None and raw["poison"]["place"] not in PLACES:
+    modality = _dataset(raw["dataset"])
+    if raw["poison"] is not None and raw["poison"]["place"] not in modality.places:
         raise SchemaError("holds a wrong value at poison.place")
     if raw.get("index") is not None and raw["index"]["kind"] not in CHOICES:
         raise SchemaError("holds a wrong value at index.kind")
-    # The settings are compared and never shown; a folder of images may have any name.
+    # The settings are compared and never shown; a folder of examples may have any name.
     if not _plain(raw | {"results": {k: v for k, v in raw["results"].items() if k != "settings"}}):
         raise SchemaError("holds text that cannot be printed")
+
+
+def _dataset(raw: dict[str, Any]) -> Modality:
+    """Check what a manifest says of the data, and return their modality."""
+    common = {field.name for field in msgspec.structs.fields(_Dataset)}
+    _convert({key: value for key, value in raw.items() if key in common}, _Dataset, "dataset")
+    if (name := raw.get("modality", USUAL)) not in MODALITIES:
+        raise SchemaError("holds a wrong value at dataset.modality")
+    _convert({key: value for key, value in raw.items() if key not in common}, MODALITIES[name].about, "dataset")
+    return MODALITIES[name]
 
 
 def _plain(value: Any) -> bool:

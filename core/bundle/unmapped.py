@@ -15,9 +15,10 @@ class UnmappedBundle(Bundle):
     """An open bundle without memory maps: the system kills a process whose mapped file is cut short."""
 
     def _mapped(self, name: str) -> Any:
-        """Return images and inputs as `FileRows`, checked at each access, and a copy of any other array."""
-        record = self._checked_record(name)
-        return unmapped(partial(self._open, record), record, whole=not name.endswith(("_images", "_inputs")))
+        """Return arrays with a row an example as `FileRows`, checked at each access; a copy of any other array."""
+        record, (split, _, own) = self._checked_record(name), name.partition("_")
+        count = (self.manifest.files[f"{split}_labels"].shape or (0,))[0] if own in self.modality.arrays else -1
+        return unmapped(partial(self._open, record), record, whole=(record.shape or (0,))[0] != count)
 
     @contextmanager
     def _open(self, record: FileRecord) -> Iterator[BinaryIO]:

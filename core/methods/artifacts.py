@@ -33,7 +33,7 @@ class Size:
     """What the cost of artifacts depends on.
 
     Args:
-        count: N, training images.
+        count: N, training examples.
         dim: K, numbers in a feature vector.
         vectors: whether features are vectors; the exact kernel has none.
         parameters: how many the network has; None if it is not known.
@@ -49,7 +49,7 @@ class Size:
 
 @dataclass(frozen=True)
 class EkfacSpec:
-    """How EK-FAC factors are fitted, to the Fisher's directions: pairs of a training image and a class.
+    """How EK-FAC factors are fitted, to the Fisher's directions: pairs of a training example and a class.
 
     Args:
         covariance_directions: how many directions, at most, are drawn evenly for the Kronecker factors, which set the
@@ -90,7 +90,7 @@ class Source(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """The training images' labels, (N,) int64."""
+        """The training examples' labels, (N,) int64."""
 
     @property
     def folder(self) -> Path:
@@ -106,7 +106,7 @@ class Source(Protocol):
 
     @property
     def inputs(self) -> Callable[[slice | np.ndarray], Tensor]:
-        """A function that returns the network's inputs for training images."""
+        """A function that returns the network's inputs for training examples."""
 
     @property
     def margins(self) -> Callable[[], np.ndarray]:

@@ -74,7 +74,7 @@ Each = Callable[[Candidates, Query, Settings], np.ndarray]
 
 @dataclass(frozen=True)
 class Method:
-    """One way to attribute a prediction to training images.
+    """One way to attribute a prediction to training examples.
 
     Args:
         name: the name in commands and links.

@@ -1,4 +1,4 @@
-"""The baselines that people use: each scores every image by itself."""
+"""The baselines that people use: each scores every example by itself."""
 
 from importlib.metadata import version
 from typing import TypeVar
@@ -29,10 +29,10 @@ _NO_LINEAR = (
     "RepSim",
     colour="#c78010",
     dash="dash",
-    summary="Looks for training images that the network itself sees as similar: the angle between what its last "
-    "hidden layer makes of the two images. It knows nothing of how the model was trained.",
+    summary="Looks for training examples that the network itself sees as similar: the angle between what its last "
+    "hidden layer makes of the two examples. It knows nothing of how the model was trained.",
     formula=r"\cos\big(h(x), h(x_*)\big)",
-    advice="A strong, cheap baseline for finding look-alikes; it cannot say how much an image matters.",
+    advice="A strong, cheap baseline for finding look-alikes; it cannot say how much an example matters.",
     signed=True,
     score="cosine similarity, −1 to 1",
     artifacts=Artifacts(obstacle=lambda size: _NO_LINEAR if size.penultimate == 0 else None),
@@ -50,11 +50,11 @@ def _repsim(candidates: Candidates, query: Query, settings: Settings) -> Selecti
     "GradDot",
     colour="#309f50",
     dash="dashdot",
-    summary="Asks whether a training step on an image would have moved the answer: the gradient of that image's loss, "
-    "at the end of training, times the gradient of the answer. Images that the model has already learnt perfectly "
-    "have no gradient left and score near zero.",
+    summary="Asks whether a training step on an example would have moved the answer: the gradient of that example's "
+    "loss, at the end of training, times the gradient of the answer. Examples that the model has already learnt "
+    "perfectly have no gradient left and score near zero.",
     formula=r"-\nabla_\theta L(x)^\top\,\nabla_\theta f(x_*),\qquad f=z_y-\log\sum_{k\neq y}e^{z_k}",
-    advice="TracIn at the last checkpoint: the simplest gradient method. Loud images, which the model finds hard, "
+    advice="TracIn at the last checkpoint: the simplest gradient method. Loud examples, which the model finds hard, "
     "tend to come first for every query.",
     signed=True,
     score="gradient product",
@@ -84,7 +84,7 @@ def _trak_obstacle(size: Size) -> str | None:
         return "TRAK needs feature vectors, and the exact kernel has none; choose another --sketch."
     least = min(size.count, size.count if size.parameters is None else size.parameters + 1)
     if least <= size.dim:
-        kind = "training images" if least == size.count else "parameters of the network"
+        kind = "training examples" if least == size.count else "parameters of the network"
         return f"TRAK needs more {kind} than dimensions of the sketch: choose a --dim below {least:,}."
     return None
 
@@ -94,10 +94,10 @@ def _trak_obstacle(size: Size) -> str | None:
     "TRAK",
     colour="#706818",
     dash="longdash",
-    summary="Like the gradient product, but first takes out what all training images have in common, so that an image "
-    "counts for what is particular to it. One network is used here, where its authors average over many.",
+    summary="Like the gradient product, but first takes out what all training examples have in common, so that an "
+    "example counts for what is particular to it. One network is used here, where its authors average over many.",
     formula=r"(1-p_x)\;\phi_x^\top(\Phi^\top\Phi)^{-1}\phi_*",
-    advice="The usual choice for estimating what leaving images out would do, when there is time to train many "
+    advice="The usual choice for estimating what leaving examples out would do, when there is time to train many "
     "networks; from one network its scores are noisy.",
     signed=True,
     score="TRAK score, no unit",
@@ -133,8 +133,8 @@ def _factors(source: Source) -> Computed:
     "Kronfluence",
     colour="#b7208f",
     dash="longdashdot",
-    summary="Influence functions: estimates how the answer would change if an image weighed a little more in training, "
-    "with an approximation of the curvature of the loss, layer by layer.",
+    summary="Influence functions: estimates how the answer would change if an example weighed a little more in "
+    "training, with an approximation of the curvature of the loss, layer by layer.",
     formula=r"\nabla_\theta f(x_*)^\top\,(\hat H+\lambda I)^{-1}\,\nabla_\theta(-L)(x),\qquad \hat H\text{: EK-FAC}",
     advice="The strongest classical baseline for one network. It takes a second or two a query with a small MLP, "
     "a minute or more with a convolutional network, and sees only Linear and Conv2d layers.",
@@ -150,7 +150,7 @@ def _factors(source: Source) -> Computed:
     ),
     sketched=False,
     ekfac=True,
-    caveat="Computed by the library kronfluence; its factors are fitted on a part of the training images.",
+    caveat="Computed by the library kronfluence; its factors are fitted on a part of the training examples.",
 )
 def _kronfluence(candidates: Candidates, query: Query, settings: Settings) -> Selection:
     return rank(_given(candidates.influence)(_given(query.input), query.target), settings)
@@ -161,7 +161,7 @@ def _kronfluence(candidates: Candidates, query: Query, settings: Settings) -> Se
     "Random",
     colour="#8f87c7",
     dash="dot",
-    summary="Images of the pool drawn by chance, always the same ones for one seed. Whatever a real method shows "
+    summary="Examples of the pool drawn by chance, always the same ones for one seed. Whatever a real method shows "
     "should look better than this.",
     formula=r"x \sim \mathrm{Uniform}(\text{pool})",
     advice="As the yardstick of every comparison.",

@@ -21,12 +21,12 @@ def _loss_of_each(candidates: Candidates, query: Query, settings: Settings) -> n
     "info_loss",
     "InfoLoss",
     colour="#1887ff",
-    summary="Asks what would be lost: it removes training images, one at a time, and always picks the one "
-    "without which the model would be least sure of this prediction. Images that repeat each other cover for one "
+    summary="Asks what would be lost: it removes training examples, one at a time, and always picks the one "
+    "without which the model would be least sure of this prediction. Examples that repeat each other cover for one "
     "another, so a near-duplicate counts for little until its twins are gone.",
     formula=r"\arg\max_x \frac{(v_{x*}^{D\setminus A})^2}{\sigma^2 - v_x^{D\setminus A}},\qquad "
     r"\mathrm{InfoLoss}(S)=\tfrac12\log\frac{v_*(D\setminus S)}{v_*(D)}",
-    advice="The first choice for finding what one prediction really depends on, or which images to remove to "
+    advice="The first choice for finding what one prediction really depends on, or which examples to remove to "
     "change it.",
     information="loss",
     each=_loss_of_each,
@@ -50,8 +50,8 @@ def _info_loss(candidates: Candidates, query: Query, settings: Settings) -> Sele
     "info_gain",
     "InfoGain",
     colour="#b73058",
-    summary="Asks what is learnt: it starts with no training images and adds, one at a time, the one that makes the "
-    "model surest of this prediction. What earlier picks already taught counts no more, so the images it shows "
+    summary="Asks what is learnt: it starts with no training examples and adds, one at a time, the one that makes the "
+    "model surest of this prediction. What earlier picks already taught counts no more, so the examples it shows "
     "differ from one another.",
     formula=r"\arg\max_x \frac{(v_{x*}^{A})^2}{\sigma^2 + v_x^{A}},\qquad "
     r"\mathrm{InfoGain}(S)=\tfrac12\log\frac{v_*(\emptyset)}{v_*(S)}",
@@ -78,8 +78,8 @@ def _info_gain(candidates: Candidates, query: Query, settings: Settings) -> Sele
     "InfoGain (approx)",
     colour="#f75850",
     dash="dash",
-    summary="InfoGain with one shortcut: it does not ask how much an image's own uncertainty dilutes what it says. "
-    "Each pick is then one search for the largest inner product, which an index can do over very many images.",
+    summary="InfoGain with one shortcut: it does not ask how much an example's own uncertainty dilutes what it says. "
+    "Each pick is then one search for the largest inner product, which an index can do over very many examples.",
     formula=r"\arg\max_x (\phi_x^\top r)^2,\qquad r=S_A^{-1}\phi_*",
     advice="For pools too large to scan, and at σ² of about 10³ and above, where it is close to InfoGain.",
     information="gain",
@@ -89,10 +89,10 @@ def _info_gain(candidates: Candidates, query: Query, settings: Settings) -> Sele
     score="(covariance)²",
     approximates="info_gain",
     searches=True,
-    caveat="It pays only with an index that need not scan. For 50 picks from 5,000 images a flat index takes 0.09 s, "
-    "the pool's Gram 0.02 s; an IVF index (`natscope precompute --index ivf`) is ahead from about 8,600 images on, and "
-    "from a million it takes 0.7 s where a flat one takes 40 s (`python -m benchmarks search`, one thread, K = 1,024, "
-    "synthetic features).",
+    caveat="It pays only with an index that need not scan. For 50 picks from 5,000 examples a flat index takes 0.09 s, "
+    "the pool's Gram 0.02 s; an IVF index (`natscope precompute --index ivf`) is ahead from about 8,600 examples on, "
+    "and from a million it takes 0.7 s where a flat one takes 40 s (`python -m benchmarks search`, one thread, K = "
+    "1,024, synthetic features).",
 )
 def _info_gain_approx(candidates: Candidates, query: Query, settings: Settings) -> Selection:
     return greedy.info_gain_approx(
@@ -111,11 +111,11 @@ def _info_gain_approx(candidates: Candidates, query: Query, settings: Settings) 
     "RelatIF",
     colour="#8048bf",
     dash="longdash",
-    summary="Scores every image by itself: how strongly the model's opinion of that image and of this one move "
-    "together, given all the training data. The score is a correlation, so unusual images do not win by being loud. "
-    "Images at the top pull the prediction up; the sign tells those that would push it down.",
+    summary="Scores every example by itself: how strongly the model's opinion of that example and of this one move "
+    "together, given all the training data. The score is a correlation, so unusual examples do not win by being loud. "
+    "Examples at the top pull the prediction up; the sign tells those that would push it down.",
     formula=r"\frac{v_{x*}^{D}}{\sqrt{v_x^{D}\,v_*^{D}}}",
-    advice="For a quick signed look. Images are scored one by one, so near-duplicates all rank high.",
+    advice="For a quick signed look. Examples are scored one by one, so near-duplicates all rank high.",
     uses_sigma2=True,
     signed=True,
     conditions=True,

@@ -51,7 +51,7 @@ def fit_factors(model: nn.Module, inputs: Tensor, folder: Path, spec: EkfacSpec,
 
     Args:
         model: the trained network; it is not changed. Only those of its `seen_layers` count that it calls.
-        inputs: (N, ...) all training images, as the network takes them.
+        inputs: (N, ...) all training examples, as the network takes them.
         folder: where kronfluence keeps its files, the factors in its `factors_folder`.
         spec: the settings.
         progress: called with a stage's name, steps done and in all.
@@ -111,7 +111,7 @@ def factor_contents(source: Source) -> dict[str, bytes]:
     except ValueError as error:
         raise ValueError(
             "Kronfluence finds no curvature of the loss that float32 can invert: this network is too sure of its "
-            "training images, or a layer has no part in its outputs."
+            "training examples, or a layer has no part in its outputs."
         ) from error
     return {name: _content(factors_folder(home) / Path(name).name) for name in FACTOR_FILES}
 
@@ -175,7 +175,7 @@ def _repeats(called: Counter[str]) -> bool:
 
 
 class EkfacInfluence:
-    """Factors that were fitted, ready to score training images for queries; one thread at a time."""
+    """Factors that were fitted, ready to score training examples for queries; one thread at a time."""
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
         """Prepare a copy of the network.
@@ -195,7 +195,7 @@ class EkfacInfluence:
         for name in (Path(file).name for file in FACTOR_FILES):
             if name.endswith(".safetensors"):
                 shutil.copyfile(folder / name, factors / name)
-        # kronfluence writes out the gradients of so many images at a time.
+        # kronfluence writes out the gradients of so many examples at a time.
         self._batch = (50 if device_of(model).type == "cpu" else 500) if convolves(model) else 1500
         self._analyzer: Analyzer | None = None
 
@@ -210,18 +210,18 @@ class EkfacInfluence:
     def scores(
         self, queries: Tensor, target: int | np.ndarray, inputs: Tensor, labels: np.ndarray, *, mean: bool = False
     ) -> np.ndarray:
-        """Return the influence of training images on the margin of queries.
+        """Return the influence of training examples on the margin of queries.
 
         Args:
             queries: (Q, ...), as the network takes them; without `mean` only a few, since their gradients are in memory
                 together.
             target: the class whose margin is measured, or (Q,) int64, one a query.
-            inputs: (n, ...) training images, as the network takes them.
-            labels: (n,) int64, of the training images.
+            inputs: (n, ...) training examples, as the network takes them.
+            labels: (n,) int64, of the training examples.
             mean: whether the mean over the queries is wanted, which costs what one query costs.
 
         Returns:
-            (Q, n), or (1, n), float64: the first-order change of the margin per unit of weight on an image's loss,
+            (Q, n), or (1, n), float64: the first-order change of the margin per unit of weight on an example's loss,
             positive for proponents.
         """
         name = uuid.uuid4().hex  # kronfluence returns stale scores when a name is reused
@@ -245,10 +245,10 @@ class EkfacInfluence:
 
 
 class _MarginTask(Task):
-    """Cross-entropy for training images, TRAK's margin for queries, as kronfluence wants them.
+    """Cross-entropy for training examples, TRAK's margin for queries, as kronfluence wants them.
 
     For the Fisher, kronfluence asks for the loss at a label drawn from the network. Its gradient by the logits,
-    e_y - p, is rare and large where the network is sure, so that two fits to all training images disagree. But the
+    e_y - p, is rare and large where the network is sure, so that two fits to all training examples disagree. But the
     covariance of that gradient is a sum over classes, sum_k p_k (e_k - p)(e_k - p)^T, and the loss here has the
     gradient weight * sqrt(p_k) (e_k - p) for a given k: the same Fisher, with the classes summed and not drawn
     (`python -m benchmarks ekfac` compares the two).
@@ -276,7 +276,7 @@ class _MarginTask(Task):
         return (logits * direction * scale[:, None]).sum()
 
     def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
-        # Negated, so that scores are positive for images whose training raised the margin.
+        # Negated, so that scores are positive for examples whose training raised the margin.
         return -margin(model(batch[0]), batch[1]).sum()
 
 
@@ -300,7 +300,7 @@ def _probabilities(model: nn.Module, inputs: Tensor, batch_size: int) -> Tensor:
 
 
 def _even_directions(inputs: Tensor, shares: Tensor, spec: EkfacSpec) -> _Directions:
-    """Draw directions evenly, without repetition: the inputs' covariance needs every image as often."""
+    """Draw directions evenly, without repetition: the inputs' covariance needs every example as often."""
     count, classes = shares.shape
     order = torch.from_numpy(np.random.default_rng(spec.seed).permutation(count * classes))
     pairs = order[: spec.covariance_directions]

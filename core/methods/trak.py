@@ -36,11 +36,11 @@ def trak_features(
 
     Args:
         model: the trained network.
-        inputs: returns the network's inputs (n, ...) of a slice of the training images.
+        inputs: returns the network's inputs (n, ...) of a slice of the training examples.
         labels: (N,) int64.
         margin_features: (N, K) float, sketched Jacobians of the margin at the labels; N greater than K.
         folder: an empty folder for the TRAKer's own arrays.
-        progress: called with a stage's name, images done and in all.
+        progress: called with a stage's name, examples done and in all.
         ridge: traker's `lambda_reg`, added to the diagonal of Phi^T Phi / P, P the number of parameters.
 
     Returns:
@@ -52,25 +52,25 @@ def trak_features(
     count, dim = margin_features.shape
     if count <= dim and not ridge:
         raise ValueError(
-            f"TRAK needs more training images than dimensions of the sketch, and {count:,} are not more than {dim:,}."
+            f"TRAK needs more training examples than dimensions of the sketch, and {count:,} are not more than {dim:,}."
         )
     used, device = _used(margin_features), device_of(model)
     traker = _traker(model, count, len(used), folder, ridge)
     traker.load_checkpoint(model.state_dict(), model_id=0)
     for start in range(0, count, _AT_ONCE):
-        progress("TRAK: weights of the training images", start, count)
+        progress("TRAK: weights of the training examples", start, count)
         part = slice(start, min(start + _AT_ONCE, count))
         rows = torch.from_numpy(np.array(margin_features[part][:, used], dtype=np.float32))
         batch = (inputs(part), torch.from_numpy(np.array(labels[part], dtype=np.int64)), rows)
         traker.featurize(tuple(tensor.to(device) for tensor in batch), num_samples=len(rows))
-    progress("TRAK: inverting what the images have in common", 0, 1)
+    progress("TRAK: inverting what the examples have in common", 0, 1)
     singular = f"TRAK cannot be computed: {dim:,} dimensions are more than this network's gradients span; choose fewer."
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # it draws a progress bar of its own
             traker.finalize_features()
     except torch.linalg.LinAlgError as error:
         raise ValueError(singular) from error
-    progress("TRAK: inverting what the images have in common", 1, 1)
+    progress("TRAK: inverting what the examples have in common", 1, 1)
     store = traker.saver.current_store
     features = np.zeros((count, dim), dtype=np.float32)
     features[:, used] = store["features"] / float(traker.normalize_factor)  # traker divides queries by it as well
@@ -81,7 +81,7 @@ def trak_features(
 
 @full_precision()
 def scores(features: np.ndarray, out_to_loss: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Score training images for one query, or for several on average, by traker's own score computer.
+    """Score training examples for one query, or for several on average, by traker's own score computer.
 
     Args:
         features: (n, K), rows of what `trak_features` returned.

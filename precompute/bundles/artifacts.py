@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from natscope.core.errors import BuildError
+from natscope.core.examples import Inputs
 from natscope.core.features import FeatureMap, kernel_of
-from natscope.core.images import Inputs
 from natscope.core.methods import METHODS, Method
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
 from natscope.precompute.bundles.reuse import Reusable

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -12,8 +11,7 @@ import numpy as np
 
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
-from natscope.core.bundle.queries import no_pictures
-from natscope.core.bundle.request import QueryImage
+from natscope.core.bundle.request import QueryExample
 from natscope.core.errors import DataError, QueryError
 from natscope.core.scratch import temporary_folder
 from natscope.precompute.data.decode import Decoding, decode, in_colour_or_grey, rgb_of
@@ -27,7 +25,9 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")  # of a stranger's file name, which
 
 def takes_files(bundle: Bundle) -> bool:
     """Return whether a file can become a query: natscope reads it, or the bundle names the code that does."""
-    return not bundle.stores_inputs or bool({"load", "transform"} & bundle.manifest.dataset.keys())
+    if bundle.modality.from_file is not None:
+        return True
+    return bundle.examples("train").takes_files
 
 
 def read_pixels(data: bytes, filename: str, form: dict[str, Any]) -> np.ndarray:
@@ -43,7 +43,7 @@ def ask_about_file(
     *,
     invert: bool | None = None,
     read: Callable[[bytes, str, dict[str, Any]], np.ndarray] = read_pixels,
-) -> QueryImage:
+) -> QueryExample:
     """Take a file as the query: read as the images of the bundle were, or by the bundle's own `load` and `transform`.
 
     Args:
@@ -58,11 +58,13 @@ def ask_about_file(
         QueryError: if the file cannot be used, or the bundle's network takes inputs that no code makes of a file.
         UntrustedError: if the bundle's own code is not trusted, in which case none of it is run.
     """
-    bundle = attributor.bundle
+    bundle, of_file = attributor.bundle, attributor.bundle.modality.from_file
+    if of_file is not None:
+        return attributor.given(of_file(data, filename), label)
     if not bundle.stores_inputs:
-        return replace(attributor.upload(read(data, filename, _form(bundle, invert))), label=label)
+        return attributor.given(read(data, filename, _form(bundle, invert)), label)
     if not takes_files(bundle):
-        raise QueryError(no_pictures(bundle))
+        raise QueryError(bundle.examples("train").no_pictures())
     load = bundle.manifest.dataset.get("load")
     if load is None:
         return _of_picture(attributor, decode(data, filename, _decoding(bundle)), label)
@@ -76,7 +78,7 @@ def ask_about_file(
 
 def ask_about(
     attributor: Attributor, found: Any, label: int | None = None, *, invert: bool | None = None
-) -> QueryImage:
+) -> QueryExample:
     """Take as the query what somebody has in memory: a picture, or an input as the network takes it.
 
     Args:
@@ -91,6 +93,8 @@ def ask_about(
         UntrustedError: if the bundle's own code is not trusted, in which case none of it is run.
     """
     bundle, shape = attributor.bundle, attributor.bundle.inputs("train").shape[1:]
+    if bundle.modality.from_file is not None:
+        return attributor.given(found, label)
     if hasattr(found, "getbands") and not bundle.stores_inputs:
         form = _form(bundle, invert)
         found = formed(rgb_of(found, form["reading"]), **form)[0]
@@ -99,10 +103,10 @@ def ask_about(
     values = _input(bundle, found)
     if values.dtype.kind == "f":
         return attributor.given(values[0] if values.shape == (1, *shape) else values, label)
-    return replace(attributor.upload(_pixels(values, bundle.array("train_images").shape[1:])), label=label)
+    return attributor.given(_pixels(values, bundle.manifest.form), label)
 
 
-def _of_picture(attributor: Attributor, picture: Any, label: int | None) -> QueryImage:
+def _of_picture(attributor: Attributor, picture: Any, label: int | None) -> QueryExample:
     shape = attributor.bundle.inputs("train").shape[1:]
     return attributor.given(in_colour_or_grey(picture, shape, partial(_input, attributor.bundle)), label)
 
@@ -122,7 +126,7 @@ def _input(bundle: Bundle, found: Any) -> np.ndarray:
     except DataError as error:
         raise QueryError(str(error)) from error
     if values.dtype.kind != "f" and bundle.stores_inputs:
-        raise QueryError(no_pictures(bundle))
+        raise QueryError(bundle.examples("train").no_pictures())
     return values
 
 
@@ -140,7 +144,7 @@ def _pixels(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _form(bundle: Bundle, invert: bool | None) -> dict[str, Any]:
     settings = bundle.manifest.results.get("settings")
-    return form_of(bundle.array("train_images"), settings) | {"invert": invert}
+    return form_of(bundle.examples("train").images, settings) | {"invert": invert}
 
 
 def _run(name: str, call: Callable[[], Any]) -> Any:

@@ -24,9 +24,9 @@ from natscope.core.bundle.file_checks import bounded
 from natscope.core.bundle.format import WEIGHTS, Bundle, write_atomically, write_manifest
 from natscope.core.device import device
 from natscope.core.errors import BuildError, BundleError, DataError, out_of_memory
+from natscope.core.examples import Examples, Inputs
 from natscope.core.features import FeatureMap, Outputs, kernel_of
 from natscope.core.files import size
-from natscope.core.images import ImageInputs, Inputs, StoredInputs
 from natscope.core.index.spec import AUTO
 from natscope.core.kernels import Kernel, packed
 from natscope.core.methods import METHODS
@@ -34,7 +34,7 @@ from natscope.core.ood import distances, usual_distances
 from natscope.core.pool import LARGEST_GRAM
 from natscope.core.posterior import blocks, feature_gram
 from natscope.core.progress import Progress, silent
-from natscope.core.rows import RowView
+from natscope.core.rows import Rows, RowView
 from natscope.precompute.bundles.artifacts import Preparation
 from natscope.precompute.bundles.compare import differences, that_matter
 from natscope.precompute.bundles.recorded import check_recordable, manifest_of
@@ -149,9 +149,9 @@ def prepared(spec: BuildSpec, data: Dataset) -> tuple[Dataset, Backdoor | None]:
         data = of_classes(data, spec.classes)
     if spec.per_class is not None:
         data = first_of_each(data, spec.per_class)
-    if spec.scaling is not None and spec.scaling != (data.mean, data.std):
+    if spec.scaling is not None:
         data = scaled(data, *spec.scaling)
-    if data.train_inputs is not None and (spec.weights is None or ":" not in spec.model.architecture):
+    if data.foreign and (spec.weights is None or ":" not in spec.model.architecture):
         raise BuildError("Inputs that are no images need a trained network of your own: name it and its weights.")
     return (data, None) if spec.poison is None else poison(data, spec.poison)
 
@@ -204,9 +204,9 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
         _make_sure_of_room(work.path, artifact_bytes(methods, size))
         model = network_of(bundle, seed=0)
         bundle.load_into(model)
-        images, labels = bundle.inputs("train"), np.asarray(bundle.array("train_labels"))
+        inputs, labels = bundle.inputs("train"), np.asarray(bundle.array("train_labels"))
         store = Store(bundle.path, work, progress)
-        preparation = Preparation(store, spec.feature_map(model), images, labels, ekfac=spec.ekfac)
+        preparation = Preparation(store, spec.feature_map(model), inputs, labels, ekfac=spec.ekfac)
         with work.resuming(), foreign(spec.model):
             added, missing = preparation.add(methods, requested=spec.methods is not None)
         now, then = versions(), bundle.manifest.versions
@@ -235,7 +235,7 @@ class _Builder:
         self.spec, self.work, self.progress = spec, work, progress
         data, self.skipped = spec.load(progress)
         self.data, self.backdoor = prepared(spec, data)
-        self.model = fitted(spec.model, self.data.train_images.shape[1:], len(self.data.classes))
+        self.model = fitted(spec.model, self.data.train, len(self.data.classes))
         self.store = Store(work.path, work, progress)
         self.reuse = None if reuse is None else reusable(reuse, spec, self.data)
 
@@ -243,14 +243,14 @@ class _Builder:
         spec, data = self.spec, self.data
         model = build_model(self.model, seed=spec.training.seed)
         spec.load_into(model, self.model)  # a layer of initial zeros hides what is wrong with others
-        images = data.inputs("train")
+        images = data.train.inputs
         suitable = check_suitable(model, images, len(data.classes), self.model)
         known = {"by_torch_func": suitable.by_torch_func, "remarks": suitable.remarks}
         found: dict[str, Any] = {name: told for name, told in known.items() if told}
         if spec.weights is None and ":" in self.model.architecture:
             make = partial(build_model, self.model, seed=spec.training.seed)
             check_trains(make(), images[:3], len(images) % spec.training.batch_size, self.model)
-            found |= beginning(make, self._scaled(data.train_images), torch.tensor(data.train_labels), spec.training)
+            found |= beginning(make, data.train.inputs, torch.tensor(data.train_labels), spec.training)
         with foreign(self.model):
             features = spec.feature_map(model.to(device()))
             features.outputs(images[:1])  # it may make tensors on the processor
@@ -259,10 +259,15 @@ class _Builder:
         methods_wanted = wanted(spec.methods, size)  # raises now for what cannot be added
         _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
         check_recordable(spec, data, self.backdoor, self.model, features, self.skipped)
-        images, tests = self._stored("train"), self._stored("test")
+        self._keep_inputs()
+        images, tests = self.data.train.inputs, self.data.test.inputs
         self._train(model)
+        for name, content in data.train.files().items():
+            self.store.file(data.modality.files[name], partial(bytes, content), name=name)
         for split in ("train", "test"):
-            self.store.small(f"{split}_images", getattr(data, f"{split}_images"))
+            for name, array in getattr(data, split).arrays().items():
+                if name != data.modality.stored:
+                    self.store.small(f"{split}_{name}", np.asarray(array))
             self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
             sources = "\n".join(getattr(data, f"{split}_sources")).encode()
             self.store.small(f"{split}_sources", np.frombuffer(sources, np.uint8))
@@ -282,22 +287,23 @@ class _Builder:
         results["kernel"] |= preparation.kernel
         self._finish(features, layout, results | _left_out(left_out(spec.methods, size) | missing), methods)
 
-    def _stored(self, split: str) -> Inputs:
-        """Return the inputs of a split, from now on from the bundle if it is to hold them."""
-        rows = getattr(self.data, f"{split}_inputs")
-        if rows is None:
-            return self.data.inputs(split)
+    def _keep_inputs(self) -> None:
+        """Write what the network takes, where natscope cannot make it of the examples, and read it from there."""
+        for split in ("train", "test") if self.data.foreign else ():
+            examples, name = getattr(self.data, split), str(self.data.modality.stored)
+            arrays = examples.arrays()
+            arrays[name] = self._kept(f"{split}_{name}", arrays[name])
+            again = self.data.modality.read(arrays.get, examples.files().__getitem__, examples.about())
+            self.data = replace(self.data, **{split: again})
 
+    def _kept(self, name: str, rows: Rows) -> np.ndarray:
         def shard(part: slice) -> np.ndarray:
             found = np.asarray(rows[part])
             if found.shape[1:] != rows.shape[1:] or found.dtype != np.float32 or not bounded(found):
                 raise DataError(f"{self.data.name} has inputs that are not finite float32 numbers of one shape.")
             return found
 
-        return StoredInputs(self.store.large(f"{split}_inputs", rows.shape, np.dtype("float32"), shard, "Inputs"))
-
-    def _scaled(self, images: np.ndarray) -> ImageInputs:
-        return ImageInputs(images, self.data.mean, self.data.std)
+        return self.store.large(name, rows.shape, np.dtype("float32"), shard, "Inputs")
 
     def _train(self, model: nn.Module) -> None:
         path = self.work.path / WEIGHTS
@@ -307,14 +313,8 @@ class _Builder:
             if self.spec.weights is None:
                 labels, report = torch.from_numpy(np.array(self.data.train_labels)), partial(self.progress, "Training")
                 kept = self.work.path / CHECKPOINT
-                train(
-                    model,
-                    self._scaled(self.data.train_images),
-                    labels,
-                    self.spec.training,
-                    checkpoint=kept,
-                    progress=report,
-                )
+                inputs, recipe = self.data.train.inputs, self.spec.training
+                train(model, inputs, labels, recipe, checkpoint=kept, progress=report)
             else:
                 self.spec.load_into(model, self.model)
             write_atomically(path, safetensors.torch.save(apart(model.state_dict())))
@@ -322,23 +322,23 @@ class _Builder:
         check_finite(model, "train with a smaller learning rate")
         model.eval()
 
-    def _outputs(self, features: FeatureMap, train_images: Inputs, test_images: Inputs) -> dict[str, Any]:
+    def _outputs(self, features: FeatureMap, train: Inputs, tests: Inputs) -> dict[str, Any]:
         data = self.data
-        test_out = features.outputs(test_images)
+        test_out = features.outputs(tests)
         if self.work.finished("train_logits") and self.work.finished("penultimate"):
             train_out = Outputs(*(np.load(self.work.path / f"{name}.npy") for name in ("train_logits", "penultimate")))
         else:
             self.progress("Predictions", 0, 1)
-            train_out = features.outputs(train_images)
+            train_out = features.outputs(train)
         if not all(map(bounded, (train_out.logits, train_out.penultimate, test_out.logits))):
             raise BuildError(f"The outputs of {self.model.title} are not finite numbers for some images of the data.")
         self.store.small("train_logits", train_out.logits)
         self.store.small("test_logits", test_out.logits)
         self.store.small("penultimate", train_out.penultimate)
         found = distances(
-            data.test_images[:_SAMPLED],
+            data.test[:_SAMPLED],
             test_out.penultimate[:_SAMPLED],
-            train_images=data.train_images,
+            train=data.train,
             train_penultimate=train_out.penultimate,
         )
         return {
@@ -352,10 +352,10 @@ class _Builder:
         if self.backdoor is None:
             return {}
 
-        def predict(images: np.ndarray) -> np.ndarray:
-            return features.outputs(self._scaled(images)).logits.argmax(axis=1)
+        def predict(examples: Examples) -> np.ndarray:
+            return features.outputs(examples.inputs).logits.argmax(axis=1)
 
-        fooled = partial(attack_success, predict, self.backdoor, self.data.test_images, self.data.test_labels)
+        fooled = partial(attack_success, predict, self.backdoor, self.data.test, self.data.test_labels)
         self.store.small("test_fooled", fooled)
         return {"attack_success": float(np.load(self.work.path / "test_fooled.npy", allow_pickle=False).mean())}
 

@@ -8,18 +8,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from natscope.core.backdoor import Backdoor
 from natscope.core.device import device, full_precision
+from natscope.core.examples import Inputs
 from natscope.core.features import SHARD, FeatureMap
 from natscope.core.files import machine_memory
 from natscope.core.files import size as formatted
-from natscope.core.images import ImageInputs, Inputs, StoredInputs
 from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.parameters import composition, imbalance
@@ -43,15 +42,15 @@ from natscope.precompute.training.validate import Suitable, check_suitable, chec
 _SAMPLED = 2000  # files of a folder that are read
 _LISTED = 10
 _AT_HAND = 2**28  # bytes of inputs that are read
-_MEASURED = 64  # images whose Jacobians show what the kernel is made of
-_SHORT = 2.0  # seconds of an epoch of the images at hand that is trained to time it
+_MEASURED = 64  # inputs whose Jacobians show what the kernel is made of
+_SHORT = 2.0  # seconds of an epoch of the inputs at hand that is trained to time it
 _WITHIN = 1.4  # memory within operations and kept by the allocator, relative to the tensors that they make
 
 
 def check(
     spec: BuildSpec, out: Path | None, progress: Progress = silent, *, reuse: Path | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Try every step of a build on a few images and estimate the cost of the whole.
+    """Try every step of a build on a few examples and estimate the cost of the whole.
 
     Args:
         spec: the settings.
@@ -74,23 +73,24 @@ def check(
         checked(reuse, spec)
     begun = time.perf_counter()
     data, backdoor, rows, skipped = _sampled(spec, progress)
-    images, labels = _at_hand(data.inputs("train"), rows), data.train_labels[rows]
-    read, files = time.perf_counter() - begun, len(data.train_images) + len(data.test_images)
-    sampled = _SAMPLED if data.train_inputs is None or spec.folder.skip_broken else 2 * len(rows)  # of both splits
+    chosen, labels = data.train[rows].inputs, data.train_labels[rows]
+    inputs: Tensor | Inputs = chosen[:] if data.foreign else chosen  # read once
+    read, files = time.perf_counter() - begun, len(data.train) + len(data.test)
+    sampled = _SAMPLED if not data.foreign or spec.folder.skip_broken else 2 * len(rows)  # of both splits
     unread = 0.0 if spec.path is None else read * max(0.0, files / sampled - 1)
     yield "Data", _about(data)
     if reuse is not None:
         comparable(reuse, spec, data)
-        yield "Reused", f"{reuse} has Jacobians of this network; those of images that are the same there are taken"
+        yield "Reused", f"{reuse} has Jacobians of this network; those of examples that are the same there are taken"
     if spec.path is not None:
         yield "", _files_read(data, skipped, sampled)
         for remark in remarks(spec.path, spec.folder, train=data.train_sources, test=data.test_sources):
             yield "Folder", remark
 
-    model_spec = fitted(spec.model, data.train_images.shape[1:], len(data.classes))
+    model_spec = fitted(spec.model, data.train, len(data.classes))
     model = build_model(model_spec, seed=spec.training.seed)
     spec.load_into(model, model_spec)
-    network = check_suitable(model, images, len(data.classes), model_spec)
+    network = check_suitable(model, inputs, len(data.classes), model_spec)
     model.to(device())
     yield "Network", f"{model_spec.title}: {network.parameters:,} parameters, each layer's Jacobian exact"
     if network.by_torch_func:
@@ -98,10 +98,10 @@ def check(
     for remark in network.remarks:
         yield "", remark
     features = spec.feature_map(model)
-    layout = layout_of(spec, features, images[:1])
+    layout = layout_of(spec, features, inputs[:1])
     begins = unread + time.perf_counter() - begun
     check_recordable(spec, data, backdoor, model_spec, features, skipped)
-    size = size_of(len(data.train_images), spec.sketch, network)
+    size = size_of(len(data.train), spec.sketch, network)
     methods = wanted(spec.methods, size)
     for why in left_out(spec.methods, size).values():
         yield "Left out", why
@@ -109,16 +109,16 @@ def check(
 
     trains = 0.0
     if spec.weights is None:
-        trains, said = _training(spec, model_spec, images, labels, len(data.train_images))
+        trains, said = _training(spec, model_spec, inputs, labels, len(data.train))
         yield "Training", said
     else:
         yield "Weights", _weights(model, data)
-    shares = features.shares(images[:_MEASURED], labels[:_MEASURED])
+    shares = features.shares(inputs[:_MEASURED], labels[:_MEASURED])
     trained = "" if spec.weights else " before training"
     yield "Kernel", f"{_kernel(features)}: {composition(shares)} of the mean ‖J‖²{trained}"
     if (warning := imbalance(shares)) is not None:
         yield "", warning
-    differentiates, said = _jacobians(spec, features, images, labels, data, methods)
+    differentiates, said = _jacobians(spec, features, inputs, labels, data, methods)
     yield "Jacobians", said
     multiplies, said = _products(spec, data, network, methods, size)
     yield "Products", said
@@ -126,7 +126,7 @@ def check(
     rest = f", and {', '.join(untimed)}, not timed here" if untimed else ""
     yield "Time", f"{_duration(begins + trains + differentiates + multiplies)} in all{rest}"
     yield "Disk", _disk(estimated_bytes(spec, data, layout, network), out)
-    yield "Memory", _memory(spec, model_spec, features, images, labels, data, methods, size)
+    yield "Memory", _memory(spec, model_spec, features, inputs, labels, data, methods, size)
 
 
 def _kernel(features: FeatureMap) -> str:
@@ -139,41 +139,31 @@ def _sampled(spec: BuildSpec, progress: Progress) -> tuple[Dataset, Backdoor | N
     data, skipped = spec.load(progress, sample=_SAMPLED)
     data, backdoor = prepared(spec, data)
     rows = _read(data, "train")
-    return data, backdoor, rows if len(rows) > 1 else np.arange(len(data.train_images)), skipped
+    return data, backdoor, rows if len(rows) > 1 else np.arange(len(data.train)), skipped
 
 
 def _read(data: Dataset, split: str) -> np.ndarray:
     """Return rows that can be used, as files of a folder that were not read or tried are black; of inputs, a few."""
-    inputs, images = data.inputs(split), getattr(data, f"{split}_images")
-    rows = np.flatnonzero(images.reshape(len(images), -1).any(axis=1))
-    if not isinstance(inputs, StoredInputs):
+    examples = getattr(data, split)
+    rows = np.flatnonzero(examples.present())
+    if not data.foreign:
         return rows[:_SAMPLED]
-    some = min(_SAMPLED, max(_MEASURED, _AT_HAND // (4 * math.prod(inputs.shape[1:]))))
-    return rows[evenly(len(rows), some)] if len(rows) else evenly(len(images), some)
-
-
-def _at_hand(inputs: Inputs, rows: np.ndarray) -> Inputs:
-    """Return some rows, read now."""
-    if isinstance(inputs, StoredInputs):
-        return StoredInputs(np.asarray(inputs.rows[rows]))
-    return replace(inputs, images=inputs.images[rows])
+    some = min(_SAMPLED, max(_MEASURED, _AT_HAND // (4 * math.prod(examples.inputs.shape[1:]))))
+    return rows[evenly(len(rows), some)] if len(rows) else evenly(len(examples), some)
 
 
 def _about(data: Dataset) -> str:
-    count, sizes = data.train_images.shape, np.bincount(data.train_labels, minlength=len(data.classes))
-    form = f"{count[1]} × {count[2]} pixels, {'grey' if len(count) == 3 else 'colour'}"
-    if data.train_inputs is not None:
-        form = f"inputs of shape {tuple(data.train_inputs.shape[1:])}"
+    sizes = np.bincount(data.train_labels, minlength=len(data.classes))
     few = ", ".join(data.classes) if len(data.classes) <= 4 else f"{data.classes[0]}, …, {data.classes[-1]}"
     each = f"{sizes.min():,}" if sizes.min() == sizes.max() else f"{sizes.min():,} to {sizes.max():,}"
     return (
-        f"{data.name}: {count[0]:,} training and {len(data.test_images):,} test images, {form}; {len(data.classes)} "
-        f"classes ({few}), {each} training images each"
+        f"{data.name}: {len(data.train):,} training and {len(data.test):,} test {data.modality.many}, "
+        f"{data.train.described()}; {len(data.classes)} classes ({few}), {each} training {data.modality.many} each"
     )
 
 
 def _files_read(data: Dataset, skipped: list[str], most: int) -> str:
-    whole = len(data.train_images) + len(data.test_images) + len(skipped)
+    whole = len(data.train) + len(data.test) + len(skipped)
     read = f"{most:,} of {whole:,} files were read" if whole > most else "every file was read"
     if not skipped:
         return f"{read}, and all can be used"
@@ -185,12 +175,12 @@ def _weights(model: nn.Module, data: Dataset) -> str:
     rows = rows[evenly(len(rows), 200)]
     with torch.no_grad(), full_precision():
         model.eval()
-        logits = model(_at_hand(data.inputs("test"), rows)[:].to(device()))
+        logits = model(data.test.inputs[rows].to(device()))
     share = accuracy(logits.cpu().numpy(), data.test_labels[rows])
-    scaled = f" with pixels scaled by mean {_numbers(data.mean)} and deviation {_numbers(data.std)}"
+    made = data.train.scaling()
     return (
-        f"loaded, nothing is trained; accuracy on {len(rows)} test images {share:.0%}"
-        f"{scaled if data.train_inputs is None else ''}"
+        f"loaded, nothing is trained; accuracy on {len(rows)} test {data.modality.many} {share:.0%}"
+        f"{f' with {made}' if made else ''}"
     )
 
 
@@ -202,21 +192,23 @@ def _methods(methods: tuple[str, ...], size: Size) -> str:
     return ", ".join(served) + (f"; {', '.join(more)} can be added by --methods" if more else "")
 
 
-def _training(spec: BuildSpec, model: ModelSpec, images: Inputs, labels: np.ndarray, count: int) -> tuple[float, str]:
+def _training(
+    spec: BuildSpec, model: ModelSpec, inputs: Tensor | Inputs, labels: np.ndarray, count: int
+) -> tuple[float, str]:
     """Time what a training needs once, for each step and for each image."""
     recipe = spec.training
-    check_trains(build_model(model, seed=recipe.seed), images[:3], count % recipe.batch_size, model)
+    check_trains(build_model(model, seed=recipe.seed), inputs[:3], count % recipe.batch_size, model)
 
     def run(number: int, epochs: int = 1) -> None:
-        some, network = cast(ImageInputs, _at_hand(images, np.arange(number))), build_model(model, seed=recipe.seed)
+        some, network = inputs[:number], build_model(model, seed=recipe.seed)
         own = replace(recipe, epochs=epochs)
         with tempfile.TemporaryDirectory() as folder:  # a build keeps what is trained after every epoch
             kept = Path(folder) / "training"
             train(network.to(device()), some, torch.from_numpy(labels[:number]), own, checkpoint=kept)
 
-    steps, all_ = -(-count // recipe.batch_size), len(images)
+    steps, all_ = -(-count // recipe.batch_size), len(inputs)
     once, each = seconds_each(run, all_)
-    if each * all_ < _SHORT:  # two epochs tell what each takes, however few its images are
+    if each * all_ < _SHORT:  # two epochs tell what each takes, however few its inputs are
         first = seconds(lambda: run(all_))
         epoch = max(0.0, seconds(lambda: run(all_, 2)) - first) * count / all_
         whole = max(0.0, first - epoch) + recipe.epochs * epoch
@@ -232,30 +224,30 @@ def _training(spec: BuildSpec, model: ModelSpec, images: Inputs, labels: np.ndar
 def _jacobians(
     spec: BuildSpec,
     features: FeatureMap,
-    images: Inputs,
+    inputs: Tensor | Inputs,
     labels: np.ndarray,
     data: Dataset,
     methods: tuple[str, ...],
 ) -> tuple[float, str]:
-    most = min(len(images), SHARD)
-    once, each = seconds_each(lambda number: features.features(images[:number], labels[:number]), most)
-    _, forward = seconds_each(lambda number: features.outputs(images[:number]), most)
-    count, passes = len(data.train_images), 1 + any(MARGINS in METHODS[name].needs for name in methods)
+    most = min(len(inputs), SHARD)
+    once, each = seconds_each(lambda number: features.features(inputs[:number], labels[:number]), most)
+    _, forward = seconds_each(lambda number: features.outputs(inputs[:number]), most)
+    count, passes = len(data.train), 1 + any(MARGINS in METHODS[name].needs for name in methods)
     passes += len(data.classes) if spec.outputs == "all" else 0
-    outputs = forward * (count + len(data.test_images))
+    outputs = forward * (count + len(data.test))
     size = f"K = {spec.sketch.dim:,}" if spec.sketch.kind != "exact" else "no sketch"
     whole = passes * (once * -(-count // SHARD) + each * count) + outputs
     return whole, (
         f"{spec.sketch.kind}, {size}: {_rate(each)}, {passes} pass{'es' if passes > 1 else ''} over the training "
-        f"images: {_duration(whole)}"
+        f"examples: {_duration(whole)}"
     )
 
 
 def _products(
     spec: BuildSpec, data: Dataset, network: Suitable, methods: tuple[str, ...], size: Size
 ) -> tuple[float, str]:
-    """Time the matrix products: Grams, distances to the training images and what methods invert."""
-    dim, count = spec.sketch.dim, len(data.train_images)
+    """Time the matrix products: Grams, distances to the training inputs and what methods invert."""
+    dim, count = spec.sketch.dim, len(data.train)
     some = np.ones((256, dim))
     _ = some @ some.T
     begun = time.perf_counter()
@@ -263,7 +255,7 @@ def _products(
     each = (time.perf_counter() - begun) / some.size / len(some)
     sizes = np.bincount(data.train_labels)
     number = float(dim * (sizes[sizes <= LARGEST_GRAM].astype(float) ** 2).sum())
-    number += min(len(data.test_images), 2000) * count * (data.train_images[0].size + network.penultimate)
+    number += min(len(data.test), 2000) * count * (math.prod(data.train.form) + network.penultimate)
     number += count * dim**2 * (len(data.classes) if spec.outputs == "all" else 0)
     own = {METHODS[name].title: METHODS[name].artifacts for name in methods}
     number += sum(artifacts.products(size) for artifacts in own.values())
@@ -284,35 +276,34 @@ def _memory(
     spec: BuildSpec,
     model: ModelSpec,
     features: FeatureMap,
-    images: Inputs,
+    inputs: Tensor | Inputs,
     labels: np.ndarray,
     data: Dataset,
     methods: tuple[str, ...],
     size: Size,
 ) -> str:
-    dim, count, sizes = spec.sketch.dim, len(data.train_images), np.bincount(data.train_labels)
+    dim, count, sizes = spec.sketch.dim, len(data.train), np.bincount(data.train_labels)
     trained = build_model(model, seed=0).to(device())
     weights = 4 * sum(p.numel() for p in trained.parameters())
 
     def step(number: int) -> None:
-        some = cast(ImageInputs, _at_hand(images, np.arange(number)))
+        some = inputs[:number]
         train(trained, some, torch.from_numpy(labels[:number]), replace(spec.training, epochs=1))
 
     largest = int(sizes[sizes <= LARGEST_GRAM].max(initial=0))
     batch = min(features.batch_size, count)
-    some = slice(min(batch, len(images)))
+    some = slice(min(batch, len(inputs)))
     phases = [
-        peak_bytes(lambda: features.features(images[some], labels[some])) * batch / len(labels[some]),
+        peak_bytes(lambda: features.features(inputs[some], labels[some])) * batch / len(labels[some]),
         8 * largest * (2 * largest + dim),
         *(METHODS[name].artifacts.memory(size) for name in methods),
     ]
     if spec.weights is None:
         phases.append(2 * weights + bytes_each(step) * min(spec.training.batch_size, count))
     copies = 1 if spec.classes is spec.per_class is spec.poison is None else 2
-    pixels = copies * (data.train_images.nbytes + data.test_images.nbytes)
-    here = data.train_images.nbytes + data.test_images.nbytes  # as far as they were read, of what is taken now
-    here = min(here, _SAMPLED * data.train_images[0].nbytes) if spec.path is not None else here
-    peak = resident() - here + pixels + weights + _WITHIN * max(phases)
+    stored = data.train.nbytes + data.test.nbytes  # as far as they were read, of what is taken now
+    here = min(stored, _SAMPLED * data.train.nbytes // len(data.train)) if spec.path is not None else stored
+    peak = resident() - here + copies * stored + weights + _WITHIN * max(phases)
     found = f"about {formatted(peak)} at the peak"
     if math.isinf(there := machine_memory()):
         return found
@@ -322,7 +313,7 @@ def _memory(
 
 
 def _rate(each: float) -> str:
-    return f"{1 / max(each, 1e-9):,.0f} images a second" if each < 1 else f"{each:.1f} s an image"
+    return f"{1 / max(each, 1e-9):,.0f} examples a second" if each < 1 else f"{each:.1f} s an example"
 
 
 def _duration(spent: float) -> str:
@@ -332,7 +323,3 @@ def _duration(spent: float) -> str:
         return f"about {round(spent)} s"
     minutes = round(spent / 60)
     return f"about {minutes} min" if minutes < 120 else f"about {minutes // 60} h {minutes % 60:02d} min"
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:g}" for value in values)

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from natscope.core.bundle.attributor import Attributor
-from natscope.core.bundle.format import FIX, Bundle, check_bundle
+from natscope.core.bundle.format import FIX, Bundle
+from natscope.core.bundle.verify import check_bundle
 from natscope.core.device import device
 from natscope.core.errors import BuildError, BundleError, QueryError, UntrustedError
 from natscope.core.jacobians import convolves

@@ -8,6 +8,7 @@ from natscope.core.bundle.format import MANIFEST, Manifest
 from natscope.core.bundle.manifest import plain_command
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.errors import BuildError
+from natscope.core.examples import USUAL
 from natscope.core.features import FeatureMap
 from natscope.precompute.bundles.spec import BuildSpec, versions
 from natscope.precompute.data.datasets import Dataset
@@ -44,8 +45,8 @@ def manifest_of(
 ) -> Manifest:
     """Return what is known of a bundle before its files are written."""
     settings = spec.settings()
-    dataset = {"name": data.name, "classes": data.classes, "mean": data.mean, "std": data.std}
-    dataset |= {key: name for key, name in (("load", data.load), ("transform", data.transform)) if name}
+    modality = {} if data.modality.name == USUAL else {"modality": data.modality.name}
+    dataset = {"name": data.name, "classes": data.classes} | modality | data.train.about()
     return Manifest(
         name=spec.name,
         dataset=dataset,

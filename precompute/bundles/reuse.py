@@ -10,7 +10,7 @@ import numpy as np
 
 from natscope.core.bundle.format import Bundle, sha256_of
 from natscope.core.errors import BuildError
-from natscope.core.rows import Rows
+from natscope.core.examples import Inputs
 from natscope.core.text import short
 from natscope.precompute.bundles.spec import BuildSpec, versions
 from natscope.precompute.bundles.store import shards
@@ -120,11 +120,14 @@ def comparable(path: Path, spec: BuildSpec, data: Dataset) -> Bundle:
     if then.get("threads") != now["threads"]:
         was = short(then.get("threads", "an unknown number of"))
         others.append(f"it was built with {was} threads, not {now['threads']}, which OMP_NUM_THREADS sets")
-    stored, alike = data.train_inputs is not None, bundle.inputs("train").shape[1:] == data.inputs("train").shape[1:]
-    if bundle.stores_inputs != stored or not alike:
+    own = data.train.about()
+    alike = bundle.modality is data.modality and bundle.manifest.form == data.train.form
+    if alike and data.foreign:
+        alike = bundle.inputs("train").shape[1:] == data.train.inputs.shape[1:]
+    if not alike or bundle.stores_inputs != data.foreign:
         others.append("its network takes other inputs")
-    elif not bundle.stores_inputs and (tuple(about["mean"]), tuple(about["std"])) != (data.mean, data.std):
-        others.append("its pixels are scaled otherwise")
+    elif not data.foreign and any(about.get(key) != value for key, value in own.items()):
+        others.append("its inputs are made of the data otherwise")
     if others:
         raise BuildError(f"Nothing of {path} can be reused: {others[0]}.")
     for record in bundle.manifest.files.values():
@@ -136,12 +139,11 @@ def comparable(path: Path, spec: BuildSpec, data: Dataset) -> Bundle:
 def reusable(path: Path, spec: BuildSpec, data: Dataset) -> Reusable:
     """Return what of a bundle can be taken for another one; arguments and errors are those of `comparable`."""
     bundle = comparable(path, spec, data)
-    name = "train_images" if data.train_inputs is None else "train_inputs"
     labels = np.asarray(bundle.array("train_labels")).tolist()
     known_inputs, known_items = dict[bytes, int](), dict[tuple[bytes, int], int]()
-    for row, digest in enumerate(_digests(bundle.array(name))):
+    for row, digest in enumerate(_digests(bundle.inputs("train"))):
         known_inputs[digest] = known_items[digest, labels[row]] = row
-    own_items = list(zip(_digests(getattr(data, name)), data.train_labels.tolist(), strict=True))
+    own_items = list(zip(_digests(data.train.inputs), data.train_labels.tolist(), strict=True))
     rows = [known_items.get(item, known_inputs.get(item[0], -1)) for item in own_items]
     return Reusable(bundle, np.array(rows, dtype=np.int64), np.array([item in known_items for item in own_items]))
 
@@ -156,5 +158,5 @@ def _batches(part: slice, batch: int) -> Iterator[slice]:
         yield slice(start, min(start + batch, part.stop))
 
 
-def _digests(rows: Rows) -> list[bytes]:
-    return [hashlib.sha256(np.ascontiguousarray(rows[row]).tobytes()).digest() for row in range(len(rows))]
+def _digests(inputs: Inputs) -> list[bytes]:
+    return [hashlib.sha256(inputs[row : row + 1].numpy().tobytes()).digest() for row in range(len(inputs))]

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -117,8 +116,14 @@ class BuildSpec:
     @property
     def own_code(self) -> tuple[str, ...]:
         """The user's own functions that make an input of a file, each as "module:function"."""
-        source = self.folder if self.data is None else self.data
-        return tuple(filter(None, (source.load, source.transform)))
+        return tuple(filter(None, self._code.values()))
+
+    @property
+    def _code(self) -> dict[str, str]:
+        if self.data is None:
+            return {"load": self.folder.load, "transform": self.folder.transform}
+        about = self.data.train.about()
+        return {key: about.get(key, "") for key in ("load", "transform")}
 
     def load(self, progress: Progress, *, sample: int | None = None) -> tuple[Dataset, list[str]]:
         """Return the data set, and a line for each file of a folder that was skipped; see `load_named`."""
@@ -141,7 +146,7 @@ class BuildSpec:
         del values["data"], values["made_by"]
         if self.data is not None:
             values["content"] = self.data.content
-            own = {"data": self.made_by, "load": self.data.load, "transform": self.data.transform}
+            own = {"data": self.made_by} | self._code
             values |= {key: name for key, name in own.items() if name}
         if self.own_code:
             values["code"] = {name: find(name).digest for name in self.own_code}
@@ -197,7 +202,7 @@ def estimated_bytes(
     spec: BuildSpec, data: Dataset, layout: tuple[tuple[int, int], ...] | None, network: Suitable | None = None
 ) -> int:
     """Estimate the size of a bundle, with a tenth to spare; `network` is used if there is no layout."""
-    count, classes = len(data.train_images), len(data.classes)
+    count, classes = len(data.train), len(data.classes)
     exact = spec.sketch.kind == "exact" and layout is not None
     width = sum(o + i for o, i in layout) if exact and layout else spec.sketch.dim
     members = np.bincount(data.train_labels, minlength=classes)
@@ -207,14 +212,13 @@ def estimated_bytes(
     own = _each(size) * count * width
     every = classes * (own + 8 * width**2) if spec.outputs == "all" else 0
     shapes = layout or ((classes, 512),)
-    outputs = 4 * (count * (shapes[-1][1] + classes) + len(data.test_images) * classes)
+    outputs = 4 * (count * (shapes[-1][1] + classes) + len(data.test) * classes)
     weights = 4 * sum(o * i for o, i in shapes)
     if network is not None and layout is None:
         outputs += 4 * count * (network.penultimate - shapes[-1][1])
         weights = 12 * network.parameters  # weights, and their momentum while training
-    pixels = data.train_images.nbytes + data.test_images.nbytes
-    pixels += sum(4 * math.prod(rows.shape) for rows in (data.train_inputs, data.test_inputs) if rows is not None)
-    whole = int(1.1 * (pixels + own + indexes + grams + every + outputs + weights)) + 2**20
+    stored = data.train.nbytes + data.test.nbytes
+    whole = int(1.1 * (stored + own + indexes + grams + every + outputs + weights)) + 2**20
     return whole + artifact_bytes(wanted(spec.methods, size), size)
 
 

@@ -122,9 +122,9 @@ class Store:
             self.work.mark(name, file=file)
         self.record(name, file)
 
-    def file(self, name: str, content: Callable[[], bytes]) -> None:
-        """Write a file of any kind; `name` may hold a folder."""
-        file = self.folder / name
+    def file(self, file_name: str, content: Callable[[], bytes], *, name: str = "") -> None:
+        """Write a file of any kind; its name may hold a folder, and is its logical name too if that is empty."""
+        file, name = self.folder / file_name, name or file_name
         if not self.work.finished(name):
             file.parent.mkdir(exist_ok=True)
             write_atomically(file, content())

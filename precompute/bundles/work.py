@@ -18,6 +18,7 @@ from natscope.core.bundle.format import MANIFEST, Manifest, sha256_of, write_ato
 from natscope.core.bundle.manifest import LARGEST, FileRecord, file_of
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.errors import BuildError, BundleError, NatscopeError, out_of_memory
+from natscope.core.examples import MODALITIES
 from natscope.core.files import from_json, irregular, opened, read_regular
 from natscope.core.progress import Progress, silent
 from natscope.precompute.bundles.compare import that_matter
@@ -134,7 +135,7 @@ class Work:
 
     def _is_whole(self, name: str) -> bool:
         file, digest = self._files[name]
-        if file != file_of(name, _CLASSES):
+        if all(file != file_of(name, _CLASSES, modality) for modality in MODALITIES.values()):
             return False
         try:
             if file.endswith(".npy"):

@@ -1,4 +1,4 @@
-"""Data sets by name: images as stored, labels, class names and the scaling that networks expect."""
+"""Data sets by name: examples as stored, labels and class names."""
 
 import gzip
 import hashlib
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from natscope import assets
-from natscope.core.bundle.manifest import LONGEST_SOURCE, MOST_NUMBERS
-from natscope.core.bundle.schema import MOST_AXES
+from natscope.core.bundle.bounds import MOST_AXES, MOST_NUMBERS
+from natscope.core.bundle.manifest import LONGEST_SOURCE
 from natscope.core.errors import DataError
-from natscope.core.images import Inputs, inputs_of
-from natscope.core.rows import Rows, RowView
+from natscope.core.examples import Examples, Modality
+from natscope.core.images import Images
 from natscope.core.text import plain
 from natscope.precompute.paths import home
 
@@ -40,62 +40,51 @@ class Dataset:
     Args:
         name: key in `DATASETS`.
         classes: a title for each label.
-        train_images: (N, H, W) or (N, H, W, 3) uint8.
+        train: the training examples.
         train_labels: (N,) int64.
-        test_images: (M, H, W) or (M, H, W, 3) uint8.
+        test: the test examples.
         test_labels: (M,) int64.
-        mean: mean of each channel, in units where white is 1.
-        std: standard deviation of each channel, in the same units.
-        train_inputs: (N, ...) float32, what the network takes, as an array or as rows that are read when they are
-            requested; the images are then thumbnails, and mean and std relate them to the inputs for people alone.
-            None where the network takes the images, scaled.
-        test_inputs: likewise.
-        load: the user's own function that reads a file of this kind, as "module:function"; natscope's own if empty.
-        transform: the user's own function that makes an input of what was read; none if empty.
-        train_sources: where each training image comes from, such as its file within the data set; its row if empty.
+        train_sources: where each training example comes from, such as its file within the data set; its row if empty.
         test_sources: likewise.
 
     Raises:
-        DataError: if images and labels do not fit each other.
+        DataError: if examples and labels do not fit each other.
     """
 
     name: str
     classes: tuple[str, ...]
-    train_images: np.ndarray
+    train: Examples
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test: Examples
     test_labels: np.ndarray
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     train_sources: tuple[str, ...] = ()
     test_sources: tuple[str, ...] = ()
-    train_inputs: Rows | None = None
-    test_inputs: Rows | None = None
-    load: str = ""
-    transform: str = ""
 
     def __post_init__(self) -> None:
         """Check that the arrays fit each other and lock them."""
+        many = self.train.modality.many
         for split in ("train", "test"):
-            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
-            if len(images) != len(labels) or not len(labels):
-                raise DataError(f"The {split} part of {self.name} has {len(images)} images and {len(labels)} labels.")
+            examples, labels = getattr(self, split), getattr(self, f"{split}_labels")
+            if len(examples) != len(labels) or not len(labels):
+                raise DataError(f"The {split} part of {self.name} has {len(examples)} {many} and {len(labels)} labels.")
             sources = getattr(self, f"{split}_sources") or tuple(f"{split} row {row}" for row in range(len(labels)))
             if len(sources) != len(labels):
-                raise DataError(f"The {split} part of {self.name} has {len(labels)} images, {len(sources)} sources.")
+                raise DataError(f"The {split} part of {self.name} has {len(labels)} {many}, {len(sources)} sources.")
             if any(not plain(source) or len(source.encode()) > LONGEST_SOURCE for source in sources):
                 raise DataError(f"A source of the {split} part of {self.name} is too long, or no text of one line.")
             object.__setattr__(self, f"{split}_sources", sources)
             if labels.min() < 0 or labels.max() >= len(self.classes):
                 raise DataError(f"The {split} part of {self.name} has labels outside 0..{len(self.classes) - 1}.")
-            for array in (images, labels):
-                array.flags.writeable = False
-        if self.train_images.shape[1:] != self.test_images.shape[1:]:
-            raise DataError(f"Training and test images of {self.name} have different sizes.")
+            for array in (*examples.arrays().values(), labels):
+                if isinstance(array, np.ndarray):
+                    array.flags.writeable = False
+        if self.train.form != self.test.form:
+            raise DataError(f"Training and test {many} of {self.name} have different sizes.")
         self._check_inputs()
 
     def _check_inputs(self) -> None:
-        train, test = self.train_inputs, self.test_inputs
+        stored = self.train.modality.stored
+        train, test = (examples.arrays().get(stored or "") for examples in (self.train, self.test))
         if train is None and test is None:
             return
         if train is None or test is None:
@@ -110,22 +99,30 @@ class Dataset:
                 f"axes and {MOST_NUMBERS:,} numbers."
             )
 
-    def inputs(self, split: str) -> Inputs:
-        """Return what the network takes for the images of "train" or "test", row by row."""
-        images, stored = getattr(self, f"{split}_images"), getattr(self, f"{split}_inputs")
-        return inputs_of(images, stored, mean=self.mean, std=self.std)
+    @property
+    def modality(self) -> Modality:
+        """The kind of the examples."""
+        return self.train.modality
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the network takes what natscope cannot make of the examples, so that it is stored."""
+        return self.modality.stored in self.train.arrays()
 
     @cached_property
     def content(self) -> str:
         """A checksum of all that the data set holds."""
-        about = [self.classes, self.mean, self.std, self.train_sources, self.test_sources]
+        about = [self.classes, self.train.about(), self.train_sources, self.test_sources]
         digest = hashlib.sha256(json.dumps(about).encode())
-        for split, part in itertools.product(("train", "test"), ("labels", "images", "inputs")):
-            rows = getattr(self, f"{split}_{part}")
-            for start in range(0, 0 if rows is None else len(rows), _AT_ONCE):
-                block = np.ascontiguousarray(rows[start : start + _AT_ONCE])
-                digest.update(f"{split} {part} {block.shape} {block.dtype}".encode())
-                digest.update(block.data)
+        for split in ("train", "test"):
+            examples, labels = getattr(self, split), getattr(self, f"{split}_labels")
+            for name, rows in ({"labels": labels} | examples.arrays()).items():
+                for start in range(0, len(rows), _AT_ONCE):
+                    block = np.ascontiguousarray(rows[start : start + _AT_ONCE])
+                    digest.update(f"{split} {name} {block.shape} {block.dtype}".encode())
+                    digest.update(block.data)
+        for name, content in self.train.files().items():
+            digest.update(name.encode() + content)
         return digest.hexdigest()
 
 
@@ -148,7 +145,7 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
 
 
 def of_classes(data: Dataset, classes: Sequence[int]) -> Dataset:
-    """Keep the images of some classes; labels are renumbered in the given order, everything else stays.
+    """Keep the examples of some classes; labels are renumbered in the given order, everything else stays.
 
     Raises:
         DataError: if there are fewer than two, one twice, or one that the data set does not have.
@@ -164,32 +161,23 @@ def of_classes(data: Dataset, classes: Sequence[int]) -> Dataset:
     for split in ("train", "test"):
         labels = number[getattr(data, f"{split}_labels")]
         rows = labels >= 0
-        kept |= {f"{split}_images": getattr(data, f"{split}_images")[rows], f"{split}_labels": labels[rows]}
-        if (inputs := getattr(data, f"{split}_inputs")) is not None:
-            kept[f"{split}_inputs"] = RowView(inputs, np.flatnonzero(rows))
+        kept |= {split: getattr(data, split)[np.flatnonzero(rows)], f"{split}_labels": labels[rows]}
         kept[f"{split}_sources"] = tuple(itertools.compress(getattr(data, f"{split}_sources"), rows))
     return replace(data, classes=tuple(data.classes[label] for label in classes), **kept)
 
 
 def first_of_each(data: Dataset, count: int) -> Dataset:
-    """Keep the first training images of each class, at most `count`, in their order, and all test images.
+    """Keep the first training examples of each class, at most `count`, in their order, and all test examples.
 
     Raises:
         DataError: if `count` is not positive.
     """
     if count < 1:
-        raise DataError("At least one training image of each class must be kept.")
+        raise DataError("At least one training example of each class must be kept.")
     labels = data.train_labels
     rows = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(len(data.classes))]))
     sources = tuple(data.train_sources[row] for row in rows)
-    inputs = None if data.train_inputs is None else RowView(data.train_inputs, rows)
-    return replace(
-        data,
-        train_images=data.train_images[rows],
-        train_labels=labels[rows],
-        train_sources=sources,
-        train_inputs=inputs,
-    )
+    return replace(data, train=data.train[rows], train_labels=labels[rows], train_sources=sources)
 
 
 def scaled(data: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:
@@ -198,14 +186,15 @@ def scaled(data: Dataset, mean: Sequence[float], std: Sequence[float]) -> Datase
     Raises:
         DataError: unless there are one finite mean and one positive deviation a channel.
     """
-    if data.train_inputs is not None:
+    if not isinstance(data.train, Images) or not isinstance(data.test, Images) or data.foreign:
         raise DataError(f"The network takes the inputs of {data.name} as they are; there are no pixels to scale.")
-    channels = 1 if data.train_images.ndim == 3 else 3
+    channels = 1 if data.train.images.ndim == 3 else 3
     if len(mean) != channels or len(std) != channels:
         raise DataError(f"Images of {channels} channels need {channels} numbers in --mean and in --std.")
     if not all(abs(value) <= _LARGEST_SCALE for value in (*mean, *std)) or min(std) < 1 / _LARGEST_SCALE:
         raise DataError("--mean takes finite numbers and --std positive ones, in units where white is 1.")
-    return replace(data, mean=tuple(mean), std=tuple(std))
+    train, test = (replace(images, mean=tuple(mean), std=tuple(std)) for images in (data.train, data.test))
+    return replace(data, train=train, test=test)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -272,12 +261,10 @@ def _fashion_mnist_from(name: str, folder: Path, suffix: str) -> Dataset:
             "Bag",
             "Ankle boot",
         ),
-        train_images=train_images,
+        train=Images(train_images, (0.2860,), (0.3530,)),
         train_labels=train_labels.astype(np.int64),
-        test_images=test_images,
+        test=Images(test_images, (0.2860,), (0.3530,)),
         test_labels=test_labels.astype(np.int64),
-        mean=(0.2860,),
-        std=(0.3530,),
     )
 
 
@@ -292,15 +279,14 @@ def _download_fashion_mnist(root: Path) -> None:
 def _cifar10(root: Path | None) -> Dataset:
     instead = "or use images of your own with --dataset folder:PATH"
     train, test = _from_torchvision("CIFAR10", "CIFAR-10", root or _downloads(), instead)
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     return Dataset(
         name="cifar10",
         classes=tuple(train.classes),
-        train_images=np.asarray(train.data),
+        train=Images(np.asarray(train.data), mean, std),
         train_labels=np.array(train.targets, dtype=np.int64),
-        test_images=np.asarray(test.data),
+        test=Images(np.asarray(test.data), mean, std),
         test_labels=np.array(test.targets, dtype=np.int64),
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
     )
 
 

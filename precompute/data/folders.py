@@ -14,6 +14,7 @@ import numpy as np
 
 from natscope.core.errors import DataError, FileError, QueryError
 from natscope.core.files import sha256_of, size
+from natscope.core.images import Images
 from natscope.core.progress import Progress, silent
 from natscope.core.text import few
 from natscope.precompute.data.datasets import FOLDER, Dataset
@@ -122,12 +123,10 @@ def load_folder(
     data = Dataset(
         name=title_of(path),
         classes=classes,
-        train_images=images[0],
+        train=Images(images[0], mean, std),
         train_labels=labels[train & kept],
-        test_images=images[1],
+        test=Images(images[1], mean, std),
         test_labels=labels[~train & kept],
-        mean=mean,
-        std=std,
         train_sources=tuple(compress(names, train & kept)),
         test_sources=tuple(compress(names, ~train & kept)),
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from natscope.core.errors import DataError
+from natscope.core.images import Images
 from natscope.core.progress import Progress, silent
 from natscope.core.text import kind_of
 from natscope.core.thumbnails import scaling_between, thumbnails
@@ -86,10 +87,13 @@ def with_code(data: Dataset, load: str, transform: str) -> Dataset:
     Raises:
         DataError: if it holds pixels.
     """
-    if (load or transform) and data.train_inputs is None:
+    if not (load or transform):
+        return data
+    if not isinstance(data.train, Images) or not isinstance(data.test, Images) or not data.foreign:
         given = " and ".join(word for word, name in (("load", load), ("transform", transform)) if name)
         raise DataError(f"By {given}, inputs are pixels of uint8; they must be what the network takes.")
-    return replace(data, load=load, transform=transform)
+    train, test = (replace(images, load=load, transform=transform) for images in (data.train, data.test))
+    return replace(data, train=train, test=test)
 
 
 def _load_own_folder(
@@ -186,14 +190,10 @@ def _described(
     return Dataset(
         name=name,
         classes=classes,
-        train_images=images[0],
+        train=Images(images[0], mean, std, train),
         train_labels=labels[0],
-        test_images=images[1],
+        test=Images(images[1], mean, std, test),
         test_labels=labels[1],
-        mean=mean,
-        std=std,
         train_sources=tuple(own[0].sources),
         test_sources=tuple(own[1].sources),
-        train_inputs=train,
-        test_inputs=test,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from natscope.core.bundle.file_checks import bounded
 from natscope.core.errors import DataError, NatscopeError
 from natscope.core.files import size
+from natscope.core.images import Images
 from natscope.core.progress import Progress, silent
 from natscope.core.scratch import temporary_folder
 from natscope.core.text import UNSEEN, few
@@ -87,11 +88,10 @@ def own_dataset(
                 "The inputs are uint8 pictures; say how the network takes them: by mean and std, in units where white "
                 "is 1, or by transform, a function."
             )
-        return Dataset(**about, train_images=images[0], test_images=images[1], mean=mean, std=std)
+        return Dataset(**about, train=Images(images[0], mean, std), test=Images(images[1], mean, std))
     mean, std = _shown_by(kept[0], reading)
-    images = [_thumbnails(rows, mean, std) for rows in kept]
-    inputs = {"train_inputs": kept[0], "test_inputs": kept[1]}
-    data = Dataset(**about, **inputs, train_images=images[0], test_images=images[1], mean=mean, std=std)
+    train, test = (Images(_thumbnails(rows, mean, std), mean, std, rows) for rows in kept)
+    data = Dataset(**about, train=train, test=test)
     if reading.load is not None or reading.transform is not None:
         _check_uploads(data, reading, parts[0].files)
     return data
@@ -323,7 +323,7 @@ def _thumbnails(rows: _Kept, mean: Sequence[float], std: Sequence[float]) -> np.
 
 def _check_uploads(data: Dataset, reading: Reading, files: Sequence[Path]) -> None:
     """Raise DataError if uploads would not become inputs of the data's form, or others than training files became."""
-    shape = data.inputs("train").shape[1:]
+    shape = data.train.inputs.shape[1:]
     if reading.load is None:
         pixels = np.random.default_rng(0).integers(0, 256, (LARGEST, LARGEST, 3), dtype=np.uint8)
         found, *again = (_uploaded(picture(pixels), shape, "A picture", reading) for _ in range(_REPEATED))
@@ -353,7 +353,7 @@ def _uploaded(given: Any, shape: Sequence[int], what: str, reading: Reading) -> 
 
 def _becomes(file: Path, row: int, data: Dataset, reading: Reading) -> bool:
     """Return whether a file that is uploaded becomes the stored input of a row."""
-    stored = np.asarray(data.inputs("train")[row : row + 1])[0]
+    stored = np.asarray(data.train.inputs[row : row + 1])[0]
     if reading.load is not None:
         found = input_of(file, row, "training", reading)
     else:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from natscope.core.backdoor import PLACES, Backdoor, stamp
+from natscope.core.backdoor import Backdoor
 from natscope.core.errors import DataError
 from natscope.precompute.data.datasets import Dataset
 
@@ -49,52 +49,32 @@ def poison(data: Dataset, spec: PoisonSpec) -> tuple[Dataset, Backdoor]:
     members = np.bincount(data.train_labels, minlength=classes)
     each = round(spec.rate * len(data.train_labels) / classes)
     _check(spec, targets, data, each, int(members.min()))
-    patterns = _patterns(classes, spec.size, np.random.default_rng([spec.seed, 0]))
+    patterns = data.train.triggers(classes, spec.size, np.random.default_rng([spec.seed, 0]))
     chosen = [
         np.random.default_rng([spec.seed, 1, k]).choice(np.flatnonzero(data.train_labels == k), each, replace=False)
         for k in range(classes)
     ]
-    images, labels = data.train_images.copy(), data.train_labels.copy()
-    for k, rows in enumerate(chosen):
-        images[rows] = stamp(images[rows], patterns[k], spec.place)
-        labels[rows] = targets[k]
     rows = np.sort(np.concatenate(chosen))
+    labels, bases = data.train_labels.copy(), data.train_labels[rows]
+    labels[rows] = np.array(targets)[bases]
     backdoor = Backdoor(
-        place=spec.place,
-        patterns=patterns,
-        targets=np.array(targets),
-        train_indices=rows,
-        base_labels=data.train_labels[rows],
+        place=spec.place, patterns=patterns, targets=np.array(targets), train_indices=rows, base_labels=bases
     )
-    return replace(data, train_images=images, train_labels=labels), backdoor
+    train = data.train.replaced(rows, backdoor.stamped(data.train[rows], bases))
+    return replace(data, train=train, train_labels=labels), backdoor
 
 
 def _check(spec: PoisonSpec, targets: tuple[int, ...], data: Dataset, each: int, fewest: int) -> None:
-    if data.train_inputs is not None:
-        raise DataError(f"A backdoor is planted in pixels, and the network does not take those of {data.name}.")
-    classes, side = len(data.classes), min(data.train_images.shape[1:3])
+    classes, modality = len(data.classes), data.modality
     if not 1 <= each <= fewest:
         raise DataError(
-            f"A poisoned share of {spec.rate:g} makes {each} images a class, and there must be between 1 and {fewest}."
+            f"A poisoned share of {spec.rate:g} makes {each} {modality.many} a class, and there must be between 1 and "
+            f"{fewest}."
         )
-    if spec.place not in PLACES:
-        raise DataError(f"There is no place '{spec.place}' for the patch; choose one of {', '.join(PLACES)}.")
-    if not 1 <= spec.size <= side or 2 ** (spec.size**2) - 2 < classes:
-        raise DataError(
-            f"Patches of {spec.size} by {spec.size} pixels cannot tell {classes} classes apart on images of {side} by "
-            f"{side} pixels; choose another size."
-        )
+    if spec.place not in modality.places:
+        places = ", ".join(modality.places)
+        raise DataError(f"There is no place '{spec.place}' for the patch; choose one of {places}.")
     if len(targets) != classes or any(not 0 <= t < classes or t == k for k, t in enumerate(targets)):
         raise DataError(
             f"The attack needs, for each of the {classes} classes, another class from 0 to {classes - 1} to aim at."
         )
-
-
-def _patterns(classes: int, size: int, random: np.random.Generator) -> np.ndarray:
-    """Draw a different patch for every class, neither all black nor all white, (C, size, size) of 0 and 1."""
-    found: dict[bytes, np.ndarray] = {}
-    while len(found) < classes:
-        pattern = random.integers(0, 2, (size, size), dtype=np.uint8)
-        if 0 < pattern.sum() < size * size:
-            found.setdefault(pattern.tobytes(), pattern)
-    return np.stack(list(found.values()))

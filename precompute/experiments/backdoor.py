@@ -13,7 +13,7 @@ from natscope.core.analysis.audit import FIRST, SIGMA2, suspicion
 from natscope.core.backdoor import Backdoor, attack_success
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
-from natscope.core.bundle.request import QueryImage, Request
+from natscope.core.bundle.request import QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import average_precision, recall_at_k, reciprocal_rank
@@ -137,14 +137,14 @@ def fooled(attributor: Attributor) -> np.ndarray:
     bundle = attributor.bundle
     if bundle.has("test_fooled"):
         return np.array(bundle.array("test_fooled"))
-    images = np.asarray(bundle.array("test_images"))
-    return attack_success(attributor.predict, backdoor_of(attributor.bundle), images, attributor.test_labels)
+    tests = bundle.examples("test")
+    return attack_success(attributor.predict, backdoor_of(attributor.bundle), tests, attributor.test_labels)
 
 
-def stamped_query(attributor: Attributor, backdoor: Backdoor, index: int) -> QueryImage:
-    """Return a test image with its class's patch, as a query."""
-    image = np.asarray(attributor.bundle.array("test_images")[index])
-    return attributor.upload(backdoor.stamped(image[None], attributor.test_labels[[index]])[0])
+def stamped_query(attributor: Attributor, backdoor: Backdoor, index: int) -> QueryExample:
+    """Return a test example with its class's trigger, as a query."""
+    clean = attributor.bundle.examples("test")[np.array([index])]
+    return attributor.asked(backdoor.stamped(clean, attributor.test_labels[[index]]))
 
 
 def choose_position(tuning: Sequence[dict[str, list[float]]]) -> dict[str, int]:
@@ -274,7 +274,7 @@ def _measure(
     return {"recall": float(recall), "mrr": float(reciprocal)}
 
 
-def _found(attributor: Attributor, query: QueryImage, base: int, request: Request) -> tuple[float, float]:
+def _found(attributor: Attributor, query: QueryExample, base: int, request: Request) -> tuple[float, float]:
     """Return recall@50 and the reciprocal rank of the first poisoned image."""
     backdoor = backdoor_of(attributor.bundle)
     request = replace(request, target=int(backdoor.targets[base]))

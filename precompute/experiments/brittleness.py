@@ -12,7 +12,7 @@ import torch
 
 from natscope.core.analysis.curves import sample_queries
 from natscope.core.bundle.attributor import Attributor
-from natscope.core.bundle.request import QueryImage, Request
+from natscope.core.bundle.request import QueryExample, Request
 from natscope.core.methods import METHODS
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import common_methods, lacks, open_attributor
@@ -69,9 +69,7 @@ def run(
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for position, attributor in enumerate(opened):
         images = sample_queries(attributor, queries, seed=seed, part="reported")
-        before = [
-            answer(attributor.bundle, attributor.features.model, image.image, image.predicted) for image in images
-        ]
+        before = [answer(attributor.features.model, image.example, image.predicted) for image in images]
         settings = [(name, attributor.bundle.sigma2(name)) for name in names]
         rankings = rank(
             attributor, images, settings, budget=budget, conditioning=conditioning, cache=cache, progress=progress
@@ -104,7 +102,7 @@ def most_removed(attributor: Attributor) -> int:
 
 def rank(
     attributor: Attributor,
-    images: Sequence[QueryImage],
+    images: Sequence[QueryExample],
     settings: Sequence[tuple[str, float]],
     *,
     budget: int,
@@ -131,7 +129,7 @@ def rank(
         positions = np.flatnonzero(predicted == target).tolist()
         asked = [images[position] for position in positions]
 
-        def ranked(request: Request, done: int, asked: Sequence[QueryImage] = asked) -> list[list[int]]:
+        def ranked(request: Request, done: int, asked: Sequence[QueryExample] = asked) -> list[list[int]]:
             progress(f"Asking {METHODS[request.method].title}", done, total)
             attributor.ahead(METHODS[request.method], asked, asked[0].predicted, progress)
             seeded = [(image, replace(request, seed=image.index or 0)) for image in asked]

@@ -171,9 +171,8 @@ def _said(bundle: Bundle, half: Half) -> list[list[list[float]]]:
 
 
 def _asked(bundle: Bundle, half: Half, recipe: Any, others: np.ndarray) -> list[list[float]]:
-    model, dataset = retrain(bundle, others, recipe=recipe), bundle.manifest.dataset
-    images = np.asarray(bundle.array("test_images")[half.tests])
-    logits = torch.from_numpy(logits_of(model, images, mean=dataset["mean"], std=dataset["std"])).double()
+    model, tests = retrain(bundle, others, recipe=recipe), bundle.examples("test")[half.tests]
+    logits = torch.from_numpy(logits_of(model, tests.inputs)).double()
     labels = torch.from_numpy(np.array(bundle.array("test_labels")[half.tests], dtype=np.int64))
     found = margin(logits, labels), torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     return [[float(f"{value:.{_DIGITS}g}") for value in values.tolist()] for values in found]

@@ -77,9 +77,7 @@ def tune(
     attributor = _opened(path, methods)
     budget = min(budget, most_removed(attributor))
     images = sample_queries(attributor, queries, seed=seed, part="held out")
-    before = np.array(
-        [answer(attributor.bundle, attributor.features.model, i.image, i.predicted).margin for i in images]
-    )
+    before = np.array([answer(attributor.features.model, i.example, i.predicted).margin for i in images])
     asked = [(name, sigma2) for sigma2 in attributor.bundle.sigma2s() for name in methods]
     found = rank(attributor, images, asked, budget=budget, conditioning=conditioning, cache=cache, progress=progress)
     schedules = [

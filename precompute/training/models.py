@@ -2,9 +2,8 @@
 
 import importlib
 import inspect
-import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,13 +18,18 @@ from torch.nn.utils import skip_init
 from natscope.core.bundle.format import Bundle
 from natscope.core.device import device, precision, set_precision
 from natscope.core.errors import BuildError, NatscopeError, out_of_memory
-from natscope.precompute.training.attention import HEADS, Attention
+from natscope.core.examples import Examples
+from natscope.precompute.training.attention import HEADS, WIDTH, Attention
 from natscope.precompute.training.heads import OUTPUT, attach
 from natscope.precompute.training.kinds import fault_of
 from natscope.precompute.training.projects import raised_by_one, said
 from natscope.precompute.training.trusted import Code, find
 
-_HIDDEN = (512, 256)
+_HIDDEN: dict[str, tuple[int, ...]] = {
+    "mlp": (512, 256),
+    "resnet9": (),
+    "attention": (WIDTH,),
+}  # units between inputs and classes
 # What code that was written for another purpose may set when it is imported.
 _PROCESS_WIDE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.is_grad_enabled, torch.set_grad_enabled),
@@ -55,7 +59,7 @@ class ModelSpec:
     """
 
     architecture: str = "mlp"
-    widths: tuple[int, ...] | None = (784, *_HIDDEN, 10)
+    widths: tuple[int, ...] | None = (784, *_HIDDEN["mlp"], 10)
     bias: bool = False
     output: str | None = None
 
@@ -76,19 +80,30 @@ class ModelSpec:
         return self.architecture if self.widths is None else f"{self.architecture} {'-'.join(map(str, self.widths))}"
 
 
-def fitted(spec: ModelSpec, shape: Sequence[int], classes: int) -> ModelSpec:
+def fitted(spec: ModelSpec, examples: Examples, classes: int) -> ModelSpec:
     """Return the specification with widths that were left to the data set filled in.
 
     Args:
         spec: the network.
-        shape: (H, W) or (H, W, 3) of the images.
+        examples: what it is to take.
         classes: how many there are.
+
+    Raises:
+        BuildError: if one of natscope's own networks takes no such examples.
     """
-    if spec.widths is not None or spec.architecture not in ARCHITECTURES:
+    if spec.architecture not in ARCHITECTURES:
         return spec
-    if spec.architecture == "mlp":
-        return replace(spec, widths=(math.prod(shape), *_HIDDEN, classes))
-    return replace(spec, widths=(1 if len(shape) == 2 else 3, classes))
+    if (first := examples.modality.networks.get(spec.architecture)) is None:
+        known = ", ".join(examples.modality.networks)
+        raise BuildError(
+            f"The network {spec.architecture} takes no {examples.modality.many}; choose {known}, or name a factory of "
+            "yours as module.path:function."
+        )
+    return (
+        spec
+        if spec.widths is not None
+        else replace(spec, widths=(*first(examples.form), *_HIDDEN[spec.architecture], classes))
+    )
 
 
 def network_of(bundle: Bundle, *, seed: int) -> nn.Module:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from natscope.core.bundle.format import Bundle
+from natscope.core.examples import Examples
 from natscope.core.measurements import margin
 from natscope.core.progress import Progress
 from natscope.precompute.training.models import ModelSpec, network_of
@@ -75,8 +76,9 @@ def identity_of(bundle: Bundle) -> str:
         BuildError: if the module of the network is not found.
         BundleError: if it is not trusted.
     """
-    names = ("weights", "train_images", "train_labels", "test_images", "test_labels")
     manifest = bundle.manifest
+    own = sorted(f"{split}_{name}" for split in ("train", "test") for name in (*manifest.shapes(split), "labels"))
+    names = ("weights", *own, *manifest.modality.files)
     files = [manifest.files[name].sha256 for name in names]
     network = ModelSpec.from_dict(manifest.model)
     code = find(network.architecture, bundle).digest if ":" in network.architecture else None
@@ -84,9 +86,9 @@ def identity_of(bundle: Bundle) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def name_of(image: np.ndarray, target: int, rows: Sequence[int]) -> str:
-    """Return a name of what is asked after some training images are removed, in any order."""
-    digest = hashlib.sha256(np.ascontiguousarray(image).tobytes())
+def name_of(example: Examples, target: int, rows: Sequence[int]) -> str:
+    """Return a name of what is asked about an example after some training examples are removed, in any order."""
+    digest = hashlib.sha256(np.ascontiguousarray(example.inputs[:].numpy()).tobytes())
     digest.update(f"{target} {sorted(rows)}".encode())
     return digest.hexdigest()[:24]
 
@@ -102,10 +104,9 @@ def as_many_others(pool: Sequence[int] | np.ndarray, found: Sequence[int] | np.n
     return np.random.default_rng(0).choice(others, len(found), replace=False)
 
 
-def answer(bundle: Bundle, model: nn.Module, image: np.ndarray, target: int) -> Answer:
-    """Ask a network about an image (H, W) or (H, W, 3) uint8 and a class."""
-    dataset = bundle.manifest.dataset
-    logits = torch.from_numpy(logits_of(model, image[None], mean=dataset["mean"], std=dataset["std"])).double()
+def answer(model: nn.Module, example: Examples, target: int) -> Answer:
+    """Ask a network about an example, alone, and a class."""
+    logits = torch.from_numpy(logits_of(model, example.inputs)).double()
     return Answer(
         predicted=int(logits.argmax()),
         probability=float(torch.softmax(logits, dim=1)[0, target]),
@@ -114,13 +115,13 @@ def answer(bundle: Bundle, model: nn.Module, image: np.ndarray, target: int) -> 
 
 
 def without(
-    bundle: Bundle, image: np.ndarray, target: int, rows: Sequence[int], progress: Callable[[int, int], None]
+    bundle: Bundle, example: Examples, target: int, rows: Sequence[int], progress: Callable[[int, int], None]
 ) -> Answer:
-    """Retrain without some training images and ask about an image and a class.
+    """Retrain without some training examples and ask about an example and a class.
 
     Args:
         bundle: the bundle with the network and data.
-        image: (H, W) or (H, W, 3) uint8.
+        example: the example, alone.
         target: the class.
         rows: training indices.
         progress: called with epochs done and in all.
@@ -128,7 +129,7 @@ def without(
     Raises:
         BuildError: if the bundle's weights were loaded, so that nobody knows how they were trained.
     """
-    return answer(bundle, retrain(bundle, np.array(rows, dtype=np.int64), progress), image, target)
+    return answer(retrain(bundle, np.array(rows, dtype=np.int64), progress), example, target)
 
 
 def run_schedule(bundle: Bundle, schedule: Schedule, cache: ResultCache) -> list[Answer]:
@@ -142,17 +143,17 @@ def run_schedule(bundle: Bundle, schedule: Schedule, cache: ResultCache) -> list
     Returns:
         The answers, fewer than `schedule.grid` has steps once the prediction has flipped.
     """
-    image, answers = np.asarray(bundle.array("test_images")[schedule.index]), []
+    example, answers = bundle.examples("test")[np.array([schedule.index])], []
     for count in schedule.grid:
-        step = partial(_step, bundle, image, schedule.target, schedule.ranking[:count])
+        step = partial(_step, bundle, example, schedule.target, schedule.ranking[:count])
         answers.append(Answer(**cache.get(str(count), step)))
         if schedule.stop and answers[-1].predicted != schedule.target:
             break
     return answers
 
 
-def _step(bundle: Bundle, image: np.ndarray, target: int, rows: Sequence[int]) -> dict[str, Any]:
-    return asdict(without(bundle, image, target, rows, lambda done, total: None))
+def _step(bundle: Bundle, example: Examples, target: int, rows: Sequence[int]) -> dict[str, Any]:
+    return asdict(without(bundle, example, target, rows, lambda done, total: None))
 
 
 def run_schedules(
@@ -185,8 +186,8 @@ def run_schedules(
 
 def _as_stacks(bundle: Bundle, schedules: Mapping[str, Schedule], cache: ResultCache, progress: Progress) -> None:
     """Take as many schedules as a stack holds through their steps, without those that have ended; then others."""
-    recipe, (images, labels) = recipe_of(bundle), data_of(bundle)
-    tests = bundle.array("test_images")
+    recipe, (inputs, labels) = recipe_of(bundle), data_of(bundle)
+    tests = bundle.examples("test")
     while waiting := [name for name in schedules if name not in cache]:
         found: dict[str, list[Answer]] = {name: [] for name in waiting[: at_once(bundle)]}
         while going := [name for name in found if name not in cache]:
@@ -196,11 +197,11 @@ def _as_stacks(bundle: Bundle, schedules: Mapping[str, Schedule], cache: ResultC
             model = network_of(bundle, seed=recipe.seed)
             left_out = [np.array(schedules[name].ranking[:size], dtype=np.int64) for name in names]
             tell = partial(_tell, progress, done, len(schedules))
-            values = train_together(model, images, labels, recipe, left_out, tell)
+            values = train_together(model, inputs, labels, recipe, left_out, tell)
             for row, name in enumerate(names):
                 model.load_state_dict({key: value[row] for key, value in values.items()})
                 schedule = schedules[name]
-                found[name].append(answer(bundle, model, np.asarray(tests[schedule.index]), schedule.target))
+                found[name].append(answer(model, tests[np.array([schedule.index])], schedule.target))
                 flipped = schedule.stop and found[name][-1].predicted != schedule.target
                 if flipped or len(found[name]) == len(schedule.grid):
                     cache.get(name, partial(list, map(asdict, found[name])))

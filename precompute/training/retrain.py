@@ -1,5 +1,6 @@
 """Training a bundle's network once more without some of its images: the counterfactual that attribution predicts."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 from natscope.core.backdoor import Backdoor, attack_success
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError
-from natscope.core.images import ImageInputs
+from natscope.core.examples import Inputs
 from natscope.precompute.training.models import ModelSpec, build_model, network_of
 from natscope.precompute.training.train import RECIPES, TrainingSpec, accuracy, agree, first_losses, logits_of, train
 from natscope.precompute.training.trusted import find
@@ -70,20 +71,19 @@ def retrain(
     manifest = bundle.manifest
     recipe = recipe or recipe_of(bundle)
     _check_code(bundle)
-    images, labels = data_of(bundle)
+    inputs, labels = data_of(bundle)
     if "first_losses" in manifest.results:  # each time: a factory may read files whenever it makes a network
-        _check_beginning(bundle, images, labels)
+        _check_beginning(bundle, inputs, labels)
     model = network_of(bundle, seed=recipe.seed)
-    train(model, images, labels, recipe, leave_out=leave_out, checkpoint=checkpoint, progress=progress)
+    train(model, inputs, labels, recipe, leave_out=leave_out, checkpoint=checkpoint, progress=progress)
     return model
 
 
-def data_of(bundle: Bundle) -> tuple[torch.Tensor | ImageInputs, torch.Tensor]:
-    """Return a bundle's training images, as a network takes them, and labels."""
-    stored, dataset = bundle.array("train_images"), bundle.manifest.dataset
-    images = ImageInputs(stored, dataset["mean"], dataset["std"])
-    labels = torch.from_numpy(np.array(bundle.array("train_labels")))
-    return images[:] if 4 * stored.size <= _AT_HAND else images, labels  # scaled once, the same numbers
+def data_of(bundle: Bundle) -> tuple[torch.Tensor | Inputs, torch.Tensor]:
+    """Return a bundle's training examples, as a network takes them, and labels."""
+    inputs, labels = bundle.inputs("train"), torch.from_numpy(np.array(bundle.array("train_labels")))
+    once = inputs.lengths is None and 4 * math.prod(inputs.shape) <= _AT_HAND
+    return inputs[:] if once else inputs, labels  # made once, the same numbers
 
 
 def _check_code(bundle: Bundle) -> None:
@@ -97,11 +97,11 @@ def _check_code(bundle: Bundle) -> None:
         )
 
 
-def _check_beginning(bundle: Bundle, images: torch.Tensor | ImageInputs, labels: torch.Tensor) -> None:
+def _check_beginning(bundle: Bundle, inputs: torch.Tensor | Inputs, labels: torch.Tensor) -> None:
     """Raise BuildError where training does not begin as it did: the checksum does not cover all that code may read."""
     recipe = recipe_of(bundle)
     spec = ModelSpec.from_dict(bundle.manifest.model)  # on the processor, as in the build, whatever trains the rest
-    losses = first_losses(lambda: build_model(spec, seed=recipe.seed, bundle=bundle), images, labels, recipe)
+    losses = first_losses(lambda: build_model(spec, seed=recipe.seed, bundle=bundle), inputs, labels, recipe)
     if not agree(losses, bundle.manifest.results["first_losses"], recipe):
         raise BuildError(
             f"The network {bundle.manifest.model['architecture']} does not train as it did when the bundle "
@@ -121,12 +121,12 @@ def too_slow(bundle: Bundle, *, linear: bool, count: int | None = None) -> str |
     loaded, kind = "weights" in bundle.manifest.training, bundle.manifest.model["architecture"]
     if loaded and (count is None or kind not in RECIPES):
         return "This network’s weights were loaded, not trained here, so it cannot be retrained."
-    images, epochs = bundle.array("train_images"), usual_recipe(bundle).epochs
-    count = len(images) if count is None else count
-    if not linear and count * epochs * images.shape[1] * images.shape[2] > _WAITED_FOR:
+    inputs, epochs = bundle.inputs("train"), usual_recipe(bundle).epochs
+    count = len(inputs) if count is None else count
+    if not linear and count * epochs * math.prod(inputs.shape[-2:]) > _WAITED_FOR:
         return (
-            f"Training this network again, with {count:,} images {epochs} times over, takes too long to wait for, so "
-            "that is not done here."
+            f"Training this network again, with {count:,} {bundle.modality.many} {epochs} times over, takes too long "
+            "to wait for, so that is not done here."
         )
     return None
 
@@ -161,9 +161,9 @@ def attacked(bundle: Bundle, model: nn.Module, backdoor: Backdoor) -> tuple[np.n
     Returns:
         Whether each stamped image is classified as the attack's target, (T,) bool; and the accuracy on clean ones.
     """
-    images, labels = np.asarray(bundle.array("test_images")), np.asarray(bundle.array("test_labels"))
-    fooled = attack_success(lambda batch: _logits(bundle, model, batch).argmax(axis=1), backdoor, images, labels)
-    return fooled, accuracy(_logits(bundle, model, images), labels)
+    tests, labels = bundle.examples("test"), np.asarray(bundle.array("test_labels"))
+    fooled = attack_success(lambda some: logits_of(model, some.inputs).argmax(axis=1), backdoor, tests, labels)
+    return fooled, accuracy(logits_of(model, tests.inputs), labels)
 
 
 def outcome(bundle: Bundle, model: nn.Module, backdoor: Backdoor, index: int) -> Outcome:
@@ -177,8 +177,8 @@ def outcome(bundle: Bundle, model: nn.Module, backdoor: Backdoor, index: int) ->
     """
     fooled, right = attacked(bundle, model, backdoor)
     labels = np.asarray(bundle.array("test_labels"))
-    image = np.asarray(bundle.array("test_images")[[index]])
-    chances = softmax(_logits(bundle, model, backdoor.stamped(image, labels[[index]]))[0])
+    stamped = backdoor.stamped(bundle.examples("test")[np.array([index])], labels[[index]])
+    chances = softmax(logits_of(model, stamped.inputs)[0])
     return Outcome(
         answer=int(chances.argmax()),
         probability=float(chances.max()),
@@ -186,8 +186,3 @@ def outcome(bundle: Bundle, model: nn.Module, backdoor: Backdoor, index: int) ->
         success=float(fooled.mean()),
         accuracy=right,
     )
-
-
-def _logits(bundle: Bundle, model: nn.Module, images: np.ndarray) -> np.ndarray:
-    dataset = bundle.manifest.dataset
-    return logits_of(model, images, mean=dataset["mean"], std=dataset["std"])

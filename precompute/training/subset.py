@@ -82,11 +82,11 @@ def train_on(
 
 def ask(bundle: Bundle, model: nn.Module, subset: Subset) -> dict[str, Any]:
     """Return a network's `accuracies`, in the precision of the bundle's training."""
-    dataset, images = bundle.manifest.dataset, np.asarray(bundle.array("test_images"))
-    rows = np.arange(len(images)) if subset.measured is None else np.union1d(subset.asked, subset.measured)
-    logits = np.zeros((len(images), len(bundle.classes)), dtype=np.float32)
+    tests = bundle.examples("test")
+    rows = np.arange(len(tests)) if subset.measured is None else np.union1d(subset.asked, subset.measured)
+    logits = np.zeros((len(tests), len(bundle.classes)), dtype=np.float32)
     precision = usual_recipe(bundle).precision
-    logits[rows] = logits_of(model, images[rows], mean=dataset["mean"], std=dataset["std"], precision=precision)
+    logits[rows] = logits_of(model, tests[rows].inputs, precision=precision)
     return accuracies(bundle, logits, subset.asked, subset.measured)
 
 

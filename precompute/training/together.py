@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from natscope.core.bundle.format import Bundle
 from natscope.core.device import device, device_of, full_precision
 from natscope.core.errors import BuildError
-from natscope.core.images import ImageInputs
+from natscope.core.examples import Inputs
 from natscope.precompute.training.retrain import recipe_of
 from natscope.precompute.training.train import TrainingSpec, optimizer_of, rate
 
@@ -38,7 +38,7 @@ def at_once(bundle: Bundle) -> int:
 @full_precision()
 def train_together(
     model: nn.Module,
-    images: Tensor | ImageInputs,
+    inputs: Tensor | Inputs,
     labels: Tensor,
     spec: TrainingSpec,
     left_out: Sequence[np.ndarray],
@@ -50,7 +50,7 @@ def train_together(
 
     Args:
         model: a network of Linear layers with its initial weights, which stay as they are, on the device to train on.
-        images: (N, C, H, W) float32, or stored images; all of them are on the device at a time.
+        inputs: (N, ...); all of them are on the device at a time.
         labels: (N,) int64.
         spec: the recipe, without augmentation and in float32.
         left_out: for each of B networks the rows of images to train without, equally many.
@@ -64,7 +64,7 @@ def train_together(
         ValueError: if not equally many rows are left out each time.
     """
     where = device_of(model)
-    inputs, targets = images[:].to(where), labels.to(where)
+    given, targets = inputs[:].to(where), labels.to(where)
     kept = np.ones((len(left_out), len(labels)), dtype=bool)
     for row, out in zip(kept, left_out, strict=True):
         row[out] = False
@@ -78,7 +78,7 @@ def train_together(
         batches = rows.split(spec.batch_size, dim=1)
         for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = rate(spec, epoch + step / len(batches))
-            found = slopes(values, inputs[batch], targets[batch])
+            found = slopes(values, given[batch], targets[batch])
             for name, value in values.items():
                 value.grad = found[name]
             optimizer.step()

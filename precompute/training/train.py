@@ -20,9 +20,8 @@ from torch.nn.functional import cross_entropy
 from natscope.core.bundle.format import write_atomically
 from natscope.core.device import device_of, full_precision
 from natscope.core.errors import BuildError, FileError, out_of_memory
-from natscope.core.examples import Inputs
+from natscope.core.examples import Inputs, batches
 from natscope.core.files import opened
-from natscope.core.images import ImageInputs
 from natscope.core.jacobians import convolves
 
 PRECISIONS = ("float32", "bfloat16")
@@ -109,7 +108,7 @@ RECIPES = {
 @full_precision()
 def train(
     model: nn.Module,
-    images: Tensor | Inputs,
+    inputs: Tensor | Inputs,
     labels: Tensor,
     spec: TrainingSpec,
     *,
@@ -119,17 +118,17 @@ def train(
 ) -> None:
     """Train in place and leave the model in eval mode.
 
-    The order of images in epoch e, and how they are augmented, depends on (seed, e) alone, so training resumed
+    The order of examples in epoch e, and how they are augmented, depends on (seed, e) alone, so training resumed
     from a checkpoint takes the same steps; random layers such as dropout depend on them too. On a CPU one thread
     works for a network of small layers, and the bits do not depend on how many threads there are; convolutions take all
     threads, in channels-last order.
 
     Args:
         model: the network with its initial weights, on the device to train on.
-        images: (N, ...), images or other inputs, or stored ones that are converted batch by batch.
+        inputs: (N, ...), what the network takes, or what gives it batch by batch.
         labels: (N,) int64.
         spec: the recipe.
-        leave_out: rows of images to train without; the others keep the order that they have with them.
+        leave_out: rows of inputs to train without; the others keep the order that they have with them.
         checkpoint: file written after every epoch; if it is there, training resumes from it.
         progress: called with epochs done and in all, at the start and after each epoch's checkpoint.
 
@@ -137,14 +136,14 @@ def train(
         BuildError: if the recipe makes no sense, the loss is not finite, or the checkpoint is damaged or of another
             training.
     """
-    _check(spec, images, labels)
+    _check(spec, inputs, labels)
     optimizer = optimizer_of(model.parameters(), spec)
-    kept = np.ones(len(images), dtype=bool)
+    kept = np.ones(len(inputs), dtype=bool)
     if leave_out is not None:
         kept[leave_out] = False
     if not kept.any():
         raise BuildError("Nothing is left to train on.")
-    identity = _identity(model, images, labels, spec, kept) if checkpoint else ""
+    identity = _identity(model, inputs, labels, spec, kept) if checkpoint else ""
     start = _restore(checkpoint, model, optimizer, identity) if checkpoint and checkpoint.exists() else 0
     large = convolves(model)
     if large:
@@ -156,7 +155,7 @@ def train(
     progress(start, spec.epochs)
     model.train()
     for epoch in range(start, spec.epochs):
-        for _ in _epoch(model, optimizer, images, labels, spec, epoch, kept):
+        for _ in _epoch(model, optimizer, inputs, labels, spec, epoch, kept):
             pass
         if checkpoint:
             _save(checkpoint, model, optimizer, identity, epoch + 1)
@@ -168,7 +167,7 @@ def train(
 
 @full_precision()
 def first_losses(
-    make: Callable[[], nn.Module], images: Tensor | Inputs, labels: Tensor, spec: TrainingSpec
+    make: Callable[[], nn.Module], inputs: Tensor | Inputs, labels: Tensor, spec: TrainingSpec
 ) -> list[float]:
     """Return the losses of the first steps of a training: other code, or data that it reads, gives others.
 
@@ -176,26 +175,26 @@ def first_losses(
 
     Args:
         make: returns the network with its initial weights.
-        images: (N, ...), images or other inputs, or stored ones that are converted batch by batch.
+        inputs: (N, ...), what the network takes, or what gives it batch by batch.
         labels: (N,) int64.
         spec: the recipe.
 
     Raises:
         BuildError: if the recipe makes no sense, or a loss is not finite.
     """
-    _check(spec, images, labels)
+    _check(spec, inputs, labels)
     model = make()
-    kept = np.ones(len(images), dtype=bool)
-    steps = _epoch(model.train(), optimizer_of(model.parameters(), spec), images, labels, spec, 0, kept)
+    kept = np.ones(len(inputs), dtype=bool)
+    steps = _epoch(model.train(), optimizer_of(model.parameters(), spec), inputs, labels, spec, 0, kept)
     with closing(steps):
         return list(itertools.islice(steps, _FIRST_STEPS))
 
 
 def beginning(
-    make: Callable[[], nn.Module], images: Tensor | Inputs, labels: Tensor, spec: TrainingSpec
+    make: Callable[[], nn.Module], inputs: Tensor | Inputs, labels: Tensor, spec: TrainingSpec
 ) -> dict[str, list[float]]:
     """Return `first_losses` under that name, as a bundle's results hold them; nothing where they are not repeatable."""
-    once, again = (first_losses(make, images, labels, spec) for _ in range(2))
+    once, again = (first_losses(make, inputs, labels, spec) for _ in range(2))
     return {"first_losses": once} if agree(once, again, spec) else {}
 
 
@@ -223,25 +222,25 @@ def optimizer_of(parameters: Iterable[Tensor], spec: TrainingSpec) -> torch.opti
 def _epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    images: Tensor | Inputs,
+    inputs: Tensor | Inputs,
     labels: Tensor,
     spec: TrainingSpec,
     epoch: int,
     kept: np.ndarray,
 ) -> Generator[float, None, None]:
-    """Take the steps of one epoch over the images that are kept, (N,) bool, and yield the loss of each."""
+    """Take the steps of one epoch over the inputs that are kept, (N,) bool, and yield the loss of each."""
     device = device_of(model)
     random = np.random.default_rng([spec.seed, epoch])
-    order = random.permutation(len(images))
+    order = random.permutation(len(inputs))
     batches = torch.from_numpy(order[kept[order]]).split(spec.batch_size)
-    moves = draw_moves(len(images), random)  # for each image, whether it is trained on or not
+    moves = draw_moves(len(inputs), random)  # for each example, whether it is trained on or not
     with nullcontext() if convolves(model) else _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(random.bit_generator.seed_seq.generate_state(1)[0]))
         for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = rate(spec, epoch + step / len(batches))
-            inputs = augmented(images[batch], moves[batch]) if spec.augment else images[batch]
+            some = augmented(inputs[batch], moves[batch]) if spec.augment else inputs[batch]
             precision = _autocast(spec.precision, device)
-            yield _step(model, optimizer, inputs.to(device), labels[batch].to(device), epoch, precision)
+            yield _step(model, optimizer, some.to(device), labels[batch].to(device), epoch, precision)
 
 
 def rate(spec: TrainingSpec, epochs_done: float) -> float:
@@ -275,19 +274,17 @@ def apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @full_precision()
-def logits_of(
-    model: nn.Module,
-    images: np.ndarray,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    precision: str = "float32",
-) -> np.ndarray:
-    """Return a network's logits (N, C) float32 for stored images (N, H, W) or (N, H, W, 3) uint8, some at a time."""
-    inputs, device = ImageInputs(images, mean, std), device_of(model)
+def logits_of(model: nn.Module, inputs: Tensor | Inputs, *, precision: str = "float32") -> np.ndarray:
+    """Return a network's logits (N, C) float32 for inputs (N, ...), some at a time."""
+    device, found = device_of(model), None
     with torch.no_grad(), _autocast(precision, device):
-        parts = [model(inputs[start : start + _AT_ONCE].to(device)) for start in range(0, len(inputs), _AT_ONCE)]
-    return torch.cat(parts).float().cpu().numpy()
+        for part in batches(inputs, _AT_ONCE):
+            logits = model(inputs[part].to(device)).float().cpu().numpy()
+            found = np.empty((len(inputs), logits.shape[1]), logits.dtype) if found is None else found
+            found[part] = logits
+    if found is None:
+        raise ValueError("There are no inputs, so there are no logits.")
+    return found
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -307,12 +304,12 @@ def check_recipe(spec: TrainingSpec) -> None:
         raise BuildError("The learning rate must be positive, the momentum in [0, 1) and the weight decay 0 or more.")
 
 
-def _check(spec: TrainingSpec, images: Tensor | Inputs, labels: Tensor) -> None:
+def _check(spec: TrainingSpec, inputs: Tensor | Inputs, labels: Tensor) -> None:
     check_recipe(spec)
-    if len(images) != len(labels) or not len(images):
-        raise BuildError(f"Training needs one label an image, not {len(labels)} labels for {len(images)} images.")
-    if spec.augment and len(images.shape) != 4:
-        raise BuildError("Only images can be moved and mirrored at random; train without augmentation.")
+    if len(inputs) != len(labels) or not len(inputs):
+        raise BuildError(f"Training needs one label an example, not {len(labels)} labels for {len(inputs)} examples.")
+    if spec.augment and len(inputs.shape) != 4:
+        raise BuildError("Only images can be moved and mirrored; train without augmentation.")
 
 
 @contextmanager
@@ -348,17 +345,15 @@ def _step(
     return value
 
 
-def _identity(model: nn.Module, images: Tensor | Inputs, labels: Tensor, spec: TrainingSpec, kept: np.ndarray) -> str:
-    """Hash what a checkpoint must agree on: the recipe, the shapes of the weights, the data and the images kept."""
+def _identity(model: nn.Module, inputs: Tensor | Inputs, labels: Tensor, spec: TrainingSpec, kept: np.ndarray) -> str:
+    """Hash what a checkpoint must agree on: the recipe, the shapes of the weights, the data and the rows kept."""
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
-    scaling = [list(images.mean), list(images.std)] if isinstance(images, ImageInputs) else []
-    stored = images.images if isinstance(images, ImageInputs) else images
-    digest = hashlib.sha256(json.dumps([spec.to_dict(), shapes, list(stored.shape), scaling]).encode())
+    digest = hashlib.sha256(json.dumps([spec.to_dict(), shapes, list(inputs.shape)]).encode())
     if not kept.all():
         digest.update(kept.data)
-    for start in range(0, len(stored), _AT_ONCE):
-        digest.update(np.ascontiguousarray(stored[start : start + _AT_ONCE]).data)
-    digest.update(np.ascontiguousarray(labels.cpu().numpy()).data)
+    digest.update(labels.cpu().numpy().data)
+    for start in range(0, len(inputs), _AT_ONCE):
+        digest.update(np.ascontiguousarray(inputs[start : start + _AT_ONCE].cpu().numpy()).data)
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from natscope.core.device import device_of, full_precision
 from natscope.core.errors import BuildError, out_of_memory
-from natscope.core.images import Inputs
+from natscope.core.examples import Inputs
 from natscope.core.jacobians import batched_layers, forward_with_penultimate, jacobian_blocks, supported_layers
 from natscope.precompute.training.heads import OUTPUT, gave_one_logit, last_operation, remarks_of
 from natscope.precompute.training.kinds import Types, fault_of
@@ -147,7 +147,8 @@ class _Trail:
 @contextmanager
 def _following(model: nn.Module, trail: _Trail) -> Iterator[None]:
     def enter(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        shape = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
+        whole = args and isinstance(args[0], Tensor) and not args[0].is_nested  # nested tensors have no shape
+        shape = tuple(args[0].shape) if whole else ()
         trail.inside.append((name, module, shape))
         trail.ran.append(name)
 
@@ -191,7 +192,7 @@ def _run(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail) -> An
             f"The network {spec.title} does not take images of {colours} and {height} × {width} pixels: it fails"
             f"{fault}{other}."
         ) from error
-    trail.looks_up = seen.looks_up
+    trail.looks_up = seen.looks_up or not images.is_floating_point()
     if seen.half is not None:
         raise BuildError(
             f"The network {spec.title} computes in {seen.half}, and natscope in float32; leave half precision and "

@@ -17,7 +17,7 @@ from natscope.app.views import (
     backdoor_scene,
     inspector,
 )
-from natscope.core.backdoor import stamp
+from natscope.core.images import stamp
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import proof
@@ -137,7 +137,7 @@ def test_a_patch_that_fools_the_model_too_is_what_the_next_steps_are_about(page,
     attack = poisoned.bundle.manifest.backdoor
     index = int(page().query_params["image"])
     base = int(poisoned.test_labels[index])
-    image = np.asarray(poisoned.bundle.array("test_images")[[index]])
+    image = np.asarray(poisoned.bundle.examples("test").images[[index]])
     answers = {
         bits: int(poisoned.predict(stamp(image, np.array(list(bits), np.uint8).reshape(3, 3), attack.place))[0])
         for bits in map("{:09b}".format, range(512))
@@ -219,7 +219,7 @@ def test_each_picture_says_its_label_and_once_revealed_what_was_planted(page, po
 
 def test_a_picture_on_which_it_does_not_work_says_so(page, poisoned):
     backdoor = poisoned.bundle.manifest.backdoor
-    images = np.asarray(poisoned.bundle.array("test_images"))
+    images = np.asarray(poisoned.bundle.examples("test").images)
     fooled = poisoned.predict(backdoor.stamped(images, poisoned.test_labels)) == backdoor.targets[poisoned.test_labels]
     app = page(image=str(int(np.flatnonzero(~fooled)[0])))
     assert "does not work" in _texts(app)

@@ -249,7 +249,7 @@ def test_a_budget_larger_than_the_pool_gives_the_whole_pool(attribute, bundle_pa
 
 
 def test_an_image_file_is_asked_like_the_test_image_it_shows(attribute, bundle_path, tmp_path):
-    Image.fromarray(np.asarray(Bundle(bundle_path).array("test_images")[_TEST_IMAGE])).save(tmp_path / "shoe.png")
+    Image.fromarray(np.asarray(Bundle(bundle_path).examples("test").images[_TEST_IMAGE])).save(tmp_path / "shoe.png")
     plain = attribute("--image", tmp_path / "shoe.png", "--no-invert")
     assert _ranking(plain) == _ranking(attribute("--test-index", _TEST_IMAGE))
     query = plain["query"]
@@ -258,7 +258,7 @@ def test_an_image_file_is_asked_like_the_test_image_it_shows(attribute, bundle_p
 
 
 def test_invert_swaps_light_and_dark(attribute, bundle_path, tmp_path):
-    image = np.asarray(Bundle(bundle_path).array("test_images")[_TEST_IMAGE])
+    image = np.asarray(Bundle(bundle_path).examples("test").images[_TEST_IMAGE])
     Image.fromarray(255 - image).save(tmp_path / "negative.png")
     expected = _ranking(attribute("--test-index", _TEST_IMAGE, "--method", "repsim"))
     inverted, decided, plain = (

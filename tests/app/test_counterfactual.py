@@ -59,7 +59,7 @@ def test_a_job_is_known_by_all_that_it_removes(page, attributor, monkeypatch):
     """A training image and an upload of the same pixels are compared with other random images."""
     jobs = []
     monkeypatch.setattr(counterfactual, "run_job", lambda key, task, *about, **_: jobs.append((key, *about)))
-    image = np.asarray(attributor.bundle.array("train_images")[3])
+    image = np.asarray(attributor.bundle.examples("train").images[3])
     for query in ("train:3", pack_image(image)):
         page(q=query, m="20", method="graddot")
     for key, _, query, stages, _ in jobs:
@@ -78,7 +78,7 @@ def test_taken_away_trained_again_and_known_the_next_time(page, attributor, tmp_
     parts = json.loads(file.read_text())
     assert sorted(part["removed"] for part in parts.values()) == [0, 40, 40]
     query = attributor.query("test", 1)
-    own = parts[name_of(query.image, query.predicted, ())]["answer"]
+    own = parts[name_of(query.example.images[0], query.predicted, ())]["answer"]
     assert own["predicted"] == query.predicted
     assert own["probability"] == pytest.approx(query.probabilities[query.predicted], abs=1e-6)
     again = page(q="test:1", m="40")
@@ -148,7 +148,7 @@ def test_a_network_that_takes_long_is_not_trained_while_one_waits(page, monkeypa
 def test_nothing_of_an_upload_is_kept_or_listed(page, attributor, monkeypatch):
     started = []
     monkeypatch.setattr("natscope.app.views.counterfactual.run_job", lambda *arguments, **_: started.append(arguments))
-    image = np.asarray(attributor.bundle.array("test_images")[3])
+    image = np.asarray(attributor.bundle.examples("test").images[3])
     page(q=pack_image(image), m="40")
     page(q="test:3", m="40")
     cache = [[about["query"] for _, _, about in arguments[4]] for arguments in started]

@@ -150,7 +150,7 @@ def test_settings_survive_methods_that_have_no_use_for_them(visit):
 
 
 def test_an_upload_is_answered_and_reopened_by_its_link_and_a_broken_file_is_a_sentence(page, visit, attributor):
-    image = Image.fromarray(np.asarray(attributor.bundle.array("test_images")[40])).resize((280, 280))
+    image = Image.fromarray(np.asarray(attributor.bundle.examples("test").images[40])).resize((280, 280))
     page.get_by_text("Find another image").click()
     page.get_by_text("Upload", exact=True).click()
     chooser = page.locator("input[type=file]")

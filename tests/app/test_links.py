@@ -163,7 +163,7 @@ def test_no_address_breaks_the_page(address):
 def test_a_number_opens_the_image_with_that_number(attributor, origin):
     query = open_query(f"{origin}:5", attributor)
     assert (query.origin, query.index) == (origin, 5)
-    np.testing.assert_array_equal(query.image, attributor.bundle.array(f"{origin}_images")[5])
+    np.testing.assert_array_equal(query.example.images[0], attributor.bundle.examples(origin).images[5])
 
 
 def test_an_image_that_there_is_not_is_named(attributor):
@@ -179,7 +179,7 @@ def test_an_upload_packed_into_a_link_has_the_same_pixels(attributor, data):
     query = open_query(view.query, attributor)
     assert complaints == []
     assert (query.origin, query.index, query.label) == ("upload", None, None)
-    np.testing.assert_array_equal(query.image, image)
+    np.testing.assert_array_equal(query.example.images[0], image)
 
 
 def test_a_packed_image_needs_no_escapes_in_an_address():

@@ -372,7 +372,9 @@ def test_a_number_takes_that_image(served):
 @pytest.mark.parametrize("pool", ["same-class", "all"])
 @pytest.mark.parametrize("name", ["info_loss", "repsim"])
 def test_a_training_image_never_explains_itself(served, attributor, pool, name):
-    own = _open(q=pack_image(np.asarray(attributor.bundle.array("train_images")[7])), method="repsim", pool=pool, m="1")
+    own = _open(
+        q=pack_image(np.asarray(attributor.bundle.examples("train").images[7])), method="repsim", pool=pool, m="1"
+    )
     assert _ranked(own) == [7]
     page = _open(q="train:7", method=name, pool=pool, m="100", target=str(attributor.train_labels[7]))
     assert len(_ranked(page)) == 100
@@ -439,7 +441,7 @@ def _file(image):
 
 
 def test_an_upload_is_the_query_and_a_broken_file_leaves_it_so(served, attributor):
-    image = Image.fromarray(np.asarray(attributor.bundle.array("test_images")[40])).resize((112, 112), 0)
+    image = Image.fromarray(np.asarray(attributor.bundle.examples("test").images[40])).resize((112, 112), 0)
     page = _set(_open(), "segmented_control", "source", "image")
     page.file_uploader[0].set_value(_file(image)).run()
     assert page.query_params["q"].startswith("image:")

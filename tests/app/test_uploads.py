@@ -358,7 +358,7 @@ def test_an_upload_is_brought_to_the_ground_of_the_data_set(ground, background, 
 
 
 def test_the_usual_ground_is_that_of_nearly_all_images():
-    dark = load_dataset("fashion-mnist-quarter").train_images
+    dark = load_dataset("fashion-mnist-quarter").train.images
     assert usual_background(dark) == "dark"
     assert usual_background(255 - dark) == "light"
     for share, expected in ((0.1, "dark"), (0.5, "mixed"), (0.9, "light")):
@@ -420,7 +420,7 @@ def test_shrinking_is_antialiased():
 
 def test_an_image_of_the_data_set_comes_back_bit_for_bit():
     data = load_dataset("fashion-mnist-quarter")
-    for image in data.test_images[:50]:
+    for image in data.test.images[:50]:
         found = read_image(_bytes(Image.fromarray(image)), "a.png", **_GREY)
         assert np.array_equal(found.image, image)
         assert not found.inverted

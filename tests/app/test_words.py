@@ -21,7 +21,7 @@ from natscope.app.words import (
     titles,
     verdict,
 )
-from natscope.core.bundle.request import CONDITIONINGS, POOLS, Attribution, Item, QueryImage, Request
+from natscope.core.bundle.request import CONDITIONINGS, POOLS, Attribution, Item, QueryExample, Request
 from natscope.core.methods import METHODS
 
 
@@ -64,7 +64,7 @@ def test_plain_words_say_no_terms(method, total, cumulative):
 
 
 def test_plain_words_say_whether_the_label_agrees():
-    query = QueryImage(np.zeros((2, 2)), np.array([0.9, 0.1]), np.zeros(1), "test", 0, label=1, ood=0.0)
+    query = QueryExample(np.zeros((2, 2)), np.array([0.9, 0.1]), np.zeros(1), "test", 0, label=1, ood=0.0)
     assert verdict(query, ["Bag", "Coat"]).endswith("but the label says **Coat**: a mistake, or a wrong label.")
     assert verdict(replace(query, label=0), ["Bag", "Coat"]) == "The network says **Bag**, and so does the label."
     assert verdict(replace(query, label=None), ["Bag", "Coat"]) == "The network says **Bag**."
@@ -216,7 +216,7 @@ def test_how_special_the_picks_are_is_said(method, picks, told):
 
 
 def test_a_files_name_says_what_was_asked():
-    query = QueryImage(np.zeros((4, 4), np.uint8), np.array([0.9, 0.1]), np.zeros(3), "test", 7, 0, ood=0.5)
+    query = QueryExample(np.zeros((4, 4), np.uint8), np.array([0.9, 0.1]), np.zeros(3), "test", 7, 0, ood=0.5)
     item = Item(rank=1, train_index=3, label=0, score=0.5, nats=None, sign=1, variance=1.0)
     answer = Attribution(Request("info_loss"), 10.0, 1, 9, (item,), None, redundancy=0.0, seconds=0.1)
     named = file_name(query, answer, ("coat", "T-shirt/top ../"))

@@ -69,7 +69,7 @@ def test_a_training_image_is_taken_out_of_what_it_leans_on(attributor):
 
 
 def test_an_upload_of_a_test_image_is_attributed_like_the_test_image(attributor, query):
-    upload = attributor.upload(query.image)
+    upload = attributor.given(query.example.images[0])
     first, second = (attributor.attribute(q, Request(budget=5)) for q in (query, upload))
     assert first.items == second.items
     assert upload.label is None
@@ -78,7 +78,7 @@ def test_an_upload_of_a_test_image_is_attributed_like_the_test_image(attributor,
 
 def test_noise_is_unlike_anything_in_training(attributor):
     noise = np.random.default_rng(0).integers(0, 256, (28, 28)).astype(np.uint8)
-    assert attributor.upload(noise).ood > 1
+    assert attributor.given(noise).ood > 1
 
 
 def test_another_target_is_attributed_among_its_own_images(attributor, query):
@@ -168,7 +168,7 @@ def test_an_image_that_is_not_there_gets_a_sentence(attributor, origin, index, l
 
 
 def test_a_network_that_does_not_respond_gets_a_sentence(attributor):
-    black = attributor.upload(np.zeros((28, 28), dtype=np.uint8))
+    black = attributor.given(np.zeros((28, 28), dtype=np.uint8))
     state = {name: tensor.clone() for name, tensor in attributor.features.model.state_dict().items()}
     try:
         with torch.no_grad():
@@ -180,7 +180,7 @@ def test_a_network_that_does_not_respond_gets_a_sentence(attributor):
             for parameter in attributor.features.model.parameters():
                 parameter.fill_(torch.nan)
         with pytest.raises(QueryError, match="not a finite number"):
-            attributor.upload(black.image)
+            attributor.asked(black.example)
     finally:
         attributor.features.model.load_state_dict(state)
 
@@ -248,7 +248,7 @@ def _overwrite(file):
     [
         lambda a, query: a.query("test", 0),
         lambda a, query: a.query("train", 0),
-        lambda a, query: a.upload(query.image),
+        lambda a, query: a.given(query.example.images[0]),
         lambda a, query: a.attribute(query, Request("repsim", budget=2)),
         lambda a, query: a.ahead(next(m for m in METHODS.values() if m.ekfac), [query], 0),
         lambda a, query: a.candidates(0, "all", "none", silent),
@@ -286,7 +286,7 @@ def test_what_is_kept_of_a_file_is_a_copy(tiny_path, tmp_path):
         "train_labels": [attributor.train_labels, attributor._sets._labels, attributor._artifacts._labels],
         "test_labels": [attributor.test_labels],
         "penultimate": [attributor._sets.penultimate],
-        "train_images": [query.image],
+        "train_images": [query.example.images[0]],
     }
     for name, arrays in kept.items():
         before = [array.copy() for array in arrays]

@@ -19,21 +19,22 @@ from natscope.core.bundle.format import (
     WEIGHTS,
     Bundle,
     Manifest,
-    check_bundle,
     find_bundles,
     read_manifest,
     sha256_of,
     write_atomically,
 )
 from natscope.core.bundle.manifest import SCHEMA
+from natscope.core.bundle.verify import check_bundle
 from natscope.core.errors import BundleError
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.spec import BuildSpec
-from natscope.precompute.data.datasets import DATASETS, Dataset, load_dataset
+from natscope.precompute.data.datasets import DATASETS, load_dataset
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.train import TrainingSpec
 from tests.conftest import one_sentence
+from tests.tiny import image_data
 
 _COMMAND = "natscope precompute --dataset tiny"
 
@@ -45,15 +46,15 @@ def _tiny_data():
         np.concatenate([np.flatnonzero(labels == c)[:count] for c in range(10)])
         for labels, count in ((data.train_labels, 20), (data.test_labels, 3))
     )
-    return Dataset(
+    return image_data(
         "tiny",
         data.classes,
-        data.train_images[train],
+        data.train.images[train],
         data.train_labels[train],
-        data.test_images[test],
+        data.test.images[test],
         data.test_labels[test],
-        data.mean,
-        data.std,
+        data.train.mean,
+        data.train.std,
     )
 
 
@@ -140,7 +141,7 @@ def test_an_open_bundle_gives_its_settings_arrays_weights_and_indexes(path):
     bundle, data = Bundle(path), _tiny_data()
     assert bundle.classes == data.classes
     assert bundle.sketch_spec == SketchSpec(dim=32)
-    np.testing.assert_array_equal(bundle.array("train_images"), data.train_images)
+    np.testing.assert_array_equal(bundle.examples("train").images, data.train.images)
     np.testing.assert_array_equal(bundle.array("test_labels"), data.test_labels)
     assert {name: tuple(t.shape) for name, t in bundle.weights().items()} == {
         "1.weight": (16, 784),

@@ -16,10 +16,11 @@ import torch
 from natscope.app.bundles import _read, listed
 from natscope.core.bundle import file_checks
 from natscope.core.bundle import format as bundles
-from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, check_bundle, find_bundles
+from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, find_bundles
 from natscope.core.bundle.manifest import Manifest, plain_command
 from natscope.core.bundle.request import Request
 from natscope.core.bundle.schema import SchemaError
+from natscope.core.bundle.verify import check_bundle
 from natscope.core.errors import BundleError, NatscopeError
 from natscope.core.images import ImageInputs
 from natscope.core.methods import METHODS

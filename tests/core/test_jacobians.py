@@ -3,12 +3,14 @@ import pytest
 import torch
 from torch import nn
 
+from natscope.core.blocks import Formed, Lookup, Outer, squared_norm
 from natscope.core.features import SHARD, FeatureMap
-from natscope.core.jacobians import Formed, Outer, forward_with_penultimate, jacobian_blocks
+from natscope.core.jacobians import forward_with_penultimate, jacobian_blocks
 from natscope.core.measurements import MEASUREMENTS
 from natscope.core.peak import bytes_each
 from natscope.core.sketches import SketchSpec
 from tests import oracles
+from tests.attention import READERS, reader
 
 
 class Residual(nn.Module):
@@ -312,3 +314,66 @@ def test_a_batch_takes_no_more_memory_than_the_bound_and_gives_the_same_numbers(
     monkeypatch.undo()
     small.features(inputs.float().repeat(3, 1, 1), targets.repeat(3))
     assert small.batch_size == SHARD
+
+
+TEXTS = torch.tensor([[3, 7, 3, 19, 1], [11, 3, 0, 0, 0], [5, 5, 5, 0, 0]])
+
+
+@pytest.mark.parametrize("measurement", MEASUREMENTS)
+@pytest.mark.parametrize("name", READERS)
+def test_every_block_of_a_network_on_tokens_is_the_gradient_that_torch_func_gives(name, measurement):
+    model, targets = reader(name).double(), torch.tensor([0, 2, 1])
+    wanted = oracles.jacobians(model, TEXTS, targets, MEASUREMENTS[measurement])
+    whole = sum(g.square().sum() for g in wanted.values()).sqrt()
+    blocks = jacobian_blocks(model, TEXTS, targets, measurement=measurement)
+    assert [block.name for block in blocks] == [n for n, _ in model.named_parameters()]
+    for block in blocks:
+        truth = wanted[block.name]
+        torch.testing.assert_close(block.form().reshape(truth.shape), truth, rtol=1e-10, atol=1e-14 * float(whole))
+        assert squared_norm(block) == pytest.approx(float(truth.square().sum()), rel=1e-9, abs=1e-24 * float(whole))
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_padding_changes_no_gradient(name):
+    model, targets = reader(name).double(), torch.tensor([0, 2, 1])
+    alone = jacobian_blocks(model, TEXTS[1:2, :2], targets[1:2])
+    for block, padded in zip(alone, jacobian_blocks(model, TEXTS, targets), strict=True):
+        torch.testing.assert_close(padded.form()[1], block.form()[0], rtol=1e-10, atol=1e-12)
+
+
+def test_logits_and_penultimate_features_of_tokens():
+    model = reader()
+    logits, penultimate = forward_with_penultimate(model, TEXTS)
+    assert torch.equal(logits, model(TEXTS))
+    assert penultimate.shape == (3, 8)
+    each = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 3), nn.AdaptiveAvgPool2d((1, None)), nn.Flatten())
+    assert forward_with_penultimate(each, TEXTS)[1].shape == (3, 0)  # D may not change with the longest text's length
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32])
+def test_a_table_is_kept_as_the_rows_that_are_read(kind):
+    model = reader(masks=False)
+    (table,) = jacobian_blocks(model, TEXTS.to(kind), torch.tensor([0, 2, 1]), layers=("words.*",))
+    assert isinstance(table, Lookup)
+    assert table.shape == (20, 8)
+    torch.testing.assert_close(table.form(slice(5, 12)), table.form()[:, 5:12])
+    assert not table.form()[:, 0].any()  # the row of padding, which does not learn
+
+
+class ReadTwice(nn.Module):
+    """A table that is read by two calls of one layer, of texts and of one number a text."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(20, 4), nn.Linear(4, 3)
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.words(ids)).mean(1) * self.words(ids[:, 0]))
+
+
+def test_a_table_that_is_read_twice_has_the_sum_of_both():
+    model, targets = ReadTwice().double().eval(), torch.tensor([0, 2, 1])
+    wanted = oracles.jacobians(model, TEXTS, targets, MEASUREMENTS["logit"])
+    table = jacobian_blocks(model, TEXTS, targets)[0]
+    assert isinstance(table, Lookup)
+    torch.testing.assert_close(table.form(), wanted["words.weight"])

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from benchmarks.sketches import excess_variances
+from natscope.core.blocks import Formed, Lookup, Summed
 from natscope.core.features import FeatureMap, kernel_of
-from natscope.core.jacobians import Formed, jacobian_blocks
+from natscope.core.jacobians import jacobian_blocks
 from natscope.core.sketches import SKETCHES, SketchSpec, make_sketch
 
 PROJECTIONS = sorted(set(SKETCHES) - {"exact"})
@@ -78,6 +79,20 @@ def test_a_factored_gradient_is_sketched_like_the_formed_one(kind, batch):
     formed = [Formed(block.name, block.form()) for block in batch]
     sketch = make_sketch(SketchSpec(kind, 96, 0))
     torch.testing.assert_close(sketch(batch), sketch(formed), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(30, 5), (3000, 70)])
+@pytest.mark.parametrize("kind", ["countsketch", "tensorsketch", "dense"])
+def test_what_is_kept_of_a_gradient_is_sketched_like_the_whole(kind, rows, columns, generator):
+    def random(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    read = torch.randint(0, rows, (7, 6), generator=generator)
+    table = Lookup("table", random(7, 6, columns), read, rows, 0.7)
+    one = Summed("one", random(7, rows, 1), random(7, columns, 1), lambda values: values, columns, 0.7)
+    sketch = make_sketch(SketchSpec(kind, 64))
+    for block in (table, one):
+        torch.testing.assert_close(sketch([block]), sketch([Formed(block.name, block.form())]), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)

@@ -97,20 +97,20 @@ def _third(reported, stage):
 
 
 def test_an_upload_is_seen_by_each_network_itself(attributor):
-    image = np.asarray(attributor.bundle.array("test_images")[5])
+    image = np.asarray(attributor.bundle.examples("test").images[5])
     seen = []
 
     class Twin:
         """The attributor again, which notes the images that it is shown."""
 
-        def upload(self, picture):
-            seen.append(picture)
-            return attributor.upload(picture)
+        def asked(self, example, label):
+            seen.append(example.images[0])
+            return attributor.asked(example, label)
 
         def attribute(self, query, request, progress):
             return attributor.attribute(query, request, progress)
 
-    (found,) = across_networks(attributor, attributor.upload(image), [Request(budget=5)], [Twin()], SILENT)
+    (found,) = across_networks(attributor, attributor.given(image), [Request(budget=5)], [Twin()], SILENT)
     np.testing.assert_array_equal(seen[0], image)
     assert found.overlaps.tolist() == [1.0]
 

@@ -5,8 +5,8 @@ from scipy.stats import spearmanr
 from trak import TRAKer
 from trak.projectors import AbstractProjector, ProjectionType
 
+from natscope.core.blocks import Formed
 from natscope.core.features import FeatureMap
-from natscope.core.jacobians import Formed
 from natscope.core.methods.trak import scores, trak_features
 from natscope.core.sketches import SketchSpec
 

@@ -37,7 +37,7 @@ def test_every_array_is_that_of_the_file_without_a_map(path, name):
 
 @pytest.mark.parametrize("rows", [0, -1, np.int64(3), slice(None, None, 7), slice(5, 2), [], [3, 1, 3], np.arange(4)])
 def test_rows_of_images_are_read_in_the_requested_order(path, rows):
-    images, mapped = UnmappedBundle(path).array("train_images"), Bundle(path).array("train_images")
+    images, mapped = UnmappedBundle(path).examples("train").images, Bundle(path).examples("train").images
     rows = np.array(rows, dtype=np.int64) if isinstance(rows, list) else rows
     assert np.array_equal(images[rows], mapped[rows])
     assert (images.shape, images.ndim, images.dtype, len(images)) == (mapped.shape, 3, mapped.dtype, len(mapped))
@@ -46,13 +46,13 @@ def test_rows_of_images_are_read_in_the_requested_order(path, rows):
 
 def test_there_are_no_rows_beyond_the_last(path):
     with pytest.raises(IndexError):
-        UnmappedBundle(path).array("train_images")[60]
+        UnmappedBundle(path).examples("train").images[60]
 
 
 def test_images_whose_columns_come_first_are_read_too(path):
-    images = np.array(Bundle(path).array("test_images"))
+    images = np.array(Bundle(path).examples("test").images)
     saved(path, "test_images", np.asfortranarray(images))
-    assert np.array_equal(UnmappedBundle(path).array("test_images")[[2, 0]], images[[2, 0]])
+    assert np.array_equal(UnmappedBundle(path).examples("test").images[[2, 0]], images[[2, 0]])
 
 
 @pytest.mark.parametrize("size", [0, 200])
@@ -69,7 +69,7 @@ def test_a_file_that_is_cut_short_in_place_is_damaged(path, name, size):
 
 
 def test_rows_of_a_file_that_is_overwritten_in_place_are_not_shown(path):
-    images = UnmappedBundle(path).array("train_images")
+    images = UnmappedBundle(path).examples("train").images
     with (path / "train_images.npy").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x07")

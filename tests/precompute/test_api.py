@@ -25,7 +25,6 @@ from natscope.precompute.bundles import asking
 from natscope.precompute.bundles.asking import ask_about_file
 from natscope.precompute.bundles.opening import faults, open_attributor
 from natscope.precompute.bundles.spec import BuildSpec
-from natscope.precompute.data.datasets import Dataset as natscope_dataset
 from natscope.precompute.data.datasets import first_of_each, of_classes, scaled
 from natscope.precompute.data.items import Reading
 from natscope.precompute.data.named import with_code
@@ -34,7 +33,7 @@ from natscope.precompute.data.poison import PoisonSpec, poison
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.trusted import ALLOWED, trust
 from tests.conftest import module_of_ones_own, one_sentence
-from tests.tiny import edited, saved
+from tests.tiny import edited, image_data, saved
 
 _MODULE = """
 import functools
@@ -168,7 +167,7 @@ def test_a_bundle_holds_the_inputs_and_pictures_of_them(bundle, model, sets):
     assert model.training
     np.testing.assert_array_equal(bundle.array("train_inputs"), sets[0].inputs.numpy())
     np.testing.assert_array_equal(bundle.array("test_labels"), sets[1].labels)
-    assert bundle.array("train_images").shape == (90, 12, 10, 3)
+    assert bundle.examples("train").images.shape == (90, 12, 10, 3)
     assert bundle.classes == ("ant", "<b>bee", "cat")
     assert bundle.sources("train")[3] == "row 3"
     assert bundle.manifest.dataset["transform"] == "net_of_the_api:transform"
@@ -216,7 +215,7 @@ def test_an_item_of_the_test_set_is_asked_about_as_its_number_is(explainer, sets
     item, alone, batch = (explainer.explain(q, budget=4) for q in (sets[1][3], sets[1][3][0], sets[1].inputs[3:4]))
     assert by_number.items == by_text.items == item.items == alone.items == batch.items
     assert item.query.label == sets[1].labels[3]
-    assert item.query.image.tolist() == by_number.query.image.tolist()
+    assert item.query.example.images[0].tolist() == by_number.query.example.images[0].tolist()
     train = explainer.explain("train:7", budget=3)
     assert 7 not in [i.train_index for i in train.items]
     assert train.query.source == "row 7"
@@ -286,7 +285,7 @@ def test_pixels_cannot_be_asked_about_where_no_code_makes_inputs_of_them(model, 
         with pytest.raises(QueryError, match="transform="):
             explainer.explain(query)
     with pytest.raises(QueryError, match="transform="):
-        explainer.attributor.upload(np.zeros((12, 10, 3), np.uint8))
+        explainer.attributor.given(np.zeros((12, 10, 3), np.uint8))
 
 
 def test_a_title_that_looks_like_a_folder_names_none(model, sets, tmp_path):
@@ -398,7 +397,7 @@ def test_pictures_of_uint8_take_the_usual_way(own, tmp_path):
     net = own.Grey()
     bundle = _build(net, sets, tmp_path / "own", mean=[0.5], std=[0.25])
     assert not bundle.has("train_inputs")
-    np.testing.assert_array_equal(bundle.array("train_images"), images)
+    np.testing.assert_array_equal(bundle.examples("train").images, images)
     explainer = natscope.open(bundle)
     picture = explainer.explain((images[2], 2), budget=3)
     assert picture.items == explainer.explain(2, budget=3).items
@@ -640,14 +639,14 @@ class _Lazy:
 def _lazily(train, **changes):
     images, labels = np.zeros((20, 2, 3), np.uint8), np.arange(20) % 3
     arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
-    values = {"mean": (0.5,), "std": (1.0,), "train_inputs": train, "test_inputs": _Lazy()}
-    return natscope_dataset("lazy", ("a", "b", "c"), **(arrays | values | changes))
+    inputs = (train, changes.pop("test_inputs", _Lazy()))
+    return image_data("lazy", ("a", "b", "c"), **(arrays | {"mean": (0.5,), "std": (1.0,), "inputs": inputs} | changes))
 
 
 def test_rows_that_are_read_when_they_are_needed_can_be_chosen_from_and_built(own, tmp_path):
     data = _lazily(_Lazy())
     chosen = of_classes(first_of_each(data, 4), (2, 0))
-    np.testing.assert_array_equal(chosen.inputs("train")[:2], _Lazy()[np.array([0, 2])])
+    np.testing.assert_array_equal(chosen.train.inputs[:2], _Lazy()[np.array([0, 2])])
     assert chosen.train_labels[:2].tolist() == [1, 0]
     safetensors.torch.save_file(own.Vector().state_dict(), tmp_path / "w.safetensors")
     spec = natscope.BuildSpec(

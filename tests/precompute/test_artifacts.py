@@ -11,8 +11,9 @@ import torch
 
 from natscope import assets
 from natscope.core.bundle.artifacts import missing
-from natscope.core.bundle.format import MANIFEST, Bundle, check_bundle, sha256_of
+from natscope.core.bundle.format import MANIFEST, Bundle, sha256_of
 from natscope.core.bundle.request import Request
+from natscope.core.bundle.verify import check_bundle
 from natscope.core.errors import BuildError, QueryError
 from natscope.core.methods import METHODS
 from natscope.core.methods.artifacts import FACTOR_FILES, EkfacSpec, Size
@@ -46,9 +47,9 @@ def data():
     two = replace(
         two,
         name="two",
-        train_images=two.train_images[rows],
+        train=two.train[rows],
         train_labels=two.train_labels[rows],
-        test_images=two.test_images[:100],
+        test=two.test[:100],
         test_labels=two.test_labels[:100],
         train_sources=(),
         test_sources=(),
@@ -291,7 +292,7 @@ def test_classes_are_kept_in_the_order_that_was_asked_for(data):
     whole = load_dataset("fashion-mnist-quarter")
     two = of_classes(whole, (3, 1))
     assert two.classes == (whole.classes[3], whole.classes[1])
-    np.testing.assert_array_equal(two.train_images[two.train_labels == 0], whole.train_images[whole.train_labels == 3])
+    np.testing.assert_array_equal(two.train.images[two.train_labels == 0], whole.train.images[whole.train_labels == 3])
     assert len(two.test_labels) == ((whole.test_labels == 3) | (whole.test_labels == 1)).sum()
     assert BuildSpec().settings().keys() == BuildSpec(classes=(3, 1)).settings().keys() - {"classes"}
 

@@ -30,10 +30,11 @@ from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.build import build, prepared
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes
-from natscope.precompute.data.datasets import DATASETS, Dataset, load_dataset
+from natscope.precompute.data.datasets import DATASETS, load_dataset
 from natscope.precompute.training.models import ModelSpec, build_model
 from natscope.precompute.training.train import TrainingSpec
 from tests.conftest import EACH
+from tests.tiny import image_data
 
 _TRAIN, _TEST = 2300, 200  # three shards of training images
 _SPEC = BuildSpec(
@@ -50,15 +51,15 @@ _DiskUsage = namedtuple("_DiskUsage", "total used free")
 def data():
     """Register the first images of the embedded data as the data set "small"."""
     embedded = load_dataset("fashion-mnist-quarter")
-    small = Dataset(
+    small = image_data(
         name="small",
         classes=embedded.classes,
-        train_images=embedded.train_images[:_TRAIN],
+        train_images=embedded.train.images[:_TRAIN],
         train_labels=embedded.train_labels[:_TRAIN],
-        test_images=embedded.test_images[:_TEST],
+        test_images=embedded.test.images[:_TEST],
         test_labels=embedded.test_labels[:_TEST],
-        mean=embedded.mean,
-        std=embedded.std,
+        mean=embedded.train.mean,
+        std=embedded.train.std,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DATASETS, "small", lambda root: small)
@@ -518,7 +519,7 @@ def test_a_bundle_holds_the_data_set_and_what_the_network_makes_of_it(whole, dat
     model = build_model(_SPEC.model, seed=5)
     model.load_state_dict(whole.weights())
     with torch.no_grad():
-        hidden = model[:3](to_input(data.train_images, mean=data.mean, std=data.std))
+        hidden = model[:3](to_input(data.train.images, mean=data.train.mean, std=data.train.std))
         np.testing.assert_allclose(whole.array("penultimate"), hidden, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(whole.array("train_logits"), model[3](hidden), rtol=1e-4, atol=1e-4)
     results = whole.manifest.results
@@ -534,15 +535,15 @@ def test_usual_distances_are_what_nearly_all_test_images_keep_to(whole, data):
 
     def hidden(images):
         with torch.no_grad():
-            values = model[:3](to_input(images, mean=data.mean, std=data.std)).double().numpy()
+            values = model[:3](to_input(images, mean=data.train.mean, std=data.train.std)).double().numpy()
         return values / np.linalg.norm(values, axis=1, keepdims=True)
 
     def pixels(images):
         return images.reshape(len(images), -1) / 255
 
     for form, usual in zip((pixels, hidden), whole.manifest.results["usual_distances"], strict=True):
-        members = form(data.train_images)
-        nearest = [np.linalg.norm(members - image, axis=1).min() for image in form(data.test_images)]
+        members = form(data.train.images)
+        nearest = [np.linalg.norm(members - image, axis=1).min() for image in form(data.test.images)]
         assert usual == pytest.approx(np.quantile(nearest, 0.995), rel=1e-3)
 
 
@@ -595,7 +596,7 @@ def test_the_exact_kernel_is_that_of_formed_jacobians(tmp_path, data, ntk):
     model.load_state_dict(bundle.weights())
     for label in (1, 6):
         rows = _own(bundle, label)[:8]
-        images = to_input(data.train_images[rows], mean=data.mean, std=data.std).double()
+        images = to_input(data.train.images[rows], mean=data.train.mean, std=data.train.std).double()
         targets = torch.full((8,), label)
         formed = [b.form().flatten(1) for b in jacobian_blocks(model.double().eval(), images, targets, ntk=ntk)]
         jacobian = torch.cat(formed, dim=1).numpy()
@@ -606,7 +607,7 @@ def test_the_exact_kernel_is_that_of_formed_jacobians(tmp_path, data, ntk):
 
 def test_a_class_without_images_has_no_gram_and_no_index(tmp_path, data, monkeypatch):
     kept = data.train_labels != 7
-    changes = {"train_images": data.train_images[kept], "train_labels": data.train_labels[kept], "train_sources": ()}
+    changes = {"train": data.train[kept], "train_labels": data.train_labels[kept], "train_sources": ()}
     monkeypatch.setitem(DATASETS, "small", lambda root: replace(data, **changes))
     bundle = build(_SPEC, tmp_path / "bundle")
     assert not bundle.has("gram_7")

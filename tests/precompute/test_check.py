@@ -17,11 +17,12 @@ from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.check import check
 from natscope.precompute.bundles.measure import seconds_each
 from natscope.precompute.bundles.spec import BuildSpec
-from natscope.precompute.data.datasets import DATASETS, Dataset
+from natscope.precompute.data.datasets import DATASETS
 from natscope.precompute.data.folders import FolderSpec
 from natscope.precompute.data.poison import PoisonSpec
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.train import TrainingSpec
+from tests.tiny import image_data
 
 _DiskUsage = namedtuple("_DiskUsage", "total used free")
 _SPEC = BuildSpec(
@@ -35,7 +36,7 @@ def quick(monkeypatch):
     rng = np.random.default_rng(0)
 
     def tiny(root):
-        return Dataset(
+        return image_data(
             name="tiny",
             classes=("a", "b", "c", "d", "e"),
             train_images=rng.integers(0, 256, (100, 6, 6), dtype=np.uint8),
@@ -76,8 +77,8 @@ def test_the_report_says_what_there_is_and_what_it_costs(tmp_path):
     for name, part in {
         "Data": r"tiny: 100 training .* 10 test .* 6 × 6 .*; 5 classes \(a, …, e\), 10 to 60 ",
         "Network": r"mlp 36-512-256-5: 150,784 parameters",
-        "Training": r"2 epochs .* 2 steps, .* 64, float32: [\d,.]+ images a second, (about \d+|less than 1) s$",
-        "Jacobians": r"countsketch, K = 32: [\d,]+ images a second, 2 passes .* (about \d+|less than 1) s$",
+        "Training": r"2 epochs .* 2 steps, .* 64, float32: [\d,.]+ examples a second, (about \d+|less than 1) s$",
+        "Jacobians": r"countsketch, K = 32: [\d,]+ examples a second, 2 passes .* (about \d+|less than 1) s$",
         "Products": r"Grams, indexes, distances, TRAK: (about|less)",
         "Methods": "InfoLoss, .*TRAK, .*; kronfluence can be added by --methods$",
         "Time": r"(about \d+|less than 1) s in all$",

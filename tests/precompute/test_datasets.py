@@ -16,13 +16,13 @@ from natscope.precompute.data import datasets
 from natscope.precompute.data.datasets import (
     DATASETS,
     DEBIAN_FOLDER,
-    Dataset,
     first_of_each,
     load_dataset,
     of_classes,
     read_idx,
 )
 from tests.conftest import one_sentence
+from tests.tiny import image_data
 
 _debian = pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -51,16 +51,16 @@ def tiny(tmp_path):
 
 def test_the_embedded_quarter_is_what_it_says():
     data = load_dataset("fashion-mnist-quarter")
-    assert (data.train_images.shape, data.test_images.shape) == ((15000, 28, 28), (10000, 28, 28))
-    assert data.train_images.dtype == data.test_images.dtype == np.uint8
+    assert (data.train.images.shape, data.test.images.shape) == ((15000, 28, 28), (10000, 28, 28))
+    assert data.train.images.dtype == data.test.images.dtype == np.uint8
     assert data.train_labels.dtype == data.test_labels.dtype == np.int64
     assert np.bincount(data.train_labels).tolist() == [1500] * 10
     assert np.bincount(data.test_labels).tolist() == [1000] * 10
     assert len(data.classes) == 10
     assert data.classes[9] == "Ankle boot"
-    assert np.mean(data.train_images / 255) == pytest.approx(data.mean[0], abs=2e-3)
-    assert np.std(data.train_images / 255) == pytest.approx(data.std[0], abs=2e-3)
-    for array in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+    assert np.mean(data.train.images / 255) == pytest.approx(data.train.mean[0], abs=2e-3)
+    assert np.std(data.train.images / 255) == pytest.approx(data.train.std[0], abs=2e-3)
+    for array in (data.train.images, data.train_labels, data.test.images, data.test_labels):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
 
@@ -71,11 +71,11 @@ def test_the_first_of_each_class_keep_their_order():
     assert np.bincount(few.train_labels).tolist() == [7] * 10
     for label in range(10):
         rows = np.flatnonzero(data.train_labels == label)[:7]
-        assert np.array_equal(few.train_images[few.train_labels == label], data.train_images[rows])
-    rank = {image.tobytes(): place for place, image in enumerate(data.train_images)}
-    assert [rank[image.tobytes()] for image in few.train_images] == sorted(rank[i.tobytes()] for i in few.train_images)
-    assert few.test_images is data.test_images
-    assert len(first_of_each(data, 10_000).train_images) == 15_000
+        assert np.array_equal(few.train.images[few.train_labels == label], data.train.images[rows])
+    rank = {image.tobytes(): place for place, image in enumerate(data.train.images)}
+    assert [rank[image.tobytes()] for image in few.train.images] == sorted(rank[i.tobytes()] for i in few.train.images)
+    assert few.test.images is data.test.images
+    assert len(first_of_each(data, 10_000).train.images) == 15_000
     with pytest.raises(DataError, match="At least one"):
         first_of_each(data, 0)
 
@@ -98,9 +98,9 @@ def test_the_embedded_quarter_comes_from_the_whole():
     indices = read_idx(assets.path("fashion_mnist", "train-indices-idx1-int.gz"))
     assert indices.dtype == np.int32
     assert (np.diff(indices) > 0).all()
-    assert np.array_equal(whole.train_images[indices], quarter.train_images)
+    assert np.array_equal(whole.train.images[indices], quarter.train.images)
     assert np.array_equal(whole.train_labels[indices], quarter.train_labels)
-    assert np.array_equal(whole.test_images, quarter.test_images)
+    assert np.array_equal(whole.test.images, quarter.test.images)
     assert np.array_equal(whole.test_labels, quarter.test_labels)
 
 
@@ -161,7 +161,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 def test_a_data_set_is_added_in_one_line(monkeypatch, tmp_path):
     images, labels = np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int64)
-    mine = Dataset("mine", ("thing",), images, labels, images, labels, (0.5,) * 3, (0.5,) * 3)
+    mine = image_data("mine", ("thing",), images, labels, images, labels, (0.5,) * 3, (0.5,) * 3)
     monkeypatch.setitem(DATASETS, "mine", lambda root: mine)
     assert load_dataset("mine", root=tmp_path) is mine
 
@@ -172,13 +172,13 @@ def test_a_data_set_is_added_in_one_line(monkeypatch, tmp_path):
 def test_parts_that_do_not_fit_are_refused(labels, message):
     images, labels = np.zeros((2, 4, 4), np.uint8), np.array(labels, np.int64)
     with pytest.raises(DataError, match=message):
-        Dataset("mine", ("thing",), images, labels, images, labels, (0.5,), (0.5,))
+        image_data("mine", ("thing",), images, labels, images, labels, (0.5,), (0.5,))
 
 
 def test_a_download_that_is_there_is_read_without_the_network(without_debian, tiny):
     data = load_dataset("fashion-mnist", root=tiny)
     assert data.name == "fashion-mnist"
-    assert (len(data.train_images), len(data.test_images)) == (20, 10)
+    assert (len(data.train.images), len(data.test.images)) == (20, 10)
 
 
 def test_a_damaged_download_is_named(without_debian, tiny):
@@ -220,7 +220,7 @@ def test_a_missing_torchvision_is_a_sentence(without_debian, monkeypatch, tmp_pa
 
 def test_images_that_are_left_keep_their_rows_as_sources():
     images, labels = np.zeros((6, 2, 2), np.uint8), np.array([0, 1, 2, 0, 1, 2])
-    data = Dataset("x", ("a", "b", "c"), images, labels, images.copy(), labels.copy(), (0.0,), (1.0,))
+    data = image_data("x", ("a", "b", "c"), images, labels, images.copy(), labels.copy(), (0.0,), (1.0,))
     kept = first_of_each(of_classes(data, (2, 0)), 1)
     assert kept.train_sources == ("train row 0", "train row 2")
     assert kept.test_sources == ("test row 0", "test row 2", "test row 3", "test row 5")

@@ -103,7 +103,7 @@ def test_a_file_is_asked_about_as_the_training_image_that_it_is(tmp_path, make, 
         with Image.open(file) as picture:
             asked = [explainer.explain(given, budget=2).query for given in (file, (str(file), label), picture)]
         for query in asked:
-            np.testing.assert_array_equal(query.image, stored.image)
+            np.testing.assert_array_equal(query.example.images[0], stored.example.images[0])
             found = explainer.attributor.query_features(query, label)
             np.testing.assert_array_equal(found, explainer.attributor.query_features(stored, label))
         assert [query.label for query in asked] == [None, label, None]
@@ -116,7 +116,7 @@ def test_light_and_dark_are_exchanged_as_for_an_upload_unless_told(tmp_path):
     with Image.open(file) as picture:
         pixels = np.asarray(picture)
         for given in (file, picture):
-            kept, turned = (explainer.explain(given, invert=invert).query.image for invert in (False, None))
+            kept, turned = (explainer.explain(given, invert=invert).query.example.images[0] for invert in (False, None))
             np.testing.assert_array_equal(kept, pixels)
             np.testing.assert_array_equal(turned, 255 - pixels)
 

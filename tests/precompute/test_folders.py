@@ -56,33 +56,33 @@ def test_train_and_test_are_read_in_the_order_of_names(split):
     data, skipped = load_folder(split, _SPEC)
     assert (data.classes, skipped) == (("cat", "dog"), [])
     assert data.name == f"folder:{split.name}"
-    assert data.train_images.shape == (9, 8, 8, 3)
+    assert data.train.images.shape == (9, 8, 8, 3)
     assert data.train_labels.tolist() == [0] * 5 + [1] * 4
     assert data.test_labels.tolist() == [0, 0, 1, 1]
-    assert data.train_images[:, 0, 0, 0].tolist() == [20, 21, 22, 23, 7, 120, 121, 122, 123]
-    assert data.mean[0] == pytest.approx(data.train_images[..., 0].mean() / 255, abs=1e-4)
-    assert data.std[0] == pytest.approx(data.train_images[..., 0].std() / 255, abs=1e-4)
-    assert data.std[1] == 0.001  # a channel that is the same everywhere must not divide by nothing
+    assert data.train.images[:, 0, 0, 0].tolist() == [20, 21, 22, 23, 7, 120, 121, 122, 123]
+    assert data.train.mean[0] == pytest.approx(data.train.images[..., 0].mean() / 255, abs=1e-4)
+    assert data.train.std[0] == pytest.approx(data.train.images[..., 0].std() / 255, abs=1e-4)
+    assert data.train.std[1] == 0.001  # a channel that is the same everywhere must not divide by nothing
 
 
 def test_grey_images_make_a_grey_data_set_and_one_of_colour_makes_it_colour(single):
-    assert load_folder(single, _SPEC)[0].train_images.shape == (16, 8, 8)
+    assert load_folder(single, _SPEC)[0].train.images.shape == (16, 8, 8)
     _save(single / "cat" / "red.jpg")
-    assert load_folder(single, _SPEC)[0].train_images.shape == (17, 8, 8, 3)
+    assert load_folder(single, _SPEC)[0].train.images.shape == (17, 8, 8, 3)
 
 
 def test_a_folder_without_a_split_is_divided_the_same_way_each_time(single):
     first, again = (load_folder(single, FolderSpec(8, test_share=0.3))[0] for _ in range(2))
     assert np.bincount(first.test_labels).tolist() == [3, 3]
-    np.testing.assert_array_equal(first.test_images, again.test_images)
-    values = {*first.train_images[first.train_labels == 0, 0, 0], *first.test_images[first.test_labels == 0, 0, 0]}
+    np.testing.assert_array_equal(first.test.images, again.test.images)
+    values = {*first.train.images[first.train_labels == 0, 0, 0], *first.test.images[first.test_labels == 0, 0, 0]}
     assert values == set(range(10))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (200, 50), (3, 4), (500, 500)])
 def test_any_size_is_brought_to_one(single, size):
     _save(single / "cat" / "other.png", 90, mode="L", size=size)
-    assert load_folder(single, _SPEC)[0].train_images.shape[1:] == (8, 8)
+    assert load_folder(single, _SPEC)[0].train.images.shape[1:] == (8, 8)
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK", "LA", "RGBA", "I;16", "I", "F"])
@@ -94,7 +94,7 @@ def test_every_kind_of_picture_can_be_read(single, mode):
         Image.new("L", (10, 10), 255 if mode == "1" else 200).convert(mode).save(file)
     data, skipped = load_folder(single, _SPEC)
     assert skipped == []
-    middles = [int(image[4, 4]) for image in (*data.train_images, *data.test_images)]
+    middles = [int(image[4, 4]) for image in (*data.train.images, *data.test.images)]
     assert max(middles) == {"1": 255}.get(mode, 200)
 
 
@@ -156,10 +156,10 @@ def test_a_sample_reads_some_files_of_every_part_and_counts_all(split):
     whole, _ = load_folder(split, _SPEC)
     data, _ = load_folder(split, _SPEC, sample=6)
     np.testing.assert_array_equal(data.train_labels, whole.train_labels)
-    known = data.train_images.reshape(8, -1).any(axis=1)
+    known = data.train.images.reshape(8, -1).any(axis=1)
     assert 2 <= known.sum() < 8
-    np.testing.assert_array_equal(data.train_images[known], whole.train_images[known])
-    assert data.test_images.any()
+    np.testing.assert_array_equal(data.train.images[known], whole.train.images[known])
+    assert data.test.images.any()
 
 
 def test_links_to_folders_are_classes_but_loops_are_not_followed(split, tmp_path_factory):
@@ -171,7 +171,7 @@ def test_links_to_folders_are_classes_but_loops_are_not_followed(split, tmp_path
         (split / part / "cat" / "up").symlink_to(split)
     data, skipped = load_folder(split, _SPEC)
     assert (data.classes, skipped) == (("cat", "dog", "owl"), [])
-    assert len(data.train_images) == 9
+    assert len(data.train.images) == 9
     before = fingerprint(split, _SPEC)
     _save(elsewhere / "train" / "1.png")
     assert fingerprint(split, _SPEC) != before

@@ -3,11 +3,13 @@ import json
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from natscope.core.errors import BuildError
+from natscope.core.images import Images
 from natscope.core.jacobians import jacobian_blocks
 from natscope.core.measurements import MEASUREMENTS
 from natscope.precompute.training.models import ModelSpec, build_model, fitted, source_of
@@ -142,7 +144,8 @@ def test_the_resnet9s_jacobian_is_the_one_that_torch_func_gives(measurement):
     ],
 )
 def test_widths_are_fitted_to_the_data(spec, shape, widths):
-    assert fitted(spec, shape, 3) == dataclasses.replace(spec, widths=widths)
+    examples = Images(np.zeros((1, *shape), np.uint8), (0.5,), (0.5,))
+    assert fitted(spec, examples, 3) == dataclasses.replace(spec, widths=widths)
 
 
 @pytest.mark.parametrize("widths", [None, (3,), (3, 10, 10), (0, 10)])

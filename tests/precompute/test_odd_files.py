@@ -170,13 +170,13 @@ def test_a_folder_has_the_channels_that_are_asked_for(folder, mode):
     for file in path.rglob("*.png"):
         Image.open(file).convert(mode).save(file)
     found = {name: _loaded(path, reading=Decoding(channels=name))[0] for name in ("auto", "grey", "colour")}
-    shapes = {name: data.train_images.shape[3:] for name, data in found.items()}
+    shapes = {name: data.train.images.shape[3:] for name, data in found.items()}
     assert shapes == {"auto": () if mode == "L" else (3,), "grey": (), "colour": (3,)}
-    assert {name: len(data.mean) for name, data in found.items()} == {
+    assert {name: len(data.train.mean) for name, data in found.items()} == {
         n: 3 if shape else 1 for n, shape in shapes.items()
     }
     wanted = [np.asarray(Image.open(path / source).convert("L")) for source in found["grey"].train_sources]
-    assert np.array_equal(found["grey"].train_images, wanted)
+    assert np.array_equal(found["grey"].train.images, wanted)
 
 
 @pytest.mark.parametrize(("name", "make", "options", "wanted"), FILES)
@@ -190,7 +190,7 @@ def test_a_file_gives_its_pixels_or_a_sentence(folder, name, make, options, want
         one_sentence(str(caught.value))
     else:
         found, _ = load_folder(path, spec)
-        assert wanted(found.train_images[found.train_sources.index(f"train/a/0{name}")])
+        assert wanted(found.train.images[found.train_sources.index(f"train/a/0{name}")])
 
 
 def _loaded(path, **options):

@@ -98,7 +98,7 @@ def test_pixels_of_uint8_reach_a_transform_as_pictures(form):
         "pictures": _Items(lambda row, _: Image.fromarray(_PIXELS[row])),
     }[form]
     data = own_dataset(found, None, Reading(transform=transform))
-    np.testing.assert_array_equal(data.train_inputs[:], wanted)
+    np.testing.assert_array_equal(data.train.stored[:], wanted)
     assert set(seen) == {Image.Image}
 
 
@@ -106,7 +106,7 @@ def test_pixels_of_uint8_reach_a_transform_as_pictures(form):
 def test_grey_pixels_reach_it_as_grey_pictures_and_so_do_uploads(shape):
     grey = _PIXELS[..., 0].reshape(40, *shape)
     data = own_dataset((grey, _LABELS), None, Reading(transform=_transform))
-    assert data.train_inputs.shape == (40, 1, 6, 4)
+    assert data.train.stored.shape == (40, 1, 6, 4)
     asked = in_colour_or_grey(Image.fromarray(_PIXELS[0]), (1, 6, 4), lambda p: _transform(p).numpy())
     assert asked.shape == (1, 6, 4)
 
@@ -117,7 +117,7 @@ def test_a_transform_that_makes_grey_of_colour_gets_colour(tmp_path):
         return _transform(picture)[:1]
 
     data = own_dataset(_table(tmp_path), None, Reading(transform=red))
-    np.testing.assert_allclose(data.train_inputs[3, 0], _PIXELS[3, ..., 0] / 255, rtol=1e-6)
+    np.testing.assert_allclose(data.train.stored[3, 0], _PIXELS[3, ..., 0] / 255, rtol=1e-6)
 
 
 def test_what_is_no_picture_reaches_a_transform_as_it_is():
@@ -145,7 +145,7 @@ def _folder_items(tmp_path, change=lambda row, values: values):
 
 def test_a_transform_that_is_not_the_data_sets_own_is_refused(tmp_path):
     items = _folder_items(tmp_path)
-    assert own_dataset(items, None, Reading(transform=_transform)).train_inputs.shape == (10, 3, 6, 4)
+    assert own_dataset(items, None, Reading(transform=_transform)).train.stored.shape == (10, 3, 6, 4)
     with pytest.raises(DataError, match=r"By transform, .*0\.png becomes another input than .* in row 0") as caught:
         own_dataset(items, None, Reading(transform=lambda picture: 2 * _transform(picture) - 1))
     one_sentence(str(caught.value))
@@ -202,7 +202,7 @@ def test_a_split_without_a_picture_is_one_sentence():
 
 def test_inputs_of_float64_become_float32():
     data = own_dataset((_PIXELS / 255, _LABELS.astype(np.uint8)), None, Reading())
-    np.testing.assert_array_equal(data.train_inputs[:], (_PIXELS / 255).astype(np.float32))
+    np.testing.assert_array_equal(data.train.stored[:], (_PIXELS / 255).astype(np.float32))
     assert data.train_labels.dtype == np.int64
 
 

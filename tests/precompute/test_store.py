@@ -10,7 +10,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from natscope.core.bundle.format import Bundle, check_bundle, sha256_of
+from natscope.core.bundle.format import Bundle, sha256_of
+from natscope.core.bundle.verify import check_bundle
 from natscope.core.errors import BuildError, BundleError
 from natscope.core.methods.artifacts import FACTORS
 from natscope.precompute.bundles.opening import faults

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from natscope import assets
 from natscope.app.cli.commands import natscope
 from natscope.core.analysis.curves import sample_queries
-from natscope.core.bundle.format import Bundle, check_bundle
+from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Request
+from natscope.core.bundle.verify import check_bundle
 from natscope.core.errors import BuildError, BundleError, FileError, QueryError
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import tuning

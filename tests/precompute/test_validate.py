@@ -6,6 +6,7 @@ from torch.nn.functional import linear, one_hot
 from natscope.core.errors import BuildError
 from natscope.precompute.training.models import ModelSpec, build_model
 from natscope.precompute.training.validate import check_suitable, check_trains
+from tests.attention import READERS, reader
 from tests.conftest import one_sentence
 
 _SPEC = ModelSpec("their:net", None)
@@ -270,3 +271,56 @@ def test_a_network_that_sorts_a_batch_is_seen_though_its_first_inputs_are_in_ord
     x = x[x.abs().sum(1).argsort(descending=True)]
     with pytest.raises(BuildError, match=r"first axis|influence each other"):
         check_suitable(_Sorting(), x, 3, ModelSpec("sorting:Net", None))
+
+
+IDS = torch.tensor([[3, 7, 3, 19, 1], [11, 3, 0, 0, 0], [5, 5, 5, 0, 0], [8, 0, 0, 0, 0]])
+
+
+class Texts:
+    """Ids that are read row by row."""
+
+    shape, lengths = tuple(IDS.shape), (IDS > 0).sum(1).numpy()
+
+    def __len__(self):
+        return len(IDS)
+
+    def __getitem__(self, rows):
+        return IDS[rows]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_networks_on_tokens_suit(name):
+    model, seen = reader(name), []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    suitable = check_suitable(model, Texts(), 3, _SPEC)
+    assert suitable.penultimate == 8
+    assert len(suitable.by_torch_func) == (name != "places of each text")
+    given = {tuple(row) for row in IDS.tolist()}
+    plain = [ids for ids in seen if not torch._C._functorch.is_functorch_wrapped_tensor(ids)]
+    assert {tuple(row) for ids in plain for row in ids.tolist()} == given  # others are no tokens
+
+
+class Padded(nn.Module):
+    """The library's encoder, which leaves padding out by nested tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(20, 8, padding_idx=0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.head(self.encoder(self.words(ids), src_key_padding_mask=ids == 0)[:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_the_librarys_encoder_suits_with_padding():
+    torch.manual_seed(0)
+    assert check_suitable(Padded(), Texts(), 3, _SPEC).penultimate == 8
+
+
+def test_a_weight_of_a_network_on_tokens_that_is_used_past_its_layer_is_named():
+    model = reader()
+    model.head.register_forward_hook(lambda layer, args, logits: logits + linear(args[0], layer.weight))
+    with pytest.raises(BuildError, match=r"the gradient of 'head\.weight' for one image is another"):
+        check_suitable(model, Texts(), 3, _SPEC)
