@@ -173,6 +173,18 @@ class Texts:
             nearest[part] = (others @ own[part].T.toarray()).max(axis=0)
         return np.clip(1 - nearest, 0, 1)
 
+    def present(self) -> np.ndarray:
+        """Return that all of them were read, (N,) bool."""
+        return np.ones(len(self), dtype=bool)
+
+    def described(self) -> str:
+        """Return how long texts are, and how many tokens there are."""
+        return f"up to {self.longest:,} tokens a text, of {self.vocabulary:,}"
+
+    def scaling(self) -> str:
+        """Return nothing: tokens are what the network takes."""
+        return ""
+
     @cached_property
     def _bags(self) -> csr_array:
         """How often each token of the vocabulary is in each text, (N, vocabulary)."""

@@ -63,6 +63,9 @@ def test_a_text_comes_back_as_it_was_and_each_token_names_its_place(some):
     ]
     assert [some.text(2)[a:b] for a, b in some.token_spans(2)] == ["An", "été", "in", "Bath", "."]
     assert len(some.token_spans(3)) == 12 == some.inputs.lengths.max()  # cut, the text is not
+    assert some.described() == f"up to 12 tokens a text, of {some.vocabulary}"
+    assert some.scaling() == ""
+    assert some.present().tolist() == [True] * 4
     assert some.form == (some.vocabulary, 12) == TEXT.form(some.about(), {})
 
 

@@ -312,10 +312,12 @@ def test_rte_is_read_from_the_files_of_glue(tmp_path, monkeypatch):
 def test_without_the_files_rte_comes_through_the_library(tmp_path, monkeypatch):
     monkeypatch.setenv("NATSCOPE_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(
-        DataError, match=r"could not be fetched .* put GLUE's train.tsv and dev.tsv into .*RTE, or name"
-    ):
+    wanted = r"datasets, which is missing; install it, or put GLUE's train.tsv and dev.tsv into .*RTE, or name"
+    with pytest.raises(DataError, match=wanted):
         text_dataset("rte", TextSpec())
+
+    def unreachable(*name):
+        raise ConnectionError("Couldn't reach the Hub")
 
     class Split(list):
         features = types.SimpleNamespace(names=["entailment", "not_entailment"])
@@ -324,8 +326,11 @@ def test_without_the_files_rte_comes_through_the_library(tmp_path, monkeypatch):
     rows = [{"sentence1": f"It is {n}.", "sentence2": "So it is.", "label": n % 2} for n in range(4)]
     splits = {"train": Split(rows), "validation": Split(rows[:2])}
     library = types.ModuleType("datasets")
-    library.load_dataset = lambda *name: splits if name == ("nyu-mll/glue", "rte") else {}
     monkeypatch.setitem(sys.modules, "datasets", library)
+    library.load_dataset = unreachable
+    with pytest.raises(DataError, match=r"could not be downloaded; check the network and the disk, or put GLUE's"):
+        text_dataset("rte", TextSpec())
+    library.load_dataset = lambda *name: splits if name == ("nyu-mll/glue", "rte") else {}
     data = text_dataset("rte", TextSpec())
     assert data.train.parts(1) == ("It is 1.", "So it is.")
     assert data.train_labels.tolist() == [0, 1, 0, 1]
