@@ -1,3 +1,6 @@
+import dataclasses
+import json
+
 import msgspec
 import numpy as np
 import pytest
@@ -222,6 +225,47 @@ def test_a_pair_needs_both_of_its_parts(pairs):
         pairs.given("Emma")
     with pytest.raises(QueryError, match="One of the texts is empty"):
         pairs.given(("Emma", " "))
+
+
+_BPE = '"model":{"type":"BPE","vocab":{"[PAD]":0,"a":1},"merges":[],"dropout":null}'
+
+
+def _with_steps(normalizer):
+    return json.dumps(
+        {"version": "1.0", "added_tokens": [], "normalizer": normalizer} | json.loads("{" + _BPE + "}")
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "fault"),
+    [
+        ({"type": "Replace", "pattern": {"Regex": "(a|a)*b"}, "content": "c"}, "holds a pattern that may take forever"),
+        ({"type": "Replace", "pattern": {"Regex": "a*a*a*b"}, "content": "c"}, "holds a pattern that may take forever"),
+        ({"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}, "makes texts too long"),
+        ({"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 8},
+         "makes texts too long"),
+        ({"type": "Prepend", "prepend": "a" * 1000}, "makes texts too long"),
+        (3, "no tokenizer that can be used"),
+    ],
+)  # fmt: skip
+def test_tokenizers_that_would_hold_up_everything_are_refused(normalizer, fault):
+    with pytest.raises(ValueError, match=fault):
+        texts_of(["aaa"], _with_steps(normalizer), columns=("",), longest=9)
+    usual = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    assert len(texts_of(["aaa"], _with_steps(usual), columns=("",), longest=9).tokens) == 3
+
+
+def test_a_tokenizer_that_adds_what_it_does_not_know_is_found_out(some):
+    tokenizer = some.tokenizer.replace(b'"ids":[2]', b'"ids":[999999]').replace(
+        b'"single":[', b'"single":[{"SpecialToken":{"id":"[SEP]","type_id":0}},'
+    )
+    assert tokenizer != some.tokenizer
+    with pytest.raises(ValueError, match="tokens that its tokenizer does not have"):
+        texts_of(["Emma"], tokenizer, columns=("",), longest=9)
+    with pytest.raises(
+        QueryError, match=r"^The text cannot be a query: it is cut into tokens that its tokenizer does not"
+    ):
+        dataclasses.replace(some, tokenizer=tokenizer).given("Emma")
 
 
 def test_distances_are_one_minus_cosines_of_weighted_counts(some):
