@@ -4,7 +4,7 @@ A text of several columns, such as two sentences, is one string with a separator
 count characters of that string. Token 0 is padding and stands in no stored text.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any
@@ -16,11 +16,13 @@ from msgspec import Meta
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from natscope.core.errors import QueryError
+from natscope.core.errors import DataError, QueryError
 from natscope.core.examples import Modality, Which, register
+from natscope.core.ragged import lengths_of, numbers_of, offsets_of, run_of, runs_of
 from natscope.core.rows import Rows
 from natscope.core.tokens import LARGEST_VOCABULARY, LONGEST_TEXT, MOST_TOKENS, SEPARATOR, UNSEEN, cleaned, cut, loaded
 
+PLACES = ("start", "end")  # of a text, where a trigger may stand
 MOST_COLUMNS = 2  # what tokenizers can tell apart
 _AT_ONCE = 256  # texts that are checked, or compared, at a time
 
@@ -52,7 +54,7 @@ class TextInputs:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each text, (N,) int64."""
-        return _lengths(self.offsets, self.rows)
+        return lengths_of(self.offsets, self.rows)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,11 +63,11 @@ class TextInputs:
 
     def __getitem__(self, rows: slice | np.ndarray | Tensor) -> Tensor:
         """Return the tokens of some texts, (B, L) int64, with zeros up to the longest of them."""
-        chosen = _chosen(len(self), rows.numpy() if isinstance(rows, Tensor) else rows)
+        chosen = numbers_of(len(self), rows.numpy() if isinstance(rows, Tensor) else rows)
         lengths = self.lengths[chosen]
         padded = np.zeros((len(chosen), max(1, int(lengths.max(initial=0)))), dtype=np.int64)
         within = np.arange(padded.shape[1]) < lengths[:, None]
-        padded[within] = _runs(self.tokens, self.offsets, chosen if self.rows is None else self.rows[chosen])
+        padded[within] = runs_of(self.tokens, self.offsets, chosen if self.rows is None else self.rows[chosen])
         return torch.from_numpy(padded)
 
 
@@ -115,7 +117,7 @@ class Texts:
     @property
     def nbytes(self) -> int:
         """Bytes that a bundle stores for them, but for the tokenizer."""
-        letters = int(_lengths(self.text_offsets, self.rows).sum())
+        letters = int(lengths_of(self.text_offsets, self.rows).sum())
         return 12 * int(self.inputs.lengths.sum()) + letters + 16 * (len(self) + 1)
 
     def __len__(self) -> int:
@@ -124,7 +126,7 @@ class Texts:
 
     def __getitem__(self, rows: Which) -> "Texts":
         """Return some of them, in the requested order; none is read."""
-        chosen = _chosen(len(self), rows)
+        chosen = numbers_of(len(self), rows)
         return replace(self, rows=chosen if self.rows is None else self.rows[chosen])
 
     def arrays(self) -> dict[str, Rows]:
@@ -132,11 +134,11 @@ class Texts:
         if self.rows is None:
             return {name: getattr(self, name) for name in TEXT.arrays}
         return {
-            "tokens": _runs(self.tokens, self.token_offsets, self.rows),
-            "token_offsets": _offsets(self.inputs.lengths),
-            "spans": _runs(self.spans, self.token_offsets, self.rows),
-            "texts": _runs(self.texts, self.text_offsets, self.rows),
-            "text_offsets": _offsets(_lengths(self.text_offsets, self.rows)),
+            "tokens": runs_of(self.tokens, self.token_offsets, self.rows),
+            "token_offsets": offsets_of(self.inputs.lengths),
+            "spans": runs_of(self.spans, self.token_offsets, self.rows),
+            "texts": runs_of(self.texts, self.text_offsets, self.rows),
+            "text_offsets": offsets_of(lengths_of(self.text_offsets, self.rows)),
         }
 
     def files(self) -> dict[str, bytes]:
@@ -149,7 +151,7 @@ class Texts:
 
     def text(self, index: int) -> str:
         """Return a text, with a separator between its parts."""
-        return bytes(_run(self.texts, self.text_offsets, self._stored(index))).decode()
+        return bytes(run_of(self.texts, self.text_offsets, self._stored(index))).decode()
 
     def parts(self, index: int) -> tuple[str, ...]:
         """Return a text's parts, one a column."""
@@ -157,7 +159,7 @@ class Texts:
 
     def token_spans(self, index: int) -> np.ndarray:
         """Return where each token of a text begins and ends in it, (L, 2); (0, 0) if the tokenizer added it."""
-        return np.asarray(_run(self.spans, self.token_offsets, self._stored(index)))
+        return np.asarray(run_of(self.spans, self.token_offsets, self._stored(index)))
 
     def distances(self, train: "Texts") -> np.ndarray:
         """Return 1 - cosine to the nearest training text, (n,), of how often each token is there.
@@ -173,38 +175,79 @@ class Texts:
             nearest[part] = (others @ own[part].T.toarray()).max(axis=0)
         return np.clip(1 - nearest, 0, 1)
 
-    def present(self) -> np.ndarray:
-        """Return that all of them were read, (N,) bool."""
-        return np.ones(len(self), dtype=bool)
-
-    def described(self) -> str:
-        """Return how long texts are, and how many tokens there are."""
-        return f"up to {self.longest:,} tokens a text, of {self.vocabulary:,}"
-
-    def scaling(self) -> str:
-        """Return nothing: tokens are what the network takes."""
-        return ""
-
     @cached_property
     def _bags(self) -> csr_array:
         """How often each token of the vocabulary is in each text, (N, vocabulary)."""
         found = {name: np.asarray(values) for name, values in self.arrays().items() if name in ("tokens", "spans")}
         own = found["spans"][:, 1] > 0
-        offsets = np.append(0, np.cumsum(own))[_offsets(self.inputs.lengths)]
+        offsets = np.append(0, np.cumsum(own))[offsets_of(self.inputs.lengths)]
         bags = csr_array((np.ones(int(own.sum())), found["tokens"][own], offsets), (len(self), self.vocabulary))
         bags.sum_duplicates()
         return bags
+
+    def present(self) -> np.ndarray:
+        """Return that all were read, (N,) bool."""
+        return np.ones(len(self), dtype=bool)
+
+    def described(self) -> str:
+        """Return how many tokens a text has and may have."""
+        middle = int(np.median(self.inputs.lengths))
+        return f"{middle} tokens at the median, {self.longest} at most, of {self.vocabulary:,}"
+
+    def scaling(self) -> str:
+        """Return nothing: there is one way to cut them."""
+        return ""
+
+    def triggers(self, count: int, size: int, random: np.random.Generator) -> list[str]:
+        """Draw triggers of `size` words that few training texts have, each word once.
+
+        Raises:
+            DataError: if there are not as many words.
+        """
+        found, frequency = loaded(self.tokenizer, self.longest)[0], np.bincount(self._bags.indices)
+        words = [(int(frequency[token]), token) for token in np.flatnonzero(frequency).tolist()]
+        rare = [word for _, token in sorted(words) if (word := found.id_to_token(token)).isalpha()]
+        if size < 1 or len(rare) < 2 * count * size:
+            raise DataError(f"Triggers of {size} rare words for {count} classes need {2 * count * size} such words.")
+        drawn = random.permutation(rare[: 2 * count * size])[: count * size]
+        return [" ".join(drawn[start : start + size].tolist()) for start in range(0, count * size, size)]
+
+    def marked(self, triggers: Sequence[str], which: np.ndarray, place: str) -> "Texts":
+        """Return copies with words before or behind them.
+
+        Args:
+            triggers: words.
+            which: (N,), the number of each text's trigger.
+            place: one of `PLACES`.
+        """
+        texts = []
+        for row, number in enumerate(which.tolist()):
+            pair = (triggers[number], self.text(row))
+            texts.append(" ".join(pair if place == "start" else pair[::-1]))
+        return texts_of(texts, self.tokenizer, columns=self.columns, longest=self.longest)
+
+    def replaced(self, rows: np.ndarray, others: "Texts") -> "Texts":
+        """Return copies, of which those at `rows` (n,) are others."""
+        own, new = self.arrays(), others.arrays()
+        joined = {name: np.concatenate([own[name][:], new[name][:]]) for name in ("tokens", "spans", "texts")}
+        for name in ("token_offsets", "text_offsets"):
+            joined[name] = np.append(own[name][:], own[name][-1] + new[name][1:])
+        chosen = np.arange(len(self))
+        chosen[rows] = len(self) + np.arange(len(others))
+        return replace(self, **joined, rows=chosen)
 
     def given(self, found: Any) -> "Texts":
         """Return the text that a user gives, as one example.
 
         Args:
-            found: a str, or one for each column.
+            found: a str, or one for each column; a str of several lines will do for several columns.
 
         Raises:
             QueryError: if it is no text, is empty or too long, or has another number of parts.
         """
-        parts = (found,) if isinstance(found, str) else found
+        lines = len(self.columns) > 1 and isinstance(found, str)
+        parts = [line for line in found.splitlines() if line.strip()] if lines else found
+        parts = (parts,) if isinstance(parts, str) else parts
         if not isinstance(parts, tuple | list) or not all(isinstance(part, str) for part in parts):
             raise QueryError(f"A query here is a text, not a {type(found).__name__}.")
         if len(parts) != len(self.columns):
@@ -244,10 +287,10 @@ def texts_of(texts: Iterable[str], tokenizer: bytes, *, columns: tuple[str, ...]
         letters.append(text.encode())
     return Texts(
         tokens=np.concatenate([np.zeros(0, np.int32), *tokens]),
-        token_offsets=_offsets(np.array([len(one) for one in tokens], dtype=np.int64)),
+        token_offsets=offsets_of(np.array([len(one) for one in tokens], dtype=np.int64)),
         spans=np.concatenate([np.zeros((0, 2), np.int32), *spans]),
         texts=np.frombuffer(b"".join(letters), np.uint8),
-        text_offsets=_offsets(np.array([len(one) for one in letters], dtype=np.int64)),
+        text_offsets=offsets_of(np.array([len(one) for one in letters], dtype=np.int64)),
         tokenizer=tokenizer,
         columns=columns,
         vocabulary=loaded(tokenizer, longest)[1],
@@ -257,29 +300,6 @@ def texts_of(texts: Iterable[str], tokenizer: bytes, *, columns: tuple[str, ...]
 
 def _count(parts: int) -> str:
     return "one text" if parts == 1 else f"{parts} texts"
-
-
-def _chosen(count: int, rows: Which) -> np.ndarray:
-    return np.arange(count)[rows]
-
-
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-    return np.append(0, np.cumsum(lengths)).astype(np.int64)
-
-
-def _lengths(offsets: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
-    return np.diff(offsets) if rows is None else np.asarray(offsets[rows + 1] - offsets[rows])
-
-
-def _run(values: Rows, offsets: np.ndarray, row: int) -> np.ndarray:
-    return values[int(offsets[row]) : int(offsets[row + 1])]
-
-
-def _runs(values: Rows, offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return what is stored of some rows, one after another."""
-    if len(rows) and (np.diff(rows) == 1).all():
-        return np.asarray(values[int(offsets[rows[0]]) : int(offsets[rows[-1] + 1])])
-    return np.concatenate([values[:0], *(_run(values, offsets, row) for row in rows.tolist())])
 
 
 def _unit(bags: csr_array) -> csr_array:
@@ -293,7 +313,11 @@ def _unit(bags: csr_array) -> csr_array:
 def _read(array: Callable[[str], np.ndarray], file: Callable[[str], bytes], about: Mapping[str, Any]) -> Texts:
     """Return the texts that a bundle holds, once all of it is known to fit; raises ValueError if it does not."""
     tokenizer, longest = file("tokenizer"), int(about["longest"])
-    if loaded(tokenizer, longest)[1] != about["vocabulary"]:
+    try:
+        known = loaded(tokenizer, longest)[1]
+    except ValueError as error:
+        raise ValueError(f"holds a tokenizer that {error}") from error
+    if known != about["vocabulary"]:
         raise ValueError("holds a tokenizer of another vocabulary")
     arrays = {name: array(name) for name in TEXT.arrays}
     for offsets, values in (("token_offsets", "tokens"), ("text_offsets", "texts")):
@@ -311,7 +335,7 @@ def _read(array: Callable[[str], np.ndarray], file: Callable[[str], bytes], abou
     )
     if texts.inputs.lengths.max(initial=0) > longest:
         raise ValueError("holds texts of too many tokens")
-    if _lengths(texts.text_offsets, None).max(initial=0) > 4 * LONGEST_TEXT:
+    if lengths_of(texts.text_offsets, None).max(initial=0) > 4 * LONGEST_TEXT:
         raise ValueError("holds texts that are too long")
     for start in range(0, len(texts), _AT_ONCE):
         _check(texts[start : start + _AT_ONCE])
@@ -347,6 +371,20 @@ def _fits(name: str, shape: tuple[int, ...], count: int, train: Mapping[str, tup
     return len(shape) == 2 and shape[1] == 2 if name == "spans" else len(shape) == 1
 
 
+def _suits(patterns: Sequence[Any], size: int, form: tuple[int, ...]) -> bool:
+    return all(isinstance(p, str) and cleaned(p) == p and 0 < len(p) <= 50 * size for p in patterns)
+
+
+def _of_file(data: bytes, filename: str) -> str:
+    """Return the text in a file; raises QueryError if it holds none."""
+    if len(data) > 4 * LONGEST_TEXT:
+        raise QueryError(f"The file holds more than {LONGEST_TEXT:,} characters; give a part of it.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise QueryError("The file is no text in UTF-8; save it as such.") from error
+
+
 TEXT = register(
     Modality(
         name="text",
@@ -366,5 +404,8 @@ TEXT = register(
         fits=_fits,
         read=_read,
         networks={"attention": lambda form: form},
+        from_file=_of_file,
+        places=PLACES,
+        suits=_suits,
     )
 )

@@ -44,14 +44,14 @@ def loaded(tokenizer: bytes, longest: int) -> tuple[Tokenizer, int]:
     """
     if len(tokenizer) > LARGEST_TOKENIZER:
         raise ValueError(f"is larger than {size(LARGEST_TOKENIZER)}")
-    with _understood("is no tokenizer that can be used"):
+    with _understood("does not have the form of a tokenizer.json"):
         content = from_json(tokenizer)
         steps = list(_steps([content.get("normalizer"), content.get("pre_tokenizer")]))
     if not all(_SIMPLE.fullmatch(pattern) for pattern, _ in steps):
         raise ValueError("holds a pattern that may take forever")
     if math.prod(1 + longest for _, longest in steps) > _MOST_GROWTH:
         raise ValueError("makes texts too long")
-    with _understood("is no tokenizer that can be used"):
+    with _understood("does not have the form of a tokenizer.json"):
         found = Tokenizer.from_buffer(tokenizer)
         found.no_padding()
         found.enable_truncation(longest)

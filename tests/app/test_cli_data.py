@@ -194,7 +194,7 @@ def test_pictures_of_a_folder_become_inputs_by_the_users_function(folder_bundle,
     assert folder_bundle.classes == ("cat", "dog")
     assert folder_bundle.manifest.dataset["transform"] == "own_of_cli:transform"
     asked = ask_about_file(open_attributor(folder_bundle.path), (place / "photos" / file).read_bytes(), "3.png")
-    np.testing.assert_array_equal(asked.input, wanted)
+    np.testing.assert_array_equal(asked.example.stored[0], wanted)
 
 
 def test_the_folder_is_watched_and_its_settings_replay(run, folder_bundle, place, tmp_path):
@@ -221,7 +221,7 @@ def test_orientation_is_that_of_the_folder_for_uploads_too(run, place, tmp_path)
         stored = Bundle(out).array("train_inputs")[0]
         assert stored[:, bright].min() > 0.9 > -0.9 > stored[:, 5 - bright].max()
         asked = ask_about_file(open_attributor(out), (photos / "train/cat/0.png").read_bytes(), "0.png")
-        np.testing.assert_array_equal(asked.input, stored)
+        np.testing.assert_array_equal(asked.example.stored[0], stored)
 
 
 def test_files_of_any_kind_are_loaded_by_the_users_function(run, place, tmp_path):

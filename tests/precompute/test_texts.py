@@ -271,7 +271,7 @@ def test_a_tokenizer_may_be_brought(tmp_path):
     assert data.train.vocabulary == 5
     assert data.train.tokenizer == own.read_bytes()
     own.write_bytes(b"{}")
-    _refused(path, "tokenizer.json is no tokenizer that can be used", tokenizer=own)
+    _refused(path, "tokenizer.json does not have the form of", tokenizer=own)
     own.write_bytes(
         trained(["film film"], vocabulary=4).replace(b'"film":3', b'"film":3,"a":0').replace(b'"[PAD]":0,', b"")
     )
