@@ -25,22 +25,23 @@ _TOGETHER = 100  # queries that are answered before the first is printed; an att
 @click.command()
 @click.option("--bundle", type=PATH, required=True, help="The bundle.")
 @click.option(
-    "--test-index", "test", type=INDICES, help="The query: a test image by its number, or several: 0,5,10-20."
+    "--test-index", "test", type=INDICES, help="The query: a test example by its number, or several: 0,5,10-20."
 )
 @click.option(
     "--train-index",
     "train",
     type=INDICES,
-    help="The query: a training image by its number, or several; each is left out of its own ranking.",
+    help="The query: a training example by its number, or several; each is left out of its own ranking.",
 )
-@click.option("--all-wrong", is_flag=True, help="The queries: every test image that the network predicts wrong.")
-@click.option("--image", type=PATH, help="The query: an image file.")
+@click.option("--all-wrong", is_flag=True, help="The queries: every test example that the network predicts wrong.")
+@click.option("--image", type=PATH, help="The query: an image file, or a file of text where the bundle is of texts.")
 @click.option(
     "--invert/--no-invert", default=None, help="Swap light and dark of --image; by default its border decides."
 )
+@click.option("--text", multiple=True, help="The query: a text, in quotes; a second --text for networks that take two.")
 @click.option("--method", help="Name of the method; by default the first that the app lists under Methods.")
 @click.option("--sigma2", type=float, help="Observation noise variance σ²; what `tune` chose for the method, else 1.")
-@click.option("--budget", type=COUNT, default=10, show_default=True, help="How many training images, M.")
+@click.option("--budget", type=COUNT, default=10, show_default=True, help="How many training examples, M.")
 @click.option("--pool", type=click.Choice(["same-class", "all"]), default="same-class", show_default=True)
 @click.option(
     "--conditioning",
@@ -70,11 +71,11 @@ def attribute(
     sigma2: float | None,
     **options: Any,
 ) -> None:
-    """Rank the training images that one prediction, or each of many, relies on most."""
+    """Rank the training examples that one prediction, or each of many, relies on most."""
     from natscope.core.bundle.request import Request
     from natscope.precompute.bundles.opening import open_attributor
 
-    named = {name: options.pop(name) for name in ("test", "train", "all_wrong", "image", "invert")}
+    named = {name: options.pop(name) for name in ("test", "train", "all_wrong", "image", "invert", "text")}
     _check_asked(named, scores)
     with redirect_stdout(sys.stderr):  # a network may print; what scripts read is the answer alone
         attributor = open_attributor(bundle)
@@ -114,8 +115,10 @@ def _check_asked(named: dict[str, Any], scores: Path | None) -> None:
     """Raise QueryError, before anything is opened, unless one kind of query is named and scores can be written."""
     from natscope.core.errors import QueryError
 
-    if sum(named[name] not in (None, False) for name in ("test", "train", "all_wrong", "image")) != 1:
-        raise QueryError("Name the query: --test-index I, --train-index I, --all-wrong or --image FILE, one of them.")
+    if sum(named[name] not in (None, False, ()) for name in ("test", "train", "all_wrong", "image", "text")) != 1:
+        raise QueryError(
+            "Name the query: --test-index I, --train-index I, --all-wrong, --image FILE or --text TEXT, one of them."
+        )
     if scores is not None:
         if scores.suffix not in (".npy", ".csv"):
             raise QueryError(f"--scores names a .npy or a .csv file to write, not {scores.name}.")
@@ -134,6 +137,8 @@ def _asked(attributor: Any, named: dict[str, Any]) -> list[Any]:
     bundle = attributor.bundle
     if named["image"] is not None:
         return [("upload", _uploaded(attributor, named["image"], named["invert"]))]
+    if named["text"]:
+        return [("upload", _text(attributor, named["text"]))]
     if named["all_wrong"]:
         predicted = np.asarray(bundle.array("test_logits")).argmax(axis=1)
         if not len(wrong := np.flatnonzero(predicted != attributor.test_labels)):
@@ -245,8 +250,8 @@ def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
         share = result.nats / result.total_nats
         whole = everything(result)
         amount = f"{percent(share)} ({result.nats:.3f} nats)"
-        yield f"These {len(result.items)} images contribute {amount} of what {whole} reveal."
-    yield f"{'rank':>4}  {'image':>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign  source"
+        yield f"These {len(result.items)} {bundle.modality.many} contribute {amount} of what {whole} reveal."
+    yield f"{'rank':>4}  {bundle.modality.one:>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign  source"
     for i in result.items:
         nats = "" if i.nats is None else f"{i.nats:.4f}"
         yield (
@@ -262,6 +267,15 @@ def _uploaded(attributor: Any, file: Path, invert: bool | None) -> Any:
 
     data = read_regular(file, LARGEST_BYTES, links=True)
     return ask_about_file(attributor, data, file.name, invert=invert, read=lambda *given: read_apart(*given).image)
+
+
+def _text(attributor: Any, parts: tuple[str, ...]) -> Any:
+    from natscope.core.errors import QueryError
+    from natscope.precompute.bundles.asking import ask_about
+
+    if attributor.bundle.modality.from_file is None:
+        raise QueryError(f"This bundle is of {attributor.bundle.modality.many}; ask about a file by --image.")
+    return ask_about(attributor, parts[0] if len(parts) == 1 else parts)
 
 
 def _class_number(text: str, classes: tuple[str, ...]) -> int:

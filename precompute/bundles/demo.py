@@ -1,19 +1,23 @@
-"""The bundles of the demo, by folder name: one clean network, and one with a backdoor."""
+"""The bundles of the demo, by folder name: one clean network, one with a backdoor, and one of texts."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from natscope import assets
 from natscope.core.bundle.format import Bundle
+from natscope.core.examples import USUAL
 from natscope.core.methods import METHODS
 from natscope.core.progress import Progress
+from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.poison import PoisonSpec
 from natscope.precompute.experiments.result import TUNED, choices
 from natscope.precompute.experiments.tuning import read, record
+from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.train import RECIPES
 
-FIRST, POISONED = "fashion-mnist", "fashion-mnist-poisoned"
+FIRST, POISONED, TEXTS = "fashion-mnist", "fashion-mnist-poisoned", "austen"
 # 50 images a class, as many as 1% of the paper's CIFAR-10. With 1% here, 15 a class, the attack works on 62 to 66%
 # of test images, with 50 on 89 to 94%; the test accuracy is within 0.3 points of the honest network's either way.
 RATE = 0.0333
@@ -23,6 +27,14 @@ EMBEDDED = {
         name="Fashion-MNIST (25%) with a backdoor, MLP",
         poison=PoisonSpec(rate=RATE),
         command=f"natscope precompute --poison-rate {RATE} --name 'Fashion-MNIST (25%) with a backdoor, MLP'",
+    ),
+    TEXTS: BuildSpec(
+        name="Which of Jane Austen’s novels?",
+        dataset="austen",
+        model=ModelSpec("attention", None),
+        training=RECIPES["attention"],
+        sketch=SketchSpec(dim=1024),
+        command="natscope precompute --dataset austen --dim 1024 --name 'Which of Jane Austen’s novels?'",
     ),
 }
 SLOW = tuple(name for name, m in METHODS.items() if m.files and not m.artifacts.usual)
@@ -55,6 +67,8 @@ def build_embedded(
 
 def untuned(bundle: Bundle) -> list[str]:
     """Return the shipped results whose sigma2 a bundle of the demo has not taken yet."""
+    if bundle.modality.name != USUAL:
+        return []  # what was tuned is of images
     wanted = {p: name for p, name in TUNED.items() if p != "backdoor" or bundle.manifest.poison is not None}
     missing = [name for purpose, name in wanted.items() if purpose not in choices(bundle.manifest)]
     return [name for name in missing if assets.path("results", name).exists()]
