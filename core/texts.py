@@ -319,7 +319,11 @@ def _unit(bags: csr_array) -> csr_array:
 def _read(array: Callable[[str], np.ndarray], file: Callable[[str], bytes], about: Mapping[str, Any]) -> Texts:
     """Return the texts that a bundle holds, once all of it is known to fit; raises ValueError if it does not."""
     tokenizer, longest = file("tokenizer"), int(about["longest"])
-    if loaded(tokenizer, longest)[1] != about["vocabulary"]:
+    try:
+        known = loaded(tokenizer, longest)[1]
+    except ValueError as error:
+        raise ValueError(f"holds a tokenizer that {error}") from error
+    if known != about["vocabulary"]:
         raise ValueError("holds a tokenizer of another vocabulary")
     arrays = {name: array(name) for name in TEXT.arrays}
     for offsets, values in (("token_offsets", "tokens"), ("text_offsets", "texts")):

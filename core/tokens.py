@@ -1,22 +1,26 @@
 """From a text to its tokens, by a tokenizer.json that a stranger may have written."""
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from natscope.core.errors import out_of_memory
-from natscope.core.files import size
+from natscope.core.files import from_json, size
 
 SEPARATOR = "\x1e"  # between the columns of a text
 LONGEST_TEXT = 100_000  # characters of an example
 MOST_TOKENS = 2**13  # that an example may be cut to
 LARGEST_VOCABULARY = 2**22
 LARGEST_TOKENIZER = 20_000_000  # bytes of a tokenizer
+_MOST_GROWTH = 1000  # times that all replacements together may lengthen a text
+_SIMPLE = re.compile(r"[^()|*+{]*(?:[*+]|\{\d{1,3},?\d{0,3}\})?[^()|*+{]*")  # a pattern that repeats one thing at most
 _ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")  # of a line
 # Control characters but for tabs and ends of lines, marks that turn the direction of writing, halves of characters.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -40,7 +44,14 @@ def loaded(tokenizer: bytes, longest: int) -> tuple[Tokenizer, int]:
     """
     if len(tokenizer) > LARGEST_TOKENIZER:
         raise ValueError(f"is larger than {size(LARGEST_TOKENIZER)}")
-    with _understood("is no tokenizer that can be used"):
+    with _understood("does not have the form of a tokenizer.json"):
+        content = from_json(tokenizer)
+        steps = list(_steps([content.get("normalizer"), content.get("pre_tokenizer")]))
+    if not all(_SIMPLE.fullmatch(pattern) for pattern, _ in steps):
+        raise ValueError("holds a pattern that may take forever")
+    if math.prod(1 + longest for _, longest in steps) > _MOST_GROWTH:
+        raise ValueError("makes texts too long")
+    with _understood("does not have the form of a tokenizer.json"):
         found = Tokenizer.from_buffer(tokenizer)
         found.no_padding()
         found.enable_truncation(longest)
@@ -51,6 +62,16 @@ def loaded(tokenizer: bytes, longest: int) -> tuple[Tokenizer, int]:
     if max(found.num_special_tokens_to_add(pair) for pair in (False, True)) >= longest:
         raise ValueError(f"leaves no room for words in {longest} tokens")
     return found, known
+
+
+def _steps(found: Any) -> Iterator[tuple[str, int]]:
+    """Yield the regular expression of each step, "" if it has none, and by how much it may lengthen a match."""
+    if isinstance(found, dict):
+        pattern = found.get("pattern")
+        regex = pattern.get("Regex", "") if isinstance(pattern, dict) else ""
+        yield str(regex), len(str(found.get("content", ""))) + len(str(found.get("prepend", "")))
+    for value in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
+        yield from _steps(value)
 
 
 def cut(text: str, tokenizer: bytes, longest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +86,7 @@ def cut(text: str, tokenizer: bytes, longest: int) -> tuple[np.ndarray, np.ndarr
         ValueError: if the tokenizer cannot be used or fails, or the text has no tokens of its own, in words that follow
             a name.
     """
-    parts, (cutter, _) = text.split(SEPARATOR), loaded(tokenizer, longest)
+    parts, (cutter, known) = text.split(SEPARATOR), loaded(tokenizer, longest)
     with _understood("cannot be cut into tokens"):
         found = cutter.encode(parts[0], parts[1] if len(parts) > 1 else None)
         ids = np.array(found.ids, dtype=np.int32)
@@ -75,6 +96,9 @@ def cut(text: str, tokenizer: bytes, longest: int) -> tuple[np.ndarray, np.ndarr
         raise ValueError("has no words")
     if (ids == 0).any():
         raise ValueError("is cut into tokens of the number 0, which stands for padding")
+    ends = np.array([len(part) for part in parts])[which.clip(0)]
+    if len(ids) > longest or (ids >= known).any() or (spans[:, 1] > ends).any() or (spans[:, 0] > spans[:, 1]).any():
+        raise ValueError("is cut into tokens that its tokenizer does not have")
     begins = np.array([0, len(parts[0]) + 1], dtype=np.int32)[which.clip(0)]
     return ids, np.where(which[:, None] < 0, 0, spans + begins[:, None]).astype(np.int32)
 

@@ -300,9 +300,15 @@ def _rte(spec: TextSpec) -> Found:
     if (folder := _rte_folder()) is not None:
         files = replace(spec, columns=_RTE, label="label", test=spec.test or folder / "dev.tsv")
         return replace(from_tables(folder / "train.tsv", files), title="rte")
+    instead = (
+        f"or put GLUE's train.tsv and dev.tsv into {home() / 'datasets' / 'RTE'}, or name the file as --dataset "
+        f"{TEXT}PATH/train.tsv"
+    )
     try:
         from datasets import load_dataset
-
+    except ImportError as error:
+        raise DataError(f"RTE comes by the library datasets, which is missing; install it, {instead}.") from error
+    try:
         found = load_dataset("nyu-mll/glue", "rte")
         classes = tuple(found["train"].features["label"].names)
         splits = [
@@ -312,13 +318,10 @@ def _rte(spec: TextSpec) -> Found:
             ]
             for split in ("train", "validation")
         ]
-    except Exception as error:  # no library, no network, a damaged download
+    except Exception as error:  # whatever a network, a disk or a new version of the library does
         if out_of_memory(error):
             raise
-        raise DataError(
-            f"RTE could not be fetched by the library datasets; put GLUE's train.tsv and dev.tsv into "
-            f"{home() / 'datasets' / 'RTE'}, or name the file as --dataset {TEXT}PATH/train.tsv."
-        ) from error
+        raise DataError(f"RTE could not be downloaded; check the network and the disk, {instead}.") from error
     return Found("rte", _RTE, _kept(splits[0], spec, "rte", []), _kept(splits[1], spec, "rte", []), classes, [], [])
 
 

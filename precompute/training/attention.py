@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 HEADS = 2
+WIDTH = 32  # of a token's vector, where nothing else is asked for
 _DROPOUT = 0.3
 
 

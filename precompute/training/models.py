@@ -19,7 +19,7 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.device import device, precision, set_precision
 from natscope.core.errors import BuildError, NatscopeError, out_of_memory
 from natscope.core.examples import Examples
-from natscope.precompute.training.attention import HEADS, Attention
+from natscope.precompute.training.attention import HEADS, WIDTH, Attention
 from natscope.precompute.training.heads import OUTPUT, attach
 from natscope.precompute.training.kinds import fault_of
 from natscope.precompute.training.projects import raised_by_one, said
@@ -28,7 +28,7 @@ from natscope.precompute.training.trusted import Code, find
 _HIDDEN: dict[str, tuple[int, ...]] = {
     "mlp": (512, 256),
     "resnet9": (),
-    "attention": (64,),
+    "attention": (WIDTH,),
 }  # units between inputs and classes
 # What code that was written for another purpose may set when it is imported.
 _PROCESS_WIDE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (

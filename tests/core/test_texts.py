@@ -1,8 +1,12 @@
+import dataclasses
+import json
+
 import msgspec
 import numpy as np
 import pytest
 import torch
 
+from natscope.core import tokens
 from natscope.core.errors import QueryError
 from natscope.core.examples import MODALITIES, batches
 from natscope.core.texts import TEXT, Texts, texts_of
@@ -63,6 +67,9 @@ def test_a_text_comes_back_as_it_was_and_each_token_names_its_place(some):
     ]
     assert [some.text(2)[a:b] for a, b in some.token_spans(2)] == ["An", "été", "in", "Bath", "."]
     assert len(some.token_spans(3)) == 12 == some.inputs.lengths.max()  # cut, the text is not
+    assert some.described() == f"11 tokens at the median, 12 at most, of {some.vocabulary}"
+    assert some.scaling() == ""
+    assert some.present().tolist() == [True] * 4
     assert some.form == (some.vocabulary, 12) == TEXT.form(some.about(), {})
 
 
@@ -155,10 +162,10 @@ def _with(values, place, value):
         (lambda t: {"about": {"columns": ["a", "b"]}}, "other columns"),
         (lambda t: {"about": {"longest": 11}}, "too many tokens"),
         (lambda t: {"about": {"vocabulary": t.vocabulary + 1}}, "another vocabulary"),
-        (lambda t: {"files": {"tokenizer": b"{}"}}, "no tokenizer that can be used"),
-        (lambda t: {"files": {"tokenizer": b"[" * 10_000}}, "no tokenizer that can be used"),
-        (lambda t: {"files": {"tokenizer": t.tokenizer[:-1]}}, "no tokenizer that can be used"),
-        (lambda t: {"files": {"tokenizer": t.tokenizer + b" " * 21_000_000}}, "larger than 20"),
+        (lambda t: {"files": {"tokenizer": b"{}"}}, "does not have the form"),
+        (lambda t: {"files": {"tokenizer": b"[" * 10_000}}, "does not have the form"),
+        (lambda t: {"files": {"tokenizer": t.tokenizer[:-1]}}, "does not have the form"),
+        (lambda t: {"files": {"tokenizer": t.tokenizer + b" " * 21_000_000}}, "tokenizer that is larger than 20 MB"),
         (lambda t: {"texts": np.frombuffer(b"a" * 300_000, np.uint8), "text_offsets": np.array([0, 1, 2, 3, 300_000])},
          "too long"),
     ],
@@ -219,6 +226,60 @@ def test_a_pair_needs_both_of_its_parts(pairs):
         pairs.given("Emma")
     with pytest.raises(QueryError, match="One of the texts is empty"):
         pairs.given(("Emma", " "))
+
+
+_BPE = '"model":{"type":"BPE","vocab":{"[PAD]":0,"a":1},"merges":[],"dropout":null}'
+
+
+def _with_steps(normalizer):
+    return json.dumps(
+        {"version": "1.0", "added_tokens": [], "normalizer": normalizer} | json.loads("{" + _BPE + "}")
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "fault"),
+    [
+        ({"type": "Replace", "pattern": {"Regex": "(a|a)*b"}, "content": "c"}, "holds a pattern that may take forever"),
+        ({"type": "Replace", "pattern": {"Regex": "a*a*a*b"}, "content": "c"}, "holds a pattern that may take forever"),
+        ({"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}, "makes texts too long"),
+        ({"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 8},
+         "makes texts too long"),
+        ({"type": "Prepend", "prepend": "a" * 1000}, "makes texts too long"),
+        (3, "does not have the form"),
+    ],
+)  # fmt: skip
+def test_tokenizers_that_would_hold_up_everything_are_refused(normalizer, fault):
+    with pytest.raises(ValueError, match=fault):
+        texts_of(["aaa"], _with_steps(normalizer), columns=("",), longest=9)
+    usual = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    assert len(texts_of(["aaa"], _with_steps(usual), columns=("",), longest=9).tokens) == 3
+
+
+def test_a_tokenizer_may_fail_in_any_way(some, monkeypatch):
+    class Panic(BaseException):
+        """As pyo3's, which is no Exception."""
+
+    class Panics:
+        def encode(self, *parts):
+            raise Panic
+
+    monkeypatch.setattr(tokens, "loaded", lambda tokenizer, longest: (Panics(), 9))
+    with pytest.raises(QueryError, match="it cannot be cut into tokens"):
+        some.given("Emma")
+
+
+def test_a_tokenizer_that_adds_what_it_does_not_know_is_found_out(some):
+    tokenizer = some.tokenizer.replace(b'"ids":[2]', b'"ids":[999999]').replace(
+        b'"single":[', b'"single":[{"SpecialToken":{"id":"[SEP]","type_id":0}},'
+    )
+    assert tokenizer != some.tokenizer
+    with pytest.raises(ValueError, match="tokens that its tokenizer does not have"):
+        texts_of(["Emma"], tokenizer, columns=("",), longest=9)
+    with pytest.raises(
+        QueryError, match=r"^The text cannot be a query: it is cut into tokens that its tokenizer does not"
+    ):
+        dataclasses.replace(some, tokenizer=tokenizer).given("Emma")
 
 
 def test_distances_are_one_minus_cosines_of_weighted_counts(some):
