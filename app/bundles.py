@@ -12,8 +12,10 @@ import numpy as np
 import streamlit as st
 
 from natscope.app import lanes, tasks
+from natscope.app.guard import MAX_UPLOADS
 from natscope.app.jobs import Lane
 from natscope.app.links import AttributeView
+from natscope.app.modalities import page_of
 from natscope.app.serve import BUNDLES
 from natscope.core.analysis.comparison import Row
 from natscope.core.analysis.stability import kin
@@ -76,7 +78,8 @@ def listed(path: Path) -> Listed:
 def _read(path: Path) -> Listed:
     poisoned = False
     try:
-        poisoned = read_manifest(path).poison is not None
+        raw = read_manifest(path)
+        poisoned = raw.poison is not None and page_of(raw.modality).poisoned
         manifest = Bundle(path).manifest
     except BundleError:
         return Listed(f"{path.name} (damaged)", poisoned=poisoned)
@@ -95,6 +98,8 @@ class Served(Capabilities):
         super().__init__(UnmappedBundle(place.path))
         place.check(self.bundle)
         self.place = place
+        own = self.bundle.modality
+        self.one, self.a_one, self.many = own.one, own.a_one, own.many  # what examples are called
         self.train_labels = self.bundle.array("train_labels")
         self.test_labels = self.bundle.array("test_labels")
         self.linear: bool = self._ask("linear", (), tasks.linear)
@@ -123,6 +128,11 @@ class Served(Capabilities):
         if kept is None:
             raise QueryError("The file that this link asks about stayed with whoever uploaded it; upload it again.")
         return self.file(digest, *kept)
+
+    def keep_file(self, digest: str, data: bytes, name: str) -> None:
+        """Keep a file for this session, by its checksum, so that `kept_file` finds it."""
+        kept = [*st.session_state.get(FILES, {}).items(), (digest, (data, name))]
+        st.session_state[FILES] = dict(kept[-MAX_UPLOADS:])
 
     def file(self, digest: str, data: bytes, name: str) -> QueryExample:
         """Return a file as a query, by its checksum, bytes and name.

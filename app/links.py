@@ -6,21 +6,18 @@ drops what its widget does not offer without a word, and a view also holds what 
 two steps of the slider.
 """
 
-import base64
-import binascii
 import math
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import numpy as np
-
+from natscope.app.modalities import page_of
 from natscope.core.analysis.coreset import FREE, PER_CLASS, VARIANTS
 from natscope.core.analysis.coreset import MOST_QUERIES as MOST_CORESET_QUERIES
 from natscope.core.bundle.format import GRID
 from natscope.core.bundle.request import CONDITIONINGS, LARGEST_SIGMA2, LEAST_SIGMA2, POOLS, QueryExample, Request
 from natscope.core.errors import QueryError
+from natscope.core.examples import MODALITIES
 from natscope.core.methods import GAINS, METHODS, REFERENCE
 
 if TYPE_CHECKING:  # only pages need Streamlit
@@ -99,7 +96,7 @@ def parse_query(text: str, limits: Limits | None = None) -> str:
     kind, _, value = text.partition(":")
     if kind in ("test", "train") and value.isascii() and value.isdecimal() and len(value) < 10:
         return text
-    if kind in ("image", "file") and value:
+    if kind in ("file", *MODALITIES) and value:
         return text
     raise ValueError(text)
 
@@ -388,30 +385,21 @@ def _parameters(view: Any) -> list[tuple[str, Parameter]]:
 # Queries
 
 
-def pack_image(image: np.ndarray) -> str:
-    """Return a small image as the text of a query, so that a link can reopen an upload."""
-    return "image:" + base64.urlsafe_b64encode(zlib.compress(image.tobytes(), 9)).decode().rstrip("=")
-
-
 def open_query(text: str, attributor: "Served") -> QueryExample:
-    """Find the image that a view's query names.
+    """Find the example that a view's query names.
 
     Raises:
-        QueryError: if there is no such image, or the link's image is damaged.
+        QueryError: if there is no such example, or the link's is damaged or of another kind than the bundle's.
     """
     kind, _, value = text.partition(":")
-    if kind != "image":
-        return attributor.kept_file(value) if kind == "file" else attributor.query(kind, int(value))
-    shape = attributor.bundle.examples("train").images.shape[1:]
-    try:
-        packed = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
-        unpacker = zlib.decompressobj()
-        raw = unpacker.decompress(packed, math.prod(shape) + 1)
-    except (binascii.Error, zlib.error, ValueError) as error:
-        raise QueryError("The image in this link is damaged; upload it again.") from error
-    if len(raw) != math.prod(shape):
-        raise QueryError("The image in this link has another size than this bundle's images; upload it again.")
-    return attributor.given(np.frombuffer(raw, np.uint8).reshape(shape))
+    if kind == "file":
+        return attributor.kept_file(value)
+    if kind not in MODALITIES:
+        return attributor.query(kind, int(value))
+    own = attributor.bundle.modality
+    if kind != own.name:
+        raise QueryError(f"The link asks about {MODALITIES[kind].a_one}, and this bundle's examples are {own.many}.")
+    return attributor.given(page_of(own).unpack(value, attributor.bundle.examples("train")))
 
 
 def exponent_of(sigma2: float) -> float:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from natscope.app.figures.thumbnails import Sheet, sheet
+from natscope.app.figures.thumbnails import Sheet
+from natscope.app.modalities import page_of
 from natscope.core.analysis.audit import suspicion
 from natscope.core.analysis.comparison import Row, compare_one
 from natscope.core.analysis.coreset import Coresets
@@ -94,10 +95,10 @@ class Chosen:
 
 @dataclass(frozen=True, eq=False)
 class TrainingMap:
-    """Training images in the plane, and small pictures of those that were arranged."""
+    """Training examples in the plane, and small pictures of those that were arranged, where they have any."""
 
     embedding: Embedding
-    pictures: Sheet
+    pictures: Sheet | None
 
 
 def _opened(place: Place) -> Attributor:
@@ -205,8 +206,11 @@ def training_map(progress: Progress, place: Place, features: str, file: Path) ->
     attributor = _opened(place)
     attributor.bundle.check_unchanged()
     found = kept(file, attributor.bundle.array(features), progress)
+    examples, shrink = attributor.bundle.examples("train"), page_of(attributor.bundle.modality).sheet
+    if shrink is None:
+        return TrainingMap(found, None)
     progress("Shrinking the pictures", 0, 1)
-    return TrainingMap(found, sheet(attributor.bundle.examples("train").images, found.arranged))
+    return TrainingMap(found, shrink(examples, found.arranged))
 
 
 def sketches(

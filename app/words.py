@@ -9,49 +9,50 @@ import numpy as np
 
 from natscope.app import escape
 from natscope.core.bundle.request import Attribution, QueryExample
+from natscope.core.examples import Modality
 from natscope.core.index.spec import EXACT, KINDS
 from natscope.core.methods import METHODS, Method
 
 GLOSSARY = {
-    "Attribution": "A ranking of training images by how much one prediction depends on them.",
+    "Attribution": "A ranking of training examples by how much one prediction depends on them.",
     "Backdoor": "Training images with a planted patch and a wrong label (poisoned images) that teach the network to "
     "give that label to any image with the patch.",
     "Bundle": "A folder with one trained network, its data and everything that is computed from them ahead of time.",
-    "Conditioning set": "What the surrogate is taken to know before images are removed: the pool, or all training "
+    "Conditioning set": "What the surrogate is taken to know before examples are removed: the pool, or all training "
     "data under the target’s logit.",
-    "Coreset": "A few training images that stand in for the whole training set: chosen to tell most about many test "
-    "images together.",
-    "Influence": "How much a prediction would change if a training image had more or less weight in "
+    "Coreset": "A few training examples that stand in for the whole training set: chosen to tell most about many test "
+    "examples together.",
+    "Influence": "How much a prediction would change if a training example had more or less weight in "
     "training. Information is about certainty instead.",
-    "Information": "By how much training images narrow the surrogate’s uncertainty about a prediction, in nats: "
+    "Information": "By how much training examples narrow the surrogate’s uncertainty about a prediction, in nats: "
     "what they tell by themselves (gain), or what is lost without them (loss).",
-    "Jacobian": "How the target’s logit would change with each weight of the network. Two images with similar "
+    "Jacobian": "How the target’s logit would change with each weight of the network. Two examples with similar "
     "Jacobians teach the network the same thing.",
-    "M": "How many training images are selected, one after another.",
+    "M": "How many training examples are selected, one after another.",
     "Nat": "A unit of information, like a bit (1 nat = 1.44 bits). n nats make the model’s uncertainty about its "
     "prediction eⁿ times as narrow: 0.7 nats halve it.",
-    "Out-of-distribution": "An image unlike any in the training data. The network still names a class, but neither "
+    "Out-of-distribution": "An example unlike any in the training data. The network still names a class, but neither "
     "the prediction nor its attribution means much.",
-    "Pool": "The training images that may be selected: those labelled with the target, or all of them.",
-    "Proponent, opponent": "▲ an image whose label pulls the target’s logit the same way as the query’s; ▼ one that "
+    "Pool": "The training examples that may be selected: those labelled with the target, or all of them.",
+    "Proponent, opponent": "▲ an example whose label pulls the target’s logit the same way as the query’s; ▼ one that "
     "pulls the other way.",
-    "Query": "The image whose prediction is explained: a test image, one of yours, or a training image (which is "
+    "Query": "The example whose prediction is explained: a test example, one of yours, or a training example (which is "
     "then left out).",
-    "Random baseline": "As many images drawn at random. A method is useful if it does better.",
-    "Redundancy": "The mean cosine between the features of all pairs of selected images. Near 1 they repeat each "
+    "Random baseline": "As many examples drawn at random. A method is useful if it does better.",
+    "Redundancy": "The mean cosine between the features of all pairs of selected examples. Near 1 they repeat each "
     "other.",
-    "Relative information": "What would be lost without a method’s images, divided by what would be lost without "
+    "Relative information": "What would be lost without a method’s examples, divided by what would be lost without "
     "those that greedy selection for this loss finds, at the same M and σ².",
-    "Retrain": "Train the network once more from the same initial weights in the same order, without some images or "
-    "with some images alone.",
+    "Retrain": "Train the network once more from the same initial weights in the same order, without some examples or "
+    "with some examples alone.",
     "Sketch": "A random projection of the Jacobian to K numbers (4,096 by default) that keeps inner products nearly "
     "unchanged. How far they are off is the sketch error.",
     "Surrogate": "The network linearised at its trained weights: a Gaussian process whose kernel is the inner "
     "product of Jacobians. All information is about its variance.",
     "Target": "The class whose logit is attributed. By default the predicted one; another one asks “why not that?”.",
-    "σ²": "Observation noise variance of the surrogate: how little a single training image settles. Small: one image "
-    "can settle a question, and near-duplicates are redundant. Large: images add up, and all criteria tend to the "
-    "squared correlation.",
+    "σ²": "Observation noise variance of the surrogate: how little a single training example settles. Small: one "
+    "example can settle a question, and near-duplicates are redundant. Large: examples add up, and all criteria tend "
+    "to the squared correlation.",
 }
 NAT = GLOSSARY["Nat"]
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -59,13 +60,13 @@ _NOISE = 1e-9  # a share that is rounding
 
 LIMITS = (
     "**A surrogate, not retraining.** The numbers are about the network linearised at its trained weights. Retraining "
-    "without the images can end elsewhere.",
-    "**Certainty, not correctness.** Labels never enter the variance. An image can carry many nats and be wrongly "
+    "without the examples can end elsewhere.",
+    "**Certainty, not correctness.** Labels never enter the variance. An example can carry many nats and be wrongly "
     "labelled.",
     "**Sketched.** Features are random projections; at K = 4,096 the relative error of the Gram matrix is 4% "
     "within a class and 10% over all classes (`make bench`).",
-    "**Greedy.** Images are picked one at a time. What they tell about one query is not submodular in general: an "
-    "image that tells nothing by itself can tell much after another, so there is no guarantee that the list is the "
+    "**Greedy.** Examples are picked one at a time. What they tell about one query is not submodular in general: an "
+    "example that tells nothing by itself can tell much after another, so there is no guarantee that the list is the "
     "best of its length.",
 )
 
@@ -92,7 +93,7 @@ EXPERT = Labels(
     budget="M",
     budget_help=GLOSSARY["M"],
     pool="Pool",
-    pool_help=GLOSSARY["Pool"] + " For all, every image’s Jacobian under the target’s logit is computed once (a few "
+    pool_help=GLOSSARY["Pool"] + " For all, every example’s Jacobian under the target’s logit is computed once (a few "
     "seconds) and kept.",
     pools={"same-class": "same class", "all": "all classes"},
     conditioning="Conditioned on",
@@ -101,17 +102,17 @@ EXPERT = Labels(
     conditionings={"pool": "pool", "train": "all training data"},
 )
 PLAIN = Labels(
-    sigma2="How noisy a single image is",
-    sigma2_help="To the left, one image can settle a question and look-alikes add nothing. To the right, it takes "
-    "many images to settle anything, and look-alikes add up.",
-    budget="How many images",
+    sigma2="How noisy a single example is",
+    sigma2_help="To the left, one example can settle a question and look-alikes add nothing. To the right, it takes "
+    "many examples to settle anything, and look-alikes add up.",
+    budget="How many examples",
     budget_help="The length of the list.",
     pool="Look among",
-    pool_help="Images with the same label as the answer, or all training images.",
-    pools={"same-class": "this label", "all": "all images"},
+    pool_help="Examples with the same label as the answer, or all training examples.",
+    pools={"same-class": "this label", "all": "all examples"},
     conditioning="What the model already knows",
-    conditioning_help="Whether images with other labels also count as knowledge about this answer.",
-    conditionings={"pool": "this label", "train": "all images"},
+    conditioning_help="Whether examples with other labels also count as knowledge about this answer.",
+    conditionings={"pool": "this label", "train": "all examples"},
 )
 
 
@@ -134,30 +135,42 @@ def informative() -> str:
     return titles(method for method in METHODS.values() if method.information)
 
 
-def everything(result: Attribution) -> str:
-    """Return a name, in the plural, for the images whose information is the total."""
+def everything(result: Attribution, of: Modality) -> str:
+    """Return a name, in the plural, for the examples whose information is the total."""
     conditioned = METHODS[result.request.method].conditions and result.request.conditioning == "train"
-    return "all training images" if conditioned else f"the {result.pool_size:,} candidates"
+    return f"all training {of.many}" if conditioned else f"the {result.pool_size:,} candidates"
 
 
-def finding(result: Attribution, method: Method, target: str, *, plain: bool, predicted: bool = True) -> str:
-    """Return a sentence or two on what was found (Markdown), of a target that is the predicted class or another one."""
+def finding(
+    result: Attribution, method: Method, target: str, *, of: Modality, plain: bool, predicted: bool = True
+) -> str:
+    """Return a sentence or two on what was found (Markdown).
+
+    Args:
+        result: the answer.
+        method: that gave it.
+        target: the title of the class that was asked about.
+        of: what the examples are.
+        plain: whether to use no technical terms.
+        predicted: whether the target is the predicted class.
+    """
     if plain:
-        return _plain_finding(result, method, target, predicted=predicted)
+        return _plain_finding(result, method, target, of=of, predicted=predicted)
     count = len(result.items)
-    images = "This image" if count == 1 else f"These {count} images"
+    these = f"This {of.one}" if count == 1 else f"These {count} {of.many}"
     if result.nats is None:
         kind = "is ranked" if count == 1 else "are ranked"
-        return f"{images} {kind} first by {method.title}, which ranks images but does not measure information."
+        return f"{these} {kind} first by {method.title}, which ranks {of.many} but does not measure information."
     if result.total_nats is not None and result.total_nats < 1e-12:
         return "The candidates tell the model nothing about this answer: there is no information to share out."
     verb, amount = "contributes" if count == 1 else "contribute", nats(result.nats)
     if result.total_nats:
         named = f"“{escape.markdown(target)}”"
-        of = f"of what {everything(result)} reveal about {f'this {named} prediction' if predicted else f'{named} here'}"
-        said = f"{images} {verb} **{percent(result.nats / result.total_nats)}** ({amount}) {of}."
+        about = f"this {named} prediction" if predicted else f"{named} here"
+        whole = f"of what {everything(result, of)} reveal about {about}"
+        said = f"{these} {verb} **{percent(result.nats / result.total_nats)}** ({amount}) {whole}."
     else:
-        said = f"{images} {verb} **{amount}**."
+        said = f"{these} {verb} **{amount}**."
     if method.information == "loss":
         return (
             f"{said} Without {'it' if count == 1 else 'them'}, the model’s uncertainty would be {wider(result.nats)}."
@@ -166,19 +179,19 @@ def finding(result: Attribution, method: Method, target: str, *, plain: bool, pr
     return f"{said} {alone} the model’s uncertainty {narrower(result.nats)}."
 
 
-def _plain_finding(result: Attribution, method: Method, target: str, *, predicted: bool) -> str:
+def _plain_finding(result: Attribution, method: Method, target: str, *, of: Modality, predicted: bool) -> str:
     count, named = len(result.items), escape.markdown(target)
-    images = "this one" if count == 1 else f"these {count}"
+    these = "this one" if count == 1 else f"these {count}"
     labelled = "" if result.request.pool == "all" else f" labelled {named}"
-    among = f"Of {result.pool_size:,} training images{labelled}"
+    among = f"Of {result.pool_size:,} training {of.many}{labelled}"
     answer = "this answer" if predicted else f"the answer “{named}”"
     if result.nats is None:
-        return f"{among}, {method.title} puts {images} first. It does not measure how much each one matters."
+        return f"{among}, {method.title} puts {these} first. It does not measure how much each one matters."
     if result.total_nats is not None and result.total_nats < 1e-12:
         return f"{among}, none tells the network anything about {answer}."
     portion_of = f": **{percent(result.nats / result.total_nats)}**" if result.total_nats else ""
     share = f"{portion_of} of what the network learnt about it" if portion_of else ""
-    said = f"{among}, {images} matter{'s' if count == 1 else ''} most for {answer}{share}."
+    said = f"{among}, {these} matter{'s' if count == 1 else ''} most for {answer}{share}."
     if method.information == "loss":
         return f"{said} Without {'it' if count == 1 else 'them'}, the network’s doubt would be {wider(result.nats)}."
     alone = "It alone makes" if count == 1 else "They alone make"
@@ -186,7 +199,7 @@ def _plain_finding(result: Attribution, method: Method, target: str, *, predicte
 
 
 def verdict(query: QueryExample, classes: Sequence[str]) -> str:
-    """Return a plain sentence on what the network says of an image, and whether its label agrees (Markdown)."""
+    """Return a plain sentence on what the network says of an example, and whether its label agrees (Markdown)."""
     said = f"The network says **{escape.markdown(classes[query.predicted])}**"
     if query.label is None:
         return f"{said}."
@@ -206,16 +219,16 @@ def narrower(nats: float) -> str:
     return f"{percent(-math.expm1(-nats))} smaller"
 
 
-def special(picks: Sequence[float], scores: np.ndarray, method: Method, *, plain: bool = False) -> str:
+def special(picks: Sequence[float], scores: np.ndarray, method: Method, *, of: Modality, plain: bool = False) -> str:
     """Return a sentence on how far the first picks (M,) lie above all candidates' scores (n,)."""
     best, middle = max(picks), float(np.median(scores))
     if plain:
         ratio = best / middle if middle > 0 else math.inf
         if not math.isfinite(ratio):
-            return "A typical training image of them does not matter at all."
+            return f"A typical training {of.one} of them does not matter at all."
         if ratio < 2:
-            return "The strongest of them matters little more than a typical training image."
-        return f"The strongest of them matters {ratio:,.0f} times as much as a typical training image."
+            return f"The strongest of them matters little more than a typical training {of.one}."
+        return f"The strongest of them matters {ratio:,.0f} times as much as a typical training {of.one}."
     above = int((scores > best).sum())
     unit = nats if method.information else number
     if method.information == "loss":
@@ -231,12 +244,12 @@ def special(picks: Sequence[float], scores: np.ndarray, method: Method, *, plain
 
 
 def image_name(query: QueryExample) -> str:
-    """Return an image's name in the names of files."""
+    """Return an example's name in the names of files."""
     return "upload" if query.index is None else f"{query.origin}-{query.index}"
 
 
 def file_name(query: QueryExample, result: Attribution, classes: Sequence[str]) -> str:
-    """Return a file's name, without its ending, that says what was asked: image, target, method, sigma2 and M."""
+    """Return a file's name, without its ending, that says what was asked: example, target, method, sigma2 and M."""
     target = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in classes[result.target])[:30]
     request, method = result.request, METHODS[result.request.method]
     digits = np.format_float_positional(result.sigma2, precision=3, fractional=False, trim="-")
@@ -247,10 +260,10 @@ def file_name(query: QueryExample, result: Attribution, classes: Sequence[str]) 
 
 
 def searched(kind: str) -> str:
-    """Return a sentence on which index found the images."""
+    """Return a sentence on which index found the examples."""
     if kind in EXACT:
         return f"Searched with {'a flat' if kind == 'flat' else 'an SQ8'} index (exact)."
-    return f"Searched with an {KINDS[kind]} index: fast in large pools, but it may miss an image."
+    return f"Searched with an {KINDS[kind]} index: fast in large pools, but it may miss an example."
 
 
 def regime_hint(kind: str, *, plain: bool) -> str:
@@ -351,7 +364,7 @@ def sigma2_text(value: float) -> str:
 
 
 def ratio_text(sigma2: float, mean_kernel: float) -> str:
-    """Return σ² as a multiple of mean k(x, x); "" where no image moves the network's answer."""
+    """Return σ² as a multiple of mean k(x, x); "" where no example moves the network's answer."""
     return f"{sigma2_text(sigma2 / mean_kernel)} × mean k(x, x)" if mean_kernel else ""
 
 

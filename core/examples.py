@@ -145,6 +145,11 @@ class Modality:
     suits: Callable[[Sequence[Any], int, tuple[int, ...]], bool] = lambda patterns, size, form: False
     files: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def a_one(self) -> str:
+        """What an example is called, with its article: "an image"."""
+        return f"{'an' if self.one[0] in 'aeiou' else 'a'} {self.one}"
+
 
 USUAL = "image"  # the modality of manifests that name none
 MODALITIES: dict[str, Modality] = {}

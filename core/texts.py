@@ -5,7 +5,7 @@ count characters of that string. Token 0 is padding and stands in no stored text
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -149,6 +149,11 @@ class Texts:
     def about(self) -> dict[str, Any]:
         """Return titles and sizes."""
         return {"columns": list(self.columns), "vocabulary": self.vocabulary, "longest": self.longest}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is sent to another process: of texts that were chosen, none of the others."""
+        kept = {each.name: getattr(self, each.name) for each in fields(self)}
+        return kept if self.rows is None else kept | self.arrays() | {"rows": None}
 
     def text(self, index: int) -> str:
         """Return a text, with a separator between its parts."""

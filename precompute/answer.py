@@ -13,29 +13,30 @@ from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Attribution, Item, QueryExample, Request, is_whole, quoted
 from natscope.core.errors import BundleError, FileError, QueryError
+from natscope.core.examples import Examples
 from natscope.core.files import opened
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.parameters import WEIGHTS, imbalance
 from natscope.precompute.bundles.asking import ask_about, ask_about_file
 from natscope.precompute.bundles.opening import open_attributor
-from natscope.precompute.data.decode import data_uri
+from natscope.precompute.data.shown import card
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
 
-_FEW = 60  # pictures that a notebook shows
+_FEW = 60  # examples that a notebook shows
 _QUERY = "A query is the number of a test image, test:3, train:3, an input, a picture or a file"
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """Ranked training examples for one query, with pictures.
+    """Ranked training examples for one query, with the examples themselves.
 
     Args:
         query: what was asked about.
         attribution: the ranking, with everything that is known of it.
         classes: a title for each label.
-        pictures: (M, H, W) or (M, H, W, 3) uint8, of the ranked examples.
+        examples: the ranked training examples.
         remarks: what to know of the network's outputs and parameters, and of a kernel that is not of weights, a clause
             each.
 
@@ -50,7 +51,7 @@ class Answer:
     query: QueryExample
     attribution: Attribution
     classes: tuple[str, ...]
-    pictures: np.ndarray = field(repr=False)
+    examples: Examples = field(repr=False)
     remarks: tuple[str, ...] = ()
 
     @property
@@ -91,7 +92,7 @@ class Answer:
         return pandas.DataFrame(rows, columns=order)
 
     def _repr_html_(self) -> str:
-        """Return the answer as notebooks show it: a sentence, and the pictures with rank, class and amount."""
+        """Return the answer as notebooks show it: a sentence, and the examples with rank, class and amount."""
         method, said = METHODS[self.attribution.request.method], self.classes[self.query.predicted]
         about = f"Predicted {said} ({self.query.probabilities[self.query.predicted]:.1%})"
         asked = self.classes[self.attribution.target]
@@ -99,28 +100,18 @@ class Answer:
         if self.nats is not None:
             about += f". These {len(self)} training examples carry {self.nats:.3g} nats"
         unit = "" if self.nats is None else " nats"
-        shown = zip(self.items, self.attribution.amounts, self.pictures, strict=False)
+        shown = zip(self.items, self.attribution.amounts, strict=True)
         cards = [
-            _card(picture, f"{item.rank}. {self.classes[item.label]}", f"{amount:.3g}{unit}", item.source)
-            for item, amount, picture in list(shown)[:_FEW]
+            card(self.examples, row, f"{item.rank}. {self.classes[item.label]}", f"{amount:.3g}{unit}", item.source)
+            for row, (item, amount) in enumerate(list(shown)[:_FEW])
         ]
-        own = _card(self.query.example.images[0], "the query", said, self.query.source)
+        own = card(self.query.example, 0, "the query", said, self.query.source)
         more = f"<p>… and {len(self) - _FEW} more.</p>" if len(self) > _FEW else ""
         noted = "".join(f"<p>Network: {escape(remark)}.</p>" for remark in self.remarks)
         return (
             f"<div><p>{escape(about)}, by {escape(method.title)}.</p>{noted}"
             f'<div style="display:flex;flex-wrap:wrap;gap:8px">{own}{"".join(cards)}</div>{more}</div>'
         )
-
-
-def _card(picture: np.ndarray, title: str, amount: str, source: str) -> str:
-    return (
-        f'<figure style="margin:0;width:96px;font-size:11px" title="{escape(source)}">'
-        f'<img src="{data_uri(picture)}" alt="{escape(title)}" '
-        'style="width:96px;height:96px;object-fit:contain;image-rendering:pixelated">'
-        f'<figcaption style="overflow-wrap:anywhere"><b>{escape(title)}</b><br>{escape(amount)}<br>'
-        f"{escape(source)}</figcaption></figure>"
-    )
 
 
 class Explainer:
@@ -174,12 +165,11 @@ class Explainer:
         request = Request(method, sigma2, budget, pool, conditioning, label, seed)
         asked = self._asked(query, invert)
         found = self.attributor.attribute(asked, request)
-        rows = [item.train_index for item in found.items]
-        pictures = np.asarray(self.bundle.examples("train").images[rows])
+        examples = self.bundle.examples("train")[np.array([item.train_index for item in found.items], dtype=np.int64)]
         results = self.bundle.manifest.results
         unusual = imbalance(results["kernel"].get("shares", {WEIGHTS: 1.0}), results["kernel"].get("whole"))
         remarks = (*results.get("remarks", ()), *([unusual.rstrip(".")] if unusual else []))
-        return Answer(asked, found, self.classes, pictures, remarks)
+        return Answer(asked, found, self.classes, examples, remarks)
 
     def __repr__(self) -> str:
         """Return the title, and what there is to ask about."""

@@ -1,18 +1,17 @@
-// The comparison figure: the query on the left, one row of images a method. A click goes to Python as a trigger.
+// The comparison figure: the query on the left, one row of examples a method, or one column of texts. A click goes to Python as a trigger.
 export default function ({ data, parentElement, setTriggerValue }) {
   const root = parentElement.querySelector(".comparison");
   const rows = element("div", "rows");
   data.strips.forEach((strip) => rows.append(row(strip)));
+  root.classList.toggle("worded", Boolean(data.query.text));
   root.replaceChildren(query(), rows);
 
   function query() {
     const cell = element("figure", "query");
-    const image = element("img");
-    image.src = data.query.src;
-    image.alt = "query: " + data.query.name;
+    const example = data.query.text ? passage(data.query.text) : picture(data.query.src, "query: " + data.query.name);
     const caption = element("figcaption");
     caption.append(element("strong", "", data.query.says), element("span", "", data.query.name));
-    cell.append(image, caption);
+    cell.append(example, caption);
     return cell;
   }
 
@@ -37,10 +36,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     button.dataset.image = tile.image;
     if (tile.colour) button.style.setProperty("--mark", tile.colour);
     button.classList.toggle("shared", Boolean(tile.colour));
-    const image = element("img");
-    image.src = tile.src;
-    image.alt = "";
-    button.append(image);
+    button.append(tile.text.length ? passage(tile.text) : picture(tile.src, ""));
     if (tile.tag) button.append(element("span", "tag", tile.tag));
     button.onclick = () => setTriggerValue("picked", tile.image);
     for (const [event, on] of [["mouseenter", true], ["focus", true], ["mouseleave", false], ["blur", false]])
@@ -51,7 +47,19 @@ export default function ({ data, parentElement, setTriggerValue }) {
     return cell;
   }
 
-  // An image that several rows have stands out in all of them while it is pointed at.
+  function picture(src, alt) {
+    const image = element("img");
+    image.src = src;
+    image.alt = alt;
+    return image;
+  }
+
+  // A user's words are never read as HTML.
+  function passage(pieces) {
+    return element("span", "text", pieces.map(([said]) => said).join(""));
+  }
+
+  // What several rows have stands out in all of them while it is pointed at.
   function light(tile, on) {
     root.classList.toggle("lit", on && Boolean(tile.tag));
     root.querySelectorAll(".picture").forEach((other) =>

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from natscope.app.components import clicked, component
 from natscope.app.theme import FRAMES
@@ -9,9 +10,11 @@ from natscope.app.theme import FRAMES
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a row; `tag` is a letter if other rows have the image too, `colour` its frame; both may be ""."""
+    """One example of a row: a picture, or else pieces of text, as of a card.
 
-    src: str
+    `tag` is a letter if other rows have it too, `colour` its frame; both may be "".
+    """
+
     alt: str
     title: str
     caption: str
@@ -19,6 +22,8 @@ class Tile:
     image: int
     tag: str = ""
     colour: str = ""
+    src: str = ""
+    text: Sequence[Sequence[Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,17 @@ def _letters(position: int) -> str:
 
 
 def comparison(
-    query_src: str, query_text: tuple[str, str], strips: Sequence[Strip], *, key: str, on_pick: Callable[[int], None]
+    look: dict[str, Any],
+    query_text: tuple[str, str],
+    strips: Sequence[Strip],
+    *,
+    key: str,
+    on_pick: Callable[[int], None],
 ) -> None:
     """Draw the figure for one query.
 
     Args:
-        query_src: data URI of the query's image.
+        look: the query's `src` or `text`, as of a tile.
         query_text: its name and the model's answer.
         strips: the rows.
         key: unique on the page.
@@ -61,7 +71,7 @@ def comparison(
     component("comparison", '<div class="comparison"></div>')(
         key=key,
         data={
-            "query": {"src": query_src, "name": query_text[0], "says": query_text[1]},
+            "query": look | {"name": query_text[0], "says": query_text[1]},
             "strips": [asdict(strip) for strip in strips],
         },
         on_picked_change=picked,

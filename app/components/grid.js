@@ -1,4 +1,4 @@
-// A grid of images: one element, however many images. Clicks and keys go to Python as triggers.
+// A grid of examples: one element, however many there are. Clicks and keys go to Python as triggers.
 const EXPLAIN = `<svg viewBox="0 0 24 24" width="16" height="16" fill="none" stroke="currentColor" stroke-width="2" aria-hidden="true">
   <circle cx="12" cy="12" r="7"/><circle cx="12" cy="12" r="2.5" fill="currentColor"/><path d="M12 1v4M12 19v4M1 12h4M19 12h4"/></svg>`;
 export default function ({ data, parentElement, setTriggerValue }) {
@@ -7,6 +7,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   grid.setAttribute("aria-label", data.label);
   grid.setAttribute("aria-keyshortcuts", "ArrowLeft ArrowRight ArrowUp ArrowDown Home End");
   grid.classList.toggle("bare", data.items.every((item) => !item.rank) && !data.appear);
+  grid.classList.toggle("worded", data.items.some((item) => item.text.length));
   grid.classList.toggle("told", Boolean(data.appear));
   grid.classList.toggle("parted", Boolean(data.appear) && data.items.some((item) => item.framed));
   // Redrawing must not take the focus from who uses the keyboard: it goes to the same button of the same place.
@@ -51,10 +52,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     button.title = item.title;
     button.setAttribute("aria-label", item.alt);
     if (place === data.selected) button.setAttribute("aria-pressed", "true");
-    const image = element("img");
-    image.src = item.src;
-    image.alt = "";
-    button.append(image);
+    button.append(item.text.length ? passage(item.text) : picture(item.src));
     if (item.tag) button.append(element("span", "tag", item.tag));
     button.onfocus = () => reach(place);
     cell.append(button);
@@ -81,6 +79,26 @@ export default function ({ data, parentElement, setTriggerValue }) {
       cell.append(reuse);
     }
     return cell;
+  }
+
+  function picture(src) {
+    const image = element("img");
+    image.src = src;
+    image.alt = "";
+    return image;
+  }
+
+  // Pieces of a text, tinted by their sign and share: a user's words are never read as HTML.
+  function passage(pieces) {
+    const text = element("span", "text");
+    for (const [said, tint] of pieces) text.append(tint ? word(said, tint) : document.createTextNode(said));
+    return text;
+  }
+
+  function word(said, tint) {
+    const made = element("span", tint < 0 ? "against" : "for", said);
+    made.style.setProperty("--tint", Math.round(100 * Math.abs(tint)) + "%");
+    return made;
   }
 
   // A dialog that a click opens gives the focus back to who uses the keyboard, not to the page's beginning.

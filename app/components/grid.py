@@ -1,25 +1,22 @@
-"""Images on pages: one component that draws a whole grid, and the conversion of arrays to inline PNGs."""
+"""Examples on pages: one component that draws a whole grid."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-
-import numpy as np
-from PIL import Image
+from typing import Any
 
 from natscope.app.components import clicked, component
-from natscope.precompute.data import decode
 
-_KEPT, _SMALL = 4096, 2**13  # encoded images that are remembered, for all visitors, and bytes of the largest such image
+_LEAST_TEXT = 210  # pixels of a card's width that a text needs
 
 
 @dataclass(frozen=True)
 class Card:
-    """One image of a grid.
+    """One example of a grid.
 
     Args:
-        src: data URI of the picture.
         alt: what a screen reader says.
+        src: data URI of the picture, if it is one.
+        text: otherwise its pieces, each with its tint from -1, against, to 1, for; a part of the text each.
         title: the tooltip.
         rank: its rank as text, such as "1".
         value: its number with unit and sign.
@@ -31,8 +28,9 @@ class Card:
         href: address that a click on it opens in another tab, as `st.link_button` does; none picks the card.
     """
 
-    src: str
     alt: str
+    src: str = ""
+    text: Sequence[Sequence[Any]] = ()
     title: str = ""
     rank: str = ""
     value: str = ""
@@ -62,7 +60,7 @@ def grid(
         cards: what to draw.
         key: unique on the page.
         label: what the grid is, for screen readers.
-        size: least width of a card, in pixels.
+        size: least width of a card, in pixels; a text needs more.
         selected: position of the card that is marked.
         reuse: tooltip of the small button on each card; no button when empty.
         appear: whether cards appear one after another, all in view on a phone too; framing some dims the rest.
@@ -83,7 +81,7 @@ def grid(
         data={
             "items": [vars(card) for card in cards],
             "label": label,
-            "size": size,
+            "size": max(size, _LEAST_TEXT) if any(card.text for card in cards) else size,
             "selected": selected,
             "reuse": reuse,
             "appear": appear,
@@ -91,15 +89,3 @@ def grid(
         on_picked_change=call("picked", on_pick),
         on_reused_change=call("reused", on_reuse),
     )
-
-
-def data_uri(image: np.ndarray | Image.Image) -> str:
-    """Encode an image, (H, W) or (H, W, 3) uint8, as an inline PNG."""
-    if isinstance(image, np.ndarray) and image.nbytes <= _SMALL:
-        return _thumbnail(image.tobytes(), image.shape)
-    return decode.data_uri(image)
-
-
-@lru_cache(maxsize=_KEPT)  # a page that shows the same images at every click would encode them each time
-def _thumbnail(pixels: bytes, shape: tuple[int, ...]) -> str:
-    return decode.data_uri(np.frombuffer(pixels, np.uint8).reshape(shape))

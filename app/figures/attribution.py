@@ -8,7 +8,7 @@ from natscope.app.figures.chart import Axis, Heatmap, Lines, Reference, Series, 
 from natscope.core.bundle.request import Attribution
 from natscope.core.methods import METHODS
 
-IMAGES, NATS = Axis("Number of images, M", zero=True, whole=True), Axis("Information (nats)", zero=True)
+IMAGES, NATS = Axis("Number of examples, M", zero=True, whole=True), Axis("Information (nats)", zero=True)
 _BINS = 40
 _FLOOR, _LIFT = 0.5, 0.1  # of a logarithmic axis, and how high above it the marks are, as a share of its length
 
@@ -27,7 +27,7 @@ def curve(result: Attribution) -> Lines:
         nats,
         colour=METHODS[result.request.method].colour,
         marker="circle",
-        hover="first {x}: {y:.4g} nats<br>training image {note}",
+        hover="first {x}: {y:.4g} nats<br>training example {note}",
         notes=[str(item.train_index) for item in result.items],
     )
     total = () if far else (Reference(result.total_nats or 0.0, "all candidates"),)
@@ -57,7 +57,7 @@ def spread(scores: np.ndarray, picks: Sequence[float], result: Attribution) -> L
         hover="rank {note}: {x:.3g}",
         notes=list(result.rank_labels),
     )
-    units = {"gain": "What the image alone tells (nats)", "loss": "What is lost without it alone (nats)"}
+    units = {"gain": "What the example alone tells (nats)", "loss": "What is lost without it alone (nats)"}
     unit = units[method.information] if method.information else method.score.capitalize()
     return Lines([bars, marks], Axis(unit), Axis("Candidates", (_FLOOR, 2 * tallest), log=True), height=260)
 

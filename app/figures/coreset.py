@@ -22,13 +22,13 @@ _TITLES = {
 def class_balance(counts: np.ndarray, classes: Sequence[str], method: str) -> Bars:
     """Return how many images of each class (C,) were chosen."""
     colours = [METHODS[method].colour] * len(classes)
-    return Bars(classes, counts.tolist(), Axis("Images", zero=True, whole=True), colours)
+    return Bars(classes, counts.tolist(), Axis("Examples", zero=True, whole=True), colours)
 
 
 def information(nats: np.ndarray, at_random: np.ndarray, method: str) -> Lines:
     """Return the nats (M,) of a coreset's first images, and of as many random ones, against their number."""
-    lines = [gained(nats, method, "this coreset"), gained(at_random, RANDOM, "random images")]
-    return Lines(lines, IMAGES, Axis("Nats per test image", zero=True), height=290)
+    lines = [gained(nats, method, "this coreset"), gained(at_random, RANDOM, "random examples")]
+    return Lines(lines, IMAGES, Axis("Nats per test example", zero=True), height=290)
 
 
 def overlap(methods: Sequence[str], shares: Sequence[float]) -> Bars:
@@ -73,7 +73,7 @@ def accuracies(result: dict[str, Any]) -> list[Lines]:
                 row["method"],
                 grid,
                 **measured(row["accuracy"], 100),
-                hover="{name}, {x:,} images: {y:.1f}{spread}%",
+                hover="{name}, {x:,} examples: {y:.1f}{spread}%",
             )
             for row in rows
         ]

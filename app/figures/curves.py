@@ -51,8 +51,8 @@ def lengths(ratios: np.ndarray) -> Lines:
     counts, edges = np.histogram(ratios, bins=30)
     width = edges[1] - edges[0]
     middles = np.linspace(edges[0] - width / 2, edges[-1] + width / 2, len(counts) + 2)  # empty ones at both ends
-    bins = Series("", middles.tolist(), [0, *counts.tolist(), 0], area=True, hover="{x:.3f}: {y} images")
-    return Lines([bins], Axis("Squared length, sketched ÷ exact"), Axis("Images", zero=True, whole=True), height=200)
+    bins = Series("", middles.tolist(), [0, *counts.tolist(), 0], area=True, hover="{x:.3f}: {y} examples")
+    return Lines([bins], Axis("Squared length, sketched ÷ exact"), Axis("Examples", zero=True, whole=True), height=200)
 
 
 def _read(curve: dict[str, Any]) -> Curve:

@@ -1,15 +1,17 @@
-"""Sheets of images to download: a ranking, and the comparison of methods."""
+"""Sheets of examples to download: a ranking, and the comparison of methods."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from natscope.app import escape
 from natscope.app.components.comparison import marks
 from natscope.app.figures.style import Axes, Figure, Rectangle, blank, saved
+from natscope.app.modalities import page_of
 from natscope.app.words import nats, number, sigma2_text
 from natscope.core.analysis.comparison import Row, shared_images
 from natscope.core.bundle.request import Attribution, QueryExample
+from natscope.core.examples import Examples
 from natscope.core.methods import METHODS
 
 _COLUMNS = 10
@@ -17,44 +19,45 @@ _SHORT, _LONG = 14, 16  # characters of a class's name at an image
 
 
 def ranking_file(
-    query: QueryExample, images: np.ndarray, result: Attribution, classes: tuple[str, ...], *, kind: str
+    query: QueryExample, ranked: Examples, result: Attribution, classes: tuple[str, ...], *, kind: str
 ) -> bytes:
-    """Draw the query and its ranked images.
+    """Draw the query and its ranked examples.
 
     Args:
         query: the query.
-        images: (M, H, W) or (M, H, W, 3) uint8, in the order of the ranking.
+        ranked: the training examples, in the order of the ranking.
         result: the attribution.
         classes: names by label.
         kind: a key of `natscope.app.figures.style.FORMATS`.
     """
     names = [escape.mathtext(name, _LONG) for name in classes]
-    rows = max(2, -(-len(images) // _COLUMNS))  # the query is as high as two
+    rows = max(2, -(-len(ranked) // _COLUMNS))  # the query is as high as two
     figure = blank(1.05 * (_COLUMNS + 2), 1.35 * rows + 0.5)
     # Two grids side by side in one: the query takes two columns, the ranking the others.
     cells = figure.add_gridspec(rows, _COLUMNS + 2)
-    _show(
-        figure.add_subplot(cells[:2, :2]),
-        query.example.images[0],
-        f"{_title(query, names)}\npredicted {names[query.predicted]}",
-    )
+    title = f"{_title(query, names)}\npredicted {names[query.predicted]}"
+    _show(figure.add_subplot(cells[:2, :2]), query.example, 0, title)
     before = 0.0
-    for position, (image, item, rank) in enumerate(zip(images, result.items, result.rank_labels, strict=True)):
+    for position, (item, rank) in enumerate(zip(result.items, result.rank_labels, strict=True)):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign]
         amount = number(item.score) if item.nats is None else nats(item.nats - before)
         before = item.nats or 0.0
         row, column = divmod(position, _COLUMNS)
-        _show(figure.add_subplot(cells[row, column + 2]), image, f"{rank}  {names[item.label]}\n{amount}{arrow}")
+        title = f"{rank}  {names[item.label]}\n{amount}{arrow}"
+        _show(figure.add_subplot(cells[row, column + 2]), ranked, position, title)
     method = METHODS[result.request.method]
     sigma2 = f", σ² = {result.sigma2:.3g}" if method.uses_sigma2 else ""
-    figure.suptitle(f"{method.title}{sigma2}: training images behind “{names[result.target]}”", fontsize=9)
+    figure.suptitle(
+        f"{method.title}{sigma2}: training {ranked.modality.many} behind “{names[result.target]}”", fontsize=9
+    )
     return saved(figure, kind)
 
 
 def comparison_file(
     queries: Sequence[QueryExample],
     rows: Sequence[Sequence[Row]],
-    images: Mapping[int, np.ndarray] | np.ndarray,
+    picks: np.ndarray,
+    train: Examples,
     classes: tuple[str, ...],
     *,
     kind: str,
@@ -64,7 +67,8 @@ def comparison_file(
     Args:
         queries: the queries.
         rows: for each query, the rows of the same methods.
-        images: the image of every training index in the rows, (H, W) or (H, W, 3) uint8.
+        picks: (P,) every training index in the rows, rising.
+        train: those training examples.
         classes: names by label.
         kind: a key of `natscope.app.figures.style.FORMATS`.
     """
@@ -75,7 +79,7 @@ def comparison_file(
     top = 1.0 - 0.05 * height
     for query, block in zip(queries, rows, strict=True):
         tags = marks(list(shared_images(block)))
-        _picture(figure, query.example.images[0], (0.06 * cell, top - 1.02 * height, 1.0 * cell, 0.98 * height))
+        _picture(figure, query.example, 0, (0.06 * cell, top - 1.02 * height, 1.0 * cell, 0.98 * height))
         said = f"{_title(query, names)}\npredicted {names[query.predicted]}"
         figure.text(0.56 * cell, top - 1.07 * height, said, ha="center", va="top", fontsize=7)
         for position, row in enumerate(block):
@@ -89,7 +93,7 @@ def comparison_file(
             for column, item in enumerate(row.answer.items):
                 left = (2.75 + 0.62 * column) * cell
                 box = (left, upper - 0.58 * height, 0.56 * cell, 0.56 * height)
-                _picture(figure, images[item.train_index], box, tags.get(item.train_index))
+                _picture(figure, train, int(np.searchsorted(picks, item.train_index)), box, tags.get(item.train_index))
                 middle = left + 0.28 * cell
                 label = names[item.label]
                 figure.text(middle, upper - 0.6 * height, label, ha="center", va="top", fontsize=5.5)
@@ -97,8 +101,8 @@ def comparison_file(
     return saved(figure, kind)
 
 
-def _show(axes: Axes, image: np.ndarray, title: str) -> None:
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+def _show(axes: Axes, examples: Examples, row: int, title: str) -> None:
+    page_of(examples.modality).draw(examples, row, axes)
     axes.set_title(title, pad=2, fontsize=7)
     axes.axis("off")
 
@@ -106,14 +110,20 @@ def _show(axes: Axes, image: np.ndarray, title: str) -> None:
 def _title(query: QueryExample, names: list[str]) -> str:
     if query.index is None:
         return "uploaded image"
-    return f"{query.origin} image {query.index}" + ("" if query.label is None else f"\ntrue: {names[query.label]}")
+    return f"{query.origin} {query.example.modality.one} {query.index}" + (
+        "" if query.label is None else f"\ntrue: {names[query.label]}"
+    )
 
 
 def _picture(
-    figure: Figure, image: np.ndarray, box: tuple[float, float, float, float], mark: tuple[str, str] | None = None
+    figure: Figure,
+    examples: Examples,
+    row: int,
+    box: tuple[float, float, float, float],
+    mark: tuple[str, str] | None = None,
 ) -> None:
     axes = figure.add_axes(box)
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    page_of(examples.modality).draw(examples, row, axes)
     axes.axis("off")
     if mark:
         letter, colour = mark

@@ -56,7 +56,7 @@ def ask(method: str) -> None:
 def show(attributor: Served, query: QueryExample) -> None:
     """Draw the tab."""
     question, switch = st.columns([3.6, 1], vertical_alignment="bottom")
-    question.title("Which training images shaped this prediction?")
+    question.title(f"Which training {attributor.many} shaped this prediction?")
     st.session_state.setdefault("plain_words", st.session_state[VIEW].plain)
     plain = control(switch.toggle, "Plain words", key="plain_words", help="Explain without technical terms.")
     _answer(attributor, query, frame.shared_query(), plain)
@@ -90,11 +90,17 @@ def _answer(attributor: Served, query: QueryExample, shown: str, plain: bool) ->
         return
     other = None if against is None else _support_of(against, attributor, query, view.request())
     method, classes = METHODS[view.method], attributor.bundle.classes
-    said = words.finding(result, method, classes[result.target], plain=plain, predicted=view.target is None)
+    said = words.finding(
+        result,
+        method,
+        classes[result.target],
+        of=attributor.bundle.modality,
+        plain=plain,
+        predicted=view.target is None,
+    )
     if plain:
         said = f"{words.verdict(query, classes)} {said}"
     st.markdown(f"##### {said}", help=None if plain else words.NAT)
-    images = np.asarray(attributor.bundle.examples("train").images[[item.train_index for item in result.items]])
     largest = max(abs(amount) for shown in (result, other) if shown for amount in shown.amounts) or 1.0
     _ranking(attributor, result, method, largest, plain=plain)
     if other is not None:
@@ -104,7 +110,7 @@ def _answer(attributor: Served, query: QueryExample, shown: str, plain: bool) ->
     if result.index is not None:
         st.caption(words.searched(result.index))
     _among_all(attributor, query, result, largest, plain=plain)
-    ranking_files(attributor, query, images, result)
+    ranking_files(attributor, query, result)
     inspector(
         attributor,
         _TAB,
@@ -129,14 +135,16 @@ def _support_of_the_label(
 ) -> None:
     """Draw what supports the label of an image that the network gets wrong, on the same scale as its answer."""
     classes = attributor.bundle.classes
-    said = words.finding(result, method, classes[result.target], plain=plain, predicted=False)
+    said = words.finding(
+        result, method, classes[result.target], of=attributor.bundle.modality, plain=plain, predicted=False
+    )
     st.markdown(f"**Why not {escape.markdown(classes[result.target])}, its label?** {said}")
     grid(
         _cards(attributor, result, largest),
         key="ranking_of_the_label",
-        label=f"Training images that support {classes[result.target]}, ranked by {method.title}",
+        label=f"Training {attributor.many} that support {classes[result.target]}, ranked by {method.title}",
         size=76,
-        **_clicks(result),
+        **_clicks(attributor, result),
     )
 
 
@@ -203,9 +211,9 @@ def _ranking(attributor: Served, result: Attribution, method: Method, largest: f
     grid(
         _cards(attributor, result, largest),
         key="ranking",
-        label=f"Training images ranked by {method.title}",
+        label=f"Training {attributor.many} ranked by {method.title}",
         size=76,
-        **_clicks(result),
+        **_clicks(attributor, result),
     )
     if result.nats is None:
         unit = "its score" if plain else f"its {method.score}"
@@ -214,7 +222,7 @@ def _ranking(attributor: Served, result: Attribution, method: Method, largest: f
     signs = " · ▲ supports the class, ▼ speaks against it" if _signs_differ(result) else ""
     alike = "" if plain or math.isnan(result.redundancy) else f" · redundancy {result.redundancy:.2f}"
     st.caption(
-        f"Each image: its rank, {unit}, its label{signs}{alike}",
+        f"Each {attributor.one}: its rank, {unit}, its label{signs}{alike}",
         help="Redundancy: the mean cosine of the features of all pairs in this list; near 1, they all say the same."
         if alike
         else None,
@@ -227,7 +235,9 @@ def _cards(attributor: Served, result: Attribution, largest: float, ranks: Seque
     for item, rank, amount in zip(result.items, ranks or result.rank_labels, result.amounts, strict=True):
         arrow = {1: " ▲", -1: " ▼", 0: ""}[item.sign] if differ else ""
         unit = "nats" if item.nats is not None else "score"
-        tooltip = f"{classes[item.label]}, training image {item.train_index}: {words.number(amount, 4)} {unit}"
+        tooltip = (
+            f"{classes[item.label]}, training {attributor.one} {item.train_index}: {words.number(amount, 4)} {unit}"
+        )
         if item.nats is not None:
             tooltip += f"; the first {item.rank} contribute {words.number(item.nats, 4)} nats"
         cards.append(
@@ -251,11 +261,11 @@ def _short(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else f"{value:.3f}"
 
 
-def _clicks(result: Attribution) -> dict[str, Any]:
+def _clicks(attributor: Served, result: Attribution) -> dict[str, Any]:
     """Return what a grid of a ranking does: a click opens the inspector, the small button makes an image the query."""
     found = [item.train_index for item in result.items]
     return {
-        "reuse": "Explain this image",
+        "reuse": f"Explain this {attributor.one}",
         "on_pick": partial(inspect, _TAB, found),
         "on_reuse": lambda position: frame.take(f"train:{found[position]}"),
     }
@@ -293,13 +303,13 @@ def _among_all(attributor: Served, query: QueryExample, result: Attribution, lar
     if plain:
         if scored is not None:
             everything, picks = _own_scores(result, *scored)
-            st.caption(words.special(picks, everything, method, plain=True))
+            st.caption(words.special(picks, everything, method, of=attributor.bundle.modality, plain=True))
         return
     first, second = st.columns(2, gap="large")
     if result.nats is None:
         first, second = second, first
         first.caption(
-            "This method ranks images but does not measure information, so there is no curve. "
+            f"This method ranks {attributor.many} but does not measure information, so there is no curve. "
             f"{words.informative()} have one."
         )
     else:
@@ -309,7 +319,7 @@ def _among_all(attributor: Served, query: QueryExample, result: Attribution, lar
             on_page.show(curve(result), "curve", on_point=partial(inspect, _TAB, found))
     if scored is not None:
         with second:
-            _spread(result, *scored)
+            _spread(attributor, result, *scored)
 
 
 def _own_scores(result: Attribution, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, list[float]]:
@@ -319,11 +329,11 @@ def _own_scores(result: Attribution, rows: np.ndarray, scores: np.ndarray) -> tu
     return shown, [own[item.train_index] for item in result.items]
 
 
-def _spread(result: Attribution, rows: np.ndarray, scores: np.ndarray) -> None:
+def _spread(attributor: Served, result: Attribution, rows: np.ndarray, scores: np.ndarray) -> None:
     method = METHODS[result.request.method]
     shown, picks = _own_scores(result, rows, scores)
     st.subheader("How special are they?")
-    st.caption(words.special(picks, shown, method))
+    st.caption(words.special(picks, shown, method, of=attributor.bundle.modality))
     on_page.show(spread(shown, picks, result), "spread")
 
 
@@ -344,7 +354,7 @@ def _against(attributor: Served, result: Attribution, rows: np.ndarray, scores: 
     grid(
         _cards(attributor, last, max(largest, *(abs(i.score) for i in items)), [f"{i.rank:,}" for i in items]),
         key="against",
-        label=f"Training images that speak against {attributor.bundle.classes[result.target]}",
+        label=f"Training {attributor.many} that speak against {attributor.bundle.classes[result.target]}",
         size=76,
-        **_clicks(last),
+        **_clicks(attributor, last),
     )

@@ -11,7 +11,6 @@ import streamlit as st
 
 from natscope.app import bundles, escape, lanes, tasks, words
 from natscope.app.bundles import Served
-from natscope.app.components.grid import data_uri
 from natscope.app.components.steps import steps
 from natscope.app.components.trigger_patch import Shown, forget_drawing, trigger_patch
 from natscope.app.links import BackdoorView
@@ -27,6 +26,7 @@ from natscope.app.views.controls import control
 from natscope.app.views.results import pointer
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.request import QueryExample
+from natscope.precompute.data.decode import data_uri
 from natscope.precompute.experiments.backdoor import backdoor_of
 from natscope.precompute.experiments.proof import kept
 

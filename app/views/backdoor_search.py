@@ -8,7 +8,8 @@ import streamlit as st
 from natscope.app import escape, words
 from natscope.app.figures import on_page
 from natscope.app.figures.backdoor import roc
-from natscope.app.links import AttributeView, BackdoorView, pack_image
+from natscope.app.links import AttributeView, BackdoorView
+from natscope.app.modalities import packed
 from natscope.app.views import frame
 from natscope.app.views.backdoor_scene import (
     KEY,
@@ -131,7 +132,7 @@ def _experts(scene: Scene, chosen: tuple[str, str], names: tuple[str, ...], chan
         with column:
             _choice(role, name, names, change)
     sigma2 = sigma2_of(scene, chosen[0])
-    asked = AttributeView(pack_image(scene.query().example.images[0]), chosen[0], sigma2, NAMED, target=scene.target)
+    asked = AttributeView(packed(scene.query().example), chosen[0], sigma2, NAMED, target=scene.target)
     address = frame.comparison(asked, scene.attributor, purpose="backdoor")
     st.link_button("All methods on this picture", address, type="tertiary", icon=":material/compare:")
     _numbers(scene, chosen)

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from natscope.app import links, words
 from natscope.app.bundles import Served
 from natscope.app.components.comparison import Strip, Tile, comparison, marks
-from natscope.app.components.grid import data_uri
 from natscope.app.links import LARGEST_COMPARED, MOST_COMPARED, ComparisonView
+from natscope.app.modalities import page_of
 from natscope.app.views import attribute, frame
 from natscope.app.views.compare_results import agreement_section, downloads
 from natscope.app.views.controls import control, sigma2_slider
@@ -66,7 +65,8 @@ def show(attributor: Served, query: QueryExample) -> None:
     """Draw the tab."""
     st.title("Compare methods")
     st.markdown(
-        "Every method is asked about the same prediction; an image that several name has one colour and letter."
+        f"Every method is asked about the same prediction; {attributor.a_one} that several name has one colour and "
+        "letter."
     )
     view: ComparisonView = st.session_state[_VIEW]
     queries = _queries(view, query, attributor)
@@ -74,7 +74,7 @@ def show(attributor: Served, query: QueryExample) -> None:
     chosen = _methods(attributor)
     controls, figure = st.columns([1, 3.7], gap="large")
     with controls:
-        _pins()
+        _pins(attributor)
         view = _settings(attributor, chosen)
     frame.keep(_VIEW, view, attributor, tab=_TAB)
     methods = view.methods or attributor.usable(fast=True)
@@ -95,8 +95,8 @@ def show(attributor: Served, query: QueryExample) -> None:
             rows = []
         if rows:
             st.caption(
-                "An image that several methods chose has one colour and letter in all their rows. Click any image to "
-                "inspect it."
+                f"{attributor.a_one.capitalize()} that several methods chose has one colour and letter in all their "
+                f"rows. Click any {attributor.one} to inspect it."
             )
             downloads(attributor, queries, rows, view)
     if rows:
@@ -160,12 +160,12 @@ def _queries(view: ComparisonView, query: QueryExample, attributor: Served) -> l
 _change = partial(frame.change, _VIEW)
 
 
-def _pins() -> None:
+def _pins(attributor: Served) -> None:
     """Draw what keeps images in view beside the current one."""
     view: ComparisonView = st.session_state[_VIEW]
     st.button(
-        "Pin this image",
-        help=f"Keep this image in view and go on to others; {MOST_COMPARED} at most.",
+        f"Pin this {attributor.one}",
+        help=f"Keep this {attributor.one} in view and go on to others; {MOST_COMPARED} at most.",
         on_click=lambda: _change(pins=(view.query, *view.pins)),
         key=f"{_KEY}pin",
         icon=":material/keep:",
@@ -198,7 +198,7 @@ def _methods(attributor: Served) -> tuple[str, ...]:
         key=f"{_KEY}methods",
         format_func=lambda n: METHODS[n].title + (" (minutes)" if attributor.slow(METHODS[n]) else ""),
         help="Two or more. A method that this bundle lacks says in its row how to add it; one that takes minutes an "
-        "image on this network is not chosen at first.",
+        f"{attributor.one} on this network is not chosen at first.",
     )
     return tuple(name for name in METHODS if name in names)
 
@@ -214,7 +214,7 @@ def _settings(attributor: Served, chosen: tuple[str, ...]) -> ComparisonView:
         [_ITS_ANSWER, *range(len(classes))],
         key=f"{_KEY}target",
         format_func=lambda c: "the model’s answer" if c == _ITS_ANSWER else classes[c],
-        help="The class whose support is attributed, for every image in view.",
+        help=f"The class whose support is attributed, for every {attributor.one} in view.",
     )
     about = labels.sigma2_help + " The information that each subset contributes is counted at this σ² too."
     sigma2 = sigma2_slider(st.container(), f"{labels.sigma2} for scoring", attributor, f"{_KEY}exponent", help=about)
@@ -288,7 +288,8 @@ def _own_sigma2(attributor: Served, view: ComparisonView, methods: Sequence[str]
 
 
 def _block(attributor: Served, query: QueryExample, rows: Sequence[Row], part: str) -> None:
-    classes, images = attributor.bundle.classes, attributor.bundle.examples("train").images
+    classes, examples = attributor.bundle.classes, attributor.bundle.examples("train")
+    look = page_of(examples.modality).look
     tags = marks(list(shared_images(rows)))
     strips = []
     for row in rows:
@@ -301,15 +302,16 @@ def _block(attributor: Served, query: QueryExample, rows: Sequence[Row], part: s
             amount = f"score {words.number(item.score, 4)}" + (
                 "" if item.nats is None else f", first {item.rank}: {words.nats(item.nats)}"
             )
-            tooltip = f"rank {rank}, {classes[item.label]}, training image {item.train_index}, {amount}"
-            picture = data_uri(np.asarray(images[item.train_index]))
-            tiles.append(Tile(picture, tooltip, tooltip, classes[item.label], rank, item.train_index, letter, colour))
+            tooltip = f"rank {rank}, {classes[item.label]}, training {attributor.one} {item.train_index}, {amount}"
+            marked = {"image": item.train_index, "tag": letter, "colour": colour}
+            own = look(examples, item.train_index)
+            tiles.append(Tile(tooltip, tooltip, classes[item.label], rank, **marked, **own))
         strips.append(Strip(method.title, note, tuple(tiles), row.failure))
     picks = list(dict.fromkeys(tile.image for strip in strips for tile in strip.tiles))
-    name = "your image" if query.index is None else f"{query.origin} image {query.index}"
+    name = f"your {attributor.one}" if query.index is None else f"{query.origin} {attributor.one} {query.index}"
     right = "" if query.label is None else (" ✓" if query.label == query.predicted else f" ✗ is {classes[query.label]}")
     comparison(
-        data_uri(query.example.images[0]),
+        look(query.example, 0),
         (name, classes[query.predicted] + right),
         strips,
         key=f"{_KEY}figure_{part}",

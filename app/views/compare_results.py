@@ -33,7 +33,7 @@ def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: C
     """Draw how much the methods share, and the information, redundancy and labels of each one's subset."""
     st.subheader("Agreement between methods")
     titles = [METHODS[row.request.method].title for row in rows[0]]
-    st.markdown(_finding(rows, titles, view))
+    st.markdown(_finding(rows, titles, attributor.many))
     left, right = st.columns([1, 1.25], gap="large")
     with left:
         measure = st.segmented_control(
@@ -43,8 +43,9 @@ def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: C
             key="compare_measure",
             default="jaccard",
             required=True,
-            help="Jaccard: images that both chose over images that either chose. Rank-biased overlap: the same, but "
-            "agreement at the top counts more (Webber et al. 2010, p = 0.9). Mean over the images in view.",
+            help=f"Jaccard: {attributor.many} that both chose over {attributor.many} that either chose. Rank-biased "
+            "overlap: the same, but agreement at the top counts more (Webber et al. 2010, p = 0.9). Mean over the "
+            f"{attributor.many} in view.",
         )
         matrix = overlaps(rows, OVERLAPS[measure or "jaccard"])
         on_page.show(agreement(matrix, titles), "compare_agreement")
@@ -55,16 +56,20 @@ def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: C
             column_config={
                 "loss": st.column_config.ProgressColumn(
                     f"{QUANTITIES['loss']}, nats", format="%.3g", min_value=0, max_value=_largest(rows, "loss"),
-                    help="What the model would lose without these images.",
+                    help=f"What the model would lose without these {attributor.many}.",
                 ),
                 "gain": st.column_config.ProgressColumn(
                     f"{QUANTITIES['gain']}, nats", format="%.3g", min_value=0, max_value=_largest(rows, "gain"),
-                    help="What these images alone teach the model.",
+                    help=f"What these {attributor.many} alone teach the model.",
                 ),
                 "redundancy": st.column_config.NumberColumn(
-                    "Redundancy", format="%.2f", help="Mean cosine between the images’ features; 1: all say the same."
+                    "Redundancy", format="%.2f",
+                    help=f"Mean cosine between the {attributor.many}’ features; 1: all "
+                                                      "say the same."
                 ),
-                "seconds": st.column_config.NumberColumn("Seconds", format="%.2g", help="Given the image’s Jacobian."),
+                "seconds": st.column_config.NumberColumn("Seconds", format="%.2g", help="Given the "
+                                                                                        f"{attributor.one}’s "
+                                                                                        "Jacobian."),
                 "method": "Method",
                 "labels": "Labels",
             },
@@ -72,7 +77,7 @@ def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: C
         st.caption(
             f"Every subset is scored on one scale, whatever its method optimised: nats about the target’s logit, given "
             f"the pool, at σ² = {words.sigma2_text(view.sigma2)}"
-            + (f"; means over {len(rows)} images." if len(rows) > 1 else ".")
+            + (f"; means over {len(rows)} {attributor.many}." if len(rows) > 1 else ".")
         )
 
 
@@ -84,9 +89,9 @@ def downloads(
     name = "-".join(["natscope-comparison", *map(words.image_name, queries)])
 
     def picture(kind: str) -> bytes:
-        stored = bundle.examples("train").images
-        images = {index: np.asarray(stored[index]) for block in rows for row in block for index in row.picks}
-        return draw(comparison_file, queries, rows, images, bundle.classes, kind=kind)
+        picks = np.array(sorted({index for block in rows for row in block for index in row.picks}), dtype=np.int64)
+        train = bundle.examples("train")[picks]
+        return draw(comparison_file, queries, rows, picks, train, bundle.classes, kind=kind)
 
     with st.container(horizontal=True, vertical_alignment="center"):
         for kind, mime in FORMATS.items():
@@ -104,7 +109,7 @@ def downloads(
             f"{name}.csv",
             "text/csv",
             key="compare_download_CSV",
-            help="One line per image.",
+            help=f"One line per {attributor.one}.",
         )
         offer(
             "JSON",
@@ -117,7 +122,7 @@ def downloads(
         st.caption("Copy this page’s URL to share this view.", width="content")
 
 
-def _finding(rows: Sequence[Sequence[Row]], titles: Sequence[str], view: ComparisonView) -> str:
+def _finding(rows: Sequence[Sequence[Row]], titles: Sequence[str], many: str) -> str:
     matrix = overlaps(rows, OVERLAPS["jaccard"])
     pairs = [(a, b) for a, b in combinations(range(len(titles)), 2) if not np.isnan(matrix[a, b])]
     if not pairs:
@@ -136,7 +141,7 @@ def _finding(rows: Sequence[Sequence[Row]], titles: Sequence[str], view: Compari
         else f"**{titles[close[0]]}** and **{titles[close[1]]}** overlap by {matrix[close]:.2f}."
     )
     lost = words.nats(losses[most] or 0.0)
-    return f"{first} The images of **{titles[most]}** matter most: removing them loses {lost}."
+    return f"{first} The {many} of **{titles[most]}** matter most: removing them loses {lost}."
 
 
 def _mean(column: Sequence[Row], name: str) -> float | None:

@@ -28,16 +28,20 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 
 _SIZES = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2500, 5000)
-_VARIANTS = {FREE: "Freely", QUOTAS: "Equal numbers per class", PER_CLASS: "Each class for its own images"}
 _SHOWN = 300  # images of the sheet, unless all are requested
+
+
+def _variants(attributor: Served) -> dict[str, str]:
+    own = f"Each class for its own {attributor.many}"
+    return {FREE: "Freely", QUOTAS: "Equal numbers per class", PER_CLASS: own}
 
 
 def page() -> None:
     """Draw the page."""
     attributor = frame.heading(
-        "Coreset: a few images for the whole training set",
-        "Choose test images. natscope picks the training images that together tell most about them, and a network that "
-        "sees only these shows what they are worth.",
+        "Coreset: a few examples for the whole training set",
+        "Choose test examples. natscope picks the training examples that together tell most about them, and a "
+        "network that sees only these shows what they are worth.",
         forget=lambda: frame.forget(KEY),
     )
     if lacking := missing(attributor, RANDOM):
@@ -57,12 +61,13 @@ def page() -> None:
 
 
 def _settings(attributor: Served, view: CoresetView) -> CoresetView:
+    variants = _variants(attributor)
     for key, value in {"method": view.method, "variant": view.variant, "budget": view.budget}.items():
         st.session_state.setdefault(KEY + key, value)
     largest = largest_coreset(len(attributor.train_labels))
     budget = control(
         st.select_slider,
-        "How many training images, M",
+        f"How many training {attributor.many}, M",
         sorted({*(size for size in _SIZES if size <= largest), largest, st.session_state[f"{KEY}budget"]}),
         key=f"{KEY}budget",
         help=f"Up to a tenth of the {len(attributor.train_labels):,}.",
@@ -75,19 +80,19 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
         on_change=frame.forget_usual,
         args=(VIEW, f"{KEY}exponent"),
         format_func=lambda n: METHODS[n].title + (" (not in this bundle)" if missing(attributor, n) else ""),
-        help=f"{words.informative()} choose for all test images together; the others rank by their mean score over "
-        "them.",
+        help=f"{words.informative()} choose for all test {attributor.many} together; the others rank by their mean "
+        "score over them.",
     )
     variant = control(
         st.selectbox,
         "Classes",
-        list(_VARIANTS),
+        list(variants),
         key=f"{KEY}variant",
-        format_func=_VARIANTS.__getitem__,
-        help=f"“{_VARIANTS[FREE]}”: the method chooses among all training images at once; the first time that takes a "
-        f"minute. “{_VARIANTS[QUOTAS]}”: the same, but no class gives more than its share. “{_VARIANTS[PER_CLASS]}”: "
-        "each class gives as many, those that tell most about its own test images (about all of them, if none is of "
-        "the class).",
+        format_func=variants.__getitem__,
+        help=f"“{variants[FREE]}”: the method chooses among all training {attributor.many} at once; the first time "
+        f"that takes a minute. “{variants[QUOTAS]}”: the same, but no class gives more than its share. "
+        f"“{variants[PER_CLASS]}”: each class gives as many, those that tell most about its own test "
+        f"{attributor.many} (about all of them, if none is of the class).",
     )
     usual = attributor.bundle.sigma2(name, purpose="coreset")
     st.session_state.setdefault(f"{KEY}exponent", links.exponent_of(view.sigma2 or usual))
@@ -107,7 +112,7 @@ def _results(attributor: Served, view: CoresetView) -> None:
     except QueryError as error:
         complain(error)
         return
-    st.markdown(f"##### {_finding(chosen, whom(attributor, view, len(rows)), len(rows))}", help=words.NAT)
+    st.markdown(f"##### {_finding(attributor, chosen, whom(attributor, view, len(rows)), len(rows))}", help=words.NAT)
     _sheet(attributor, chosen.indices, view.method)
     left, right = st.columns([1, 1.2], gap="large")
     with left:
@@ -132,10 +137,12 @@ def _chosen(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: flo
     )
 
 
-def _finding(chosen: tasks.Chosen, about: str, queries: int) -> str:
+def _finding(attributor: Served, chosen: tasks.Chosen, about: str, queries: int) -> str:
     count, nats = len(chosen.indices), float(chosen.nats[-1])
-    these = "This image tells" if count == 1 else f"These {count:,} images tell"
-    at_random = "one random image gives" if count == 1 else "the same number of random images give"
+    these = f"This {attributor.one} tells" if count == 1 else f"These {count:,} {attributor.many} tell"
+    at_random = (
+        f"one random {attributor.one} gives" if count == 1 else f"the same number of random {attributor.many} give"
+    )
     others, joint = words.nats(float(chosen.random_nats[-1])), words.nats(chosen.joint)
     if queries == 1:
         return f"{these} **{words.nats(nats)}** about {about}; {at_random} {others}."
@@ -165,7 +172,7 @@ def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
                 grid(
                     cards,
                     key=f"{KEY}sheet_{label}",
-                    label=f"Chosen images of class {classes[label]}",
+                    label=f"Chosen {attributor.many} of class {classes[label]}",
                     size=40,
                     on_pick=partial(inspect, KEY, own),
                 )
@@ -180,7 +187,7 @@ def _downloads(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: 
             "natscope-coreset.csv",
             "text/csv",
             key=f"{KEY}download_CSV",
-            help="The chosen training images, one per line.",
+            help=f"The chosen training {attributor.many}, one per line.",
         )
         offer(
             "JSON",
@@ -188,7 +195,7 @@ def _downloads(attributor: Served, view: CoresetView, rows: np.ndarray, sigma2: 
             "natscope-coreset.json",
             "application/json",
             key=f"{KEY}download_JSON",
-            help="The same with the test images and every setting.",
+            help=f"The same with the test {attributor.many} and every setting.",
         )
         st.caption("Copy this page’s URL to share this view.", width="content")
 

@@ -10,6 +10,7 @@ from natscope.app import escape
 from natscope.app.bundles import Served
 from natscope.app.components.grid import grid
 from natscope.app.links import GROUPS, MOST_MARKED, CoresetView
+from natscope.app.modalities import page_of
 from natscope.app.views import frame
 from natscope.app.views.cards import cards_of
 from natscope.app.views.controls import control
@@ -20,7 +21,7 @@ from natscope.core.errors import QueryError
 
 KEY = "coreset_"  # prefix of all widgets and of all that the session keeps for this page
 VIEW = f"{KEY}view"
-_GROUPS = dict(zip(GROUPS, ("any test images", "one class", "those the model gets wrong", "my selection"), strict=True))
+_GROUPS = ("any test {}", "one class", "those the model gets wrong", "my selection")
 
 
 change = partial(frame.change, VIEW)
@@ -36,8 +37,9 @@ def query_controls(attributor: Served, view: CoresetView) -> CoresetView:
         "Ask about",
         GROUPS,
         key=f"{KEY}group",
-        format_func=_GROUPS.__getitem__,
-        help="The test images that the chosen training images are to tell most about, all of them together.",
+        format_func=lambda group: _GROUPS[GROUPS.index(group)].format(attributor.many),
+        help=f"The test {attributor.many} that the chosen training {attributor.many} are to tell most about, all of "
+        "them together.",
     )
     label, count = view.label, view.count
     if group == "class":
@@ -65,48 +67,50 @@ def asked(attributor: Served, view: CoresetView) -> np.ndarray:
     labels = attributor.test_labels
     if view.group == "marked":
         if not view.marked:
-            raise QueryError("Mark at least one test image to ask about.")
+            raise QueryError(f"Mark at least one test {attributor.one} to ask about.")
         return np.array(sorted(view.marked), dtype=np.int64)
     rows = np.arange(len(labels))
     if view.group == "class":
         rows = rows[labels == view.label]
         if not len(rows):
             raise QueryError(
-                f"There is no test image of class {attributor.bundle.classes[view.label]}; choose another."
+                f"There is no test {attributor.one} of class {attributor.bundle.classes[view.label]}; choose another."
             )
     elif view.group == "wrong":
         rows = rows[np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) != labels]
         if not len(rows):
-            raise QueryError("The model gets every test image right; ask about others.")
+            raise QueryError(f"The model gets every test {attributor.one} right; ask about others.")
     return draw(rows, view.count, seed=0)
 
 
 def whom(attributor: Served, view: CoresetView, count: int) -> str:
     """Return in words which images are asked about (Markdown)."""
     name = escape.markdown(attributor.bundle.classes[view.label])
-    images = f"{count} test image{'' if count == 1 else 's'}"
+    images = f"{count} test {attributor.one}{'' if count == 1 else 's'}"
     return {
         "random": images,
         "class": f"{images} of class {name}",
         "wrong": f"{images} that the model gets wrong",
-        "marked": "the test image that you marked" if count == 1 else f"the {count} test images that you marked",
+        "marked": f"the test {attributor.one} that you marked"
+        if count == 1
+        else f"the {count} test {attributor.many} that you marked",
     }[view.group]
 
 
 def _marks(attributor: Served, view: CoresetView) -> None:
     classes, labels = attributor.bundle.classes, attributor.test_labels
-    with st.popover("Mark test images", icon=":material/add_photo_alternate:", width="stretch"):
-        gallery(attributor, "test", _mark)
-        search_field(
-            "Mark the image number or file", "test", attributor.bundle.sources("test"), _mark, key="test_search"
-        )
+    with st.popover(f"Mark test {attributor.many}", icon=":material/add_photo_alternate:", width="stretch"):
+        mark = partial(_mark, attributor)
+        gallery(attributor, "test", mark)
+        label = f"Mark the {attributor.one} number or {page_of(attributor.bundle.modality).by}"
+        search_field(label, attributor, "test", mark, key="test_search")
     if not view.marked:
         return
     card = cards_of(attributor, "test")
     cards = [
         card(
             i,
-            title=f"marked test image {i}, {classes[labels[i]]}; click to unmark it",
+            title=f"marked test {attributor.one} {i}, {classes[labels[i]]}; click to unmark it",
             caption="",
         )
         for i in view.marked
@@ -115,18 +119,18 @@ def _marks(attributor: Served, view: CoresetView) -> None:
     def let_go(position: int) -> None:
         change(marked=tuple(i for number, i in enumerate(view.marked) if number != position))
 
-    grid(cards, key=f"{KEY}marks", label="Marked test images", size=40, on_pick=let_go)
+    grid(cards, key=f"{KEY}marks", label=f"Marked test {attributor.many}", size=40, on_pick=let_go)
     st.button(f"Unmark all {len(view.marked)}", key=f"{KEY}unmark", type="tertiary", on_click=_unmark)
 
 
-def _mark(text: str) -> None:
+def _mark(attributor: Served, text: str) -> None:
     index, marked = int(text.partition(":")[2]), st.session_state.get(VIEW, CoresetView()).marked
     if index in marked:
         change(marked=tuple(i for i in marked if i != index))
     elif len(marked) < MOST_MARKED:
         change(marked=(*marked, index))
     else:
-        st.toast(f"{MOST_MARKED} images are marked, and that is as many as can be.")
+        st.toast(f"{MOST_MARKED} {attributor.many} are marked, and that is as many as can be.")
 
 
 def _unmark() -> None:

@@ -48,10 +48,13 @@ def worth(attributor: Served, method: str, asked: np.ndarray, chosen: np.ndarray
         found = {name: kept[key] for name, key in keys.items()}
     else:
         st.markdown(
-            f"Retrain the network from scratch on these {len(chosen):,} images alone, by the same recipe, and "
-            "once more on as many random images."
+            f"Retrain the network from scratch on these {len(chosen):,} {attributor.many} alone, by the same recipe, "
+            f"and once more on as many random {attributor.many}."
         )
-        stages = {"these": "Training on these images", "at_random": "Training on as many random images"}
+        stages = {
+            "these": f"Training on these {attributor.many}",
+            "at_random": f"Training on as many random {attributor.many}",
+        }
         found = run_job(
             ("train on subsets", attributor.place, *keys.values()),
             tasks.train_on_subsets,
@@ -76,17 +79,18 @@ def _show(
 ) -> None:
     everyone, left = len(attributor.train_labels), len(attributor.test_labels) - asked
     where = "others" if left else "asked"
-    about = f"the {left:,} other test images" if left else f"the {asked:,} test images"
+    about = f"the {left:,} other test {attributor.many}" if left else f"the {asked:,} test {attributor.many}"
     st.markdown(
-        f"Trained on these {count:,} images alone, the network is right on **{these[where]:.1%}** of {about}; trained "
-        f"on {count:,} random ones, on **{at_random[where]:.1%}**; on all {everyone:,}, on {whole[where]:.1%}."
+        f"Trained on these {count:,} {attributor.many} alone, the network is right on **{these[where]:.1%}** of "
+        f"{about}; trained on {count:,} random ones, on **{at_random[where]:.1%}**; on all {everyone:,}, on "
+        f"{whole[where]:.1%}."
     )
     titles = [f"all {everyone:,}", f"these {count:,}", f"{count:,} random"]
     on_page.show(shares_right(titles, [whole[where], these[where], at_random[where]], method), f"{KEY}worth")
     if left:
         st.caption(
             f"On the {asked:,} that were asked about: {these['asked']:.1%}, {at_random['asked']:.1%} and "
-            f"{whole['asked']:.1%}. Same initial weights, same recipe, same order of the images."
+            f"{whole['asked']:.1%}. Same initial weights, same recipe, same order of the {attributor.many}."
         )
 
 
@@ -116,7 +120,8 @@ def others(attributor: Served, view: CoresetView, asked: np.ndarray, chosen: np.
     titles = [METHODS[name].title for name in wanted]
     far = f", **{titles[farthest]}** least ({shares[farthest]:.2f})" if len(wanted) > 1 else ""
     st.markdown(
-        f"**{titles[nearest]}** shares most with these {len(chosen):,} images (overlap {shares[nearest]:.2f}){far}.",
-        help="Jaccard: images that both chose over images that either chose.",
+        f"**{titles[nearest]}** shares most with these {len(chosen):,} {attributor.many} (overlap "
+        f"{shares[nearest]:.2f}){far}.",
+        help=f"Jaccard: {attributor.many} that both chose over {attributor.many} that either chose.",
     )
     on_page.show(overlap(wanted, shares), f"{KEY}overlap_chart")

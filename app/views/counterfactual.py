@@ -32,7 +32,7 @@ SESSION = (_KEY,)  # what belongs to a bundle
 _CONTROLS = tuple(_KEY + name for name in ("method", "budget", "exponent"))
 _SHOWN = 40  # removed images that are drawn
 _LISTED = 12  # earlier runs
-_UPLOADED = "an uploaded image"
+_UPLOADED = "an uploaded example"
 
 
 def view(attributor: Served) -> CounterfactualView:
@@ -50,8 +50,8 @@ def show(attributor: Served, query: QueryExample) -> None:
     """Draw the tab."""
     st.title("What if we remove them?")
     st.markdown(
-        "Remove the training images that the prediction relies on, retrain the network from the same start, and ask it "
-        "again. A method is useful if that changes more than removing as many others."
+        f"Remove the training {attributor.many} that the prediction relies on, retrain the network from the same "
+        "start, and ask it again. A method is useful if that changes more than removing as many others."
     )
     _removal(attributor, query)
     st.divider()
@@ -83,7 +83,7 @@ def _controls(attributor: Served, query: QueryExample) -> CounterfactualView:
     if most > FEWEST_REMOVED:  # a slider needs two values
         budget = control(
             second.slider,
-            "Images removed",
+            f"{attributor.many.capitalize()} removed",
             FEWEST_REMOVED,
             most,
             step=10,
@@ -106,7 +106,7 @@ def _pool(attributor: Served, query: QueryExample) -> np.ndarray:
 def _removal(attributor: Served, query: QueryExample) -> None:
     if (count := len(_pool(attributor, query))) < 2 * FEWEST_REMOVED:
         label = escape.markdown(attributor.bundle.classes[query.predicted])
-        which = "other training images" if query.origin == "train" else "training images"
+        which = f"other training {attributor.many}" if query.origin == "train" else f"training {attributor.many}"
         st.info(
             f"Only {count} {which} are labelled {label}: too few to remove {FEWEST_REMOVED} and as many more.",
             icon=":material/info:",
@@ -128,14 +128,15 @@ def _removal(attributor: Served, query: QueryExample) -> None:
     title, label = METHODS[view.method].title, attributor.bundle.classes[query.predicted]
     named = escape.markdown(label)
     st.markdown(
-        f"**{title}** names these {len(found)} of {len(pool):,} training images labelled {named}. Would the network "
-        f"still say **{named}** without them?"
+        f"**{title}** names these {len(found)} of {len(pool):,} training {attributor.many} labelled {named}. Would "
+        f"the network still say **{named}** without them?"
     )
     _contact_sheet(attributor, found)
     inspector(attributor, _TAB, request=replace(request, budget=10), query=query, explain=frame.explain)
     if why := too_slow(attributor.bundle, linear=attributor.linear):
         st.info(
-            why + " On the models that come with natscope this is live; below is what was measured over many images.",
+            why + " On the models that come with natscope this is live; below is what was measured over many "
+            f"{attributor.many}.",
             icon=":material/hourglass_disabled:",
         )
         return
@@ -146,7 +147,11 @@ def _removal(attributor: Served, query: QueryExample) -> None:
     stages = (
         ("As it is", (), about | {"method": None, "removed": 0}),
         ("Training without those found", found, about | {"removed": len(found)}),
-        ("Training without as many random images", others, about | {"method": RANDOM, "removed": len(others)}),
+        (
+            f"Training without as many random {attributor.many}",
+            others,
+            about | {"method": RANDOM, "removed": len(others)},
+        ),
     )
     names = tuple(name_of(query.example, query.predicted, rows) for rows in ((), found, others))
     result = _known(cache, names) or run_job(
@@ -166,7 +171,8 @@ def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
     cards = [
         card(
             i,
-            title=f"rank {rank}: {classes[attributor.train_labels[i]]}, training image {i}; click to inspect it",
+            title=f"rank {rank}: {classes[attributor.train_labels[i]]}, training {attributor.one} {i}; click to "
+            "inspect it",
             caption="",
         )
         for rank, i in enumerate(found[:_SHOWN], 1)
@@ -174,7 +180,7 @@ def _contact_sheet(attributor: Served, found: tuple[int, ...]) -> None:
     grid(
         cards,
         key=f"{_KEY}sheet",
-        label="The images that are removed",
+        label=f"The {attributor.many} that are removed",
         size=44,
         on_pick=partial(inspect, _TAB, found),
     )
@@ -208,27 +214,29 @@ def _outcome(attributor: Served, query: QueryExample, answers: list[Answer], cou
             bar(f"Without {count} random ones", at_random, "good"),
         ]
     )
-    st.markdown(_verdict(before, without_found, at_random, classes, query.predicted))
+    st.markdown(_verdict(before, without_found, at_random, classes, query.predicted, many=attributor.many))
     st.caption(
         "Margin: the log odds of the answer against all others; below 0 another one wins. Same initial weights, same "
-        "order of the images that are left, same recipe."
+        f"order of the {attributor.many} that are left, same recipe."
     )
 
 
-def _verdict(before: Answer, found: Answer, at_random: Answer, classes: tuple[str, ...], target: int) -> str:
+def _verdict(
+    before: Answer, found: Answer, at_random: Answer, classes: tuple[str, ...], target: int, *, many: str = "images"
+) -> str:
     lost, by_chance = before.margin - found.margin, before.margin - at_random.margin
     if found.predicted != target:
         tail = (
             "so does removing as many others: this prediction hangs by a thread"
             if at_random.predicted != target
-            else "without as many random images it does not"
+            else f"without as many random {many} it does not"
         )
         return f"**The answer flips** to “{escape.markdown(classes[found.predicted])}”; {tail}."
     if lost > max(by_chance, 0) + 0.1:
         return f"The answer stays, but it is less sure: the margin falls by **{lost:.2f}**, by chance {by_chance:.2f}."
     return (
         f"The answer stays, and removing these does no more than chance: the margin changes by {-lost:+.2f}, "
-        f"without as many random images by {-by_chance:+.2f}."
+        f"without as many random {many} by {-by_chance:+.2f}."
     )
 
 

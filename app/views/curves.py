@@ -51,8 +51,8 @@ def show(attributor: Served, query: QueryExample) -> None:
     """Draw the tab."""
     st.title("How much of the information is found")
     st.markdown(
-        f"{METHODS[REFERENCE].title} searches for the images whose loss would cost most. Each curve says how much of "
-        "that the first M images of another ranking carry: 100% = as good."
+        f"{METHODS[REFERENCE].title} searches for the {attributor.many} whose loss would cost most. Each curve says "
+        f"how much of that the first M {attributor.many} of another ranking carry: 100% = as good."
     )
     controls, charts = st.columns([1, 2.9], gap="large")
     alone = query.origin == "test"  # else there are no curves of the image
@@ -82,13 +82,16 @@ def _settings(attributor: Served, view: CurvesView, *, alone: bool) -> CurvesVie
     }
     for key, value in values.items():
         st.session_state.setdefault(_KEY + key, value)
-    about = "Off: the curves of the image above, if it is a test image."
-    mean = control(st.toggle, "Mean over many test images", key=f"{_KEY}mean", help=about, disabled=not alone)
+    about = f"Off: the curves of the {attributor.one} above, if it is a test {attributor.one}."
+    mean = control(
+        st.toggle, f"Mean over many test {attributor.many}", key=f"{_KEY}mean", help=about, disabled=not alone
+    )
     if mean or not alone:
         about = (
-            "Test images that the model gets right, drawn at random, always the same ones. Bands: one standard error."
+            f"Test {attributor.many} that the model gets right, drawn at random, always the same ones. Bands: one "
+            "standard error."
         )
-        count = control(st.slider, "Test images", 1, MOST_CURVES, key=f"{_KEY}count", help=about)
+        count = control(st.slider, f"Test {attributor.many}", 1, MOST_CURVES, key=f"{_KEY}count", help=about)
     else:
         count = view.count
     largest = control(st.slider, "Largest M", 10, LARGEST_CURVE, step=10, key=f"{_KEY}largest")
@@ -145,17 +148,17 @@ def _live(attributor: Served, view: CurvesView) -> None:
         relative(f"{_title(view.method)} at several σ²", by_sigma2, by_method=False),
         relative(f"At σ² = {words.sigma2_text(view.fixed)}", by_method, by_method=True),
     )
-    st.markdown(_finding(by_sigma2, by_method, view))
+    st.markdown(_finding(by_sigma2, by_method, view, attributor.many))
     for position, chart in enumerate(panels):
         st.subheader(chart.title)
         on_page.show(chart, f"{_KEY}chart_{position}")
     undefined = max(curve.undefined for curve in found.values())
     if undefined:
-        st.caption(f"{undefined} images are left out: no subset carries information about them.")
+        st.caption(f"{undefined} {attributor.many} are left out: no subset carries information about them.")
     _downloads(attributor, view, list(found.values()), panels)
 
 
-def _finding(upper: Sequence[Curve], lower: Sequence[Curve], view: CurvesView) -> str:
+def _finding(upper: Sequence[Curve], lower: Sequence[Curve], view: CurvesView, many: str) -> str:
     """Return a sentence on the sigma2 at which nearly everything is found, and how close the approximation is."""
     enough = [curve.line.sigma2 for curve in upper if curve.mean.min() >= 0.99]
     worst = min(upper, key=lambda curve: curve.mean[-1])
@@ -165,7 +168,7 @@ def _finding(upper: Sequence[Curve], lower: Sequence[Curve], view: CurvesView) -
         if enough
         else "At none of these σ² is 99% found at every M"
     )
-    first += f"; least at σ² = {words.sigma2_text(worst.line.sigma2)}, {worst.mean[-1]:.0%} with {size} images."
+    first += f"; least at σ² = {words.sigma2_text(worst.line.sigma2)}, {worst.mean[-1]:.0%} with {size} {many}."
     if len(lower) < 2:
         return first
     gap = float(np.abs(lower[0].mean - lower[1].mean).max())
@@ -236,12 +239,14 @@ def _trust(attributor: Served) -> None:
         st.caption("This bundle uses the exact kernel: no sketch, no error.")
         return
     if not len(found.ratios):
-        st.caption("The network does not respond to the training images at all: there is nothing to measure.")
+        st.caption(
+            f"The network does not respond to the training {attributor.many} at all: there is nothing to measure."
+        )
         return
     how = "against the exact inner products" if found.exact else "estimated from independent sketches"
     st.markdown(
-        f"Over {len(found.ratios):,} training images, {how}: the Gram matrix errs by **{found.error:.1%}** (relative "
-        f"Frobenius error), and squared lengths scatter by **{found.spread:.1%}**; {found.expected:.1%} is what K = "
-        f"{attributor.bundle.sketch_spec.dim:,} random dimensions allow (√(2/K))."
+        f"Over {len(found.ratios):,} training {attributor.many}, {how}: the Gram matrix errs by **{found.error:.1%}** "
+        f"(relative Frobenius error), and squared lengths scatter by **{found.spread:.1%}**; {found.expected:.1%} is "
+        f"what K = {attributor.bundle.sketch_spec.dim:,} random dimensions allow (√(2/K))."
     )
     on_page.show(lengths(found.ratios), f"{_KEY}lengths")

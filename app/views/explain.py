@@ -69,7 +69,7 @@ def _draw(usual: str) -> None:
     frame.tab_control("What to look at", {name: title for name, (title, _) in _TABS.items()}, frame.TAB)
     module.show(attributor, query)
     if st.session_state.pop(_HELP, False):
-        _list_keys()
+        _list_keys(attributor)
 
 
 def _keys(tab: str, attributor: Served) -> dict[str, Callable[[], None]]:
@@ -83,10 +83,10 @@ def _keys(tab: str, attributor: Served) -> dict[str, Callable[[], None]]:
 
 @st.dialog("Keys")
 @errors_shown()
-def _list_keys() -> None:
+def _list_keys(attributor: Served) -> None:
     methods = ", ".join(f"{number} {METHODS[name].title}" for number, name in enumerate(METHODS, 1) if number < 10)
     st.markdown(
-        f"| key | |\n|---|---|\n| `←` `→` | previous and next image, or picture of a list |\n"
-        f"| `/` | go to an image by its number or file |\n| `1` – `9` | method: {methods} |\n| `?` | this list |\n\n"
-        "The browser’s Back undoes the last step."
+        f"| key | |\n|---|---|\n| `←` `→` | previous and next {attributor.one}, or picture of a list |\n| `/` | go to "
+        f"{attributor.a_one} by its number or file |\n| `1` – `9` | method: {methods} |\n| `?` | this list |\n\nThe "
+        "browser’s Back undoes the last step."
     )

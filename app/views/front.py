@@ -4,25 +4,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
-import numpy as np
 import streamlit as st
 
 from natscope.app import bundles, escape
 from natscope.app.bundles import Served
-from natscope.app.components.grid import data_uri
 from natscope.app.examples import examples
 from natscope.app.links import AttributeView, BackdoorView
+from natscope.app.modalities import STYLE
 from natscope.app.views import explain, frame
-from natscope.app.views.enlarge import SHARP
 from natscope.app.views.notice import complain
 from natscope.core.bundle.request import Request
 from natscope.core.errors import NatscopeError
+from natscope.core.examples import Examples
 from natscope.core.methods import REFERENCE
+from natscope.precompute.data.shown import shown
 from natscope.precompute.experiments.proof import kept
 
 _BEHIND = 3  # training images that are shown
 _DOORS = (
-    ("explain", "Debug a prediction", "Which training images is it based on? Compare methods, remove them, retrain."),
+    ("explain", "Debug a prediction", "Which training examples is it based on? Compare methods, remove them, retrain."),
     ("backdoor", "Catch a backdoor", "A real experiment: find the images that taught a network to be fooled."),
     ("paper", "See the paper’s results", "Every figure and table, beside what natscope measures."),
 )
@@ -32,7 +32,7 @@ def page() -> None:
     """Draw the page; the address of an earlier version's first page, with an image, leads to Explain."""
     if set(frame.own_address()) - {"bundle"} and not frame.went_back():
         frame.lead(explain.page, "explain")
-    st.title("Which training images is a prediction based on?")
+    st.title("Which training examples is a prediction based on?")
     example, addresses = "", {place: place for place, *_ in _DOORS}
     try:
         paths = bundles.bundle_paths()
@@ -50,7 +50,7 @@ def page() -> None:
         for place, title, about in _DOORS
     )
     nav = f'<nav class="ns-doors" aria-label="Where to go">{doors}</nav>'
-    st.html(f"{example}{nav}<style>{SHARP}{_STYLE}</style>")  # as one, so that the doors need not move
+    st.html(f"{example}{nav}<style>{STYLE}{_STYLE}</style>")  # as one, so that the doors need not move
 
 
 def _story(paths: Mapping[str, Path]) -> str:
@@ -68,30 +68,25 @@ def _example(attributor: Served, index: int) -> str:
     query, classes = attributor.query("test", index), attributor.bundle.classes
     sigma2 = attributor.bundle.sigma2(REFERENCE)
     result = attributor.attribute(query, Request(REFERENCE, sigma2, _BEHIND))
-    images = attributor.bundle.examples("train").images
-    behind = "".join(
-        _picture(np.asarray(images[item.train_index]), f"labelled {classes[item.label]}") for item in result.items
-    )
+    train = attributor.bundle.examples("train")
+    behind = "".join(_shot(train, item.train_index, f"labelled {classes[item.label]}") for item in result.items)
     said, true = classes[query.predicted], classes[int(attributor.test_labels[index])]
     asked = frame.tab_address(frame.ATTRIBUTION, AttributeView(f"test:{index}", sigma2=sigma2), attributor)
     first = f"The network predicts <b>{escape.html(said)}</b>"
-    first += "." if said == true else f", but this image is labelled <b>{escape.html(true)}</b>."
+    first += "." if said == true else f", but this {attributor.one} is labelled <b>{escape.html(true)}</b>."
     return (
         f'<a class="ns-example" href="{escape.html(asked)}" target="_self" title="Explain this prediction">'
-        f"{_picture(query.example.images[0], f'predicted {said}', large=True)}"
+        f"{_shot(query.example, 0, f'predicted {said}', large=True)}"
         '<span class="ns-arrow" aria-hidden="true">←</span>'
         f'<span class="ns-behind">{behind}</span><span class="ns-sentence">{first} Of the {result.pool_size:,} '
-        f"training images labelled {escape.html(said)}, these {len(result.items)} shaped that most.</span></a>"
+        f"training {attributor.many} labelled {escape.html(said)}, these {len(result.items)} shaped that most."
+        "</span></a>"
     )
 
 
-def _picture(image: np.ndarray, caption: str, *, large: bool = False) -> str:
-    text, (height, width) = escape.html(caption), image.shape[:2]
-    return (
-        f'<span class="ns-shot{" large" if large else ""}"><img class="ns-seen" src="{data_uri(image)}" alt="" '
-        f'width="{width}" height="{height}">'
-        f"<span>{text}</span></span>"
-    )
+def _shot(examples: Examples, row: int, caption: str, *, large: bool = False) -> str:
+    size = " large" if large else ""
+    return f'<span class="ns-shot{size}">{shown(examples, row)}<span>{escape.html(caption)}</span></span>'
 
 
 _STYLE = """
@@ -101,7 +96,8 @@ _STYLE = """
 .ns-shot { display: block; width: 8.4rem; font-size: .9rem; text-align: center; overflow-wrap: anywhere; }
 .ns-shot.large { width: 12.5rem; font-size: 1.05rem; font-weight: 600; }
 .ns-shot img { height: auto; }
-.ns-shot span { display: block; margin-top: .3rem; line-height: 1.25; }
+.ns-shot .ns-text { text-align: left; font-size: .82rem; font-weight: 400; max-height: 9em; overflow: hidden; }
+.ns-shot > span:last-child { display: block; margin-top: .3rem; line-height: 1.25; }
 .ns-sentence { flex: 1 1 18rem; font-size: 1.2rem; line-height: 1.5; }
 .ns-arrow { font-size: 2.4rem; opacity: .6; }
 .ns-doors { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; margin-top: 1rem; }

@@ -13,8 +13,9 @@ from scipy.special import softmax
 
 from natscope.app import escape, tasks
 from natscope.app.bundles import Served
-from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.grid import Card, grid
 from natscope.app.links import AttributeView
+from natscope.app.modalities import STYLE, page_of
 from natscope.app.views import frame, tags
 from natscope.app.views.cards import cards_of
 from natscope.app.views.job import run_job
@@ -22,12 +23,17 @@ from natscope.app.views.notice import complain, errors_shown
 from natscope.app.views.query import title_of
 from natscope.core.bundle.request import QueryExample, Request
 from natscope.core.errors import QueryError
+from natscope.core.examples import Examples
 from natscope.core.methods import METHODS, REFERENCE
+from natscope.precompute.data.shown import shown
 
 Explain = Callable[[str, str], None]
 _OPEN = "inspected"  # key of the place that opened it, the query then, its images, and the position of the shown one
 _NEIGHBOURS, _FIRST = 5, 10  # picks that are shown for the image, and among which others must have it
-_WAYS = (("Explain this image", "my_location", frame.ATTRIBUTION), ("Compare methods", "compare", frame.COMPARE))
+_WAYS = (
+    ("Explain this {}", "my_location", frame.ATTRIBUTION),
+    ("Compare methods", "compare", frame.COMPARE),
+)
 _ASKED, _SHOWN = 200, 30  # test images that are asked, and shown
 
 
@@ -106,15 +112,15 @@ def _draw(
     explain: Explain | None,
 ) -> None:
     index, classes = images[position], attributor.bundle.classes
-    picture = np.asarray(attributor.bundle.examples("train").images[index])
     shares = softmax(np.asarray(attributor.bundle.array("train_logits")[index], dtype=np.float64))
     label, answer = int(attributor.train_labels[index]), int(shares.argmax())
-    _steps(images, position)
-    shown = [(picture, f"Training image {index}", _described(classes, label, answer, shares))]
+    _steps(images, position, smooth=page_of(attributor.bundle.modality).smooth)
+    own = attributor.bundle.examples("train")[np.array([index])]
+    pair = [(own, f"Training {attributor.one} {index}", _described(classes, label, answer, shares))]
     if query is not None:
         said = _described(classes, query.label, query.predicted, query.probabilities)
-        shown.insert(0, (query.example.images[0], title_of(query), said))
-    _pictures(shown)
+        pair.insert(0, (query.example, title_of(query), said))
+    _pair(pair)
     if said := about(index):
         st.markdown(said)
     st.caption("Source")
@@ -132,7 +138,7 @@ def _described(classes: Sequence[str], label: int | None, answer: int, shares: n
     return f"{known}predicted {classes[answer]}{'' if label in (None, answer) else ' ✗'} ({shares[answer]:.1%})"
 
 
-def _steps(images: tuple[int, ...], position: int) -> None:
+def _steps(images: tuple[int, ...], position: int, *, smooth: bool) -> None:
     steps = (("Previous", "chevron_left", position - 1), ("Next", "chevron_right", position + 1))
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         for text, icon, to in steps if len(images) > 1 else ():
@@ -147,23 +153,25 @@ def _steps(images: tuple[int, ...], position: int) -> None:
             )
         if len(images) > 1:
             st.caption(f"{position + 1} of {len(images):,}", width="content")
-        st.toggle("Smooth", key="inspector_smooth", help="Off: every pixel as the model sees it.")
+        if smooth:
+            st.toggle("Smooth", key="inspector_smooth", help="Off: every pixel as the model sees it.")
 
 
-def _pictures(shown: Sequence[tuple[np.ndarray, str, str]]) -> None:
+def _pair(pair: Sequence[tuple[Examples, str, str]]) -> None:
     smooth = " smooth" if st.session_state.get("inspector_smooth") else ""
     figures = "".join(
-        f'<figure><img src="{data_uri(image)}" alt="{escape.html(title)}, enlarged" width="224" height="224">'
+        f"<figure>{shown(example, alt=f'{escape.visible(title)}, enlarged', whole=True)}"
         f"<figcaption>{escape.html(title)}<br>{escape.html(said)}</figcaption></figure>"
-        for image, title, said in shown
+        for example, title, said in pair
     )
-    st.html(f'<div class="ns-pair{smooth}">{figures}</div><style>{_STYLE}</style>')
+    st.html(f'<div class="ns-pair{smooth}">{figures}</div><style>{STYLE}{_STYLE}</style>')
 
 
 def _actions(attributor: Served, index: int, request: Request, explain: Explain | None) -> None:
     asked = _asked(attributor, f"train:{index}", request)
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
-        for text, icon, tab in _WAYS:
+        for form, icon, tab in _WAYS:
+            text = form.format(attributor.one)
             if explain is not None:
                 go = partial(_lead, explain, f"train:{index}", tab)
                 st.button(text, icon=f":material/{icon}:", key=f"inspector_{tab}", on_click=go)
@@ -197,7 +205,7 @@ def _neighbours(attributor: Served, index: int, request: Request) -> None:
     grid(
         list(map(cards_of(attributor, "train"), found)),
         key="neighbours",
-        label=f"Training images that the prediction for training image {index} relies on most",
+        label=f"Training {attributor.many} that the prediction for training {attributor.one} {index} relies on most",
         size=64,
         on_pick=lambda position: _go(tuple(found), position),
     )
@@ -219,8 +227,8 @@ def _others(attributor: Served, index: int, label: int, request: Request, explai
     tests, name = found.of(index), escape.markdown(attributor.bundle.classes[label])
     more = f" The first {_SHOWN} are shown." if len(tests) > _SHOWN else ""
     st.caption(
-        f"Among the first {_FIRST} picks of **{len(tests)}** of the {len(found.tests)} test images that were asked "
-        f"(predicted {name}).{more}"
+        f"Among the first {_FIRST} picks of **{len(tests)}** of the {len(found.tests)} test {attributor.many} that "
+        f"were asked (predicted {name}).{more}"
     )
 
     def lead(position: int) -> None:
@@ -230,7 +238,7 @@ def _others(attributor: Served, index: int, label: int, request: Request, explai
     card = cards_of(attributor, "test")
 
     def shown(number: int) -> Card:
-        title = f"Explain {attributor.bundle.classes[attributor.test_labels[number]]}, test image {number}"
+        title = f"Explain {attributor.bundle.classes[attributor.test_labels[number]]}, test {attributor.one} {number}"
         asked = _asked(attributor, f"test:{number}", request)
         address = "" if explain is not None else frame.tab_address(frame.ATTRIBUTION, asked, attributor)
         return card(number, title=title, href=address)
@@ -239,7 +247,7 @@ def _others(attributor: Served, index: int, label: int, request: Request, explai
         grid(
             [shown(int(number)) for number in tests[:_SHOWN]],
             key="reliant",
-            label=f"Test images that rely on training image {index}",
+            label=f"Test {attributor.many} that rely on training {attributor.one} {index}",
             size=48,
             on_pick=lead,
         )
@@ -248,6 +256,8 @@ def _others(attributor: Served, index: int, label: int, request: Request, explai
 _STYLE = """
 .ns-pair { display: flex; gap: .8rem; flex-wrap: wrap; }
 .ns-pair figure { margin: 0; width: min(14rem, 47%); }
+.ns-pair figure:has(.ns-text) { width: 100%; }
+.ns-pair .ns-text { max-height: 24rem; overflow: auto; }
 .ns-pair img { width: 100%; height: auto; aspect-ratio: 1; border-radius: 8px;
   image-rendering: pixelated; background: #000; }
 .ns-pair.smooth img { image-rendering: auto; }

@@ -114,7 +114,7 @@ def _shares(attributor: Served, result: Attribution | None) -> list[Group]:
         dtype=object,
     )
     against = np.array([item.sign < 0 for item in items], dtype=bool)
-    groups = [_rest(attributor, "all other training images", rows)]
+    groups = [_rest(attributor, f"all other training {attributor.many}", rows)]
     kinds = (
         ("supports the class", ~against, ACCENT, "circle"),
         ("speaks against it", against, CATEGORIES[2], "diamond"),
@@ -157,18 +157,24 @@ def finding(
     """Return a sentence (Markdown) on what the map shows; arguments as of `groups_of`, whose groups are shown."""
     labels, backdoor = attributor.train_labels, attributor.bundle.manifest.backdoor
     if colour == "share":
-        return "" if result is None else _told(result, attributor.bundle.classes[result.target])
+        return "" if result is None else _told(attributor, result, attributor.bundle.classes[result.target])
     if colour == "tag":
         count = sum(len(group.rows) for group in groups[1:])
-        return f"{count:,} training images are tagged." if count else "No training image is tagged yet."
+        return (
+            f"{count:,} training {attributor.many} are tagged."
+            if count
+            else f"No training {attributor.one} is tagged yet."
+        )
     if colour == "label":
         return _apart(attributor, embedding, labels, "label")
     if colour == "predicted":
         return _apart(attributor, embedding, predicted, "predicted class")
     if colour == PLANTED and backdoor is not None:
         chosen = np.isin(np.arange(len(labels)), backdoor.train_indices)
-        return _together(embedding, chosen, "a planted image", "planted")
-    return _together(embedding, labels != predicted, "a wrongly predicted image", "wrongly predicted")
+        return _together(attributor, embedding, chosen, f"a planted {attributor.one}", "planted")
+    return _together(
+        attributor, embedding, labels != predicted, f"a wrongly predicted {attributor.one}", "wrongly predicted"
+    )
 
 
 def _apart(attributor: Served, embedding: Embedding, kinds: np.ndarray, what: str) -> str:
@@ -180,20 +186,20 @@ def _apart(attributor: Served, embedding: Embedding, kinds: np.ndarray, what: st
         for kind in (min(means, key=means.__getitem__), max(means, key=means.__getitem__))
     )
     return (
-        f"Of an image’s {_near(embedding)}, **{words.percent(float(alike.mean()))}** have the same {what}: most for "
-        f"{most}, least for {least}."
+        f"Of {attributor.a_one}’s {_near(embedding)}, **{words.percent(float(alike.mean()))}** have the same {what}: "
+        f"most for {most}, least for {least}."
     )
 
 
-def _together(embedding: Embedding, chosen: np.ndarray, one: str, many: str) -> str:
+def _together(attributor: Served, embedding: Embedding, chosen: np.ndarray, one: str, many: str) -> str:
     """Return how close together some images lie; chosen (N,) bool."""
     own = chosen[embedding.arranged]
     if not own.any():
-        return f"No image on this map is {many}."
+        return f"No {attributor.one} on this map is {many}."
     share, usual = float(embedding.alike(chosen)[own].mean()), float(own.mean())
     return (
-        f"{int(chosen.sum()):,} of {len(chosen):,} training images are {many}. Of the {_near(embedding)} of {one}, "
-        f"**{words.percent(share)}** are {many} too; at random it would be {words.percent(usual)}."
+        f"{int(chosen.sum()):,} of {len(chosen):,} training {attributor.many} are {many}. Of the {_near(embedding)} "
+        f"of {one}, **{words.percent(share)}** are {many} too; at random it would be {words.percent(usual)}."
     )
 
 
@@ -201,12 +207,12 @@ def _near(embedding: Embedding) -> str:
     return f"{embedding.neighbours.shape[1]} nearest neighbours on this map"
 
 
-def _told(result: Attribution, target: str) -> str:
+def _told(attributor: Served, result: Attribution, target: str) -> str:
     method = METHODS[result.request.method]
     at = f" at σ² = {words.sigma2_text(result.sigma2)}" if method.uses_sigma2 else ""
     what = "score" if result.nats is None else "share"
     return (
-        f"The {len(result.items)} training images that {method.title}{at} ranks first for "
+        f"The {len(result.items)} training {attributor.many} that {method.title}{at} ranks first for "
         f"{escape.markdown(target)}: the larger the point, the larger its {what}. The tab Attribution sets the method "
         "and σ²."
     )

@@ -16,18 +16,18 @@ from natscope.app.figures.style import FORMATS
 from natscope.core.bundle.request import Attribution, QueryExample
 
 
-def ranking_files(attributor: Served, query: QueryExample, images: np.ndarray, result: Attribution) -> None:
+def ranking_files(attributor: Served, query: QueryExample, result: Attribution) -> None:
     """Draw the buttons.
 
     Args:
         attributor: the opened bundle.
         query: the image that was asked about.
-        images: (M, H, W) or (M, H, W, 3) uint8, those of the ranking.
         result: the answer.
     """
-    classes = attributor.bundle.classes
+    classes, picks = attributor.bundle.classes, np.array([item.train_index for item in result.items], dtype=np.int64)
+    ranked = attributor.bundle.examples("train")[picks]
     name = words.file_name(query, result, classes)
-    figure = partial(draw, ranking_file, query, images, result, classes)
+    figure = partial(draw, ranking_file, query, ranked, result, classes)
     offers: list[tuple[str, str, str, Callable[[], Any]]] = [
         (kind, mime, "The figure, in print quality.", partial(figure, kind=kind)) for kind, mime in FORMATS.items()
     ]

@@ -7,7 +7,6 @@ from typing import Any
 import streamlit as st
 
 from natscope.app import bundles, escape, words
-from natscope.app.components.grid import data_uri
 from natscope.app.components.jumps import jumps
 from natscope.app.downloads import draw as draw_file
 from natscope.app.downloads import offer
@@ -19,15 +18,17 @@ from natscope.app.figures.experiments import charts, columns, is_table, panels, 
 from natscope.app.figures.in_files import chart_file
 from natscope.app.figures.style import FORMATS
 from natscope.app.links import ComparisonView
+from natscope.app.modalities import STYLE
 from natscope.app.paper import SECTIONS, Section
 from natscope.app.results import commands, conditioning, load_result, load_results
 from natscope.app.views import frame
-from natscope.app.views.enlarge import SHARP
 from natscope.app.views.notice import complain
 from natscope.core.errors import NatscopeError
 from natscope.core.methods import METHODS
+from natscope.precompute.data.shown import shown
 
 _KEY = "results_"
+_SMALL = 56  # pixels of an example's width
 _CONDITIONED = {"train": "all training data", "pool": "the candidates"}
 _GIVEN = words.titles(method for method in METHODS.values() if method.conditions)
 
@@ -91,11 +92,12 @@ def _examples(section: Section) -> None:
         view = ComparisonView(f"test:{query.index}")
         with st.container(horizontal=True, vertical_alignment="center"):
             st.html(
-                f'<img src="{data_uri(query.example.images[0])}" alt="" width="56"><style>{SHARP}</style>',
+                f'<div style="width:{_SMALL}px">{shown(query.example)}</div><style>{STYLE}</style>',
                 width="content",
             )
             st.markdown(
-                f"[{title}: test image {query.index}]({frame.tab_address(frame.COMPARE, view, attributor)}), {what}"
+                f"[{title}: test {attributor.one} "
+                f"{query.index}]({frame.tab_address(frame.COMPARE, view, attributor)}), {what}"
             )
 
 

@@ -29,8 +29,8 @@ def stability(attributor: Served, name: str, query: QueryExample, requests: Sequ
     """
     st.subheader("How stable is the ranking?")
     st.markdown(
-        "The sketch that stands in for the Jacobian is random, and so is training. Images that stay under other random "
-        "seeds are reliable."
+        f"The sketch that stands in for the Jacobian is random, and so is training. {attributor.many.capitalize()} "
+        "that stay under other random seeds are reliable."
     )
     sketches, networks = st.tabs(["Other sketches", "Other training runs"])
     asked = (attributor.place, name, tuple(requests))
@@ -80,9 +80,9 @@ def _results(attributor: Served, found: list[Stability] | None, kind: str) -> No
     if found is None:
         return
     st.caption(
-        "Under each image: its rank and in how many repeats it stayed. Overlap: images in both lists over images in "
-        "either (Jaccard). Order: Spearman’s rank correlation over the images in either list, those that a list lacks "
-        "tied below its last. Means, with the range."
+        f"Under each {attributor.one}: its rank and in how many repeats it stayed. Overlap: {attributor.many} in both "
+        f"lists over {attributor.many} in either (Jaccard). Order: Spearman’s rank correlation over the "
+        f"{attributor.many} in either list, those that a list lacks tied below its last. Means, with the range."
     )
     for result in found:
         method = METHODS[result.request.method]
@@ -91,7 +91,7 @@ def _results(attributor: Served, found: list[Stability] | None, kind: str) -> No
             continue
         cards, card, classes = [], cards_of(attributor, "train"), attributor.bundle.classes
         for item, rank, stayed in zip(result.original.items, result.original.rank_labels, result.stayed, strict=True):
-            name = f"{classes[item.label]}, training image {item.train_index}"
+            name = f"{classes[item.label]}, training {attributor.one} {item.train_index}"
             tooltip = f"rank {rank}, {name}: stayed in {stayed} of {result.repeats}"
             cards.append(
                 card(
@@ -105,7 +105,7 @@ def _results(attributor: Served, found: list[Stability] | None, kind: str) -> No
         grid(
             cards,
             key=f"{_KEY}{kind}_{method.name}",
-            label=f"How often {method.title}'s images stayed",
+            label=f"How often {method.title}'s {attributor.many} stayed",
             size=62,
             on_pick=lambda position: None,
         )

@@ -12,10 +12,11 @@ from scipy.special import softmax
 
 from natscope.app import bundles, escape
 from natscope.app.bundles import Served
-from natscope.app.components.grid import Card, data_uri, grid
+from natscope.app.components.grid import Card, grid
 from natscope.app.components.storage import storage
 from natscope.app.downloads import offer
 from natscope.app.links import AttributeView
+from natscope.app.modalities import page_of
 from natscope.app.views import frame, telling
 from natscope.app.views.controls import control
 from natscope.app.views.notice import errors_shown
@@ -119,11 +120,11 @@ def tray(attributor: Served, take: Callable[[str], None]) -> None:
     if not tags:
         return
     classes, images = attributor.bundle.classes, list(tags)
-    with st.expander(f"Tagged images ({len(tags)})", icon=":material/sell:"):
+    with st.expander(f"Tagged {attributor.many} ({len(tags)})", icon=":material/sell:"):
         grid(
             [_card(attributor, image, tags[image]) for image in images[:_SHOWN]],
             key="tagged",
-            label="Tagged images",
+            label=f"Tagged {attributor.many}",
             size=64,
             on_pick=lambda position: take(images[position]),
         )
@@ -163,9 +164,9 @@ def _card(attributor: Served, image: str, text: str) -> Card:
     split, _, number = image.partition(":")
     label, predicted, _ = _labels(attributor, image)
     classes = attributor.bundle.classes
-    title = f"{image.replace(':', ' image ')}, labelled {classes[label]}, predicted {classes[predicted]}: {text}"
-    picture = np.asarray(attributor.bundle.examples(split).images[int(number)])
-    return Card(src=data_uri(picture), alt=title, title=title, caption=text)
+    title = f"{split} {attributor.one} {number}, labelled {classes[label]}, predicted {classes[predicted]}: {text}"
+    look = page_of(attributor.bundle.modality).look(attributor.bundle.examples(split), int(number))
+    return Card(alt=title, title=title, caption=text, **look)
 
 
 def _labels(attributor: Served, image: str) -> tuple[int, int, float]:
@@ -200,7 +201,7 @@ def _set(attributor: Served, images: Sequence[str], text: str, asked: str) -> No
     kept = {image: tag for image, tag in (own | said).items() if tag}
     if len(kept) > max(_MOST, len(own)):
         there = f" and {len(own):,} are tagged already; remove some tags first" if own else ""
-        st.toast(f"At most {_MOST:,} images can be tagged{there}. These would be {len(kept):,}.")
+        st.toast(f"At most {_MOST:,} {attributor.many} can be tagged{there}. These would be {len(kept):,}.")
         return
     st.session_state[_TAGS] = (st.session_state.get(_TAGS) or {}) | {bundle: kept}
     _remember(bundle, said)

@@ -16,8 +16,8 @@ from natscope.app.components.hover import pictures
 from natscope.app.downloads import offer
 from natscope.app.figures import on_page
 from natscope.app.figures.chart import PointMap, Points
-from natscope.app.figures.thumbnails import sheet
 from natscope.app.links import COLOURINGS, FEATURES, LARGEST_BUDGET, PLANTED, MapView
+from natscope.app.modalities import page_of
 from natscope.app.tasks import TrainingMap
 from natscope.app.views import frame, tags
 from natscope.app.views.cards import cards_of
@@ -41,13 +41,13 @@ _COLOURINGS = {
     "label": "Label",
     "predicted": "Predicted",
     "wrong": "Right or wrong",
-    "share": "Share for this image",
+    "share": "Share for this {}",
     "tag": "Tag",
     PLANTED: "Planted",
 }
 _ABOUT = (
     "Penultimate features: what enters the last layer, whatever the label. Kernel: what the methods compare, the "
-    "response of each image’s own label, so that labels lie apart."
+    "response of each example’s own label, so that labels lie apart."
 )
 _SHOWN = 60  # selected images that are pictured
 
@@ -73,10 +73,11 @@ def leave(attributor: Served) -> None:
 
 def show(attributor: Served, query: QueryExample) -> None:
     """Draw the tab."""
-    st.title("A map of the training images")
+    st.title(f"A map of the training {attributor.many}")
     st.markdown(
-        "Each point is a training image; images that the network sees as alike lie close together (t-SNE). Point at "
-        "one for its picture; click it, or draw a lasso around several, to list them below."
+        f"Each point is a training {attributor.one}; {attributor.many} that the network sees as alike lie close "
+        "together (t-SNE). Point at one for its picture; click it, or draw a lasso around several, to list them "
+        "below."
     )
     _whole(attributor, query, frame.shared_query())
 
@@ -94,7 +95,7 @@ def _whole(attributor: Served, query: QueryExample, shown: str) -> None:
     said = (view.colour, predicted, tuple(groups), result)
     if query.origin == "train" and query.index is not None:
         at = np.array([query.index])
-        groups.append(Group("this image", at, "text", symbol="star", size=17.0, opacity=1.0, kept=True))
+        groups.append(Group(f"this {attributor.one}", at, "text", symbol="star", size=17.0, opacity=1.0, kept=True))
     for features in FEATURES:
         if features != view.features:
             leave_job(_job(attributor, features))
@@ -138,7 +139,13 @@ def _controls(attributor: Served) -> MapView:
             required=True,
         )
     colourings = [name for name in COLOURINGS if name != PLANTED or attributor.bundle.manifest.backdoor is not None]
-    colour = control(second.selectbox, "Colour", colourings, key=f"{_KEY}colour", format_func=_COLOURINGS.__getitem__)
+    colour = control(
+        second.selectbox,
+        "Colour",
+        colourings,
+        key=f"{_KEY}colour",
+        format_func=lambda name: _COLOURINGS[name].format(attributor.one),
+    )
     if colour == "share":
         about = words.EXPERT.budget_help
         budget = control(third.slider, words.EXPERT.budget, 1, LARGEST_BUDGET, key=f"{_KEY}budget", help=about)
@@ -173,7 +180,7 @@ def map_chart(
         job, tasks.training_map, *job[1:], name=f"{key}_job", label="Draw the map", at_once=True
     )
     if found is None:
-        st.caption(f"The map of {min(count, MOST):,} images usually takes about a minute, and is then kept.")
+        st.caption(f"The map of {min(count, MOST):,} {attributor.many} usually takes about a minute, and is then kept.")
         return None
     arranged = found.embedding.arranged
     names = escape.visible(", ".join(group.name for group in groups))
@@ -183,19 +190,21 @@ def map_chart(
     on_page.show_map(
         PointMap(
             [_points(group, found, drawn, notes) for group in groups],
-            about=f"Map of {len(drawn):,} training images: {names}. The text below says what it shows.",
-            noun="Training image",
+            about=f"Map of {len(drawn):,} training {attributor.many}: {names}. The text below says what it shows.",
+            noun=f"Training {attributor.one}",
         ),
         key,
         on_select=lambda numbers: on_select([int(n) for n in np.intersect1d(numbers, drawn)]),
     )
-    others = np.setdiff1d(drawn, arranged)
-    images = attributor.bundle.examples("train").images
-    pictures([(found.pictures, arranged), (sheet(images, others), others)], chart=key, key=f"{key}_pictures")
+    others, shrink = np.setdiff1d(drawn, arranged), page_of(attributor.bundle.modality).sheet
+    if found.pictures is not None and shrink is not None:
+        small = shrink(attributor.bundle.examples("train"), others)
+        pictures([(found.pictures, arranged), (small, others)], chart=key, key=f"{key}_pictures")
     if len(arranged) < count:
         st.caption(
-            f"t-SNE arranged {len(arranged):,} of the {count:,} training images, drawn at random. The others are "
-            "drawn only when the page highlights them, next to the images that they resemble most."
+            f"t-SNE arranged {len(arranged):,} of the {count:,} training {attributor.many}, drawn at random. The "
+            f"others are drawn only when the page highlights them, next to the {attributor.many} that they resemble "
+            "most."
         )
     return found
 
@@ -232,7 +241,8 @@ def _notes(attributor: Served) -> list[str]:
         split, _, number = image.partition(":")
         if split == "train":
             notes[int(number)] += f"\n{text}"
-    return notes
+    examples, say = attributor.bundle.examples("train"), page_of(attributor.bundle.modality).note
+    return [f"{note}\n{said}" if (said := say(examples, row)) else note for row, note in enumerate(notes)]
 
 
 def _predicted(attributor: Served) -> np.ndarray:
@@ -267,7 +277,7 @@ def _selection(attributor: Served, predicted: np.ndarray, groups: Sequence[Group
         if place is not None and place < len(groups):
             _select(np.sort(groups[place].rows).tolist())
 
-    st.subheader(f"Selected images ({len(rows):,})" if rows else "Selected images")
+    st.subheader(f"Selected {attributor.many} ({len(rows):,})" if rows else f"Selected {attributor.many}")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.session_state[chosen] = None
         st.selectbox(
@@ -288,13 +298,13 @@ def _selection(attributor: Served, predicted: np.ndarray, groups: Sequence[Group
     labels, classes = attributor.train_labels, attributor.bundle.classes
     cards, card = [], cards_of(attributor, "train")
     for row in rows[:_SHOWN]:
-        title = f"training image {row}, labelled {classes[labels[row]]}, predicted {classes[predicted[row]]}"
+        title = f"training {attributor.one} {row}, labelled {classes[labels[row]]}, predicted {classes[predicted[row]]}"
         tone = "for" if labels[row] == predicted[row] else "against"
         cards.append(card(row, title=title, tone=tone))
     grid(
         cards,
         key=f"{_KEY}grid",
-        label="Selected training images",
+        label=f"Selected training {attributor.many}",
         size=64,
         on_pick=partial(inspect, _TAB, rows),
     )

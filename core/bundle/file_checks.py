@@ -260,7 +260,7 @@ def _usable(record: FileRecord, classes: int) -> Callable[[np.ndarray], bool] | 
     if kind == "f":
         products = record.file.startswith(("gram_", "train_gram_"))
         return (lambda values: bool(np.isfinite(values).all())) if products else bounded
-    if kind == "i":
+    if kind == "i" and record.file.endswith("_labels.npy"):
         return lambda values: bool(((values >= 0) & (values < classes)).all())
     return (lambda values: bool((values.view(np.uint8) <= 1).all())) if kind == "b" else None
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
 
@@ -44,6 +45,7 @@ _NOT_READ = {
 }
 _FULL_RANGE = 65535
 _REDUCED = 1024  # shortest side in pixels to which the decoder may reduce a JPEG that is larger than usual
+_KEPT, _SMALL = 4096, 2**13  # encoded images that are remembered, and bytes of the largest such image
 _decoding = threading.Lock()  # warnings.catch_warnings is not safe between threads
 
 CHOICES: dict[str, Sequence[str | int]] = {
@@ -312,6 +314,17 @@ def in_colour_or_grey(given: Image.Image, shape: Sequence[int], make: Callable[[
 
 def data_uri(image: Image.Image | np.ndarray) -> str:
     """Return a picture, or an image (H, W) or (H, W, 3) uint8, as an inline PNG."""
+    if isinstance(image, np.ndarray) and image.nbytes <= _SMALL:
+        return _thumbnail(image.tobytes(), image.shape)
+    return _encoded(image)
+
+
+@lru_cache(maxsize=_KEPT)  # a page that shows the same images at every click would encode them each time
+def _thumbnail(pixels: bytes, shape: tuple[int, ...]) -> str:
+    return _encoded(np.frombuffer(pixels, np.uint8).reshape(shape))
+
+
+def _encoded(image: Image.Image | np.ndarray) -> str:
     buffer = io.BytesIO()
     (picture(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

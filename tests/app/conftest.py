@@ -15,7 +15,9 @@ import pytest
 
 from natscope.app import lanes
 from natscope.app.jobs import Lane
+from natscope.app.modalities import packed
 from natscope.app.worker import Stopped
+from natscope.core.images import Images
 
 _ROOT = Path(__file__).parents[2]
 _DESKTOP = {"viewport": {"width": 1400, "height": 1000}, "reduced_motion": "reduce"}
@@ -123,3 +125,8 @@ def _note_response(response, problems):
 def _note_request(request, server, problems):
     if not request.url.startswith((f"{server}/", "data:", "blob:")):
         problems.append(f"foreign request: {request.url}")
+
+
+def pack_image(image):
+    """Return the query of a link that holds an image, (H, W) or (H, W, 3) uint8."""
+    return packed(Images(image[None], (0.0,), (1.0,)))

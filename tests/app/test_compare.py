@@ -168,8 +168,10 @@ def rows(attributor):
 @pytest.mark.parametrize(("kind", "start"), [("PNG", b"\x89PNG"), ("SVG", b"<?xml"), ("PDF", b"%PDF")])
 def test_the_figure_opens_in_every_format(attributor, rows, kind, start):
     query, block = rows
-    images = attributor.bundle.examples("train").images
-    data = comparison_file([query, query], [block, block], images, attributor.bundle.classes, kind=kind)
+    train = attributor.bundle.examples("train")
+    data = comparison_file(
+        [query, query], [block, block], np.arange(len(train)), train, attributor.bundle.classes, kind=kind
+    )
     assert data.startswith(start)
     if kind == "PNG":
         with Image.open(io.BytesIO(data)) as picture:

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from natscope.app.links import CounterfactualView, Limits, pack_image, parameters, read
+from natscope.app.links import CounterfactualView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
 from natscope.app.views import counterfactual
 from natscope.core.methods import METHODS
 from natscope.precompute.training.removal import Answer, identity_of, name_of
 from natscope.precompute.training.result_cache import ResultCache
+from tests.app.conftest import pack_image
 from tests.conftest import EACH
 
 

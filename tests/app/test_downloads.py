@@ -16,6 +16,7 @@ from natscope.app.jobs import Lane
 from natscope.app.serve import THREADS, _in_one_line
 from natscope.core.bundle.request import Attribution, Item, QueryExample, Request
 from natscope.core.errors import QueryError
+from natscope.core.images import Images
 from natscope.core.methods import METHODS
 from tests.app.conftest import Here
 from tests.conftest import syntax_of
@@ -156,9 +157,10 @@ def test_every_page_offers_files_in_this_way(file):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_ranking_of_every_method_reaches_the_process_that_draws_it(method):
-    query = QueryExample(np.zeros((4, 4), np.uint8), np.array([0.9, 0.1]), np.zeros(3), "test", 0, 0, ood=0.5)
+    images = Images(np.zeros((1, 4, 4), np.uint8), (0.0,), (1.0,))
+    query = QueryExample(images, np.array([0.9, 0.1]), np.zeros(3), "test", 0, 0, ood=0.5)
     item = Item(rank=1, train_index=3, label=0, score=0.5, nats=None, sign=1, variance=1.0)
     answer = Attribution(Request(method), 1.0, 0, 10, (item,), None, redundancy=0.0, seconds=0.1)
-    sent = ForkingPickler.dumps((ranking_file, query, np.zeros((1, 4, 4), np.uint8), answer, ("coat", "shirt")))
+    sent = ForkingPickler.dumps((ranking_file, query, images, answer, ("coat", "shirt")))
     function, *arguments = pickle.loads(sent)  # safe: made on the line above
     assert function(*arguments, kind="PNG").startswith(b"\x89PNG")

@@ -15,13 +15,13 @@ from natscope.app.links import (
     Limits,
     exponent_of,
     open_query,
-    pack_image,
     parameters,
     read,
 )
 from natscope.core.bundle.request import CONDITIONINGS, POOLS
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
+from tests.app.conftest import pack_image
 from tests.conftest import one_sentence
 
 _LIMITS = Limits(classes=10)

@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 from natscope.app import bundles, garbage, words
 from natscope.app.components import clicked
 from natscope.app.escape import sentence
-from natscope.app.links import SIGMA2_EXPONENTS, pack_image
+from natscope.app.links import SIGMA2_EXPONENTS
 from natscope.app.listen import Listening
 from natscope.app.serve import BUNDLES, settings
 from natscope.app.views import frame
@@ -23,7 +23,7 @@ from natscope.app.views import query as query_view
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Request
 from natscope.core.methods import METHODS, rank
-from tests.app.conftest import serving
+from tests.app.conftest import pack_image, serving
 from tests.conftest import EACH, one_sentence
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
@@ -287,8 +287,8 @@ def test_plain_words_name_the_controls_without_symbols(served):
     ranked = _ranked(page)
     page = _set(page, "toggle", "plain_words", True)
     assert [page.slider(key="budget").label, page.select_slider(key="exponent").label] == [
-        "How many images",
-        "How noisy a single image is",
+        "How many examples",
+        "How noisy a single example is",
     ]
     assert "of what the network learnt about it" in _sentence(page)
     assert _ranked(page) == ranked

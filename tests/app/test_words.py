@@ -22,6 +22,7 @@ from natscope.app.words import (
     verdict,
 )
 from natscope.core.bundle.request import CONDITIONINGS, POOLS, Attribution, Item, QueryExample, Request
+from natscope.core.images import IMAGE
 from natscope.core.methods import METHODS
 
 
@@ -35,7 +36,7 @@ def _result(*cumulative, method="info_loss", total=2.0, conditioning="pool"):
 
 
 def _said(*cumulative, method="info_loss", plain=False, **settings):
-    return finding(_result(*cumulative, method=method, **settings), METHODS[method], "Bag", plain=plain)
+    return finding(_result(*cumulative, method=method, **settings), METHODS[method], "Bag", of=IMAGE, plain=plain)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_plain_words_say_whether_the_label_agrees():
     [(1.0, "matters 3 times as much as"), (2.0, "matters little more than"), (0.0, "does not matter"), (-1.0, "not")],
 )
 def test_plain_words_compare_the_strongest_with_a_typical_image(method, usual, said):
-    told = special([3.0, 2.0], np.array([3.0, usual, usual, usual, 0.5]), METHODS[method], plain=True)
+    told = special([3.0, 2.0], np.array([3.0, usual, usual, usual, 0.5]), METHODS[method], of=IMAGE, plain=True)
     assert said in told
     assert not re.search(r"median|nats|candidate|runner", told)
 
@@ -212,7 +213,7 @@ def test_the_index_in_use_is_named():
     ],
 )
 def test_how_special_the_picks_are_is_said(method, picks, told):
-    assert told in special(picks, np.array([3.0, 1.0, 2.0, 1.0, 0.5]), METHODS[method])
+    assert told in special(picks, np.array([3.0, 1.0, 2.0, 1.0, 0.5]), METHODS[method], of=IMAGE)
 
 
 def test_a_files_name_says_what_was_asked():

@@ -348,5 +348,5 @@ def test_all_classes_are_asked_about_where_that_takes_less_than_a_minute(sets, t
     monkeypatch.setattr(candidates, "_PATIENCE", 0.0)
     monkeypatch.setattr(candidates, "_SURE", -1.0)
     monkeypatch.setattr(FeatureMap, "_fit", lambda own, *_: setattr(own, "batch_size", 8))
-    with pytest.raises(QueryError, match="all 30 training images under this class would take about 1 min "):
+    with pytest.raises(QueryError, match="all 30 training examples under this class would take about 1 min "):
         natscope.attribute(net, sets[0], sets[1][0][2], **asked)

@@ -1,0 +1,52 @@
+"""What a page has to know of a modality to show its examples and to take new ones."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from natscope.app.figures.thumbnails import Sheet
+
+if TYPE_CHECKING:  # only pages need Streamlit, and only figures Matplotlib
+    from natscope.app.bundles import Served
+    from natscope.app.figures.style import Axes
+
+
+@dataclass(frozen=True)
+class Page:
+    """How pages show examples of one modality; functions are called with examples and, where there are several, a row.
+
+    Args:
+        look: returns the fields of a `Card` or `Tile` that draw an example: a picture, or pieces of text.
+        draw: draws an example into a figure's axes.
+        size: says how large an example is, below it.
+        pack: returns an example that a user gave, alone, as a link holds it; raises QueryError if it is too long.
+        unpack: returns what `Examples.given` takes, by what `pack` returned; raises QueryError.
+        choose: draws what takes an example of the user's, by the opened bundle and what is called with its query.
+        yours: the title of that.
+        sheet: returns small pictures of some rows, for the map; None where its labels say more.
+        note: returns what the map's labels say of an example.
+        sought: returns a text for each example in which a search looks, beside its file; None if it has none.
+        by: what a search goes by, beside a number: "file", "words".
+        hint: the same in the field, "a file".
+        style: of what `natscope.precompute.data.shown` makes.
+        smooth: whether a closer look can blur the edges of pixels.
+        poisoned: whether page Backdoor tells of triggers in such examples.
+    """
+
+    look: Callable[[Any, int], dict[str, Any]]
+    draw: Callable[[Any, int, "Axes"], None]
+    size: Callable[[Any], str]
+    pack: Callable[[Any], str]
+    unpack: Callable[[str, Any], Any]
+    choose: Callable[["Served", Callable[[str], None]], None]
+    yours: str
+    sheet: Callable[[Any, np.ndarray], Sheet] | None
+    note: Callable[[Any, int], str]
+    sought: Callable[[Any], Sequence[str]] | None
+    by: str
+    hint: str
+    style: str
+    smooth: bool
+    poisoned: bool

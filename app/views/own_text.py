@@ -1,0 +1,37 @@
+"""A text of the visitor's own: written on the page."""
+
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+
+from natscope.app import escape
+from natscope.app.bundles import Served
+from natscope.app.modalities import packed
+from natscope.app.views.notice import complain
+from natscope.core.errors import QueryError
+from natscope.core.tokens import LONGEST_TEXT
+
+_KEY, _WRONG = "upload_text_", "upload_error"  # of the session
+
+
+def choose(attributor: Served, take: Callable[[str], None]) -> None:
+    """Draw a field for each part of a text, and the button; `take` is called with the query."""
+    texts = attributor.bundle.examples("train")
+    with st.form(f"{_KEY}form", border=False):
+        for number, title in enumerate(texts.columns):
+            st.text_area(escape.markdown(title) or "Text", key=f"{_KEY}{number}", max_chars=LONGEST_TEXT, height=140)
+        st.form_submit_button("Explain this text", icon=":material/my_location:", on_click=_read, args=(texts, take))
+    if st.session_state.get(_WRONG):
+        complain(st.session_state[_WRONG], icon=":material/edit_off:")
+
+
+def _read(texts: Any, take: Callable[[str], None]) -> None:
+    parts = tuple(str(st.session_state.get(f"{_KEY}{number}") or "") for number in range(len(texts.columns)))
+    try:
+        asked = packed(texts.given(parts))
+    except QueryError as error:
+        st.session_state[_WRONG] = str(error)
+        return
+    st.session_state[_WRONG] = None
+    take(asked)
