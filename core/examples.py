@@ -111,6 +111,7 @@ class Modality:
         needed: names of the arrays that every split has.
         stored: name of the array that holds what a network takes where natscope cannot make it of the others; none if
             there is no such.
+        layers: of which parameters a kernel is, where the user names none: see `parameters.kernel_parameters`.
         networks: for each of natscope's own networks that takes such examples, by its name, what gives its first widths
             by `form`.
         files: for each file that a bundle has once, by logical name, its name in the folder.
@@ -138,6 +139,7 @@ class Modality:
     read: Callable[[Callable[[str], Any], Callable[[str], bytes], Mapping[str, Any]], Any]
     networks: Mapping[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = field(default_factory=dict)
     stored: str | None = None
+    layers: tuple[str, ...] = ()
     from_file: Callable[[bytes, str], Any] | None = None
     places: tuple[str, ...] = ()
     suits: Callable[[Sequence[Any], int, tuple[int, ...]], bool] = lambda patterns, size, form: False

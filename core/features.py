@@ -147,6 +147,13 @@ class FeatureMap:
         return tuple(b.shape for b in blocks) if all(isinstance(b, Outer) for b in blocks) else None
 
 
+def composition_of(features: FeatureMap, inputs: Tensor | Inputs, targets: np.ndarray) -> dict[str, dict[str, float]]:
+    """Return `FeatureMap.shares` of the kernel and, as "whole", of all parameters where the kernel is of some."""
+    shares = features.shares(inputs, targets)
+    every = FeatureMap(features.model, features.sketch.spec, ntk=features.ntk)
+    return {"shares": shares} | ({"whole": every.shares(inputs, targets)} if features.layers else {})
+
+
 def kernel_of(spec: SketchSpec, layout: tuple[tuple[int, int], ...] | None) -> Kernel:
     """Return the kernel that multiplies a sketch's features; the exact one needs the layers' layout."""
     if spec.kind != "exact":

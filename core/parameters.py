@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from natscope.core.text import few
 
 WEIGHTS, BIASES, NORMALISATION, EMBEDDINGS = ROLES = ("weights", "biases", "normalisation", "embeddings")
+LINEAR = "linear"  # in place of a pattern: all parameters of `Linear` layers
 KAIMING_GAIN = 2.0**0.5
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # their weights are (in, out / groups, ...)
 _NORMALISING = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -49,7 +50,8 @@ def kernel_parameters(model: nn.Module, layers: Sequence[str] = ()) -> dict[str,
 
     Args:
         model: the network.
-        layers: glob patterns of parameter names, such as "head.*" or "*.weight"; all parameters when there are none.
+        layers: glob patterns of parameter names, such as "head.*" or "*.weight", or `LINEAR`; all parameters when there
+            are none.
 
     Returns:
         Those that require gradients and that a pattern matches: the others are not the network's to move.
@@ -60,12 +62,22 @@ def kernel_parameters(model: nn.Module, layers: Sequence[str] = ()) -> dict[str,
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not names:
         raise ValueError("All parameters of the network are frozen (requires_grad is False), so it has no Jacobian.")
+    linear = {
+        f"{path}.{own}" if path else own
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        for own, _ in module.named_parameters(recurse=False)
+    }
+
+    def matches(name: str, pattern: str) -> bool:
+        return name in linear if pattern == LINEAR else fnmatchcase(name, pattern)
+
     for pattern in layers:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches(name, pattern) for name in names):
             there = few(names, _LISTED)
             raise ValueError(f"No parameter that requires gradients is called '{pattern}'; there are {there}.")
     known = {parameter.name: parameter for parameter in _described(model)}
-    return {name: known[name] for name in names if not layers or any(fnmatchcase(name, p) for p in layers)}
+    return {name: known[name] for name in names if not layers or any(matches(name, p) for p in layers)}
 
 
 def weights_alone(model: nn.Module, layers: Sequence[str] = ()) -> bool:
@@ -83,17 +95,29 @@ def composition(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{role} {shares[role]:.1%}" for role in order)
 
 
-def imbalance(shares: Mapping[str, float]) -> str | None:
-    """Return a sentence if more than half of a kernel is not of weights; None otherwise."""
+def imbalance(shares: Mapping[str, float], whole: Mapping[str, float] | None = None) -> str | None:
+    """Return a sentence if a kernel says little about what most of a network learnt; None otherwise.
+
+    Args:
+        shares: share of each role of the kernel's mean ||J||^2.
+        whole: the same of all parameters, where the kernel is of some of them.
+    """
     others = {role: share for role, share in shares.items() if role != WEIGHTS}
-    if sum(others.values()) <= _MUCH:
-        return None
-    most = max(others, key=lambda role: others[role])
-    return (
-        f"{sum(others.values()):.0%} of the kernel is not of weights, most of it of {most}: attributions then say "
-        "little about what most of the network learnt. Another --ntk (ntk= in Python), or --layers (layers=) with the "
-        "parameters that matter, may be better."
-    )
+    outside = {role: share for role, share in (whole or {}).items() if role not in shares}
+    if sum(others.values()) > _MUCH:
+        most = max(others, key=lambda role: others[role])
+        return (
+            f"{sum(others.values()):.0%} of the kernel is not of weights, most of it of {most}: attributions then say "
+            "little about what most of the network learnt. Another --ntk (ntk= in Python), or --layers (layers=) with "
+            "the parameters that matter, may be better."
+        )
+    if sum(outside.values()) > _MUCH:
+        most = max(outside, key=lambda role: outside[role])
+        return (
+            f"{sum(outside.values()):.0%} of ‖J‖² of all parameters lies outside the kernel, most of it in {most}: "
+            'attributions say nothing about what these learnt. By --layers "*" (layers= in Python) they would.'
+        )
+    return None
 
 
 def _described(model: nn.Module) -> Iterator[Parameter]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from natscope.core.errors import DataError, QueryError
 from natscope.core.examples import Modality, Which, register
+from natscope.core.parameters import LINEAR
 from natscope.core.ragged import lengths_of, numbers_of, offsets_of, run_of, runs_of
 from natscope.core.rows import Rows
 from natscope.core.tokens import LARGEST_VOCABULARY, LONGEST_TEXT, MOST_TOKENS, SEPARATOR, UNSEEN, cleaned, cut, loaded
@@ -403,6 +404,7 @@ TEXT = register(
         form=lambda about, _: (int(about["vocabulary"]), int(about["longest"])),
         fits=_fits,
         read=_read,
+        layers=(LINEAR,),
         networks={"attention": lambda form: form},
         from_file=_of_file,
         places=PLACES,

@@ -177,7 +177,7 @@ class Explainer:
         rows = [item.train_index for item in found.items]
         pictures = np.asarray(self.bundle.examples("train").images[rows])
         results = self.bundle.manifest.results
-        unusual = imbalance(results["kernel"].get("shares", {WEIGHTS: 1.0}))
+        unusual = imbalance(results["kernel"].get("shares", {WEIGHTS: 1.0}), results["kernel"].get("whole"))
         remarks = (*results.get("remarks", ()), *([unusual.rstrip(".")] if unusual else []))
         return Answer(asked, found, self.classes, pictures, remarks)
 

@@ -13,7 +13,7 @@ from natscope.core.bundle.manifest import Manifest
 from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
 from natscope.core.examples import Examples
-from natscope.core.features import FeatureMap, kernel_of
+from natscope.core.features import FeatureMap, composition_of, kernel_of
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.sketches import SketchSpec
@@ -70,7 +70,7 @@ class MemoryBundle(Bundle):
             results={
                 "kernel": {
                     "mean": float(np.mean(kernel_of(spec.sketch, layout).diagonal(rows))),
-                    "shares": features.shares(inputs[:SAMPLED_KERNEL], labels[:SAMPLED_KERNEL]),
+                    **composition_of(features, inputs[:SAMPLED_KERNEL], labels[:SAMPLED_KERNEL]),
                 },
                 "usual_distances": _FAR,
                 "remarks": list(remarks),
@@ -188,6 +188,6 @@ def attribute(
     model = in_float32(model)
     with as_evaluated(model), giving_logits(model, spec.model.output):
         suitable = check_suitable(model, data.train.inputs, len(data.classes), spec.model)
-        features = spec.feature_map(model)
+        features = spec.feature_map(model, data.modality)
         explainer = Explainer(Attributor(MemoryBundle(data, features, spec, suitable.remarks), model))
         return explainer.explain(x, method, budget, sigma2=sigma2, target=target, pool=pool, conditioning=conditioning)

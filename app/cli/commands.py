@@ -16,6 +16,7 @@ from natscope.app.cli.folders import reads
 from natscope.app.cli.listen import listens, workers
 from natscope.app.cli.precompute import build_spec, notes, print_check, remarks_on
 from natscope.app.cli.progress import Bars, say
+from natscope.app.cli.texts import cuts
 from natscope.app.cli.trust import allow_code
 from natscope.app.cli.values import COUNT, PATH, SEED, WHOLE
 from natscope.app.listen import listening
@@ -90,7 +91,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     default="fashion-mnist-quarter",
     show_default=True,
     help="fashion-mnist-quarter, fashion-mnist, cifar10, or folder:PATH with PATH/train/CLASS/* and PATH/test/CLASS/*, "
-    "or PATH/CLASS/*.",
+    "or PATH/CLASS/*; of texts austen, rte, or text:PATH with a table (.tsv, .csv, .jsonl, .parquet) or such a folder.",
 )
 @click.option(
     "--data",
@@ -113,6 +114,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     help="Share of images for testing, for a folder without train and test.",
 )
 @reads
+@cuts
 @click.option("--classes", help="Keep only these classes, by number, such as 0,1; all by default.")
 @click.option("--per-class", type=COUNT, help="Keep the first N training images of each class; all by default.")
 @click.option(
@@ -131,9 +133,8 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option(
     "--model",
-    default="mlp",
-    show_default=True,
-    help="mlp, resnet9, or module.path:factory, a function or class of yours that returns a network.",
+    help="mlp, resnet9, for texts attention, or module.path:factory, a function or class of yours that returns a "
+    "network; mlp for images, attention for texts.",
 )
 @click.option(
     "--widths", help="Layer widths of the MLP, from pixels to classes; by default 512 and 256 units between the two."
@@ -151,13 +152,18 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @click.option(
     "--prefix", help="Load the entries of --weights whose names begin with this, such as backbone., without it."
 )
-@click.option("--epochs", type=COUNT, help="Passes over the data; 20, resnet9: 24.")
-@click.option("--batch-size", type=COUNT, help="Images per step; 64, resnet9: 512.")
-@click.option("--learning-rate", type=float, help="Learning rate of SGD; 0.03, resnet9: 0.5.")
-@click.option("--warmup-epochs", type=WHOLE, help="Epochs over which the rate rises from 0; 0, resnet9: 5.")
-@click.option("--decay-epochs", type=WHOLE, help="Epochs at the end over which it falls to 0; 1, resnet9: 19.")
-@click.option("--momentum", type=float, help="Momentum of SGD; 0.9.")
-@click.option("--weight-decay", type=float, help="Weight decay of SGD; 0.001, resnet9: 0.0005.")
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="What takes the steps; sgd, attention: adamw.")
+@click.option("--epochs", type=COUNT, help="Passes over the data; 20, resnet9: 24, attention: 4.")
+@click.option("--batch-size", type=COUNT, help="Examples per step; 64, resnet9: 512.")
+@click.option("--learning-rate", "--lr", type=float, help="Learning rate; 0.03, resnet9: 0.5, attention: 0.004.")
+@click.option(
+    "--warmup-epochs", type=WHOLE, help="Epochs over which the rate rises from 0; 0, resnet9: 5, attention: 1."
+)
+@click.option(
+    "--decay-epochs", type=WHOLE, help="Epochs at the end over which it falls to 0; 1, resnet9: 19, attention: 3."
+)
+@click.option("--momentum", type=float, help="Momentum of SGD, or AdamW's of the gradient; 0.9.")
+@click.option("--weight-decay", type=float, help="Weight decay; 0.001, resnet9: 0.0005, attention: 0.01.")
 @click.option("--augment/--no-augment", default=None, help="Move and mirror images at random; off, resnet9: on.")
 @click.option(
     "--precision",

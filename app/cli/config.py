@@ -135,6 +135,7 @@ def _words(settings: Mapping[str, Any]) -> Iterator[str]:
         "dataset": None if settings.get("data") else settings["dataset"],
         **{name: settings.get(name) for name in ("data", "load", "transform", "classes", "per_class")},
         **{name: value for name, value in settings.get("folder", {}).items() if name not in ("files", "reading")},
+        **{"text" if name == "columns" else name: value for name, value in _text(settings).items()},
         **dict(zip(("mean", "std"), settings.get("scaling") or (), strict=False)),
         **{f"poison_{name}": value for name, value in settings.get("poison", {}).items()},
         "model": settings["model"]["architecture"],
@@ -158,6 +159,11 @@ def _words(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"--{_dashed(name)}={text}"
     if training:
         yield "--augment" if training["augment"] else "--no-augment"
+
+
+def _text(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how texts are read, as options name it."""
+    return {name: value or None for name, value in settings.get("text", {}).items() if name not in ("files", "seed")}
 
 
 def _dashed(name: str) -> str:

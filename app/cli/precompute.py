@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from natscope.app.cli.progress import say
+from natscope.app.cli.texts import text_spec
 
 _WIDTH = 110
 _LISTED = 10  # of the files that were skipped
@@ -73,6 +74,7 @@ def build_spec(
             **{f.name: (options | code)[f.name] for f in fields(FolderSpec) if f.name != "reading"},
             reading=Decoding(**{f.name: options[f.name] for f in fields(Decoding)}),
         ),
+        text=text_spec(options),
         classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),
         per_class=options["per_class"],
         scaling=scaling,
@@ -98,8 +100,12 @@ def _check_code(options: dict[str, Any]) -> None:
     from natscope.precompute.data.datasets import FOLDER
     from natscope.precompute.data.decode import USUAL
     from natscope.precompute.data.folders import FolderSpec
+    from natscope.precompute.data.text_sources import of_texts
 
     own = [f"--{name}" for name in ("transform", "load") if options[name] is not None]
+    if options["data"] is None and of_texts(options["dataset"]):
+        _check_texts(options)
+        return
     if own and options["data"] is None and not options["dataset"].startswith(FOLDER):
         raise BuildError(f"{own[0]} reads files; name a folder by --dataset folder:PATH, or your own data by --data.")
     if options["data"] is not None or not options["dataset"].startswith(FOLDER):
@@ -113,6 +119,19 @@ def _check_code(options: dict[str, Any]) -> None:
         raise BuildError(
             f"{own[0]} gives what the network takes, of its size; leave out --image-size, --fit and --channels."
         )
+
+
+def _check_texts(options: dict[str, Any]) -> None:
+    """Refuse options about pictures for a data set of texts."""
+    from natscope.core.errors import BuildError
+    from natscope.precompute.data.decode import USUAL
+    from natscope.precompute.data.folders import FolderSpec
+
+    usual = {f.name: getattr(source, f.name) for source in (FolderSpec(), USUAL) for f in fields(source)}
+    usual |= dict.fromkeys(("load", "transform", "mean", "std"))
+    for name, value in usual.items():
+        if name not in ("test_share", "skip_broken", "reading") and options[name] != value:
+            raise BuildError(f"--{name.replace('_', '-')} is for images; leave it out.")
 
 
 def print_check(
@@ -168,7 +187,7 @@ def notes(results: Mapping[str, Any], remarks: Sequence[str] = ()) -> Iterator[s
 
     shares = results["kernel"]["shares"]
     yield from _paragraph("Kernel", f"{composition(shares)}; mean k(x, x) {results['kernel']['mean']:.3g}")
-    if (warning := imbalance(shares)) is not None:
+    if (warning := imbalance(shares, results["kernel"].get("whole"))) is not None:
         yield from _paragraph("", warning)
     if layers := results.get("by_torch_func"):
         yield from _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
@@ -193,16 +212,18 @@ def _paragraph(title: str, text: str) -> list[str]:
 
 
 def _model_spec(options: dict[str, Any]) -> Any:
+    from natscope.precompute.data.text_sources import of_texts
     from natscope.precompute.training.models import ModelSpec
 
     about = {"bias": options["bias"], "output": options["output"]}
+    model = options["model"] or ("attention" if options["data"] is None and of_texts(options["dataset"]) else "mlp")
     if options["widths"] is not None:
-        return ModelSpec(options["model"], _numbers("--widths", options["widths"], "784,512,256,10"), **about)
+        return ModelSpec(model, _numbers("--widths", options["widths"], "784,512,256,10"), **about)
     given = options["data"] is None and options["dataset"].startswith("fashion-mnist")
     whole = given and options["classes"] is None
-    if options["model"] == "mlp" and whole:
+    if model == "mlp" and whole:
         return ModelSpec(**about)  # as in the embedded bundle
-    return ModelSpec(options["model"], None, **about)
+    return ModelSpec(model, None, **about)
 
 
 def _scaling(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -218,7 +218,11 @@ def _kernel(attributor: Served) -> None:
     )
     tones = dict.fromkeys(ROLES, "") | {WEIGHTS: "good"}
     bars([Bar(role, shares[role], f"{shares[role]:.1%}", "", tones[role]) for role in ROLES if role in shares])
-    if (warning := imbalance(shares)) is not None:
+    if whole := kernel.get("whole"):
+        st.markdown("Shares of all parameters’ squared Jacobian, what the kernel leaves out among them:")
+        tones = {role: "good" if role in shares else "" for role in ROLES}
+        bars([Bar(role, whole[role], f"{whole[role]:.1%}", "", tones[role]) for role in ROLES if role in whole])
+    if (warning := imbalance(shares, whole)) is not None:
         warn(warning, icon=":material/balance:")
 
 

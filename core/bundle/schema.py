@@ -73,6 +73,7 @@ class _Recipe(_Strict):
     warmup_epochs: Steps | UnsetType = UNSET
     augment: bool | UnsetType = UNSET
     precision: Literal["float32", "bfloat16"] | UnsetType = UNSET
+    optimizer: Literal["sgd", "adamw"] | UnsetType = UNSET
 
 
 class _Loaded(_Strict):
@@ -117,6 +118,7 @@ class _Kernel(_Strict):
     mean: Distance
     shares: dict[Literal["weights", "biases", "normalisation", "embeddings"], Share]
     margin_mean: Distance | UnsetType = UNSET
+    whole: dict[Literal["weights", "biases", "normalisation", "embeddings"], Share] | UnsetType = UNSET
 
 
 class _Reused(_Strict):
@@ -135,6 +137,7 @@ class _Results(_Strict):
     first_losses: Annotated[list[Distance], Meta(max_length=10)] | UnsetType = UNSET
     attack_success: Share | UnsetType = UNSET
     by_torch_func: list[Text] | UnsetType = UNSET
+    data_remarks: list[Note] | UnsetType = UNSET
     remarks: list[Note] | UnsetType = UNSET
     skipped: list[Note] | UnsetType = UNSET
     left_out: dict[Word, Note] | UnsetType = UNSET

@@ -25,7 +25,7 @@ from natscope.core.bundle.format import WEIGHTS, Bundle, write_atomically, write
 from natscope.core.device import device
 from natscope.core.errors import BuildError, BundleError, DataError, out_of_memory
 from natscope.core.examples import Examples, Inputs
-from natscope.core.features import FeatureMap, Outputs, kernel_of
+from natscope.core.features import FeatureMap, Outputs, composition_of, kernel_of
 from natscope.core.files import size
 from natscope.core.index.spec import AUTO
 from natscope.core.kernels import Kernel, packed
@@ -206,7 +206,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
         bundle.load_into(model)
         inputs, labels = bundle.inputs("train"), np.asarray(bundle.array("train_labels"))
         store = Store(bundle.path, work, progress)
-        preparation = Preparation(store, spec.feature_map(model), inputs, labels, ekfac=spec.ekfac)
+        preparation = Preparation(store, spec.feature_map(model, bundle.modality), inputs, labels, ekfac=spec.ekfac)
         with work.resuming(), foreign(spec.model):
             added, missing = preparation.add(methods, requested=spec.methods is not None)
         now, then = versions(), bundle.manifest.versions
@@ -245,14 +245,14 @@ class _Builder:
         spec.load_into(model, self.model)  # a layer of initial zeros hides what is wrong with others
         images = data.train.inputs
         suitable = check_suitable(model, images, len(data.classes), self.model)
-        known = {"by_torch_func": suitable.by_torch_func, "remarks": suitable.remarks}
+        known = {"by_torch_func": suitable.by_torch_func, "remarks": suitable.remarks, "data_remarks": data.remarks}
         found: dict[str, Any] = {name: told for name, told in known.items() if told}
         if spec.weights is None and ":" in self.model.architecture:
             make = partial(build_model, self.model, seed=spec.training.seed)
             check_trains(make(), images[:3], len(images) % spec.training.batch_size, self.model)
             found |= beginning(make, data.train.inputs, torch.tensor(data.train_labels), spec.training)
         with foreign(self.model):
-            features = spec.feature_map(model.to(device()))
+            features = spec.feature_map(model.to(device()), data.modality)
             features.outputs(images[:1])  # it may make tensors on the processor
         layout = layout_of(spec, features, images[:1])
         size = size_of(len(images), spec.sketch, suitable)
@@ -277,7 +277,7 @@ class _Builder:
         results |= {} if self.reuse is None else {"reused": self.reuse.to_dict(own, features.batch_size)}
         results["kernel"] = {
             "mean": float(np.mean(kernel.diagonal(own))),
-            "shares": features.shares(images[:SAMPLED_KERNEL], data.train_labels[:SAMPLED_KERNEL]),
+            **composition_of(features, images[:SAMPLED_KERNEL], data.train_labels[:SAMPLED_KERNEL]),
         }
         self._per_class(own, kernel)
         if spec.outputs == "all":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from natscope.core.backdoor import Backdoor
 from natscope.core.device import device, full_precision
 from natscope.core.examples import Inputs
-from natscope.core.features import SHARD, FeatureMap
+from natscope.core.features import SHARD, FeatureMap, composition_of
 from natscope.core.files import machine_memory
 from natscope.core.files import size as formatted
 from natscope.core.methods import METHODS, Size
@@ -97,7 +97,7 @@ def check(
         yield "", f"by torch.func, exact as well and slower: {', '.join(network.by_torch_func)}"
     for remark in network.remarks:
         yield "", remark
-    features = spec.feature_map(model)
+    features = spec.feature_map(model, data.modality)
     layout = layout_of(spec, features, inputs[:1])
     begins = unread + time.perf_counter() - begun
     check_recordable(spec, data, backdoor, model_spec, features, skipped)
@@ -113,10 +113,11 @@ def check(
         yield "Training", said
     else:
         yield "Weights", _weights(model, data)
-    shares = features.shares(inputs[:_MEASURED], labels[:_MEASURED])
+    made_of = composition_of(features, inputs[:_MEASURED], labels[:_MEASURED])
+    shares = made_of["shares"]
     trained = "" if spec.weights else " before training"
     yield "Kernel", f"{_kernel(features)}: {composition(shares)} of the mean ‖J‖²{trained}"
-    if (warning := imbalance(shares)) is not None:
+    if (warning := imbalance(**made_of)) is not None:
         yield "", warning
     differentiates, said = _jacobians(spec, features, inputs, labels, data, methods)
     yield "Jacobians", said
@@ -255,7 +256,7 @@ def _products(
     each = (time.perf_counter() - begun) / some.size / len(some)
     sizes = np.bincount(data.train_labels)
     number = float(dim * (sizes[sizes <= LARGEST_GRAM].astype(float) ** 2).sum())
-    number += min(len(data.test), 2000) * count * (math.prod(data.train.form) + network.penultimate)
+    number += min(len(data.test), 2000) * count * (math.prod(data.train.inputs.shape[1:]) + network.penultimate)
     number += count * dim**2 * (len(data.classes) if spec.outputs == "all" else 0)
     own = {METHODS[name].title: METHODS[name].artifacts for name in methods}
     number += sum(artifacts.products(size) for artifacts in own.values())

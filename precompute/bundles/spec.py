@@ -15,6 +15,7 @@ from torch import nn
 from natscope.core.bundle.format import sha256_of
 from natscope.core.device import device, title
 from natscope.core.errors import BuildError, FileError
+from natscope.core.examples import Modality
 from natscope.core.features import FeatureMap
 from natscope.core.index.spec import IndexSpec
 from natscope.core.methods import METHODS, Size
@@ -27,6 +28,8 @@ from natscope.precompute.data.datasets import FOLDER, Dataset
 from natscope.precompute.data.folders import FolderSpec, fingerprint
 from natscope.precompute.data.named import load_named
 from natscope.precompute.data.poison import PoisonSpec
+from natscope.precompute.data.text_sources import TextSpec, of_texts
+from natscope.precompute.data.text_sources import fingerprint as fingerprint_of_texts
 from natscope.precompute.training.models import ModelSpec, source_of
 from natscope.precompute.training.train import TrainingSpec
 from natscope.precompute.training.trusted import find
@@ -46,6 +49,7 @@ class BuildSpec:
         data: the data set itself; loaded by its name when None.
         made_by: the user's own function that gave it, as "module:function"; empty if none is known.
         folder: how the images of a folder are read.
+        text: how texts are read and cut into tokens.
         classes: labels to keep, renumbered in this order; all of them when None.
         per_class: how many training images of each class to keep, the first ones; all of them when None.
         scaling: mean and standard deviation of each channel, white being 1; the data set's own when None.
@@ -75,6 +79,7 @@ class BuildSpec:
     data: Dataset | None = None
     made_by: str = ""
     folder: FolderSpec = field(default_factory=FolderSpec)
+    text: TextSpec = field(default_factory=TextSpec)
     classes: tuple[int, ...] | None = None
     per_class: int | None = None
     scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
@@ -93,16 +98,17 @@ class BuildSpec:
     ekfac: EkfacSpec | None = None
     command: str = "natscope precompute"
 
-    def feature_map(self, model: nn.Module) -> FeatureMap:
-        """Return what turns images into the features of a network.
+    def feature_map(self, model: nn.Module, modality: Modality) -> FeatureMap:
+        """Return what turns examples of a modality into the features of a network.
 
         Raises:
             BuildError: if the sketch cannot be made, or no parameter of the network is left.
         """
         try:
-            kernel_parameters(model, self.layers)
-            ntk = weights_alone(model, self.layers) if self.ntk is None else self.ntk
-            return FeatureMap(model, self.sketch, ntk=ntk, layers=self.layers)
+            layers = self.layers or modality.layers
+            kernel_parameters(model, layers)
+            ntk = weights_alone(model, layers) if self.ntk is None else self.ntk
+            return FeatureMap(model, self.sketch, ntk=ntk, layers=layers)
         except ValueError as error:
             raise BuildError(str(error)) from error
 
@@ -129,7 +135,7 @@ class BuildSpec:
         """Return the data set, and a line for each file of a folder that was skipped; see `load_named`."""
         if self.data is not None:
             return self.data, []
-        return load_named(self.dataset, self.folder, progress, sample=sample)
+        return load_named(self.dataset, self.folder, progress, text=self.text, sample=sample)
 
     def load_into(self, model: nn.Module, spec: ModelSpec) -> None:
         """Load the weights that are given into a network of a specification; see `load_weights`."""
@@ -163,7 +169,9 @@ class BuildSpec:
         values["model"], values["training"] = self.model.to_dict(), self.training.to_dict()
         if (source := source_of(self.model)) is not None:
             values["model"]["source"] = source
-        del values["folder"]
+        del values["folder"], values["text"]
+        if self.data is None and of_texts(self.dataset):
+            values["text"] = self.text.to_dict() | {"files": fingerprint_of_texts(self.dataset, self.text)}
         if self.path is not None:
             known = like.get("folder") if isinstance(like, Mapping) else None  # perhaps a stranger's
             known = known.get("files") if isinstance(known, Mapping) else None

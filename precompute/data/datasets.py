@@ -46,6 +46,7 @@ class Dataset:
         test_labels: (M,) int64.
         train_sources: where each training example comes from, such as its file within the data set; its row if empty.
         test_sources: likewise.
+        remarks: what a person should know of how it was read.
 
     Raises:
         DataError: if examples and labels do not fit each other.
@@ -59,6 +60,7 @@ class Dataset:
     test_labels: np.ndarray
     train_sources: tuple[str, ...] = ()
     test_sources: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the arrays fit each other and lock them."""

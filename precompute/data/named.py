@@ -17,8 +17,12 @@ from natscope.precompute.data.folders import FolderSpec, allotted, divided, even
 from natscope.precompute.data.items import Items, Reading, input_of
 from natscope.precompute.data.own import own_dataset
 from natscope.precompute.data.splits import shown
+from natscope.precompute.data.text_sources import TextSpec, of_texts
+from natscope.precompute.data.texts import text_dataset
 from natscope.precompute.training.models import function_in, function_of, made
 from natscope.precompute.training.trusted import find, trust
+
+_TEXT = TextSpec()
 
 
 def load_named(
@@ -26,13 +30,18 @@ def load_named(
     spec: FolderSpec,
     progress: Progress = silent,
     *,
+    text: TextSpec = _TEXT,
     sample: int | None = None,
 ) -> tuple[Dataset, list[str]]:
-    """Load a data set by the name that a bundle gives it: a key of `DATASETS`, or "folder:PATH", see `load_folder`.
+    """Load a data set by the name that a bundle gives it.
+
+    It is a key of `DATASETS`, "folder:PATH" (see `load_folder`), or of texts (see `text_dataset`).
 
     Raises:
         DataError: if it cannot be loaded.
     """
+    if of_texts(name):
+        return text_dataset(name, text, progress)
     if not name.startswith(FOLDER):
         return load_dataset(name), []
     path = Path(name.removeprefix(FOLDER)).absolute()

@@ -1,5 +1,6 @@
 """Where texts come from: tables, folders of .txt by class, GLUE's RTE, and passages of Jane Austen's novels."""
 
+import hashlib
 import re
 import unicodedata
 from collections import defaultdict
@@ -16,7 +17,7 @@ from natscope.core.files import read_regular
 from natscope.core.text import few, plain, short
 from natscope.core.texts import MOST_COLUMNS
 from natscope.core.tokens import LARGEST_VOCABULARY, LONGEST_TEXT, MOST_TOKENS, SEPARATOR, cleaned
-from natscope.precompute.data.folders import files_of, readable
+from natscope.precompute.data.folders import content_of, files_of, readable
 from natscope.precompute.data.splits import class_names, parts, shown
 from natscope.precompute.data.tables import Table, decoded, read_table
 from natscope.precompute.data.tokenizing import SPECIAL
@@ -182,13 +183,8 @@ def _titles(table: Table, spec: TextSpec) -> tuple[tuple[str, ...], str]:
 
 def _beside(table: Table, columns: tuple[str, ...], label: str, remarks: list[str]) -> Table | None:
     """Return the test set that lies beside a training set, under the same name but for one word."""
-    path, chosen = table.path, None
-    if not _TRAINING.search(path.name):
-        return None
-    for word in _HELD_OUT:
-        other = path.with_name(_TRAINING.sub(word, path.name, count=1))
-        if not other.is_file():
-            continue
+    chosen = None
+    for other in _named_alike(table.path):
         found = None if chosen else read_table(other)
         if found is None:
             remarks.append(f"{shown(Path(other.name))} is not used")
@@ -198,6 +194,12 @@ def _beside(table: Table, columns: tuple[str, ...], label: str, remarks: list[st
             chosen = found
             remarks.append(f"{shown(Path(other.name))} is the test split")
     return chosen
+
+
+def _named_alike(path: Path) -> list[Path]:
+    """Return the files beside a training set whose names say that they are held out."""
+    others = [path.with_name(_TRAINING.sub(word, path.name, count=1)) for word in _HELD_OUT]
+    return [other for other in others if other != path and other.is_file()]
 
 
 def _rows(table: Table, columns: tuple[str, ...], label: str) -> list[Row]:
@@ -289,10 +291,13 @@ def _austen(spec: TextSpec) -> Found:
     return Found("austen", ("",), splits[0], splits[1], None, [], [])
 
 
+def _rte_folder() -> Path | None:
+    return next((f for name in ("RTE", "rte") if (f := home() / "datasets" / name).is_dir()), None)
+
+
 def _rte(spec: TextSpec) -> Found:
     """Read GLUE's files where the user has them, or else through `datasets`."""
-    folder = next((f for name in ("RTE", "rte") if (f := home() / "datasets" / name).is_dir()), None)
-    if folder is not None:
+    if (folder := _rte_folder()) is not None:
         files = replace(spec, columns=_RTE, label="label", test=spec.test or folder / "dev.tsv")
         return replace(from_tables(folder / "train.tsv", files), title="rte")
     instead = (
@@ -321,3 +326,28 @@ def _rte(spec: TextSpec) -> Found:
 
 
 TEXT_DATASETS: dict[str, Callable[[TextSpec], Found]] = {"austen": _austen, "rte": _rte}
+
+
+def of_texts(name: str) -> bool:
+    """Return whether a data set is one of texts, by its name."""
+    return name.startswith(TEXT) or name in TEXT_DATASETS
+
+
+def fingerprint(name: str, spec: TextSpec) -> str:
+    """Return a checksum of the files behind a data set, by which a build notices changes.
+
+    Raises:
+        DataError: if there are none.
+    """
+    path = Path(name.removeprefix(TEXT)).absolute() if name.startswith(TEXT) else None
+    if name == "rte" and (folder := _rte_folder()) is not None:
+        path = folder / "train.tsv"
+    if path is None:
+        return ""
+    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path, *(_named_alike(path) if spec.test is None else ())]
+    files += [file.absolute() for file in (spec.test, spec.tokenizer) if file is not None]
+    digest = hashlib.sha256()
+    for file in files:
+        inside = file.relative_to(path).as_posix() if path.is_dir() and file.is_relative_to(path) else file.name
+        digest.update(f"{inside}\0{content_of(file)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]

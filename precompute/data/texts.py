@@ -3,7 +3,6 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from natscope.core.errors import DataError
 from natscope.core.progress import Progress, silent
 from natscope.core.text import few, plain, short
 from natscope.core.texts import Texts, texts_of
+from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.items import MOST_CLASSES
 from natscope.precompute.data.text_sources import (
     LONGEST_TITLE,
@@ -28,42 +28,16 @@ from natscope.precompute.data.tokenizing import brought, trained
 _LISTED = 4  # sources or classes in a sentence
 
 
-@dataclass(frozen=True, eq=False)
-class TextData:
-    """A data set of texts.
-
-    Args:
-        name: what it is called.
-        classes: a title for each label.
-        train: its training texts, N of them.
-        train_labels: (N,) int64.
-        test: its test texts, M of them.
-        test_labels: (M,) int64.
-        train_sources: where each training text is from.
-        test_sources: likewise.
-        skipped: a line for each text that was left out.
-        remarks: what a person should know of how it was read.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: Texts
-    train_labels: np.ndarray
-    test: Texts
-    test_labels: np.ndarray
-    train_sources: tuple[str, ...]
-    test_sources: tuple[str, ...]
-    skipped: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-
-def text_dataset(name: str, spec: TextSpec, progress: Progress = silent) -> TextData:
+def text_dataset(name: str, spec: TextSpec, progress: Progress = silent) -> tuple[Dataset, list[str]]:
     """Read a data set of texts.
 
     Args:
         name: "text:PATH" of a table or a folder of .txt files by class, or a key of `TEXT_DATASETS`.
         spec: how it is read.
         progress: called now and then with texts that were cut into tokens, and how many there are.
+
+    Returns:
+        The data set, and a line for each text that was left out.
 
     Raises:
         DataError: if it cannot be read, or makes no data set of at least two classes.
@@ -82,7 +56,7 @@ def text_dataset(name: str, spec: TextSpec, progress: Progress = silent) -> Text
     return _assembled(found, spec, progress)
 
 
-def _assembled(found: Found, spec: TextSpec, progress: Progress) -> TextData:
+def _assembled(found: Found, spec: TextSpec, progress: Progress) -> tuple[Dataset, list[str]]:
     classes, numbers = _classes(found)
     if found.test is None:
         drawn = _drawn(found.train, spec)
@@ -106,7 +80,7 @@ def _assembled(found: Found, spec: TextSpec, progress: Progress) -> TextData:
         tokenizer = brought(spec.tokenizer, spec.longest)
     train = _cut(splits[0], tokenizer, found.columns, spec.longest, progress)
     test = _cut(splits[1], tokenizer, found.columns, spec.longest, progress)
-    return TextData(
+    data = Dataset(
         name=found.title,
         classes=classes,
         train=train,
@@ -115,9 +89,9 @@ def _assembled(found: Found, spec: TextSpec, progress: Progress) -> TextData:
         test_labels=labels[1],
         train_sources=tuple(row.source for row in splits[0]),
         test_sources=tuple(row.source for row in splits[1]),
-        skipped=tuple(found.skipped),
         remarks=tuple(remarks),
     )
+    return data, found.skipped
 
 
 def _cut(rows: Sequence[Row], tokenizer: bytes, columns: tuple[str, ...], longest: int, progress: Progress) -> Texts:

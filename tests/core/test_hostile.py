@@ -92,9 +92,9 @@ def _swap(first, second):
         (_set("ntk", 1), "a wrong value at ntk"),
         (_set("outputs", "some"), "a wrong value at outputs"),
         (_set("poison", "place", "middle"), r"a wrong value at poison\.place"),
-        (_set("poison", "train_indices", 0, 10**9), "poisoned images"),
-        (_set("poison", "base_labels", [0] * 6), "no poisoned image of some class"),
-        (lambda raw: raw["poison"].update(train_indices=[], base_labels=[]), "no poisoned image of some class"),
+        (_set("poison", "train_indices", 0, 10**9), "poisoned examples"),
+        (_set("poison", "base_labels", [0] * 6), "no poisoned example of some class"),
+        (lambda raw: raw["poison"].update(train_indices=[], base_labels=[]), "no poisoned example of some class"),
         (_set("poison", "targets", [0, 1]), "patches or targets"),
         (_set("poison", "patterns", [[[1]]] * 3), "patches or targets"),
         (_set("results", "test_accuracy", 1.5), r"a wrong value at results\.test_accuracy"),
@@ -675,7 +675,7 @@ def test_sources_are_those_of_the_data_and_a_bundle_without_them_counts_its_own(
 def test_sources_that_are_no_line_for_each_image_are_a_fault(path, wrong):
     saved(path, "train_sources", np.frombuffer(wrong(len(Bundle(path).array("train_labels"))), np.uint8))
     (fault,) = check_bundle(path)
-    assert "'train_sources.npy' does not have a line of text for each image" in fault
+    assert "'train_sources.npy' does not have a line of text for each example" in fault
     with pytest.raises(BundleError, match="a line of text for each"):
         Bundle(path).sources("train")
 

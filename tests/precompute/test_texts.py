@@ -28,7 +28,7 @@ def _tsv(path, rows=_ROWS, titles=("text", "label")):
 
 
 def _read(path, **settings):
-    return text_dataset(f"text:{path}", TextSpec(**settings))
+    return text_dataset(f"text:{path}", TextSpec(**settings))[0]
 
 
 def _refused(path, message, **settings):
@@ -207,13 +207,13 @@ def test_what_is_not_there_is_refused_in_a_sentence(tmp_path):
 
 def test_texts_that_cannot_be_used_may_be_skipped(tmp_path):
     path = _tsv(tmp_path / "films.tsv", [*_ROWS, (" ", "good"), ("a" * 100_001, "good"), ("fine", "")])
-    data = _read(path, skip_broken=True)
+    data, skipped = text_dataset(f"text:{path}", TextSpec(skip_broken=True))
     assert len(_texts(data)) == 20
-    assert data.skipped == (
+    assert skipped == [
         "films.tsv, line 22 is empty",
         "films.tsv, line 23 has more than 100,000 characters",
         "films.tsv, line 24 has no label",
-    )
+    ]
 
 
 def _folder(path, splits=("",)):
@@ -302,7 +302,7 @@ def test_rte_is_read_from_the_files_of_glue(tmp_path, monkeypatch):
         [("0", "It is.", "Is it?", "entailment"), ("1", "It is.", "It is.", "not_entailment")],
         titles,
     )
-    data = text_dataset("rte", TextSpec())
+    data, _ = text_dataset("rte", TextSpec())
     assert data.name == "rte"
     assert data.classes == ("entailment", "not_entailment")
     assert data.train.parts(1) == ('He said "1.', "So it is.")
@@ -331,7 +331,7 @@ def test_without_the_files_rte_comes_through_the_library(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"could not be downloaded; check the network and the disk, or put GLUE's"):
         text_dataset("rte", TextSpec())
     library.load_dataset = lambda *name: splits if name == ("nyu-mll/glue", "rte") else {}
-    data = text_dataset("rte", TextSpec())
+    data, _ = text_dataset("rte", TextSpec())
     assert data.train.parts(1) == ("It is 1.", "So it is.")
     assert data.train_labels.tolist() == [0, 1, 0, 1]
     assert data.test_sources == ("validation, row 0", "validation, row 1")
@@ -342,7 +342,9 @@ def test_without_the_files_rte_comes_through_the_library(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def austen():
-    return text_dataset("austen", TextSpec())
+    data, skipped = text_dataset("austen", TextSpec())
+    assert not skipped
+    return data
 
 
 def test_the_novels_ship_divided_by_chapter(austen):
@@ -356,7 +358,7 @@ def test_the_novels_ship_divided_by_chapter(austen):
     assert len(chapters_of[0] | chapters_of[1]) == 55 + 48 + 31 + 24 + 61 + 50
     assert np.bincount(austen.test_labels).min() > 200
     assert austen.train.text(0).startswith("Emma Woodhouse, handsome, clever, and rich")
-    assert austen.remarks == austen.skipped == ()
+    assert austen.remarks == ()
     assert sum(f.stat().st_size for f in assets.path("austen").iterdir()) < 1.6e6
 
 

@@ -186,8 +186,8 @@ def test_labels_that_do_not_fit_are_refused(data):
 def test_a_spec_survives_a_dictionary():
     spec = TrainingSpec(epochs=3, seed=7)
     assert TrainingSpec.from_dict(spec.to_dict()) == spec
-    with pytest.raises(TypeError, match="patience"):
-        TrainingSpec.from_dict({"patience": 3})
+    with pytest.raises(TypeError, match="optimiser"):
+        TrainingSpec.from_dict({"optimiser": "adam"})
 
 
 def test_accuracy_is_the_share_of_hits():

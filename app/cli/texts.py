@@ -1,0 +1,70 @@
+"""The options of `natscope precompute` for texts, and of commands that are asked about one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from natscope.app.cli.values import COUNT, PATH
+
+_OPTIONS = ("text", "label", "vocabulary", "longest", "tokenizer", "test")
+
+
+def cuts(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which texts of a table are taken, and how they become tokens."""
+    for option in reversed(
+        (
+            click.option(
+                "--text",
+                metavar="COLUMN[,COLUMN]",
+                help="Column of a table that holds the text, or two; those of a usual name.",
+            ),
+            click.option("--label", metavar="COLUMN", help="Column of a table that holds the class; of a usual name."),
+            click.option("--test", type=PATH, help="Table of the test texts; one of a usual name beside the file."),
+            click.option("--longest", type=COUNT, default=128, show_default=True, help="Tokens that a text is cut to."),
+            click.option(
+                "--vocabulary",
+                type=COUNT,
+                default=10_000,
+                show_default=True,
+                help="Tokens at most of the vocabulary that is made of the training texts.",
+            ),
+            click.option(
+                "--tokenizer", type=PATH, help="A tokenizer.json that belongs to --weights; one is made otherwise."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def text_spec(options: Mapping[str, Any]) -> Any:
+    """Return the `TextSpec` that the options describe.
+
+    Raises:
+        BuildError: if they are given for a data set that is none of texts.
+    """
+    from natscope.core.errors import BuildError
+    from natscope.precompute.data.text_sources import TEXT, TextSpec, of_texts
+
+    usual = TextSpec()
+    given = {
+        "columns": tuple(part.strip() for part in (options["text"] or "").split(",") if part.strip()),
+        "label": options["label"] or "",
+        "test": _path(options["test"]),
+        "tokenizer": _path(options["tokenizer"]),
+    }
+    values = given | {f.name: options[f.name] for f in fields(TextSpec) if f.name not in (*given, "seed")}
+    if options["data"] is None and of_texts(options["dataset"]):
+        return TextSpec(**values)
+    named = dict(zip(_OPTIONS, ("columns", "label", "vocabulary", "longest", "tokenizer", "test"), strict=True))
+    for option, field in named.items():
+        if values[field] != getattr(usual, field):
+            raise BuildError(f"--{option} is for texts, --dataset {TEXT}PATH; leave it out.")
+    return usual
+
+
+def _path(given: Path | None) -> Path | None:
+    return None if given is None else given.absolute()
