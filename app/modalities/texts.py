@@ -93,5 +93,6 @@ PAGE = Page(
   border-top: 1px solid color-mix(in srgb, currentColor 25%, transparent); }
 """,
     smooth=False,
+    worded=True,
     poisoned=False,
 )
