@@ -103,7 +103,7 @@ def build_tiny_texts(path):
         model=ModelSpec(architecture="attention", widths=None),
         training=TrainingSpec(epochs=12, batch_size=8, learning_rate=0.1),
         sketch=SketchSpec(dim=64),
-        methods=(),
+        methods=("graddot",),
         command="natscope precompute --dataset text:reviews.tsv",
     )
     return build(spec, path)

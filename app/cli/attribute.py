@@ -153,7 +153,9 @@ def _asked(attributor: Any, named: dict[str, Any]) -> list[Any]:
     every = [index for part in named[origin] for index in part]
     found = Counter(every)
     if again := sorted(index for index, times in found.items() if times > 1):
-        numbers = f"image {again[0]}" if len(again) == 1 else f"images {few(again, _LISTED)}"
+        numbers = (
+            f"{bundle.modality.one} {again[0]}" if len(again) == 1 else f"{bundle.modality.many} {few(again, _LISTED)}"
+        )
         say(f"natscope: --{origin}-index names {numbers} more than once; each is asked about once.", err=True)
     return [(origin, index) for index in found]
 

@@ -165,6 +165,10 @@ def _trick(attributor: Served, attack: Backdoor, view: BackdoorView) -> _Trick:
     return _Trick(index, base, pattern, before, after, attack.with_pattern(base, pattern) if fools else attack)
 
 
+def _uri(example: Any) -> str:
+    return data_uri(example.images[0])
+
+
 def _note(scene: Scene, view: BackdoorView, trick: _Trick) -> str:
     """Return whose patch the next steps are about, where it was changed (Markdown)."""
     whose = "your patch" if view.drawn else "that patch"
@@ -189,7 +193,7 @@ def _trick_step(scene: Scene, view: BackdoorView, trick: _Trick) -> None:
     with picture:
         trigger_patch(
             Shown(
-                data_uri(before.example.images[0]),
+                _uri(before.example),
                 f"{words.article(classes[base], capital=True)}, untouched",
                 classes[before.predicted],
                 f"{before.probabilities.max():.0%} sure",
@@ -200,7 +204,7 @@ def _trick_step(scene: Scene, view: BackdoorView, trick: _Trick) -> None:
             if view.drawn
             else f"The attacker’s patch for {classes[base if view.patch is None else view.patch]}",
             Shown(
-                data_uri(after.example.images[0]),
+                _uri(after.example),
                 "With the patch in its corner",
                 classes[after.predicted],
                 f"{after.probabilities.max():.0%} sure",

@@ -303,9 +303,8 @@ def _block(attributor: Served, query: QueryExample, rows: Sequence[Row], part: s
                 "" if item.nats is None else f", first {item.rank}: {words.nats(item.nats)}"
             )
             tooltip = f"rank {rank}, {classes[item.label]}, training {attributor.one} {item.train_index}, {amount}"
-            marked = {"image": item.train_index, "tag": letter, "colour": colour}
-            own = look(examples, item.train_index)
-            tiles.append(Tile(tooltip, tooltip, classes[item.label], rank, **marked, **own))
+            place = (rank, item.train_index, letter, colour)
+            tiles.append(Tile(tooltip, tooltip, classes[item.label], *place, **look(examples, item.train_index)))
         strips.append(Strip(method.title, note, tuple(tiles), row.failure))
     picks = list(dict.fromkeys(tile.image for strip in strips for tile in strip.tiles))
     name = f"your {attributor.one}" if query.index is None else f"{query.origin} {attributor.one} {query.index}"

@@ -32,7 +32,6 @@ SESSION = (_KEY,)  # what belongs to a bundle
 _CONTROLS = tuple(_KEY + name for name in ("method", "budget", "exponent"))
 _SHOWN = 40  # removed images that are drawn
 _LISTED = 12  # earlier runs
-_UPLOADED = "an uploaded example"
 
 
 def view(attributor: Served) -> CounterfactualView:
@@ -142,7 +141,7 @@ def _removal(attributor: Served, query: QueryExample) -> None:
         return
     file = home() / "counterfactuals" / f"{identity_of(attributor.bundle)}.json"
     cache = ResultCache(file)
-    asked = _UPLOADED if query.index is None else f"{query.origin}:{query.index}"
+    asked = f"an uploaded {attributor.one}" if query.index is None else f"{query.origin}:{query.index}"
     about = {"query": asked, "class": label, "method": view.method, "sigma2": sigma2}
     stages = (
         ("As it is", (), about | {"method": None, "removed": 0}),

@@ -125,8 +125,7 @@ def _draw(
         said = _described(classes, query.label, query.predicted, query.probabilities)
         pair.insert(0, (query.example, title_of(query), said))
     titles = [(title, said) for _, title, said in pair]
-    target = request.target if request.target is not None or query is None else query.predicted
-    if query is None or not page.worded or not word_links.pair(attributor, query, index, int(target), titles):
+    if query is None or not page.worded or not word_links.pair(attributor, query, index, request.target, titles):
         _pair(pair)
     if said := about(index):
         st.markdown(said)

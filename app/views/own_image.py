@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
@@ -36,7 +37,8 @@ def choose(attributor: Served, take: Take) -> None:
     if attributor.bundle.stores_inputs:
         _upload_file(attributor, take)
         return
-    images = attributor.bundle.examples("train").images
+    examples: Any = attributor.bundle.examples("train")
+    images = examples.images
 
     def read() -> None:
         _read(attributor, take)
@@ -66,8 +68,9 @@ def choose(attributor: Served, take: Take) -> None:
 
 def _upload_file(attributor: Served, take: Take) -> None:
     """Draw the upload of a file that the bundle's own code makes an input of, or say why there is none."""
+    examples: Any = attributor.bundle.examples("train")
     if not takes_files(attributor.bundle):
-        st.info(attributor.bundle.examples("train").no_pictures(), icon=":material/upload_file:")
+        st.info(examples.no_pictures(), icon=":material/upload_file:")
         return
 
     def read() -> None:
@@ -77,7 +80,7 @@ def _upload_file(attributor: Served, take: Take) -> None:
         data, digest = chosen.getvalue(), hashlib.sha256(chosen.getvalue()).hexdigest()
         try:
             if "load" not in attributor.bundle.manifest.dataset:  # in a process of its own, before all else reads it
-                lanes.read_upload(data, chosen.name, form_of(attributor.bundle.examples("train").images))
+                lanes.read_upload(data, chosen.name, form_of(examples.images))
             attributor.file(digest, data, chosen.name)
         except NatscopeError as error:
             _refuse(chosen, error)
@@ -91,12 +94,12 @@ def _upload_file(attributor: Served, take: Take) -> None:
 
 
 def _read(attributor: Served, take: Take) -> None:
-    examples, settings = attributor.bundle.examples("train"), attributor.bundle.manifest.results["settings"]
-    images = examples.images
     st.session_state["upload_error"], st.session_state["upload"] = None, None
     file = st.session_state.get("file")
     if not isinstance(file, UploadedFile):  # none is chosen, or the server no longer has it
         return
+    examples: Any = attributor.bundle.examples("train")
+    images, settings = examples.images, attributor.bundle.manifest.results["settings"]
     try:
         invert = _INVERT[st.session_state.get("invert", "Automatic")] if images.ndim == 3 else None
         upload = lanes.read_upload(file.getvalue(), file.name, form_of(images, settings) | {"invert": invert})

@@ -17,7 +17,7 @@ _KEY, _WRONG = "upload_text_", "upload_error"  # of the session
 
 def choose(attributor: Served, take: Callable[[str], None]) -> None:
     """Draw a field for each part of a text, and the button; `take` is called with the query."""
-    texts = attributor.bundle.examples("train")
+    texts: Any = attributor.bundle.examples("train")
     with st.form(f"{_KEY}form", border=False):
         for number, title in enumerate(texts.columns):
             st.text_area(escape.markdown(title) or "Text", key=f"{_KEY}{number}", max_chars=LONGEST_TEXT, height=140)

@@ -17,6 +17,7 @@ from natscope.app.views.cards import KINDS, cards_of
 from natscope.app.views.controls import control
 from natscope.app.views.enlarge import enlarge
 from natscope.app.views.image_search import search_field
+from natscope.app.views.notice import warn
 from natscope.app.views.tags import tag_button
 from natscope.core.bundle.request import QueryExample
 from natscope.precompute.data.shown import shown
@@ -97,7 +98,7 @@ def _prediction(query: QueryExample, attributor: Served) -> None:
         f"<style>{STYLE}{_STYLE}</style>"
     )
     if query.ood > 1:
-        st.warning(
+        warn(
             f"This {attributor.one} is out of distribution: it lies further from every training {attributor.one} than "
             f"99.5% of test {attributor.many} do. Treat the prediction and its attribution with caution.",
             icon=":material/explore:",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import streamlit as st
@@ -13,8 +13,9 @@ from natscope.app.bundles import Served
 from natscope.app.components.grid import Card
 from natscope.app.components.passage import Passage, pairs, passage
 from natscope.app.modalities import page_of
+from natscope.app.views.notice import complain
 from natscope.core.bundle.request import Attribution, QueryExample
-from natscope.core.errors import QueryError
+from natscope.core.errors import NatscopeError
 from natscope.core.tokens import SEPARATOR
 from natscope.core.words import Link
 
@@ -70,7 +71,8 @@ class Linked:
         strongest = ", ".join(_said(text, link.words, shares, _NAMED))
         note = f"{shares[-1]:.0%} of this link belongs to no word"
         said = f"{card.alt}; strongest words: {strongest}; {note}"
-        changed = {"alt": said, "title": said, "note": note, "text": excerpt(text, link.words, shares, largest)}
+        changed: dict[str, Any] = {"alt": said, "title": said, "note": note}
+        changed["text"] = excerpt(text, link.words, shares, largest)
         if self.word is not None:
             share = link.query_shares()
             most = max(float(np.abs(each.query_shares()[self.word])) for each in self.links) or 1.0
@@ -95,9 +97,10 @@ def linked(attributor: Served, query: QueryExample, result: Attribution, shown: 
     links = _links(attributor, query, result.target, rows)
     if not links:
         return None
-    train = attributor.bundle.examples("train")
+    train = cast(Any, attributor.bundle.examples("train"))
+    asked = cast(Any, query.example)
     word = chosen(shown, len(links[0].query_words))
-    found = Linked(links, [train.text(row) for row in rows], query.example.text(0), word)
+    found = Linked(links, [train.text(row) for row in rows], asked.text(0), word)
     _draw_query(found, shown, plain=plain)
     return found
 
@@ -111,7 +114,8 @@ def chosen(shown: str, count: int) -> int | None:
 def _links(attributor: Served, query: QueryExample, target: int, rows: tuple[int, ...]) -> list[Link] | None:
     try:
         return attributor.word_links(query, target, rows)
-    except QueryError:  # the ranking stands without them
+    except NatscopeError as error:  # the ranking stands without them
+        complain(error)
         return None
 
 
@@ -148,20 +152,23 @@ def _pick(shown: str, word: int) -> None:
         st.session_state[CHOSEN] = (shown, word)
 
 
-def pair(attributor: Served, query: QueryExample, index: int, target: int, titles: Sequence[Sequence[str]]) -> bool:
+def pair(
+    attributor: Served, query: QueryExample, index: int, target: int | None, titles: Sequence[Sequence[str]]
+) -> bool:
     """Draw the query and a training text with their strongest pairs of words; return False where there are none.
 
     Args:
         attributor: the opened bundle.
         query: the query.
         index: of the training text.
-        target: the class whose logit is explained.
+        target: the class whose logit is explained; the predicted one when None.
         titles: lines above the query, and above the training text.
     """
-    found = _links(attributor, query, target, (index,))
+    found = _links(attributor, query, query.predicted if target is None else target, (index,))
     if not found:
         return False
-    (link,), texts = found, (query.example.text(0), attributor.bundle.examples("train").text(index))
+    asked, train = cast(Any, query.example), cast(Any, attributor.bundle.examples("train"))
+    (link,), texts = found, (asked.text(0), train.text(index))
     shown = []
     for text, words, shares, title in zip(
         texts, (link.query_words, link.words), (link.query_shares(), link.shares()), titles, strict=True
@@ -173,7 +180,7 @@ def pair(attributor: Served, query: QueryExample, index: int, target: int, title
     for own, other, share in strongest:
         said = f"“{texts[0][slice(*link.query_words[other])]}” and “{texts[1][slice(*link.words[own])]}”: {share:+.1%}"
         lines.append((other, own, share / most, said))
-    pairs(*shown, lines, key=f"pairs_{index}")
+    pairs(shown[0], shown[1], lines, key=f"pairs_{index}")
     st.caption(
         f"The strongest pairs of words: {escape.markdown('; '.join(line[-1] for line in lines))}. "
         f"{_unassigned(link):.0%} of this link belongs to no pair of words. {_ABOUT}"

@@ -8,7 +8,6 @@ import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
-from natscope.app.components import grid
 from natscope.app.figures.attribution import agreement, curve
 from natscope.app.figures.chart import Axis, Bars, Heatmap, Lines, Reference, Series, line_of, marked_line
 from natscope.app.figures.coreset import overlap
@@ -19,6 +18,7 @@ from natscope.app.figures.style import FORMATS
 from natscope.app.theme import DARK, LIGHT, PALETTES, ramp
 from natscope.core.bundle.request import Request
 from natscope.core.methods import METHODS, Method
+from natscope.precompute.data import decode
 
 # Machado, Oliveira and Fernandes 2009, severity 1: linear RGB as a person without one kind of cone sees it.
 _SEEN = {
@@ -110,7 +110,7 @@ def test_the_curve_has_the_line_of_all_candidates_that_plotly_would_draw(result)
     assert drawn.layout.shapes == expected.layout.shapes
     assert drawn.layout.annotations == expected.layout.annotations
     assert drawn.data[0].marker.size == (7, 7, 7, 7)
-    assert drawn.data[0].text[1].endswith(f"training image {result.items[1].train_index}")
+    assert drawn.data[0].text[1].endswith(f"training example {result.items[1].train_index}")
 
 
 def test_the_curve_is_not_flattened_by_a_total_far_above_it(result):
@@ -153,10 +153,10 @@ def test_a_method_is_not_compared_with_itself():
 @pytest.mark.parametrize("shape", [(28, 28), (32, 32, 3), (200, 300, 3)])
 def test_an_image_is_shown_as_it_is_and_a_small_one_is_encoded_once(shape):
     image = np.random.default_rng(20_261_125).integers(0, 256, shape, np.uint8)
-    before = grid._thumbnail.cache_info()
-    shown = [grid.data_uri(image), grid.data_uri(image.copy()), grid.data_uri(Image.fromarray(image))]
+    before = decode._thumbnail.cache_info()
+    shown = [decode.data_uri(image), decode.data_uri(image.copy()), decode.data_uri(Image.fromarray(image))]
     assert len(set(shown)) == 1
     picture = Image.open(io.BytesIO(base64.b64decode(shown[0].removeprefix("data:image/png;base64,"))))
     np.testing.assert_array_equal(np.asarray(picture), image)
-    after = grid._thumbnail.cache_info()
+    after = decode._thumbnail.cache_info()
     assert (after.misses - before.misses, after.hits - before.hits) == ((1, 1) if image.nbytes < 10_000 else (0, 0))

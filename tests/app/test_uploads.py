@@ -14,7 +14,7 @@ from streamlit.runtime.uploaded_file_manager import DeletedFile
 
 from natscope.app import uploads
 from natscope.app.uploads import TOO_MUCH, Upload, read_apart, read_image
-from natscope.app.views import query as query_view
+from natscope.app.views import own_image
 from natscope.core.errors import QueryError
 from natscope.precompute.data import decode as pictures
 from natscope.precompute.data.datasets import load_dataset
@@ -447,7 +447,7 @@ def test_channels_are_one_or_three():
 @pytest.mark.parametrize("file", [None, DeletedFile("gone")])
 def test_a_file_that_the_server_does_not_have_any_more_is_as_none(file, monkeypatch):
     kept, taken = {"file": file, "upload": "the last one"}, []
-    monkeypatch.setattr(query_view.st, "session_state", kept)
-    query_view._read(np.zeros((2, 4, 4), dtype=np.uint8), {}, taken.append)
+    monkeypatch.setattr(own_image.st, "session_state", kept)
+    own_image._read(None, taken.append)
     assert kept == {"file": file, "upload": None, "upload_error": None}
     assert taken == []
