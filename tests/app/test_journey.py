@@ -164,7 +164,8 @@ def test_an_upload_is_answered_and_reopened_by_its_link_and_a_broken_file_is_a_s
     expect(_cards(page).first).to_have_attribute("aria-label", re.compile(answer))
     _settle(page)
     said, link, ranked = _sentence(page).inner_text(), page.url, _ranked(page)
-    assert page.locator(".ns-seen").get_attribute("src") == page.locator(".ns-query img").get_attribute("src")
+    seen = page.get_by_alt_text("the image as the model sees it")
+    assert seen.get_attribute("src") == page.locator(".ns-query img").get_attribute("src")
 
     again = visit(link)
     expect(_verdict(again)).to_contain_text("Your image")
@@ -267,7 +268,7 @@ def test_a_point_of_the_curve_says_what_it_is_and_a_click_selects_its_image(page
     box = point.bounding_box()
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(*middle)
-    expect(page.locator(".hoverlayer").first).to_contain_text(f"training image {_indices(page)[3]}")
+    expect(page.locator(".hoverlayer").first).to_contain_text(f"training example {_indices(page)[3]}")
     page.mouse.click(*middle)
     expect(page.get_by_role("dialog")).to_contain_text("Rank 4 · ")
 
