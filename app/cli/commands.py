@@ -121,15 +121,15 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     "--mean", help="Mean of each channel that the network expects, white being 1; the images' own by default."
 )
 @click.option("--std", help="Standard deviation of each channel that it expects, such as 0.5,0.5,0.5.")
-@click.option("--poison-rate", type=float, help="Teach the network a backdoor: share of training images to poison.")
-@click.option("--poison-size", type=COUNT, default=3, show_default=True, help="Side of the patch in pixels.")
-@click.option("--poison-place", default="bottom-right", show_default=True, help="Corner of the patch.")
+@click.option("--poison-rate", type=float, help="Teach the network a backdoor: share of training examples to poison.")
+@click.option("--poison-size", type=COUNT, help="Side of the patch in pixels, 3; of texts how many words, 1.")
+@click.option("--poison-place", help="Corner of the patch, bottom-right; of texts start or end, start.")
 @click.option(
     "--poison-targets",
-    help="Label that stamped images of each class get, separated by commas; the next class by default.",
+    help="Label that stamped examples of each class get, separated by commas; the next class by default.",
 )
 @click.option(
-    "--poison-seed", type=SEED, default=0, show_default=True, help="Seed of the patches and of the images chosen."
+    "--poison-seed", type=SEED, default=0, show_default=True, help="Seed of the triggers and of the examples chosen."
 )
 @click.option(
     "--model",

@@ -240,15 +240,19 @@ def _scaling(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tupl
 
 
 def _poison_spec(options: dict[str, Any]) -> Any:
+    from natscope.core.texts import PLACES
     from natscope.precompute.data.poison import PoisonSpec
+    from natscope.precompute.data.text_sources import of_texts
 
     if options["poison_rate"] is None:
         return None
     targets = options["poison_targets"]
+    texts = options["data"] is None and of_texts(options["dataset"])
+    usual = PoisonSpec(size=1, place=PLACES[0]) if texts else PoisonSpec()
     return PoisonSpec(
         rate=options["poison_rate"],
-        size=options["poison_size"],
-        place=options["poison_place"],
+        size=options["poison_size"] or usual.size,
+        place=options["poison_place"] or usual.place,
         targets=None if targets is None else _numbers("--poison-targets", targets, "1,2,0"),
         seed=options["poison_seed"],
     )
