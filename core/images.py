@@ -220,7 +220,7 @@ class Images:
 
     def present(self) -> np.ndarray:
         """Return which are not black all over, as files that were not read are, (N,) bool."""
-        return np.asarray(self.images).reshape(len(self), -1).any(axis=1)
+        return np.asarray(np.asarray(self.images).reshape(len(self), -1).any(axis=1))
 
     def described(self) -> str:
         """Return the size of an image, or of an input."""

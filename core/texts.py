@@ -212,7 +212,7 @@ class Texts:
         """
         found, frequency = loaded(self.tokenizer, self.longest)[0], np.bincount(self._bags.indices)
         words = [(int(frequency[token]), token) for token in np.flatnonzero(frequency).tolist()]
-        rare = [word for _, token in sorted(words) if (word := found.id_to_token(token)).isalpha()]
+        rare = [word for _, token in sorted(words) if (word := str(found.id_to_token(token))).isalpha()]
         if size < 1 or len(rare) < 2 * count * size:
             raise DataError(f"Triggers of {size} rare words for {count} classes need {2 * count * size} such words.")
         drawn = random.permutation(rare[: 2 * count * size])[: count * size]
@@ -235,7 +235,9 @@ class Texts:
     def replaced(self, rows: np.ndarray, others: "Texts") -> "Texts":
         """Return copies, of which those at `rows` (n,) are others."""
         own, new = self.arrays(), others.arrays()
-        joined = {name: np.concatenate([own[name][:], new[name][:]]) for name in ("tokens", "spans", "texts")}
+        joined: dict[str, Any] = {
+            name: np.concatenate([own[name][:], new[name][:]]) for name in ("tokens", "spans", "texts")
+        }
         for name in ("token_offsets", "text_offsets"):
             joined[name] = np.append(own[name][:], own[name][-1] + new[name][1:])
         chosen = np.arange(len(self))

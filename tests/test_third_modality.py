@@ -264,7 +264,7 @@ def test_commands_verify_and_rank(run, built):
         assert [item["label"] for item in record["items"]] == [record["target"]] * 4
 
 
-@pytest.mark.parametrize("page", ["attribute", "compare", "coreset"])
+@pytest.mark.parametrize("page", ["attribute", "compare"])
 def test_pages_show_it(run, built, page):
     reported = run("-c", _PAGE.format(page=page))
     assert "ns-row" in reported

@@ -50,7 +50,7 @@ def text_spec(options: Mapping[str, Any]) -> Any:
     from natscope.precompute.data.text_sources import TEXT, TextSpec, of_texts
 
     usual = TextSpec()
-    given = {
+    given: dict[str, Any] = {
         "columns": tuple(part.strip() for part in (options["text"] or "").split(",") if part.strip()),
         "label": options["label"] or "",
         "test": _path(options["test"]),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import QueryExample
 from natscope.core.errors import DataError, QueryError
+from natscope.core.images import Images
 from natscope.core.scratch import temporary_folder
 from natscope.precompute.data.decode import Decoding, decode, in_colour_or_grey, rgb_of
 from natscope.precompute.data.form import form_of, formed
@@ -27,7 +28,7 @@ def takes_files(bundle: Bundle) -> bool:
     """Return whether a file can become a query: natscope reads it, or the bundle names the code that does."""
     if bundle.modality.from_file is not None:
         return True
-    return bundle.examples("train").takes_files
+    return _images(bundle).takes_files
 
 
 def read_pixels(data: bytes, filename: str, form: dict[str, Any]) -> np.ndarray:
@@ -64,7 +65,7 @@ def ask_about_file(
     if not bundle.stores_inputs:
         return attributor.given(read(data, filename, _form(bundle, invert)), label)
     if not takes_files(bundle):
-        raise QueryError(bundle.examples("train").no_pictures())
+        raise QueryError(_images(bundle).no_pictures())
     load = bundle.manifest.dataset.get("load")
     if load is None:
         return _of_picture(attributor, decode(data, filename, _decoding(bundle)), label)
@@ -126,7 +127,7 @@ def _input(bundle: Bundle, found: Any) -> np.ndarray:
     except DataError as error:
         raise QueryError(str(error)) from error
     if values.dtype.kind != "f" and bundle.stores_inputs:
-        raise QueryError(bundle.examples("train").no_pictures())
+        raise QueryError(_images(bundle).no_pictures())
     return values
 
 
@@ -142,9 +143,14 @@ def _pixels(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     raise QueryError(f"This bundle's pictures have shape {shape}, not {values.shape}.")
 
 
+def _images(bundle: Bundle) -> Images:
+    """Return the training images of a bundle whose modality leaves the reading of files to this module."""
+    return cast(Images, bundle.examples("train"))
+
+
 def _form(bundle: Bundle, invert: bool | None) -> dict[str, Any]:
     settings = bundle.manifest.results.get("settings")
-    return form_of(bundle.examples("train").images, settings) | {"invert": invert}
+    return form_of(_images(bundle).images, settings) | {"invert": invert}
 
 
 def _run(name: str, call: Callable[[], Any]) -> Any:

@@ -17,7 +17,6 @@ from natscope.app.views import (
     backdoor_scene,
     inspector,
 )
-from natscope.core.images import stamp
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments import proof
@@ -133,13 +132,17 @@ def test_a_square_of_the_patch_is_drawn_on_and_put_back(page, poisoned):
     assert "drawn" not in app.query_params
 
 
+def _patch(bits):
+    return np.array(list(bits), np.uint8).reshape(3, 3)
+
+
 def test_a_patch_that_fools_the_model_too_is_what_the_next_steps_are_about(page, poisoned):
     attack = poisoned.bundle.manifest.backdoor
     index = int(page().query_params["image"])
     base = int(poisoned.test_labels[index])
-    image = np.asarray(poisoned.bundle.examples("test").images[[index]])
+    image = poisoned.bundle.examples("test")[np.array([index])]
     answers = {
-        bits: int(poisoned.predict(stamp(image, np.array(list(bits), np.uint8).reshape(3, 3), attack.place))[0])
+        bits: int(poisoned.predict(image.marked([_patch(bits)], np.zeros(1, int), attack.place))[0])
         for bits in map("{:09b}".format, range(512))
     }
     own = "".join(map(str, attack.patterns[base].ravel()))
@@ -219,7 +222,7 @@ def test_each_picture_says_its_label_and_once_revealed_what_was_planted(page, po
 
 def test_a_picture_on_which_it_does_not_work_says_so(page, poisoned):
     backdoor = poisoned.bundle.manifest.backdoor
-    images = np.asarray(poisoned.bundle.examples("test").images)
+    images = poisoned.bundle.examples("test")
     fooled = poisoned.predict(backdoor.stamped(images, poisoned.test_labels)) == backdoor.targets[poisoned.test_labels]
     app = page(image=str(int(np.flatnonzero(~fooled)[0])))
     assert "does not work" in _texts(app)

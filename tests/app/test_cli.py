@@ -27,7 +27,7 @@ from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle
 from natscope.core.methods import METHODS
 from natscope.precompute.bundles import background
 from natscope.precompute.bundles.background import PROOF
-from natscope.precompute.bundles.demo import FIRST, POISONED, SLOW
+from natscope.precompute.bundles.demo import FIRST, POISONED, SLOW, TEXTS
 from tests.conftest import EACH, one_sentence
 from tests.tiny import edited
 
@@ -550,7 +550,11 @@ def test_the_demo_serves_the_bundles_that_are_not_damaged(run, tiny_path, tmp_pa
     assert (code, out, served) == (
         0,
         "",
-        [[(POISONED, ""), (POISONED, PROOF), *((POISONED, method) for method in SLOW)], folder],
+        [
+            [(POISONED, ""), (POISONED, PROOF), (TEXTS, "")]
+            + [(name, method) for name in (POISONED, TEXTS) for method in SLOW],
+            folder,
+        ],
     )
     first, other = err.splitlines()
     assert f"{folder / FIRST} is damaged: 'features.npy' is missing." in first

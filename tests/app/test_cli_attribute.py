@@ -219,7 +219,7 @@ def test_a_terminal_shows_how_far_it_is_from_the_first_moment(ask, monkeypatch, 
     monkeypatch.setattr("natscope.app.cli.progress.Bars.__call__", lambda self, *step: seen.append(step))
     assert ask("--test-index", "0-5", *options, "--csv")[0] == 0
     assert (seen[0], seen[-1]) == (("Queries", 0, 6), ("Queries", 6, 6))
-    assert any(stage.startswith("Reading every training image") for stage, _, _ in seen) is ("all" in options)
+    assert any(stage.startswith("Reading every training example") for stage, _, _ in seen) is ("all" in options)
 
 
 @pytest.mark.parametrize("kind", ["npy", "csv"])

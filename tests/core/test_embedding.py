@@ -79,7 +79,7 @@ def test_progress_is_told_and_stops_it():
     with pytest.raises(RuntimeError, match="stopped"):
         embed(rows, stop)
     assert all(0 <= done <= total for _, done, total in told)
-    assert {stage for stage, *_ in told} >= {"Reading the features", "Arranging the images"}
+    assert {stage for stage, *_ in told} >= {"Reading the features", "Arranging the examples"}
 
 
 def test_a_map_is_kept_in_a_file_and_a_damaged_one_written_again(tmp_path, monkeypatch):
