@@ -64,7 +64,7 @@ def test_a_job_is_known_by_all_that_it_removes(page, attributor, monkeypatch):
     for query in ("train:3", pack_image(image)):
         page(q=query, m="20", method="graddot")
     for key, _, query, stages, _ in jobs:
-        assert key[-3:] == tuple(name_of(image, query.predicted, rows) for _, rows, _ in stages)
+        assert key[-3:] == tuple(name_of(query.example, query.predicted, rows) for _, rows, _ in stages)
     assert jobs[0][0] != jobs[1][0]
 
 
@@ -79,7 +79,7 @@ def test_taken_away_trained_again_and_known_the_next_time(page, attributor, tmp_
     parts = json.loads(file.read_text())
     assert sorted(part["removed"] for part in parts.values()) == [0, 40, 40]
     query = attributor.query("test", 1)
-    own = parts[name_of(query.example.images[0], query.predicted, ())]["answer"]
+    own = parts[name_of(query.example, query.predicted, ())]["answer"]
     assert own["predicted"] == query.predicted
     assert own["probability"] == pytest.approx(query.probabilities[query.predicted], abs=1e-6)
     again = page(q="test:1", m="40")
