@@ -225,9 +225,11 @@ def test_the_help_of_each_setting_of_a_recipe_names_its_defaults():
     for field in fields(TrainingSpec):
         if field.name == "seed":
             continue
-        mlp, resnet9 = (getattr(RECIPES[name], field.name) for name in ("mlp", "resnet9"))
-        reported = [words.get(v, v) if isinstance(v, bool) else str(v) for v in (mlp, resnet9)]
-        expected = f"{reported[0]}, resnet9: {reported[1]}." if mlp != resnet9 else f"{reported[0]}."
+        kinds = {"mlp": "mlp", "resnet9": "resnet9", "attention": "attention", "hf": "bert"}
+        values = {title: getattr(RECIPES[name], field.name) for title, name in kinds.items()}
+        shown = {title: words.get(v, v) if isinstance(v, bool) else str(v) for title, v in values.items()}
+        others = [f"{title}: {v}" for title, v in shown.items() if v != shown["mlp"]]
+        expected = f"{', '.join([shown['mlp'], *others])}."
         assert said[field.name].endswith(f" {expected}") or said[field.name] == expected, field.name
     assert " and ".join(map(str, BuildSpec().model.widths[1:-1])) in said["widths"]
 

@@ -12,27 +12,29 @@ import msgspec
 import safetensors
 import safetensors.torch
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from natscope.core.encoders import KINDS, known_of, settings_of
 from natscope.core.errors import BuildError, FileError, out_of_memory
 from natscope.core.files import from_json, read_regular, sha256_of
 from natscope.core.text import few, short
-from natscope.core.tokens import LARGEST_TOKENIZER
+from natscope.core.tokens import LARGEST_TOKENIZER, MOST_TOKENS, loaded
 
 HUB = "hf:"  # prefix of a folder, or of a name on Hugging Face's hub, as a network
 CONFIG, TENSORS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _CLASSES = {"bert": "Bert", "distilbert": "DistilBert", "electra": "Electra"}  # as the library begins their names
 # What the library would do another way, which the weights do not show.
-_USUAL = {"position_embedding_type": "absolute", "is_decoder": False, "pruned_heads": {}, "pad_token_id": 0}
+_USUAL: tuple[tuple[str, Any], ...] = (
+    ("position_embedding_type", "absolute"),
+    ("is_decoder", False),
+    ("pruned_heads", {}),
+    ("pad_token_id", 0),
+)
 _HEAD = ("classifier.", "pre_classifier.", "bert.pooler.")  # what a network of a folder may lack
 _SPREAD = 0.02  # standard deviation of the head's initial weights
 _LARGEST_CONFIG = 1_000_000  # bytes
 _LISTED = 3
-_MISSING = (
-    "A network of transformers needs that library, which is missing; install it with pip install 'natscope[text]'."
-)
+_MISSING = "A network of transformers needs that library, which is missing; install it with pip install transformers."
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,10 @@ def found(name: str) -> Found:
     folder = Path(name).absolute() if Path(name).is_dir() else _fetched(name)
     try:
         raw = from_json(read_regular(folder / CONFIG, _LARGEST_CONFIG, links=True))
-        tokenizer = Tokenizer.from_buffer(read_regular(folder / TOKENIZER, LARGEST_TOKENIZER, links=True))
+        tokenizer, _ = loaded(read_regular(folder / TOKENIZER, LARGEST_TOKENIZER, links=True), MOST_TOKENS)
     except FileError as error:
         raise BuildError(f"The network {name} cannot be used: {error}") from error
-    except Exception as error:  # whatever a tokenizer raises
-        if out_of_memory(error):
-            raise
+    except ValueError as error:
         raise BuildError(f"The network {name} cannot be used: its {CONFIG} or {TOKENIZER} is damaged.") from error
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if kind not in KINDS:
@@ -108,10 +108,10 @@ def found(name: str) -> Found:
             f"The network {name} is of the kind {short(str(kind))}; natscope can take {', '.join(KINDS)}, and others "
             "by a function of yours, as module.path:function."
         )
-    for setting, usual in _USUAL.items():
+    for setting, usual in _USUAL:
         if (value := raw.get(setting, usual)) != usual:
             raise BuildError(
-                f"The network {name} has {setting} {short(str(value))}; natscope can take it with {usual or 'none'}."
+                f"The network {name} has {setting} {short(str(value))}; natscope can take it with {usual or 0}."
             )
     values = known_of(kind, raw) | {"num_labels": 2}
     if raw.get("type_vocab_size", 2) > 1 and kind != "distilbert":
