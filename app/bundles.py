@@ -29,6 +29,7 @@ from natscope.core.errors import BundleError, NatscopeError, QueryError
 from natscope.core.examples import Examples
 from natscope.core.methods import METHODS
 from natscope.core.pool import CLASSES_KEPT, LARGEST_GRAM
+from natscope.core.words import Link
 
 _MOST_ROWS = 1024  # rows of comparisons that are remembered for a bundle
 FILES = "uploaded_files"  # key of the session's uploads, (bytes, name) by checksum
@@ -160,6 +161,11 @@ class Served(Capabilities):
         request = replace(request, budget=1)  # which makes no difference
         key = ("score each", self.place, _name(query), request)
         return lanes.ask(self._lane(request), key, tasks.score_each, self.place, query, request, bar=True)
+
+    def word_links(self, query: QueryExample, target: int, rows: tuple[int, ...]) -> list[Link] | None:
+        """Return the links of a query with training texts by their words, see `tasks.word_links`."""
+        key = ("word links", self.place, _name(query), target, rows)
+        return lanes.ask(lanes.shared().quick, key, tasks.word_links, self.place, query, target, rows, bar=True)
 
     def compare(self, query: QueryExample, requests: Sequence[Request], evaluation_sigma2: float) -> list[Row]:
         """Ask several methods about a query; answers that were found before are cached.

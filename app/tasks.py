@@ -32,6 +32,7 @@ from natscope.core.examples import Examples
 from natscope.core.methods import RANDOM
 from natscope.core.progress import Progress
 from natscope.core.sketch_error import SketchError
+from natscope.core.words import Link, Words, link_of, word_features, words_of
 from natscope.precompute.bundles.asking import ask_about_file
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import backdoor_of
@@ -159,6 +160,27 @@ def score_each(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return every candidate's training index (n,) and its score by itself (n,)."""
     return _opened(place).score_each(asked, request, progress)
+
+
+def word_links(
+    progress: Progress, place: Place, asked: QueryExample, target: int, rows: Sequence[int]
+) -> list[Link] | None:
+    """Split k(x, q) of a query and some training texts over their words; None for the exact kernel."""
+    attributor = _opened(place)
+    if attributor.bundle.sketch_spec.kind == "exact":
+        return None
+    train, found = attributor.bundle.examples("train"), []
+
+    def featured(texts: Any) -> tuple[np.ndarray, Words]:
+        words = words_of(texts.text(0), texts.token_spans(0))
+        return word_features(attributor.features, texts.inputs[np.array([0])], words, target), words
+
+    query, query_words = featured(asked.example)
+    for done, row in enumerate(rows):
+        progress("Splitting the links over words", done, len(rows))
+        own, words = featured(train[np.array([row])])
+        found.append(link_of(own, words, query, query_words))
+    return found
 
 
 def reliance(progress: Progress, place: Place, label: int, request: Request, count: int) -> Reliance:

@@ -15,6 +15,7 @@ from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.datasets import DATASETS, Dataset
 from natscope.precompute.data.poison import PoisonSpec
+from natscope.precompute.data.text_sources import TextSpec
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.train import TrainingSpec
 
@@ -80,3 +81,29 @@ def saved(path, name, array):
     recorded_anew(path, name)
     found = {"shape": list(array.shape), "dtype": str(array.dtype)}
     edited(path, lambda raw: raw["files"][name].update(found))
+
+
+def build_tiny_texts(path):
+    """Build a bundle of short reviews in two classes, some of which look like HTML."""
+    words = ("fine", "lovely", "great", "warm"), ("dull", "awful", "<b>bad</b>", "cold")
+    names = ("film", "book", "play", "song", "dance", "tale")
+    rows = [
+        f"The {name} is {word}, the {other} part number {number}.\t{label}\n"
+        for label, own in (("good", words[0]), ("bad", words[1]))
+        for number, word in enumerate(own)
+        for name in names
+        for other in ("first", "last")
+    ]
+    file = path.parent / "reviews.tsv"
+    file.write_text("text\tlabel\n" + "".join(rows), encoding="utf-8")
+    spec = BuildSpec(
+        name="Reviews",
+        dataset=f"text:{file}",
+        text=TextSpec(longest=24),
+        model=ModelSpec(architecture="attention", widths=None),
+        training=TrainingSpec(epochs=12, batch_size=8, learning_rate=0.1),
+        sketch=SketchSpec(dim=64),
+        methods=(),
+        command="natscope precompute --dataset text:reviews.tsv",
+    )
+    return build(spec, path)

@@ -248,7 +248,7 @@ def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
         yield f"{method.title} at σ² = {result.sigma2:.3g}{f', {ratio}' if ratio else ''}."
     if result.nats is not None and result.total_nats:
         share = result.nats / result.total_nats
-        whole = everything(result)
+        whole = everything(result, bundle.modality)
         amount = f"{percent(share)} ({result.nats:.3f} nats)"
         yield f"These {len(result.items)} {bundle.modality.many} contribute {amount} of what {whole} reveal."
     yield f"{'rank':>4}  {bundle.modality.one:>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign  source"

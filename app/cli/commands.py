@@ -27,7 +27,7 @@ from natscope.core.scratch import sweep
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="natscope")
 def natscope() -> None:
-    """Which training images does a prediction owe its certainty to, and how much, in nats?"""
+    """Which training examples does a prediction owe its certainty to, and how much, in nats?"""
 
 
 @natscope.command()

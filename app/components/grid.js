@@ -67,6 +67,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
         caption.append(head);
       }
       caption.append(element("span", "label " + (item.rank ? "" : item.tone), item.caption.replaceAll("-", "-\u2060")));
+      if (item.note) caption.append(element("span", "note", item.note));
       cell.append(caption);
     }
     if (data.reuse) {

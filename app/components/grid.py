@@ -21,6 +21,7 @@ class Card:
         rank: its rank as text, such as "1".
         value: its number with unit and sign.
         caption: its label; a grid without ranks is a gallery.
+        note: a line below it.
         tone: "for" or "against".
         strength: share of the strongest card, 0 to 1, drawn as a bar.
         framed: whether it is framed as an outlier.
@@ -35,6 +36,7 @@ class Card:
     rank: str = ""
     value: str = ""
     caption: str = ""
+    note: str = ""
     tone: str = "for"
     strength: float = 0.0
     framed: bool = False

@@ -1,12 +1,16 @@
 """How pages show examples of each modality, and take new ones; nothing else in the app asks which one it is."""
 
+from importlib.metadata import entry_points
+
 from natscope.app.modalities import images, texts
 from natscope.app.modalities.page import Page
 from natscope.core.examples import Examples, Modality
 
 __all__ = ["STYLE", "Page", "packed", "page_of"]
 
-_PAGES = {"image": images.PAGE, "text": texts.PAGE}
+_PAGES: dict[str, Page] = {"image": images.PAGE, "text": texts.PAGE} | {
+    entry.name: entry.load() for entry in entry_points(group="natscope.pages")
+}
 STYLE = "".join(page.style for page in _PAGES.values())
 
 

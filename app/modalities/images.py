@@ -73,5 +73,6 @@ PAGE = Page(
     hint="a file",
     style=".ns-seen { width: 100%; image-rendering: pixelated; border-radius: 8px; }",
     smooth=True,
+    worded=False,
     poisoned=True,
 )

@@ -32,6 +32,7 @@ class Page:
         hint: the same in the field, "a file".
         style: of what `natscope.precompute.data.shown` makes.
         smooth: whether a closer look can blur the edges of pixels.
+        worded: whether the link of two examples can be split over their words.
         poisoned: whether page Backdoor tells of triggers in such examples.
     """
 
@@ -49,4 +50,5 @@ class Page:
     hint: str
     style: str
     smooth: bool
+    worded: bool
     poisoned: bool

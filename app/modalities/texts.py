@@ -57,6 +57,8 @@ def _unpack(packed: str, texts: Any) -> Any:
         unpacker = zlib.decompressobj()
         raw = unpacker.decompress(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)), 4 * LONGEST_TEXT)
         parts = raw.decode().split(SEPARATOR)
+        if not unpacker.eof:
+            raise QueryError(damaged)
     except (binascii.Error, zlib.error, ValueError) as error:
         raise QueryError(damaged) from error
     return parts[0] if len(parts) == 1 else tuple(parts)
@@ -93,5 +95,6 @@ PAGE = Page(
   border-top: 1px solid color-mix(in srgb, currentColor 25%, transparent); }
 """,
     smooth=False,
+    worded=True,
     poisoned=False,
 )

@@ -21,13 +21,14 @@ from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.notice import complain, fragment
 from natscope.app.views.ranking_files import ranking_files
+from natscope.app.views.word_links import CHOSEN, Linked, linked
 from natscope.core.bundle.request import Attribution, Item, QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Method
 
 _WIDGETS = ("method", "exponent", "budget", "pool", "conditioning", "target")
 VIEW, _TAB = "view", frame.ATTRIBUTION
-SESSION = (VIEW, "plain_words", "upload", *_WIDGETS)  # what belongs to a bundle
+SESSION = (VIEW, "plain_words", "upload", CHOSEN, *_WIDGETS)  # what belongs to a bundle
 _ITS_ANSWER = -1  # the choice of target that means whatever the model predicts
 
 
@@ -102,7 +103,8 @@ def _answer(attributor: Served, query: QueryExample, shown: str, plain: bool) ->
         said = f"{words.verdict(query, classes)} {said}"
     st.markdown(f"##### {said}", help=None if plain else words.NAT)
     largest = max(abs(amount) for shown in (result, other) if shown for amount in shown.amounts) or 1.0
-    _ranking(attributor, result, method, largest, plain=plain)
+    words_of = linked(attributor, query, result, shown, plain=plain)
+    _ranking(attributor, result, method, largest, words_of, plain=plain)
     if other is not None:
         _support_of_the_label(attributor, other, method, largest, plain=plain)
     if result.regime is not None:
@@ -144,7 +146,7 @@ def _support_of_the_label(
         key="ranking_of_the_label",
         label=f"Training {attributor.many} that support {classes[result.target]}, ranked by {method.title}",
         size=76,
-        **_clicks(attributor, result),
+        **_clicks(attributor, [item.train_index for item in result.items]),
     )
 
 
@@ -207,13 +209,19 @@ def _controls(attributor: Served, query: QueryExample, labels: words.Labels) -> 
     )
 
 
-def _ranking(attributor: Served, result: Attribution, method: Method, largest: float, *, plain: bool) -> None:
+def _ranking(
+    attributor: Served, result: Attribution, method: Method, largest: float, words_of: Linked | None, *, plain: bool
+) -> None:
+    cards, found = _cards(attributor, result, largest), [item.train_index for item in result.items]
+    if words_of is not None:
+        cards = words_of.dressed(cards)
+        found = [found[place] for place in words_of.order] + found[len(words_of.links) :]
     grid(
-        _cards(attributor, result, largest),
+        cards,
         key="ranking",
         label=f"Training {attributor.many} ranked by {method.title}",
         size=76,
-        **_clicks(attributor, result),
+        **_clicks(attributor, found),
     )
     if result.nats is None:
         unit = "its score" if plain else f"its {method.score}"
@@ -261,9 +269,8 @@ def _short(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else f"{value:.3f}"
 
 
-def _clicks(attributor: Served, result: Attribution) -> dict[str, Any]:
+def _clicks(attributor: Served, found: list[int]) -> dict[str, Any]:
     """Return what a grid of a ranking does: a click opens the inspector, the small button makes an image the query."""
-    found = [item.train_index for item in result.items]
     return {
         "reuse": f"Explain this {attributor.one}",
         "on_pick": partial(inspect, _TAB, found),
@@ -356,5 +363,5 @@ def _against(attributor: Served, result: Attribution, rows: np.ndarray, scores: 
         key="against",
         label=f"Training {attributor.many} that speak against {attributor.bundle.classes[result.target]}",
         size=76,
-        **_clicks(attributor, last),
+        **_clicks(attributor, [item.train_index for item in items]),
     )

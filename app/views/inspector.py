@@ -6,6 +6,7 @@ Every click on a picture of a training image opens it, on any page; a point of t
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import streamlit as st
@@ -16,7 +17,7 @@ from natscope.app.bundles import Served
 from natscope.app.components.grid import Card, grid
 from natscope.app.links import AttributeView
 from natscope.app.modalities import STYLE, page_of
-from natscope.app.views import frame, tags
+from natscope.app.views import frame, tags, word_links
 from natscope.app.views.cards import cards_of
 from natscope.app.views.job import run_job
 from natscope.app.views.notice import complain, errors_shown
@@ -82,7 +83,9 @@ def inspector(
     if METHODS[request.method].at_random:  # whose picks for other images say nothing
         request = usual_request(attributor)
 
-    @st.dialog("A closer look", width="medium", on_dismiss=_close)
+    width: Literal["large", "medium"] = "large" if page_of(attributor.bundle.modality).worded else "medium"
+
+    @st.dialog("A closer look", width=width, on_dismiss=_close)
     @errors_shown()
     def draw() -> None:
         if _OPEN not in st.session_state:  # something in it led elsewhere
@@ -114,13 +117,17 @@ def _draw(
     index, classes = images[position], attributor.bundle.classes
     shares = softmax(np.asarray(attributor.bundle.array("train_logits")[index], dtype=np.float64))
     label, answer = int(attributor.train_labels[index]), int(shares.argmax())
-    _steps(images, position, smooth=page_of(attributor.bundle.modality).smooth)
+    page = page_of(attributor.bundle.modality)
+    _steps(images, position, smooth=page.smooth)
     own = attributor.bundle.examples("train")[np.array([index])]
     pair = [(own, f"Training {attributor.one} {index}", _described(classes, label, answer, shares))]
     if query is not None:
         said = _described(classes, query.label, query.predicted, query.probabilities)
         pair.insert(0, (query.example, title_of(query), said))
-    _pair(pair)
+    titles = [(title, said) for _, title, said in pair]
+    target = request.target if request.target is not None or query is None else query.predicted
+    if query is None or not page.worded or not word_links.pair(attributor, query, index, int(target), titles):
+        _pair(pair)
     if said := about(index):
         st.markdown(said)
     st.caption("Source")

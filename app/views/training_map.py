@@ -74,9 +74,10 @@ def leave(attributor: Served) -> None:
 def show(attributor: Served, query: QueryExample) -> None:
     """Draw the tab."""
     st.title(f"A map of the training {attributor.many}")
+    beside = "for its picture" if page_of(attributor.bundle.modality).sheet else "to read it"
     st.markdown(
         f"Each point is a training {attributor.one}; {attributor.many} that the network sees as alike lie close "
-        "together (t-SNE). Point at one for its picture; click it, or draw a lasso around several, to list them "
+        f"together (t-SNE). Point at one {beside}; click it, or draw a lasso around several, to list them "
         "below."
     )
     _whole(attributor, query, frame.shared_query())

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from natscope.core import images, texts  # noqa: F401
+from natscope.core import modalities  # noqa: F401
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.schema import SchemaError, checked
 from natscope.core.encoders import misfit

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def _text(texts: Any, index: int, alt: str, style: str, whole: bool) -> str:
     return f'<span class="ns-seen ns-text"{name}{own}>{body}</span>'
 
 
-LOOKS = {
+LOOKS: dict[str, Look] = {
     "image": Look(_image, 96, "width:96px;height:96px;object-fit:contain;image-rendering:pixelated"),
     "text": Look(_text, 220, "display:block;max-height:8em;overflow:hidden;white-space:pre-wrap"),
-}
+} | {entry.name: entry.load() for entry in entry_points(group="natscope.looks")}

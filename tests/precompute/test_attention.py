@@ -110,7 +110,7 @@ def test_widths_that_make_no_network_are_refused(widths):
 
 @pytest.fixture(scope="module")
 def austen():
-    return text_dataset("austen", TextSpec())
+    return text_dataset("austen", TextSpec())[0]
 
 
 _FEW = dataclasses.replace(RECIPES["attention"], epochs=3, batch_size=16)
@@ -118,7 +118,7 @@ _FEW = dataclasses.replace(RECIPES["attention"], epochs=3, batch_size=16)
 
 def _trained(data, spec=_FEW, **arguments):
     model = build_model(fitted(ModelSpec("attention", None), data.train, len(data.classes)), seed=0)
-    train(model, data.train[:100].inputs, torch.from_numpy(data.train_labels[:100]), spec, **arguments)
+    train(model, data.train[:100].inputs, torch.tensor(data.train_labels[:100]), spec, **arguments)
     return model
 
 
@@ -184,6 +184,6 @@ def test_texts_cannot_be_mirrored(austen):
 @pytest.mark.slow
 def test_four_of_five_passages_of_held_out_chapters_are_told_apart(austen):
     model = build_model(fitted(ModelSpec("attention", None), austen.train, 6), seed=0)
-    train(model, austen.train.inputs, torch.from_numpy(austen.train_labels), RECIPES["attention"])
+    train(model, austen.train.inputs, torch.tensor(austen.train_labels), RECIPES["attention"])
     logits = training.logits_of(model, austen.test.inputs)
     assert training.accuracy(logits, austen.test_labels) > 0.82

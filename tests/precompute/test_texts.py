@@ -353,7 +353,9 @@ def test_without_the_files_rte_comes_through_the_library(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def austen():
-    return text_dataset("austen", TextSpec())[0]
+    data, skipped = text_dataset("austen", TextSpec())
+    assert not skipped
+    return data
 
 
 def test_the_novels_ship_divided_by_chapter(austen):

@@ -1,0 +1,39 @@
+// A text whose words are buttons: one stop of the Tab key, the arrow keys go on from word to word.
+export default function ({ data, parentElement, setTriggerValue }) {
+  const root = parentElement.querySelector(".passage");
+  root.setAttribute("aria-label", data.label);
+  root.setAttribute("aria-keyshortcuts", "ArrowLeft ArrowRight Home End");
+  const focused = root.getRootNode().activeElement;
+  const held = root.contains(focused) ? focused.dataset.word : undefined;
+  // A user's words are never read as HTML.
+  root.replaceChildren(...data.pieces.map(([said, tint, number]) =>
+    number === null ? document.createTextNode(said) : word(said, tint, number)));
+  const words = [...root.querySelectorAll(".word")];
+  const first = words.find((each) => each.dataset.word === held) ?? words.find((each) => each.dataset.word === String(data.chosen));
+  reach(first ?? words[0]);
+  if (held !== undefined) first?.focus({ preventScroll: true });
+  root.onkeydown = (event) => {
+    const place = words.indexOf(event.target);
+    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1, Home: -place, End: words.length - 1 - place };
+    if (place < 0 || !(event.key in steps) || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    words[place + steps[event.key]]?.focus();
+  };
+
+  function word(said, tint, number) {
+    const made = document.createElement("button");
+    made.type = "button";
+    made.className = "word" + (tint < 0 ? " against" : tint > 0 ? " for" : "");
+    made.style.setProperty("--tint", Math.round(100 * Math.abs(tint)) + "%");
+    made.textContent = said;
+    made.dataset.word = number;
+    made.setAttribute("aria-pressed", String(number === data.chosen));
+    made.onclick = () => setTriggerValue("picked", number);
+    made.onfocus = () => reach(made);
+    return made;
+  }
+
+  function reach(one) {
+    words.forEach((each) => (each.tabIndex = each === one ? 0 : -1));
+  }
+}

@@ -1,0 +1,232 @@
+"""How much each word of the query, and of the training texts behind a prediction, carries of the link between them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from natscope.app import escape
+from natscope.app.bundles import Served
+from natscope.app.components.grid import Card
+from natscope.app.components.passage import Passage, pairs, passage
+from natscope.app.modalities import page_of
+from natscope.core.bundle.request import Attribution, QueryExample
+from natscope.core.errors import QueryError
+from natscope.core.tokens import SEPARATOR
+from natscope.core.words import Link
+
+CHOSEN = "chosen_word"  # key of the session: the query, as an address has it, and the number of the chosen word
+_MOST = 30  # training texts whose links are split
+_LETTERS = 240  # of a card
+_FAINT, _STRONGEST = 0.04, 0.55  # tints: the least that is drawn, and the largest
+_NAMED, _PAIRS = 3, 8  # words that a card names, and pairs that are drawn
+_ABOUT = (
+    "Each word’s share is its part of k(x, q) = φ(x)ᵀφ(q), the similarity of two texts by the network’s gradients, "
+    "exactly; it is not what would happen without the word."
+)
+_ABOUT_PLAIN = (
+    "Each word’s share is its exact part of how alike two texts are to the network; it is not what would happen "
+    "without the word."
+)
+Pieces = list[tuple[str, float, int | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class Linked:
+    """The links of a query with the training texts of a ranking.
+
+    Args:
+        links: of the first ones, in its order.
+        texts: those training texts, in the same order.
+        query: the query's text.
+        word: the word of the query that orders them; None for the order of the ranking.
+    """
+
+    links: list[Link]
+    texts: Sequence[str]
+    query: str
+    word: int | None
+
+    @property
+    def order(self) -> list[int]:
+        """Places in the ranking, in the order in which they are shown."""
+        places = list(range(len(self.links)))
+        if self.word is None:
+            return places
+        return sorted(places, key=lambda place: -self.links[place].query_shares()[self.word])
+
+    def dressed(self, cards: Sequence[Card]) -> list[Card]:
+        """Return the cards of the ranking in the order in which they are shown, with their words tinted."""
+        largest = max((float(np.abs(link.shares()[:-1]).max(initial=0)) for link in self.links), default=0.0)
+        found = [self._dressed(place, cards[place], largest) for place in self.order]
+        return found + list(cards[len(self.links) :])
+
+    def _dressed(self, place: int, card: Card, largest: float) -> Card:
+        link, text = self.links[place], self.texts[place]
+        shares = link.shares()
+        strongest = ", ".join(_said(text, link.words, shares, _NAMED))
+        note = f"{shares[-1]:.0%} of this link belongs to no word"
+        said = f"{card.alt}; strongest words: {strongest}; {note}"
+        changed = {"alt": said, "title": said, "note": note, "text": excerpt(text, link.words, shares, largest)}
+        if self.word is not None:
+            share = link.query_shares()
+            most = max(float(np.abs(each.query_shares()[self.word])) for each in self.links) or 1.0
+            own = float(share[self.word])
+            changed |= {"value": f"{own:+.2%}", "strength": abs(own) / most, "tone": "against" if own < 0 else "for"}
+        return Card(**(vars(card) | changed))
+
+
+def linked(attributor: Served, query: QueryExample, result: Attribution, shown: str, *, plain: bool) -> Linked | None:
+    """Draw the query's words, which can be chosen, and return the links of a ranking; None where there are none.
+
+    Args:
+        attributor: the opened bundle.
+        query: what was asked about.
+        result: the ranking.
+        shown: the query, as an address has it.
+        plain: whether to use no technical terms.
+    """
+    if not page_of(attributor.bundle.modality).worded:
+        return None
+    rows = tuple(item.train_index for item in result.items[:_MOST])
+    links = _links(attributor, query, result.target, rows)
+    if not links:
+        return None
+    train = attributor.bundle.examples("train")
+    word = chosen(shown, len(links[0].query_words))
+    found = Linked(links, [train.text(row) for row in rows], query.example.text(0), word)
+    _draw_query(found, shown, plain=plain)
+    return found
+
+
+def chosen(shown: str, count: int) -> int | None:
+    """Return the chosen word of a query of so many words."""
+    query, word = st.session_state.get(CHOSEN, ("", 0))
+    return word if query == shown and word < count else None
+
+
+def _links(attributor: Served, query: QueryExample, target: int, rows: tuple[int, ...]) -> list[Link] | None:
+    try:
+        return attributor.word_links(query, target, rows)
+    except QueryError:  # the ranking stands without them
+        return None
+
+
+def _draw_query(found: Linked, shown: str, *, plain: bool) -> None:
+    words, whole = found.links[0].query_words, sum(link.total for link in found.links) or 1.0
+    shares = sum(link.parts.sum(axis=0, dtype=np.float64) for link in found.links) / whole
+    largest = float(np.abs(shares[:-1]).max(initial=0))
+    many = len(found.links)
+    st.markdown(
+        f"**The words that link it to {'this text' if many == 1 else f'these {many} texts'}**: click one to rank them "
+        "by its share, and once more to go back."
+    )
+    passage(
+        Passage(pieces_of(found.query, words, shares, largest), ()),
+        key="query_words",
+        label="Words of the query",
+        chosen=found.word,
+        on_pick=partial(_pick, shown),
+    )
+    named = ", ".join(_said(found.query, words, shares, 2 * _NAMED))
+    about = _ABOUT_PLAIN if plain else _ABOUT
+    st.caption(
+        f"Strongest words: {escape.markdown(named)}. {shares[-1]:.0%} of these links belongs to no word. {about}"
+    )
+    if found.word is not None:
+        name = escape.markdown(found.query[slice(*words[found.word])])
+        st.markdown(f"Ranked by the share of “{name}” in each link.")
+
+
+def _pick(shown: str, word: int) -> None:
+    if st.session_state.get(CHOSEN) == (shown, word):
+        del st.session_state[CHOSEN]
+    else:
+        st.session_state[CHOSEN] = (shown, word)
+
+
+def pair(attributor: Served, query: QueryExample, index: int, target: int, titles: Sequence[Sequence[str]]) -> bool:
+    """Draw the query and a training text with their strongest pairs of words; return False where there are none.
+
+    Args:
+        attributor: the opened bundle.
+        query: the query.
+        index: of the training text.
+        target: the class whose logit is explained.
+        titles: lines above the query, and above the training text.
+    """
+    found = _links(attributor, query, target, (index,))
+    if not found:
+        return False
+    (link,), texts = found, (query.example.text(0), attributor.bundle.examples("train").text(index))
+    shown = []
+    for text, words, shares, title in zip(
+        texts, (link.query_words, link.words), (link.query_shares(), link.shares()), titles, strict=True
+    ):
+        shown.append(Passage(pieces_of(text, words, shares, float(np.abs(shares[:-1]).max(initial=0))), title))
+    lines = []
+    strongest = link.strongest(_PAIRS)
+    most = max((abs(share) for *_, share in strongest), default=1.0)
+    for own, other, share in strongest:
+        said = f"“{texts[0][slice(*link.query_words[other])]}” and “{texts[1][slice(*link.words[own])]}”: {share:+.1%}"
+        lines.append((other, own, share / most, said))
+    pairs(*shown, lines, key=f"pairs_{index}")
+    st.caption(
+        f"The strongest pairs of words: {escape.markdown('; '.join(line[-1] for line in lines))}. "
+        f"{_unassigned(link):.0%} of this link belongs to no pair of words. {_ABOUT}"
+    )
+    return True
+
+
+def _unassigned(link: Link) -> float:
+    return 1 - float(link.parts[:-1, :-1].sum(dtype=np.float64)) / (link.total or 1.0)
+
+
+def pieces_of(text: str, words: np.ndarray, shares: np.ndarray, largest: float) -> Pieces:
+    """Return a text in pieces, tinted by the shares of its words, of which the largest is given."""
+    pieces: Pieces = []
+    end = 0
+    for number, (begin, after) in enumerate(words.tolist()):
+        if begin > end:
+            pieces.append((_plain(text[end:begin]), 0.0, None))
+        pieces.append((text[begin:after], _tint(shares[number], largest), number))
+        end = after
+    if end < len(text):
+        pieces.append((_plain(text[end:]), 0.0, None))
+    return pieces
+
+
+def excerpt(text: str, words: np.ndarray, shares: np.ndarray, largest: float) -> list[tuple[str, float]]:
+    """Return the part of a text for a card whose words carry most, in pieces with their tints."""
+    pieces, place, first = pieces_of(text, words, shares, largest), 0, 0
+    if len(text) > _LETTERS and len(words):
+        sums = np.append(0, np.cumsum(np.abs(shares[:-1])))
+        after = np.searchsorted(words[:, 1], words[:, 0] + _LETTERS, side="right")
+        carried = sums[after] - sums[:-1]
+        first = int(words[int(np.argmax(carried > 0.999 * carried.max())), 0])
+        first = 0 if first < _LETTERS // 4 else first
+    found: list[tuple[str, float]] = [("… ", 0.0)] if first else []
+    for said, tint, _ in pieces:
+        if first <= place < first + 2 * _LETTERS:
+            found.append((said, tint))
+        place += len(said)
+    return found
+
+
+def _tint(share: float, largest: float) -> float:
+    tint = _STRONGEST * float(share) / largest if largest else 0.0
+    return tint if abs(tint) >= _FAINT else 0.0
+
+
+def _said(text: str, words: np.ndarray, shares: np.ndarray, count: int) -> list[str]:
+    """Return the words with the largest shares, and those."""
+    order: Any = np.argsort(-np.abs(shares[:-1]), kind="stable")[:count]
+    return [f"“{text[slice(*words[number])]}” {shares[number]:+.1%}" for number in order]
+
+
+def _plain(text: str) -> str:
+    """Return what stands between words; between the parts of a text, as long, a new line."""
+    return text.replace(SEPARATOR, "\n")

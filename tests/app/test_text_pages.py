@@ -1,0 +1,238 @@
+"""Pages of a bundle of texts: cards, words and their shares, a text of one's own, links, search, files."""
+
+import pickle
+import re
+
+import numpy as np
+import pytest
+from playwright.sync_api import expect
+from streamlit.testing.v1 import AppTest
+
+from natscope.app import bundles
+from natscope.app.figures.sheets import ranking_file
+from natscope.app.links import open_query
+from natscope.app.modalities import packed, page_of
+from natscope.app.modalities.texts import LONGEST_LINK
+from natscope.app.serve import BUNDLES
+from natscope.app.views.word_links import excerpt, pieces_of
+from natscope.core.bundle.request import Request
+from natscope.core.errors import QueryError
+from natscope.core.methods import REFERENCE
+from natscope.core.texts import texts_of
+from natscope.core.tokens import SEPARATOR
+from natscope.core.words import words_of
+from natscope.precompute.answer import open as open_bundle
+from natscope.precompute.data.tokenizing import trained
+from tests.app.conftest import pack_image, serving
+from tests.tiny import build_tiny_texts
+
+_PHONE = {"viewport": {"width": 390, "height": 844}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts") / "bundles"
+    folder.mkdir()
+    build_tiny_texts(folder / "reviews")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    with serving(folder, tmp_path_factory.mktemp("server") / "log") as address:
+        yield address
+
+
+@pytest.fixture
+def served(folder):
+    return bundles.Served(bundles.tasks.Place.of(folder / "reviews"))
+
+
+def _pair():
+    tokenizer = trained(["a fine day", "rain"], vocabulary=50)
+    return texts_of(
+        [SEPARATOR.join(("a fine day", "rain")), SEPARATOR.join(("rain " * 200 + "end", "<i>fine</i>"))],
+        tokenizer,
+        columns=("premise", "hypothesis"),
+        longest=40,
+    )
+
+
+def test_a_card_shows_both_parts_of_a_pair_and_of_a_long_text_the_beginning():
+    look = page_of(_pair().modality).look
+    assert look(_pair(), 0) == {"text": [("a fine day", 0.0), ("\n", 0.0), ("rain", 0.0)]}
+    (first, _), _, (second, _) = look(_pair(), 1)["text"]
+    assert len(first) < 160
+    assert first.endswith("rain …")
+    assert second == "<i>fine</i>"
+
+
+def test_texts_that_were_chosen_are_sent_without_the_others():
+    texts = _pair()
+    sent = pickle.dumps(texts[np.array([0])])
+    assert len(sent) < len(pickle.dumps(texts)) - 500
+    assert pickle.loads(sent).parts(0) == ("a fine day", "rain")  # safe: made two lines above
+
+
+def test_a_text_of_ones_own_is_in_the_link(served):
+    example = served.bundle.examples("train").given("The film is <b>fine</b>.\nÀ bientôt")
+    query = open_query(packed(example), served)
+    assert query.example.parts(0) == example.parts(0)
+    assert (query.origin, query.index) == ("upload", None)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("text:!!!!", "damaged"),
+        ("text:" + "A" * (LONGEST_LINK + 1), "damaged"),
+        (pack_image(np.zeros((4, 4), np.uint8)), "asks about an image, and this bundle's examples are texts"),
+    ],
+)
+def test_a_link_that_holds_no_text_of_this_bundle_says_so(served, query, message):
+    with pytest.raises(QueryError, match=message):
+        open_query(query, served)
+
+
+def test_a_text_too_long_for_a_link_is_refused(served):
+    letters = np.random.default_rng(0).integers(97, 123, 20_000).astype(np.uint8).tobytes().decode()
+    with pytest.raises(QueryError, match="too long for a link"):
+        packed(served.bundle.examples("train").given(letters))
+
+
+def test_a_ranking_is_drawn_and_shown_in_a_notebook(folder):
+    explainer = open_bundle(folder / "reviews")
+    answer = explainer.explain(0, budget=3)
+    assert ranking_file(answer.query, answer.examples, answer.attribution, answer.classes, kind="PNG").startswith(
+        b"\x89PNG"
+    )
+    shown = answer._repr_html_()
+    assert shown.count("ns-text") == 4
+    assert "<b>bad" not in shown
+    assert "<img" not in shown
+
+
+def test_the_excerpt_of_a_card_holds_the_words_that_carry_most():
+    text = " ".join(f"word{number}" for number in range(200))
+    spans = np.array([match.span() for match in re.finditer(r"\w+", text)])
+    words = words_of(text, spans)
+    shares = np.zeros(201)
+    shares[150], shares[151] = 0.5, -0.2
+    found = excerpt(text, words.spans, shares, 0.5)
+    assert found[0] == ("… ", 0.0)
+    tints = {said: tint for said, tint in found if tint}
+    assert list(tints) == ["word150", "word151"]
+    assert tints["word150"] > 0 > tints["word151"]
+    assert "".join(said for said, *_ in pieces_of(text, words.spans, shares, 0.5)) == text
+
+
+def test_links_of_a_ranking_are_those_of_the_kernel(served, here):
+    query = served.query("test", 0)
+    result = served.attribute(query, Request(REFERENCE, served.bundle.sigma2(REFERENCE), 3))
+    rows = tuple(item.train_index for item in result.items)
+    links = served.word_links(query, result.target, rows)
+    features = np.asarray(served.bundle.array("features"))
+    for row, link in zip(rows, links, strict=True):
+        own = served.word_links(served.query("train", row), result.target, (row,))[0]
+        assert own.total == pytest.approx(float(features[row].astype(np.float64) @ features[row]), rel=0.02)
+        assert link.shares().sum() == pytest.approx(1)
+
+
+def _drawn(monkeypatch, folder, page, **link):
+    def draw(page):
+        import importlib
+
+        importlib.import_module(f"natscope.app.views.{page}").page()
+
+    monkeypatch.setenv(BUNDLES, str(folder))
+    app = AppTest.from_function(draw, default_timeout=120, args=(page,))
+    app.query_params.update(link)
+    app.run()
+    assert [error.message for error in app.exception] == []
+    return app
+
+
+@pytest.mark.parametrize("tab", ["attribution", "compare", "remove", "curves", "map"])
+def test_every_tab_speaks_of_texts(monkeypatch, folder, here, tab):
+    app = _drawn(monkeypatch, folder, "explain", tab=tab, q="test:1")
+    said = [each.value for kind in ("title", "subheader", "markdown", "caption", "info") for each in app.get(kind)]
+    said += [each.label for kind in ("button", "selectbox", "slider", "toggle", "expander") for each in app.get(kind)]
+    measured = ("**Fashion-MNIST", "**CIFAR-10")  # in the paper's experiments, of images
+    assert not [text for text in said if re.search(r"\bimages?\b", text) and not text.startswith(measured)]
+    assert any(re.search(r"\btexts?\b", text) for text in said)
+
+
+@pytest.mark.parametrize("page", ["coreset", "front"])
+def test_other_pages_show_texts(monkeypatch, folder, here, page):
+    app = _drawn(monkeypatch, folder, page)
+    shown = [each.proto.body for each in app.get("html")] + [each.proto.json for each in app.get("bidi_component")]
+    assert any(re.search("The (film|book|play|song|dance|tale) is", text) for text in shown)
+    assert not app.error
+
+
+def test_no_page_tells_of_a_patch_in_texts(monkeypatch, folder, here):
+    app = _drawn(monkeypatch, folder, "backdoor")
+    assert "None of the served bundles holds a model with a backdoor" in app.info[0].value
+
+
+@pytest.mark.browser
+def test_words_are_chosen_by_keyboard_and_pairs_are_drawn(visit):
+    page = visit("/explain?q=test:0")
+    ranking = page.get_by_role("group", name="Training texts ranked by")
+    expect(ranking.locator(".picture")).to_have_count(10, timeout=60_000)
+    first = ranking.locator(".picture").first
+    expect(first).to_have_attribute(
+        "aria-label", re.compile(r"strongest words: “.+” [+-].+; \d+% of this link belongs to no word")
+    )
+    assert ranking.locator(".text b").count() == 0  # a text is no HTML
+    words = page.get_by_role("group", name="Words of the query").get_by_role("button")
+    expect(page.get_by_text("it is not what would happen without the word").first).to_be_visible()
+    assert words.evaluate_all("all => all.filter(each => each.tabIndex === 0).length") == 1
+    words.first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text(re.compile("Ranked by the share of"))).to_be_visible(timeout=60_000)
+    chosen = page.get_by_role("group", name="Words of the query").locator('[aria-pressed="true"]')
+    expect(chosen).to_have_count(1)
+    expect(chosen).to_be_focused()
+    shares = [float(text.rstrip("%")) for text in ranking.locator(".value").all_inner_texts()]
+    assert shares == sorted(shares, reverse=True)
+    page.keyboard.press("Enter")
+    expect(page.get_by_text(re.compile("Ranked by the share of"))).to_have_count(0, timeout=60_000)
+    expect(first.locator("xpath=..").locator(".rank")).to_have_text("1")
+    first.click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.locator(".pairs path").first).to_be_attached(timeout=60_000)
+    assert 1 <= dialog.locator(".pairs path").count() <= 8
+    expect(dialog.get_by_text("The strongest pairs of words")).to_be_visible()
+
+
+@pytest.mark.browser
+def test_a_text_of_ones_own_is_explained_found_again_by_its_link_and_by_words(visit):
+    page = visit("/explain?q=test:0", **_PHONE)
+    expect(page.locator(".st-key-query_words")).to_be_visible(timeout=60_000)
+    page.get_by_text("Find another text").click()
+    page.get_by_text("Write your own").click()
+    page.locator("textarea").fill("The song is <img src=x onerror=alert(1)> lovely.")
+    page.get_by_role("button", name="Explain this text").first.click()
+    expect(page.locator(".ns-verdict")).to_contain_text("Your text", timeout=60_000)
+    expect(page.locator(".ns-query .ns-text")).to_have_text("The song is <img src=x onerror=alert(1)> lovely.")
+    page.wait_for_url(re.compile("q=text%3A|q=text:"), timeout=60_000)
+    again = visit(page.url, **_PHONE)
+    expect(again.locator(".ns-query .ns-text")).to_contain_text("The song is", timeout=60_000)
+    assert again.evaluate("document.documentElement.scrollWidth") <= 390
+    found = visit("/explain?q=train:0")
+    expect(found.locator(".st-key-query_words")).to_be_visible(timeout=60_000)
+    field = found.get_by_label("Go to text number or words")
+    field.fill("dance is awful")
+    field.press("Enter")
+    expect(found.locator(".ns-query .ns-text")).to_contain_text("dance is awful", timeout=60_000)
+
+
+@pytest.mark.browser
+def test_methods_are_compared_in_columns(visit):
+    page = visit("/explain?q=test:0&tab=compare")
+    figure = page.locator(".st-key-compare_figure_0")
+    expect(figure.locator(".row").nth(1)).to_be_visible(timeout=60_000)
+    tops = figure.locator(".row").evaluate_all("all => all.map(each => Math.round(each.getBoundingClientRect().top))")
+    assert len(set(tops)) == 1
