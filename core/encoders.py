@@ -101,5 +101,5 @@ def misfit(config: Mapping[str, Any], modality: str, form: tuple[int, ...], clas
     if vocabulary > config["vocab_size"]:
         return f"knows {config['vocab_size']:,} tokens, and the tokenizer {vocabulary:,}"
     if longest > config["max_position_embeddings"]:
-        return f"takes {config['max_position_embeddings']} tokens of a text at most, and texts are cut to {longest}"
+        return f"takes {config['max_position_embeddings']} tokens of a text at most, and texts are cut to {longest} (--longest)"
     return None if config["num_labels"] == classes else f"has {config['num_labels']} classes, and the data {classes}"

@@ -15,7 +15,7 @@ from natscope.core.bundle.manifest import Manifest
 from natscope.core.bundle.request import Request
 from natscope.core.bundle.schema import SchemaError
 from natscope.core.encoders import settings_of
-from natscope.core.errors import BuildError
+from natscope.core.errors import BuildError, BundleError
 from natscope.core.methods import METHODS
 from natscope.core.sketches import SketchSpec
 from natscope.core.token_shares import token_shares
@@ -270,6 +270,8 @@ def test_a_changed_file_of_weights_is_refused(place, bundle_path, tmp_path):
     try:
         with pytest.raises(BuildError, match="were changed since the bundle was built"):
             retrain(open_attributor(bundle_path).bundle, np.array([1]))
+        with pytest.raises(BundleError, match="the weights that training begins with have changed"):
+            build(spec_of(place), bundle_path)
     finally:
         shutil.copy(tmp_path / "kept", file)
 
