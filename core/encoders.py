@@ -98,8 +98,9 @@ def misfit(config: Mapping[str, Any], modality: str, form: tuple[int, ...], clas
     if modality != "text":
         return f"takes texts and no {modality}s"
     vocabulary, longest = form
+    most = config["max_position_embeddings"]
     if vocabulary > config["vocab_size"]:
         return f"knows {config['vocab_size']:,} tokens, and the tokenizer {vocabulary:,}"
-    if longest > config["max_position_embeddings"]:
-        return f"takes {config['max_position_embeddings']} tokens of a text at most, and texts are cut to {longest} (--longest)"
+    if longest > most:
+        return f"takes {most} tokens of a text at most, and texts are cut to {longest} (--longest)"
     return None if config["num_labels"] == classes else f"has {config['num_labels']} classes, and the data {classes}"

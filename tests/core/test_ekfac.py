@@ -287,7 +287,7 @@ def test_a_network_too_sure_to_have_curvature_is_one_sentence(network, data, tmp
     sure = copy.deepcopy(network)
     for parameter in sure.parameters():
         parameter.data *= 1e4
-    with pytest.raises(ValueError, match="too sure of its training images"):
+    with pytest.raises(ValueError, match="too sure of its training examples"):
         factor_contents(_source(sure, data, tmp_path))
 
 
