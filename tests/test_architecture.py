@@ -90,7 +90,7 @@ def test_no_module_needs_itself_to_be_imported():
 def test_every_library_that_is_imported_is_declared_and_no_other():
     names = {"faiss": "faiss-cpu", "PIL": "pillow", "trak": "traker"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["glue"]]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["text"]]
     declared = {re.split(r"[^A-Za-z0-9_-]", requirement)[0] for requirement in needed}
     tops = {module.split(".")[0] for file in modules() for module in imported(file)} - {"natscope"}
     assert {names.get(top, top) for top in tops - set(sys.stdlib_module_names)} == declared

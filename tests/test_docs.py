@@ -225,10 +225,11 @@ def test_the_help_of_each_setting_of_a_recipe_names_its_defaults():
     for field in fields(TrainingSpec):
         if field.name == "seed":
             continue
-        values = {name: getattr(recipe, field.name) for name, recipe in RECIPES.items()}
-        reported = {name: words[v] if isinstance(v, bool) else str(v) for name, v in values.items()}
-        others = [f"{name}: {value}" for name, value in reported.items() if value != reported["mlp"]]
-        expected = f"{', '.join([reported['mlp'], *others])}."
+        kinds = {"mlp": "mlp", "resnet9": "resnet9", "attention": "attention", "hf": "bert"}
+        values = {title: getattr(RECIPES[name], field.name) for title, name in kinds.items()}
+        shown = {title: words.get(v, v) if isinstance(v, bool) else str(v) for title, v in values.items()}
+        others = [f"{title}: {v}" for title, v in shown.items() if v != shown["mlp"]]
+        expected = f"{', '.join([shown['mlp'], *others])}."
         assert said[field.name].endswith(f" {expected}") or said[field.name] == expected, field.name
     assert " and ".join(map(str, BuildSpec().model.widths[1:-1])) in said["widths"]
 

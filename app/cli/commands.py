@@ -133,8 +133,8 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option(
     "--model",
-    help="mlp, resnet9, for texts attention, or module.path:factory, a function or class of yours that returns a "
-    "network; mlp for images, attention for texts.",
+    help="mlp, resnet9, for texts attention or hf:PATH, a folder with a network of Hugging Face's transformers; or "
+    "module.path:factory, a function or class of yours that returns a network; mlp for images, attention for texts.",
 )
 @click.option(
     "--widths", help="Layer widths of the MLP, from pixels to classes; by default 512 and 256 units between the two."
@@ -152,10 +152,14 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @click.option(
     "--prefix", help="Load the entries of --weights whose names begin with this, such as backbone., without it."
 )
-@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="What takes the steps; sgd, attention: adamw.")
-@click.option("--epochs", type=COUNT, help="Passes over the data; 20, resnet9: 24, attention: 4.")
-@click.option("--batch-size", type=COUNT, help="Examples per step; 64, resnet9: 512.")
-@click.option("--learning-rate", "--lr", type=float, help="Learning rate; 0.03, resnet9: 0.5, attention: 0.004.")
+@click.option(
+    "--optimizer", type=click.Choice(["sgd", "adamw"]), help="What takes the steps; sgd, attention: adamw, hf: adamw."
+)
+@click.option("--epochs", type=COUNT, help="Passes over the data; 20, resnet9: 24, attention: 4, hf: 3.")
+@click.option("--batch-size", type=COUNT, help="Examples per step; 64, resnet9: 512, hf: 32.")
+@click.option(
+    "--learning-rate", "--lr", type=float, help="Learning rate; 0.03, resnet9: 0.5, attention: 0.004, hf: 2e-05."
+)
 @click.option(
     "--warmup-epochs", type=WHOLE, help="Epochs over which the rate rises from 0; 0, resnet9: 5, attention: 1."
 )
@@ -163,7 +167,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     "--decay-epochs", type=WHOLE, help="Epochs at the end over which it falls to 0; 1, resnet9: 19, attention: 3."
 )
 @click.option("--momentum", type=float, help="Momentum of SGD, or AdamW's of the gradient; 0.9.")
-@click.option("--weight-decay", type=float, help="Weight decay; 0.001, resnet9: 0.0005, attention: 0.01.")
+@click.option("--weight-decay", type=float, help="Weight decay; 0.001, resnet9: 0.0005, attention: 0.01, hf: 0.01.")
 @click.option("--augment/--no-augment", default=None, help="Move and mirror images at random; off, resnet9: on.")
 @click.option(
     "--precision",

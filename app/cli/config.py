@@ -38,6 +38,7 @@ def replayed(
     """
     from natscope.core.errors import BuildError
     from natscope.precompute.bundles.compare import from_python
+    from natscope.precompute.training.pretrained import HUB
 
     words, settings = _words_of(file)
     if settings is not None and from_python(settings):
@@ -60,7 +61,8 @@ def replayed(
     if code:
         named = " ".join(f"--{option} {merged[option][:_SHOWN]}" for option in code)
         weights = ", and its weights by --weights" if loaded and merged["weights"] is None else ""
-        raise BuildError(f"{_CODE[code[0]]} of {file} is code, which runs only if you name it: {named}{weights}.")
+        what = "a folder, which is read" if (merged[code[0]] or "").startswith(HUB) else "code, which runs"
+        raise BuildError(f"{_CODE[code[0]]} of {file} is {what} only if you name it: {named}{weights}.")
     if loaded and merged["weights"] is None:
         raise BuildError(f"The weights of {file} were loaded from a file; name it with --weights.")
     return merged, settings
@@ -138,7 +140,7 @@ def _words(settings: Mapping[str, Any]) -> Iterator[str]:
         **{"text" if name == "columns" else name: value for name, value in _text(settings).items()},
         **dict(zip(("mean", "std"), settings.get("scaling") or (), strict=False)),
         **{f"poison_{name}": value for name, value in settings.get("poison", {}).items()},
-        "model": settings["model"]["architecture"],
+        "model": _model(settings["model"]),
         **{name: settings["model"].get(name) for name in ("widths", "bias", "output")},
         **{name: value for name, value in training.items() if name != "augment"},
         "sketch": settings["sketch"]["kind"],
@@ -159,6 +161,14 @@ def _words(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"--{_dashed(name)}={text}"
     if training:
         yield "--augment" if training["augment"] else "--no-augment"
+
+
+def _model(settings: Mapping[str, Any]) -> str:
+    """Return a network as --model names it."""
+    from natscope.precompute.training.pretrained import HUB
+
+    start = settings.get("start", {"folder": "FOLDER"})  # not known where weights were loaded
+    return str(settings["architecture"]) if settings.get("config") is None else f"{HUB}{start['folder']}"
 
 
 def _text(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def build_spec(
     from natscope.precompute.data.decode import Decoding
     from natscope.precompute.data.folders import FolderSpec
     from natscope.precompute.data.named import made_by
+    from natscope.precompute.training.models import ModelSpec
     from natscope.precompute.training.train import RECIPES, TrainingSpec
     from natscope.precompute.training.trusted import trust
 
@@ -50,7 +51,8 @@ def build_spec(
     if options["weights"] is None and (options["key"] or options["prefix"]):
         raise BuildError("--key and --prefix choose a part of the file that --weights names; give that, too.")
     _check_code(options)
-    model = _model_spec(options)
+    hub = _hub(options)
+    model = _model_spec(options) if hub is None else ModelSpec.of(hub, trained=options["weights"] is not None)
     usual = RECIPES.get(model.architecture, TrainingSpec())
     recipe = {f.name: options[f.name] for f in fields(TrainingSpec) if options[f.name] is not None}
     title = name or (
@@ -74,7 +76,7 @@ def build_spec(
             **{f.name: (options | code)[f.name] for f in fields(FolderSpec) if f.name != "reading"},
             reading=Decoding(**{f.name: options[f.name] for f in fields(Decoding)}),
         ),
-        text=text_spec(options),
+        text=text_spec(options if hub is None else options | {"tokenizer": hub.tokenizer}),
         classes=None if options["classes"] is None else _numbers("--classes", options["classes"], "0,1"),
         per_class=options["per_class"],
         scaling=scaling,
@@ -224,6 +226,26 @@ def _model_spec(options: dict[str, Any]) -> Any:
     if model == "mlp" and whole:
         return ModelSpec(**about)  # as in the embedded bundle
     return ModelSpec(model, None, **about)
+
+
+def _hub(options: Mapping[str, Any]) -> Any:
+    """Return the network of `transformers` that --model names; None if it names another kind."""
+    from natscope.core.errors import BuildError
+    from natscope.precompute.data.text_sources import of_texts
+    from natscope.precompute.training.pretrained import HUB, found
+
+    name = options["model"] or ""
+    if not name.startswith(HUB):
+        return None
+    if options["data"] is not None or not of_texts(options["dataset"]):
+        raise BuildError(f"--model {HUB} is for texts, --dataset text:PATH; choose another network.")
+    for option in ("widths", "bias", "output"):
+        if options[option]:
+            raise BuildError(f"--{option} is for networks of another kind than --model {HUB}; leave it out.")
+    hub = found(name.removeprefix(HUB))
+    if options["tokenizer"] is not None and not options["tokenizer"].samefile(hub.tokenizer):
+        raise BuildError(f"--model {name} comes with its own tokenizer; leave out --tokenizer.")
+    return hub
 
 
 def _scaling(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -19,6 +19,7 @@ import numpy as np
 from natscope.core import modalities  # noqa: F401
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.schema import SchemaError, checked
+from natscope.core.encoders import misfit
 from natscope.core.examples import Modality, modality_of
 from natscope.core.files import from_json
 from natscope.core.methods import METHODS
@@ -281,6 +282,10 @@ def _network_misfits(manifest: Manifest, form: tuple[int, ...], classes: int) ->
     """Check the network against examples, classes and weights, before anybody builds it and allocates its memory."""
     architecture, widths = manifest.model["architecture"], manifest.model["widths"]
     if ":" in architecture:
+        return
+    if (config := manifest.model.get("config")) is not None:
+        if fault := misfit(config, manifest.modality.name, form, classes):
+            yield f"names a network that {fault}"
         return
     first = manifest.modality.networks.get(architecture, lambda form: ())(form)
     if not first or not widths or (*widths[: len(first)], widths[-1]) != (*first, classes):

@@ -24,6 +24,7 @@ from natscope.core.bundle.bounds import (
     Variance,
     Word,
 )
+from natscope.core.encoders import KINDS, settings_of
 from natscope.core.examples import MODALITIES, USUAL, Modality
 from natscope.core.index.spec import CHOICES
 from natscope.core.text import plain
@@ -60,6 +61,7 @@ class _Model(_Strict):
     widths: Annotated[list[Annotated[int, Meta(ge=1, le=2**24)]], Meta(min_length=2, max_length=100)] | None
     bias: bool
     output: Title | UnsetType = UNSET
+    config: Annotated[dict[Word, Any], Meta(max_length=40)] | UnsetType = UNSET
 
 
 class _Recipe(_Strict):
@@ -199,6 +201,12 @@ def checked(raw: dict[str, Any]) -> None:
     if _count(raw["methods"]) + _count(raw["results"]["settings"]) > _MOST_SETTINGS:
         raise SchemaError("holds too many settings")
     _convert(raw["training"], _Loaded if "weights" in raw["training"] else _Recipe, "training")
+    if (config := raw["model"].get("config")) is not None:
+        if raw["model"]["architecture"] not in KINDS:
+            raise SchemaError("holds a wrong value at model.architecture")
+        _convert(config, KINDS[raw["model"]["architecture"]], "model.config")
+        if settings_of(raw["model"]["architecture"], config) != config:
+            raise SchemaError("leaves out a value at model.config")
     modality = _dataset(raw["dataset"])
     if raw["poison"] is not None and raw["poison"]["place"] not in modality.places:
         raise SchemaError("holds a wrong value at poison.place")

@@ -16,6 +16,7 @@ from natscope.core.progress import Progress
 MARGINS = "margin_features"  # (N, K), sketched Jacobians of the margin at the labels
 LOSS_WEIGHTS = "loss_weights"  # (N,) 1 - p_y, which follows from the logits that every bundle holds
 DERIVED = (LOSS_WEIGHTS,)
+_LARGE = 2**22  # parameters of a network, above which an example needs much memory
 FACTORS = "kronfluence"  # the folder of EK-FAC factors within a bundle
 FACTOR_FILES = (
     f"{FACTORS}/activation_eigenvalues.safetensors",
@@ -72,10 +73,15 @@ class EkfacSpec:
     @classmethod
     def usual(cls, model: nn.Module) -> "EkfacSpec":
         """Return the usual settings of a network: a convolution's directions cost a thousand times a small MLP's."""
-        if convolves(model):
-            size = 50 if device_of(model).type == "cpu" else 500
-            return cls(covariance_directions=10_000, lambda_directions=2_000, batch_size=size)
-        return cls()
+        size = at_once(model, cls.batch_size)
+        return cls(10_000, 2_000, batch_size=size) if convolves(model) else cls(batch_size=size)
+
+
+def at_once(model: nn.Module, small: int) -> int:
+    """Return how many examples kronfluence takes at a time: `small` for a network that needs little memory for each."""
+    if convolves(model) or sum(p.numel() for p in model.parameters()) > _LARGE:
+        return 50 if device_of(model).type == "cpu" else 500
+    return small
 
 
 class Source(Protocol):

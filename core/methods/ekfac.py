@@ -31,9 +31,9 @@ from torch.utils.data import Dataset, TensorDataset
 
 from natscope.core.device import device_of, full_precision
 from natscope.core.errors import out_of_memory
-from natscope.core.jacobians import batched_layers, convolves, exclusive, supported_layers
+from natscope.core.jacobians import batched_layers, exclusive, supported_layers
 from natscope.core.measurements import margin
-from natscope.core.methods.artifacts import FACTOR_FILES, EkfacSpec, Source
+from natscope.core.methods.artifacts import FACTOR_FILES, EkfacSpec, Source, at_once
 from natscope.core.progress import Progress
 from natscope.core.scratch import temporary_folder
 
@@ -196,7 +196,7 @@ class EkfacInfluence:
             if name.endswith(".safetensors"):
                 shutil.copyfile(folder / name, factors / name)
         # kronfluence writes out the gradients of so many examples at a time.
-        self._batch = (50 if device_of(model).type == "cpu" else 500) if convolves(model) else 1500
+        self._batch = at_once(model, 1500)
         self._analyzer: Analyzer | None = None
 
     def _prepared(self, example: Tensor) -> Analyzer:

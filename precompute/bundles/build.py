@@ -202,7 +202,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
         work = Work(folder, identity, folder=bundle.path, progress=progress)
         size = size_of(len(bundle.array("train_labels")), bundle.sketch_spec)
         _make_sure_of_room(work.path, artifact_bytes(methods, size))
-        model = network_of(bundle, seed=0)
+        model = network_of(bundle)
         bundle.load_into(model)
         inputs, labels = bundle.inputs("train"), np.asarray(bundle.array("train_labels"))
         store = Store(bundle.path, work, progress)

@@ -9,6 +9,7 @@ _SUMS = {  # settings that are checksums
     "folder.files": "the images of the folder have changed",
     "content": "the data have changed",
     "model.source": "the code of the network has changed",
+    "model.start.digest": "the weights that training begins with have changed",
     "weights": "the weights are others",
 }
 

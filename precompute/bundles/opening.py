@@ -37,7 +37,7 @@ def open_attributor(path: Path) -> Attributor:
     bundle = Bundle(path)
     device()  # what is wrong with it is not the bundle's fault
     try:
-        model = network_of(bundle, seed=0)
+        model = network_of(bundle)
     except BuildError as error:
         raise BundleError(f"The network of the bundle {path} cannot be built: {error}") from error
     attributor = Attributor(bundle, model)

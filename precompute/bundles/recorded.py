@@ -1,6 +1,7 @@
 """What the manifest of a bundle that is built says of its settings, and whether it could be read again."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from natscope.core.backdoor import Backdoor
@@ -50,7 +51,7 @@ def manifest_of(
     return Manifest(
         name=spec.name,
         dataset=dataset,
-        model=model.to_dict(),
+        model=replace(model, start=None).to_dict(),
         training=settings["training"] or {"weights": settings["weights"]},
         sketch=spec.sketch.to_dict(),
         ntk=features.ntk,

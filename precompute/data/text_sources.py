@@ -342,12 +342,14 @@ def fingerprint(name: str, spec: TextSpec) -> str:
     path = Path(name.removeprefix(TEXT)).absolute() if name.startswith(TEXT) else None
     if name == "rte" and (folder := _rte_folder()) is not None:
         path = folder / "train.tsv"
-    if path is None:
+    named = [file.absolute() for file in (spec.test, spec.tokenizer) if file is not None]
+    if path is None and not named:
         return ""
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path, *(_named_alike(path) if spec.test is None else ())]
-    files += [file.absolute() for file in (spec.test, spec.tokenizer) if file is not None]
+    whole = path is not None and path.is_dir()
+    files = [] if path is None else sorted(path.rglob("*.txt")) if whole else [path]
+    files += _named_alike(path) if path is not None and not whole and spec.test is None else []
     digest = hashlib.sha256()
-    for file in files:
-        inside = file.relative_to(path).as_posix() if path.is_dir() and file.is_relative_to(path) else file.name
+    for file in [*files, *named]:
+        inside = file.relative_to(path).as_posix() if path and whole and file.is_relative_to(path) else file.name
         digest.update(f"{inside}\0{content_of(file)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

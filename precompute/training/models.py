@@ -6,10 +6,10 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,15 @@ from torch.nn.utils import skip_init
 
 from natscope.core.bundle.format import Bundle
 from natscope.core.device import device, precision, set_precision
+from natscope.core.encoders import misfit
 from natscope.core.errors import BuildError, NatscopeError, out_of_memory
 from natscope.core.examples import Examples
 from natscope.precompute.training.attention import HEADS, WIDTH, Attention
 from natscope.precompute.training.heads import OUTPUT, attach
 from natscope.precompute.training.kinds import fault_of
+from natscope.precompute.training.pretrained import Found, Start, built, outline
 from natscope.precompute.training.projects import raised_by_one, said
+from natscope.precompute.training.resnet9 import resnet9
 from natscope.precompute.training.trusted import Code, find
 
 _HIDDEN: dict[str, tuple[int, ...]] = {
@@ -56,23 +59,32 @@ class ModelSpec:
         bias: whether the layers of an MLP have biases.
         output: which part of what a factory's network returns are the logits: see
             `natscope.precompute.training.heads.Head`.
+        config: settings of a network of `transformers`, whose architecture is a key of `natscope.core.encoders.KINDS`.
+        start: the weights that its training begins with; None where others are loaded. They are no part of a manifest.
     """
 
     architecture: str = "mlp"
     widths: tuple[int, ...] | None = (784, *_HIDDEN["mlp"], 10)
     bias: bool = False
     output: str | None = None
+    config: dict[str, Any] | None = None
+    start: Start | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values, without an output that is not set."""
+        """Return the fields as JSON-able values, without what few networks have and this one does not."""
         found = asdict(self) | {"widths": None if self.widths is None else list(self.widths)}
-        return {name: value for name, value in found.items() if name != "output" or value is not None}
+        return {name: v for name, v in found.items() if name not in ("output", "config", "start") or v is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":
         """Undo `to_dict`; raises TypeError if a key is unknown."""
         spec = cls(**values)
         return replace(spec, widths=None if spec.widths is None else tuple(spec.widths))
+
+    @classmethod
+    def of(cls, found: Found, *, trained: bool = False) -> "ModelSpec":
+        """Return a network of `transformers`; its weights are not those of its folder if others are `trained`."""
+        return cls(found.kind, None, config=found.config, start=None if trained else found.start)
 
     @property
     def title(self) -> str:
@@ -91,6 +103,11 @@ def fitted(spec: ModelSpec, examples: Examples, classes: int) -> ModelSpec:
     Raises:
         BuildError: if one of natscope's own networks takes no such examples.
     """
+    if spec.config is not None:
+        config = spec.config | {"num_labels": classes}
+        if (fault := misfit(config, examples.modality.name, examples.form, classes)) is not None:
+            raise BuildError(f"The network {spec.title} {fault}.")
+        return replace(spec, config=config)
     if spec.architecture not in ARCHITECTURES:
         return spec
     if (first := examples.modality.networks.get(spec.architecture)) is None:
@@ -106,10 +123,14 @@ def fitted(spec: ModelSpec, examples: Examples, classes: int) -> ModelSpec:
     )
 
 
-def network_of(bundle: Bundle, *, seed: int) -> nn.Module:
-    """Return the network that a bundle's manifest names, with initial weights, on `device()`.
+def network_of(bundle: Bundle, *, seed: int | None = None) -> nn.Module:
+    """Return the network that a bundle's manifest names, on `device()`.
 
-    One of natscope's own takes memory only after the bundle's weights are known to fit it.
+    One whose code natscope brings takes memory only after the bundle's weights are known to fit it.
+
+    Args:
+        bundle: the bundle.
+        seed: of the weights that training begins with; weights are anything if None, since others will be loaded.
 
     Raises:
         BuildError: as `build_model` does.
@@ -117,10 +138,22 @@ def network_of(bundle: Bundle, *, seed: int) -> nn.Module:
             damaged, or do not fit a network of natscope's own.
     """
     spec = ModelSpec.from_dict(bundle.manifest.model)
-    if spec.architecture in ARCHITECTURES:
-        outline = ARCHITECTURES[spec.architecture](spec, "meta")
-        bundle.check_weights({name: tuple(tensor.shape) for name, tensor in outline.state_dict().items()})
-    return build_model(spec, seed=seed, bundle=bundle).to(device())
+    empty = None
+    if spec.config is not None:
+        empty = outline(spec.architecture, spec.config)
+        spec = spec if seed is None else replace(spec, start=_start_of(bundle))
+    elif spec.architecture in ARCHITECTURES:
+        empty = ARCHITECTURES[spec.architecture](spec, "meta")
+    if empty is not None:
+        bundle.check_weights({name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()})
+    return build_model(spec, seed=seed or 0, bundle=bundle).to(device())
+
+
+def _start_of(bundle: Bundle) -> Start:
+    try:
+        return msgspec.convert(bundle.manifest.results["settings"]["model"]["start"], Start, strict=True)
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise BuildError(f"The bundle {bundle.path} does not say which weights its training began with.") from error
 
 
 def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> nn.Module:
@@ -144,6 +177,8 @@ def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> 
         model = _from_factory(find(spec.architecture, bundle), seed)
         attach(model, spec.output)
         return model
+    if spec.config is not None:
+        return built(spec.architecture, spec.config, spec.start, seed=seed)
     if spec.output is not None:
         raise BuildError(f"{OUTPUT} is for a network of yours; {spec.architecture} gives logits.")
     if spec.architecture not in ARCHITECTURES:
@@ -181,59 +216,11 @@ def _mlp(spec: ModelSpec, device: str) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-class Residual(nn.Module):
-    """Adds a block's output to its input."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        """Keep the layers of the block."""
-        super().__init__()
-        self.block = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x + block(x)."""
-        return x + self.block(x)
-
-
-class Scale(nn.Module):
-    """Multiplies by a constant."""
-
-    def __init__(self, factor: float) -> None:
-        """Keep the factor."""
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return factor · x."""
-        return self.factor * x
-
-
 def _resnet9(spec: ModelSpec, device: str) -> nn.Module:
-    """The paper's ResNet-9 for images of about 32 by 32 pixels (2.27 M parameters for CIFAR-10)."""
     widths = spec.widths or ()
     if len(widths) != 2 or not all(type(width) is int and 0 < width <= _WIDEST for width in widths):
         raise BuildError(f"A resnet9 has two widths, its input channels and its classes, not {list(widths)}.")
-    channels, classes = widths
-    conv = partial(_conv, device=device)
-    return nn.Sequential(
-        *conv(channels, 64),
-        *conv(64, 128, kernel=5, stride=2, padding=2),
-        Residual(*conv(128, 128), *conv(128, 128)),
-        *conv(128, 256),
-        nn.MaxPool2d(2),
-        Residual(*conv(256, 256), *conv(256, 256)),
-        *conv(256, 128, padding=0),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        skip_init(nn.Linear, 128, classes, bias=False, device=device),
-        Scale(0.2),
-    )
-
-
-def _conv(
-    inputs: int, outputs: int, *, device: str, kernel: int = 3, stride: int = 1, padding: int = 1
-) -> tuple[nn.Module, ...]:
-    layer = skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding, bias=False, device=device)
-    return layer, nn.BatchNorm2d(outputs, device=device), nn.ReLU()
+    return resnet9(*widths, device=device)
 
 
 def _attention(spec: ModelSpec, device: str) -> nn.Module:

@@ -368,3 +368,9 @@ def test_fitting_goes_on_where_it_was(network, data, tmp_path):
         if name.endswith(".safetensors"):
             resumed, whole = (load_file(factors_folder(tmp_path / run) / name) for run in "ab")
             assert all(torch.equal(resumed[layer], whole[layer]) for layer in whole)
+
+
+def test_a_large_network_takes_fewer_examples_at_a_time():
+    small, large = torch.nn.Linear(20, 3), torch.nn.Linear(2**13, 2**10, device="meta")
+    assert EkfacSpec.usual(small) == EkfacSpec()
+    assert EkfacSpec.usual(torch.nn.Sequential(small, large)) == EkfacSpec(batch_size=50)

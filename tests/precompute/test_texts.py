@@ -13,7 +13,7 @@ import pytest
 from natscope import assets
 from natscope.assets.make_austen import NOVELS, chapters, make, passages
 from natscope.core.errors import DataError
-from natscope.precompute.data.text_sources import TextSpec
+from natscope.precompute.data.text_sources import TextSpec, fingerprint
 from natscope.precompute.data.texts import text_dataset
 from natscope.precompute.data.tokenizing import trained
 
@@ -277,6 +277,17 @@ def test_a_tokenizer_may_be_brought(tmp_path):
     )
     _refused(path, r"The text of films.tsv, line \d+ is cut into tokens of the number 0", tokenizer=own)
     _refused(path, "missing.json is missing", tokenizer=tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("name", ["austen", "text:"])
+def test_a_build_notices_another_tokenizer(name, tmp_path):
+    own, table = tmp_path / "tokenizer.json", _tsv(tmp_path / "films.tsv")
+    name = f"text:{table}" if name == "text:" else name
+    found = [fingerprint(name, TextSpec())]
+    for content in (b"{}", b"{} "):
+        own.write_bytes(content)
+        found.append(fingerprint(name, TextSpec(tokenizer=own)))
+    assert len(set(found)) == 3
 
 
 def test_settings_can_be_written(tmp_path):
