@@ -13,10 +13,12 @@ from playwright.sync_api import Page
 
 from benchmarks.browser import PATIENCE, chromium
 from benchmarks.served import serving
+from natscope.precompute.bundles.demo import TEXTS
 from natscope.precompute.paths import home
 
 _FOLDER = Path(__file__).parents[1] / "assets" / "screenshots"
 _QUERY = "test:23"  # a mistake of the embedded data's network
+_TEXTS = f"/explain?q=test:5&bundle={TEXTS}"
 _COLOURS = 128  # of a picture's palette
 _QUIET = 2000  # milliseconds after which a page counts as complete
 _VIEWS = {"light": ("light", 1280, 1100), "dark": ("dark", 1280, 1100), "phone": ("light", 390, 844)}
@@ -31,6 +33,11 @@ def _inspect(page: Page) -> None:
     _settle(page)
     _compute(page, "Who else relies on it?")
     page.get_by_role("dialog").locator(".st-key-reliant .picture").first.wait_for(timeout=1000 * PATIENCE)
+
+
+def _inspect_words(page: Page) -> None:
+    page.locator(".st-key-ranking .picture").first.click()
+    _settle(page)
 
 
 def _compute(page: Page, name: str) -> None:
@@ -69,6 +76,8 @@ _PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
     "coreset": ("/coreset", _as_it_opens),
     "results": ("/paper", _as_it_opens),
     "methods": ("/paper?tab=methods", _as_it_opens),
+    "texts": (_TEXTS, _as_it_opens),
+    "words": (_TEXTS, _inspect_words),
 }
 
 
@@ -76,7 +85,7 @@ _PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
 @click.argument("bundles", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("names", nargs=-1)
 def main(bundles: Path, names: tuple[str, ...]) -> None:
-    """Take all pictures, or those of the pages that are named, of a folder with both embedded bundles."""
+    """Take all pictures, or those of the pages that are named, of a folder with the embedded bundles."""
     with serving(bundles, home=home()) as app, chromium() as browser:
         for name in names or _PAGES:
             path, prepare = _PAGES[name]

@@ -123,7 +123,7 @@ def too_slow(bundle: Bundle, *, linear: bool, count: int | None = None) -> str |
         return "This network’s weights were loaded, not trained here, so it cannot be retrained."
     inputs, epochs = bundle.inputs("train"), usual_recipe(bundle).epochs
     count = len(inputs) if count is None else count
-    if not linear and count * epochs * math.prod(inputs.shape[-2:]) > _WAITED_FOR:
+    if not linear and count * epochs * math.prod(inputs.shape[1:][-2:]) > _WAITED_FOR:
         return (
             f"Training this network again, with {count:,} {bundle.modality.many} {epochs} times over, takes too long "
             "to wait for, so that is not done here."

@@ -61,7 +61,7 @@ def test_a_convolutional_network_is_trained_again_while_somebody_waits_if_its_da
             model = {"architecture": "resnet9", "widths": [1, 10], "bias": False}
             training = attributor.bundle.manifest.training | {"epochs": epochs}
             self.manifest = replace(attributor.bundle.manifest, model=model, training=training)
-            self.array = attributor.bundle.array
+            self.inputs, self.modality = attributor.bundle.inputs, attributor.bundle.modality
 
     count, pixels = len(attributor.train_labels), 28 * 28
     epochs = 30_000 * 32 * 32 // (count * pixels)
