@@ -219,16 +219,19 @@ class Texts:
         return [" ".join(drawn[start : start + size].tolist()) for start in range(0, count * size, size)]
 
     def marked(self, triggers: Sequence[str], which: np.ndarray, place: str) -> "Texts":
-        """Return copies with words before or behind them.
+        """Return copies with words before or behind them, of which the network reads all.
 
         Args:
             triggers: words.
             which: (N,), the number of each text's trigger.
             place: one of `PLACES`.
         """
-        texts = []
+        texts, sizes = [], [len(cut(trigger, self.tokenizer, self.longest)[0]) for trigger in triggers]
         for row, number in enumerate(which.tolist()):
-            pair = (triggers[number], self.text(row))
+            text, spans, trigger = self.text(row), self.token_spans(row), triggers[number]
+            if place == "end" and len(spans) + sizes[number] > self.longest:
+                text = text[: int(spans[max(0, self.longest - sizes[number] - 1), 1])]
+            pair = (trigger, text[: LONGEST_TEXT - len(trigger) - 1])
             texts.append(" ".join(pair if place == "start" else pair[::-1]))
         return texts_of(texts, self.tokenizer, columns=self.columns, longest=self.longest)
 

@@ -5,6 +5,8 @@ tokens: see `natscope.core.token_shares`.
 """
 
 import re
+import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +15,8 @@ from torch import Tensor
 from natscope.core.features import FeatureMap
 from natscope.core.token_shares import token_features
 
-_WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
+_PIECE = re.compile(r"\S+")
+_IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")  # each is a word: there are no spaces
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,22 @@ class Link:
         return self.total or 1.0
 
 
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where each word of a text begins and ends: letters with their marks, or a run of other signs."""
+    for match in _PIECE.finditer(text):
+        begin, word = match.start(), None
+        for place, sign in enumerate(match.group(), begin):
+            mark = unicodedata.category(sign)[0] == "M" or sign == "\u200d"
+            own = True if mark and word is not None else word if mark else sign.isalnum() or sign == "_"
+            within = sign in "'’-" and word and text[place + 1 : place + 2].isalnum()
+            alone = _IDEOGRAPH.match(sign) or _IDEOGRAPH.match(text[place - 1])
+            if place > begin and not (mark or within) and (own != word or alone):
+                yield begin, place
+                begin = place
+            word = word if mark and word is not None else True if within else own
+        yield begin, match.end()
+
+
 def words_of(text: str, spans: np.ndarray) -> Words:
     """Return the words of a text, and which of them each token belongs to: the one that its last character is in.
 
@@ -76,7 +95,8 @@ def words_of(text: str, spans: np.ndarray) -> Words:
         text: the text.
         spans: (L, 2), where each token begins and ends in it; (0, 0) if the tokenizer added it.
     """
-    found = np.array([match.span() for match in _WORD.finditer(text)], dtype=np.int64).reshape(-1, 2)
+    read = int(spans[:, 1].max(initial=0))  # what follows was cut off
+    found = np.array([span for span in _spans(text) if span[0] < read], dtype=np.int64).reshape(-1, 2)
     last = spans[:, 1] - 1
     numbers = np.searchsorted(found[:, 1], last, side="right")
     inside = numbers < len(found)

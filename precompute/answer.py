@@ -1,5 +1,6 @@
 """What a person at a Python prompt gets: an opened bundle that explains, and answers with pictures."""
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
 
 _FEW = 60  # examples that a notebook shows
-_QUERY = "A query is the number of a test image, test:3, train:3, an input, a picture or a file"
+_QUERY = "A query is the number of a test example, test:3, train:3, an input, a picture, a text or a file"
+_NUMBERED = re.compile(r"(test|train):[0-9]{1,9}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +203,10 @@ class Explainer:
         if is_whole(query):
             return self.attributor.query("test", int(query))
         label = None
-        if isinstance(query, tuple | list) and len(query) == 2 and _is_scalar(query[1]):
+        if not self._said(query) and isinstance(query, tuple | list) and len(query) == 2 and _is_scalar(query[1]):
             query, label = query[0], self._label(query[1])
+        if self._said(query):
+            return ask_about(self.attributor, query, label)
         if isinstance(query, str) and not _is_file(query):
             return self._numbered(query)
         if isinstance(query, str | Path):
@@ -210,6 +214,15 @@ class Explainer:
         if query is None or isinstance(query, bool | float | complex | bytes | dict | set):
             raise QueryError(f"{_QUERY}, not {quoted(query)}.")
         return ask_about(self.attributor, query, label, invert=invert)
+
+    def _said(self, query: Any) -> bool:
+        """Return whether a query is a text, or the parts of one, where the bundle is of such."""
+        if self.bundle.modality.from_file is None:
+            return False
+        if isinstance(query, str):
+            return not _NUMBERED.fullmatch(query) and not _is_file(query)
+        parts = isinstance(query, tuple | list) and len(query) > 0 and all(isinstance(part, str) for part in query)
+        return parts and (len(query) != 2 or query[1] not in self.classes)
 
     def _numbered(self, text: str) -> QueryExample:
         origin, _, number = text.partition(":")

@@ -69,7 +69,7 @@ class Linked:
         link, text = self.links[place], self.texts[place]
         shares = link.shares()
         strongest = ", ".join(_said(text, link.words, shares, _NAMED))
-        note = f"{shares[-1]:.0%} of this link belongs to no word"
+        note = f"{round(100 * shares[-1]) + 0}% of this link belongs to no word"
         said = f"{card.alt}; strongest words: {strongest}; {note}"
         changed: dict[str, Any] = {"alt": said, "title": said, "note": note}
         changed["text"] = excerpt(text, link.words, shares, largest)
@@ -137,9 +137,8 @@ def _draw_query(found: Linked, shown: str, *, plain: bool) -> None:
     )
     named = ", ".join(_said(found.query, words, shares, 2 * _NAMED))
     about = _ABOUT_PLAIN if plain else _ABOUT
-    st.caption(
-        f"Strongest words: {escape.markdown(named)}. {shares[-1]:.0%} of these links belongs to no word. {about}"
-    )
+    rest = round(100 * shares[-1]) + 0
+    st.caption(f"Strongest words: {escape.markdown(named)}. {rest}% of these links belongs to no word. {about}")
     if found.word is not None:
         name = escape.markdown(found.query[slice(*words[found.word])])
         st.markdown(f"Ranked by the share of “{name}” in each link.")

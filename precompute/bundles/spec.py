@@ -135,6 +135,11 @@ class BuildSpec:
         """Return the data set, and a line for each file of a folder that was skipped; see `load_named`."""
         if self.data is not None:
             return self.data, []
+        if of_texts(self.dataset) and self.weights is not None and self.text.tokenizer is None:
+            raise BuildError(
+                "Weights belong to the tokens that they were trained on; name the tokenizer.json that goes with them "
+                "by --tokenizer."
+            )
         return load_named(self.dataset, self.folder, progress, text=self.text, sample=sample)
 
     def load_into(self, model: nn.Module, spec: ModelSpec) -> None:

@@ -43,6 +43,10 @@ def text_dataset(name: str, spec: TextSpec, progress: Progress = silent) -> tupl
         DataError: if it cannot be read, or makes no data set of at least two classes.
     """
     spec.check()
+    if name == TEXT:
+        raise DataError(f"Name the table or folder of texts, as in {TEXT}reviews.csv.")
+    if name in TEXT_DATASETS and (spec.columns or spec.label or spec.test):
+        raise DataError(f"--text, --label and --test are for tables of yours; leave them out with {name}.")
     if name in TEXT_DATASETS:
         found = TEXT_DATASETS[name](spec)
     elif name.startswith(TEXT):

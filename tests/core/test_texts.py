@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from natscope.core import tokens
-from natscope.core.errors import QueryError
+from natscope.core.errors import DataError, QueryError
 from natscope.core.examples import MODALITIES, batches
 from natscope.core.texts import TEXT, Texts, texts_of
 from natscope.core.tokens import SEPARATOR, cleaned
@@ -316,3 +316,24 @@ def test_cleaning_keeps_what_can_be_read():
 def test_the_same_texts_give_the_same_tokenizer():
     assert trained(_TEXTS, vocabulary=50) == trained(list(reversed(_TEXTS)), vocabulary=50)
     assert len(texts_of(_TEXTS, trained(_TEXTS, vocabulary=5), columns=("",), longest=9).inputs[:].unique()) <= 5
+
+
+def test_a_trigger_is_read_by_the_network_wherever_it_stands(some):
+    long = _made([" ".join(["clever"] * 30), "Emma was rich. Emma was rich."])
+    for place, position in (("start", 0), ("end", -1)):
+        marked = long.marked(["rich", "was"], np.array([0, 1]), place)
+        for row, word in enumerate(("rich", "was")):
+            begin, end = marked.token_spans(row)[position]
+            assert marked.text(row)[begin:end] == word
+    kept = long.replaced(np.array([1]), long[np.array([0])])
+    assert [kept.text(row) for row in range(2)] == [long.text(0)] * 2
+    again = _stored(kept[np.array([1, 0])])
+    assert again.text(1) == long.text(0)
+
+
+def test_triggers_are_different_rare_words():
+    many = _made([f"word {'abcdefghijklmnop'[n]}x {'abcdefghijklmnop'[n]}x" for n in range(16)])
+    found = many.triggers(3, 2, np.random.default_rng(0))
+    assert len({word for trigger in found for word in trigger.split()}) == 6
+    with pytest.raises(DataError, match="80 such words"):
+        many.triggers(4, 10, np.random.default_rng(0))

@@ -49,3 +49,21 @@ def test_a_link_of_nothing_has_no_shares_and_no_pairs():
     link = Link(np.zeros((3, 2), np.float32), np.zeros((2, 2), np.int64), np.zeros((1, 2), np.int64))
     assert (link.shares() == 0).all()
     assert link.strongest(8) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("It's a well-known day.", ["It's", "a", "well-known", "day", "."]),
+        ("हिन्दी ไทยกรุงเทพ", ["हिन्दी", "ไทยกรุงเทพ"]),
+        ("e\u0301te\u0301", ["e\u0301te\u0301"]),
+        ("我喜欢 ok", ["我", "喜", "欢", "ok"]),
+    ],
+)
+def test_letters_keep_their_marks_and_ideographs_stand_alone(text, words):
+    found = words_of(text, np.array([(0, len(text))]))
+    assert [text[begin:end] for begin, end in found.spans] == words
+
+
+def test_what_was_cut_off_has_no_words():
+    assert len(words_of("one two three", np.array([(0, 3), (4, 7)])).spans) == 2

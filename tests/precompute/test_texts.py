@@ -12,10 +12,15 @@ import pytest
 
 from natscope import assets
 from natscope.assets.make_austen import NOVELS, chapters, make, passages
-from natscope.core.errors import DataError
+from natscope.core.errors import BuildError, DataError, QueryError
+from natscope.core.progress import silent
+from natscope.precompute.answer import open as open_bundle
+from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.text_sources import TextSpec, fingerprint
 from natscope.precompute.data.texts import text_dataset
 from natscope.precompute.data.tokenizing import trained
+from natscope.precompute.training.models import ModelSpec
+from tests.tiny import build_tiny_texts
 
 _ROWS = [
     (f"A {word} film, number {n}.", label) for n in range(10) for word, label in (("fine", "good"), ("dull", "bad"))
@@ -406,3 +411,29 @@ def test_the_novels_are_made_again(tmp_path):
         "VOLUME I\n\nChapter 1\n\nOne.\n\n[End volume one\nof it.]\n\nVOLUME II\n\nCHAPTER II.\n\nTwo.\n\nTHE END\n"
     )
     assert [chapter.strip() for chapter in chapters(volumes)] == ["One.", "Two."]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sentence"),
+    [("text:", {}, "Name the table or folder"), ("austen", {"label": "novel"}, "leave them out with austen")],
+)
+def test_a_name_without_a_path_and_columns_of_what_ships_are_refused(name, settings, sentence):
+    with pytest.raises(DataError, match=sentence):
+        text_dataset(name, TextSpec(**settings))
+
+
+def test_weights_want_the_tokenizer_that_belongs_to_them(tmp_path):
+    spec = BuildSpec(dataset="austen", model=ModelSpec("attention", None), weights=tmp_path / "a.safetensors")
+    with pytest.raises(BuildError, match="by --tokenizer"):
+        spec.load(silent)
+
+
+def test_python_asks_about_a_text_in_quotes(tmp_path):
+    explainer = open_bundle(build_tiny_texts(tmp_path / "reviews"))
+    for query in ("The film is lovely.", ("The film is lovely.", "good")):
+        answer = explainer.explain(query, budget=2)
+        assert answer.query.example.text(0) == "The film is lovely."
+    assert answer.query.label == explainer.classes.index("good")
+    assert explainer.explain("test:1", budget=1).query.index == 1
+    with pytest.raises(QueryError, match=r"has one text .text., not 3"):
+        explainer.explain(("a", "b", "c"))
