@@ -272,7 +272,7 @@ class _Builder:
             sources = "\n".join(getattr(data, f"{split}_sources")).encode()
             self.store.small(f"{split}_sources", np.frombuffer(sources, np.uint8))
         results = self._outputs(features, images, tests) | found
-        own = self._features("features", features, images, data.train_labels, "Jacobians of the training images")
+        own = self._features("features", features, images, data.train_labels, "Jacobians of the training examples")
         kernel = kernel_of(spec.sketch, layout)
         results |= {} if self.reuse is None else {"reused": self.reuse.to_dict(own, features.batch_size)}
         results["kernel"] = {

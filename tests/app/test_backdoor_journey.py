@@ -211,4 +211,4 @@ def test_one_press_of_back_leads_from_the_story_to_the_front_page(visit):
     page.get_by_role("button", name="Reveal who was planted").first.wait_for()
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
     page.go_back()
-    expect(page.get_by_role("heading", name="Which training images is a prediction based on?")).to_be_visible()
+    expect(page.get_by_role("heading", name="Which training examples is a prediction based on?")).to_be_visible()

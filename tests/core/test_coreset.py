@@ -117,7 +117,7 @@ def test_kronfluence_chooses_too(tiny_path, coresets):
 def test_what_cannot_be_asked_is_refused_in_a_sentence(coresets):
     with pytest.raises(QueryError, match="at least one"):
         coresets.ask([])
-    with pytest.raises(QueryError, match=f"{MOST_QUERIES} test images at most, not 501"):
+    with pytest.raises(QueryError, match=f"{MOST_QUERIES} test examples at most, not 501"):
         coresets.ask(np.arange(501))
     with pytest.raises(QueryError, match="numbers from 0 to 9,999"):
         coresets.ask([10_000])

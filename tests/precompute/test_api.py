@@ -185,7 +185,7 @@ class _Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("moment", [("Inputs", 40), ("Jacobians of the training images", 0)])
+@pytest.mark.parametrize("moment", [("Inputs", 40), ("Jacobians of the training examples", 0)])
 def test_a_build_that_was_killed_ends_with_the_same_bytes(model, sets, tmp_path, moment, monkeypatch):
     monkeypatch.setattr("natscope.precompute.bundles.store.SHARD", 40)
     whole = _build(model, sets, tmp_path / "own")

@@ -107,7 +107,7 @@ def _killer(stage, done):
 
 
 _CHECKING = "Checking what is there"
-_JACOBIANS, _GRAMS = "Jacobians of the training images", "Grams and indexes, class by class"
+_JACOBIANS, _GRAMS = "Jacobians of the training examples", "Grams and indexes, class by class"
 
 
 # Killed processes
@@ -205,8 +205,8 @@ def test_a_build_stopped_at_every_step_ends_with_the_same_bytes(whole, tmp_path)
         _JACOBIANS,
         _GRAMS,
         "Gradients of the margins",
-        "TRAK: weights of the training images",
-        "TRAK: inverting what the images have in common",
+        "TRAK: weights of the training examples",
+        "TRAK: inverting what the examples have in common",
         "Checksums",
     }
     assert {done for stage, done, _ in seen if stage == _JACOBIANS} == {0, 1000, 2000, _TRAIN}
@@ -514,8 +514,9 @@ def test_settings_that_make_no_sense_are_one_sentence(tmp_path, changes, error, 
 
 
 def test_a_bundle_holds_the_data_set_and_what_the_network_makes_of_it(whole, data):
-    for name in ("train_images", "train_labels", "test_images", "test_labels"):
-        np.testing.assert_array_equal(whole.array(name), getattr(data, name))
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(whole.array(f"{split}_images"), getattr(data, split).images)
+        np.testing.assert_array_equal(whole.array(f"{split}_labels"), getattr(data, f"{split}_labels"))
     model = build_model(_SPEC.model, seed=5)
     model.load_state_dict(whole.weights())
     with torch.no_grad():

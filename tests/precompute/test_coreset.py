@@ -220,7 +220,7 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(bundle_path, tmp_path):
     cache = ResultCache(tmp_path / "part.json")
     with pytest.raises(QueryError, match="left to measure"):
         coreset.run([bundle_path], **(SETTINGS | {"queries": 10_000}), cache=cache, progress=SILENT)
-    with pytest.raises(QueryError, match="500 test images at most"):
+    with pytest.raises(QueryError, match="500 test examples at most"):
         coreset.run([bundle_path], **(SETTINGS | {"queries": 501}), cache=cache, progress=SILENT)
     with pytest.raises(QueryError, match=r"GradDot .*`--methods graddot`"):
         coreset.run([without_margins(bundle_path, tmp_path / "bare")], **SETTINGS, cache=cache, progress=SILENT)

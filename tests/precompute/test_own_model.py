@@ -41,7 +41,7 @@ class Net(nn.Module):
         x = torch.relu(self.batch(self.conv(x)))
         return self.head(self.drop(self.norm(x)).amax((2, 3)))
 """
-_JACOBIANS = "Jacobians of the training images"
+_JACOBIANS = "Jacobians of the training examples"
 
 
 @pytest.fixture(scope="module")
