@@ -24,6 +24,10 @@ class RowView:
         """Choose rows (n,) of an array (N, ...)."""
         self._array, self._rows, self.ndim = array, rows, len(array.shape)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the chosen rows, and none of the others, for another process."""
+        return {"_array": self[:], "_rows": np.arange(len(self)), "ndim": self.ndim}
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(n, ...)."""

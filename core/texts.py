@@ -16,6 +16,7 @@ from msgspec import Meta
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from natscope.core.bags import cosine_distances
 from natscope.core.errors import DataError, QueryError
 from natscope.core.examples import Modality, Which, register
 from natscope.core.parameters import LINEAR
@@ -173,13 +174,7 @@ class Texts:
         Tokens weigh the more the fewer training texts they are in; those that a tokenizer adds to every text are left
         out.
         """
-        rarity = 1 + np.log((1 + len(train)) / (1 + np.bincount(train._bags.indices, minlength=self.vocabulary)))
-        own, others = (_unit(bags * rarity) for bags in (self._bags, train._bags))
-        nearest = np.zeros(len(self))
-        for start in range(0, len(self), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            nearest[part] = (others @ own[part].T.toarray()).max(axis=0)
-        return np.clip(1 - nearest, 0, 1)
+        return cosine_distances(self._bags, train._bags)
 
     @cached_property
     def _bags(self) -> csr_array:
@@ -229,9 +224,14 @@ class Texts:
         texts, sizes = [], [len(cut(trigger, self.tokenizer, self.longest)[0]) for trigger in triggers]
         for row, number in enumerate(which.tolist()):
             text, spans, trigger = self.text(row), self.token_spans(row), triggers[number]
-            if place == "end" and len(spans) + sizes[number] > self.longest:
-                text = text[: int(spans[max(0, self.longest - sizes[number] - 1), 1])]
-            pair = (trigger, text[: LONGEST_TEXT - len(trigger) - 1])
+            last = len(text) - len(self.parts(row)[-1])  # where the part that may be shortened begins
+            over = len(spans) + sizes[number] - self.longest
+            if place == "end" and over > 0:
+                ends = spans[(spans[:, 0] >= last) & (spans[:, 1] > 0), 1]
+                if len(ends) <= over:
+                    raise DataError("Texts are too long for a trigger at their end to be read; put it at the start.")
+                text = text[: int(ends[len(ends) - over - 1])]
+            pair = (trigger, text[: max(last + 1, LONGEST_TEXT - len(trigger) - 1)])
             texts.append(" ".join(pair if place == "start" else pair[::-1]))
         return texts_of(texts, self.tokenizer, columns=self.columns, longest=self.longest)
 
@@ -311,14 +311,6 @@ def texts_of(texts: Iterable[str], tokenizer: bytes, *, columns: tuple[str, ...]
 
 def _count(parts: int) -> str:
     return "one text" if parts == 1 else f"{parts} texts"
-
-
-def _unit(bags: csr_array) -> csr_array:
-    """Scale rows to length 1, but for those that are 0."""
-    bags = csr_array(bags)
-    lengths = np.sqrt((bags * bags).sum(axis=1))
-    bags.data /= np.repeat(np.where(lengths > 0, lengths, 1), np.diff(bags.indptr))
-    return bags
 
 
 def _read(array: Callable[[str], np.ndarray], file: Callable[[str], bytes], about: Mapping[str, Any]) -> Texts:

@@ -3,6 +3,7 @@
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,6 +20,7 @@ LONGEST_TEXT = 100_000  # characters of an example
 MOST_TOKENS = 2**13  # that an example may be cut to
 LARGEST_VOCABULARY = 2**22
 LARGEST_TOKENIZER = 20_000_000  # bytes of a tokenizer
+_LONGEST_WORD, _LONGEST_PATTERN = 200, 1000  # characters
 _MOST_GROWTH = 1000  # times that all replacements together may lengthen a text
 _SIMPLE = re.compile(r"[^()|*+{]*(?:[*+]|\{\d{1,3},?\d{0,3}\})?[^()|*+{]*")  # a pattern that repeats one thing at most
 _ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")  # of a line
@@ -47,7 +49,12 @@ def loaded(tokenizer: bytes, longest: int) -> tuple[Tokenizer, int]:
     with _understood("does not have the form of a tokenizer.json"):
         content = from_json(tokenizer)
         steps = list(_steps([content.get("normalizer"), content.get("pre_tokenizer")]))
-    if not all(_SIMPLE.fullmatch(pattern) for pattern, _ in steps):
+        repeated = any(count > 1 for count in _parts_of(content.get("post_processor")).values())
+        model = content.get("model")
+        letters = model.get("max_input_chars_per_word") if isinstance(model, dict) else None
+    if repeated or (isinstance(letters, int) and letters > _LONGEST_WORD):
+        raise ValueError("may take forever to cut a text")
+    if not all(len(pattern) <= _LONGEST_PATTERN and _SIMPLE.fullmatch(pattern) for pattern, _ in steps):
         raise ValueError("holds a pattern that may take forever")
     if math.prod(1 + longest for _, longest in steps) > _MOST_GROWTH:
         raise ValueError("makes texts too long")
@@ -68,10 +75,25 @@ def _steps(found: Any) -> Iterator[tuple[str, int]]:
     """Yield the regular expression of each step, "" if it has none, and by how much it may lengthen a match."""
     if isinstance(found, dict):
         pattern = found.get("pattern")
+        if found.get("type") == "Precompiled":  # a map that may lengthen a character to anything
+            raise ValueError
         regex = pattern.get("Regex", "") if isinstance(pattern, dict) else ""
         yield str(regex), len(str(found.get("content", ""))) + len(str(found.get("prepend", "")))
     for value in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
         yield from _steps(value)
+
+
+def _parts_of(found: Any, place: str = "") -> Counter[str]:
+    """Count how often a template names each part of a text, for one text and for two."""
+    counts: Counter[str] = Counter()
+    if isinstance(found, dict):
+        if isinstance(sequence := found.get("Sequence"), dict):
+            counts[f"{place} {sequence.get('id')}"] += 1
+        for key, value in found.items():
+            counts += _parts_of(value, key if key in ("single", "pair") else place)
+    for value in found if isinstance(found, list) else ():
+        counts += _parts_of(value, place)
+    return counts
 
 
 def cut(text: str, tokenizer: bytes, longest: int) -> tuple[np.ndarray, np.ndarray]:

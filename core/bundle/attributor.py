@@ -134,6 +134,9 @@ class Attributor(Capabilities):
     def asked(self, example: Examples, label: int | None = None) -> QueryExample:
         """Take an example of another bundle of the same data as the query; errors are those of `given`."""
         self.bundle.check_unchanged()
+        own = self.bundle.examples("train")
+        if example.form != own.form or example.files() != own.files():
+            raise QueryError(f"This bundle's {self.bundle.modality.many} have another form.")
         return self._asks.seen(example, "upload", label=label)
 
     def predict(self, examples: Examples) -> np.ndarray:

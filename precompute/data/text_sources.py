@@ -224,7 +224,7 @@ def _label(value: Any, where: str) -> str:
         return unicodedata.normalize("NFC", value.strip())
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
-    if isinstance(value, int | float | np.integer | np.floating) and float(value).is_integer():
+    if isinstance(value, int | np.integer) or (isinstance(value, float | np.floating) and float(value).is_integer()):
         return str(int(value))
     raise DataError(f"{where} has a label that is neither a word nor a whole number; name another column by --label.")
 
@@ -346,7 +346,9 @@ def fingerprint(name: str, spec: TextSpec) -> str:
     if path is None and not named:
         return ""
     whole = path is not None and path.is_dir()
-    files = [] if path is None else sorted(path.rglob("*.txt")) if whole else [path]
+    files = (
+        [] if path is None else sorted(f for f in path.rglob("*") if f.suffix.lower() == ".txt") if whole else [path]
+    )
     files += _named_alike(path) if path is not None and not whole and spec.test is None else []
     digest = hashlib.sha256()
     for file in [*files, *named]:

@@ -77,7 +77,7 @@ def identity_of(bundle: Bundle) -> str:
         BundleError: if it is not trusted.
     """
     manifest = bundle.manifest
-    own = sorted(f"{split}_{name}" for split in ("train", "test") for name in (*manifest.shapes(split), "labels"))
+    own = [f"{split}_{name}" for split in ("train", "test") for name in (*manifest.shapes(split), "labels")]
     names = ("weights", *own, *manifest.modality.files)
     files = [manifest.files[name].sha256 for name in names]
     network = ModelSpec.from_dict(manifest.model)
@@ -88,7 +88,9 @@ def identity_of(bundle: Bundle) -> str:
 
 def name_of(example: Examples, target: int, rows: Sequence[int]) -> str:
     """Return a name of what is asked about an example after some training examples are removed, in any order."""
-    digest = hashlib.sha256(np.ascontiguousarray(example.inputs[:].numpy()).tobytes())
+    digest = hashlib.sha256()
+    for array in example.arrays().values():
+        digest.update(np.ascontiguousarray(array[:]).tobytes())
     digest.update(f"{target} {sorted(rows)}".encode())
     return digest.hexdigest()[:24]
 

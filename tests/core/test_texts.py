@@ -337,3 +337,32 @@ def test_triggers_are_different_rare_words():
     assert len({word for trigger in found for word in trigger.split()}) == 6
     with pytest.raises(DataError, match="80 such words"):
         many.triggers(4, 10, np.random.default_rng(0))
+
+
+def test_a_trigger_at_the_end_leaves_both_parts(pairs):
+    long = _made([SEPARATOR.join(("Emma was.", "clever " * 30))], ("a", "b"))
+    marked = long.marked(["rich"], np.array([0]), "end")
+    begin, end = marked.token_spans(0)[-1]
+    assert marked.text(0)[begin:end] == "rich"
+    assert marked.parts(0)[0] == "Emma was."
+    full = _made([SEPARATOR.join(("clever " * 30, "Emma was."))], ("a", "b"))
+    begin, end = full.marked(["rich"], np.array([0]), "end").token_spans(0)[-1]
+    assert full.marked(["rich"], np.array([0]), "end").text(0)[begin:end] == "rich"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw["post_processor"]["single"].extend(raw["post_processor"]["single"] * 6),
+        lambda raw: raw.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        lambda raw: raw["model"].update(type="WordPiece", max_input_chars_per_word=10**6),
+        lambda raw: raw.update(
+            pre_tokenizer={"type": "Split", "pattern": {"Regex": "a" * 10**6 + "("}, "behavior": "Isolated"}
+        ),
+    ],
+)
+def test_a_tokenizer_that_may_take_forever_is_refused_at_once(some, change):
+    raw = json.loads(some.tokenizer)
+    change(raw)
+    with pytest.raises(ValueError, match=r"forever|form of a tokenizer"):
+        tokens.loaded(json.dumps(raw).encode(), 12)
