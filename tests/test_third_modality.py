@@ -82,7 +82,10 @@ class Table:
         raise DataError("Rows of a table carry no trigger.")
 
     def given(self, found):
-        values = np.array([found], dtype=np.float32)
+        try:
+            values = np.array([found], dtype=np.float32)
+        except (TypeError, ValueError):
+            values = np.zeros((1, 0), np.float32)
         if values.shape[1:] != self.form:
             raise QueryError(f"A row has {len(self.columns)} numbers.")
         return replace(self, rows=values)
