@@ -5,8 +5,9 @@ import asyncio
 import contextlib
 import importlib
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -187,3 +188,32 @@ def own_main():
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+def with_package(
+    tmp_path_factory: pytest.TempPathFactory, name: str, code: str, entries: str, *, timeout: float = 200
+) -> Callable[..., str]:
+    """Return what runs Python in a folder of its own, with a module installed, and returns what is printed.
+
+    Args:
+        tmp_path_factory: of pytest.
+        name: of the module and its package.
+        code: of the module.
+        entries: what its entry_points.txt holds.
+        timeout: seconds of one run.
+    """
+    installed, place = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("place")
+    (installed / f"{name}.py").write_text(code)
+    about = installed / f"{name}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(entries)
+    environment = os.environ | {"PYTHONPATH": str(installed), "NATSCOPE_HOME": str(place), "NATSCOPE_BUNDLES": "bundle"}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

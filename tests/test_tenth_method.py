@@ -1,11 +1,10 @@
 """A method of somebody else's: one file and an entry point, and builds, commands and pages serve it."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.conftest import with_package
 
 _METHOD = """
 import numpy as np
@@ -51,21 +50,7 @@ print([box.options for box in page.selectbox])
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Run Python with the method installed, in a folder of its own; return what is printed."""
-    installed, place = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("place")
-    (installed / "tenth.py").write_text(_METHOD)
-    about = installed / "tenth-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: tenth\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[natscope.methods]\ntenth = tenth\n")
-    environment = os.environ | {"PYTHONPATH": str(installed), "NATSCOPE_HOME": str(place), "NATSCOPE_BUNDLES": "bundle"}
-
-    def run(*arguments):
-        command = [sys.executable, *arguments]
-        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
+    return with_package(tmp_path_factory, "tenth", _METHOD, "[natscope.methods]\ntenth = tenth\n")
 
 
 @pytest.fixture(scope="module")

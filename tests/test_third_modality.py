@@ -1,12 +1,11 @@
 """A modality of somebody else's: one file and its entry points, and builds, commands, Python and pages serve it."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
+
+from tests.conftest import with_package
 
 _TABLE = '''
 from dataclasses import dataclass, replace
@@ -223,25 +222,11 @@ print(" ".join(str(element.value) for element in [*page.markdown, *page.caption,
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Run Python with the modality installed, in a folder of its own; return what is printed."""
-    installed, place = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("place")
-    (installed / "table.py").write_text(_TABLE)
-    about = installed / "table-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: table\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(
+    entries = (
         "[natscope.modalities]\ntable = table\n[natscope.pages]\ntable = table:PAGE\n"
         "[natscope.looks]\ntable = table:LOOK\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(installed), "NATSCOPE_HOME": str(place), "NATSCOPE_BUNDLES": "bundle"}
-
-    def run(*arguments):
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=place, env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run
+    return with_package(tmp_path_factory, "table", _TABLE, entries, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from natscope.app.cli.progress import say
-from natscope.app.cli.texts import text_spec
+from natscope.app.cli.texts import are_texts, text_spec
 
 _WIDTH = 110
 _LISTED = 10  # of the files that were skipped
@@ -102,10 +102,9 @@ def _check_code(options: dict[str, Any]) -> None:
     from natscope.precompute.data.datasets import FOLDER
     from natscope.precompute.data.decode import USUAL
     from natscope.precompute.data.folders import FolderSpec
-    from natscope.precompute.data.text_sources import of_texts
 
     own = [f"--{name}" for name in ("transform", "load") if options[name] is not None]
-    if options["data"] is None and of_texts(options["dataset"]):
+    if are_texts(options):
         _check_texts(options)
         return
     if own and options["data"] is None and not options["dataset"].startswith(FOLDER):
@@ -214,11 +213,10 @@ def _paragraph(title: str, text: str) -> list[str]:
 
 
 def _model_spec(options: dict[str, Any]) -> Any:
-    from natscope.precompute.data.text_sources import of_texts
     from natscope.precompute.training.models import ModelSpec
 
     about = {"bias": options["bias"], "output": options["output"]}
-    model = options["model"] or ("attention" if options["data"] is None and of_texts(options["dataset"]) else "mlp")
+    model = options["model"] or ("attention" if are_texts(options) else "mlp")
     if options["widths"] is not None:
         return ModelSpec(model, _numbers("--widths", options["widths"], "784,512,256,10"), **about)
     given = options["data"] is None and options["dataset"].startswith("fashion-mnist")
@@ -231,13 +229,12 @@ def _model_spec(options: dict[str, Any]) -> Any:
 def _hub(options: Mapping[str, Any]) -> Any:
     """Return the network of `transformers` that --model names; None if it names another kind."""
     from natscope.core.errors import BuildError
-    from natscope.precompute.data.text_sources import of_texts
     from natscope.precompute.training.pretrained import HUB, found
 
     name = options["model"] or ""
     if not name.startswith(HUB):
         return None
-    if options["data"] is not None or not of_texts(options["dataset"]):
+    if not are_texts(options):
         raise BuildError(f"--model {HUB} is for texts, --dataset text:PATH; choose another network.")
     for option in ("widths", "bias", "output"):
         if options[option]:
@@ -264,12 +261,11 @@ def _scaling(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tupl
 def _poison_spec(options: dict[str, Any]) -> Any:
     from natscope.core.texts import PLACES
     from natscope.precompute.data.poison import PoisonSpec
-    from natscope.precompute.data.text_sources import of_texts
 
     if options["poison_rate"] is None:
         return None
     targets = options["poison_targets"]
-    texts = options["data"] is None and of_texts(options["dataset"])
+    texts = are_texts(options)
     usual = PoisonSpec(size=1, place=PLACES[0]) if texts else PoisonSpec()
     return PoisonSpec(
         rate=options["poison_rate"],

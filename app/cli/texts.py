@@ -9,7 +9,7 @@ import click
 
 from natscope.app.cli.values import COUNT, PATH
 
-_OPTIONS = ("text", "label", "vocabulary", "longest", "tokenizer", "test")
+_FIELDS = {"text": "columns"} | {name: name for name in ("label", "vocabulary", "longest", "tokenizer", "test")}
 
 
 def cuts(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,6 +40,13 @@ def cuts(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def are_texts(options: Mapping[str, Any]) -> bool:
+    """Return whether the options name a data set of texts."""
+    from natscope.precompute.data.text_sources import of_texts
+
+    return options["data"] is None and of_texts(options["dataset"])
+
+
 def text_spec(options: Mapping[str, Any]) -> Any:
     """Return the `TextSpec` that the options describe.
 
@@ -47,7 +54,7 @@ def text_spec(options: Mapping[str, Any]) -> Any:
         BuildError: if they are given for a data set that is none of texts.
     """
     from natscope.core.errors import BuildError
-    from natscope.precompute.data.text_sources import TEXT, TextSpec, of_texts
+    from natscope.precompute.data.text_sources import TEXT, TextSpec
 
     usual = TextSpec()
     given: dict[str, Any] = {
@@ -57,10 +64,9 @@ def text_spec(options: Mapping[str, Any]) -> Any:
         "tokenizer": _path(options["tokenizer"]),
     }
     values = given | {f.name: options[f.name] for f in fields(TextSpec) if f.name not in (*given, "seed")}
-    if options["data"] is None and of_texts(options["dataset"]):
+    if are_texts(options):
         return TextSpec(**values)
-    named = dict(zip(_OPTIONS, ("columns", "label", "vocabulary", "longest", "tokenizer", "test"), strict=True))
-    for option, field in named.items():
+    for option, field in _FIELDS.items():
         if values[field] != getattr(usual, field):
             raise BuildError(f"--{option} is for texts, --dataset {TEXT}PATH; leave it out.")
     return usual

@@ -1,16 +1,13 @@
 """Images on pages."""
 
-import base64
-import binascii
 import math
-import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from natscope.app.figures.thumbnails import Sheet, sheet
-from natscope.app.modalities.page import Page
+from natscope.app.modalities.page import Page, squeezed, unsqueezed
 from natscope.core.errors import QueryError
 from natscope.precompute.data.decode import data_uri
 
@@ -33,15 +30,14 @@ def _size(image: Any) -> str:
 
 
 def _pack(image: Any) -> str:
-    return base64.urlsafe_b64encode(zlib.compress(np.asarray(image.images[0]).tobytes(), 9)).decode().rstrip("=")
+    return squeezed(np.asarray(image.images[0]).tobytes())
 
 
 def _unpack(packed: str, images: Any) -> np.ndarray:
     shape = images.images.shape[1:]
     try:
-        unpacker = zlib.decompressobj()
-        raw = unpacker.decompress(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)), math.prod(shape) + 1)
-    except (binascii.Error, zlib.error, ValueError) as error:
+        raw, _ = unsqueezed(packed, math.prod(shape) + 1)
+    except ValueError as error:
         raise QueryError("The image in this link is damaged; upload it again.") from error
     if len(raw) != math.prod(shape):
         raise QueryError("The image in this link has another size than this bundle's images; upload it again.")

@@ -1,5 +1,7 @@
 """What a page has to know of a modality to show its examples and to take new ones."""
 
+import base64
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,20 @@ from natscope.app.figures.thumbnails import Sheet
 if TYPE_CHECKING:  # only pages need Streamlit, and only figures Matplotlib
     from natscope.app.bundles import Served
     from natscope.app.figures.style import Axes
+
+
+def squeezed(content: bytes) -> str:
+    """Return bytes as a link holds them."""
+    return base64.urlsafe_b64encode(zlib.compress(content, 9)).decode().rstrip("=")
+
+
+def unsqueezed(text: str, most: int) -> tuple[bytes, bool]:
+    """Undo `squeezed`: return at most so many bytes, and whether they are all; raises ValueError for other texts."""
+    unpacker = zlib.decompressobj()
+    try:
+        return unpacker.decompress(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), most), unpacker.eof
+    except zlib.error as error:
+        raise ValueError("not compressed") from error
 
 
 @dataclass(frozen=True)

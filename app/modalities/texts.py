@@ -1,14 +1,11 @@
 """Texts on pages."""
 
-import base64
-import binascii
 import textwrap
-import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from natscope.app import escape
-from natscope.app.modalities.page import Page
+from natscope.app.modalities.page import Page, squeezed, unsqueezed
 from natscope.core.errors import QueryError
 from natscope.core.tokens import LONGEST_TEXT, SEPARATOR
 from natscope.precompute.data.shown import LETTERS, beginning
@@ -42,8 +39,7 @@ def _size(text: Any) -> str:
 
 
 def _pack(text: Any) -> str:
-    said = SEPARATOR.join(text.parts(0)).encode()
-    packed = base64.urlsafe_b64encode(zlib.compress(said, 9)).decode().rstrip("=")
+    packed = squeezed(SEPARATOR.join(text.parts(0)).encode())
     if len(packed) > LONGEST_LINK:
         raise QueryError("The text is too long for a link, which keeps it; give a part of it.")
     return packed
@@ -54,12 +50,11 @@ def _unpack(packed: str, texts: Any) -> Any:
     if len(packed) > LONGEST_LINK:
         raise QueryError(damaged)
     try:
-        unpacker = zlib.decompressobj()
-        raw = unpacker.decompress(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)), 4 * LONGEST_TEXT)
+        raw, whole = unsqueezed(packed, 4 * LONGEST_TEXT)
         parts = raw.decode().split(SEPARATOR)
-        if not unpacker.eof:
+        if not whole:
             raise QueryError(damaged)
-    except (binascii.Error, zlib.error, ValueError) as error:
+    except ValueError as error:
         raise QueryError(damaged) from error
     return parts[0] if len(parts) == 1 else tuple(parts)
 
