@@ -1,7 +1,8 @@
 """Tangent features: the sketched Jacobian of a measurement at examples, for training data and queries alike."""
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from natscope.core.peak import bytes_each
 from natscope.core.sketches import Sketch, SketchSpec, make_sketch
 
 SHARD = 1000  # examples that are computed, or written to a bundle, at a time
+_LARGEST_SHARD = 2**26  # bytes
 _BATCH = 64  # for networks of other layers than `Linear`: some 10 MB an example for a ResNet-9
 _MOST = 2**30  # bytes that the Jacobians of a batch may take beyond those of one example
 _ON_ACCELERATOR = 4  # times as many of both
@@ -50,6 +52,7 @@ class FeatureMap:
         ntk: bool,
         layers: Sequence[str] = (),
         batch_size: int = SHARD,
+        measured: bool = False,
     ) -> None:
         """Put the model in eval mode and fix the sketch.
 
@@ -60,6 +63,7 @@ class FeatureMap:
             layers: glob patterns of the names of parameters that the kernel is made of; all when there are none.
             batch_size: examples whose Jacobian is in memory at a time, at most; fewer where they would take more than a
                 gigabyte, or four on an accelerator, which is measured on two of the first inputs.
+            measured: take so many without measuring, as where it was measured in another process.
 
         Raises:
             ValueError: if the sketch cannot be made.
@@ -69,8 +73,9 @@ class FeatureMap:
         self.sketch: Sketch = make_sketch(spec)
         self.ntk, self.layers = ntk, tuple(layers)
         self._device = device_of(model)
-        self._times, self._measured = 1 if self._device.type == "cpu" else _ON_ACCELERATOR, False
-        self.batch_size = batch_size if linear_alone(model) else min(batch_size, _BATCH * self._times)
+        self._times, self._measured = 1 if self._device.type == "cpu" else _ON_ACCELERATOR, measured
+        free = measured or linear_alone(model)
+        self.batch_size = batch_size if free else min(batch_size, _BATCH * self._times)
 
     def features(
         self, inputs: Tensor | Inputs, targets: Tensor | np.ndarray, *, measurement: str = "logit"
@@ -161,3 +166,10 @@ def kernel_of(spec: SketchSpec, layout: tuple[tuple[int, int], ...] | None) -> K
     if layout is None:
         raise ValueError("The exact kernel needs a network of Linear weights alone.")
     return FactorKernel(layout)
+
+
+def shards(shape: Sequence[int], dtype: np.dtype) -> Iterator[slice]:
+    """Yield the rows of an array that are computed, and written to a bundle, at a time."""
+    step = max(1, min(SHARD, _LARGEST_SHARD // (dtype.itemsize * math.prod(shape[1:]))))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))

@@ -20,11 +20,12 @@ from natscope.core.index.spec import IndexSpec
 from natscope.core.progress import Progress, silent
 from natscope.core.scratch import temporary_folder
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.bundles import build as engine
+from natscope.precompute.bundles import build as builder
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.named import own_reading, with_code
 from natscope.precompute.data.own import own_dataset
+from natscope.precompute.engines.local import Engine
 from natscope.precompute.training.heads import giving_logits
 from natscope.precompute.training.kinds import fault_of
 from natscope.precompute.training.models import ModelSpec, build_model
@@ -59,6 +60,7 @@ def build(
     outputs: str = "own",
     reuse: Bundle | str | Path | None = None,
     output: str | int | None = None,
+    engine: Engine | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Build the bundle of a trained network, resume an interrupted build, or open the bundle that is there.
@@ -98,6 +100,8 @@ def build(
             a correction of labels: batch by batch, up to 1,000 inputs each.
         output: which part of what the network returns are the logits: an entry's or attribute's name, such as "logits",
             or a tuple's item, such as 0; what is unambiguous when None.
+        engine: where Jacobians and predictions are computed, such as `natscope.LocalEngine(workers=4)` or
+            `natscope.RayEngine("head:6379")`; in this process when None.
         progress: called with the stage's name, steps done and steps in all.
 
     Raises:
@@ -140,12 +144,19 @@ def build(
             layers=patterns(layers),
             outputs=outputs,
         )
-        return engine.build(spec, Path(out), progress, reuse=_folder_of(reuse))
+        return builder.build(spec, Path(out), progress, reuse=_folder_of(reuse), engine=engine)
 
 
 @build.register
-def _(model: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Bundle | str | Path | None = None) -> Bundle:
-    return engine.build(model, Path(out), progress, reuse=_folder_of(reuse))
+def _(
+    model: BuildSpec,
+    out: Path,
+    progress: Progress = silent,
+    *,
+    reuse: Bundle | str | Path | None = None,
+    engine: Engine | None = None,
+) -> Bundle:
+    return builder.build(model, Path(out), progress, reuse=_folder_of(reuse), engine=engine)
 
 
 def _folder_of(bundle: Bundle | str | Path | None) -> Path | None:

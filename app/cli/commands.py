@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from natscope.app.cli.attribute import attribute
 from natscope.app.cli.device import on_device
+from natscope.app.cli.engine import on_engine
 from natscope.app.cli.experiments import evaluate, tune
 from natscope.app.cli.folders import reads
 from natscope.app.cli.listen import listens, workers
@@ -229,6 +230,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     help="Take the settings of this bundle (its folder or manifest.json) or of the bundle behind this result (its JSON "
     "file); options given beside it win.",
 )
+@on_engine
 @on_device
 @click.pass_context
 def precompute(
@@ -238,6 +240,7 @@ def precompute(
     config: Path | None,
     reuse: Path | None,
     *,
+    engine: Any,
     check: bool,
     **options: Any,
 ) -> None:
@@ -265,7 +268,7 @@ def precompute(
     existed = out.exists()
     with bars:
         spec = spec or build_spec(name, options, precompute.params, bars)
-        bundle = build(spec, out, bars, reuse=reuse)
+        bundle = build(spec, out, bars, reuse=reuse, engine=engine)
     results = bundle.manifest.results
     say(
         f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). Look at it "

@@ -13,6 +13,7 @@ from natscope.core.examples import Inputs
 from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.methods import METHODS, Method
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
+from natscope.precompute.bundles.passes import Jacobians, Tangent, Trained
 from natscope.precompute.bundles.reuse import Reusable
 from natscope.precompute.bundles.store import PROBED, Store, halved
 from natscope.precompute.training.projects import raised_by_one
@@ -24,6 +25,7 @@ class Preparation:
     def __init__(
         self,
         store: Store,
+        trained: Trained,
         features: FeatureMap,
         images: Inputs,
         labels: np.ndarray,
@@ -35,6 +37,7 @@ class Preparation:
 
         Args:
             store: where the artifacts go.
+            trained: the network and its data, as tasks open them.
             features: the trained network, its kernel's parameters, and the bundle's sketch.
             images: all N training images.
             labels: (N,) int64.
@@ -45,7 +48,7 @@ class Preparation:
         self.folder: Path = store.work.path / "methods"
         self.ekfac = ekfac or EkfacSpec.usual(self.model)
         self.kernel: dict[str, float] = {}  # what the results say of the margins' features, once they are there
-        self._store, self._images, self._features, self._reuse = store, images, features, reuse
+        self._store, self._trained, self._images, self._features, self._reuse = store, trained, images, features, reuse
 
     def add(self, methods: Iterable[str], *, requested: bool) -> tuple[dict[str, Any], dict[str, str]]:
         """Compute and store what the methods need.
@@ -83,12 +86,10 @@ class Preparation:
         spec = self._features.sketch.spec
         features = FeatureMap(self.model, spec, ntk=False, layers=self._features.layers)
 
-        def shard(part: slice) -> np.ndarray:
-            return features.features(self._images[part], self.labels[part], measurement="margin")
-
-        shape, halve = (len(self._images), shard(slice(PROBED)).shape[1]), spec.kind != "exact"
-        both = (shard, shard) if self._reuse is None else self._reuse.taken(MARGINS, shard, features.batch_size)
-        rows = self._store.features(MARGINS, shape, both[0], "Gradients of the margins", halve=halve, exact=both[1])
+        some = features.features(self._images[:PROBED], self.labels[:PROBED], measurement="margin")
+        task = Jacobians(MARGINS, self._trained, Tangent.of(features), measurement="margin", reuse=self._reuse)
+        shape, halve = (len(self._images), some.shape[1]), spec.kind != "exact"
+        rows = self._store.features(task, shape, "Gradients of the margins", halve=halve)
         layout = features.layout(self._images[:1])
         self.kernel = {"margin_mean": float(np.mean(kernel_of(spec, layout).diagonal(rows)))}
         return rows

@@ -7,6 +7,7 @@ OUT in one step.
 
 import shutil
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,19 +25,19 @@ from natscope.core.bundle.file_checks import bounded
 from natscope.core.bundle.format import WEIGHTS, Bundle, write_atomically, write_manifest
 from natscope.core.device import device
 from natscope.core.errors import BuildError, BundleError, DataError, out_of_memory
-from natscope.core.examples import Examples, Inputs
-from natscope.core.features import FeatureMap, Outputs, composition_of, kernel_of
+from natscope.core.examples import Examples
+from natscope.core.features import FeatureMap, composition_of, kernel_of
 from natscope.core.files import size
 from natscope.core.index.spec import AUTO
-from natscope.core.kernels import Kernel, packed
 from natscope.core.methods import METHODS
+from natscope.core.methods.artifacts import Size
 from natscope.core.ood import distances, usual_distances
 from natscope.core.pool import LARGEST_GRAM
-from natscope.core.posterior import blocks, feature_gram
 from natscope.core.progress import Progress, silent
-from natscope.core.rows import Rows, RowView
+from natscope.core.rows import Rows
 from natscope.precompute.bundles.artifacts import Preparation
 from natscope.precompute.bundles.compare import differences, that_matter
+from natscope.precompute.bundles.passes import Class, Gram, Jacobians, Predictions, Tangent, Trained
 from natscope.precompute.bundles.recorded import check_recordable, manifest_of
 from natscope.precompute.bundles.reuse import checked, reusable
 from natscope.precompute.bundles.spec import (
@@ -52,7 +53,8 @@ from natscope.precompute.bundles.store import PROBED, Store
 from natscope.precompute.bundles.work import CHECKPOINT, Work, as_begun
 from natscope.precompute.data.datasets import Dataset, first_of_each, of_classes, scaled
 from natscope.precompute.data.poison import poison
-from natscope.precompute.training.models import build_model, fitted, foreign, network_of
+from natscope.precompute.engines.local import Engine, LocalEngine, threads_of
+from natscope.precompute.training.models import ModelSpec, build_model, fitted, foreign, network_of
 from natscope.precompute.training.train import accuracy, apart, beginning, train
 from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import check_suitable, check_trains
@@ -63,7 +65,14 @@ _SAMPLED = 2000  # test images whose distance to the training images is measured
 SAMPLED_KERNEL = 256  # training images whose Jacobians show what the kernel is made of
 
 
-def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Path | None = None) -> Bundle:
+def build(
+    spec: BuildSpec,
+    out: Path,
+    progress: Progress = silent,
+    *,
+    reuse: Path | None = None,
+    engine: Engine | None = None,
+) -> Bundle:
     """Build a bundle, resume an interrupted build, or open the bundle that is there.
 
     The code of a user's own network is trusted from then on when the bundle is opened.
@@ -73,10 +82,12 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Pat
         out: the folder to publish.
         progress: called with the stage's name, steps done and steps in all.
         reuse: a bundle of the same network, whose Jacobians are taken where whole batches have the same labels.
+        engine: where the passes over the examples run; in this process when None. The bytes are the same everywhere,
+            with as many threads a task.
 
     Raises:
-        BuildError: if settings contradict each other, nothing can be reused, weights are not finite, or the disk is too
-            full.
+        BuildError: if settings contradict each other, nothing can be reused, weights are not finite, the disk is too
+            full, or an engine gave up.
         BundleError: if `out` holds something else, or another process is building it.
         DataError: if the data set cannot be loaded.
 
@@ -98,11 +109,11 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Pat
         out.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
             if out.exists():
-                return _add(spec, existing(out, spec), progress)
-            with as_begun(unfinished, settings):
+                return _add(spec, existing(out, spec), progress, engine or LocalEngine())
+            with as_begun(unfinished, settings, threads_of(engine)):
                 work = Work(unfinished, settings, progress=progress)
                 if not work.published:
-                    builder = _Builder(spec, work, progress, reuse)
+                    builder = _Builder(spec, work, progress, reuse, engine or LocalEngine())
                     with work.resuming(), foreign(spec.model):
                         builder.run()
                 work.publish(out)
@@ -189,7 +200,7 @@ def _missing(spec: BuildSpec, bundle: Bundle) -> tuple[str, ...]:
     return tuple(name for name in methods if METHODS[name].files and name not in there)
 
 
-def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
+def _add(spec: BuildSpec, bundle: Bundle, progress: Progress, engine: Engine) -> Bundle:
     """Add what is missing for the requested methods; nothing else is computed or written again.
 
     New files lie in the bundle before the manifest names them, so a bundle is whole whenever this is interrupted.
@@ -198,16 +209,20 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
     if not methods:
         return bundle
     folder, identity = bundle.path.with_name(bundle.path.name + _ADDING), {"bundle": bundle.identity}
-    with as_begun(folder, identity):
+    with as_begun(folder, identity, threads_of(engine)), closing(engine):
         work = Work(folder, identity, folder=bundle.path, progress=progress)
+        engine.begin(bundle.path)
         size = size_of(len(bundle.array("train_labels")), bundle.sketch_spec)
         _make_sure_of_room(work.path, artifact_bytes(methods, size))
         model = network_of(bundle)
         bundle.load_into(model)
         inputs, labels = bundle.inputs("train"), np.asarray(bundle.array("train_labels"))
-        store = Store(bundle.path, work, progress)
-        preparation = Preparation(store, spec.feature_map(model, bundle.modality), inputs, labels, ekfac=spec.ekfac)
-        with work.resuming(), foreign(spec.model):
+        store = Store(bundle.path, work, progress, engine)
+        network = ModelSpec.from_dict(bundle.manifest.model)
+        trained = Trained(bundle.path.absolute(), network, bundle.modality.name, bundle.manifest.dataset)
+        features = spec.feature_map(model, bundle.modality)
+        preparation = Preparation(store, trained, features, inputs, labels, ekfac=spec.ekfac)
+        with closing(trained), work.resuming(), foreign(spec.model):
             added, missing = preparation.add(methods, requested=spec.methods is not None)
         now, then = versions(), bundle.manifest.versions
         other = {key: now.get(key, "cpu") for key in ("threads", "device") if now.get(key) != then.get(key)}
@@ -231,12 +246,12 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress) -> Bundle:
 class _Builder:
     """One run of a build, stage by stage; each stage asks the journal what is left to do."""
 
-    def __init__(self, spec: BuildSpec, work: Work, progress: Progress, reuse: Path | None) -> None:
-        self.spec, self.work, self.progress = spec, work, progress
+    def __init__(self, spec: BuildSpec, work: Work, progress: Progress, reuse: Path | None, engine: Engine) -> None:
+        self.spec, self.work, self.progress, self.engine = spec, work, progress, engine
         data, self.skipped = spec.load(progress)
         self.data, self.backdoor = prepared(spec, data)
         self.model = fitted(spec.model, self.data.train, len(self.data.classes))
-        self.store = Store(work.path, work, progress)
+        self.store = Store(work.path, work, progress, engine)
         self.reuse = None if reuse is None else reusable(reuse, spec, self.data)
 
     def run(self) -> None:
@@ -260,7 +275,6 @@ class _Builder:
         _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
         check_recordable(spec, data, self.backdoor, self.model, features, self.skipped)
         self._keep_inputs()
-        images, tests = self.data.train.inputs, self.data.test.inputs
         self._train(model)
         for name, content in data.train.files().items():
             self.store.file(data.modality.files[name], partial(bytes, content), name=name)
@@ -271,18 +285,43 @@ class _Builder:
             self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
             sources = "\n".join(getattr(data, f"{split}_sources")).encode()
             self.store.small(f"{split}_sources", np.frombuffer(sources, np.uint8))
-        results = self._outputs(features, images, tests) | found
-        own = self._features("features", features, images, data.train_labels, "Jacobians of the training examples")
+        network, about = replace(self.model, start=None), self.data.train.about()
+        trained = Trained(self.work.path.absolute(), network, data.modality.name, about)
+        self.engine.begin(self.work.path)
+        with closing(self.engine), closing(trained):
+            self._passes(trained, features, layout, found, methods_wanted, size)
+
+    def _passes(
+        self,
+        trained: Trained,
+        features: FeatureMap,
+        layout: tuple[tuple[int, int], ...] | None,
+        found: dict[str, Any],
+        methods_wanted: tuple[str, ...],
+        size: Size,
+    ) -> None:
+        """Go over the examples, by tasks that open what is on disk by now."""
+        spec, data, images = self.spec, self.data, self.data.train.inputs
+        results = self._outputs(trained, features) | found
+        some = features.features(images[:PROBED], data.train_labels[:PROBED])  # which measures the batches, too
+        shape, halve, tangent = (len(images), some.shape[1]), spec.sketch.kind != "exact", Tangent.of(features)
+        task = Jacobians("features", trained, tangent, reuse=self.reuse)
+        own = self.store.features(task, shape, "Jacobians of the training examples", halve=halve)
         kernel = kernel_of(spec.sketch, layout)
         results |= {} if self.reuse is None else {"reused": self.reuse.to_dict(own, features.batch_size)}
         results["kernel"] = {
             "mean": float(np.mean(kernel.diagonal(own))),
             **composition_of(features, images[:SAMPLED_KERNEL], data.train_labels[:SAMPLED_KERNEL]),
         }
-        self._per_class(own, kernel)
-        if spec.outputs == "all":
-            self._every_output(features, images)
-        preparation = Preparation(self.store, features, images, data.train_labels, ekfac=spec.ekfac, reuse=self.reuse)
+        members = np.bincount(data.train_labels, minlength=len(data.classes))
+        small = {int(label): bool(members[label] <= LARGEST_GRAM) for label in np.flatnonzero(members)}
+        self.store.classes(Class(trained.folder, kernel, spec.index), small, "Grams and indexes, class by class")
+        for label, title in enumerate(data.classes if spec.outputs == "all" else ()):
+            name, gram = f"features_all_{label}", f"train_gram_{label}"
+            self.store.features(replace(task, name=name, target=label), shape, f"Jacobians as {title}", halve=halve)
+            self.store.small(gram, partial(self.store.gram, Gram(trained.folder, name), shape[0]))
+        labels, reuse = data.train_labels, self.reuse
+        preparation = Preparation(self.store, trained, features, images, labels, ekfac=spec.ekfac, reuse=reuse)
         methods, missing = preparation.add(methods_wanted, requested=spec.methods is not None)
         results["kernel"] |= preparation.kernel
         self._finish(features, layout, results | _left_out(left_out(spec.methods, size) | missing), methods)
@@ -322,28 +361,19 @@ class _Builder:
         check_finite(model, "train with a smaller learning rate")
         model.eval()
 
-    def _outputs(self, features: FeatureMap, train: Inputs, tests: Inputs) -> dict[str, Any]:
-        data = self.data
-        test_out = features.outputs(tests)
-        if self.work.finished("train_logits") and self.work.finished("penultimate"):
-            train_out = Outputs(*(np.load(self.work.path / f"{name}.npy") for name in ("train_logits", "penultimate")))
-        else:
-            self.progress("Predictions", 0, 1)
-            train_out = features.outputs(train)
-        if not all(map(bounded, (train_out.logits, train_out.penultimate, test_out.logits))):
-            raise BuildError(f"The outputs of {self.model.title} are not finite numbers for some images of the data.")
-        self.store.small("train_logits", train_out.logits)
-        self.store.small("test_logits", test_out.logits)
-        self.store.small("penultimate", train_out.penultimate)
-        found = distances(
-            data.test[:_SAMPLED],
-            test_out.penultimate[:_SAMPLED],
-            train=data.train,
-            train_penultimate=train_out.penultimate,
-        )
+    def _outputs(self, trained: Trained, features: FeatureMap) -> dict[str, Any]:
+        data, sample = self.data, self.data.test[:_SAMPLED]
+        some, filled = features.outputs(sample.inputs), dict[str, np.ndarray]()
+        for split, names in (("train", ("train_logits", "penultimate")), ("test", ("test_logits",))):
+            task, count = Predictions(trained, Tangent.of(features), split, names), len(getattr(data, split))
+            widths = (some.logits.shape[1:], some.penultimate.shape[1:])
+            types = (some.logits.dtype, some.penultimate.dtype)
+            forms = {name: ((count, *w), t) for name, w, t in zip(names, widths, types, strict=False)}
+            filled |= self.store.fill(forms, task, "Predictions")
+        found = distances(sample, some.penultimate, train=data.train, train_penultimate=filled["penultimate"])
         return {
-            "train_accuracy": accuracy(train_out.logits, data.train_labels),
-            "test_accuracy": accuracy(test_out.logits, data.test_labels),
+            "train_accuracy": accuracy(filled["train_logits"], data.train_labels),
+            "test_accuracy": accuracy(filled["test_logits"], data.test_labels),
             "usual_distances": usual_distances(found),
         } | self._attack(features)
 
@@ -358,41 +388,6 @@ class _Builder:
         fooled = partial(attack_success, predict, self.backdoor, self.data.test, self.data.test_labels)
         self.store.small("test_fooled", fooled)
         return {"attack_success": float(np.load(self.work.path / "test_fooled.npy", allow_pickle=False).mean())}
-
-    def _features(
-        self, name: str, features: FeatureMap, images: Inputs, targets: np.ndarray, stage: str, *, own: bool = True
-    ) -> np.ndarray:
-        """Return the features under given classes, the images' own labels or another, the same for all."""
-
-        def shard(part: slice) -> np.ndarray:
-            return features.features(images[part], targets[part])
-
-        shape, halve = (len(images), shard(slice(PROBED)).shape[1]), self.spec.sketch.kind != "exact"
-        reuse = self.reuse
-        both = (shard, shard) if reuse is None else reuse.taken(name, shard, features.batch_size, by_label=own)
-        return self.store.features(name, shape, both[0], stage, halve=halve, exact=both[1])
-
-    def _per_class(self, own: np.ndarray, kernel: Kernel) -> None:
-        classes = len(self.data.classes)
-        for label in range(classes):
-            self.progress("Grams and indexes, class by class", label, classes)
-            rows = np.flatnonzero(self.data.train_labels == label)
-            if not len(rows):
-                continue
-            if len(rows) <= LARGEST_GRAM:
-                members = np.asarray(own[rows])
-                self.store.small(f"gram_{label}", partial(lambda own: packed(kernel(own, own)), members))
-            if kernel.explicit:
-                self.store.index(f"index_{label}", RowView(own, rows), self.spec.index)
-        self.progress("Grams and indexes, class by class", classes, classes)
-
-    def _every_output(self, features: FeatureMap, images: Inputs) -> None:
-        for label, title in enumerate(self.data.classes):
-            targets = np.full(len(images), label)
-            found = self._features(
-                f"features_all_{label}", features, images, targets, f"Jacobians as {title}", own=False
-            )
-            self.store.small(f"train_gram_{label}", partial(lambda all_: feature_gram(blocks(all_)), found))
 
     def _finish(
         self,

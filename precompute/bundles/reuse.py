@@ -11,9 +11,9 @@ import numpy as np
 from natscope.core.bundle.format import Bundle, sha256_of
 from natscope.core.errors import BuildError
 from natscope.core.examples import Inputs
+from natscope.core.features import shards
 from natscope.core.text import short
 from natscope.precompute.bundles.spec import BuildSpec, versions
-from natscope.precompute.bundles.store import shards
 from natscope.precompute.data.datasets import Dataset
 
 _NEEDED = ("model", "weights", "weights_key", "weights_prefix", "sketch", "ntk", "layers")
@@ -35,6 +35,10 @@ class Reusable:
     bundle: Bundle
     rows: np.ndarray
     alike: np.ndarray
+
+    def __reduce__(self) -> tuple[Callable[..., "Reusable"], tuple[Path, np.ndarray, np.ndarray]]:
+        """Open the bundle again in another process."""
+        return _again, (self.bundle.path.absolute(), self.rows, self.alike)
 
     def taken(self, name: str, compute: Shard, batch: int, *, by_label: bool = True) -> tuple[Shard, Shard]:
         """Return what gives the rows of an array of features: those that the bundle has, and the others as before.
@@ -76,6 +80,10 @@ class Reusable:
         sizes = [some.stop - some.start for some in _all_batches(self.bundle.array(name), batch)]
         size = np.repeat(sizes, sizes)
         return lambda some: bool(usable[some].all() and (size[self.rows[some]] == some.stop - some.start).all())
+
+
+def _again(path: Path, rows: np.ndarray, alike: np.ndarray) -> Reusable:
+    return Reusable(Bundle(path), rows, alike)
 
 
 def checked(path: Path, spec: BuildSpec) -> Bundle:

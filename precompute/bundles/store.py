@@ -1,43 +1,42 @@
 """The files of a bundle while it is written: each complete or absent, filled shard by shard, recorded in a journal."""
 
 import contextlib
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from natscope.core.bundle.file_checks import bounded, whole_header
+from natscope.core.bundle.file_checks import whole_header
 from natscope.core.bundle.format import write_atomically
 from natscope.core.bundle.manifest import FileRecord
 from natscope.core.errors import BuildError, FileError
-from natscope.core.features import SHARD
+from natscope.core.features import shards
 from natscope.core.files import create, opened
-from natscope.core.index.search import build_index
-from natscope.core.index.spec import IndexSpec
 from natscope.core.progress import Progress
-from natscope.core.rows import Rows
-from natscope.precompute.bundles.work import Work
+from natscope.precompute.bundles.passes import GROUP, Class, CoarseError, Gram, Jacobians, Rows, Written, half, stored
+from natscope.precompute.bundles.work import SHARDS, Work
+from natscope.precompute.engines.local import Engine, LocalEngine, LostError
 
 PROBED = 8  # rows that tell the width of features, and by which they measure how many to compute at a time
-_LARGEST_SHARD = 2**26  # bytes
-_HALF_ERROR = 2.0**-11  # of a float16 number, at most, relative to its size
+Form = tuple[tuple[int, ...], np.dtype]  # shape and type of an array
 
 
 class Store:
     """Writes arrays, indexes and files into a folder and remembers a record of each."""
 
-    def __init__(self, folder: Path, work: Work, progress: Progress) -> None:
+    def __init__(self, folder: Path, work: Work, progress: Progress, engine: Engine | None = None) -> None:
         """Start without records.
 
         Args:
             folder: where the files go.
             work: the journal; what it marks as done is read, not written again.
             progress: called with a stage's name, steps done and in all.
+            engine: where passes run; in this process when None.
         """
-        self.folder, self.work, self.progress = folder, work, progress
+        self.folder, self.work, self.progress, self.engine = folder, work, progress, engine or LocalEngine()
         self._records: dict[str, FileRecord] = {}
 
     def small(self, name: str, values: np.ndarray | Callable[[], np.ndarray]) -> None:
@@ -55,72 +54,155 @@ class Store:
     def large(
         self, name: str, shape: tuple[int, ...], dtype: np.dtype, shard: Callable[[slice], np.ndarray], stage: str
     ) -> np.ndarray:
-        """Fill an array shard by shard; a shard is in the journal only once it is on disk."""
-        file = self.folder / f"{name}.npy"
-        done = self.work.done.get(name, 0) if _holds(file, shape, dtype) else 0
-        if done >= shape[0] and not self.work.finished(name):
-            done = 0
-        if not done:
-            self.work.mark(name, 0)  # what is there has another form
-            create(file).close()
-        array = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=dtype, shape=None if done else shape)
-        if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process in the middle of a write
-            with file.open("r+b") as handle:
-                os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-        for part in shards(shape, dtype, done):
-            self.progress(stage, part.start, shape[0])
-            array[part] = shard(part)
-            array.flush()
-            self.work.mark(name, part.stop, file if part.stop == shape[0] else None)
-        self.progress(stage, shape[0], shape[0])
-        self.record(name, file, array)
-        return array
+        """Fill an array shard by shard in this process."""
+        return self.fill({name: (shape, dtype)}, lambda part: {name: shard(part)}, stage, LocalEngine())[name]
 
-    def features(
+    def fill(
+        self, forms: Mapping[str, Form], task: Callable[[slice], Rows], stage: str, engine: Engine | None = None
+    ) -> dict[str, np.ndarray]:
+        """Fill arrays of as many rows, in one pass; a shard is in the journal only once it is on disk.
+
+        Args:
+            forms: shape and type of each array.
+            task: returns some rows of each.
+            stage: for the progress.
+            engine: where the task runs; the store's when None.
+
+        Raises:
+            BuildError: if a shard was given up.
+        """
+        engine = engine or self.engine
+        files = {name: self.folder / f"{name}.npy" for name in forms}
+        parts = max((list(shards(*form)) for form in forms.values()), key=len)
+        fits = all(_holds(files[name], *form) for name, form in forms.items())
+        done = set.intersection(*(self.work.done.get(name, set()) for name in forms)) if fits else set()
+        if len(done) >= len(parts) and not all(map(self.work.finished, forms)):
+            done = set()
+        if not done:
+            for name, file in files.items():
+                self.work.begin(name)  # what is there has another form
+                create(file).close()
+        arrays = {
+            name: np.lib.format.open_memmap(files[name], "r+" if done else "w+", dtype, None if done else shape)
+            for name, (shape, dtype) in forms.items()
+        }
+        for file in files.values():  # a disk that fills up later would kill the process in the middle of a write
+            if hasattr(os, "posix_fallocate"):
+                with file.open("r+b") as handle:
+                    os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+        self._rows_of(task, [part for part in parts if part.start not in done], stage, engine, arrays, files)
+        for name, array in arrays.items():
+            self.record(name, files[name], array)
+        return arrays
+
+    def _rows_of(
         self,
-        name: str,
-        shape: tuple[int, int],
-        shard: Callable[[slice], np.ndarray],
+        task: Callable[[slice], Rows],
+        left: list[slice],
         stage: str,
-        *,
-        halve: bool,
-        exact: Callable[[slice], np.ndarray] | None = None,
-    ) -> np.ndarray:
+        engine: Engine,
+        arrays: dict[str, np.ndarray],
+        files: dict[str, Path],
+    ) -> None:
+        first = next(iter(arrays.values()))
+        filled, missing = len(first) - sum(part.stop - part.start for part in left), len(left)
+        self.progress(stage, filled, len(first))
+        folder = "-".join((*arrays, str(first.dtype)))
+        for part, rows in self.rows(task, left, stage, engine, folder, tuple(arrays)):
+            filled, missing = filled + part.stop - part.start, missing - 1
+            for name, array in arrays.items():
+                array[part] = rows[name]
+                array.flush()  # type: ignore[attr-defined]
+                self.work.mark(name, part.start, None if missing else files[name])
+            self.progress(stage, filled, len(first))
+
+    def rows(
+        self,
+        task: Callable[[slice], Rows],
+        parts: Sequence[slice],
+        stage: str,
+        engine: Engine,
+        folder: str,
+        names: tuple[str, ...],
+    ) -> Iterator[tuple[slice, Rows]]:
+        """Yield what a task returns for some rows, in any order; files in which it came are then removed.
+
+        Args:
+            task: returns some rows of each array.
+            parts: the rows.
+            stage: for the sentence of an error.
+            engine: where it runs.
+            folder: of such files, if it runs in other processes.
+            names: of the arrays.
+
+        Raises:
+            BuildError: if a part was given up.
+        """
+        written = Written(task, self.work.path / SHARDS / folder, names)
+        try:
+            with closing(engine.map(written if engine.apart else task, parts)) as found:
+                for part, rows in found:
+                    yield part, {name: written.read(file) for name, file in rows.items()} if engine.apart else rows
+                    for file in rows.values() if engine.apart else ():
+                        (written.folder / file).unlink(missing_ok=True)
+        except LostError as error:
+            raise given_up(stage, f"rows {error.part.start:,} to {error.part.stop - 1:,}", error) from error
+
+    def gram(self, task: Gram, count: int) -> np.ndarray:
+        """Return the sum (K, K) that a task returns for N = `count` rows: group by group, and added in their order."""
+        left = [slice(start, min(start + GROUP, count)) for start in range(0, count, GROUP)]
+        total, waiting = np.zeros(()), dict[int, np.ndarray]()
+        for part, found in self.rows(task, left, "Grams of all classes", self.engine, task.name, ("gram",)):
+            waiting[part.start] = found["gram"]
+            while left and left[0].start in waiting:
+                total = total + waiting.pop(left.pop(0).start)
+        return total
+
+    def features(self, task: Jacobians, shape: tuple[int, int], stage: str, *, halve: bool) -> np.ndarray:
         """Fill an array of features shard by shard, as float16 if that is precise enough, else float32; see `halved`.
 
         Args:
-            name: the array's name.
+            task: returns some rows.
             shape: (N, K).
-            shard: returns some rows, float32.
             stage: for the progress.
             halve: whether to try float16.
-            exact: returns some rows in full precision, if `shard` may give rows that were float16 before.
 
         Raises:
             BuildError: if a feature is not finite.
         """
-
-        def finite(part: slice, compute: Callable[[slice], np.ndarray] = exact or shard) -> np.ndarray:
-            block = compute(part)
-            if not bounded(block):
-                raise BuildError("A Jacobian is not finite; the network's weights have run away.")
-            return block
-
         if halve:
-            with contextlib.suppress(_CoarseError):
-                return self.large(name, shape, np.dtype("float16"), lambda part: _half(finite(part, shard)), stage)
-        return self.large(name, shape, np.dtype("float32"), finite, stage)
+            with contextlib.suppress(CoarseError):
+                form = shape, np.dtype("float16")
+                return self.fill({task.name: form}, replace(task, half=True), stage)[task.name]
+        return self.fill({task.name: (shape, np.dtype("float32"))}, task, stage)[task.name]
 
-    def index(self, name: str, members: Rows, spec: IndexSpec) -> None:
-        """Write an inner-product index over feature vectors (n, K), which are read in blocks."""
-        file = self.folder / f"{name}.faiss"
-        if not self.work.finished(name):
-            temporary = file.with_suffix(".tmp")
-            create(temporary).close()
-            build_index(members, spec, temporary)
-            temporary.replace(file)
-            self.work.mark(name, file=file)
-        self.record(name, file)
+    def classes(self, task: Class, labels: Mapping[int, bool], stage: str) -> None:
+        """Write the Gram and the index of classes.
+
+        Args:
+            task: writes those of one class.
+            labels: the classes that have examples, and whether each has a Gram.
+            stage: for the progress.
+
+        Raises:
+            BuildError: if a class was given up.
+        """
+        names = {
+            label: (f"gram_{label}.npy",) * gram + (f"index_{label}.faiss",) * task.kernel.explicit
+            for label, gram in labels.items()
+        }
+        left = [label for label, files in names.items() if not all(self.work.finished(Path(f).stem) for f in files)]
+        self.progress(stage, len(names) - len(left), len(names))
+        try:
+            with closing(self.engine.map(task, left)) as found:
+                for count, (label, _) in enumerate(found, len(names) - len(left) + 1):
+                    for file in names[label]:
+                        self.work.mark(Path(file).stem, file=self.folder / file)
+                    self.progress(stage, count, len(names))
+        except LostError as error:
+            raise given_up(stage, f"class {error.part}", error) from error
+        for file in (self.folder / file for files in names.values() for file in files):
+            self.record(file.stem, file, None if file.suffix == ".faiss" else stored(self.folder, file.stem))
 
     def file(self, file_name: str, content: Callable[[], bytes], *, name: str = "") -> None:
         """Write a file of any kind; its name may hold a folder, and is its logical name too if that is empty."""
@@ -147,35 +229,24 @@ class Store:
         return files
 
 
-def shards(shape: Sequence[int], dtype: np.dtype, done: int = 0) -> Iterator[slice]:
-    """Yield the rows of an array that are written at a time, after the first `done`."""
-    step = max(1, min(SHARD, _LARGEST_SHARD // (dtype.itemsize * math.prod(shape[1:]))))
-    for start in range(done, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
-
-
-class _CoarseError(Exception):
-    """Rows cannot be kept as float16."""
+def given_up(stage: str, part: str, error: LostError) -> BuildError:
+    """Return the error that ends a build: what it did for a part failed again and again."""
+    cause = error.__cause__
+    why = "its process was ended by the system, most often for lack of memory"
+    if isinstance(cause, OSError):
+        why = f"{cause.strerror or cause}"
+    return BuildError(
+        f"{stage}: {part} failed {error.tries} times ({why}); what is finished is kept, so run the same command again "
+        "when that is fixed."
+    )
 
 
 def halved(rows: np.ndarray) -> np.ndarray:
-    """Return feature vectors (n, K) as float16 if that is precise enough, else as they are.
-
-    A float16 number is within 1 part in 2048 of what it stands for, unless that is above 65,504 or below 6e-5. If such
-    numbers would move a row further from the original, relative to its length, all rows are kept as they are.
-    """
+    """Return feature vectors (n, K) as float16 if that is precise enough (`half`), else all as they are."""
     try:
-        return _half(rows)
-    except _CoarseError:
+        return half(rows)
+    except CoarseError:
         return rows
-
-
-def _half(rows: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        half = rows.astype(np.float16)
-    if not (np.linalg.norm(half - rows, axis=1) <= _HALF_ERROR * np.linalg.norm(rows, axis=1)).all():
-        raise _CoarseError
-    return half
 
 
 def _holds(file: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:

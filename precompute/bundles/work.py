@@ -24,7 +24,7 @@ from natscope.core.progress import Progress, silent
 from natscope.precompute.bundles.compare import that_matter
 from natscope.precompute.bundles.spec import versions
 
-CHECKPOINT = "training.safetensors"
+CHECKPOINT, SHARDS = "training.safetensors", "shards"
 _JOURNAL, _SETTINGS = "journal.json", "settings.json"
 _UNREADABLE = (NatscopeError, ValueError, TypeError, KeyError, AttributeError)
 _MISFITS = (ValueError, TypeError, LookupError, RuntimeError, safetensors.SafetensorError)
@@ -88,12 +88,18 @@ class Work:
         """Whether everything is written and only the rename is missing."""
         return (self.path / MANIFEST).is_file()
 
-    def mark(self, name: str, count: int = 1, file: Path | None = None) -> None:
-        """Record that `count` rows of a file are on disk, or that `file` is finished."""
-        self.done[name] = count
+    def begin(self, name: str) -> None:
+        """Record that nothing of a file is on disk."""
+        self.done[name] = set()
+        self._files.pop(name, None)
+        self._write()
+
+    def mark(self, name: str, start: int = 0, file: Path | None = None) -> None:
+        """Record that the shard of a file that begins with row `start` is on disk, or that `file` is finished."""
+        self.done.setdefault(name, set()).add(start)
         if file is not None:
             self._files[name] = file.relative_to(self._folder).as_posix(), sha256_of(file)
-        write_atomically(self.path / _JOURNAL, json.dumps({"done": self.done, "files": self._files}).encode())
+        self._write()
 
     def finished(self, name: str) -> bool:
         """Return whether a file is complete."""
@@ -124,9 +130,14 @@ class Work:
         """Rename the finished folder, in one step."""
         for name in (_JOURNAL, CHECKPOINT, _SETTINGS):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / SHARDS, ignore_errors=True)
         for file in self.path.rglob("*.tmp"):  # left by a process that was killed while writing
             file.unlink()
         self.path.rename(out)
+
+    def _write(self) -> None:
+        done = {name: sorted(starts) for name, starts in self.done.items()}
+        write_atomically(self.path / _JOURNAL, json.dumps({"done": done, "files": self._files}).encode())
 
     def _damaged(self) -> BuildError:
         return BuildError(
@@ -147,7 +158,7 @@ class Work:
 
 
 @contextlib.contextmanager
-def as_begun(path: Path, settings: dict[str, Any]) -> Iterator[None]:
+def as_begun(path: Path, settings: dict[str, Any], threads: int | None = None) -> Iterator[None]:
     """Compute with as many threads as an unfinished bundle was begun with, or as usual, in all libraries.
 
     The bits of a matrix product depend on how many there are, and a manifest names one number. Work that does not go
@@ -157,9 +168,12 @@ def as_begun(path: Path, settings: dict[str, Any]) -> Iterator[None]:
     Args:
         path: the journal's folder.
         settings: what the files are made with, as `Work` takes them.
+        threads: how many are usual; as many as this process has when None.
     """
-    known, usual = _made_with(path), torch.get_num_threads()
+    known, before = _made_with(path), torch.get_num_threads()
+    usual = threads or before
     found = known["versions"].get("threads") if known and isinstance(known["versions"], dict) else None
+    torch.set_num_threads(usual)
     if known and isinstance(found, str) and _THREADS.fullmatch(found) and int(found) <= (os.cpu_count() or 1):
         goes_on = _same(known, {"settings": settings, "versions": versions() | {"threads": found}})
         torch.set_num_threads(int(found) if goes_on else usual)
@@ -167,7 +181,7 @@ def as_begun(path: Path, settings: dict[str, Any]) -> Iterator[None]:
         with threadpool_limits(torch.get_num_threads(), "blas"):
             yield
     finally:
-        torch.set_num_threads(usual)
+        torch.set_num_threads(before)
 
 
 def _same(known: dict[str, Any], identity: dict[str, Any]) -> bool:
@@ -177,15 +191,22 @@ def _same(known: dict[str, Any], identity: dict[str, Any]) -> bool:
     return alike and known["versions"] == identity["versions"]
 
 
-def _read(journal: Path) -> tuple[dict[str, int], dict[str, tuple[str, str]]]:
-    """Return what is done and the finished files with their checksums; nothing if the journal cannot be read."""
+def _read(journal: Path) -> tuple[dict[str, set[int]], dict[str, tuple[str, str]]]:
+    """Return the shards that are done, by their first rows, and the finished files with their checksums.
+
+    There are none of both if the journal cannot be read, or is one of an earlier version.
+    """
     try:
         found = from_json(read_regular(journal, LARGEST))
-        done = {name: count for name, count in found["done"].items() if type(count) is int and count > 0}
+        done = {name: set(starts) for name, starts in found["done"].items() if _are_rows(starts)}
         files = {name: (str(file), str(digest)) for name, (file, digest) in found["files"].items()}
     except _UNREADABLE:
         return {}, {}
     return (done, files) if files.keys() <= done.keys() else ({}, {})
+
+
+def _are_rows(starts: Any) -> bool:
+    return isinstance(starts, list) and all(type(start) is int and start >= 0 for start in starts)
 
 
 def _made_with(path: Path) -> dict[str, Any] | None:

@@ -1,11 +1,9 @@
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError, BundleError
+from natscope.precompute.engines.local import LocalEngine
 from natscope.precompute.training import workers as side_by_side
 from natscope.precompute.training.result_cache import ResultCache
 from tests.tiny import edited, saved
@@ -28,9 +27,7 @@ def beat(path):
 
 def start(path):
     """Do that in a worker as experiments start them."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=side_by_side._prepare) as pool:
-        pool.submit(beat, path).result()
+    list(LocalEngine(spread=True).map(beat, [path]))
 
 
 def test_workers_end_with_a_command_that_is_killed(tmp_path):
@@ -96,9 +93,9 @@ def test_another_bundle_in_the_place_of_one_is_not_taken_for_it(opened, tmp_path
     now = Bundle(opened.path)
     for manifest, stamp in ((opened.manifest, now.opened_with), (now.manifest, opened.opened_with)):
         with pytest.raises(BundleError, match="was replaced or changed while it was used"):
-            side_by_side._do(side_by_side._Expected(str(now.path), manifest, stamp), classes_of, 0)
-    expected = side_by_side._Expected(str(now.path), now.manifest, now.opened_with)
-    assert side_by_side._do(expected, classes_of, 0) == found[:9].tolist()
+            side_by_side._Task(str(now.path), manifest, stamp, classes_of)(("b", 0))
+    task = side_by_side._Task(str(now.path), now.manifest, now.opened_with, classes_of)
+    assert task(("b", 0)) == found[:9].tolist()
     side_by_side._opened.cache_clear()
 
 
@@ -108,18 +105,18 @@ def test_what_is_added_to_a_bundle_meanwhile_disturbs_nobody(opened, tmp_path):
     assert found["a"] == opened.array("test_labels")[:9].tolist()
 
 
-def test_workers_that_are_killed_again_and_again_are_one_sentence(tmp_path, monkeypatch):
+def test_workers_that_are_killed_again_and_again_are_one_sentence(bundle_path, tmp_path, monkeypatch):
     """Every thing that is finished in between counts as getting on."""
     runs, cache = [], ResultCache(tmp_path / "kept.json")
 
-    def dies(bundle, work, things, workers, keep):
-        runs.append(len(things))
-        if len(things) > 1:
-            keep(next(iter(things)), 1)
+    def dies(engine, task, parts):
+        runs.append(len(parts))
+        if len(parts) > 1:
+            yield next(iter(parts)), 1
         raise BrokenProcessPool
 
-    monkeypatch.setattr(side_by_side, "_run", dies)
-    with pytest.raises(BuildError, match=r"^Working: .* 3 times"):
-        run(None, None, dict.fromkeys("abc"), cache, [])
-    assert runs == [3, 2, 1, 1]
+    monkeypatch.setattr(LocalEngine, "_once", dies)
+    with pytest.raises(BuildError, match=r"^Working: .* 5 times"):
+        run(Bundle(bundle_path), None, dict.fromkeys("abc"), cache, [])
+    assert runs == [3, 2, 1, 1, 1, 1]
     assert cache.parts() == {"a": 1, "b": 1}

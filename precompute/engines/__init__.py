@@ -1,0 +1,1 @@
+"""Engines: where the tasks of a build run, on this machine or on many."""

@@ -1,0 +1,194 @@
+"""The engine of many machines: tasks run on a Ray cluster, which starts, places and repeats them."""
+
+import functools
+import importlib
+import os
+import platform
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from natscope.core.device import device
+from natscope.core.errors import BuildError
+from natscope.precompute.bundles.spec import versions
+from natscope.precompute.engines.local import TRIES, LostError, Part, Result, limit_threads
+
+_MISSING = "--engine ray needs Ray, which is missing; install it with pip install 'natscope[ray]'."
+_AHEAD = 2  # tasks that are handed over for each that runs
+_PASSED = ("NATSCOPE_DEVICE", "NATSCOPE_ALLOW_CODE")  # environment variables that tasks see
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}  # which sentences of natscope's replace
+_PATIENCE = 120.0  # seconds for a node to start a process
+
+
+class RayEngine:
+    """Tasks run on the nodes of a Ray cluster, each in a process of its own number of threads.
+
+    Args:
+        address: HOST:PORT of the cluster's head, of which this machine is a node; None for a Ray of this program's own.
+        workers: how many tasks run at once, at most; as many as the cluster has room for when None.
+    """
+
+    apart = True
+
+    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
+        self.address, self.workers, self._ray, self._own = address, workers, None, False
+
+    def begin(self, folder: Path) -> None:
+        """Join the cluster, and compare what each node has with what this process has.
+
+        Args:
+            folder: of the unfinished bundle, which every node must see.
+
+        Raises:
+            BuildError: if the cluster cannot be joined, versions differ, or a node does not see the folder.
+        """
+        ray = self._joined()
+        token = folder.absolute() / f"{uuid.uuid4().hex[:8]}.tmp"
+        token.touch()
+        try:
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            pin = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+            check = ray.remote(num_cpus=0, max_retries=TRIES - 1)(_about)
+            asked = {
+                node["NodeManagerAddress"]: check.options(scheduling_strategy=pin(node["NodeID"], soft=False)).remote(
+                    token
+                )
+                for node in nodes
+            }
+            for name, answer in asked.items():
+                self._compare(name, self._answered(name, answer))
+        finally:
+            token.unlink(missing_ok=True)
+
+    def map(self, task: Callable[[Part], Result], parts: Sequence[Part]) -> Iterator[tuple[Part, Result]]:
+        """Yield each part with what the task returns for it.
+
+        Ray repeats a task whose process or node is gone, and one that could not read or write a file.
+        """
+        ray, threads = self._joined(), torch.get_num_threads()
+        gpus = {"num_gpus": 1} if device().type == "cuda" else {}
+        run = ray.remote(num_cpus=threads, max_retries=TRIES - 1, retry_exceptions=[OSError], **gpus)(_run)
+        most, shared = self._most(threads), ray.put(task)
+        waiting, running, mine = list(reversed(parts)), dict[Any, Part](), about()
+        try:
+            while waiting or running:
+                while waiting and len(running) < most:
+                    part = waiting.pop()
+                    running[run.remote(shared, part, mine, threads)] = part
+                (found, *_), _ = ray.wait(list(running))
+                part = running.pop(found)
+                yield part, self._result(found, part)
+        finally:
+            for left in running:
+                ray.cancel(left, force=True)
+
+    def close(self) -> None:
+        """Leave the cluster, unless this program had joined it before."""
+        if self._ray is not None and self._own:
+            self._ray.shutdown()
+        self._ray = None
+
+    def _joined(self) -> Any:
+        if self._ray is not None:
+            return self._ray
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        try:
+            ray = importlib.import_module("ray")
+            importlib.import_module("ray.util.scheduling_strategies")
+        except ImportError as error:
+            raise BuildError(_MISSING) from error
+        if not ray.is_initialized():
+            passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
+            try:
+                ray.init(
+                    address=self.address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": passed}
+                )
+            except Exception as error:  # whatever a network, a token or the library's version does
+                where = "no Ray could be started here" if self.address is None else f"no Ray answers at {self.address}"
+                raise BuildError(
+                    f"{where[0].upper()}{where[1:]}: {_first_line(error)}. This machine must be a node of the cluster, "
+                    "started with ray start, of the same versions of Ray and Python and with the same token."
+                ) from error
+            self._own = True
+        self._ray = ray
+        return ray
+
+    def _most(self, threads: int) -> int:
+        """Return how many tasks are handed over at a time."""
+        if self.workers is not None:
+            return self.workers
+        return max(1, _AHEAD * int(self._ray.cluster_resources().get("CPU", 1) // threads))
+
+    def _answered(self, node: str, answer: Any) -> dict[str, str]:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(answer, timeout=_PATIENCE)
+        except errors.RayTaskError as error:
+            *_, last = str(error.cause or error).strip().splitlines()
+            raise BuildError(f"The node {node} cannot run natscope: {last.rstrip('.')}.") from error
+        except errors.RayError as error:
+            raise BuildError(f"The node {node} starts no process: {_first_line(error)}.") from error
+
+    @staticmethod
+    def _compare(node: str, found: dict[str, str]) -> None:
+        if found.pop("sees") != "yes":
+            raise BuildError(
+                f"The node {node} does not see the bundle's folder; give --out a folder that every node has under the "
+                "same path, such as one that they share."
+            )
+        for name, version in about().items():
+            if found.get(name) != version:
+                raise BuildError(
+                    f"The node {node} has {name} {found.get(name, 'of no version')}, and this machine {version}; the "
+                    "bytes of a bundle depend on it, so install the same everywhere."
+                )
+
+    def _result(self, found: Any, part: Any) -> Any:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(found)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, OSError):
+                raise LostError(part, TRIES) from error.cause
+            if isinstance(error.cause, Exception):
+                raise error.cause from None
+            raise
+        except errors.RayError as error:  # its process or node is gone, or its memory
+            raise LostError(part, TRIES) from error
+
+
+def about() -> dict[str, str]:
+    """Return what could change the bytes of a bundle from node to node."""
+    found = {name: version for name, version in versions().items() if name != "threads"}
+    return found | {"Python": platform.python_version()}
+
+
+def _about(token: Path) -> dict[str, str]:
+    """Run on a node before anything else."""
+    return about() | {"sees": "yes" if token.is_file() else "no"}
+
+
+@functools.cache
+def _prepare(threads: int) -> None:
+    limit_threads(threads)
+
+
+def _run(task: Callable[[Any], Any], part: Any, expected: dict[str, str], threads: int) -> Any:
+    """Run a task in a process of a node, which may have joined after the others were compared."""
+    _prepare(threads)
+    if (found := about()) != expected:
+        other = next(name for name in expected if found.get(name) != expected[name])
+        raise BuildError(
+            f"The node {platform.node()} has another {other} than the machine where the build was started; install the "
+            "same everywhere."
+        )
+    return task(part)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__).rstrip(".")
