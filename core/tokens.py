@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -123,6 +123,32 @@ def cut(text: str, tokenizer: bytes, longest: int) -> tuple[np.ndarray, np.ndarr
         raise ValueError("is cut into tokens that its tokenizer does not have")
     begins = np.array([0, len(parts[0]) + 1], dtype=np.int32)[which.clip(0)]
     return ids, np.where(which[:, None] < 0, 0, spans + begins[:, None]).astype(np.int32)
+
+
+def misfits(stored: Iterable[tuple[str, np.ndarray, np.ndarray]], tokenizer: bytes, longest: int) -> Iterator[str]:
+    """Yield what is wrong with stored tokens, in words that follow "the bundle", by cutting each text again.
+
+    Args:
+        stored: each text, the numbers of its tokens (L,), and where they begin and end (L, 2).
+        tokenizer: the content of a `tokenizer.json`.
+        longest: tokens that a text is cut to.
+    """
+    others, elsewhere = list[int](), list[int]()
+    for row, (text, numbers, spans) in enumerate(stored):
+        try:
+            found, places = cut(text, tokenizer, longest)
+        except ValueError as error:
+            yield f"holds a text, number {row:,}, which {error}"
+            return
+        if not np.array_equal(numbers, found):
+            others.append(row)
+        elif not np.array_equal(spans, places):
+            elsewhere.append(row)
+    for rows, fault in ((others, "into these tokens"), (elsewhere, "at these places")):
+        if rows:
+            texts = "a text" if len(rows) == 1 else f"{len(rows):,} texts"
+            example = f"number {rows[0]:,}" if len(rows) == 1 else f"the first is number {rows[0]:,}"
+            yield f"holds {texts} that its tokenizer does not cut {fault}; {example}"
 
 
 @contextmanager

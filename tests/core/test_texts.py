@@ -161,6 +161,7 @@ def _with(values, place, value):
         (lambda t: {"texts": _with(t.texts, 0, 7)}, "cannot be shown"),
         (lambda t: {"about": {"columns": ["a", "b"]}}, "other columns"),
         (lambda t: {"about": {"longest": 11}}, "too many tokens"),
+        (lambda t: {"token_offsets": _with(t.token_offsets, 1, 0)}, "texts of no tokens"),
         (lambda t: {"about": {"vocabulary": t.vocabulary + 1}}, "another vocabulary"),
         (lambda t: {"files": {"tokenizer": b"{}"}}, "does not have the form"),
         (lambda t: {"files": {"tokenizer": b"[" * 10_000}}, "does not have the form"),
@@ -173,6 +174,36 @@ def _with(values, place, value):
 def test_what_a_stranger_stored_is_checked(some, change, fault):
     with pytest.raises(ValueError, match=fault):
         _stored(some, **change(some))
+
+
+def _permuted(tokenizer):
+    """Exchange the numbers of two words that are in the first text."""
+    content = json.loads(tokenizer)
+    words = content["model"]["vocab"]
+    words["emma"], words["clever"] = words["clever"], words["emma"]
+    return json.dumps(content).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "faults"),
+    [
+        (lambda t: {}, []),
+        (lambda t: {"files": {"tokenizer": _permuted(t.tokenizer)}},
+         ["holds 3 texts that its tokenizer does not cut into these tokens; the first is number 0"]),
+        (lambda t: {"spans": np.zeros_like(t.spans)},
+         ["holds 4 texts that its tokenizer does not cut at these places; the first is number 0"]),
+        (lambda t: {"tokens": _with(t.tokens, t.token_offsets[2], 3), "spans": _with(t.spans, 0, (0, 3))},
+         ["holds a text that its tokenizer does not cut into these tokens; number 2",
+          "holds a text that its tokenizer does not cut at these places; number 0"]),
+    ],
+)  # fmt: skip
+def test_stored_tokens_are_those_that_the_tokenizer_makes_of_the_texts(some, change, faults):
+    assert list(TEXT.misfits(_stored(some, **change(some)))) == faults
+
+
+def test_a_stored_text_that_its_tokenizer_cannot_cut_is_named(some):
+    stored = [(" ", some.token_numbers(0), some.token_spans(0))]
+    assert list(tokens.misfits(stored, some.tokenizer, 12)) == ["holds a text, number 0, which has no words"]
 
 
 @pytest.mark.parametrize(

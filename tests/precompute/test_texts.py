@@ -3,6 +3,7 @@ import dataclasses
 import gzip
 import io
 import json
+import re
 import sys
 import types
 
@@ -12,6 +13,7 @@ import pytest
 
 from natscope import assets
 from natscope.assets.make_austen import NOVELS, chapters, make, passages
+from natscope.core.bundle.verify import check_bundle
 from natscope.core.errors import BuildError, DataError, QueryError
 from natscope.core.progress import silent
 from natscope.precompute.answer import open as open_bundle
@@ -20,7 +22,7 @@ from natscope.precompute.data.text_sources import TextSpec, fingerprint
 from natscope.precompute.data.texts import text_dataset
 from natscope.precompute.data.tokenizing import trained
 from natscope.precompute.training.models import ModelSpec
-from tests.tiny import build_tiny_texts
+from tests.tiny import build_tiny_texts, saved
 
 _ROWS = [
     (f"A {word} film, number {n}.", label) for n in range(10) for word, label in (("fine", "good"), ("dull", "bad"))
@@ -426,6 +428,18 @@ def test_weights_want_the_tokenizer_that_belongs_to_them(tmp_path):
     spec = BuildSpec(dataset="austen", model=ModelSpec("attention", None), weights=tmp_path / "a.safetensors")
     with pytest.raises(BuildError, match="by --tokenizer"):
         spec.load(silent)
+
+
+def test_verify_cuts_the_texts_again(tmp_path):
+    path = tmp_path / "reviews"
+    bundle = build_tiny_texts(path)
+    assert check_bundle(path) == []
+    saved(path, "test_spans", np.zeros_like(bundle.array("test_spans")))
+    (fault,) = check_bundle(path)
+    assert re.search(
+        r"^The test set of the bundle .* is damaged: it holds \d+ texts that its tokenizer does not", fault
+    )
+    assert fault.endswith("To fix it, delete the folder and build it again with the command that made it.")
 
 
 def test_python_asks_about_a_text_in_quotes(tmp_path):
