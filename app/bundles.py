@@ -26,7 +26,7 @@ from natscope.core.bundle.request import Attribution, QueryExample, Request
 from natscope.core.bundle.unmapped import UnmappedBundle
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, NatscopeError, QueryError
-from natscope.core.examples import Examples
+from natscope.core.examples import Examples, digest_of
 from natscope.core.methods import METHODS
 from natscope.core.pool import CLASSES_KEPT, LARGEST_GRAM
 from natscope.core.words import Link
@@ -117,7 +117,7 @@ class Served(Capabilities):
 
     def asked(self, example: Examples) -> QueryExample:
         """Return an example, alone, as a query."""
-        return self._ask("asked", _named(example), tasks.asked, example)
+        return self._ask("asked", digest_of(example), tasks.asked, example)
 
     def kept_file(self, digest: str) -> QueryExample:
         """Return a file that this session uploaded, by its checksum, as a query.
@@ -145,7 +145,7 @@ class Served(Capabilities):
 
     def predict(self, examples: Examples) -> np.ndarray:
         """Return the predicted classes of examples, (B,) int64."""
-        return self._ask("predict", _named(examples), tasks.predict, examples)
+        return self._ask("predict", digest_of(examples), tasks.predict, examples)
 
     def attribute(self, query: QueryExample, request: Request, *, bar: bool = True) -> Attribution:
         """Rank training images for a query, with a progress bar on the page if it takes long.
@@ -250,14 +250,7 @@ def _served(place: tasks.Place) -> Served:
 def _name(query: QueryExample) -> Hashable:
     if query.index is not None:
         return query.origin, query.index
-    return _named(query.example)
-
-
-def _named(examples: Examples) -> str:
-    digest = hashlib.sha256()
-    for name, array in sorted(examples.arrays().items()):
-        digest.update(f"{name} {array.shape}".encode() + np.ascontiguousarray(array[:]).tobytes())
-    return digest.hexdigest()
+    return digest_of(query.example)
 
 
 def _digest(found: Any) -> str:

@@ -4,6 +4,7 @@ A modality says how its examples are stored, checked, turned into a network's in
 its page (`natscope.app.modalities`) shows them. Each is one file, and nothing else asks which one it is.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -171,6 +172,14 @@ def batches(inputs: Tensor | Inputs, size: int) -> Iterator[Which]:
     for start in range(0, len(inputs), size):
         part = slice(start, start + size)
         yield part if order is None else order[part]
+
+
+def digest_of(examples: Examples) -> str:
+    """Return a checksum of what is stored of some examples."""
+    digest = hashlib.sha256()
+    for name, array in sorted(examples.arrays().items()):
+        digest.update(f"{name} {array.shape}".encode() + np.ascontiguousarray(array[:]).tobytes())
+    return digest.hexdigest()
 
 
 def modality_of(dataset: Mapping[str, Any]) -> Modality:

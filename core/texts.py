@@ -167,7 +167,8 @@ class Texts:
     def described(self) -> str:
         """Return how many tokens a text has and may have."""
         middle = int(np.median(self.inputs.lengths))
-        return f"{middle} tokens at the median, {self.longest} at most, of {self.vocabulary:,}"
+        cut_to = f"cut to {self.longest:,} at most"
+        return f"median length {middle:,} tokens ({cut_to}), vocabulary of {self.vocabulary:,} tokens"
 
     def scaling(self) -> str:
         """Return nothing: there is one way to cut them."""

@@ -67,7 +67,8 @@ def test_a_text_comes_back_as_it_was_and_each_token_names_its_place(some):
     ]
     assert [some.text(2)[a:b] for a, b in some.token_spans(2)] == ["An", "été", "in", "Bath", "."]
     assert len(some.token_spans(3)) == 12 == some.inputs.lengths.max()  # cut, the text is not
-    assert some.described() == f"11 tokens at the median, 12 at most, of {some.vocabulary}"
+    vocabulary = f"vocabulary of {some.vocabulary} tokens"
+    assert some.described() == f"median length 11 tokens (cut to 12 at most), {vocabulary}"
     assert some.scaling() == ""
     assert some.present().tolist() == [True] * 4
     assert some.form == (some.vocabulary, 12) == TEXT.form(some.about(), {})

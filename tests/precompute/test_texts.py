@@ -170,7 +170,7 @@ def test_the_same_text_is_never_on_both_sides(tmp_path):
         (("text", "label"), [*_ROWS, ("a" * 100_001, "good")], {}, "line 22 has more than 100,000 characters"),
         (("text", "label"), [*_ROWS, ("a" * 10**7, "good")], {}, "line 22, holds more than 100,000 characters"),
         (("text", "label"), _ROWS, {"test_share": 1.0}, "test share must lie between"),
-        (("text", "label"), _ROWS, {"longest": 3}, "is cut to 4 to 8,192"),
+        (("text", "label"), _ROWS, {"longest": 3}, "cut to 4 to 8,192 tokens, not to 3; change --longest"),
         (("text", "label"), _ROWS, {"vocabulary": 3}, "A vocabulary has 4 to"),
         (("text", "label"), _ROWS, {"columns": ("a", "b", "c")}, "one column or two, not 3"),
     ],
@@ -269,6 +269,11 @@ def test_odd_folders_are_refused_in_a_sentence(tmp_path):
     (tmp_path / "one" / "bad" / "1.txt").write_text("a")
     (tmp_path / "one" / "bad" / "2.txt").write_text("b")
     _refused(tmp_path / "one", "class good without a training text")
+
+
+def test_a_folder_of_tables_is_told_to_name_one(tmp_path):
+    _tsv(tmp_path / "films.tsv")
+    _refused(tmp_path, "holds no folders of classes but tables; name one of them, as in --dataset text:.*films.tsv")
 
 
 def test_a_tokenizer_may_be_brought(tmp_path):
