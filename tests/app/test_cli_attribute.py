@@ -95,7 +95,7 @@ def test_all_wrong_asks_about_every_test_image_predicted_wrong(ask, attributor, 
     monkeypatch.setattr(Attributor, "__init__", faultless)
     code, out, err = ask("--all-wrong", "--csv")
     assert (code, out) == (2, "")
-    assert "every test image right" in one_sentence(err)
+    assert "every test example right" in one_sentence(err)
 
 
 @pytest.mark.parametrize("kind", ["npy", "csv"])
