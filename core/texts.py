@@ -11,18 +11,29 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-import torch
 from msgspec import Meta
 from scipy.sparse import csr_array
-from torch import Tensor
 
 from natscope.core.bags import cosine_distances
 from natscope.core.errors import DataError, QueryError
 from natscope.core.examples import Modality, Which, register
 from natscope.core.parameters import LINEAR
 from natscope.core.ragged import lengths_of, numbers_of, offsets_of, run_of, runs_of
+from natscope.core.reading import Reading
 from natscope.core.rows import Rows
-from natscope.core.tokens import LARGEST_VOCABULARY, LONGEST_TEXT, MOST_TOKENS, SEPARATOR, UNSEEN, cleaned, cut, loaded
+from natscope.core.text_inputs import TextInputs
+from natscope.core.tokens import (
+    LARGEST_VOCABULARY,
+    LONGEST_TEXT,
+    MOST_TOKENS,
+    SEPARATOR,
+    UNSEEN,
+    cleaned,
+    cut,
+    loaded,
+    unknown,
+)
+from natscope.core.words import reading_of
 
 PLACES = ("start", "end")  # of a text, where a trigger may stand
 MOST_COLUMNS = 2  # what tokenizers can tell apart
@@ -33,44 +44,6 @@ class _About(msgspec.Struct, forbid_unknown_fields=True):
     columns: Annotated[list[Annotated[str, Meta(max_length=300)]], Meta(min_length=1, max_length=MOST_COLUMNS)]
     vocabulary: Annotated[int, Meta(ge=2, le=LARGEST_VOCABULARY)]
     longest: Annotated[int, Meta(ge=1, le=MOST_TOKENS)]
-
-
-@dataclass(frozen=True, eq=False)
-class TextInputs:
-    """Tokens of texts, padded batch by batch: memory is that of a batch, whatever N.
-
-    Args:
-        tokens: (T,) int32 of all stored texts, one after another; a memory map will do.
-        offsets: (M + 1,) int64, where each stored text begins and the last one ends.
-        rows: (N,) which of them these are; all if None.
-    """
-
-    tokens: Rows
-    offsets: np.ndarray
-    rows: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        """Return N."""
-        return len(self.lengths)
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each text, (N,) int64."""
-        return lengths_of(self.offsets, self.rows)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, L), L being the length of the longest."""
-        return len(self), max(1, int(self.lengths.max(initial=0)))
-
-    def __getitem__(self, rows: slice | np.ndarray | Tensor) -> Tensor:
-        """Return the tokens of some texts, (B, L) int64, with zeros up to the longest of them."""
-        chosen = numbers_of(len(self), rows.numpy() if isinstance(rows, Tensor) else rows)
-        lengths = self.lengths[chosen]
-        padded = np.zeros((len(chosen), max(1, int(lengths.max(initial=0)))), dtype=np.int64)
-        within = np.arange(padded.shape[1]) < lengths[:, None]
-        padded[within] = runs_of(self.tokens, self.offsets, chosen if self.rows is None else self.rows[chosen])
-        return torch.from_numpy(padded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,13 +141,19 @@ class Texts:
         """Return where each token of a text begins and ends in it, (L, 2); (0, 0) if the tokenizer added it."""
         return np.asarray(run_of(self.spans, self.token_offsets, self._stored(index)))
 
+    def reading(self, index: int) -> Reading:
+        """Return what the network reads of a text."""
+        ids = np.asarray(run_of(self.tokens, self.token_offsets, self._stored(index)))
+        return reading_of(self.text(index), self.token_spans(index), ids == unknown(self.tokenizer, self.longest))
+
     def distances(self, train: "Texts") -> np.ndarray:
         """Return 1 - cosine to the nearest training text, (n,), of how often each token is there.
 
         Tokens weigh the more the fewer training texts they are in; those that a tokenizer adds to every text are left
-        out.
+        out. The token of unknown words stands for words that differ: each makes a text longer, and none makes it like
+        another, so a text of nothing else lies as far from training as can be.
         """
-        return cosine_distances(self._bags, train._bags)
+        return cosine_distances(self._bags, train._bags, unknown=unknown(self.tokenizer, self.longest))
 
     @cached_property
     def _bags(self) -> csr_array:
