@@ -21,7 +21,7 @@ def told(attributor: Served, attack: Backdoor) -> None:
     st.markdown(
         f"**{count:,} of {len(attributor.train_labels):,} training {many}** have a trigger at their "
         f"{escape.markdown(attack.place)}, and the label of another class. With its class’s trigger, **{success:.0%}** "
-        f"of test {many} are taken for that class; without, "
+        f"of test {many} are taken for the class it aims at; without, "
         f"{attributor.bundle.manifest.results['test_accuracy']:.0%} are right."
     )
     rows = [
