@@ -56,13 +56,15 @@ class Listed:
     Args:
         title: the bundle's title, or its folder's name if it is damaged.
         identity: the bundle's identity; "" where it is damaged.
-        poisoned: whether it has a backdoor.
+        poisoned: whether it has a backdoor of which the story of page Backdoor tells.
+        attacked: whether it has one, of any kind.
         kin: see `natscope.core.analysis.stability.kin`.
     """
 
     title: str
     identity: str = ""
     poisoned: bool = False
+    attacked: bool = False
     kin: tuple[str, int | None] = ("", None)
 
 
@@ -77,14 +79,15 @@ def listed(path: Path) -> Listed:
 
 
 def _read(path: Path) -> Listed:
-    poisoned = False
+    poisoned = attacked = False
     try:
         raw = read_manifest(path)
-        poisoned = raw.poison is not None and page_of(raw.modality).poisoned
+        attacked = raw.poison is not None
+        poisoned = attacked and page_of(raw.modality).poisoned
         manifest = Bundle(path).manifest
     except BundleError:
-        return Listed(f"{path.name} (damaged)", poisoned=poisoned)
-    return Listed(manifest.name, manifest.identity, poisoned, kin(manifest))
+        return Listed(f"{path.name} (damaged)", poisoned=poisoned, attacked=attacked)
+    return Listed(manifest.name, manifest.identity, poisoned, attacked, kin(manifest))
 
 
 class Served(Capabilities):
@@ -166,6 +169,11 @@ class Served(Capabilities):
         """Return the links of a query with training texts by their words, see `tasks.word_links`."""
         key = ("word links", self.place, _name(query), target, rows)
         return lanes.ask(lanes.shared().quick, key, tasks.word_links, self.place, query, target, rows, bar=True)
+
+    def saying(self, split: str, text: str) -> list[int]:
+        """Return the numbers of the "test" or "train" examples that say something, whatever its capitals."""
+        text = text.casefold()
+        return self._ask("saying", (split, text), tasks.saying, split, text)
 
     def compare(self, query: QueryExample, requests: Sequence[Request], evaluation_sigma2: float) -> list[Row]:
         """Ask several methods about a query; answers that were found before are cached.

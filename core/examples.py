@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
+from natscope.core.reading import Reading
 from natscope.core.rows import Rows
 
 Which = slice | np.ndarray
@@ -65,6 +66,9 @@ class Examples(Protocol):
 
     def about(self) -> dict[str, Any]:
         """Return what a manifest says of them: the fields of the modality's `about`."""
+
+    def reading(self, index: int) -> Reading | None:
+        """Return what a network reads of one, where words tell it; else None."""
 
     def distances(self, train: Self) -> np.ndarray:
         """Return how far each lies from its nearest training example, (n,), in what the network takes."""

@@ -19,6 +19,7 @@ from natscope.core.errors import DataError, QueryError
 from natscope.core.examples import Modality, Which, register
 from natscope.core.parameters import LINEAR
 from natscope.core.ragged import PaddedRuns, lengths_of, numbers_of, offsets_of, run_of, runs_of
+from natscope.core.reading import Reading
 from natscope.core.rows import Rows
 from natscope.core.tokens import (
     LARGEST_VOCABULARY,
@@ -30,7 +31,9 @@ from natscope.core.tokens import (
     cut,
     loaded,
     misfits,
+    unknown,
 )
+from natscope.core.words import reading_of
 
 PLACES = ("start", "end")  # of a text, where a trigger may stand
 MOST_COLUMNS = 2  # what tokenizers can tell apart
@@ -142,13 +145,19 @@ class Texts:
         """Return where each token of a text begins and ends in it, (L, 2); (0, 0) if the tokenizer added it."""
         return np.asarray(run_of(self.spans, self.token_offsets, self._stored(index)))
 
+    def reading(self, index: int) -> Reading:
+        """Return what the network reads of a text."""
+        ids = np.asarray(run_of(self.tokens, self.token_offsets, self._stored(index)))
+        return reading_of(self.text(index), self.token_spans(index), ids == unknown(self.tokenizer, self.longest))
+
     def distances(self, train: "Texts") -> np.ndarray:
         """Return 1 - cosine to the nearest training text, (n,), of how often each token is there.
 
         Tokens weigh the more the fewer training texts they are in; those that a tokenizer adds to every text are left
-        out.
+        out. The token of unknown words stands for words that differ: each makes a text longer, and none makes it like
+        another, so a text of nothing else lies as far from training as can be.
         """
-        return cosine_distances(self._bags, train._bags)
+        return cosine_distances(self._bags, train._bags, unknown=unknown(self.tokenizer, self.longest))
 
     @cached_property
     def _bags(self) -> csr_array:

@@ -71,6 +71,22 @@ def loaded(tokenizer: bytes, longest: int) -> tuple[Tokenizer, int]:
     return found, known
 
 
+@lru_cache(maxsize=8)
+def unknown(tokenizer: bytes, longest: int) -> int | None:
+    """Return the token that stands for all words that a tokenizer does not know; None if it has no such.
+
+    Args:
+        tokenizer: the content of a `tokenizer.json`.
+        longest: tokens that a text is cut to.
+
+    Raises:
+        ValueError: if it cannot be used, in words that follow a file's name.
+    """
+    found, model = loaded(tokenizer, longest)[0], from_json(tokenizer)["model"]
+    number = model.get("unk_id")
+    return number if isinstance(number, int) else found.token_to_id(str(model.get("unk_token")))
+
+
 def _steps(found: Any) -> Iterator[tuple[str, int]]:
     """Yield the regular expression of each step, "" if it has none, and by how much it may lengthen a match."""
     if isinstance(found, dict):

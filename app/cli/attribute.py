@@ -247,6 +247,8 @@ def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
     classes, method = bundle.classes, METHODS[result.request.method]
     chance = query.probabilities[query.predicted]
     yield f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}."
+    if (reading := query.example.reading(0)) is not None and (said := reading.sentence()):
+        yield said
     if method.uses_sigma2:
         ratio = ratio_text(result.sigma2, bundle.mean_kernel())
         yield f"{method.title} at σ² = {result.sigma2:.3g}{f', {ratio}' if ratio else ''}."

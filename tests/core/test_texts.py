@@ -321,18 +321,38 @@ def test_distances_are_one_minus_cosines_of_weighted_counts(some):
     train = bags(some)
     rarity = 1 + np.log(5 / (1 + (train > 0).sum(axis=0)))
     queries = some.given("Emma was tall, Mr. Darcy.")
-    own, others = bags(queries) * rarity, train * rarity
-    cosines = own @ others.T / np.linalg.norm(own) / np.linalg.norm(others, axis=1)
+    own, others = (bag[:, 1:] * rarity[1:] for bag in (bags(queries), train))
+    strange = [bag[:, 0] * (1 + np.log(5)) ** 2 for bag in (bags(queries), train)]  # each unknown word by itself
+    lengths = [np.sqrt((bag**2).sum(axis=1) + more) for bag, more in zip((own, others), strange, strict=True)]
+    cosines = own @ others.T / lengths[0][:, None] / lengths[1]
     assert queries.distances(some) == pytest.approx(1 - cosines.max())
-    assert some.distances(some) == pytest.approx(np.zeros(4), abs=1e-12)
-    assert some.given("Zebra").distances(some[:1]) == pytest.approx(1 - _cosine_of_unknown(some), abs=1e-9)
+    known = some[np.flatnonzero(strange[1] == 0)]
+    assert known.distances(some) == pytest.approx(np.zeros(len(known)), abs=1e-12)
+    assert some.given("Zebra").distances(some[:1]) == 1
 
 
-def _cosine_of_unknown(some):
-    """That of the unknown word, which the first text has as well, with the whole text."""
-    row = some.inputs[:1][0].numpy()
-    counts = np.bincount(row, minlength=some.vocabulary)[1:].astype(float)
-    return counts[0] / np.linalg.norm(counts)  # in the only training text, all weigh the same
+def test_unknown_words_make_no_text_like_another():
+    tokenizer = trained(["the film is fine", "the film is fine"], vocabulary=50)
+    given = {"columns": ("",), "longest": 6}
+    train = texts_of(["the film is fine", "strange words alone here", "odd film"], tokenizer, **given)
+    asked = texts_of(["zxqv blorg", "film", "odd film", "the film is fine"], tokenizer, **given)
+    unlike, known, partly, same = asked.distances(train)
+    assert unlike == 1
+    assert same == pytest.approx(0)
+    assert 0 < known < partly < 1
+    own = texts_of(["zxqv the film blorg is"], tokenizer, **given).reading(0)
+    assert (own.unknown, own.sentence()) == (
+        ["zxqv", "blorg"],
+        "2 words are unknown to the network: “zxqv”, “blorg”.",
+    )
+
+
+def test_what_a_network_does_not_read_is_said():
+    tokenizer = trained(["a fine day", "a fine day"], vocabulary=50)
+    cut_off = texts_of(["a fine day, zxqv a fine day"], tokenizer, columns=("",), longest=5).reading(0)
+    assert cut_off.to_dict() == {"words": 7, "read": 4, "unknown": ["zxqv"]}
+    assert cut_off.sentence() == "The network reads the first 4 of 7 words; 1 word is unknown to it: “zxqv”."
+    assert [cut_off.fate(*span) for span in ((0, 1), (12, 16), (16, 27))] == ["", "unknown", "unread"]
 
 
 def test_what_a_tokenizer_adds_counts_in_no_distance(pairs):
