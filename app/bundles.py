@@ -26,7 +26,7 @@ from natscope.core.bundle.request import Attribution, QueryExample, Request
 from natscope.core.bundle.unmapped import UnmappedBundle
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, NatscopeError, QueryError
-from natscope.core.examples import Examples
+from natscope.core.examples import Examples, digest_of
 from natscope.core.methods import METHODS
 from natscope.core.pool import CLASSES_KEPT, LARGEST_GRAM
 from natscope.core.words import Link
@@ -56,13 +56,15 @@ class Listed:
     Args:
         title: the bundle's title, or its folder's name if it is damaged.
         identity: the bundle's identity; "" where it is damaged.
-        poisoned: whether it has a backdoor.
+        poisoned: whether it has a backdoor of which the story of page Backdoor tells.
+        attacked: whether it has one, of any kind.
         kin: see `natscope.core.analysis.stability.kin`.
     """
 
     title: str
     identity: str = ""
     poisoned: bool = False
+    attacked: bool = False
     kin: tuple[str, int | None] = ("", None)
 
 
@@ -77,14 +79,15 @@ def listed(path: Path) -> Listed:
 
 
 def _read(path: Path) -> Listed:
-    poisoned = False
+    poisoned = attacked = False
     try:
         raw = read_manifest(path)
-        poisoned = raw.poison is not None and page_of(raw.modality).poisoned
+        attacked = raw.poison is not None
+        poisoned = attacked and page_of(raw.modality).poisoned
         manifest = Bundle(path).manifest
     except BundleError:
-        return Listed(f"{path.name} (damaged)", poisoned=poisoned)
-    return Listed(manifest.name, manifest.identity, poisoned, kin(manifest))
+        return Listed(f"{path.name} (damaged)", poisoned=poisoned, attacked=attacked)
+    return Listed(manifest.name, manifest.identity, poisoned, attacked, kin(manifest))
 
 
 class Served(Capabilities):
@@ -117,7 +120,7 @@ class Served(Capabilities):
 
     def asked(self, example: Examples) -> QueryExample:
         """Return an example, alone, as a query."""
-        return self._ask("asked", _named(example), tasks.asked, example)
+        return self._ask("asked", digest_of(example), tasks.asked, example)
 
     def kept_file(self, digest: str) -> QueryExample:
         """Return a file that this session uploaded, by its checksum, as a query.
@@ -145,7 +148,7 @@ class Served(Capabilities):
 
     def predict(self, examples: Examples) -> np.ndarray:
         """Return the predicted classes of examples, (B,) int64."""
-        return self._ask("predict", _named(examples), tasks.predict, examples)
+        return self._ask("predict", digest_of(examples), tasks.predict, examples)
 
     def attribute(self, query: QueryExample, request: Request, *, bar: bool = True) -> Attribution:
         """Rank training images for a query, with a progress bar on the page if it takes long.
@@ -166,6 +169,11 @@ class Served(Capabilities):
         """Return the links of a query with training texts by their words, see `tasks.word_links`."""
         key = ("word links", self.place, _name(query), target, rows)
         return lanes.ask(lanes.shared().quick, key, tasks.word_links, self.place, query, target, rows, bar=True)
+
+    def saying(self, split: str, text: str) -> list[int]:
+        """Return the numbers of the "test" or "train" examples that say something, whatever its capitals."""
+        text = text.casefold()
+        return self._ask("saying", (split, text), tasks.saying, split, text)
 
     def compare(self, query: QueryExample, requests: Sequence[Request], evaluation_sigma2: float) -> list[Row]:
         """Ask several methods about a query; answers that were found before are cached.
@@ -250,14 +258,7 @@ def _served(place: tasks.Place) -> Served:
 def _name(query: QueryExample) -> Hashable:
     if query.index is not None:
         return query.origin, query.index
-    return _named(query.example)
-
-
-def _named(examples: Examples) -> str:
-    digest = hashlib.sha256()
-    for name, array in sorted(examples.arrays().items()):
-        digest.update(f"{name} {array.shape}".encode() + np.ascontiguousarray(array[:]).tobytes())
-    return digest.hexdigest()
+    return digest_of(query.example)
 
 
 def _digest(found: Any) -> str:

@@ -19,6 +19,7 @@ from natscope.core.bundle.request import CONDITIONINGS, LARGEST_SIGMA2, LEAST_SI
 from natscope.core.errors import QueryError
 from natscope.core.examples import MODALITIES
 from natscope.core.methods import GAINS, METHODS, REFERENCE
+from natscope.core.tokens import LONGEST_TEXT
 
 if TYPE_CHECKING:  # only pages need Streamlit
     from natscope.app.bundles import Served
@@ -209,7 +210,10 @@ _IMAGE = whole(0, lambda limits: limits.images - 1)
 
 @dataclass(frozen=True)
 class AttributeView:
-    """The tab Attribution: a query, the settings, and whether to use plain words; sigma2 is the usual one when 0."""
+    """The tab Attribution: a query, the settings, and whether to use plain words; sigma2 is the usual one when 0.
+
+    `word` is the number of a word of the query, if it is a text, by whose share its ranking is ordered.
+    """
 
     shared: ClassVar[tuple[str, ...]] = ("q", "method", "sigma2", "target")  # parameters that other tabs have too
     query: str = parameter("q", "test:0", parse_query, always=True)
@@ -219,6 +223,7 @@ class AttributeView:
     pool: str = parameter("pool", POOLS[0], choice(*POOLS))
     conditioning: str = parameter("given", CONDITIONINGS[0], choice(*CONDITIONINGS))
     target: int | None = parameter("target", None, _LABEL, write=_optional)
+    word: int | None = parameter("word", None, whole(0, LONGEST_TEXT), write=_optional)
     plain: bool = parameter("words", False, _flag("plain"), write=lambda plain: "plain" if plain else "")
 
     def request(self) -> Request:

@@ -162,6 +162,13 @@ def score_each(
     return _opened(place).score_each(asked, request, progress)
 
 
+def saying(progress: Progress, place: Place, split: str, text: str) -> list[int]:
+    """Return the numbers of the examples of a split in which a text stands, casefolded."""
+    bundle = _opened(place).bundle
+    sought = page_of(bundle.modality).sought
+    return [] if sought is None else [i for i, s in enumerate(sought(bundle.examples(split))) if text in s.casefold()]
+
+
 def word_links(
     progress: Progress, place: Place, asked: QueryExample, target: int, rows: Sequence[int]
 ) -> list[Link] | None:

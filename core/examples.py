@@ -4,6 +4,7 @@ A modality says how its examples are stored, checked, turned into a network's in
 its page (`natscope.app.modalities`) shows them. Each is one file, and nothing else asks which one it is.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -12,6 +13,7 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
+from natscope.core.reading import Reading
 from natscope.core.rows import Rows
 
 Which = slice | np.ndarray
@@ -64,6 +66,9 @@ class Examples(Protocol):
 
     def about(self) -> dict[str, Any]:
         """Return what a manifest says of them: the fields of the modality's `about`."""
+
+    def reading(self, index: int) -> Reading | None:
+        """Return what a network reads of one, where words tell it; else None."""
 
     def distances(self, train: Self) -> np.ndarray:
         """Return how far each lies from its nearest training example, (n,), in what the network takes."""
@@ -126,6 +131,8 @@ class Modality:
             needs more: see `natscope.precompute.bundles.asking`.
         places: where a backdoor's trigger may stand in an example, as users name it.
         suits: returns whether a manifest's triggers are some: by their list, their size, and `form`.
+        misfits: yields what is wrong with examples that were read, in words that follow "the bundle": what takes too
+            long to be found out whenever a bundle is opened.
     """
 
     name: str
@@ -144,6 +151,7 @@ class Modality:
     places: tuple[str, ...] = ()
     suits: Callable[[Sequence[Any], int, tuple[int, ...]], bool] = lambda patterns, size, form: False
     files: Mapping[str, str] = field(default_factory=dict)
+    misfits: Callable[[Any], Iterator[str]] = lambda examples: iter(())
 
     @property
     def a_one(self) -> str:
@@ -168,6 +176,14 @@ def batches(inputs: Tensor | Inputs, size: int) -> Iterator[Which]:
     for start in range(0, len(inputs), size):
         part = slice(start, start + size)
         yield part if order is None else order[part]
+
+
+def digest_of(examples: Examples) -> str:
+    """Return a checksum of what is stored of some examples."""
+    digest = hashlib.sha256()
+    for name, array in sorted(examples.arrays().items()):
+        digest.update(f"{name} {array.shape}".encode() + np.ascontiguousarray(array[:]).tobytes())
+    return digest.hexdigest()
 
 
 def modality_of(dataset: Mapping[str, Any]) -> Modality:

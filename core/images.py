@@ -201,6 +201,9 @@ class Images:
         named = {"load": self.load, "transform": self.transform}
         return {"mean": list(self.mean), "std": list(self.std)} | {key: name for key, name in named.items() if name}
 
+    def reading(self, index: int) -> None:
+        """Return nothing: a network takes all of an image."""
+
     def distances(self, train: "Images") -> np.ndarray:
         """Return each image's Euclidean distance to its nearest training image, of pixels in [0, 1], (n,)."""
         return nearest(_pixels(self.images), map(_pixels, in_blocks(train.images)))

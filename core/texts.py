@@ -4,25 +4,36 @@ A text of several columns, such as two sentences, is one string with a separator
 count characters of that string. Token 0 is padding and stands in no stored text.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-import torch
 from msgspec import Meta
 from scipy.sparse import csr_array
-from torch import Tensor
 
 from natscope.core.bags import cosine_distances
 from natscope.core.errors import DataError, QueryError
 from natscope.core.examples import Modality, Which, register
 from natscope.core.parameters import LINEAR
-from natscope.core.ragged import lengths_of, numbers_of, offsets_of, run_of, runs_of
+from natscope.core.ragged import PaddedRuns, lengths_of, numbers_of, offsets_of, run_of, runs_of
+from natscope.core.reading import Reading
 from natscope.core.rows import Rows
-from natscope.core.tokens import LARGEST_VOCABULARY, LONGEST_TEXT, MOST_TOKENS, SEPARATOR, UNSEEN, cleaned, cut, loaded
+from natscope.core.tokens import (
+    LARGEST_VOCABULARY,
+    LONGEST_TEXT,
+    MOST_TOKENS,
+    SEPARATOR,
+    UNSEEN,
+    cleaned,
+    cut,
+    loaded,
+    misfits,
+    unknown,
+)
+from natscope.core.words import reading_of
 
 PLACES = ("start", "end")  # of a text, where a trigger may stand
 MOST_COLUMNS = 2  # what tokenizers can tell apart
@@ -33,44 +44,6 @@ class _About(msgspec.Struct, forbid_unknown_fields=True):
     columns: Annotated[list[Annotated[str, Meta(max_length=300)]], Meta(min_length=1, max_length=MOST_COLUMNS)]
     vocabulary: Annotated[int, Meta(ge=2, le=LARGEST_VOCABULARY)]
     longest: Annotated[int, Meta(ge=1, le=MOST_TOKENS)]
-
-
-@dataclass(frozen=True, eq=False)
-class TextInputs:
-    """Tokens of texts, padded batch by batch: memory is that of a batch, whatever N.
-
-    Args:
-        tokens: (T,) int32 of all stored texts, one after another; a memory map will do.
-        offsets: (M + 1,) int64, where each stored text begins and the last one ends.
-        rows: (N,) which of them these are; all if None.
-    """
-
-    tokens: Rows
-    offsets: np.ndarray
-    rows: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        """Return N."""
-        return len(self.lengths)
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each text, (N,) int64."""
-        return lengths_of(self.offsets, self.rows)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, L), L being the length of the longest."""
-        return len(self), max(1, int(self.lengths.max(initial=0)))
-
-    def __getitem__(self, rows: slice | np.ndarray | Tensor) -> Tensor:
-        """Return the tokens of some texts, (B, L) int64, with zeros up to the longest of them."""
-        chosen = numbers_of(len(self), rows.numpy() if isinstance(rows, Tensor) else rows)
-        lengths = self.lengths[chosen]
-        padded = np.zeros((len(chosen), max(1, int(lengths.max(initial=0)))), dtype=np.int64)
-        within = np.arange(padded.shape[1]) < lengths[:, None]
-        padded[within] = runs_of(self.tokens, self.offsets, chosen if self.rows is None else self.rows[chosen])
-        return torch.from_numpy(padded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +80,9 @@ class Texts:
         return TEXT
 
     @cached_property
-    def inputs(self) -> TextInputs:
+    def inputs(self) -> PaddedRuns:
         """Their tokens."""
-        return TextInputs(self.tokens, self.token_offsets, self.rows)
+        return PaddedRuns(self.tokens, self.token_offsets, self.rows)
 
     @property
     def form(self) -> tuple[int, ...]:
@@ -164,17 +137,27 @@ class Texts:
         """Return a text's parts, one a column."""
         return tuple(self.text(index).split(SEPARATOR))
 
+    def token_numbers(self, index: int) -> np.ndarray:
+        """Return the numbers of a text's tokens, (L,)."""
+        return np.asarray(run_of(self.tokens, self.token_offsets, self._stored(index)))
+
     def token_spans(self, index: int) -> np.ndarray:
         """Return where each token of a text begins and ends in it, (L, 2); (0, 0) if the tokenizer added it."""
         return np.asarray(run_of(self.spans, self.token_offsets, self._stored(index)))
+
+    def reading(self, index: int) -> Reading:
+        """Return what the network reads of a text."""
+        ids = np.asarray(run_of(self.tokens, self.token_offsets, self._stored(index)))
+        return reading_of(self.text(index), self.token_spans(index), ids == unknown(self.tokenizer, self.longest))
 
     def distances(self, train: "Texts") -> np.ndarray:
         """Return 1 - cosine to the nearest training text, (n,), of how often each token is there.
 
         Tokens weigh the more the fewer training texts they are in; those that a tokenizer adds to every text are left
-        out.
+        out. The token of unknown words stands for words that differ: each makes a text longer, and none makes it like
+        another, so a text of nothing else lies as far from training as can be.
         """
-        return cosine_distances(self._bags, train._bags)
+        return cosine_distances(self._bags, train._bags, unknown=unknown(self.tokenizer, self.longest))
 
     @cached_property
     def _bags(self) -> csr_array:
@@ -193,7 +176,8 @@ class Texts:
     def described(self) -> str:
         """Return how many tokens a text has and may have."""
         middle = int(np.median(self.inputs.lengths))
-        return f"{middle} tokens at the median, {self.longest} at most, of {self.vocabulary:,}"
+        cut_to = f"cut to {self.longest:,} at most"
+        return f"median length {middle:,} tokens ({cut_to}), vocabulary of {self.vocabulary:,} tokens"
 
     def scaling(self) -> str:
         """Return nothing: there is one way to cut them."""
@@ -336,6 +320,8 @@ def _read(array: Callable[[str], np.ndarray], file: Callable[[str], bytes], abou
         vocabulary=int(about["vocabulary"]),
         longest=longest,
     )
+    if texts.inputs.lengths.min(initial=1) < 1:
+        raise ValueError("holds texts of no tokens")
     if texts.inputs.lengths.max(initial=0) > longest:
         raise ValueError("holds texts of too many tokens")
     if lengths_of(texts.text_offsets, None).max(initial=0) > 4 * LONGEST_TEXT:
@@ -365,6 +351,12 @@ def _check(texts: Texts) -> None:
     begins, ends = found["spans"].T
     if ((begins < 0) | (ends < begins) | (ends > last)).any():
         raise ValueError("holds tokens outside their text")
+
+
+def _misfits(texts: Texts) -> Iterator[str]:
+    """Yield what is wrong with the tokens of stored texts, by cutting each again."""
+    stored = ((texts.text(row), texts.token_numbers(row), texts.token_spans(row)) for row in range(len(texts)))
+    return misfits(stored, texts.tokenizer, texts.longest)
 
 
 def _fits(name: str, shape: tuple[int, ...], count: int, train: Mapping[str, tuple[int, ...]]) -> bool:
@@ -411,5 +403,6 @@ TEXT = register(
         from_file=_of_file,
         places=PLACES,
         suits=_suits,
+        misfits=_misfits,
     )
 )

@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -71,6 +71,22 @@ def loaded(tokenizer: bytes, longest: int) -> tuple[Tokenizer, int]:
     return found, known
 
 
+@lru_cache(maxsize=8)
+def unknown(tokenizer: bytes, longest: int) -> int | None:
+    """Return the token that stands for all words that a tokenizer does not know; None if it has no such.
+
+    Args:
+        tokenizer: the content of a `tokenizer.json`.
+        longest: tokens that a text is cut to.
+
+    Raises:
+        ValueError: if it cannot be used, in words that follow a file's name.
+    """
+    found, model = loaded(tokenizer, longest)[0], from_json(tokenizer)["model"]
+    number = model.get("unk_id")
+    return number if isinstance(number, int) else found.token_to_id(str(model.get("unk_token")))
+
+
 def _steps(found: Any) -> Iterator[tuple[str, int]]:
     """Yield the regular expression of each step, "" if it has none, and by how much it may lengthen a match."""
     if isinstance(found, dict):
@@ -123,6 +139,32 @@ def cut(text: str, tokenizer: bytes, longest: int) -> tuple[np.ndarray, np.ndarr
         raise ValueError("is cut into tokens that its tokenizer does not have")
     begins = np.array([0, len(parts[0]) + 1], dtype=np.int32)[which.clip(0)]
     return ids, np.where(which[:, None] < 0, 0, spans + begins[:, None]).astype(np.int32)
+
+
+def misfits(stored: Iterable[tuple[str, np.ndarray, np.ndarray]], tokenizer: bytes, longest: int) -> Iterator[str]:
+    """Yield what is wrong with stored tokens, in words that follow "the bundle", by cutting each text again.
+
+    Args:
+        stored: each text, the numbers of its tokens (L,), and where they begin and end (L, 2).
+        tokenizer: the content of a `tokenizer.json`.
+        longest: tokens that a text is cut to.
+    """
+    others, elsewhere = list[int](), list[int]()
+    for row, (text, numbers, spans) in enumerate(stored):
+        try:
+            found, places = cut(text, tokenizer, longest)
+        except ValueError as error:
+            yield f"holds a text, number {row:,}, which {error}"
+            return
+        if not np.array_equal(numbers, found):
+            others.append(row)
+        elif not np.array_equal(spans, places):
+            elsewhere.append(row)
+    for rows, fault in ((others, "into these tokens"), (elsewhere, "at these places")):
+        if rows:
+            texts = "a text" if len(rows) == 1 else f"{len(rows):,} texts"
+            example = f"number {rows[0]:,}" if len(rows) == 1 else f"the first is number {rows[0]:,}"
+            yield f"holds {texts} that its tokenizer does not cut {fault}; {example}"
 
 
 @contextmanager

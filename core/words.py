@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from natscope.core.features import FeatureMap
+from natscope.core.reading import Reading
 from natscope.core.token_shares import token_features
 
 _PIECE = re.compile(r"\S+")
@@ -102,6 +103,26 @@ def words_of(text: str, spans: np.ndarray) -> Words:
     inside = numbers < len(found)
     inside[inside] = found[numbers[inside], 0] <= last[inside]
     return Words(found, np.where(inside & (spans[:, 1] > 0), numbers, len(found)))
+
+
+def reading_of(text: str, spans: np.ndarray, unknown: np.ndarray) -> Reading:
+    """Return what a network reads of a text.
+
+    Args:
+        text: the text.
+        spans: (L, 2), where each token begins and ends in it; (0, 0) if the tokenizer added it.
+        unknown: (L,) whether a token stands for all words that the tokenizer does not know.
+    """
+    found = [(begin, end) for begin, end in _spans(text) if any(map(str.isalnum, text[begin:end]))]
+    words = np.array(found, dtype=np.int64).reshape(-1, 2)
+    own = spans[:, 1] > spans[:, 0]
+    begins, ends = spans[own].T
+    first, after = np.searchsorted(words[:, 1], begins, side="right"), np.searchsorted(words[:, 0], ends)
+    read, strange = np.zeros(len(words), dtype=bool), np.zeros(len(words), dtype=bool)
+    for one, other, is_unknown in zip(first.tolist(), after.tolist(), unknown[own].tolist(), strict=True):
+        read[one:other] = True
+        strange[one:other] |= is_unknown
+    return Reading(text, words, read, ~strange)
 
 
 def word_features(features: FeatureMap, ids: Tensor, words: Words, target: int) -> np.ndarray:

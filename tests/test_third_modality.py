@@ -65,6 +65,9 @@ class Table:
     def about(self):
         return {"columns": list(self.columns)}
 
+    def reading(self, index):
+        return None
+
     def distances(self, train):
         return nearest(np.asarray(self.rows), in_blocks(train.rows))
 

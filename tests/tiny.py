@@ -83,8 +83,8 @@ def saved(path, name, array):
     edited(path, lambda raw: raw["files"][name].update(found))
 
 
-def build_tiny_texts(path):
-    """Build a bundle of short reviews in two classes, some of which look like HTML."""
+def build_tiny_texts(path, poison=None):
+    """Build a bundle of short reviews in two classes, some of which look like HTML, poisoned if asked for."""
     words = ("fine", "lovely", "great", "warm"), ("dull", "awful", "<b>bad</b>", "cold")
     names = ("film", "book", "play", "song", "dance", "tale")
     rows = [
@@ -104,6 +104,7 @@ def build_tiny_texts(path):
         training=TrainingSpec(epochs=12, batch_size=8, learning_rate=0.1),
         sketch=SketchSpec(dim=64),
         methods=("graddot",),
+        poison=poison,
         command="natscope precompute --dataset text:reviews.tsv",
     )
     return build(spec, path)

@@ -57,8 +57,8 @@ _TOGETHER = 100  # queries that are answered before the first is printed; an att
 @click.option(
     "--scores",
     type=PATH,
-    help="Write every candidate's score by itself to this .npy or .csv file: a line for each training image, a column "
-    "for each query in the order asked; NaN (in CSV empty) for images that are no candidates.",
+    help="Write every candidate's score by itself to this .npy or .csv file: a line for each training example, a "
+    "column for each query in the order asked; NaN (in CSV empty) for examples that are no candidates.",
 )
 @allow_code
 @on_device
@@ -119,6 +119,8 @@ def _check_asked(named: dict[str, Any], scores: Path | None) -> None:
         raise QueryError(
             "Name the query: --test-index I, --train-index I, --all-wrong, --image FILE or --text TEXT, one of them."
         )
+    if named["invert"] is not None and named["image"] is None:
+        raise QueryError("--invert and --no-invert are for --image; leave them out.")
     if scores is not None:
         if scores.suffix not in (".npy", ".csv"):
             raise QueryError(f"--scores names a .npy or a .csv file to write, not {scores.name}.")
@@ -142,7 +144,7 @@ def _asked(attributor: Any, named: dict[str, Any]) -> list[Any]:
     if named["all_wrong"]:
         predicted = np.asarray(bundle.array("test_logits")).argmax(axis=1)
         if not len(wrong := np.flatnonzero(predicted != attributor.test_labels)):
-            raise QueryError("The network predicts every test image right, so --all-wrong names none.")
+            raise QueryError("The network predicts every test example right, so --all-wrong names none.")
         return [("test", int(index)) for index in wrong]
     origin = "test" if named["test"] is not None else "train"
     count = len(bundle.array(f"{origin}_labels"))
@@ -245,6 +247,8 @@ def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
     classes, method = bundle.classes, METHODS[result.request.method]
     chance = query.probabilities[query.predicted]
     yield f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}."
+    if (reading := query.example.reading(0)) is not None and (said := reading.sentence()):
+        yield said
     if method.uses_sigma2:
         ratio = ratio_text(result.sigma2, bundle.mean_kernel())
         yield f"{method.title} at σ² = {result.sigma2:.3g}{f', {ratio}' if ratio else ''}."

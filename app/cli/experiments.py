@@ -25,14 +25,14 @@ conditioning_option = click.option(
 @click.argument("experiment")
 @click.option("--bundle", type=PATH, required=True, help="The bundle, or a folder of bundles to average over.")
 @click.option("--out", type=PATH, required=True, help="JSON file to write; figures and tables are written beside it.")
-@click.option("--queries", type=COUNT, help="Test images; each experiment has its usual number.")
+@click.option("--queries", type=COUNT, help="Test examples; each experiment has its usual number.")
 @click.option(
     "--budget", type=COUNT, help="Size M of the largest subset, or the number of halves; each has its usual one."
 )
 @click.option("--methods", help="Names of methods, separated by commas, for an experiment that compares them.")
 @conditioning_option
 @click.option("--repeats", type=COUNT, help="How often to answer for each bundle, with other seeds; once by default.")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test examples.")
 @allow_code
 @on_device
 def evaluate(
@@ -82,14 +82,14 @@ def evaluate(
     type=click.Choice(["margin", "influence", "coreset"]),
     default="margin",
     show_default=True,
-    help="How σ² is scored: by the margin lost without the named images, by retraining or as EK-FAC influence predicts "
-    "it (for weights that were loaded), or by the accuracy of training on coresets.",
+    help="How σ² is scored: by the margin lost without the named examples, by retraining or as EK-FAC influence "
+    "predicts it (for weights that were loaded), or by the accuracy of training on coresets.",
 )
-@click.option("--queries", type=COUNT, help="Held-out test images; 10, by influence 25, for coresets 200 in 3 sets.")
-@click.option("--budget", type=COUNT, help="The first images that are scored, 50; in a coreset at most, 150.")
+@click.option("--queries", type=COUNT, help="Held-out test examples; 10, by influence 25, for coresets 200 in 3 sets.")
+@click.option("--budget", type=COUNT, help="The first examples that are scored, 50; in a coreset at most, 150.")
 @click.option("--methods", help="Names of methods, separated by commas; those that use σ² by default.")
 @conditioning_option
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test images.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the choice of test examples.")
 @click.option("--take", type=PATH, help="Measure nothing; take the values of this finished result.")
 @allow_code
 @on_device
@@ -104,7 +104,7 @@ def tune(
     seed: int,
     take: Path | None,
 ) -> None:
-    """Choose σ² for each method on held-out images, by what happens without or with the images it names; resumable."""
+    """Choose σ² for each method on held-out examples, by what happens without or with those it names; resumable."""
     from natscope.core.bundle.format import Bundle
     from natscope.core.errors import QueryError
     from natscope.core.methods import METHODS

@@ -193,7 +193,9 @@ def notes(results: Mapping[str, Any], remarks: Sequence[str] = ()) -> Iterator[s
     if layers := results.get("by_torch_func"):
         yield from _paragraph("Layers", f"by torch.func, exact and slower: {', '.join(layers)}")
     if reused := results.get("reused"):
-        some = f"the Jacobians of {reused['rows']:,} training images" if reused["rows"] else "none: every batch differs"
+        some = (
+            f"the Jacobians of {reused['rows']:,} training examples" if reused["rows"] else "none: every batch differs"
+        )
         yield from _paragraph("Reused", some)
     for remark in results.get("remarks", []):
         yield from _paragraph("Network", remark)
@@ -213,10 +215,13 @@ def _paragraph(title: str, text: str) -> list[str]:
 
 
 def _model_spec(options: dict[str, Any]) -> Any:
+    from natscope.core.errors import BuildError
     from natscope.precompute.training.models import ModelSpec
 
     about = {"bias": options["bias"], "output": options["output"]}
     model = options["model"] or ("attention" if are_texts(options) else "mlp")
+    if options["bias"] and model != "mlp":
+        raise BuildError(f"--bias is for --model mlp, not for {model}; leave it out.")
     if options["widths"] is not None:
         return ModelSpec(model, _numbers("--widths", options["widths"], "784,512,256,10"), **about)
     given = options["data"] is None and options["dataset"].startswith("fashion-mnist")

@@ -60,8 +60,8 @@ def write_scores(
                 _tabulate(array, whole, titles, attributor.train_labels, sources)
             stack.close()  # which gives the file its name
     say(
-        f"Written: {file}, {images:,} training images × {count:,} queries by {request.method}; "
-        f"{int(candidates.sum()):,} of the images are candidates of a query.",
+        f"Written: {file}, {images:,} training examples × {count:,} queries by {request.method}; "
+        f"{int(candidates.sum()):,} of the examples are candidates of a query.",
         err=True,
     )
 

@@ -56,7 +56,9 @@ export default function ({ data, parentElement, setTriggerValue }) {
 
   // A user's words are never read as HTML.
   function passage(pieces) {
-    return element("span", "text", pieces.map(([said]) => said).join(""));
+    const text = element("span", "text", pieces.map(([said]) => said).join(""));
+    text.dir = "auto";
+    return text;
   }
 
   // What several rows have stands out in all of them while it is pointed at.

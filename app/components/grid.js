@@ -92,6 +92,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   // Pieces of a text, tinted by their sign and share: a user's words are never read as HTML.
   function passage(pieces) {
     const text = element("span", "text");
+    text.dir = "auto";
     for (const [said, tint] of pieces) text.append(tint ? word(said, tint) : document.createTextNode(said));
     return text;
   }

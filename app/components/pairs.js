@@ -1,11 +1,23 @@
-// Two texts, and lines between pairs of their words, which follow when the texts are laid out anew.
+// Two texts, lines between pairs of their words in the gap between them, and the list of these pairs. A pair that is
+// pointed at, focused or clicked stands out, and its line goes on to its words.
 const SVG = "http://www.w3.org/2000/svg";
 export default function ({ data, parentElement }) {
   const root = parentElement.querySelector(".pairs");
   const drawing = document.createElementNS(SVG, "svg");
-  drawing.setAttribute("aria-hidden", "true"); // the list below says the same
+  drawing.setAttribute("aria-hidden", "true"); // the list says the same
   const texts = data.texts.map(text);
-  root.replaceChildren(...texts, drawing);
+  const listed = data.lines.map(entry);
+  let pinned = null, lit = [];
+  const list = element("ol");
+  list.setAttribute("aria-label", data.label);
+  list.append(...listed.map((button) => { const item = element("li"); item.append(button); return item; }));
+  root.replaceChildren(...texts, element("p", "", data.label), list, drawing);
+  data.lines.forEach((line) => line.slice(0, 2).forEach((number, side) => {
+    const found = word(side, number);
+    found?.classList.add("paired");
+    const own = data.lines.flatMap((other, place) => (other[side] === number ? [place] : []));
+    if (found) Object.assign(found, { onmouseenter: () => light(own), onmouseleave: rest });
+  }));
   const watch = new ResizeObserver(draw);
   watch.observe(root);
   texts.forEach((each) => each.querySelector(".text").addEventListener("scroll", draw));
@@ -15,6 +27,7 @@ export default function ({ data, parentElement }) {
   function text({ pieces, title }) {
     const figure = element("figure");
     const body = element("div", "text");
+    body.dir = "auto";
     // A user's words are never read as HTML.
     for (const [said, tint, number] of pieces) {
       if (number === null) body.append(document.createTextNode(said));
@@ -31,44 +44,67 @@ export default function ({ data, parentElement }) {
     return figure;
   }
 
+  function entry([, , , said], place) {
+    const button = element("button", "", said);
+    button.type = "button";
+    button.setAttribute("aria-pressed", "false");
+    button.onmouseenter = button.onfocus = () => light([place]);
+    button.onmouseleave = button.onblur = rest;
+    button.onclick = () => {
+      pinned = pinned === place ? null : place;
+      listed.forEach((each, at) => each.setAttribute("aria-pressed", String(at === pinned)));
+      light([place], true);
+    };
+    return button;
+  }
+
+  function rest() {
+    light(pinned === null ? [] : [pinned]);
+  }
+
+  function light(places, bring = false) {
+    lit = places;
+    listed.forEach((each, place) => each.classList.toggle("lit", lit.includes(place)));
+    root.querySelectorAll(".text .lit").forEach((each) => each.classList.remove("lit"));
+    for (const place of lit)
+      data.lines[place].slice(0, 2).forEach((number, side) => {
+        const found = word(side, number), body = texts[side].querySelector(".text");
+        found?.classList.add("lit");
+        if (!found || !bring) return;
+        const [own, frame] = [found.getBoundingClientRect(), body.getBoundingClientRect()];
+        if (own.top < frame.top || own.bottom > frame.bottom) body.scrollTop += own.top - frame.top - frame.height / 2;
+      });
+    draw();
+  }
+
   function draw() {
     const frame = root.getBoundingClientRect();
+    const [edge, start] = [texts[0].getBoundingClientRect().right - frame.left, texts[1].getBoundingClientRect().left - frame.left];
     drawing.setAttribute("width", frame.width);
     drawing.setAttribute("height", frame.height);
     drawing.replaceChildren();
-    for (const [one, other, strength, said] of data.lines) {
-      const [from, to] = [box(texts[0], one), box(texts[1], other)];
-      if (!from || !to) continue;
+    if (start <= edge) return; // one above the other: there is no gap
+    data.lines.forEach(([one, other, strength], place) => {
+      const [from, to] = [box(0, one), box(1, other)];
+      if (!from || !to) return;
+      const chosen = lit.includes(place), half = (edge + start) / 2;
       const line = document.createElementNS(SVG, "path");
-      line.setAttribute("d", path(from, to));
-      line.setAttribute("class", strength < 0 ? "against" : "for");
-      line.setAttribute("stroke-width", 1 + 4 * Math.abs(strength));
-      const title = document.createElementNS(SVG, "title");
-      title.textContent = said;
-      line.append(title);
+      const [begin, end] = chosen ? [`M${from.left} ${from.bottom} H${edge}`, ` H${to.right}`] : [`M${edge} ${from.bottom}`, ""];
+      line.setAttribute("d", `${begin} C${half} ${from.bottom} ${half} ${to.bottom} ${start} ${to.bottom}${end}`);
+      line.setAttribute("class", (strength < 0 ? "against" : "for") + (chosen ? " lit" : lit.length ? " dim" : ""));
+      line.setAttribute("stroke-width", 1 + 3 * Math.abs(strength));
       drawing.append(line);
-    }
+    });
 
-    function box(figure, number) {
-      const found = figure.querySelector(`[data-word="${number}"]`), within = figure.querySelector(".text").getBoundingClientRect();
-      const place = found?.getBoundingClientRect();
-      if (!place || place.bottom < within.top || place.top > within.bottom) return null; // scrolled out of sight
-      return { left: place.left - frame.left, right: place.right - frame.left, top: place.top - frame.top, bottom: place.bottom - frame.top };
+    function box(side, number) {
+      const place = word(side, number)?.getBoundingClientRect(), within = texts[side].querySelector(".text").getBoundingClientRect();
+      if (!place || place.bottom < within.top || place.bottom > within.bottom + 1) return null; // scrolled out of sight
+      return { left: place.left - frame.left, right: place.right - frame.left, bottom: place.bottom - frame.top };
     }
   }
 
-  // Under the words' lines and not through them: to the edge of one text, over to the other's, and on to the word there.
-  function path(from, to) {
-    const [one, other] = texts.map((each) => each.getBoundingClientRect());
-    const left = root.getBoundingClientRect().left;
-    if (other.left < one.right) {
-      const [a, b] = [(from.left + from.right) / 2, (to.left + to.right) / 2];
-      const half = (from.bottom + to.top) / 2;
-      return `M${a} ${from.bottom} C${a} ${half} ${b} ${half} ${b} ${to.top}`;
-    }
-    const [edge, start] = [one.right - left, other.left - left];
-    const half = (edge + start) / 2;
-    return `M${from.left} ${from.bottom} H${edge} C${half} ${from.bottom} ${half} ${to.bottom} ${start} ${to.bottom} H${to.right}`;
+  function word(side, number) {
+    return texts[side].querySelector(`[data-word="${number}"]`);
   }
 
   function element(tag, name, said) {

@@ -5,9 +5,10 @@ export default function ({ data, parentElement, setTriggerValue }) {
   root.setAttribute("aria-keyshortcuts", "ArrowLeft ArrowRight Home End");
   const focused = root.getRootNode().activeElement;
   const held = root.contains(focused) ? focused.dataset.word : undefined;
+  root.dir = "auto";
   // A user's words are never read as HTML.
-  root.replaceChildren(...data.pieces.map(([said, tint, number]) =>
-    number === null ? document.createTextNode(said) : word(said, tint, number)));
+  root.replaceChildren(...data.pieces.map(([said, tint, number, fate]) =>
+    number === null ? between(said, fate) : word(said, tint, number, fate)));
   const words = [...root.querySelectorAll(".word")];
   const first = words.find((each) => each.dataset.word === held) ?? words.find((each) => each.dataset.word === String(data.chosen));
   reach(first ?? words[0]);
@@ -20,10 +21,22 @@ export default function ({ data, parentElement, setTriggerValue }) {
     words[place + steps[event.key]]?.focus();
   };
 
-  function word(said, tint, number) {
+  function between(said, fate) {
+    if (!fate) return document.createTextNode(said);
+    const made = document.createElement("span"), about = document.createElement("span");
+    made.className = fate;
+    made.title = data.fates[fate];
+    about.className = "said"; // for screen readers, which do not say what a span's title is
+    about.textContent = ` (${data.fates[fate]}:) `;
+    made.append(about, said);
+    return made;
+  }
+
+  function word(said, tint, number, fate) {
     const made = document.createElement("button");
     made.type = "button";
-    made.className = "word" + (tint < 0 ? " against" : tint > 0 ? " for" : "");
+    made.className = "word" + (tint < 0 ? " against" : tint > 0 ? " for" : "") + (fate && " " + fate);
+    if (fate) made.title = data.fates[fate]; // the description of a button
     made.style.setProperty("--tint", Math.round(100 * Math.abs(tint)) + "%");
     made.textContent = said;
     made.dataset.word = number;

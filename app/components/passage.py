@@ -6,18 +6,21 @@ from typing import Any
 
 from natscope.app.components import clicked, component
 
+_FATES = {"unknown": "unknown to the network", "unread": "not read by the network"}
+Piece = tuple[str, float, int | None, str]
+
 
 @dataclass(frozen=True)
 class Passage:
     """A text as it is drawn.
 
     Args:
-        pieces: its parts in order: each a text, its tint from -1, against, to 1, for, and the number of its word, or
-            None for what stands between words.
+        pieces: its parts in order: each a text, its tint from -1, against, to 1, for, the number of its word, or None
+            for what stands between words, and what the network makes of it: "", "unknown" or "unread".
         title: what it is, and what the network says of it, a line each.
     """
 
-    pieces: Sequence[tuple[str, float, int | None]]
+    pieces: Sequence[Piece]
     title: Sequence[str]
 
 
@@ -34,15 +37,17 @@ def passage(shown: Passage, *, key: str, label: str, chosen: int | None, on_pick
 
     def picked() -> None:
         word = clicked(key, "picked")
-        if word is not None and any(word == number for _, _, number in shown.pieces):
+        if word is not None and any(word == number for _, _, number, _ in shown.pieces):
             on_pick(word)
 
     component("passage", '<div class="passage" role="group"></div>')(
-        key=key, data={"pieces": shown.pieces, "label": label, "chosen": chosen}, on_picked_change=picked
+        key=key,
+        data={"pieces": shown.pieces, "label": label, "chosen": chosen, "fates": _FATES},
+        on_picked_change=picked,
     )
 
 
-def pairs(one: Passage, other: Passage, lines: Sequence[tuple[int, int, float, str]], *, key: str) -> None:
+def pairs(one: Passage, other: Passage, lines: Sequence[tuple[int, int, float, str]], *, key: str, label: str) -> None:
     """Draw two texts, and lines between pairs of their words.
 
     Args:
@@ -51,6 +56,7 @@ def pairs(one: Passage, other: Passage, lines: Sequence[tuple[int, int, float, s
         lines: for each pair the number of its word in either, its strength from -1 to 1, and what there is to say of
             it.
         key: unique on the page.
+        label: what the pairs are, above their list.
     """
     texts: list[dict[str, Any]] = [{"pieces": each.pieces, "title": each.title} for each in (one, other)]
-    component("pairs", '<div class="pairs"></div>')(key=key, data={"texts": texts, "lines": lines})
+    component("pairs", '<div class="pairs"></div>')(key=key, data={"texts": texts, "lines": lines, "label": label})

@@ -19,16 +19,16 @@ from natscope.app.views import frame, tags
 from natscope.app.views.cards import cards_of
 from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.inspector import inspect, inspector
-from natscope.app.views.notice import complain, fragment
+from natscope.app.views.notice import complain, fragment, warn
 from natscope.app.views.ranking_files import ranking_files
-from natscope.app.views.word_links import CHOSEN, Linked, linked
+from natscope.app.views.word_links import Linked, linked
 from natscope.core.bundle.request import Attribution, Item, QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Method
 
 _WIDGETS = ("method", "exponent", "budget", "pool", "conditioning", "target")
 VIEW, _TAB = "view", frame.ATTRIBUTION
-SESSION = (VIEW, "plain_words", "upload", CHOSEN, *_WIDGETS)  # what belongs to a bundle
+SESSION = (VIEW, "plain_words", "upload", *_WIDGETS)  # what belongs to a bundle
 _ITS_ANSWER = -1  # the choice of target that means whatever the model predicts
 
 
@@ -80,7 +80,8 @@ def _answer(attributor: Served, query: QueryExample, shown: str, plain: bool) ->
     """Draw the controls and the ranking; a change reruns this part alone, unless it makes another image the query."""
     if VIEW not in st.session_state or frame.shared_query() != shown or tags.changed():
         st.rerun()
-    view = replace(_controls(attributor, query, words.PLAIN if plain else words.EXPERT), plain=plain)
+    word = st.session_state[VIEW].word
+    view = replace(_controls(attributor, query, words.PLAIN if plain else words.EXPERT), word=word, plain=plain)
     frame.keep(VIEW, view, attributor, tab=_TAB)
     wrong = query.label != query.predicted and view.target is None and not attributor.heavy(view.request())
     against = query.label if wrong else None
@@ -103,7 +104,13 @@ def _answer(attributor: Served, query: QueryExample, shown: str, plain: bool) ->
         said = f"{words.verdict(query, classes)} {said}"
     st.markdown(f"##### {said}", help=None if plain else words.NAT)
     largest = max(abs(amount) for shown in (result, other) if shown for amount in shown.amounts) or 1.0
-    words_of = linked(attributor, query, result, shown, plain=plain)
+    note, pick = st.container(), partial(_pick_word, shown)
+    words_of = linked(attributor, query, result, view.word, plain=plain, on_pick=pick)
+    if view.word is not None and (words_of is None or words_of.word is None):
+        with note:
+            warn(frame.not_valid([f"word “{view.word}”"]), icon=":material/link_off:")
+        view = replace(view, word=None)
+        frame.keep(VIEW, view, attributor, tab=_TAB)
     _ranking(attributor, result, method, largest, words_of, plain=plain)
     if other is not None:
         _support_of_the_label(attributor, other, method, largest, plain=plain)
@@ -121,6 +128,11 @@ def _answer(attributor: Served, query: QueryExample, shown: str, plain: bool) ->
         about=lambda index: _about([found for found in (result, other) if found], index, plain=plain),
         explain=frame.explain,
     )
+
+
+def _pick_word(shown: str, word: int | None) -> None:
+    if frame.shared_query() == shown:
+        frame.change(VIEW, word=word)
 
 
 def _support_of(label: int, attributor: Served, query: QueryExample, request: Request) -> Attribution | None:

@@ -14,6 +14,7 @@ from natscope.app.bundles import Served
 from natscope.app.components.steps import steps
 from natscope.app.components.trigger_patch import Shown, forget_drawing, trigger_patch
 from natscope.app.links import BackdoorView
+from natscope.app.modalities import page_of
 from natscope.app.theme import DARK, LIGHT
 from natscope.app.views import frame
 from natscope.app.views.backdoor_audit import audit_step
@@ -21,6 +22,7 @@ from natscope.app.views.backdoor_proof import proof_step
 from natscope.app.views.backdoor_retell import retell
 from natscope.app.views.backdoor_scene import KEY, Scene, experts, picked
 from natscope.app.views.backdoor_search import search_step
+from natscope.app.views.backdoor_texts import told
 from natscope.app.views.banner import now
 from natscope.app.views.controls import control
 from natscope.app.views.results import pointer
@@ -47,6 +49,9 @@ def page() -> None:
         return
     attributor = bundles.served(path)
     attack = backdoor_of(attributor.bundle)
+    if not page_of(attributor.bundle.modality).poisoned:
+        told(attributor, attack)
+        return
     works = _works(attributor)
     view = frame.view(
         _VIEW,
@@ -87,7 +92,7 @@ def _first(attributor: Served, works: np.ndarray) -> int:
 
 def _bundle() -> Path | None:
     """Choose among the poisoned bundles; say what to do if there is none."""
-    found = {name: path for name, path in bundles.bundle_paths().items() if bundles.listed(path).poisoned}
+    found = {name: path for name, path in bundles.bundle_paths().items() if bundles.listed(path).attacked}
     if not found:
         if now():
             st.info(

@@ -150,7 +150,7 @@ def _queries(view: ComparisonView, query: QueryExample, attributor: Served) -> l
             try:
                 opened.append((text, links.open_query(text, attributor)))
             except QueryError as error:
-                warn(error, icon=":material/image_not_supported:")
+                warn(error, icon=":material/link_off:")
     texts = tuple(text for text, _ in opened)
     pins = tuple(pin for pin in view.pins if pin in texts)
     st.session_state[_VIEW] = replace(view, query=current, pins=pins)

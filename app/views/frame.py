@@ -133,7 +133,7 @@ def restore_tab(key: str, tabs: Collection[str], usual: str) -> str:
     wanted = None if _navigates_history() else st.session_state.get(key)
     said = st.query_params.get(TAB)
     if said is not None and said not in tabs:  # so that the rest of the address is still read
-        warn(_not_valid([TAB]), icon=":material/link_off:")
+        warn(not_valid([TAB]), icon=":material/link_off:")
         del st.query_params[TAB]
         said = None
     wanted = wanted or said or usual
@@ -245,7 +245,7 @@ def view(
         found, wrong = links.read(default, said if own else {}, limits)
         st.session_state[key], st.session_state[of] = complete(found), attributor.place
         if wrong:
-            warn(_not_valid(wrong), icon=":material/link_off:")
+            warn(not_valid(wrong), icon=":material/link_off:")
         if tab and own:
             _share(st.session_state[key], type(st.session_state[key]).shared)
     if tab and (others := _said_elsewhere(st.session_state[key])):
@@ -254,7 +254,8 @@ def view(
     return st.session_state[key]
 
 
-def _not_valid(wrong: Sequence[str]) -> str:
+def not_valid(wrong: Sequence[str]) -> str:
+    """Return the sentence about parameters of a link that cannot be used."""
     if len(wrong) == 1:
         return f"The link's {wrong[0]} is not valid; the default is shown."
     return f"The link's {', '.join(wrong[:-1])} and {wrong[-1]} are not valid; the defaults are shown."
@@ -321,6 +322,8 @@ def _said_elsewhere(view: Any) -> dict[str, str]:
 
 def _with(view: AnyView, others: Mapping[str, str], limits: Limits) -> AnyView:
     """Return a view with other parameters, as far as it can show them."""
+    if _QUERY in others and isinstance(view, AttributeView):
+        view = replace(view, word=None)  # it is one of the other query's
     if others.get(_TARGET) == "":
         view = replace(view, target=None)  # type: ignore[type-var]
     return links.read(view, {name: text for name, text in others.items() if text}, limits)[0]
@@ -391,6 +394,6 @@ def query(attributor: Served) -> QueryExample:
     try:
         return links.open_query(shared_query(), attributor)
     except QueryError as error:
-        warn(error, icon=":material/image_not_supported:")
+        warn(error, icon=":material/link_off:")
         take(_FIRST)
         return attributor.query("test", 0)

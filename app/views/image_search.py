@@ -8,6 +8,7 @@ from natscope.app import escape
 from natscope.app.bundles import Served
 from natscope.app.modalities import page_of
 from natscope.app.views.cards import KINDS
+from natscope.core.errors import NatscopeError
 
 _LONGEST = 200  # characters
 
@@ -54,7 +55,11 @@ def _take_named(text: str, attributor: Served, split: str, take: Callable[[str],
     numbers = [i for i, source in sorted(found, key=lambda pair: not f"/{pair[1]}".endswith(f"/{wanted}"))]
     where, sought = f"files with “{named}” in their names", page_of(attributor.bundle.modality).sought
     if sought is not None and not numbers:
-        numbers = [i for i, said in enumerate(sought(attributor.bundle.examples(split))) if wanted in said.casefold()]
+        try:
+            numbers = attributor.saying(split, wanted)
+        except NatscopeError as error:
+            st.toast(escape.sentence(str(error)))
+            return
         where = f"{attributor.many} with “{named}”"
     if not numbers:
         said = "number or file name" if sought is None else "number, file name or words"

@@ -8,9 +8,9 @@ import streamlit as st
 from natscope.app import escape
 from natscope.app.bundles import Served
 from natscope.app.modalities import packed
+from natscope.app.modalities.texts import LONGEST_LINK
 from natscope.app.views.notice import complain
 from natscope.core.errors import QueryError
-from natscope.core.tokens import LONGEST_TEXT
 
 _KEY, _WRONG = "upload_text_", "upload_error"  # of the session
 
@@ -18,9 +18,14 @@ _KEY, _WRONG = "upload_text_", "upload_error"  # of the session
 def choose(attributor: Served, take: Callable[[str], None]) -> None:
     """Draw a field for each part of a text, and the button; `take` is called with the query."""
     texts: Any = attributor.bundle.examples("train")
+    st.caption(
+        f"The network reads {texts.longest:,} tokens at most. The page’s link keeps the text, which must fit in it: "
+        f"some {LONGEST_LINK:,} characters of plain English, fewer of other scripts."
+    )
+    most = LONGEST_LINK // len(texts.columns)
     with st.form(f"{_KEY}form", border=False):
         for number, title in enumerate(texts.columns):
-            st.text_area(escape.markdown(title) or "Text", key=f"{_KEY}{number}", max_chars=LONGEST_TEXT, height=140)
+            st.text_area(escape.markdown(title) or "Text", key=f"{_KEY}{number}", max_chars=most, height=140)
         st.form_submit_button("Explain this text", icon=":material/my_location:", on_click=_read, args=(texts, take))
     if st.session_state.get(_WRONG):
         complain(st.session_state[_WRONG], icon=":material/edit_off:")

@@ -91,6 +91,8 @@ def _prediction(query: QueryExample, attributor: Served) -> None:
         verdict = f"{title_of(query)} · {mark}"
     if query.source and query.source != f"{query.origin} row {query.index}":
         verdict += f"<br>{escape.html(query.source)}"
+    if (reading := query.example.reading(0)) is not None and (said := reading.sentence()):
+        verdict += f"<br>{escape.html(said)}"
     st.html(
         f'<div class="ns-query">{shown(query.example, alt=title_of(query))}'
         f'<div class="ns-said"><div class="ns-answer">Predicted {escape.html(classes[query.predicted])}</div>'

@@ -1,8 +1,7 @@
 """How much each word of the query, and of the training texts behind a prediction, carries of the link between them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -11,15 +10,15 @@ import streamlit as st
 from natscope.app import escape
 from natscope.app.bundles import Served
 from natscope.app.components.grid import Card
-from natscope.app.components.passage import Passage, pairs, passage
+from natscope.app.components.passage import Passage, Piece, pairs, passage
 from natscope.app.modalities import page_of
 from natscope.app.views.notice import complain
 from natscope.core.bundle.request import Attribution, QueryExample
 from natscope.core.errors import NatscopeError
+from natscope.core.reading import Reading
 from natscope.core.tokens import SEPARATOR
 from natscope.core.words import Link
 
-CHOSEN = "chosen_word"  # key of the session: the query, as an address has it, and the number of the chosen word
 _MOST = 30  # training texts whose links are split
 _LETTERS = 240  # of a card
 _FAINT, _STRONGEST = 0.04, 0.55  # tints: the least that is drawn, and the largest
@@ -32,7 +31,7 @@ _ABOUT_PLAIN = (
     "Each word’s share is its exact part of how alike two texts are to the network; it is not what would happen "
     "without the word."
 )
-Pieces = list[tuple[str, float, int | None]]
+Pieces = list[Piece]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +80,24 @@ class Linked:
         return Card(**(vars(card) | changed))
 
 
-def linked(attributor: Served, query: QueryExample, result: Attribution, shown: str, *, plain: bool) -> Linked | None:
+def linked(
+    attributor: Served,
+    query: QueryExample,
+    result: Attribution,
+    word: int | None,
+    *,
+    plain: bool,
+    on_pick: Callable[[int | None], None],
+) -> Linked | None:
     """Draw the query's words, which can be chosen, and return the links of a ranking; None where there are none.
 
     Args:
         attributor: the opened bundle.
         query: what was asked about.
         result: the ranking.
-        shown: the query, as an address has it.
+        word: the chosen word of the query; one that the query does not have counts as none.
         plain: whether to use no technical terms.
+        on_pick: called with another word, or None, when that is chosen.
     """
     if not page_of(attributor.bundle.modality).worded:
         return None
@@ -99,16 +107,10 @@ def linked(attributor: Served, query: QueryExample, result: Attribution, shown: 
         return None
     train = cast(Any, attributor.bundle.examples("train"))
     asked = cast(Any, query.example)
-    word = chosen(shown, len(links[0].query_words))
+    word = word if word is not None and word < len(links[0].query_words) else None
     found = Linked(links, [train.text(row) for row in rows], asked.text(0), word)
-    _draw_query(found, shown, plain=plain)
+    _draw_query(found, asked.reading(0), on_pick, plain=plain)
     return found
-
-
-def chosen(shown: str, count: int) -> int | None:
-    """Return the chosen word of a query of so many words."""
-    query, word = st.session_state.get(CHOSEN, ("", 0))
-    return word if query == shown and word < count else None
 
 
 def _links(attributor: Served, query: QueryExample, target: int, rows: tuple[int, ...]) -> list[Link] | None:
@@ -119,7 +121,7 @@ def _links(attributor: Served, query: QueryExample, target: int, rows: tuple[int
         return None
 
 
-def _draw_query(found: Linked, shown: str, *, plain: bool) -> None:
+def _draw_query(found: Linked, reading: Reading, on_pick: Callable[[int | None], None], *, plain: bool) -> None:
     words, whole = found.links[0].query_words, sum(link.total for link in found.links) or 1.0
     shares = sum(link.parts.sum(axis=0, dtype=np.float64) for link in found.links) / whole
     largest = float(np.abs(shares[:-1]).max(initial=0))
@@ -129,11 +131,11 @@ def _draw_query(found: Linked, shown: str, *, plain: bool) -> None:
         "by its share, and once more to go back."
     )
     passage(
-        Passage(pieces_of(found.query, words, shares, largest), ()),
+        Passage(pieces_of(found.query, words, shares, largest, reading), ()),
         key="query_words",
         label="Words of the query",
         chosen=found.word,
-        on_pick=partial(_pick, shown),
+        on_pick=lambda word: on_pick(None if word == found.word else word),
     )
     named = ", ".join(_said(found.query, words, shares, 2 * _NAMED))
     about = _ABOUT_PLAIN if plain else _ABOUT
@@ -142,13 +144,6 @@ def _draw_query(found: Linked, shown: str, *, plain: bool) -> None:
     if found.word is not None:
         name = escape.markdown(found.query[slice(*words[found.word])])
         st.markdown(f"Ranked by the share of “{name}” in each link.")
-
-
-def _pick(shown: str, word: int) -> None:
-    if st.session_state.get(CHOSEN) == (shown, word):
-        del st.session_state[CHOSEN]
-    else:
-        st.session_state[CHOSEN] = (shown, word)
 
 
 def pair(
@@ -177,13 +172,10 @@ def pair(
     strongest = link.strongest(_PAIRS)
     most = max((abs(share) for *_, share in strongest), default=1.0)
     for own, other, share in strongest:
-        said = f"“{texts[0][slice(*link.query_words[other])]}” and “{texts[1][slice(*link.words[own])]}”: {share:+.1%}"
+        said = f"“{texts[0][slice(*link.query_words[other])]}” – “{texts[1][slice(*link.words[own])]}”: {share:+.1%}"
         lines.append((other, own, share / most, said))
-    pairs(shown[0], shown[1], lines, key=f"pairs_{index}")
-    st.caption(
-        f"The strongest pairs of words: {escape.markdown('; '.join(line[-1] for line in lines))}. "
-        f"{_unassigned(link):.0%} of this link belongs to no pair of words. {_ABOUT}"
-    )
+    pairs(shown[0], shown[1], lines, key=f"pairs_{index}", label="The strongest pairs of words")
+    st.caption(f"{_unassigned(link):.0%} of this link belongs to no pair of words. {_ABOUT}")
     return True
 
 
@@ -191,17 +183,28 @@ def _unassigned(link: Link) -> float:
     return 1 - float(link.parts[:-1, :-1].sum(dtype=np.float64)) / (link.total or 1.0)
 
 
-def pieces_of(text: str, words: np.ndarray, shares: np.ndarray, largest: float) -> Pieces:
-    """Return a text in pieces, tinted by the shares of its words, of which the largest is given."""
+def pieces_of(
+    text: str, words: np.ndarray, shares: np.ndarray, largest: float, reading: Reading | None = None
+) -> Pieces:
+    """Return a text in pieces, tinted by the shares of its words, of which the largest is given.
+
+    Args:
+        text: the text.
+        words: (W, 2), where its words begin and end.
+        shares: (W + 1,).
+        largest: of all that are compared.
+        reading: what the network makes of the words, if that is shown.
+    """
     pieces: Pieces = []
     end = 0
     for number, (begin, after) in enumerate(words.tolist()):
         if begin > end:
-            pieces.append((_plain(text[end:begin]), 0.0, None))
-        pieces.append((text[begin:after], _tint(shares[number], largest), number))
+            pieces.append((_plain(text[end:begin]), 0.0, None, ""))
+        fate = "" if reading is None else reading.fate(begin, after)
+        pieces.append((text[begin:after], _tint(shares[number], largest), number, fate))
         end = after
     if end < len(text):
-        pieces.append((_plain(text[end:]), 0.0, None))
+        pieces.append((_plain(text[end:]), 0.0, None, "" if reading is None else reading.fate(end, len(text))))
     return pieces
 
 
@@ -215,7 +218,7 @@ def excerpt(text: str, words: np.ndarray, shares: np.ndarray, largest: float) ->
         first = int(words[int(np.argmax(carried > 0.999 * carried.max())), 0])
         first = 0 if first < _LETTERS // 4 else first
     found: list[tuple[str, float]] = [("… ", 0.0)] if first else []
-    for said, tint, _ in pieces:
+    for said, tint, *_ in pieces:
         if first <= place < first + 2 * _LETTERS:
             found.append((said, tint))
         place += len(said)

@@ -202,6 +202,7 @@ class Attribution:
                 "predicted": query.predicted,
                 "probability": float(query.probabilities[query.predicted]),
                 "unlike_training": query.ood > 1,
+                **({} if (reading := query.example.reading(0)) is None else {"reading": reading.to_dict()}),
             },
             "target": self.target,
             "target_name": classes[self.target],

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from natscope.core.bundle.file_checks import fault
-from natscope.core.bundle.format import Bundle, read_manifest
+from natscope.core.bundle.format import FIX, Bundle, read_manifest
 from natscope.core.errors import BundleError
 from natscope.core.files import irregular
+
+_SPLITS = {"train": "training set", "test": "test set"}
 
 
 def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
@@ -37,13 +39,11 @@ def check_bundle(path: Path, progress: Callable[[int, int], None] = lambda done,
 def _joint_faults(bundle: Bundle) -> Iterator[str]:
     """Yield a sentence on each mismatch between files of a bundle that are intact one by one."""
     try:
-        _ = (
-            bundle.members,
-            bundle.sources("train"),
-            bundle.sources("test"),
-            bundle.examples("train"),
-            bundle.examples("test"),
-        )
+        _ = bundle.members
+        for split in ("train", "test"):
+            bundle.sources(split)
+            for wrong in bundle.modality.misfits(bundle.examples(split)):
+                yield f"The {_SPLITS[split]} of the bundle {bundle.path} is damaged: it {wrong}. To fix it, {FIX}."
         for name in bundle.manifest.files:
             if name.startswith("index_"):
                 bundle.index(name)

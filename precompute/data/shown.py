@@ -63,7 +63,7 @@ def _image(images: Any, index: int, alt: str, style: str, whole: bool) -> str:
 def _text(texts: Any, index: int, alt: str, style: str, whole: bool) -> str:
     own = f' style="{style}"' if style else ""
     parts = [part if whole else beginning(part) for part in texts.parts(index)]
-    body = "".join(f"<span>{escape(part)}</span>" for part in parts)
+    body = "".join(f'<span dir="auto">{escape(part)}</span>' for part in parts)
     name = f' role="group" aria-label="{escape(alt)}"' if alt else ""
     return f'<span class="ns-seen ns-text"{name}{own}>{body}</span>'
 

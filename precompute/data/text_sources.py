@@ -19,7 +19,7 @@ from natscope.core.texts import MOST_COLUMNS
 from natscope.core.tokens import LARGEST_VOCABULARY, LONGEST_TEXT, MOST_TOKENS, SEPARATOR, cleaned
 from natscope.precompute.data.folders import content_of, files_of, readable
 from natscope.precompute.data.splits import class_names, parts, shown
-from natscope.precompute.data.tables import Table, decoded, read_table
+from natscope.precompute.data.tables import Table, decoded, kind_of, read_table
 from natscope.precompute.data.tokenizing import SPECIAL
 from natscope.precompute.paths import home
 
@@ -35,6 +35,7 @@ _LABEL_TITLES = ("label", "labels", "class", "category")
 _TRAINING = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.IGNORECASE)  # in the name of a file
 _HELD_OUT = ("test", "dev", "validation", "valid", "val")  # what stands in its place in that of the test split
 _LISTED = 4
+_FEWEST = 4  # tokens that a text may be cut to
 LONGEST_TITLE = 300  # characters of a class or column
 _RTE = ("sentence1", "sentence2")
 
@@ -74,10 +75,14 @@ class TextSpec:
         """Raise DataError if they make no sense."""
         if len(self.columns) > MOST_COLUMNS:
             raise DataError(f"--text names one column or two, not {len(self.columns)}.")
-        if not len(SPECIAL) < self.vocabulary <= LARGEST_VOCABULARY or not 4 <= self.longest <= MOST_TOKENS:
+        if not len(SPECIAL) < self.vocabulary <= LARGEST_VOCABULARY:
             raise DataError(
-                f"A vocabulary has {len(SPECIAL) + 1} to {LARGEST_VOCABULARY:,} tokens, and a text is cut to 4 to "
-                f"{MOST_TOKENS:,} of them."
+                f"A vocabulary has {len(SPECIAL) + 1} to {LARGEST_VOCABULARY:,} tokens, not {self.vocabulary:,}; "
+                "change --vocabulary."
+            )
+        if not _FEWEST <= self.longest <= MOST_TOKENS:
+            raise DataError(
+                f"A text is cut to {_FEWEST} to {MOST_TOKENS:,} tokens, not to {self.longest:,}; change --longest."
             )
         if not 0 < self.test_share < 1 or self.seed < 0:
             raise DataError("The test share must lie between 0 and 1, and its seed must be 0 or more.")
@@ -243,6 +248,12 @@ def from_folder(path: Path, spec: TextSpec) -> Found:
             f"--text, --label and --test are for tables; {shown(path)} is a folder, whose folders are classes."
         )
     with readable(path):
+        inside = sorted(path.iterdir())
+        if (tables := [file for file in inside if kind_of(file)]) and not any(one.is_dir() for one in inside):
+            raise DataError(
+                f"{shown(path)} holds no folders of classes but tables; name one of them, as in --dataset "
+                f"{TEXT}{shown(tables[0])}."
+            )
         train, held_out, _ = parts(path, None)
         names = class_names(path / train)
         folders = [path / train, *([] if held_out is None else [path / held_out])]

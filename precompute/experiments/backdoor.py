@@ -106,7 +106,7 @@ def draw_queries(attributor: Attributor, count: int, *, seed: int) -> list[tuple
     """
     labels, found = attributor.test_labels, fooled_queries(attributor)
     if len(found) < count:
-        raise QueryError(f"The attack works on {len(found)} test images only, and {count} are needed; ask for fewer.")
+        raise QueryError(f"The attack works on {len(found)} test examples only, and {count} are needed; ask for fewer.")
     order = np.random.default_rng(seed).permutation(len(labels))
     drawn = order[np.isin(order, found)][:count]
     return [(int(i), int(labels[i])) for i in drawn]

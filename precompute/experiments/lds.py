@@ -202,7 +202,7 @@ def _tests(attributor: Attributor, count: int, seed: int) -> np.ndarray:
     order = np.random.default_rng(seed).permutation(len(attributor.test_labels))
     found = order[~held_out(order)]
     if count > len(found):
-        raise QueryError(f"There are {len(found):,} test images to ask about, fewer than {count:,}; ask for fewer.")
+        raise QueryError(f"There are {len(found):,} test examples to ask about, fewer than {count:,}; ask for fewer.")
     return found[:count]
 
 

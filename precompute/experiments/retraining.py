@@ -72,7 +72,7 @@ def _of_each_class(attributor: Attributor, queries: int, seed: int) -> list[tupl
     for label, title in enumerate(attributor.bundle.classes):
         found = every[attributor.test_labels[every] == label]
         if len(found) < queries:
-            raise QueryError(f"The attack works on {len(found)} test images of class {title} only; ask for fewer.")
+            raise QueryError(f"The attack works on {len(found)} test examples of class {title} only; ask for fewer.")
         drawn += [(int(index), label) for index in rng.choice(found, queries, replace=False)]
     return drawn
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from natscope.core.bundle.format import Bundle
-from natscope.core.examples import Examples
+from natscope.core.examples import Examples, digest_of
 from natscope.core.measurements import margin
 from natscope.core.progress import Progress
 from natscope.precompute.training.models import ModelSpec, network_of
@@ -88,11 +88,7 @@ def identity_of(bundle: Bundle) -> str:
 
 def name_of(example: Examples, target: int, rows: Sequence[int]) -> str:
     """Return a name of what is asked about an example after some training examples are removed, in any order."""
-    digest = hashlib.sha256()
-    for array in example.arrays().values():
-        digest.update(np.ascontiguousarray(array[:]).tobytes())
-    digest.update(f"{target} {sorted(rows)}".encode())
-    return digest.hexdigest()[:24]
+    return hashlib.sha256(f"{digest_of(example)} {target} {sorted(rows)}".encode()).hexdigest()[:24]
 
 
 def as_many_others(pool: Sequence[int] | np.ndarray, found: Sequence[int] | np.ndarray) -> np.ndarray:

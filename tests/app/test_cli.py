@@ -444,6 +444,7 @@ def test_a_damaged_bundle_is_one_sentence_that_says_how_to_mend_it(refused, dama
         (["--sketch", "tensorsketch", "--dim", "7"], ["TensorSketch", "not 7"]),
         (["--sketch", "exact", "--outputs", "all"], ["exact kernel"]),
         (["--sketch", "exact", "--bias"], ["exact kernel"]),
+        (["--dataset", "austen", "--bias"], ["--bias is for --model mlp, not for attention"]),
         *((["--widths", widths], ["--widths", f"not {widths}"]) for widths in ("wide", "784,1.5,10", "784,,10")),
         *((["--widths", widths], ["Widths", "two or more"]) for widths in ("784,0,10", "784")),
         (["--widths", "100,10"], ["first width", "784"]),

@@ -72,6 +72,13 @@ def test_a_table_names_query_source_and_settings_on_every_line(ask, attributor):
         assert (row["method"], row["pool"]) == ("repsim", "same-class")
 
 
+@pytest.mark.parametrize("option", ["--invert", "--no-invert"])
+def test_light_and_dark_of_nothing_but_an_image_can_be_swapped(ask, option):
+    code, out, err = ask("--test-index", 0, option)
+    assert (code, out) == (2, "")
+    assert "--invert and --no-invert are for --image; leave them out." in err
+
+
 def test_all_wrong_asks_about_every_test_image_predicted_wrong(ask, attributor, monkeypatch):
     predicted = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1)
     wrong = np.flatnonzero(predicted != attributor.test_labels)
@@ -88,7 +95,7 @@ def test_all_wrong_asks_about_every_test_image_predicted_wrong(ask, attributor, 
     monkeypatch.setattr(Attributor, "__init__", faultless)
     code, out, err = ask("--all-wrong", "--csv")
     assert (code, out) == (2, "")
-    assert "every test image right" in one_sentence(err)
+    assert "every test example right" in one_sentence(err)
 
 
 @pytest.mark.parametrize("kind", ["npy", "csv"])
@@ -98,7 +105,7 @@ def test_scores_are_those_of_every_candidate_in_the_order_asked(ask, attributor,
     code, out, err = ask("--test-index", "4,1,2", "--method", "info_gain", "--pool", pool, "--scores", file)
     assert (code, out) == (0, "")
     count = len(attributor.train_labels)
-    assert f"{count} training images × 3 queries" in err
+    assert f"{count} training examples × 3 queries" in err
     if kind == "npy":
         found = np.load(file)
     else:

@@ -22,6 +22,7 @@ from natscope.core.texts import texts_of
 from natscope.core.tokens import SEPARATOR
 from natscope.core.words import words_of
 from natscope.precompute.answer import open as open_bundle
+from natscope.precompute.data.poison import PoisonSpec
 from natscope.precompute.data.tokenizing import trained
 from tests.app.conftest import pack_image, serving
 from tests.tiny import build_tiny_texts
@@ -170,9 +171,47 @@ def test_other_pages_show_texts(monkeypatch, folder, here, page):
     assert not app.error
 
 
-def test_no_page_tells_of_a_patch_in_texts(monkeypatch, folder, here):
+def test_page_backdoor_of_no_poisoned_bundle_says_so(monkeypatch, folder, here):
     app = _drawn(monkeypatch, folder, "backdoor")
     assert "None of the served bundles holds a model with a backdoor" in app.info[0].value
+
+
+def test_page_backdoor_tells_what_was_planted_in_texts(monkeypatch, tmp_path, here):
+    build_tiny_texts(tmp_path / "poisoned", poison=PoisonSpec(rate=0.1, size=1, place="start"))
+    app = _drawn(monkeypatch, tmp_path, "backdoor")
+    assert "this bundle’s backdoor is in texts" in app.info[0].value
+    assert any("training texts** have a trigger at their start" in each.value for each in app.markdown)
+    assert not app.error
+
+
+def test_the_chosen_word_is_in_the_link_until_another_text_is_explained(monkeypatch, folder, here):
+    app = _drawn(monkeypatch, folder, "explain", q="test:1", word="2")
+    assert any(each.value.startswith("Ranked by the share of") for each in app.markdown)
+    assert app.query_params["word"] in ("2", ["2"])
+    app.button(key="next_image").click().run()
+    assert "word" not in app.query_params
+    assert not any(each.value.startswith("Ranked by the share of") for each in app.markdown)
+
+
+@pytest.mark.parametrize("word", ["9999", "-1", "x"])
+def test_a_link_with_a_wrong_word_says_so_once(monkeypatch, folder, here, word):
+    app = _drawn(monkeypatch, folder, "explain", q="test:1", word=word)
+    assert [each.value for each in app.warning] == [f"The link's word “{word}” is not valid; the default is shown."]
+    assert "word" not in app.query_params
+
+
+def test_the_page_says_which_words_the_network_does_not_know(monkeypatch, folder, here, served):
+    asked = packed(served.bundle.examples("train").given("The film is zxqv."))
+    app = _drawn(monkeypatch, folder, "explain", q=asked)
+    assert any("1 word is unknown to the network: “zxqv”." in each.proto.body for each in app.get("html"))
+    assert any('"unknown"]' in each.proto.json for each in app.get("bidi_component"))
+
+
+def test_a_search_by_words_is_done_by_a_worker(served, here):
+    texts = served.bundle.examples("test")
+    wanted = texts.text(3).split()[1]
+    found = [row for row in range(len(texts)) if wanted.casefold() in texts.text(row).casefold()]
+    assert served.saying("test", wanted.upper()) == found
 
 
 @pytest.mark.browser

@@ -67,7 +67,8 @@ def test_a_text_comes_back_as_it_was_and_each_token_names_its_place(some):
     ]
     assert [some.text(2)[a:b] for a, b in some.token_spans(2)] == ["An", "été", "in", "Bath", "."]
     assert len(some.token_spans(3)) == 12 == some.inputs.lengths.max()  # cut, the text is not
-    assert some.described() == f"11 tokens at the median, 12 at most, of {some.vocabulary}"
+    vocabulary = f"vocabulary of {some.vocabulary} tokens"
+    assert some.described() == f"median length 11 tokens (cut to 12 at most), {vocabulary}"
     assert some.scaling() == ""
     assert some.present().tolist() == [True] * 4
     assert some.form == (some.vocabulary, 12) == TEXT.form(some.about(), {})
@@ -161,6 +162,7 @@ def _with(values, place, value):
         (lambda t: {"texts": _with(t.texts, 0, 7)}, "cannot be shown"),
         (lambda t: {"about": {"columns": ["a", "b"]}}, "other columns"),
         (lambda t: {"about": {"longest": 11}}, "too many tokens"),
+        (lambda t: {"token_offsets": _with(t.token_offsets, 1, 0)}, "texts of no tokens"),
         (lambda t: {"about": {"vocabulary": t.vocabulary + 1}}, "another vocabulary"),
         (lambda t: {"files": {"tokenizer": b"{}"}}, "does not have the form"),
         (lambda t: {"files": {"tokenizer": b"[" * 10_000}}, "does not have the form"),
@@ -173,6 +175,36 @@ def _with(values, place, value):
 def test_what_a_stranger_stored_is_checked(some, change, fault):
     with pytest.raises(ValueError, match=fault):
         _stored(some, **change(some))
+
+
+def _permuted(tokenizer):
+    """Exchange the numbers of two words that are in the first text."""
+    content = json.loads(tokenizer)
+    words = content["model"]["vocab"]
+    words["emma"], words["clever"] = words["clever"], words["emma"]
+    return json.dumps(content).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "faults"),
+    [
+        (lambda t: {}, []),
+        (lambda t: {"files": {"tokenizer": _permuted(t.tokenizer)}},
+         ["holds 3 texts that its tokenizer does not cut into these tokens; the first is number 0"]),
+        (lambda t: {"spans": np.zeros_like(t.spans)},
+         ["holds 4 texts that its tokenizer does not cut at these places; the first is number 0"]),
+        (lambda t: {"tokens": _with(t.tokens, t.token_offsets[2], 3), "spans": _with(t.spans, 0, (0, 3))},
+         ["holds a text that its tokenizer does not cut into these tokens; number 2",
+          "holds a text that its tokenizer does not cut at these places; number 0"]),
+    ],
+)  # fmt: skip
+def test_stored_tokens_are_those_that_the_tokenizer_makes_of_the_texts(some, change, faults):
+    assert list(TEXT.misfits(_stored(some, **change(some)))) == faults
+
+
+def test_a_stored_text_that_its_tokenizer_cannot_cut_is_named(some):
+    stored = [(" ", some.token_numbers(0), some.token_spans(0))]
+    assert list(tokens.misfits(stored, some.tokenizer, 12)) == ["holds a text, number 0, which has no words"]
 
 
 @pytest.mark.parametrize(
@@ -289,18 +321,38 @@ def test_distances_are_one_minus_cosines_of_weighted_counts(some):
     train = bags(some)
     rarity = 1 + np.log(5 / (1 + (train > 0).sum(axis=0)))
     queries = some.given("Emma was tall, Mr. Darcy.")
-    own, others = bags(queries) * rarity, train * rarity
-    cosines = own @ others.T / np.linalg.norm(own) / np.linalg.norm(others, axis=1)
+    own, others = (bag[:, 1:] * rarity[1:] for bag in (bags(queries), train))
+    strange = [bag[:, 0] * (1 + np.log(5)) ** 2 for bag in (bags(queries), train)]  # each unknown word by itself
+    lengths = [np.sqrt((bag**2).sum(axis=1) + more) for bag, more in zip((own, others), strange, strict=True)]
+    cosines = own @ others.T / lengths[0][:, None] / lengths[1]
     assert queries.distances(some) == pytest.approx(1 - cosines.max())
-    assert some.distances(some) == pytest.approx(np.zeros(4), abs=1e-12)
-    assert some.given("Zebra").distances(some[:1]) == pytest.approx(1 - _cosine_of_unknown(some), abs=1e-9)
+    known = some[np.flatnonzero(strange[1] == 0)]
+    assert known.distances(some) == pytest.approx(np.zeros(len(known)), abs=1e-12)
+    assert some.given("Zebra").distances(some[:1]) == 1
 
 
-def _cosine_of_unknown(some):
-    """That of the unknown word, which the first text has as well, with the whole text."""
-    row = some.inputs[:1][0].numpy()
-    counts = np.bincount(row, minlength=some.vocabulary)[1:].astype(float)
-    return counts[0] / np.linalg.norm(counts)  # in the only training text, all weigh the same
+def test_unknown_words_make_no_text_like_another():
+    tokenizer = trained(["the film is fine", "the film is fine"], vocabulary=50)
+    given = {"columns": ("",), "longest": 6}
+    train = texts_of(["the film is fine", "strange words alone here", "odd film"], tokenizer, **given)
+    asked = texts_of(["zxqv blorg", "film", "odd film", "the film is fine"], tokenizer, **given)
+    unlike, known, partly, same = asked.distances(train)
+    assert unlike == 1
+    assert same == pytest.approx(0)
+    assert 0 < known < partly < 1
+    own = texts_of(["zxqv the film blorg is"], tokenizer, **given).reading(0)
+    assert (own.unknown, own.sentence()) == (
+        ["zxqv", "blorg"],
+        "2 words are unknown to the network: “zxqv”, “blorg”.",
+    )
+
+
+def test_what_a_network_does_not_read_is_said():
+    tokenizer = trained(["a fine day", "a fine day"], vocabulary=50)
+    cut_off = texts_of(["a fine day, zxqv a fine day"], tokenizer, columns=("",), longest=5).reading(0)
+    assert cut_off.to_dict() == {"words": 7, "read": 4, "unknown": ["zxqv"]}
+    assert cut_off.sentence() == "The network reads the first 4 of 7 words; 1 word is unknown to it: “zxqv”."
+    assert [cut_off.fate(*span) for span in ((0, 1), (12, 16), (16, 27))] == ["", "unknown", "unread"]
 
 
 def test_what_a_tokenizer_adds_counts_in_no_distance(pairs):

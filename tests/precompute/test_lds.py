@@ -133,7 +133,7 @@ def test_finished_trainings_are_not_repeated(result, tiny_path, parts, monkeypat
 
 def test_what_cannot_be_measured_is_one_sentence(tiny_path, tmp_path):
     found, cache = EXPERIMENTS["lds"], ResultCache(tmp_path / "part.json")
-    for change, fault in (({"budget": 2}, "three halves"), ({"queries": 10}, "9 test images to ask about")):
+    for change, fault in (({"budget": 2}, "three halves"), ({"queries": 10}, "9 test examples to ask about")):
         settings = {"queries": 3, "budget": 3, "seed": 0, "methods": ("random",)} | change
         with pytest.raises(QueryError, match=fault):
             found.run([tiny_path], **settings, cache=cache, progress=SILENT)

@@ -63,7 +63,7 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(poisoned_path, bundle_path
         retraining.run([bundle_path], **SETTINGS, **settings, cache=cache)
     with pytest.raises(QueryError, match="about one bundle"):
         retraining.run([poisoned_path, poisoned_path], **SETTINGS, **settings, cache=cache)
-    with pytest.raises(QueryError, match=r"\d+ test images of class T-shirt/top"):
+    with pytest.raises(QueryError, match=r"\d+ test examples of class T-shirt/top"):
         retraining.run([poisoned_path], **(SETTINGS | {"queries": 1001}), **settings, cache=cache)
 
 

@@ -3,6 +3,7 @@ import dataclasses
 import gzip
 import io
 import json
+import re
 import sys
 import types
 
@@ -12,6 +13,7 @@ import pytest
 
 from natscope import assets
 from natscope.assets.make_austen import NOVELS, chapters, make, passages
+from natscope.core.bundle.verify import check_bundle
 from natscope.core.errors import BuildError, DataError, QueryError
 from natscope.core.progress import silent
 from natscope.precompute.answer import open as open_bundle
@@ -20,7 +22,7 @@ from natscope.precompute.data.text_sources import TextSpec, fingerprint
 from natscope.precompute.data.texts import text_dataset
 from natscope.precompute.data.tokenizing import trained
 from natscope.precompute.training.models import ModelSpec
-from tests.tiny import build_tiny_texts
+from tests.tiny import build_tiny_texts, saved
 
 _ROWS = [
     (f"A {word} film, number {n}.", label) for n in range(10) for word, label in (("fine", "good"), ("dull", "bad"))
@@ -168,7 +170,7 @@ def test_the_same_text_is_never_on_both_sides(tmp_path):
         (("text", "label"), [*_ROWS, ("a" * 100_001, "good")], {}, "line 22 has more than 100,000 characters"),
         (("text", "label"), [*_ROWS, ("a" * 10**7, "good")], {}, "line 22, holds more than 100,000 characters"),
         (("text", "label"), _ROWS, {"test_share": 1.0}, "test share must lie between"),
-        (("text", "label"), _ROWS, {"longest": 3}, "is cut to 4 to 8,192"),
+        (("text", "label"), _ROWS, {"longest": 3}, "cut to 4 to 8,192 tokens, not to 3; change --longest"),
         (("text", "label"), _ROWS, {"vocabulary": 3}, "A vocabulary has 4 to"),
         (("text", "label"), _ROWS, {"columns": ("a", "b", "c")}, "one column or two, not 3"),
     ],
@@ -267,6 +269,11 @@ def test_odd_folders_are_refused_in_a_sentence(tmp_path):
     (tmp_path / "one" / "bad" / "1.txt").write_text("a")
     (tmp_path / "one" / "bad" / "2.txt").write_text("b")
     _refused(tmp_path / "one", "class good without a training text")
+
+
+def test_a_folder_of_tables_is_told_to_name_one(tmp_path):
+    _tsv(tmp_path / "films.tsv")
+    _refused(tmp_path, "holds no folders of classes but tables; name one of them, as in --dataset text:.*films.tsv")
 
 
 def test_a_tokenizer_may_be_brought(tmp_path):
@@ -426,6 +433,18 @@ def test_weights_want_the_tokenizer_that_belongs_to_them(tmp_path):
     spec = BuildSpec(dataset="austen", model=ModelSpec("attention", None), weights=tmp_path / "a.safetensors")
     with pytest.raises(BuildError, match="by --tokenizer"):
         spec.load(silent)
+
+
+def test_verify_cuts_the_texts_again(tmp_path):
+    path = tmp_path / "reviews"
+    bundle = build_tiny_texts(path)
+    assert check_bundle(path) == []
+    saved(path, "test_spans", np.zeros_like(bundle.array("test_spans")))
+    (fault,) = check_bundle(path)
+    assert re.search(
+        r"^The test set of the bundle .* is damaged: it holds \d+ texts that its tokenizer does not", fault
+    )
+    assert fault.endswith("To fix it, delete the folder and build it again with the command that made it.")
 
 
 def test_python_asks_about_a_text_in_quotes(tmp_path):
