@@ -43,7 +43,7 @@ def tiny_data():
     return image_data("tiny", ("ant", "bee", "cat"), *split(TRAIN), *split(TEST), (0.4,), (0.3,))
 
 
-def build_tiny(path, progress=lambda stage, done, total: None, **changes):
+def build_tiny(path, progress=lambda stage, done, total: None, *, engine=None, **changes):
     """Build the bundle at a path."""
     spec = BuildSpec(
         name="Tiny",
@@ -58,7 +58,7 @@ def build_tiny(path, progress=lambda stage, done, total: None, **changes):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DATASETS, "tiny", lambda root: tiny_data())
-        return build(replace(spec, **changes), path, progress)
+        return build(replace(spec, **changes), path, progress, engine=engine)
 
 
 def edited(path, change):

@@ -82,15 +82,17 @@ class Store:
             for name, file in files.items():
                 self.work.begin(name)  # what is there has another form
                 create(file).close()
+        left, mode = [part for part in parts if part.start not in done], "r+" if done else "w+"
         arrays = {
-            name: np.lib.format.open_memmap(files[name], "r+" if done else "w+", dtype, None if done else shape)
+            name: np.lib.format.open_memmap(files[name], mode if left else "r", dtype, None if done else shape)
             for name, (shape, dtype) in forms.items()
         }
-        for file in files.values():  # a disk that fills up later would kill the process in the middle of a write
-            if hasattr(os, "posix_fallocate"):
-                with file.open("r+b") as handle:
-                    os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-        self._rows_of(task, [part for part in parts if part.start not in done], stage, engine, arrays, files)
+        for file in files.values() if left and hasattr(os, "posix_fallocate") else ():
+            with file.open(
+                "r+b"
+            ) as handle:  # a disk that fills up later would kill the process in the middle of a write
+                os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+        self._rows_of(task, left, stage, engine, arrays, files)
         for name, array in arrays.items():
             self.record(name, files[name], array)
         return arrays
@@ -150,12 +152,12 @@ class Store:
 
     def gram(self, task: Gram, count: int) -> np.ndarray:
         """Return the sum (K, K) that a task returns for N = `count` rows: group by group, and added in their order."""
-        left = [slice(start, min(start + GROUP, count)) for start in range(0, count, GROUP)]
-        total, waiting = np.zeros(()), dict[int, np.ndarray]()
-        for part, found in self.rows(task, left, "Grams of all classes", self.engine, task.name, ("gram",)):
+        parts = [slice(start, min(start + GROUP, count)) for start in range(0, count, GROUP)]
+        total, waiting, following = np.zeros(()), dict[int, np.ndarray](), 0
+        for part, found in self.rows(task, parts, "Grams of all classes", self.engine, task.name, ("gram",)):
             waiting[part.start] = found["gram"]
-            while left and left[0].start in waiting:
-                total = total + waiting.pop(left.pop(0).start)
+            while following in waiting:
+                total, following = total + waiting.pop(following), following + GROUP
         return total
 
     def features(self, task: Jacobians, shape: tuple[int, int], stage: str, *, halve: bool) -> np.ndarray:

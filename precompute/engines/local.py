@@ -1,10 +1,12 @@
 """What an engine is, and the one of a single machine: tasks run in this process, or in several."""
 
+import functools
 import multiprocessing
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,6 +20,7 @@ from natscope.core.device import device
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 TRIES = 5  # how often what does a task may be killed before that is an error
+_AHEAD = 2  # tasks that are handed over for each process
 _ON_ACCELERATOR = 4  # processes that share it: each has a context of half a gigabyte there
 
 
@@ -68,12 +71,17 @@ class LocalEngine:
 
     def __init__(self, workers: int = 1, *, spread: bool = False, threads: int | None = None) -> None:
         self.workers, self.apart, self._threads = workers, spread or workers > 1, threads
+        self._pool: ProcessPoolExecutor | None = None
+        self._others: set[Any] = set()
 
     def begin(self, folder: Path) -> None:
-        """Do nothing: this process has what it takes."""
+        """Do nothing: this machine has what it takes."""
 
     def close(self) -> None:
-        """Do nothing: processes end with `map`."""
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
     def map(self, task: Callable[[Part], Result], parts: Sequence[Part]) -> Iterator[tuple[Part, Result]]:
         """Yield each part with what the task returns for it; processes that are killed are replaced."""
@@ -92,19 +100,30 @@ class LocalEngine:
                     raise LostError(next(iter(waiting.values())), TRIES) from error
 
     def _once(self, task: Callable[[Part], Result], parts: dict[int, Part]) -> Iterator[tuple[int, Result]]:
-        context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
-        most = self.workers if device().type == "cpu" else min(self.workers, _ON_ACCELERATOR)
-        begin = (task, self._threads or torch.get_num_threads())
-        with ProcessPoolExecutor(min(most, len(parts)), context, _prepare, begin) as pool:
-            running = {pool.submit(_do, part): number for number, part in parts.items()}
-            try:
-                for future in as_completed(running):
-                    yield running[future], future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in set(multiprocessing.active_children()) - set(others):
-                    process.terminate()
-                raise
+        pool, pickled, left = self._processes(), pickle.dumps(task), list(reversed(parts.items()))
+        running: dict[Future, int] = {}
+        try:
+            while left or running:
+                while left and len(running) < _AHEAD * self.workers:
+                    number, part = left.pop()
+                    running[pool.submit(_do, pickled, part)] = number
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - self._others:
+                process.terminate()
+            self._pool = None
+            raise
+
+    def _processes(self) -> ProcessPoolExecutor:
+        """Return the processes, which go on from one `map` to the next."""
+        if self._pool is None:
+            most = self.workers if device().type == "cpu" else min(self.workers, _ON_ACCELERATOR)
+            self._others, spawn = set(multiprocessing.active_children()), multiprocessing.get_context("spawn")
+            begin = (self._threads or torch.get_num_threads(),)
+            self._pool = ProcessPoolExecutor(most, spawn, _prepare, begin)
+        return self._pool
 
 
 def threads_of(engine: Engine | None) -> int | None:
@@ -115,17 +134,17 @@ def threads_of(engine: Engine | None) -> int | None:
     return 1 if engine is not None and engine.apart and "OMP_NUM_THREADS" not in os.environ else None
 
 
-_task: Callable[[Any], Any]
+@functools.lru_cache(maxsize=1)
+def _unpickled(task: bytes) -> Callable[[Any], Any]:
+    return pickle.loads(task)  # from the process that started this one
 
 
-def _do(part: Any) -> Any:
-    return _task(part)
+def _do(task: bytes, part: Any) -> Any:
+    return _unpickled(task)(part)
 
 
-def _prepare(task: Callable[[Any], Any], threads: int) -> None:
+def _prepare(threads: int) -> None:
     """Let a worker use some threads, and end with the process that started it, however that ends."""
-    global _task
-    _task = task
     limit_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

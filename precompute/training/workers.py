@@ -49,8 +49,9 @@ def side_by_side(
     progress(stage, sum(name in cache for name in things), len(things))
     waiting = [(name, thing) for name, thing in things.items() if name not in cache]
     task = _Task(str(bundle.path), bundle.manifest, bundle.opened_with, work)
+    engine = LocalEngine(workers, spread=True, threads=1)
     try:
-        with closing(LocalEngine(workers, spread=True, threads=1).map(task, waiting)) as done:
+        with closing(engine), closing(engine.map(task, waiting)) as done:
             for (name, _), value in done:
                 cache.get(name, lambda value=value: value)
                 progress(stage, sum(name in cache for name in things), len(things))

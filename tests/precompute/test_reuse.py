@@ -11,7 +11,7 @@ import natscope
 from natscope.core.errors import BuildError, BundleError
 from natscope.core.features import FeatureMap
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.bundles import store
+from natscope.precompute.bundles import passes
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.opening import faults
 from natscope.precompute.bundles.spec import BuildSpec
@@ -188,9 +188,9 @@ def test_what_was_rounded_is_computed_where_full_precision_is_needed(model, inpu
     _built(model, inputs, _labels(), tmp_path / "old", **few)
 
     def coarse(rows):
-        raise store._CoarseError
+        raise passes.CoarseError
 
-    monkeypatch.setattr(store, "_half", coarse)
+    monkeypatch.setattr(passes, "half", coarse)
     computed.clear()
     again = _built(model, inputs, _labels(), tmp_path / "again", **few, reuse=tmp_path / "old")
     assert (_rows(computed, "logit"), again.manifest.results["reused"]["rows"]) == (_COUNT, 0)

@@ -1,0 +1,174 @@
+"""Where the passes of a build run changes none of its bytes, and what is killed is done again."""
+
+import multiprocessing
+import os
+import signal
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import natscope
+from natscope.app.cli.commands import main
+from natscope.core import features
+from natscope.core.bundle.format import Bundle, sha256_of
+from natscope.core.errors import BuildError
+from natscope.precompute.bundles import store
+from natscope.precompute.bundles.passes import Gram, Jacobians, Written
+from natscope.precompute.bundles.store import Store
+from natscope.precompute.bundles.work import Work
+from natscope.precompute.engines.local import TRIES, LocalEngine, LostError
+from tests.conftest import module_of_ones_own
+from tests.tiny import build_tiny
+
+
+def process_of(part):
+    return os.getpid()
+
+
+def killed_at_first(folder, part):
+    """Return the process's number, unless nobody has been here before."""
+    marker = folder / str(part)
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def killed(part):
+    if part == slice(5, 7):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return part
+
+
+def sums(bundle):
+    return {record.file: sha256_of(bundle.path / record.file) for record in bundle.manifest.files.values()}
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_tasks_run_in_this_process_or_in_several():
+    assert list(LocalEngine().map(process_of, "abc")) == [(part, os.getpid()) for part in "abc"]
+    with closing(LocalEngine(2)) as engine:
+        found = dict(engine.map(process_of, "abc"))
+        assert found.keys() == set("abc")
+        assert os.getpid() not in found.values()
+        again = dict(engine.map(partial(process_of), "abcdef"))
+        assert len({*found.values(), *again.values()}) <= 2
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_is_killed_is_replaced(tmp_path):
+    found = dict(LocalEngine(2).map(partial(killed_at_first, tmp_path), [1, 2, 3]))
+    assert found.keys() == {1, 2, 3}
+
+
+def test_what_is_killed_again_and_again_ends_the_build_with_a_sentence_that_names_it(tmp_path):
+    with pytest.raises(LostError) as error:
+        list(LocalEngine(spread=True).map(killed, [slice(5, 7)]))
+    assert (error.value.part, error.value.tries) == (slice(5, 7), TRIES)
+    filled = Store(tmp_path, Work(tmp_path / "work", {}, folder=tmp_path), lambda *_: None, LocalEngine(spread=True))
+    with pytest.raises(BuildError, match=rf"^Jacobians: rows 5 to 6 failed {TRIES} times \(its process was ended"):
+        list(filled.rows(killed, [slice(5, 7)], "Jacobians", filled.engine, "features", ("features",)))
+
+
+@pytest.mark.parametrize("outputs", ["own", "all"])
+def test_a_build_in_several_processes_has_the_bytes_of_one_in_this_process(tmp_path, monkeypatch, one_thread, outputs):
+    monkeypatch.setattr(features, "SHARD", 16)  # so that there are several shards
+    monkeypatch.setattr(store, "GROUP", 32)
+    here = build_tiny(tmp_path / "here", outputs=outputs)
+    there = build_tiny(tmp_path / "there", outputs=outputs, engine=LocalEngine(2))
+    assert sums(here) == sums(there)
+    assert len(here.array("features")) == 60
+
+
+def test_methods_are_added_by_several_processes(tmp_path, one_thread):
+    whole = build_tiny(tmp_path / "whole", methods=("graddot",))
+    bare = build_tiny(tmp_path / "bare", methods=())
+    added = build_tiny(bare.path, methods=("graddot",), engine=LocalEngine(2))
+    assert sha256_of(added.path / "margin_features.npy") == sha256_of(whole.path / "margin_features.npy")
+    assert not list(added.path.rglob("*shards*"))
+
+
+_NET = "import torch\n\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20, 3))\n"
+
+
+def test_a_network_of_ones_own_is_made_in_each_process(tmp_path, one_thread):
+    with module_of_ones_own(tmp_path, "net_of_engines", _NET) as own:
+        inputs, labels = torch.randn(60, 20), torch.arange(60) % 3
+        data = (inputs, labels), (inputs[:9], labels[:9])
+        made, settings = own.make(), {"factory": own.make, "sketch": natscope.SketchSpec(dim=8), "methods": ()}
+        here = natscope.build(made, *data, out=tmp_path / "here", name="own", **settings)
+        there = natscope.build(made, *data, out=tmp_path / "there", name="own", engine=LocalEngine(2), **settings)
+    assert sums(here) == sums(there)
+
+
+class Rows(Jacobians):
+    """Rows of ones, of which each call is counted."""
+
+    calls = 0
+
+    def _shard(self, part):
+        Rows.calls += 1
+        return np.full((part.stop - part.start, 4), part.start, np.float32)
+
+
+def test_a_shard_that_was_written_is_taken_and_one_that_is_damaged_made_again(tmp_path):
+    task = Written(Rows("features", None, None), tmp_path, ("features",))
+    Rows.calls, part = 0, slice(3, 5)
+    names = task(part)
+    assert task(part) == names
+    assert Rows.calls == 1
+    assert task.read(names["features"]).tolist() == [[3.0] * 4] * 2
+    file = tmp_path / names["features"]
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(BuildError, match="was changed while it was used"):
+        task.read(names["features"])
+    assert task(part) == names
+    assert Rows.calls == 2
+    assert task.read(names["features"]).tolist() == [[3.0] * 4] * 2
+
+
+class Backwards(LocalEngine):
+    """Finishes the last part first."""
+
+    def map(self, task, parts):
+        return super().map(task, list(reversed(parts)))
+
+
+def test_the_order_in_which_parts_end_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SHARD", 16)
+    monkeypatch.setattr(store, "GROUP", 16)
+    rows = np.random.default_rng(0).normal(size=(60, 8))
+    np.save(tmp_path / "rows.npy", rows)
+    totals = []
+    for name, engine in (("a", LocalEngine()), ("b", Backwards())):
+        (tmp_path / name).mkdir()
+        filled = Store(tmp_path / name, Work(tmp_path / name, {}), lambda *_: None, engine)
+        array = filled.features(Rows("features", None, None), (60, 4), "", halve=True)
+        assert array[:, 0].tolist() == [start for start in range(0, 60, 16) for _ in range(min(16, 60 - start))]
+        totals.append(filled.gram(Gram(tmp_path, "rows"), 60))
+    np.testing.assert_array_equal(*totals)
+    np.testing.assert_allclose(totals[0], rows.T @ rows, rtol=1e-12)
+
+
+def test_the_options_of_an_engine_are_no_settings_of_a_bundle(tmp_path, capsys):
+    settings = ["precompute", "--per-class", "20", "--epochs", "1", "--dim", "8", "--methods", "repsim"]
+    for name, options in (("one", ["--engine", "local"]), ("two", ["--workers", "2"])):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main([*settings, "--name", "Same", "--out", str(tmp_path / name), *options])
+    one, two = (Bundle(tmp_path / name).manifest for name in ("one", "two"))
+    assert replace(one, versions={}, files={}, results={}) == replace(two, versions={}, files={}, results={})
+    assert "--workers" not in two.command
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([*settings, "--out", str(tmp_path / "no"), "--ray-address", "localhost:1"])
+    assert "--ray-address is for --engine ray" in capsys.readouterr().err
