@@ -1,0 +1,249 @@
+"""Builds on a real Ray cluster of two nodes on this machine, of which processes, nodes and the driver are killed."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from natscope.app.cli.commands import main
+from natscope.core.bundle.format import sha256_of
+from natscope.core.errors import BuildError
+from natscope.precompute.engines import on_ray
+from natscope.precompute.engines.local import TRIES, LostError
+from natscope.precompute.engines.on_ray import RayEngine
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'natscope[ray]'"),
+    pytest.mark.filterwarnings("ignore"),
+]
+_ROOT = Path(__file__).parents[2]
+_TOKEN = "0123456789abcdef" * 4
+_OPTIONS = (
+    "precompute",
+    "--dim",
+    "64",
+    "--epochs",
+    "1",
+    "--widths",
+    "784,32,10",
+    "--name",
+    "On Ray",
+    "--methods",
+    "relatif",
+)
+
+
+def _environment(**more):
+    found = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTEST_"))}
+    return found | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(_ROOT),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": _TOKEN,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_health_check_initial_delay_ms": "0",
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_failure_threshold": "4",
+        **more,
+    }
+
+
+class Cluster:
+    """Two nodes on loopback addresses; each is a process that ends with what it started."""
+
+    def __init__(self, folder):
+        with socket.socket() as free:
+            free.bind(("127.0.0.2", 0))
+            self.address = f"127.0.0.2:{free.getsockname()[1]}"
+        self.folder, port = folder, self.address.rpartition(":")[2]
+        self._begun = []
+        self.start(
+            "--head",
+            "--include-dashboard=false",
+            "--node-ip-address=127.0.0.2",
+            f"--port={port}",
+            f"--temp-dir={folder}",
+        )
+        self.second = self.join()
+
+    def join(self):
+        return self.start(f"--address={self.address}", "--node-ip-address=127.0.0.3")
+
+    def start(self, *options):
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
+        command += ["--disable-usage-stats", *options]
+        log = (self.folder / f"{len(self._begun)}.log").open("w")
+        node = subprocess.Popen(
+            command, env=_environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=_ROOT
+        )
+        self._begun.append(node)
+        deadline = time.monotonic() + 60
+        while "Ray runtime started" not in (said := Path(log.name).read_text()):
+            assert node.poll() is None, said
+            assert time.monotonic() < deadline, said
+            time.sleep(0.1)
+        return node
+
+    def kill(self, node):
+        """Kill a node with all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+
+    def stop(self):
+        for node in reversed(self._begun):
+            self.kill(node)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # names of its sockets may have 107 characters
+    found = None
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _environment().items():
+            patch.setenv(name, value)
+        try:
+            found = Cluster(folder)
+            yield found
+        finally:
+            if found is not None:
+                found.stop()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def engine(cluster, tmp_path):
+    found = RayEngine(cluster.address)
+    with contextlib.closing(found):
+        found.begin(tmp_path)
+        yield found
+
+
+def place_of(part):
+    import ray  # which reads its environment as it is imported
+
+    time.sleep(0.2)
+    return ray.util.get_node_ip_address()
+
+
+def killed_at_first(folder, part):
+    """Return the part; the first process that has it kills itself."""
+    marker = folder / str(part)
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return part
+
+
+def killed(part):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def slow(folder, part):
+    (folder / f"{part}.begun").touch()
+    time.sleep(2)
+    return part
+
+
+def unreadable(folder, part):
+    with (folder / "tries").open("a") as file:
+        file.write(".")
+    raise PermissionError(13, "Permission denied")
+
+
+def refused(part):
+    raise BuildError("A Jacobian is not finite.")
+
+
+def test_tasks_run_on_both_nodes(engine):
+    assert {place for _, place in engine.map(place_of, range(8))} == {"127.0.0.2", "127.0.0.3"}
+
+
+def test_a_process_that_is_killed_is_replaced(engine, tmp_path):
+    assert dict(engine.map(partial(killed_at_first, tmp_path), range(3))) == {part: part for part in range(3)}
+
+
+def test_what_fails_five_times_is_given_up_and_named(engine, tmp_path):
+    with pytest.raises(LostError) as error:
+        list(engine.map(killed, [slice(3, 9)]))
+    assert (error.value.part, error.value.tries) == (slice(3, 9), TRIES)
+    with pytest.raises(LostError) as error:
+        list(engine.map(partial(unreadable, tmp_path), ["a"]))
+    assert isinstance(error.value.__cause__, PermissionError)
+    assert (tmp_path / "tries").read_text() == "." * TRIES
+    with pytest.raises(BuildError, match=r"^A Jacobian is not finite\.$"):
+        list(engine.map(refused, ["a"]))
+
+
+def test_a_node_that_is_killed_is_done_without(cluster, engine, tmp_path):
+    found = dict[int, int]()
+    for part, result in engine.map(partial(slow, tmp_path), range(8)):
+        if not found:
+            cluster.kill(cluster.second)
+        found[part] = result
+    assert found == {part: part for part in range(8)}
+    cluster.second = cluster.join()
+
+
+def test_other_versions_are_said_before_anything_runs(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, "versions", lambda: {"natscope": "99", "torch": "1"})
+    with contextlib.closing(RayEngine(cluster.address)) as engine, pytest.raises(BuildError) as error:
+        engine.begin(tmp_path)
+    assert "127.0.0." in str(error.value)
+    assert "this machine 99" in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_a_node_does_not_see_is_said():
+    with pytest.raises(BuildError, match="The node far does not see the bundle's folder"):
+        RayEngine._compare("far", {"sees": "no"})
+
+
+def test_a_wrong_token_is_one_sentence(cluster, tmp_path):
+    command = [sys.executable, "-m", "natscope.app.cli", *_OPTIONS, "--engine", "ray", "--ray-address", cluster.address]
+    command += ["--out", str(tmp_path / "bundle"), "--per-class", "20"]
+    found = subprocess.run(
+        command, env=_environment(RAY_AUTH_TOKEN="f" * 64), capture_output=True, text=True, cwd=_ROOT, check=False
+    )
+    assert found.returncode == 2, found.stderr
+    assert "No Ray answers at" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def _sums(folder):
+    return {file.name: sha256_of(file) for file in folder.iterdir()}
+
+
+def _begun(out, cluster):
+    command = [sys.executable, "-m", "natscope.app.cli", *_OPTIONS, "--out", str(out)]
+    command += ["--engine", "ray", "--ray-address", cluster.address]
+    return subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, cwd=_ROOT)
+
+
+def test_a_build_whose_driver_is_killed_ends_with_the_bytes_of_a_local_one(cluster, tmp_path):
+    out, journal = tmp_path / "there", tmp_path / "there.partial" / "journal.json"
+    driver, deadline = _begun(out, cluster), time.monotonic() + 120
+    while not (journal.exists() and len(json.loads(journal.read_text())["done"].get("features", [])) >= 3):
+        assert driver.poll() is None, driver.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    assert not out.exists()
+    again = _begun(out, cluster)
+    _, said = again.communicate(timeout=200)
+    assert again.returncode == 0, said.decode()
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([*_OPTIONS, "--out", str(tmp_path / "here")])
+    assert _sums(out) == _sums(tmp_path / "here")
