@@ -27,7 +27,7 @@ from natscope.core.errors import BuildError, BundleError, DataError, out_of_memo
 from natscope.core.examples import Examples, Inputs
 from natscope.core.features import FeatureMap, Outputs, composition_of, kernel_of
 from natscope.core.files import size
-from natscope.core.index.spec import AUTO
+from natscope.core.index.spec import AUTO, MILVUS
 from natscope.core.kernels import Kernel, packed
 from natscope.core.methods import METHODS
 from natscope.core.ood import distances, usual_distances
@@ -36,6 +36,7 @@ from natscope.core.posterior import blocks, feature_gram
 from natscope.core.progress import Progress, silent
 from natscope.core.rows import Rows, RowView
 from natscope.precompute.bundles.artifacts import Preparation
+from natscope.precompute.bundles.collection import check_server, filled, is_filled
 from natscope.precompute.bundles.compare import differences, that_matter
 from natscope.precompute.bundles.recorded import check_recordable, manifest_of
 from natscope.precompute.bundles.reuse import checked, reusable
@@ -90,7 +91,7 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Pat
     settings = spec.settings()
     if reuse is not None:
         checked(reuse, spec)
-    if out.exists() and not _missing(spec, bundle := existing(out, spec)):
+    if out.exists() and not _missing(spec, bundle := existing(out, spec)) and is_filled(bundle):
         return bundle
     lock = filelock.FileLock(out.with_name(out.name + ".lock"))
     unfinished = out.with_name(out.name + ".partial")
@@ -98,7 +99,7 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Pat
         out.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
             if out.exists():
-                return _add(spec, existing(out, spec), progress)
+                return filled(_add(spec, existing(out, spec), progress), progress)
             with as_begun(unfinished, settings):
                 work = Work(unfinished, settings, progress=progress)
                 if not work.published:
@@ -106,13 +107,13 @@ def build(spec: BuildSpec, out: Path, progress: Progress = silent, *, reuse: Pat
                     with work.resuming(), foreign(spec.model):
                         builder.run()
                 work.publish(out)
+            return filled(Bundle(out), progress)
     except filelock.Timeout as error:
         raise BundleError(f"Another natscope is building {out} right now; wait for it, or stop it first.") from error
     except OSError as error:
         if out_of_memory(error):
             raise
         raise BuildError(f"The bundle {out} cannot be written: {error.strerror or error}.") from error
-    return Bundle(out)
 
 
 def existing(out: Path, spec: BuildSpec) -> Bundle:
@@ -255,6 +256,7 @@ class _Builder:
             features = spec.feature_map(model.to(device()), data.modality)
             features.outputs(images[:1])  # it may make tensors on the processor
         layout = layout_of(spec, features, images[:1])
+        check_server(spec.index)
         size = size_of(len(images), spec.sketch, suitable)
         methods_wanted = wanted(spec.methods, size)  # raises now for what cannot be added
         _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
@@ -382,7 +384,7 @@ class _Builder:
             if len(rows) <= LARGEST_GRAM:
                 members = np.asarray(own[rows])
                 self.store.small(f"gram_{label}", partial(lambda own: packed(kernel(own, own)), members))
-            if kernel.explicit:
+            if kernel.explicit and self.spec.index.kind_of(len(rows)) != MILVUS:
                 self.store.index(f"index_{label}", RowView(own, rows), self.spec.index)
         self.progress("Grams and indexes, class by class", classes, classes)
 

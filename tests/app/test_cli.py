@@ -459,7 +459,7 @@ def test_a_damaged_bundle_is_one_sentence_that_says_how_to_mend_it(refused, dama
         (["--epochs", "0"], ["'--epochs'", "x>=1"]),
         (["--dim", "0"], ["'--dim'", "x>=1"]),
         (["--seed", "-1"], ["'--seed'"]),
-        (["--index", "annoy"], ["'annoy'", "auto, flat, sq8, ivf, ivfsq8, ivfpq, hnsw"]),
+        (["--index", "annoy"], ["'annoy'", "auto, flat, sq8, ivf, ivfsq8, ivfpq, ivfrabitq, hnsw, milvus"]),
         (["--outputs", "some"], ["'--outputs'", "'some'", "'own', 'all'"]),
         (["--magic"], ["--magic"]),
     ],
