@@ -57,7 +57,11 @@ class MilvusServer:
         binaries = _unpacked()
         command = (sys.executable, __file__, str(binaries), str(self._folder), str(self._socket.fileno()))
         self._relay = subprocess.Popen(
-            [*_UNSHARE, *command], pass_fds=[self._socket.fileno()], stdout=subprocess.PIPE, text=True
+            [*_UNSHARE, *command],
+            pass_fds=[self._socket.fileno()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self.pid = int(self._relay.stdout.readline() or 0)
         timer = threading.Timer(_STARTS, self._relay.kill)
@@ -88,6 +92,7 @@ class MilvusServer:
         except subprocess.TimeoutExpired:
             os.kill(self.pid, signal.SIGKILL)
             self._relay.wait()
+        self._relay.stdin.close()
         self._relay.stdout.close()
         self._relay = None
 
@@ -127,6 +132,7 @@ def _inside(binaries: Path, folder: Path, listening: socket.socket) -> None:
     _loopback_up()
     config = milvus.MilvusServerConfig(data_dir=str(folder))
     config.set("log.level", "warn")
+    config.set("common.session.ttl", "3")  # seconds until a killed server counts as gone
     config.set("log.stdout", "false")
     for part in ("rootCoord", "proxy", "queryCoord", "queryNode", "indexNode", "dataCoord", "dataNode"):
         config.set(f"{part}.ip", "127.0.0.1")
@@ -141,6 +147,7 @@ def _inside(binaries: Path, folder: Path, listening: socket.socket) -> None:
             [str(binaries / "milvus"), "run", "standalone"], cwd=folder, env=environment, stdout=log, stderr=log
         )
     print(server.pid, flush=True)
+    threading.Thread(target=_end_with_parent, args=(server,), daemon=True).start()
     threading.Thread(target=_say_when_ready, args=(server,), daemon=True).start()
     threading.Thread(target=_relay, args=(listening,), daemon=True).start()
     server.wait()
@@ -153,6 +160,11 @@ def _loopback_up() -> None:
     up, set_flags = 0x1 | 0x40, 0x8914  # IFF_UP and IFF_RUNNING, SIOCSIFFLAGS
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, set_flags, struct.pack("16sh14x", b"lo", up))
+
+
+def _end_with_parent(server: subprocess.Popen) -> None:
+    sys.stdin.read()  # whoever started this holds the other end, and leaves it open
+    server.kill()
 
 
 def _say_when_ready(server: subprocess.Popen) -> None:

@@ -26,14 +26,13 @@ def name_of(bundle: Bundle) -> str:
 
 def is_filled(bundle: Bundle) -> bool:
     """Return whether the server holds all features of a bundle that need to be there; raises SearchError."""
-    labels = on_server(bundle)
-    return not labels or Server().holds(name_of(bundle), {label: int(bundle.members[label]) for label in labels})
+    classes = _classes(bundle)
+    return not classes or not Server().fault(name_of(bundle), classes)
 
 
 def fill(bundle: Bundle, progress: Progress) -> None:
     """Insert the features of a bundle into its collection, which is dropped and made again; raises SearchError."""
-    classes = {label: _members(bundle, label) for label in on_server(bundle)}
-    Server().fill(name_of(bundle), bundle.index_spec, classes, progress)
+    Server().fill(name_of(bundle), bundle.index_spec, _classes(bundle), progress)
 
 
 def open_index(bundle: Bundle, label: int) -> MilvusIndex:
@@ -44,6 +43,10 @@ def open_index(bundle: Bundle, label: int) -> MilvusIndex:
     """
     rows, features = _members(bundle, label)
     return Server().index(name_of(bundle), label, rows, features, bundle.index_spec)
+
+
+def _classes(bundle: Bundle) -> dict[int, tuple[np.ndarray, RowView]]:
+    return {label: _members(bundle, label) for label in on_server(bundle)}
 
 
 def _members(bundle: Bundle, label: int) -> tuple[np.ndarray, RowView]:

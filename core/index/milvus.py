@@ -43,6 +43,13 @@ _WIDEST = 64  # times the usual effort, up to which a search is widened
 _AGAIN = "run the command that built the bundle again, which inserts its features"
 
 
+Classes = Mapping[int, tuple[np.ndarray, Rows]]
+
+
+class _RefusedError(SearchError):
+    """The server answered, and did not do what it was asked."""
+
+
 class Server:
     """A Milvus server, and what natscope does there."""
 
@@ -86,16 +93,29 @@ class Server:
             with _asking("drop a collection"):
                 self._client.drop_collection(name, timeout=_SEARCH)
 
-    def holds(self, name: str, counts: Mapping[int, int]) -> bool:
-        """Return whether a collection is complete, with so many rows of each class."""
+    def fault(self, name: str, classes: Classes, patience: float = _STALLED) -> str:
+        """Return a sentence on what is wrong with a collection, "" if it holds all rows of these classes.
+
+        The number of rows is compared, and a few vectors of each class.
+
+        Args:
+            name: the collection's.
+            classes: by label, the training rows (n,) int64 and their features (n, K).
+            patience: seconds to wait for a collection that is being loaded.
+
+        Raises:
+            SearchError: if the server goes away, or is still loading the collection after that.
+        """
         with _asking("look for a collection"):
             found = self._client.has_collection(name, timeout=_SEARCH)
             found = found and self._client.has_partition(name, _COMPLETE, timeout=_SEARCH)
-            return found and all(self._rows(name, label) == count for label, count in counts.items())
+        if not found or not self._has_rows(name, classes):
+            return f"The Milvus server does not hold the features of this bundle, or not all; {_AGAIN}."
+        if not all(self._has_vectors(name, label, *own, patience) for label, own in classes.items()):
+            return f"The Milvus server holds other vectors than this bundle; {_AGAIN}."
+        return ""
 
-    def fill(
-        self, name: str, spec: IndexSpec, classes: Mapping[int, tuple[np.ndarray, Rows]], progress: Progress
-    ) -> None:
+    def fill(self, name: str, spec: IndexSpec, classes: Classes, progress: Progress) -> None:
         """Insert classes into a new collection, after dropping one of this name; it counts as complete at the end only.
 
         Args:
@@ -107,22 +127,22 @@ class Server:
         Raises:
             SearchError: if the server refuses something or goes away.
         """
-        counts = {label: len(rows) for label, (rows, _) in classes.items()}
+        count, largest = (gather(len(rows) for rows, _ in classes.values()) for gather in (sum, max))
         width = next(features.shape[1] for _, features in classes.values())
         with _asking("drop a collection"):
             self._client.drop_collection(name, timeout=_WRITE)
-        self._create(name, spec, width, max(counts.values()))
+        self._create(name, spec, width, largest)
         for done, (label, (rows, features)) in enumerate(classes.items()):
             progress("Features into Milvus, class by class", done, len(classes))
             self._insert(name, label, rows, features)
         progress("Features into Milvus, class by class", len(classes), len(classes))
         with _asking("store vectors"):
             self._client.flush(name, timeout=_WRITE)
-        self._await_index(name, sum(counts.values()), progress)
+        self._await_index(name, count, progress)
+        if not self._has_rows(name, classes):
+            raise SearchError(f"The Milvus server lost vectors while they were inserted; {_AGAIN}.")
         with _asking("create a partition"):
             self._client.create_partition(name, _COMPLETE, timeout=_SEARCH)
-        if not self.holds(name, counts):
-            raise SearchError(f"The Milvus server lost vectors while they were inserted; {_AGAIN}.")
         self._load(name, _STALLED)
 
     def index(self, name: str, label: int, rows: np.ndarray, features: Rows, spec: IndexSpec) -> "MilvusIndex":
@@ -138,24 +158,8 @@ class Server:
         Raises:
             SearchError: if the collection is not that of these features, or is still being loaded.
         """
-        if not self.holds(name, {label: len(rows)}):
-            raise SearchError(f"The Milvus server does not hold the features of this bundle, or not all; {_AGAIN}.")
-        self._load(name, _OPEN)
-        some = np.unique(np.linspace(0, len(rows) - 1, _COMPARED).astype(np.int64))
-        with _asking("read vectors"):
-            found = self._client.query(
-                name,
-                filter=f"{_KEY} in {rows[some].tolist()}",
-                output_fields=[_KEY, _VECTOR],
-                partition_names=[_partition(label)],
-                consistency_level="Eventually",
-                timeout=_SEARCH,
-            )
-        stored = {hit[_KEY]: np.asarray(hit[_VECTOR], dtype=np.float64) for hit in found}
-        if stored.keys() != set(rows[some].tolist()) or not _alike(
-            np.stack([stored[row] for row in rows[some].tolist()]), np.asarray(features[some], dtype=np.float64)
-        ):
-            raise SearchError(f"The Milvus server holds other vectors than this bundle; {_AGAIN}.")
+        if fault := self.fault(name, {label: (rows, features)}, _OPEN):
+            raise SearchError(fault)
         return MilvusIndex(self._client, name, label, rows, spec)
 
     def drop(self, name: str) -> None:
@@ -190,10 +194,41 @@ class Server:
                 data = [{_KEY: int(row), _VECTOR: vector} for row, vector in zip(rows[part], block, strict=True)]
                 self._client.insert(name, data, partition_name=_partition(label), timeout=_WRITE)
 
-    def _rows(self, name: str, label: int) -> int:
-        if not self._client.has_partition(name, _partition(label), timeout=_SEARCH):
-            return 0
-        return int(self._client.get_partition_stats(name, _partition(label), timeout=_SEARCH)["row_count"])
+    def _has_rows(self, name: str, classes: Classes) -> bool:
+        with _asking("count vectors"):
+            there = {*self._client.list_partitions(name, timeout=_SEARCH)} >= {*map(_partition, classes)}
+            return there and all(
+                self._client.get_partition_stats(name, _partition(label), timeout=_SEARCH)["row_count"] == len(rows)
+                for label, (rows, _) in classes.items()
+            )
+
+    def _has_vectors(self, name: str, label: int, rows: np.ndarray, features: Rows, patience: float) -> bool:
+        some = np.unique(np.linspace(0, len(rows) - 1, _COMPARED).astype(np.int64))
+        keys, until = rows[some].tolist(), time.monotonic() + patience
+        while True:
+            self._load(name, patience)
+            try:
+                stored = self._vectors(name, label, keys)
+                break
+            except _RefusedError:  # a server that was just started counts a collection as loaded too early
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
+        return stored.keys() == {*keys} and _alike(
+            np.stack([stored[key] for key in keys]), np.asarray(features[some], dtype=np.float64)
+        )
+
+    def _vectors(self, name: str, label: int, keys: list[int]) -> dict[int, np.ndarray]:
+        with _asking("read vectors"):
+            found = self._client.query(
+                name,
+                filter=f"{_KEY} in {keys}",
+                output_fields=[_KEY, _VECTOR],
+                partition_names=[_partition(label)],
+                consistency_level="Eventually",
+                timeout=_SEARCH,
+            )
+        return {hit[_KEY]: np.asarray(hit[_VECTOR], dtype=np.float64) for hit in found}
 
     def _await_index(
         self,
@@ -370,6 +405,7 @@ def _asking(what: str, refused: SearchError | None = None) -> Iterator[None]:
                 f"The Milvus server that {URI} names does not answer, or refuses {TOKEN}; start it, or correct these "
                 "two variables, and try again."
             ) from None
-        raise refused or SearchError(
-            f"The Milvus server refused to {what} (its error {code}); its log says why."
+        raise refused or _RefusedError(
+            f"The Milvus server refused to {what} (its error {code}); if it has just started, try again in a minute, "
+            "else its log says why."
         ) from None
