@@ -27,7 +27,7 @@ def name_of(bundle: Bundle) -> str:
 def is_filled(bundle: Bundle) -> bool:
     """Return whether the server holds all features of a bundle that need to be there; raises SearchError."""
     classes = _classes(bundle)
-    return not classes or not Server().fault(name_of(bundle), classes)
+    return not classes or not Server().fault(name_of(bundle), bundle.index_spec, classes)
 
 
 def fill(bundle: Bundle, progress: Progress) -> None:

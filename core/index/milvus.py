@@ -31,7 +31,7 @@ _WRITE, _STALLED = 600.0, 120.0  # seconds for one step of a build; and without 
 _PROPOSED = {"ivf_rabitq": 1024}  # rows requested in each direction, where it is not the usual number
 _USUALLY = 256
 _MOST = 16_384  # rows that Milvus returns, at most
-_MOST_LISTS = 65_536
+_MOST_LISTS, _MOST_REACHED = 65_536, 32_768
 _MESSAGE = 2**24  # bytes of vectors sent at once
 _SAMPLE = 10_000  # rows of a class whose mean is subtracted
 _TRIED = (2048, 32)  # rows of a trial, of which a segment must have 1,024 for an index, and their dimensions
@@ -39,6 +39,7 @@ _FORMAT = 1  # of a collection; part of its name
 _COMPLETE = "complete"  # the partition made last
 _KEY, _VECTOR = "id", "vector"  # a hit of the client has an "id" whatever the key is called
 _COMPARED = 4  # stored vectors compared when an index is opened
+_COARSE = 0.25  # of a squared length: how far a product of codes may be off; other rows are off by about 1
 _WIDEST = 64  # times the usual effort, up to which a search is widened
 _AGAIN = "run the command that built the bundle again, which inserts its features"
 
@@ -93,13 +94,14 @@ class Server:
             with _asking("drop a collection"):
                 self._client.drop_collection(name, timeout=_SEARCH)
 
-    def fault(self, name: str, classes: Classes, patience: float = _STALLED) -> str:
+    def fault(self, name: str, spec: IndexSpec, classes: Classes, patience: float = _STALLED) -> str:
         """Return a sentence on what is wrong with a collection, "" if it holds all rows of these classes.
 
         The number of rows is compared, and a few vectors of each class.
 
         Args:
             name: the collection's.
+            spec: the index.
             classes: by label, the training rows (n,) int64 and their features (n, K).
             patience: seconds to wait for a collection that is being loaded.
 
@@ -111,7 +113,7 @@ class Server:
             found = found and self._client.has_partition(name, _COMPLETE, timeout=_SEARCH)
         if not found or not self._has_rows(name, classes):
             return f"The Milvus server does not hold the features of this bundle, or not all; {_AGAIN}."
-        if not all(self._has_vectors(name, label, *own, patience) for label, own in classes.items()):
+        if not all(self._has_vectors(name, spec, label, *own, patience) for label, own in classes.items()):
             return f"The Milvus server holds other vectors than this bundle; {_AGAIN}."
         return ""
 
@@ -158,7 +160,7 @@ class Server:
         Raises:
             SearchError: if the collection is not that of these features, or is still being loaded.
         """
-        if fault := self.fault(name, {label: (rows, features)}, _OPEN):
+        if fault := self.fault(name, spec, {label: (rows, features)}, _OPEN):
             raise SearchError(fault)
         return MilvusIndex(self._client, name, label, rows, spec)
 
@@ -202,33 +204,31 @@ class Server:
                 for label, (rows, _) in classes.items()
             )
 
-    def _has_vectors(self, name: str, label: int, rows: np.ndarray, features: Rows, patience: float) -> bool:
+    def _has_vectors(
+        self, name: str, spec: IndexSpec, label: int, rows: np.ndarray, features: Rows, patience: float
+    ) -> bool:
+        """Return whether the differences of a few rows have the products with each other that they should have.
+
+        They are searched for, not read: what counts is what is searched, and a server may keep only codes of it.
+        """
         some = np.unique(np.linspace(0, len(rows) - 1, _COMPARED).astype(np.int64))
         keys, until = rows[some].tolist(), time.monotonic() + patience
+        differences = np.asarray(features[some], dtype=np.float64)
+        differences = differences[1:] - differences[0]
+        how = _effort(spec, len(rows), len(some), _lists(spec, len(rows)))  # lists may hold none of them
         while True:
             self._load(name, patience)
             try:
-                stored = self._vectors(name, label, keys)
+                hits = _hits(self._client, name, label, differences, len(some), f"{_KEY} in {keys}", how)
                 break
             except _RefusedError:  # a server that was just started counts a collection as loaded too early
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.2)
-        return stored.keys() == {*keys} and _alike(
-            np.stack([stored[key] for key in keys]), np.asarray(features[some], dtype=np.float64)
-        )
-
-    def _vectors(self, name: str, label: int, keys: list[int]) -> dict[int, np.ndarray]:
-        with _asking("read vectors"):
-            found = self._client.query(
-                name,
-                filter=f"{_KEY} in {keys}",
-                output_fields=[_KEY, _VECTOR],
-                partition_names=[_partition(label)],
-                consistency_level="Eventually",
-                timeout=_SEARCH,
-            )
-        return {hit[_KEY]: np.asarray(hit[_VECTOR], dtype=np.float64) for hit in found}
+        if any(found.keys() != {*keys} for found in hits):
+            return False
+        found = np.array([[hit[key] - hit[keys[0]] for key in keys[1:]] for hit in hits])
+        return bool(np.abs(found - differences @ differences.T).max() <= _COARSE * (differences**2).sum(axis=1).max())
 
     def _await_index(
         self,
@@ -271,7 +271,7 @@ class MilvusIndex:
 
     def __init__(self, client: Any, name: str, label: int, rows: np.ndarray, spec: IndexSpec) -> None:
         """Wrap a partition; see `Server.index`."""
-        self._client, self._name, self._partition, self._rows, self._spec = client, name, _partition(label), rows, spec
+        self._client, self._name, self._label, self._rows, self._spec = client, name, label, rows, spec
         self.kind = f"{MILVUS}-{spec.milvus}"
         self.proposals = _PROPOSED.get(spec.milvus, _USUALLY)
 
@@ -309,9 +309,11 @@ class MilvusIndex:
         count = min(count, _MOST)
         if len(self) - len(taken) <= count:
             return np.setdiff1d(np.arange(len(self)), taken)
-        both, effort = np.stack([vector, -vector]).astype(np.float32), 1
+        left_out = f"{_KEY} not in {self._rows[taken].tolist()}" if len(taken) else ""
+        both, effort = np.stack([vector, -vector]), 1
         while True:
-            hits = self._search(both, count, effort, taken)
+            how = _effort(self._spec, len(self), count, effort)
+            hits = _hits(self._client, self._name, self._label, both, count, left_out, how)
             if min(map(len, hits)) == count or effort >= _WIDEST:
                 break
             effort *= 4
@@ -320,26 +322,6 @@ class MilvusIndex:
         if not len(keys) or not np.array_equal(self._rows[found], keys) or np.isin(found, taken).any():
             raise SearchError(f"The Milvus server no longer holds the vectors of this bundle; {_AGAIN}.")
         return found
-
-    def _search(self, both: np.ndarray, count: int, effort: int, taken: np.ndarray) -> list[list[int]]:
-        spec = self._spec
-        how = {
-            "hnsw": {"ef": max(spec.reach, count) * effort},
-            "diskann": {"search_list": min(2 * count * effort, 10 * count)},
-        }.get(spec.milvus, {"nprobe": min(spec.probes * effort, _lists(spec, len(self)))})
-        with _asking("search"):
-            answers = self._client.search(
-                self._name,
-                list(both),
-                anns_field=_VECTOR,
-                limit=count,
-                filter=f"{_KEY} not in {self._rows[taken].tolist()}" if len(taken) else "",
-                partition_names=[self._partition],
-                search_params={"metric_type": "IP", "params": how},
-                consistency_level="Eventually",
-                timeout=_SEARCH,
-            )
-        return [[int(hit[_KEY]) for hit in answer] for answer in answers]
 
 
 def collection_name(content: Sequence[str], spec: IndexSpec) -> str:
@@ -356,10 +338,32 @@ def _lists(spec: IndexSpec, count: int) -> int:
     return min(spec.lists_of(count), _MOST_LISTS)
 
 
-def _alike(stored: np.ndarray, features: np.ndarray) -> bool:
-    """Return whether rows (s, K) differ from the first of them as others do, up to rounding in single precision."""
-    room = 1e-5 * max(np.abs(features).max(), np.abs(stored).max())
-    return bool((np.abs((stored - stored[0]) - (features - features[0])) <= room).all())
+def _effort(spec: IndexSpec, count: int, wanted: int, effort: int) -> dict[str, int]:
+    """Return how widely an index over `count` rows is searched for so many, at some times the usual effort."""
+    if spec.milvus == "hnsw":
+        return {"ef": min(max(spec.reach, wanted) * effort, _MOST_REACHED)}
+    if spec.milvus == "diskann":
+        return {"search_list": min(2 * effort, 10) * wanted}
+    return {"nprobe": min(spec.probes * effort, _lists(spec, count))}
+
+
+def _hits(
+    client: Any, name: str, label: int, vectors: np.ndarray, count: int, condition: str, how: dict[str, int]
+) -> list[dict[int, float]]:
+    """Return for each vector the keys found in a class and their products, as far as the index knows these."""
+    with _asking("search"):
+        answers = client.search(
+            name,
+            list(vectors.astype(np.float32)),
+            anns_field=_VECTOR,
+            limit=count,
+            filter=condition,
+            partition_names=[_partition(label)],
+            search_params={"metric_type": "IP", "params": how},
+            consistency_level="Eventually",
+            timeout=_SEARCH,
+        )
+    return [{int(hit[_KEY]): float(hit["distance"]) for hit in answer} for answer in answers]
 
 
 def _reached(done: Callable[[], int], wanted: int, patience: float) -> bool:
