@@ -10,7 +10,7 @@ import numpy as np
 from natscope.app import escape
 from natscope.core.bundle.request import Attribution, QueryExample
 from natscope.core.examples import Modality
-from natscope.core.index.spec import EXACT, KINDS
+from natscope.core.index.spec import EXACT, TITLES
 from natscope.core.methods import METHODS, Method
 
 GLOSSARY = {
@@ -263,7 +263,8 @@ def searched(kind: str) -> str:
     """Return a sentence on which index found the examples."""
     if kind in EXACT:
         return f"Searched with {'a flat' if kind == 'flat' else 'an SQ8'} index (exact)."
-    return f"Searched with an {KINDS[kind]} index: fast in large pools, but it may miss an example."
+    where, _, title = TITLES[kind].rpartition(" ")
+    return f"Searched with an {title} index{where and f' on {where}'}: fast in large pools, but it may miss an example."
 
 
 def regime_hint(kind: str, *, plain: bool) -> str:

@@ -76,7 +76,7 @@ def _run(name: str, **options: Any) -> None:
 
 @main.command("search")
 @click.option("--sizes", default=",".join(map(str, search.SIZES)), show_default=True, help="N, with commas.")
-@click.option("--indexes", default=",".join(KINDS), show_default=True, help="Kinds of index, with commas.")
+@click.option("--indexes", default=",".join(search.INDEXES), show_default=True, help="Kinds of index, with commas.")
 @click.option("--out", type=click.Path(path_type=Path), default=search.OUT, help="JSON file to write.")
 def _search(sizes: str, indexes: str, out: Path) -> None:
     """Time the search of one class for its largest inner products."""

@@ -23,7 +23,7 @@ import platform
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import faiss
 import numpy as np
 import torch
 
+from benchmarks import milvus
 from benchmarks.network import Say, seconds, trained
 from natscope.app.figures.in_files import chart_file
 from natscope.app.figures.search import search_charts, search_title
@@ -40,34 +41,37 @@ from natscope.core.bundle.format import write_atomically
 from natscope.core.features import FeatureMap
 from natscope.core.greedy import Selection
 from natscope.core.images import to_input
+from natscope.core.index.protocol import Index
 from natscope.core.index.search import InnerProductIndex, build_index
-from natscope.core.index.spec import KINDS, IndexSpec
+from natscope.core.index.spec import KINDS, MILVUS, IndexSpec
 from natscope.core.pool import Pool
 from natscope.core.sketches import SketchSpec
 
 OUT = Path(__file__).parents[1] / "assets/results/search.json"
 SIZES = (1500, 5000, 10_000, 100_000)  # a million more by --sizes
+INDEXES = (*KINDS, MILVUS)
 _K, _CLUSTERS, _BUDGET, _QUERIES, _SIGMA2 = 1024, 300, 50, 5, (1.0, 1000.0)
 _BLOCK = 10_000
 
 
-def run(say: Say, *, sizes: tuple[int, ...] = SIZES, indexes: tuple[str, ...] = tuple(KINDS), out: Path = OUT) -> None:
+def run(say: Say, *, sizes: tuple[int, ...] = SIZES, indexes: tuple[str, ...] = INDEXES, out: Path = OUT) -> None:
     """Measure, print a table, and write it with its figure after every index, beside what other runs measured.
 
     Args:
         say: prints a line.
         sizes: N, numbers of candidates.
-        indexes: kinds of index.
+        indexes: kinds of index; Milvus is left out where there is no server and none can be started.
         out: JSON file; PNG and SVG go beside it.
     """
     law, queries = _law()
     result = _earlier(out)
     say(f"InfoGain (approx), K = {_K} float32, M = {_BUDGET}, {_QUERIES} queries, features and indexes in files")
     say(
-        f"{'N':>8} {'search':<7} {'σ²':>5} {'build s':>8} {'MB built':>9} {'MB file':>8} {'M = 1, s':>9} "
+        f"{'N':>8} {'search':<14} {'σ²':>5} {'build s':>8} {'MB built':>9} {'MB file':>8} {'M = 1, s':>9} "
         f"{'M = 50, s':>10} {'recall':>7} {'nats':>7} {'÷ flat':>7}"
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, milvus.server(say) if MILVUS in indexes else nullcontext() as asked:
+        indexes = tuple(kind for kind in indexes if kind != MILVUS or asked)
         for size in sizes:
             file = Path(folder) / "features.npy"
             law.draw(size, file)
@@ -140,10 +144,18 @@ def _measure(
             step, _ = _timed(pool, queries[0], sigma2, budget=1)
         yield _row(size, "gram", sigma2, truth, found, step) | {"build_seconds": built, "search_mb": used[0]}
     for kind in indexes:
+        if kind == MILVUS:
+            with milvus.filled(features) as (build, held):
+                about: dict[str, Any] = {"spec": milvus.SPEC.to_dict(), "build_seconds": build}
+                for sigma2 in _SIGMA2:
+                    found = [_timed(pool, query, sigma2, index=held) for query in queries]
+                    step, _ = _timed(pool, queries[0], sigma2, index=held, budget=1)
+                    yield _row(size, held.kind, sigma2, truth, found, step) | about
+            continue
         file = folder / f"{kind}.faiss"
         with _memory() as building:
             build, _ = seconds(lambda k=kind, f=file: build_index(features, IndexSpec(k), f))
-        about: dict[str, Any] = {"spec": IndexSpec(kind).to_dict()}
+        about = {"spec": IndexSpec(kind).to_dict()}
         about |= {"build_seconds": build, "build_mb": building[0], "file_mb": file.stat().st_size / 1e6}
         once = kind == "flat" and large
         for sigma2 in _SIGMA2[: 1 if once else None]:
@@ -157,7 +169,7 @@ def _measure(
 
 
 def _timed(
-    pool: Pool, query: np.ndarray, sigma2: float, *, index: InnerProductIndex | None = None, budget: int = _BUDGET
+    pool: Pool, query: np.ndarray, sigma2: float, *, index: Index | None = None, budget: int = _BUDGET
 ) -> tuple[float, Selection]:
     return seconds(lambda: greedy.info_gain_approx(pool, query, sigma2, budget, index=index))
 
@@ -300,7 +312,7 @@ def _line(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     against = flat.get(row["sigma2"], flat.get(_SIGMA2[0]))  # of a million, a flat index is timed once
     ratio = f"{against / row['seconds']:.1f} ×" if against else ""
     return (
-        f"{row['n']:>8} {row['search']:<7} {row['sigma2']:>5.0f} {number('build_seconds', 8, 1)} "
+        f"{row['n']:>8} {row['search']:<14} {row['sigma2']:>5.0f} {number('build_seconds', 8, 1)} "
         f"{number('build_mb', 9, 0)} {number('file_mb', 8, 0)} {number('step_seconds', 9, 3)} "
         f"{number('seconds', 10, 3)} {number('recall', 7, 2)} {number('information', 7, 4)} {ratio:>7}"
     )

@@ -45,6 +45,10 @@ class QueryError(NatscopeError):
     """A query (upload, index, class) or a setting of the attribution cannot be used."""
 
 
+class SearchError(NatscopeError):
+    """A server that searches for a bundle is not named, away, without its vectors or unable to do what is asked."""
+
+
 class BuildError(NatscopeError):
     """A bundle cannot be built: settings that contradict each other, no space, weights that are not finite."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from natscope.core.index.search import InnerProductIndex
+from natscope.core.index.protocol import Index
 from natscope.core.index.shortlist import Shortlist
 from natscope.core.pool import Pool
 from natscope.core.posterior import Columns, Conditioning, mean_half_log_ratio
@@ -96,7 +96,7 @@ def info_gain_approx(
     *,
     exclude: Sequence[int] = (),
     quotas: Quotas | None = None,
-    index: InnerProductIndex | None = None,
+    index: Index | None = None,
 ) -> Selection:
     """Select by InfoGain without its denominator: argmax over x of `||v_x*||^2 = (phi_x^T S_A^-1 phi_*)^2`.
 
@@ -260,7 +260,7 @@ def _selection(run: Recursion, nats: list[float], *, skip: int = 0) -> Selection
 
 
 def _gain_by_index(
-    pool: Pool, query: np.ndarray, sigma2: float, budget: int, exclude: Sequence[int], index: InnerProductIndex
+    pool: Pool, query: np.ndarray, sigma2: float, budget: int, exclude: Sequence[int], index: Index
 ) -> Selection:
     next_best = _exact_search(pool, index, exclude) if index.exact else Shortlist(index, pool.features, exclude).best
     query = query.astype(np.float64)
@@ -284,7 +284,7 @@ def _gain_by_index(
 
 
 def _exact_search(
-    pool: Pool, index: InnerProductIndex, exclude: Sequence[int]
+    pool: Pool, index: Index, exclude: Sequence[int]
 ) -> Callable[[np.ndarray], tuple[int, np.ndarray, float]]:
     """Return a search by a flat index, which closes the row it returns, with features and product."""
     closed = np.zeros(len(pool), dtype=bool)

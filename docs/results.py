@@ -58,9 +58,9 @@ def influence_agrees() -> list[dict[str, float]]:
     return found
 
 
-def searched(kind: str, sigma2: float = 1.0) -> dict[str, Any]:
+def searched(kind: str, sigma2: float = 1.0, *, result: str = "search") -> dict[str, Any]:
     """Return the measured search of the largest pool by one kind of index."""
-    rows = [row for row in load_benchmark("search")["rows"] if (row["search"], row["sigma2"]) == (kind, sigma2)]
+    rows = [row for row in load_benchmark(result)["rows"] if (row["search"], row["sigma2"]) == (kind, sigma2)]
     return max(rows, key=lambda row: row["n"])
 
 

@@ -37,7 +37,17 @@ _DATA = Path(os.environ.get("NATSCOPE_TEST_DATA", Path(__file__).parents[2] / "s
 
 EACH = 600  # training images of a class in the bundles that most tests use
 _SLOW = {"browser", "bundle_path", "poisoned_path", "shared_data"}  # fixtures that start a browser, build or train
-_BUILDING = {"artifacts", "build", "fuzz", "own_model", "store", "tenth_method", "trusted", "wheel"}  # files of tests
+_BUILDING = {
+    "artifacts",
+    "build",
+    "fuzz",
+    "milvus",
+    "own_model",
+    "store",
+    "tenth_method",
+    "trusted",
+    "wheel",
+}  # files of tests
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -26,6 +26,7 @@ MAY_IMPORT = {
 AT_HOME = {
     "datasets": "precompute/data/text_sources.py",
     "faiss": ("core/index/search.py", "core/index/file_checks.py"),
+    "pymilvus": "core/index/milvus.py",
     "openTSNE": "core/analysis/embedding.py",
     "trak": "core/methods/trak.py",
     "kronfluence": "core/methods/ekfac.py",
@@ -90,7 +91,8 @@ def test_no_module_needs_itself_to_be_imported():
 def test_every_library_that_is_imported_is_declared_and_no_other():
     names = {"faiss": "faiss-cpu", "PIL": "pillow", "trak": "traker"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["text"]]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["milvus"], *extras["text"]]
     declared = {re.split(r"[^A-Za-z0-9_-]", requirement)[0] for requirement in needed}
     tops = {module.split(".")[0] for file in modules() for module in imported(file)} - {"natscope"}
     assert {names.get(top, top) for top in tops - set(sys.stdlib_module_names)} == declared

@@ -189,7 +189,14 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     default="auto",
     show_default=True,
     help="How methods that search find images of a class: flat or sq8 (exact; sq8 takes a quarter of the space), ivf, "
-    "ivfsq8, ivfpq or hnsw (faster in large classes); auto: sq8 up to 10,000 images a class, ivfsq8 above.",
+    "ivfsq8, ivfpq, ivfrabitq or hnsw (faster in large classes), or milvus, a server that NATSCOPE_MILVUS_URI names; "
+    "auto: sq8 up to 10,000 images a class, ivfsq8 above.",
+)
+@click.option(
+    "--milvus-index",
+    default="ivf_sq8",
+    show_default=True,
+    help="Index that a Milvus server builds: ivf_sq8, ivf_flat, hnsw, diskann or ivf_rabitq, if it has it.",
 )
 @click.option("--sketch-seed", type=SEED, default=0, show_default=True)
 @click.option(

@@ -147,6 +147,7 @@ def _words(settings: Mapping[str, Any]) -> Iterator[str]:
         "dim": settings["sketch"]["dim"],
         "sketch_seed": settings["sketch"]["seed"],
         "index": settings.get("index", {"kind": "auto" if settings["sketch"]["kind"] == "exact" else "flat"})["kind"],
+        "milvus_index": settings.get("index", {}).get("milvus"),
         "ntk": {None: "auto", True: "on", False: "off"}[settings["ntk"]],
         "layers": settings["layers"] or None,
         "key": settings.get("weights_key"),

@@ -33,7 +33,7 @@ def build_spec(
     """
     from natscope.core.bundle.bounds import LONGEST
     from natscope.core.errors import BuildError
-    from natscope.core.index.spec import CHOICES, IndexSpec
+    from natscope.core.index.spec import CHOICES, MILVUS, MILVUS_TYPES, IndexSpec
     from natscope.core.progress import silent
     from natscope.core.sketches import SKETCHES, SketchSpec
     from natscope.precompute.bundles.spec import BuildSpec
@@ -48,6 +48,10 @@ def build_spec(
         raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
     if options["index"] not in CHOICES:
         raise BuildError(f"There is no index '{options['index']}'; choose one of {', '.join(CHOICES)}.")
+    if (kind := options["milvus_index"]) not in MILVUS_TYPES:
+        raise BuildError(f"There is no index '{kind}' of Milvus; choose one of {', '.join(MILVUS_TYPES)}.")
+    if kind != IndexSpec(MILVUS).milvus and options["index"] != MILVUS:
+        raise BuildError("--milvus-index is for --index milvus; leave it out.")
     if options["weights"] is None and (options["key"] or options["prefix"]):
         raise BuildError("--key and --prefix choose a part of the file that --weights names; give that, too.")
     _check_code(options)
@@ -84,7 +88,7 @@ def build_spec(
         model=model,
         training=replace(usual, **recipe),
         sketch=SketchSpec(options["sketch"], options["dim"], options["sketch_seed"]),
-        index=IndexSpec(options["index"]),
+        index=IndexSpec(options["index"], milvus=options["milvus_index"]),
         ntk={"auto": None, "on": True, "off": False}[options["ntk"]],
         layers=() if options["layers"] is None else tuple(filter(None, map(str.strip, options["layers"].split(",")))),
         outputs=options["outputs"],

@@ -5,9 +5,9 @@ from typing import Any
 
 from natscope.app.figures.chart import Axis, Lines, Reference, Series
 from natscope.app.theme import ramp
-from natscope.core.index.spec import EXACT, KINDS
+from natscope.core.index.spec import EXACT, TITLES
 
-_NAMES = {"scan": "scan", "gram": "Gram path"} | {kind: f"{title} index" for kind, title in KINDS.items()}
+_NAMES = {"scan": "scan", "gram": "Gram path"} | {kind: f"{title} index" for kind, title in TITLES.items()}
 _EXACT = {"scan", "gram", *EXACT}
 _MARKERS = ("x", "square", "diamond", "circle", "triangle-up", "triangle-down")
 _ENOUGH = 0.98

@@ -10,10 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from natscope.core.bundle.artifacts import LoadedArtifacts
+from natscope.core.bundle.collection import on_server, open_index
 from natscope.core.bundle.format import Bundle
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import QueryError
 from natscope.core.features import FeatureMap, kernel_of
+from natscope.core.index.protocol import Index
 from natscope.core.methods import Candidates
 from natscope.core.pool import Pool, is_product, pools_kept
 from natscope.core.posterior import (
@@ -117,9 +119,12 @@ class CandidateSets:
         if self._fresh:
             features = self._features.features(self._inputs(rows), np.full(len(rows), target))
             return Candidates(Pool(features, kernel=self.kernel), self.penultimate[rows])
-        name = f"index_{target}"
-        index = functools.cache(functools.partial(self._bundle.index, name)) if self._bundle.has(name) else None
-        return Candidates(self._own_pool(target, rows), self.penultimate[rows], index=index)
+        found: Callable[[], Index] | None = None
+        if self._bundle.has(name := f"index_{target}"):
+            found = functools.cache(functools.partial(self._bundle.index, name))
+        elif target in on_server(self._bundle):
+            found = functools.cache(functools.partial(open_index, self._bundle, target))
+        return Candidates(self._own_pool(target, rows), self.penultimate[rows], index=found)
 
     def _own_pool(self, target: int, rows: np.ndarray) -> Pool:
         gram = self._bundle.array(name) if self._bundle.has(name := f"gram_{target}") else None

@@ -26,7 +26,7 @@ from natscope.core.bundle.bounds import (
 )
 from natscope.core.encoders import KINDS, settings_of
 from natscope.core.examples import MODALITIES, USUAL, Modality
-from natscope.core.index.spec import CHOICES
+from natscope.core.index.spec import IndexSpec
 from natscope.core.text import plain
 
 _MOST_SETTINGS = 20_000  # values in a bundle's settings, such as the targets of a backdoor
@@ -97,6 +97,7 @@ class _Index(_Strict):
     breadth: Count
     reach: Count
     seed: Seed
+    milvus: Word | UnsetType = UNSET
 
 
 class _Poison(_Strict):
@@ -210,8 +211,11 @@ def checked(raw: dict[str, Any]) -> None:
     modality = _dataset(raw["dataset"])
     if raw["poison"] is not None and raw["poison"]["place"] not in modality.places:
         raise SchemaError("holds a wrong value at poison.place")
-    if raw.get("index") is not None and raw["index"]["kind"] not in CHOICES:
-        raise SchemaError("holds a wrong value at index.kind")
+    if raw.get("index") is not None:
+        try:
+            IndexSpec(**raw["index"])
+        except ValueError as error:
+            raise SchemaError("holds a wrong value at index.kind or index.milvus") from error
     # The settings are compared and never shown; a folder of examples may have any name.
     if not _plain(raw | {"results": {k: v for k, v in raw["results"].items() if k != "settings"}}):
         raise SchemaError("holds text that cannot be printed")

@@ -21,11 +21,12 @@ import numpy as np
 from natscope.core.index.spec import EXACT, IndexSpec
 from natscope.core.rows import Rows
 
-_PROPOSED = {"ivf": 256, "ivfsq8": 256, "ivfpq": 1024, "hnsw": 256}  # rows requested in each direction
+# Rows requested in each direction.
+_PROPOSED = {"ivf": 256, "ivfsq8": 256, "ivfpq": 1024, "ivfrabitq": 1024, "hnsw": 256}
 _START = 16  # candidates asked of an exact index in each direction before the first check
 _BLOCK = 8192  # rows read at once
 _SAMPLE = 40  # rows a list, to train on
-_BITS = 8  # of a piece of a product-quantised code
+_BITS = 8  # of a piece of a product-quantised code, and of each number of a vector when RaBitQ searches with it
 _BYTE: Any = faiss.ScalarQuantizer.QT_8bit
 HALF_STEP = 0.501  # of SQ8, single-precision error included: a feature's distance from what its byte stands for
 _TYPES = {
@@ -34,6 +35,7 @@ _TYPES = {
     "ivf": faiss.IndexIVFFlat,
     "ivfsq8": faiss.IndexIVFScalarQuantizer,
     "ivfpq": faiss.IndexIVFPQ,
+    "ivfrabitq": faiss.IndexIVFRaBitQ,
     "hnsw": faiss.IndexHNSWSQ,
 }
 
@@ -232,6 +234,9 @@ def empty_index(shape: tuple[int, ...], spec: IndexSpec) -> Any:
         index = faiss.IndexIVFFlat(quantizer, width, lists, metric)
     elif kind == "ivfsq8":
         index = faiss.IndexIVFScalarQuantizer(quantizer, width, lists, _BYTE, metric)
+    elif kind == "ivfrabitq":
+        index = faiss.IndexIVFRaBitQ(quantizer, width, lists, metric)
+        index.qb = _BITS
     else:
         index = faiss.IndexIVFPQ(quantizer, width, lists, spec.pieces_of(width), _BITS, metric)
         index.pq.cp.seed, index.pq.cp.niter, index.pq.cp.min_points_per_centroid = spec.seed, 10, 1

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from natscope.core.index.search import InnerProductIndex
+from natscope.core.index.protocol import Index
 from natscope.core.rows import Rows
 
 _KEPT = 512  # candidates held in memory
@@ -22,7 +22,7 @@ class Shortlist:
     which a row that was not proposed is unlikely to exceed. Nothing here costs O(n).
     """
 
-    def __init__(self, index: InnerProductIndex, features: Rows, excluded: Sequence[int]) -> None:
+    def __init__(self, index: Index, features: Rows, excluded: Sequence[int]) -> None:
         """Start without candidates.
 
         Args:

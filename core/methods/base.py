@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from natscope.core.greedy import Selection
-from natscope.core.index.search import InnerProductIndex
+from natscope.core.index.protocol import Index
 from natscope.core.methods.artifacts import DERIVED, Artifacts
 from natscope.core.pool import Pool
 from natscope.core.posterior import Conditioning
@@ -32,7 +32,7 @@ class Candidates:
     pool: Pool
     penultimate: np.ndarray
     conditioning: Conditioning | None = None
-    index: Callable[[], InnerProductIndex] | None = None
+    index: Callable[[], Index] | None = None
     array: Callable[[str], np.ndarray] | None = None
     influence: Callable[[Tensor, int | np.ndarray], np.ndarray] | None = None
 

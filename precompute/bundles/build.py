@@ -28,7 +28,7 @@ from natscope.core.errors import BuildError, BundleError, DataError, out_of_memo
 from natscope.core.examples import Examples
 from natscope.core.features import FeatureMap, composition_of, kernel_of
 from natscope.core.files import size
-from natscope.core.index.spec import AUTO
+from natscope.core.index.spec import AUTO, MILVUS
 from natscope.core.methods import METHODS
 from natscope.core.methods.artifacts import Size
 from natscope.core.ood import distances, usual_distances
@@ -36,6 +36,7 @@ from natscope.core.pool import LARGEST_GRAM
 from natscope.core.progress import Progress, silent
 from natscope.core.rows import Rows
 from natscope.precompute.bundles.artifacts import Preparation
+from natscope.precompute.bundles.collection import check_server, filled, is_filled
 from natscope.precompute.bundles.compare import differences, that_matter
 from natscope.precompute.bundles.passes import Class, Gram, Jacobians, Predictions, Tangent, Trained
 from natscope.precompute.bundles.recorded import check_recordable, manifest_of
@@ -101,7 +102,7 @@ def build(
     settings = spec.settings()
     if reuse is not None:
         checked(reuse, spec)
-    if out.exists() and not _missing(spec, bundle := existing(out, spec)):
+    if out.exists() and not _missing(spec, bundle := existing(out, spec)) and is_filled(bundle):
         return bundle
     lock = filelock.FileLock(out.with_name(out.name + ".lock"))
     unfinished = out.with_name(out.name + ".partial")
@@ -109,7 +110,7 @@ def build(
         out.parent.mkdir(parents=True, exist_ok=True)
         with lock.acquire(timeout=0):
             if out.exists():
-                return _add(spec, existing(out, spec), progress, engine or LocalEngine())
+                return filled(_add(spec, existing(out, spec), progress, engine or LocalEngine()), progress)
             with as_begun(unfinished, settings, threads_of(engine)):
                 work = Work(unfinished, settings, progress=progress)
                 if not work.published:
@@ -117,13 +118,13 @@ def build(
                     with work.resuming(), foreign(spec.model):
                         builder.run()
                 work.publish(out)
+            return filled(Bundle(out), progress)
     except filelock.Timeout as error:
         raise BundleError(f"Another natscope is building {out} right now; wait for it, or stop it first.") from error
     except OSError as error:
         if out_of_memory(error):
             raise
         raise BuildError(f"The bundle {out} cannot be written: {error.strerror or error}.") from error
-    return Bundle(out)
 
 
 def existing(out: Path, spec: BuildSpec) -> Bundle:
@@ -270,6 +271,7 @@ class _Builder:
             features = spec.feature_map(model.to(device()), data.modality)
             features.outputs(images[:1])  # it may make tensors on the processor
         layout = layout_of(spec, features, images[:1])
+        check_server(spec.index)
         size = size_of(len(images), spec.sketch, suitable)
         methods_wanted = wanted(spec.methods, size)  # raises now for what cannot be added
         _make_sure_of_room(self.work.path, estimated_bytes(spec, data, layout, suitable))
@@ -285,8 +287,8 @@ class _Builder:
             self.store.small(f"{split}_labels", getattr(data, f"{split}_labels"))
             sources = "\n".join(getattr(data, f"{split}_sources")).encode()
             self.store.small(f"{split}_sources", np.frombuffer(sources, np.uint8))
-        network, about = replace(self.model, start=None), self.data.train.about()
-        trained = Trained(self.work.path.absolute(), network, data.modality.name, about)
+        network, folder = replace(self.model, start=None), self.work.path.absolute()
+        trained = Trained(folder, network, data.modality.name, self.data.train.about())
         self.engine.begin(self.work.path)
         with closing(self.engine), closing(trained):
             self._passes(trained, features, layout, found, methods_wanted, size)
@@ -314,14 +316,19 @@ class _Builder:
             **composition_of(features, images[:SAMPLED_KERNEL], data.train_labels[:SAMPLED_KERNEL]),
         }
         members = np.bincount(data.train_labels, minlength=len(data.classes))
-        small = {int(label): bool(members[label] <= LARGEST_GRAM) for label in np.flatnonzero(members)}
-        self.store.classes(Class(trained.folder, kernel, spec.index), small, "Grams and indexes, class by class")
+        kinds = {
+            label: ("gram",) * (count <= LARGEST_GRAM)
+            + ("index",) * (kernel.explicit and spec.index.kind_of(count) != MILVUS)
+            for label, count in enumerate(members.tolist())
+            if count
+        }
+        self.store.classes(Class(trained.folder, kernel, spec.index), kinds, "Grams and indexes, class by class")
         for label, title in enumerate(data.classes if spec.outputs == "all" else ()):
             name, gram = f"features_all_{label}", f"train_gram_{label}"
             self.store.features(replace(task, name=name, target=label), shape, f"Jacobians as {title}", halve=halve)
             self.store.small(gram, partial(self.store.gram, Gram(trained.folder, name), shape[0]))
-        labels, reuse = data.train_labels, self.reuse
-        preparation = Preparation(self.store, trained, features, images, labels, ekfac=spec.ekfac, reuse=reuse)
+        about = self.store, trained, features, images, data.train_labels
+        preparation = Preparation(*about, ekfac=spec.ekfac, reuse=self.reuse)
         methods, missing = preparation.add(methods_wanted, requested=spec.methods is not None)
         results["kernel"] |= preparation.kernel
         self._finish(features, layout, results | _left_out(left_out(spec.methods, size) | missing), methods)

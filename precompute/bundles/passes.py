@@ -25,7 +25,6 @@ from natscope.core.files import opened, replacing, sha256_of, write_atomically
 from natscope.core.index.search import build_index
 from natscope.core.index.spec import IndexSpec
 from natscope.core.kernels import Kernel, packed
-from natscope.core.pool import LARGEST_GRAM
 from natscope.core.posterior import blocks, feature_gram
 from natscope.core.rows import RowView
 from natscope.core.sketches import SketchSpec
@@ -236,15 +235,15 @@ class Class:
     kernel: Kernel
     index: IndexSpec
 
-    def __call__(self, label: int) -> None:
-        """Write what one class has."""
-        features = stored(self.folder, "features")
+    def __call__(self, wanted: tuple[int, tuple[str, ...]]) -> None:
+        """Write what one class has: its number, and "gram", "index" or both."""
+        (label, kinds), features = wanted, stored(self.folder, "features")
         rows = np.flatnonzero(stored(self.folder, "train_labels") == label)
-        if len(rows) <= LARGEST_GRAM:
+        if "gram" in kinds:
             members = np.asarray(features[rows])
             with replacing(self.folder / f"gram_{label}.npy") as file, file.open("xb") as handle:
                 np.save(handle, packed(self.kernel(members, members)), allow_pickle=False)
-        if self.kernel.explicit:
+        if "index" in kinds:
             with replacing(self.folder / f"index_{label}.faiss") as file:
                 build_index(RowView(features, rows), self.index, file)
 

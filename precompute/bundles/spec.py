@@ -171,6 +171,8 @@ class BuildSpec:
                 del values[later]
         if self.index.kind == "flat" or self.sketch.kind == "exact":
             del values["index"]  # as in bundles built before there was a choice
+        else:
+            values["index"] = self.index.to_dict()
         values["model"], values["training"] = self.model.to_dict(), self.training.to_dict()
         if (source := source_of(self.model)) is not None:
             values["model"]["source"] = source

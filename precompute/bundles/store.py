@@ -178,31 +178,29 @@ class Store:
                 return self.fill({task.name: form}, replace(task, half=True), stage)[task.name]
         return self.fill({task.name: (shape, np.dtype("float32"))}, task, stage)[task.name]
 
-    def classes(self, task: Class, labels: Mapping[int, bool], stage: str) -> None:
+    def classes(self, task: Class, labels: Mapping[int, tuple[str, ...]], stage: str) -> None:
         """Write the Gram and the index of classes.
 
         Args:
             task: writes those of one class.
-            labels: the classes that have examples, and whether each has a Gram.
+            labels: the classes that have examples, and what each has: "gram", "index".
             stage: for the progress.
 
         Raises:
             BuildError: if a class was given up.
         """
-        names = {
-            label: (f"gram_{label}.npy",) * gram + (f"index_{label}.faiss",) * task.kernel.explicit
-            for label, gram in labels.items()
-        }
+        ends = {"gram": "npy", "index": "faiss"}
+        names = {label: [f"{kind}_{label}.{ends[kind]}" for kind in kinds] for label, kinds in labels.items()}
         left = [label for label, files in names.items() if not all(self.work.finished(Path(f).stem) for f in files)]
         self.progress(stage, len(names) - len(left), len(names))
         try:
-            with closing(self.engine.map(task, left)) as found:
-                for count, (label, _) in enumerate(found, len(names) - len(left) + 1):
+            with closing(self.engine.map(task, [(label, labels[label]) for label in left])) as found:
+                for count, ((label, _), _) in enumerate(found, len(names) - len(left) + 1):
                     for file in names[label]:
                         self.work.mark(Path(file).stem, file=self.folder / file)
                     self.progress(stage, count, len(names))
         except LostError as error:
-            raise given_up(stage, f"class {error.part}", error) from error
+            raise given_up(stage, f"class {error.part[0]}", error) from error
         for file in (self.folder / file for files in names.values() for file in files):
             self.record(file.stem, file, None if file.suffix == ".faiss" else stored(self.folder, file.stem))
 

@@ -200,7 +200,8 @@ def test_plain_words_have_no_symbols():
 
 def test_the_index_in_use_is_named():
     assert "a flat index (exact)" in words.searched("flat")
-    assert "an IVF-PQ index" in words.searched("ivfpq")
+    assert "an IVF-PQ index:" in words.searched("ivfpq")
+    assert "an HNSW index on Milvus:" in words.searched("milvus-hnsw")
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_steps_that_no_feature_has_are_found(built, members, tmp_path, value):
     assert index_fault(tmp_path / "index", members, IndexSpec("sq8"))
 
 
-@pytest.mark.parametrize("kind", ["ivf", "ivfsq8", "ivfpq"])
+@pytest.mark.parametrize("kind", ["ivf", "ivfsq8", "ivfpq", "ivfrabitq"])
 def test_lists_most_of_which_are_empty_are_read(tmp_path, kind):
     members = np.repeat(np.eye(3, 16, dtype=np.float32), 100, axis=0)
     build_index(members, IndexSpec(kind), tmp_path / "index")

@@ -161,7 +161,7 @@ def test_rows_of_either_sign_are_proposed(indexed, clustered):
     vector = np.random.default_rng(7).normal(size=48)
     vector -= clustered.mean(0) * (vector @ clustered.mean(0)) / (clustered.mean(0) @ clustered.mean(0))
     products = clustered @ vector.astype(np.float32)
-    proposed = indexed[0].propose(vector, 256, excluded=[])
+    proposed = indexed[0].propose(vector, indexed[0].proposals, excluded=[])
     assert proposed.tolist() == sorted(set(proposed.tolist()))
     for order in (np.argsort(products), np.argsort(-products)):
         assert np.isin(order[:20], proposed).mean() >= 0.8
@@ -231,7 +231,7 @@ def test_features_are_read_in_blocks_and_candidates_alone_are_scored(clustered, 
 
 
 def test_an_index_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match=r"'annoy'; .* auto, flat, sq8, ivf, ivfsq8, ivfpq, hnsw"):
+    with pytest.raises(ValueError, match=r"'annoy'; .* auto, flat, sq8, ivf, ivfsq8, ivfpq, ivfrabitq, hnsw, milvus"):
         IndexSpec("annoy")
 
 

@@ -666,7 +666,7 @@ def test_the_exact_kernel_records_no_index():
     assert "index" not in replace(_SPEC, sketch=SketchSpec("exact")).settings()
 
 
-@pytest.mark.parametrize("kind", ["auto", "ivf", "ivfpq", "hnsw"])
+@pytest.mark.parametrize("kind", ["auto", "ivf", "ivfpq", "ivfrabitq", "hnsw"])
 def test_a_build_with_an_index_goes_on_where_it_was_and_ends_with_the_same_bytes(tmp_path, kind):
     spec = _indexed(kind)
     assert spec.settings()["index"] == IndexSpec(kind).to_dict()
