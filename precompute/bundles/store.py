@@ -83,7 +83,7 @@ class Store:
                 self.work.begin(name)  # what is there has another form
                 create(file).close()
         left, mode = [part for part in parts if part.start not in done], "r+" if done else "w+"
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             name: np.lib.format.open_memmap(files[name], mode if left else "r", dtype, None if done else shape)
             for name, (shape, dtype) in forms.items()
         }
@@ -142,10 +142,13 @@ class Store:
         """
         written = Written(task, self.work.path / SHARDS / folder, names)
         try:
-            with closing(engine.map(written if engine.apart else task, parts)) as found:
-                for part, rows in found:
-                    yield part, {name: written.read(file) for name, file in rows.items()} if engine.apart else rows
-                    for file in rows.values() if engine.apart else ():
+            if not engine.apart:
+                yield from engine.map(task, parts)
+                return
+            with closing(engine.map(written, parts)) as found:
+                for part, files in found:
+                    yield part, {name: written.read(file) for name, file in files.items()}
+                    for file in files.values():
                         (written.folder / file).unlink(missing_ok=True)
         except LostError as error:
             raise given_up(stage, f"rows {error.part.start:,} to {error.part.stop - 1:,}", error) from error
@@ -201,8 +204,8 @@ class Store:
                     self.progress(stage, count, len(names))
         except LostError as error:
             raise given_up(stage, f"class {error.part[0]}", error) from error
-        for file in (self.folder / file for files in names.values() for file in files):
-            self.record(file.stem, file, None if file.suffix == ".faiss" else stored(self.folder, file.stem))
+        for path in (self.folder / file for files in names.values() for file in files):
+            self.record(path.stem, path, None if path.suffix == ".faiss" else stored(self.folder, path.stem))
 
     def file(self, file_name: str, content: Callable[[], bytes], *, name: str = "") -> None:
         """Write a file of any kind; its name may hold a folder, and is its logical name too if that is empty."""

@@ -1,11 +1,9 @@
 """What an engine is, and the one of a single machine: tasks run in this process, or in several."""
 
-import functools
 import multiprocessing
 import os
-import pickle
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -47,7 +45,7 @@ class Engine(Protocol):
     def begin(self, folder: Path) -> None:
         """Make sure that tasks can run, and see a folder, wherever that is; raises BuildError."""
 
-    def map(self, task: Callable[[Part], Result], parts: Sequence[Part]) -> Iterator[tuple[Part, Result]]:
+    def map(self, task: Callable[[Part], Result], parts: Sequence[Part]) -> Generator[tuple[Part, Result], None, None]:
         """Yield each part with what the task returns for it, in any order.
 
         Each task computes with as many threads as this process does now.
@@ -83,7 +81,7 @@ class LocalEngine:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def map(self, task: Callable[[Part], Result], parts: Sequence[Part]) -> Iterator[tuple[Part, Result]]:
+    def map(self, task: Callable[[Part], Result], parts: Sequence[Part]) -> Generator[tuple[Part, Result], None, None]:
         """Yield each part with what the task returns for it; processes that are killed are replaced."""
         if not self.apart:
             yield from ((part, task(part)) for part in parts)
@@ -99,14 +97,16 @@ class LocalEngine:
                 if not tries:
                     raise LostError(next(iter(waiting.values())), TRIES) from error
 
-    def _once(self, task: Callable[[Part], Result], parts: dict[int, Part]) -> Iterator[tuple[int, Result]]:
-        pool, pickled, left = self._processes(), pickle.dumps(task), list(reversed(parts.items()))
+    def _once(
+        self, task: Callable[[Part], Result], parts: dict[int, Part]
+    ) -> Generator[tuple[int, Result], None, None]:
+        pool, left = self._processes(), list(reversed(parts.items()))
         running: dict[Future, int] = {}
         try:
             while left or running:
                 while left and len(running) < _AHEAD * self.workers:
                     number, part = left.pop()
-                    running[pool.submit(_do, pickled, part)] = number
+                    running[pool.submit(task, part)] = number
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
         except BaseException:
@@ -132,15 +132,6 @@ def threads_of(engine: Engine | None) -> int | None:
     None stands for as many as this process has.
     """
     return 1 if engine is not None and engine.apart and "OMP_NUM_THREADS" not in os.environ else None
-
-
-@functools.lru_cache(maxsize=1)
-def _unpickled(task: bytes) -> Callable[[Any], Any]:
-    return pickle.loads(task)  # from the process that started this one
-
-
-def _do(task: bytes, part: Any) -> Any:
-    return _unpickled(task)(part)
 
 
 def _prepare(threads: int) -> None:

@@ -1,11 +1,11 @@
 """The engine of many machines: tasks run on a Ray cluster, which starts, places and repeats them."""
 
 import functools
-import importlib
+import logging
 import os
 import platform
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class RayEngine:
     apart = True
 
     def __init__(self, address: str | None = None, workers: int | None = None) -> None:
-        self.address, self.workers, self._ray, self._own = address, workers, None, False
+        self.address, self.workers, self._own = address, workers, False
+        self._ray: Any = None
 
     def begin(self, folder: Path) -> None:
         """Join the cluster, and compare what each node has with what this process has.
@@ -63,7 +64,7 @@ class RayEngine:
         finally:
             token.unlink(missing_ok=True)
 
-    def map(self, task: Callable[[Part], Result], parts: Sequence[Part]) -> Iterator[tuple[Part, Result]]:
+    def map(self, task: Callable[[Part], Result], parts: Sequence[Part]) -> Generator[tuple[Part, Result], None, None]:
         """Yield each part with what the task returns for it.
 
         Ray repeats a task whose process or node is gone, and one that could not read or write a file.
@@ -97,15 +98,18 @@ class RayEngine:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         try:
-            ray = importlib.import_module("ray")
-            importlib.import_module("ray.util.scheduling_strategies")
+            import ray
+            import ray.util.scheduling_strategies
         except ImportError as error:
             raise BuildError(_MISSING) from error
         if not ray.is_initialized():
             passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
             try:
                 ray.init(
-                    address=self.address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": passed}
+                    address=self.address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={"env_vars": passed},
                 )
             except Exception as error:  # whatever a network, a token or the library's version does
                 where = "no Ray could be started here" if self.address is None else f"no Ray answers at {self.address}"

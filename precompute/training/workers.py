@@ -3,7 +3,9 @@
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -53,7 +55,7 @@ def side_by_side(
     try:
         with closing(engine), closing(engine.map(task, waiting)) as done:
             for (name, _), value in done:
-                cache.get(name, lambda value=value: value)
+                cache.get(name, partial(copy, value))
                 progress(stage, sum(name in cache for name in things), len(things))
     except LostError as error:
         raise BuildError(
