@@ -27,6 +27,7 @@ AT_HOME = {
     "datasets": "precompute/data/text_sources.py",
     "faiss": ("core/index/search.py", "core/index/file_checks.py"),
     "pymilvus": "core/index/milvus.py",
+    "ray": "precompute/engines/on_ray.py",
     "openTSNE": "core/analysis/embedding.py",
     "trak": "core/methods/trak.py",
     "kronfluence": "core/methods/ekfac.py",
@@ -92,7 +93,7 @@ def test_every_library_that_is_imported_is_declared_and_no_other():
     names = {"faiss": "faiss-cpu", "PIL": "pillow", "trak": "traker"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *extras["milvus"], *extras["text"]]
+    needed = [*project["dependencies"], *extras["milvus"], *extras["ray"], *extras["text"]]
     declared = {re.split(r"[^A-Za-z0-9_-]", requirement)[0] for requirement in needed}
     tops = {module.split(".")[0] for file in modules() for module in imported(file)} - {"natscope"}
     assert {names.get(top, top) for top in tops - set(sys.stdlib_module_names)} == declared

@@ -9,7 +9,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import faiss
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -142,8 +141,8 @@ def _prepare(threads: int) -> None:
 
 def limit_threads(threads: int) -> None:
     """Compute with so many threads in this process from now on, in all libraries."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for libraries that are loaded later
     torch.set_num_threads(threads)
-    faiss.omp_set_num_threads(threads)
     threadpool_limits(threads, "blas")
 
 
