@@ -84,13 +84,14 @@ export default function ({ data, parentElement }) {
     drawing.setAttribute("height", frame.height);
     drawing.replaceChildren();
     if (start <= edge) return; // one above the other: there is no gap
-    data.lines.forEach(([one, other, strength], place) => {
-      const [from, to] = [box(0, one), box(1, other)];
-      if (!from || !to) return;
+    const ends = data.lines.map((line, place) => ({ line, place, boxes: [box(0, line[0]), box(1, line[1])] })).filter(({ boxes }) => boxes[0] && boxes[1]);
+    const heights = [apart(ends, 0), apart(ends, 1)];
+    ends.forEach(({ line: [, , strength], place, boxes: [from, to] }) => {
       const chosen = lit.includes(place), half = (edge + start) / 2;
+      const [out, into] = chosen ? [from.bottom, to.bottom] : [heights[0].get(place), heights[1].get(place)];
       const line = document.createElementNS(SVG, "path");
-      const [begin, end] = chosen ? [`M${from.left} ${from.bottom} H${edge}`, ` H${to.right}`] : [`M${edge} ${from.bottom}`, ""];
-      line.setAttribute("d", `${begin} C${half} ${from.bottom} ${half} ${to.bottom} ${start} ${to.bottom}${end}`);
+      const [begin, end] = chosen ? [`M${from.left} ${out} H${edge}`, ` H${to.right}`] : [`M${edge} ${out}`, ""];
+      line.setAttribute("d", `${begin} C${half} ${out} ${half} ${into} ${start} ${into}${end}`);
       line.setAttribute("class", (strength < 0 ? "against" : "for") + (chosen ? " lit" : lit.length ? " dim" : ""));
       line.setAttribute("stroke-width", 1 + 3 * Math.abs(strength));
       drawing.append(line);
@@ -99,8 +100,19 @@ export default function ({ data, parentElement }) {
     function box(side, number) {
       const place = word(side, number)?.getBoundingClientRect(), within = texts[side].querySelector(".text").getBoundingClientRect();
       if (!place || place.bottom < within.top || place.bottom > within.bottom + 1) return null; // scrolled out of sight
-      return { left: place.left - frame.left, right: place.right - frame.left, bottom: place.bottom - frame.top };
+      return { left: place.left - frame.left, right: place.right - frame.left, bottom: place.bottom - frame.top, height: place.height };
     }
+  }
+
+  // Where lines end on a side, by place: those of one row of words share its height, so that they can be told apart.
+  function apart(ends, side) {
+    const found = new Map();
+    for (const bottom of new Set(ends.map(({ boxes }) => Math.round(boxes[side].bottom)))) {
+      const row = ends.filter(({ boxes }) => Math.round(boxes[side].bottom) === bottom);
+      row.sort((one, other) => one.boxes[1 - side].bottom - other.boxes[1 - side].bottom);
+      row.forEach(({ place, boxes }, at) => found.set(place, boxes[side].bottom - ((row.length - 1 - at) / row.length) * boxes[side].height));
+    }
+    return found;
   }
 
   function word(side, number) {
