@@ -1,15 +1,27 @@
 // Two texts, lines between pairs of their words in the gap between them, and the list of these pairs. A pair that is
-// pointed at, focused or clicked stands out, and its line goes on to its words.
+// pointed at, focused or clicked stands out, and its line goes on to its words. The list is one stop of the Tab key, for
+// a dialog lets that key reach one thing of a component; the arrow keys go on from there.
 const SVG = "http://www.w3.org/2000/svg";
 export default function ({ data, parentElement }) {
   const root = parentElement.querySelector(".pairs");
   const drawing = document.createElementNS(SVG, "svg");
   drawing.setAttribute("aria-hidden", "true"); // the list says the same
+  // What was chosen, and the focus, stay when the same pairs are drawn again.
+  const before = [...root.querySelectorAll("ol button")], focused = root.getRootNode().activeElement;
+  const same = before.length === data.lines.length && before.every((each, place) => each.textContent === data.lines[place][3]);
+  const held = same ? before.indexOf(focused) : -1, kept = same ? before.findIndex((each) => each.ariaPressed === "true") : -1;
+  let pinned = kept < 0 ? null : kept, lit = pinned === null ? [] : [pinned];
   const texts = data.texts.map(text);
   const listed = data.lines.map(entry);
-  let pinned = null, lit = [];
   const list = element("ol");
   list.setAttribute("aria-label", data.label);
+  list.setAttribute("aria-keyshortcuts", "ArrowLeft ArrowRight Home End");
+  list.onkeydown = (event) => {
+    const place = listed.indexOf(event.target), steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1, Home: -place, End: listed.length - 1 - place };
+    if (!(event.key in steps) || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    listed[place + steps[event.key]]?.focus();
+  };
   list.append(...listed.map((button) => { const item = element("li"); item.append(button); return item; }));
   root.replaceChildren(...texts, element("p", "", data.label), list, drawing);
   data.lines.forEach((line) => line.slice(0, 2).forEach((number, side) => {
@@ -21,7 +33,9 @@ export default function ({ data, parentElement }) {
   const watch = new ResizeObserver(draw);
   watch.observe(root);
   texts.forEach((each) => each.querySelector(".text").addEventListener("scroll", draw));
-  draw();
+  reach(Math.max(held, kept, 0));
+  rest();
+  listed[held]?.focus({ preventScroll: true });
   return () => watch.disconnect();
 
   function text({ pieces, title }) {
@@ -47,8 +61,9 @@ export default function ({ data, parentElement }) {
   function entry([, , , said], place) {
     const button = element("button", "", said);
     button.type = "button";
-    button.setAttribute("aria-pressed", "false");
-    button.onmouseenter = button.onfocus = () => light([place]);
+    button.setAttribute("aria-pressed", String(place === pinned));
+    button.onmouseenter = () => light([place]);
+    button.onfocus = () => { reach(place); light([place]); };
     button.onmouseleave = button.onblur = rest;
     button.onclick = () => {
       pinned = pinned === place ? null : place;
@@ -56,6 +71,10 @@ export default function ({ data, parentElement }) {
       light([place], true);
     };
     return button;
+  }
+
+  function reach(place) {
+    listed.forEach((each, at) => (each.tabIndex = at === place ? 0 : -1));
   }
 
   function rest() {
