@@ -296,6 +296,7 @@ _STYLE = """
 .ns-query { display: flex; gap: .4rem 1.4rem; align-items: center; flex-wrap: wrap; }
 .ns-query img { width: 5.5rem; height: 5.5rem; image-rendering: pixelated; border-radius: 8px; flex: none; }
 .ns-query > .ns-text { flex: 1 0 100%; max-width: 62rem; }
+.ns-query.brief > .ns-text { min-width: 0; }
 .ns-query.brief > .ns-text > span { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .ns-said { flex: 1 1 11rem; min-width: 0; overflow-wrap: anywhere; }
 .ns-bars { flex: 1 1 15rem; max-width: 24rem; min-width: 0; }
