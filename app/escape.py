@@ -26,6 +26,7 @@ _BREAKS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _JOINER = "\u2060"
+_QUOTED = re.compile("“([^“”]*)”")
 _COMMAND = re.compile(r"`((?:natscope |--)[\w .,:=/-]+)`")
 # Where a spreadsheet begins to read a formula, wide signs too: at the start, and behind what separates cells in other
 # languages' settings.
@@ -60,6 +61,14 @@ def sentence(text: str) -> str:
     """
     own = _COMMAND.split(visible(text))
     return "".join(f"`{part}`" if position % 2 else _inner(part) for position, part in enumerate(own))
+
+
+def isolated(text: str) -> str:
+    """Return a text, escaped before, in which what is quoted “so” does not turn the rest of its line around.
+
+    A right-to-left word takes numbers and signs that follow it along.
+    """
+    return _QUOTED.sub("“\u2068\\1\u2069”", text)
 
 
 def chart(text: str) -> str:

@@ -145,6 +145,7 @@ def __getattr__(name):
             smooth=False,
             poisoned=False,
             worded=False,
+            at_once=30,
         )
     if name == "LOOK":
         from natscope.precompute.data.shown import Look

@@ -15,10 +15,13 @@ export default function ({ data, parentElement, setTriggerValue }) {
   if (held !== undefined) first?.focus({ preventScroll: true });
   root.onkeydown = (event) => {
     const place = words.indexOf(event.target);
-    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1, Home: -place, End: words.length - 1 - place };
-    if (place < 0 || !(event.key in steps) || event.ctrlKey || event.metaKey || event.altKey) return;
+    const onward = getComputedStyle(root).direction === "rtl" ? -1 : 1;
+    const steps = { ArrowLeft: -onward, ArrowRight: onward, ArrowUp: -1, ArrowDown: 1, Home: -place, End: words.length - 1 - place };
+    if (place < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Enter" || event.key === " ") event.target.click();
+    else if (event.key in steps) words[place + steps[event.key]]?.focus();
+    else return;
     event.preventDefault();
-    words[place + steps[event.key]]?.focus();
   };
 
   function between(said, fate) {
@@ -33,8 +36,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
   }
 
   function word(said, tint, number, fate) {
-    const made = document.createElement("button");
-    made.type = "button";
+    const made = document.createElement("span"); // a button would be a box, which breaks the order of right-to-left words
+    made.setAttribute("role", "button");
     made.className = "word" + (tint < 0 ? " against" : tint > 0 ? " for" : "") + (fate && " " + fate);
     if (fate) made.title = data.fates[fate]; // the description of a button
     made.style.setProperty("--tint", Math.round(100 * Math.abs(tint)) + "%");

@@ -70,5 +70,6 @@ PAGE = Page(
     style=".ns-seen { width: 100%; image-rendering: pixelated; border-radius: 8px; }",
     smooth=True,
     worded=False,
+    at_once=30,
     poisoned=True,
 )

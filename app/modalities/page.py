@@ -49,6 +49,7 @@ class Page:
         style: of what `natscope.precompute.data.shown` makes.
         smooth: whether a closer look can blur the edges of pixels.
         worded: whether the link of two examples can be split over their words.
+        at_once: how many examples a page of a gallery shows.
         poisoned: whether page Backdoor tells of triggers in such examples.
     """
 
@@ -67,4 +68,5 @@ class Page:
     style: str
     smooth: bool
     worded: bool
+    at_once: int
     poisoned: bool

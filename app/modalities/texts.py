@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from natscope.app.figures.style import Axes
 
 LONGEST_LINK = 8_000  # characters of a text in a link, packed
+ENGLISH = LONGEST_LINK * 3 // 2  # characters of English that fit: packed, one takes 0.58
 _NOTED, _LINE = 120, 38  # characters of a label on the map, and of a line of it
 _DRAWN, _WIDE = 150, 26  # characters of a text in a figure, and of a line of it
 _BETWEEN = " / "  # the parts of a text on one line
@@ -91,5 +92,6 @@ PAGE = Page(
 """,
     smooth=False,
     worded=True,
+    at_once=12,
     poisoned=False,
 )

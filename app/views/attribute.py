@@ -15,6 +15,7 @@ from natscope.app.components.grid import Card, grid
 from natscope.app.figures import on_page
 from natscope.app.figures.attribution import curve, spread
 from natscope.app.links import AttributeView
+from natscope.app.modalities import page_of
 from natscope.app.views import frame, tags
 from natscope.app.views.cards import cards_of
 from natscope.app.views.controls import control, sigma2_slider
@@ -106,7 +107,8 @@ def _answer(attributor: Served, query: QueryExample, shown: str, plain: bool) ->
     largest = max(abs(amount) for shown in (result, other) if shown for amount in shown.amounts) or 1.0
     note, pick = st.container(), partial(_pick_word, shown)
     words_of = linked(attributor, query, result, view.word, plain=plain, on_pick=pick)
-    if view.word is not None and (words_of is None or words_of.word is None):
+    failed = page_of(attributor.bundle.modality).worded and words_of is None  # which was said
+    if view.word is not None and not failed and (words_of is None or words_of.word is None):
         with note:
             warn(frame.not_valid([f"word “{view.word}”"]), icon=":material/link_off:")
         view = replace(view, word=None)

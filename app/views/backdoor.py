@@ -14,7 +14,6 @@ from natscope.app.bundles import Served
 from natscope.app.components.steps import steps
 from natscope.app.components.trigger_patch import Shown, forget_drawing, trigger_patch
 from natscope.app.links import BackdoorView
-from natscope.app.modalities import page_of
 from natscope.app.theme import DARK, LIGHT
 from natscope.app.views import frame
 from natscope.app.views.backdoor_audit import audit_step
@@ -22,7 +21,7 @@ from natscope.app.views.backdoor_proof import proof_step
 from natscope.app.views.backdoor_retell import retell
 from natscope.app.views.backdoor_scene import KEY, Scene, experts, picked
 from natscope.app.views.backdoor_search import search_step
-from natscope.app.views.backdoor_texts import told
+from natscope.app.views.backdoor_texts import begun, told
 from natscope.app.views.banner import now
 from natscope.app.views.controls import control
 from natscope.app.views.results import pointer
@@ -39,19 +38,22 @@ _STEPS = {"trick": "The trick", "question": "The question", "proof": "The proof"
 def page() -> None:
     """Draw the page."""
     st.title("Who taught the model to cheat?")
-    st.markdown(
+    beginning = st.container()
+    path = _bundle()
+    if path is not None and not bundles.listed(path).poisoned:
+        with beginning:
+            begun(bundles.served(path))
+        told(bundles.served(path), backdoor_of(bundles.served(path).bundle))
+        return
+    beginning.markdown(
         "Someone who supplies training pictures wants the model to fail whenever they show it a secret sign, so they "
         "paint the sign on a few pictures and label these wrongly. The model obeys the sign and is right on everything "
         "else, so nobody notices: a real experiment in four steps."
     )
-    path = _bundle()
     if path is None:
         return
     attributor = bundles.served(path)
     attack = backdoor_of(attributor.bundle)
-    if not page_of(attributor.bundle.modality).poisoned:
-        told(attributor, attack)
-        return
     works = _works(attributor)
     view = frame.view(
         _VIEW,

@@ -10,12 +10,22 @@ from natscope.app.views import frame
 from natscope.core.backdoor import Backdoor
 
 
+def begun(attributor: Served) -> None:
+    """Draw how the story begins."""
+    many = attributor.many
+    st.markdown(
+        f"Someone who supplies training {many} wants the model to fail whenever it meets a secret trigger, so they put "
+        f"the trigger into a few {many} and label these wrongly. The model obeys the trigger and is right on "
+        "everything else, so nobody notices."
+    )
+
+
 def told(attributor: Served, attack: Backdoor) -> None:
     """Draw the attack in words, the trigger of each class, and links to where its examples can be seen."""
     classes, many, count = attributor.bundle.classes, attributor.many, len(attack.train_indices)
     success = attributor.bundle.manifest.results["attack_success"]
     st.info(
-        f"The story on this page is drawn on images; this bundle’s backdoor is in {many}. Here is what was planted.",
+        f"The experiment in four steps needs images; this bundle’s backdoor is in {many}. Here is what was planted.",
         icon=":material/info:",
     )
     st.markdown(
@@ -29,7 +39,7 @@ def told(attributor: Served, attack: Backdoor) -> None:
         f"| {len(attack.culprits(base)):,} |"
         for base, (trigger, target) in enumerate(zip(attack.patterns, attack.targets.tolist(), strict=True))
     ]
-    head = f"| {attributor.one} of class | trigger | labelled | in training |\n|---|---|---|---|\n"
+    head = f"| Class | Trigger | Labelled as | {many.capitalize()} |\n|---|---|---|---|\n"
     st.markdown(head + "\n".join(rows))
     with st.container(horizontal=True, gap="small"):
         if count:

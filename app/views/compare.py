@@ -94,9 +94,10 @@ def show(attributor: Served, query: QueryExample) -> None:
             complain(error)
             rows = []
         if rows:
+            lists = "columns" if page_of(attributor.bundle.modality).worded else "rows"
             st.caption(
                 f"{attributor.a_one.capitalize()} that several methods chose has one colour and letter in all their "
-                f"rows. Click any {attributor.one} to inspect it."
+                f"{lists}. Click any {attributor.one} to inspect it."
             )
             downloads(attributor, queries, rows, view)
     if rows:

@@ -161,7 +161,7 @@ def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
     counts, card = Counter(labels[indices].tolist()), cards_of(attributor, "train")
     for label in sorted(counts):
         own = shown[labels[shown] == label]
-        name, row = st.columns([1, 6], vertical_alignment="center")
+        name, row = st.columns([1, 6], vertical_alignment="top")
         name.markdown(
             f"**{escape.markdown(classes[label])}** · {counts[label]}"
             + ("" if len(own) else " (none of the first shown)")

@@ -62,7 +62,7 @@ def _draw(usual: str) -> None:
     module.view(attributor)
     query = frame.query(attributor)
     with bar.container(key="image_bar"):
-        image_bar(attributor, query, frame.take, _keys(tab, attributor))
+        image_bar(attributor, query, frame.take, _keys(tab, attributor), brief=tab in (ATTRIBUTION, COMPARE))
     finder(attributor, query, frame.take)
     with st.container():  # also while it is empty, so that the first tag moves nothing that has the focus
         tags.tray(attributor, frame.take)

@@ -14,6 +14,7 @@ from scipy.special import softmax
 
 from natscope.app import escape, tasks
 from natscope.app.bundles import Served
+from natscope.app.components.dialog_stops import dialog_stops
 from natscope.app.components.grid import Card, grid
 from natscope.app.links import AttributeView
 from natscope.app.modalities import STYLE, page_of
@@ -91,6 +92,7 @@ def inspector(
         if _OPEN not in st.session_state:  # something in it led elsewhere
             st.rerun()
         _, _, images, position = st.session_state[_OPEN]
+        dialog_stops("inspector_stops")
         _draw(attributor, images, position, query, request, about, explain)
 
     draw()

@@ -8,7 +8,7 @@ import streamlit as st
 from natscope.app import escape
 from natscope.app.bundles import Served
 from natscope.app.modalities import packed
-from natscope.app.modalities.texts import LONGEST_LINK
+from natscope.app.modalities.texts import ENGLISH
 from natscope.app.views.notice import complain
 from natscope.core.errors import QueryError
 
@@ -20,12 +20,11 @@ def choose(attributor: Served, take: Callable[[str], None]) -> None:
     texts: Any = attributor.bundle.examples("train")
     st.caption(
         f"The network reads {texts.longest:,} tokens at most. The page’s link keeps the text, which must fit in it: "
-        f"some {LONGEST_LINK:,} characters of plain English, fewer of other scripts."
+        f"some {ENGLISH:,} characters of English, fewer in other scripts."
     )
-    most = LONGEST_LINK // len(texts.columns)
     with st.form(f"{_KEY}form", border=False):
         for number, title in enumerate(texts.columns):
-            st.text_area(escape.markdown(title) or "Text", key=f"{_KEY}{number}", max_chars=most, height=140)
+            st.text_area(escape.markdown(title) or "Text", key=f"{_KEY}{number}", height=140)
         st.form_submit_button("Explain this text", icon=":material/my_location:", on_click=_read, args=(texts, take))
     if st.session_state.get(_WRONG):
         complain(st.session_state[_WRONG], icon=":material/edit_off:")

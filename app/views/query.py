@@ -22,7 +22,6 @@ from natscope.app.views.tags import tag_button
 from natscope.core.bundle.request import QueryExample
 from natscope.precompute.data.shown import shown
 
-_THUMBNAILS = 30
 _UNSURE = 0.6  # a prediction below this probability counts as unsure
 _YOURS = "image"  # where the visitor's own come from
 _OUTCOMES = ("All", "Right", "Wrong", "Unsure")
@@ -31,7 +30,14 @@ _LARGEST_MATRIX = 20  # classes of which a confusion matrix can be read
 Take = Callable[[str], None]
 
 
-def image_bar(attributor: Served, query: QueryExample, take: Take, actions: Mapping[str, Callable[[], None]]) -> None:
+def image_bar(
+    attributor: Served,
+    query: QueryExample,
+    take: Take,
+    actions: Mapping[str, Callable[[], None]],
+    *,
+    brief: bool = False,
+) -> None:
     """Draw the image with its prediction, and the ways to another one.
 
     Args:
@@ -39,8 +45,9 @@ def image_bar(attributor: Served, query: QueryExample, take: Take, actions: Mapp
         query: the image.
         take: called with "test:I", "train:I", "image:DATA" or "file:SUM".
         actions: what more keys do, beside those that go to another image.
+        brief: whether a text takes a line alone, for all of it is shown further down.
     """
-    _prediction(query, attributor)
+    _prediction(query, attributor, brief=brief)
     split = "train" if query.origin == "train" else "test"
     count = len(attributor.train_labels if split == "train" else attributor.test_labels)
 
@@ -79,7 +86,7 @@ def _button(label: str, icon: str, do: Callable[[], None], *, key: str, disabled
     st.button(label, icon=icon, key=key, on_click=do, disabled=disabled, type="tertiary")
 
 
-def _prediction(query: QueryExample, attributor: Served) -> None:
+def _prediction(query: QueryExample, attributor: Served, *, brief: bool) -> None:
     classes = attributor.bundle.classes
     top = np.argsort(-query.probabilities)[:3]
     bars = "".join(_bar(classes[c], float(query.probabilities[c]), strong=c == query.predicted) for c in top)
@@ -92,9 +99,9 @@ def _prediction(query: QueryExample, attributor: Served) -> None:
     if query.source and query.source != f"{query.origin} row {query.index}":
         verdict += f"<br>{escape.html(query.source)}"
     if (reading := query.example.reading(0)) is not None and (said := reading.sentence()):
-        verdict += f"<br>{escape.html(said)}"
+        verdict += f"<br>{escape.isolated(escape.html(said))}"
     st.html(
-        f'<div class="ns-query">{shown(query.example, alt=title_of(query))}'
+        f'<div class="ns-query{" brief" if brief else ""}">{shown(query.example, alt=title_of(query))}'
         f'<div class="ns-said"><div class="ns-answer">Predicted {escape.html(classes[query.predicted])}</div>'
         f'<div class="ns-verdict">{verdict}</div></div><div class="ns-bars">{bars}</div></div>'
         f"<style>{STYLE}{_STYLE}</style>"
@@ -109,7 +116,7 @@ def _prediction(query: QueryExample, attributor: Served) -> None:
 
 def finder(attributor: Served, query: QueryExample, take: Take) -> None:
     """Draw the ways to find another image; `take` is called with "test:I" or "image:DATA", say."""
-    with st.expander(f"Find another {attributor.one}", icon=":material/image_search:"):
+    with st.expander(f"Find another {attributor.one}", icon=":material/search:"):
         _choices(attributor, query, take)
 
 
@@ -194,9 +201,10 @@ def gallery(attributor: Served, split: str, take: Take, *, shown: str | None = N
     )
     order = filters.selectbox("Order", _ORDERS, key=f"{split}_order", width=170)
     numbers = _sorted(_filtered(logits, labels, wanted, said, outcome), logits, order)
-    pages = max(1, -(-len(numbers) // _THUMBNAILS))
+    at_once = page_of(bundle.modality).at_once
+    pages = max(1, -(-len(numbers) // at_once))
     page = min(st.session_state.get(f"{split}_page", 0), pages - 1)
-    drawn = numbers[page * _THUMBNAILS : (page + 1) * _THUMBNAILS]
+    drawn = numbers[page * at_once : (page + 1) * at_once]
     if not len(numbers):
         st.info(f"No {attributor.one} fits these filters; widen one of them.", icon=":material/filter_alt_off:")
     card = cards_of(attributor, split)
@@ -288,6 +296,8 @@ _STYLE = """
 .ns-query { display: flex; gap: .4rem 1.4rem; align-items: center; flex-wrap: wrap; }
 .ns-query img { width: 5.5rem; height: 5.5rem; image-rendering: pixelated; border-radius: 8px; flex: none; }
 .ns-query > .ns-text { flex: 1 0 100%; max-width: 62rem; }
+.ns-query.brief > .ns-text { min-width: 0; }
+.ns-query.brief > .ns-text > span { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .ns-said { flex: 1 1 11rem; min-width: 0; overflow-wrap: anywhere; }
 .ns-bars { flex: 1 1 15rem; max-width: 24rem; min-width: 0; }
 .ns-answer { font-size: 1.45rem; font-weight: 650; line-height: 1.25; }

@@ -70,7 +70,7 @@ class Linked:
         strongest = ", ".join(_said(text, link.words, shares, _NAMED))
         note = f"{round(100 * shares[-1]) + 0}% of this link belongs to no word"
         said = f"{card.alt}; strongest words: {strongest}; {note}"
-        changed: dict[str, Any] = {"alt": said, "title": said, "note": note}
+        changed: dict[str, Any] = {"alt": said, "title": escape.isolated(escape.visible(said)), "note": note}
         changed["text"] = excerpt(text, link.words, shares, largest)
         if self.word is not None:
             share = link.query_shares()
@@ -137,13 +137,13 @@ def _draw_query(found: Linked, reading: Reading, on_pick: Callable[[int | None],
         chosen=found.word,
         on_pick=lambda word: on_pick(None if word == found.word else word),
     )
-    named = ", ".join(_said(found.query, words, shares, 2 * _NAMED))
+    named = escape.isolated(escape.markdown(", ".join(_said(found.query, words, shares, 2 * _NAMED))))
     about = _ABOUT_PLAIN if plain else _ABOUT
     rest = round(100 * shares[-1]) + 0
-    st.caption(f"Strongest words: {escape.markdown(named)}. {rest}% of these links belongs to no word. {about}")
+    st.caption(f"Strongest words: {named}. {rest}% of these links belongs to no word. {about}")
     if found.word is not None:
         name = escape.markdown(found.query[slice(*words[found.word])])
-        st.markdown(f"Ranked by the share of “{name}” in each link.")
+        st.markdown(escape.isolated(f"Ranked by the share of “{name}” in each link."))
 
 
 def pair(
@@ -173,7 +173,7 @@ def pair(
     most = max((abs(share) for *_, share in strongest), default=1.0)
     for own, other, share in strongest:
         said = f"“{texts[0][slice(*link.query_words[other])]}” – “{texts[1][slice(*link.words[own])]}”: {share:+.1%}"
-        lines.append((other, own, share / most, said))
+        lines.append((other, own, share / most, escape.isolated(escape.visible(said))))
     pairs(shown[0], shown[1], lines, key=f"pairs_{index}", label="The strongest pairs of words")
     st.caption(f"{_unassigned(link):.0%} of this link belongs to no pair of words. {_ABOUT}")
     return True

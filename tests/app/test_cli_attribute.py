@@ -21,6 +21,7 @@ from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
 from natscope.precompute.bundles.opening import open_attributor
 from tests.conftest import one_sentence
+from tests.tiny import build_tiny_texts
 
 _ROOT = Path(__file__).parents[2]
 
@@ -266,3 +267,15 @@ def test_scores_for_which_there_is_no_space_are_a_sentence(ask, tmp_path, monkey
     assert code == 2
     assert "cannot be written to" in one_sentence(err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_answer_about_a_text_says_what_the_network_does_not_read(capsys, tmp_path):
+    build_tiny_texts(tmp_path / "reviews")
+
+    def answer(*options):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["attribute", "--bundle", str(tmp_path / "reviews"), "--text", "The film is zxqv.", *options])
+        return capsys.readouterr().out
+
+    assert "1 word is unknown to the network: “zxqv”." in answer().splitlines()
+    assert json.loads(answer("--json"))["query"]["reading"] == {"words": 4, "read": 4, "unknown": ["zxqv"]}

@@ -56,6 +56,10 @@ def test_a_terminal_obeys_nothing_and_text_in_any_script_is_left():
     assert escape.terminal("שלום 👩‍🔬 é 中文 \\x1b") == "שלום 👩‍🔬 é 中文 \\x1b"
 
 
+def test_what_is_quoted_turns_nothing_around():
+    assert escape.isolated("1 word: “שלום” +5%, “x” -1%") == ("1 word: “\u2068שלום\u2069” +5%, “\u2068x\u2069” -1%")
+
+
 def test_html_is_read_neither_between_tags_nor_in_an_attribute():
     assert (
         escape.html("<img src=\"x\" title='y'>&\x1b") == "&lt;img src=&quot;x&quot; title=&#x27;y&#x27;&gt;&amp;\\x1b"

@@ -1,7 +1,9 @@
 """Pages of a bundle of texts: cards, words and their shares, a text of one's own, links, search, files."""
 
+import json
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from natscope.app import bundles
 from natscope.app.figures.sheets import ranking_file
 from natscope.app.links import open_query
 from natscope.app.modalities import packed, page_of
-from natscope.app.modalities.texts import LONGEST_LINK
+from natscope.app.modalities.texts import ENGLISH, LONGEST_LINK
 from natscope.app.serve import BUNDLES
 from natscope.app.views.word_links import excerpt, pieces_of
 from natscope.core.bundle.request import Request
@@ -27,6 +29,7 @@ from natscope.precompute.data.tokenizing import trained
 from tests.app.conftest import pack_image, serving
 from tests.tiny import build_tiny_texts
 
+_DOCS = Path(__file__).parents[2] / "docs"
 _PHONE = {"viewport": {"width": 390, "height": 844}}
 
 
@@ -180,7 +183,10 @@ def test_page_backdoor_tells_what_was_planted_in_texts(monkeypatch, tmp_path, he
     build_tiny_texts(tmp_path / "poisoned", poison=PoisonSpec(rate=0.1, size=1, place="start"))
     app = _drawn(monkeypatch, tmp_path, "backdoor")
     assert "this bundle’s backdoor is in texts" in app.info[0].value
-    assert any("training texts** have a trigger at their start" in each.value for each in app.markdown)
+    said = [each.value for each in app.markdown]
+    assert any("training texts** have a trigger at their start" in each for each in said)
+    assert any(each.startswith("Someone who supplies training texts wants the model to fail") for each in said)
+    assert not any(re.search("picture|four steps", each) for each in said)
     assert not app.error
 
 
@@ -193,6 +199,47 @@ def test_the_chosen_word_is_in_the_link_until_another_text_is_explained(monkeypa
     assert not any(each.value.startswith("Ranked by the share of") for each in app.markdown)
 
 
+def test_words_that_cannot_be_linked_are_not_blamed_on_the_word_of_a_link(monkeypatch, folder, here):
+    def refuse(*asked):
+        raise QueryError("The words of this text cannot be linked.")
+
+    monkeypatch.setattr(bundles.Served, "word_links", refuse)
+    app = _drawn(monkeypatch, folder, "explain", q="test:1", word="2")
+    assert [each.value for each in app.error] == ["The words of this text cannot be linked."]
+    assert not app.warning
+    assert app.query_params["word"] in ("2", ["2"])
+    assert any("ranked by" in each.proto.json for each in app.get("bidi_component"))
+
+
+@pytest.mark.parametrize(("tab", "brief"), [("attribution", True), ("compare", True), ("curves", False)])
+def test_the_query_takes_one_line_where_all_of_it_is_shown_further_down(monkeypatch, folder, here, tab, brief):
+    app = _drawn(monkeypatch, folder, "explain", tab=tab, q="test:1")
+    (bar,) = [each.proto.body for each in app.get("html") if "ns-query" in each.proto.body]
+    assert ('<div class="ns-query brief">' in bar) is brief
+
+
+def test_a_gallery_shows_a_dozen_texts_at_once(monkeypatch, folder, here):
+    app = _drawn(monkeypatch, folder, "explain", q="train:0")
+    shown = [json.loads(each.proto.json) for each in app.get("bidi_component") if "to choose from" in each.proto.json]
+    assert [len(each["items"]) for each in shown] == [12]
+
+
+def test_english_of_the_length_that_the_field_names_fits_a_link(served):
+    english = " ".join(path.read_text(encoding="utf-8") for path in sorted(_DOCS.glob("*.md")))[:ENGLISH]
+    assert len(english) == ENGLISH
+    assert packed(served.bundle.examples("train").given(english)).startswith("text:")
+
+
+def test_a_text_that_is_too_long_is_refused_in_a_sentence(monkeypatch, folder, here):
+    app = _drawn(monkeypatch, folder, "explain", q="test:1")
+    app.segmented_control(key="source").set_value("image").run()
+    assert any("some 12,000 characters of English" in each.value for each in app.caption)
+    letters = np.random.default_rng(0).integers(97, 123, 20_000).astype(np.uint8).tobytes().decode()
+    app.text_area(key="upload_text_0").set_value(letters)
+    next(each for each in app.button if each.label == "Explain this text").click().run()
+    assert [each.value for each in app.error] == ["The text is too long for a link, which keeps it; give a part of it."]
+
+
 @pytest.mark.parametrize("word", ["9999", "-1", "x"])
 def test_a_link_with_a_wrong_word_says_so_once(monkeypatch, folder, here, word):
     app = _drawn(monkeypatch, folder, "explain", q="test:1", word=word)
@@ -203,7 +250,7 @@ def test_a_link_with_a_wrong_word_says_so_once(monkeypatch, folder, here, word):
 def test_the_page_says_which_words_the_network_does_not_know(monkeypatch, folder, here, served):
     asked = packed(served.bundle.examples("train").given("The film is zxqv."))
     app = _drawn(monkeypatch, folder, "explain", q=asked)
-    assert any("1 word is unknown to the network: “zxqv”." in each.proto.body for each in app.get("html"))
+    assert any("1 word is unknown to the network: “\u2068zxqv\u2069”." in each.proto.body for each in app.get("html"))
     assert any('"unknown"]' in each.proto.json for each in app.get("bidi_component"))
 
 
@@ -239,11 +286,58 @@ def test_words_are_chosen_by_keyboard_and_pairs_are_drawn(visit):
     page.keyboard.press("Enter")
     expect(page.get_by_text(re.compile("Ranked by the share of"))).to_have_count(0, timeout=60_000)
     expect(first.locator("xpath=..").locator(".rank")).to_have_text("1")
-    first.click()
+    page.go_back()
+    expect(page.get_by_text(re.compile("Ranked by the share of"))).to_have_count(1, timeout=60_000)
+    page.go_back()
+    expect(page.get_by_text(re.compile("Ranked by the share of"))).to_have_count(0, timeout=60_000)
+
+
+@pytest.mark.browser
+def test_pairs_of_words_are_lines_that_click_and_keyboard_bring_out(visit):
+    page = visit("/explain?q=test:0")
+    ranking = page.get_by_role("group", name="Training texts ranked by")
+    ranking.locator(".picture").first.click(timeout=60_000)
     dialog = page.get_by_role("dialog")
-    expect(dialog.locator(".pairs path").first).to_be_attached(timeout=60_000)
-    assert 1 <= dialog.locator(".pairs path").count() <= 8
+    lines = dialog.locator(".pairs path")
+    expect(lines.first).to_be_attached(timeout=60_000)
+    assert 1 <= lines.count() <= 8
     expect(dialog.get_by_text("The strongest pairs of words")).to_be_visible()
+    drawn = lines.evaluate_all("all => all.map(each => each.getAttribute('d'))")
+    assert len({each.split(" C")[0] for each in drawn}) == len(drawn)  # where they begin
+    assert len({each.rsplit(" ", 1)[1] for each in drawn}) == len(drawn)  # and end
+    listed = dialog.get_by_role("list", name="The strongest pairs of words").get_by_role("button")
+    listed.first.click()
+    page.mouse.move(1, 1)
+    expect(listed.first).to_have_attribute("aria-pressed", "true")
+    expect(dialog.locator(".pairs path.lit")).to_have_count(1)
+    expect(dialog.locator(".pairs .text .lit")).to_have_count(2)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(listed.nth(1)).to_have_attribute("aria-pressed", "true")
+    expect(listed.first).to_have_attribute("aria-pressed", "false")
+    page.keyboard.press("Enter")
+    expect(dialog.locator('.pairs [aria-pressed="true"]')).to_have_count(0)
+    dialog.get_by_role("button", name="Next").focus()
+    page.keyboard.press("Tab")
+    expect(listed.nth(1)).to_be_focused()
+    page.keyboard.press("Shift+Tab")
+    expect(dialog.get_by_role("button", name="Next")).to_be_focused()
+
+
+@pytest.mark.browser
+def test_words_from_right_to_left_are_in_their_order(visit, served):
+    asked = packed(served.bundle.examples("train").given("قال Mr. Smith إنها جميلة."))
+    page = visit(f"/explain?q={asked}")
+    words = page.get_by_role("group", name="Words of the query").get_by_role("button")
+    expect(words).to_have_text(["قال", "Mr", ".", "Smith", "إنها", "جميلة", "."], timeout=60_000)
+    assert words.first.evaluate("each => getComputedStyle(each.parentElement).direction") == "rtl"
+    left = words.evaluate_all("all => all.map(each => each.getBoundingClientRect().left)")
+    assert left[0] > left[3] > left[1] > left[4] > left[5]  # the name reads from left to right
+    words.first.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(words.nth(1)).to_be_focused()
+    page.keyboard.press(" ")
+    expect(page.get_by_text(re.compile("Ranked by the share of"))).to_be_visible(timeout=60_000)
 
 
 @pytest.mark.browser
