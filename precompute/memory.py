@@ -11,7 +11,7 @@ from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.manifest import Manifest
 from natscope.core.bundle.request import Request
-from natscope.core.errors import QueryError
+from natscope.core.errors import DataError, QueryError
 from natscope.core.examples import Examples
 from natscope.core.features import FeatureMap, composition_of, kernel_of
 from natscope.core.methods import METHODS, REFERENCE
@@ -25,8 +25,11 @@ from natscope.precompute.bundles.store import halved
 from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.items import Reading
 from natscope.precompute.data.own import own_dataset
+from natscope.precompute.data.own_texts import kind_of_texts, own_texts, own_tokens
+from natscope.precompute.data.text_sources import TextSpec
+from natscope.precompute.data.tokenizing import Given
 from natscope.precompute.training.heads import giving_logits
-from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.models import ModelSpec, one_sentence
 from natscope.precompute.training.validate import check_suitable
 
 _FAR = [np.inf, np.inf]  # nothing counts as unlike the training data where no test data show what is usual
@@ -131,6 +134,8 @@ def attribute(
     ntk: bool | None = None,
     layers: Sequence[str] = (),
     output: str | int | None = None,
+    tokenizer: Given | None = None,
+    longest: int = TextSpec.longest,
 ) -> Answer:
     """Rank the training examples that a prediction relies on, without a bundle: all is computed now and forgotten.
 
@@ -139,9 +144,11 @@ def attribute(
 
     Args:
         model: the trained network; it is left as it is.
-        train_set: as `natscope.build` takes it.
+        train_set: as `natscope.build` takes it; or texts, each a str or two of them, or the numbers of their tokens, as
+            a pair (texts, labels) or a torch Dataset of (text, label). The network then takes tokens, (B, L) int64,
+            padded by 0.
         x: the query: an input as the network takes it, alone or as an item (input, label), a picture of uint8 where the
-            training set is of such, or "train:3".
+            training set is of such, a text or tokens likewise, or "train:3".
         method: a name of the registry that needs nothing but the features.
         budget: how many training examples, M.
         sigma2: observation noise variance; the usual multiple of mean k(x, x) when None.
@@ -155,6 +162,8 @@ def attribute(
         ntk: scale Jacobians as in the NTK parameterisation; as is best for the kind of network when None.
         layers: glob patterns of the names of parameters that the kernel is made of; all when there are none.
         output: which part of what the network returns are the logits, as `natscope.build` takes it.
+        tokenizer: of texts, with which the network was trained, or the path of its `tokenizer.json`.
+        longest: tokens that a text is cut to.
 
     Raises:
         DataError, BuildError: as `natscope.build` does.
@@ -166,11 +175,29 @@ def attribute(
         >>> net = torch.nn.Sequential(torch.nn.Linear(20, 50), torch.nn.ReLU(), torch.nn.Linear(50, 3))
         >>> len(natscope.attribute(net, (inputs, labels), torch.randn(20), budget=5))
         5
+
+        Texts, with the tokenizer that made tokens of them:
+
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "good": 2, "bad": 3, "film": 4}, "[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> net = torch.nn.Sequential(torch.nn.EmbeddingBag(5, 8, padding_idx=0), torch.nn.Linear(8, 2))
+        >>> texts, labels = ["a good film", "good", "a bad film", "very bad"], ["good", "good", "bad", "bad"]
+        >>> len(natscope.attribute(net, (texts, labels), "a film", budget=1, tokenizer=words))
+        1
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"natscope.attribute takes a torch.nn.Module, not {type(model).__name__}.")
     check_kind(model)
-    data = own_dataset(train_set, None, Reading(classes=classes, mean=mean, std=std), name="own data")
+    kind = kind_of_texts(train_set) if tokenizer is None else str
+    if kind is not None and not (mean is None and std is None):
+        raise DataError("mean= and std= are for pictures; leave them out for texts.")
+    if kind is str:
+        data = own_texts(train_set, tokenizer, classes=classes, longest=longest)
+    elif kind is int:
+        data, x = own_tokens(train_set, x, classes=classes)
+    else:
+        data = own_dataset(train_set, None, Reading(classes=classes, mean=mean, std=std), name="own data")
     own = f"{type(model).__module__}:{type(model).__name__}"
     spec = BuildSpec(
         name=type(model).__name__,
@@ -189,5 +216,14 @@ def attribute(
     with as_evaluated(model), giving_logits(model, spec.model.output):
         suitable = check_suitable(model, data.train.inputs, len(data.classes), spec.model)
         features = spec.feature_map(model, data.modality)
-        explainer = Explainer(Attributor(MemoryBundle(data, features, spec, suitable.remarks), model))
-        return explainer.explain(x, method, budget, sigma2=sigma2, target=target, pool=pool, conditioning=conditioning)
+        with one_sentence("The network fails on the training set", only=_by_number):
+            explainer = Explainer(Attributor(MemoryBundle(data, features, spec, suitable.remarks), model))
+        with one_sentence("The network fails on the query", only=_by_number, kind=QueryError):
+            return explainer.explain(
+                x, method, budget, sigma2=sigma2, target=target, pool=pool, conditioning=conditioning
+            )
+
+
+def _by_number(error: BaseException) -> bool:
+    """Return whether an error may be that of a network which looks up a token that it does not have."""
+    return isinstance(error, IndexError | RuntimeError)

@@ -37,7 +37,7 @@ AT_HOME = {
     "matplotlib": "app/figures/style.py",
     "PIL": ("app/", "precompute/data/decode.py"),
     "torchvision": "precompute/data/datasets.py",
-    "threadpoolctl": "precompute/bundles/work.py",
+    "threadpoolctl": ("precompute/bundles/work.py", "precompute/engines/local.py"),
     "tokenizers": ("core/tokens.py", "precompute/data/tokenizing.py"),
     "filelock": (
         "core/scratch.py",

@@ -86,7 +86,9 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 
 @natscope.command()
 @click.option("--out", type=PATH, help="Folder of the bundle to make.")
-@click.option("--check", is_flag=True, help="Try it on a few images: will it work, what will it cost? Builds nothing.")
+@click.option(
+    "--check", is_flag=True, help="Try it on a few examples: will it work, what will it cost? Builds nothing."
+)
 @click.option(
     "--dataset",
     default="fashion-mnist-quarter",
@@ -117,7 +119,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @reads
 @cuts
 @click.option("--classes", help="Keep only these classes, by number, such as 0,1; all by default.")
-@click.option("--per-class", type=COUNT, help="Keep the first N training images of each class; all by default.")
+@click.option("--per-class", type=COUNT, help="Keep the first N training examples of each class; all by default.")
 @click.option(
     "--mean", help="Mean of each channel that the network expects, white being 1; the images' own by default."
 )
@@ -162,10 +164,12 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     "--learning-rate", "--lr", type=float, help="Learning rate; 0.03, resnet9: 0.5, attention: 0.004, hf: 2e-05."
 )
 @click.option(
-    "--warmup-epochs", type=WHOLE, help="Epochs over which the rate rises from 0; 0, resnet9: 5, attention: 1."
+    "--warmup-epochs", type=WHOLE, help="Epochs over which the rate rises from 0; 0, resnet9: 5, attention: 1, hf: 1."
 )
 @click.option(
-    "--decay-epochs", type=WHOLE, help="Epochs at the end over which it falls to 0; 1, resnet9: 19, attention: 3."
+    "--decay-epochs",
+    type=WHOLE,
+    help="Epochs at the end over which it falls to 0, of hf all; 1, resnet9: 19, attention: 3, hf: 3.",
 )
 @click.option("--momentum", type=float, help="Momentum of SGD, or AdamW's of the gradient; 0.9.")
 @click.option("--weight-decay", type=float, help="Weight decay; 0.001, resnet9: 0.0005, attention: 0.01, hf: 0.01.")
@@ -188,9 +192,9 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     "--index",
     default="auto",
     show_default=True,
-    help="How methods that search find images of a class: flat or sq8 (exact; sq8 takes a quarter of the space), ivf, "
-    "ivfsq8, ivfpq, ivfrabitq or hnsw (faster in large classes), or milvus, a server that NATSCOPE_MILVUS_URI names; "
-    "auto: sq8 up to 10,000 images a class, ivfsq8 above.",
+    help="How methods that search find examples of a class: flat or sq8 (exact; sq8 takes a quarter of the space), "
+    "ivf, ivfsq8, ivfpq, ivfrabitq or hnsw (faster in large classes), or milvus, a server that NATSCOPE_MILVUS_URI "
+    "names; auto: sq8 up to 10,000 examples a class, ivfsq8 above.",
 )
 @click.option(
     "--milvus-index",
@@ -217,7 +221,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     type=click.Choice(["own", "all"]),
     default="own",
     show_default=True,
-    help="Features under each image's own label, or under every class.",
+    help="Features under each example's own label, or under every class.",
 )
 @click.option(
     "--methods",
@@ -228,7 +232,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @click.option(
     "--reuse",
     type=PATH,
-    help="A bundle of the same --weights and kernel, whose Jacobians are taken where a batch has the same images and "
+    help="A bundle of the same --weights and kernel, whose Jacobians are taken where a batch has the same examples and "
     "labels.",
 )
 @click.option(

@@ -58,6 +58,7 @@ def build_spec(
     hub = _hub(options)
     model = _model_spec(options) if hub is None else ModelSpec.of(hub, trained=options["weights"] is not None)
     usual = RECIPES.get(model.architecture, TrainingSpec())
+    usual = usual if options["epochs"] is None else usual.lasting(options["epochs"])
     recipe = {f.name: options[f.name] for f in fields(TrainingSpec) if options[f.name] is not None}
     title = name or (
         f"{options['data'] or options['dataset']}, {model.title}, seed {options['seed']}"

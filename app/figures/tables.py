@@ -10,6 +10,7 @@ from natscope.core.analysis.coreset import title_of
 from natscope.core.methods import METHODS
 from natscope.precompute.experiments.backdoor import blind, oracle_of
 from natscope.precompute.experiments.coreset import whole_title
+from natscope.precompute.experiments.lds import measurable
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,9 @@ def lds_table(result: dict[str, Any]) -> Table:
         ]
         for row in sorted(result["rows"], key=lambda row: -row["margin"]["mean"])
     ]
-    most = ["most that seeds allow", "", "", *(f"{result['ceilings'][name]['most']:.3f}" for name in targets)]
+    ceilings = [result["ceilings"][name] for name in targets]
+    known = [f"{ceiling['most']:.3f}" if measurable(ceiling) else "not measurable" for ceiling in ceilings]
+    most = ["most that seeds allow", "", "", *known]
     return _table(["method", "sum", "σ²", *targets], rows, most)
 
 

@@ -102,6 +102,29 @@ def items_of(found: Any, part: str, reading: Reading) -> Items:
     return _of_dataset(found, part, reading)
 
 
+def given_items(found: Any, part: str) -> tuple[list[Any], list[Any], Items]:
+    """Return what a data set holds, as it is given: inputs, labels, and its items, none of which is made an input.
+
+    Args:
+        found: a pair (inputs, labels) of lists, arrays or tensors, or a torch Dataset of (input, label).
+        part: "training" or "test".
+
+    Raises:
+        DataError: if it is neither, or a label cannot be used.
+    """
+    if isinstance(found, tuple) and len(found) == 2 and all(hasattr(each, "__len__") for each in found):
+        inputs, labels, titles = list(found[0]), _labels(found[1], part), None
+        if len(inputs) != len(labels):
+            raise DataError(f"The {part} set has {len(labels):,} labels for {len(inputs):,} inputs.")
+    elif hasattr(found, "__getitem__") and hasattr(found, "__len__") and not isinstance(found, str):
+        rows = [_item(found, row, part) for row in range(_count_of(found, part))]
+        inputs, labels, titles = [x for x, _ in rows], _labels([y for _, y in rows], part), _titles(found)
+    else:
+        raise DataError(f"The {part} set is {kind_of(found)}; give a pair (inputs, labels) or a torch Dataset.")
+    sources = [f"row {row}" for row in range(len(inputs))]
+    return inputs, labels, Items(part, len(inputs), sources, lambda row: (inputs[row], labels[row]), classes=titles)
+
+
 def _of_arrays(inputs: Any, labels: Any, part: str, reading: Reading) -> Items:
     if not len(inputs.shape) or not len(labels.shape) or len(inputs) != len(labels):
         raise DataError(

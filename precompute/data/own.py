@@ -73,7 +73,7 @@ def own_dataset(
     kept, found = zip(*(_read(items, progress) for items in parts), strict=True)
     if test_set is None:
         parts, kept, found = parts * 2, kept * 2, found * 2
-    classes, labels = _labelled(parts, found, reading.classes)
+    classes, labels = labelled(parts, found, reading.classes)
     if kept[0].shape[1:] != kept[1].shape[1:] or kept[0].array.dtype != kept[1].array.dtype:
         raise DataError(
             f"Training inputs are {_form(kept[0][0])} and test inputs {_form(kept[1][0])}; give both one form."
@@ -119,7 +119,7 @@ def _listed(classes: Any) -> list[Any]:
     return list(values) if isinstance(values, Iterable) else [None]
 
 
-def _labelled(
+def labelled(
     parts: Sequence[Items], found: Sequence[Sequence[int] | Sequence[str]], classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[np.ndarray]]:
     """Return the classes and the labels of both parts, (N,) int64, from the labels that were found in them.

@@ -1,16 +1,19 @@
-"""Tokenizers: one of whole words, made of the training texts, or one that a user brings."""
+"""Tokenizers: one of whole words, made of the training texts, one that a user brings, or one of plain numbers."""
 
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from natscope.core.bundle.request import quoted
 from natscope.core.errors import DataError, FileError
 from natscope.core.files import read_regular
-from natscope.core.tokens import LARGEST_TOKENIZER, SEPARATOR, loaded
+from natscope.core.tokens import LARGEST_TOKENIZER, MOST_TOKENS, SEPARATOR, loaded
 
 SPECIAL = ("[PAD]", "[UNK]", "[SEP]")  # numbers 0, 1 and 2
+Given = Tokenizer | str | Path  # a tokenizer, or the path of its tokenizer.json
 _LEAST = 2  # times that a word is there; rarer ones stand for the words that are unknown later
 
 
@@ -63,3 +66,42 @@ def brought(path: Path, longest: int) -> bytes:
     except ValueError as error:
         raise DataError(f"{path} {error}.") from error
     return content
+
+
+def content_of(tokenizer: Any, longest: int) -> bytes:
+    """Return the tokenizer.json of what a user gives from Python, once it is known to be usable.
+
+    Args:
+        tokenizer: one of `tokenizers` or `transformers`, or the path of a tokenizer.json.
+        longest: tokens that a text is cut to.
+
+    Raises:
+        DataError: if it is none of these, or either cannot be used.
+    """
+    if isinstance(longest, bool) or not isinstance(longest, int) or not 1 <= longest <= MOST_TOKENS:
+        raise DataError(f"longest= takes a whole number from 1 to {MOST_TOKENS:,}, not {quoted(longest)}.")
+    if isinstance(tokenizer, str | Path):
+        return brought(Path(tokenizer), longest)
+    tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)  # of `transformers`
+    if not isinstance(tokenizer, Tokenizer):
+        raise DataError(
+            f"tokenizer= takes the path of a tokenizer.json or a tokenizers.Tokenizer, not {quoted(tokenizer)}."
+        )
+    content = tokenizer.to_str().encode()
+    try:
+        loaded(content, longest)
+    except ValueError as error:
+        raise DataError(f"The tokenizer {error}.") from error
+    return content
+
+
+def numbered(texts: Iterable[str]) -> Tokenizer:
+    """Return a tokenizer of texts whose words are the numbers of tokens, for those that there are.
+
+    Args:
+        texts: numbers above 0, with a space between them.
+    """
+    known = {word: int(word) for text in texts for word in text.split()}
+    found = Tokenizer(models.WordLevel({SPECIAL[0]: 0} | known))
+    found.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return found

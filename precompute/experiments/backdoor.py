@@ -1,7 +1,7 @@
 """Table 1 of the paper: how many of the images that taught a backdoor does each method find?"""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -76,17 +76,21 @@ def run(
     ]
     chosen = choose_position(tuning)
 
+    asked = {name: _sigma2s(opened, name, chosen.get(name)) for name in names}
+    measured = [
+        _measured(
+            cache,
+            bundle,
+            list(dict.fromkeys((name, values[place]) for name in names for values in asked[name])),
+            **size,
+            budget=budget,
+            progress=progress,
+        )
+        for place, bundle in enumerate(opened)
+    ]
+
     def measure(name: str, sigma2s: Sequence[float]) -> dict[str, Any]:
-        found = [
-            _part(
-                cache,
-                bundle,
-                name,
-                size | {"sigma2": sigma2, "budget": budget},
-                partial(_measure, bundle, name, sigma2, budget=budget, **size, progress=progress),
-            )
-            for bundle, sigma2 in zip(opened, sigma2s, strict=True)
-        ]
+        found = [parts[name, sigma2] for parts, sigma2 in zip(measured, sigma2s, strict=True)]
         return {score: over_bundles([f[score] for f in found]) for score in ("recall", "mrr")}
 
     rows = [_row(opened, name, chosen.get(name), [part.get(name, []) for part in tuning], measure) for name in names]
@@ -199,12 +203,10 @@ def _row(
     measure: Callable[[str, Sequence[float]], dict[str, Any]],
 ) -> dict[str, Any]:
     """Return what a method finds at the bundles' sigma2 and at the oracle's, the grid's value at a position."""
+    own, best = _sigma2s(opened, name, position)
     if position is None:
         without = dict.fromkeys(("sigma2", "ratio", "tuned", "oracle", "tuning"))
-        return {"method": name} | without | measure(name, [1.0] * len(opened))
-    own = [attributor.bundle.sigma2(name) for attributor in opened]
-    best = [attributor.bundle.sigma2s()[position] for attributor in opened]
-    best = [mine if math.isclose(mine, other) else other for mine, other in zip(own, best, strict=True)]
+        return {"method": name} | without | measure(name, own)
     return {
         "method": name,
         "sigma2": own,
@@ -216,14 +218,27 @@ def _row(
     }
 
 
+def _sigma2s(opened: Sequence[Attributor], name: str, position: int | None) -> tuple[list[float], list[float]]:
+    """Return each bundle's own sigma2 and the oracle's, the grid's value at a position; 1 where there is none."""
+    if position is None:
+        return [1.0] * len(opened), [1.0] * len(opened)
+    own = [attributor.bundle.sigma2(name) for attributor in opened]
+    best = [attributor.bundle.sigma2s()[position] for attributor in opened]
+    return own, [mine if math.isclose(mine, other) else other for mine, other in zip(own, best, strict=True)]
+
+
 def _ratio(attributor: Attributor, sigma2: float) -> float:
     """Return how many times the features' scale sigma2 is, without the rounding of their product."""
     return float(f"{sigma2 / attributor.bundle.scale():.9g}")
 
 
 def _part(cache: ResultCache, attributor: Attributor, name: str, size: dict[str, Any], compute: Any) -> Any:
+    return cache.get(_key(attributor, name, size), compute)
+
+
+def _key(attributor: Attributor, name: str, size: dict[str, Any]) -> str:
     settings = " ".join(f"{key}={value}" for key, value in size.items())
-    return cache.get(f"{attributor.bundle.identity} {name} {settings}", compute)
+    return f"{attributor.bundle.identity} {name} {settings}"
 
 
 def _tune(
@@ -248,30 +263,61 @@ def _tune(
     return {name: [float(mean) for mean in found.mean(axis=1)] for name, found in recalls.items()}
 
 
-def _measure(
+def _measured(
+    cache: ResultCache,
     attributor: Attributor,
-    name: str,
-    sigma2: float,
+    methods: Sequence[tuple[str, float]],
     *,
     queries: int,
     budget: int,
     seed: int,
     conditioning: str,
     progress: Progress,
-) -> dict[str, float]:
-    drawn, backdoor = draw_queries(attributor, queries + TUNED_ON, seed=seed)[:queries], backdoor_of(attributor.bundle)
-    bases = np.array([base for _, base in drawn])
+) -> dict[tuple[str, float], dict[str, float]]:
+    """Return what each method finds at a sigma2.
+
+    Class by class, and then method by method: what is prepared for a class, such as the features of all training
+    examples under it, is reused by all methods and queries.
+    """
+    size = {"queries": queries, "seed": seed, "conditioning": conditioning}
+    keys = {m: _key(attributor, m[0], size | {"sigma2": m[1], "budget": budget}) for m in methods}
+    if missing := [method for method in methods if keys[method] not in cache]:
+        backdoor, drawn = backdoor_of(attributor.bundle), draw_queries(attributor, queries + TUNED_ON, seed=seed)
+        bases = np.array([base for _, base in drawn[:queries]])
+        found = {method: list[tuple[float, float]]() for method in missing}
+        for base in np.unique(bases).tolist():
+            places = np.flatnonzero(bases == base).tolist()
+            asked = {place: stamped_query(attributor, backdoor, drawn[place][0]) for place in places}
+            for method in missing:
+                about = partial(_measure, attributor, *method, base=base, asked=asked)
+                compute = partial(about, budget=budget, conditioning=conditioning, progress=progress)
+                found[method] += cache.get(f"{keys[method]} class={base}", compute)
+        for method in missing:
+            recall, reciprocal = np.mean(found[method], axis=0).tolist()
+            cache.get(keys[method], lambda r=recall, m=reciprocal: {"recall": r, "mrr": m})
+    return {method: cache[keys[method]] for method in methods}
+
+
+def _measure(
+    attributor: Attributor,
+    name: str,
+    sigma2: float,
+    *,
+    base: int,
+    asked: Mapping[int, QueryExample],
+    budget: int,
+    conditioning: str,
+    progress: Progress,
+) -> list[tuple[float, float]]:
+    """Return what a method finds for the queries of one class, each by its seed."""
+    target = int(backdoor_of(attributor.bundle).targets[base])
+    attributor.ahead(METHODS[name], list(asked.values()), target, progress)
     found: list[tuple[float, float]] = []
-    for base in np.unique(bases):  # class by class: what is prepared for a class is reused by all its queries
-        positions = np.flatnonzero(bases == base)
-        asked = [stamped_query(attributor, backdoor, drawn[position][0]) for position in positions]
-        attributor.ahead(METHODS[name], asked, int(backdoor.targets[base]), progress)
-        for position, query in zip(positions, asked, strict=True):
-            progress(f"Asking {METHODS[name].title}", len(found), len(drawn))
-            request = Request(name, sigma2, budget, conditioning=conditioning, seed=int(position))
-            found.append(_found(attributor, query, int(base), request))
-    recall, reciprocal = np.mean(found, axis=0)
-    return {"recall": float(recall), "mrr": float(reciprocal)}
+    for seed, query in asked.items():
+        progress(f"Asking {METHODS[name].title}", len(found), len(asked))
+        request = Request(name, sigma2, budget, conditioning=conditioning, seed=seed)
+        found.append(_found(attributor, query, base, request))
+    return found
 
 
 def _found(attributor: Attributor, query: QueryExample, base: int, request: Request) -> tuple[float, float]:
@@ -343,7 +389,7 @@ def finding(rows: Sequence[dict[str, Any]], audits: Sequence[dict[str, Any]], ch
     unseen = [a["average_precision"] for a in audits if a["seed"] not in CHOSEN_ON]
     return (
         ("With σ² chosen without a look at the poison, " if reached else "")
-        + f"{who} most: {best['mean']:.1%} of the poisoned images among the first {RECALL_AT}; chance would find "
+        + f"{who} most: {best['mean']:.1%} of the poisoned examples among the first {RECALL_AT}; chance would find "
         f"{chance:.1%}."
         + (f" An oracle that chose σ² on poisoned queries would reach {_joined(reached)}." if reached else "")
         + (f" The audit's average precision on unseen seeds is {np.mean(unseen):.2f}." if unseen else "")

@@ -259,8 +259,21 @@ def _result(attributor: Attributor, rows: list[dict[str, Any]], ceilings: dict[s
 
 def finding(rows: Sequence[dict[str, Any]], ceilings: dict[str, Any]) -> str:
     """Return a sentence on which scores predict best, target by target."""
-    parts = [f"{_best(rows, name)} of at most {ceilings[name]['most']:.2f} for the {name}" for name in TARGETS]
-    return f"The best LDS: {'; '.join(parts)}."
+    known = [name for name in TARGETS if measurable(ceilings[name])]
+    most = {name: f" of at most {ceilings[name]['most']:.2f}" for name in known}
+    parts = [f"{_best(rows, name)}{most.get(name, '')} for the {name}" for name in TARGETS]
+    unknown = [f"the {name}" for name in TARGETS if name not in known]
+    return f"The best LDS: {'; '.join(parts)}." + (
+        f" For {' and '.join(unknown)} the seeds do not agree enough to tell the most that a score could reach; more "
+        "halves would."
+        if unknown
+        else ""
+    )
+
+
+def measurable(ceiling: dict[str, Any]) -> bool:
+    """Return whether seeds agree by more than the standard error of their agreement, so that "most" means something."""
+    return ceiling["error"] is not None and ceiling["mean"] > ceiling["error"]
 
 
 def _best(rows: Sequence[dict[str, Any]], name: str) -> str:

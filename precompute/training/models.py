@@ -101,8 +101,10 @@ def fitted(spec: ModelSpec, examples: Examples, classes: int) -> ModelSpec:
         classes: how many there are.
 
     Raises:
-        BuildError: if one of natscope's own networks takes no such examples.
+        BuildError: if one of natscope's own networks takes no such examples, or a network has no choice of biases.
     """
+    if spec.bias and spec.architecture != "mlp":
+        raise BuildError(f"bias=True is for the network mlp, not for {spec.title}; leave it out.")
     if spec.config is not None:
         config = spec.config | {"num_labels": classes}
         if (fault := misfit(config, examples.modality.name, examples.form, classes)) is not None:

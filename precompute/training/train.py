@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class TrainingSpec:
     Args:
         epochs: passes over the data.
         batch_size: examples per step; the last step of an epoch takes the rest.
-        learning_rate: from the first `warmup_epochs` to the last `decay_epochs`.
+        learning_rate: from the first `warmup_epochs` to the last `decay_epochs`; the lower of the two where both are.
         decay_epochs: over how many epochs at the end the rate falls to 0 in a straight line; 0 keeps it constant.
         momentum: factor of the gradient's running sum; for AdamW of its running mean.
         weight_decay: added to the gradient as a multiple of the weights; for AdamW apart from the gradient.
@@ -70,6 +70,11 @@ class TrainingSpec:
     augment: bool = False
     precision: str = "float32"
     optimizer: str = "sgd"
+
+    def lasting(self, epochs: int) -> "TrainingSpec":
+        """Return the recipe with other epochs: a rate that falls over all of them still does."""
+        whole = self.decay_epochs == self.epochs
+        return replace(self, epochs=epochs, decay_epochs=epochs if whole else self.decay_epochs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values; later ones only where they are not at their default."""
@@ -103,8 +108,17 @@ RECIPES = {
         warmup_epochs=1,
         optimizer="adamw",
     ),
-} | dict.fromkeys(  # the paper's for BERT, but for the rate's fall in the last epoch
-    KINDS, TrainingSpec(epochs=3, batch_size=32, learning_rate=2e-5, weight_decay=1e-2, optimizer="adamw")
+} | dict.fromkeys(  # the paper's for BERT, but for the rate, which rises and then falls, as is usual for fine-tuning
+    KINDS,
+    TrainingSpec(
+        epochs=3,
+        batch_size=32,
+        learning_rate=2e-5,
+        decay_epochs=3,
+        weight_decay=1e-2,
+        warmup_epochs=1,
+        optimizer="adamw",
+    ),
 )
 
 

@@ -1,8 +1,11 @@
+import csv
+import io
 import json
 
 import numpy as np
 import pytest
 
+from natscope.app.figures.data import numbers
 from natscope.app.figures.experiments import experiment_files
 from natscope.app.figures.tables import lds_table
 from natscope.core import metrics
@@ -120,6 +123,21 @@ def test_the_result_has_a_row_for_each_sum_and_says_how_far_it_can_get(result):
     json.dumps(result, allow_nan=False)
     assert [suffix for suffix, _ in experiment_files(result)] == ["md"]
     assert len(lds_table(result).markdown().splitlines()) == len(kinds) + 3
+
+
+@pytest.mark.parametrize(("mean", "error"), [(-0.1, 0.01), (0.1, 0.2), (0.3, None)])
+def test_a_ceiling_below_its_own_error_is_not_told(result, mean, error):
+    ceilings = {name: {"mean": 0.9, "error": 0.01, "sure": 1.0, "most": 0.97} for name in lds.TARGETS}
+    rows = [row | {name: {"mean": 0.42, "error": 0.1} for name in lds.TARGETS} for row in result["rows"][:1]]
+    assert lds.finding(rows, ceilings).endswith("0.42 of at most 0.97 for the variance.")
+    ceilings["loss"] = {"mean": mean, "error": error, "sure": 0.0, "most": lds.most(mean)}
+    said = lds.finding(rows, ceilings)
+    assert f"0.42 of at most 0.97 for the margin; {lds.title(rows[0])} 0.42 for the loss; " in said
+    assert "For the loss the seeds do not agree enough to tell the most that a score could reach" in said
+    shown = result | {"rows": rows, "ceilings": ceilings}
+    assert lds_table(shown).last[3:] == ["0.970", "not measurable", "0.970"]
+    lines = list(csv.DictReader(io.StringIO(numbers(shown))))
+    assert (lines[-1]["lds_margin"], lines[-1]["lds_loss"]) == ("0.97", "")
 
 
 def test_finished_trainings_are_not_repeated(result, tiny_path, parts, monkeypatch):

@@ -148,6 +148,14 @@ def test_widths_are_fitted_to_the_data(spec, shape, widths):
     assert fitted(spec, examples, 3) == dataclasses.replace(spec, widths=widths)
 
 
+@pytest.mark.parametrize("name", ["resnet9", "my:net"])
+def test_biases_of_networks_without_a_choice_are_refused(name):
+    examples = Images(np.zeros((1, 8, 6), np.uint8), (0.5,), (0.5,))
+    assert fitted(ModelSpec("mlp", None, bias=True), examples, 3).bias
+    with pytest.raises(BuildError, match=f"^bias=True is for the network mlp, not for {name}; leave it out.$"):
+        fitted(ModelSpec(name, None, bias=True), examples, 3)
+
+
 @pytest.mark.parametrize("widths", [None, (3,), (3, 10, 10), (0, 10)])
 def test_a_resnet9_has_two_widths(widths):
     with pytest.raises(BuildError, match="A resnet9 has two widths"):

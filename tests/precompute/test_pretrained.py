@@ -233,11 +233,12 @@ def test_brittleness_is_measured(bundle_path, tmp_path):
 
 def test_from_the_command_line_the_folder_gives_tokenizer_and_weights(place, tmp_path):
     words = ["precompute", "--dataset", f"text:{place / 'train.tsv'}", "--model", f"hf:{place / 'bert'}", "--dim", "16"]
-    words += ["--epochs", "1", "--longest", "24", "--methods", "info_loss"]
+    words += ["--epochs", "2", "--longest", "24", "--methods", "info_loss"]
     done = CliRunner().invoke(natscope, [*words, "--out", str(tmp_path / "own")])
     assert done.exit_code == 0, done.output
     manifest = Manifest.from_json((tmp_path / "own" / "manifest.json").read_bytes())
     assert manifest.training["learning_rate"] == 2e-5
+    assert [manifest.training[f"{name}epochs"] for name in ("", "warmup_", "decay_")] == [2, 1, 2]
     assert manifest.results["settings"]["model"]["start"]["folder"] == str(place / "bert")
     assert (tmp_path / "own" / "tokenizer.json").read_text() == (place / "bert" / "tokenizer.json").read_text()
     again = ["precompute", "--config", str(tmp_path / "own"), "--out", str(tmp_path / "again")]

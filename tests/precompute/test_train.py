@@ -40,6 +40,12 @@ class _Killed(Exception):
     pass
 
 
+def test_a_rate_that_falls_over_all_epochs_still_does_over_others():
+    assert RECIPES["bert"].lasting(5) == dataclasses.replace(RECIPES["bert"], epochs=5, decay_epochs=5)
+    assert RECIPES["attention"].lasting(9) == dataclasses.replace(RECIPES["attention"], epochs=9)
+    assert TrainingSpec().lasting(40).decay_epochs == 1
+
+
 @pytest.mark.parametrize(
     ("decay_epochs", "factors"),
     [
