@@ -293,8 +293,8 @@ def _measured(
                 compute = partial(about, budget=budget, conditioning=conditioning, progress=progress)
                 found[method] += cache.get(f"{keys[method]} class={base}", compute)
         for method in missing:
-            recall, reciprocal = np.mean(found[method], axis=0).tolist()
-            cache.get(keys[method], lambda r=recall, m=reciprocal: {"recall": r, "mrr": m})
+            scores = np.mean(found[method], axis=0).tolist()
+            cache.get(keys[method], partial(dict[str, float], zip(("recall", "mrr"), scores, strict=True)))
     return {method: cache[keys[method]] for method in methods}
 
 
