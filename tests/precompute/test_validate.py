@@ -137,9 +137,9 @@ def test_images_that_do_not_go_in_name_the_layer(model, images, sentence):
     [
         (lambda self, x: self.head(self.features(x))[:, :3], "3 outputs"),
         (lambda self, x: (self.head(self.features(x)),), "gives a tuple;"),
-        (lambda self, x: self.head(self.features(x)).squeeze(), "gives (4,) for one image alone;"),
+        (lambda self, x: self.head(self.features(x)).squeeze(), "gives (4,) for one example alone;"),
         (lambda self, x: self.head(self.features(x))[: len(x) - (len(x) == 1)], "gives (0, 4) for one image"),
-        (lambda self, x: self.head(self.features(x)) if len(x) > 1 else x.item(), "fails on one image alone"),
+        (lambda self, x: self.head(self.features(x)) if len(x) > 1 else x.item(), "fails on one example alone"),
         (lambda self, x: {"logits": self.head(self.features(x))}, "gives a dict;"),
         (lambda self, x: self.head(self.features(x))[..., None], "float32 of shape (3, 4, 1)"),
         (lambda self, x: self.head(self.features(x)).mean(0), "float32 of shape (4,)"),
