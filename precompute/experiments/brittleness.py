@@ -197,7 +197,7 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> str:
     last = grid[-1]
     order = sorted(means, key=lambda name: -means[name].mean())
     told = ", ".join(f"{METHODS[name].title} {means[name][-1]:.0%}" for name in order)
-    first = f"Flipped after removing {last} images: {told}."
+    first = f"Flipped after removing {last} examples: {told}."
     if not ours or not baselines:
         return first
     above = np.min([means[name] for name in ours], axis=0) > np.max([means[name] for name in baselines], axis=0)

@@ -110,11 +110,11 @@ def _common_methods(opened: Sequence[Attributor], methods: Sequence[str], querie
         usual_recipe(attributor.bundle)
         Coresets(attributor)
         if not np.array_equal(attributor.train_labels, opened[0].train_labels):
-            raise QueryError("These bundles are of different training images; average over bundles of the same ones.")
+            raise QueryError("These bundles are of different training examples; average over bundles of the same ones.")
         count = len(_not_held_out(attributor))
         if queries >= count:
             raise QueryError(
-                f"There are {count:,} test images to report on, and some must be left to measure the accuracy on; "
+                f"There are {count:,} test examples to report on, and some must be left to measure the accuracy on; "
                 "ask for fewer queries."
             )
     return common_methods(opened, methods, missing)
@@ -184,11 +184,11 @@ def _result(
         "training": opened[0].bundle.manifest.training,
         "measurement": "margin, no NTK scaling",
         "variants": {
-            FREE: "for all queries together, from all images",
+            FREE: "for all queries together, from all examples",
             QUOTAS: "the same, each class closed once it has its share of the budget",
-            PER_CLASS: "each class for its own queries, given its own images",
+            PER_CLASS: "each class for its own queries, given its own examples",
         },
-        "measured_on": f"{measured:,} other test images, every fifth one being left to the choice of sigma2",
+        "measured_on": f"{measured:,} other test examples, every fifth one being left to the choice of sigma2",
         "training_images": len(opened[0].train_labels),
         "grid": list(grid),
     }
@@ -205,7 +205,7 @@ def _result(
 
 def whole_title(setting: Mapping[str, Any]) -> str:
     """Return what the network was trained on with which a result compares coresets, from the result's setting."""
-    return "the weights that were loaded" if "weights" in setting.get("training", {}) else "all training images"
+    return "the weights that were loaded" if "weights" in setting.get("training", {}) else "all training examples"
 
 
 def finding(
@@ -222,9 +222,9 @@ def finding(
             if at_random and best != at_random[0]
             else ""
         )
-        who = "with random images" if best["method"] == RANDOM else f"when {METHODS[best['method']].title} chooses"
+        who = "with random examples" if best["method"] == RANDOM else f"when {METHODS[best['method']].title} chooses"
         parts.append(
-            f"trained on {grid[position]:,} images the network is right on {best['accuracy'][position]['mean']:.1%} "
+            f"trained on {grid[position]:,} examples the network is right on {best['accuracy'][position]['mean']:.1%} "
             f"{who}{way}{than}"
         )
     told = "; ".join(parts)
@@ -244,7 +244,7 @@ def _above_random(rows: Sequence[dict[str, Any]]) -> str:
         budgets_above = {METHODS[name].title: int((means > kind[RANDOM]).sum()) for name, means in kind.items()}
         better = [f"{name} at {n} of {len(kind[RANDOM])} budgets" for name, n in budgets_above.items() if n]
         told.append(f"{BALANCE[variant] or 'chosen freely'}: {', '.join(better) or 'none'}")
-    return f"Above random images, {'; '.join(told)}."
+    return f"Above random examples, {'; '.join(told)}."
 
 
 def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def _why(rows: Sequence[dict[str, Any]]) -> str:
     told = []
     for field, least, text in (
         ("largest_class", 0.5, "are of one class"),
-        ("wrong", 0.25, "are images that the whole network gets wrong"),
+        ("wrong", 0.25, "are examples that the whole network gets wrong"),
     ):
         found = {METHODS[row["method"]].title: row["makeup"][field]["mean"] for row in free}
         least = max(least, found.get(METHODS[RANDOM].title, 0) + 0.2)

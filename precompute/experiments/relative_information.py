@@ -71,7 +71,7 @@ def run(
         {"queries": queries, "budget": budget, "seed": seed},
         conditioning=conditioning,
         setting={
-            "data": f"{manifest.dataset['name']}, {classes}, {len(attributor.train_labels):,} training images",
+            "data": f"{manifest.dataset['name']}, {classes}, {len(attributor.train_labels):,} training examples",
             "network": f"{ModelSpec.from_dict(manifest.model).title}, "
             f"test accuracy {manifest.results['test_accuracy']:.1%}",
             "queries": len(images),
@@ -95,5 +95,5 @@ def finding(upper: Sequence[Curve], lower: Sequence[Curve]) -> str:
     return (
         f"At σ² of 10⁴ and above, subsets of {title} carry at least {least:.1%} at every M. At σ² = 10³ the "
         f"approximation stays within {100 * gap:.1f} points of {title}, which carries {lower[0].mean.min():.1%} or "
-        f"more. At σ² = {small.line.sigma2:g} it is {small.mean[-1]:.0%} with {len(small.mean)} images."
+        f"more. At σ² = {small.line.sigma2:g} it is {small.mean[-1]:.0%} with {len(small.mean)} examples."
     )

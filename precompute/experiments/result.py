@@ -97,7 +97,7 @@ def result_of(
             for position, attributor in enumerate(opened)
         ),
         setting={
-            "data": f"{manifest.dataset['name']}, {len(opened[0].train_labels):,} training images",
+            "data": f"{manifest.dataset['name']}, {len(opened[0].train_labels):,} training examples",
             "network": ModelSpec.from_dict(manifest.model).title,
             "kernel": {
                 "ntk": manifest.ntk,

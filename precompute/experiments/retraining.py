@@ -150,11 +150,12 @@ def finding(rows: Sequence[dict[str, Any]], poisoned: int) -> str:
     """Return a sentence on what became of the attack."""
     before = rows[0]
     parts = [
-        f"without the {row['removed']} images that {METHODS[row['method']].title} names, {row['poisoned_removed']} of "
-        f"them among the {poisoned} poisoned, on {row['attack_success']:.1%} (test accuracy {row['test_accuracy']:.1%})"
+        f"without the {row['removed']} examples that {METHODS[row['method']].title} names, "
+        f"{row['poisoned_removed']} of them among the {poisoned} poisoned, on {row['attack_success']:.1%} "
+        f"(test accuracy {row['test_accuracy']:.1%})"
         for row in rows[1:]
     ]
     return (
-        f"The patch works on {before['attack_success']:.1%} of test images (test accuracy "
+        f"The trigger works on {before['attack_success']:.1%} of test examples (test accuracy "
         f"{before['test_accuracy']:.1%}); after retraining " + "; ".join(parts) + "."
     )

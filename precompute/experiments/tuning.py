@@ -91,9 +91,9 @@ def tune(
     return _result(
         attributor,
         _curves(asked, before - after),
-        score=f"margin lost without the first {budget}, mean of {queries} test images",
+        score=f"margin lost without the first {budget}, mean of {queries} test examples",
         axis="Margin lost (log odds)",
-        finding=f"the margin lost without the first {budget} images",
+        finding=f"the margin lost without the first {budget} examples",
         by="margin",
         conditioning=conditioning,
         queries=queries,
@@ -153,9 +153,9 @@ def tune_by_influence(
     return _result(
         attributor,
         _curves(asked, lost),
-        score=f"EK-FAC influence of the first {budget} on the margin, summed, mean of {queries} test images",
+        score=f"EK-FAC influence of the first {budget} on the margin, summed, mean of {queries} test examples",
         axis="Influence on the margin, summed",
-        finding=f"the influence of the first {budget} images on the margin",
+        finding=f"the influence of the first {budget} examples on the margin",
         by="influence",
         conditioning=conditioning,
         queries=queries,
@@ -198,7 +198,7 @@ def tune_coresets(
     held = tests[held_out(tests)]
     if queries * REPEATS > len(held):
         raise QueryError(
-            f"{len(held):,} test images are held out, too few for {REPEATS} sets of {queries}; ask for fewer queries."
+            f"{len(held):,} test examples are held out, too few for {REPEATS} sets of {queries}; ask for fewer queries."
         )
     sets = np.random.default_rng(seed).permutation(held)[: queries * REPEATS].reshape(REPEATS, queries)
     coresets, grid = Coresets(attributor), budgets(len(attributor.train_labels), budget)
@@ -225,9 +225,10 @@ def tune_coresets(
     return _result(
         attributor,
         curves,
-        score=f"accuracy of networks trained on {sizes} images alone, mean of {REPEATS} sets of {queries} test images",
-        axis="Accuracy on held-out images",
-        finding=f"the accuracy of networks trained on {sizes} images alone",
+        score=f"accuracy of networks trained on {sizes} examples alone, mean of {REPEATS} sets of {queries} test "
+        "examples",
+        axis="Accuracy on held-out examples",
+        finding=f"the accuracy of networks trained on {sizes} examples alone",
         by="coreset",
         conditioning="train",
         queries=queries,
@@ -274,7 +275,8 @@ def _of_backdoor(result: dict[str, Any]) -> dict[str, Any]:
     oracles = {row["method"]: oracle_of(row) for row in result["rows"]}
     return {
         "for": "backdoor",
-        "score": f"recall@{setting['recall_at']} of planted images, mean of {setting['tuned_on']} fooled test images",
+        "score": f"recall@{setting['recall_at']} of planted examples, mean of {setting['tuned_on']} fooled test "
+        "examples",
         "sigma2": {name: oracle["sigma2"][0] for name, oracle in oracles.items() if oracle},  # the first bundle's
     }
 

@@ -121,7 +121,7 @@ def check_trains(model: nn.Module, images: Tensor, last: int, spec: ModelSpec) -
                 if out_of_memory(error):
                     raise
                 raise BuildError(
-                    f"The last step of every epoch has one image, with which {spec.title} fails in training mode; "
+                    f"The last step of every epoch has one example, with which {spec.title} fails in training mode; "
                     "choose another --batch-size."
                 ) from error
 
@@ -206,12 +206,12 @@ def _check_logits(model: nn.Module, logits: Any, images: Tensor, classes: int, s
     if not isinstance(logits, Tensor):
         raise BuildError(
             f"The network {spec.title} gives a {type(logits).__name__}; natscope needs one that gives a tensor of "
-            f"logits, (images, classes), or {OUTPUT} to say which part of it they are."
+            f"logits, (examples, classes), or {OUTPUT} to say which part of it they are."
         )
     if logits.dim() != 2 or len(logits) != count or not logits.is_floating_point():
         raise BuildError(
             f"The network {spec.title} gives {str(logits.dtype).removeprefix('torch.')} of shape {tuple(logits.shape)} "
-            f"for {count} images; natscope needs logits of shape (images, classes)."
+            f"for {count} examples; natscope needs logits of shape (examples, classes)."
         )
     if logits.shape[1] != classes:
         one = "1 output, which stands for two classes," if gave_one_logit(model) else None
@@ -263,16 +263,16 @@ def _check_alone(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trai
         if not isinstance(alone, Tensor) or alone.dim() != 2 or len(alone) != 1:
             form = tuple(alone.shape) if isinstance(alone, Tensor) else type(alone).__name__
             raise BuildError(
-                f"The network {spec.title} gives {form} for one image alone; natscope needs logits of shape "
-                "(images, classes) for any number of images."
+                f"The network {spec.title} gives {form} for one example alone; natscope needs logits of shape "
+                "(examples, classes) for any number of examples."
             )
         outputs.append(alone[0])
     with torch.no_grad():
         same = all(map(alike, outputs, model(images)))
     if not same or (not trail.looks_up and _mixes(model, images)):
         raise BuildError(
-            f"The network {spec.title} cannot be attributed: its outputs for an image are others in a batch than "
-            "alone, so the images of a batch influence each other; let nothing in it depend on the values of tensors "
+            f"The network {spec.title} cannot be attributed: its outputs for an example are others in a batch than "
+            "alone, so the examples of a batch influence each other; let nothing in it depend on the values of tensors "
             "for the whole batch, such as if or item()."
         )
 
@@ -337,8 +337,8 @@ def _compare(model: nn.Module, images: Tensor, spec: ModelSpec, trail: _Trail, o
         name = _misread(model, images + _NOISE * images.std() * noise, spec, trail, others)
     if name is not None:
         raise BuildError(
-            f"The network {spec.title} cannot be attributed: the gradient of '{name}' for one image is another in a "
-            "batch than alone, or its weight is used past its layer's own call; keep images along the first axis of "
+            f"The network {spec.title} cannot be attributed: the gradient of '{name}' for one example is another in a "
+            "batch than alone, or its weight is used past its layer's own call; keep examples along the first axis of "
             "every layer's input, and call layers as modules."
         )
 
@@ -380,7 +380,7 @@ def _alone(model: nn.Module, image: Tensor, spec: ModelSpec) -> Any:
     except (Exception, SystemExit) as error:  # somebody's code
         if out_of_memory(error):
             raise
-        raise BuildError(f"The network {spec.title} fails on one image alone ({first_line(error)}).") from error
+        raise BuildError(f"The network {spec.title} fails on one example alone ({first_line(error)}).") from error
 
 
 def _differs(found: Tensor, wanted: Tensor | None, least: float) -> bool:

@@ -79,8 +79,8 @@ def test_the_result_says_what_was_done(result, bundle_path):
         assert row["makeup"]["images"] == 24
         largest = row["makeup"]["largest_class"]["mean"]
         assert largest == 0.125 if row["variant"] != FREE else 0.125 < largest < 1
-    assert "with all training images, on" in result["finding"]
-    assert result["setting"]["measured_on"].startswith("7,980 other test images")
+    assert "with all training examples, on" in result["finding"]
+    assert result["setting"]["measured_on"].startswith("7,980 other test examples")
     json.dumps(result, allow_nan=False)
 
 
@@ -149,7 +149,7 @@ def test_the_finding_says_who_is_above_chance():
     rows += [row("info_gain", PER_CLASS, 0.4, 0.6), row("random", PER_CLASS, 0.5, 0.5)]
     rows += [row("info_gain", QUOTAS, 0.1, 0.2), row("random", QUOTAS, 0.2, 0.2)]
     said = coreset.finding(rows, (10, 20), over_bundles([0.9]), {})
-    assert re.search(r"on 10 .* 50\.0% with random images class by class.* on 20 .* 70\.0% when TRAK .* 50\.0%", said)
+    assert re.search(r"on 10 .* 50\.0% with random examples class by class.* on 20 .* 70\.0% when TRAK .* 50\.0%", said)
     assert re.search(
         r"freely: InfoGain at 2 .*TRAK at 1 of 2 .*; with class quotas: none; class by class: InfoGain at 1 of 2 ",
         said,
@@ -184,7 +184,7 @@ def test_small_coresets_and_few_classes_are_not_called_uneven():
 
 def test_bundles_of_other_data_are_refused(bundle_path, poisoned_path, tmp_path):
     cache = ResultCache(tmp_path / "part.json")
-    with pytest.raises(QueryError, match="different training images"):
+    with pytest.raises(QueryError, match="different training examples"):
         coreset.run([bundle_path, poisoned_path], **(SETTINGS | {"methods": ("random",)}), cache=cache, progress=SILENT)
 
 
@@ -213,7 +213,7 @@ def test_a_result_from_before_there_were_quotas_is_still_drawn():
     ]
     assert {kind for kind, _ in experiment_files(old)} == {"png", "svg", "md"}
     assert "| Random, class by class |  | 30.0% |" in coreset_table(old).markdown()
-    assert "30.0% with random images class by class;" in coreset.finding(rows, (9,), over_bundles([0.9]), {})
+    assert "30.0% with random examples class by class;" in coreset.finding(rows, (9,), over_bundles([0.9]), {})
 
 
 def test_what_cannot_be_done_is_refused_in_a_sentence(bundle_path, tmp_path):

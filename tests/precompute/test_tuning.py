@@ -287,7 +287,7 @@ def test_a_result_that_is_no_file_is_not_waited_for(tmp_path):
 
 def test_too_few_held_out_images_are_refused(bundle_path, tmp_path):
     settings = {"queries": 900, "budget": 30, "seed": 0, "methods": ("info_gain",)}
-    with pytest.raises(QueryError, match=r"2,000 test images .* 3 sets of 900"):
+    with pytest.raises(QueryError, match=r"2,000 test examples .* 3 sets of 900"):
         tuning.tune_coresets(bundle_path, **settings, cache=ResultCache(tmp_path / "k"), progress=SILENT)
 
 
