@@ -138,7 +138,7 @@ def test_images_that_do_not_go_in_name_the_layer(model, images, sentence):
         (lambda self, x: self.head(self.features(x))[:, :3], "3 outputs"),
         (lambda self, x: (self.head(self.features(x)),), "gives a tuple;"),
         (lambda self, x: self.head(self.features(x)).squeeze(), "gives (4,) for one example alone;"),
-        (lambda self, x: self.head(self.features(x))[: len(x) - (len(x) == 1)], "gives (0, 4) for one image"),
+        (lambda self, x: self.head(self.features(x))[: len(x) - (len(x) == 1)], "gives (0, 4) for one example"),
         (lambda self, x: self.head(self.features(x)) if len(x) > 1 else x.item(), "fails on one example alone"),
         (lambda self, x: {"logits": self.head(self.features(x))}, "gives a dict;"),
         (lambda self, x: self.head(self.features(x))[..., None], "float32 of shape (3, 4, 1)"),
@@ -151,7 +151,7 @@ def test_images_that_do_not_go_in_name_the_layer(model, images, sentence):
         (lambda self, x: self.head(self.features(x) - self.features(x).mean(0)), "in a batch than alone"),
         (
             lambda self, x: self.head(self.features(x)) + linear(self.features(x), self.head.weight),
-            "'head.weight' for one image",
+            "'head.weight' for one example",
         ),
         (lambda self, x: self.head(self.features(x)).detach(), "cannot be differentiated"),
     ],
@@ -322,5 +322,5 @@ def test_the_librarys_encoder_suits_with_padding():
 def test_a_weight_of_a_network_on_tokens_that_is_used_past_its_layer_is_named():
     model = reader()
     model.head.register_forward_hook(lambda layer, args, logits: logits + linear(args[0], layer.weight))
-    with pytest.raises(BuildError, match=r"the gradient of 'head\.weight' for one image is another"):
+    with pytest.raises(BuildError, match=r"the gradient of 'head\.weight' for one example is another"):
         check_suitable(model, Texts(), 3, _SPEC)
