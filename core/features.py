@@ -170,6 +170,6 @@ def kernel_of(spec: SketchSpec, layout: tuple[tuple[int, int], ...] | None) -> K
 
 def shards(shape: Sequence[int], dtype: np.dtype) -> Iterator[slice]:
     """Yield the rows of an array that are computed, and written to a bundle, at a time."""
-    step = max(1, min(SHARD, _LARGEST_SHARD // (dtype.itemsize * math.prod(shape[1:]))))
+    step = max(1, min(SHARD, _LARGEST_SHARD // max(1, dtype.itemsize * math.prod(shape[1:]))))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from natscope.precompute.api import build
     from natscope.precompute.bundles.opening import open_attributor
     from natscope.precompute.bundles.spec import BuildSpec
-    from natscope.precompute.engines.local import LocalEngine
-    from natscope.precompute.engines.on_ray import RayEngine
     from natscope.precompute.memory import attribute
 
 _HOMES = {
@@ -40,10 +38,8 @@ _HOMES = {
     "BuildSpec": "precompute.bundles.spec",
     "Bundle": "core.bundle.format",
     "FeatureMap": "core.features",
-    "LocalEngine": "precompute.engines.local",
     "NatscopeError": "core.errors",
     "Pool": "core.pool",
-    "RayEngine": "precompute.engines.on_ray",
     "Request": "core.bundle.request",
     "SketchSpec": "core.sketches",
     "attribute": "precompute.memory",
@@ -64,10 +60,8 @@ __all__ = [
     "BuildSpec",
     "Bundle",
     "FeatureMap",
-    "LocalEngine",
     "NatscopeError",
     "Pool",
-    "RayEngine",
     "Request",
     "SketchSpec",
     "attribute",

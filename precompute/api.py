@@ -100,8 +100,9 @@ def build(
             a correction of labels: batch by batch, up to 1,000 inputs each.
         output: which part of what the network returns are the logits: an entry's or attribute's name, such as "logits",
             or a tuple's item, such as 0; what is unambiguous when None.
-        engine: where Jacobians and predictions are computed, such as `natscope.LocalEngine(workers=4)` or
-            `natscope.RayEngine("head:6379")`; in this process when None.
+        engine: where Jacobians and predictions are computed, such as
+            `natscope.precompute.engines.local.LocalEngine(workers=4)` or
+            `natscope.precompute.engines.on_ray.RayEngine("head:6379")`; in this process when None.
         progress: called with the stage's name, steps done and steps in all.
 
     Raises:

@@ -350,7 +350,7 @@ def test_a_correction_of_labels_reuses_the_rest(run, place, tmp_path, monkeypatc
         FeatureMap, "features", lambda self, rows, *rest, **given: seen.append(len(rows)) or features(self, rows, *rest)
     )
     code, out, _ = run(*options, "--reuse", tmp_path / "old", "--out", tmp_path / "a")
-    assert (code, "Reused     the Jacobians of 16 training images" in out) == (0, True)
+    assert (code, "Reused     the Jacobians of 16 training examples" in out) == (0, True)
     assert sum(count for count in seen if count > PROBED) == 64
     assert _sums(Bundle(tmp_path / "a")) == _sums(Bundle(tmp_path / "fresh"))
     code, _, err = run(*options, "--dim", 32, "--reuse", tmp_path / "old", "--out", tmp_path / "c")

@@ -187,7 +187,7 @@ class _Killed(Exception):
 
 @pytest.mark.parametrize("moment", [("Inputs", 40), ("Jacobians of the training examples", 0)])
 def test_a_build_that_was_killed_ends_with_the_same_bytes(model, sets, tmp_path, moment, monkeypatch):
-    monkeypatch.setattr("natscope.precompute.bundles.store.SHARD", 40)
+    monkeypatch.setattr("natscope.core.features.SHARD", 40)
     whole = _build(model, sets, tmp_path / "own")
     whole.path.rename(tmp_path / "whole")
 

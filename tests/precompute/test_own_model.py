@@ -62,7 +62,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr(sys, "path", list(sys.path))
-        patch.setattr("natscope.precompute.bundles.store.SHARD", 40)
+        patch.setattr("natscope.core.features.SHARD", 40)
         yield place
     sys.modules.pop("their_net", None)
 
