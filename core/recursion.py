@@ -15,7 +15,7 @@ from natscope.core.pool import Pool
 from natscope.core.posterior import Columns
 
 PREFETCH = 32  # columns computed together when a column is not free
-_TIE = 1e-10  # scores this close (relatively) are a tie: duplicates differ in their last bits only
+TIE = 1e-10  # scores this close (relatively) are a tie: duplicates differ in their last bits only
 _ROUNDING = 64 * np.finfo(float).eps  # of one inner product, relative to the lengths of its vectors, with a margin
 _SURE = 1e-12  # a score whose relative error is smaller is not recomputed
 
@@ -206,7 +206,7 @@ class ManyQueries(Recursion):
         """Return ||C_i||^2 of every row, (n,): to the last bits wherever the row could be the best one."""
         scale = 1 / self.a if divide else np.ones_like(self.a)
         surely = np.where(self.closed, 0.0, (self.square - self.error) * scale).max()
-        could = ((self.square + self.error) * scale >= surely * (1 - _TIE)) & ~self.closed
+        could = ((self.square + self.error) * scale >= surely * (1 - TIE)) & ~self.closed
         rows = np.flatnonzero(could & (self.error > _SURE * self.square))
         if len(rows):
             exact = self.rows(rows)
@@ -240,7 +240,7 @@ class ManyQueries(Recursion):
 
 def first_of_best(scores: np.ndarray) -> int:
     """Return the lowest index whose score ties with the largest, (n,) non-negative scores."""
-    return int(np.argmax(scores >= scores.max() * (1 - _TIE)))
+    return int(np.argmax(scores >= scores.max() * (1 - TIE)))
 
 
 def first_open_twin(pool: Pool, index: int, closed: np.ndarray) -> int:

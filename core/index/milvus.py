@@ -23,6 +23,7 @@ import numpy as np
 from natscope.core.errors import SearchError
 from natscope.core.index.spec import MILVUS, MILVUS_TYPES, IndexSpec
 from natscope.core.progress import Progress
+from natscope.core.recursion import first_of_best
 from natscope.core.rows import Rows
 
 URI, TOKEN = "NATSCOPE_MILVUS_URI", "NATSCOPE_MILVUS_TOKEN"
@@ -292,8 +293,7 @@ class MilvusIndex:
         if not len(candidates):
             raise ValueError("Every row of the index is excluded.")
         products = np.asarray(features[candidates], dtype=np.float64) @ vector
-        squares = products**2
-        best = int(np.argmax(squares >= squares.max() * (1 - 1e-10)))
+        best = first_of_best(products**2)
         return int(candidates[best]), float(products[best])
 
     def propose(self, vector: np.ndarray, count: int, *, excluded: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ import faiss
 import numpy as np
 
 from natscope.core.index.spec import EXACT, IndexSpec
+from natscope.core.recursion import TIE, first_of_best
 from natscope.core.rows import Rows
 
 # Rows requested in each direction.
@@ -116,13 +117,12 @@ class InnerProductIndex:
             candidates, reached = self._search(vector, wanted, excluded)
             picked = features[candidates].astype(np.float64)
             products = picked @ vector
-            squares = products**2
-            best = int(np.argmax(squares >= squares.max() * (1 - 1e-10)))
+            best = first_of_best(products**2)
             # A row not returned has at most the last returned product, up to its code's error and to float32
             # rounding of a dot product.
             rounded = 4 * np.finfo(np.float32).eps * np.sqrt(len(vector)) * length
             slack = coded + rounded * np.linalg.norm(picked, axis=1).max()
-            if wanted == left or not self.exact or abs(products[best]) * (1 - 1e-10) > reached + slack:
+            if wanted == left or not self.exact or abs(products[best]) * (1 - TIE) > reached + slack:
                 return int(candidates[best]), float(products[best])
             wanted = min(4 * wanted, left)
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from natscope.core.index.protocol import Index
+from natscope.core.recursion import TIE
 from natscope.core.rows import Rows
 
 _KEPT = 512  # candidates held in memory
 _BAR = 128  # rank of the candidate whose score after a search is the bar
 _DRIFT = 0.2  # of the length of r: how far it may move before the index is asked again
-_TIE = 1e-10
 
 
 class Shortlist:
@@ -54,7 +54,7 @@ class Shortlist:
         if not len(products) or (products**2).max() < self._bar or self._moved(vector):
             products = self._search(vector)
         squares = products**2
-        ties = np.flatnonzero(squares >= squares.max() * (1 - _TIE))
+        ties = np.flatnonzero(squares >= squares.max() * (1 - TIE))
         position = ties[self._rows[ties].argmin()]
         row, features, product = int(self._rows[position]), self._vectors[position].copy(), float(products[position])
         self._taken.add(row)

@@ -87,10 +87,9 @@ class Store:
             name: np.lib.format.open_memmap(files[name], mode if left else "r", dtype, None if done else shape)
             for name, (shape, dtype) in forms.items()
         }
+        # A disk that fills up later would kill the process in the middle of a write.
         for file in files.values() if left and hasattr(os, "posix_fallocate") else ():
-            with file.open(
-                "r+b"
-            ) as handle:  # a disk that fills up later would kill the process in the middle of a write
+            with file.open("r+b") as handle:
                 os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
         self._rows_of(task, left, stage, engine, arrays, files)
         for name, array in arrays.items():

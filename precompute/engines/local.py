@@ -17,7 +17,7 @@ from natscope.core.device import device
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 TRIES = 5  # how often what does a task may be killed before that is an error
-_AHEAD = 2  # tasks that are handed over for each process
+AHEAD = 2  # tasks that are handed over for each that runs
 _ON_ACCELERATOR = 4  # processes that share it: each has a context of half a gigabyte there
 
 
@@ -103,7 +103,7 @@ class LocalEngine:
         running: dict[Future, int] = {}
         try:
             while left or running:
-                while left and len(running) < _AHEAD * self.workers:
+                while left and len(running) < AHEAD * self.workers:
                     number, part = left.pop()
                     running[pool.submit(task, part)] = number
                 for future in wait(running, return_when=FIRST_COMPLETED).done:

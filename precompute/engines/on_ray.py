@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ import torch
 from natscope.core.device import device
 from natscope.core.errors import BuildError
 from natscope.precompute.bundles.spec import versions
-from natscope.precompute.engines.local import TRIES, LostError, Part, Result, limit_threads
+from natscope.precompute.engines.local import AHEAD, TRIES, LostError, Part, Result, limit_threads
 
 _MISSING = "--engine ray needs Ray, which is missing; install it with pip install 'natscope[ray]'."
-_AHEAD = 2  # tasks that are handed over for each that runs
 _PASSED = ("NATSCOPE_DEVICE", "NATSCOPE_ALLOW_CODE")  # environment variables that tasks see
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}  # which sentences of natscope's replace
 _PATIENCE = 120.0  # seconds for a node to start a process
@@ -73,7 +72,7 @@ class RayEngine:
         gpus = {"num_gpus": 1} if device().type == "cuda" else {}
         run = ray.remote(num_cpus=threads, max_retries=TRIES - 1, retry_exceptions=[OSError], **gpus)(_run)
         most, shared = self._most(threads), ray.put(task)
-        waiting, running, mine = list(reversed(parts)), dict[Any, Part](), about()
+        waiting, running, mine = list(reversed(parts)), dict[Any, Part](), tuple(about().items())
         try:
             while waiting or running:
                 while waiting and len(running) < most:
@@ -125,7 +124,7 @@ class RayEngine:
         """Return how many tasks are handed over at a time."""
         if self.workers is not None:
             return self.workers
-        return max(1, _AHEAD * int(self._ray.cluster_resources().get("CPU", 1) // threads))
+        return max(1, AHEAD * int(self._ray.cluster_resources().get("CPU", 1) // threads))
 
     def _answered(self, node: str, answer: Any) -> dict[str, str]:
         errors = self._ray.exceptions
@@ -144,12 +143,12 @@ class RayEngine:
                 f"The node {node} does not see the bundle's folder; give --out a folder that every node has under the "
                 "same path, such as one that they share."
             )
-        for name, version in about().items():
-            if found.get(name) != version:
-                raise BuildError(
-                    f"The node {node} has {name} {found.get(name, 'of no version')}, and this machine {version}; the "
-                    "bytes of a bundle depend on it, so install the same everywhere."
-                )
+        mine = about()
+        if (name := _differing(found, mine)) is not None:
+            raise BuildError(
+                f"The node {node} has {name} {found.get(name, 'of no version')}, and this machine {mine[name]}; the "
+                "bytes of a bundle depend on it, so install the same everywhere."
+            )
 
     def _result(self, found: Any, part: Any) -> Any:
         errors = self._ray.exceptions
@@ -176,20 +175,25 @@ def _about(token: Path) -> dict[str, str]:
     return about() | {"sees": "yes" if token.is_file() else "no"}
 
 
+def _differing(found: Mapping[str, str], expected: Mapping[str, str]) -> str | None:
+    """Return the first of what is expected that is another on a node; None if nothing is."""
+    return next((name for name, version in expected.items() if found.get(name) != version), None)
+
+
 @functools.cache
-def _prepare(threads: int) -> None:
+def _prepare(expected: tuple[tuple[str, str], ...], threads: int) -> None:
+    """Compare versions in a process of a node, which may have joined after the others were compared; once in each."""
     limit_threads(threads)
-
-
-def _run(task: Callable[[Any], Any], part: Any, expected: dict[str, str], threads: int) -> Any:
-    """Run a task in a process of a node, which may have joined after the others were compared."""
-    _prepare(threads)
-    if (found := about()) != expected:
-        other = next(name for name in expected if found.get(name) != expected[name])
+    if (other := _differing(about(), dict(expected))) is not None:
         raise BuildError(
             f"The node {platform.node()} has another {other} than the machine where the build was started; install the "
             "same everywhere."
         )
+
+
+def _run(task: Callable[[Any], Any], part: Any, expected: tuple[tuple[str, str], ...], threads: int) -> Any:
+    """Run a task."""
+    _prepare(expected, threads)
     return task(part)
 
 
