@@ -50,7 +50,13 @@ class Attributor(Capabilities):
     """
 
     def __init__(
-        self, bundle: Bundle, model: nn.Module, *, sketch: SketchSpec | None = None, recompute: bool = False
+        self,
+        bundle: Bundle,
+        model: nn.Module,
+        *,
+        sketch: SketchSpec | None = None,
+        recompute: bool = False,
+        patient: bool = False,
     ) -> None:
         """Load the bundle's weights into a freshly built network.
 
@@ -59,6 +65,7 @@ class Attributor(Capabilities):
             model: a network of the bundle's architecture.
             sketch: another sketch than the bundle's; all that depends on it is then computed when it is needed.
             recompute: whether to compute it for the bundle's own sketch too, in float32.
+            patient: whether to compute what takes minutes, as an experiment does, instead of refusing.
 
         Raises:
             BundleError: if the weights do not fit the network, or a required file is damaged.
@@ -79,14 +86,16 @@ class Attributor(Capabilities):
         self.linear = linear_alone(model)
         inputs = bundle.inputs("train").__getitem__
         self._artifacts = LoadedArtifacts(bundle, self._margins, inputs, fresh=fresh)
-        self._sets = CandidateSets(bundle, self.features, self._artifacts, inputs, fresh=fresh)
+        self._patient = patient
+        self._sets = CandidateSets(bundle, self.features, self._artifacts, inputs, fresh=fresh, patient=patient)
         self.kernel = self._sets.kernel
         self._asks = Queries(bundle, self.features, self._sets.penultimate)
         self._queries: BoundedCache[np.ndarray] = BoundedCache(_QUERIES)
 
     def resketched(self, seed: int) -> "Attributor":
         """Return the same network and data under another sketch seed: what changes is due to the sketch alone."""
-        return Attributor(self.bundle, self.features.model, sketch=replace(self.bundle.sketch_spec, seed=seed))
+        sketch = replace(self.bundle.sketch_spec, seed=seed)
+        return Attributor(self.bundle, self.features.model, sketch=sketch, patient=self._patient)
 
     def check(self) -> None:
         """Raise BundleError if the bundle holds what does not follow from its features, or is not of its network."""

@@ -45,6 +45,7 @@ class CandidateSets:
         inputs: Callable[[slice | np.ndarray], Tensor],
         *,
         fresh: bool,
+        patient: bool,
     ) -> None:
         """Open only what every pool needs.
 
@@ -54,9 +55,10 @@ class CandidateSets:
             artifacts: what individual methods need.
             inputs: returns the network's inputs for a slice or for rows of the training examples.
             fresh: whether `features` has another sketch than the bundle, so that features are computed again.
+            patient: whether to compute for minutes what nobody waits for, instead of refusing.
         """
         self._bundle, self._features, self._artifacts = bundle, features, artifacts
-        self._inputs, self._fresh = inputs, fresh
+        self._inputs, self._fresh, self._patient = inputs, fresh, patient
         self.kernel = kernel_of(features.sketch.spec, bundle.manifest.layout)
         self.penultimate = np.array(bundle.array("penultimate"), dtype=np.float32)
         self._labels = np.array(bundle.array("train_labels"))
@@ -176,7 +178,7 @@ class CandidateSets:
             part = self._inputs(slice(start, start + self._features.batch_size))
             parts.append(self._features.features(part, np.full(len(part), target)))
             taken, share = time.monotonic() - began, (start + len(part)) / count
-            if start and share < 1 and taken / share > _PATIENCE and taken > _SURE:
+            if not self._patient and start and share < 1 and taken / share > _PATIENCE and taken > _SURE:
                 minutes = math.ceil(taken / share / 60)
                 raise QueryError(
                     f"The Jacobians of all {count:,} training examples under this class would take about {minutes} min "

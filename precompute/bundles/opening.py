@@ -22,8 +22,12 @@ _PIXELS = 2**16  # that a network convolves while it is checked: more would take
 _TOLERANCE = 1e-2
 
 
-def open_attributor(path: Path) -> Attributor:
+def open_attributor(path: Path, *, patient: bool = False) -> Attributor:
     """Open a bundle and build its network.
+
+    Args:
+        path: the bundle.
+        patient: whether to compute what takes minutes, as an experiment does, instead of refusing.
 
     Raises:
         BundleError: if the bundle cannot be opened, or its network is unknown here or of code that is not trusted.
@@ -40,7 +44,7 @@ def open_attributor(path: Path) -> Attributor:
         model = network_of(bundle)
     except BuildError as error:
         raise BundleError(f"The network of the bundle {path} cannot be built: {error}") from error
-    attributor = Attributor(bundle, model)
+    attributor = Attributor(bundle, model, patient=patient)
     _check_unchanged(attributor)
     return attributor
 
@@ -83,7 +87,7 @@ def open_only(bundles: Sequence[Path]) -> Attributor:
     """
     if len(bundles) > 1:
         raise QueryError(f"This experiment is about one bundle, and {bundles[0].parent} holds {len(bundles)}.")
-    return open_attributor(bundles[0])
+    return open_attributor(bundles[0], patient=True)
 
 
 def common_methods(

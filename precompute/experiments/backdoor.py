@@ -190,7 +190,7 @@ def audit(attributor: Attributor, *, progress: Progress) -> dict[str, float]:
 
 def _opened(bundles: Sequence[Path]) -> Iterator[Attributor]:
     for path in bundles:
-        attributor = open_attributor(path)
+        attributor = open_attributor(path, patient=True)
         backdoor_of(attributor.bundle)
         yield attributor
 

@@ -60,7 +60,7 @@ def run(
         QueryError: if there are too few queries.
         BuildError: if a bundle's weights were loaded, so that nobody knows how they were trained.
     """
-    opened = [open_attributor(path) for path in bundles]
+    opened = [open_attributor(path, patient=True) for path in bundles]
     for attributor in opened:
         recipe_of(attributor.bundle)
     names = common_methods(opened, methods, lacks)

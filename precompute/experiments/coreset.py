@@ -73,7 +73,7 @@ def run(
             features.
         BuildError: if weights of another network than natscope's own were loaded, so that no recipe is known.
     """
-    opened = [open_attributor(path) for path in bundles]
+    opened = [open_attributor(path, patient=True) for path in bundles]
     names = _common_methods(opened, methods, queries)
     grid = budgets(len(opened[0].train_labels), budget)
     ways: list[Way] = [(name, variant) for name in names for variant in VARIANTS]

@@ -133,7 +133,7 @@ def prepare(path: Path, progress: Progress) -> None:
         OSError: if the file cannot be written.
         QueryError: if the bundle is not poisoned.
     """
-    attributor = open_attributor(path)
+    attributor = open_attributor(path, patient=True)
     proof, file = prove(attributor, progress), _file(attributor.bundle)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(proof and asdict(proof)).encode())

@@ -351,7 +351,7 @@ def _opened(
     for name in methods:
         if not METHODS[name].uses_sigma2:
             raise QueryError(f"{METHODS[name].title} does not use σ², so there is nothing to choose.")
-    attributor = open_attributor(path)
+    attributor = open_attributor(path, patient=True)
     if recipe is not None:
         try:
             recipe(attributor.bundle)

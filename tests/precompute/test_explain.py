@@ -350,3 +350,6 @@ def test_all_classes_are_asked_about_where_that_takes_less_than_a_minute(sets, t
     monkeypatch.setattr(FeatureMap, "_fit", lambda own, *_: setattr(own, "batch_size", 8))
     with pytest.raises(QueryError, match="all 30 training examples under this class would take about 1 min "):
         natscope.attribute(net, sets[0], sets[1][0][2], **asked)
+    patient = natscope.open_attributor(tmp_path / "own", patient=True)  # as experiments open it
+    answer = patient.attribute(patient.query("test", 2), natscope.Request("info_loss", **asked))
+    assert [item.train_index for item in answer.items] == [i.train_index for i in found["all"].items]
