@@ -17,7 +17,7 @@ from natscope.core.files import from_json, size
 
 SEPARATOR = "\x1e"  # between the columns of a text
 LONGEST_TEXT = 100_000  # characters of an example
-MOST_TOKENS = 2**13  # that an example may be cut to
+FEWEST_TOKENS, MOST_TOKENS = 4, 2**13  # that an example may be cut to
 LARGEST_VOCABULARY = 2**22
 LARGEST_TOKENIZER = 20_000_000  # bytes of a tokenizer
 _LONGEST_WORD, _LONGEST_PATTERN = 200, 1000  # characters

@@ -16,7 +16,7 @@ from natscope.core.errors import DataError, FileError, out_of_memory
 from natscope.core.files import read_regular
 from natscope.core.text import few, plain, short
 from natscope.core.texts import MOST_COLUMNS
-from natscope.core.tokens import LARGEST_VOCABULARY, LONGEST_TEXT, MOST_TOKENS, SEPARATOR, cleaned
+from natscope.core.tokens import FEWEST_TOKENS, LARGEST_VOCABULARY, LONGEST_TEXT, MOST_TOKENS, SEPARATOR, cleaned
 from natscope.precompute.data.folders import content_of, files_of, readable
 from natscope.precompute.data.splits import class_names, parts, shown
 from natscope.precompute.data.tables import Table, decoded, kind_of, read_table
@@ -35,7 +35,6 @@ _LABEL_TITLES = ("label", "labels", "class", "category")
 _TRAINING = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.IGNORECASE)  # in the name of a file
 _HELD_OUT = ("test", "dev", "validation", "valid", "val")  # what stands in its place in that of the test split
 _LISTED = 4
-_FEWEST = 4  # tokens that a text may be cut to
 LONGEST_TITLE = 300  # characters of a class or column
 _RTE = ("sentence1", "sentence2")
 
@@ -80,9 +79,9 @@ class TextSpec:
                 f"A vocabulary has {len(SPECIAL) + 1} to {LARGEST_VOCABULARY:,} tokens, not {self.vocabulary:,}; "
                 "change --vocabulary."
             )
-        if not _FEWEST <= self.longest <= MOST_TOKENS:
+        if not FEWEST_TOKENS <= self.longest <= MOST_TOKENS:
             raise DataError(
-                f"A text is cut to {_FEWEST} to {MOST_TOKENS:,} tokens, not to {self.longest:,}; change --longest."
+                f"Texts are cut to {FEWEST_TOKENS} to {MOST_TOKENS:,} tokens, not {self.longest:,}; change --longest."
             )
         if not 0 < self.test_share < 1 or self.seed < 0:
             raise DataError("The test share must lie between 0 and 1, and its seed must be 0 or more.")

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from natscope.core.bundle.request import quoted
 from natscope.core.errors import DataError, FileError
 from natscope.core.files import read_regular
-from natscope.core.tokens import LARGEST_TOKENIZER, MOST_TOKENS, SEPARATOR, loaded
+from natscope.core.tokens import FEWEST_TOKENS, LARGEST_TOKENIZER, MOST_TOKENS, SEPARATOR, loaded
 
 SPECIAL = ("[PAD]", "[UNK]", "[SEP]")  # numbers 0, 1 and 2
 Given = Tokenizer | str | Path  # a tokenizer, or the path of its tokenizer.json
@@ -78,8 +78,10 @@ def content_of(tokenizer: Any, longest: int) -> bytes:
     Raises:
         DataError: if it is none of these, or either cannot be used.
     """
-    if isinstance(longest, bool) or not isinstance(longest, int) or not 1 <= longest <= MOST_TOKENS:
-        raise DataError(f"longest= takes a whole number from 1 to {MOST_TOKENS:,}, not {quoted(longest)}.")
+    if isinstance(longest, bool) or not isinstance(longest, int) or not FEWEST_TOKENS <= longest <= MOST_TOKENS:
+        raise DataError(
+            f"longest= takes a whole number from {FEWEST_TOKENS} to {MOST_TOKENS:,}, not {quoted(longest)}."
+        )
     if isinstance(tokenizer, str | Path):
         return brought(Path(tokenizer), longest)
     tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)  # of `transformers`

@@ -79,7 +79,7 @@ def test_items_and_pairs_of_texts_are_taken_and_shown(tokenizer):
         ({"tokenizer": 5}, DataError, "tokenizer= takes the path of"),
         ({"tokenizer": None}, DataError, "holds texts, and texts need tokenizer="),
         ({"mean": [0.5], "std": [0.5]}, DataError, "for pictures; leave them out"),
-        ({"longest": 0}, DataError, "longest= takes"),
+        ({"longest": 3}, DataError, "longest= takes"),
         ({"longest": "9"}, DataError, "longest= takes"),
         ({"x": 5}, QueryError, "no test texts here"),
         ({"x": [3, 4, 5]}, QueryError, "A query here is a text, not a list"),
