@@ -340,14 +340,19 @@ def nats(value: float) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number with so many significant digits: "0.0415", "9.7 × 10⁻⁶", "-1.23 × 10⁴"."""
+    """Return a number with so many significant digits: "0.0415", "9.7 × 10⁻⁶", "−1.23 × 10⁴"."""
     return _in_powers(f"{value:.{digits}g}")
 
 
 def _in_powers(text: str) -> str:
     """Return a number such as "9.7e-06" as "9.7 × 10⁻⁶"; one without an exponent as it is."""
     digits, _, exponent = text.partition("e")
-    return f"{digits} × {_power(int(exponent))}" if exponent else digits
+    return with_minus(f"{digits} × {_power(int(exponent))}" if exponent else digits)
+
+
+def with_minus(text: str) -> str:
+    """Return numbers with minus signs instead of hyphens."""
+    return text.replace("-", "−")
 
 
 def _power(exponent: int) -> str:
@@ -374,5 +379,5 @@ def percent(share: float) -> str:
     if abs(share) < _NOISE:
         return "0%"
     if abs(share) < 0.0995:
-        return f"{100 * share:#.2g}%".replace("e-0", "e-")
-    return f"{100 * min(share, 1):.0f}%"
+        return with_minus(f"{100 * share:#.2g}%".replace("e-0", "e-"))
+    return with_minus(f"{100 * min(share, 1):.0f}%")

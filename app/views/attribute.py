@@ -22,7 +22,7 @@ from natscope.app.views.controls import control, sigma2_slider
 from natscope.app.views.inspector import inspect, inspector
 from natscope.app.views.notice import complain, fragment, warn
 from natscope.app.views.ranking_files import ranking_files
-from natscope.app.views.word_links import Linked, linked
+from natscope.app.views.word_links import Linked, draw_query, linked
 from natscope.core.bundle.request import Attribution, Item, QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, Method
@@ -106,7 +106,9 @@ def _answer(attributor: Served, query: QueryExample, shown: str, plain: bool) ->
     st.markdown(f"##### {said}", help=None if plain else words.NAT)
     largest = max(abs(amount) for shown in (result, other) if shown for amount in shown.amounts) or 1.0
     note, pick = st.container(), partial(_pick_word, shown)
-    words_of = linked(attributor, query, result, view.word, plain=plain, on_pick=pick)
+    words_of = linked(attributor, query, result, view.word)
+    if words_of is not None:
+        draw_query(words_of, pick, plain=plain)
     failed = page_of(attributor.bundle.modality).worded and words_of is None  # which was said
     if view.word is not None and not failed and (words_of is None or words_of.word is None):
         with note:
@@ -115,7 +117,7 @@ def _answer(attributor: Served, query: QueryExample, shown: str, plain: bool) ->
         frame.keep(VIEW, view, attributor, tab=_TAB)
     _ranking(attributor, result, method, largest, words_of, plain=plain)
     if other is not None:
-        _support_of_the_label(attributor, other, method, largest, plain=plain)
+        _support_of_the_label(attributor, query, other, method, largest, plain=plain)
     if result.regime is not None:
         st.caption(f":material/info: {words.regime_hint(result.regime, plain=plain)}")
     if result.index is not None:
@@ -147,7 +149,7 @@ def _support_of(label: int, attributor: Served, query: QueryExample, request: Re
 
 
 def _support_of_the_label(
-    attributor: Served, result: Attribution, method: Method, largest: float, *, plain: bool
+    attributor: Served, query: QueryExample, result: Attribution, method: Method, largest: float, *, plain: bool
 ) -> None:
     """Draw what supports the label of an image that the network gets wrong, on the same scale as its answer."""
     classes = attributor.bundle.classes
@@ -155,8 +157,11 @@ def _support_of_the_label(
         result, method, classes[result.target], of=attributor.bundle.modality, plain=plain, predicted=False
     )
     st.markdown(f"**Why not {escape.markdown(classes[result.target])}, its label?** {said}")
+    cards = _cards(attributor, result, largest)
+    if (words_of := linked(attributor, query, result)) is not None:
+        cards = words_of.dressed(cards)
     grid(
-        _cards(attributor, result, largest),
+        cards,
         key="ranking_of_the_label",
         label=f"Training {attributor.many} that support {classes[result.target]}, ranked by {method.title}",
         size=76,
@@ -280,7 +285,7 @@ def _signs_differ(result: Attribution) -> bool:
 
 
 def _short(value: float) -> str:
-    return f"{value:.1e}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+    return words.with_minus(f"{value:.1e}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else f"{value:.3f}")
 
 
 def _clicks(attributor: Served, found: list[int]) -> dict[str, Any]:

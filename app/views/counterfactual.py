@@ -234,8 +234,9 @@ def _verdict(
     if lost > max(by_chance, 0) + 0.1:
         return f"The answer stays, but it is less sure: the margin falls by **{lost:.2f}**, by chance {by_chance:.2f}."
     return (
-        f"The answer stays, and removing these does no more than chance: the margin changes by {-lost:+.2f}, "
-        f"without as many random {many} by {-by_chance:+.2f}."
+        "The answer stays, and removing these does no more than chance: the margin changes by "
+        f"{words.with_minus(f'{-lost:+.2f}')}, without as many random {many} by "
+        f"{words.with_minus(f'{-by_chance:+.2f}')}."
     )
 
 

@@ -96,7 +96,8 @@ _STYLE = """
 .ns-shot { display: block; width: 8.4rem; font-size: .9rem; text-align: center; overflow-wrap: anywhere; }
 .ns-shot.large { width: 12.5rem; font-size: 1.05rem; font-weight: 600; }
 .ns-shot img { height: auto; }
-.ns-shot .ns-text { text-align: start; font-size: .82rem; font-weight: 400; max-height: 9em; overflow: hidden; }
+.ns-shot .ns-text { text-align: start; font-size: .82rem; font-weight: 400; overflow: hidden;
+  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 6; }
 .ns-shot > span:last-child { display: block; margin-top: .3rem; line-height: 1.25; }
 .ns-sentence { flex: 1 1 18rem; font-size: 1.2rem; line-height: 1.5; }
 .ns-arrow { font-size: 2.4rem; opacity: .6; }

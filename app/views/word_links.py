@@ -13,6 +13,7 @@ from natscope.app.components.grid import Card
 from natscope.app.components.passage import Passage, Piece, pairs, passage
 from natscope.app.modalities import page_of
 from natscope.app.views.notice import complain
+from natscope.app.words import with_minus
 from natscope.core.bundle.request import Attribution, QueryExample
 from natscope.core.errors import NatscopeError
 from natscope.core.reading import Reading
@@ -42,13 +43,15 @@ class Linked:
         links: of the first ones, in its order.
         texts: those training texts, in the same order.
         query: the query's text.
+        reading: what the network makes of the query's text.
         word: the word of the query that orders them; None for the order of the ranking.
     """
 
     links: list[Link]
     texts: Sequence[str]
     query: str
-    word: int | None
+    reading: Reading
+    word: int | None = None
 
     @property
     def order(self) -> list[int]:
@@ -76,7 +79,11 @@ class Linked:
             share = link.query_shares()
             most = max(float(np.abs(each.query_shares()[self.word])) for each in self.links) or 1.0
             own = float(share[self.word])
-            changed |= {"value": f"{own:+.2%}", "strength": abs(own) / most, "tone": "against" if own < 0 else "for"}
+            changed |= {
+                "value": with_minus(f"{own:+.2%}"),
+                "strength": abs(own) / most,
+                "tone": "against" if own < 0 else "for",
+            }
         return Card(**(vars(card) | changed))
 
 
@@ -84,20 +91,15 @@ def linked(
     attributor: Served,
     query: QueryExample,
     result: Attribution,
-    word: int | None,
-    *,
-    plain: bool,
-    on_pick: Callable[[int | None], None],
+    word: int | None = None,
 ) -> Linked | None:
-    """Draw the query's words, which can be chosen, and return the links of a ranking; None where there are none.
+    """Return the links of a ranking; None where there are none.
 
     Args:
         attributor: the opened bundle.
         query: what was asked about.
         result: the ranking.
         word: the chosen word of the query; one that the query does not have counts as none.
-        plain: whether to use no technical terms.
-        on_pick: called with another word, or None, when that is chosen.
     """
     if not page_of(attributor.bundle.modality).worded:
         return None
@@ -108,9 +110,7 @@ def linked(
     train = cast(Any, attributor.bundle.examples("train"))
     asked = cast(Any, query.example)
     word = word if word is not None and word < len(links[0].query_words) else None
-    found = Linked(links, [train.text(row) for row in rows], asked.text(0), word)
-    _draw_query(found, asked.reading(0), on_pick, plain=plain)
-    return found
+    return Linked(links, [train.text(row) for row in rows], asked.text(0), asked.reading(0), word)
 
 
 def _links(attributor: Served, query: QueryExample, target: int, rows: tuple[int, ...]) -> list[Link] | None:
@@ -121,7 +121,14 @@ def _links(attributor: Served, query: QueryExample, target: int, rows: tuple[int
         return None
 
 
-def _draw_query(found: Linked, reading: Reading, on_pick: Callable[[int | None], None], *, plain: bool) -> None:
+def draw_query(found: Linked, on_pick: Callable[[int | None], None], *, plain: bool) -> None:
+    """Draw the query's words, which can be chosen.
+
+    Args:
+        found: its links.
+        on_pick: called with another word, or None, when that is chosen.
+        plain: whether to use no technical terms.
+    """
     words, whole = found.links[0].query_words, sum(link.total for link in found.links) or 1.0
     shares = sum(link.parts.sum(axis=0, dtype=np.float64) for link in found.links) / whole
     largest = float(np.abs(shares[:-1]).max(initial=0))
@@ -131,7 +138,7 @@ def _draw_query(found: Linked, reading: Reading, on_pick: Callable[[int | None],
         "by its share, and once more to go back."
     )
     passage(
-        Passage(pieces_of(found.query, words, shares, largest, reading), ()),
+        Passage(pieces_of(found.query, words, shares, largest, found.reading), ()),
         key="query_words",
         label="Words of the query",
         chosen=found.word,
@@ -172,7 +179,9 @@ def pair(
     strongest = link.strongest(_PAIRS)
     most = max((abs(share) for *_, share in strongest), default=1.0)
     for own, other, share in strongest:
-        said = f"“{texts[0][slice(*link.query_words[other])]}” – “{texts[1][slice(*link.words[own])]}”: {share:+.1%}"
+        said = (
+            f"“{texts[0][slice(*link.query_words[other])]}” – “{texts[1][slice(*link.words[own])]}”: {_signed(share)}"
+        )
         lines.append((other, own, share / most, escape.isolated(escape.visible(said))))
     pairs(shown[0], shown[1], lines, key=f"pairs_{index}", label="The strongest pairs of words")
     st.caption(f"{_unassigned(link):.0%} of this link belongs to no pair of words. {_ABOUT}")
@@ -233,7 +242,11 @@ def _tint(share: float, largest: float) -> float:
 def _said(text: str, words: np.ndarray, shares: np.ndarray, count: int) -> list[str]:
     """Return the words with the largest shares, and those."""
     order: Any = np.argsort(-np.abs(shares[:-1]), kind="stable")[:count]
-    return [f"“{text[slice(*words[number])]}” {shares[number]:+.1%}" for number in order]
+    return [f"“{text[slice(*words[number])]}” {_signed(shares[number])}" for number in order]
+
+
+def _signed(share: float) -> str:
+    return with_minus(f"{share:+.1%}")
 
 
 def _plain(text: str) -> str:

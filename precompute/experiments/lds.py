@@ -171,7 +171,7 @@ def _said(bundle: Bundle, half: Half) -> list[list[list[float]]]:
 
 
 def _asked(bundle: Bundle, half: Half, recipe: Any, others: np.ndarray) -> list[list[float]]:
-    model, tests = retrain(bundle, others, recipe=recipe), bundle.examples("test")[half.tests]
+    model, tests = retrain(bundle, others, recipe=recipe, refill=True), bundle.examples("test")[half.tests]
     logits = torch.from_numpy(logits_of(model, tests.inputs)).double()
     labels = torch.from_numpy(np.array(bundle.array("test_labels")[half.tests], dtype=np.int64))
     found = margin(logits, labels), torch.nn.functional.cross_entropy(logits, labels, reduction="none")

@@ -25,6 +25,7 @@ from natscope.precompute.training.trusted import find
 from natscope.precompute.training.workers import side_by_side
 
 _STAGE = "Training without what was found"
+_RULE = "what is left out is missing from its batch"  # by which results in a cache were found
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def identity_of(bundle: Bundle) -> str:
     files = [manifest.files[name].sha256 for name in names]
     network = ModelSpec.from_dict(manifest.model)
     code = find(network.architecture, bundle).digest if ":" in network.architecture else None
-    text = json.dumps([files, manifest.training, manifest.dataset, manifest.model, code], sort_keys=True)
+    text = json.dumps([files, manifest.training, manifest.dataset, manifest.model, code, _RULE], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -190,13 +191,15 @@ def _as_stacks(bundle: Bundle, schedules: Mapping[str, Schedule], cache: ResultC
         found: dict[str, list[Answer]] = {name: [] for name in waiting[: at_once(bundle)]}
         while going := [name for name in found if name not in cache]:
             done = sum(name in cache for name in schedules)
-            size = min(schedules[name].grid[len(found[name])] for name in going)
-            names = [name for name in going if schedules[name].grid[len(found[name])] == size]
+            counts = [schedules[name].grid[len(found[name])] for name in going]
+            left_out = [
+                np.array(schedules[name].ranking[:count], dtype=np.int64)
+                for name, count in zip(going, counts, strict=True)
+            ]
             model = network_of(bundle, seed=recipe.seed)
-            left_out = [np.array(schedules[name].ranking[:size], dtype=np.int64) for name in names]
             tell = partial(_tell, progress, done, len(schedules))
             values = train_together(model, inputs, labels, recipe, left_out, tell)
-            for row, name in enumerate(names):
+            for row, name in enumerate(going):
                 model.load_state_dict({key: value[row] for key, value in values.items()})
                 schedule = schedules[name]
                 found[name].append(answer(model, tests[np.array([schedule.index])], schedule.target))

@@ -50,6 +50,7 @@ def retrain(
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     recipe: TrainingSpec | None = None,
+    refill: bool = False,
     checkpoint: Path | None = None,
 ) -> nn.Module:
     """Train from the same initial weights in the same order of images, without some of them.
@@ -59,6 +60,7 @@ def retrain(
         leave_out: training indices, int64; an empty array gives the bundle's own weights again.
         progress: called with epochs done and in all.
         recipe: the recipe of the training; the bundle's own when None.
+        refill: as of `train`, for a training on a part of the data instead of one without a part.
         checkpoint: file from which a stopped training resumes.
 
     Returns:
@@ -75,7 +77,16 @@ def retrain(
     if "first_losses" in manifest.results:  # each time: a factory may read files whenever it makes a network
         _check_beginning(bundle, inputs, labels)
     model = network_of(bundle, seed=recipe.seed)
-    train(model, inputs, labels, recipe, leave_out=leave_out, checkpoint=checkpoint, progress=progress)
+    train(
+        model,
+        inputs,
+        labels,
+        recipe,
+        leave_out=leave_out,
+        refill=refill,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
     return model
 
 

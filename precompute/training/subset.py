@@ -76,7 +76,7 @@ def train_on(
     everyone = np.arange(len(bundle.array("train_labels")))
     left_out = np.setdiff1d(everyone, subset.chosen)
     recipe = usual_recipe(bundle)
-    model = retrain(bundle, left_out, progress, recipe=replace(recipe, seed=recipe.seed + subset.seed))
+    model = retrain(bundle, left_out, progress, refill=True, recipe=replace(recipe, seed=recipe.seed + subset.seed))
     return ask(bundle, model, subset)
 
 

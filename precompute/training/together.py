@@ -1,6 +1,7 @@
 """Training many networks at once, as a stack: an accelerator trains hundreds of small ones in the time of a few."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.device import device, device_of, full_precision
 from natscope.core.errors import BuildError
 from natscope.core.examples import Inputs
+from natscope.precompute.training.order import batches_of
 from natscope.precompute.training.retrain import recipe_of
 from natscope.precompute.training.train import TrainingSpec, optimizer_of, rate
 
@@ -53,7 +55,7 @@ def train_together(
         inputs: (N, ...); all of them are on the device at a time.
         labels: (N,) int64.
         spec: the recipe, without augmentation and in float32.
-        left_out: for each of B networks the rows of images to train without, equally many.
+        left_out: for each of B networks the rows of images to train without.
         progress: called with epochs done and in all.
 
     Returns:
@@ -61,7 +63,6 @@ def train_together(
 
     Raises:
         BuildError: if the weights become infinite or NaN.
-        ValueError: if not equally many rows are left out each time.
     """
     where = device_of(model)
     given, targets = inputs[:].to(where), labels.to(where)
@@ -70,15 +71,15 @@ def train_together(
         row[out] = False
     values = {name: p.detach().repeat(len(kept), *[1] * p.dim()) for name, p in model.named_parameters()}
     optimizer = optimizer_of(values.values(), spec)
-    slopes = vmap(grad(lambda own, x, y: cross_entropy(functional_call(model, own, (x,)), y)))
+    slopes = vmap(grad(partial(_loss, model)), in_dims=(0, None, None, 0))
+    everything = np.ones(len(labels), dtype=bool)
     for epoch in range(spec.epochs):
         progress(epoch, spec.epochs)
         order = np.random.default_rng([spec.seed, epoch]).permutation(len(labels))
-        rows = torch.from_numpy(np.stack([order[own[order]] for own in kept])).to(where)
-        batches = rows.split(spec.batch_size, dim=1)
+        batches = batches_of(order, everything, spec.batch_size, refill=False)
         for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = rate(spec, epoch + step / len(batches))
-            found = slopes(values, given[batch], targets[batch])
+            found = slopes(values, given[batch], targets[batch], torch.from_numpy(kept[:, batch.numpy()]).to(where))
             for name, value in values.items():
                 value.grad = found[name]
             optimizer.step()
@@ -86,3 +87,9 @@ def train_together(
     if not all(torch.isfinite(value).all() for value in values.values()):
         raise BuildError("The weights became infinite or NaN; train with a smaller learning rate.")
     return values
+
+
+def _loss(model: nn.Module, own: dict[str, Tensor], inputs: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+    """Return the mean loss over what a network keeps of a batch, kept (n,) bool; 0 if that is nothing."""
+    losses = cross_entropy(functional_call(model, own, (inputs,)), labels, reduction="none")
+    return (losses * kept).sum() / kept.sum().clamp(min=1)

@@ -24,11 +24,11 @@ from natscope.core.errors import BuildError, FileError, out_of_memory
 from natscope.core.examples import Inputs, batches
 from natscope.core.files import opened
 from natscope.core.jacobians import convolves
+from natscope.precompute.training.order import augmented, batches_of, draw_moves
 
 PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("sgd", "adamw")
 _AT_ONCE = 500  # images in a forward pass
-_SHIFT = 4  # pixels by which crops move an image at most
 _WEIGHT = "weight/"
 # What a checkpoint calls an optimizer's state of each parameter; one has all of SGD's, all of AdamW's or none.
 _STATE = {"momentum_buffer": "momentum/", "exp_avg": "exp_avg/", "exp_avg_sq": "exp_avg_sq/", "step": "step/"}
@@ -100,11 +100,11 @@ RECIPES = {
         precision="bfloat16",
     ),
     "attention": TrainingSpec(
-        epochs=4,
+        epochs=3,
         batch_size=64,
         learning_rate=4e-3,
-        decay_epochs=3,
-        weight_decay=1e-2,
+        decay_epochs=2,
+        weight_decay=0.3,
         warmup_epochs=1,
         optimizer="adamw",
     ),
@@ -130,15 +130,16 @@ def train(
     spec: TrainingSpec,
     *,
     leave_out: np.ndarray | None = None,
+    refill: bool = False,
     checkpoint: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Train in place and leave the model in eval mode.
 
     The order of examples in epoch e, and how they are augmented, depends on (seed, e) alone, so training resumed
-    from a checkpoint takes the same steps; random layers such as dropout depend on them too. On a CPU one thread
-    works for a network of small layers, and the bits do not depend on how many threads there are; convolutions take all
-    threads, in channels-last order.
+    from a checkpoint takes the same steps; random layers such as dropout depend on (seed, e, step). What is left out is
+    missing from its batch, and nothing else changes. On a CPU one thread works for a network of small layers, and the
+    bits do not depend on how many threads there are; convolutions take all threads, in channels-last order.
 
     Args:
         model: the network with its initial weights, on the device to train on.
@@ -146,6 +147,7 @@ def train(
         labels: (N,) int64.
         spec: the recipe.
         leave_out: rows of inputs to train without; the others keep the order that they have with them.
+        refill: whether the others fill whole batches, in fewer steps, as where little is left of the data.
         checkpoint: file written after every epoch; if it is there, training resumes from it.
         progress: called with epochs done and in all, at the start and after each epoch's checkpoint.
 
@@ -160,7 +162,7 @@ def train(
         kept[leave_out] = False
     if not kept.any():
         raise BuildError("Nothing is left to train on.")
-    identity = _identity(model, inputs, labels, spec, kept) if checkpoint else ""
+    identity = _identity(model, inputs, labels, spec, kept, refill) if checkpoint else ""
     start = _restore(checkpoint, model, optimizer, identity) if checkpoint and checkpoint.exists() else 0
     large = convolves(model)
     if large:
@@ -172,7 +174,7 @@ def train(
     progress(start, spec.epochs)
     model.train()
     for epoch in range(start, spec.epochs):
-        for _ in _epoch(model, optimizer, inputs, labels, spec, epoch, kept):
+        for _ in _epoch(model, optimizer, inputs, labels, spec, epoch, kept, refill=refill):
             pass
         if checkpoint:
             _save(checkpoint, model, optimizer, identity, epoch + 1)
@@ -244,16 +246,18 @@ def _epoch(
     spec: TrainingSpec,
     epoch: int,
     kept: np.ndarray,
+    *,
+    refill: bool = False,
 ) -> Generator[float, None, None]:
     """Take the steps of one epoch over the inputs that are kept, (N,) bool, and yield the loss of each."""
     device = device_of(model)
     random = np.random.default_rng([spec.seed, epoch])
-    order = random.permutation(len(inputs))
-    batches = torch.from_numpy(order[kept[order]]).split(spec.batch_size)
+    batches = batches_of(random.permutation(len(inputs)), kept, spec.batch_size, refill=refill)
+    seeds = random.bit_generator.seed_seq.generate_state(len(batches)).tolist()
     moves = draw_moves(len(inputs), random)  # for each example, whether it is trained on or not
     with nullcontext() if convolves(model) else _one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(random.bit_generator.seed_seq.generate_state(1)[0]))
         for step, batch in enumerate(batches):
+            torch.manual_seed(seeds[step])
             optimizer.param_groups[0]["lr"] = rate(spec, epoch + step / len(batches))
             some = augmented(inputs[batch], moves[batch]) if spec.augment else inputs[batch]
             precision = _autocast(spec.precision, device)
@@ -266,23 +270,6 @@ def rate(spec: TrainingSpec, epochs_done: float) -> float:
     falling = left / spec.decay_epochs if spec.decay_epochs else 1.0
     rising = epochs_done / spec.warmup_epochs if spec.warmup_epochs else 1.0
     return spec.learning_rate * min(1.0, falling, rising)
-
-
-def draw_moves(count: int, random: np.random.Generator) -> Tensor:
-    """Draw how images are augmented: rows and columns up to twice 4, and whether mirrored, (count, 3) int64."""
-    return torch.from_numpy(random.integers(0, (2 * _SHIFT + 1, 2 * _SHIFT + 1, 2), (count, 3)))
-
-
-def augmented(images: Tensor, moves: Tensor) -> Tensor:
-    """Move each image of a batch (B, C, H, W) by up to 4 pixels and mirror some, as `draw_moves` (B, 3) says."""
-    count, _, height, width = images.shape
-    top, left, mirrored = moves.unbind(1)
-    mirrored = mirrored.bool()
-    padded = nn.functional.pad(images, (_SHIFT,) * 4)
-    rows = top[:, None] + torch.arange(height)
-    columns = left[:, None] + torch.arange(width)
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -351,9 +338,12 @@ def _step(
     epoch: int,
     precision: AbstractContextManager,
 ) -> float:
-    with precision:
-        logits = model(images)
-    loss = cross_entropy(logits.to(labels.device, next(model.parameters()).dtype), labels)
+    if len(labels):
+        with precision:
+            logits = model(images)
+        loss = cross_entropy(logits.to(labels.device, next(model.parameters()).dtype), labels)
+    else:  # a step without a gradient: momentum and weight decay go on
+        loss = sum((0 * parameter.sum() for parameter in model.parameters()), torch.zeros(()))
     if not math.isfinite(value := loss.item()):
         raise BuildError(f"The loss became infinite or NaN in epoch {epoch + 1}; train with a smaller learning rate.")
     optimizer.zero_grad()
@@ -362,12 +352,15 @@ def _step(
     return value
 
 
-def _identity(model: nn.Module, inputs: Tensor | Inputs, labels: Tensor, spec: TrainingSpec, kept: np.ndarray) -> str:
+def _identity(
+    model: nn.Module, inputs: Tensor | Inputs, labels: Tensor, spec: TrainingSpec, kept: np.ndarray, refill: bool
+) -> str:
     """Hash what a checkpoint must agree on: the recipe, the shapes of the weights, the data and the rows kept."""
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
     digest = hashlib.sha256(json.dumps([spec.to_dict(), shapes, list(inputs.shape)]).encode())
     if not kept.all():
         digest.update(kept.data)
+        digest.update(b"refilled" if refill else b"left")
     digest.update(labels.cpu().numpy().data)
     for start in range(0, len(inputs), _AT_ONCE):
         digest.update(np.ascontiguousarray(inputs[start : start + _AT_ONCE].cpu().numpy()).data)

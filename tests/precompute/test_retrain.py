@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -25,16 +26,23 @@ def test_what_is_left_out_is_never_seen_and_the_rest_keeps_its_order():
             self.linear = torch.nn.Linear(1, 2, bias=False)
 
         def forward(self, batch):
-            seen.extend(batch[:, 0].int().tolist())
+            seen.append(batch[:, 0].int().tolist())
             return self.linear(batch / 20)
 
     images, labels = torch.arange(20.0)[:, None], torch.arange(20) % 2
     spec = TrainingSpec(epochs=2, batch_size=6, learning_rate=0.01)
     train(Watch(), images, labels, spec)
-    whole, gone = list(seen), np.array([3, 17, 4])
+    whole = list(seen)
+    gone = np.array([3, 17, *whole[3]])  # the last batch of the first epoch, of two images, among them
+    left = [[image for image in batch if image not in gone] for batch in whole]
     seen.clear()
     train(Watch(), images, labels, spec, leave_out=gone)
-    assert seen == [image for image in whole if image not in gone]
+    assert len(whole) == 8
+    assert seen == [batch for batch in left if batch]
+    seen.clear()
+    train(Watch(), images, labels, spec, leave_out=gone, refill=True)
+    assert list(map(len, seen)) == 2 * [6, 6, 20 - len(set(gone)) - 12]
+    assert list(itertools.chain(*seen)) == list(itertools.chain(*left))
     with pytest.raises(BuildError, match="Nothing is left"):
         train(Watch(), images, labels, spec, leave_out=np.arange(20))
 
@@ -45,6 +53,22 @@ def test_a_checkpoint_of_another_remainder_is_refused(tmp_path):
     train(torch.nn.Linear(1, 2), images, labels, spec, leave_out=np.array([1]), checkpoint=file)
     with pytest.raises(BuildError, match="another training"):
         train(torch.nn.Linear(1, 2), images, labels, spec, leave_out=np.array([2]), checkpoint=file)
+    with pytest.raises(BuildError, match="another training"):
+        train(torch.nn.Linear(1, 2), images, labels, spec, leave_out=np.array([1]), refill=True, checkpoint=file)
+
+
+def test_dropout_is_that_of_a_training_with_all_images():
+    torch.manual_seed(0)
+    images, labels = torch.randn(20, 3), torch.arange(20) % 2
+    spec, found = TrainingSpec(epochs=1, batch_size=5, learning_rate=0.01), {}
+    for leave_out in (0, 1):
+        seen = found[leave_out] = []
+        model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(3, 2))
+        model[0].register_forward_hook(lambda module, asked, dropped, seen=seen: seen.append(dropped.clone()))
+        first = np.random.default_rng([0, 0]).permutation(20)[:leave_out]
+        train(model, images, labels, spec, leave_out=first)
+    assert [len(batch) for batch in found[1]] == [4, 5, 5, 5]
+    assert all(torch.equal(own, other) for own, other in zip(found[0][1:], found[1][1:], strict=True))
 
 
 def test_loaded_weights_cannot_be_trained_again(attributor):

@@ -11,7 +11,8 @@ from natscope.core.images import ImageInputs, to_input
 from natscope.precompute.data.datasets import load_dataset
 from natscope.precompute.training import train as training
 from natscope.precompute.training.models import ModelSpec, build_model
-from natscope.precompute.training.train import RECIPES, TrainingSpec, accuracy, apart, augmented, draw_moves, train
+from natscope.precompute.training.order import augmented, draw_moves
+from natscope.precompute.training.train import RECIPES, TrainingSpec, accuracy, apart, train
 
 _SPEC = TrainingSpec(epochs=4, batch_size=16, learning_rate=0.05)
 
