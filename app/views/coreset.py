@@ -15,6 +15,7 @@ from natscope.app.downloads import offer
 from natscope.app.figures import on_page
 from natscope.app.figures.coreset import class_balance, information
 from natscope.app.links import CoresetView, largest_coreset
+from natscope.app.modalities import page_of
 from natscope.app.views import frame
 from natscope.app.views.cards import cards_of
 from natscope.app.views.controls import control, sigma2_slider
@@ -28,7 +29,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 
 _SIZES = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2500, 5000)
-_SHOWN = 300  # images of the sheet, unless all are requested
+_SHOWN, _TEXTS_SHOWN = 300, 36  # examples of the sheet, unless all are requested: texts take far more room
 
 
 def _variants(attributor: Served) -> dict[str, str]:
@@ -156,8 +157,9 @@ def _finding(attributor: Served, chosen: tasks.Chosen, about: str, queries: int)
 def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
     """Draw the chosen images class by class; a click opens one, and reruns this part alone."""
     classes, labels = attributor.bundle.classes, attributor.train_labels
-    whole = len(indices) <= _SHOWN or st.toggle(f"Show all {len(indices):,}", key=f"{KEY}all")
-    shown = indices if whole else indices[:_SHOWN]
+    most = _TEXTS_SHOWN if page_of(attributor.bundle.modality).worded else _SHOWN
+    whole = len(indices) <= most or st.toggle(f"Show all {len(indices):,}", key=f"{KEY}all")
+    shown = indices if whole else indices[:most]
     counts, card = Counter(labels[indices].tolist()), cards_of(attributor, "train")
     for label in sorted(counts):
         own = shown[labels[shown] == label]
