@@ -26,6 +26,7 @@ from benchmarks import (
     rankings,
     ratios,
     retraining,
+    scale,
     search,
     selection,
     sketches,
@@ -44,6 +45,7 @@ BENCHMARKS = {
     "convolutions": convolutions.run,
     "search": search.run,
     "indexes": indexes.run,
+    "scale": scale.run,
     "cold": cold.run,
     "retraining": retraining.run,
     "load": load.run,
@@ -81,6 +83,14 @@ def _run(name: str, **options: Any) -> None:
 def _search(sizes: str, indexes: str, out: Path) -> None:
     """Time the search of one class for its largest inner products."""
     _run("search", sizes=tuple(int(n) for n in sizes.split(",")), indexes=tuple(indexes.split(",")), out=out)
+
+
+@main.command("scale")
+@click.option("--sizes", default=",".join(map(str, scale.SIZES)), show_default=True, help="N, with commas.")
+@click.option("--out", type=click.Path(path_type=Path), default=scale.OUT, help="JSON file to write.")
+def _scale(sizes: str, out: Path) -> None:
+    """Measure how the cost of an index grows, over rows that are computed when they are asked for."""
+    _run("scale", sizes=tuple(int(n) for n in sizes.split(",")), out=out)
 
 
 @main.command("indexes")

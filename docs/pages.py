@@ -140,6 +140,8 @@ def _environment() -> jinja2.Environment:
         search=load_benchmark("search"),
         search_table=results.search_table,
         searched=results.searched,
+        scale_table=results.scale_table,
+        grown=results.grown,
         influence_agrees=results.influence_agrees,
     )
     return environment

@@ -12,7 +12,8 @@ from natscope.app.figures.backdoor import sigma2_chosen
 from natscope.app.figures.tables import TABLES, Table
 from natscope.app.paper import SECTIONS
 from natscope.app.results import commands, load_benchmark, load_result
-from natscope.core.index.spec import EXACT, KINDS
+from natscope.core.files import size
+from natscope.core.index.spec import EXACT, KINDS, IndexSpec
 from natscope.core.methods import METHODS
 
 _SHOWN = (1, 10, 100)  # sizes M of the table of relative information
@@ -62,6 +63,37 @@ def searched(kind: str, sigma2: float = 1.0, *, result: str = "search") -> dict[
     """Return the measured search of the largest pool by one kind of index."""
     rows = [row for row in load_benchmark(result)["rows"] if (row["search"], row["sigma2"]) == (kind, sigma2)]
     return max(rows, key=lambda row: row["n"])
+
+
+def scale_table(images_a_second: float, *, dim: int = 4096) -> str:
+    """Write what N examples cost as a table: bytes and core-hours, reckoned from what was measured.
+
+    Args:
+        images_a_second: Jacobians that a core computes.
+        dim: K.
+    """
+    measured = load_benchmark("scale")
+    largest, scale = max(measured["rows"], key=lambda row: row["n"]), dim / measured["setting"]["dim"] / 3600
+    lines = [
+        "| N | features | SQ8, IVF-SQ8 | IVF-RaBitQ | one pass, core-hours | index, core-hours | rows a search reads |",
+        "|---" * 7 + "|",
+    ]
+    for power in range(4, 10):
+        count = 10**power
+        sizes = (size(2 * count * dim), *(size(IndexSpec(kind).bytes(count, dim)) for kind in ("ivfsq8", "ivfrabitq")))
+        build = scale * largest["build_seconds"] * (count / largest["n"]) ** 1.5
+        read = IndexSpec().probes * count / IndexSpec().lists_of(count)
+        passed = words.number(count / images_a_second / 3600, 2)
+        lines.append(
+            f"| 10{'⁴⁵⁶⁷⁸⁹'[power - 4]} | {' | '.join(sizes)} | {passed} | {words.number(build, 2)} | {read:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def grown(name: str) -> float:
+    """Return by what the cost of an index grew between the two largest sizes that were measured."""
+    less, more = sorted(load_benchmark("scale")["rows"], key=lambda row: row["n"])[-2:]
+    return more[name] / less[name]
 
 
 def search_table() -> str:
