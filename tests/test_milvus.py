@@ -23,6 +23,7 @@ from natscope.core.index.milvus import TOKEN, URI, Server
 from natscope.core.index.spec import IndexSpec
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.build import build
+from natscope.precompute.bundles.check import check
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.datasets import DATASETS
@@ -228,6 +229,9 @@ def test_a_type_that_the_server_lacks_is_refused_before_anything_is_computed(ser
     with pytest.raises(SearchError, match=f"does not build the index {kind}; choose another") as caught:
         build(spec, tmp_path / "bundle", lambda stage, done, total: told.append(stage))
     one_sentence(str(caught.value))
+    with pytest.raises(SearchError, match=f"does not build the index {kind}"):
+        next(check(spec, None))
+    assert next(check(_SPEC, None)) == ("Index", "the server at $NATSCOPE_MILVUS_URI builds IVF-SQ8")
     assert not any("Jacobians" in stage or stage == "Training" for stage in told)
     assert {*Server()._client.list_collections()} == before
 

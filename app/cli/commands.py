@@ -270,7 +270,7 @@ def precompute(
     elif options["data"] is not None and context.get_parameter_source("dataset") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--data and --dataset name two data sets; give one of them.")
     if check:
-        print_check(name, options, precompute.params, out, bars, spec, reuse=reuse)
+        print_check(name, options, precompute.params, out, bars, spec, reuse=reuse, engine=engine)
         return
     if out is None:
         raise click.UsageError("Missing option '--out'.")

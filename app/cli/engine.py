@@ -1,5 +1,6 @@
 """The options that say where the passes of a build run."""
 
+import shlex
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -48,3 +49,11 @@ def engine_of(engine: str, ray_address: str | None, workers: int | None) -> Any:
     if ray_address is not None:
         raise BuildError("--ray-address is for --engine ray; give that, too.")
     return LocalEngine(workers or 1)
+
+
+def flags_of(engine: Any) -> str:
+    """Return the options that describe an engine, each after a space; none for the usual one."""
+    address, workers = getattr(engine, "address", None), getattr(engine, "workers", None)
+    ray = hasattr(engine, "address")
+    found = (" --engine ray" if ray else "") + (f" --ray-address {shlex.quote(address)}" if address else "")
+    return found + (f" --workers {workers}" if workers is not None and (ray or workers > 1) else "")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from natscope.app.cli.engine import flags_of
 from natscope.app.cli.progress import say
 from natscope.app.cli.texts import are_texts, text_spec
 
@@ -149,6 +150,7 @@ def print_check(
     spec: Any = None,
     *,
     reuse: Path | None = None,
+    engine: Any = None,
 ) -> None:
     """Print whether a build will work and what it will cost; exit with 2 if it will not work.
 
@@ -160,6 +162,7 @@ def print_check(
         bars: shows progress.
         spec: the `BuildSpec` that they describe, if it is there already.
         reuse: the bundle whose Jacobians are to be taken, if any.
+        engine: where passes over the examples are to run.
     """
     from natscope.core.errors import NatscopeError
     from natscope.precompute.bundles.check import check
@@ -167,14 +170,14 @@ def print_check(
     try:
         with bars:
             spec = spec or build_spec(name, options, parameters, bars)
-            for title, text in check(spec, out, bars, reuse=reuse):
+            for title, text in check(spec, out, bars, reuse=reuse, engine=engine):
                 for line in _paragraph(title, text):
                     say(line)
     except NatscopeError as error:
         say(f"Will not work: {error}", err=True)
         sys.exit(2)
     command = _command(options | {"name": name}, parameters)
-    taken = "" if reuse is None else f" --reuse {shlex.quote(str(reuse))}"
+    taken = flags_of(engine) + ("" if reuse is None else f" --reuse {shlex.quote(str(reuse))}")
     say(f"Ready: {command}{taken} --out {shlex.quote(str(out)) if out else 'FOLDER'}")
 
 

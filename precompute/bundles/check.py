@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from natscope.core.examples import Inputs
 from natscope.core.features import SHARD, FeatureMap, composition_of
 from natscope.core.files import machine_memory
 from natscope.core.files import size as formatted
+from natscope.core.index.milvus import URI
+from natscope.core.index.spec import MILVUS, MILVUS_TYPES
 from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS
 from natscope.core.parameters import composition, imbalance
@@ -27,6 +30,7 @@ from natscope.core.pool import LARGEST_GRAM
 from natscope.core.progress import Progress, silent
 from natscope.core.text import few
 from natscope.precompute.bundles.build import check_room, existing, layout_of, prepared
+from natscope.precompute.bundles.collection import check_server
 from natscope.precompute.bundles.measure import resident, seconds, seconds_each
 from natscope.precompute.bundles.recorded import check_recordable
 from natscope.precompute.bundles.reuse import checked, comparable
@@ -34,6 +38,7 @@ from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_ou
 from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.folders import evenly
 from natscope.precompute.data.remarks import remarks
+from natscope.precompute.engines.local import Engine
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
 from natscope.precompute.training.train import accuracy, train
 from natscope.precompute.training.trusted import trust
@@ -48,7 +53,12 @@ _WITHIN = 1.4  # memory within operations and kept by the allocator, relative to
 
 
 def check(
-    spec: BuildSpec, out: Path | None, progress: Progress = silent, *, reuse: Path | None = None
+    spec: BuildSpec,
+    out: Path | None,
+    progress: Progress = silent,
+    *,
+    reuse: Path | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Try every step of a build on a few examples and estimate the cost of the whole.
 
@@ -57,6 +67,7 @@ def check(
         out: the folder that is to be published; None if it is not known yet.
         progress: called with the stage's name, steps done and steps in all.
         reuse: the bundle whose Jacobians are to be taken, if any.
+        engine: where passes over the examples are to run; in this process when None.
 
     Yields:
         A heading and a sentence of the report, as soon as it is known.
@@ -71,6 +82,12 @@ def check(
         yield "Bundle", f"{out} is there already, with these settings"
     if reuse is not None:
         checked(reuse, spec)
+    if engine is not None and engine.apart:
+        with closing(engine):
+            yield "Engine", engine.begin(_there(out or Path()))
+    if spec.index.kind == MILVUS:
+        check_server(spec.index)
+        yield "Index", f"the server at ${URI} builds {MILVUS_TYPES[spec.index.milvus]}"
     begun = time.perf_counter()
     data, backdoor, rows, skipped = _sampled(spec, progress)
     chosen, labels = data.train[rows].inputs, data.train_labels[rows]
@@ -128,6 +145,11 @@ def check(
     yield "Time", f"{_duration(begins + trains + differentiates + multiplies)} in all{rest}"
     yield "Disk", _disk(estimated_bytes(spec, data, layout, network), out)
     yield "Memory", _memory(spec, model_spec, features, inputs, labels, data, methods, size)
+
+
+def _there(folder: Path) -> Path:
+    """Return the nearest folder above a path, or itself, that exists."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
 
 
 def _kernel(features: FeatureMap) -> str:

@@ -41,8 +41,8 @@ class Engine(Protocol):
     def apart(self) -> bool:
         """Whether tasks run in other processes, so that they are pickled and their rows come back in files."""
 
-    def begin(self, folder: Path) -> None:
-        """Make sure that tasks can run, and see a folder, wherever that is; raises BuildError."""
+    def begin(self, folder: Path) -> str:
+        """Make sure that tasks can run, and see a folder; return where that is, in words, or raise BuildError."""
 
     def map(self, task: Callable[[Part], Result], parts: Sequence[Part]) -> Generator[tuple[Part, Result], None, None]:
         """Yield each part with what the task returns for it, in any order.
@@ -71,8 +71,9 @@ class LocalEngine:
         self._pool: ProcessPoolExecutor | None = None
         self._others: set[Any] = set()
 
-    def begin(self, folder: Path) -> None:
-        """Do nothing: this machine has what it takes."""
+    def begin(self, folder: Path) -> str:
+        """Return how many processes there will be: this machine has what it takes."""
+        return f"{self.workers} processes of this machine" if self.apart else "this process"
 
     def close(self) -> None:
         """End the processes."""

@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import platform
+import socket
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from natscope.precompute.engines.local import AHEAD, TRIES, LostError, Part, Res
 _MISSING = "--engine ray needs Ray, which is missing; install it with pip install 'natscope[ray]'."
 _PASSED = ("NATSCOPE_DEVICE", "NATSCOPE_ALLOW_CODE")  # environment variables that tasks see
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}  # which sentences of natscope's replace
-_PATIENCE = 120.0  # seconds for a node to start a process
+_PATIENCE, _HELLO = 120.0, 10.0  # seconds for a node to start a process, and for the head to be reached
 
 
 class RayEngine:
@@ -36,11 +37,14 @@ class RayEngine:
         self.address, self.workers, self._own = address, workers, False
         self._ray: Any = None
 
-    def begin(self, folder: Path) -> None:
+    def begin(self, folder: Path) -> str:
         """Join the cluster, and compare what each node has with what this process has.
 
         Args:
             folder: of the unfinished bundle, which every node must see.
+
+        Returns:
+            How many nodes there are, in words.
 
         Raises:
             BuildError: if the cluster cannot be joined, versions differ, or a node does not see the folder.
@@ -62,6 +66,8 @@ class RayEngine:
                 self._compare(name, self._answered(name, answer))
         finally:
             token.unlink(missing_ok=True)
+        many = "1 node" if len(asked) == 1 else f"{len(asked)} nodes"
+        return f"{many} of Ray, of this machine's versions, which see {folder}"
 
     def map(self, task: Callable[[Part], Result], parts: Sequence[Part]) -> Generator[tuple[Part, Result], None, None]:
         """Yield each part with what the task returns for it.
@@ -104,6 +110,7 @@ class RayEngine:
         if not ray.is_initialized():
             passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
             try:
+                _reach(self.address or "")  # of an address where nothing listens, Ray takes minutes to give up
                 ray.init(
                     address=self.address,
                     log_to_driver=False,
@@ -162,6 +169,13 @@ class RayEngine:
             raise
         except errors.RayError as error:  # its process or node is gone, or its memory
             raise LostError(part, TRIES) from error
+
+
+def _reach(address: str) -> None:
+    """Connect to HOST:PORT and hang up; raise OSError if nothing listens there. Other forms of address are let be."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_HELLO).close()
 
 
 def about() -> dict[str, str]:

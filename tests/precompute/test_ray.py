@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -219,6 +220,28 @@ def test_a_wrong_token_is_one_sentence(cluster, tmp_path):
     assert found.returncode == 2, found.stderr
     assert "No Ray answers at" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_an_address_where_nothing_listens_is_one_sentence_at_once(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = [sys.executable, "-m", "natscope.app.cli", *_OPTIONS, "--check", "--engine", "ray", "--ray-address"]
+    found = subprocess.run(
+        [*command, f"127.0.0.1:{port}"], env=_environment(), capture_output=True, text=True, cwd=_ROOT, timeout=100
+    )
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"Will not work: No Ray answers at 127.0.0.1:{port}: ")
+    assert found.stderr.count("\n") == 1
+
+
+def test_a_check_says_which_nodes_there_are(cluster, tmp_path):
+    command = [sys.executable, "-m", "natscope.app.cli", *_OPTIONS, "--check", "--out", str(tmp_path / "bundle")]
+    command += ["--engine", "ray", "--ray-address", cluster.address, "--workers", "2"]
+    found = subprocess.run(command, env=_environment(), capture_output=True, text=True, cwd=_ROOT)
+    assert found.returncode == 0, found.stderr
+    assert re.search(r"Engine +2 nodes of Ray, of this machine's versions,", found.stdout)
+    assert f"--engine ray --ray-address {cluster.address} --workers 2 --out" in found.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def _sums(folder):
