@@ -81,12 +81,10 @@ def scale_table(images_a_second: float, *, dim: int = 4096) -> str:
     for power in range(4, 10):
         count = 10**power
         sizes = (size(2 * count * dim), *(size(IndexSpec(kind).bytes(count, dim)) for kind in ("ivfsq8", "ivfrabitq")))
-        build = scale * largest["build_seconds"] * (count / largest["n"]) ** 1.5
+        passes, build = count / images_a_second / 3600, scale * largest["build_seconds"] * (count / largest["n"]) ** 1.5
+        hours = " | ".join(f"{h:,.0f}" if h > 10 else words.number(h, 2) for h in (passes, build))
         read = IndexSpec().probes * count / IndexSpec().lists_of(count)
-        passed = words.number(count / images_a_second / 3600, 2)
-        lines.append(
-            f"| 10{'⁴⁵⁶⁷⁸⁹'[power - 4]} | {' | '.join(sizes)} | {passed} | {words.number(build, 2)} | {read:,.0f} |"
-        )
+        lines.append(f"| 10{'⁴⁵⁶⁷⁸⁹'[power - 4]} | {' | '.join(sizes)} | {hours} | {read:,.0f} |")
     return "\n".join(lines)
 
 
