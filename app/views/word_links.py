@@ -71,7 +71,7 @@ class Linked:
         link, text = self.links[place], self.texts[place]
         shares = link.shares()
         strongest = ", ".join(_said(text, link.words, shares, _NAMED))
-        note = f"{round(100 * shares[-1]) + 0}% of this link belongs to no word"
+        note = f"{_rounded(shares[-1])} of this link belongs to no word"
         said = f"{card.alt}; strongest words: {strongest}; {note}"
         changed: dict[str, Any] = {"alt": said, "title": escape.isolated(escape.visible(said)), "note": note}
         changed["text"] = excerpt(text, link.words, shares, largest)
@@ -146,8 +146,7 @@ def draw_query(found: Linked, on_pick: Callable[[int | None], None], *, plain: b
     )
     named = escape.isolated(escape.markdown(", ".join(_said(found.query, words, shares, 2 * _NAMED))))
     about = _ABOUT_PLAIN if plain else _ABOUT
-    rest = round(100 * shares[-1]) + 0
-    st.caption(f"Strongest words: {named}. {rest}% of these links belongs to no word. {about}")
+    st.caption(f"Strongest words: {named}. {_rounded(shares[-1])} of these links belongs to no word. {about}")
     if found.word is not None:
         name = escape.markdown(found.query[slice(*words[found.word])])
         st.markdown(escape.isolated(f"Ranked by the share of “{name}” in each link."))
@@ -184,7 +183,7 @@ def pair(
         )
         lines.append((other, own, share / most, escape.isolated(escape.visible(said))))
     pairs(shown[0], shown[1], lines, key=f"pairs_{index}", label="The strongest pairs of words")
-    st.caption(f"{_unassigned(link):.0%} of this link belongs to no pair of words. {_ABOUT}")
+    st.caption(f"{_rounded(_unassigned(link))} of this link belongs to no pair of words. {_ABOUT}")
     return True
 
 
@@ -247,6 +246,10 @@ def _said(text: str, words: np.ndarray, shares: np.ndarray, count: int) -> list[
 
 def _signed(share: float) -> str:
     return with_minus(f"{share:+.1%}")
+
+
+def _rounded(share: float) -> str:
+    return with_minus(f"{round(100 * share) + 0}%")
 
 
 def _plain(text: str) -> str:
