@@ -117,7 +117,8 @@ def _answer(attributor: Served, query: QueryExample, shown: str, plain: bool) ->
         frame.keep(VIEW, view, attributor, tab=_TAB)
     _ranking(attributor, result, method, largest, words_of, plain=plain)
     if other is not None:
-        _support_of_the_label(attributor, query, other, method, largest, plain=plain)
+        other_words = None if words_of is None else linked(attributor, query, other)
+        _support_of_the_label(attributor, other, method, largest, other_words, plain=plain)
     if result.regime is not None:
         st.caption(f":material/info: {words.regime_hint(result.regime, plain=plain)}")
     if result.index is not None:
@@ -149,7 +150,7 @@ def _support_of(label: int, attributor: Served, query: QueryExample, request: Re
 
 
 def _support_of_the_label(
-    attributor: Served, query: QueryExample, result: Attribution, method: Method, largest: float, *, plain: bool
+    attributor: Served, result: Attribution, method: Method, largest: float, words_of: Linked | None, *, plain: bool
 ) -> None:
     """Draw what supports the label of an image that the network gets wrong, on the same scale as its answer."""
     classes = attributor.bundle.classes
@@ -158,7 +159,7 @@ def _support_of_the_label(
     )
     st.markdown(f"**Why not {escape.markdown(classes[result.target])}, its label?** {said}")
     cards = _cards(attributor, result, largest)
-    if (words_of := linked(attributor, query, result)) is not None:
+    if words_of is not None:
         cards = words_of.dressed(cards)
     grid(
         cards,

@@ -152,7 +152,7 @@ def test_a_huge_amount_does_not_overflow():
         (0.001, "0.001 nats"),
         (0.00012345, "1.2 × 10⁻⁴ nats"),
         (-0.5, "−0.5 nats"),
-        (-0.00012345, "-1.2 × 10⁻⁴ nats"),
+        (-0.00012345, "−1.2 × 10⁻⁴ nats"),
     ],
 )
 def test_nats_have_three_digits_and_their_unit(value, text):
