@@ -1,6 +1,7 @@
 """The engine of many machines: tasks run on a Ray cluster, which starts, places and repeats them."""
 
 import functools
+import hashlib
 import logging
 import os
 import platform
@@ -12,6 +13,9 @@ from typing import Any
 
 import torch
 
+import natscope.core
+import natscope.precompute
+from natscope.core.bundle.format import sha256_of
 from natscope.core.device import device
 from natscope.core.errors import BuildError
 from natscope.precompute.bundles.spec import versions
@@ -181,7 +185,18 @@ def _reach(address: str) -> None:
 def about() -> dict[str, str]:
     """Return what could change the bytes of a bundle from node to node."""
     found = {name: version for name, version in versions().items() if name != "threads"}
-    return found | {"Python": platform.python_version()}
+    return found | {"Python": platform.python_version(), "code of natscope": _code()}
+
+
+@functools.cache
+def _code() -> str:
+    """Return a checksum of what computes a bundle: two nodes may have the same version with edits."""
+    digest = hashlib.sha256()
+    for package in (natscope.core, natscope.precompute):
+        for folder in map(Path, package.__path__):
+            for file in sorted(folder.rglob("*.py")):
+                digest.update(f"{file.relative_to(folder)} {sha256_of(file)}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def _about(token: Path) -> dict[str, str]:

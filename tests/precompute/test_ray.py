@@ -211,6 +211,13 @@ def test_a_folder_that_a_node_does_not_see_is_said():
         RayEngine._compare("far", {"sees": "no"})
 
 
+def test_edited_code_of_the_same_version_is_noticed():
+    mine = on_ray.about()
+    RayEngine._compare("near", mine | {"sees": "yes"})
+    with pytest.raises(BuildError, match="The node far has code of natscope 0123, and this machine [0-9a-f]{12};"):
+        RayEngine._compare("far", mine | {"sees": "yes", "code of natscope": "0123"})
+
+
 def test_a_wrong_token_is_one_sentence(cluster, tmp_path):
     command = [sys.executable, "-m", "natscope.app.cli", *_OPTIONS, "--engine", "ray", "--ray-address", cluster.address]
     command += ["--out", str(tmp_path / "bundle"), "--per-class", "20"]
