@@ -214,7 +214,7 @@ def test_a_folder_that_a_node_does_not_see_is_said():
 def test_edited_code_of_the_same_version_is_noticed():
     mine = on_ray.about()
     RayEngine._compare("near", mine | {"sees": "yes"})
-    with pytest.raises(BuildError, match="The node far has code of natscope 0123, and this machine [0-9a-f]{12};"):
+    with pytest.raises(BuildError, match=r"The node far has code of natscope 0123, and this machine [0-9a-f]{12};"):
         RayEngine._compare("far", mine | {"sees": "yes", "code of natscope": "0123"})
 
 
