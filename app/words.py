@@ -121,6 +121,7 @@ _DATA = {
     "fashion-mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
     "folder:cifar10": "CIFAR-10 (JPEG)",
+    "austen": "Jane Austen’s novels",
 }
 
 

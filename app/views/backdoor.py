@@ -80,7 +80,7 @@ def page() -> None:
         retell(scene, _fooled(scene, scene.backdoor.patterns[scene.base]), searched, proven, audited)
     if box := experts("measured"):
         with box:
-            pointer("backdoor")
+            pointer("backdoor", attributor)
     picked(scene)
 
 

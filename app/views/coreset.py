@@ -58,7 +58,7 @@ def page() -> None:
     with results:
         _results(attributor, view)
     st.divider()
-    pointer("coreset")
+    pointer("coreset", attributor)
 
 
 def _settings(attributor: Served, view: CoresetView) -> CoresetView:

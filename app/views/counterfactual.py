@@ -54,7 +54,7 @@ def show(attributor: Served, query: QueryExample) -> None:
     )
     _removal(attributor, query)
     st.divider()
-    pointer("brittleness")
+    pointer("brittleness", attributor)
 
 
 def _controls(attributor: Served, query: QueryExample) -> CounterfactualView:

@@ -64,7 +64,7 @@ def show(attributor: Served, query: QueryExample) -> None:
     st.divider()
     left, right = st.columns([1.25, 1], gap="large")
     with left:
-        pointer("relative-information")
+        pointer("relative-information", attributor)
     with right:
         _kernel(attributor)
         _trust(attributor)

@@ -61,15 +61,18 @@ def draw() -> None:
                 _one(result, file)
 
 
-def pointer(anchor: str) -> None:
+def pointer(anchor: str, attributor: bundles.Served) -> None:
     """Summarise on another page what an experiment measured, and link to its section.
 
     Args:
         anchor: the section's anchor.
+        attributor: the open bundle: what was measured on its data is said, or else what is most important.
     """
-    section = next(found for found in SECTIONS if found.anchor == anchor)
+    section, data = next(found for found in SECTIONS if found.anchor == anchor), attributor.bundle.manifest.dataset
+    found = load_results(*section.names)
+    own = [result for result in found if result["setting"]["data"].partition(",")[0] == data["name"]]
     st.subheader("Measured over many", anchor="measured")
-    for result in load_results(next(iter(section.names))):
+    for result in own or load_results(next(iter(section.names))):
         st.markdown(f"**{words.setting_of(result['setting'])}.** {escape.sentence(result['finding'])}")
     st.markdown(f"[{section.title}, the paper’s and ours](paper#{anchor})")
 
