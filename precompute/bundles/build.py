@@ -98,6 +98,7 @@ def build(
     """
     for name in (spec.model.architecture, *spec.own_code):
         trust(name)
+    spec = spec.here(progress)
     settings = spec.settings()
     if reuse is not None:
         checked(reuse, spec)

@@ -67,6 +67,7 @@ def check(
     """
     for name in (spec.model.architecture, *spec.own_code):
         trust(name)
+    spec = spec.here(progress)
     if out is not None and out.exists():
         existing(out, spec)
         yield "Bundle", f"{out} is there already, with these settings"

@@ -24,6 +24,7 @@ from natscope.core.examples import Examples, Modality
 from natscope.core.images import Images
 from natscope.core.text import plain
 from natscope.precompute.data.on_disk import some_of
+from natscope.precompute.data.remote import displayed
 from natscope.precompute.paths import home
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package dataset-fashion-mnist puts it
@@ -141,8 +142,8 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
     """
     if name not in DATASETS:
         raise DataError(
-            f"There is no data set {name!r}; choose one of {', '.join(sorted(DATASETS))}, or a folder of yours as "
-            "folder:PATH."
+            f"There is no data set {displayed(name)!r}; choose one of {', '.join(sorted(DATASETS))}, or a folder of "
+            "yours as folder:PATH or folder:URL."
         )
     return DATASETS[name](root)
 
