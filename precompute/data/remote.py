@@ -55,8 +55,8 @@ def displayed(name: str) -> str:
     match = _PARTED.fullmatch(name)
     if match is None:
         return name
-    host, behind = re.fullmatch(r"([^/?#]*)(.*)", match[3], re.DOTALL).groups()
-    host = host.rpartition("@")[2]
+    before = re.split(r"[/?#]", match[3], maxsplit=1)[0]
+    host, behind = before.rpartition("@")[2], match[3].removeprefix(before)
     unclear = _HOST.fullmatch(host) is None or (":" in host and "@" in behind)  # a password may hold any sign
     whole = _UNCLEAR if unclear else host + re.split(r"[?#]", behind, maxsplit=1)[0]
     return UNSEEN.sub("\ufffd", f"{match[1]}{match[2]}://{whole}")

@@ -19,6 +19,7 @@ from natscope.core.errors import DataError
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.remote import displayed, fetch, name_in, url_in
 from natscope.precompute.data.text_sources import TextSpec
+from natscope.precompute.training.train import train
 from tests.conftest import one_sentence
 
 _OPTIONS = ("--image-size", 8, "--epochs", 1, "--dim", 16, "--methods", "repsim")
@@ -267,3 +268,34 @@ def test_a_command_builds_from_a_url_what_it_builds_from_the_folder(photos, home
     assert f"--dataset {url}" in manifest.command
     assert str(home) not in (tmp_path / "from url" / "manifest.json").read_text(encoding="utf-8")
     assert len(_left(home)) == 1
+
+
+def test_an_interrupted_build_goes_on_and_keeps_no_secret(photos, memory, home, tmp_path, capsys, monkeypatch):
+    memory.put(str(photos), "/me:secret@birds", recursive=True)  # in memory a name is all of the URL
+    arguments = ["precompute", "--dataset", "folder:memory://me:secret@birds", *map(str, _OPTIONS)]
+    trained = []
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    def counted(*given, **others):
+        trained.append(given)
+        return train(*given, **others)
+
+    monkeypatch.setattr("natscope.precompute.bundles.build.train", counted)
+    for name, code in (("gone", 130), ("gone", 0), ("whole", 0)):
+        with monkeypatch.context() as patch:
+            if code:
+                patch.setattr("natscope.precompute.bundles.build._Builder._outputs", stopped)
+            with pytest.raises(SystemExit, match=rf"^{code}$"):
+                main([*arguments, "--out", str(tmp_path / name)])
+    assert len(trained) == 2  # not once more when the first build went on
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([*arguments, "--check"])
+    gone, whole = (Bundle(tmp_path / name) for name in ("gone", "whole"))
+    assert gone.identity == whole.identity
+    assert gone.manifest.dataset["name"] == "folder:memory://birds"
+    assert len(_left(home)) == 1
+    told = capsys.readouterr()
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.is_relative_to(gone.path)]
+    assert not [text for text in (told.out.encode(), told.err.encode(), *kept) if b"secret" in text]
