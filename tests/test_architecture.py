@@ -25,6 +25,7 @@ MAY_IMPORT = {
 # Each of these is imported by one module alone, or in one package alone.
 AT_HOME = {
     "datasets": "precompute/data/text_sources.py",
+    "fsspec": "precompute/data/remote.py",
     "faiss": ("core/index/search.py", "core/index/file_checks.py"),
     "pymilvus": "core/index/milvus.py",
     "ray": "precompute/engines/on_ray.py",
@@ -43,6 +44,7 @@ AT_HOME = {
         "core/scratch.py",
         "precompute/bundles/build.py",
         "precompute/bundles/background.py",
+        "precompute/data/remote.py",
         "precompute/training/result_cache.py",
         "precompute/training/trusted.py",
     ),

@@ -94,7 +94,8 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     default="fashion-mnist-quarter",
     show_default=True,
     help="fashion-mnist-quarter, fashion-mnist, cifar10, or folder:PATH with PATH/train/CLASS/* and PATH/test/CLASS/*, "
-    "or PATH/CLASS/*; of texts austen, rte, or text:PATH with a table (.tsv, .csv, .jsonl, .parquet) or such a folder.",
+    "or PATH/CLASS/*; of texts austen, rte, or text:PATH with a table (.tsv, .csv, .jsonl, .parquet) or such a folder. "
+    "A URL that fsspec knows can stand for PATH.",
 )
 @click.option(
     "--data",

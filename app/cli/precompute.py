@@ -27,10 +27,11 @@ def build_spec(
         name: a title for people, or None.
         options: values by parameter name.
         parameters: the command's parameters, to write it down again.
-        progress: called while the data of --data are read; nothing is told when None.
+        progress: called while the data of --data are read, or those of a URL fetched; nothing is told when None.
 
     Raises:
         BuildError: for an option that cannot be read.
+        DataError: if a URL cannot be fetched.
     """
     from natscope.core.bundle.bounds import LONGEST
     from natscope.core.errors import BuildError
@@ -41,6 +42,7 @@ def build_spec(
     from natscope.precompute.data.decode import Decoding
     from natscope.precompute.data.folders import FolderSpec
     from natscope.precompute.data.named import made_by
+    from natscope.precompute.data.remote import displayed
     from natscope.precompute.training.models import ModelSpec
     from natscope.precompute.training.train import RECIPES, TrainingSpec
     from natscope.precompute.training.trusted import trust
@@ -62,7 +64,7 @@ def build_spec(
     usual = usual if options["epochs"] is None else usual.lasting(options["epochs"])
     recipe = {f.name: options[f.name] for f in fields(TrainingSpec) if options[f.name] is not None}
     title = name or (
-        f"{options['data'] or options['dataset']}, {model.title}, seed {options['seed']}"
+        f"{options['data'] or displayed(options['dataset'])}, {model.title}, seed {options['seed']}"
         f"{'' if options['poison_rate'] is None else ', poisoned'}"
     )
     scaling, code = _scaling(options["mean"], options["std"]), {k: options[k] or "" for k in ("load", "transform")}
@@ -99,7 +101,7 @@ def build_spec(
         weights_prefix=options["prefix"] or "",
         methods=None if options["methods"] is None else method_names(options["methods"]),
         command=_command(options | {"name": name, "methods": None}, parameters),
-    )
+    ).here(progress or silent)
 
 
 def _check_code(options: dict[str, Any]) -> None:
@@ -313,7 +315,9 @@ def method_names(text: str) -> tuple[str, ...]:
 
 
 def _command(options: dict[str, Any], parameters: Sequence[click.Parameter]) -> str:
-    """Return the command that builds this bundle, naming only what differs from the defaults."""
+    """Return the command that builds this bundle, naming only what differs from the defaults, and nothing secret."""
+    from natscope.precompute.data.remote import displayed
+
     words = ["natscope", "precompute"]
     for parameter in parameters:
         value = options.get(parameter.name or "")
@@ -323,5 +327,5 @@ def _command(options: dict[str, Any], parameters: Sequence[click.Parameter]) -> 
             if value is not (parameter.default if parameter.default in (True, None) else False):
                 words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
         elif value != parameter.default:
-            words += [parameter.opts[0], str(value)]
+            words += [parameter.opts[0], displayed(str(value))]
     return shlex.join(words)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from natscope.app.cli.values import COUNT, PATH
+from natscope.app.cli.values import COUNT, PATH, PLACE
 
 _FIELDS = {"text": "columns"} | {name: name for name in ("label", "vocabulary", "longest", "tokenizer", "test")}
 
@@ -22,7 +22,9 @@ def cuts(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="Column of a table that holds the text, or two; those of a usual name.",
             ),
             click.option("--label", metavar="COLUMN", help="Column of a table that holds the class; of a usual name."),
-            click.option("--test", type=PATH, help="Table of the test texts; one of a usual name beside the file."),
+            click.option(
+                "--test", type=PLACE, help="Table of the test texts, or a URL; one of a usual name beside it."
+            ),
             click.option("--longest", type=COUNT, default=128, show_default=True, help="Tokens that a text is cut to."),
             click.option(
                 "--vocabulary",
@@ -72,5 +74,5 @@ def text_spec(options: Mapping[str, Any]) -> Any:
     return usual
 
 
-def _path(given: Path | None) -> Path | None:
-    return None if given is None else given.absolute()
+def _path(given: Path | str | None) -> Path | str | None:
+    return given.absolute() if isinstance(given, Path) else given

@@ -28,6 +28,15 @@ class _Path(click.Path):
         return super().convert(value, param, ctx)
 
 
+class _Place(_Path):
+    """Such a path, or a URL, which stays as it is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from natscope.precompute.data.remote import url_in
+
+        return value if isinstance(value, str) and url_in(value)[1] else super().convert(value, param, ctx)
+
+
 class _Whole(click.IntRange):
     """A whole number from `least` up, and small enough for the libraries that use it."""
 
@@ -74,7 +83,7 @@ class _Indices(click.ParamType):
         return tuple(found)
 
 
-PATH = _Path(path_type=Path)
+PATH, PLACE = _Path(path_type=Path), _Place(path_type=Path)
 WHOLE, COUNT = _Whole(0, 10**9), _Whole(1, 10**9)
 GIGABYTES = _Finite(1, 10**6)
 SEED = _Whole(0, 2**63 - 1)  # what torch takes

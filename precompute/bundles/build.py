@@ -20,12 +20,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from natscope.core.backdoor import Backdoor, attack_success
+from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.file_checks import bounded
 from natscope.core.bundle.format import WEIGHTS, Bundle, write_atomically, write_manifest
 from natscope.core.device import device
 from natscope.core.errors import BuildError, BundleError, DataError, out_of_memory
-from natscope.core.examples import Examples
 from natscope.core.features import FeatureMap, composition_of, kernel_of
 from natscope.core.files import size
 from natscope.core.index.spec import AUTO, MILVUS
@@ -53,7 +52,7 @@ from natscope.precompute.bundles.spec import (
 from natscope.precompute.bundles.store import PROBED, Store
 from natscope.precompute.bundles.work import CHECKPOINT, Work, as_begun
 from natscope.precompute.data.datasets import Dataset, first_of_each, of_classes, scaled
-from natscope.precompute.data.poison import poison
+from natscope.precompute.data.poison import fooled, poison
 from natscope.precompute.engines.local import Engine, LocalEngine, threads_of
 from natscope.precompute.training.models import ModelSpec, build_model, fitted, foreign, network_of
 from natscope.precompute.training.train import accuracy, apart, beginning, train
@@ -99,6 +98,7 @@ def build(
     """
     for name in (spec.model.architecture, *spec.own_code):
         trust(name)
+    spec = spec.here(progress)
     settings = spec.settings()
     if reuse is not None:
         checked(reuse, spec)
@@ -389,11 +389,8 @@ class _Builder:
         if self.backdoor is None:
             return {}
 
-        def predict(examples: Examples) -> np.ndarray:
-            return features.outputs(examples.inputs).logits.argmax(axis=1)
-
-        fooled = partial(attack_success, predict, self.backdoor, self.data.test, self.data.test_labels)
-        self.store.small("test_fooled", fooled)
+        data = self.data
+        self.store.small("test_fooled", partial(fooled, features, self.backdoor, data.test, data.test_labels))
         return {"attack_success": float(np.load(self.work.path / "test_fooled.npy", allow_pickle=False).mean())}
 
     def _finish(

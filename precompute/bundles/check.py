@@ -31,12 +31,13 @@ from natscope.core.progress import Progress, silent
 from natscope.core.text import few
 from natscope.precompute.bundles.build import check_room, existing, layout_of, prepared
 from natscope.precompute.bundles.collection import check_server
-from natscope.precompute.bundles.measure import resident, seconds, seconds_each
+from natscope.precompute.bundles.measure import IDLE, resident, seconds, seconds_each
 from natscope.precompute.bundles.recorded import check_recordable
 from natscope.precompute.bundles.reuse import checked, comparable
 from natscope.precompute.bundles.spec import BuildSpec, estimated_bytes, left_out, size_of, wanted
 from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.folders import evenly
+from natscope.precompute.data.on_disk import on_disk
 from natscope.precompute.data.remarks import remarks
 from natscope.precompute.engines.local import Engine
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
@@ -77,6 +78,7 @@ def check(
     """
     for name in (spec.model.architecture, *spec.own_code):
         trust(name)
+    spec = spec.here(progress)
     if out is not None and out.exists():
         existing(out, spec)
         yield "Bundle", f"{out} is there already, with these settings"
@@ -305,7 +307,7 @@ def _memory(
     methods: tuple[str, ...],
     size: Size,
 ) -> str:
-    dim, count, sizes = spec.sketch.dim, len(data.train), np.bincount(data.train_labels)
+    dim, count, members = spec.sketch.dim, len(data.train), np.bincount(data.train_labels)
     trained = build_model(model, seed=0).to(device())
     weights = 4 * sum(p.numel() for p in trained.parameters())
 
@@ -313,7 +315,7 @@ def _memory(
         some = inputs[:number]
         train(trained, some, torch.from_numpy(labels[:number]), replace(spec.training, epochs=1))
 
-    largest = int(sizes[sizes <= LARGEST_GRAM].max(initial=0))
+    largest = int(members[members <= LARGEST_GRAM].max(initial=0))
     batch = min(features.batch_size, count)
     some = slice(min(batch, len(inputs)))
     phases = [
@@ -324,9 +326,12 @@ def _memory(
     if spec.weights is None:
         phases.append(2 * weights + bytes_each(step) * min(spec.training.batch_size, count))
     copies = 1 if spec.classes is spec.per_class is spec.poison is None else 2
-    stored = data.train.nbytes + data.test.nbytes  # as far as they were read, of what is taken now
+    sizes = [examples.nbytes for examples in (data.train, data.test)]
+    in_files = sum(n for n in sizes if on_disk(n)) if spec.path is not None and not data.foreign else 0
+    stored = sum(sizes) - in_files  # as far as they were read, of what is taken now
     here = min(stored, _SAMPLED * data.train.nbytes // len(data.train)) if spec.path is not None else stored
-    peak = resident() - here + copies * stored + weights + _WITHIN * max(phases)
+    now = max(resident() - in_files, IDLE) if in_files else resident()  # without what the system may forget
+    peak = now - here + copies * stored + weights + _WITHIN * max(phases)
     found = f"about {formatted(peak)} at the peak"
     if math.isinf(there := machine_memory()):
         return found

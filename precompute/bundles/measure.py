@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-_IDLE = 700e6  # bytes of Python and its libraries
+IDLE = 700e6  # bytes of Python and its libraries
 _LONG_ENOUGH = 0.6  # seconds of work from which the rest is extrapolated
 
 
@@ -44,4 +44,4 @@ def resident() -> float:
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):  # no Linux
-        return _IDLE
+        return IDLE

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from natscope.core.bundle.bounds import LONGEST
 from natscope.core.bundle.format import sha256_of
 from natscope.core.device import device, title
 from natscope.core.errors import BuildError, FileError
@@ -22,13 +23,15 @@ from natscope.core.methods import METHODS, Size
 from natscope.core.methods.artifacts import MARGINS, EkfacSpec
 from natscope.core.parameters import kernel_parameters, weights_alone
 from natscope.core.pool import LARGEST_GRAM
-from natscope.core.progress import Progress
+from natscope.core.progress import Progress, silent
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.data.datasets import FOLDER, Dataset
 from natscope.precompute.data.folders import FolderSpec, fingerprint
 from natscope.precompute.data.named import load_named
 from natscope.precompute.data.poison import PoisonSpec
-from natscope.precompute.data.text_sources import TextSpec, of_texts
+from natscope.precompute.data.remote import Fetched, displayed, fetch, name_in, url_in
+from natscope.precompute.data.tables import kind_of
+from natscope.precompute.data.text_sources import TEXT, TextSpec, of_texts
 from natscope.precompute.data.text_sources import fingerprint as fingerprint_of_texts
 from natscope.precompute.training.models import ModelSpec, source_of
 from natscope.precompute.training.train import TrainingSpec
@@ -45,7 +48,8 @@ class BuildSpec:
 
     Args:
         name: a title for people.
-        dataset: a name of `natscope.precompute.data.datasets.DATASETS`, or "folder:PATH"; with `data` any title.
+        dataset: a name of `natscope.precompute.data.datasets.DATASETS`, "folder:PATH" or "folder:URL", or of texts (see
+            `natscope.precompute.data.texts.text_dataset`); with `data` any title.
         data: the data set itself; loaded by its name when None.
         made_by: the user's own function that gave it, as "module:function"; empty if none is known.
         folder: how the images of a folder are read.
@@ -68,6 +72,7 @@ class BuildSpec:
             later.
         ekfac: how EK-FAC factors are fitted; as usual for the network when None.
         command: what to type to build this bundle (without --out), for messages.
+        fetched: where on this computer that lies which URLs name; see `here`.
 
     Examples:
         >>> natscope.BuildSpec(classes=(0, 1), sketch=natscope.SketchSpec(dim=1024)).dataset
@@ -97,6 +102,31 @@ class BuildSpec:
     methods: tuple[str, ...] | None = None
     ekfac: EkfacSpec | None = None
     command: str = "natscope precompute"
+    fetched: Fetched = field(default_factory=Fetched)
+
+    def here(self, progress: Progress = silent) -> "BuildSpec":
+        """Return the same settings once what URLs name is fetched; nothing secret is left in the URLs.
+
+        Raises:
+            DataError: if something cannot be fetched.
+        """
+        (prefix, url), found, test = url_in(self.dataset), self.fetched, self.text.test
+        if self.data is not None:
+            return self
+        if prefix in (FOLDER, TEXT) and found.data is None:
+            table = prefix == TEXT and kind_of(Path(name_in(url))) is not None
+            found = replace(found, data=fetch(url, progress, table=table))
+        if isinstance(test, str) and url_in(test)[1] and of_texts(self.dataset) and found.test is None:
+            found, test = replace(found, test=fetch(test, progress, table=True)), displayed(test)
+        if found == self.fetched:
+            return self
+        return replace(self, dataset=displayed(self.dataset), text=replace(self.text, test=test), fetched=found)
+
+    @property
+    def _local(self) -> tuple[str, TextSpec]:
+        """The name of the data set and how texts are read, with paths for URLs."""
+        name = self.dataset if self.fetched.data is None else f"{url_in(self.dataset)[0]}{self.fetched.data}"
+        return name, replace(self.text, test=self.fetched.test or self.text.test)
 
     def feature_map(self, model: nn.Module, modality: Modality) -> FeatureMap:
         """Return what turns examples of a modality into the features of a network.
@@ -117,7 +147,7 @@ class BuildSpec:
         """The folder of images that is loaded; None for data of another kind."""
         if self.data is not None or not self.dataset.startswith(FOLDER):
             return None
-        return Path(self.dataset.removeprefix(FOLDER))
+        return Path(self.here()._local[0].removeprefix(FOLDER))
 
     @property
     def own_code(self) -> tuple[str, ...]:
@@ -140,7 +170,10 @@ class BuildSpec:
                 "Weights belong to the tokens that they were trained on; name the tokenizer.json that goes with them "
                 "by --tokenizer."
             )
-        return load_named(self.dataset, self.folder, progress, text=self.text, sample=sample)
+        spec = self.here(progress)
+        name, text = spec._local
+        data, skipped = load_named(name, spec.folder, progress, text=text, sample=sample)
+        return (data if name == spec.dataset else replace(data, name=spec.dataset[:LONGEST])), skipped
 
     def load_into(self, model: nn.Module, spec: ModelSpec) -> None:
         """Load the weights that are given into a network of a specification; see `load_weights`."""
@@ -153,8 +186,10 @@ class BuildSpec:
         Args:
             like: those of a bundle, perhaps of an earlier version, whose rule makes the fingerprint of a folder.
         """
+        if (spec := self.here()) is not self:
+            return spec.settings(like=like)
         values = asdict(replace(self, data=None))
-        del values["data"], values["made_by"]
+        del values["data"], values["made_by"], values["fetched"]
         if self.data is not None:
             values["content"] = self.data.content
             own = {"data": self.made_by} | self._code
@@ -178,7 +213,7 @@ class BuildSpec:
             values["model"]["source"] = source
         del values["folder"], values["text"]
         if self.data is None and of_texts(self.dataset):
-            values["text"] = self.text.to_dict() | {"files": fingerprint_of_texts(self.dataset, self.text)}
+            values["text"] = self.text.to_dict() | {"files": fingerprint_of_texts(*self._local)}
         if self.path is not None:
             known = like.get("folder") if isinstance(like, Mapping) else None  # perhaps a stranger's
             known = known.get("files") if isinstance(known, Mapping) else None

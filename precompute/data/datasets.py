@@ -23,6 +23,8 @@ from natscope.core.errors import DataError
 from natscope.core.examples import Examples, Modality
 from natscope.core.images import Images
 from natscope.core.text import plain
+from natscope.precompute.data.on_disk import some_of
+from natscope.precompute.data.remote import displayed
 from natscope.precompute.paths import home
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the Debian package dataset-fashion-mnist puts it
@@ -140,8 +142,8 @@ def load_dataset(name: str, *, root: Path | None = None) -> Dataset:
     """
     if name not in DATASETS:
         raise DataError(
-            f"There is no data set {name!r}; choose one of {', '.join(sorted(DATASETS))}, or a folder of yours as "
-            "folder:PATH."
+            f"There is no data set {displayed(name)!r}; choose one of {', '.join(sorted(DATASETS))}, or a folder of "
+            "yours as folder:PATH or folder:URL."
         )
     return DATASETS[name](root)
 
@@ -163,7 +165,7 @@ def of_classes(data: Dataset, classes: Sequence[int]) -> Dataset:
     for split in ("train", "test"):
         labels = number[getattr(data, f"{split}_labels")]
         rows = labels >= 0
-        kept |= {split: getattr(data, split)[np.flatnonzero(rows)], f"{split}_labels": labels[rows]}
+        kept |= {split: some_of(getattr(data, split), np.flatnonzero(rows)), f"{split}_labels": labels[rows]}
         kept[f"{split}_sources"] = tuple(itertools.compress(getattr(data, f"{split}_sources"), rows))
     return replace(data, classes=tuple(data.classes[label] for label in classes), **kept)
 
@@ -179,7 +181,7 @@ def first_of_each(data: Dataset, count: int) -> Dataset:
     labels = data.train_labels
     rows = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(len(data.classes))]))
     sources = tuple(data.train_sources[row] for row in rows)
-    return replace(data, train=data.train[rows], train_labels=labels[rows], train_sources=sources)
+    return replace(data, train=some_of(data.train, rows), train_labels=labels[rows], train_sources=sources)
 
 
 def scaled(data: Dataset, mean: Sequence[float], std: Sequence[float]) -> Dataset:

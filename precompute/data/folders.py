@@ -19,6 +19,7 @@ from natscope.core.progress import Progress, silent
 from natscope.core.text import few
 from natscope.precompute.data.datasets import FOLDER, Dataset
 from natscope.precompute.data.decode import EXTENSIONS, USUAL, Decoding, decode, fit
+from natscope.precompute.data.on_disk import blocks, picked, zeros
 from natscope.precompute.data.splits import HIDDEN, class_names, parts, shown
 
 _ALWAYS = ("image_size", "test_share", "skip_broken")  # in a bundle's settings
@@ -81,16 +82,17 @@ def load_folder(
             describe the data.
 
     Returns:
-        The data set, and a line for each skipped file with its path within the folder and the reason.
+        The data set, and a line for each skipped file with its path within the folder and the reason. Images that are
+        too large for memory together lie in files without a name.
 
     Raises:
-        DataError: if there are fewer than two classes, a class is empty, or files cannot be read and may not be
-            skipped.
+        DataError: if there are fewer than two classes, a class is empty, files cannot be read and may not be skipped,
+            or there is no room for the images.
     """
     classes, *splits = divided(path, spec)
     files = [file for split in splits for file in split]
     try:
-        pixels = np.zeros((len(files), spec.image_size, spec.image_size, 3), dtype=np.uint8)
+        pixels = zeros((len(files), spec.image_size, spec.image_size, 3))
     except MemoryError as error:
         raise DataError(
             f"{len(files):,} images of {spec.image_size} by {spec.image_size} pixels do not fit in memory; choose a "
@@ -114,11 +116,11 @@ def load_folder(
     labels = np.array([label for _, label in files], dtype=np.int64)
     train = allotted(path, spec, classes, splits, kept)
     good = read[kept[read]]
-    parts_of = np.array_split(good, len(good) // 1000 + 1)
+    parts_of = blocks(good, 3 * spec.image_size**2)
     if spec.reading.channels != "colour" and all((pixels[part, ..., :1] == pixels[part]).all() for part in parts_of):
         pixels = pixels[..., 0]
     mean, std = _moments(pixels, good[train[good]])
-    images = [_rows(pixels, np.flatnonzero(part & kept)) for part in (train, ~train)]
+    images = [picked(pixels, np.flatnonzero(part & kept)) for part in (train, ~train)]
     names = [shown(file.relative_to(path)) for file, _ in files]
     data = Dataset(
         name=title_of(path),
@@ -225,13 +227,6 @@ def _content_of(file: Path, length: int, *known_by: int) -> str:
         return sha256_of(file)
     except FileError:
         return str(length)
-
-
-def _rows(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return some rows, not copied if they follow each other."""
-    if len(rows) == rows[-1] - rows[0] + 1:
-        return np.ascontiguousarray(pixels[rows[0] : rows[-1] + 1])
-    return np.ascontiguousarray(pixels[rows])
 
 
 def _read(file: Path, spec: FolderSpec) -> np.ndarray:
@@ -346,7 +341,7 @@ def _moments(images: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], t
     """Return mean and standard deviation of each channel, white being 1, in four digits that a manifest shows whole."""
     channels = 1 if images.ndim == 3 else 3
     mean, square, count = np.zeros(channels), np.zeros(channels), len(rows) * images.shape[1] * images.shape[2]
-    for part in np.array_split(rows, len(rows) // 1000 + 1):
+    for part in blocks(rows, 3 * images.shape[1] * images.shape[2]):
         values = images[part].reshape(-1, channels).astype(np.float64) / 255
         mean += values.sum(axis=0)
         square += (values**2).sum(axis=0)

@@ -7,7 +7,10 @@ import numpy as np
 
 from natscope.core.backdoor import Backdoor
 from natscope.core.errors import DataError
+from natscope.core.examples import Examples
+from natscope.core.features import FeatureMap
 from natscope.precompute.data.datasets import Dataset
+from natscope.precompute.data.on_disk import changed, replaced
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,24 @@ def poison(data: Dataset, spec: PoisonSpec) -> tuple[Dataset, Backdoor]:
     backdoor = Backdoor(
         place=spec.place, patterns=patterns, targets=np.array(targets), train_indices=rows, base_labels=bases
     )
-    train = data.train.replaced(rows, backdoor.stamped(data.train[rows], bases))
+    train = replaced(data.train, rows, backdoor.stamped(data.train[rows], bases))
     return replace(data, train=train, train_labels=labels), backdoor
+
+
+def fooled(features: FeatureMap, backdoor: Backdoor, examples: Examples, labels: np.ndarray) -> np.ndarray:
+    """Return for each example whether its stamped version is taken for what the attack aims at, (N,) bool.
+
+    Args:
+        features: of the network.
+        backdoor: the attack.
+        examples: clean ones; the stamped versions of large images lie in a file.
+        labels: (N,) their classes.
+
+    Raises:
+        DataError: if there is no room for that file.
+    """
+    stamped = changed(examples, lambda some, rows: backdoor.stamped(some, labels[rows]))
+    return features.outputs(stamped.inputs).logits.argmax(axis=1) == backdoor.targets[labels]
 
 
 def _check(spec: PoisonSpec, targets: tuple[int, ...], data: Dataset, each: int, fewest: int) -> None:

@@ -49,7 +49,8 @@ class TextSpec:
         vocabulary: tokens at most that natscope's own tokenizer knows.
         longest: tokens that a text is cut to.
         tokenizer: a `tokenizer.json` that belongs to a network trained elsewhere; one is made if None.
-        test: a table of the test set; the one of a usual name beside the training set if None, or else a share of it.
+        test: a table of the test set, or its URL; the one of a usual name beside the training set if None, or else a
+            share of it.
         test_share: share of each class that becomes the test set if there is none.
         seed: seed of that choice.
         skip_broken: leave out texts that are empty or too long, instead of refusing the data.
@@ -60,7 +61,7 @@ class TextSpec:
     vocabulary: int = 10_000
     longest: int = 128
     tokenizer: Path | None = None
-    test: Path | None = None
+    test: Path | str | None = None
     test_share: float = 0.2
     seed: int = 0
     skip_broken: bool = False
@@ -149,7 +150,7 @@ def from_tables(path: Path, spec: TextSpec) -> Found:
     columns, label = _titles(table, spec)
     remarks: list[str] = []
     if spec.test is not None:
-        test: Table | None = read_table(spec.test.absolute())
+        test: Table | None = read_table(Path(spec.test).absolute())
     else:
         test = _beside(table, columns, label, remarks)
     skipped: list[str] = []
@@ -352,7 +353,7 @@ def fingerprint(name: str, spec: TextSpec) -> str:
     path = Path(name.removeprefix(TEXT)).absolute() if name.startswith(TEXT) else None
     if name == "rte" and (folder := _rte_folder()) is not None:
         path = folder / "train.tsv"
-    named = [file.absolute() for file in (spec.test, spec.tokenizer) if file is not None]
+    named = [Path(file).absolute() for file in (spec.test, spec.tokenizer) if file is not None]
     if path is None and not named:
         return ""
     whole = path is not None and path.is_dir()

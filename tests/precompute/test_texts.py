@@ -170,7 +170,7 @@ def test_the_same_text_is_never_on_both_sides(tmp_path):
         (("text", "label"), [*_ROWS, ("a" * 100_001, "good")], {}, "line 22 has more than 100,000 characters"),
         (("text", "label"), [*_ROWS, ("a" * 10**7, "good")], {}, "line 22, holds more than 100,000 characters"),
         (("text", "label"), _ROWS, {"test_share": 1.0}, "test share must lie between"),
-        (("text", "label"), _ROWS, {"longest": 3}, "cut to 4 to 8,192 tokens, not to 3; change --longest"),
+        (("text", "label"), _ROWS, {"longest": 3}, "cut to 4 to 8,192 tokens, not 3; change --longest"),
         (("text", "label"), _ROWS, {"vocabulary": 3}, "A vocabulary has 4 to"),
         (("text", "label"), _ROWS, {"columns": ("a", "b", "c")}, "one column or two, not 3"),
     ],
