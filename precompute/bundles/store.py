@@ -174,11 +174,14 @@ class Store:
         Raises:
             BuildError: if a feature is not finite.
         """
-        if halve:
+        small, large = ((shape, np.dtype(kind)) for kind in ("float16", "float32"))
+        coarse = bool(self.work.done.get(task.name)) and _holds(
+            self.folder / f"{task.name}.npy", *large
+        )  # as was found
+        if halve and not coarse:
             with contextlib.suppress(CoarseError):
-                form = shape, np.dtype("float16")
-                return self.fill({task.name: form}, replace(task, half=True), stage)[task.name]
-        return self.fill({task.name: (shape, np.dtype("float32"))}, task, stage)[task.name]
+                return self.fill({task.name: small}, replace(task, half=True), stage)[task.name]
+        return self.fill({task.name: large}, task, stage)[task.name]
 
     def classes(self, task: Class, labels: Mapping[int, tuple[str, ...]], stage: str) -> None:
         """Write the Gram and the index of classes.

@@ -7,11 +7,25 @@ from torch import Tensor, nn
 _SHIFT = 4  # pixels by which crops move an image at most
 
 
-def batches_of(order: np.ndarray, kept: np.ndarray, size: int, *, refill: bool) -> list[Tensor]:
-    """Return the rows of each batch; unless they are refilled, each is what is left of one of all rows, if anything."""
-    if refill:
-        return list(torch.from_numpy(order[kept[order]]).split(size))
-    return [torch.from_numpy(part[kept[part]]) for part in np.split(order, range(size, len(order), size))]
+def batches_of(
+    order: np.ndarray, kept: np.ndarray, size: int, *, refill: bool = False, alone: bool = True
+) -> list[Tensor]:
+    """Return the rows of each batch.
+
+    Args:
+        order: (N,) the rows in the order of an epoch.
+        kept: which of them are trained on, (N,) bool.
+        size: of a batch.
+        refill: whether they fill whole batches; else each batch is what is left of one of all rows, if anything.
+        alone: whether what is left of a batch may be one row; else that joins the nearest batch.
+    """
+    rows = order[kept[order]] if refill else order
+    parts = [part if refill else part[kept[part]] for part in np.split(rows, range(size, len(rows), size))]
+    for step, part in enumerate(() if alone or kept.all() else parts):
+        if len(part) == 1 and (others := [i for i, other in enumerate(parts) if i != step and len(other)]):
+            near = min(others, key=lambda i: abs(i - step))
+            parts[near], parts[step] = np.concatenate([parts[near], part]), part[:0]
+    return [torch.from_numpy(part) for part in parts]
 
 
 def draw_moves(count: int, random: np.random.Generator) -> Tensor:

@@ -76,7 +76,7 @@ def train_together(
     for epoch in range(spec.epochs):
         progress(epoch, spec.epochs)
         order = np.random.default_rng([spec.seed, epoch]).permutation(len(labels))
-        batches = batches_of(order, everything, spec.batch_size, refill=False)
+        batches = batches_of(order, everything, spec.batch_size)
         for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = rate(spec, epoch + step / len(batches))
             found = slopes(values, given[batch], targets[batch], torch.from_numpy(kept[:, batch.numpy()]).to(where))

@@ -138,8 +138,9 @@ def train(
 
     The order of examples in epoch e, and how they are augmented, depends on (seed, e) alone, so training resumed
     from a checkpoint takes the same steps; random layers such as dropout depend on (seed, e, step). What is left out is
-    missing from its batch, and nothing else changes. On a CPU one thread works for a network of small layers, and the
-    bits do not depend on how many threads there are; convolutions take all threads, in channels-last order.
+    missing from its batch, and other batches stay as they are. On a CPU one thread works for a network of small
+    layers, and the bits do not depend on how many threads there are; convolutions take all threads, in channels-last
+    order.
 
     Args:
         model: the network with its initial weights, on the device to train on.
@@ -252,7 +253,10 @@ def _epoch(
     """Take the steps of one epoch over the inputs that are kept, (N,) bool, and yield the loss of each."""
     device = device_of(model)
     random = np.random.default_rng([spec.seed, epoch])
-    batches = batches_of(random.permutation(len(inputs)), kept, spec.batch_size, refill=refill)
+    alone = not any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()
+    )  # which needs two examples
+    batches = batches_of(random.permutation(len(inputs)), kept, spec.batch_size, refill=refill, alone=alone)
     seeds = random.bit_generator.seed_seq.generate_state(len(batches)).tolist()
     moves = draw_moves(len(inputs), random)  # for each example, whether it is trained on or not
     with nullcontext() if convolves(model) else _one_thread(), torch.random.fork_rng(devices=[]):

@@ -57,6 +57,21 @@ def test_a_checkpoint_of_another_remainder_is_refused(tmp_path):
         train(torch.nn.Linear(1, 2), images, labels, spec, leave_out=np.array([1]), refill=True, checkpoint=file)
 
 
+@pytest.mark.parametrize("refill", [False, True])
+def test_batch_normalisation_never_sees_one_example(refill):
+    images, labels = torch.randn(13, 3, generator=torch.manual_seed(0)), torch.arange(13) % 2
+    for epochs, count in ((1, 4), (2, 6), (1, 11)):  # of batches of three, some are left with one, or with nothing
+        for seed in range(8):
+            seen = []
+            model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+            model.register_forward_pre_hook(lambda module, asked, seen=seen: seen.append(len(asked[0])))
+            gone = np.random.default_rng(seed).choice(13, count, replace=False)
+            spec = TrainingSpec(epochs=epochs, batch_size=3, learning_rate=0.01, seed=seed)
+            train(model, images, labels, spec, leave_out=gone, refill=refill)
+            assert sum(seen) == epochs * (13 - count)
+            assert min(seen) > 1
+
+
 def test_dropout_is_that_of_a_training_with_all_images():
     torch.manual_seed(0)
     images, labels = torch.randn(20, 3), torch.arange(20) % 2

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -381,12 +382,14 @@ class Known(Jacobians):
         return self.rows(part)
 
 
-def _features(folder, rows, *, stop=None, halve=True):
-    """Store rows as features, and fail at a shard."""
+def _features(folder, rows, *, stop=None, halve=True, computed=None):
+    """Store rows as features, and fail at a shard; where each that is computed begins is appended to a list."""
 
     def shard(part):
         if part.start == stop:
             raise _Interrupted
+        if computed is not None:
+            computed.append(part.start)
         return rows[part]
 
     folder.mkdir(exist_ok=True)
@@ -415,16 +418,27 @@ def test_features_are_stored_as_float16_where_that_holds_them_and_as_float32_els
         with pytest.raises(_Interrupted):
             _features(tmp_path / "stopped", rows, stop=stop, halve=halve)
     _features(tmp_path / "stopped", rows, halve=halve)
+    again = []
+    _features(tmp_path / "stopped", rows, halve=halve, computed=again)
+    assert again == []
     assert sha256_of(tmp_path / "stopped" / "features.npy") == sha256_of(tmp_path / "whole" / "features.npy")
+
+
+def test_features_in_float32_go_on_where_they_were_stopped(tmp_path):
+    rows, computed = 1e5 * np.random.default_rng(0).normal(size=(2_500, 8)).astype(np.float32), []
+    for stop in (1_000, 2_000, None):
+        with nullcontext() if stop is None else pytest.raises(_Interrupted):
+            _features(tmp_path / "stopped", rows, stop=stop, computed=computed)
+    assert computed == [0, 0, 1_000, 2_000]  # once more for the attempt in float16
 
 
 def test_work_in_another_form_is_begun_again(tmp_path):
     rows = np.random.default_rng(0).normal(size=(2_500, 8)).astype(np.float32)
-    for stop, halve in ((2_000, False), (0, True)):  # the second begins the file again, and stops at once
+    for stop, halve in ((2_000, True), (0, False)):  # the second begins the file again, and stops at once
         with pytest.raises(_Interrupted):
             _features(tmp_path / "stopped", rows, stop=stop, halve=halve)
-    _features(tmp_path / "stopped", rows)
-    _features(tmp_path / "whole", rows)
+    _features(tmp_path / "stopped", rows, halve=False)
+    _features(tmp_path / "whole", rows, halve=False)
     assert sha256_of(tmp_path / "stopped" / "features.npy") == sha256_of(tmp_path / "whole" / "features.npy")
 
 
