@@ -87,8 +87,8 @@ def _search(sizes: str, indexes: str, out: Path) -> None:
 
 @main.command("scale")
 @click.option("--sizes", default=",".join(map(str, scale.SIZES)), show_default=True, help="N, with commas.")
-@click.option("--out", type=click.Path(path_type=Path), default=scale.OUT, help="JSON file to write.")
-def _scale(sizes: str, out: Path) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
+def _scale(sizes: str, out: Path | None) -> None:
     """Measure how the cost of an index grows, over rows that are computed when they are asked for."""
     _run("scale", sizes=tuple(int(n) for n in sizes.split(",")), out=out)
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-import torch
 
 from benchmarks.network import Say
 from natscope.core.bundle.format import write_atomically
@@ -26,25 +25,23 @@ from natscope.core.index.spec import IndexSpec
 from natscope.core.pool import Pool
 from natscope.core.rows import RowView
 
-OUT = Path(__file__).parents[1] / "assets/results/scale.json"
-SIZES = (10_000, 100_000, 1_000_000)  # ten million, which take half an hour, by --sizes
+SIZES = (10_000, 100_000, 1_000_000)  # ten million, which take ten minutes, by --sizes
 _K, _CLUSTERS, _BUDGET, _QUERIES, _SIGMA2, _TABLE = 256, 300, 50, 5, 1.0, 2**24
 _SPEC = IndexSpec("ivfrabitq")
 
 
-def run(say: Say, *, sizes: tuple[int, ...] = SIZES, out: Path = OUT) -> None:
-    """Measure each size, print a line for it, and write all of them as JSON.
+def run(say: Say, *, sizes: tuple[int, ...] = SIZES, out: Path | None = None) -> None:
+    """Measure each size and print a line for it.
 
     Args:
         say: prints a line.
         sizes: N, numbers of candidates.
-        out: JSON file.
+        out: JSON file for all of them, if one is wanted: assets/results/scale.json for the documentation.
     """
     say(f"IVF-RaBitQ over rows made on the fly, K = {_K}; InfoGain (approx), M = {_BUDGET}, {_QUERIES} queries")
     say(f"{'N':>11} {'lists':>6} {'build, s':>9} {'MB file':>8} {'pick, ms':>9} {'searches':>9} {'nats':>7}")
-    threads, found = torch.get_num_threads(), []
+    threads, found = faiss.omp_get_max_threads(), []
     faiss.omp_set_num_threads(1)
-    torch.set_num_threads(1)
     try:
         for size in sizes:
             found.append(row := _measured(size))
@@ -55,9 +52,10 @@ def run(say: Say, *, sizes: tuple[int, ...] = SIZES, out: Path = OUT) -> None:
             versions = {"faiss": faiss.__version__, "numpy": np.__version__}
             setting = {"dim": _K, "budget": _BUDGET, "sigma2": _SIGMA2, "queries": _QUERIES, "spec": _SPEC.to_dict()}
             result = {"setting": setting | {"machine": platform.machine(), "versions": versions}, "rows": found}
-            write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+            if out is not None:
+                write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
     finally:
-        torch.set_num_threads(threads)
+        faiss.omp_set_num_threads(threads)
 
 
 class Generated:

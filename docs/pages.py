@@ -142,6 +142,7 @@ def _environment() -> jinja2.Environment:
         searched=results.searched,
         scale_table=results.scale_table,
         grown=results.grown,
+        searches=results.searches,
         influence_agrees=results.influence_agrees,
     )
     return environment

@@ -65,15 +65,17 @@ def searched(kind: str, sigma2: float = 1.0, *, result: str = "search") -> dict[
     return max(rows, key=lambda row: row["n"])
 
 
-def scale_table(images_a_second: float, *, dim: int = 4096) -> str:
-    """Write what N examples cost as a table: bytes and core-hours, reckoned from what was measured.
+def scale_table(images_a_second: float, *, cores: int, dim: int = 4096) -> str:
+    """Write what N examples cost as a table: bytes and core-hours, as measured or reckoned from the largest size.
 
     Args:
-        images_a_second: Jacobians that a core computes.
+        images_a_second: Jacobians that are computed.
+        cores: how many compute them together.
         dim: K.
     """
     measured = load_benchmark("scale")
-    largest, scale = max(measured["rows"], key=lambda row: row["n"]), dim / measured["setting"]["dim"] / 3600
+    built = {row["n"]: row["build_seconds"] for row in measured["rows"]}
+    largest, scale = max(built), dim / measured["setting"]["dim"] / 3600
     lines = [
         "| N | features | SQ8, IVF-SQ8 | IVF-RaBitQ | one pass, core-hours | index, core-hours | rows a search reads |",
         "|---" * 7 + "|",
@@ -81,7 +83,8 @@ def scale_table(images_a_second: float, *, dim: int = 4096) -> str:
     for power in range(4, 10):
         count = 10**power
         sizes = (size(2 * count * dim), *(size(IndexSpec(kind).bytes(count, dim)) for kind in ("ivfsq8", "ivfrabitq")))
-        passes, build = count / images_a_second / 3600, scale * largest["build_seconds"] * (count / largest["n"]) ** 1.5
+        passes = count * cores / images_a_second / 3600
+        build = scale * built.get(count, built[largest] * (count / largest) ** 1.5)
         hours = " | ".join(f"{h:,.0f}" if h > 10 else words.number(h, 2) for h in (passes, build))
         read = IndexSpec().probes * count / IndexSpec().lists_of(count)
         lines.append(f"| 10{'⁴⁵⁶⁷⁸⁹'[power - 4]} | {' | '.join(sizes)} | {hours} | {read:,.0f} |")
@@ -89,9 +92,15 @@ def scale_table(images_a_second: float, *, dim: int = 4096) -> str:
 
 
 def grown(name: str) -> float:
-    """Return by what the cost of an index grew between the two largest sizes that were measured."""
-    less, more = sorted(load_benchmark("scale")["rows"], key=lambda row: row["n"])[-2:]
-    return more[name] / less[name]
+    """Return by what the cost of an index grew from a million rows to ten million."""
+    rows = {row["n"]: row for row in load_benchmark("scale")["rows"]}
+    return rows[10**7][name] / rows[10**6][name]
+
+
+def searches() -> str:
+    """Return how often an index was searched for one selection, over all sizes."""
+    found = [row["searches"] for row in load_benchmark("scale")["rows"]]
+    return f"{min(found):.0f} to {max(found):.0f}"
 
 
 def search_table() -> str:

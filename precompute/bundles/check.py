@@ -39,7 +39,7 @@ from natscope.precompute.data.datasets import Dataset
 from natscope.precompute.data.folders import evenly
 from natscope.precompute.data.on_disk import on_disk
 from natscope.precompute.data.remarks import remarks
-from natscope.precompute.engines.local import Engine
+from natscope.precompute.engines.local import Engine, LocalEngine
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
 from natscope.precompute.training.train import accuracy, train
 from natscope.precompute.training.trusted import trust
@@ -138,7 +138,8 @@ def check(
     yield "Kernel", f"{_kernel(features)}: {composition(shares)} of the mean ‖J‖²{trained}"
     if (warning := imbalance(**made_of)) is not None:
         yield "", warning
-    differentiates, said = _jacobians(spec, features, inputs, labels, data, methods)
+    workers = engine.workers if isinstance(engine, LocalEngine) else 1
+    differentiates, said = _jacobians(spec, features, inputs, labels, data, methods, min(workers, os.cpu_count() or 1))
     yield "Jacobians", said
     multiplies, said = _products(spec, data, network, methods, size)
     yield "Products", said
@@ -146,12 +147,13 @@ def check(
     rest = f", and {', '.join(untimed)}, not timed here" if untimed else ""
     yield "Time", f"{_duration(begins + trains + differentiates + multiplies)} in all{rest}"
     yield "Disk", _disk(estimated_bytes(spec, data, layout, network), out)
-    yield "Memory", _memory(spec, model_spec, features, inputs, labels, data, methods, size)
+    yield "Memory", _memory(spec, model_spec, features, inputs, labels, data, methods, size, workers)
 
 
 def _there(folder: Path) -> Path:
     """Return the nearest folder above a path, or itself, that exists."""
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+    place = Path(os.path.realpath(folder))
+    return next(found for found in (place, *place.parents) if found.is_dir())
 
 
 def _kernel(features: FeatureMap) -> str:
@@ -253,6 +255,7 @@ def _jacobians(
     labels: np.ndarray,
     data: Dataset,
     methods: tuple[str, ...],
+    workers: int,
 ) -> tuple[float, str]:
     most = min(len(inputs), SHARD)
     once, each = seconds_each(lambda number: features.features(inputs[:number], labels[:number]), most)
@@ -261,11 +264,9 @@ def _jacobians(
     passes += len(data.classes) if spec.outputs == "all" else 0
     outputs = forward * (count + len(data.test))
     size = f"K = {spec.sketch.dim:,}" if spec.sketch.kind != "exact" else "no sketch"
-    whole = passes * (once * -(-count // SHARD) + each * count) + outputs
-    return whole, (
-        f"{spec.sketch.kind}, {size}: {_rate(each)}, {passes} pass{'es' if passes > 1 else ''} over the training "
-        f"examples: {_duration(whole)}"
-    )
+    whole = (passes * (once * -(-count // SHARD) + each * count) + outputs) / workers
+    over = f"{passes} pass{'es' if passes > 1 else ''} over the training examples"
+    return whole, f"{spec.sketch.kind}, {size}: {_rate(each / workers)}, {over}: {_duration(whole)}"
 
 
 def _products(
@@ -289,9 +290,7 @@ def _products(
 
 
 def _disk(needed: int, out: Path | None) -> str:
-    folder = Path(os.path.realpath(out or Path()))
-    while not folder.is_dir():
-        folder = folder.parent
+    folder = _there(out or Path())
     free = shutil.disk_usage(folder).free
     check_room(needed, free, folder)
     return f"the bundle takes about {formatted(needed)}; {formatted(free)} are free at {folder}"
@@ -306,6 +305,7 @@ def _memory(
     data: Dataset,
     methods: tuple[str, ...],
     size: Size,
+    workers: int,
 ) -> str:
     dim, count, members = spec.sketch.dim, len(data.train), np.bincount(data.train_labels)
     trained = build_model(model, seed=0).to(device())
@@ -332,6 +332,8 @@ def _memory(
     here = min(stored, _SAMPLED * data.train.nbytes // len(data.train)) if spec.path is not None else stored
     now = max(resident() - in_files, IDLE) if in_files else resident()  # without what the system may forget
     peak = now - here + copies * stored + weights + _WITHIN * max(phases)
+    if workers > 1:
+        peak = max(peak, now + workers * (IDLE + weights + _WITHIN * max(phases[:2])))
     found = f"about {formatted(peak)} at the peak"
     if math.isinf(there := machine_memory()):
         return found

@@ -20,6 +20,7 @@ from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.datasets import DATASETS
 from natscope.precompute.data.folders import FolderSpec
 from natscope.precompute.data.poison import PoisonSpec
+from natscope.precompute.engines.local import LocalEngine
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.train import TrainingSpec
 from tests.tiny import image_data
@@ -217,3 +218,11 @@ def test_memory_is_that_of_the_tensors_that_live_at_the_same_time():
 
     # ones and their double: 2 · 4,000 bytes an image, freed before the 3 · 2,000 that are kept
     assert bytes_each(run) == pytest.approx(8000, rel=0.01)
+
+
+def test_several_processes_take_memory_each(monkeypatch):
+    monkeypatch.setattr(checking, "IDLE", 2**33)
+    found = dict(check(_SPEC, None, engine=LocalEngine(2)))
+    assert found["Engine"] == "2 processes of this machine"
+    assert re.match(r"about 1[789] GB at the peak", found["Memory"])
+    assert "Engine" not in dict(check(_SPEC, None, engine=LocalEngine()))
