@@ -183,7 +183,7 @@ def pair(
         )
         lines.append((other, own, share / most, escape.isolated(escape.visible(said))))
     pairs(shown[0], shown[1], lines, key=f"pairs_{index}", label="The strongest pairs of words")
-    st.caption(f"{_rounded(_unassigned(link))} of this link belongs to no pair of words. {_ABOUT}")
+    st.caption(f"{_rounded(_unassigned(link))} of this link belongs to no pair of words. {_ABOUT_PLAIN}")
     return True
 
 
