@@ -202,7 +202,7 @@ def _outcome(attributor: Served, query: QueryExample, answers: list[Answer], cou
             name,
             found.probability,
             f"{found.probability:.0%} {label}",
-            f"{'says' if found is before else changed} “{classes[found.predicted]}” · margin {found.margin:.2f}",
+            f"{'says' if found is before else changed} “{classes[found.predicted]}” · margin {_signed(found.margin)}",
             tone,
         )
 
@@ -232,12 +232,15 @@ def _verdict(
         )
         return f"**The answer flips** to “{escape.markdown(classes[found.predicted])}”; {tail}."
     if lost > max(by_chance, 0) + 0.1:
-        return f"The answer stays, but it is less sure: the margin falls by **{lost:.2f}**, by chance {by_chance:.2f}."
+        return f"The answer stays, but it is less sure: the margin falls by **{lost:.2f}**, by chance {_signed(by_chance)}."
     return (
         "The answer stays, and removing these does no more than chance: the margin changes by "
-        f"{words.with_minus(f'{-lost:+.2f}')}, without as many random {many} by "
-        f"{words.with_minus(f'{-by_chance:+.2f}')}."
+        f"{_signed(-lost, '+')}, without as many random {many} by {_signed(-by_chance, '+')}."
     )
+
+
+def _signed(margin: float, plus: str = "") -> str:
+    return words.with_minus(f"{margin:{plus}.2f}")
 
 
 def _earlier(attributor: Served, cache: ResultCache) -> None:

@@ -10,6 +10,7 @@ from natscope.app.bundles import Served
 from natscope.app.components.grid import grid
 from natscope.app.views.cards import cards_of
 from natscope.app.views.job import run_job
+from natscope.app.words import with_minus
 from natscope.core.analysis.stability import Stability, differ_by_seed, kin
 from natscope.core.bundle.request import QueryExample, Request
 from natscope.core.methods import METHODS
@@ -142,4 +143,4 @@ def finding(result: Stability, kind: str) -> str:
 
 def _spread(values: np.ndarray) -> str:
     between = f" ({values.min():.2f} to {values.max():.2f})" if len(values) > 1 else ""
-    return f"{values.mean():.2f}{between}"
+    return with_minus(f"{values.mean():.2f}{between}")
