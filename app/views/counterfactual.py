@@ -232,7 +232,8 @@ def _verdict(
         )
         return f"**The answer flips** to “{escape.markdown(classes[found.predicted])}”; {tail}."
     if lost > max(by_chance, 0) + 0.1:
-        return f"The answer stays, but it is less sure: the margin falls by **{lost:.2f}**, by chance {_signed(by_chance)}."
+        fallen = f"**{lost:.2f}**, by chance {_signed(by_chance)}"
+        return f"The answer stays, but it is less sure: the margin falls by {fallen}."
     return (
         "The answer stays, and removing these does no more than chance: the margin changes by "
         f"{_signed(-lost, '+')}, without as many random {many} by {_signed(-by_chance, '+')}."
