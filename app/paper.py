@@ -162,6 +162,7 @@ SECTIONS = (
             "tuning": "sigma2-fashion-mnist",
             "tuning-influence": "sigma2-fashion-mnist-by-influence",
             "tuning-cifar10": "sigma2-cifar10",
+            "tuning-austen": "sigma2-austen",
             "coreset-tuning": "sigma2-fashion-mnist-for-coresets",
         },
     ),

@@ -12,7 +12,7 @@ from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.poison import PoisonSpec
-from natscope.precompute.experiments.result import TUNED, choices
+from natscope.precompute.experiments.result import TUNED, TUNED_TEXTS, choices
 from natscope.precompute.experiments.tuning import read, record
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.train import RECIPES
@@ -67,8 +67,7 @@ def build_embedded(
 
 def untuned(bundle: Bundle) -> list[str]:
     """Return the shipped results whose sigma2 a bundle of the demo has not taken yet."""
-    if bundle.modality.name != USUAL:
-        return []  # what was tuned is of images
-    wanted = {p: name for p, name in TUNED.items() if p != "backdoor" or bundle.manifest.poison is not None}
+    tuned = TUNED if bundle.modality.name == USUAL else TUNED_TEXTS
+    wanted = {p: name for p, name in tuned.items() if p != "backdoor" or bundle.manifest.poison is not None}
     missing = [name for purpose, name in wanted.items() if purpose not in choices(bundle.manifest)]
     return [name for name in missing if assets.path("results", name).exists()]

@@ -17,6 +17,7 @@ from natscope.precompute.training.models import ModelSpec
 
 # The results from which the demo's bundles take their sigma2, by purpose.
 TUNED = {"prediction": "tuning.json", "coreset": "coreset-tuning.json", "backdoor": "backdoor.json"}
+TUNED_TEXTS = {"prediction": "tuning-austen.json"}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import expect
 from streamlit.testing.v1 import AppTest
 
+from natscope import assets
 from natscope.app import bundles
 from natscope.app.figures.sheets import ranking_file
 from natscope.app.links import open_query
@@ -19,11 +20,12 @@ from natscope.app.serve import BUNDLES
 from natscope.app.views.word_links import excerpt, pieces_of
 from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
-from natscope.core.methods import REFERENCE
+from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.texts import texts_of
 from natscope.core.tokens import SEPARATOR
 from natscope.core.words import words_of
 from natscope.precompute.answer import open as open_bundle
+from natscope.precompute.bundles.demo import untuned
 from natscope.precompute.data.poison import PoisonSpec
 from natscope.precompute.data.tokenizing import trained
 from tests.app.conftest import pack_image, serving
@@ -369,3 +371,10 @@ def test_methods_are_compared_in_columns(visit):
     expect(figure.locator(".row").nth(1)).to_be_visible(timeout=60_000)
     tops = figure.locator(".row").evaluate_all("all => all.map(each => Math.round(each.getBoundingClientRect().top))")
     assert len(set(tops)) == 1
+
+
+def test_a_bundle_of_texts_takes_the_variance_that_was_tuned_on_texts(served):
+    (file,) = untuned(served.bundle)
+    shipped = json.loads(assets.path("results", file).read_text(encoding="utf-8"))
+    assert shipped["setting"]["data"].startswith("austen, ")
+    assert set(shipped["sigma2"]) == {name for name, method in METHODS.items() if method.uses_sigma2}
