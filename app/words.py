@@ -291,7 +291,9 @@ def data_of(setting: Mapping[str, str]) -> str:
 
 def setting_of(setting: Mapping[str, Any]) -> str:
     """Return a result's data and network in words (Markdown), with the length of its training if that is known."""
-    network = "ResNet-9" if setting["network"].startswith("resnet9") else setting["network"].replace("mlp ", "MLP ")
+    kind, _, widths = setting["network"].partition(" ")
+    named = {"resnet9": "ResNet-9", "attention": "attention network", "mlp": f"MLP {widths}"}
+    network = named.get(kind, setting["network"])
     epochs = f", {setting['recipe']['epochs']} epochs" if setting.get("recipe") else ""
     return f"{data_of(setting)}; {escape.markdown(network)}{epochs}"
 
