@@ -27,6 +27,7 @@ AT_HOME = {
     "datasets": "precompute/data/text_sources.py",
     "fsspec": "precompute/data/remote.py",
     "faiss": ("core/index/search.py", "core/index/file_checks.py"),
+    "grpc": "core/index/milvus.py",
     "pymilvus": "core/index/milvus.py",
     "ray": "precompute/engines/on_ray.py",
     "openTSNE": "core/analysis/embedding.py",
@@ -92,7 +93,7 @@ def test_no_module_needs_itself_to_be_imported():
 
 
 def test_every_library_that_is_imported_is_declared_and_no_other():
-    names = {"faiss": "faiss-cpu", "PIL": "pillow", "trak": "traker"}
+    names = {"faiss": "faiss-cpu", "grpc": "grpcio", "PIL": "pillow", "trak": "traker"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     needed = [*project["dependencies"], *extras["milvus"], *extras["ray"], *extras["text"]]

@@ -1,5 +1,6 @@
 """The search on a real Milvus server: bundles built for it, answers, and whatever goes wrong."""
 
+import builtins
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +158,22 @@ def test_a_search_of_few_lists_is_widened_until_it_finds_enough(path):
     assert len(index.propose(np.random.default_rng(1).normal(size=64), 600, excluded=[])) >= 600
 
 
+def test_a_class_is_searched_in_all_lists_that_the_largest_class_gave_it(server, monkeypatch):
+    random, name = np.random.default_rng(0), f"natscope_test_{os.getpid()}"
+    vectors = random.normal(size=(36_000, 16))
+    classes = {0: (np.arange(24_000), vectors[:24_000]), 1: (np.arange(24_000, 36_000), vectors[24_000:])}
+    spec, own = IndexSpec("milvus"), classes[1]  # 309 lists, of which Milvus makes 307 there; 2 sqrt(12,000) are 219
+    try:
+        Server().fill(name, spec, classes, lambda *_: None)
+        assert Server().fault(name, spec, classes) == ""
+        index, search, found = Server().index(name, 1, *own, spec), milvus._hits, []
+        monkeypatch.setattr(milvus, "_hits", lambda *given: found.append(search(*given)) or found[-1])
+        index.propose(random.normal(size=16), 11_990, excluded=[])
+        assert [len(hits) for hits in found[-1]] == [11_990, 11_990]
+    finally:
+        Server().drop(name)
+
+
 def test_an_insert_that_was_killed_is_done_again_by_the_same_command(server, path, tmp_path):
     spec, out = replace(_SPEC, index=IndexSpec("milvus", milvus="hnsw")), tmp_path / "bundle"
     program = (
@@ -203,11 +221,13 @@ def test_a_server_that_hangs_is_one_sentence_within_the_patience(server, path, m
     attributor.attribute(query, replace(_REQUEST, target=0))  # the index is open
     monkeypatch.setattr(milvus, "_SEARCH", 0.5)
     os.kill(server.pid, signal.SIGSTOP)
+    began = time.monotonic()
     try:
         with pytest.raises(SearchError, match="does not answer"):
             attributor.attribute(query, replace(_REQUEST, target=0))
     finally:
         os.kill(server.pid, signal.SIGCONT)
+    assert time.monotonic() - began < 5  # half the usual patience
 
 
 def test_other_vectors_than_the_bundles_are_noticed(server, path):
@@ -259,6 +279,53 @@ def test_neither_address_nor_token_is_in_a_file_a_log_or_an_error(server, tmp_pa
 
 
 # Without a server
+
+
+class Unreadable:
+    """Features on a disk that fails, or too many for memory."""
+
+    def __init__(self, error):
+        self.error, self.shape = error, (4, 2)
+
+    def __getitem__(self, rows):
+        if isinstance(rows, slice):
+            raise self.error
+        return np.zeros((len(rows), 2), np.float32)
+
+
+def _server(**client):
+    found = object.__new__(Server)
+    found._client = SimpleNamespace(create_partition=lambda *given, **more: None, **client)
+    return found
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError(), KeyError("rows")])
+def test_what_fails_on_this_machine_is_not_called_the_servers_fault(error):
+    pytest.importorskip("pymilvus")
+    with pytest.raises(type(error)):
+        _server()._insert("any", 0, np.arange(4), Unreadable(error))
+
+    def insert(*given, **more):
+        raise error
+
+    with pytest.raises(type(error)):
+        _server(insert=insert)._insert("any", 0, np.arange(4), np.zeros((4, 2)))
+
+
+@pytest.mark.parametrize(
+    "kind", ["MilvusException", "RpcError", "FutureTimeoutError", "ConnectionResetError", "ValueError"]
+)
+def test_what_a_client_raises_becomes_one_sentence_without_its_words(kind):
+    pymilvus, grpc = pytest.importorskip("pymilvus"), pytest.importorskip("grpc")
+    error = next(getattr(each, kind) for each in (pymilvus, grpc, builtins) if hasattr(each, kind))
+
+    def insert(*given, **more):
+        raise error(_SECRET) if kind != "MilvusException" else error(message=_SECRET)
+
+    with pytest.raises(SearchError, match="does not answer") as caught:
+        _server(insert=insert)._insert("any", 0, np.arange(4), np.zeros((4, 2)))
+    assert _SECRET not in "".join(traceback.format_exception(caught.value))
+    one_sentence(str(caught.value))
 
 
 def test_without_an_address_the_sentence_names_the_variable(tmp_path, monkeypatch):

@@ -24,7 +24,11 @@ def on_engine(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Processes that go over the examples, one thread each unless OMP_NUM_THREADS says more; 1 within this "
             "process, with --engine ray as many as the cluster has room for.",
         ),
-        click.option("--ray-address", metavar="HOST:PORT", help="The cluster's head, for --engine ray."),
+        click.option(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="The cluster's head, for --engine ray; without it, a Ray of this machine alone.",
+        ),
         click.option(
             "--engine",
             type=click.Choice(["local", "ray"]),

@@ -44,7 +44,6 @@ _COARSE = 0.25  # of a squared length: how far a product of codes may be off; ot
 _WIDEST = 64  # times the usual effort, up to which a search is widened
 _AGAIN = "run the command that built the bundle again, which inserts its features"
 
-
 Classes = Mapping[int, tuple[np.ndarray, Rows]]
 
 
@@ -163,7 +162,7 @@ class Server:
         """
         if fault := self.fault(name, spec, {label: (rows, features)}, _OPEN):
             raise SearchError(fault)
-        return MilvusIndex(self._client, name, label, rows, spec)
+        return MilvusIndex(self._client, name, label, rows, spec, self._lists(name))
 
     def drop(self, name: str) -> None:
         """Drop a collection, if there is one of this name."""
@@ -176,7 +175,7 @@ class Server:
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field(_KEY, DataType.INT64, is_primary=True)
         schema.add_field(_VECTOR, DataType.FLOAT_VECTOR, dim=width)
-        built = {"nlist": _lists(spec, largest)} if spec.milvus.startswith("ivf") else {}
+        built = {"nlist": min(spec.lists_of(largest), _MOST_LISTS)} if spec.milvus.startswith("ivf") else {}
         built |= {"M": spec.links, "efConstruction": spec.breadth} if spec.milvus == "hnsw" else {}
         index = self._client.prepare_index_params()
         index.add_index(_VECTOR, index_type=spec.milvus.upper(), metric_type="IP", params=built)
@@ -189,13 +188,19 @@ class Server:
         sample = np.sort(np.random.default_rng(0).permutation(len(rows))[:_SAMPLE])
         mean = np.asarray(features[sample], dtype=np.float32).mean(axis=0)
         step = max(1, _MESSAGE // (4 * len(mean)))
-        with _asking("insert vectors"):
+        with _asking("create a partition"):
             self._client.create_partition(name, _partition(label), timeout=_SEARCH)
-            for start in range(0, len(rows), step):
-                part = slice(start, start + step)
-                block = np.asarray(features[part], dtype=np.float32) - mean
-                data = [{_KEY: int(row), _VECTOR: vector} for row, vector in zip(rows[part], block, strict=True)]
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            block = np.asarray(features[part], dtype=np.float32) - mean
+            data = [{_KEY: int(row), _VECTOR: vector} for row, vector in zip(rows[part], block, strict=True)]
+            with _asking("insert vectors"):
                 self._client.insert(name, data, partition_name=_partition(label), timeout=_WRITE)
+
+    def _lists(self, name: str) -> int:
+        """Return how many lists the index of each partition has, which follows from the largest class; 1 if none."""
+        with _asking("describe its index"):
+            return int(self._client.describe_index(name, _VECTOR, timeout=_SEARCH).get("nlist", 1))
 
     def _has_rows(self, name: str, classes: Classes) -> bool:
         with _asking("count vectors"):
@@ -216,7 +221,8 @@ class Server:
         keys, until = rows[some].tolist(), time.monotonic() + patience
         differences = np.asarray(features[some], dtype=np.float64)
         differences = differences[1:] - differences[0]
-        how = _effort(spec, len(rows), len(some), _lists(spec, len(rows)))  # lists may hold none of them
+        lists = self._lists(name)
+        how = _effort(spec, lists, len(some), lists)  # some lists may hold none of them
         while True:
             self._load(name, patience)
             try:
@@ -270,9 +276,10 @@ class MilvusIndex:
 
     exact = False
 
-    def __init__(self, client: Any, name: str, label: int, rows: np.ndarray, spec: IndexSpec) -> None:
+    def __init__(self, client: Any, name: str, label: int, rows: np.ndarray, spec: IndexSpec, lists: int) -> None:
         """Wrap a partition; see `Server.index`."""
-        self._client, self._name, self._label, self._rows, self._spec = client, name, label, rows, spec
+        self._client, self._name, self._label, self._rows = client, name, label, rows
+        self._spec, self._lists = spec, lists
         self.kind = f"{MILVUS}-{spec.milvus}"
         self.proposals = _PROPOSED.get(spec.milvus, _USUALLY)
 
@@ -312,7 +319,7 @@ class MilvusIndex:
         left_out = f"{_KEY} not in {self._rows[taken].tolist()}" if len(taken) else ""
         both, effort = np.stack([vector, -vector]), 1
         while True:
-            how = _effort(self._spec, len(self), count, effort)
+            how = _effort(self._spec, self._lists, count, effort)
             hits = _hits(self._client, self._name, self._label, both, count, left_out, how)
             if min(map(len, hits)) == count or effort >= _WIDEST:
                 break
@@ -334,17 +341,13 @@ def _partition(label: int) -> str:
     return f"class_{label}"
 
 
-def _lists(spec: IndexSpec, count: int) -> int:
-    return min(spec.lists_of(count), _MOST_LISTS)
-
-
-def _effort(spec: IndexSpec, count: int, wanted: int, effort: int) -> dict[str, int]:
-    """Return how widely an index over `count` rows is searched for so many, at some times the usual effort."""
+def _effort(spec: IndexSpec, lists: int, wanted: int, effort: int) -> dict[str, int]:
+    """Return how widely an index of so many lists is searched for `wanted` rows, at some times the usual effort."""
     if spec.milvus == "hnsw":
         return {"ef": min(max(spec.reach, wanted) * effort, _MOST_REACHED)}
     if spec.milvus == "diskann":
         return {"search_list": min(2 * effort, 10) * wanted}
-    return {"nprobe": min(spec.probes * effort, _lists(spec, count))}
+    return {"nprobe": min(spec.probes * effort, lists)}
 
 
 def _hits(
@@ -390,20 +393,14 @@ def _client(uri: str, token: str) -> Any:
 
 @contextmanager
 def _asking(what: str, refused: SearchError | None = None) -> Iterator[None]:
-    """Turn whatever the client raises into one sentence without the address.
-
-    Args:
-        what: the server is asked to do.
-        refused: the error for a server that answers and does not do it.
-    """
+    """Turn what the client raises into one sentence without the address, or into `refused` if the server answers."""
     try:
         yield
     except SearchError:
         raise
-    except Exception as error:  # pymilvus lets errors of gRPC and of its own through, and documents neither
+    except _raised() as error:
         code = getattr(error, "code", None)
-        answered = isinstance(code, int) and code > 2  # 1 and 2: no answer in time, no connection
-        if not answered:
+        if not isinstance(code, int) or code <= 2:  # 1 and 2: no answer in time, no connection
             _client.cache_clear()
             raise SearchError(
                 f"The Milvus server that {URI} names does not answer, or refuses {TOKEN}; start it, or correct these "
@@ -413,3 +410,11 @@ def _asking(what: str, refused: SearchError | None = None) -> Iterator[None]:
             f"The Milvus server refused to {what} (its error {code}); if it has just started, try again in a minute, "
             "else its log says why."
         ) from None
+
+
+def _raised() -> tuple[type[Exception], ...]:
+    """Return what pymilvus raises of its own and lets through of gRPC, which has ValueError for a closed channel."""
+    import grpc
+    from pymilvus import MilvusException
+
+    return MilvusException, grpc.RpcError, grpc.FutureTimeoutError, ConnectionError, TimeoutError, ValueError

@@ -3,7 +3,6 @@
 A task may run in any process that sees the bundle's folder. The network and the examples are opened there once.
 """
 
-import functools
 import hashlib
 import io
 import uuid
@@ -29,8 +28,8 @@ from natscope.core.posterior import blocks, feature_gram
 from natscope.core.rows import RowView
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.reuse import Reusable
-from natscope.precompute.training.models import ModelSpec, build_model, foreign
-from natscope.precompute.training.trusted import trust
+from natscope.precompute.training.models import ModelSpec, build_model, foreign, source_of
+from natscope.precompute.training.trusted import admit
 
 Rows = Mapping[str, np.ndarray]
 GROUP = 2**16  # rows whose Gram is one task
@@ -47,6 +46,7 @@ class Trained:
         modality: the name of the examples' kind.
         about: what a manifest says of them.
         run: names what is opened, so that no process takes it for another.
+        source: the checksum of the code of a user's own network, where the passes were begun.
     """
 
     folder: Path
@@ -54,9 +54,18 @@ class Trained:
     modality: str
     about: Mapping[str, Any]
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    source: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note what the code is; this does not run where a task is unpickled."""
+        object.__setattr__(self, "source", source_of(self.network))
 
     def open(self) -> "Opened":
-        """Return both, opened at most once in this process as long as no other is."""
+        """Return both, opened at most once in this process as long as no other is.
+
+        Raises:
+            BuildError: if the code of a user's own network is not what it was where the passes were begun.
+        """
         found = _latest.get(self.run)
         if found is None:
             _latest.clear()
@@ -75,9 +84,9 @@ class Opened:
     """A network with its weights, and the arrays of its folder."""
 
     def __init__(self, trained: Trained) -> None:
-        self._trained, self._maps = trained, dict[Tangent, FeatureMap]()
-        if ":" in trained.network.architecture:  # whoever starts a build trusts it
-            trust(trained.network.architecture)
+        self._trained, self._maps, self._inputs = trained, dict[Tangent, FeatureMap](), dict[str, Inputs]()
+        if trained.source is not None:  # whoever starts a build trusts it
+            admit(trained.network.architecture, trained.source)
         model = build_model(trained.network, seed=0)
         model.load_state_dict(safetensors.torch.load_file(trained.folder / WEIGHTS))
         self._model = model.to(device()).eval()
@@ -88,9 +97,13 @@ class Opened:
             self._maps[tangent] = tangent.map(self._model)
         return self._maps[tangent]
 
-    @functools.cache  # noqa: B019
     def inputs(self, split: str) -> Inputs:
         """Return what the network takes for the examples of a split."""
+        if split not in self._inputs:
+            self._inputs[split] = self._read(split)
+        return self._inputs[split]
+
+    def _read(self, split: str) -> Inputs:
         folder, modality = self._trained.folder, MODALITIES[self._trained.modality]
 
         def array(name: str) -> np.ndarray | None:

@@ -13,6 +13,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from natscope.core.device import device
+from natscope.core.errors import BuildError
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -69,7 +70,6 @@ class LocalEngine:
     def __init__(self, workers: int = 1, *, spread: bool = False, threads: int | None = None) -> None:
         self.workers, self.apart, self._threads = workers, spread or workers > 1, threads
         self._pool: ProcessPoolExecutor | None = None
-        self._others: set[Any] = set()
 
     def begin(self, folder: Path) -> str:
         """Return how many processes there will be: this machine has what it takes."""
@@ -82,20 +82,28 @@ class LocalEngine:
             self._pool = None
 
     def map(self, task: Callable[[Part], Result], parts: Sequence[Part]) -> Generator[tuple[Part, Result], None, None]:
-        """Yield each part with what the task returns for it; processes that are killed are replaced."""
+        """Yield each part with what the task returns for it; processes that are killed are replaced.
+
+        The parts at which any of them may have been killed are done one at a time, so that it is known which it was.
+
+        Raises:
+            BuildError: if a process ends by itself, as where a script builds whenever it is imported.
+            LostError: if a part was tried `TRIES` times.
+        """
         if not self.apart:
             yield from ((part, task(part)) for part in parts)
             return
-        waiting, tries = dict(enumerate(parts)), TRIES
+        waiting, suspects, tries = dict(enumerate(parts)), list[int](), 1
         while waiting:
             try:
-                for number, result in self._once(task, waiting):
-                    tries = TRIES
+                for number, result in self._once(task, {n: waiting[n] for n in suspects[:1] or waiting}):
+                    suspects, tries = suspects[1:], 1
                     yield waiting.pop(number), result
             except BrokenProcessPool as error:
-                tries -= 1
-                if not tries:
-                    raise LostError(next(iter(waiting.values())), TRIES) from error
+                tries += bool(suspects)
+                suspects = suspects or list(waiting)[: AHEAD * self.workers]  # parts are handed over in this order
+                if tries == TRIES:
+                    raise LostError(waiting[suspects[0]], TRIES) from error
 
     def _once(
         self, task: Callable[[Part], Result], parts: dict[int, Part]
@@ -109,20 +117,26 @@ class LocalEngine:
                     running[pool.submit(task, part)] = number
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - self._others:
-                process.terminate()
+        except BaseException as error:
+            processes, broken = list((pool._processes or {}).values()), isinstance(error, BrokenProcessPool)
+            pool.shutdown(wait=broken, cancel_futures=True)  # a broken one has ended its processes
             self._pool = None
+            for process in () if broken else processes:
+                process.terminate()
+            if broken and (code := max((process.exitcode or 0 for process in processes), default=0)) > 0:  # no signal
+                raise BuildError(
+                    f"A worker process ended by itself with code {code}, most often because the script that builds "
+                    'lacks `if __name__ == "__main__":`, so that each worker that imports it runs it again; put what '
+                    "the script does below that line."
+                ) from error
             raise
 
     def _processes(self) -> ProcessPoolExecutor:
         """Return the processes, which go on from one `map` to the next."""
         if self._pool is None:
             most = self.workers if device().type == "cpu" else min(self.workers, _ON_ACCELERATOR)
-            self._others, spawn = set(multiprocessing.active_children()), multiprocessing.get_context("spawn")
             begin = (self._threads or torch.get_num_threads(),)
-            self._pool = ProcessPoolExecutor(most, spawn, _prepare, begin)
+            self._pool = ProcessPoolExecutor(most, multiprocessing.get_context("spawn"), _prepare, begin)
         return self._pool
 
 

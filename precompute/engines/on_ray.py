@@ -31,7 +31,8 @@ class RayEngine:
     """Tasks run on the nodes of a Ray cluster, each in a process of its own number of threads.
 
     Args:
-        address: HOST:PORT of the cluster's head, of which this machine is a node; None for a Ray of this program's own.
+        address: HOST:PORT of the cluster's head, of which this machine is a node; None for the one that this
+            program has joined, or else a Ray of its own.
         workers: how many tasks run at once, at most; as many as the cluster has room for when None.
     """
 
@@ -51,22 +52,21 @@ class RayEngine:
             How many nodes there are, in words.
 
         Raises:
-            BuildError: if the cluster cannot be joined, versions differ, or a node does not see the folder.
+            BuildError: if the cluster cannot be joined, no node has room for a task, versions differ, or a node does
+                not see the folder.
         """
         ray = self._joined()
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        self._make_sure_of_room([node["Resources"] for node in nodes])
         token = folder.absolute() / f"{uuid.uuid4().hex[:8]}.tmp"
         token.touch()
         try:
-            nodes = [node for node in ray.nodes() if node["Alive"]]
             pin = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
             check = ray.remote(num_cpus=0, max_retries=TRIES - 1)(_about)
-            asked = {
-                node["NodeManagerAddress"]: check.options(scheduling_strategy=pin(node["NodeID"], soft=False)).remote(
-                    token
-                )
-                for node in nodes
-            }
-            for name, answer in asked.items():
+            pins = [pin(node["NodeID"], soft=False) for node in nodes]
+            asked = [check.options(scheduling_strategy=each).remote(token) for each in pins]
+            for node, answer in zip(nodes, asked, strict=True):
+                name = node["NodeManagerAddress"]
                 self._compare(name, self._answered(name, answer))
         finally:
             token.unlink(missing_ok=True)
@@ -79,7 +79,7 @@ class RayEngine:
         Ray repeats a task whose process or node is gone, and one that could not read or write a file.
         """
         ray, threads = self._joined(), torch.get_num_threads()
-        gpus = {"num_gpus": 1} if device().type == "cuda" else {}
+        gpus = {"num_gpus": 1} if _on_gpu() else {}
         run = ray.remote(num_cpus=threads, max_retries=TRIES - 1, retry_exceptions=[OSError], **gpus)(_run)
         most, shared = self._most(threads), ray.put(task)
         waiting, running, mine = list(reversed(parts)), dict[Any, Part](), tuple(about().items())
@@ -116,7 +116,7 @@ class RayEngine:
             try:
                 _reach(self.address or "")  # of an address where nothing listens, Ray takes minutes to give up
                 ray.init(
-                    address=self.address,
+                    address=self.address or "local",  # None would be whatever $RAY_ADDRESS names, or runs here
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     runtime_env={"env_vars": passed},
@@ -136,6 +136,21 @@ class RayEngine:
         if self.workers is not None:
             return self.workers
         return max(1, AHEAD * int(self._ray.cluster_resources().get("CPU", 1) // threads))
+
+    @staticmethod
+    def _make_sure_of_room(nodes: Sequence[Mapping[str, float]]) -> None:
+        """Raise BuildError if no node has what a task takes, for which Ray would wait for ever."""
+        threads, most = torch.get_num_threads(), int(max(node.get("CPU", 0) for node in nodes))
+        if most < threads:
+            raise BuildError(
+                f"A task computes with {threads} threads and takes as many CPUs, and no node of Ray has more than "
+                f"{most}; set OMP_NUM_THREADS to fewer, or start a node with more."
+            )
+        if _on_gpu() and not any(node.get("CPU", 0) >= threads and node.get("GPU", 0) >= 1 for node in nodes):
+            raise BuildError(
+                f"A task takes a GPU and {threads} CPUs, and no node of Ray has both; start one that has, or give "
+                "--device cpu."
+            )
 
     def _answered(self, node: str, answer: Any) -> dict[str, str]:
         errors = self._ray.exceptions
@@ -158,7 +173,7 @@ class RayEngine:
         if (name := _differing(found, mine)) is not None:
             raise BuildError(
                 f"The node {node} has {name} {found.get(name, 'of no version')}, and this machine {mine[name]}; the "
-                "bytes of a bundle depend on it, so install the same everywhere."
+                "bytes of a bundle depend on it, so all nodes need the same."
             )
 
     def _result(self, found: Any, part: Any) -> Any:
@@ -185,7 +200,12 @@ def _reach(address: str) -> None:
 def about() -> dict[str, str]:
     """Return what could change the bytes of a bundle from node to node."""
     found = {name: version for name, version in versions().items() if name != "threads"}
+    found |= {"vector instructions": torch.backends.cpu.get_cpu_capability()}
     return found | {"Python": platform.python_version(), "code of natscope": _code()}
+
+
+def _on_gpu() -> bool:
+    return device().type == "cuda"
 
 
 @functools.cache
@@ -210,19 +230,19 @@ def _differing(found: Mapping[str, str], expected: Mapping[str, str]) -> str | N
 
 
 @functools.cache
-def _prepare(expected: tuple[tuple[str, str], ...], threads: int) -> None:
+def _compare_here(expected: tuple[tuple[str, str], ...]) -> None:
     """Compare versions in a process of a node, which may have joined after the others were compared; once in each."""
-    limit_threads(threads)
     if (other := _differing(about(), dict(expected))) is not None:
         raise BuildError(
-            f"The node {platform.node()} has another {other} than the machine where the build was started; install the "
-            "same everywhere."
+            f"The node {platform.node()} differs in {other} from the machine where the build was started; all nodes "
+            "need the same."
         )
 
 
 def _run(task: Callable[[Any], Any], part: Any, expected: tuple[tuple[str, str], ...], threads: int) -> Any:
     """Run a task."""
-    _prepare(expected, threads)
+    limit_threads(threads)
+    _compare_here(expected)
     return task(part)
 
 

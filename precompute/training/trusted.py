@@ -9,8 +9,9 @@ import hashlib
 import importlib
 import json
 import os
+import platform
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
@@ -161,6 +162,31 @@ def trust(architecture: str, option: str | None = None) -> None:
             f"That you trust {architecture} cannot be recorded in {folder} ({reason}); name a folder for settings that "
             "can be written in XDG_CONFIG_HOME."
         ) from error
+
+
+def admit(architecture: str, digest: str) -> None:
+    """Let this process import a network's module if it is what whoever started its task trusts, and record nothing.
+
+    Args:
+        architecture: "module.path:factory".
+        digest: `Code.digest` of what is trusted.
+
+    Raises:
+        BuildError: if there is no such module, or it is another.
+    """
+    with suppress(BuildError, UntrustedError):
+        if find(architecture).digest == digest:
+            return
+    module, factory = _split(architecture)
+    if (chain := _chain(module)) is None:
+        raise _not_found(module)
+    code = _checked_code(Code(module, factory, chain), None)
+    if code.digest != digest:
+        raise BuildError(
+            f"The module {module} ({code.file} on {platform.node()}), or one that it imports, is not as it was where "
+            "the build was started; use the same on every machine, and run the command again."
+        )
+    allow([architecture])
 
 
 def find(architecture: str, bundle: Bundle | None = None) -> Code:

@@ -1,11 +1,17 @@
 """Where the passes of a build run changes none of its bytes, and what is killed is done again."""
 
+import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+import weakref
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +23,14 @@ from natscope.core import features
 from natscope.core.bundle.format import Bundle, sha256_of
 from natscope.core.errors import BuildError
 from natscope.precompute.bundles import store
-from natscope.precompute.bundles.passes import Gram, Jacobians, Written
+from natscope.precompute.bundles.passes import Gram, Jacobians, Trained, Written
 from natscope.precompute.bundles.store import Store
 from natscope.precompute.bundles.work import Work
 from natscope.precompute.engines.local import TRIES, LocalEngine, LostError
-from tests.conftest import module_of_ones_own
+from natscope.precompute.paths import configuration
+from natscope.precompute.training.models import ModelSpec
+from natscope.precompute.training.trusted import ALLOWED, trust
+from tests.conftest import module_of_ones_own, one_sentence
 from tests.tiny import build_tiny
 
 
@@ -42,6 +51,18 @@ def killed(part):
     if part == slice(5, 7):
         os.kill(os.getpid(), signal.SIGKILL)
     return part
+
+
+def slow_or_killed(part):
+    """Return the part after a while; "killer" kills its process while others are at work."""
+    if part == "killer":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.5)
+    return part
+
+
+def refused(part):
+    raise BuildError("A Jacobian is not finite.")
 
 
 def sums(bundle):
@@ -81,6 +102,45 @@ def test_what_is_killed_again_and_again_ends_the_build_with_a_sentence_that_name
     assert isinstance(error.value.__cause__, LostError)
 
 
+def test_what_kills_its_process_is_named_and_not_what_was_done_beside_it():
+    found = LocalEngine(2).map(slow_or_killed, ["innocent", "killer", "c", "d"])
+    assert next(found) == ("innocent", "innocent")
+    with pytest.raises(LostError) as error:
+        next(found)
+    assert (error.value.part, error.value.tries) == ("killer", TRIES)
+
+
+def test_an_error_ends_the_processes_of_its_own_engine_alone():
+    with closing(LocalEngine(2)) as engine, closing(LocalEngine(2)) as another:
+        list(engine.map(process_of, "ab"))
+        other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        other.start()
+        before = {process for _, process in another.map(process_of, "ab")}
+        with pytest.raises(BuildError, match="not finite"):
+            list(engine.map(refused, "ab"))
+        other.join(0.5)
+        assert other.is_alive()
+        assert before & {process for _, process in another.map(process_of, "ab")}
+        other.kill()
+        other.join()
+    assert not multiprocessing.active_children()
+
+
+def test_a_script_that_builds_whenever_it_is_imported_is_told_what_it_lacks(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from natscope.precompute.engines.local import LocalEngine\nprint(list(LocalEngine(2).map(str, [1, 2, 3])))\n"
+    )
+    command = [sys.executable, str(script)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert found.returncode == 1
+    assert found.stdout == ""
+    last = one_sentence(found.stderr.splitlines()[-1])
+    assert last.startswith("natscope.core.errors.BuildError: A worker process ended by itself with code 1, most often")
+    assert "put what the script does below that line" in last
+
+
 def test_a_build_in_several_processes_has_the_bytes_of_one_in_this_process(tmp_path, monkeypatch, one_thread):
     monkeypatch.setattr(features, "SHARD", 16)  # so that there are several shards
     monkeypatch.setattr(store, "GROUP", 32)
@@ -109,6 +169,63 @@ def test_a_network_of_ones_own_is_made_in_each_process(tmp_path, one_thread):
         here = natscope.build(made, *data, out=tmp_path / "here", name="own", **settings)
         there = natscope.build(made, *data, out=tmp_path / "there", name="own", engine=LocalEngine(2), **settings)
     assert sums(here) == sums(there)
+
+
+@pytest.fixture
+def passes_of_ones_own(tmp_path):
+    """Passes over a network of one's own, which was trusted where they began, and the file of its code."""
+    with module_of_ones_own(tmp_path, "net_of_passes", _NET) as own:
+        natscope.build(
+            own.make(),
+            (torch.randn(60, 20), torch.arange(60) % 3),
+            (torch.randn(9, 20), torch.arange(9) % 3),
+            out=tmp_path / "bundle",
+            factory=own.make,
+            sketch=natscope.SketchSpec(dim=8),
+            methods=(),
+        )
+        bundle = Bundle(tmp_path / "bundle")
+        network = ModelSpec.from_dict(bundle.manifest.model)
+        yield Trained(bundle.path, network, bundle.modality.name, bundle.manifest.dataset), Path(own.__file__)
+
+
+def test_a_process_without_trust_runs_the_code_that_a_build_began_with_and_records_nothing(
+    passes_of_ones_own, tmp_path, monkeypatch
+):
+    trained, _ = passes_of_ones_own
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another"))  # as on another machine
+    monkeypatch.setenv(ALLOWED, "")
+    assert trained.open().inputs("train")[slice(0, 2)].shape == (2, 20)
+    assert os.environ[ALLOWED] == "net_of_passes:make"
+    assert not configuration().exists()
+
+
+def test_code_that_is_trusted_already_is_allowed_nothing_more(passes_of_ones_own, monkeypatch):
+    monkeypatch.setenv(ALLOWED, "")
+    passes_of_ones_own[0].open()
+    assert os.environ[ALLOWED] == ""
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_other_code_than_a_build_began_with_is_refused(passes_of_ones_own, tmp_path, monkeypatch, trusted):
+    trained, file = passes_of_ones_own
+    file.write_text(_NET.replace("Flatten()", "Flatten(), torch.nn.ReLU()"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another"))
+    monkeypatch.setenv(ALLOWED, "")
+    if trusted:
+        trust("net_of_passes:make")
+    with pytest.raises(BuildError, match=r"^The module net_of_passes \(.*net_of_passes\.py on .*\), or one") as error:
+        trained.open()
+    one_sentence(str(error.value))
+    assert os.environ[ALLOWED] == ""
+
+
+def test_what_was_opened_is_forgotten(passes_of_ones_own):
+    with closing(passes_of_ones_own[0]) as trained:
+        opened = weakref.ref(trained.open())
+        assert trained.open().inputs("train") is opened().inputs("train")
+    gc.collect()
+    assert opened() is None
 
 
 class Rows(Jacobians):

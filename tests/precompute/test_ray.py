@@ -14,15 +14,19 @@ import time
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+import natscope
 from natscope.app.cli.commands import main
 from natscope.core.bundle.format import sha256_of
 from natscope.core.errors import BuildError
 from natscope.precompute.engines import on_ray
 from natscope.precompute.engines.local import TRIES, LostError
 from natscope.precompute.engines.on_ray import RayEngine
+from tests.conftest import module_of_ones_own, one_sentence
 
 pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'natscope[ray]'"),
@@ -68,6 +72,7 @@ class Cluster:
             free.bind(("127.0.0.2", 0))
             self.address = f"127.0.0.2:{free.getsockname()[1]}"
         self.folder, port = folder, self.address.rpartition(":")[2]
+        self.configuration = folder / "configuration"  # of a user on the nodes
         self._begun = []
         self.start(
             "--head",
@@ -86,7 +91,12 @@ class Cluster:
         command += ["--disable-usage-stats", *options]
         log = (self.folder / f"{len(self._begun)}.log").open("w")
         node = subprocess.Popen(
-            command, env=_environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=_ROOT
+            command,
+            env=_environment(XDG_CONFIG_HOME=str(self.configuration)),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=_ROOT,
         )
         self._begun.append(node)
         deadline = time.monotonic() + 60
@@ -163,6 +173,10 @@ def unreadable(folder, part):
     raise PermissionError(13, "Permission denied")
 
 
+def threads_of(part):
+    return torch.get_num_threads()
+
+
 def refused(part):
     raise BuildError("A Jacobian is not finite.")
 
@@ -197,6 +211,70 @@ def test_a_node_that_is_killed_is_done_without(cluster, engine, tmp_path):
     cluster.second = cluster.join()
 
 
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_tasks_for_which_no_node_has_room_are_refused(engine, tmp_path, monkeypatch, threads):
+    threads(2)
+    with pytest.raises(
+        BuildError, match=r"^A task computes with 2 threads .* no node of Ray has more than 1;"
+    ) as error:
+        engine.begin(tmp_path)
+    one_sentence(str(error.value))
+    threads(1)
+    monkeypatch.setattr(on_ray, "device", lambda: SimpleNamespace(type="cuda"))
+    with pytest.raises(BuildError, match=r"^A task takes a GPU and 1 CPUs, and no node of Ray has both;"):
+        engine.begin(tmp_path)
+
+
+def test_two_nodes_of_one_address_are_two(cluster, engine, tmp_path, monkeypatch):
+    third, asked = cluster.start(f"--address={cluster.address}", "--node-ip-address=127.0.0.2"), []
+    monkeypatch.setattr(RayEngine, "_compare", staticmethod(lambda node, found: asked.append(node)))
+    try:
+        assert engine.begin(tmp_path).startswith("3 nodes of Ray")
+    finally:
+        cluster.kill(third)
+    assert sorted(asked) == ["127.0.0.2", "127.0.0.2", "127.0.0.3"]
+
+
+def test_without_an_address_a_ray_of_its_own_is_started(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    with contextlib.closing(RayEngine()) as engine:
+        assert engine.begin(tmp_path).startswith("1 node of Ray")
+
+
+def test_without_an_address_what_the_program_has_joined_is_used(engine, tmp_path):
+    with contextlib.closing(RayEngine()) as another:
+        assert another.begin(tmp_path).startswith("2 nodes of Ray")
+    engine.begin(tmp_path)  # still joined
+
+
+def test_a_process_that_is_used_again_has_the_threads_of_its_task(threads):
+    mine = tuple(on_ray.about().items())
+    assert [on_ray._run(threads_of, None, mine, count) for count in (1, 2, 1)] == [1, 2, 1]
+
+
+def test_a_network_of_ones_own_is_made_on_the_nodes_and_trusted_by_none(cluster, tmp_path, monkeypatch, threads):
+    threads(1)
+    source = "import torch\n\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20, 3))\n"
+    with module_of_ones_own(tmp_path, "net_of_nodes", source) as own:
+        inputs, labels = torch.randn(60, 20), torch.arange(60) % 3
+        data = (inputs, labels), (inputs[:9], labels[:9])
+        made, settings = own.make(), {"factory": own.make, "sketch": natscope.SketchSpec(dim=8), "methods": ()}
+        here = natscope.build(made, *data, out=tmp_path / "here", name="own", **settings)
+        there = natscope.build(
+            made, *data, out=tmp_path / "there", name="own", engine=RayEngine(cluster.address), **settings
+        )
+    assert _sums(here.path) == _sums(there.path)
+    assert not list(cluster.configuration.rglob("trusted.json"))
+
+
 def test_other_versions_are_said_before_anything_runs(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "versions", lambda: {"natscope": "99", "torch": "1"})
     with contextlib.closing(RayEngine(cluster.address)) as engine, pytest.raises(BuildError) as error:
@@ -216,6 +294,11 @@ def test_edited_code_of_the_same_version_is_noticed():
     RayEngine._compare("near", mine | {"sees": "yes"})
     with pytest.raises(BuildError, match=r"The node far has code of natscope 0123, and this machine [0-9a-f]{12};"):
         RayEngine._compare("far", mine | {"sees": "yes", "code of natscope": "0123"})
+
+
+def test_other_vector_instructions_are_noticed():
+    with pytest.raises(BuildError, match=r"The node far has vector instructions older, and this machine [A-Z0-9]+;"):
+        RayEngine._compare("far", on_ray.about() | {"sees": "yes", "vector instructions": "older"})
 
 
 def test_a_wrong_token_is_one_sentence(cluster, tmp_path):

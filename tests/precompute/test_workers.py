@@ -11,7 +11,7 @@ import pytest
 
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError, BundleError
-from natscope.precompute.engines.local import LocalEngine
+from natscope.precompute.engines.local import TRIES, LocalEngine
 from natscope.precompute.training import workers as side_by_side
 from natscope.precompute.training.result_cache import ResultCache
 from tests.tiny import edited, saved
@@ -106,17 +106,18 @@ def test_what_is_added_to_a_bundle_meanwhile_disturbs_nobody(opened, tmp_path):
 
 
 def test_workers_that_are_killed_again_and_again_are_one_sentence(bundle_path, tmp_path, monkeypatch):
-    """Every thing that is finished in between counts as getting on."""
+    """Things that were done side by side are done one by one, and each has its own tries."""
     runs, cache = [], ResultCache(tmp_path / "kept.json")
 
     def dies(engine, task, parts):
-        runs.append(len(parts))
-        if len(parts) > 1:
+        runs.append([name for name, _ in parts.values()])
+        if runs[-1] != ["c"]:
             yield next(iter(parts)), 1
-        raise BrokenProcessPool
+        if runs[-1] != ["b"]:
+            raise BrokenProcessPool
 
     monkeypatch.setattr(LocalEngine, "_once", dies)
     with pytest.raises(BuildError, match=r"^Working: .* 5 times"):
         run(Bundle(bundle_path), None, dict.fromkeys("abc"), cache, [])
-    assert runs == [3, 2, 1, 1, 1, 1]
+    assert runs == [["a", "b", "c"], ["b"], *[["c"]] * (TRIES - 1)]
     assert cache.parts() == {"a": 1, "b": 1}
