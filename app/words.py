@@ -57,6 +57,7 @@ GLOSSARY = {
 NAT = GLOSSARY["Nat"]
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NOISE = 1e-9  # a share that is rounding
+_MANY_TESTS = 200  # of which half a percent is at least one
 
 LIMITS = (
     "**A surrogate, not retraining.** The numbers are about the network linearised at its trained weights. Retraining "
@@ -307,6 +308,15 @@ def article(name: str, *, capital: bool = False) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number of things: "1 picture", "1,500 pictures"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def unlike(of: Modality, tests: int) -> str:
+    """Say that an example is out of distribution, of a bundle with so many test examples."""
+    most = f"99.5% of test {of.many}" if tests >= _MANY_TESTS else f"nearly all of the {tests:,} test {of.many}"
+    return (
+        f"This {of.one} is out of distribution: it lies further from every training {of.one} than {most} do. Treat the "
+        "prediction and its attribution with caution."
+    )
 
 
 def number_were(number: int) -> str:

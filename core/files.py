@@ -140,8 +140,8 @@ def machine_memory() -> float:
 
 
 def size(number: float) -> str:
-    """Return a number of bytes in the unit that fits it: "1.2 GB", "340 MB", "12 kB" or "7 bytes"."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    """Return a number of bytes in the unit that fits it: "8.2 TB", "1.2 GB", "340 MB", "12 kB" or "7 bytes"."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= 0.9995 * factor:
             found = number / factor
             return f"{found:,.0f} {unit}" if found >= 9.95 else f"{found:.1f}".removesuffix(".0") + f" {unit}"

@@ -19,6 +19,7 @@ from natscope.app.cli.values import COUNT, INDICES, PATH, SEED, check_writable
 from natscope.core.text import few
 
 _LISTED = 10  # images in a sentence
+_SHOWN = 60  # characters of a text in a table
 _TOGETHER = 100  # queries that are answered before the first is printed; an attributor remembers the features of more
 
 
@@ -40,7 +41,11 @@ _TOGETHER = 100  # queries that are answered before the first is printed; an att
 )
 @click.option("--text", multiple=True, help="The query: a text, in quotes; a second --text for networks that take two.")
 @click.option("--method", help="Name of the method; by default the first that the app lists under Methods.")
-@click.option("--sigma2", type=float, help="Observation noise variance σ²; what `tune` chose for the method, else 1.")
+@click.option(
+    "--sigma2",
+    type=float,
+    help="Observation noise variance σ²; what `tune` chose for the method, else about the kernel's scale.",
+)
 @click.option("--budget", type=COUNT, default=10, show_default=True, help="How many training examples, M.")
 @click.option("--pool", type=click.Choice(["same-class", "all"]), default="same-class", show_default=True)
 @click.option(
@@ -241,14 +246,20 @@ def _lines(attributor: Any, query: Any, result: Any, kind: str | None, *, first:
 
 
 def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
-    from natscope.app.words import everything, percent, ratio_text
+    import numpy as np
+
+    from natscope.app.modalities import page_of
+    from natscope.app.words import everything, percent, ratio_text, unlike
     from natscope.core.methods import METHODS
+    from natscope.precompute.data.shown import beginning
 
     classes, method = bundle.classes, METHODS[result.request.method]
     chance = query.probabilities[query.predicted]
     yield f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}."
     if (reading := query.example.reading(0)) is not None and (said := reading.sentence()):
         yield said
+    if query.ood > 1:
+        yield unlike(bundle.modality, len(bundle.array("test_labels")))
     if method.uses_sigma2:
         ratio = ratio_text(result.sigma2, bundle.mean_kernel())
         yield f"{method.title} at σ² = {result.sigma2:.3g}{f', {ratio}' if ratio else ''}."
@@ -258,12 +269,17 @@ def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
         amount = f"{percent(share)} ({result.nats:.3f} nats)"
         yield f"These {len(result.items)} {bundle.modality.many} contribute {amount} of what {whole} reveal."
     yield f"{'rank':>4}  {bundle.modality.one:>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign  source"
-    for i in result.items:
+    rows = np.array([i.train_index for i in result.items], dtype=np.int64)
+    sought = page_of(bundle.modality).sought
+    texts = [""] * len(rows) if sought is None else sought(bundle.examples("train")[rows])
+    for i, text in zip(result.items, texts, strict=True):
         nats = "" if i.nats is None else f"{i.nats:.4f}"
         yield (
             f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  "
-            f"{'-0+'[i.sign + 1]:<4}  {i.source}"
+            f"{'-0+'[i.sign + 1]:<4}  {i.source}" + (f": {escape.visible(beginning(text, _SHOWN))}" if text else "")
         )
+    if result.nats is not None:
+        yield "Nats are those of a line and all above it; a score is of one alone, and need not fall with the rank."
 
 
 def _uploaded(attributor: Any, file: Path, invert: bool | None) -> Any:

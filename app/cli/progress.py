@@ -8,13 +8,17 @@ import click
 
 from natscope.app import escape
 
+_SECRET = re.compile(r"(:/{0,2})[^\s/@:]+:[^\s/@]+@")  # user and password in what may be meant as a URL
 _LONG = re.compile(r"(\S{40})\S{400,}(\S{20})")
 
 
 def say(line: object, *, err: bool = False) -> None:
-    """Write a line to stdout or stderr; control characters are escaped, and on stderr very long words are cut."""
+    """Write a line to stdout or stderr; control characters are escaped.
+
+    On stderr very long words are cut, and passwords hidden, which a mistyped URL may hold.
+    """
     text = escape.terminal(str(line))
-    click.echo(_LONG.sub(r"\1…\2", text) if err else text, err=err)
+    click.echo(_LONG.sub(r"\1…\2", _SECRET.sub(r"\1…@", text)) if err else text, err=err)
 
 
 class Bars:

@@ -92,7 +92,9 @@ def _shot(examples: Examples, row: int, caption: str, *, large: bool = False) ->
 _STYLE = """
 .ns-example { display: flex; align-items: center; gap: 1.2rem; flex-wrap: wrap; color: inherit !important;
   text-decoration: none !important; margin: 1rem 0 .4rem; }
-.ns-behind { display: flex; gap: .8rem; }
+.ns-behind { display: flex; gap: .8rem; align-items: flex-start; }
+.ns-example:has(.ns-text) { align-items: flex-start; }
+.ns-shot:has(.ns-text) { text-align: start; }
 .ns-shot { display: block; width: 8.4rem; font-size: .9rem; text-align: center; overflow-wrap: anywhere; }
 .ns-shot.large { width: 12.5rem; font-size: 1.05rem; font-weight: 600; }
 .ns-shot img { height: auto; }

@@ -7,7 +7,7 @@ import numpy as np
 import streamlit as st
 from scipy.special import softmax
 
-from natscope.app import escape
+from natscope.app import escape, words
 from natscope.app.bundles import Served
 from natscope.app.components.grid import grid
 from natscope.app.components.keys import keys
@@ -108,8 +108,7 @@ def _prediction(query: QueryExample, attributor: Served, *, brief: bool) -> None
     )
     if query.ood > 1:
         warn(
-            f"This {attributor.one} is out of distribution: it lies further from every training {attributor.one} than "
-            f"99.5% of test {attributor.many} do. Treat the prediction and its attribution with caution.",
+            words.unlike(attributor.bundle.modality, len(attributor.test_labels)),
             icon=":material/explore:",
         )
 

@@ -49,6 +49,7 @@ _SAMPLED = 2000  # files of a folder that are read
 _LISTED = 10
 _AT_HAND = 2**28  # bytes of inputs that are read
 _MEASURED = 64  # inputs whose Jacobians show what the kernel is made of
+_FEW_STEPS = 100  # of a training, below which it is most often too short
 _SHORT = 2.0  # seconds of an epoch of the inputs at hand that is trained to time it
 _WITHIN = 1.4  # memory within operations and kept by the allocator, relative to the tensors that they make
 
@@ -241,10 +242,11 @@ def _training(
         whole = max(0.0, first - epoch) + recipe.epochs * epoch
     else:
         whole = once + recipe.epochs * count * each
+    few = f"; only {taken} steps in all: try more --epochs" if (taken := recipe.epochs * steps) < _FEW_STEPS else ""
     return whole, (
-        f"{recipe.epochs} epochs of {steps:,} steps, batches of {recipe.batch_size}, "
-        f"{recipe.precision}{', augmented' if recipe.augment else ''}: {_rate(whole / (recipe.epochs * count))}, "
-        f"{_duration(whole)}"
+        f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)} of {steps:,} step{'s' * (steps != 1)}, batches of "
+        f"{recipe.batch_size}, {recipe.precision}{', augmented' if recipe.augment else ''}: "
+        f"{_rate(whole / (recipe.epochs * count))}, {_duration(whole)}{few}"
     )
 
 

@@ -135,12 +135,16 @@ def _listed(system: Any, root: str, shown: str, own: str, table: bool) -> dict[s
         info = system.info(root)
         if info["type"] == "file":
             return {own: (root, info)}
-    paths = system.find(root, detail=True)
-    return {
-        own if path == root else _inside(path, root, shown): (path, info)
-        for path, info in paths.items()
-        if info["type"] == "file"
-    }
+    found = {}
+    for path, info in system.find(root, detail=True).items():
+        name = own if path == root else _inside(path, root, shown)
+        if info["type"] == "other" and system.isfile(path):  # a link
+            info = system.info(path)
+        if info["type"] == "file":
+            found[name] = path, info
+        elif info["type"] != "directory":
+            raise DataError(f"{shown} lists {short(name)!r}, which is no file that can be read; remove it.")
+    return found
 
 
 def _inside(path: str, root: str, shown: str) -> str:

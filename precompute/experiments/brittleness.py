@@ -267,7 +267,5 @@ def significance(tests: Sequence[dict[str, Any]]) -> str:
     if found:
         return f"Significantly different from {baseline} (McNemar’s test, Holm’s correction): {', '.join(found)}."
     least = min(test["p_holm"] for test in tests)
-    return (
-        f"No difference from {baseline} is significant (McNemar’s test, p ≥ {math.floor(100 * least) / 100:.2f} with "
-        "Holm’s correction)."
-    )
+    p = f"p {'=' if least >= 1 else '≥'} {math.floor(100 * least) / 100:.2f}"
+    return f"No difference from {baseline} is significant (McNemar’s test, {p} with Holm’s correction)."

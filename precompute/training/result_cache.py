@@ -1,6 +1,7 @@
 """Results of an experiment's parts, kept on disk so that a stopped one can resume."""
 
 import glob
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,10 @@ _LARGEST = 10**9  # bytes
 
 
 class ResultCache:
-    """A JSON file of finished parts by name; other settings or bundles give other names."""
+    """A JSON file of finished parts by name, each with its checksum; other settings or bundles give other names."""
 
     def __init__(self, path: Path) -> None:
-        """Read what is there; a file that cannot be read counts as empty."""
+        """Read what is there; a file that cannot be read counts as empty, and a part that was edited as missing."""
         self.path = path
         self._artifacts = _read(path)
 
@@ -39,7 +40,8 @@ class ResultCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.beside("lock")):
             self._artifacts = _read(self.path) | self._artifacts | {name: part}
-            write_atomically(self.path, json.dumps(self._artifacts).encode())
+            kept = {name: [_checksum(name, value), value] for name, value in self._artifacts.items()}
+            write_atomically(self.path, json.dumps(kept).encode())
 
     def __contains__(self, name: str) -> bool:
         """Return whether a part is finished."""
@@ -68,4 +70,10 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(read_regular(path, _LARGEST, links=True))
     except (NatscopeError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    pairs = found.items() if isinstance(found, dict) else ()
+    whole = ((name, kept) for name, kept in pairs if isinstance(kept, list) and len(kept) == 2)
+    return {name: value for name, (checksum, value) in whole if checksum == _checksum(name, value)}
+
+
+def _checksum(name: str, value: Any) -> str:
+    return hashlib.sha256(json.dumps([name, value]).encode()).hexdigest()[:16]

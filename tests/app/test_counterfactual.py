@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -76,7 +74,7 @@ def test_taken_away_trained_again_and_known_the_next_time(page, attributor, tmp_
     assert "margin" in _texts(app)
     file = next((tmp_path / "counterfactuals").glob("*.json"))
     assert file.stem == identity_of(attributor.bundle)
-    parts = json.loads(file.read_text())
+    parts = ResultCache(file).parts()
     assert sorted(part["removed"] for part in parts.values()) == [0, 40, 40]
     query = attributor.query("test", 1)
     own = parts[name_of(query.example, query.predicted, ())]["answer"]

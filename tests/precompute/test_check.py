@@ -78,7 +78,7 @@ def test_the_report_says_what_there_is_and_what_it_costs(tmp_path):
     for name, part in {
         "Data": r"tiny: 100 training .* 10 test .* 6 × 6 .*; 5 classes \(a, …, e\), 10 to 60 ",
         "Network": r"mlp 36-512-256-5: 150,784 parameters",
-        "Training": r"2 epochs .* 2 steps, .* 64, float32: [\d,.]+ examples a second, (about \d+|less than 1) s$",
+        "Training": r"2 epochs .* 2 steps, .* 64, float32: .* examples a second, .* s; only 4 steps in all",
         "Jacobians": r"countsketch, K = 32: [\d,]+ examples a second, 2 passes .* (about \d+|less than 1) s$",
         "Products": r"Grams, indexes, distances, TRAK: (about|less)",
         "Methods": "InfoLoss, .*TRAK, .*; kronfluence can be added by --methods$",

@@ -161,6 +161,27 @@ def test_a_large_file_is_fetched_by_blocks(memory, monkeypatch):
     assert seen == [0, 4, 8, 10, 10]
 
 
+def test_links_are_followed_and_none_is_left_out_in_silence(photos):
+    (photos / "cat" / "link.png").symlink_to(photos / "cat" / "0.png")
+    found = fetch(photos.as_uri())
+    assert (found / "cat" / "link.png").read_bytes() == (photos / "cat" / "0.png").read_bytes()
+    (photos / "cat" / "gone.png").symlink_to(photos / "nothing")
+    _refused(photos.as_uri(), "lists 'cat/gone.png', which is no file that can be read")
+
+
+def test_a_password_in_what_is_no_url_is_not_printed(tmp_path, capsys):
+    for name in (
+        "text:simplecache::https://bob:hunter2@h/x.csv",
+        " folder:https://bob:hunter2@h/x",
+        "folder:https:/bob:hunter2@h/x",
+    ):
+        with pytest.raises(SystemExit):
+            main(["precompute", "--dataset", name, "--out", str(tmp_path / "out")])
+        said = capsys.readouterr().err
+        assert "hunter2" not in said
+        assert "…@h/x" in said
+
+
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/../../x", "a//b", "a/\0"])
 def test_a_listing_that_leaves_the_folder_is_refused(name, faulty, home):
     path = name if name.startswith("/") else f"/birds/{name}"

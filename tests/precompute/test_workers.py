@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -121,3 +122,20 @@ def test_workers_that_are_killed_again_and_again_are_one_sentence(bundle_path, t
         run(Bundle(bundle_path), None, dict.fromkeys("abc"), cache, [])
     assert runs == [["a", "b", "c"], ["b"], *[["c"]] * (TRIES - 1)]
     assert cache.parts() == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize(
+    "edited", [[10**30], ["abc"], [], {"a": 1}, None, [1], [["sum", [1, 2]]], ["0" * 16, [3, 4]]], ids=str
+)
+def test_a_part_of_a_cache_that_was_edited_is_computed_again(tmp_path, edited):
+    file = tmp_path / "kept.json"
+    cache = ResultCache(file)
+    assert (cache.get("first", lambda: [1, 2]), cache.get("second", lambda: [3])) == ([1, 2], [3])
+    kept = json.loads(file.read_text())
+    assert "first" in ResultCache(file)
+    for broken in (edited, [kept["first"][0], edited], kept["second"]):
+        file.write_text(json.dumps(kept | {"first": broken}))
+        again = ResultCache(file)
+        assert "first" not in again
+        assert again["second"] == [3]
+        assert again.get("first", lambda: [1, 2]) == [1, 2]
