@@ -338,6 +338,8 @@ def test_the_table_says_what_the_json_says(run, attribute, bundle_path, method):
         share = answer["items"][-1]["nats"] / answer["total_nats"]
         assert f" 4 images contribute {percent(share)} ({answer['items'][-1]['nats']:.3f} nats) of" in rest.pop(0)
     assert rest.pop(0).split() == ["rank", "image", "label", "score", "nats", "sign", "source"]
+    if answer["items"][0]["nats"] is not None:
+        assert rest.pop().startswith("Nats are those of a line and all above it")
     for line, i in zip(rest, answer["items"], strict=True):
         rank, image, label, score, *nats, sign, source = re.split(r"\s{2,}", line.strip())
         assert (int(rank), int(image), label) == (i["rank"], i["train_index"], classes[i["label"]])

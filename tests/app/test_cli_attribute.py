@@ -17,6 +17,7 @@ import pytest
 from natscope.app import rankings
 from natscope.app.cli.commands import main
 from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
 from natscope.precompute.bundles.opening import open_attributor
@@ -277,5 +278,10 @@ def test_an_answer_about_a_text_says_what_the_network_does_not_read(capsys, tmp_
             main(["attribute", "--bundle", str(tmp_path / "reviews"), "--text", "The film is zxqv.", *options])
         return capsys.readouterr().out
 
-    assert "1 word is unknown to the network: “zxqv”." in answer().splitlines()
-    assert json.loads(answer("--json"))["query"]["reading"] == {"words": 4, "read": 4, "unknown": ["zxqv"]}
+    said, found = answer(), json.loads(answer("--json"))
+    assert "1 word is unknown to the network: “zxqv”." in said.splitlines()
+    assert found["query"]["reading"] == {"words": 4, "read": 4, "unknown": ["zxqv"]}
+    assert ("out of distribution" in said) == found["query"]["unlike_training"]
+    train = Bundle(tmp_path / "reviews").examples("train")
+    for item in found["items"]:  # each with the text itself
+        assert f"{item['source']}: {train.text(item['train_index'])[:20]}" in said

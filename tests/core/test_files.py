@@ -98,7 +98,7 @@ def test_a_name_that_no_file_can_have_is_one_sentence(tmp_path, name, fault):
         (3_400_000, "3.4 MB"),
         (123_000_000, "123 MB"),
         (1.24e9, "1.2 GB"),
-        (8.2e12, "8,200 GB"),
+        (8.2e12, "8.2 TB"),
     ],
 )
 def test_a_size_has_the_unit_that_fits_it(number, words):
