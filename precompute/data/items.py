@@ -87,6 +87,11 @@ def items_of(found: Any, part: str, reading: Reading) -> Items:
         return _of_table(found, part, reading)
     if hasattr(found, "column_names") and hasattr(found, "features"):
         return _of_split(found, part, reading)
+    if isinstance(found, tuple | list) and len(found) and _begins_with_text(found[0]):
+        raise DataError(
+            f"The {part} set holds texts, which natscope.build does not take: build a bundle of a table or a folder of "
+            "them by `natscope precompute --dataset text:PATH`, or use natscope.attribute with tokenizer=."
+        )
     if isinstance(found, tuple | list) and len(found) == 2 and all(hasattr(each, "shape") for each in found):
         return _of_arrays(found[0], found[1], part, reading)
     stream = isinstance(found, torch.utils.data.IterableDataset)  # which inherits a way to read by number
@@ -157,6 +162,12 @@ def _of_dataset(found: Any, part: str, reading: Reading) -> Items:
     count, samples = _count_of(found, part), _samples_of(found)
     sources = [_within(path, root) for path, root in samples] or [f"row {row}" for row in range(count)]
     return Items(part, count, sources, read, classes=_titles(found), files=[Path(path) for path, _ in samples])
+
+
+def _begins_with_text(found: Any) -> bool:
+    """Return whether this is an item that is a text with its label, or some texts."""
+    several = isinstance(found, tuple | list) or (isinstance(found, np.ndarray) and found.ndim > 0)
+    return several and isinstance(next(iter(found), 0), str)
 
 
 def _item(found: Any, row: int, part: str) -> tuple[Any, Any]:

@@ -131,3 +131,12 @@ def test_tokens_that_cannot_be_used_are_refused_in_a_sentence(given, kind, match
     with pytest.raises(kind, match=match) as caught:
         natscope.attribute(**usual | {"sketch": SketchSpec(dim=16)} | given)
     one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize("form", [list, np.array])
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_build_from_texts_says_how_they_are_built(tmp_path, form, paired):
+    texts, labels = ["a fine film", "a bad film"] * 5, ["good", "bad"] * 5
+    given = list(zip(texts, labels, strict=True)) if paired else (form(texts), form(labels))
+    with pytest.raises(DataError, match=r"training set holds texts, .* --dataset text:PATH"):
+        natscope.build(torch.nn.Linear(4, 2), given, given, out=tmp_path / "bundle")
