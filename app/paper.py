@@ -88,7 +88,8 @@ SECTIONS = (
         "Our learning rate falls to 0 over the last epoch, so that the accuracy depends less on the last steps. There "
         "is one network, and errors are over its images. Batches were refilled behind removed images here; now they "
         "only get shorter, so that less chance is in what is measured next. Some of the networks without what was "
-        "found were trained on a GPU and the others on a processor, by the same recipe. CIFAR-10 is missing: a network trained on so few "
+        "found were trained on a GPU and the others on a processor, by the same recipe. CIFAR-10 is missing: "
+        "a network trained on so few "
         "images that two cores can retrain it is flipped by random removal too, and 20 images, nine methods and three "
         "budgets of the full training are 540 trainings of about a minute each on a large GPU.",
         {"brittleness": "figure-3-fashion-mnist"},
