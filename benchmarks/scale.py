@@ -89,7 +89,7 @@ class Generated:
 
 def _measured(size: int) -> dict[str, Any]:
     made = Generated(size)
-    queries = Generated(size + _QUERIES)[np.arange(size, size + _QUERIES)].astype(np.float64)  # no candidates
+    queries = made[np.arange(size, size + _QUERIES)].astype(np.float64)  # beyond the candidates
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "index"
         build, _ = _spent(made, lambda: build_index(made, _SPEC, file))

@@ -175,9 +175,8 @@ class Store:
             BuildError: if a feature is not finite.
         """
         small, large = ((shape, np.dtype(kind)) for kind in ("float16", "float32"))
-        coarse = bool(self.work.done.get(task.name)) and _holds(
-            self.folder / f"{task.name}.npy", *large
-        )  # as was found
+        # An interrupted build that has some rows in float32 found float16 too coarse.
+        coarse = bool(self.work.done.get(task.name)) and _holds(self.folder / f"{task.name}.npy", *large)
         if halve and not coarse:
             with contextlib.suppress(CoarseError):
                 return self.fill({task.name: small}, replace(task, half=True), stage)[task.name]

@@ -77,16 +77,7 @@ def retrain(
     if "first_losses" in manifest.results:  # each time: a factory may read files whenever it makes a network
         _check_beginning(bundle, inputs, labels)
     model = network_of(bundle, seed=recipe.seed)
-    train(
-        model,
-        inputs,
-        labels,
-        recipe,
-        leave_out=leave_out,
-        refill=refill,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
+    train(model, inputs, labels, recipe, leave_out=leave_out, refill=refill, checkpoint=checkpoint, progress=progress)
     return model
 
 

@@ -14,7 +14,6 @@ from natscope.core.bundle.format import Bundle
 from natscope.core.device import device, device_of, full_precision
 from natscope.core.errors import BuildError
 from natscope.core.examples import Inputs
-from natscope.precompute.training.order import batches_of
 from natscope.precompute.training.retrain import recipe_of
 from natscope.precompute.training.train import TrainingSpec, optimizer_of, rate
 
@@ -71,15 +70,14 @@ def train_together(
         row[out] = False
     values = {name: p.detach().repeat(len(kept), *[1] * p.dim()) for name, p in model.named_parameters()}
     optimizer = optimizer_of(values.values(), spec)
-    slopes = vmap(grad(partial(_loss, model)), in_dims=(0, None, None, 0))
-    everything = np.ones(len(labels), dtype=bool)
+    slopes, left = vmap(grad(partial(_loss, model)), in_dims=(0, None, None, 0)), torch.from_numpy(kept).to(where)
     for epoch in range(spec.epochs):
         progress(epoch, spec.epochs)
         order = np.random.default_rng([spec.seed, epoch]).permutation(len(labels))
-        batches = batches_of(order, everything, spec.batch_size)
+        batches = torch.from_numpy(order).to(where).split(spec.batch_size)
         for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = rate(spec, epoch + step / len(batches))
-            found = slopes(values, given[batch], targets[batch], torch.from_numpy(kept[:, batch.numpy()]).to(where))
+            found = slopes(values, given[batch], targets[batch], left[:, batch])
             for name, value in values.items():
                 value.grad = found[name]
             optimizer.step()

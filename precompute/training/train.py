@@ -253,9 +253,8 @@ def _epoch(
     """Take the steps of one epoch over the inputs that are kept, (N,) bool, and yield the loss of each."""
     device = device_of(model)
     random = np.random.default_rng([spec.seed, epoch])
-    alone = not any(
-        isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()
-    )  # which needs two examples
+    # Batch normalisation needs two examples.
+    alone = not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     batches = batches_of(random.permutation(len(inputs)), kept, spec.batch_size, refill=refill, alone=alone)
     seeds = random.bit_generator.seed_seq.generate_state(len(batches)).tolist()
     moves = draw_moves(len(inputs), random)  # for each example, whether it is trained on or not
