@@ -148,7 +148,7 @@ def check(
     rest = f", and {', '.join(untimed)}, not timed here" if untimed else ""
     yield "Time", f"{_duration(begins + trains + differentiates + multiplies)} in all{rest}"
     yield "Disk", _disk(estimated_bytes(spec, data, layout, network), out)
-    yield "Memory", _memory(spec, model_spec, features, inputs, labels, data, methods, size, workers)
+    yield "Memory", _memory(spec, model_spec, features, inputs, labels, data, methods, size, engine)
 
 
 def _there(folder: Path) -> Path:
@@ -307,7 +307,7 @@ def _memory(
     data: Dataset,
     methods: tuple[str, ...],
     size: Size,
-    workers: int,
+    engine: Engine | None,
 ) -> str:
     dim, count, members = spec.sketch.dim, len(data.train), np.bincount(data.train_labels)
     trained = build_model(model, seed=0).to(device())
@@ -334,14 +334,16 @@ def _memory(
     here = min(stored, _SAMPLED * data.train.nbytes // len(data.train)) if spec.path is not None else stored
     now = max(resident() - in_files, IDLE) if in_files else resident()  # without what the system may forget
     peak = now - here + copies * stored + weights + _WITHIN * max(phases)
-    if workers > 1:
-        peak = max(peak, now + workers * (IDLE + weights + _WITHIN * max(phases[:2])))
-    found = f"about {formatted(peak)} at the peak"
-    if math.isinf(there := machine_memory()):
-        return found
+    process = IDLE + weights + _WITHIN * max(phases[:2])
+    on_nodes = engine is not None and not isinstance(engine, LocalEngine)
+    if isinstance(engine, LocalEngine) and engine.workers > 1:
+        peak = max(peak, now + engine.workers * process)
+    found, there = f"about {formatted(peak)} at the peak", machine_memory()
+    if not math.isinf(there):
+        found += f", of {formatted(there)} in this machine"
     if peak > there:
-        return f"{found}, MORE than the {formatted(there)} of this machine: the build may be killed"
-    return f"{found}, of {formatted(there)} in this machine"
+        found += "; THAT IS MORE than there is: the build may be killed"
+    return f"{found}; about {formatted(process)} for each task on a node" if on_nodes else found
 
 
 def _rate(each: float) -> str:

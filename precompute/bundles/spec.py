@@ -15,7 +15,7 @@ from torch import nn
 from natscope.core.bundle.bounds import LONGEST
 from natscope.core.bundle.format import sha256_of
 from natscope.core.device import device, title
-from natscope.core.errors import BuildError, FileError
+from natscope.core.errors import BuildError, DataError, FileError
 from natscope.core.examples import Modality
 from natscope.core.features import FeatureMap
 from natscope.core.index.spec import IndexSpec
@@ -172,7 +172,10 @@ class BuildSpec:
             )
         spec = self.here(progress)
         name, text = spec._local
-        data, skipped = load_named(name, spec.folder, progress, text=text, sample=sample)
+        try:
+            data, skipped = load_named(name, spec.folder, progress, text=text, sample=sample)
+        except DataError as error:
+            raise DataError(spec.fetched.by_url(str(error), spec.dataset, str(spec.text.test))) from error
         return (data if name == spec.dataset else replace(data, name=spec.dataset[:LONGEST])), skipped
 
     def load_into(self, model: nn.Module, spec: ModelSpec) -> None:

@@ -1,4 +1,4 @@
-"""Arrays of images: in memory, or in files without a name where they are too large for that."""
+"""Arrays of inputs: in memory, or in files without a name where they are too large for that."""
 
 import math
 import os
@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 
 from natscope.core.errors import DataError
 from natscope.core.examples import Examples
@@ -25,8 +26,8 @@ def on_disk(count: float) -> bool:
     return count > LARGEST_IN_MEMORY
 
 
-def zeros(shape: Sequence[int]) -> np.ndarray:
-    """Return an array of zeros, uint8; a large one lies in a file without a name, in natscope's home.
+def zeros(shape: Sequence[int], dtype: npt.DTypeLike = np.uint8) -> np.ndarray:
+    """Return an array of zeros; a large one lies in a file without a name, in natscope's home.
 
     The system writes such an array to the disk and forgets it as it needs memory, and removes it with the last view of
     it, or with the process. Its room on the disk is taken now, since a disk that is full later would kill the process.
@@ -34,20 +35,20 @@ def zeros(shape: Sequence[int]) -> np.ndarray:
     Raises:
         DataError: if there is no room for it.
     """
-    needed = math.prod(shape)
+    needed = math.prod(shape) * np.dtype(dtype).itemsize
     if not on_disk(needed):
-        return np.zeros(tuple(shape), np.uint8)
+        return np.zeros(tuple(shape), dtype)
     folder = home()
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, needed)
-            return np.asarray(np.memmap(file, np.uint8, "w+", shape=tuple(shape)))
+            return np.asarray(np.memmap(file, dtype, "w+", shape=tuple(shape)))
     except OSError as error:
         raise DataError(
-            f"The images take {size(needed)} on the disk while they are read, and {folder} cannot hold them "
-            f"({error.strerror or type(error).__name__}); make room, name another folder in NATSCOPE_HOME, or choose a "
-            "smaller --image-size."
+            f"The inputs take {size(needed)} on the disk while they are read, and {folder} cannot hold them "
+            f"({error.strerror or type(error).__name__}); make room, name another folder in NATSCOPE_HOME, or take "
+            "smaller ones (of a folder of images by --image-size)."
         ) from error
 
 

@@ -1,8 +1,6 @@
 """Data sets of one's own from Python: torch Datasets, arrays, tables of files, `datasets` splits and folders."""
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +8,8 @@ import numpy as np
 
 from natscope.core.bundle.file_checks import bounded
 from natscope.core.errors import DataError, NatscopeError
-from natscope.core.files import size
 from natscope.core.images import Images
 from natscope.core.progress import Progress, silent
-from natscope.core.scratch import temporary_folder
 from natscope.core.text import UNSEEN, few
 from natscope.core.thumbnails import LARGEST, scaling_between, thumbnails
 from natscope.precompute.data.datasets import Dataset
@@ -26,8 +22,8 @@ from natscope.precompute.data.items import (
     items_of,
     transformed,
 )
+from natscope.precompute.data.on_disk import zeros
 
-_AT_HAND = 2**28  # bytes of inputs up to which they are kept in memory
 _AT_ONCE = 256  # inputs
 _REPEATED = 16  # inputs read twice in a row: all of them miss a mirror that is thrown like a coin once in 65,536 times
 _AGAIN = 32  # inputs that are read once more after all others, when random numbers have moved on
@@ -35,24 +31,6 @@ _SAME = 3  # files of which one at least becomes the input that is stored
 _CLOSE = 1e-3  # of the largest number of an input
 _LARGEST_SCALE = 1e6
 _LISTED = 5  # classes in a sentence
-
-
-@dataclass(eq=False)
-class _Kept:
-    """Inputs (N, ...) that were read once: in memory, or in a temporary file that is deleted with this object."""
-
-    array: np.ndarray
-    folder: Any = field(default=None, repr=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        return np.asarray(self.array[rows])
 
 
 def own_dataset(
@@ -74,14 +52,14 @@ def own_dataset(
     if test_set is None:
         parts, kept, found = parts * 2, kept * 2, found * 2
     classes, labels = labelled(parts, found, reading.classes)
-    if kept[0].shape[1:] != kept[1].shape[1:] or kept[0].array.dtype != kept[1].array.dtype:
+    if kept[0].shape[1:] != kept[1].shape[1:] or kept[0].dtype != kept[1].dtype:
         raise DataError(
             f"Training inputs are {_form(kept[0][0])} and test inputs {_form(kept[1][0])}; give both one form."
         )
     about: dict[str, Any] = {"name": name, "classes": classes, "train_labels": labels[0], "test_labels": labels[1]}
     about |= {"train_sources": _shown(parts[0]), "test_sources": _shown(parts[1])}
-    if kept[0].array.dtype == np.uint8:
-        images = [pictures(rows.array) for rows in kept]
+    if kept[0].dtype == np.uint8:
+        images = [pictures(rows) for rows in kept]
         mean, std = _given_scaling(reading, 1 if images[0].ndim == 3 else 3)
         if mean is None or std is None:
             raise DataError(
@@ -197,7 +175,7 @@ def _translated(known: Sequence[str] | None, items: Items, labels: Sequence[Any]
     return [own[label] if words else place[own[label]] for label in labels]
 
 
-def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequence[str]]:
+def _read(items: Items, progress: Progress) -> tuple[np.ndarray, Sequence[int] | Sequence[str]]:
     """Read every input and label once, and check them."""
     if not items.count:
         raise DataError(f"The {items.part} set is empty.")
@@ -208,14 +186,14 @@ def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequ
             if block.dtype != np.uint8 and not bounded(block):
                 row = next(row for row, values in enumerate(block, start) if not bounded(values))
                 raise _not_finite(items.part, row)
-        return _Kept(inputs), labels
+        return inputs, labels
     first, _ = items.read(0)
     if not first.ndim or not first.size:
         raise DataError(f"Item 0 of the {items.part} set is {_form(first)}; natscope takes inputs of one axis or more.")
     for time in range(_REPEATED):
         row = time % items.count
         _check_repeated(items, row, *items.read(row))
-    kept, labels = _room(items.count, first), list[Any]()
+    kept, labels = zeros((items.count, *first.shape), first.dtype), list[Any]()
     for row in range(items.count):
         if row % _AT_ONCE == 0:
             progress(f"Reading the {items.part} set", row, items.count)
@@ -227,10 +205,10 @@ def _read(items: Items, progress: Progress) -> tuple[_Kept, Sequence[int] | Sequ
             )
         if values.dtype != np.uint8 and not bounded(values):
             raise _not_finite(items.part, row)
-        kept.array[row] = values
+        kept[row] = values
         labels.append(label)
     for row in np.unique(np.linspace(0, items.count - 1, min(_AGAIN, items.count), dtype=np.int64)).tolist():
-        _check_repeated(items, row, kept.array[row], labels[row])
+        _check_repeated(items, row, kept[row], labels[row])
     progress(f"Reading the {items.part} set", items.count, items.count)
     return kept, labels
 
@@ -247,20 +225,6 @@ def _check_repeated(items: Items, row: int, before: np.ndarray, label: int | str
             f"Item {row} of the {items.part} set is another each time it is read; natscope needs the inputs without "
             "random augmentation, as for testing."
         )
-
-
-def _room(count: int, first: np.ndarray) -> _Kept:
-    shape, needed = (count, *first.shape), count * first.nbytes
-    if needed <= _AT_HAND:
-        return _Kept(np.empty(shape, first.dtype))
-    folder = temporary_folder()
-    if (free := shutil.disk_usage(folder.name).free) < needed:
-        raise DataError(
-            f"The inputs take {size(needed)} while they are read and only {size(free)} are free for temporary files; "
-            "name a folder with more in TMPDIR."
-        )
-    file = Path(folder.name) / "inputs.npy"
-    return _Kept(np.lib.format.open_memmap(file, mode="w+", dtype=first.dtype, shape=shape), folder)
 
 
 def _not_finite(part: str, row: int) -> DataError:
@@ -305,7 +269,7 @@ def _given_scaling(reading: Reading, channels: int) -> tuple[tuple[float, ...] |
     return mean, std
 
 
-def _shown_by(rows: _Kept, reading: Reading) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _shown_by(rows: np.ndarray, reading: Reading) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the scaling by which thumbnails show inputs: the one that was given, or one over all training inputs."""
     low = high = 0.0
     for start in range(0, len(rows), _AT_ONCE):
@@ -316,7 +280,7 @@ def _shown_by(rows: _Kept, reading: Reading) -> tuple[tuple[float, ...], tuple[f
     return (mean, std) if given[0] is None or given[1] is None else (given[0], given[1])
 
 
-def _thumbnails(rows: _Kept, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def _thumbnails(rows: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     parts = [thumbnails(rows[start : start + _AT_ONCE], mean=mean, std=std) for start in range(0, len(rows), _AT_ONCE)]
     return np.concatenate(parts)
 

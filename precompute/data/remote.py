@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote
@@ -28,6 +29,7 @@ _LARGE = 2**25  # bytes of files that are fetched by themselves
 _BLOCK = 2**22  # bytes of them that are read at once
 _AT_ONCE = 256  # files that are fetched together
 _TELLING = ("ETag", "Content-MD5", "Digest", "Last-Modified")  # what a web server says of a file beyond its size
+_REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -42,6 +44,12 @@ class Fetched:
 
     data: Path | None = None
     test: Path | None = None
+
+    def by_url(self, text: str, data: str, test: str) -> str:
+        """Return a message about what was fetched with the URLs `data` and `test` in place of paths in the cache."""
+        for path, name in ((self.data, data), (self.test, test)):
+            text = text if path is None else text.replace(str(path), url_in(name)[1] or name)
+        return text
 
 
 def url_in(name: str) -> tuple[str, str]:
@@ -242,11 +250,23 @@ def _why(shown: str, error: Exception) -> str:
         return f"fsspec knows no URLs that begin with {shown.partition('://')[0]}://; check the address."
     if isinstance(error, ImportError):  # in fsspec's words, which name the package
         return f"{shown} needs a library that is missing: {str(error).rstrip('.')}."
+    status = _status(error)
+    if isinstance(error, PermissionError) or status in _REFUSED:
+        return f"{shown} may not be read by you; check the credentials, which fsspec takes from where its driver does."
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return f"The server of {shown} fails (HTTP status {status}); try again later."
     if isinstance(error, FileNotFoundError):
         return _nothing(shown)
-    if isinstance(error, PermissionError):
-        return f"{shown} may not be read by you; check the credentials, which fsspec takes from where its driver does."
     return f"{shown} cannot be fetched ({type(error).__name__}); check the address, the network and the credentials."
+
+
+def _status(error: BaseException | None) -> int:
+    """Return the HTTP status that led to an error, which fsspec's drivers wrap in others; 0 if none did."""
+    while error is not None:
+        if isinstance(status := getattr(error, "status", None), int):
+            return status
+        error = error.__cause__
+    return 0
 
 
 def _nothing(shown: str) -> str:

@@ -18,6 +18,7 @@ import natscope.precompute
 from natscope.core.bundle.format import sha256_of
 from natscope.core.device import device
 from natscope.core.errors import BuildError
+from natscope.core.files import size
 from natscope.precompute.bundles.spec import versions
 from natscope.precompute.engines.local import AHEAD, TRIES, LostError, Part, Result, limit_threads
 
@@ -49,7 +50,7 @@ class RayEngine:
             folder: of the unfinished bundle, which every node must see.
 
         Returns:
-            How many nodes there are, in words.
+            How many nodes there are, and the memory of the smallest, in words.
 
         Raises:
             BuildError: if the cluster cannot be joined, no node has room for a task, versions differ, or a node does
@@ -71,7 +72,8 @@ class RayEngine:
         finally:
             token.unlink(missing_ok=True)
         many = "1 node" if len(asked) == 1 else f"{len(asked)} nodes"
-        return f"{many} of Ray, of this machine's versions, which see {folder}"
+        least = size(min(node["Resources"].get("memory", 0) for node in nodes))
+        return f"{many} of Ray, of this machine's versions, which see {folder} and have {least} or more for tasks"
 
     def map(self, task: Callable[[Part], Result], parts: Sequence[Part]) -> Generator[tuple[Part, Result], None, None]:
         """Yield each part with what the task returns for it.

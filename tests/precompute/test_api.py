@@ -1,5 +1,6 @@
 """A trained network and data of one's own from Python: built, opened, explained, and refused in one sentence."""
 
+import errno
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from natscope.precompute.bundles import asking
 from natscope.precompute.bundles.asking import ask_about_file
 from natscope.precompute.bundles.opening import faults, open_attributor
 from natscope.precompute.bundles.spec import BuildSpec
+from natscope.precompute.data import on_disk
 from natscope.precompute.data.datasets import first_of_each, of_classes, scaled
 from natscope.precompute.data.items import Reading
 from natscope.precompute.data.named import with_code
@@ -608,14 +610,17 @@ def test_a_method_that_is_missing_is_added_by_the_same_call(model, sets, tmp_pat
 
 
 def test_large_inputs_wait_in_a_file_and_give_the_same_bytes(model, sets, tmp_path, monkeypatch):
+    def full(descriptor, start, length):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     small = _build(model, sets, tmp_path / "own")
     small.path.rename(tmp_path / "small")
-    monkeypatch.setattr("natscope.precompute.data.own._AT_HAND", 0)
+    monkeypatch.setattr(on_disk, "LARGEST_IN_MEMORY", 0)
     large = _build(model, sets, tmp_path / "own")
     sums = [{f.name: sha256_of(f) for f in path.iterdir()} for path in (tmp_path / "small", large.path)]
     assert sums[0] == sums[1]
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
-    with pytest.raises(DataError, match="name a folder with more in TMPDIR") as caught:
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(DataError, match=r"The inputs take .* name another folder in NATSCOPE_HOME") as caught:
         _build(model, sets, tmp_path / "other")
     one_sentence(str(caught.value))
 

@@ -100,7 +100,7 @@ def test_images_without_room_are_one_sentence_and_leave_nothing_behind(tmp_path,
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     path = _folder(tmp_path / "photos", grey=True)
-    with pytest.raises(DataError, match=r"The images take 6\.9 kB .*home cannot hold them \(No space left") as found:
+    with pytest.raises(DataError, match=r"The inputs take 6\.9 kB .*home cannot hold them \(No space left") as found:
         build(_spec(path), tmp_path / "bundle")
     assert one_sentence(str(found.value))
     assert list((tmp_path / "home").iterdir()) == []

@@ -329,7 +329,9 @@ def test_a_check_says_which_nodes_there_are(cluster, tmp_path):
     command += ["--engine", "ray", "--ray-address", cluster.address, "--workers", "2"]
     found = subprocess.run(command, env=_environment(), capture_output=True, text=True, cwd=_ROOT)
     assert found.returncode == 0, found.stderr
-    assert re.search(r"Engine +2 nodes of Ray, of this machine's versions,", found.stdout)
+    said = " ".join(found.stdout.split())
+    assert re.search(r"Engine 2 nodes of Ray, of this machine's versions, .* have [\d.]+ GB or more for tasks", said)
+    assert re.search(r"Memory about .*; about [\d.]+ [MG]B for each task on a node", said)
     assert f"--engine ray --ray-address {cluster.address} --workers 2 --out" in found.stdout
     assert not list(tmp_path.iterdir())
 

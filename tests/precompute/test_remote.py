@@ -206,6 +206,13 @@ def test_what_cannot_be_fetched_is_one_sentence(url, sentence, home):
     assert _left(home) == []
 
 
+def _caused(error, status):
+    """Return an error as fsspec raises it for a web server's answer."""
+    error.__cause__ = OSError("secret")
+    error.__cause__.status = status
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
@@ -213,6 +220,10 @@ def test_what_cannot_be_fetched_is_one_sentence(url, sentence, home):
         (PermissionError("secret"), "faulty://bucket/x may not be read by you; check the credentials"),
         (ConnectionRefusedError("secret"), r"cannot be fetched \(ConnectionRefusedError\); check the address"),
         (KeyError("secret"), r"cannot be fetched \(KeyError\)"),
+        (_caused(FileNotFoundError("secret"), 401), "faulty://bucket/x may not be read by you; check the credentials"),
+        (_caused(OSError("secret"), 403), "faulty://bucket/x may not be read by you"),
+        (_caused(FileNotFoundError("secret"), 404), "There is nothing at faulty://bucket/x"),
+        (_caused(FileNotFoundError("secret"), 503), r"The server of faulty://bucket/x fails \(HTTP status 503\)"),
     ],
 )
 def test_what_a_driver_raises_becomes_a_sentence_without_its_words(error, sentence, faulty):
@@ -265,6 +276,16 @@ def test_texts_and_their_test_set_come_from_urls(memory):
     assert "secret" not in json.dumps(settings) + repr(spec.here().text)
     memory.pipe("/held.csv?secret", b"text,label\nbad,1\nbad,0\n")
     assert spec.settings()["text"]["files"] != settings["text"]["files"]
+
+
+def test_what_is_wrong_with_fetched_data_is_said_of_the_url(memory, photos, home):
+    memory.pipe("/reviews.csv", b"text,label\ngood,1\n,0\n")
+    (photos / "cat" / "0.png").write_bytes(b"no image")
+    for url in ("text:memory://reviews.csv", f"folder:{photos.as_uri()}"):
+        with pytest.raises(DataError) as found:
+            BuildSpec(dataset=url).load(lambda *now: None)
+        assert url_in(url)[1] in one_sentence(str(found.value))
+        assert str(home) not in str(found.value)
 
 
 def test_a_command_builds_from_a_url_what_it_builds_from_the_folder(photos, home, tmp_path, capsys):
