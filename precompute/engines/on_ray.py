@@ -24,7 +24,11 @@ from natscope.precompute.engines.local import AHEAD, TRIES, LostError, Part, Res
 
 _MISSING = "--engine ray needs Ray, which is missing; install it with pip install 'natscope[ray]'."
 _PASSED = ("NATSCOPE_DEVICE", "NATSCOPE_ALLOW_CODE")  # environment variables that tasks see
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}  # which sentences of natscope's replace
+_SETTINGS = {  # environment variables that Ray reads as it is loaded
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a sentence of natscope's replaces them
+    "RAY_NUM_REDIS_GET_RETRIES": "3",  # how often a head that refuses, as with a wrong token, is asked; 20 s by default
+}
 _PATIENCE, _HELLO = 120.0, 10.0  # seconds for a node to start a process, and for the head to be reached
 
 
@@ -106,7 +110,7 @@ class RayEngine:
     def _joined(self) -> Any:
         if self._ray is not None:
             return self._ray
-        for name, value in _QUIET.items():
+        for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
         try:
             import ray
