@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 _SHIFT = 4  # pixels by which crops move an image at most
+_PARTS = 4  # of a batch of texts; RTE's are padded to 1.9 times their length in whole batches of 32, 1.2 times in four
 
 
 def batches_of(
@@ -26,6 +27,19 @@ def batches_of(
             near = min(others, key=lambda i: abs(i - step))
             parts[near], parts[step] = np.concatenate([parts[near], part]), part[:0]
     return [torch.from_numpy(part) for part in parts]
+
+
+def parts_of(batch: Tensor, lengths: np.ndarray | None) -> list[Tensor]:
+    """Return the rows of a batch (B,) in parts of like length that a network takes one by one, so that few are padded.
+
+    Args:
+        batch: the rows.
+        lengths: of all rows, (N,); None where all have the same, for one part.
+    """
+    if lengths is None or not len(batch):
+        return [batch]
+    order = np.argsort(lengths[batch], kind="stable")
+    return [batch[part] for part in np.array_split(order, min(_PARTS, len(batch)))]
 
 
 def draw_moves(count: int, random: np.random.Generator) -> Tensor:

@@ -25,7 +25,7 @@ from natscope.precompute.training.trusted import find
 from natscope.precompute.training.workers import side_by_side
 
 _STAGE = "Training without what was found"
-_RULE = "what is left out is missing from its batch"  # by which results in a cache were found
+_RULE = "what is left out is missing from its batch, which has parts of like length"  # of results in a cache
 
 
 @dataclass(frozen=True)

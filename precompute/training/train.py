@@ -24,7 +24,7 @@ from natscope.core.errors import BuildError, FileError, out_of_memory
 from natscope.core.examples import Inputs, batches
 from natscope.core.files import opened
 from natscope.core.jacobians import convolves
-from natscope.precompute.training.order import augmented, batches_of, draw_moves
+from natscope.precompute.training.order import augmented, batches_of, draw_moves, parts_of
 
 PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("sgd", "adamw")
@@ -253,8 +253,8 @@ def _epoch(
     """Take the steps of one epoch over the inputs that are kept, (N,) bool, and yield the loss of each."""
     device = device_of(model)
     random = np.random.default_rng([spec.seed, epoch])
-    # Batch normalisation needs two examples.
-    alone = not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    alone = not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())  # which needs two
+    lengths = getattr(inputs, "lengths", None) if alone and device.type == "cpu" else None  # a GPU pads faster
     batches = batches_of(random.permutation(len(inputs)), kept, spec.batch_size, refill=refill, alone=alone)
     seeds = random.bit_generator.seed_seq.generate_state(len(batches)).tolist()
     moves = draw_moves(len(inputs), random)  # for each example, whether it is trained on or not
@@ -262,9 +262,10 @@ def _epoch(
         for step, batch in enumerate(batches):
             torch.manual_seed(seeds[step])
             optimizer.param_groups[0]["lr"] = rate(spec, epoch + step / len(batches))
-            some = augmented(inputs[batch], moves[batch]) if spec.augment else inputs[batch]
-            precision = _autocast(spec.precision, device)
-            yield _step(model, optimizer, some.to(device), labels[batch].to(device), epoch, precision)
+            parts = parts_of(batch, lengths)
+            some = [augmented(inputs[part], moves[part]) if spec.augment else inputs[part] for part in parts]
+            pairs = [(each.to(device), labels[part].to(device)) for each, part in zip(some, parts, strict=True)]
+            yield _step(model, optimizer, pairs, epoch, _autocast(spec.precision, device))
 
 
 def rate(spec: TrainingSpec, epochs_done: float) -> float:
@@ -336,21 +337,24 @@ def _autocast(precision: str, device: torch.device) -> AbstractContextManager:
 def _step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
+    parts: Sequence[tuple[Tensor, Tensor]],
     epoch: int,
     precision: AbstractContextManager,
 ) -> float:
-    if len(labels):
-        with precision:
-            logits = model(images)
-        loss = cross_entropy(logits.to(labels.device, next(model.parameters()).dtype), labels)
-    else:  # a step without a gradient: momentum and weight decay go on
-        loss = sum((0 * parameter.sum() for parameter in model.parameters()), torch.zeros(()))
-    if not math.isfinite(value := loss.item()):
-        raise BuildError(f"The loss became infinite or NaN in epoch {epoch + 1}; train with a smaller learning rate.")
+    """Take a step on a batch, of which each part, inputs and labels, goes through the network by itself."""
     optimizer.zero_grad()
-    loss.backward()
+    value, count, one = 0.0, sum(len(labels) for _, labels in parts), next(model.parameters())
+    for some, labels in parts:
+        if count:
+            with precision:
+                logits = model(some)
+            loss = cross_entropy(logits.to(labels.device, one.dtype), labels) * (len(labels) / count)
+        else:  # a step without a gradient: momentum and weight decay go on
+            loss = sum((0 * parameter.sum() for parameter in model.parameters()), torch.zeros(()))
+        value += loss.item()
+        loss.backward()
+    if not math.isfinite(value):
+        raise BuildError(f"The loss became infinite or NaN in epoch {epoch + 1}; train with a smaller learning rate.")
     optimizer.step()
     return value
 

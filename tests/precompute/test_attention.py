@@ -9,8 +9,10 @@ from natscope.core.errors import BuildError
 from natscope.core.jacobians import forward_with_penultimate, jacobian_blocks
 from natscope.core.layers import follows
 from natscope.core.measurements import MEASUREMENTS
+from natscope.core.ragged import PaddedRuns, offsets_of
 from natscope.precompute.data.text_sources import TextSpec
 from natscope.precompute.data.texts import text_dataset
+from natscope.precompute.training import order
 from natscope.precompute.training import train as training
 from natscope.precompute.training.attention import Attention
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
@@ -187,3 +189,28 @@ def test_four_of_five_passages_of_held_out_chapters_are_told_apart(austen):
     train(model, austen.train.inputs, torch.tensor(austen.train_labels), RECIPES["attention"])
     logits = training.logits_of(model, austen.test.inputs)
     assert training.accuracy(logits, austen.test_labels) > 0.82
+
+
+def test_a_batch_in_parts_of_like_length_trains_as_a_whole_one(monkeypatch):
+    rng, lengths = np.random.default_rng(0), np.array([9, 1, 5, 7, 3, 9, 2, 4, 6, 8, 1])
+    inputs = PaddedRuns(rng.integers(1, 30, lengths.sum()).astype(np.int32), offsets_of(lengths))
+    labels, spec = torch.from_numpy(rng.integers(0, 3, len(lengths))), TrainingSpec(epochs=3, batch_size=6)
+    widths, found = [], []
+    for parts in (1, 4):
+        monkeypatch.setattr(order, "_PARTS", parts)
+        model = _model()
+        hook = model.register_forward_pre_hook(lambda _, given: widths.append(given[0].shape))
+        train(model, inputs, labels, spec, leave_out=np.array([3]))
+        hook.remove()
+        found.append(torch.cat([parameter.flatten() for parameter in model.parameters()]))
+    assert torch.allclose(*found, atol=1e-6)
+    whole, split = widths[:6], widths[6:]
+    assert sum(count for count, _ in whole) == sum(count for count, _ in split) == 3 * 10
+    assert sum(count * width for count, width in split) < 0.8 * sum(count * width for count, width in whole)
+
+
+def test_parts_hold_each_row_once_and_the_shortest_first():
+    lengths = np.array([4, 1, 3, 2, 8, 9])
+    assert [part.tolist() for part in order.parts_of(torch.tensor([5, 1, 4, 0, 2]), lengths)] == [[1, 2], [0], [4], [5]]
+    for batch in ([3], []):
+        assert [part.tolist() for part in order.parts_of(torch.tensor(batch, dtype=torch.int64), lengths)] == [batch]
