@@ -132,7 +132,8 @@ SECTIONS = (
         "scores 0. Without that factor they find 99% and 90% or more; with a third of it for the poisoned images, 5% "
         "and under 1% (`python -m benchmarks loss_weights`). What is assumed known there are the candidates, not all "
         "training data, and Kronfluence is missing: it takes an hour a network on two cores. A defender has no "
-        "poisoned queries: what σ² chosen on some would reach is the last column.",
+        "poisoned queries: what σ² chosen on some would reach is the last column. The network without 500 images was "
+        "trained in batches that were refilled, as in figure 3.",
         {
             "backdoor": "table-1-fashion-mnist",
             "backdoor-cifar10": "table-1-cifar10",
