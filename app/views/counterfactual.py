@@ -158,7 +158,7 @@ def _removal(attributor: Served, query: QueryExample) -> None:
         tasks.removals,
         *(attributor.place, query, stages, file),
         name=f"{_KEY}job",
-        label=f"Remove them and retrain ({patience(linear=attributor.linear)})",
+        label=f"Remove them and retrain ({patience(attributor.bundle, linear=attributor.linear)})",
     )
     if result is not None:
         _outcome(attributor, query, [Answer(**values) for values in result], len(found), title)
