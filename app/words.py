@@ -239,7 +239,8 @@ def special(picks: Sequence[float], scores: np.ndarray, method: Method, *, of: M
         verb = "tells" if method.information else "scores"
         first = f"The best pick {verb} {unit(best)} by itself, the median candidate {unit(middle)}"
     if above:
-        return f"{first}; {above:,} others score more: this method searches by an approximation."
+        others = "another one scores" if above == 1 else f"{above:,} others score"
+        return f"{first}; {others} more: this method searches by an approximation."
     if len(scores) < 2:
         return f"{first}."
     return f"{first}, the second best of all {len(scores):,} candidates {unit(float(np.partition(scores, -2)[-2]))}."

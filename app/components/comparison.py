@@ -37,7 +37,7 @@ class Strip:
 
 
 def marks(shared: Sequence[int]) -> dict[int, tuple[str, str]]:
-    """Return letters for each shared image, A to Z, then AA, AB and so on, and a colour: its own, as far as they last."""
+    """Return letters for each shared image, A to Z, then AA, AB and so on, and a colour: grey once all are taken."""
     colours = (*FRAMES, *[FRAME] * len(shared))
     return {image: (_letters(position), colours[position]) for position, image in enumerate(shared)}
 

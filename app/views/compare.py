@@ -293,7 +293,7 @@ def _marked(attributor: Served, rows: Sequence[Sequence[Row]]) -> str:
         f"{attributor.a_one.capitalize()} that several methods chose has the same letter in all their {lists}.",
     ]
     if max(len(shared_images(block)) for block in rows) > len(FRAMES):
-        sentences.append(f"The {len(FRAMES)} that most methods chose have a colour each; others are grey.")
+        sentences.append(f"The {len(FRAMES)} that most methods chose have a colour each; the others are grey.")
     if len(rows) > 1:
         sentences.append("Letters and colours count anew in each figure.")
     return " ".join([*sentences, f"Click any {attributor.one} to inspect it."])
@@ -320,7 +320,7 @@ def _block(attributor: Served, query: QueryExample, rows: Sequence[Row], part: s
         strips.append(Strip(method.title, note, tuple(tiles), row.failure))
     picks = list(dict.fromkeys(tile.image for strip in strips for tile in strip.tiles))
     name = f"your {attributor.one}" if query.index is None else f"{query.origin} {attributor.one} {query.index}"
-    said = f"predicted {classes[query.predicted]}"
+    said = f"Predicted {classes[query.predicted]}"
     if query.label is not None:
         said += " ✓" if query.label == query.predicted else f", labelled {classes[query.label]}"
     comparison(

@@ -171,9 +171,13 @@ def _agreement(known: dict[tuple[int, int], float], named: Sequence[str], many: 
         return f"{close[0]} share no {many}." if not most else f"{close[0]} overlap by {most:.2f}."
     which = "beyond that, " if others else ""
     if np.isclose(most, least):
-        return _capital(f"{which}every two share no {many}." if not most else f"{which}every two overlap by {most:.2f}.")
+        return _capital(
+            f"{which}every two share no {many}." if not most else f"{which}every two overlap by {most:.2f}."
+        )
     first = f"{which}{_pairs(close, len(known))} agree most (overlap {most:.2f})"
-    last = f"{_pairs(far, len(known))} share no {many}" if not least else f"{_pairs(far, len(known))} least ({least:.2f})"
+    last = (
+        f"{_pairs(far, len(known))} share no {many}" if not least else f"{_pairs(far, len(known))} least ({least:.2f})"
+    )
     return _capital(f"{first}; {last}.")
 
 

@@ -100,7 +100,10 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
     )
     usual = attributor.bundle.sigma2(name, purpose="coreset")
     st.session_state.setdefault(f"{KEY}exponent", links.exponent_of(view.sigma2 or usual))
-    about = words.EXPERT.sigma2_help + " The information of every method’s choice is counted at this σ²."
+    about = (
+        f"{words.EXPERT.sigma2_help} The information of every method’s choice is counted at this σ². The features here "
+        "are those of the margin, whose mean k(x, x) differs from that of the logit on other pages."
+    )
     sigma2 = sigma2_slider(
         st.container(), words.EXPERT.sigma2, attributor, f"{KEY}exponent", purpose="coreset", help=about
     )

@@ -267,7 +267,8 @@ def ignore_unknown(*known: str) -> None:
     if unknown := sorted(own_address().keys() - links.NAMES - {_BUNDLE, *known}):
         named = [f"“{name[:_SHOWN]}”" for name in unknown]
         listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
-        warn(f"This page does not know the link’s {listed}; the rest of the link is shown.", icon=":material/link_off:")
+        means = "means nothing on this page and is" if len(named) == 1 else "mean nothing on this page and are"
+        warn(f"The link's {listed} {means} ignored.", icon=":material/link_off:")
         for name in unknown:
             del st.query_params[name]
 

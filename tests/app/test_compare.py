@@ -164,12 +164,24 @@ def test_marks_never_repeat_a_letter_nor_a_colour_but_the_grey_of_those_beyond()
         ("12 23", "**A** and **B** overlap by 0.33. The texts of **A** matter most"),
         ("12 34", "**A** and **B** share no texts. The"),
         ("12 21", "**A** and **B** choose the same texts. The texts of **A** and **B** matter most"),
-        ("12 12 12 34", "**A**, **B** and **C** choose the same texts. **A** and **D** share no texts. The texts of **A**,"),
+        (
+            "12 12 12 34",
+            "**A**, **B** and **C** choose the same texts. **A** and **D** share no texts. The texts of **A**,",
+        ),
         ("12 13 45", "**A** and **B** agree most (overlap 0.33); **A** and **C**, and **B** and **C** share no texts."),
         ("12 34 56 78", "Every two share no texts. The"),
-        ("12 12 13 45", "**A** and **B** choose the same texts. Beyond that, **A** and **C** agree most (overlap 0.33); "),
-        ("12 13 45 46 7", "**A** and **B**, and **C** and **D** agree most (overlap 0.33); 8 of 10 pairs share no texts."),
-        ("123 124 156", "**A** and **B** agree most (overlap 0.50); **A** and **C**, and **B** and **C** least (0.20)."),
+        (
+            "12 12 13 45",
+            "**A** and **B** choose the same texts. Beyond that, **A** and **C** agree most (overlap 0.33); ",
+        ),
+        (
+            "12 13 45 46 7",
+            "**A** and **B**, and **C** and **D** agree most (overlap 0.33); 8 of 10 pairs share no texts.",
+        ),
+        (
+            "123 124 156",
+            "**A** and **B** agree most (overlap 0.50); **A** and **C**, and **B** and **C** least (0.20).",
+        ),
     ],
 )
 def test_the_sentence_on_agreement_names_ties(picks, said):
@@ -193,19 +205,17 @@ def test_the_caption_says_what_letters_colours_and_numbers_are(page, monkeypatch
     monkeypatch.setattr(compare, "FRAMES", ("#000000",))
     app = page(q="test:5", pins="test:6", methods="info_loss,info_gain", m="20")
     (said,) = [caption.value for caption in app.caption if "is its rank" in caption.value]
-    assert "others are grey. Letters and colours count anew in each figure." in said
+    assert "the others are grey. Letters and colours count anew in each figure." in said
 
 
 def test_a_wrong_prediction_is_said_in_words(page, attributor):
     classes, labels = attributor.bundle.classes, attributor.test_labels
     predicted = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1)
     wrong, right = int(np.flatnonzero(predicted != labels)[0]), int(np.flatnonzero(predicted == labels)[0])
-    says = [
-        _figures(page(q=f"test:{index}", methods="repsim,random"))[0]["query"]["says"] for index in (wrong, right)
-    ]
+    says = [_figures(page(q=f"test:{index}", methods="repsim,random"))[0]["query"]["says"] for index in (wrong, right)]
     assert says == [
-        f"predicted {classes[predicted[wrong]]}, labelled {classes[labels[wrong]]}",
-        f"predicted {classes[predicted[right]]} ✓",
+        f"Predicted {classes[predicted[wrong]]}, labelled {classes[labels[wrong]]}",
+        f"Predicted {classes[predicted[right]]} ✓",
     ]
 
 

@@ -118,7 +118,9 @@ def test_how_long_training_takes_follows_from_examples_epochs_and_network(attrib
         def __init__(self, epochs=1, *, lengths=None, weights=4):
             training = attributor.bundle.manifest.training | {"epochs": epochs}
             shape = (1000, 128) if lengths is not None else (1000, 1, 32, 32)
-            self.manifest = replace(attributor.bundle.manifest, training=training, files={"weights": SimpleNamespace(bytes=weights)})
+            self.manifest = replace(
+                attributor.bundle.manifest, training=training, files={"weights": SimpleNamespace(bytes=weights)}
+            )
             self.inputs = lambda split: Given(shape, lengths)
 
     @dataclass
