@@ -51,7 +51,7 @@ def _is_page(start: Message) -> bool:
 # Streamlit's own rules come later, so those that differ from them are important. A page has its width from the start:
 # that it is wide, Streamlit learns from the app. Headings have no link to themselves, which would be a stop of the Tab
 # key each. Components that are never seen take no room, and parts whose script arrives later than what follows them
-# have, from the start, at least the size of what they usually show.
+# have, from the start, at least the size of what they usually show. Titles of bundles are seen whole.
 STYLE = """
 [data-testid="stMainBlockContainer"] { padding: 4.2rem 1rem 3rem !important; max-width: 1500px !important; }
 @media (min-width: 864px) {
@@ -74,7 +74,12 @@ h3 { font-size: 1.05rem !important; padding: 0.4rem 0 0.2rem !important; }
 .st-key-method, .st-key-target, .st-key-budget, .st-key-curves_count, .st-key-curves_largest, .st-key-curves_sigma2s,
 .st-key-curves_fixed, .st-key-curves_others, .st-key-coreset_group, .st-key-coreset_count, .st-key-coreset_budget,
 .st-key-coreset_method, .st-key-coreset_variant { min-height: 4.25rem; }
+[role="listbox"]:is([aria-label="Bundle"], [aria-label="Model"]) [role="option"] div {
+  white-space: normal !important; overflow-wrap: anywhere !important;
+}
 @media (min-width: 641px) {
+  .stHorizontalBlock:has(> .stColumn .st-key-bundle) { flex-wrap: nowrap !important; }
+  .stColumn:has(.st-key-bundle) { min-width: 22rem !important; }
   .stColumn:has([class*="st-key-results_about_"]) { align-self: flex-start; position: sticky; top: 4rem; }
 }
 @media (max-width: 640px) {

@@ -350,6 +350,10 @@ class CoresetView:
     sigma2: float | None = parameter("sigma2", None, parse_sigma2, write=_sigma2)
 
 
+_VIEWS = (AttributeView, ComparisonView, CounterfactualView, CurvesView, MapView, BackdoorView, CoresetView)
+NAMES = frozenset(each.metadata["parameter"].name for view in _VIEWS for each in fields(view))  # of all parameters
+
+
 # From an address and back
 
 

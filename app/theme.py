@@ -46,6 +46,7 @@ PALETTES = {"light": LIGHT, "dark": DARK}
 # Okabe and Ito's colours, which colour-blind people can tell apart, the blue a little lighter for the black letter on
 # it: the frames of images, whose letters say the same.
 FRAMES = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0080C7", "#B8A800")
+FRAME = "#9AA1A9"  # of those beyond: their letters alone tell them apart
 # The kinds of points on a map: told apart on light and dark pages, also by colour-blind people.
 CATEGORIES = (
     *("#0086fc", "#b48b19", "#e76396", "#416f62", "#8f00ff"),

@@ -222,7 +222,7 @@ def narrower(nats: float) -> str:
 
 
 def special(picks: Sequence[float], scores: np.ndarray, method: Method, *, of: Modality, plain: bool = False) -> str:
-    """Return a sentence on how far the first picks (M,) lie above all candidates' scores (n,)."""
+    """Return a sentence on how the best of the picks (M,) compares with all candidates' scores (n,), one by one."""
     best, middle = max(picks), float(np.median(scores))
     if plain:
         ratio = best / middle if middle > 0 else math.inf
@@ -234,15 +234,16 @@ def special(picks: Sequence[float], scores: np.ndarray, method: Method, *, of: M
     above = int((scores > best).sum())
     unit = nats if method.information else number
     if method.information == "loss":
-        first = f"Without the best of the picks {unit(best)} are lost, without the median candidate {unit(middle)}"
+        first = f"Removing the best pick alone loses {unit(best)}, removing the median candidate {unit(middle)}"
     else:
         verb = "tells" if method.information else "scores"
-        first = f"The best of the picks {verb} {unit(best)} by itself, the median candidate {unit(middle)}"
+        first = f"The best pick {verb} {unit(best)} by itself, the median candidate {unit(middle)}"
     if above:
-        return f"{first}; {above:,} others score more: this method searches by an approximation."
+        others = "another one scores" if above == 1 else f"{above:,} others score"
+        return f"{first}; {others} more: this method searches by an approximation."
     if len(scores) < 2:
         return f"{first}."
-    return f"{first}, the runner-up among all candidates {unit(float(np.partition(scores, -2)[-2]))}."
+    return f"{first}, the second best of all {len(scores):,} candidates {unit(float(np.partition(scores, -2)[-2]))}."
 
 
 def image_name(query: QueryExample) -> str:
@@ -382,9 +383,16 @@ def sigma2_text(value: float) -> str:
     return _power(exponent) if exact else _in_powers(text)
 
 
-def ratio_text(sigma2: float, mean_kernel: float) -> str:
-    """Return σ² as a multiple of mean k(x, x); "" where no example moves the network's answer."""
-    return f"{sigma2_text(sigma2 / mean_kernel)} × mean k(x, x)" if mean_kernel else ""
+def ratio_text(sigma2: float, mean_kernel: float, *, margins: bool = False) -> str:
+    """Return σ² as a multiple of mean k(x, x); "" where no example moves the network's answer.
+
+    Args:
+        sigma2: the noise variance.
+        mean_kernel: mean k(x, x).
+        margins: whether it is that of the margin's features, not of the logit's.
+    """
+    of = " of the margin" if margins else ""
+    return f"{sigma2_text(sigma2 / mean_kernel)} × mean k(x, x){of}" if mean_kernel else ""
 
 
 def percent(share: float) -> str:

@@ -41,7 +41,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
     button.onclick = () => setTriggerValue("picked", tile.image);
     for (const [event, on] of [["mouseenter", true], ["focus", true], ["mouseleave", false], ["blur", false]])
       button.addEventListener(event, () => light(tile, on));
-    const caption = element("figcaption", "", tile.caption);
+    const caption = element("figcaption");
+    caption.append(element("span", "rank", tile.rank), " ", element("span", "label", tile.caption));
     caption.title = tile.caption;
     cell.append(button, caption);
     return cell;

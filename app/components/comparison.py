@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from natscope.app.components import clicked, component
-from natscope.app.theme import FRAMES
+from natscope.app.theme import FRAME, FRAMES
 
 
 @dataclass(frozen=True)
 class Tile:
     """One example of a row: a picture, or else pieces of text, as of a card.
 
-    `tag` is a letter if other rows have it too, `colour` its frame; both may be "".
+    `tag` is the letters of one that other rows have too, `colour` its frame; both may be "".
     """
 
     alt: str
@@ -37,12 +37,14 @@ class Strip:
 
 
 def marks(shared: Sequence[int]) -> dict[int, tuple[str, str]]:
-    """Return a letter and a colour for each shared image, the first ones A, B, C and so on."""
-    return {image: (_letters(position), FRAMES[position % len(FRAMES)]) for position, image in enumerate(shared)}
+    """Return letters for each shared image, A to Z, then AA, AB and so on, and a colour: grey once all are taken."""
+    colours = (*FRAMES, *[FRAME] * len(shared))
+    return {image: (_letters(position), colours[position]) for position, image in enumerate(shared)}
 
 
 def _letters(position: int) -> str:
-    return chr(65 + position % 26) + (str(position // 26 + 1) if position >= 26 else "")
+    before, last = divmod(position, 26)
+    return (_letters(before - 1) if before else "") + chr(65 + last)
 
 
 def comparison(

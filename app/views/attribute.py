@@ -359,7 +359,7 @@ def _own_scores(result: Attribution, rows: np.ndarray, scores: np.ndarray) -> tu
 def _spread(attributor: Served, result: Attribution, rows: np.ndarray, scores: np.ndarray) -> None:
     method = METHODS[result.request.method]
     shown, picks = _own_scores(result, rows, scores)
-    st.subheader("How special are they?")
+    st.subheader("How do they compare with the other candidates?")
     st.caption(words.special(picks, shown, method, of=attributor.bundle.modality))
     on_page.show(spread(shown, picks, result), "spread")
 

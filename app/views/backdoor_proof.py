@@ -59,7 +59,7 @@ def proof_step(scene: Scene, name: str | None, change: Change) -> Proven | None:
         return _measured_once(scene, why)
     place = f"{KEY}proof_result"
     shown = st.container(key=place)
-    takes = patience(linear=scene.attributor.linear)
+    takes = patience(scene.attributor.bundle, linear=scene.attributor.linear)
     pattern = scene.backdoor.patterns[scene.base]
     sets = (np.sort(found).tobytes(), np.sort(others).tobytes(), pattern.tobytes())
     question = (scene.attributor.place, scene.index, *sets)

@@ -13,6 +13,7 @@ from natscope.app.bundles import Served
 from natscope.app.components.comparison import Strip, Tile, comparison, marks
 from natscope.app.links import LARGEST_COMPARED, MOST_COMPARED, ComparisonView
 from natscope.app.modalities import page_of
+from natscope.app.theme import FRAMES
 from natscope.app.views import attribute, frame
 from natscope.app.views.compare_results import agreement_section, downloads
 from natscope.app.views.controls import control, sigma2_slider
@@ -65,8 +66,8 @@ def show(attributor: Served, query: QueryExample) -> None:
     """Draw the tab."""
     st.title("Compare methods")
     st.markdown(
-        f"Every method is asked about the same prediction; {attributor.a_one} that several name has one colour and "
-        "letter."
+        f"Every method is asked about the same prediction; {attributor.a_one} that several name has the same letter "
+        "in each."
     )
     view: ComparisonView = st.session_state[_VIEW]
     queries = _queries(view, query, attributor)
@@ -94,11 +95,7 @@ def show(attributor: Served, query: QueryExample) -> None:
             complain(error)
             rows = []
         if rows:
-            lists = "columns" if page_of(attributor.bundle.modality).worded else "rows"
-            st.caption(
-                f"{attributor.a_one.capitalize()} that several methods chose has one colour and letter in all their "
-                f"{lists}. Click any {attributor.one} to inspect it."
-            )
+            st.caption(_marked(attributor, rows))
             downloads(attributor, queries, rows, view)
     if rows:
         agreement_section(attributor, rows, view)
@@ -288,6 +285,20 @@ def _own_sigma2(attributor: Served, view: ComparisonView, methods: Sequence[str]
     return own
 
 
+def _marked(attributor: Served, rows: Sequence[Sequence[Row]]) -> str:
+    """Return what the letters, colours and numbers of the figures say."""
+    lists = "columns" if page_of(attributor.bundle.modality).worded else "rows"
+    sentences = [
+        f"The number below {attributor.a_one} is its rank.",
+        f"{attributor.a_one.capitalize()} that several methods chose has the same letter in all their {lists}.",
+    ]
+    if max(len(shared_images(block)) for block in rows) > len(FRAMES):
+        sentences.append(f"The {len(FRAMES)} that most methods chose have a colour each; the others are grey.")
+    if len(rows) > 1:
+        sentences.append("Letters and colours count anew in each figure.")
+    return " ".join([*sentences, f"Click any {attributor.one} to inspect it."])
+
+
 def _block(attributor: Served, query: QueryExample, rows: Sequence[Row], part: str) -> None:
     classes, examples = attributor.bundle.classes, attributor.bundle.examples("train")
     look = page_of(examples.modality).look
@@ -309,10 +320,12 @@ def _block(attributor: Served, query: QueryExample, rows: Sequence[Row], part: s
         strips.append(Strip(method.title, note, tuple(tiles), row.failure))
     picks = list(dict.fromkeys(tile.image for strip in strips for tile in strip.tiles))
     name = f"your {attributor.one}" if query.index is None else f"{query.origin} {attributor.one} {query.index}"
-    right = "" if query.label is None else (" ✓" if query.label == query.predicted else f" ✗ is {classes[query.label]}")
+    said = f"Predicted {classes[query.predicted]}"
+    if query.label is not None:
+        said += " ✓" if query.label == query.predicted else f", labelled {classes[query.label]}"
     comparison(
         look(query.example, 0),
-        (name, classes[query.predicted] + right),
+        (name, said),
         strips,
         key=f"{_KEY}figure_{part}",
         on_pick=lambda image: inspect(f"{_TAB}_{part.partition('_')[0]}", picks, picks.index(image)),

@@ -22,6 +22,7 @@ from natscope.core.analysis.comparison import OVERLAPS, QUANTITIES, Row, overlap
 from natscope.core.bundle.request import QueryExample
 from natscope.core.methods import METHODS
 
+_NAMED = 2  # pairs of methods that a sentence names
 _MEASURES = {"jaccard": "Jaccard", "rbo": "Rank-biased overlap"}
 _COLUMNS = (
     *("query", "method", "sigma2", "rank", "train_index", "source"),
@@ -123,25 +124,73 @@ def downloads(
 
 
 def _finding(rows: Sequence[Sequence[Row]], titles: Sequence[str], many: str) -> str:
+    """Return sentences on which methods choose the same, which agree most and least, and whose choice matters most."""
     matrix = overlaps(rows, OVERLAPS["jaccard"])
-    pairs = [(a, b) for a, b in combinations(range(len(titles)), 2) if not np.isnan(matrix[a, b])]
-    if not pairs:
+    answered = [position for position in range(len(titles)) if not np.isnan(matrix[position, position])]
+    if len(answered) < 2:
         return "Fewer than two methods gave an answer, so there is nothing to compare."
-    close = max(pairs, key=lambda pair: matrix[pair])
-    far = min(pairs, key=lambda pair: matrix[pair])
+    alike: list[list[int]] = []  # methods whose choices are the same
+    for position in answered:
+        own = next((group for group in alike if matrix[group[0], position] == 1), None)
+        if own is None:
+            alike.append([position])
+        else:
+            own.append(position)
+    named = ["**" + titles[group[0]] + "**" for group in alike]
+    sentences = [
+        f"{_listed([f'**{titles[position]}**' for position in group])} choose the same {many}."
+        for group in alike
+        if len(group) > 1
+    ]
+    shared = {(a, b): float(matrix[alike[a][0], alike[b][0]]) for a, b in combinations(range(len(alike)), 2)}
+    known = {pair: overlap for pair, overlap in shared.items() if not np.isnan(overlap)}
+    if known:
+        sentences.append(_agreement(known, named, many, others=bool(sentences)))
     losses = [_mean(column, "loss") for column in zip(*rows, strict=True)]
-    most = max(
-        (position for position, loss in enumerate(losses) if loss is not None),
-        key=lambda position: losses[position] or 0,
+    most = max(loss for loss in losses if loss is not None)
+    best = [f"**{titles[i]}**" for i, loss in enumerate(losses) if loss is not None and np.isclose(loss, most)]
+    sentences.append(f"The {many} of {_listed(best)} matter most: removing them loses {words.nats(most)}.")
+    return " ".join(sentences)
+
+
+def _agreement(known: dict[tuple[int, int], float], named: Sequence[str], many: str, *, others: bool) -> str:
+    """Return a sentence on the pairs of methods that share most and least, of those that do not choose the same.
+
+    Args:
+        known: the overlap of every pair.
+        named: the methods.
+        many: what they choose.
+        others: whether a sentence before this one is about methods that choose the same.
+    """
+    most, least = max(known.values()), min(known.values())
+    close, far = (
+        [f"{named[a]} and {named[b]}" for (a, b), overlap in known.items() if np.isclose(overlap, end)]
+        for end in (most, least)
     )
-    first = (
-        f"**{titles[close[0]]}** and **{titles[close[1]]}** agree most (overlap {matrix[close]:.2f}), "
-        f"**{titles[far[0]]}** and **{titles[far[1]]}** least ({matrix[far]:.2f})."
-        if len(pairs) > 1
-        else f"**{titles[close[0]]}** and **{titles[close[1]]}** overlap by {matrix[close]:.2f}."
+    if len(known) == 1:
+        return f"{close[0]} share no {many}." if not most else f"{close[0]} overlap by {most:.2f}."
+    which = "beyond that, " if others else ""
+    if np.isclose(most, least):
+        return _capital(
+            f"{which}every two share no {many}." if not most else f"{which}every two overlap by {most:.2f}."
+        )
+    first = f"{which}{_pairs(close, len(known))} agree most (overlap {most:.2f})"
+    last = (
+        f"{_pairs(far, len(known))} share no {many}" if not least else f"{_pairs(far, len(known))} least ({least:.2f})"
     )
-    lost = words.nats(losses[most] or 0.0)
-    return f"{first} The {many} of **{titles[most]}** matter most: removing them loses {lost}."
+    return _capital(f"{first}; {last}.")
+
+
+def _pairs(pairs: Sequence[str], of: int) -> str:
+    return ", and ".join(pairs) if len(pairs) <= _NAMED else f"{len(pairs)} of {of} pairs"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
 
 
 def _mean(column: Sequence[Row], name: str) -> float | None:

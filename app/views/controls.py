@@ -9,6 +9,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from natscope.app import links, words
 from natscope.app.bundles import Served
+from natscope.core.bundle.manifest import OF_MARGINS
 
 
 def control(draw: Callable[..., Any], label: str, *arguments: Any, key: str, **options: Any) -> Any:
@@ -53,7 +54,8 @@ def sigma2_slider(
     steps = (middle + step for step in links.SIGMA2_EXPONENTS)
     apart = {step for step in steps if _text(step) != _text(own)}  # the slider takes options of equal text for one
     exponent = control(place.select_slider, label, sorted(apart | {own}), key=key, format_func=_text, **options)
-    ratio = words.ratio_text(10**exponent, attributor.bundle.mean_kernel(purpose))
+    kernel, margins = attributor.bundle.mean_kernel(purpose), purpose in OF_MARGINS
+    ratio = words.ratio_text(10**exponent, kernel, margins=margins)
     if ratio:
         place.caption(ratio)
     return float(10**exponent)

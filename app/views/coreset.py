@@ -29,6 +29,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, RANDOM
 
 _SIZES = (10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 750, 1000, 1500, 2500, 5000)
+_EVERY = 20
 _SHOWN, _TEXTS_SHOWN = 300, 36  # examples of the sheet, unless all are requested: texts take far more room
 
 
@@ -66,13 +67,15 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
     for key, value in {"method": view.method, "variant": view.variant, "budget": view.budget}.items():
         st.session_state.setdefault(KEY + key, value)
     largest = largest_coreset(len(attributor.train_labels))
-    budget = control(
-        st.select_slider,
-        f"How many training {attributor.many}, M",
-        sorted({*(size for size in _SIZES if size <= largest), largest, st.session_state[f"{KEY}budget"]}),
-        key=f"{KEY}budget",
-        help=f"Up to a tenth of the {len(attributor.train_labels):,}.",
-    )
+    budget = 1
+    if largest > budget:  # a slider needs two values
+        budget = control(
+            st.select_slider,
+            f"How many training {attributor.many}, M",
+            sorted({*_sizes(largest), st.session_state[f"{KEY}budget"]}),
+            key=f"{KEY}budget",
+            help=f"Up to a tenth of the {len(attributor.train_labels):,}.",
+        )
     name = control(
         st.selectbox,
         "Method",
@@ -97,12 +100,22 @@ def _settings(attributor: Served, view: CoresetView) -> CoresetView:
     )
     usual = attributor.bundle.sigma2(name, purpose="coreset")
     st.session_state.setdefault(f"{KEY}exponent", links.exponent_of(view.sigma2 or usual))
-    about = words.EXPERT.sigma2_help + " The information of every method’s choice is counted at this σ²."
+    about = (
+        f"{words.EXPERT.sigma2_help} The information of every method’s choice is counted at this σ². The features here "
+        "are those of the margin, whose mean k(x, x) differs from that of the logit on other pages."
+    )
     sigma2 = sigma2_slider(
         st.container(), words.EXPERT.sigma2, attributor, f"{KEY}exponent", purpose="coreset", help=about
     )
     own = None if np.isclose(sigma2, usual, rtol=1e-5) else sigma2
     return replace(view, method=name, variant=variant, budget=budget, sigma2=own)
+
+
+def _sizes(largest: int) -> tuple[int, ...]:
+    """Return the sizes of a coreset that are offered up to the largest one: every one where there are few."""
+    if largest <= _EVERY:
+        return tuple(range(1, largest + 1))
+    return (*(size for size in _SIZES if size < largest), largest)
 
 
 def _results(attributor: Served, view: CoresetView) -> None:

@@ -21,6 +21,7 @@ from natscope.core.errors import QueryError
 
 KEY = "coreset_"  # prefix of all widgets and of all that the session keeps for this page
 VIEW = f"{KEY}view"
+_FEWEST = 2
 _GROUPS = ("any test {}", "one class", "those the model gets wrong", "my selection")
 
 
@@ -30,32 +31,59 @@ change = partial(frame.change, VIEW)
 def query_controls(attributor: Served, view: CoresetView) -> CoresetView:
     """Draw the choice of test images, and return the changed view."""
     classes = attributor.bundle.classes
-    for key, value in {"group": view.group, "label": view.label, "count": view.count}.items():
+    for key, value in {"group": view.group, "label": view.label}.items():
         st.session_state.setdefault(KEY + key, value)
     group = control(
         st.selectbox,
         "Ask about",
         GROUPS,
         key=f"{KEY}group",
+        on_change=_restore_count,
         format_func=lambda group: _GROUPS[GROUPS.index(group)].format(attributor.many),
         help=f"The test {attributor.many} that the chosen training {attributor.many} are to tell most about, all of "
         "them together.",
     )
     label, count = view.label, view.count
     if group == "class":
-        label = control(st.selectbox, "Class", range(len(classes)), key=f"{KEY}label", format_func=classes.__getitem__)
+        label = control(
+            st.selectbox,
+            "Class",
+            range(len(classes)),
+            key=f"{KEY}label",
+            on_change=_restore_count,
+            format_func=classes.__getitem__,
+        )
     if group == "marked":
         _marks(attributor, view)
     else:
-        count = control(
-            st.slider,
-            "How many of them",
-            1,
-            MOST_QUERIES,
-            key=f"{KEY}count",
-            help="Drawn at random, always the same ones; all of them if there are fewer.",
-        )
+        count = _count(len(_group(attributor, group, label)), view.count)
     return replace(view, group=group, label=label, count=count)
+
+
+def _restore_count() -> None:
+    """Let another group have as many as were chosen before one that has fewer."""
+    st.session_state.pop(f"{KEY}count", None)
+
+
+def _count(there: int, chosen: int) -> int:
+    """Draw how many are asked about, of those that are there, and return it; what was chosen stays if it means all."""
+    most, key = min(MOST_QUERIES, there), f"{KEY}count"
+    if most < _FEWEST:  # a slider needs two values
+        return chosen
+    st.session_state[key] = min(st.session_state.get(key, chosen), most)
+    about = f"Of the {there:,}; drawn at random, always the same ones."
+    count: int = control(st.slider, "How many of them", 1, most, key=key, help=about)
+    return max(count, chosen) if count == most else count
+
+
+def _group(attributor: Served, group: str, label: int) -> np.ndarray:
+    """Return the numbers of all test images of a group that nobody marked, a class's for the group "class"."""
+    labels = attributor.test_labels
+    if group == "class":
+        return np.flatnonzero(labels == label)
+    if group == "wrong":
+        return np.flatnonzero(np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) != labels)
+    return np.arange(len(labels))
 
 
 def asked(attributor: Served, view: CoresetView) -> np.ndarray:
@@ -64,22 +92,17 @@ def asked(attributor: Served, view: CoresetView) -> np.ndarray:
     Raises:
         QueryError: if there is no such image.
     """
-    labels = attributor.test_labels
     if view.group == "marked":
         if not view.marked:
             raise QueryError(f"Mark at least one test {attributor.one} to ask about.")
         return np.array(sorted(view.marked), dtype=np.int64)
-    rows = np.arange(len(labels))
-    if view.group == "class":
-        rows = rows[labels == view.label]
-        if not len(rows):
-            raise QueryError(
-                f"There is no test {attributor.one} of class {attributor.bundle.classes[view.label]}; choose another."
-            )
-    elif view.group == "wrong":
-        rows = rows[np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) != labels]
-        if not len(rows):
-            raise QueryError(f"The model gets every test {attributor.one} right; ask about others.")
+    rows = _group(attributor, view.group, view.label)
+    if not len(rows) and view.group == "class":
+        raise QueryError(
+            f"There is no test {attributor.one} of class {attributor.bundle.classes[view.label]}; choose another."
+        )
+    if not len(rows):
+        raise QueryError(f"The model gets every test {attributor.one} right; ask about others.")
     return draw(rows, view.count, seed=0)
 
 

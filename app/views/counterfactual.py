@@ -31,6 +31,7 @@ _VIEW, _KEY, _TAB = "counterfactual_view", "counterfactual_", frame.REMOVE
 SESSION = (_KEY,)  # what belongs to a bundle
 _CONTROLS = tuple(_KEY + name for name in ("method", "budget", "exponent"))
 _SHOWN = 40  # removed images that are drawn
+_COARSE = 100  # removed images from which tens will do
 _LISTED = 12  # earlier runs
 
 
@@ -85,7 +86,7 @@ def _controls(attributor: Served, query: QueryExample) -> CounterfactualView:
             f"{attributor.many.capitalize()} removed",
             FEWEST_REMOVED,
             most,
-            step=10,
+            step=10 if most >= _COARSE else 1,
             key=f"{_KEY}budget",
             help=f"Of the {pool:,} with this label.",
         )
@@ -158,7 +159,7 @@ def _removal(attributor: Served, query: QueryExample) -> None:
         tasks.removals,
         *(attributor.place, query, stages, file),
         name=f"{_KEY}job",
-        label=f"Remove them and retrain ({patience(linear=attributor.linear)})",
+        label=f"Remove them and retrain ({patience(attributor.bundle, linear=attributor.linear)})",
     )
     if result is not None:
         _outcome(attributor, query, [Answer(**values) for values in result], len(found), title)

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from natscope.app import bundles, links
+from natscope.app import bundles, escape, links
 from natscope.app.bundles import Served
 from natscope.app.links import AttributeView, ComparisonView, Limits
 from natscope.app.views import telling
@@ -26,11 +26,12 @@ AnyView = TypeVar("AnyView")
 _TITLES, _CHOSEN = "titles of bundles", "chosen"  # keys in the session's state, the latter followed by a box's
 _SHARED, _SHARED_OF = "shared", "shared_of"  # keys of what tabs share, parameters of addresses, and of its bundle
 _PLACE, _ARRIVED = "place", "arrived"  # keys of the last page, and of whether another one was just chosen
-_QUERY, _TARGET = "q", "target"
+_QUERY, _TARGET, _BUNDLE = "q", "target", "bundle"
 _FIRST = "test:0"
 TAB = "tab"  # parameter of an address, and key of the choice
 # The tabs of Explain.
 ATTRIBUTION, COMPARE, REMOVE, CURVES, MAP = "attribution", "compare", "remove", "curves", "map"
+_FITS = 44  # letters of a title that the box of bundles has room for
 _SHOWN = 60  # letters of a name from the address
 
 
@@ -97,6 +98,8 @@ def choose_bundle(
             on_change=forget,
             label_visibility="visible" if label else "collapsed",
         )
+        if len(title := titles(paths)[wanted]) > _FITS:  # a box shows one line
+            st.caption(escape.markdown(title))
     st.session_state[remembered] = wanted
     return paths[wanted]
 
@@ -133,7 +136,7 @@ def restore_tab(key: str, tabs: Collection[str], usual: str) -> str:
     wanted = None if _navigates_history() else st.session_state.get(key)
     said = st.query_params.get(TAB)
     if said is not None and said not in tabs:  # so that the rest of the address is still read
-        warn(not_valid([TAB]), icon=":material/link_off:")
+        warn(not_valid([f"{TAB} “{said[:_SHOWN]}”"]), icon=":material/link_off:")
         del st.query_params[TAB]
         said = None
     wanted = wanted or said or usual
@@ -240,6 +243,7 @@ def view(
         st.session_state.pop(key, None)
         _forget_keys(*controls)
     if key not in st.session_state:
+        ignore_unknown(TAB if tab else "")
         said = own_address()
         own = not tab or said.get(TAB, tab) == tab
         found, wrong = links.read(default, said if own else {}, limits)
@@ -252,6 +256,21 @@ def view(
         st.session_state[key] = _with(st.session_state[key], others, limits)
         _forget_keys(*controls)
     return st.session_state[key]
+
+
+def ignore_unknown(*known: str) -> None:
+    """Say which parameters of the address no page has, and remove them; those of other pages are left alone.
+
+    Args:
+        known: what this page knows besides the parameters of views and the bundle.
+    """
+    if unknown := sorted(own_address().keys() - links.NAMES - {_BUNDLE, *known}):
+        named = [f"“{name[:_SHOWN]}”" for name in unknown]
+        listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+        means = "means nothing on this page and is" if len(named) == 1 else "mean nothing on this page and are"
+        warn(f"The link's {listed} {means} ignored.", icon=":material/link_off:")
+        for name in unknown:
+            del st.query_params[name]
 
 
 def not_valid(wrong: Sequence[str]) -> str:
@@ -386,7 +405,7 @@ def usual_sigma2s(attributor: Served, *, purpose: str = "prediction") -> dict[st
 
 def _bundle(attributor: Served) -> dict[str, str]:
     """Return the address's parameter that names the bundle, even of a single one: others may come to lie beside it."""
-    return {"bundle": attributor.bundle.path.name}
+    return {_BUNDLE: attributor.bundle.path.name}
 
 
 def query(attributor: Served) -> QueryExample:

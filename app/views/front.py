@@ -12,6 +12,7 @@ from natscope.app.examples import examples
 from natscope.app.links import AttributeView, BackdoorView
 from natscope.app.modalities import STYLE
 from natscope.app.views import explain, frame
+from natscope.app.views.banner import now
 from natscope.app.views.notice import complain
 from natscope.core.bundle.request import Request
 from natscope.core.errors import NatscopeError
@@ -36,18 +37,22 @@ def page() -> None:
     example, addresses = "", {place: place for place, *_ in _DOORS}
     try:
         paths = bundles.bundle_paths()
+        if not now() and not any(bundles.listed(path).attacked for path in paths.values()):
+            del addresses["backdoor"]  # its page would have nothing to tell
         name = frame.chosen_bundle(paths)
         attributor = bundles.served(paths[name])
         (index,) = examples(attributor, 1)
         addresses["explain"] += "?" + urlencode({"bundle": name, "q": f"test:{index}"})
         example = _example(attributor, index)
-        addresses["backdoor"] = _story(paths) or addresses["backdoor"]
+        if story := _story(paths):
+            addresses["backdoor"] = story
     except NatscopeError as error:
         complain(error)
     doors = "".join(
         f'<a class="ns-door" href="{escape.html(addresses[place])}" target="_self">'
         f"<b>{title}</b><span>{about}</span></a>"
         for place, title, about in _DOORS
+        if place in addresses
     )
     nav = f'<nav class="ns-doors" aria-label="Where to go">{doors}</nav>'
     st.html(f"{example}{nav}<style>{STYLE}{_STYLE}</style>")  # as one, so that the doors need not move

@@ -25,6 +25,7 @@ def explained() -> None:
 
 
 def _draw(usual: str) -> None:
+    frame.ignore_unknown(frame.TAB)
     tab = frame.restore_tab(_KEY, _TABS, usual)
     frame.tab_control("What to read", {name: title for name, (title, _) in _TABS.items()}, _KEY)
     if st.query_params.get(frame.TAB, usual) != tab:

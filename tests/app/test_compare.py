@@ -2,6 +2,7 @@ import csv
 import io
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -14,7 +15,8 @@ from natscope.app.components.comparison import marks
 from natscope.app.figures.sheets import comparison_file
 from natscope.app.links import LARGEST_COMPARED, AttributeView, ComparisonView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
-from natscope.app.views import compare_results, frame
+from natscope.app.theme import FRAME, FRAMES
+from natscope.app.views import compare, compare_results, frame
 from natscope.core.analysis.comparison import compare_one
 from natscope.core.bundle.capabilities import Capabilities
 from natscope.core.bundle.request import Request
@@ -84,6 +86,7 @@ def test_shared_images_have_one_colour_and_letter_everywhere(page):
     for looks in seen.values():
         assert len(set(looks)) == 1
         assert (looks[0] != ("", "")) == (len(looks) > 1)
+    assert [tile["rank"] for tile in figure["strips"][0]["tiles"]] == [str(rank) for rank in range(1, 11)]
     letters = [looks[0][0] for looks in seen.values() if looks[0][0]]
     assert len(letters) == len(set(letters)) > 3
 
@@ -148,11 +151,72 @@ def test_too_many_pins_and_unknown_methods_are_refused():
     assert len(complaints) == 2
 
 
-def test_marks_repeat_colours_but_never_letters():
+def test_marks_never_repeat_a_letter_nor_a_colour_but_the_grey_of_those_beyond():
     found = marks(range(60))
     assert len({letter for letter, _ in found.values()}) == 60
-    assert found[0][0] == "A"
-    assert found[26][0] == "A2"
+    assert [found[number][0] for number in (0, 25, 26, 27, 52)] == ["A", "Z", "AA", "AB", "BA"]
+    assert [colour for _, colour in found.values()] == [*FRAMES, *[FRAME] * (60 - len(FRAMES))]
+
+
+@pytest.mark.parametrize(
+    ("picks", "said"),
+    [
+        ("12 23", "**A** and **B** overlap by 0.33. The texts of **A** matter most"),
+        ("12 34", "**A** and **B** share no texts. The"),
+        ("12 21", "**A** and **B** choose the same texts. The texts of **A** and **B** matter most"),
+        (
+            "12 12 12 34",
+            "**A**, **B** and **C** choose the same texts. **A** and **D** share no texts. The texts of **A**,",
+        ),
+        ("12 13 45", "**A** and **B** agree most (overlap 0.33); **A** and **C**, and **B** and **C** share no texts."),
+        ("12 34 56 78", "Every two share no texts. The"),
+        (
+            "12 12 13 45",
+            "**A** and **B** choose the same texts. Beyond that, **A** and **C** agree most (overlap 0.33); ",
+        ),
+        (
+            "12 13 45 46 7",
+            "**A** and **B**, and **C** and **D** agree most (overlap 0.33); 8 of 10 pairs share no texts.",
+        ),
+        (
+            "123 124 156",
+            "**A** and **B** agree most (overlap 0.50); **A** and **C**, and **B** and **C** least (0.20).",
+        ),
+    ],
+)
+def test_the_sentence_on_agreement_names_ties(picks, said):
+    rows = [SimpleNamespace(picks=tuple(map(int, each)), loss=float("1" in each)) for each in picks.split()]
+    found = compare_results._finding([rows], "ABCDE"[: len(rows)], "texts")
+    assert found.startswith(said)
+
+
+def test_a_method_without_an_answer_is_not_compared():
+    rows = [SimpleNamespace(picks=(1, 2), loss=1.0), SimpleNamespace(picks=(), loss=None)]
+    assert compare_results._finding([rows], "AB", "texts").startswith("Fewer than two methods gave an answer")
+    rows.append(SimpleNamespace(picks=(2, 1), loss=1.0))
+    assert compare_results._finding([rows], "ABC", "texts").startswith("**A** and **C** choose the same texts. The")
+
+
+def test_the_caption_says_what_letters_colours_and_numbers_are(page, monkeypatch):
+    app = page(q="test:5", methods="info_loss,info_gain", m="2")
+    (said,) = [caption.value for caption in app.caption if "is its rank" in caption.value]
+    assert "grey" not in said
+    assert "count anew" not in said
+    monkeypatch.setattr(compare, "FRAMES", ("#000000",))
+    app = page(q="test:5", pins="test:6", methods="info_loss,info_gain", m="20")
+    (said,) = [caption.value for caption in app.caption if "is its rank" in caption.value]
+    assert "the others are grey. Letters and colours count anew in each figure." in said
+
+
+def test_a_wrong_prediction_is_said_in_words(page, attributor):
+    classes, labels = attributor.bundle.classes, attributor.test_labels
+    predicted = np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1)
+    wrong, right = int(np.flatnonzero(predicted != labels)[0]), int(np.flatnonzero(predicted == labels)[0])
+    says = [_figures(page(q=f"test:{index}", methods="repsim,random"))[0]["query"]["says"] for index in (wrong, right)]
+    assert says == [
+        f"Predicted {classes[predicted[wrong]]}, labelled {classes[labels[wrong]]}",
+        f"Predicted {classes[predicted[right]]} ✓",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from natscope.app.links import CoresetView, Limits, parameters, read
 from natscope.app.serve import BUNDLES
 from natscope.app.tasks import Chosen
 from natscope.app.views import coreset as view
-from natscope.app.views import coreset_results
+from natscope.app.views import coreset_queries, coreset_results
 from natscope.core.methods import METHODS
 
 SIZES = Limits(images=10_000, classes=10, train_images=15_000)
@@ -104,6 +104,39 @@ def test_marking_and_letting_go(page):
     assert app.query_params["marked"] == "7"
     app.button(key="coreset_unmark").click()
     assert "at least one" in _whole(app.run()).error[0].value
+
+
+def test_as_many_are_asked_about_as_there_are(page, attributor):
+    wrong = int((np.asarray(attributor.bundle.array("test_logits")).argmax(axis=1) != attributor.test_labels).sum())
+    app = page()
+    assert "mean k(x, x) of the margin" in _texts(app)
+    assert app.slider(key="coreset_count").max == 500
+    assert f"Of the {wrong:,};" in page(ask="wrong").slider(key="coreset_count").help
+
+
+@pytest.mark.parametrize(("there", "shown"), [(7, [(7, 7)]), (2, [(2, 2)]), (1, []), (0, [])])
+def test_a_small_group_has_a_slider_of_its_own_size_or_none(page, monkeypatch, there, shown):
+    whole = coreset_queries._group
+    few = lambda attributor, group, label: whole(attributor, group, label)[: there if group == "wrong" else None]  # noqa: E731
+    monkeypatch.setattr(coreset_queries, "_group", few)
+    app = page(ask="wrong")
+    found = [(each.value, each.max) for each in app.slider if each.key == "coreset_count"]
+    assert found == shown
+    assert app.query_params["n"] == "12"
+    if there:
+        assert f"about each of {there} test images" in _texts(app) or f"{there} test image that" in _texts(app)
+    app = _whole(app.selectbox(key="coreset_group").set_value("random").run())
+    assert app.slider(key="coreset_count").value == 12  # what was chosen comes back
+
+
+def test_sizes_that_are_offered_suit_the_training_set(page, monkeypatch):
+    assert view._sizes(6) == (1, 2, 3, 4, 5, 6)
+    assert view._sizes(55) == (10, 20, 30, 50, 55)
+    assert view._sizes(100) == (10, 20, 30, 50, 75, 100)
+    monkeypatch.setattr(view, "largest_coreset", lambda train_images: 1)
+    app = page(m="1")
+    assert not [each for each in app.select_slider if each.key == "coreset_budget"]
+    assert app.markdown[1].value.startswith("##### This image tells")
 
 
 def test_the_control_for_classes(page):

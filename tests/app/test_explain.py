@@ -56,7 +56,7 @@ def _surest_mistake(attributor):
     return int(np.where(wrong, sure.max(axis=1), 0).argmax())
 
 
-def test_the_front_page_shows_a_wrong_prediction_what_is_behind_it_and_three_doors(served, attributor):
+def test_the_front_page_shows_a_wrong_prediction_what_is_behind_it_and_where_to_go(served, attributor):
     page, index = _open(), _surest_mistake(attributor)
     shown, classes = _html(page), attributor.bundle.classes
     query = attributor.query("test", index)
@@ -65,8 +65,9 @@ def test_the_front_page_shows_a_wrong_prediction_what_is_behind_it_and_three_doo
     assert f"The network predicts <b>{classes[query.predicted]}</b>, but this image is labelled" in shown
     assert f"<b>{classes[query.label]}</b>" in shown
     assert shown.count(f"labelled {classes[query.predicted]}</span>") == 3
-    for door in (f"explain?bundle=fashion-mnist&amp;q=test%3A{index}", "backdoor", "paper"):
+    for door in (f"explain?bundle=fashion-mnist&amp;q=test%3A{index}", "paper"):
         assert f'href="{door}"' in shown
+    assert "Catch a backdoor" not in shown  # no bundle has one
 
 
 def test_a_wrong_prediction_shows_what_supports_its_label_beside_what_supports_the_answer(served, attributor):
@@ -416,5 +417,5 @@ def test_two_tags_of_one_dialog_are_both_there_after_a_reload_on_another_page(vi
 
 def test_a_tab_that_does_not_exist_is_said_and_the_rest_of_the_link_shown(served):
     page = _open(q="test:7", m="3", tab="bogus")
-    assert [warning.value for warning in page.warning] == ["The link's tab is not valid; the default is shown."]
+    assert [warning.value for warning in page.warning] == ["The link's tab “bogus” is not valid; the default is shown."]
     assert (page.query_params["q"], page.query_params["m"]) == ("test:7", "3")

@@ -25,6 +25,7 @@ from natscope.core.bundle.request import Request
 from natscope.core.methods import METHODS, rank
 from tests.app.conftest import pack_image, serving
 from tests.conftest import EACH, one_sentence
+from tests.tiny import edited
 
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
 
@@ -492,11 +493,18 @@ def test_the_chosen_bundle_stays_chosen_on_every_page(visit, server, tmp_path):
     page, folder = visit("/?q=test:5"), tmp_path / "served"
     page.wait_for_url(re.compile("bundle=middle"), timeout=60_000)
     shutil.copytree(folder / "middle", folder / "an earlier one")
+    title = "A title of as many letters as a box shows"
+    edited(folder / "an earlier one", lambda raw: raw.update(name=title))
     for name in ("Explain", "Coreset"):
         on(page, name, "middle")
     page.get_by_role("combobox", name="Bundle").click()
-    page.get_by_role("option", name="Tiny", exact=True).click()
+    page.get_by_role("option", name=title, exact=True).click()
     page.wait_for_url(re.compile(r"coreset\?.*bundle=an\+earlier\+one"), timeout=60_000)
+    for width in (1400, 700, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        box = page.get_by_role("combobox", name="Bundle")
+        assert box.evaluate("each => each.scrollWidth <= each.clientWidth"), width
+    page.set_viewport_size({"width": 1400, "height": 900})
     on(page, "Explain", r"an\+earlier\+one")
     shutil.rmtree(folder / "an earlier one")
     on(page, "Coreset", "middle")

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from natscope.precompute.bundles.demo import untuned
 from natscope.precompute.data.poison import PoisonSpec
 from natscope.precompute.data.tokenizing import trained
 from tests.app.conftest import pack_image, serving
-from tests.tiny import build_tiny_texts
+from tests.tiny import build_tiny_texts, edited
 
 _DOCS = Path(__file__).parents[2] / "docs"
 _PHONE = {"viewport": {"width": 390, "height": 844}}
@@ -174,6 +175,44 @@ def test_other_pages_show_texts(monkeypatch, folder, here, page):
     shown = [each.proto.body for each in app.get("html")] + [each.proto.json for each in app.get("bidi_component")]
     assert any(re.search("The (film|book|play|song|dance|tale) is", text) for text in shown)
     assert not app.error
+
+
+@pytest.mark.parametrize("poison", [None, PoisonSpec(rate=0.1, size=1, place="start")])
+def test_the_front_page_leads_to_a_backdoor_where_there_is_one(monkeypatch, tmp_path, here, poison):
+    build_tiny_texts(tmp_path / "reviews", poison=poison)
+    shown = " ".join(each.proto.body for each in _drawn(monkeypatch, tmp_path, "front").get("html"))
+    assert "See the paper" in shown
+    assert ("Catch a backdoor" in shown) == (poison is not None)
+
+
+@pytest.mark.parametrize("page", ["explain", "coreset", "paper"])
+def test_what_no_page_knows_of_a_link_is_said(monkeypatch, folder, here, page):
+    app = _drawn(monkeypatch, folder, page, bundle="reviews", q="test:1", nonsense="1")
+    assert [each.value for each in app.warning] == ["The link's “nonsense” means nothing on this page and is ignored."]
+    assert "nonsense" not in app.query_params
+    app = _drawn(monkeypatch, folder, page, tab="nonsense", what="1", where="2")
+    said = [each.value for each in app.warning]
+    if page == "coreset":
+        assert said == ["The link's “tab”, “what” and “where” mean nothing on this page and are ignored."]
+    else:
+        assert sorted(said) == [
+            "The link's tab “nonsense” is not valid; the default is shown.",
+            "The link's “what” and “where” mean nothing on this page and are ignored.",
+        ]
+
+
+def test_a_title_too_long_for_its_box_is_below_it(monkeypatch, tmp_path, folder, here):
+    for name in ("one", "two"):
+        shutil.copytree(folder / "reviews", tmp_path / name)
+    edited(
+        tmp_path / "two", lambda raw: raw.update(name="What is *this* that a customer writes to us about on a Monday?")
+    )
+    captions = [
+        [each.value for each in _drawn(monkeypatch, tmp_path, "explain", bundle=name).caption]
+        for name in ("one", "two")
+    ]
+    assert [any("on a Monday" in each for each in found) for found in captions] == [False, True]
+    assert any(r"\*this\*" in each for each in captions[1])
 
 
 def test_page_backdoor_of_no_poisoned_bundle_says_so(monkeypatch, folder, here):
@@ -362,6 +401,24 @@ def test_a_text_of_ones_own_is_explained_found_again_by_its_link_and_by_words(vi
     field.fill("dance is awful")
     field.press("Enter")
     expect(found.locator(".ns-query .ns-text")).to_contain_text("dance is awful", timeout=60_000)
+
+
+@pytest.mark.browser
+def test_on_a_phone_no_button_covers_words(visit):
+    page = visit("/explain?q=test:0", has_touch=True, is_mobile=True, **_PHONE)
+    cards = page.get_by_role("group", name="Training texts ranked by").locator(".card")
+    expect(cards).to_have_count(10, timeout=60_000)
+    covered = """card => {
+      const box = card.querySelector(".reuse").getBoundingClientRect(), words = document.createRange();
+      const rects = [card.querySelector(".picture").getBoundingClientRect()];  // wherever a text ends
+      for (const each of card.querySelectorAll(".rank, .value, .label, .note")) {
+        words.selectNodeContents(each);
+        rects.push(...words.getClientRects());
+      }
+      return rects.filter((its) =>
+        its.left < box.right && its.right > box.left && its.top < box.bottom && its.bottom > box.top).length;
+    }"""
+    assert [cards.nth(place).evaluate(covered) for place in range(10)] == [0] * 10
 
 
 @pytest.mark.browser

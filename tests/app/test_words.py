@@ -15,6 +15,7 @@ from natscope.app.words import (
     finding,
     informative,
     nats,
+    ratio_text,
     setting_of,
     sigma2_text,
     special,
@@ -207,14 +208,19 @@ def test_the_index_in_use_is_named():
 @pytest.mark.parametrize(
     ("method", "picks", "told"),
     [
-        ("info_loss", [3.0, 2.0], "Without the best of the picks 3 nats are lost, without the median candidate 1 nats"),
-        ("info_loss", [3.0], "the runner-up among all candidates 2 nats."),
-        ("graddot", [3.0], "scores 3 by itself, the median candidate 1, the runner-up among all candidates 2."),
-        ("info_gain", [2.0], "1 others score more"),
+        ("info_loss", [3.0, 2.0], "Removing the best pick alone loses 3 nats, removing the median candidate 1 nats"),
+        ("info_loss", [3.0], "the second best of all 5 candidates 2 nats."),
+        ("graddot", [3.0], "scores 3 by itself, the median candidate 1, the second best of all 5 candidates 2."),
+        ("info_gain", [2.0], "another one scores more"),
     ],
 )
-def test_how_special_the_picks_are_is_said(method, picks, told):
+def test_how_the_picks_compare_with_other_candidates_is_said(method, picks, told):
     assert told in special(picks, np.array([3.0, 1.0, 2.0, 1.0, 0.5]), METHODS[method], of=IMAGE)
+
+
+def test_the_scale_of_sigma2_says_whose_it_is():
+    assert ratio_text(10.0, 5.0) == "2 × mean k(x, x)"
+    assert ratio_text(10.0, 5.0, margins=True) == "2 × mean k(x, x) of the margin"
 
 
 def test_a_files_name_says_what_was_asked():

@@ -1,5 +1,6 @@
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,7 +110,38 @@ def test_a_convolutional_network_is_trained_again_while_somebody_waits_if_its_da
     assert too_slow(many, linear=False, count=count // 2) is None
     assert f"{count:,} images" in too_slow(many, linear=False)
     assert too_slow(many, linear=True) is None
-    assert (patience(linear=False), patience(linear=True)) == ("a few minutes", "half a minute")
+    assert patience(few, linear=False) == "a few minutes"
+
+
+def test_how_long_training_takes_follows_from_examples_epochs_and_network(attributor):
+    class Bundle:
+        def __init__(self, epochs=1, *, lengths=None, weights=4):
+            training = attributor.bundle.manifest.training | {"epochs": epochs}
+            shape = (1000, 128) if lengths is not None else (1000, 1, 32, 32)
+            self.manifest = replace(
+                attributor.bundle.manifest, training=training, files={"weights": SimpleNamespace(bytes=weights)}
+            )
+            self.inputs = lambda split: Given(shape, lengths)
+
+    @dataclass
+    class Given:
+        shape: tuple
+        lengths: np.ndarray | None
+
+        def __len__(self):
+            return self.shape[0]
+
+    short = np.full(1000, 10)
+    assert patience(Bundle(3, lengths=short), linear=False) == "a few seconds"  # not by the longest text
+    assert [patience(Bundle(epochs), linear=False) for epochs in (1, 3, 7, 10, 30)] == [
+        "a few seconds",
+        "less than half a minute",
+        "less than a minute",
+        "a minute or two",
+        "a few minutes",
+    ]
+    assert patience(Bundle(30, weights=4 * 10**5), linear=True) == "a few seconds"
+    assert patience(Bundle(30, weights=4 * 10**8), linear=True) == "a few minutes"
 
 
 def test_no_network_is_built_to_see_how_long_its_training_takes(attributor, monkeypatch):
