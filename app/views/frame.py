@@ -31,6 +31,7 @@ _FIRST = "test:0"
 TAB = "tab"  # parameter of an address, and key of the choice
 # The tabs of Explain.
 ATTRIBUTION, COMPARE, REMOVE, CURVES, MAP = "attribution", "compare", "remove", "curves", "map"
+_TRACKING = ("utm_", "fbclid", "gclid")  # what other sites add to links
 _FITS = 44  # letters of a title that the box of bundles has room for
 _SHOWN = 60  # letters of a name from the address
 
@@ -264,7 +265,8 @@ def ignore_unknown(*known: str) -> None:
     Args:
         known: what this page knows besides the parameters of views and the bundle.
     """
-    if unknown := sorted(own_address().keys() - links.NAMES - {_BUNDLE, *known}):
+    strange = own_address().keys() - links.NAMES - {_BUNDLE, *known}
+    if unknown := sorted(name for name in strange if not name.startswith(_TRACKING)):
         named = [f"“{name[:_SHOWN]}”" for name in unknown]
         listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
         means = "means nothing on this page and is" if len(named) == 1 else "mean nothing on this page and are"

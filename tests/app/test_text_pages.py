@@ -187,7 +187,7 @@ def test_the_front_page_leads_to_a_backdoor_where_there_is_one(monkeypatch, tmp_
 
 @pytest.mark.parametrize("page", ["explain", "coreset", "paper"])
 def test_what_no_page_knows_of_a_link_is_said(monkeypatch, folder, here, page):
-    app = _drawn(monkeypatch, folder, page, bundle="reviews", q="test:1", nonsense="1")
+    app = _drawn(monkeypatch, folder, page, bundle="reviews", q="test:1", nonsense="1", utm_source="mail")
     assert [each.value for each in app.warning] == ["The link's “nonsense” means nothing on this page and is ignored."]
     assert "nonsense" not in app.query_params
     app = _drawn(monkeypatch, folder, page, tab="nonsense", what="1", where="2")
