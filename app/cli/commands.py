@@ -51,7 +51,7 @@ def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any
         say(f"Building the embedded bundle, once, about a minute, in {out}")
     try:
         with Bars() as bars:
-            build_embedded(FIRST, out, bars)
+            build_embedded(FIRST, out, bars, tell=bars.tell)
     except NatscopeError as error:
         if not (out.exists() and find_bundles(folder)):
             raise
@@ -280,7 +280,7 @@ def precompute(
     existed = out.exists()
     with bars:
         spec = spec or build_spec(name, options, precompute.params, bars)
-        bundle = build(spec, out, bars, reuse=reuse, engine=engine)
+        bundle = build(spec, out, bars, reuse=reuse, engine=engine, tell=bars.tell)
     results = bundle.manifest.results
     say(
         f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). Look at it "
