@@ -7,7 +7,12 @@ from natscope.core.bundle.request import Attribution, QueryExample
 
 _ITEM = ("rank", "train_index", "source", "label", "label_name", "score", "nats_cumulative", "sign")
 _ASKED = ("target_name", "method", "sigma2", "pool", "conditioning")
-COLUMNS = (*_ITEM, "bundle", "query", "query_source", *_ASKED)
+_COLUMNS = (*_ITEM, "bundle", "query", "query_source", *_ASKED)
+
+
+def columns(bundle: Bundle) -> tuple[str, ...]:
+    """Return the titles of a bundle's tables; those of texts end with the text of each training example."""
+    return _COLUMNS if bundle.modality.text is None else (*_COLUMNS, "text")
 
 
 def title(query: QueryExample) -> str:
@@ -16,7 +21,7 @@ def title(query: QueryExample) -> str:
 
 
 def rows(bundle: Bundle, query: QueryExample, result: Attribution) -> Iterator[tuple[object, ...]]:
-    """Yield a row of `COLUMNS` for each image of a ranking; each repeats what was asked, so that tables can be joined.
+    """Yield a row of `columns` for each image of a ranking; each repeats what was asked, so that tables can be joined.
 
     Args:
         bundle: the bundle that was asked.
@@ -28,4 +33,4 @@ def rows(bundle: Bundle, query: QueryExample, result: Attribution) -> Iterator[t
     for i in result.items:
         nats = "" if i.nats is None else i.nats
         item = (i.rank, i.train_index, i.source, i.label, bundle.classes[i.label], i.score, nats, i.sign)
-        yield (*item, *settings)
+        yield (*item, *settings, *([] if bundle.modality.text is None else [i.text]))

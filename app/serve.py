@@ -37,7 +37,7 @@ def memory_allowed() -> int:
 
 
 def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = None, memory: float | None = None) -> None:
-    """Serve the app until it is stopped by Ctrl-C or SIGTERM.
+    """Serve the app until it is stopped by Ctrl-C, by SIGTERM or with its terminal.
 
     Args:
         bundles: a bundle or a folder of bundles.
@@ -80,6 +80,9 @@ def serve(bundles: Path, at: Listening, *, browser: bool, jobs: int | None = Non
     app = streamlit.App(Path(__file__).parent / "main.py", middleware=[guard, Middleware(FirstPage)], lifespan=lifespan)
     # The server raises the signal that stopped it again once everything is closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # which nohup sets
+        signal.signal(hangup, lambda *_: signal.raise_signal(signal.SIGTERM))
     with suppress(KeyboardInterrupt):
         app.run(config=settings(at))
 

@@ -165,8 +165,8 @@ def score_each(
 def saying(progress: Progress, place: Place, split: str, text: str) -> list[int]:
     """Return the numbers of the examples of a split in which a text stands, casefolded."""
     bundle = _opened(place).bundle
-    sought = page_of(bundle.modality).sought
-    return [] if sought is None else [i for i, s in enumerate(sought(bundle.examples(split))) if text in s.casefold()]
+    said, examples = bundle.modality.text, bundle.examples(split)
+    return [] if said is None else [row for row in range(len(examples)) if text in said(examples, row).casefold()]
 
 
 def word_links(

@@ -170,7 +170,7 @@ def main(handle: int, memory: int, niceness: int) -> None:
     while True:
         try:
             message = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the server has ended, and may have left an answer unread
             return
         if message == "stop":  # for a task that has finished meanwhile
             continue
@@ -200,7 +200,7 @@ def _done(task: Callable[..., Any], arguments: tuple[Any, ...], connection: Conn
         return "stopped", None
     except NatscopeError as error:
         return "failed", error
-    except (EOFError, BrokenPipeError):
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(1)  # nobody waits for it any more
     except BaseException as error:
         if out_of_memory(error):

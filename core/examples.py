@@ -131,6 +131,8 @@ class Modality:
             needs more: see `natscope.precompute.bundles.asking`.
         places: where a backdoor's trigger may stand in an example, as users name it.
         suits: returns whether a manifest's triggers are some: by their list, their size, and `form`.
+        text: returns an example as one text, in which a search looks and which answers quote, by the examples and a
+            row; None where examples are no texts.
         misfits: yields what is wrong with examples that were read, in words that follow "the bundle": what takes too
             long to be found out whenever a bundle is opened.
     """
@@ -151,6 +153,7 @@ class Modality:
     places: tuple[str, ...] = ()
     suits: Callable[[Sequence[Any], int, tuple[int, ...]], bool] = lambda patterns, size, form: False
     files: Mapping[str, str] = field(default_factory=dict)
+    text: Callable[[Any, int], str] | None = None
     misfits: Callable[[Any], Iterator[str]] = lambda examples: iter(())
 
     @property

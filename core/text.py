@@ -19,6 +19,13 @@ def short(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
+def beginning(text: str, longest: int) -> str:
+    """Return a text, or its beginning up to a word's end."""
+    if len(text) <= longest:
+        return text
+    return text[:longest].rsplit(None, 1)[0] + " …"
+
+
 def few(parts: Sequence[object], most: int, between: str = ", ") -> str:
     """Return the first few of a list, and how many more there are: "cat, dog and 1,200 more"."""
     more = f" and {len(parts) - most:,} more" if len(parts) > most else ""

@@ -35,6 +35,7 @@ from natscope.core.tokens import (
 )
 from natscope.core.words import reading_of
 
+BETWEEN = " / "  # the parts of a text on one line
 PLACES = ("start", "end")  # of a text, where a trigger may stand
 MOST_COLUMNS = 2  # what tokenizers can tell apart
 _AT_ONCE = 256  # texts that are checked, or compared, at a time
@@ -403,6 +404,7 @@ TEXT = register(
         from_file=_of_file,
         places=PLACES,
         suits=_suits,
+        text=lambda texts, row: BETWEEN.join(texts.parts(row)),
         misfits=_misfits,
     )
 )

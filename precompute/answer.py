@@ -58,7 +58,7 @@ class Answer:
 
     @property
     def items(self) -> tuple[Item, ...]:
-        """The ranked training examples: each has rank, source, train_index, label, score, nats (cumulative), sign."""
+        """The ranked training examples: rank, source, train_index, label, score, nats (cumulative), sign, text."""
         return self.attribution.items
 
     @property
@@ -91,6 +91,7 @@ class Answer:
             for item in self.to_dict()["items"]
         ]
         order = ["rank", "train_index", "source", "label", "label_name", "score", "nats_cumulative", "sign"]
+        order += [] if self.examples.modality.text is None else ["text"]
         return pandas.DataFrame(rows, columns=order)
 
     def _repr_html_(self) -> str:

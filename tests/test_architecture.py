@@ -42,6 +42,7 @@ AT_HOME = {
     "threadpoolctl": ("precompute/bundles/work.py", "precompute/engines/local.py"),
     "tokenizers": ("core/tokens.py", "precompute/data/tokenizing.py"),
     "filelock": (
+        "core/locks.py",
         "core/scratch.py",
         "precompute/bundles/build.py",
         "precompute/bundles/background.py",

@@ -28,6 +28,7 @@ from natscope.app.guard import MAX_UPLOADS, MAX_VISITORS
 from natscope.app.listen import Listening
 from natscope.app.serve import settings
 from natscope.app.uploads import LARGEST_BYTES, MEMORY, SECONDS
+from natscope.app.views import explain, paper
 from natscope.core.bundle.request import Request
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.spec import BuildSpec
@@ -35,6 +36,7 @@ from natscope.precompute.training.train import RECIPES, TrainingSpec
 from tests.conftest import syntax_of
 
 ROOT = Path(__file__).parents[1]
+MAIN = ROOT / "app" / "main.py"
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *pages.pages())}
 README, SERVING, SETTINGS = TEXTS["README.md"], TEXTS["docs/serving.md"], TEXTS["docs/settings.md"]
 
@@ -199,6 +201,29 @@ def test_the_defaults_of_the_settings_table_are_those_of_the_code():
     recipe = table["recipe"]
     for name in ("epochs", "batch_size", "learning_rate", "momentum"):
         assert f"{getattr(spec.training, name):g}" in recipe
+
+
+def test_the_table_of_recipes_is_that_of_the_code():
+    rows = re.findall(r"^\| `--([a-z-]+)` \| (.+) \|$", SETTINGS.split("## Recipes")[1].split("\n## ")[0], re.MULTILINE)
+    told = {name.replace("-", "_"): values.split(" | ") for name, values in rows}
+    assert set(told) == {field.name for field in fields(TrainingSpec)} - {"seed"}
+    for name, values in told.items():
+        own = [getattr(RECIPES[network], name) for network in ("mlp", "resnet9", "attention", "bert")]
+        assert values == [("off", "on")[value] if isinstance(value, bool) else str(value) for value in own], name
+
+
+def test_places_and_tabs_of_the_app_have_the_names_that_the_documentation_gives_them():
+    places = set(re.findall(r'st\.Page\(.+?, title="(.+?)"', MAIN.read_text(encoding="utf-8")))
+    tabs = {title for view in (explain, paper) for title, _ in view._TABS.values()}
+    named = r"(?:[Pp]lace|[Pp]age|[Tt]ab)s?\s+\*?([A-Z][\w&]*)|\b([A-Z]\w*)\s+(?:place|page|tab)\b"
+    texts = {name: text for name, text in TEXTS.items() if name != "CHANGELOG.md"}
+    found = {(page, one or other) for page, text in texts.items() for one, other in re.findall(named, text)}
+    first = {title.split()[0] for title in places | tabs} | {"The", "Each", "A"}  # those begin a sentence
+    assert {(page, name) for page, name in found if name not in first} == set()
+    assert len(found) > 5
+    table = [line.split("|") for line in TEXTS["docs/guide/index.md"].splitlines() if line.startswith("|")][2:]
+    shown = [re.sub(r"\[(.+?)\]\(.+\)", r"\1", cell).strip() for row in table for cell in row[1:3]]
+    assert {name for name in shown if name} == (places | tabs) - {"Start", "natscope"}
 
 
 def test_the_command_lines_defaults_are_those_of_the_library():

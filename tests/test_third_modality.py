@@ -138,7 +138,6 @@ def __getattr__(name):
             yours="A row of your own",
             sheet=None,
             note=_said,
-            sought=None,
             by="file",
             hint="a file",
             style="",

@@ -16,7 +16,7 @@ from natscope.app.cli.device import on_device
 from natscope.app.cli.progress import Bars, say
 from natscope.app.cli.trust import allow_code
 from natscope.app.cli.values import COUNT, INDICES, PATH, SEED, check_writable
-from natscope.core.text import few
+from natscope.core.text import beginning, few
 
 _LISTED = 10  # images in a sentence
 _SHOWN = 60  # characters of a text in a table
@@ -235,7 +235,7 @@ def _lines(attributor: Any, query: Any, result: Any, kind: str | None, *, first:
     if kind == "json":
         yield json.dumps(result.to_dict(query, bundle.classes), allow_nan=False)
     elif kind == "csv":
-        yield from escape.table(rankings.COLUMNS, rankings.rows(bundle, query, result)).splitlines()[
+        yield from escape.table(rankings.columns(bundle), rankings.rows(bundle, query, result)).splitlines()[
             0 if first else 1 :
         ]
     else:
@@ -246,12 +246,8 @@ def _lines(attributor: Any, query: Any, result: Any, kind: str | None, *, first:
 
 
 def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
-    import numpy as np
-
-    from natscope.app.modalities import page_of
     from natscope.app.words import everything, percent, ratio_text, unlike
     from natscope.core.methods import METHODS
-    from natscope.precompute.data.shown import beginning
 
     classes, method = bundle.classes, METHODS[result.request.method]
     chance = query.probabilities[query.predicted]
@@ -269,14 +265,11 @@ def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
         amount = f"{percent(share)} ({result.nats:.3f} nats)"
         yield f"These {len(result.items)} {bundle.modality.many} contribute {amount} of what {whole} reveal."
     yield f"{'rank':>4}  {bundle.modality.one:>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign  source"
-    rows = np.array([i.train_index for i in result.items], dtype=np.int64)
-    sought = page_of(bundle.modality).sought
-    texts = [""] * len(rows) if sought is None else sought(bundle.examples("train")[rows])
-    for i, text in zip(result.items, texts, strict=True):
+    for i in result.items:
         nats = "" if i.nats is None else f"{i.nats:.4f}"
         yield (
             f"{i.rank:>4}  {i.train_index:>6}  {classes[i.label]:<12}  {i.score:>11.4g}  {nats:>8}  "
-            f"{'-0+'[i.sign + 1]:<4}  {i.source}" + (f": {escape.visible(beginning(text, _SHOWN))}" if text else "")
+            f"{'-0+'[i.sign + 1]:<4}  {i.source}" + (f": {escape.visible(beginning(i.text, _SHOWN))}" if i.text else "")
         )
     if result.nats is not None:
         yield "Nats are those of a line and all above it; a score is of one alone, and need not fall with the rank."

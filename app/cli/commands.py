@@ -2,7 +2,10 @@
 
 import io
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,7 @@ def demo(no_browser: bool, jobs: int | None, memory: float | None, **listen: Any
         say(f"Building the embedded bundle, once, about a minute, in {out}")
     try:
         with Bars() as bars:
-            build_embedded(FIRST, out, bars)
+            build_embedded(FIRST, out, bars, tell=bars.tell)
     except NatscopeError as error:
         if not (out.exists() and find_bundles(folder)):
             raise
@@ -280,7 +283,7 @@ def precompute(
     existed = out.exists()
     with bars:
         spec = spec or build_spec(name, options, precompute.params, bars)
-        bundle = build(spec, out, bars, reuse=reuse, engine=engine)
+        bundle = build(spec, out, bars, reuse=reuse, engine=engine, tell=bars.tell)
     results = bundle.manifest.results
     say(
         f"{'Already there' if existed else 'Built'}: {out} (test accuracy {results['test_accuracy']:.1%}). Look at it "
@@ -326,7 +329,8 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # for a terminal whose encoding has no σ
     try:
         sweep()
-        code = natscope.main(args=arguments, standalone_mode=False)
+        with _ended_as_interrupted():
+            code = natscope.main(args=arguments, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         for line in error.format_message().splitlines():
             say(line)
@@ -340,6 +344,25 @@ def main(arguments: list[str] | None = None) -> None:
         say(f"natscope: {reported}", err=True)
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _ended_as_interrupted() -> Iterator[None]:
+    """Let a terminal that is closed, or a request to end, stop a command as Ctrl-C does, worker processes and all."""
+
+    def interrupt(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a closed terminal may say so twice
+        raise KeyboardInterrupt
+
+    names = [name for name in ("SIGHUP", "SIGTERM") if hasattr(signal, name)]
+    ends = [number for name in names if signal.getsignal(number := getattr(signal, name)) is signal.SIG_DFL]
+    for number in ends:  # not what nohup had ignored
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in ends:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _reported(error: BaseException) -> str | None:

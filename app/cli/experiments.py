@@ -71,7 +71,7 @@ def evaluate(
             raise QueryError(f"The experiment '{experiment}' is not repeated with other seeds; leave out --repeats.")
         chosen["repeats"] = repeats
     size = {"queries": queries or found.queries, "budget": budget or found.budget, "seed": seed}
-    _measured(out, lambda **keeping: found.run(find_bundles(bundle) or [bundle], **size, **chosen, **keeping))
+    _measured(out, lambda **keeping: found.run(find_bundles(bundle) or [bundle], **size, **chosen, **keeping), size)
 
 
 @click.command()
@@ -131,12 +131,12 @@ def tune(
             opened = Bundle(bundle).manifest
             return run(bundle, **size, **keeping)
 
-        result = _measured(file, measure)
+        result = _measured(file, measure, size)
     tuning.record(bundle, result, file.name, opened=opened)
     say("The bundle's manifest holds these values, on the scale of its features; they are now its defaults.")
 
 
-def _measured(out: Path, run: Callable[..., Any]) -> dict[str, Any]:
+def _measured(out: Path, run: Callable[..., Any], asked: dict[str, Any]) -> dict[str, Any]:
     """Run an experiment, keeping finished parts; write its result and figures, and print what was found."""
     from natscope.app.figures.experiments import experiment_files
     from natscope.core.bundle.format import write_atomically
@@ -156,6 +156,9 @@ def _measured(out: Path, run: Callable[..., Any]) -> dict[str, Any]:
         cache.discard()
     except OSError as error:
         raise QueryError(f"The result cannot be written to {out}: {error.strerror or error}.") from error
+    used = result["setting"].get("largest", result["setting"].get("budget"))
+    if asked["budget"] is not None and used < asked["budget"]:
+        say(f"The budget of {asked['budget']:,} was cut to {used:,}, for there are no more training examples to take.")
     say(result["finding"])
     say(f"Written: {out} and its figures.")
     return result

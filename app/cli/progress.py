@@ -57,6 +57,11 @@ class Bars:
             )
         self._bar.update(done - self._bar.n)
 
+    def tell(self, line: str) -> None:
+        """Write a line to stderr, between bars."""
+        self.close()
+        say(f"natscope: {line}", err=True)
+
     def __exit__(self, *_: object) -> None:
         self.close()
 

@@ -64,7 +64,6 @@ PAGE = Page(
     yours="Upload",
     sheet=_sheet,
     note=lambda images, row: "",
-    sought=None,
     by="file",
     hint="a file",
     style=".ns-seen { width: 100%; image-rendering: pixelated; border-radius: 8px; }",

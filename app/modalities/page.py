@@ -2,7 +2,7 @@
 
 import base64
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,6 @@ class Page:
         yours: the title of that.
         sheet: returns small pictures of some rows, for the map; None where its labels say more.
         note: returns what the map's labels say of an example.
-        sought: returns a text for each example in which a search looks, beside its file; None if it has none.
         by: what a search goes by, beside a number: "file", "words".
         hint: the same in the field, "a file".
         style: of what `natscope.precompute.data.shown` makes.
@@ -62,7 +61,6 @@ class Page:
     yours: str
     sheet: Callable[[Any, np.ndarray], Sheet] | None
     note: Callable[[Any, int], str]
-    sought: Callable[[Any], Sequence[str]] | None
     by: str
     hint: str
     style: str

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from natscope.app import escape
 from natscope.app.modalities.page import Page, squeezed, unsqueezed
 from natscope.core.errors import QueryError
+from natscope.core.text import beginning
+from natscope.core.texts import BETWEEN
 from natscope.core.tokens import LONGEST_TEXT, SEPARATOR
-from natscope.precompute.data.shown import LETTERS, beginning
+from natscope.precompute.data.shown import LETTERS
 
 if TYPE_CHECKING:
     from natscope.app.bundles import Served
@@ -18,7 +20,6 @@ LONGEST_LINK = 8_000  # characters of a text in a link, packed
 ENGLISH = LONGEST_LINK * 3 // 2  # characters of English that fit: packed, one takes 0.58
 _NOTED, _LINE = 120, 38  # characters of a label on the map, and of a line of it
 _DRAWN, _WIDE = 150, 26  # characters of a text in a figure, and of a line of it
-_BETWEEN = " / "  # the parts of a text on one line
 
 
 def _look(texts: Any, row: int) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def _look(texts: Any, row: int) -> dict[str, Any]:
 
 
 def _draw(texts: Any, row: int, axes: "Axes") -> None:
-    text = beginning(_BETWEEN.join(texts.parts(row)), _DRAWN)
+    text = beginning(BETWEEN.join(texts.parts(row)), _DRAWN)
     lines = "\n".join(textwrap.wrap(escape.mathtext(text, 2 * _DRAWN), _WIDE))
     axes.text(0, 1, lines, transform=axes.transAxes, fontsize=3.2, va="top", ha="left", family="serif", clip_on=True)
 
@@ -67,7 +68,7 @@ def _choose(attributor: "Served", take: Callable[[str], None]) -> None:
 
 
 def _note(texts: Any, row: int) -> str:
-    return "\n".join(textwrap.wrap(beginning(_BETWEEN.join(texts.parts(row)), _NOTED), _LINE))
+    return "\n".join(textwrap.wrap(beginning(BETWEEN.join(texts.parts(row)), _NOTED), _LINE))
 
 
 PAGE = Page(
@@ -80,7 +81,6 @@ PAGE = Page(
     yours="Write your own",
     sheet=None,
     note=_note,
-    sought=lambda texts: [_BETWEEN.join(texts.parts(row)) for row in range(len(texts))],
     by="words",
     hint="words",
     style="""

@@ -53,8 +53,8 @@ def _take_named(text: str, attributor: Served, split: str, take: Callable[[str],
     found = [(i, source.casefold()) for i, source in enumerate(attributor.bundle.sources(split))]
     found = [(i, source) for i, source in found if wanted in source]
     numbers = [i for i, source in sorted(found, key=lambda pair: not f"/{pair[1]}".endswith(f"/{wanted}"))]
-    where, sought = f"files with “{named}” in their names", page_of(attributor.bundle.modality).sought
-    if sought is not None and not numbers:
+    where, worded = f"files with “{named}” in their names", attributor.bundle.modality.text is not None
+    if worded and not numbers:
         try:
             numbers = attributor.saying(split, wanted)
         except NatscopeError as error:
@@ -62,7 +62,7 @@ def _take_named(text: str, attributor: Served, split: str, take: Callable[[str],
             return
         where = f"{attributor.many} with “{named}”"
     if not numbers:
-        said = "number or file name" if sought is None else "number, file name or words"
+        said = "number, file name or words" if worded else "number or file name"
         st.toast(f"No {KINDS[split]} {attributor.one} has the {said} “{named}”.")
         return
     place = st.session_state.get(after, -1) + 1

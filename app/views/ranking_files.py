@@ -42,7 +42,7 @@ def ranking_files(attributor: Served, query: QueryExample, result: Attribution) 
 
 
 def _table(attributor: Served, query: QueryExample, result: Attribution) -> str:
-    return escape.table(rankings.COLUMNS, rankings.rows(attributor.bundle, query, result))
+    return escape.table(rankings.columns(attributor.bundle), rankings.rows(attributor.bundle, query, result))
 
 
 def _everything(query: QueryExample, result: Attribution, classes: tuple[str, ...]) -> str:

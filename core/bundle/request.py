@@ -14,6 +14,7 @@ from natscope.core.text import short
 
 POOLS = ("same-class", "all")
 CONDITIONINGS = ("pool", "train")
+QUOTED = 1000  # characters of a training text in an answer
 LARGEST_SEED = 2**63 - 1  # that torch takes
 
 
@@ -125,7 +126,10 @@ def quoted(value: object) -> str:
 
 @dataclass(frozen=True)
 class Item:
-    """A ranked training example; `nats` is cumulative, None if a method has none; `variance` is its prior variance."""
+    """A ranked training example; `nats` is cumulative, None if a method has none; `variance` is its prior variance.
+
+    `text` is the example's own, or its first `QUOTED` characters; empty where examples are no texts.
+    """
 
     rank: int
     train_index: int
@@ -135,6 +139,7 @@ class Item:
     sign: int
     variance: float
     source: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -224,6 +229,7 @@ class Attribution:
                     "score": i.score,
                     "nats": i.nats,
                     "sign": i.sign,
+                    **({"text": i.text} if i.text else {}),
                 }
                 for i in self.items
             ],

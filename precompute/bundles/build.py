@@ -6,7 +6,7 @@ OUT in one step.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -28,6 +28,7 @@ from natscope.core.errors import BuildError, BundleError, DataError, out_of_memo
 from natscope.core.features import FeatureMap, composition_of, kernel_of
 from natscope.core.files import size
 from natscope.core.index.spec import AUTO, MILVUS
+from natscope.core.locks import locked
 from natscope.core.methods import METHODS
 from natscope.core.methods.artifacts import Size
 from natscope.core.ood import distances, usual_distances
@@ -72,6 +73,7 @@ def build(
     *,
     reuse: Path | None = None,
     engine: Engine | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Build a bundle, resume an interrupted build, or open the bundle that is there.
 
@@ -84,6 +86,7 @@ def build(
         reuse: a bundle of the same network, whose Jacobians are taken where whole batches have the same labels.
         engine: where the passes over the examples run; in this process when None. The bytes are the same everywhere,
             with as many threads a task.
+        tell: called with a sentence if an unfinished build cannot be resumed and is begun again.
 
     Raises:
         BuildError: if settings contradict each other, nothing can be reused, weights are not finite, the disk is too
@@ -104,15 +107,14 @@ def build(
         checked(reuse, spec)
     if out.exists() and not _missing(spec, bundle := existing(out, spec)) and is_filled(bundle):
         return bundle
-    lock = filelock.FileLock(out.with_name(out.name + ".lock"))
     unfinished = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with lock.acquire(timeout=0):
+        with locked(out.with_name(out.name + ".lock")):
             if out.exists():
-                return filled(_add(spec, existing(out, spec), progress, engine or LocalEngine()), progress)
+                return filled(_add(spec, existing(out, spec), progress, engine or LocalEngine(), tell), progress)
             with as_begun(unfinished, settings, threads_of(engine)):
-                work = Work(unfinished, settings, progress=progress)
+                work = Work(unfinished, settings, progress=progress, tell=tell)
                 if not work.published:
                     builder = _Builder(spec, work, progress, reuse, engine or LocalEngine())
                     with work.resuming(), foreign(spec.model):
@@ -201,7 +203,7 @@ def _missing(spec: BuildSpec, bundle: Bundle) -> tuple[str, ...]:
     return tuple(name for name in methods if METHODS[name].files and name not in there)
 
 
-def _add(spec: BuildSpec, bundle: Bundle, progress: Progress, engine: Engine) -> Bundle:
+def _add(spec: BuildSpec, bundle: Bundle, progress: Progress, engine: Engine, tell: Callable[[str], None]) -> Bundle:
     """Add what is missing for the requested methods; nothing else is computed or written again.
 
     New files lie in the bundle before the manifest names them, so a bundle is whole whenever this is interrupted.
@@ -211,7 +213,7 @@ def _add(spec: BuildSpec, bundle: Bundle, progress: Progress, engine: Engine) ->
         return bundle
     folder, identity = bundle.path.with_name(bundle.path.name + _ADDING), {"bundle": bundle.identity}
     with as_begun(folder, identity, threads_of(engine)), closing(engine):
-        work = Work(folder, identity, folder=bundle.path, progress=progress)
+        work = Work(folder, identity, folder=bundle.path, progress=progress, tell=tell)
         engine.begin(bundle.path)
         size = size_of(len(bundle.array("train_labels")), bundle.sketch_spec)
         _make_sure_of_room(work.path, artifact_bytes(methods, size))

@@ -1,5 +1,6 @@
 """The bundles of the demo, by folder name: one clean network, one with a backdoor, and one of texts."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def build_embedded(
     progress: Progress,
     *,
     methods: tuple[str, ...] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Bundle:
     """Build a bundle of the demo, or add methods to it, with the sigma2 that `natscope tune` chose.
 
@@ -54,11 +56,12 @@ def build_embedded(
         out: its folder.
         progress: as for `natscope.precompute.bundles.build.build`.
         methods: names to add; the usual ones when None.
+        tell: likewise.
 
     Raises:
         BuildError, BundleError, DataError: as `natscope.precompute.bundles.build.build`.
     """
-    bundle = build(replace(EMBEDDED[name], methods=methods) if methods else EMBEDDED[name], out, progress)
+    bundle = build(replace(EMBEDDED[name], methods=methods) if methods else EMBEDDED[name], out, progress, tell=tell)
     files = [assets.path("results", result) for result in untuned(bundle)]
     for file in files:
         record(out, read(file), file.name)

@@ -1,6 +1,7 @@
 """What a bundle has in common with one that is built: Jacobians of the same inputs and labels in the same network."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from natscope.precompute.bundles.spec import BuildSpec, versions
 from natscope.precompute.data.datasets import Dataset
 
 _NEEDED = ("model", "weights", "weights_key", "weights_prefix", "sketch", "ntk", "layers")
+_AT_ONCE = 2**22  # numbers
 _VERSIONS = ("natscope", "torch", "machine", "device")
 
 Shard = Callable[[slice], np.ndarray]
@@ -166,5 +168,11 @@ def _batches(part: slice, batch: int) -> Iterator[slice]:
         yield slice(start, min(start + batch, part.stop))
 
 
-def _digests(inputs: Inputs) -> list[bytes]:
-    return [hashlib.sha256(inputs[row : row + 1].numpy().tobytes()).digest() for row in range(len(inputs))]
+def _digests(inputs: Inputs) -> Iterator[bytes]:
+    """Yield a checksum of each input without its padding, read some at a time."""
+    lengths = inputs.lengths
+    for part in _batches(slice(0, len(inputs)), max(1, _AT_ONCE // math.prod(inputs.shape[1:]))):
+        rows = np.ascontiguousarray(inputs[part].numpy()).reshape(part.stop - part.start, -1)
+        ends = [None] * len(rows) if lengths is None else lengths[part].tolist()
+        for row, end in zip(rows, ends, strict=True):
+            yield hashlib.sha256(row[:end].data).digest()

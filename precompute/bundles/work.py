@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from natscope.core.errors import BuildError, BundleError, NatscopeError, out_of_
 from natscope.core.examples import MODALITIES
 from natscope.core.files import from_json, irregular, opened, read_regular
 from natscope.core.progress import Progress, silent
-from natscope.precompute.bundles.compare import that_matter
+from natscope.precompute.bundles.compare import differences, that_matter
 from natscope.precompute.bundles.spec import versions
 
 CHECKPOINT, SHARDS = "training.safetensors", "shards"
@@ -48,6 +48,7 @@ class Work:
         *,
         folder: Path | None = None,
         progress: Progress = silent,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Resume in the folder at `path` if it was begun with these settings, else start again.
 
@@ -56,6 +57,7 @@ class Work:
             settings: what the files are made with.
             folder: where the files are made; `path` when None.
             progress: called for each file that is checked.
+            tell: called with a sentence if work that was begun is lost.
 
         Raises:
             BundleError: if something that natscope did not make is there, or what is not a regular file in one of them.
@@ -67,6 +69,8 @@ class Work:
             if path.is_symlink() or (known is None and not empty):
                 raise BundleError(f"{path} is in the way and was not made by natscope; move it away.")
             if known is None or not _same(known, identity):
+                if known is not None and {file.name for file in path.iterdir()} - {_SETTINGS}:
+                    tell(f"The unfinished build {path} is begun again: {_difference(known, identity)}.")
                 shutil.rmtree(path)
         path.mkdir(exist_ok=True)
         self.resumed = any(file.name != _SETTINGS for file in path.iterdir())
@@ -189,6 +193,16 @@ def _same(known: dict[str, Any], identity: dict[str, Any]) -> bool:
     settings = [each["settings"] for each in (known, identity)]
     alike = all(isinstance(each, dict) for each in settings) and that_matter(settings[0]) == that_matter(settings[1])
     return alike and known["versions"] == identity["versions"]
+
+
+def _difference(known: dict[str, Any], identity: dict[str, Any]) -> str:
+    """Return the first of what keeps work that was begun from going on."""
+    for part in ("versions", "settings"):
+        if isinstance(known[part], dict):
+            found = differences(that_matter(known[part]), that_matter(identity[part]))
+            if (first := next(found, None)) is not None:
+                return first
+    return "what it was begun with cannot be read"
 
 
 def _read(journal: Path) -> tuple[dict[str, set[int]], dict[str, tuple[str, str]]]:

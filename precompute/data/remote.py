@@ -13,10 +13,11 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import unquote
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from natscope.core.errors import DataError, NatscopeError, out_of_memory
 from natscope.core.files import size as formatted
+from natscope.core.locks import locked
 from natscope.core.progress import Progress, silent
 from natscope.core.text import UNSEEN, short
 from natscope.precompute.paths import home
@@ -112,7 +113,7 @@ def fetch(url: str, progress: Progress = silent, *, table: bool = False) -> Path
     if not target.exists():
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
-            with FileLock(folder / f"{key}.lock", timeout=0):
+            with locked(folder / f"{key}.lock"):
                 inside = "" if alone else name_in(url)
                 _fetch(system, {Path(inside, name): file for name, file in found.items()}, target, shown, progress)
         except Timeout as error:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from natscope.core.examples import Examples
+from natscope.core.text import beginning
 from natscope.precompute.data.decode import data_uri
 
 LETTERS = 300  # of a text that is shown with others, at most
@@ -46,13 +47,6 @@ def card(examples: Examples, index: int, title: str, amount: str, source: str) -
     )
 
 
-def beginning(text: str, longest: int = LETTERS) -> str:
-    """Return a text, or its beginning up to a word's end."""
-    if len(text) <= longest:
-        return text
-    return text[:longest].rsplit(None, 1)[0] + " …"
-
-
 def _image(images: Any, index: int, alt: str, style: str, whole: bool) -> str:
     pixels = np.asarray(images.images[index])
     height, width = pixels.shape[:2]
@@ -62,7 +56,7 @@ def _image(images: Any, index: int, alt: str, style: str, whole: bool) -> str:
 
 def _text(texts: Any, index: int, alt: str, style: str, whole: bool) -> str:
     own = f' style="{style}"' if style else ""
-    parts = [part if whole else beginning(part) for part in texts.parts(index)]
+    parts = [part if whole else beginning(part, LETTERS) for part in texts.parts(index)]
     body = "".join(f'<span dir="auto">{escape(part)}</span>' for part in parts)
     name = f' role="group" aria-label="{escape(alt)}"' if alt else ""
     return f'<span class="ns-seen ns-text"{name}{own}>{body}</span>'

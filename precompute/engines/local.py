@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -136,8 +138,24 @@ class LocalEngine:
         if self._pool is None:
             most = self.workers if device().type == "cpu" else min(self.workers, _ON_ACCELERATOR)
             begin = (self._threads or torch.get_num_threads(),)
+            _track()
             self._pool = ProcessPoolExecutor(most, multiprocessing.get_context("spawn"), _prepare, begin)
         return self._pool
+
+
+def _track() -> None:
+    """Start the process in which multiprocessing counts semaphores, so that a hangup ends it last.
+
+    A terminal that is closed ends every process of a command. Where this one removes its semaphores before it ends,
+    that process has to be there still; of its own it ignores other signals alone.
+    """
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and callable(handler := signal.getsignal(hangup)):
+        signal.signal(hangup, signal.SIG_IGN)
+        try:
+            resource_tracker.ensure_running()
+        finally:
+            signal.signal(hangup, handler)
 
 
 def threads_of(engine: Engine | None) -> int | None:

@@ -263,11 +263,17 @@ def read(file: Path) -> dict[str, Any]:
             and chosen
             and all(name in METHODS and METHODS[name].uses_sigma2 for name in chosen)
             and all(type(sigma2) in (int, float) and 0 < sigma2 < math.inf for sigma2 in chosen.values())
+            and (result["experiment"] == "backdoor" or all(_tried(result, *each) for each in chosen.items()))
         ):
             return result | {"sigma2": {name: float(sigma2) for name, sigma2 in chosen.items()}}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         pass
     raise QueryError(f"{file} is not a result of `natscope tune`, or of `natscope evaluate backdoor`.")
+
+
+def _tried(result: dict[str, Any], name: str, sigma2: float) -> bool:
+    """Return whether a result has a score at the value that it chose for a method."""
+    return any(point["sigma2"] == sigma2 and math.isfinite(point["mean"]) for point in result["curves"][name])
 
 
 def _of_backdoor(result: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import filelock
 from natscope.core.bundle.format import MANIFEST, Bundle, sha256_of, write_atomically
 from natscope.core.errors import BuildError, FileError, UntrustedError
 from natscope.core.files import from_json, read_regular
+from natscope.core.locks import locked
 from natscope.precompute.paths import configuration
 from natscope.precompute.training.imports import imported
 from natscope.precompute.training.projects import (
@@ -153,7 +154,7 @@ def trust(architecture: str, option: str | None = None) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-        with filelock.FileLock(folder / f"{_RECORD}.lock", timeout=_PATIENCE):
+        with locked(folder / f"{_RECORD}.lock", _PATIENCE):
             text = json.dumps({"trusted": [asdict(known) for known in _with(_recorded(), entry)]}, indent=1)
             write_atomically(folder / _RECORD, text.encode())
     except (OSError, filelock.Timeout) as error:

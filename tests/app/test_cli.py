@@ -682,8 +682,52 @@ def test_ctrl_c_stops_with_a_sentence_and_keeps_what_was_built(tmp_path):
     assert (tmp_path / "bundle.partial" / "training.safetensors").exists()
 
 
-@pytest.mark.parametrize("browser", [False, True])
-def test_the_app_serves_bundles_and_stops(bundle_path, tmp_path, browser):
+_STOPPED = """
+import os, signal
+from natscope.app.cli import commands
+from natscope.precompute.engines.local import LocalEngine
+
+def build(args, standalone_mode):
+    engine = LocalEngine(2)
+    pool = engine._processes()
+    pool.submit(os.getpid).result()
+    print("ready", flush=True)
+    try:
+        signal.pause()
+    finally:
+        engine.close()
+
+commands.natscope.main = build
+if __name__ == "__main__":
+    commands.main([])
+"""
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("end", [signal.SIGHUP, signal.SIGTERM])
+def test_a_closed_terminal_ends_a_command_with_workers_in_order(tmp_path, end, alone):
+    (tmp_path / "stopped.py").write_text(_STOPPED)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "stopped.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=_ROOT,
+        start_new_session=True,
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)],
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        (os.kill if alone else os.killpg)(process.pid, end)
+        _, err = process.communicate(timeout=30)  # until the last process that writes there has ended
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err == "natscope: stopped; what was built so far is kept.\n"
+
+
+@pytest.mark.parametrize(("browser", "end"), [(False, signal.SIGTERM), (True, signal.SIGHUP)])
+def test_the_app_serves_bundles_and_stops(bundle_path, tmp_path, browser, end):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     process = subprocess.Popen(
@@ -715,7 +759,7 @@ def test_the_app_serves_bundles_and_stops(bundle_path, tmp_path, browser):
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)
         assert status == 200
-        process.terminate()
-        process.wait(30)
+        process.send_signal(end)
+        assert process.wait(30) == 0
     finally:
         process.kill()

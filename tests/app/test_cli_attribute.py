@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import natscope
 from natscope.app import rankings
 from natscope.app.cli.commands import main
 from natscope.core.bundle.attributor import Attributor
@@ -63,7 +64,7 @@ def test_many_queries_are_answered_in_the_order_asked_as_each_alone(ask, pool):
 def test_a_table_names_query_source_and_settings_on_every_line(ask, attributor):
     code, out, err = ask("--train-index", "0,40,41", "--target", 0, "--budget", 2, "--method", "repsim", "--csv")
     assert (code, err) == (0, "")
-    assert out.splitlines()[0] == ",".join(rankings.COLUMNS)
+    assert out.splitlines()[0] == ",".join(rankings.columns(attributor.bundle))
     rows = _table(out)
     assert [row["query"] for row in rows] == ["train:0", "train:0", "train:40", "train:40", "train:41", "train:41"]
     for row in rows:
@@ -285,3 +286,25 @@ def test_an_answer_about_a_text_says_what_the_network_does_not_read(capsys, tmp_
     train = Bundle(tmp_path / "reviews").examples("train")
     for item in found["items"]:  # each with the text itself
         assert f"{item['source']}: {train.text(item['train_index'])[:20]}" in said
+
+
+def test_json_tables_and_python_quote_each_training_text_up_to_a_limit(capsys, tmp_path, monkeypatch):
+    bundle = build_tiny_texts(tmp_path / "reviews")
+    train = bundle.examples("train")
+
+    def answer(kind):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(["attribute", "--bundle", str(bundle.path), "--test-index", "0", kind])
+        return capsys.readouterr().out
+
+    found = json.loads(answer("--json"))["items"]
+    assert [item["text"] for item in found] == [train.text(item["train_index"]) for item in found]
+    assert [row["text"] for row in _table(answer("--csv"))] == [item["text"] for item in found]
+    explained = natscope.open(bundle.path).explain(0)
+    assert [item.text for item in explained.items] == [item["text"] for item in found]
+    assert explained.to_pandas()["text"].tolist() == [item["text"] for item in found]
+    monkeypatch.setattr("natscope.core.bundle.attributor.QUOTED", 12)
+    for item in natscope.open(bundle.path).explain(0).items:
+        whole = train.text(item.train_index)
+        assert len(item.text) <= 14 < len(whole)
+        assert whole.startswith(item.text.removesuffix(" …"))

@@ -133,6 +133,17 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path):
     until(lambda: not _running(pid))
 
 
+def test_a_process_whose_server_leaves_its_answer_unread_ends_without_a_word(capfd):
+    worker = Worker(memory=_MEMORY)
+    connection = worker._started()
+    connection.send((work.give, (2,)))
+    assert connection.recv() == ("begun", None)
+    assert connection.poll(30)
+    connection.close()
+    assert worker._process.wait(30) == 0
+    assert capfd.readouterr() == ("", "")
+
+
 def _running(pid):
     try:
         os.kill(pid, 0)

@@ -1,12 +1,15 @@
 import errno
 import os
 import socket
+from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
 from natscope.core import files
 from natscope.core.errors import FileError
 from natscope.core.files import opened, read_regular, reading, size
+from natscope.core.locks import locked
 
 
 @pytest.fixture
@@ -22,6 +25,16 @@ def test_a_regular_file_is_read_up_to_its_bound(file):
         assert handle.read(4) == b"0123"
     with pytest.raises(FileError, match=rf"^{file} is larger than 9 bytes"):
         read_regular(file, 9)
+
+
+def test_a_lock_that_is_held_is_told_from_one_that_cannot_be_made(tmp_path):
+    with locked(tmp_path / "lock"), pytest.raises(Timeout, match="could not be acquired"), locked(tmp_path / "lock"):
+        pass
+    with locked(tmp_path / "lock"):
+        pass
+    if Path("/proc/self").exists():
+        with pytest.raises(OSError, match="no file can be made in /proc"), locked(Path("/proc/lock")):
+            pass
 
 
 def test_a_large_file_is_refused_before_it_is_read(file):

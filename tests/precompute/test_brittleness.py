@@ -2,12 +2,14 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
+from natscope import assets
 from natscope.app.cli.commands import natscope
 from natscope.core.bundle.format import Bundle
 from natscope.core.errors import BuildError, QueryError
@@ -15,7 +17,7 @@ from natscope.core.methods import METHODS
 from natscope.core.sketches import SketchSpec
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.spec import BuildSpec
-from natscope.precompute.experiments import brittleness
+from natscope.precompute.experiments import EXPERIMENTS, brittleness
 from natscope.precompute.training import removal
 from natscope.precompute.training.models import network_of
 from natscope.precompute.training.removal import Answer, Schedule, identity_of, run_schedule, run_schedules
@@ -250,3 +252,15 @@ def test_in_double_precision_a_stack_has_the_weights_of_single_trainings(few_ima
     assert not torch.allclose(stack[name][0], stack[name][1], rtol=0, atol=1e-6)
     with pytest.raises(BuildError, match="infinite or NaN"):
         train_together(network_of(bundle, seed=1), images, labels, replace(recipe, learning_rate=1e9), left_out)
+
+
+@pytest.mark.parametrize(("name", "most"), [("brittleness", 300), ("relative-information", 100)])
+def test_a_budget_that_was_cut_is_told(name, most, tmp_path, monkeypatch):
+    found = json.loads(assets.path("results", f"{name}.json").read_text(encoding="utf-8"))
+    run = replace(EXPERIMENTS[name], run=lambda *_, **__: SimpleNamespace(to_dict=lambda: found))
+    monkeypatch.setitem(EXPERIMENTS, name, run)
+    monkeypatch.setattr("natscope.app.figures.experiments.experiment_files", lambda result: [])
+    for asked, told in ((most, False), (2_000, True)):
+        command = f"evaluate {name} --bundle {tmp_path} --out {tmp_path / 'result.json'} --budget {asked}"
+        done = CliRunner().invoke(natscope, command.split())
+        assert (f"The budget of {asked:,} was cut to {most:,}" in done.output) is told, done.output

@@ -332,7 +332,7 @@ def test_another_title_and_number_of_threads_go_on_where_a_build_was(whole, tmp_
         build(_SPEC, out, _killer(_GRAMS, 3))
     torch.set_num_threads(threads + 1)
     try:
-        again = build(replace(_SPEC, name="Other"), out, lambda *step: steps.append(step))
+        again = build(replace(_SPEC, name="Other"), out, lambda *step: steps.append(step), tell=pytest.fail)
         assert torch.get_num_threads() == threads + 1
     finally:
         torch.set_num_threads(threads)
@@ -357,6 +357,26 @@ def test_work_that_does_not_go_on_says_nothing_of_threads(tmp_path, change, aske
     finally:
         torch.set_num_threads(threads)
     assert found.manifest.versions["threads"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("versions", "change", "told"),
+    [
+        ({"natscope": "0.0.1"}, {}, r"natscope is \d\S*, and was 0\.0\.1"),
+        ({}, {"training": TrainingSpec(epochs=3)}, r"training\.epochs is 3, and was \d+"),
+    ],
+)
+def test_work_of_another_version_or_of_other_settings_is_not_lost_in_silence(tmp_path, versions, change, told):
+    out, said = tmp_path / "bundle", []
+    with pytest.raises(_Killed, match=r"^$"):
+        build(_SPEC, out, _killer(_GRAMS, 3))
+    file = tmp_path / "bundle.partial" / "settings.json"
+    begun = json.loads(file.read_text())
+    file.write_text(json.dumps(begun | {"versions": begun["versions"] | versions}))
+    with pytest.raises(_Killed, match=r"^$"):
+        build(replace(_SPEC, **change), out, _killer("Training", 1), tell=said.append)
+    (sentence,) = said
+    assert re.fullmatch(rf"The unfinished build {out}\.partial is begun again: {told}\.", sentence)
 
 
 # The disk

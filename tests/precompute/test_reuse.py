@@ -10,8 +10,10 @@ from PIL import Image
 import natscope
 from natscope.core.errors import BuildError, BundleError
 from natscope.core.features import FeatureMap
+from natscope.core.images import StoredInputs
+from natscope.core.ragged import PaddedRuns
 from natscope.core.sketches import SketchSpec
-from natscope.precompute.bundles import passes
+from natscope.precompute.bundles import passes, reuse
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.opening import faults
 from natscope.precompute.bundles.spec import BuildSpec
@@ -264,3 +266,16 @@ def test_the_same_numbers_in_another_shape_are_other_inputs(model, inputs, tmp_p
     wide = inputs.reshape(_COUNT, 3, 4, 16)
     with pytest.raises(BuildError, match="its network takes other inputs"):
         natscope.build(model, (wide, labels), (wide[:6], labels[:6]), out=tmp_path / "new", reuse=old, **few)
+
+
+@pytest.mark.parametrize("at_once", [1, 30, 10**6])
+def test_inputs_are_told_apart_by_what_they_hold_whichever_are_read_with_them(monkeypatch, at_once):
+    monkeypatch.setattr(reuse, "_AT_ONCE", at_once)
+    runs = PaddedRuns(np.array([1, 2, 1, 2, 3, 4, 5, 6, 1, 2], np.int32), np.array([0, 2, 5, 8, 10]))
+    first, second, third, again = reuse._digests(runs)
+    assert first == again
+    assert len({first, second, third}) == 3
+    images = torch.arange(36.0).reshape(3, 3, 2, 2).numpy()[[0, 1, 2, 0]]
+    first, second, third, again = reuse._digests(StoredInputs(images))
+    assert first == again
+    assert len({first, second, third}) == 3

@@ -254,6 +254,12 @@ def test_values_for_a_backdoor_are_those_of_the_oracle(tmp_path):
         {"sigma2": {"magic": 1.0}},
         {"sigma2": {"random": 1.0}},
         {"sigma2": {}},
+        {"sigma2": {"info_gain": 5}},
+        {"sigma2": {"info_gain": 10, "info_loss": 10}},
+        {"curves": None},
+        {"curves": {}},
+        {"curves": {"info_gain": []}},
+        {"curves": {"info_gain": [{"sigma2": 10, "mean": None}]}},
         {"sigma2": [1]},
         {"score": ["s"]},
         {"date": None},
@@ -262,7 +268,8 @@ def test_values_for_a_backdoor_are_those_of_the_oracle(tmp_path):
     ],
 )
 def test_what_is_no_result_is_not_taken(tmp_path, change):
-    whole = {"experiment": "tune", "sigma2": {"info_gain": 10}, "score": "s", "date": "d"}
+    curves = {"info_gain": [{"sigma2": 10.0, "mean": 0.5, "error": None}]}
+    whole = {"experiment": "tune", "sigma2": {"info_gain": 10}, "score": "s", "date": "d", "curves": curves}
     file = tmp_path / "result.json"
     file.write_text(json.dumps(whole))
     assert tuning.read(file)["sigma2"] == {"info_gain": 10.0}
