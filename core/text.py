@@ -23,7 +23,7 @@ def beginning(text: str, longest: int) -> str:
     """Return a text, or its beginning up to a word's end."""
     if len(text) <= longest:
         return text
-    return text[:longest].rsplit(None, 1)[0] + " …"
+    return next(iter(text[:longest].rsplit(None, 1)), "") + " …"  # of spaces alone, nothing
 
 
 def few(parts: Sequence[object], most: int, between: str = ", ") -> str:

@@ -9,6 +9,7 @@ import torch
 from natscope.core import tokens
 from natscope.core.errors import DataError, QueryError
 from natscope.core.examples import MODALITIES, batches
+from natscope.core.text import beginning
 from natscope.core.texts import TEXT, Texts, texts_of
 from natscope.core.tokens import SEPARATOR, cleaned
 from natscope.precompute.data.tokenizing import trained
@@ -418,3 +419,11 @@ def test_a_tokenizer_that_may_take_forever_is_refused_at_once(some, change):
     change(raw)
     with pytest.raises(ValueError, match=r"forever|form of a tokenizer"):
         tokens.loaded(json.dumps(raw).encode(), 12)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("one two", "one two"), ("one two three", "one two …"), ("onetwothree", "onetwothr …"), (" " * 12, " …")],
+)
+def test_a_text_is_cut_at_the_end_of_a_word(text, said):
+    assert beginning(text, 9) == said
