@@ -76,6 +76,13 @@ def _run(name: str, **options: Any) -> None:
     BENCHMARKS[name](click.echo, **options)
 
 
+@main.command("sketches")
+@click.option("--bundle", type=BUNDLE, help="Measure the errors of this network alone.")
+def _sketches(bundle: Path | None) -> None:
+    """Compare sketches with dense projections (error) and with traker's CPU path (speed)."""
+    _run("sketches", bundle=bundle)
+
+
 @main.command("search")
 @click.option("--sizes", default=",".join(map(str, search.SIZES)), show_default=True, help="N, with commas.")
 @click.option("--indexes", default=",".join(search.INDEXES), show_default=True, help="Kinds of index, with commas.")

@@ -2,8 +2,10 @@
 
 import logging
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,16 +16,27 @@ from benchmarks.network import Say, Trained, seconds, trained
 from natscope.core.blocks import Block
 from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.jacobians import jacobian_blocks
-from natscope.core.sketches import DEFAULT_DIM, SketchSpec, group_height
+from natscope.core.sketches import DEFAULT_DIM, CountSketch, SketchSpec
+from natscope.precompute.bundles.opening import open_attributor
 
 _ERROR_EXAMPLES = 1000  # a hundred of each class
 _ERROR_SEEDS = 3
+_FORMED = 20  # examples of a bundle whose whole gradients are compared
+_DIMENSIONS = (2048, 20_480)
 _SCATTERED = 48
 _TRAK_EXAMPLES = 512  # in one batch: its projection matrix is redrawn for every batch, so a large one favours it
 
 
-def run(say: Say) -> None:
-    """Print relative Gram errors, examples a second, and both ratios."""
+def run(say: Say, *, bundle: Path | None = None) -> None:
+    """Print relative Gram errors, examples a second, and both ratios.
+
+    Args:
+        say: prints a line.
+        bundle: print those of its network alone, against the exact Gram of few examples.
+    """
+    if bundle is not None:
+        _of_bundle(say, bundle)
+        return
     here = trained()
     errors = {kind: _gram_errors(here, kind) for kind in ("dense", "countsketch", "tensorsketch")}
     reference = errors["dense"]
@@ -45,6 +58,32 @@ def run(say: Say) -> None:
         say(f"{kind:<24}{speed:>10.0f}{speed / base:>10.0f}")
 
 
+def _of_bundle(say: Say, bundle: Path) -> None:
+    here = open_attributor(bundle)
+    inputs, labels = here.bundle.inputs("train"), np.array(here.bundle.array("train_labels"))
+    rows = np.sort(np.random.default_rng(0).permutation(len(labels))[:_FORMED])
+    own, exact = here.features, np.zeros((len(rows), len(rows)))
+    parts = [jacobian_blocks(own.model, inputs[[row]], labels[[row]], ntk=own.ntk, layers=own.layers) for row in rows]
+    for blocks in zip(*parts, strict=True):  # one parameter at a time
+        whole = torch.cat([block.form().flatten(1) for block in blocks]).double()
+        exact += (whole @ whole.T).numpy()
+    pairs = np.triu_indices(len(rows), 1)
+    typical = np.sqrt(np.outer(exact.diagonal(), exact.diagonal()))[pairs].mean()
+    say(f"{bundle.name}: errors of {len(rows)} examples' Gram relative to ‖J‖², mean of {_ERROR_SEEDS} seeds")
+    say(f"{'sketch':<18}{'K':>8}{'k(x, y)':>10}{'k(x, x)':>10}{'√(1/K)':>10}{'CPU s':>8}")
+    for dim in _DIMENSIONS:
+        for kind in ("countsketch", "countsketch-rows"):
+            off, on, begun = [], [], time.process_time()
+            for seed in range(_ERROR_SEEDS):
+                tangent = FeatureMap(own.model, SketchSpec(kind, dim, seed), ntk=own.ntk, layers=own.layers)
+                found = tangent.features(inputs[rows], labels[rows]).astype(np.float64)
+                error = found @ found.T - exact
+                off.append(np.abs(error[pairs]).mean() / typical)
+                on.append(np.abs(error.diagonal() / exact.diagonal()).mean())
+            took = (time.process_time() - begun) / _ERROR_SEEDS
+            say(f"{kind:<18}{dim:>8,}{np.mean(off):>10.4f}{np.mean(on):>10.4f}{dim**-0.5:>10.4f}{took:>8.1f}")
+
+
 def excess_variances(blocks: Sequence[Block], dim: int) -> np.ndarray:
     """Return by how much the variance of k(x, x) under CountSketch exceeds a dense projection's, relative to it.
 
@@ -58,10 +97,10 @@ def excess_variances(blocks: Sequence[Block], dim: int) -> np.ndarray:
     Returns:
         (B,) float64.
     """
-    squares, fourth, pairs = 0.0, 0.0, 0.0
+    squares, fourth, pairs, sketch = 0.0, 0.0, 0.0, CountSketch(SketchSpec(dim=dim))
     for block in blocks:
         gradient = block.form().double().square()
-        height = group_height(block.shape)
+        height = sketch.group_height(block.shape)
         grouped = pad(gradient, (0, 0, 0, -gradient.shape[1] % height)).unflatten(1, (-1, height))
         squares += gradient.sum((1, 2)).numpy()
         fourth += gradient.square().sum((1, 2)).numpy()

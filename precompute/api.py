@@ -182,11 +182,11 @@ def patterns(layers: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def sketch_of(given: SketchSpec | None) -> SketchSpec:
-    """Return the sketch that is asked for, the usual one when None."""
+def sketch_of(given: SketchSpec | None, usual: str = SketchSpec.kind) -> SketchSpec:
+    """Return the sketch that is asked for, one of the usual kind when None."""
     if given is not None and not isinstance(given, SketchSpec):
         raise BuildError(f"sketch= takes a natscope.SketchSpec, not {quoted(given)}.")
-    return given or SketchSpec()
+    return given or SketchSpec(usual)
 
 
 def check_kind(model: nn.Module) -> None:

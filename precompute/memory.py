@@ -16,7 +16,7 @@ from natscope.core.examples import Examples
 from natscope.core.features import FeatureMap, composition_of, kernel_of
 from natscope.core.methods import METHODS, REFERENCE
 from natscope.core.methods.artifacts import MARGINS
-from natscope.core.sketches import SketchSpec
+from natscope.core.sketches import FOR_TRANSFORMERS, SketchSpec
 from natscope.precompute.answer import Answer, Explainer
 from natscope.precompute.api import as_evaluated, check_kind, in_float32, patterns, sketch_of, switch
 from natscope.precompute.bundles.build import SAMPLED_KERNEL, layout_of
@@ -203,7 +203,7 @@ def attribute(
         name=type(model).__name__,
         dataset=data.name,
         model=ModelSpec(own, None, output=None if output is None else str(output)),
-        sketch=sketch_of(sketch),
+        sketch=sketch_of(sketch, SketchSpec.kind if kind is None else FOR_TRANSFORMERS),
         ntk=switch(ntk),
         layers=patterns(layers),
     )

@@ -190,7 +190,10 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
     show_default=True,
     help="Seed of the initial weights and of the order of training.",
 )
-@click.option("--sketch", default="countsketch", show_default=True, help="countsketch, tensorsketch, dense or exact.")
+@click.option(
+    "--sketch",
+    help="countsketch (default), countsketch-rows (default for transformers), tensorsketch, dense or exact.",
+)
 @click.option("--dim", type=COUNT, default=4096, show_default=True, help="Dimensions K of the sketch.")
 @click.option(
     "--index",

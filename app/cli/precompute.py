@@ -37,7 +37,7 @@ def build_spec(
     from natscope.core.errors import BuildError
     from natscope.core.index.spec import CHOICES, MILVUS, MILVUS_TYPES, IndexSpec
     from natscope.core.progress import silent
-    from natscope.core.sketches import SKETCHES, SketchSpec
+    from natscope.core.sketches import FOR_TRANSFORMERS, SKETCHES, SketchSpec
     from natscope.precompute.bundles.spec import BuildSpec
     from natscope.precompute.data.decode import Decoding
     from natscope.precompute.data.folders import FolderSpec
@@ -47,7 +47,7 @@ def build_spec(
     from natscope.precompute.training.train import RECIPES, TrainingSpec
     from natscope.precompute.training.trusted import trust
 
-    if options["sketch"] not in SKETCHES:
+    if options["sketch"] not in (None, *SKETCHES):
         raise BuildError(f"There is no sketch '{options['sketch']}'; choose one of {', '.join(SKETCHES)}.")
     if options["index"] not in CHOICES:
         raise BuildError(f"There is no index '{options['index']}'; choose one of {', '.join(CHOICES)}.")
@@ -91,7 +91,11 @@ def build_spec(
         poison=_poison_spec(options),
         model=model,
         training=replace(usual, **recipe),
-        sketch=SketchSpec(options["sketch"], options["dim"], options["sketch_seed"]),
+        sketch=SketchSpec(
+            options["sketch"] or (SketchSpec.kind if hub is None else FOR_TRANSFORMERS),
+            options["dim"],
+            options["sketch_seed"],
+        ),
         index=IndexSpec(options["index"], milvus=options["milvus_index"]),
         ntk={"auto": None, "on": True, "off": False}[options["ntk"]],
         layers=() if options["layers"] is None else tuple(filter(None, map(str.strip, options["layers"].split(",")))),
