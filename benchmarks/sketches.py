@@ -60,7 +60,7 @@ def run(say: Say, *, bundle: Path | None = None) -> None:
 
 def _of_bundle(say: Say, bundle: Path) -> None:
     here = open_attributor(bundle)
-    inputs, labels = here.bundle.inputs("train"), np.array(here.bundle.array("train_labels"))
+    inputs, labels = here.bundle.inputs("train"), torch.from_numpy(np.array(here.bundle.array("train_labels")))
     rows = np.sort(np.random.default_rng(0).permutation(len(labels))[:_FORMED])
     own, exact = here.features, np.zeros((len(rows), len(rows)))
     parts = [jacobian_blocks(own.model, inputs[[row]], labels[[row]], ntk=own.ntk, layers=own.layers) for row in rows]
