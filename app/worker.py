@@ -188,11 +188,15 @@ def _done(task: Callable[..., Any], arguments: tuple[Any, ...], connection: Conn
 
     def progress(stage: str, done: int, total: int) -> None:
         nonlocal last_sent
-        if connection.poll() and connection.recv() == "stop":
+        try:
+            stopped = connection.poll() and connection.recv() == "stop"
+            if not stopped and time.monotonic() - last_sent > _EVERY:
+                last_sent = time.monotonic()
+                connection.send(("progress", (stage, done, total)))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            os._exit(1)  # nobody waits for it any more
+        if stopped:
             raise Stopped
-        if time.monotonic() - last_sent > _EVERY:
-            last_sent = time.monotonic()
-            connection.send(("progress", (stage, done, total)))
 
     try:
         return "done", task(progress, *arguments)
@@ -200,8 +204,6 @@ def _done(task: Callable[..., Any], arguments: tuple[Any, ...], connection: Conn
         return "stopped", None
     except NatscopeError as error:
         return "failed", error
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        os._exit(1)  # nobody waits for it any more
     except BaseException as error:
         if out_of_memory(error):
             return "memory", None

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,11 @@ def locked(file: Path, patience: float = 0) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        if not os.path.lexists(file):  # a folder such as /proc, where filelock sees a file that has just gone
+        if os.path.lexists(file):
+            raise
+        try:  # it may just have gone, or nothing can be made there, as in /proc
+            tempfile.TemporaryFile(dir=file.parent).close()
+        except OSError:
             raise OSError(errno.EROFS, f"no file can be made in {file.parent}") from error
         raise
     try:

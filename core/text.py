@@ -26,6 +26,11 @@ def beginning(text: str, longest: int) -> str:
     return next(iter(text[:longest].rsplit(None, 1)), "") + " …"  # of spaces alone, nothing
 
 
+def listed(parts: Sequence[str]) -> str:
+    """Return a list in words, "a, b and c", of one part or more."""
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+
+
 def few(parts: Sequence[object], most: int, between: str = ", ") -> str:
     """Return the first few of a list, and how many more there are: "cat, dog and 1,200 more"."""
     more = f" and {len(parts) - most:,} more" if len(parts) > most else ""

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import singledispatch
@@ -145,7 +146,7 @@ def build(
             layers=patterns(layers),
             outputs=outputs,
         )
-        return builder.build(spec, Path(out), progress, reuse=_folder_of(reuse), engine=engine)
+        return builder.build(spec, Path(out), progress, reuse=_folder_of(reuse), engine=engine, tell=warnings.warn)
 
 
 @build.register
@@ -157,7 +158,7 @@ def _(
     reuse: Bundle | str | Path | None = None,
     engine: Engine | None = None,
 ) -> Bundle:
-    return builder.build(model, Path(out), progress, reuse=_folder_of(reuse), engine=engine)
+    return builder.build(model, Path(out), progress, reuse=_folder_of(reuse), engine=engine, tell=warnings.warn)
 
 
 def _folder_of(bundle: Bundle | str | Path | None) -> Path | None:

@@ -4,8 +4,9 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -339,7 +340,8 @@ def main(arguments: list[str] | None = None) -> None:
             say(line)
         code = 2
     except (click.Abort, KeyboardInterrupt):
-        say("natscope: stopped; what was built so far is kept.", err=True)
+        with suppress(OSError):  # of a terminal that was closed
+            say("natscope: stopped; what was built so far is kept.", err=True)
         code = 130
     except BaseException as error:
         if (reported := _reported(error)) is None:
@@ -357,7 +359,8 @@ def _ended_as_interrupted() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)  # a closed terminal may say so twice
         raise KeyboardInterrupt
 
-    names = [name for name in ("SIGHUP", "SIGTERM") if hasattr(signal, name)]
+    main_thread = threading.current_thread() is threading.main_thread()  # no other may do this
+    names = [name for name in ("SIGHUP", "SIGTERM") if main_thread and hasattr(signal, name)]
     ends = [number for name in names if signal.getsignal(number := getattr(signal, name)) is signal.SIG_DFL]
     for number in ends:  # not what nohup had ignored
         signal.signal(number, interrupt)
@@ -365,7 +368,8 @@ def _ended_as_interrupted() -> Iterator[None]:
         yield
     finally:
         for number in ends:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is interrupt:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _reported(error: BaseException) -> str | None:

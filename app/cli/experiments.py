@@ -157,8 +157,8 @@ def _measured(out: Path, run: Callable[..., Any], asked: dict[str, Any]) -> dict
     except OSError as error:
         raise QueryError(f"The result cannot be written to {out}: {error.strerror or error}.") from error
     used = result["setting"].get("largest", result["setting"].get("budget"))
-    if asked["budget"] is not None and used < asked["budget"]:
-        say(f"The budget of {asked['budget']:,} was cut to {used:,}, for there are no more training examples to take.")
+    if asked["budget"] is not None and used is not None and used < asked["budget"]:
+        say(f"The budget of {asked['budget']:,} was cut to {used:,}, the most that these data allow.")
     say(result["finding"])
     say(f"Written: {out} and its figures.")
     return result

@@ -12,7 +12,7 @@ from natscope.app.theme import FRAME, FRAMES
 class Tile:
     """One example of a row: a picture, or else pieces of text, as of a card.
 
-    `tag` is the letters of one that other rows have too, `colour` its frame; both may be "".
+    `tag` is the letter or letters of an example that other rows have too, `colour` its frame; both may be "".
     """
 
     alt: str

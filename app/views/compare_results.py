@@ -21,6 +21,7 @@ from natscope.app.rankings import title
 from natscope.core.analysis.comparison import OVERLAPS, QUANTITIES, Row, overlaps
 from natscope.core.bundle.request import QueryExample
 from natscope.core.methods import METHODS
+from natscope.core.text import listed
 
 _NAMED = 2  # pairs of methods that a sentence names
 _MEASURES = {"jaccard": "Jaccard", "rbo": "Rank-biased overlap"}
@@ -131,36 +132,42 @@ def _finding(rows: Sequence[Sequence[Row]], titles: Sequence[str], many: str) ->
         return "Fewer than two methods gave an answer, so there is nothing to compare."
     alike: list[list[int]] = []  # methods whose choices are the same
     for position in answered:
-        own = next((group for group in alike if matrix[group[0], position] == 1), None)
+        own = next((group for group in alike if (matrix[group, position] == 1).all()), None)
         if own is None:
             alike.append([position])
         else:
             own.append(position)
     named = ["**" + titles[group[0]] + "**" for group in alike]
     sentences = [
-        f"{_listed([f'**{titles[position]}**' for position in group])} choose the same {many}."
+        f"{listed([f'**{titles[position]}**' for position in group])} choose the same {many}."
         for group in alike
         if len(group) > 1
     ]
     shared = {(a, b): float(matrix[alike[a][0], alike[b][0]]) for a, b in combinations(range(len(alike)), 2)}
     known = {pair: overlap for pair, overlap in shared.items() if not np.isnan(overlap)}
     if known:
-        sentences.append(_agreement(known, named, many, others=bool(sentences)))
+        sentences.append(_agreement(known, named, many, beyond=bool(sentences), whole=len(known) == len(shared)))
+    elif shared:
+        sentences.append("No two methods answered the same query.")
     losses = [_mean(column, "loss") for column in zip(*rows, strict=True)]
     most = max(loss for loss in losses if loss is not None)
-    best = [f"**{titles[i]}**" for i, loss in enumerate(losses) if loss is not None and np.isclose(loss, most)]
-    sentences.append(f"The {many} of {_listed(best)} matter most: removing them loses {words.nats(most)}.")
+    best = [f"**{titles[i]}**" for i, loss in enumerate(losses) if loss is not None and np.isclose(loss, most, atol=0)]
+    if most > 0 and len(best) < len(answered):
+        sentences.append(f"The {many} of {listed(best)} matter most: removing them loses {words.nats(most)}.")
     return " ".join(sentences)
 
 
-def _agreement(known: dict[tuple[int, int], float], named: Sequence[str], many: str, *, others: bool) -> str:
+def _agreement(
+    known: dict[tuple[int, int], float], named: Sequence[str], many: str, *, beyond: bool, whole: bool
+) -> str:
     """Return a sentence on the pairs of methods that share most and least, of those that do not choose the same.
 
     Args:
         known: the overlap of every pair.
         named: the methods.
         many: what they choose.
-        others: whether a sentence before this one is about methods that choose the same.
+        beyond: whether a sentence before this one is about methods that choose the same.
+        whole: whether all pairs are known.
     """
     most, least = max(known.values()), min(known.values())
     close, far = (
@@ -169,11 +176,15 @@ def _agreement(known: dict[tuple[int, int], float], named: Sequence[str], many: 
     )
     if len(known) == 1:
         return f"{close[0]} share no {many}." if not most else f"{close[0]} overlap by {most:.2f}."
-    which = "beyond that, " if others else ""
+    which = "beyond that, " if beyond else ""
     if np.isclose(most, least):
-        return _capital(
-            f"{which}every two share no {many}." if not most else f"{which}every two overlap by {most:.2f}."
-        )
+        if whole:
+            alike = f"no two methods share any {many}" if not most else f"every two methods overlap by {most:.2f}"
+        else:
+            alike = "the pairs that answered the same query " + (
+                f"share no {many}" if not most else f"overlap by {most:.2f}"
+            )
+        return _capital(f"{which}{alike}.")
     first = f"{which}{_pairs(close, len(known))} agree most (overlap {most:.2f})"
     last = (
         f"{_pairs(far, len(known))} share no {many}" if not least else f"{_pairs(far, len(known))} least ({least:.2f})"
@@ -182,11 +193,9 @@ def _agreement(known: dict[tuple[int, int], float], named: Sequence[str], many: 
 
 
 def _pairs(pairs: Sequence[str], of: int) -> str:
-    return ", and ".join(pairs) if len(pairs) <= _NAMED else f"{len(pairs)} of {of} pairs"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    if len(pairs) > _NAMED:
+        return f"{len(pairs)} of {of} pairs"
+    return pairs[0] if len(pairs) == 1 else f"{', and '.join(pairs)},"
 
 
 def _capital(sentence: str) -> str:

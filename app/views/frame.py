@@ -21,6 +21,7 @@ from natscope.app.views.notice import warn
 from natscope.core.bundle.request import QueryExample
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, REFERENCE
+from natscope.core.text import few, listed
 
 AnyView = TypeVar("AnyView")
 _TITLES, _CHOSEN = "titles of bundles", "chosen"  # keys in the session's state, the latter followed by a box's
@@ -31,7 +32,9 @@ _FIRST = "test:0"
 TAB = "tab"  # parameter of an address, and key of the choice
 # The tabs of Explain.
 ATTRIBUTION, COMPARE, REMOVE, CURVES, MAP = "attribution", "compare", "remove", "curves", "map"
-_TRACKING = ("utm_", "fbclid", "gclid")  # what other sites add to links
+# What other sites add to links.
+_TRACKING = ("utm_", "fbclid", "gclid", "msclkid", "srsltid", "gbraid", "wbraid", "mc_", "igsh", "_ga", "_gl")
+_NAMED = 4  # parameters in a sentence
 _FITS = 44  # letters of a title that the box of bundles has room for
 _SHOWN = 60  # letters of a name from the address
 
@@ -260,26 +263,22 @@ def view(
 
 
 def ignore_unknown(*known: str) -> None:
-    """Say which parameters of the address no page has, and remove them; those of other pages are left alone.
+    """Say which parameters of the address mean nothing here; `keep` removes them.
 
     Args:
         known: what this page knows besides the parameters of views and the bundle.
     """
     strange = own_address().keys() - links.NAMES - {_BUNDLE, *known}
     if unknown := sorted(name for name in strange if not name.startswith(_TRACKING)):
-        named = [f"“{name[:_SHOWN]}”" for name in unknown]
-        listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
-        means = "means nothing on this page and is" if len(named) == 1 else "mean nothing on this page and are"
-        warn(f"The link's {listed} {means} ignored.", icon=":material/link_off:")
-        for name in unknown:
-            del st.query_params[name]
+        named = few([f"“{name[:_SHOWN]}”" for name in unknown], _NAMED)
+        means = "means nothing on this page and is" if len(unknown) == 1 else "mean nothing on this page and are"
+        warn(f"The link's {named} {means} ignored.", icon=":material/link_off:")
 
 
 def not_valid(wrong: Sequence[str]) -> str:
     """Return the sentence about parameters of a link that cannot be used."""
-    if len(wrong) == 1:
-        return f"The link's {wrong[0]} is not valid; the default is shown."
-    return f"The link's {', '.join(wrong[:-1])} and {wrong[-1]} are not valid; the defaults are shown."
+    are = "is not valid; the default is" if len(wrong) == 1 else "are not valid; the defaults are"
+    return f"The link's {listed(wrong)} {are} shown."
 
 
 def keep(key: str, view: Any, attributor: Served, *, tab: str = "") -> None:

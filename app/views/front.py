@@ -1,4 +1,4 @@
-"""The front page: one wrong prediction, the training images behind it, and three ways on."""
+"""The front page: one wrong prediction, the training images behind it, and where to go next."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -281,15 +281,22 @@ class Bundle:
         """
         return safetensors.torch.load_file(self.path / self._checked_record("weights").file)
 
+    def shapes_of_weights(self) -> dict[str, tuple[int, ...]]:
+        """Return the names and shapes of the trained weights, which are not loaded.
+
+        Raises:
+            BundleError: if they are damaged.
+        """
+        with safetensors.safe_open(self.path / self._checked_record("weights").file, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
+
     def check_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Compare the names and shapes of the trained weights, which are not loaded, with those of a network.
+        """Compare the names and shapes of the trained weights with those of a network.
 
         Raises:
             BundleError: if they are damaged, or do not match.
         """
-        with safetensors.safe_open(self.path / self._checked_record("weights").file, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
-        if found != dict(shapes):
+        if self.shapes_of_weights() != dict(shapes):
             raise self._misfit()
 
     def load_into(self, model: nn.Module) -> None:

@@ -41,7 +41,7 @@ from natscope.precompute.data.on_disk import on_disk
 from natscope.precompute.data.remarks import remarks
 from natscope.precompute.engines.local import Engine, LocalEngine
 from natscope.precompute.training.models import ModelSpec, build_model, fitted
-from natscope.precompute.training.train import accuracy, train
+from natscope.precompute.training.train import TrainingSpec, accuracy, train
 from natscope.precompute.training.trusted import trust
 from natscope.precompute.training.validate import Suitable, check_suitable, check_trains
 
@@ -220,6 +220,20 @@ def _methods(methods: tuple[str, ...], size: Size) -> str:
     return ", ".join(served) + (f"; {', '.join(more)} can be added by --methods" if more else "")
 
 
+def _train(
+    model: nn.Module,
+    inputs: Tensor | Inputs,
+    labels: np.ndarray,
+    recipe: TrainingSpec,
+    number: int,
+    *,
+    checkpoint: Path | None = None,
+) -> None:
+    """Train on the first inputs, whose batches are made as in the build."""
+    others = np.arange(number, len(inputs))
+    train(model, inputs, torch.from_numpy(labels), recipe, leave_out=others, refill=True, checkpoint=checkpoint)
+
+
 def _training(
     spec: BuildSpec, model: ModelSpec, inputs: Tensor | Inputs, labels: np.ndarray, count: int
 ) -> tuple[float, str]:
@@ -228,11 +242,10 @@ def _training(
     check_trains(build_model(model, seed=recipe.seed), inputs[:3], count % recipe.batch_size, model)
 
     def run(number: int, epochs: int = 1) -> None:
-        some, network = inputs[:number], build_model(model, seed=recipe.seed)
-        own = replace(recipe, epochs=epochs)
+        network, own = build_model(model, seed=recipe.seed), replace(recipe, epochs=epochs)
         with tempfile.TemporaryDirectory() as folder:  # a build keeps what is trained after every epoch
             kept = Path(folder) / "training"
-            train(network.to(device()), some, torch.from_numpy(labels[:number]), own, checkpoint=kept)
+            _train(network.to(device()), inputs, labels, own, number, checkpoint=kept)
 
     steps, all_ = -(-count // recipe.batch_size), len(inputs)
     once, each = seconds_each(run, all_)
@@ -314,8 +327,7 @@ def _memory(
     weights = 4 * sum(p.numel() for p in trained.parameters())
 
     def step(number: int) -> None:
-        some = inputs[:number]
-        train(trained, some, torch.from_numpy(labels[:number]), replace(spec.training, epochs=1))
+        _train(trained, inputs, labels, replace(spec.training, epochs=1), number)
 
     largest = int(members[members <= LARGEST_GRAM].max(initial=0))
     batch = min(features.batch_size, count)
@@ -342,7 +354,7 @@ def _memory(
     if not math.isinf(there):
         found += f", of {formatted(there)} in this machine"
     if peak > there:
-        found += "; THAT IS MORE than there is: the build may be killed"
+        found += "; that is MORE than this machine has: the build may be killed"
     return f"{found}; about {formatted(process)} for each task on a node" if on_nodes else found
 
 

@@ -172,7 +172,7 @@ def _digests(inputs: Inputs) -> Iterator[bytes]:
     """Yield a checksum of each input without its padding, read some at a time."""
     lengths = inputs.lengths
     for part in _batches(slice(0, len(inputs)), max(1, _AT_ONCE // math.prod(inputs.shape[1:]))):
-        rows = np.ascontiguousarray(inputs[part].numpy()).reshape(part.stop - part.start, -1)
+        rows = inputs[part].numpy()
         ends = [None] * len(rows) if lengths is None else lengths[part].tolist()
         for row, end in zip(rows, ends, strict=True):
-            yield hashlib.sha256(row[:end].data).digest()
+            yield hashlib.sha256(np.ascontiguousarray(row[:end]).data).digest()

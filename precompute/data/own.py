@@ -41,7 +41,7 @@ def own_dataset(
     Each is a torch Dataset of (input, label) whose length is known, a pair (inputs, labels) of arrays or tensors, a
     pandas DataFrame of paths and labels, a split of Hugging Face `datasets`, or a folder with a subfolder for each
     class. Inputs are floating-point numbers of any one shape; uint8 pictures, (H, W) or (H, W, 3), need `mean` and
-    `std`, or `transform`. Every item is read once, and large inputs wait in a temporary file.
+    `std`, or `transform`. Every item is read once, and large inputs wait in a file in natscope's home.
 
     Raises:
         DataError: if an item or label cannot be used; the sentence says which, and what to do.

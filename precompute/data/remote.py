@@ -49,7 +49,8 @@ class Fetched:
     def by_url(self, text: str, data: str, test: str) -> str:
         """Return a message about what was fetched with the URLs `data` and `test` in place of paths in the cache."""
         for path, name in ((self.data, data), (self.test, test)):
-            text = text if path is None else text.replace(str(path), url_in(name)[1] or name)
+            if path is not None:
+                text = (url_in(name)[1] or name).join(re.split(rf"{re.escape(str(path))}(?![\w-])", text))
         return text
 
 
@@ -253,9 +254,9 @@ def _why(shown: str, error: Exception) -> str:
         return f"{shown} needs a library that is missing: {str(error).rstrip('.')}."
     status = _status(error)
     if isinstance(error, PermissionError) or status in _REFUSED:
-        return f"{shown} may not be read by you; check the credentials, which fsspec takes from where its driver does."
+        return f"You have no permission to read {shown}; check your credentials, which fsspec's driver looks for."
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return f"The server of {shown} fails (HTTP status {status}); try again later."
+        return f"The server of {shown} answered with an error (HTTP status {status}); try again later."
     if isinstance(error, FileNotFoundError):
         return _nothing(shown)
     return f"{shown} cannot be fetched ({type(error).__name__}); check the address, the network and the credentials."

@@ -150,7 +150,9 @@ def _track() -> None:
     that process has to be there still; of its own it ignores other signals alone.
     """
     hangup = getattr(signal, "SIGHUP", None)
-    if hangup is not None and callable(handler := signal.getsignal(hangup)):
+    if hangup is None or threading.current_thread() is not threading.main_thread():  # the only one that may ignore it
+        return
+    if callable(handler := signal.getsignal(hangup)):
         signal.signal(hangup, signal.SIG_IGN)
         try:
             resource_tracker.ensure_running()

@@ -18,6 +18,7 @@ from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.metrics import average_precision, recall_at_k, reciprocal_rank
 from natscope.core.progress import Progress
+from natscope.core.text import listed
 from natscope.precompute.bundles.opening import common_methods, lacks, open_attributor
 from natscope.precompute.experiments.result import Result, over_bundles, result_of, tuned_by
 from natscope.precompute.training.result_cache import ResultCache
@@ -382,7 +383,7 @@ def finding(rows: Sequence[dict[str, Any]], audits: Sequence[dict[str, Any]], ch
         for row in rows
         if best["mean"] - row["recall"]["mean"] <= (best["error"] or 0.0) + (row["recall"]["error"] or 0.0)
     ]
-    who = f"{_joined(first)} {'find' if len(first) > 1 else 'finds'}"
+    who = f"{listed(first)} {'find' if len(first) > 1 else 'finds'}"
     reached = [
         f"{row['oracle']['recall']['mean']:.1%} with {METHODS[row['method']].title}" for row in rows if row["oracle"]
     ]
@@ -391,10 +392,6 @@ def finding(rows: Sequence[dict[str, Any]], audits: Sequence[dict[str, Any]], ch
         ("With σ² chosen without a look at the poison, " if reached else "")
         + f"{who} most: {best['mean']:.1%} of the poisoned examples among the first {RECALL_AT}; chance would find "
         f"{chance:.1%}."
-        + (f" An oracle that chose σ² on poisoned queries would reach {_joined(reached)}." if reached else "")
+        + (f" An oracle that chose σ² on poisoned queries would reach {listed(reached)}." if reached else "")
         + (f" The audit's average precision on unseen seeds is {np.mean(unseen):.2f}." if unseen else "")
     )
-
-
-def _joined(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]

@@ -32,6 +32,8 @@ def batches_of(
 def parts_of(batch: Tensor, lengths: np.ndarray | None) -> list[Tensor]:
     """Return the rows of a batch (B,) in parts of like length that a network takes one by one, so that few are padded.
 
+    A part has two rows or more if the batch has: some networks fail on one.
+
     Args:
         batch: the rows.
         lengths: of all rows, (N,); None where all have the same, for one part.
@@ -39,7 +41,7 @@ def parts_of(batch: Tensor, lengths: np.ndarray | None) -> list[Tensor]:
     if lengths is None or not len(batch):
         return [batch]
     order = np.argsort(lengths[batch], kind="stable")
-    return [batch[part] for part in np.array_split(order, min(_PARTS, len(batch)))]
+    return [batch[part] for part in np.array_split(order, max(1, min(_PARTS, len(batch) // 2)))]
 
 
 def draw_moves(count: int, random: np.random.Generator) -> Tensor:

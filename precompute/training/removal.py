@@ -25,7 +25,8 @@ from natscope.precompute.training.trusted import find
 from natscope.precompute.training.workers import side_by_side
 
 _STAGE = "Training without what was found"
-_RULE = "what is left out is missing from its batch, which has parts of like length"  # of results in a cache
+# By which results in a cache were found, of inputs of one length and of others.
+_RULES = ("what is left out is missing from its batch", "and each batch goes through in parts of like length")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def identity_of(bundle: Bundle) -> str:
     files = [manifest.files[name].sha256 for name in names]
     network = ModelSpec.from_dict(manifest.model)
     code = find(network.architecture, bundle).digest if ":" in network.architecture else None
-    text = json.dumps([files, manifest.training, manifest.dataset, manifest.model, code, _RULE], sort_keys=True)
+    rules = _RULES[: 1 if bundle.inputs("train").lengths is None else 2]
+    text = json.dumps([files, manifest.training, manifest.dataset, manifest.model, code, *rules], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -19,9 +19,9 @@ from natscope.precompute.training.train import RECIPES, TrainingSpec, accuracy, 
 from natscope.precompute.training.trusted import find
 
 _AT_HAND = 2**28  # bytes of inputs up to which all are in memory
-_WAITED_FOR = 30_000 * 32 * 32  # pixels or tokens over all epochs: two minutes of a ResNet-9 on one core
-_A_SECOND = _WAITED_FOR / 120  # of them
-_WEIGHTS_A_SECOND = 1.3e10  # of `Linear` layers that are applied to an example and learn from it, on one core
+_WAITED_FOR = 120  # seconds of a training on one core
+_POSITIONS_A_SECOND = 256_000  # pixels of a ResNet-9, or tokens of a small network, on one core
+_WEIGHTS_A_SECOND = 1.3e10  # that are applied to an example or a token and learn from it, on one core
 # Seconds, and how long that is in words.
 _PATIENCE = (
     (10, "a few seconds"),
@@ -134,7 +134,7 @@ def too_slow(bundle: Bundle, *, linear: bool, count: int | None = None) -> str |
         return "This network’s weights were loaded, not trained here, so it cannot be retrained."
     inputs, epochs = bundle.inputs("train"), usual_recipe(bundle).epochs
     count = len(inputs) if count is None else count
-    if not linear and count * epochs * _positions(inputs) > _WAITED_FOR:
+    if not linear and _seconds(bundle, count, linear=linear) > _WAITED_FOR:
         return (
             f"Training this network again, with {count:,} {bundle.modality.many} {epochs} times over, takes too long "
             "to wait for, so that is not done here."
@@ -149,16 +149,20 @@ def patience(bundle: Bundle, *, linear: bool) -> str:
         bundle: the bundle with the network and recipe; the network is not built.
         linear: whether all parameters of the network are of `Linear` layers.
     """
-    inputs = bundle.inputs("train")
-    seen = 2 * len(inputs) * usual_recipe(bundle).epochs
-    weights = bundle.manifest.files["weights"].bytes / 4
-    seconds = seen * (weights / _WEIGHTS_A_SECOND if linear else _positions(inputs) / _A_SECOND)
+    seconds = 2 * _seconds(bundle, len(bundle.inputs("train")), linear=linear)
     return next((words for most, words in _PATIENCE if seconds <= most), "a few minutes")
 
 
-def _positions(inputs: Inputs) -> float:
-    """Return how many pixels an input has, or how many tokens on average."""
-    return math.prod(inputs.shape[1:][-2:]) if inputs.lengths is None else float(np.mean(inputs.lengths))
+def _seconds(bundle: Bundle, count: int, *, linear: bool) -> float:
+    """Return about how long training a bundle's network on so many examples takes on one core."""
+    inputs, seen = bundle.inputs("train"), count * usual_recipe(bundle).epochs
+    if linear:
+        return seen * bundle.manifest.files["weights"].bytes / 4 / _WEIGHTS_A_SECOND
+    if inputs.lengths is None:
+        return seen * math.prod(inputs.shape[1:][-2:]) / _POSITIONS_A_SECOND
+    known, _ = bundle.examples("train").form  # a row for each token is looked up, and not multiplied by
+    applied = sum(math.prod(shape) for shape in bundle.shapes_of_weights().values() if shape[:1] != (known,))
+    return seen * float(np.mean(inputs.lengths)) * max(1 / _POSITIONS_A_SECOND, applied / _WEIGHTS_A_SECOND)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -724,6 +725,31 @@ def test_a_closed_terminal_ends_a_command_with_workers_in_order(tmp_path, end, a
         process.kill()
     assert process.returncode == 130
     assert err == "natscope: stopped; what was built so far is kept.\n"
+
+
+def test_a_command_whose_terminal_is_gone_ends_as_one_that_is_stopped(tmp_path):
+    (tmp_path / "stopped.py").write_text(_STOPPED)
+    ours, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "stopped.py")],
+        stdout=terminal,
+        stderr=terminal,
+        cwd=_ROOT,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    try:
+        assert b"ready" in os.read(ours, 100)
+        os.close(ours)  # what it writes from now on fails
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+
+
+def test_commands_run_in_any_thread(capsys):
+    with ThreadPoolExecutor() as pool, pytest.raises(SystemExit, match=r"^0$"):
+        pool.submit(main, ["--version"]).result()
 
 
 @pytest.mark.parametrize(("browser", "end"), [(False, signal.SIGTERM), (True, signal.SIGHUP)])

@@ -163,24 +163,27 @@ def test_marks_never_repeat_a_letter_nor_a_colour_but_the_grey_of_those_beyond()
     [
         ("12 23", "**A** and **B** overlap by 0.33. The texts of **A** matter most"),
         ("12 34", "**A** and **B** share no texts. The"),
-        ("12 21", "**A** and **B** choose the same texts. The texts of **A** and **B** matter most"),
+        ("12 21", "**A** and **B** choose the same texts."),
         (
             "12 12 12 34",
             "**A**, **B** and **C** choose the same texts. **A** and **D** share no texts. The texts of **A**,",
         ),
-        ("12 13 45", "**A** and **B** agree most (overlap 0.33); **A** and **C**, and **B** and **C** share no texts."),
-        ("12 34 56 78", "Every two share no texts. The"),
+        (
+            "12 13 45",
+            "**A** and **B** agree most (overlap 0.33); **A** and **C**, and **B** and **C**, share no texts.",
+        ),
+        ("12 34 56 78", "No two methods share any texts. The"),
         (
             "12 12 13 45",
             "**A** and **B** choose the same texts. Beyond that, **A** and **C** agree most (overlap 0.33); ",
         ),
         (
             "12 13 45 46 7",
-            "**A** and **B**, and **C** and **D** agree most (overlap 0.33); 8 of 10 pairs share no texts.",
+            "**A** and **B**, and **C** and **D**, agree most (overlap 0.33); 8 of 10 pairs share no texts.",
         ),
         (
             "123 124 156",
-            "**A** and **B** agree most (overlap 0.50); **A** and **C**, and **B** and **C** least (0.20).",
+            "**A** and **B** agree most (overlap 0.50); **A** and **C**, and **B** and **C**, least (0.20).",
         ),
     ],
 )
@@ -194,7 +197,29 @@ def test_a_method_without_an_answer_is_not_compared():
     rows = [SimpleNamespace(picks=(1, 2), loss=1.0), SimpleNamespace(picks=(), loss=None)]
     assert compare_results._finding([rows], "AB", "texts").startswith("Fewer than two methods gave an answer")
     rows.append(SimpleNamespace(picks=(2, 1), loss=1.0))
-    assert compare_results._finding([rows], "ABC", "texts").startswith("**A** and **C** choose the same texts. The")
+    assert compare_results._finding([rows], "ABC", "texts") == "**A** and **C** choose the same texts."
+
+
+@pytest.mark.parametrize(
+    ("queries", "said"),
+    [
+        ("12 12 - / 12 - 12 / - 12 34", "**A** and **B** choose the same texts. **A** and **C** overlap by 1.00."),
+        ("12 - / - 12", "No two methods answered the same query."),
+        ("12 34 - / - 12 34", "The pairs that answered the same query share no texts."),
+    ],
+)
+def test_methods_that_answered_other_queries_are_not_called_alike(queries, said):
+    rows = [
+        [
+            SimpleNamespace(picks=tuple(map(int, each.strip("-"))), loss=None if each == "-" else 1e-9 * (1 + place))
+            for place, each in enumerate(line.split())
+        ]
+        for line in queries.split("/")
+    ]
+    found = compare_results._finding(rows, "ABC"[: len(rows[0])], "texts")
+    assert found.startswith(said)
+    assert found.count("matter most") == 1
+    assert " and " not in found.rpartition("The texts of")[2].partition(" matter")[0]
 
 
 def test_the_caption_says_what_letters_colours_and_numbers_are(page, monkeypatch):

@@ -211,6 +211,6 @@ def test_a_batch_in_parts_of_like_length_trains_as_a_whole_one(monkeypatch):
 
 def test_parts_hold_each_row_once_and_the_shortest_first():
     lengths = np.array([4, 1, 3, 2, 8, 9])
-    assert [part.tolist() for part in order.parts_of(torch.tensor([5, 1, 4, 0, 2]), lengths)] == [[1, 2], [0], [4], [5]]
+    assert [part.tolist() for part in order.parts_of(torch.tensor([5, 1, 4, 0, 2]), lengths)] == [[1, 2, 0], [4, 5]]
     for batch in ([3], []):
         assert [part.tolist() for part in order.parts_of(torch.tensor(batch, dtype=torch.int64), lengths)] == [batch]

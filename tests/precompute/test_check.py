@@ -141,7 +141,7 @@ def test_what_build_would_refuse_is_refused_in_the_same_words(tmp_path, changes,
 
 def test_too_little_disk_and_memory_are_said(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 1000)
-    assert "of 1 MB in this machine; THAT IS MORE than there is" in dict(_report(_SPEC))["Memory"]
+    assert "of 1 MB in this machine; that is MORE than this machine has" in dict(_report(_SPEC))["Memory"]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _DiskUsage(10**12, 10**12 - 10**6, 10**6))
     with pytest.raises(BuildError, match=rf"about [\d.]+ MB .* only 1 MB .* {tmp_path};"):
         _report(_SPEC, tmp_path / "deep" / "bundle")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -86,6 +87,15 @@ def test_tasks_run_in_this_process_or_in_several():
         again = dict(engine.map(partial(process_of), "abcdef"))
         assert len({*found.values(), *again.values()}) <= 2
     assert not multiprocessing.active_children()
+
+
+def test_tasks_run_in_several_processes_whichever_thread_asks():
+    before = signal.signal(signal.SIGHUP, lambda *_: None)  # as another program has it, or natscope's commands
+    try:
+        with ThreadPoolExecutor() as pool, closing(LocalEngine(2)) as engine:
+            assert pool.submit(lambda: dict(engine.map(process_of, "abc"))).result().keys() == set("abc")
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_process_that_is_killed_is_replaced(tmp_path):

@@ -217,13 +217,19 @@ def _caused(error, status):
     ("error", "sentence"),
     [
         (FileNotFoundError("https://me:secret@host"), "There is nothing at faulty://bucket/x"),
-        (PermissionError("secret"), "faulty://bucket/x may not be read by you; check the credentials"),
+        (PermissionError("secret"), "You have no permission to read faulty://bucket/x; check your credentials"),
         (ConnectionRefusedError("secret"), r"cannot be fetched \(ConnectionRefusedError\); check the address"),
         (KeyError("secret"), r"cannot be fetched \(KeyError\)"),
-        (_caused(FileNotFoundError("secret"), 401), "faulty://bucket/x may not be read by you; check the credentials"),
-        (_caused(OSError("secret"), 403), "faulty://bucket/x may not be read by you"),
+        (
+            _caused(FileNotFoundError("secret"), 401),
+            "You have no permission to read faulty://bucket/x; check your credentials",
+        ),
+        (_caused(OSError("secret"), 403), "You have no permission to read faulty://bucket/x"),
         (_caused(FileNotFoundError("secret"), 404), "There is nothing at faulty://bucket/x"),
-        (_caused(FileNotFoundError("secret"), 503), r"The server of faulty://bucket/x fails \(HTTP status 503\)"),
+        (
+            _caused(FileNotFoundError("secret"), 503),
+            r"The server of faulty://bucket/x answered with an error \(HTTP status 503\)",
+        ),
     ],
 )
 def test_what_a_driver_raises_becomes_a_sentence_without_its_words(error, sentence, faulty):

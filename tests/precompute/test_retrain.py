@@ -115,13 +115,15 @@ def test_a_convolutional_network_is_trained_again_while_somebody_waits_if_its_da
 
 def test_how_long_training_takes_follows_from_examples_epochs_and_network(attributor):
     class Bundle:
-        def __init__(self, epochs=1, *, lengths=None, weights=4):
+        def __init__(self, epochs=1, *, lengths=None, weights=4, multiplied=40):
             training = attributor.bundle.manifest.training | {"epochs": epochs}
             shape = (1000, 128) if lengths is not None else (1000, 1, 32, 32)
             self.manifest = replace(
                 attributor.bundle.manifest, training=training, files={"weights": SimpleNamespace(bytes=weights)}
             )
-            self.inputs = lambda split: Given(shape, lengths)
+            self.inputs, self.modality = lambda split: Given(shape, lengths), attributor.bundle.modality
+            self.examples = lambda split: SimpleNamespace(form=(30_000, 128))
+            self.shapes_of_weights = lambda: {"table": (30_000, 768), "layer": (multiplied, 100)}
 
     @dataclass
     class Given:
@@ -133,6 +135,9 @@ def test_how_long_training_takes_follows_from_examples_epochs_and_network(attrib
 
     short = np.full(1000, 10)
     assert patience(Bundle(3, lengths=short), linear=False) == "a few seconds"  # not by the longest text
+    assert too_slow(Bundle(3, lengths=short), linear=False) is None
+    assert "takes too long" in too_slow(Bundle(3, lengths=short, multiplied=860_000), linear=False)  # as of a BERT
+    assert patience(Bundle(3, lengths=short, multiplied=860_000), linear=False) == "a few minutes"
     assert [patience(Bundle(epochs), linear=False) for epochs in (1, 3, 7, 10, 30)] == [
         "a few seconds",
         "less than half a minute",

@@ -268,6 +268,23 @@ def test_the_same_numbers_in_another_shape_are_other_inputs(model, inputs, tmp_p
         natscope.build(model, (wide, labels), (wide[:6], labels[:6]), out=tmp_path / "new", reuse=old, **few)
 
 
+class Series:
+    """Two series of vectors, which differ in the last of them."""
+
+    shape = (2, 3, 4)
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, rows):
+        values = torch.zeros(self.shape)
+        values[1, 2, 3] = 1
+        return values[rows]
+
+
 @pytest.mark.parametrize("at_once", [1, 30, 10**6])
 def test_inputs_are_told_apart_by_what_they_hold_whichever_are_read_with_them(monkeypatch, at_once):
     monkeypatch.setattr(reuse, "_AT_ONCE", at_once)
@@ -275,6 +292,8 @@ def test_inputs_are_told_apart_by_what_they_hold_whichever_are_read_with_them(mo
     first, second, third, again = reuse._digests(runs)
     assert first == again
     assert len({first, second, third}) == 3
+    first, second = reuse._digests(Series(np.array([3, 3])))
+    assert first != second
     images = torch.arange(36.0).reshape(3, 3, 2, 2).numpy()[[0, 1, 2, 0]]
     first, second, third, again = reuse._digests(StoredInputs(images))
     assert first == again
