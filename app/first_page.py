@@ -79,6 +79,7 @@ h3 { font-size: 1.05rem !important; padding: 0.4rem 0 0.2rem !important; }
 }
 @media (min-width: 641px) {
   .stHorizontalBlock:has(> .stColumn .st-key-bundle) { flex-wrap: nowrap !important; }
+  .stHorizontalBlock:has(> .stColumn .st-key-bundle) > .stColumn:not(:has(.st-key-bundle)) { min-width: 0 !important; }
   .stColumn:has(.st-key-bundle) { min-width: 22rem !important; }
   .stColumn:has([class*="st-key-results_about_"]) { align-self: flex-start; position: sticky; top: 4rem; }
 }

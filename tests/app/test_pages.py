@@ -500,10 +500,18 @@ def test_the_chosen_bundle_stays_chosen_on_every_page(visit, server, tmp_path):
     page.get_by_role("combobox", name="Bundle").click()
     page.get_by_role("option", name=title, exact=True).click()
     page.wait_for_url(re.compile(r"coreset\?.*bundle=an\+earlier\+one"), timeout=60_000)
+    beside = page.locator(".stHorizontalBlock:has(> .stColumn .st-key-bundle)")
+    long = "line => { line.textContent = 'x'.repeat(300); line.style.whiteSpace = 'nowrap'; }"
+    beside.locator("p").first.evaluate(long)  # as what is shown beside the box may be
     for width in (1400, 700, 390):
         page.set_viewport_size({"width": width, "height": 900})
         box = page.get_by_role("combobox", name="Bundle")
         assert box.evaluate("each => each.scrollWidth <= each.clientWidth"), width
+        ends = [
+            place.evaluate("each => each.getBoundingClientRect().right")
+            for place in (beside, page.locator(".st-key-bundle"))
+        ]
+        assert ends[0] >= ends[1] - 1, width
     page.set_viewport_size({"width": 1400, "height": 900})
     on(page, "Explain", r"an\+earlier\+one")
     shutil.rmtree(folder / "an earlier one")
