@@ -56,7 +56,7 @@ class Guard:
         self._app = app
         self._hosts = frozenset(hosts)
         self._any_address = any_address
-        self._first = "/" + f"{path}/{_FIRST}".strip("/")
+        self._base = f"/{path.strip('/')}/".replace("//", "/")
         self._headers = HEADERS | {"Content-Security-Policy": policy}
         self._visitors = 0
         self._coming: Counter[str] = Counter()  # uploads under way, by session
@@ -83,14 +83,28 @@ class Guard:
             await _refuse(404, "There is nothing here.", scope, receive, send_with_headers)
         elif scope["type"] == "http" and scope["method"] != "DELETE" and (upload := _UPLOAD.search(scope["path"])):
             await self._upload(upload[1], scope, receive, send_with_headers)
-        elif scope.get("method") in ("GET", "HEAD") and scope["path"].removesuffix("/") == self._first:
+        elif scope.get("method") in ("GET", "HEAD") and (page := self._elsewhere(scope["path"], headers)) is not None:
             query = scope["query_string"].decode("latin-1")
-            to = RedirectResponse((".." if scope["path"].endswith("/") else ".") + "/" + (f"?{query}" if query else ""))
+            to = RedirectResponse(page + (f"?{query}" if query else ""))
             await to(scope, receive, send_with_headers)
         elif scope["type"] == "http":
             await self._app(scope, receive, send_with_headers)
         else:
             await self._visit(scope, receive, send)
+
+    def _elsewhere(self, path: str, headers: Headers) -> str | None:
+        """Return where the page lies, as seen from an address, if it is another one's; else None.
+
+        The first page has no name in its address, and no page has folders: its scripts would not be found there.
+        """
+        if not path.startswith(self._base):
+            return None
+        name, *below = path.removeprefix(self._base).split("/")
+        if [name, *filter(None, below)] == [_FIRST]:
+            return "../" * len(below) or "./"
+        if headers.get("sec-fetch-dest") != "document" or name.startswith("_") or not any(below) or "." in below[-1]:
+            return None
+        return "../" * len(below) + name
 
     async def _upload(self, session: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward an upload if there is room for it, counting those under way."""

@@ -167,6 +167,22 @@ def test_the_first_page_is_found_by_its_name_too(ask, asked, led):
     assert (status, headers["Location"]) == (307, led)
 
 
+@pytest.mark.parametrize(
+    ("asked", "led"),
+    [
+        ("explain/nonsense?q=test%3A3", "../explain?q=test%3A3"),
+        ("explain/a/", "../../explain"),
+        ("explain/", None),
+        ("media/picture.png", None),
+        ("_stcore/health", None),
+    ],
+)
+def test_what_lies_below_a_page_leads_to_it(ask, asked, led):
+    status, headers, _ = ask(f"{_PATH}/{asked}", **{"Sec-Fetch-Dest": "document"})
+    assert (status == 307, headers["Location"] if status == 307 else None) == (led is not None, led)
+    assert ask(f"{_PATH}/{asked}", **{"Sec-Fetch-Dest": "iframe"})[0] != 307  # of a component
+
+
 def test_an_error_on_a_page_links_to_nobody():
     assert settings(Listening("localhost", "127.0.0.1", 8501, (), ""))["client.showErrorLinks"] is False
 
