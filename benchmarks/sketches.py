@@ -72,7 +72,7 @@ def _of_bundle(say: Say, bundle: Path) -> None:
     say(f"{bundle.name}: errors of {len(rows)} examples' Gram relative to ‖J‖², mean of {_ERROR_SEEDS} seeds")
     say(f"{'sketch':<18}{'K':>8}{'k(x, y)':>10}{'k(x, x)':>10}{'√(1/K)':>10}{'CPU s':>8}")
     for dim in _DIMENSIONS:
-        for kind in ("countsketch", "countsketch-rows"):
+        for kind in ("countsketch", "countsketch_rows"):
             off, on, begun = [], [], time.process_time()
             for seed in range(_ERROR_SEEDS):
                 tangent = FeatureMap(own.model, SketchSpec(kind, dim, seed), ntk=own.ntk, layers=own.layers)

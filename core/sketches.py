@@ -17,7 +17,7 @@ from torch import Tensor
 from natscope.core.blocks import Block, Formed, Lookup, Outer, Summed
 
 DEFAULT_DIM = 4096
-FOR_TRANSFORMERS = "countsketch-rows"  # the usual kind there, since their activations have outliers
+FOR_TRANSFORMERS = "countsketch_rows"  # the usual kind there, since their activations have outliers
 _EXAMPLES_AT_ONCE = 256  # the accumulator of this many examples stays in the processor's cache
 _FORMED_AT_ONCE = 2**21  # numbers of a convolution's gradient that are written out at a time, to be folded in the cache
 _FORMED_ON_ACCELERATOR = 2**28  # likewise, in a gigabyte: few large operations are what suits it
@@ -31,7 +31,7 @@ class SketchSpec:
     """What fixes a sketch: features of different specifications must never be compared.
 
     Args:
-        kind: "countsketch", "countsketch-rows", "tensorsketch", "dense" or "exact".
+        kind: "countsketch", "countsketch_rows", "tensorsketch", "dense" or "exact".
         dim: K, numbers an example; unused by "exact".
         seed: seed of the random projections.
 

@@ -30,7 +30,7 @@ from natscope.app.serve import settings
 from natscope.app.uploads import LARGEST_BYTES, MEMORY, SECONDS
 from natscope.app.views import explain, paper
 from natscope.core.bundle.request import Request
-from natscope.core.sketches import SketchSpec
+from natscope.core.sketches import FOR_TRANSFORMERS, SketchSpec
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.training.train import RECIPES, TrainingSpec
 from tests.conftest import syntax_of
@@ -196,7 +196,8 @@ def test_the_defaults_of_the_settings_table_are_those_of_the_code():
     assert table["pool"] == f"`{request.pool}`"
     assert table["conditioning set of InfoLoss and RelatIF"] == f"`{request.conditioning}`"
     sketch = SketchSpec()
-    assert table["sketch, K, seed"] == f"`{sketch.kind}`, {sketch.dim}, {sketch.seed}"
+    kinds = f"`{sketch.kind}` (a network of transformers: `{FOR_TRANSFORMERS}`)"
+    assert table["sketch, K, seed"] == f"{kinds}, {sketch.dim}, {sketch.seed}"
     assert table["network"] == f"MLP {'-'.join(map(str, spec.model.widths))}, no biases"
     recipe = table["recipe"]
     for name in ("epochs", "batch_size", "learning_rate", "momentum"):
@@ -236,11 +237,13 @@ def test_the_command_lines_defaults_are_those_of_the_library():
         elif field.name not in ("target", "method"):
             assert options[field.name] == field.default, field.name
     options, spec = {p.name: p.default for p in commands.commands["precompute"].params}, BuildSpec()
+    helps = {p.name: p.help for p in commands.commands["precompute"].params}
     usual = {"dataset": spec.dataset, "outputs": spec.outputs, "seed": spec.training.seed}
     for name, value in usual.items():
         assert options[name] == value, name
     assert commands.commands["precompute"].make_context("precompute", ["--out", "x"]).params["ntk"] == "auto"
-    assert (options["sketch"], options["dim"]) == (spec.sketch.kind, spec.sketch.dim)
+    assert f"{spec.sketch.kind} (default), {FOR_TRANSFORMERS} (default for transformers)" in helps["sketch"]
+    assert options["dim"] == spec.sketch.dim
     assert (options["image_size"], options["test_share"]) == (spec.folder.image_size, spec.folder.test_share)
 
 

@@ -193,7 +193,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option(
     "--sketch",
-    help="countsketch (default), countsketch-rows (default for transformers), tensorsketch, dense or exact.",
+    help="countsketch (default), countsketch_rows (default for transformers), tensorsketch, dense or exact.",
 )
 @click.option("--dim", type=COUNT, default=4096, show_default=True, help="Dimensions K of the sketch.")
 @click.option(

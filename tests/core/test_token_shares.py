@@ -78,7 +78,7 @@ def test_each_position_has_the_sketch_of_its_own_part_of_the_gradient(name, ids)
 
 
 @pytest.mark.parametrize("ntk", [False, True])
-@pytest.mark.parametrize("kind", ["countsketch", "countsketch-rows", "tensorsketch", "dense"])
+@pytest.mark.parametrize("kind", ["countsketch", "countsketch_rows", "tensorsketch", "dense"])
 def test_shares_add_up_to_the_link(kind, ntk, generator):
     tangent = FeatureMap(reader("first"), SketchSpec(kind, 64), ntk=ntk)
     features = tangent.features(LONG, [1], measurement="margin")[0]
