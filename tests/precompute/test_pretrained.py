@@ -17,7 +17,7 @@ from natscope.core.bundle.schema import SchemaError
 from natscope.core.encoders import settings_of
 from natscope.core.errors import BuildError, BundleError
 from natscope.core.methods import METHODS
-from natscope.core.sketches import SketchSpec
+from natscope.core.sketches import FOR_TRANSFORMERS, SketchSpec
 from natscope.core.token_shares import token_shares
 from natscope.precompute.bundles.build import build
 from natscope.precompute.bundles.opening import open_attributor
@@ -236,6 +236,7 @@ def test_from_the_command_line_the_folder_gives_tokenizer_and_weights(place, tmp
     done = CliRunner().invoke(natscope, [*words, "--out", str(tmp_path / "own")])
     assert done.exit_code == 0, done.output
     manifest = Manifest.from_json((tmp_path / "own" / "manifest.json").read_bytes())
+    assert manifest.sketch["kind"] == FOR_TRANSFORMERS
     assert manifest.training["learning_rate"] == 2e-5
     assert [manifest.training[f"{name}epochs"] for name in ("", "warmup_", "decay_")] == [2, 1, 2]
     assert manifest.results["settings"]["model"]["start"]["folder"] == str(place / "bert")
