@@ -30,6 +30,7 @@ from natscope.core.examples import Examples, digest_of
 from natscope.core.methods import METHODS
 from natscope.core.pool import CLASSES_KEPT, LARGEST_GRAM
 from natscope.core.words import Link
+from natscope.precompute.paths import DEMO
 
 _MOST_ROWS = 1024  # rows of comparisons that are remembered for a bundle
 FILES = "uploaded_files"  # key of the session's uploads, (bytes, name) by checksum
@@ -37,7 +38,7 @@ _LISTED: BoundedCache["Listed"] = BoundedCache(20_000)  # some hundred bytes eac
 
 
 def bundle_paths() -> dict[str, Path]:
-    """Return the bundles that are served, by folder name.
+    """Return the bundles that are served, by folder name: those of the demo first, so that its first one stays first.
 
     Raises:
         BundleError: if there is no bundle.
@@ -46,7 +47,8 @@ def bundle_paths() -> dict[str, Path]:
     found = find_bundles(folder) if folder.is_dir() else []
     if not found:
         raise BundleError(f"There is no bundle in {folder}; `natscope demo` or `natscope precompute` makes one.")
-    return {path.name: path for path in found}
+    order = {name: place for place, name in enumerate(DEMO)}
+    return {path.name: path for path in sorted(found, key=lambda path: order.get(path.name, len(order)))}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ import platformdirs
 
 from natscope.core.errors import DataError
 
+DEMO = ("fashion-mnist", "fashion-mnist-poisoned", "austen")  # folders of the demo's bundles, as they are made
+
 
 def home() -> Path:
     """Return the folder of bundles and downloads: $NATSCOPE_HOME, else natscope's folder in the user's cache.

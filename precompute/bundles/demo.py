@@ -15,10 +15,11 @@ from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.poison import PoisonSpec
 from natscope.precompute.experiments.result import TUNED, TUNED_TEXTS, choices
 from natscope.precompute.experiments.tuning import read, record
+from natscope.precompute.paths import DEMO
 from natscope.precompute.training.models import ModelSpec
 from natscope.precompute.training.train import RECIPES
 
-FIRST, POISONED, TEXTS = "fashion-mnist", "fashion-mnist-poisoned", "austen"
+FIRST, POISONED, TEXTS = DEMO
 # 50 images a class, as many as 1% of the paper's CIFAR-10. With 1% here, 15 a class, the attack works on 62 to 66%
 # of test images, with 50 on 89 to 94%; the test accuracy is within 0.3 points of the honest network's either way.
 RATE = 0.0333

@@ -435,3 +435,10 @@ def test_a_bundle_of_texts_takes_the_variance_that_was_tuned_on_texts(served):
     shipped = json.loads(assets.path("results", file).read_text(encoding="utf-8"))
     assert shipped["setting"]["data"].startswith("austen, ")
     assert set(shipped["sigma2"]) == {name for name, method in METHODS.items() if method.uses_sigma2}
+
+
+def test_the_demos_first_bundle_stays_first(served, tmp_path, monkeypatch):
+    for name in ("austen", "birds", "fashion-mnist"):
+        (tmp_path / name).symlink_to(served.bundle.path)
+    monkeypatch.setenv(bundles.BUNDLES, str(tmp_path))
+    assert list(bundles.bundle_paths()) == ["fashion-mnist", "austen", "birds"]
