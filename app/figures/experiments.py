@@ -49,7 +49,7 @@ def experiment_files(result: dict[str, Any]) -> list[tuple[str, bytes]]:
 
 
 def flips(result: dict[str, Any]) -> Lines:
-    """Return the share of flipped predictions against the number of images removed, one line per method."""
+    """Return the share of flipped predictions against the number of examples removed, one line per method."""
     grid = result["setting"]["grid"]
     lines = [
         marked_line(
@@ -60,7 +60,7 @@ def flips(result: dict[str, Any]) -> Lines:
         )
         for row in result["rows"]
     ]
-    return Lines(lines, Axis("Images removed, M", ticks=grid), Axis("Predictions flipped (%)", zero=True), height=380)
+    return Lines(lines, Axis("Examples removed, M", ticks=grid), Axis("Predictions flipped (%)", zero=True), height=380)
 
 
 def scores(result: dict[str, Any]) -> Lines:
