@@ -32,8 +32,7 @@ _FIRST = "test:0"
 TAB = "tab"  # parameter of an address, and key of the choice
 # The tabs of Explain.
 ATTRIBUTION, COMPARE, REMOVE, CURVES, MAP = "attribution", "compare", "remove", "curves", "map"
-# What other sites add to links.
-_TRACKING = ("utm_", "fbclid", "gclid", "msclkid", "srsltid", "gbraid", "wbraid", "mc_", "igsh", "_ga", "_gl")
+_TRACKING = ("utm_", "fbclid", "gclid", "msclkid", "srsltid", "gbraid", "wbraid", "mc_", "igsh")  # sites add them
 _NAMED = 4  # parameters in a sentence
 _FITS = 44  # letters of a title that the box of bundles has room for
 _SHOWN = 60  # letters of a name from the address
@@ -263,16 +262,18 @@ def view(
 
 
 def ignore_unknown(*known: str) -> None:
-    """Say which parameters of the address mean nothing here; `keep` removes them.
+    """Say which parameters of the address mean nothing here, and remove them.
 
     Args:
         known: what this page knows besides the parameters of views and the bundle.
     """
     strange = own_address().keys() - links.NAMES - {_BUNDLE, *known}
     if unknown := sorted(name for name in strange if not name.startswith(_TRACKING)):
-        named = few([f"“{name[:_SHOWN]}”" for name in unknown], _NAMED)
+        named = [f"“{name[:_SHOWN]}”" for name in unknown]
         means = "means nothing on this page and is" if len(unknown) == 1 else "mean nothing on this page and are"
-        warn(f"The link's {named} {means} ignored.", icon=":material/link_off:")
+        said = listed(named) if len(named) <= _NAMED else few(named, _NAMED)
+        warn(f"The link's {said} {means} ignored.", icon=":material/link_off:")
+        st.query_params.from_dict({name: value for name, value in st.query_params.items() if name not in unknown})
 
 
 def not_valid(wrong: Sequence[str]) -> str:

@@ -443,7 +443,7 @@ def test_a_damaged_bundle_is_one_sentence_that_says_how_to_mend_it(refused, dama
     [
         (["--dataset", "cats"], ["'cats'", "folder:PATH"]),
         (["--dataset", "folder:missing"], ["no folder missing"]),
-        (["--sketch", "pencil"], ["'pencil'", "countsketch, tensorsketch, dense, exact"]),
+        (["--sketch", "pencil"], ["'pencil'", "countsketch, countsketch_rows, tensorsketch, dense, exact"]),
         (["--sketch", "tensorsketch", "--dim", "7"], ["TensorSketch", "not 7"]),
         (["--sketch", "exact", "--outputs", "all"], ["exact kernel"]),
         (["--sketch", "exact", "--bias"], ["exact kernel"]),
@@ -507,7 +507,7 @@ def test_usage_errors_are_one_sentence(refused, arguments, named):
 
 class _Found:
     def to_dict(self):
-        return {"finding": "It works."}
+        return {"finding": "It works.", "setting": {}}
 
 
 def test_what_a_network_prints_is_not_in_the_answer(run, tiny_path, monkeypatch):
@@ -523,7 +523,7 @@ def test_figures_beside_a_result_are_not_written_through_links(monkeypatch, tmp_
     for kind in ("png", "json"):
         (tmp_path / f"result.{kind}").symlink_to("thesis")
     monkeypatch.setattr(drawn, "experiment_files", lambda result: [("png", b"a figure")])
-    experiments._measured(tmp_path / "result.json", lambda **keeping: _Found())
+    experiments._measured(tmp_path / "result.json", lambda **keeping: _Found(), {"budget": None})
     assert (tmp_path / "thesis").read_text() == "mine"
     assert (tmp_path / "result.png").read_bytes() == b"a figure"
 
@@ -736,6 +736,7 @@ def test_a_command_whose_terminal_is_gone_ends_as_one_that_is_stopped(tmp_path):
         stderr=terminal,
         cwd=_ROOT,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which nohup ignores
     )
     os.close(terminal)
     try:
@@ -773,6 +774,7 @@ def test_the_app_serves_bundles_and_stops(bundle_path, tmp_path, browser, end):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd=_ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which nohup ignores
     )
     try:
         deadline, status = time.monotonic() + 60, None

@@ -669,10 +669,13 @@ def test_rows_that_are_read_when_they_are_needed_can_be_chosen_from_and_built(ow
         with pytest.raises(BuildError, match="trained network of your own"):
             natscope.build(odd, tmp_path / "odd")
     not_a_number = np.float32(np.nan)
-    for change in (lambda rows: rows * not_a_number, lambda rows: rows.astype(np.float64), lambda rows: rows[:, :4]):
+    changes = (lambda rows: rows * not_a_number, lambda rows: rows.astype(np.float64), lambda rows: rows[:, :4])
+    for number, change in enumerate(changes):
         with pytest.raises((DataError, BuildError)) as caught:
-            natscope.build(replace(spec, data=_lazily(_Lazy(change))), tmp_path / "odd")
+            natscope.build(replace(spec, data=_lazily(_Lazy(change))), tmp_path / f"odd {number}")
         one_sentence(str(caught.value))
+    with pytest.warns(UserWarning, match="is begun again: the data have changed"), pytest.raises(BuildError):
+        natscope.build(replace(spec, data=_lazily(_Lazy(changes[2]))), tmp_path / "odd 1")
 
 
 @pytest.mark.parametrize(
