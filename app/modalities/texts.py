@@ -8,7 +8,7 @@ from natscope.app import escape
 from natscope.app.modalities.page import Page, squeezed, unsqueezed
 from natscope.core.errors import QueryError
 from natscope.core.text import beginning
-from natscope.core.texts import BETWEEN
+from natscope.core.texts import on_one_line
 from natscope.core.tokens import LONGEST_TEXT, SEPARATOR
 from natscope.precompute.data.shown import LETTERS
 
@@ -31,7 +31,7 @@ def _look(texts: Any, row: int) -> dict[str, Any]:
 
 
 def _draw(texts: Any, row: int, axes: "Axes") -> None:
-    text = beginning(BETWEEN.join(texts.parts(row)), _DRAWN)
+    text = beginning(on_one_line(texts, row), _DRAWN)
     lines = "\n".join(textwrap.wrap(escape.mathtext(text, 2 * _DRAWN), _WIDE))
     axes.text(0, 1, lines, transform=axes.transAxes, fontsize=3.2, va="top", ha="left", family="serif", clip_on=True)
 
@@ -68,7 +68,7 @@ def _choose(attributor: "Served", take: Callable[[str], None]) -> None:
 
 
 def _note(texts: Any, row: int) -> str:
-    return "\n".join(textwrap.wrap(beginning(BETWEEN.join(texts.parts(row)), _NOTED), _LINE))
+    return "\n".join(textwrap.wrap(beginning(on_one_line(texts, row), _NOTED), _LINE))
 
 
 PAGE = Page(
