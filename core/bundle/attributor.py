@@ -263,7 +263,8 @@ class Attributor(Capabilities):
     def _items(self, selection: Selection, pool: Pool, rows: np.ndarray) -> tuple[Item, ...]:
         """Return the picks as training examples; `rows` (n,) are the training indices of the pool."""
         indices, nats, sources = selection.indices, selection.nats, self.bundle.sources("train")
-        text, examples = self.bundle.modality.text, self.bundle.examples("train")
+        text = self.bundle.modality.text
+        examples = None if text is None else self.bundle.examples("train")  # whose files are checked when they are read
         return tuple(
             Item(
                 rank=position + 1,
