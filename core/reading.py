@@ -41,13 +41,13 @@ class Reading:
 
     def sentence(self) -> str:
         """Return what the network does not see, in a sentence; "" if it sees every word."""
-        said, count, strange = [], len(self.read), int((self.read & ~self.known).sum())
+        said, count, unknown = [], len(self.read), self.unknown
         if not self.read.all():
             rest = bool(np.all(np.diff(self.read.astype(int)) <= 0))
             said.append(f"The network reads {'the first ' if rest else ''}{int(self.read.sum()):,} of {count:,} words")
-        if strange:
-            words = "1 word is" if strange == 1 else f"{strange:,} words are"
-            named = few([f"“{short(word)}”" for word in self.unknown], _NAMED)
+        if unknown:
+            words = "1 word is" if len(unknown) == 1 else f"{len(unknown):,} words are"
+            named = few([f"“{short(word)}”" for word in unknown], _NAMED)
             said.append(f"{words} unknown to {'it' if said else 'the network'}: {named}")
         return f"{'; '.join(said)}." if said else ""
 

@@ -38,5 +38,11 @@ def few(parts: Sequence[object], most: int, between: str = ", ") -> str:
 
 
 def kind_of(found: object) -> str:
-    """Return what somebody's function gave: "3 values" of a tuple or list, "a Tensor" of anything else."""
-    return f"{len(found)} values" if isinstance(found, tuple | list) else f"a {type(found).__name__}"
+    """Return what somebody's function gave: "3 values" of a tuple or list, "an int" of anything else."""
+    return f"{len(found)} values" if isinstance(found, tuple | list) else type_of(found)
+
+
+def type_of(found: object) -> str:
+    """Return the type of a value with its article: "an int"."""
+    name = type(found).__name__
+    return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"

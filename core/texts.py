@@ -21,6 +21,7 @@ from natscope.core.parameters import LINEAR
 from natscope.core.ragged import PaddedRuns, lengths_of, numbers_of, offsets_of, run_of, runs_of
 from natscope.core.reading import Reading
 from natscope.core.rows import Rows
+from natscope.core.text import type_of
 from natscope.core.tokens import (
     LARGEST_VOCABULARY,
     LONGEST_TEXT,
@@ -245,7 +246,7 @@ class Texts:
         parts = [line for line in found.splitlines() if line.strip()] if lines else found
         parts = (parts,) if isinstance(parts, str) else parts
         if not isinstance(parts, tuple | list) or not all(isinstance(part, str) for part in parts):
-            raise QueryError(f"A query here is a text, not a {type(found).__name__}.")
+            raise QueryError(f"A query here is a text, not {type_of(found)}.")
         if len(parts) != len(self.columns):
             titles = f" ({' and '.join(self.columns)})" if all(self.columns) else ""
             raise QueryError(f"A query here has {_count(len(self.columns))}{titles}, not {len(parts)}.")

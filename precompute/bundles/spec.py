@@ -30,7 +30,7 @@ from natscope.precompute.data.folders import FolderSpec, fingerprint
 from natscope.precompute.data.named import load_named
 from natscope.precompute.data.poison import PoisonSpec
 from natscope.precompute.data.remote import Fetched, displayed, fetch, name_in, url_in
-from natscope.precompute.data.tables import kind_of
+from natscope.precompute.data.tables import format_of
 from natscope.precompute.data.text_sources import TEXT, TextSpec, of_texts
 from natscope.precompute.data.text_sources import fingerprint as fingerprint_of_texts
 from natscope.precompute.training.models import ModelSpec, source_of
@@ -114,7 +114,7 @@ class BuildSpec:
         if self.data is not None:
             return self
         if prefix in (FOLDER, TEXT) and found.data is None:
-            table = prefix == TEXT and kind_of(Path(name_in(url))) is not None
+            table = prefix == TEXT and format_of(Path(name_in(url))) is not None
             found = replace(found, data=fetch(url, progress, table=table))
         if isinstance(test, str) and url_in(test)[1] and of_texts(self.dataset) and found.test is None:
             found, test = replace(found, test=fetch(test, progress, table=True)), displayed(test)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from natscope.core.errors import DataError, NatscopeError, out_of_memory
-from natscope.core.text import few, kind_of
+from natscope.core.text import few, kind_of, type_of
 from natscope.precompute.data.decode import USUAL, Decoding, decode, picture
 from natscope.precompute.data.folders import files_of, readable
 from natscope.precompute.data.splits import class_names
@@ -381,7 +381,7 @@ def as_array(value: Any, what: str) -> np.ndarray:
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:  # sparse, meta or nested, say
         if out_of_memory(error):
             raise
-        raise DataError(f"{what} is a {type(value).__name__}, which is no array of numbers.") from error
+        raise DataError(f"{what} is {type_of(value)}, which is no array of numbers.") from error
     if found.dtype == np.uint8:
         return found
     if found.dtype.kind != "f":

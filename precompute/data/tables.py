@@ -52,7 +52,7 @@ def read_table(path: Path) -> Table:
     Raises:
         DataError: if it cannot be read, or its rows do not fit its titles.
     """
-    kind = kind_of(path)
+    kind = format_of(path)
     if kind is None:
         raise DataError(f"{shown(path)} is no table that can be read; name a file of {', '.join(KINDS)}.")
     try:
@@ -70,7 +70,7 @@ def read_table(path: Path) -> Table:
     return Table(path, dict(zip(titles, map(list, zip(*rows, strict=True)), strict=True)), lines)
 
 
-def kind_of(path: Path) -> str | None:
+def format_of(path: Path) -> str | None:
     """Return the ending that says what kind of table a file is; None if it is none."""
     endings = [ending.lower() for ending in path.suffixes]
     last = endings[-2:-1] if endings[-1:] == [".gz"] and ".parquet" not in endings else endings[-1:]
@@ -160,11 +160,14 @@ def _jsonl(path: Path, content: bytes) -> _Parts:
         try:
             found = from_json(line)
         except ValueError as error:
-            raise DataError(f"Line {number} of {shown(path)} is not JSON; each line holds one object.") from error
-        titles = titles or list(found if isinstance(found, dict) else ())
-        if not isinstance(found, dict) or found.keys() != set(titles):
+            wrong = "holds half a character" if isinstance(error, UnicodeEncodeError) else "is not JSON"
+            raise DataError(f"Line {number} of {shown(path)} {wrong}; each line holds one object.") from error
+        if not isinstance(found, dict) or not found:
+            raise DataError(f"Line {number} of {shown(path)} is no JSON object with a name for each column.")
+        titles = titles or list(found)
+        if found.keys() != set(titles):
             raise DataError(
-                f"Line {number} of {shown(path)} is no object with the names of the first: {few(titles, _LISTED)}."
+                f"Line {number} of {shown(path)} has other names than the first, which has {few(titles, _LISTED)}."
             )
         rows.append([found[title] for title in titles])
         lines.append(f"line {number}")

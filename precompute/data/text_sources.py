@@ -14,12 +14,12 @@ import numpy as np
 from natscope import assets
 from natscope.core.errors import DataError, FileError, out_of_memory
 from natscope.core.files import read_regular
-from natscope.core.text import few, plain, short
+from natscope.core.text import few, plain, short, type_of
 from natscope.core.texts import MOST_COLUMNS
 from natscope.core.tokens import FEWEST_TOKENS, LARGEST_VOCABULARY, LONGEST_TEXT, MOST_TOKENS, SEPARATOR, cleaned
 from natscope.precompute.data.folders import content_of, files_of, readable
 from natscope.precompute.data.splits import class_names, parts, shown
-from natscope.precompute.data.tables import Table, decoded, kind_of, read_table
+from natscope.precompute.data.tables import Table, decoded, format_of, read_table
 from natscope.precompute.data.tokenizing import SPECIAL
 from natscope.precompute.paths import home
 
@@ -215,7 +215,7 @@ def _rows(table: Table, columns: tuple[str, ...], label: str) -> list[Row]:
         found = [values[number] for values in parts_of]
         for title, part in zip(columns, found, strict=True):
             if part is not None and not isinstance(part, str):
-                raise DataError(f"{shown(table.path)}, {line}, has no text in {title} but a {type(part).__name__}.")
+                raise DataError(f"{shown(table.path)}, {line}, has no text in {title} but {type_of(part)}.")
         text = SEPARATOR.join((part or "").replace(SEPARATOR, "") for part in found)
         rows.append(Row(text, _label(labels[number], f"{shown(table.path)}, {line},"), f"{name}, {line}"))
     return rows
@@ -249,7 +249,7 @@ def from_folder(path: Path, spec: TextSpec) -> Found:
         )
     with readable(path):
         inside = sorted(path.iterdir())
-        if (tables := [file for file in inside if kind_of(file)]) and not any(one.is_dir() for one in inside):
+        if (tables := [file for file in inside if format_of(file)]) and not any(one.is_dir() for one in inside):
             raise DataError(
                 f"{shown(path)} holds no folders of classes but tables; name one of them, as in --dataset "
                 f"{TEXT}{shown(tables[0])}."

@@ -21,6 +21,7 @@ from natscope.core.errors import BuildError, BundleError, QueryError
 from natscope.core.files import from_json, read_regular
 from natscope.core.methods import METHODS, Query
 from natscope.core.progress import Progress
+from natscope.core.text import plain
 from natscope.precompute.bundles.opening import open_attributor
 from natscope.precompute.experiments.backdoor import oracle_of
 from natscope.precompute.experiments.brittleness import most_removed, rank
@@ -259,7 +260,7 @@ def read(file: Path) -> dict[str, Any]:
         if (
             result["experiment"] in ("tune", "backdoor")
             and result["for"] in PURPOSES
-            and all(isinstance(word, str) and word for word in words)
+            and all(isinstance(word, str) and word and plain(word) for word in words)
             and chosen
             and all(name in METHODS and METHODS[name].uses_sigma2 for name in chosen)
             and all(type(sigma2) in (int, float) and 0 < sigma2 < math.inf for sigma2 in chosen.values())
@@ -300,8 +301,11 @@ def record(path: Path, result: dict[str, Any], file: str, *, opened: Manifest | 
 
     Raises:
         BundleError: if the bundle cannot be opened, or is another one.
-        QueryError: if the values are for a backdoor, and the bundle has none, or if they cannot be rescaled.
+        QueryError: if the values are for a backdoor, and the bundle has none, or if they cannot be rescaled, or the
+            name of the file cannot be printed.
     """
+    if not plain(file):
+        raise QueryError("The name of this file of results holds characters that cannot be printed; rename it.")
     bundle, purpose = Bundle(path), result["for"]
     manifest = bundle.manifest
     if opened is not None and not manifest.extends(opened):

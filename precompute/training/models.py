@@ -186,8 +186,8 @@ def build_model(spec: ModelSpec, *, seed: int, bundle: Bundle | None = None) -> 
     if spec.architecture not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise BuildError(
-            f"There is no architecture {spec.architecture!r}; choose one of {known}, or name a factory of yours as "
-            "module.path:function."
+            f"There is no architecture {spec.architecture!r}; choose one of {known}, or name a network of "
+            "transformers as hf:PATH, or a factory of yours as module.path:function."
         )
     model = ARCHITECTURES[spec.architecture](spec, "cpu")
     generator = torch.Generator().manual_seed(seed)

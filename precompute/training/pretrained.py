@@ -3,6 +3,7 @@
 No code comes with a network: its kind is one of a few, its settings are checked one by one, its weights are tensors.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ _HEAD = ("classifier.", "pre_classifier.", "bert.pooler.")  # what a network of 
 _SPREAD = 0.02  # standard deviation of the head's initial weights
 _LARGEST_CONFIG = 1_000_000  # bytes
 _LISTED = 3
+_PATIENCE = 10  # seconds for the hub's first answer
 _MISSING = "A network of transformers needs that library, which is missing; install it with pip install transformers."
 
 
@@ -110,9 +112,8 @@ def found(name: str) -> Found:
         )
     for setting, usual in _USUAL:
         if (value := raw.get(setting, usual)) != usual:
-            raise BuildError(
-                f"The network {name} has {setting} {short(str(value))}; natscope can take it with {usual or 0}."
-            )
+            said, taken = (short(json.dumps(each)) for each in (value, usual))
+            raise BuildError(f"The network {name} has {setting} {said}; natscope can take it with {taken}.")
     values = known_of(kind, raw) | {"num_labels": 2}
     if raw.get("type_vocab_size", 2) > 1 and kind != "distilbert":
         values["separator"] = tokenizer.token_to_id("[SEP]")
@@ -168,10 +169,21 @@ def _library() -> Any:
 
 
 def _fetched(name: str) -> Path:
+    if ":" in name:  # a URL can hold a password, so it is not repeated
+        raise BuildError(
+            f"{HUB} takes a folder, or a name on Hugging Face's hub such as google-bert/bert-base-uncased."
+        )
+    from huggingface_hub import HfApi, logging
     from transformers.utils import cached_file
 
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
     try:
-        config, *_ = (Path(str(cached_file(name, file))) for file in FILES)
+        try:
+            files = [cached_file(name, file, local_files_only=True) for file in FILES]
+        except OSError:
+            HfApi().model_info(name, timeout=_PATIENCE)  # fails at once where a download would try again and again
+            files = [cached_file(name, file) for file in FILES]
     except Exception as error:  # whatever a network, a disk or the library does
         if out_of_memory(error):
             raise
@@ -179,7 +191,9 @@ def _fetched(name: str) -> Path:
             f"There is no folder {name}, and no network with {', '.join(FILES)} could be fetched under that name from "
             "Hugging Face's hub; check the name and the network, or give the folder that holds it."
         ) from error
-    return config.parent
+    finally:
+        logging.set_verbosity(verbosity)
+    return Path(str(files[0])).parent
 
 
 def _made(kind: str, config: dict[str, Any]) -> nn.Module:

@@ -243,7 +243,7 @@ def test_a_users_text_is_cut_like_the_stored_ones(some, pairs):
         ("", "The text is empty"),
         (" \n\x00", "The text is empty"),
         ("\u200b", "has no words"),
-        (3, "a text, not a int"),
+        (3, "a text, not an int"),
         ([b"a"], "a text, not a list"),
         (["a", "b"], "has one text, not 2"),
         ("a" * 100_001, r"more than 100,000 characters"),

@@ -282,8 +282,11 @@ def test_a_changed_file_of_weights_is_refused(place, bundle_path, tmp_path):
     [
         ({"model_type": "roberta"}, "of the kind roberta; natscope can take bert, distilbert, electra"),
         ({"pad_token_id": 1}, "has pad_token_id 1; natscope can take it with 0"),
-        ({"position_embedding_type": "relative_key"}, "has position_embedding_type relative_key"),
-        ({"is_decoder": True}, "has is_decoder True"),
+        (
+            {"position_embedding_type": "relative_key"},
+            'has position_embedding_type "relative_key"; natscope can take it with "absolute"',
+        ),
+        ({"is_decoder": True}, "has is_decoder true; natscope can take it with false"),
         ({"hidden_size": -1}, "holds a setting that natscope cannot take"),
         ({"hidden_act": "swiglu"}, "holds a setting that natscope cannot take"),
         ({"num_attention_heads": 5}, "cannot make this bert"),
@@ -364,9 +367,12 @@ def test_what_is_missing_is_said_in_plain_words(place, monkeypatch, tmp_path):
             found(str(place / "bert"))
     import transformers.utils as hub
 
-    monkeypatch.setattr(hub, "cached_file", lambda *_: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr(hub, "cached_file", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(BuildError, match="There is no folder bert-base-uncased, and no network with"):
         found("bert-base-uncased")
+    with pytest.raises(BuildError, match="a name on Hugging Face's hub") as said:
+        found("https:/someone:secret@example.com/bert")
+    assert "secret" not in str(said.value)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BuildError, match="cannot be used"):
         found(str(tmp_path / "empty"))
@@ -375,7 +381,7 @@ def test_what_is_missing_is_said_in_plain_words(place, monkeypatch, tmp_path):
 def test_a_network_on_the_hub_is_read_from_where_it_is_fetched(place, monkeypatch):
     import transformers.utils as hub
 
-    monkeypatch.setattr(hub, "cached_file", lambda name, file: str(place / "bert" / file))
+    monkeypatch.setattr(hub, "cached_file", lambda name, file, **_: str(place / "bert" / file))
     fetched = found("someone/bert")
     assert fetched.start == Start(str(place / "bert"), found(str(place / "bert")).start.digest)
 
