@@ -94,11 +94,9 @@ def _name(text: str) -> str:
 
 def _resolve(host: str, port: int) -> str:
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM) if host else []
-    except (OSError, ValueError):  # no such name, or it is too long
-        found = []
-    if not found:
-        raise _not_here(host)
+        found = socket.getaddrinfo(host or "\0", port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError) as error:  # no such name, or it is too long
+        raise _not_here(host, error) from error
     return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 
@@ -114,16 +112,17 @@ def _try(host: str, address: str, port: int) -> None:
         if error.errno in (errno.EACCES, errno.EPERM):
             raise QueryError(f"Port {port} is reserved for administrators; choose another with --port.") from error
         if error.errno != errno.EADDRINUSE:
-            raise _not_here(host) from error
+            raise _not_here(host, error) from error
         busy = True
     if busy:
         raise QueryError(f"Port {port} is in use; stop what uses it, or choose another with --port.")
 
 
-def _not_here(host: str) -> QueryError:
+def _not_here(host: str, error: Exception) -> QueryError:
+    reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
     return QueryError(
-        f"The app cannot listen at {host!r}: --host takes localhost, a name or address of this machine, or 0.0.0.0 for "
-        "all of its addresses."
+        f"The app cannot listen at {host!r}{reason}: --host takes localhost, a name or address of this machine, or "
+        "0.0.0.0 for all of its addresses."
     )
 
 

@@ -7,12 +7,13 @@ from natscope.core.bundle.request import Attribution, QueryExample
 
 _ITEM = ("rank", "train_index", "source", "label", "label_name", "score", "nats_cumulative", "sign")
 _ASKED = ("target_name", "method", "sigma2", "pool", "conditioning")
-_COLUMNS = (*_ITEM, "bundle", "query", "query_source", *_ASKED)
+_QUERY = ("query", "query_source", "query_label_name", "query_predicted_name", "query_probability")
+_COLUMNS = (*_ITEM, "bundle", *_QUERY, *_ASKED)
 
 
 def columns(bundle: Bundle) -> tuple[str, ...]:
-    """Return the titles of a bundle's tables; those of texts end with the text of each training example."""
-    return _COLUMNS if bundle.modality.text is None else (*_COLUMNS, "text")
+    """Return the titles of a bundle's tables; those of texts end with the texts."""
+    return _COLUMNS if bundle.modality.text is None else (*_COLUMNS, "query_text", "text")
 
 
 def title(query: QueryExample) -> str:
@@ -29,8 +30,10 @@ def rows(bundle: Bundle, query: QueryExample, result: Attribution) -> Iterator[t
         result: the answer.
     """
     asked = result.to_dict(query, bundle.classes)
-    settings = (bundle.manifest.name, title(query), query.source, *(asked[name] for name in _ASKED))
+    told = asked["query"]
+    own = (title(query), query.source, told["label_name"] or "", told["predicted_name"], told["probability"])
+    settings = (bundle.manifest.name, *own, *(asked[name] for name in _ASKED))
     for i in result.items:
         nats = "" if i.nats is None else i.nats
         item = (i.rank, i.train_index, i.source, i.label, bundle.classes[i.label], i.score, nats, i.sign)
-        yield (*item, *settings, *([] if bundle.modality.text is None else [i.text]))
+        yield (*item, *settings, *([] if bundle.modality.text is None else [told.get("text", ""), i.text]))

@@ -86,10 +86,7 @@ class Answer:
         """Return a table with the columns of `natscope attribute --csv`: nats are those of all items up to a row's."""
         import pandas
 
-        rows = [
-            item | {"label_name": self.classes[item["label"]], "nats_cumulative": item["nats"]}
-            for item in self.to_dict()["items"]
-        ]
+        rows = [item | {"nats_cumulative": item["nats"]} for item in self.to_dict()["items"]]
         order = ["rank", "train_index", "source", "label", "label_name", "score", "nats_cumulative", "sign"]
         order += [] if self.examples.modality.text is None else ["text"]
         return pandas.DataFrame(rows, columns=order)
@@ -149,9 +146,10 @@ class Explainer:
         """Rank the training examples that a prediction relies on.
 
         Args:
-            query: the number of a test image; "test:3" or "train:3"; an input as the network takes it (without an axis
-                for the batch), alone or as an item (input, label), whose label is a class of the bundle by number or
-                title; a picture, as an array of uint8 or of Pillow; or the path of a file.
+            query: the number of a test example; "test:3" or "train:3"; an input as the network takes it (without an
+                axis for the batch), alone or as an item (input, label), whose label is a class of the bundle by number
+                or title; the path of a file; where examples are images, a picture, as an array of uint8 or of Pillow;
+                where they are texts, a text, or a tuple of two for networks that take two.
             method: a name of the registry.
             budget: how many training examples, M.
             sigma2: observation noise variance; the bundle's usual one for the method when None.
@@ -207,6 +205,8 @@ class Explainer:
         if not self._said(query) and isinstance(query, tuple | list) and len(query) == 2 and _is_scalar(query[1]):
             query, label = query[0], self._label(query[1])
         if self._said(query):
+            if isinstance(query, str) and query.endswith(".txt") and len(query.split()) == 1:
+                raise QueryError(f"There is no file {quoted(query)}.")
             return ask_about(self.attributor, query, label)
         if isinstance(query, str) and not _is_file(query):
             return self._numbered(query)

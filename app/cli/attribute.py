@@ -263,7 +263,13 @@ def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
         share = result.nats / result.total_nats
         whole = everything(result, bundle.modality)
         amount = f"{percent(share)} ({result.nats:.3f} nats)"
-        yield f"These {len(result.items)} {bundle.modality.many} contribute {amount} of what {whole} reveal."
+        count = len(result.items)
+        these = (
+            f"These {count} {bundle.modality.many} contribute"
+            if count > 1
+            else f"This {bundle.modality.one} contributes"
+        )
+        yield f"{these} {amount} of what {whole} reveal."
     yield f"{'rank':>4}  {bundle.modality.one:>6}  {'label':<12}  {'score':>11}  {'nats':>8}  sign  source"
     for i in result.items:
         nats = "" if i.nats is None else f"{i.nats:.4f}"
@@ -272,7 +278,10 @@ def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
             f"{'-0+'[i.sign + 1]:<4}  {i.source}" + (f": {escape.visible(beginning(i.text, _SHOWN))}" if i.text else "")
         )
     if result.nats is not None:
-        yield "Nats are those of a line and all above it; a score is of one alone, and need not fall with the rank."
+        yield (
+            "Nats are those of a line and all above it; a score is of one alone, in the method’s own units, and need "
+            "not fall with the rank."
+        )
 
 
 def _uploaded(attributor: Any, file: Path, invert: bool | None) -> Any:

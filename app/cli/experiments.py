@@ -83,7 +83,8 @@ def evaluate(
     default="margin",
     show_default=True,
     help="How σ² is scored: by the margin lost without the named examples, by retraining or as EK-FAC influence "
-    "predicts it (for weights that were loaded), or by the accuracy of training on coresets.",
+    "predicts it (for weights that were loaded, in a bundle with kronfluence among its methods), or by the accuracy of "
+    "training on coresets.",
 )
 @click.option("--queries", type=COUNT, help="Held-out test examples; 10, by influence 25, for coresets 200 in 3 sets.")
 @click.option("--budget", type=COUNT, help="The first examples that are scored, 50; in a coreset at most, 150.")
@@ -104,7 +105,10 @@ def tune(
     seed: int,
     take: Path | None,
 ) -> None:
-    """Choose σ² for each method on held-out examples, by what happens without or with those it names; resumable."""
+    """Choose σ² for each method on held-out examples, by what happens without or with those it names; resumable.
+
+    Except by influence, the network is trained again for each test example or set of them, method and value of σ².
+    """
     from natscope.core.bundle.format import Bundle
     from natscope.core.errors import QueryError
     from natscope.core.methods import METHODS

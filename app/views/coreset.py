@@ -170,13 +170,14 @@ def _finding(attributor: Served, chosen: tasks.Chosen, about: str, queries: int)
 def _sheet(attributor: Served, indices: np.ndarray, method: str) -> None:
     """Draw the chosen images class by class; a click opens one, and reruns this part alone."""
     classes, labels = attributor.bundle.classes, attributor.train_labels
-    most = _TEXTS_SHOWN if page_of(attributor.bundle.modality).worded else _SHOWN
+    worded = page_of(attributor.bundle.modality).worded
+    most = _TEXTS_SHOWN if worded else _SHOWN
     whole = len(indices) <= most or st.toggle(f"Show all {len(indices):,}", key=f"{KEY}all")
     shown = indices if whole else indices[:most]
     counts, card = Counter(labels[indices].tolist()), cards_of(attributor, "train")
     for label in sorted(counts):
         own = shown[labels[shown] == label]
-        name, row = st.columns([1, 6], vertical_alignment="top")
+        name, row = (st.container(), st.container()) if worded else st.columns([1, 6], vertical_alignment="top")
         name.markdown(
             f"**{escape.markdown(classes[label])}** · {counts[label]}"
             + ("" if len(own) else " (none of the first shown)")

@@ -202,7 +202,7 @@ def _outcome(attributor: Served, query: QueryExample, answers: list[Answer], cou
         return Bar(
             name,
             found.probability,
-            f"{found.probability:.0%} {label}",
+            f"{found.probability:.1%} {label}",
             f"{'says' if found is before else changed} “{classes[found.predicted]}” · margin {_signed(found.margin)}",
             tone,
         )

@@ -66,11 +66,14 @@ def pointer(anchor: str, attributor: bundles.Served) -> None:
 
     Args:
         anchor: the section's anchor.
-        attributor: the open bundle: what was measured on its data is said, or else what is most important.
+        attributor: the open bundle: what was measured on its data is said, or on a network of its kind, or else
+            what is most important.
     """
     section, data = next(found for found in SECTIONS if found.anchor == anchor), attributor.bundle.manifest.dataset
     found = load_results(*section.names)
     own = [result for result in found if result["setting"]["data"].partition(",")[0] == data["name"]]
+    kind = attributor.bundle.manifest.model["architecture"]
+    own = own or [result for result in found if result["setting"]["network"].split()[0] == kind]
     st.subheader("Measured over many", anchor="measured")
     for result in own or load_results(next(iter(section.names))):
         st.markdown(f"**{words.setting_of(result['setting'])}.** {escape.sentence(result['finding'])}")

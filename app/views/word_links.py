@@ -146,7 +146,11 @@ def draw_query(found: Linked, on_pick: Callable[[int | None], None], *, plain: b
     )
     named = escape.isolated(escape.markdown(", ".join(_said(found.query, words, shares, 2 * _NAMED))))
     about = _ABOUT_PLAIN if plain else _ABOUT
-    st.caption(f"Strongest words: {named}. {_rounded(shares[-1])} of these links belongs to no word. {about}")
+    those = "this link belongs" if many == 1 else "these links belong"
+    st.caption(
+        f"Strongest words: {named}; the strongest tint stands for {largest:.1%}. {_rounded(shares[-1])} of {those} to "
+        f"no word, but to layers and tokens that take the text as a whole. {about}"
+    )
     if found.word is not None:
         name = escape.markdown(found.query[slice(*words[found.word])])
         st.markdown(escape.isolated(f"Ranked by the share of “{name}” in each link."))

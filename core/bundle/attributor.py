@@ -15,7 +15,7 @@ from natscope.core.bundle.candidates import CandidateSets
 from natscope.core.bundle.capabilities import Capabilities
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.queries import NOT_FINITE, Queries
-from natscope.core.bundle.request import QUOTED, Attribution, Item, QueryExample, Request, noise_of, target_of
+from natscope.core.bundle.request import Attribution, Item, QueryExample, Request, noise_of, quotation, target_of
 from natscope.core.cache import BoundedCache
 from natscope.core.errors import BundleError, QueryError
 from natscope.core.examples import Examples
@@ -30,7 +30,6 @@ from natscope.core.pool import Pool
 from natscope.core.progress import Progress, silent
 from natscope.core.sketch_error import SketchError, trust
 from natscope.core.sketches import SketchSpec
-from natscope.core.text import beginning
 
 _QUERIES = 128  # whose features are kept: asked by one method or at one sigma2, they are asked by others
 _NO_NUMBERS = (
@@ -263,8 +262,8 @@ class Attributor(Capabilities):
     def _items(self, selection: Selection, pool: Pool, rows: np.ndarray) -> tuple[Item, ...]:
         """Return the picks as training examples; `rows` (n,) are the training indices of the pool."""
         indices, nats, sources = selection.indices, selection.nats, self.bundle.sources("train")
-        text = self.bundle.modality.text
-        examples = None if text is None else self.bundle.examples("train")  # whose files are checked when they are read
+        # Files of examples are checked when they are read: only those of texts are needed here.
+        examples = None if self.bundle.modality.text is None else self.bundle.examples("train")
         return tuple(
             Item(
                 rank=position + 1,
@@ -275,7 +274,7 @@ class Attributor(Capabilities):
                 sign=int(selection.signs[position]),
                 variance=float(variance),
                 source=sources[rows[row]],
-                text="" if text is None else beginning(text(examples, int(rows[row])), QUOTED),
+                text="" if examples is None else quotation(examples, int(rows[row])),
             )
             for position, (row, variance) in enumerate(zip(indices, pool.variances(indices), strict=True))
         )

@@ -1,7 +1,7 @@
 """What travels between pages, commands and the attributor: the query, what is asked of it, and the answer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,11 @@ from natscope.core.bundle.bounds import LARGEST_SIGMA2, LEAST_SIGMA2
 from natscope.core.errors import QueryError
 from natscope.core.examples import Examples
 from natscope.core.methods import METHODS, REFERENCE
-from natscope.core.text import short
+from natscope.core.text import beginning, short
 
 POOLS = ("same-class", "all")
 CONDITIONINGS = ("pool", "train")
-QUOTED = 1000  # characters of a training text in an answer
+QUOTED = 1000  # characters of a text in an answer
 LARGEST_SEED = 2**63 - 1  # that torch takes
 
 
@@ -34,9 +34,9 @@ class QueryExample:
         source: its file within the data set, or its row there; empty for an upload.
     """
 
-    example: Examples
+    example: Examples = field(repr=False)
     probabilities: np.ndarray
-    penultimate: np.ndarray
+    penultimate: np.ndarray = field(repr=False)
     origin: str
     index: int | None
     label: int | None
@@ -112,6 +112,12 @@ def noise_of(request: Request, usual: Callable[[str], float]) -> float:
     if not LEAST_SIGMA2 <= sigma2 <= LARGEST_SIGMA2:
         raise QueryError(f"σ² must lie between {LEAST_SIGMA2:g} and {LARGEST_SIGMA2:g}, not at {quoted(sigma2)}.")
     return float(sigma2)
+
+
+def quotation(examples: Examples, row: int) -> str:
+    """Return a text as answers quote it, its first `QUOTED` characters; "" where examples are no texts."""
+    text = examples.modality.text
+    return "" if text is None else beginning(text(examples, row), QUOTED)
 
 
 def is_whole(value: object) -> bool:
@@ -204,9 +210,12 @@ class Attribution:
                 "index": query.index,
                 "source": query.source,
                 "label": query.label,
+                "label_name": None if query.label is None else classes[query.label],
                 "predicted": query.predicted,
+                "predicted_name": classes[query.predicted],
                 "probability": float(query.probabilities[query.predicted]),
                 "unlike_training": query.ood > 1,
+                **({"text": text} if (text := quotation(query.example, 0)) else {}),
                 **({} if (reading := query.example.reading(0)) is None else {"reading": reading.to_dict()}),
             },
             "target": self.target,
@@ -226,6 +235,7 @@ class Attribution:
                     "train_index": i.train_index,
                     "source": i.source,
                     "label": i.label,
+                    "label_name": classes[i.label],
                     "score": i.score,
                     "nats": i.nats,
                     "sign": i.sign,

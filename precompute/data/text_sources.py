@@ -165,8 +165,8 @@ def _titles(table: Table, spec: TextSpec) -> tuple[tuple[str, ...], str]:
     label = spec.label or next((title for title in _LABEL_TITLES if title in there), "")
     if not label:
         raise DataError(
-            f"No column of {shown(table.path)} is called {' or '.join(_LABEL_TITLES)}; name that of the classes by "
-            f"--label: it has {few([short(title) for title in there], _LISTED)}."
+            f"No column of {shown(table.path)} is called {', '.join(_LABEL_TITLES[:-1])} or {_LABEL_TITLES[-1]}; name "
+            f"the column of classes by --label: it has {few([short(title) for title in there], _LISTED)}."
         )
     table.column(label, "--label")
     others = [title for title in there if title != label]

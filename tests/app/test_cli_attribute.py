@@ -288,7 +288,7 @@ def test_an_answer_about_a_text_says_what_the_network_does_not_read(capsys, tmp_
         assert f"{item['source']}: {train.text(item['train_index'])[:20]}" in said
 
 
-def test_json_tables_and_python_quote_each_training_text_up_to_a_limit(capsys, tmp_path, monkeypatch):
+def test_json_tables_and_python_quote_each_text_up_to_a_limit(capsys, tmp_path, monkeypatch):
     bundle = build_tiny_texts(tmp_path / "reviews")
     train = bundle.examples("train")
 
@@ -297,14 +297,30 @@ def test_json_tables_and_python_quote_each_training_text_up_to_a_limit(capsys, t
             main(["attribute", "--bundle", str(bundle.path), "--test-index", "0", kind])
         return capsys.readouterr().out
 
-    found = json.loads(answer("--json"))["items"]
+    said = json.loads(answer("--json"))
+    asked, found = said["query"], said["items"]
+    assert asked["text"] == bundle.examples("test").text(0)
+    assert (asked["label_name"], asked["predicted_name"]) == tuple(
+        bundle.classes[asked[name]] for name in ("label", "predicted")
+    )
     assert [item["text"] for item in found] == [train.text(item["train_index"]) for item in found]
-    assert [row["text"] for row in _table(answer("--csv"))] == [item["text"] for item in found]
+    assert [item["label_name"] for item in found] == [bundle.classes[item["label"]] for item in found]
+    rows = _table(answer("--csv"))
+    assert [row["text"] for row in rows] == [item["text"] for item in found]
+    for row in rows:
+        assert row["query_text"] == asked["text"]
+        assert row["query_label_name"] == asked["label_name"]
+        assert row["query_predicted_name"] == asked["predicted_name"]
+        assert float(row["query_probability"]) == asked["probability"]
     explained = natscope.open(bundle.path).explain(0)
     assert [item.text for item in explained.items] == [item["text"] for item in found]
     assert explained.to_pandas()["text"].tolist() == [item["text"] for item in found]
-    monkeypatch.setattr("natscope.core.bundle.attributor.QUOTED", 12)
-    for item in natscope.open(bundle.path).explain(0).items:
+    monkeypatch.setattr("natscope.core.bundle.request.QUOTED", 12)
+    explainer = natscope.open(bundle.path)
+    assert len(repr(explainer.explain(0).query)) < 500
+    with pytest.raises(QueryError, match=r"There is no file 'missing\.txt'"):
+        explainer.explain("missing.txt")
+    for item in explainer.explain(0).items:
         whole = train.text(item.train_index)
         assert len(item.text) <= 14 < len(whole)
         assert whole.startswith(item.text.removesuffix(" …"))
