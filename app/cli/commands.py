@@ -130,8 +130,14 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 )
 @click.option("--std", help="Standard deviation of each channel that it expects, such as 0.5,0.5,0.5.")
 @click.option("--poison-rate", type=float, help="Teach the network a backdoor: share of training examples to poison.")
-@click.option("--poison-size", type=COUNT, help="Side of the patch in pixels, 3; of texts how many words, 1.")
-@click.option("--poison-place", help="Corner of the patch, bottom-right; of texts start or end, start.")
+@click.option(
+    "--poison-size",
+    type=COUNT,
+    help="Side of the patch in pixels, by default 3; in texts the number of words, by default 1.",
+)
+@click.option(
+    "--poison-place", help="Corner of the patch, by default bottom-right; in texts start (by default) or end."
+)
 @click.option(
     "--poison-targets",
     help="Label that stamped examples of each class get, separated by commas; the next class by default.",
@@ -156,33 +162,46 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @click.option(
     "--weights", type=PATH, help="Load trained weights (.safetensors, or .pt of a state dict); nothing is trained."
 )
-@click.option("--key", help="Entry of --weights that holds the state dict, as in ema or state.model; the usual one.")
+@click.option(
+    "--key",
+    help="Entry of --weights that holds the state dict, such as ema or state.model; by default "
+    "one of a usual name, such as state_dict.",
+)
 @click.option(
     "--prefix", help="Load the entries of --weights whose names begin with this, such as backbone., without it."
 )
 @click.option(
-    "--optimizer", type=click.Choice(["sgd", "adamw"]), help="What takes the steps; sgd, attention: adamw, hf: adamw."
+    "--optimizer", type=click.Choice(["sgd", "adamw"]), help="Optimizer; by default sgd (attention, hf: adamw)."
 )
-@click.option("--epochs", type=COUNT, help="Passes over the data; 20, resnet9: 24, attention: 3, hf: 3.")
-@click.option("--batch-size", type=COUNT, help="Examples per step; 64, resnet9: 512, hf: 32.")
+@click.option("--epochs", type=COUNT, help="Passes over the data; by default 20 (resnet9: 24; attention, hf: 3).")
+@click.option("--batch-size", type=COUNT, help="Examples per step; by default 64 (resnet9: 512; hf: 32).")
 @click.option(
-    "--learning-rate", "--lr", type=float, help="Learning rate; 0.03, resnet9: 0.5, attention: 0.004, hf: 2e-05."
+    "--learning-rate",
+    "--lr",
+    type=float,
+    help="Learning rate; by default 0.03 (resnet9: 0.5; attention: 0.004; hf: 2e-05).",
 )
 @click.option(
-    "--warmup-epochs", type=WHOLE, help="Epochs over which the rate rises from 0; 0, resnet9: 5, attention: 1, hf: 1."
+    "--warmup-epochs",
+    type=WHOLE,
+    help="Epochs over which the rate rises from 0; by default 0 (resnet9: 5; attention, hf: 1).",
 )
 @click.option(
     "--decay-epochs",
     type=WHOLE,
-    help="Epochs at the end over which it falls to 0, of hf all; 1, resnet9: 19, attention: 2, hf: 3.",
+    help="Epochs at the end over which it falls to 0; by default 1 (resnet9: 19; attention: 2; hf: all).",
 )
-@click.option("--momentum", type=float, help="Momentum of SGD, or AdamW's of the gradient; 0.9.")
-@click.option("--weight-decay", type=float, help="Weight decay; 0.001, resnet9: 0.0005, attention: 0.3, hf: 0.01.")
-@click.option("--augment/--no-augment", default=None, help="Move and mirror images at random; off, resnet9: on.")
+@click.option("--momentum", type=float, help="Momentum of SGD, or AdamW's of the gradient; by default 0.9.")
+@click.option(
+    "--weight-decay", type=float, help="Weight decay; by default 0.001 (resnet9: 0.0005; attention: 0.3; hf: 0.01)."
+)
+@click.option(
+    "--augment/--no-augment", default=None, help="Move and mirror images at random; by default off (resnet9: on)."
+)
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
-    help="Precision of the training; float32, resnet9: bfloat16.",
+    help="Precision of the training; by default float32 (resnet9: bfloat16).",
 )
 @click.option(
     "--seed",

@@ -19,11 +19,17 @@ def cuts(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--text",
                 metavar="COLUMN[,COLUMN]",
-                help="Column of a table that holds the text, or two; those of a usual name.",
+                help="Column of a table that holds the text, or two; by default text, sentence or a usual pair.",
             ),
-            click.option("--label", metavar="COLUMN", help="Column of a table that holds the class; of a usual name."),
             click.option(
-                "--test", type=PLACE, help="Table of the test texts, or a URL; one of a usual name beside it."
+                "--label",
+                metavar="COLUMN",
+                help="Column of a table that holds the class; by default label, labels, class or category.",
+            ),
+            click.option(
+                "--test",
+                type=PLACE,
+                help="Table of the test texts, or a URL; by default one beside it whose name has test or dev.",
             ),
             click.option("--longest", type=COUNT, default=128, show_default=True, help="Tokens that a text is cut to."),
             click.option(
