@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import Attribution, QueryExample
+from natscope.core.methods import METHODS
 
 _ITEM = ("rank", "train_index", "source", "label", "label_name", "score", "nats_cumulative", "sign")
 _ASKED = ("target_name", "method", "sigma2", "pool", "conditioning")
@@ -30,6 +31,7 @@ def rows(bundle: Bundle, query: QueryExample, result: Attribution) -> Iterator[t
         result: the answer.
     """
     asked = result.to_dict(query, bundle.classes)
+    asked["sigma2"] = asked["sigma2"] if METHODS[result.request.method].uses_sigma2 else ""
     told = asked["query"]
     own = (title(query), query.source, told["label_name"] or "", told["predicted_name"], told["probability"])
     settings = (bundle.manifest.name, *own, *(asked[name] for name in _ASKED))

@@ -136,8 +136,9 @@ def tune(
             return run(bundle, **size, **keeping)
 
         result = _measured(file, measure, size)
-    tuning.record(bundle, result, file.name, opened=opened)
-    say("The bundle's manifest holds these values, on the scale of its features; they are now its defaults.")
+    rescaled = tuning.record(bundle, result, file.name, opened=opened)
+    how = "on the scale of its features" if rescaled else "as they are, for the result does not say on which scale"
+    say(f"The bundle's manifest holds these values, {how}; they are now its defaults.")
 
 
 def _measured(out: Path, run: Callable[..., Any], asked: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,14 @@ def check_writable(file: Path, option: str) -> None:
 
     Raises:
         OSError: if it cannot be.
-        QueryError: if a folder is there.
+        QueryError: if a folder is there, or the file would be one of a bundle.
     """
-    from natscope.core.errors import QueryError
+    from natscope.core.bundle.format import read_manifest
+    from natscope.core.errors import BundleError, QueryError
 
+    with suppress(BundleError):
+        read_manifest(file.absolute().parent)
+        raise QueryError(f"{file} would lie in a bundle, whose files are its own; name a file elsewhere by {option}.")
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.is_dir():
         raise QueryError(f"{file} is a folder; {option} names the file to write.")

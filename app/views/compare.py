@@ -8,7 +8,7 @@ from functools import partial
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from natscope.app import links, words
+from natscope.app import escape, links, words
 from natscope.app.bundles import Served
 from natscope.app.components.comparison import Strip, Tile, comparison, marks
 from natscope.app.links import LARGEST_COMPARED, MOST_COMPARED, ComparisonView
@@ -24,6 +24,7 @@ from natscope.core.analysis.comparison import Row, shared_images
 from natscope.core.bundle.request import QueryExample, Request
 from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS, REFERENCE
+from natscope.core.text import beginning
 
 _VIEW, _KEY, _TAB = "compare_view", "compare_", frame.COMPARE
 SESSION = (_KEY,)  # what belongs to a bundle
@@ -32,6 +33,7 @@ _CONTROLS = tuple(
 )
 _ITS_ANSWER = -1
 _FEWEST = 2
+_NAMED = 24  # characters of a pinned text that name it
 _PAINT = 0.4  # seconds between two drawings of rows that come one after another
 
 
@@ -174,16 +176,28 @@ def _pins(attributor: Served) -> None:
         gone = st.pills(
             "Pinned (click to remove)",
             list(view.pins),
-            format_func=lambda text: (
-                f"upload {view.pins.index(text) + 1} ✕"  # the options of a select box must differ
-                if text.startswith(("image:", "file:"))
-                else f"{text.replace(':', ' ')} ✕"
-            ),
+            format_func=lambda text: f"{_pin_title(attributor, text, view.pins.index(text) + 1)} ✕",
             key=f"{_KEY}unpin_{len(view.pins)}_{view.query[:20]}",
         )
         if gone:
             _change(pins=tuple(pin for pin in view.pins if pin != gone))
             st.rerun()
+
+
+def _pin_title(attributor: Served, query: str, number: int) -> str:
+    """Return what names a pinned query among others, as Markdown."""
+    split, _, rest = query.partition(":")
+    if split in ("test", "train"):
+        return f"{split} {rest}"
+    page = page_of(attributor.bundle.modality)
+    if not page.worded:
+        return f"upload {number}"
+    try:
+        given = page.unpack(rest, attributor.bundle.examples("train"))
+    except QueryError:
+        return f"upload {number}"
+    words_ = " ".join((given if isinstance(given, str) else given[0]).split())
+    return f"{number}: {escape.markdown(escape.visible(beginning(words_, _NAMED)))}"
 
 
 def _methods(attributor: Served) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from natscope.app import escape, words
+from natscope.app import escape, rankings, words
 from natscope.app.bundles import Served
 from natscope.app.downloads import draw, offer
 from natscope.app.figures import on_page
@@ -17,18 +17,14 @@ from natscope.app.figures.attribution import agreement
 from natscope.app.figures.sheets import comparison_file
 from natscope.app.figures.style import FORMATS
 from natscope.app.links import ComparisonView
-from natscope.app.rankings import title
 from natscope.core.analysis.comparison import OVERLAPS, QUANTITIES, Row, overlaps
+from natscope.core.bundle.format import Bundle
 from natscope.core.bundle.request import QueryExample
 from natscope.core.methods import METHODS
 from natscope.core.text import listed
 
 _NAMED = 2  # pairs of methods that a sentence names
 _MEASURES = {"jaccard": "Jaccard", "rbo": "Rank-biased overlap"}
-_COLUMNS = (
-    *("query", "method", "sigma2", "rank", "train_index", "source"),
-    *("label", "label_name", "score", "nats_cumulative", "sign"),
-)
 
 
 def agreement_section(attributor: Served, rows: Sequence[Sequence[Row]], view: ComparisonView) -> None:
@@ -107,7 +103,7 @@ def downloads(
             )
         offer(
             "CSV",
-            lambda: _table(queries, rows, bundle.classes),
+            lambda: _table(bundle, queries, rows),
             f"{name}.csv",
             "text/csv",
             key="compare_download_CSV",
@@ -230,17 +226,10 @@ def _summary(column: Sequence[Row], classes: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _table(queries: Sequence[QueryExample], rows: Sequence[Sequence[Row]], classes: tuple[str, ...]) -> str:
-    lines = []
-    for query, block in zip(queries, rows, strict=True):
-        for row in block:
-            method = METHODS[row.request.method]
-            sigma2 = row.sigma2 if method.uses_sigma2 else ""
-            for i in row.answer.items if row.answer else ():
-                nats = "" if i.nats is None else i.nats
-                image = [i.train_index, i.source, i.label, classes[i.label], i.score, nats, i.sign]
-                lines.append([title(query), method.name, sigma2, i.rank, *image])
-    return escape.table(_COLUMNS, lines)
+def _table(bundle: Bundle, queries: Sequence[QueryExample], rows: Sequence[Sequence[Row]]) -> str:
+    answered = [(query, row.answer) for query, block in zip(queries, rows, strict=True) for row in block if row.answer]
+    lines = (line for query, answer in answered for line in rankings.rows(bundle, query, answer))
+    return escape.table(rankings.columns(bundle), lines)
 
 
 def _everything(
@@ -254,7 +243,7 @@ def _everything(
         "agreement": {name: _numbers(overlaps(rows, measure)) for name, measure in OVERLAPS.items()},
         "queries": [
             {
-                "query": title(query),
+                "query": rankings.title(query),
                 "predicted": classes[query.predicted],
                 "rows": [
                     {"method": row.request.method, "failure": row.failure or None}

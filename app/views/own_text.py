@@ -9,10 +9,11 @@ from natscope.app import escape
 from natscope.app.bundles import Served
 from natscope.app.modalities import packed
 from natscope.app.modalities.texts import ENGLISH
+from natscope.app.views import frame
 from natscope.app.views.notice import complain
 from natscope.core.errors import QueryError
 
-_KEY, _WRONG = "upload_text_", "upload_error"  # of the session
+_KEY, _WRONG = "upload_text_", "upload_text_error"  # of the session
 
 
 def choose(attributor: Served, take: Callable[[str], None]) -> None:
@@ -26,8 +27,9 @@ def choose(attributor: Served, take: Callable[[str], None]) -> None:
         for number, title in enumerate(texts.columns):
             st.text_area(escape.markdown(title) or "Text", key=f"{_KEY}{number}", height=140)
         st.form_submit_button("Explain this text", icon=":material/my_location:", on_click=_read, args=(texts, take))
-    if st.session_state.get(_WRONG):
-        complain(st.session_state[_WRONG], icon=":material/edit_off:")
+    error, query = st.session_state.get(_WRONG) or ("", "")
+    if error and query == frame.shared_query():  # gone with the next text that is shown
+        complain(error, icon=":material/edit_off:")
 
 
 def _read(texts: Any, take: Callable[[str], None]) -> None:
@@ -35,7 +37,7 @@ def _read(texts: Any, take: Callable[[str], None]) -> None:
     try:
         asked = packed(texts.given(parts))
     except QueryError as error:
-        st.session_state[_WRONG] = str(error)
+        st.session_state[_WRONG] = (str(error), frame.shared_query())
         return
     st.session_state[_WRONG] = None
     take(asked)

@@ -22,7 +22,7 @@ from torch import nn
 
 from natscope.core.backdoor import Backdoor
 from natscope.core.bundle.file_checks import bounded
-from natscope.core.bundle.format import WEIGHTS, Bundle, write_atomically, write_manifest
+from natscope.core.bundle.format import MANIFEST, WEIGHTS, Bundle, write_atomically, write_manifest
 from natscope.core.device import device
 from natscope.core.errors import BuildError, BundleError, DataError, out_of_memory
 from natscope.core.features import FeatureMap, composition_of, kernel_of
@@ -135,7 +135,7 @@ def existing(out: Path, spec: BuildSpec) -> Bundle:
     The title may differ. An index that was left to natscope may be of any kind: bundles built by earlier versions have
     flat ones.
     """
-    if not out.is_dir():
+    if not (out / MANIFEST).is_file():
         raise BundleError(f"{out} is in the way and is not a bundle; choose another folder.")
     bundle = Bundle(out)
     network = bundle.manifest.model.get("architecture")  # a forged manifest may contradict its settings

@@ -67,7 +67,7 @@ class Work:
         if os.path.lexists(path):
             known, empty = _made_with(path), path.is_dir() and not any(path.iterdir())
             if path.is_symlink() or (known is None and not empty):
-                raise BundleError(f"{path} is in the way and was not made by natscope; move it away.")
+                raise BundleError(f"{path} is in the way and holds no unfinished build that can be read; move it away.")
             if known is None or not _same(known, identity):
                 if known is not None and {file.name for file in path.iterdir()} - {_SETTINGS}:
                     tell(f"The unfinished build {path} is begun again: {_difference(known, identity)}.")

@@ -7,6 +7,7 @@ import os
 import platform
 import socket
 import uuid
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ _PASSED = ("NATSCOPE_DEVICE", "NATSCOPE_ALLOW_CODE")  # environment variables th
 _SETTINGS = {  # environment variables that Ray reads as it is loaded
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a sentence of natscope's replaces them
-    "RAY_NUM_REDIS_GET_RETRIES": "3",  # how often a head that refuses, as with a wrong token, is asked; 20 s by default
+    "RAY_NUM_REDIS_GET_RETRIES": "2",  # how often a head that refuses, as with a wrong token, is asked; 20 s by default
+    "RAY_py_gcs_connect_timeout_s": "5",  # for each time, where something else answers; 30 s by default
 }
 _PATIENCE, _HELLO = 120.0, 10.0  # seconds for a node to start a process, and for the head to be reached
 
@@ -121,12 +123,13 @@ class RayEngine:
             passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
             try:
                 _reach(self.address or "")  # of an address where nothing listens, Ray takes minutes to give up
-                ray.init(
-                    address=self.address or "local",  # None would be whatever $RAY_ADDRESS names, or runs here
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    runtime_env={"env_vars": passed},
-                )
+                with warnings.catch_warnings(action="ignore"):  # of what it raises a moment later
+                    ray.init(
+                        address=self.address or "local",  # None would be whatever $RAY_ADDRESS names, or runs here
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        runtime_env={"env_vars": passed},
+                    )
             except Exception as error:  # whatever a network, a token or the library's version does
                 where = "no Ray could be started here" if self.address is None else f"no Ray answers at {self.address}"
                 raise BuildError(

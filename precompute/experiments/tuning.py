@@ -265,6 +265,7 @@ def read(file: Path) -> dict[str, Any]:
             and all(name in METHODS and METHODS[name].uses_sigma2 for name in chosen)
             and all(type(sigma2) in (int, float) and 0 < sigma2 < math.inf for sigma2 in chosen.values())
             and (result["experiment"] == "backdoor" or all(_tried(result, *each) for each in chosen.items()))
+            and ("kernel" not in (result.get("setting") or {}) or _scale_of(result) is not None)
         ):
             return result | {"sigma2": {name: float(sigma2) for name, sigma2 in chosen.items()}}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
@@ -288,7 +289,7 @@ def _of_backdoor(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def record(path: Path, result: dict[str, Any], file: str, *, opened: Manifest | None = None) -> None:
+def record(path: Path, result: dict[str, Any], file: str, *, opened: Manifest | None = None) -> bool:
     """Write what was chosen into a bundle's manifest, in one step: from then on they are this bundle's defaults.
 
     They are rescaled to the bundle's features, where the result records the scale of its own.
@@ -298,6 +299,9 @@ def record(path: Path, result: dict[str, Any], file: str, *, opened: Manifest | 
         result: from `read`, or one of the functions above as JSON has it.
         file: name of the JSON file that holds it, recorded for each method unless the result ships with natscope.
         opened: the manifest of the bundle for which the values were chosen; of any when None.
+
+    Returns:
+        Whether the result records that scale.
 
     Raises:
         BundleError: if the bundle cannot be opened, or is another one.
@@ -317,7 +321,8 @@ def record(path: Path, result: dict[str, Any], file: str, *, opened: Manifest | 
         raise QueryError(f"These values are for bundles with a backdoor, and {path} has none.")
     tuned = dict(manifest.tuned or {})
     known = tuned if purpose == "prediction" else tuned.get(purpose, {})
-    factor = bundle.scale(purpose) / (_scale_of(result) or bundle.scale(purpose))
+    scale = _scale_of(result)
+    factor = bundle.scale(purpose) / (scale or bundle.scale(purpose))
     own = {name: sigma2 * factor for name, sigma2 in result["sigma2"].items()}
     if not all(LEAST_SIGMA2 <= sigma2 <= LARGEST_SIGMA2 for sigma2 in own.values()):
         raise QueryError(f"Rescaled to the features of {path}, the values of {file} are out of bounds.")
@@ -332,6 +337,7 @@ def record(path: Path, result: dict[str, Any], file: str, *, opened: Manifest | 
     else:
         tuned[purpose] = chosen
     write_manifest(path, replace(manifest, tuned=tuned))
+    return scale is not None
 
 
 def _scale_of(result: dict[str, Any]) -> float | None:

@@ -260,6 +260,24 @@ def test_what_cannot_be_read_is_not_blamed_on_the_file_of_scores(ask, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("attribute --test-index 0 --scores", "features.npy"),
+        ("evaluate brittleness --out", "manifest.json"),
+        ("tune --out", "new.json"),
+    ],
+)
+def test_nothing_is_written_into_a_bundle(capsys, tmp_path, command, file):
+    bundle = build_tiny_texts(tmp_path / "reviews").path
+    before = {each.name: each.read_bytes() for each in bundle.iterdir() if each.is_file()}
+    name, *options = command.split()
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([name, "--bundle", str(bundle), *options, str(bundle / file)])
+    assert f"{bundle / file} would lie in a bundle" in one_sentence(capsys.readouterr().err)
+    assert {each.name: each.read_bytes() for each in bundle.iterdir() if each.is_file()} == before
+
+
 def test_scores_for_which_there_is_no_space_are_a_sentence(ask, tmp_path, monkeypatch):
     def full(*given):
         raise OSError(errno.ENOSPC, "No space left on device")

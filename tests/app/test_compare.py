@@ -273,7 +273,7 @@ def test_the_figure_opens_in_every_format(attributor, rows, kind, start):
 
 def test_the_data_say_what_the_rows_say(attributor, rows):
     query, block = rows
-    lines = list(csv.DictReader(io.StringIO(compare_results._table([query], [block], attributor.bundle.classes))))
+    lines = list(csv.DictReader(io.StringIO(compare_results._table(attributor.bundle, [query], [block]))))
     assert len(lines) == 12
     assert [int(line["train_index"]) for line in lines[:4]] == list(block[0].picks)
     assert [line["sigma2"] for line in lines[::4]] == ["10.0", "", ""]

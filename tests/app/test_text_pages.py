@@ -18,6 +18,7 @@ from natscope.app.links import open_query
 from natscope.app.modalities import packed, page_of
 from natscope.app.modalities.texts import ENGLISH, LONGEST_LINK
 from natscope.app.serve import BUNDLES
+from natscope.app.views import compare
 from natscope.app.views.word_links import excerpt, pieces_of
 from natscope.core.bundle.request import Request
 from natscope.core.errors import QueryError
@@ -279,6 +280,15 @@ def test_a_text_that_is_too_long_is_refused_in_a_sentence(monkeypatch, folder, h
     app.text_area(key="upload_text_0").set_value(letters)
     next(each for each in app.button if each.label == "Explain this text").click().run()
     assert [each.value for each in app.error] == ["The text is too long for a link, which keeps it; give a part of it."]
+    next(each for each in app.button if each.label == "Next text").click().run()
+    assert not app.error
+
+
+def test_a_pinned_text_is_named_by_its_beginning(served):
+    own = packed(served.bundle.examples("train").given("The film is fine, says everyone who saw it."))
+    assert compare._pin_title(served, own, 2) == "2: The film is fine, says …"
+    assert compare._pin_title(served, "test:5", 1) == "test 5"
+    assert compare._pin_title(served, "text:!", 3) == "upload 3"
 
 
 @pytest.mark.parametrize("word", ["9999", "-1", "x"])

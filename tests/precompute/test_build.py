@@ -288,7 +288,7 @@ def test_a_strangers_folder_or_file_in_the_place_of_the_bundle_is_refused_and_ke
     folder.mkdir()
     for thing in (folder / "thesis.tex", file):
         thing.write_text("mine")
-    with pytest.raises(BundleError, match=rf"{folder} is not a bundle: .*manifest\.json is missing"):
+    with pytest.raises(BundleError, match=f"{folder} is in the way and is not a bundle"):
         build(_SPEC, folder)
     with pytest.raises(BundleError, match=f"{file} is in the way"):
         build(_SPEC, file)

@@ -198,8 +198,10 @@ def test_values_keep_their_relation_to_the_scale_of_the_features(tuned, bundle_p
     chosen = result["sigma2"]["info_gain"]
     for measured, factor in ((scales["prediction"] / 100, 100), (None, 1), (math.inf, 1), (10**400, 1), ("x", 1)):
         scales["prediction"] = measured
-        tuning.record(tmp_path / "bundle", result, "result.json")
+        assert tuning.record(tmp_path / "bundle", result, "result.json") == (factor != 1)
         assert Bundle(tmp_path / "bundle").sigma2("info_gain") == pytest.approx(factor * chosen)
+    with pytest.raises(QueryError, match="cannot be printed; rename it"):
+        tuning.record(tmp_path / "bundle", result, "result\n.json")
 
 
 def test_a_bundle_that_took_the_place_of_the_tuned_one_gets_no_values(tuned, bundle_path, tiny_path, tmp_path):
@@ -262,6 +264,9 @@ def test_values_for_a_backdoor_are_those_of_the_oracle(tmp_path):
         {"curves": {"info_gain": [{"sigma2": 10, "mean": None}]}},
         {"sigma2": [1]},
         {"score": ["s"]},
+        {"score": "\u202es"},
+        {"setting": {"kernel": {"scales": {"prediction": -5}}}},
+        {"setting": {"kernel": "a"}},
         {"date": None},
         {"for": "all"},
         {"for": []},
