@@ -94,9 +94,11 @@ def _name(text: str) -> str:
 
 def _resolve(host: str, port: int) -> str:
     try:
-        found = socket.getaddrinfo(host or "\0", port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM) if host else []
     except (OSError, ValueError) as error:  # no such name, or it is too long
         raise _not_here(host, error) from error
+    if not found:
+        raise _not_here(host)
     return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 
@@ -118,7 +120,7 @@ def _try(host: str, address: str, port: int) -> None:
         raise QueryError(f"Port {port} is in use; stop what uses it, or choose another with --port.")
 
 
-def _not_here(host: str, error: Exception) -> QueryError:
+def _not_here(host: str, error: Exception | None = None) -> QueryError:
     reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
     return QueryError(
         f"The app cannot listen at {host!r}{reason}: --host takes localhost, a name or address of this machine, or "

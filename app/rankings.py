@@ -13,7 +13,7 @@ _COLUMNS = (*_ITEM, "bundle", *_QUERY, *_ASKED)
 
 
 def columns(bundle: Bundle) -> tuple[str, ...]:
-    """Return the titles of a bundle's tables; those of texts end with the texts."""
+    """Return the titles of a bundle's tables; those of texts end with the query's text and the training text."""
     return _COLUMNS if bundle.modality.text is None else (*_COLUMNS, "query_text", "text")
 
 
@@ -22,18 +22,21 @@ def title(query: QueryExample) -> str:
     return "upload" if query.index is None else f"{query.origin}:{query.index}"
 
 
-def rows(bundle: Bundle, query: QueryExample, result: Attribution) -> Iterator[tuple[object, ...]]:
-    """Yield a row of `columns` for each image of a ranking; each repeats what was asked, so that tables can be joined.
+def rows(
+    bundle: Bundle, query: QueryExample, result: Attribution, name: str | None = None
+) -> Iterator[tuple[object, ...]]:
+    """Yield a row of `columns` for each example of a ranking; each repeats what was asked, so that they can be joined.
 
     Args:
         bundle: the bundle that was asked.
-        query: the image that was asked about.
+        query: the example that was asked about.
         result: the answer.
+        name: what the query is called; its `title` when None.
     """
     asked = result.to_dict(query, bundle.classes)
     asked["sigma2"] = asked["sigma2"] if METHODS[result.request.method].uses_sigma2 else ""
     told = asked["query"]
-    own = (title(query), query.source, told["label_name"] or "", told["predicted_name"], told["probability"])
+    own = (name or title(query), query.source, told["label_name"] or "", told["predicted_name"], told["probability"])
     settings = (bundle.manifest.name, *own, *(asked[name] for name in _ASKED))
     for i in result.items:
         nats = "" if i.nats is None else i.nats

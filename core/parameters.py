@@ -113,10 +113,10 @@ def imbalance(shares: Mapping[str, float], whole: Mapping[str, float] | None = N
         )
     if sum(outside.values()) > _MUCH:
         most = max(outside, key=lambda role: outside[role])
-        usual = " as in the paper," if most == EMBEDDINGS else ""
+        usual = ", which the paper leaves out too" if most == EMBEDDINGS else ""
         return (
-            f"{sum(outside.values()):.0%} of ‖J‖² of all parameters lies outside the kernel,{usual} most of it in "
-            f'{most}: attributions say nothing about what these learnt; --layers "*" (layers= in Python) takes them in.'
+            f"{sum(outside.values()):.0%} of ‖J‖² of all parameters lies outside the kernel, most of it in {most}"
+            f'{usual}: attributions say nothing of what these learnt; --layers "*" (layers= in Python) takes them in.'
         )
     return None
 

@@ -45,4 +45,4 @@ def kind_of(found: object) -> str:
 def type_of(found: object) -> str:
     """Return the type of a value with its article: "an int"."""
     name = type(found).__name__
-    return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
+    return f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"

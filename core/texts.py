@@ -176,14 +176,13 @@ class Texts:
         return np.ones(len(self), dtype=bool)
 
     def described(self) -> str:
-        """Return how many tokens a text has and may have, and how many of them the tokenizer does not know."""
+        """Return how many tokens a text has and may have, and how many of them the vocabulary lacks."""
         middle, own = int(np.median(self.inputs.lengths)), self._bags
         strange = unknown(self.tokenizer, self.longest)
         share = 0.0 if strange is None else own[:, [strange]].sum() / max(1, own.sum())
-        return (
-            f"median length {middle:,} tokens (cut to {self.longest:,} at most), vocabulary of {self.vocabulary:,} "
-            f"tokens{f', to which {share:.0%} of the words are unknown' if share >= 0.005 else ''}"
-        )
+        lacking = f", {share:.0%} of all unknown" if share >= 0.005 else ""
+        cut_to = f"cut to {self.longest:,} at most"
+        return f"median length {middle:,} tokens ({cut_to}){lacking}, vocabulary of {self.vocabulary:,} tokens"
 
     def scaling(self) -> str:
         """Return nothing: there is one way to cut them."""

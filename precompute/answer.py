@@ -205,7 +205,7 @@ class Explainer:
         if not self._said(query) and isinstance(query, tuple | list) and len(query) == 2 and _is_scalar(query[1]):
             query, label = query[0], self._label(query[1])
         if self._said(query):
-            if isinstance(query, str) and query.endswith(".txt") and len(query.split()) == 1:
+            if isinstance(query, str) and query.endswith(".txt") and ("/" in query or len(query.split()) == 1):
                 raise QueryError(f"There is no file {quoted(query)}.")
             return ask_about(self.attributor, query, label)
         if isinstance(query, str) and not _is_file(query):

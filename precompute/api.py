@@ -21,7 +21,7 @@ from natscope.core.index.spec import IndexSpec
 from natscope.core.progress import Progress, silent
 from natscope.core.scratch import temporary_folder
 from natscope.core.sketches import SketchSpec
-from natscope.core.text import kind_of
+from natscope.core.text import type_of
 from natscope.precompute.bundles import build as builder
 from natscope.precompute.bundles.spec import BuildSpec
 from natscope.precompute.data.datasets import Dataset
@@ -215,7 +215,7 @@ def _reference(given: str | Callable[..., Any] | None, what: str) -> str | None:
     module, name = getattr(given, "__module__", None), getattr(given, "__qualname__", None)
     if not module or not name:
         raise BuildError(
-            f"{what} is {kind_of(given)}, which has no name to find it by; give it one in a module, and pass "
+            f"{what} is {type_of(given)}, which has no name to find it by; give it one in a module, and pass "
             'that as text, such as "my_data:transform".'
         )
     if module == "__main__":

@@ -19,7 +19,8 @@ def cuts(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--text",
                 metavar="COLUMN[,COLUMN]",
-                help="Column of a table that holds the text, or two; by default text, sentence or a usual pair.",
+                help="Column of a table that holds the text, or two; by default text, sentence, a usual pair or the "
+                "only other.",
             ),
             click.option(
                 "--label",
@@ -29,7 +30,8 @@ def cuts(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--test",
                 type=PLACE,
-                help="Table of the test texts, or a URL; by default one beside it whose name has test or dev.",
+                help="Table of the test texts, or a URL; by default one beside it, with test or dev for train "
+                "in its name.",
             ),
             click.option("--longest", type=COUNT, default=128, show_default=True, help="Tokens that a text is cut to."),
             click.option(

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +95,19 @@ def check_writable(file: Path, option: str) -> None:
 
     Raises:
         OSError: if it cannot be.
-        QueryError: if a folder is there, or the file would be one of a bundle.
+        QueryError: if a folder is there, the file would lie in a bundle, or its name cannot be printed.
     """
-    from natscope.core.bundle.format import read_manifest
-    from natscope.core.errors import BundleError, QueryError
+    from natscope.core.bundle.format import MANIFEST, WEIGHTS
+    from natscope.core.errors import QueryError
+    from natscope.core.text import plain
 
-    with suppress(BundleError):
-        read_manifest(file.absolute().parent)
-        raise QueryError(f"{file} would lie in a bundle, whose files are its own; name a file elsewhere by {option}.")
+    if not plain(file.name):
+        raise QueryError(f"The name of the file for {option} holds characters that cannot be printed; choose another.")
+    for folder in file.absolute().parents:
+        if (folder / MANIFEST).is_file() and os.path.lexists(folder / WEIGHTS):
+            raise QueryError(
+                f"{file} would lie in a bundle, whose files are its own; name a file elsewhere by {option}."
+            )
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.is_dir():
         raise QueryError(f"{file} is a folder; {option} names the file to write.")

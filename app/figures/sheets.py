@@ -109,7 +109,7 @@ def _show(axes: Axes, examples: Examples, row: int, title: str) -> None:
 
 def _title(query: QueryExample, names: list[str]) -> str:
     if query.index is None:
-        return "uploaded image"
+        return f"your {query.example.modality.one}"
     return f"{query.origin} {query.example.modality.one} {query.index}" + (
         "" if query.label is None else f"\ntrue: {names[query.label]}"
     )

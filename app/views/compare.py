@@ -196,8 +196,8 @@ def _pin_title(attributor: Served, query: str, number: int) -> str:
         given = page.unpack(rest, attributor.bundle.examples("train"))
     except QueryError:
         return f"upload {number}"
-    words_ = " ".join((given if isinstance(given, str) else given[0]).split())
-    return f"{number}: {escape.markdown(escape.visible(beginning(words_, _NAMED)))}"
+    said = " ".join((given if isinstance(given, str) else given[0]).split())
+    return f"{number}: {escape.isolated(escape.markdown(beginning(said, _NAMED)))}"
 
 
 def _methods(attributor: Served) -> tuple[str, ...]:

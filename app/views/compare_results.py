@@ -227,9 +227,19 @@ def _summary(column: Sequence[Row], classes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _table(bundle: Bundle, queries: Sequence[QueryExample], rows: Sequence[Sequence[Row]]) -> str:
-    answered = [(query, row.answer) for query, block in zip(queries, rows, strict=True) for row in block if row.answer]
-    lines = (line for query, answer in answered for line in rankings.rows(bundle, query, answer))
-    return escape.table(rankings.columns(bundle), lines)
+    asked = zip(queries, _names(queries), rows, strict=True)
+    answered = [(query, row.answer, name) for query, name, block in asked for row in block if row.answer]
+    return escape.table(rankings.columns(bundle), (line for each in answered for line in rankings.rows(bundle, *each)))
+
+
+def _names(queries: Sequence[QueryExample]) -> list[str]:
+    """Return what each query is called; several uploads have numbers."""
+    names = [rankings.title(query) for query in queries]
+    uploads = [place for place, query in enumerate(queries) if query.index is None]
+    if len(uploads) > 1:
+        for number, place in enumerate(uploads, 1):
+            names[place] = f"{names[place]}:{number}"
+    return names
 
 
 def _everything(
@@ -243,7 +253,7 @@ def _everything(
         "agreement": {name: _numbers(overlaps(rows, measure)) for name, measure in OVERLAPS.items()},
         "queries": [
             {
-                "query": rankings.title(query),
+                "query": name,
                 "predicted": classes[query.predicted],
                 "rows": [
                     {"method": row.request.method, "failure": row.failure or None}
@@ -252,7 +262,7 @@ def _everything(
                     for row in block
                 ],
             }
-            for query, block in zip(queries, rows, strict=True)
+            for query, name, block in zip(queries, _names(queries), rows, strict=True)
         ],
     }
 

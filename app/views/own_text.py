@@ -28,7 +28,9 @@ def choose(attributor: Served, take: Callable[[str], None]) -> None:
             st.text_area(escape.markdown(title) or "Text", key=f"{_KEY}{number}", height=140)
         st.form_submit_button("Explain this text", icon=":material/my_location:", on_click=_read, args=(texts, take))
     error, query = st.session_state.get(_WRONG) or ("", "")
-    if error and query == frame.shared_query():  # gone with the next text that is shown
+    if query != frame.shared_query():  # another text is shown
+        st.session_state[_WRONG] = None
+    elif error:
         complain(error, icon=":material/edit_off:")
 
 

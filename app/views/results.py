@@ -66,8 +66,8 @@ def pointer(anchor: str, attributor: bundles.Served) -> None:
 
     Args:
         anchor: the section's anchor.
-        attributor: the open bundle: what was measured on its data is said, or on a network of its kind, or else
-            what is most important.
+        attributor: the open bundle: what was measured on its data is said, else on a network of its kind, else the most
+            important.
     """
     section, data = next(found for found in SECTIONS if found.anchor == anchor), attributor.bundle.manifest.dataset
     found = load_results(*section.names)

@@ -148,8 +148,8 @@ def draw_query(found: Linked, on_pick: Callable[[int | None], None], *, plain: b
     about = _ABOUT_PLAIN if plain else _ABOUT
     those = "this link belongs" if many == 1 else "these links belong"
     st.caption(
-        f"Strongest words: {named}; the strongest tint stands for {largest:.1%}. {_rounded(shares[-1])} of {those} to "
-        f"no word, but to layers and tokens that take the text as a whole. {about}"
+        f"Strongest words: {named}; here the strongest tint stands for {largest:.1%}. {_rounded(shares[-1])} of "
+        f"{those} to no word, but to layers and tokens that take the text as a whole. {about}"
     )
     if found.word is not None:
         name = escape.markdown(found.query[slice(*words[found.word])])

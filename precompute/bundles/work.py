@@ -66,7 +66,9 @@ class Work:
         identity = {"settings": settings, "versions": versions()}
         if os.path.lexists(path):
             known, empty = _made_with(path), path.is_dir() and not any(path.iterdir())
-            if path.is_symlink() or (known is None and not empty):
+            if path.is_symlink():
+                raise BundleError(f"{path} is a link and in the way; move it away.")
+            if known is None and not empty:
                 raise BundleError(f"{path} is in the way and holds no unfinished build that can be read; move it away.")
             if known is None or not _same(known, identity):
                 if known is not None and {file.name for file in path.iterdir()} - {_SETTINGS}:

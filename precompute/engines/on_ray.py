@@ -29,7 +29,7 @@ _SETTINGS = {  # environment variables that Ray reads as it is loaded
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # a sentence of natscope's replaces them
     "RAY_NUM_REDIS_GET_RETRIES": "2",  # how often a head that refuses, as with a wrong token, is asked; 20 s by default
-    "RAY_py_gcs_connect_timeout_s": "5",  # for each time, where something else answers; 30 s by default
+    "RAY_py_gcs_connect_timeout_s": "5",  # each time, as where something but Ray listens; 30 s by default
 }
 _PATIENCE, _HELLO = 120.0, 10.0  # seconds for a node to start a process, and for the head to be reached
 
@@ -123,7 +123,8 @@ class RayEngine:
             passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
             try:
                 _reach(self.address or "")  # of an address where nothing listens, Ray takes minutes to give up
-                with warnings.catch_warnings(action="ignore"):  # of what it raises a moment later
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Ray Client connection timed out")  # which it raises, too
                     ray.init(
                         address=self.address or "local",  # None would be whatever $RAY_ADDRESS names, or runs here
                         log_to_driver=False,

@@ -171,7 +171,8 @@ def _library() -> Any:
 def _fetched(name: str) -> Path:
     if ":" in name:  # a URL can hold a password, so it is not repeated
         raise BuildError(
-            f"{HUB} takes a folder, or a name on Hugging Face's hub such as google-bert/bert-base-uncased."
+            f"There is no folder of that name; {HUB} takes one, or a name on Hugging Face's hub, such as "
+            "google-bert/bert-base-uncased."
         )
     from huggingface_hub import HfApi, logging
     from transformers.utils import cached_file

@@ -15,7 +15,7 @@ from natscope.core.device import device_of, full_precision
 from natscope.core.errors import BuildError, out_of_memory
 from natscope.core.examples import Inputs
 from natscope.core.jacobians import batched_layers, forward_with_penultimate, jacobian_blocks, supported_layers
-from natscope.core.text import kind_of
+from natscope.core.text import type_of
 from natscope.precompute.training.heads import OUTPUT, gave_one_logit, last_operation, remarks_of
 from natscope.precompute.training.kinds import Types, fault_of
 from natscope.precompute.training.models import ModelSpec
@@ -206,7 +206,7 @@ def _check_logits(model: nn.Module, logits: Any, images: Tensor, classes: int, s
     count = len(images)
     if not isinstance(logits, Tensor):
         raise BuildError(
-            f"The network {spec.title} gives {kind_of(logits)}; natscope needs one that gives a tensor of "
+            f"The network {spec.title} gives {type_of(logits)}; natscope needs one that gives a tensor of "
             f"logits, (examples, classes), or {OUTPUT} to say which part of it they are."
         )
     if logits.dim() != 2 or len(logits) != count or not logits.is_floating_point():

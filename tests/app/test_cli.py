@@ -48,8 +48,9 @@ _TOP = {
     "redundancy",
     "items",
 }
-_QUERY = {"origin", "index", "source", "label", "predicted", "probability", "unlike_training"}
-_ITEM = {"rank", "train_index", "source", "label", "score", "nats", "sign"}
+_QUERY = {"origin", "index", "source", "probability", "unlike_training"}
+_QUERY |= {"label", "label_name", "predicted", "predicted_name"}
+_ITEM = {"rank", "train_index", "source", "label", "label_name", "score", "nats", "sign"}
 _TEST_IMAGE = 11
 
 

@@ -335,10 +335,17 @@ def test_json_tables_and_python_quote_each_text_up_to_a_limit(capsys, tmp_path, 
     assert explained.to_pandas()["text"].tolist() == [item["text"] for item in found]
     monkeypatch.setattr("natscope.core.bundle.request.QUOTED", 12)
     explainer = natscope.open(bundle.path)
-    assert len(repr(explainer.explain(0).query)) < 500
-    with pytest.raises(QueryError, match=r"There is no file 'missing\.txt'"):
-        explainer.explain("missing.txt")
+    assert len(explainer.explain(0).to_dict()["query"]["text"]) <= 14
     for item in explainer.explain(0).items:
         whole = train.text(item.train_index)
         assert len(item.text) <= 14 < len(whole)
         assert whole.startswith(item.text.removesuffix(" …"))
+
+
+def test_a_query_is_shown_in_a_line_and_a_missing_file_is_no_text(tmp_path):
+    explainer = natscope.open(build_tiny_texts(tmp_path / "reviews").path)
+    assert len(repr(explainer.explain(0).query)) < 500
+    for name in ("missing.txt", "my reviews/1.txt"):
+        with pytest.raises(QueryError, match=f"There is no file '{name}'"):
+            explainer.explain(name)
+    assert explainer.explain("The film is fine.").query.origin == "upload"

@@ -69,7 +69,7 @@ def test_a_text_comes_back_as_it_was_and_each_token_names_its_place(some):
     assert [some.text(2)[a:b] for a, b in some.token_spans(2)] == ["An", "été", "in", "Bath", "."]
     assert len(some.token_spans(3)) == 12 == some.inputs.lengths.max()  # cut, the text is not
     vocabulary = f"vocabulary of {some.vocabulary} tokens"
-    assert some.described() == f"median length 11 tokens (cut to 12 at most), {vocabulary}"
+    assert some.described() == f"median length 11 tokens (cut to 12 at most), 13% of all unknown, {vocabulary}"
     assert some.scaling() == ""
     assert some.present().tolist() == [True] * 4
     assert some.form == (some.vocabulary, 12) == TEXT.form(some.about(), {})

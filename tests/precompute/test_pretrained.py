@@ -368,6 +368,7 @@ def test_what_is_missing_is_said_in_plain_words(place, monkeypatch, tmp_path):
     import transformers.utils as hub
 
     monkeypatch.setattr(hub, "cached_file", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
     with pytest.raises(BuildError, match="There is no folder bert-base-uncased, and no network with"):
         found("bert-base-uncased")
     with pytest.raises(BuildError, match="a name on Hugging Face's hub") as said:

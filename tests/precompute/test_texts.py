@@ -150,7 +150,7 @@ def test_the_same_text_is_never_on_both_sides(tmp_path):
 @pytest.mark.parametrize(
     ("titles", "rows", "settings", "message"),
     [
-        (("text", "mood"), _ROWS, {}, r"No column of .* is called label or .* by --label: it has text, mood"),
+        (("text", "mood"), _ROWS, {}, r"No column of .* is called label, .* by --label: it has text, mood"),
         (("text", "label"), _ROWS, {"label": "mood"}, r"no column 'mood', and --label .* 'text', 'label'"),
         (("text", "label"), _ROWS, {"columns": ("body",)}, r"no column 'body', and --text names one"),
         (("text", "label"), _ROWS, {"columns": ("label",)}, "name the column label twice"),
