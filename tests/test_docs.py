@@ -256,9 +256,10 @@ def test_the_help_of_each_setting_of_a_recipe_names_its_defaults():
         kinds = {"mlp": "mlp", "resnet9": "resnet9", "attention": "attention", "hf": "bert"}
         values = {title: getattr(RECIPES[name], field.name) for title, name in kinds.items()}
         shown = {title: words.get(v, v) if isinstance(v, bool) else str(v) for title, v in values.items()}
-        others = [f"{title}: {v}" for title, v in shown.items() if v != shown["mlp"]]
-        expected = f"{', '.join([shown['mlp'], *others])}."
-        assert said[field.name].endswith(f" {expected}") or said[field.name] == expected, field.name
+        others = [v for v in dict.fromkeys(shown.values()) if v != shown["mlp"]]
+        named = [f"{', '.join(title for title, v in shown.items() if v == other)}: {other}" for other in others]
+        expected = f"by default {shown['mlp']}" + (f" ({'; '.join(named)})." if named else ".")
+        assert said[field.name].endswith(f" {expected}"), field.name
     assert " and ".join(map(str, BuildSpec().model.widths[1:-1])) in said["widths"]
 
 

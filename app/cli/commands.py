@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def app(bundles: Path, no_browser: bool, jobs: int | None, memory: float | None,
 @click.option(
     "--decay-epochs",
     type=WHOLE,
-    help="Epochs at the end over which it falls to 0; by default 1 (resnet9: 19; attention: 2; hf: all).",
+    help="Epochs at the end over which it falls to 0, of hf all; by default 1 (resnet9: 19; attention: 2; hf: 3).",
 )
 @click.option("--momentum", type=float, help="Momentum of SGD, or AdamW's of the gradient; by default 0.9.")
 @click.option(
@@ -359,8 +359,12 @@ def main(arguments: list[str] | None = None) -> None:
             say(line)
         code = 2
     except (click.Abort, KeyboardInterrupt):
-        with suppress(OSError):  # of a terminal that was closed
+        try:
             say("natscope: stopped; what was built so far is kept.", err=True)
+        except OSError:  # of a terminal that was closed; what is left is flushed at exit
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(nowhere, stream.fileno())
         code = 130
     except BaseException as error:
         if (reported := _reported(error)) is None:

@@ -83,7 +83,7 @@ def evaluate(
     default="margin",
     show_default=True,
     help="How σ² is scored: by the margin lost without the named examples, by retraining or as EK-FAC influence "
-    "predicts it (for weights that were loaded, in a bundle with kronfluence among its methods), or by the accuracy of "
+    "predicts it (for weights that were loaded, in a bundle that holds EK-FAC factors), or by the accuracy of "
     "training on coresets.",
 )
 @click.option("--queries", type=COUNT, help="Held-out test examples; 10, by influence 25, for coresets 200 in 3 sets.")

@@ -578,7 +578,7 @@ def test_a_port_in_use_is_said_before_anything_is_built(refused, bundle_path, tm
     assert refused("app", "--bundles", bundle_path, "--host", "0.0.0.0", "--port", busy_port) == sentence
     for command in (["demo"], ["app", "--bundles", bundle_path]):
         said = refused(*command, "--host", "203.0.113.1")
-        assert "'203.0.113.1': --host" in said
+        assert "cannot listen at '203.0.113.1' (Cannot assign requested address): --host" in said
 
 
 # verify

@@ -276,7 +276,7 @@ def test_serving_beyond_this_machine_says_what_that_means(bundle_path, monkeypat
 
 @pytest.mark.parametrize("host", ["203.0.113.1", "no such host", "", "x" * 300, "a\x1b[31m", "\0"])
 def test_a_host_that_is_not_this_machine_is_one_sentence(host):
-    with pytest.raises(QueryError, match=re.escape(f"{host!r}: --host")) as caught:
+    with pytest.raises(QueryError, match=rf"{re.escape(repr(host))}( \([A-Z][^()]+\))?: --host") as caught:
         listening(host, 8501)
     one_sentence(str(caught.value))
 

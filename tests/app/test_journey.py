@@ -217,6 +217,7 @@ def test_downloads_are_real_files_and_fit_the_command(visit, bundle_path, tmp_pa
     assert {key: saved[key] for key in exact} == {key: reported[key] for key in exact}
     for ours, theirs in zip(saved["items"], reported["items"], strict=True):
         assert ours.pop("source") == theirs.pop("source") == f"train row {ours['train_index']}"
+        assert ours.pop("label_name") == theirs.pop("label_name")
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 

@@ -189,7 +189,7 @@ def test_the_json_form_has_every_contracted_field(attributor, query):
     result = attributor.attribute(query, Request("repsim", budget=2))
     record = result.to_dict(query, attributor.bundle.classes)
     assert {"query", "method", "sigma2", "pool", "seconds", "items"} <= set(record)
-    fields = {"rank", "train_index", "source", "label", "score", "nats", "sign"}
+    fields = {"rank", "train_index", "source", "label", "label_name", "score", "nats", "sign"}
     assert [set(item) for item in record["items"]] == [fields] * 2
     assert record["items"][0]["nats"] is None
 
