@@ -1,7 +1,6 @@
 """The command that asks a bundle about one query or many."""
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ import click
 
 from natscope.app import escape
 from natscope.app.cli.device import on_device
-from natscope.app.cli.progress import Bars, say
+from natscope.app.cli.progress import Bars, abandon, say
 from natscope.app.cli.trust import allow_code
 from natscope.app.cli.values import COUNT, INDICES, PATH, SEED, check_writable
 from natscope.core.text import beginning, few
@@ -111,7 +110,7 @@ def attribute(
         say(f"natscope: stopped after {done:,} of {len(asked):,} queries.", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit
+        abandon(sys.stdout)
         say(f"natscope: stopped after {done:,} of {len(asked):,} queries: nothing reads the output now.", err=True)
         sys.exit(141)  # as a process that SIGPIPE ended
 

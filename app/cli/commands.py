@@ -20,7 +20,7 @@ from natscope.app.cli.experiments import evaluate, tune
 from natscope.app.cli.folders import reads
 from natscope.app.cli.listen import listens, workers
 from natscope.app.cli.precompute import build_spec, notes, print_check, remarks_on
-from natscope.app.cli.progress import Bars, say
+from natscope.app.cli.progress import Bars, abandon, say
 from natscope.app.cli.texts import cuts
 from natscope.app.cli.trust import allow_code
 from natscope.app.cli.values import COUNT, PATH, SEED, WHOLE
@@ -361,10 +361,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         try:
             say("natscope: stopped; what was built so far is kept.", err=True)
-        except OSError:  # of a terminal that was closed; what is left is flushed at exit
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for stream in (sys.stdout, sys.stderr):
-                os.dup2(nowhere, stream.fileno())
+        except OSError:  # of a terminal that was closed
+            abandon(sys.stdout, sys.stderr)
         code = 130
     except BaseException as error:
         if (reported := _reported(error)) is None:

@@ -1,8 +1,9 @@
 """Output of the command line: lines, and progress bars."""
 
+import os
 import re
 import sys
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import click
 
@@ -10,6 +11,12 @@ from natscope.app import escape
 
 _SECRET = re.compile(r"(:/{0,2})[^\s/@:]+:[^\s/@]+@")  # user and password in what may be meant as a URL
 _LONG = re.compile(r"(\S{40})\S{400,}(\S{20})")
+
+
+def abandon(*streams: TextIO) -> None:
+    """Send to nowhere what is left of streams that nothing reads now: it is flushed at exit, which would fail."""
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say(line: object, *, err: bool = False) -> None:
