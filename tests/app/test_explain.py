@@ -20,6 +20,8 @@ from tests.app.conftest import serving
 
 expect.set_options(timeout=30_000)  # a busy machine is no failure
 _MAIN = Path(__file__).parents[2] / "app" / "main.py"
+# Waits for what moves within an element.
+_AT_REST = "element => Promise.all(element.getAnimations({subtree: true}).map(animation => animation.finished))"
 
 
 @pytest.fixture
@@ -204,10 +206,14 @@ def test_tags_are_collected_survive_a_reload_and_are_exported(visit, attributor)
     page.reload()
     expect(page.get_by_role("group", name="Training images ranked by").locator(".picture")).to_have_count(10)
     expect(page.get_by_role("group", name="Training images ranked by").locator(".tag")).to_have_text("duplicate")
-    page.get_by_text("Tagged images (2)").click()
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning", timeout=30_000)
+    page.get_by_text("Tagged images (2)").click()
+    expect(page.get_by_role("group", name="Tagged images").locator(".picture")).to_have_count(2)
+    # What opens moves for half a second, and with it what is clicked.
+    tray = page.get_by_test_id("stExpander").filter(has_text="Tagged images")
+    tray.evaluate(_AT_REST)
     with page.expect_download() as download:
-        page.get_by_test_id("stExpander").get_by_role("button", name="CSV").click()
+        tray.get_by_role("button", name="CSV").click()
     first = attributor.attribute(attributor.query("test", 5), Request(sigma2=attributor.bundle.sigma2("info_loss")))
     lines = Path(download.value.path()).read_text(encoding="utf-8-sig").splitlines()
     assert lines[0] == "data,image,source,tag,label,predicted,confidence,tagged_for,link"
