@@ -24,7 +24,7 @@ from natscope.core.errors import BuildError, FileError, out_of_memory
 from natscope.core.examples import Inputs, batches
 from natscope.core.files import opened
 from natscope.core.jacobians import convolves
-from natscope.precompute.training.order import augmented, batches_of, draw_moves, parts_of
+from natscope.precompute.training.order import augmented, batches_of, draw_moves, parts_of, reseed
 
 PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("sgd", "adamw")
@@ -260,7 +260,7 @@ def _epoch(
     moves = draw_moves(len(inputs), random)  # for each example, whether it is trained on or not
     with nullcontext() if convolves(model) else _one_thread(), torch.random.fork_rng(devices=[]):
         for step, batch in enumerate(batches):
-            torch.manual_seed(seeds[step])
+            reseed(seeds[step], device)
             optimizer.param_groups[0]["lr"] = rate(spec, epoch + step / len(batches))
             parts = parts_of(batch, lengths)
             some = [augmented(inputs[part], moves[part]) if spec.augment else inputs[part] for part in parts]
