@@ -55,6 +55,7 @@ GLOSSARY = {
     "to the squared correlation.",
 }
 NAT = GLOSSARY["Nat"]
+_TIMES = "\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NOISE = 1e-9  # a share that is rounding
 _MANY_TESTS = 200  # of which half a percent is at least one
@@ -359,9 +360,9 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def _in_powers(text: str) -> str:
-    """Return a number such as "9.7e-06" as "9.7 × 10⁻⁶"; one without an exponent as it is."""
+    """Return a number such as "9.7e-06" as "9.7 × 10⁻⁶", which no line breaks; one without an exponent as it is."""
     digits, _, exponent = text.partition("e")
-    return with_minus(f"{digits} × {_power(int(exponent))}" if exponent else digits)
+    return with_minus(f"{digits}{_TIMES}{_power(int(exponent))}" if exponent else digits)
 
 
 def with_minus(text: str) -> str:

@@ -151,9 +151,9 @@ def test_a_huge_amount_does_not_overflow():
         (0.123456, "0.123 nats"),
         (12.3456, "12.3 nats"),
         (0.001, "0.001 nats"),
-        (0.00012345, "1.2 × 10⁻⁴ nats"),
+        (0.00012345, "1.2\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10⁻⁴ nats"),
         (-0.5, "−0.5 nats"),
-        (-0.00012345, "−1.2 × 10⁻⁴ nats"),
+        (-0.00012345, "−1.2\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10⁻⁴ nats"),
     ],
 )
 def test_nats_have_three_digits_and_their_unit(value, text):
@@ -164,7 +164,7 @@ def test_nats_have_three_digits_and_their_unit(value, text):
     ("value", "text"),
     [
         (1e-6, "10⁻⁶"),
-        (10**-5.75, "1.8 × 10⁻⁶"),
+        (10**-5.75, "1.8\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10⁻⁶"),
         (1e-3, "0.001"),
         (10**-0.25, "0.56"),
         (1.0, "1"),
@@ -173,7 +173,7 @@ def test_nats_have_three_digits_and_their_unit(value, text):
         (1e3, "10³"),
         (10**3.75, "5,623"),
         (1e4, "10⁴"),
-        (10**4.25, "1.8 × 10⁴"),
+        (10**4.25, "1.8\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10⁴"),
         (1e5, "10⁵"),
     ],
 )
