@@ -86,15 +86,13 @@ SECTIONS = (
         "Kronfluence leads at small budgets; InfoLoss and InfoGain catch up, and the approximation, weaker than both, "
         "is above the other baselines.",
         "Our learning rate falls to 0 over the last epoch, so that the accuracy depends less on the last steps. There "
-        "is one network, and errors are over its images. Batches were refilled behind removed images here; now they "
-        "only get shorter, so that less chance is in what is measured next. Some of the networks without what was "
-        "found were trained on a GPU and the others on a processor, by the same recipe. CIFAR-10 is missing: "
-        "a network trained on so few images that two cores can retrain it is flipped by random removal too, and 20 "
-        "images, nine methods and three budgets of the full training are 540 trainings of about a minute each on a "
-        "large GPU. The second figure is of texts, passages of Jane Austen’s novels and a small attention network, by "
-        "the rule of now. No passage is hard to replace there: without the best 50 of 2,000 the margin falls by 0.2 to "
-        "0.4 on average, which few predictions are close enough to their limit to feel, so the margin says more than "
-        "the flips do.",
+        "is one network, and errors are over its images, of which there are 50: two cores take three minutes for an "
+        "image. CIFAR-10 is missing: a network trained on so few images that two cores can retrain it is flipped by "
+        "random removal too, and 20 images, nine methods and three budgets of the full training are 540 trainings of "
+        "about a minute each on a large GPU. The second figure is of texts, passages of Jane Austen’s novels and a "
+        "small attention network. No passage is hard to replace there: without the best 50 of 2,000 the margin falls "
+        "by 0.2 to 0.4 on average, which few predictions are close enough to their limit to feel, so the margin says "
+        "more than the flips do.",
         {"brittleness": "figure-3-fashion-mnist", "brittleness-austen": "figure-3-austen"},
     ),
     Section(
@@ -139,7 +137,7 @@ SECTIONS = (
         "and under 1% (`python -m benchmarks loss_weights`). What is assumed known there are the candidates, not all "
         "training data, and Kronfluence is missing: it takes an hour a network on two cores. A defender has no "
         "poisoned queries: what σ² chosen on some would reach is the last column. The network without 500 images was "
-        "trained in batches that were refilled, as in figure 3.",
+        "trained in batches that were refilled behind them; now batches only get shorter, which leaves less to chance.",
         {
             "backdoor": "table-1-fashion-mnist",
             "backdoor-cifar10": "table-1-cifar10",
