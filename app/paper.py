@@ -86,13 +86,13 @@ SECTIONS = (
         "Kronfluence leads at small budgets; InfoLoss and InfoGain catch up, and the approximation, weaker than both, "
         "is above the other baselines.",
         "Our learning rate falls to 0 over the last epoch, so that the accuracy depends less on the last steps. There "
-        "is one network, and errors are over its images, of which there are 50: two cores take three minutes for an "
-        "image. CIFAR-10 is missing: a network trained on so few images that two cores can retrain it is flipped by "
-        "random removal too, and 20 images, nine methods and three budgets of the full training are 540 trainings of "
-        "about a minute each on a large GPU. The second figure is of texts, passages of Jane Austen’s novels and a "
-        "small attention network. No passage is hard to replace there: without the best 50 of 2,000 the margin falls "
-        "by 0.2 to 0.4 on average, which few predictions are close enough to their limit to feel, so the margin says "
-        "more than the flips do.",
+        "is one network, and errors are over its images, of which there are 50: two cores take two and a half minutes "
+        "for an image. CIFAR-10 is missing: a network trained on so few images that two cores can retrain it is "
+        "flipped by random removal too, and 20 images, nine methods and three budgets of the full training are 540 "
+        "trainings of about a minute each on a large GPU. The second figure is of texts, passages of Jane Austen’s "
+        "novels and a small attention network. No passage is hard to replace there: without the best 50 of 2,000 the "
+        "margin falls by 0.2 to 0.4 on average, which few predictions are close enough to their limit to feel, so the "
+        "margin says more than the flips do.",
         {"brittleness": "figure-3-fashion-mnist", "brittleness-austen": "figure-3-austen"},
     ),
     Section(
@@ -106,10 +106,10 @@ SECTIONS = (
         "itself; the accuracy is measured on test images that neither had a say nor chose σ². To choose each class for "
         "its own test images is a variant of ours. Fashion-MNIST has one channel and an MLP in place of a ResNet-9. "
         "CIFAR-10 is stored as JPEG; all 50,000 images are candidates, and every coreset is trained on for the 24 "
-        "epochs of the usual recipe, at the default σ². There is one set of 500 test images and one "
-        "seed, so no standard error, and Kronfluence, RepSim and the approximation are missing: two cores take about a "
-        "minute for each training, and a method needs twelve. Random images do better there than in the paper, so "
-        "InfoGain, close to its numbers, is ahead of them by less.",
+        "epochs of the usual recipe, at the default σ². There is one set of 500 test images and one seed, so no "
+        "standard error, and Kronfluence, RepSim and the approximation are missing: two cores take about a minute for "
+        "each training, and a method needs twelve. Random images do better there than in the paper, so InfoGain, close "
+        "to its numbers, is ahead of them by less.",
         {"coreset": "figures-5-and-6-fashion-mnist", "coreset-cifar10": "figures-5-and-6-cifar10"},
         _figure_5(),
     ),

@@ -122,6 +122,15 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def reseed(seed: int, found: torch.device) -> None:
+    """Seed what a network draws on a device, such as dropout.
+
+    `torch.manual_seed` seeds all devices, and for CUDA it writes down the whole call stack even where there is no GPU,
+    which takes time before every step of a small network. On the processor only its own generator gets the seed.
+    """
+    (torch.default_generator.manual_seed if found.type == "cpu" else torch.manual_seed)(seed)
+
+
 def title(found: torch.device) -> str:
     """Return the name of a device for people and manifests."""
     return torch.cuda.get_device_name(found) if found.type == "cuda" else str(found)

@@ -49,15 +49,6 @@ def draw_moves(count: int, random: np.random.Generator) -> Tensor:
     return torch.from_numpy(random.integers(0, (2 * _SHIFT + 1, 2 * _SHIFT + 1, 2), (count, 3)))
 
 
-def reseed(seed: int, device: torch.device) -> None:
-    """Seed what a network draws on a device, such as dropout.
-
-    On the processor as `torch.manual_seed` does, without the note that it makes for every GPU of where it was called: a
-    tenth of a small network's step.
-    """
-    (torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed)(seed)
-
-
 def augmented(images: Tensor, moves: Tensor) -> Tensor:
     """Move each image of a batch (B, C, H, W) by up to 4 pixels and mirror some, as `draw_moves` (B, 3) says."""
     count, _, height, width = images.shape

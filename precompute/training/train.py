@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from natscope.core.bundle.format import write_atomically
-from natscope.core.device import device_of, full_precision
+from natscope.core.device import device_of, full_precision, reseed
 from natscope.core.encoders import KINDS
 from natscope.core.errors import BuildError, FileError, out_of_memory
 from natscope.core.examples import Inputs, batches
 from natscope.core.files import opened
 from natscope.core.jacobians import convolves
-from natscope.precompute.training.order import augmented, batches_of, draw_moves, parts_of, reseed
+from natscope.precompute.training.order import augmented, batches_of, draw_moves, parts_of
 
 PRECISIONS = ("float32", "bfloat16")
 OPTIMIZERS = ("sgd", "adamw")

@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from natscope.core.device import device, full_precision, precision, set_precision, title
+from natscope.core.device import device, full_precision, precision, reseed, set_precision, title
 from natscope.core.errors import BuildError
 
 
@@ -77,3 +77,12 @@ def test_operations_that_a_notebook_has_set_one_by_one_are_set_so_again():
         assert (product.fp32_precision, convolution.fp32_precision) == ("tf32", "ieee")
     finally:
         set_precision(before)
+
+
+def test_the_processor_is_seeded_as_by_torch():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        drawn = torch.rand(5)
+        torch.rand(5)
+        reseed(3, torch.device("cpu"))
+        assert torch.equal(torch.rand(5), drawn)
