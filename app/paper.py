@@ -136,8 +136,8 @@ SECTIONS = (
         "scores 0. Without that factor they find 99% and 90% or more; with a third of it for the poisoned images, 5% "
         "and under 1% (`python -m benchmarks loss_weights`). What is assumed known there are the candidates, not all "
         "training data, and Kronfluence is missing: it takes an hour a network on two cores. A defender has no "
-        "poisoned queries: what σ² chosen on some would reach is the last column. The network without 500 images was "
-        "trained in batches that were refilled behind them; now batches only get shorter, which leaves less to chance.",
+        "poisoned queries: what σ² chosen on some would reach is the last column. The last table is of a fourth "
+        "network, trained on a GPU by the same recipe as the three, and trained again without what InfoLoss names.",
         {
             "backdoor": "table-1-fashion-mnist",
             "backdoor-cifar10": "table-1-cifar10",
