@@ -107,9 +107,9 @@ SECTIONS = (
         "its own test images is a variant of ours. Fashion-MNIST has one channel and an MLP in place of a ResNet-9. "
         "CIFAR-10 is stored as JPEG; all 50,000 images are candidates, and every coreset is trained on for the 24 "
         "epochs of the usual recipe, at the default σ². There is one set of 500 test images and one seed, so no "
-        "standard error, and Kronfluence, RepSim and the approximation are missing: two cores take about a minute for "
-        "each training, and a method needs twelve. Random images do better there than in the paper, so InfoGain, close "
-        "to its numbers, is ahead of them by less.",
+        "standard error. What RelatIF, RepSim, GradDot and Kronfluence choose was trained on with a GPU, the rest with "
+        "a processor. Random images do better there than in the paper, so InfoGain, close to its numbers, is ahead of "
+        "them by less.",
         {"coreset": "figures-5-and-6-fashion-mnist", "coreset-cifar10": "figures-5-and-6-cifar10"},
         _figure_5(),
     ),
