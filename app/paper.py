@@ -107,9 +107,10 @@ SECTIONS = (
         "its own test images is a variant of ours. Fashion-MNIST has one channel and an MLP in place of a ResNet-9. "
         "CIFAR-10 is stored as JPEG; all 50,000 images are candidates, and every coreset is trained on for the 24 "
         "epochs of the usual recipe, at the default σ². There is one set of 500 test images and one seed, so no "
-        "standard error. What RelatIF, RepSim, GradDot and Kronfluence choose was trained on with a GPU, the rest with "
-        "a processor. Random images do better there than in the paper, so InfoGain, close to its numbers, is ahead of "
-        "them by less.",
+        "standard error. RelatIF, RepSim, GradDot and Kronfluence chose and were trained on a GPU (H200, PyTorch "
+        "2.11), from a bundle built there by the same command, the rest on the processor that the file names; the file "
+        "was put together from the parts of both. Random images do better there than in the paper, so InfoGain, close "
+        "to its numbers, is hardly ahead of them.",
         {"coreset": "figures-5-and-6-fashion-mnist", "coreset-cifar10": "figures-5-and-6-cifar10"},
         _figure_5(),
     ),
@@ -128,16 +129,18 @@ SECTIONS = (
         "backdoor",
         "How many of the poisoned images each method finds, on CIFAR-10 with a ResNet-9 and 1% poisoned: RepSim and "
         "the information methods nearly all, the other baselines hardly any. The attack works nearly always.",
-        "On Fashion-MNIST 1% is too little for the attack to work, so 3.3% is planted; a network of three layers "
-        "sees pictures with the same patch as alike in every layer, so RepSim does as well. Our CIFAR-10 was stored "
-        "as JPEG, and there are three attacks, on networks trained without crops and mirrored copies, with which the "
+        "On Fashion-MNIST 1% is too little for the attack to work, so 3.3% is planted; a network of three layers sees "
+        "pictures with the same patch as alike in every layer, so RepSim does as well. Our CIFAR-10 was stored as "
+        "JPEG, and there are three attacks, on networks trained without crops and mirrored copies, with which the "
         "attack works half as often. TRAK and GradDot find more than in the paper, and how well the network fits the "
         "poisoned images decides: both multiply by 1 − p of the training image, so that what is fitted completely "
         "scores 0. Without that factor they find 99% and 90% or more; with a third of it for the poisoned images, 5% "
         "and under 1% (`python -m benchmarks loss_weights`). What is assumed known there are the candidates, not all "
         "training data, and Kronfluence is missing: it takes an hour a network on two cores. A defender has no "
         "poisoned queries: what σ² chosen on some would reach is the last column. The last table is of a fourth "
-        "network, trained on a GPU by the same recipe as the three, and trained again without what InfoLoss names.",
+        "network, trained on a GPU by the same recipe as the three, and trained again without what InfoLoss names; its "
+        "run was stopped after this row, and its file was put together from what was finished, mean k(x, x) being "
+        "rounded.",
         {
             "backdoor": "table-1-fashion-mnist",
             "backdoor-cifar10": "table-1-cifar10",
