@@ -108,9 +108,9 @@ SECTIONS = (
         "CIFAR-10 is stored as JPEG; all 50,000 images are candidates, and every coreset is trained on for the 24 "
         "epochs of the usual recipe, at the default σ². There is one set of 500 test images and one seed, so no "
         "standard error. RelatIF, RepSim, GradDot and Kronfluence chose and were trained on a GPU (H200, PyTorch "
-        "2.11), from a bundle built there by the same command, the rest on the processor that the file names; the file "
-        "was put together from the parts of both. Random images do better there than in the paper, so InfoGain, close "
-        "to its numbers, is hardly ahead of them.",
+        "2.11), from the bundle that the file names; the rest on the processor that it names, from one of the same "
+        "settings. Random images do better there than in the paper, so InfoGain, close to its numbers, is hardly ahead "
+        "of them.",
         {"coreset": "figures-5-and-6-fashion-mnist", "coreset-cifar10": "figures-5-and-6-cifar10"},
         _figure_5(),
     ),
@@ -138,7 +138,7 @@ SECTIONS = (
         "and under 1% (`python -m benchmarks loss_weights`). What is assumed known there are the candidates, not all "
         "training data, and Kronfluence is missing: it takes an hour a network on two cores. A defender has no "
         "poisoned queries: what σ² chosen on some would reach is the last column. The last table is of a fourth "
-        "network, trained on a GPU by the same recipe as the three, and trained again without what InfoLoss names; its "
+        "network, trained on a GPU by the same recipe as the three, and retrained without what InfoLoss names; its "
         "run was stopped after this row, and its file was put together from what was finished, mean k(x, x) being "
         "rounded.",
         {
