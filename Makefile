@@ -36,7 +36,7 @@ format: $(VENV)/.installed-dev ## format the code
 bench: $(VENV)/.installed-dev ## print the measured ratios (needs a few minutes)
 	@$(BIN)/python -m benchmarks
 
-results: $(VENV)/.installed ## run a small version of every experiment into build/results (about ten minutes)
+results: $(VENV)/.installed ## run a small version of each experiment but LDS into build/results (about ten minutes)
 	@$(BIN)/python -m natscope.app.cli.rerun
 
 docs: $(VENV)/.installed-dev $(TYPING) ## build the documentation into build/site (it needs no network, nor do its readers)

@@ -62,7 +62,7 @@ def provenance_missing(result: Any) -> str | None:
     for name in ("experiment", "date", "command", "setting", "versions", "finding"):
         if not result.get(name):
             return name
-    identities = [bundle.get("identity") for bundle in result.get("bundles", [])] or [result.get("bundle")]
-    if not all(identities):
-        return "bundle"
+    identities = [bundle.get("identity") for bundle in result.get("bundles", [])]
+    if not identities or not all(identities):
+        return "bundles"
     return None if "seed" in result["setting"] else "seed"

@@ -214,7 +214,7 @@ def fooled(progress: Progress, place: Place) -> np.ndarray:
 
 def sketch_error(progress: Progress, place: Place, count: int) -> SketchError | None:
     """Measure the sketch on the first `count` training images; None for the exact kernel."""
-    return _opened(place).trust(count)
+    return _opened(place).sketch_error(count)
 
 
 def curves(

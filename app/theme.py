@@ -74,10 +74,14 @@ def streamlit_theme() -> dict[str, str]:
 
 
 def style(palette: Palette) -> str:
-    """Return CSS for text that Streamlit draws too faintly: captions, and what stands on the accent."""
+    """Return CSS for text that Streamlit draws too faintly, and for tables and formulas wider than a phone."""
     on_accent = '[data-testid="stBaseButton-primary"], [data-testid="stMultiSelect"] [data-tag] *'
     captions = '[data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p'
-    return f"{on_accent} {{ color: {palette.background}; }}\n{captions} {{ color: {palette.muted}; opacity: 1; }}\n"
+    wide = '[data-testid="stMarkdownContainer"] table, .katex-display'
+    return (
+        f"{on_accent} {{ color: {palette.background}; }}\n{captions} {{ color: {palette.muted}; opacity: 1; }}\n"
+        f"{wide} {{ display: block; max-width: 100%; overflow: auto hidden; }}\n"
+    )
 
 
 def _between(share: float) -> str:

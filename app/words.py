@@ -29,8 +29,12 @@ GLOSSARY = {
     "Jacobian": "How the target’s logit would change with each weight of the network. Two examples with similar "
     "Jacobians teach the network the same thing.",
     "M": "How many training examples are selected, one after another.",
+    "LDS": "Linear datamodelling score: how well summed scores of random halves of the training data put networks that "
+    "are trained on these halves in order, as a rank correlation.",
     "Nat": "A unit of information, like a bit (1 nat = 1.44 bits). n nats make the model’s uncertainty about its "
     "prediction eⁿ times as narrow: 0.7 nats halve it.",
+    "NTK scaling": "Each weight’s Jacobian is multiplied by √(2 / fan-in), as in the neural tangent kernel’s "
+    "parameterisation; predictions stay the same.",
     "Out-of-distribution": "An example unlike any in the training data. The network still names a class, but neither "
     "the prediction nor its attribution means much.",
     "Pool": "The training examples that may be selected: those labelled with the target, or all of them.",
@@ -45,6 +49,8 @@ GLOSSARY = {
     "those that greedy selection for this loss finds, at the same M and σ².",
     "Retrain": "Train the network once more from the same initial weights in the same order, without some examples or "
     "with some examples alone.",
+    "Scale of the kernel": "The power of ten nearest, on a logarithmic axis, to mean k(x, x), the mean squared length "
+    "of the training examples’ Jacobians. σ² means something only relative to it.",
     "Sketch": "A random projection of the Jacobian to K numbers (4,096 by default) that keeps inner products nearly "
     "unchanged. How far they are off is the sketch error.",
     "Surrogate": "The network linearised at its trained weights: a Gaussian process whose kernel is the inner "
@@ -293,12 +299,16 @@ def data_of(setting: Mapping[str, str]) -> str:
 
 
 def setting_of(setting: Mapping[str, Any]) -> str:
-    """Return a result's data and network in words (Markdown), with the length of its training if that is known."""
+    """Return a result's data, network and kernel in words (Markdown), and the length of its training, where known."""
     kind, _, widths = setting["network"].partition(" ")
     named = {"resnet9": "ResNet-9", "attention": "attention network", "mlp": f"MLP {widths}"}
     network = named.get(kind, setting["network"])
     epochs = f", {setting['recipe']['epochs']} epochs" if setting.get("recipe") else ""
-    return f"{data_of(setting)}; {escape.markdown(network)}{epochs}"
+    of_it = ""
+    if kernel := setting.get("kernel"):
+        scaled = kernel["ntk"] and "measurement" not in setting  # that of the margin is never scaled
+        of_it = f"; K = {kernel['sketch']['dim']:,}, {'with' if scaled else 'without'} NTK scaling"
+    return f"{data_of(setting)}; {escape.markdown(network)}{epochs}{of_it}"
 
 
 def article(name: str, *, capital: bool = False) -> str:

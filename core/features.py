@@ -80,9 +80,15 @@ class FeatureMap:
     def features(
         self, inputs: Tensor | Inputs, targets: Tensor | np.ndarray, *, measurement: str = "logit"
     ) -> np.ndarray:
-        """Return (N, W) float32 features of the measurement at `targets` (N,) for inputs (N, ...)."""
+        """Return (N, W) float32 features of the measurement at `targets` (N,) for inputs (N, ...).
+
+        Raises:
+            ValueError: if there are no inputs, or not one target for each.
+        """
         # A bundle's labels are read-only, which tensors cannot be: torch warns unless it gets a copy.
         targets = targets.long() if isinstance(targets, Tensor) else torch.from_numpy(np.array(targets, dtype=np.int64))
+        if len(targets) != len(inputs):
+            raise ValueError(f"There are {len(inputs):,} inputs and {len(targets):,} targets; each input needs one.")
         self._fit(inputs, targets)
         found: np.ndarray | None = None
         for part in batches(inputs, self.batch_size):

@@ -85,6 +85,7 @@ def info_gain(
         array([0.28, 0.44, 0.6 ])
     """
     pool, queries = _pool_and_queries(features, queries, sigma2, budget)
+    exclude = pool.rows(exclude).tolist()
     return _gain(pool, queries, sigma2, budget, exclude, quotas, divide=True)
 
 
@@ -126,6 +127,7 @@ def info_gain_approx(
         True
     """
     pool, queries = _pool_and_queries(features, queries, sigma2, budget)
+    exclude = pool.rows(exclude).tolist()
     if index is None:
         return _gain(pool, queries, sigma2, budget, exclude, quotas, divide=False)
     if len(queries) != 1:
@@ -172,7 +174,7 @@ def info_loss(
         True
     """
     pool, queries = _pool_and_queries(features, queries, sigma2, budget)
-    exclude = tuple(dict.fromkeys(exclude))
+    exclude = pool.rows(exclude).tolist()
     posterior = (conditioning or pool).posterior(queries, sigma2)
     # With no other examples x has precision 1 / (sigma2 + k_xx): rounding must not take it lower.
     floor = 1 / (sigma2 + pool.diagonal)
@@ -303,13 +305,6 @@ def _pool_and_queries(
     features: np.ndarray | Pool, queries: np.ndarray, sigma2: float, budget: int
 ) -> tuple[Pool, np.ndarray]:
     pool = features if isinstance(features, Pool) else Pool(np.asarray(features))
-    queries = np.atleast_2d(queries)
-    if queries.ndim != 2 or queries.shape[1] != pool.features.shape[1]:
-        raise ValueError(f"Queries need {pool.features.shape[1]} features like the pool's, not shape {queries.shape}.")
-    if not np.isfinite(queries).all():
-        raise ValueError("The query's features hold values that are not finite.")
-    if not (np.isfinite(sigma2) and sigma2 > 0):
-        raise ValueError(f"sigma2 is a variance and must be a positive number, not {sigma2}.")
-    if budget < 1:
-        raise ValueError(f"The budget M must be at least 1, not {budget}.")
-    return pool, queries
+    if not isinstance(budget, (int, np.integer)) or budget < 1:
+        raise ValueError(f"The budget M must be a whole number of at least 1, not {budget!r}.")
+    return pool, pool.checked(queries, sigma2)

@@ -21,6 +21,10 @@ def information_gain(pool: Pool, queries: np.ndarray, sigma2: float, subset: Seq
         sigma2: noise variance.
         subset: rows of the pool, in any order.
 
+    Raises:
+        ValueError: if a row is not of the pool, the queries are not like its members, or sigma2 is not positive
+            or too small for double precision.
+
     Examples:
         >>> pool, query = natscope.Pool(np.eye(3)), np.array([1.0, 1.0, 0.0])
         >>> round(natscope.information_gain(pool, query, 1.0, [0]), 3)  # 1/2 log(2 / 1.5)
@@ -28,10 +32,10 @@ def information_gain(pool: Pool, queries: np.ndarray, sigma2: float, subset: Seq
         >>> natscope.information_gain(pool, query, 1.0, [2])
         0.0
     """
-    queries, subset = np.atleast_2d(queries), np.asarray(subset, dtype=np.int64)
+    queries, subset = pool.checked(queries, sigma2), pool.rows(subset)
     prior, cross = pool.prior(queries), pool.cross(queries)[subset]
     block = pool.columns(subset)[subset] + sigma2 * np.eye(len(subset))
-    fall = np.einsum("sq,sq->q", cross, scipy.linalg.solve(block, cross, assume_a="pos"))
+    fall = np.einsum("sq,sq->q", cross, _solved(block, cross))
     return mean_half_log_ratio(prior, prior - fall)
 
 
@@ -52,14 +56,18 @@ def information_loss(
         subset: rows of the pool, in any order.
         conditioning: D; the pool itself by default.
 
+    Raises:
+        ValueError: if a row is not of the pool, the queries are not like its members, or sigma2 is not positive
+            or too small for double precision.
+
     Examples:
         >>> pool, query = natscope.Pool(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])), np.array([1.0, 0.0])
         >>> loss = natscope.information_loss(pool, query, 1.0, [0])
         >>> bool(loss < natscope.information_loss(pool, query, 1.0, [0, 1]) / 2)  # its twin covers for it
         True
     """
-    subset = np.asarray(subset, dtype=np.int64)
-    posterior = (conditioning or pool).posterior(np.atleast_2d(queries), sigma2)
+    queries, subset = pool.checked(queries, sigma2), pool.rows(subset)
+    posterior = (conditioning or pool).posterior(queries, sigma2)
     return mean_half_log_ratio(posterior.variance + _rise(posterior, subset), posterior.variance)
 
 
@@ -125,16 +133,9 @@ def loss_of_each(
         conditioning: D; the pool itself by default.
         exclude: rows of the pool that are no part of D; they lose nothing.
     """
-    posterior = (conditioning or pool).posterior(query[None], sigma2)
-    alpha, variance, precision = posterior.alpha[:, 0], posterior.variance[0], posterior.precision
-    # Without a row r, A = (K + sigma2 I)^-1 becomes A - A_r A_r^T / A_rr.
-    columns = posterior.precision_columns(list(exclude)) if exclude else np.zeros((len(alpha), 0))
-    for position, row in enumerate(exclude):
-        column, own = columns[:, position], columns[row, position]
-        alpha, variance = alpha - column * alpha[row] / own, variance + alpha[row] ** 2 / own
-        precision = precision - column**2 / own
-        columns = columns - np.outer(column, columns[row]) / own
-    precision = np.maximum(precision, 1 / (sigma2 + pool.diagonal))
+    posterior = (conditioning or pool).posterior(query[None], sigma2).without(exclude, sigma2)
+    alpha, variance = posterior.alpha[:, 0], posterior.variance[0]
+    precision = np.maximum(posterior.precision, 1 / (sigma2 + pool.diagonal))
     losses = 0.5 * np.log1p(alpha**2 / (precision * max(float(variance), np.finfo(float).tiny))) * np.sign(alpha)
     losses[list(exclude)] = 0
     return losses
@@ -300,4 +301,11 @@ def _rise(posterior: Posterior, subset: np.ndarray) -> np.ndarray:
     if not len(subset):
         return np.zeros_like(posterior.variance)
     alpha, block = posterior.alpha[subset], posterior.precision_columns(subset)[subset]
-    return np.einsum("sq,sq->q", alpha, scipy.linalg.solve(block, alpha, assume_a="pos"))
+    return np.einsum("sq,sq->q", alpha, _solved(block, alpha))
+
+
+def _solved(block: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    try:
+        return scipy.linalg.cho_solve(scipy.linalg.cho_factor(block), cross)
+    except np.linalg.LinAlgError as error:
+        raise ValueError("sigma2 is too small: these rows cannot be told apart in double precision.") from error

@@ -79,6 +79,7 @@ class Pool:
         Raises:
             ValueError: if features are not a matrix, or hold NaN or infinity (of a memory map: once all are read).
         """
+        features = np.asarray(features) if isinstance(features, Sequence) else features
         if features.ndim != 2 or not len(features):
             raise ValueError(f"A pool needs features of shape (n, K) with n at least 1, not {features.shape}.")
         self.features = cast(np.ndarray, features)
@@ -92,6 +93,37 @@ class Pool:
     def __len__(self) -> int:
         """Return n, the number of candidates."""
         return len(self.features)
+
+    def checked(self, queries: np.ndarray, sigma2: float) -> np.ndarray:
+        """Return queries (K,) or (Q, K) as a matrix (Q, K).
+
+        Raises:
+            ValueError: unless they are like the members, finite and at least one, and sigma2 is a positive number.
+        """
+        queries = np.atleast_2d(queries)
+        if queries.ndim != 2 or not len(queries) or queries.shape[1] != self.features.shape[1]:
+            raise ValueError(
+                f"Queries need {self.features.shape[1]} features like the pool's, not shape {queries.shape}."
+            )
+        if not np.isfinite(queries).all():
+            raise ValueError("The query's features hold values that are not finite.")
+        if not isinstance(sigma2, (int, float, np.number)) or not (np.isfinite(sigma2) and sigma2 > 0):
+            raise ValueError(f"sigma2 is a variance and must be a positive number, not {sigma2!r}.")
+        return queries
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return rows of the pool without repetition, in their order, (n',) int64; of a mask (n,) those that are True.
+
+        Raises:
+            ValueError: if there is no such row.
+        """
+        found = np.asarray(indices)
+        if found.dtype == bool and found.shape == (len(self),):
+            found = np.flatnonzero(found)
+        whole = found.ndim == 1 and (not len(found) or np.issubdtype(found.dtype, np.integer))
+        if not whole or not ((found >= 0) & (found < len(self))).all():
+            raise ValueError(f"Rows of this pool are whole numbers from 0 to {len(self) - 1:,}, not {indices!r}.")
+        return np.array(list(dict.fromkeys(found.tolist())), dtype=np.int64)
 
     @property
     def fits_gram(self) -> bool:

@@ -50,6 +50,25 @@ class Posterior:
     pool_variance: np.ndarray
     whole: Whole = lambda: None
 
+    def without(self, rows: Sequence[int], sigma2: float) -> "Posterior":
+        """Return what is known once some candidates are taken out of D; for these rows themselves it has no meaning."""
+        if not (rows := list(dict.fromkeys(rows))):
+            return self
+        alpha, variance, precision, pool_variance = self.alpha, self.variance, self.precision, self.pool_variance
+        taken = np.array(self.precision_columns(rows))
+        for position, row in enumerate(rows):  # without a row r, P becomes P - P_r P_r^T / P_rr
+            column = taken[:, position] / np.sqrt(taken[row, position])
+            taken[:, position + 1 :] -= np.outer(column, column[rows[position + 1 :]])
+            taken[:, position] = column
+            gone = alpha[row] / np.sqrt(precision[row])
+            alpha, variance = alpha - np.outer(column, gone), variance + gone**2
+            precision, pool_variance = precision - column**2, pool_variance + sigma2**2 * column**2
+
+        def columns(indices: Sequence[int] | np.ndarray) -> np.ndarray:
+            return self.precision_columns(indices) - taken @ taken[indices].T
+
+        return Posterior(variance, alpha, precision, columns, pool_variance)
+
 
 class Conditioning(Protocol):
     """A conditioning set D, prepared so that any query at any sigma2 is cheap."""

@@ -33,7 +33,7 @@ class SketchError:
         return float(np.sqrt(np.mean((self.ratios - 1) ** 2))) if len(self.ratios) else 0.0
 
 
-def trust(
+def measure(
     model: nn.Module,
     spec: SketchSpec,
     inputs: Tensor,

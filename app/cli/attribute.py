@@ -250,7 +250,8 @@ def _for_people(bundle: Any, query: Any, result: Any) -> Iterator[str]:
 
     classes, method = bundle.classes, METHODS[result.request.method]
     chance = query.probabilities[query.predicted]
-    yield f"Predicted {classes[query.predicted]} ({chance:.1%}); attributed: {classes[result.target]}."
+    label = "" if query.label is None else f", labelled {classes[query.label]}"
+    yield f"Predicted {classes[query.predicted]} ({chance:.1%}){label}; attributed: {classes[result.target]}."
     if (reading := query.example.reading(0)) is not None and (said := reading.sentence()):
         yield said
     if query.ood > 1:

@@ -116,6 +116,8 @@ def tune(
 
     opened = None
     if take is not None:
+        if any((out, queries, budget, methods, conditioning, seed, score != "margin")):
+            raise QueryError("--take measures nothing and takes every value of its result; leave out all but --bundle.")
         file, result = take, tuning.read(take)
     else:
         usual = tuple(name for name, method in METHODS.items() if method.uses_sigma2)
@@ -137,8 +139,8 @@ def tune(
 
         result = _measured(file, measure, size)
     rescaled = tuning.record(bundle, result, file.name, opened=opened)
-    how = "on the scale of its features" if rescaled else "as they are, for the result does not say on which scale"
-    say(f"The bundle's manifest holds these values, {how}; they are now its defaults.")
+    how = "rescaled to its kernel" if rescaled else "as they are, for the result does not say on which scale"
+    say(f"The bundle holds these values, {how}; they are now its defaults.")
 
 
 def _measured(out: Path, run: Callable[..., Any], asked: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +154,9 @@ def _measured(out: Path, run: Callable[..., Any], asked: dict[str, Any]) -> dict
         raise QueryError(f"--out names a JSON file, such as result.json, not {out.name}.")
     cache = ResultCache(out.with_suffix(".partial.json"))
     try:
-        check_writable(out, "--out")
+        for suffix in (".json", ".png", ".svg", ".md", ".partial.json", ".partial.lock"):
+            check_writable(out.with_suffix(suffix), "--out")
+        cache.check_own()
         with Bars() as bars:
             result = run(cache=cache, progress=bars).to_dict()
         for kind, data in experiment_files(result):

@@ -1,4 +1,4 @@
-"""Run a small version of every experiment: `make results`, or `python -m natscope.app.cli.rerun FOLDER`.
+"""Run a small version of every experiment but LDS: `make results`, or `python -m natscope.app.cli.rerun FOLDER`.
 
 Each is the same command as the full one with fewer epochs, queries and methods; the bundles are of the embedded data.
 """

@@ -86,6 +86,7 @@ class _Indices(click.ParamType):
 PATH, PLACE = _Path(path_type=Path), _Place(path_type=Path)
 WHOLE, COUNT = _Whole(0, 10**9), _Whole(1, 10**9)
 GIGABYTES = _Finite(1, 10**6)
+_LONGEST = 200  # bytes of a name, to which temporary files add some
 SEED = _Whole(0, 2**63 - 1)  # what torch takes
 INDICES = _Indices()
 
@@ -110,5 +111,7 @@ def check_writable(file: Path, option: str) -> None:
             )
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.is_dir():
-        raise QueryError(f"{file} is a folder; {option} names the file to write.")
+        raise QueryError(f"{file} is a folder, and {option} writes a file of this name; choose another.")
+    if len(os.fsencode(file.name)) > _LONGEST:
+        raise QueryError(f"The name of the file for {option} is too long; choose one of at most {_LONGEST} bytes.")
     tempfile.TemporaryFile(dir=file.parent).close()

@@ -8,7 +8,6 @@ import numpy as np
 from natscope.app.figures.chart import Axis, Bars, Lines, Reference, Series, line_of, measured
 from natscope.app.theme import MUTED
 from natscope.core.methods import METHODS
-from natscope.precompute.experiments.backdoor import blind, oracle_of
 
 
 def roc(rankings: Mapping[str, np.ndarray]) -> Lines:
@@ -32,12 +31,11 @@ def recalls(result: dict[str, Any]) -> Bars:
     rows = sorted(result["rows"], key=lambda row: -row["recall"]["mean"])
     recall = measured([row["recall"] for row in rows], 100)
     chance = 100 * result["attack"]["base_rate"]["mean"]
-    oracles = [oracle_of(row) for row in rows] if blind(result) else []
-    said = "◇ with the oracle’s σ²" if any(oracles) else "σ² chosen on poisoned queries"
+    oracles = [row["oracle"] for row in rows]
     return Bars(
         [METHODS[row["method"]].title for row in rows],
         recall["y"],
-        Axis(f"Recall@{result['setting']['recall_at']} (%), {said}", range=(0, 104)),
+        Axis(f"Recall@{result['setting']['recall_at']} (%), ◇ with the oracle’s σ²", range=(0, 104)),
         colours=[METHODS[row["method"]].colour for row in rows],
         error=recall["error"],
         hover="{name}: {x:.1f}{spread}%",
@@ -49,8 +47,6 @@ def recalls(result: dict[str, Any]) -> Bars:
 def sigma2_chosen(result: dict[str, Any]) -> str:
     """Return in a sentence how the experiment's σ² was chosen."""
     tuned_on = f"{result['setting']['tuned_on']} other poisoned queries of each network"
-    if not blind(result):
-        return f"σ² was chosen by recall on {tuned_on}, which a defender would not have."
     sources: dict[str, list[str]] = {}
     for row in result["rows"]:
         for file in dict.fromkeys(row["tuned"] or ()):
@@ -58,6 +54,6 @@ def sigma2_chosen(result: dict[str, Any]) -> str:
             sources.setdefault(source, []).append(METHODS[row["method"]].title)
     usual = "; ".join(f"{', '.join(titles)}: {source}" for source, titles in sources.items())
     return (
-        f"σ² was chosen without a look at the poison ({usual or 'no method uses it'}). The oracle’s is the one of the "
+        f"σ² was chosen without using poisoned images ({usual or 'no method uses it'}). The oracle’s is the one of the "
         f"highest recall on {tuned_on}."
     )

@@ -8,7 +8,7 @@ import numpy as np
 from natscope.app.figures.attribution import IMAGES, gained
 from natscope.app.figures.chart import Axis, Bars, Lines, Reference, marked_line, measured
 from natscope.app.theme import MUTED
-from natscope.core.analysis.coreset import FREE, PER_CLASS, QUOTAS, variant_of
+from natscope.core.analysis.coreset import FREE, PER_CLASS, QUOTAS
 from natscope.core.methods import METHODS, RANDOM
 from natscope.precompute.experiments.coreset import whole_title
 
@@ -65,7 +65,7 @@ def accuracies(result: dict[str, Any]) -> list[Lines]:
     )
     charts = []
     for variant, title in _TITLES.items():
-        rows = [row for row in result["rows"] if variant_of(row) == variant]
+        rows = [row for row in result["rows"] if row["variant"] == variant]
         if not rows:
             continue
         lines = [

@@ -5,8 +5,6 @@ from typing import Any
 
 from natscope.app import escape
 from natscope.app.paper import table_1
-from natscope.core.analysis.coreset import variant_of
-from natscope.precompute.experiments.backdoor import oracle_of
 from natscope.precompute.experiments.lds import measurable
 
 _Lines = Iterator[dict[str, Any]]
@@ -47,8 +45,8 @@ def _recalls(result: dict[str, Any]) -> _Lines:
         published = paper.get(row["method"], ())
         for name, mean, error in zip(names, published[::2], published[1::2], strict=bool(published)):
             line |= {f"{name}_paper": mean, f"{name}_paper_error": error}
-        if oracle := oracle_of(row):
-            line |= {"sigma2_oracle": _listed(oracle["sigma2"]), "sigma2_oracle_by_scale": oracle.get("ratio")}
+        if oracle := row["oracle"]:
+            line |= {"sigma2_oracle": _listed(oracle["sigma2"]), "sigma2_oracle_by_scale": oracle["ratio"]}
             for name, value in zip(names, ("recall", "mrr"), strict=True):
                 line |= _value(f"{name}_oracle", oracle[value])
         yield line
@@ -57,7 +55,7 @@ def _recalls(result: dict[str, Any]) -> _Lines:
 def _accuracies(result: dict[str, Any]) -> _Lines:
     for row in result["rows"]:
         for size, accuracy in zip(result["setting"]["grid"], row["accuracy"], strict=True):
-            yield _method(row) | {"variant": variant_of(row), "M": size} | _value("accuracy", accuracy)
+            yield _method(row) | {"variant": row["variant"], "M": size} | _value("accuracy", accuracy)
     yield {"method": "all"} | _value("accuracy", result["all_data"])
 
 

@@ -8,7 +8,6 @@ from natscope.app.paper import table_1
 from natscope.app.words import sigma2_text
 from natscope.core.analysis.coreset import title_of
 from natscope.core.methods import METHODS
-from natscope.precompute.experiments.backdoor import blind, oracle_of
 from natscope.precompute.experiments.coreset import whole_title
 from natscope.precompute.experiments.lds import measurable
 
@@ -39,28 +38,24 @@ def recall_table(result: dict[str, Any]) -> Table:
     """Return the backdoor's result, the best method first, beside the paper's where the setting is the paper's.
 
     The last column is about the σ² that poisoned queries choose: what it would reach, as a multiple of the features'
-    scale, or in older results, which were measured there alone, which one it is.
+    scale.
     """
     setting, chance = result["setting"], result["attack"]["base_rate"]["mean"]
-    paper, unseen = table_1(setting), blind(result)
+    paper = table_1(setting)
     measures = [f"recall@{setting['recall_at']}", f"MRR@{setting['budget']}"]
     rows = []
     for row in sorted(result["rows"], key=lambda row: -row["recall"]["mean"]):
-        published, oracle = paper.get(row["method"], ()), oracle_of(row)
+        published, oracle = paper.get(row["method"], ()), row["oracle"]
         cells = [f"{mean:.3f} ± {error:.3f}" for mean, error in zip(published[::2], published[1::2], strict=True)]
-        if oracle and unseen:
-            last = f"{_value(oracle['recall'], '.3f')} ({_sigma2(oracle['ratio'])})"
-        else:
-            last = _sigma2(oracle["sigma2"][0]) if oracle else ""
         rows.append(
             [
                 METHODS[row["method"]].title,
                 *(_value(row[name], ".3f") for name in ("recall", "mrr")),
                 *(cells or ["", ""] if paper else []),
-                last,
+                f"{_value(oracle['recall'], '.3f')} ({_sigma2(oracle['ratio'])})" if oracle else "",
             ]
         )
-    chosen = f"{measures[0]} of the oracle (σ² / scale)" if unseen else "σ², chosen by recall on poisoned queries"
+    chosen = f"{measures[0]} of the oracle (σ² / scale)"
     columns = ["method", *measures, *(f"{name}, paper" for name in measures if paper), chosen]
     return _table(columns, rows, ["chance", f"{chance:.3f}"])
 

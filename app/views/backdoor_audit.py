@@ -20,7 +20,7 @@ from natscope.app.views.backdoor_scene import (
     show_once_there,
 )
 from natscope.app.views.job import run_job
-from natscope.core.analysis.audit import FIRST, SIGMA2
+from natscope.core.analysis.audit import FIRST, sigma2_of
 from natscope.core.metrics import average_precision
 from natscope.precompute.training.retrain import too_slow
 
@@ -180,7 +180,7 @@ def _numbers(scene: Scene, scores: np.ndarray) -> None:
         f"Average precision here {average_precision(order, planted):.3f}. Suspicion of an image: the mean "
         "concentration of the predictions about the other images of its label, weighted by how much each relies on it, "
         f"itself left out; concentration is the share of a prediction’s information that its first {FIRST} images "
-        f"contribute, one at a time, at σ² = {SIGMA2:g}."
+        f"contribute, one at a time, at σ² = {words.sigma2_text(sigma2_of(scene.attributor.bundle))}."
     )
     result = measured_for(scene.attributor)
     if result is not None:
@@ -188,10 +188,11 @@ def _numbers(scene: Scene, scores: np.ndarray) -> None:
         runs = [run for run in result["audit"]["runs"] if run["seed"] not in chosen_on] or result["audit"]["runs"]
         precisions = ", ".join(f"{run['average_precision']:.3f}" for run in runs)
         least = min(run["precision_at_poisoned"] for run in runs) if runs else float("nan")
+        unseen = words.counted(len(runs), "unseen seed")
         st.caption(
-            f"The score was chosen among several on attacks with seeds {result['audit']['chosen_on']}; on "
-            f"{len(runs)} unseen seeds its average precision is {precisions}, and at least {least:.0%} of as many "
-            "suspects as there are planted images are planted. It fails where the attack itself hardly works, "
-            "with a few planted images a class, and where a third of a label or more is planted. A list has "
-            "first places even where nothing was planted: rare but honest kinds of images come first there."
+            f"The score was chosen among several on attacks with seeds {result['audit']['chosen_on']}; on {unseen} its "
+            f"average precision is {precisions}, and at least {least:.0%} of as many suspects as there are planted "
+            "images are planted. It fails where the attack itself hardly works, with a few planted images a class, and "
+            "where a third of a label or more is planted. A list has first places even where nothing was planted: rare "
+            "but honest kinds of images come first there."
         )

@@ -25,7 +25,8 @@ def draw() -> None:
                 f"{'depends on' if method.sketched else 'does not use'} the sketch · `--method {method.name}`"
                 f"{f' · a bundle gets its parts by `--methods {method.name}`' if method.files else ''}"
             )
-            formula.latex(method.formula)
+            for line in method.formula.split(r",\qquad "):  # one below the other, so that each fits a phone
+                formula.latex(line)
     left, right = st.columns(2, gap="large")
     with left:
         st.subheader("Glossary")

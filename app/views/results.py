@@ -125,8 +125,7 @@ def _one(result: dict[str, Any], file: str) -> None:
         st.caption(escape.sentence(sigma2_chosen(result)))
     _downloads(result, file, key)
     with st.expander("How to reproduce"):
-        made = result.get("bundles") or []
-        identities = [bundle["identity"] for bundle in made] or [result["bundle"]]
+        identities = [bundle["identity"] for bundle in result["bundles"]]
         st.code(commands(result), language=None)
         st.markdown(
             f"{'Bundles' if len(identities) > 1 else 'Bundle'}: {', '.join(identities)}. "
@@ -152,7 +151,7 @@ def _downloads(result: dict[str, Any], file: str, key: str) -> None:
 
 def _size(result: dict[str, Any]) -> str:
     setting = result["setting"]
-    count = len(result.get("bundles") or [1])
+    count = len(result["bundles"])
     queries = f"{setting['queries']:,} queries" + (" a network" if count > 1 else "")
     if result["experiment"] == "retraining":
         queries = "1 query a class" if setting["queries"] == 1 else f"{setting['queries']:,} queries a class"
@@ -163,6 +162,8 @@ def _size(result: dict[str, Any]) -> str:
     sigma2 = {row["method"]: row["sigma2"] for row in result.get("rows", []) if row.get("sigma2")}
     settings = ", ".join(f"{METHODS[name].title} {_values(value)}" for name, value in sigma2.items() if name)
     parts += [f"σ²: {settings}"] if settings else []
+    if settings and "kernel" in setting and "measurement" not in setting:
+        parts.append(f"mean k(x, x) {words.sigma2_text(setting['kernel']['mean'])}")
     return f"{'; '.join(parts)}. Measured on {result['date']}."
 
 

@@ -9,16 +9,22 @@ import numpy as np
 import scipy.linalg
 
 from natscope.core.bundle.attributor import Attributor
+from natscope.core.bundle.format import Bundle
 from natscope.core.progress import Progress, silent
 
-SIGMA2 = 1e3
+RATIO = 100.0  # of sigma2 to the scale of the features, as chosen on the embedded data
 FIRST = 20  # examples; a prediction's concentration is the share of its nats that its first so many carry
+
+
+def sigma2_of(bundle: Bundle) -> float:
+    """Return the audit's noise variance for a bundle."""
+    return RATIO * bundle.scale()
 
 
 def suspicion(
     attributor: Attributor,
     *,
-    sigma2: float = SIGMA2,
+    sigma2: float | None = None,
     first: int = FIRST,
     progress: Progress = silent,
 ) -> np.ndarray:
@@ -26,13 +32,14 @@ def suspicion(
 
     Args:
         attributor: the opened bundle.
-        sigma2: noise variance.
+        sigma2: noise variance; `sigma2_of` the bundle by default.
         first: how many examples a concentrated support may have.
         progress: called once a class.
 
     Returns:
         (N,) float64 from 0 to 1, NaN in classes with too few examples to tell.
     """
+    sigma2 = sigma2_of(attributor.bundle) if sigma2 is None else sigma2
     labels = attributor.train_labels
     scores = np.full(len(labels), np.nan)
     for label, title in enumerate(attributor.bundle.classes):
@@ -45,7 +52,7 @@ def suspicion(
     return scores
 
 
-def class_suspicion(gram: np.ndarray, *, sigma2: float = SIGMA2, first: int = FIRST) -> np.ndarray:
+def class_suspicion(gram: np.ndarray, *, sigma2: float, first: int = FIRST) -> np.ndarray:
     """Score the examples of one class.
 
     Args:

@@ -154,14 +154,9 @@ class Coresets:
         return self._own.get(label, lambda: self.attributor.margin_candidates(rows, progress))
 
 
-def variant_of(row: Mapping[str, Any]) -> str:
-    """Return the variant of a row of an experiment's result; older results say "balanced" where they mean per class."""
-    return str(row["variant"]) if "variant" in row else (PER_CLASS if row["balanced"] else FREE)
-
-
 def title_of(row: Mapping[str, Any]) -> str:
     """Return the title of a row of an experiment's result: its method, and the variant unless it is "free"."""
-    return ", ".join(part for part in (METHODS[row["method"]].title, BALANCE[variant_of(row)]) if part)
+    return ", ".join(part for part in (METHODS[row["method"]].title, BALANCE[row["variant"]]) if part)
 
 
 def shares(budget: int, sizes: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from natscope.core.methods import REFERENCE
 from natscope.core.metrics import information_loss_curve
 from natscope.core.progress import Progress
 
-_HELD_OUT = 5  # every fifth test example is for choosing settings, and never reported
+_HELD_OUT = 5  # every fifth test example is for choosing settings, and never reported where one was chosen
 
 
 @dataclass(frozen=True)

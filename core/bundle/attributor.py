@@ -28,7 +28,7 @@ from natscope.core.metrics import redundancy
 from natscope.core.noise_regime import regime
 from natscope.core.pool import Pool
 from natscope.core.progress import Progress, silent
-from natscope.core.sketch_error import SketchError, trust
+from natscope.core.sketch_error import SketchError, measure
 from natscope.core.sketches import SketchSpec
 
 _QUERIES = 128  # whose features are kept: asked by one method or at one sigma2, they are asked by others
@@ -103,7 +103,7 @@ class Attributor(Capabilities):
         self._artifacts.check()
         self._sets.check()
 
-    def trust(self, count: int) -> SketchError | None:
+    def sketch_error(self, count: int) -> SketchError | None:
         """Measure the sketch on the first training examples, each under its own label; None for the exact kernel."""
         self.bundle.check_unchanged()
         spec, manifest = self.features.sketch.spec, self.bundle.manifest
@@ -112,7 +112,7 @@ class Attributor(Capabilities):
         part = slice(0, count)
         inputs, labels = self.bundle.inputs("train")[part], self.train_labels[part]
         model, layers = self.features.model, manifest.layers
-        return trust(model, spec, inputs, labels, ntk=manifest.ntk, layout=manifest.layout, layers=layers)
+        return measure(model, spec, inputs, labels, ntk=manifest.ntk, layout=manifest.layout, layers=layers)
 
     def query(self, origin: str, index: int) -> QueryExample:
         """Take a query from the "test" or the "train" examples.

@@ -54,6 +54,7 @@ __all__ = [
 ]
 FIX = "delete the folder and build it again with the command that made it"
 GRID = range(-6, 6)  # exponents of the paper's grid of sigma2
+_OF_CORESETS = 0.1  # usual sigma2 for coresets, as a multiple of the features' scale: `natscope tune --score coreset`
 _DECADES = 20  # that a scale may be from 1, so that no sigma2 around it is too small or too large
 _MANIFESTS: BoundedCache[Manifest | SchemaError] = BoundedCache(64)
 
@@ -116,8 +117,8 @@ class Bundle:
         Raises:
             ValueError: for another purpose.
         """
-        usual = self.scale(purpose) * (METHODS[method].ratio if method in METHODS else 1.0)
-        chosen = self.manifest.chosen
+        ratio = _OF_CORESETS if purpose in OF_MARGINS else METHODS[method].ratio if method in METHODS else 1.0
+        usual, chosen = ratio * self.scale(purpose), self.manifest.chosen
         of_features = {} if purpose in OF_MARGINS else chosen["prediction"]
         return float(chosen[purpose].get(method, of_features.get(method, usual)))
 

@@ -89,7 +89,7 @@ class Method:
         uses_sigma2: whether sigma2 changes the ranking.
         ratio: its usual sigma2, as a multiple of the features' scale, where nothing was tuned: 1 for methods that
             condition on data, 10 for those that start from nothing. It was best for InfoLoss and InfoGain on three
-            kinds of small networks (`python -m benchmarks ratios`).
+            kinds of small networks (`python -m benchmarks ratios`). Coresets take another, of `core/bundle/format.py`.
         signed: whether the ranking itself runs from proponents to opponents.
         conditions: whether a conditioning set other than the pool makes a difference.
         score: what the score is, in words, with its unit.

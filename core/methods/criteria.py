@@ -26,8 +26,8 @@ def _loss_of_each(candidates: Candidates, query: Query, settings: Settings) -> n
     "another, so a near-duplicate counts for little until its twins are gone.",
     formula=r"\arg\max_x \frac{(v_{x*}^{D\setminus A})^2}{\sigma^2 - v_x^{D\setminus A}},\qquad "
     r"\mathrm{InfoLoss}(S)=\tfrac12\log\frac{v_*(D\setminus S)}{v_*(D)}",
-    advice="The first choice for finding what one prediction really depends on, or which examples to remove to "
-    "change it.",
+    advice="The first choice for finding what one prediction really depends on: what no other example could stand in "
+    "for.",
     information="loss",
     each=_loss_of_each,
     uses_sigma2=True,
@@ -81,7 +81,8 @@ def _info_gain(candidates: Candidates, query: Query, settings: Settings) -> Sele
     summary="InfoGain with one shortcut: it does not ask how much an example's own uncertainty dilutes what it says. "
     "Each pick is then one search for the largest inner product, which an index can do over very many examples.",
     formula=r"\arg\max_x (\phi_x^\top r)^2,\qquad r=S_A^{-1}\phi_*",
-    advice="For pools too large to scan, and at σ² of about 10³ and above, where it is close to InfoGain.",
+    advice="For pools too large to scan, and at σ² of ten times the kernel’s scale and above, where it is close to "
+    "InfoGain.",
     information="gain",
     each=_gain_of_each,
     uses_sigma2=True,
@@ -89,10 +90,9 @@ def _info_gain(candidates: Candidates, query: Query, settings: Settings) -> Sele
     score="(covariance)²",
     approximates="info_gain",
     searches=True,
-    caveat="It pays only with an index that need not scan. For 50 picks from 5,000 examples a flat index takes 0.09 s, "
-    "the pool's Gram 0.02 s; an IVF index (`natscope precompute --index ivf`) is ahead from about 8,600 examples on, "
-    "and from a million it takes 0.7 s where a flat one takes 40 s (`python -m benchmarks search`, one thread, K = "
-    "1,024, synthetic features).",
+    caveat="It pays only with an index that need not scan: for a few thousand examples the pool's Gram is faster than "
+    "a flat index, and an IVF index (`natscope precompute --index ivf`) is ahead from about 8,000 on (`python -m "
+    "benchmarks search`).",
 )
 def _info_gain_approx(candidates: Candidates, query: Query, settings: Settings) -> Selection:
     return greedy.info_gain_approx(
@@ -125,18 +125,9 @@ def _relatif(candidates: Candidates, query: Query, settings: Settings) -> Select
     # Barshan et al. 2020, section 3.2, with the posterior covariance instead of the inverse Hessian's form.
     conditioning = candidates.conditioning or candidates.pool
     posterior = conditioning.posterior(np.atleast_2d(query.features), settings.sigma2)
-    covariance, variance, pool_variance = (
-        settings.sigma2 * posterior.alpha,
-        posterior.variance,
-        posterior.pool_variance,
-    )
-    for row in settings.exclude:
-        column = settings.sigma2**2 * -posterior.precision_columns([row])[:, 0]  # Cov(f_x, f_row | D), x other than row
-        noise = settings.sigma2**2 * posterior.precision[row]  # sigma2 - Var(f_row | D)
-        variance = variance + covariance[row] ** 2 / noise
-        pool_variance = pool_variance + column**2 / noise
-        covariance = covariance + np.outer(column, covariance[row]) / noise
-    scale = np.sqrt(np.outer(np.maximum(pool_variance, 0), np.maximum(variance, 0)))
+    posterior = posterior.without(settings.exclude, settings.sigma2)
+    covariance = settings.sigma2 * posterior.alpha
+    scale = np.sqrt(np.outer(np.maximum(posterior.pool_variance, 0), np.maximum(posterior.variance, 0)))
     scores = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0).mean(axis=1)
     return rank(scores, settings)
 

@@ -101,8 +101,10 @@ def common_methods(
         missing: returns a sentence on what a bundle lacks for a method; None if nothing is missing.
 
     Raises:
-        QueryError: if there is no such method.
+        QueryError: if there is no such method, or the bundles are of different test examples.
     """
+    if any(not np.array_equal(attributor.test_labels, opened[0].test_labels) for attributor in opened):
+        raise QueryError("These bundles are of different test examples; average over bundles of the same ones.")
     lacking = {name: [m for attributor in opened if (m := missing(attributor, name))] for name in methods}
     if all(lacking.values()):
         raise QueryError(next(iter(lacking.values()))[0] if lacking else "Name at least one method.")

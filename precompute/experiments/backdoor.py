@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from natscope.core.analysis.audit import FIRST, SIGMA2, suspicion
+from natscope.core.analysis.audit import FIRST, sigma2_of, suspicion
 from natscope.core.backdoor import Backdoor, attack_success
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.format import Bundle
@@ -95,7 +95,10 @@ def run(
         return {score: over_bundles([f[score] for f in found]) for score in ("recall", "mrr")}
 
     rows = [_row(opened, name, chosen.get(name), [part.get(name, []) for part in tuning], measure) for name in names]
-    audits = [_part(cache, bundle, "audit", {}, lambda b=bundle: audit(b, progress=progress)) for bundle in opened]
+    audits = [
+        _part(cache, part, "audit", {"sigma2": sigma2_of(part.bundle)}, lambda a=part: audit(a, progress=progress))
+        for part in opened
+    ]
     attacks = [_part(cache, bundle, "attack", {}, lambda b=bundle: _attack(b)) for bundle in opened]
     return _result(opened, rows, audits, attacks, conditioning, queries=queries, budget=budget, seed=seed)
 
@@ -157,21 +160,6 @@ def choose_position(tuning: Sequence[dict[str, list[float]]]) -> dict[str, int]:
     return {name: int(np.argmax(np.round(np.mean([part[name] for part in tuning], axis=0), 9))) for name in tuning[0]}
 
 
-def oracle_of(row: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a method's sigma2, recall and MRR where poisoned queries chose sigma2; None for a method without sigma2.
-
-    A row of an older result, which has no "oracle", was itself measured there, at one sigma2 for all bundles.
-    """
-    if "oracle" in row or row["sigma2"] is None:
-        return row.get("oracle")
-    return {"sigma2": [row["sigma2"]], "recall": row["recall"], "mrr": row["mrr"]}
-
-
-def blind(result: dict[str, Any]) -> bool:
-    """Return whether no poisoned query chose the rows' sigma2; in older results they did."""
-    return all("oracle" in row for row in result["rows"])
-
-
 def audit(attributor: Attributor, *, progress: Progress) -> dict[str, float]:
     """Measure the audit's ranking against the truth."""
     backdoor = backdoor_of(attributor.bundle)
@@ -181,6 +169,7 @@ def audit(attributor: Attributor, *, progress: Progress) -> dict[str, float]:
     hits = np.isin(ranking, poisoned)
     return {
         "seed": attributor.bundle.manifest.poison["seed"],  # type: ignore[index]
+        "sigma2": sigma2_of(attributor.bundle),
         "poisoned": len(poisoned),
         "average_precision": average_precision(ranking, poisoned),
         "precision_at_100": float(hits[:100].mean()),
@@ -324,8 +313,8 @@ def _measure(
 def _found(attributor: Attributor, query: QueryExample, base: int, request: Request) -> tuple[float, float]:
     """Return recall@50 and the reciprocal rank of the first poisoned image."""
     backdoor = backdoor_of(attributor.bundle)
-    request = replace(request, target=int(backdoor.targets[base]))
-    ranking = [item.train_index for item in attributor.attribute(query, request, whole=False).items]
+    longer = replace(request, target=int(backdoor.targets[base]), budget=max(request.budget, RECALL_AT))
+    ranking = [item.train_index for item in attributor.attribute(query, longer, whole=False).items]
     truth = set(backdoor.culprits(base).tolist())
     return recall_at_k(ranking, truth, RECALL_AT), reciprocal_rank(ranking, truth, request.budget)
 
@@ -369,7 +358,7 @@ def _result(
                 for key in ("attack_success", "test_accuracy", "base_rate", "poisoned")
             },
             "rows": rows,
-            "audit": {"sigma2": SIGMA2, "first": FIRST, "chosen_on": list(CHOSEN_ON), "runs": audits},
+            "audit": {"first": FIRST, "chosen_on": list(CHOSEN_ON), "runs": audits},
         },
         finding=finding(rows, audits, float(np.mean([a["base_rate"] for a in attacks]))),
     )
@@ -389,7 +378,7 @@ def finding(rows: Sequence[dict[str, Any]], audits: Sequence[dict[str, Any]], ch
     ]
     unseen = [a["average_precision"] for a in audits if a["seed"] not in CHOSEN_ON]
     return (
-        ("With σ² chosen without a look at the poison, " if reached else "")
+        ("With σ² chosen without using poisoned images, " if reached else "")
         + f"{who} most: {best['mean']:.1%} of the poisoned examples among the first {RECALL_AT}; chance would find "
         f"{chance:.1%}."
         + (f" An oracle that chose σ² on poisoned queries would reach {listed(reached)}." if reached else "")

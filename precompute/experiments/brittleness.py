@@ -13,6 +13,7 @@ import torch
 from natscope.core.analysis.curves import sample_queries
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.request import QueryExample, Request
+from natscope.core.errors import QueryError
 from natscope.core.methods import METHODS
 from natscope.core.progress import Progress
 from natscope.precompute.bundles.opening import common_methods, lacks, open_attributor
@@ -95,9 +96,16 @@ def run(
 
 
 def most_removed(attributor: Attributor) -> int:
-    """Return how many images can be removed from any class so that at least one is left."""
+    """Return how many images can be removed from any class so that at least one is left.
+
+    Raises:
+        QueryError: if a class has only one.
+    """
     counts = np.bincount(attributor.train_labels)
-    return max(1, int(counts[counts > 0].min()) - 1)
+    most = int(counts[counts > 0].min()) - 1
+    if not most:
+        raise QueryError("A class has a single training example, so none can be removed from each; add examples.")
+    return most
 
 
 def rank(
@@ -205,7 +213,7 @@ def finding(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> str:
     said = "all information methods beat all baselines"
     held = f"At {'every budget' if above.all() else f'{above.sum()} of {len(grid)} budgets'} {said}"
     held = held if above.any() else f"At no budget do {said}"
-    return f"{first} {held}; the best baseline is {METHODS[best].title}."
+    return f"{first} {held}; the best baseline, over all budgets, is {METHODS[best].title}."
 
 
 def paired_tests(rows: Sequence[dict[str, Any]], grid: Sequence[int]) -> list[dict[str, Any]]:
@@ -254,7 +262,7 @@ def _mcnemar(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
 
 
 def significance(tests: Sequence[dict[str, Any]]) -> str:
-    """Return a sentence on which differences from the best baseline, of either sign, are significant."""
+    """Return a sentence on which information methods differ significantly from the best baseline, either way."""
     if not tests:
         return ""
     baseline = METHODS[tests[0]["baseline"]].title
@@ -265,7 +273,9 @@ def significance(tests: Sequence[dict[str, Any]]) -> str:
         if test["p_holm"] < SIGNIFICANT
     ]
     if found:
-        return f"Significantly different from {baseline} (McNemar’s test, Holm’s correction): {', '.join(found)}."
+        return (
+            f"Information methods that differ from {baseline} (McNemar’s test, Holm’s correction): {', '.join(found)}."
+        )
     least = min(test["p_holm"] for test in tests)
     p = f"p {'=' if least >= 1 else '≥'} {math.floor(100 * least) / 100:.2f}"
-    return f"No difference from {baseline} is significant (McNemar’s test, {p} with Holm’s correction)."
+    return f"No information method differs significantly from {baseline} (McNemar’s test, {p} with Holm’s correction)."

@@ -17,7 +17,6 @@ from natscope.core.analysis.coreset import (
     Coresets,
     draw,
     missing,
-    variant_of,
 )
 from natscope.core.analysis.curves import held_out
 from natscope.core.bundle.attributor import Attributor
@@ -58,7 +57,8 @@ def run(
         bundles: bundles that differ by their seeds, or one.
         queries: how many test images to choose for, the same ones for all bundles.
         budget: size M of the largest coreset, a tenth of the training images when None; the grid takes smaller shares.
-        seed: seed of the choice of test images; plus the bundle's position, that of the random method.
+        seed: seed of the choice of test images, plus the repeat; plus the position among bundles and their repeats,
+            that of the random method.
         methods: names of those that choose, as far as the bundles hold what they need.
         repeats: how often to choose and to train for each bundle, each time for other test images and by other seeds.
         cache: where finished choices and trainings are kept.
@@ -211,40 +211,49 @@ def whole_title(setting: Mapping[str, Any]) -> str:
 def finding(
     rows: Sequence[dict[str, Any]], grid: Sequence[int], whole: dict[str, Any], setting: Mapping[str, Any]
 ) -> str:
-    """Return a sentence on the best choice at the smallest and the largest budget, and on random ones."""
+    """Return sentences on the best choice and the best random one at the smallest and the largest budget."""
     parts = []
     for position in sorted({0, len(grid) - 1}):
-        best = max(rows, key=lambda row: row["accuracy"][position]["mean"])
-        at_random = [row for row in rows if row["method"] == RANDOM and variant_of(row) == variant_of(best)]
-        way = f" {BALANCE[variant_of(best)]}".rstrip()
-        than = (
-            f", {at_random[0]['accuracy'][position]['mean']:.1%} with random ones"
-            if at_random and best != at_random[0]
-            else ""
-        )
-        who = "with random examples" if best["method"] == RANDOM else f"when {METHODS[best['method']].title} chooses"
+
+        def right(row: dict[str, Any], position: int = position) -> float:
+            return float(row["accuracy"][position]["mean"])
+
+        best = max(rows, key=right)
+        at_random = max((row for row in rows if row["method"] == RANDOM), key=right, default=best)
+        than = f", {right(at_random):.1%} with {_way(at_random)}" if best is not at_random else ""
         parts.append(
-            f"trained on {grid[position]:,} examples the network is right on {best['accuracy'][position]['mean']:.1%} "
-            f"{who}{way}{than}"
+            f"trained on {grid[position]:,} examples the network is right on {right(best):.1%} with {_way(best)}{than}"
         )
     told = "; ".join(parts)
     said = f"{told[0].upper()}{told[1:]}; with {whole_title(setting)}, on {whole['mean']:.1%}."
     return " ".join(part for part in (said, _above_random(rows), _why(rows)) if part)
 
 
+def _way(row: dict[str, Any]) -> str:
+    """Return which examples a row is about, such as "those that TRAK chooses class by class"."""
+    who = "random ones" if row["method"] == RANDOM else f"those that {METHODS[row['method']].title} chooses"
+    return f"{who} {BALANCE[row['variant']]}".rstrip()
+
+
 def _above_random(rows: Sequence[dict[str, Any]]) -> str:
     """Return a sentence on which choices beat random ones of the same variant, and at how many budgets."""
     told = []
-    for variant in sorted({variant_of(row) for row in rows}, key=VARIANTS.index):
-        kind = {
-            row["method"]: np.array([a["mean"] for a in row["accuracy"]]) for row in rows if variant_of(row) == variant
-        }
+    for variant in sorted({row["variant"] for row in rows}, key=VARIANTS.index):
+        kind = {row["method"]: row["accuracy"] for row in rows if row["variant"] == variant}
         if RANDOM not in kind or len(kind) < 2:
             return ""
-        budgets_above = {METHODS[name].title: int((means > kind[RANDOM]).sum()) for name, means in kind.items()}
-        better = [f"{name} at {n} of {len(kind[RANDOM])} budgets" for name, n in budgets_above.items() if n]
+        if any(accuracy["error"] is None for accuracies in kind.values() for accuracy in accuracies):
+            return "Each coreset was trained on once, so differences of a few points say nothing."
+        counts = {METHODS[name].title: _clearly_above(each, kind[RANDOM]) for name, each in kind.items()}
+        better = [f"{name} at {n} of {len(kind[RANDOM])} budgets" for name, n in counts.items() if n]
         told.append(f"{BALANCE[variant] or 'chosen freely'}: {', '.join(better) or 'none'}")
-    return f"Above random examples, {'; '.join(told)}."
+    return f"More than two standard errors above random examples, {'; '.join(told)}."
+
+
+def _clearly_above(accuracies: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> int:
+    """Return at how many budgets accuracies exceed others by more than two standard errors of the difference."""
+    pairs = zip(accuracies, others, strict=True)
+    return sum(a["mean"] - b["mean"] > 2 * float(np.hypot(a["error"], b["error"])) for a, b in pairs)
 
 
 def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -265,7 +274,7 @@ def _makeup(labels: np.ndarray, wrong: np.ndarray, chosen: Sequence[Sequence[int
 
 def _why(rows: Sequence[dict[str, Any]]) -> str:
     """Return a sentence on which free choices are mostly of one class, and which the network often gets wrong."""
-    free = [row for row in rows if variant_of(row) == FREE and row.get("makeup", {"images": 0})["images"] >= _TOLD]
+    free = [row for row in rows if row["variant"] == FREE and row.get("makeup", {"images": 0})["images"] >= _TOLD]
     told = []
     for field, least, text in (
         ("largest_class", 0.5, "are of one class"),

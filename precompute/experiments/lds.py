@@ -1,6 +1,7 @@
 """The linear datamodelling score (LDS): do the scores of a set of training images predict what training on it gives?"""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,9 +132,11 @@ def lds(predicted: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
         predicted: (R, Q) summed scores of each set.
         values: (R, Q) what networks trained on it say.
     """
-    from scipy.stats import spearmanr  # 27 MB, and a moment to load, in every process of the app
+    from scipy.stats import ConstantInputWarning, spearmanr  # 27 MB, and a moment to load, in every process of the app
 
-    found = [spearmanr(predicted[:, q], values[:, q]) for q in range(values.shape[1])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)  # then it is NaN
+        found = [spearmanr(predicted[:, q], values[:, q]) for q in range(values.shape[1])]
     return np.array([f.statistic for f in found]), np.array([f.pvalue for f in found])
 
 

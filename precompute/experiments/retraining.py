@@ -92,7 +92,7 @@ def _found(
         progress(f"Asking {METHODS[method].title}", done, len(drawn))
         sigma2 = attributor.bundle.sigma2(method, purpose="backdoor")
         target = int(backdoor.targets[base])
-        request = Request(method, sigma2, budget, conditioning=conditioning, target=target, seed=seed + done)
+        request = Request(method, sigma2, budget, conditioning=conditioning, target=target, seed=(seed + done) % 2**63)
         ranking = attributor.attribute(stamped_query(attributor, backdoor, index), request)
         found |= {item.train_index for item in ranking.items}
     return sorted(found)

@@ -23,7 +23,6 @@ from natscope.core.methods import METHODS, Query
 from natscope.core.progress import Progress
 from natscope.core.text import plain
 from natscope.precompute.bundles.opening import open_attributor
-from natscope.precompute.experiments.backdoor import oracle_of
 from natscope.precompute.experiments.brittleness import most_removed, rank
 from natscope.precompute.experiments.coreset import budgets
 from natscope.precompute.experiments.result import TUNED, Result, mean_and_error, result_of
@@ -244,6 +243,13 @@ def best(curve: Sequence[dict[str, Any]]) -> float:
     return float(min((p["sigma2"] for p in curve if p["mean"] == highest), key=lambda s: abs(math.log10(s))))
 
 
+def _alike(curve: Sequence[dict[str, Any]]) -> str:
+    """Return which values of sigma2 score within a standard error of the best; nothing if no other does."""
+    top = max(curve, key=lambda point: point["mean"])
+    alike = [point["sigma2"] for point in curve if point["mean"] >= top["mean"] - (top["error"] or 0)]
+    return f" ({min(alike):g} to {max(alike):g} within its error)" if len(alike) > 1 else ""
+
+
 def read(file: Path) -> dict[str, Any]:
     """Read a finished result.
 
@@ -280,12 +286,13 @@ def _tried(result: dict[str, Any], name: str, sigma2: float) -> bool:
 
 def _of_backdoor(result: dict[str, Any]) -> dict[str, Any]:
     setting = result["setting"]
-    oracles = {row["method"]: oracle_of(row) for row in result["rows"]}
     return {
         "for": "backdoor",
         "score": f"recall@{setting['recall_at']} of planted examples, mean of {setting['tuned_on']} fooled test "
         "examples",
-        "sigma2": {name: oracle["sigma2"][0] for name, oracle in oracles.items() if oracle},  # the first bundle's
+        "sigma2": {
+            row["method"]: row["oracle"]["sigma2"][0] for row in result["rows"] if row["oracle"]
+        },  # the first bundle's
     }
 
 
@@ -397,7 +404,7 @@ def _result(
 ) -> Result:
     purpose = "coreset" if by == "coreset" else "prediction"
     chosen = {name: best(curve) for name, curve in curves.items()}
-    values = ", ".join(f"{METHODS[name].title} {sigma2:g}" for name, sigma2 in chosen.items())
+    values = ", ".join(f"{METHODS[name].title} {sigma2:g}{_alike(curves[name])}" for name, sigma2 in chosen.items())
     return result_of(
         "tune",
         [attributor],

@@ -1,8 +1,8 @@
 """Results of an experiment's parts, kept on disk so that a stopped one can resume."""
 
-import glob
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from natscope.core.bundle.format import write_atomically
-from natscope.core.errors import NatscopeError
+from natscope.core.errors import FileError, NatscopeError, QueryError
 from natscope.core.files import read_regular
 
 _LARGEST = 10**9  # bytes
@@ -23,6 +23,7 @@ class ResultCache:
         """Read what is there; a file that cannot be read counts as empty, and a part that was edited as missing."""
         self.path = path
         self._artifacts = _read(path)
+        self._beside: set[Path] = set()
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return a part, computing and keeping it if it is not there yet.
@@ -57,12 +58,31 @@ class ResultCache:
 
     def beside(self, name: str) -> Path:
         """Return a file beside this one for a part's own work in progress; `discard` removes it too."""
-        return self.path.with_suffix(f".{name}")
+        file = self.path.with_suffix(f".{name}")
+        self._beside.add(file)
+        return file
 
     def discard(self) -> None:
-        """Remove the file and those beside it, once the experiment's result is written."""
-        for file in (self.path, *self.path.parent.glob(f"{glob.escape(self.path.stem)}.*")):
-            file.unlink(missing_ok=True)
+        """Remove the file and those that were asked for `beside` it, once the experiment's result is written."""
+        for file in (self.path, self.beside("lock"), *self._beside):
+            if file.is_file():
+                file.unlink()
+
+    def check_own(self) -> None:
+        """Raise QueryError if the file holds something else, which the first part would overwrite."""
+        try:
+            found = json.loads(read_regular(self.path, _LARGEST, links=True) or b"{}")
+        except FileError:
+            if not os.path.lexists(self.path):
+                return
+            found = None
+        except (NatscopeError, ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or not all(isinstance(kept, list) and len(kept) == 2 for kept in found.values()):
+            raise QueryError(
+                f"{self.path} is in the way: finished parts are kept under this name, and it holds something else. "
+                "Move it, or choose another --out."
+            )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -331,7 +331,7 @@ def test_the_table_says_what_the_json_says(run, attribute, bundle_path, method):
     assert (code, err) == (0, "")
     head, *rest = out.splitlines()
     name = answer["target_name"]
-    assert head.count(name) == 2
+    assert head.count(name) == 3  # predicted, labelled, attributed
     assert f"({answer['query']['probability']:.1%})" in head
     if METHODS[method].uses_sigma2:
         ratio = answer["sigma2"] / Bundle(bundle_path).mean_kernel()

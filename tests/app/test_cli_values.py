@@ -93,7 +93,20 @@ def test_a_result_never_takes_the_place_of_a_folder(capsys, tmp_path):
     (tmp_path / "result.json").mkdir()
     out = tmp_path / "result.json"
     said = refused(capsys, "tune", "--bundle", str(tmp_path), "--out", str(out))
-    assert f"{out} is a folder; --out" in said
+    assert f"{out} is a folder, and --out" in said
+
+
+def test_a_figure_never_takes_the_place_of_a_folder_and_a_long_name_is_refused(capsys, tmp_path):
+    (tmp_path / "result.svg").mkdir()
+    said = refused(capsys, "tune", "--bundle", str(tmp_path), "--out", str(tmp_path / "result.json"))
+    assert "result.svg is a folder" in said
+    said = refused(capsys, "tune", "--bundle", str(tmp_path), "--out", str(tmp_path / f"{'r' * 240}.json"))
+    assert "too long" in said
+
+
+def test_values_are_taken_without_other_options(capsys, tmp_path):
+    said = refused(capsys, "tune", "--bundle", str(tmp_path), "--take", "r.json", "--methods", "info_loss")
+    assert "leave out all but --bundle" in said
 
 
 @pytest.mark.parametrize("command", ["precompute", "attribute", "evaluate", "tune", "verify", "demo", "app"])

@@ -123,7 +123,7 @@ def test_images_to_which_the_network_does_not_respond_do_not_count_in_the_sketch
 
 def test_where_the_network_responds_to_no_image_the_page_says_so(here, page, tiny_path, monkeypatch):
     nothing = SketchError(0.0, np.empty(0), 0.35, exact=True)
-    monkeypatch.setattr("natscope.core.bundle.attributor.trust", lambda *_, **__: nothing)
+    monkeypatch.setattr("natscope.core.bundle.attributor.measure", lambda *_, **__: nothing)
     app = page(tiny_path)
     assert any("does not respond to the training images" in caption.value for caption in app.caption)
     assert "lengths" not in _charts(app)

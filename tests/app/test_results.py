@@ -61,7 +61,7 @@ def test_every_result_that_is_installed_is_shown_with_what_made_it(page):
         assert section.differs in reported
 
 
-@pytest.mark.parametrize("missing", ["experiment", "date", "command", "versions", "bundle", "seed"])
+@pytest.mark.parametrize("missing", ["experiment", "date", "command", "versions", "bundles", "seed"])
 def test_a_result_that_does_not_say_what_made_it_is_not_shown(missing, tmp_path, monkeypatch):
     result = load_result("relative-information")
     if missing == "seed":

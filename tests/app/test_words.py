@@ -95,6 +95,9 @@ def test_results_are_named_in_words():
     assert setting_of(setting) == "Fashion-MNIST (25%), 15,000 training images; MLP 784-512-256-10"
     setting = {"data": "folder:cifar10, 50,000 training images", "network": "resnet9 3-10"}
     assert setting_of(setting) == "CIFAR-10 (JPEG), 50,000 training images; ResNet-9"
+    setting["kernel"] = {"ntk": True, "sketch": {"dim": 2048}}
+    assert setting_of(setting).endswith("; ResNet-9; K = 2,048, with NTK scaling")
+    assert setting_of(setting | {"measurement": "margin"}).endswith("; K = 2,048, without NTK scaling")
     setting = {"data": "folder:pets, 10 training images", "network": "my_model:make"}
     assert setting_of(setting) == f"pets, 10 training images; {markdown('my_model:make')}"
     assert setting_of(setting | {"recipe": {"epochs": 7}}).endswith(f"; {markdown('my_model:make')}, 7 epochs")

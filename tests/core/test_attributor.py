@@ -255,7 +255,7 @@ def _overwrite(file):
         lambda a, query: a.margin_query(np.arange(2)),
         lambda a, query: a.margin_candidates(np.arange(2), silent),
         lambda a, query: a.resketched(1).query("test", 0),
-        lambda a, query: a.trust(4),
+        lambda a, query: a.sketch_error(4),
         lambda a, query: a.check(),
     ],
 )

@@ -135,10 +135,13 @@ def test_relatif_is_the_posterior_correlation(candidates):
     assert selected.signs.tolist() == np.sign(wanted).astype(int).tolist()
 
 
-def test_relatif_without_a_row_is_relatif_of_a_pool_that_never_had_it(candidates):
-    kept = np.delete(np.arange(30), 4)
-    without = METHODS["relatif"].select(candidates, QUERY, Settings(0.5, 29, exclude=(4,)))
-    never = METHODS["relatif"].select(Candidates(Pool(FEATURES[kept]), PENULTIMATE[kept]), QUERY, Settings(0.5, 29))
+@pytest.mark.parametrize("taken", [(4,), (4, 9), (9, 4, 9, 20)])
+def test_relatif_without_rows_is_relatif_of_a_pool_that_never_had_them(candidates, taken):
+    kept = np.delete(np.arange(30), taken)
+    without = METHODS["relatif"].select(candidates, QUERY, Settings(0.5, len(kept), exclude=taken))
+    never = METHODS["relatif"].select(
+        Candidates(Pool(FEATURES[kept]), PENULTIMATE[kept]), QUERY, Settings(0.5, len(kept))
+    )
     assert without.indices.tolist() == kept[never.indices].tolist()
     np.testing.assert_allclose(without.scores, never.scores, rtol=1e-8)
 

@@ -149,3 +149,33 @@ def test_queries_that_repeat_each_other_add_nothing(sigma2):
     assert again == pytest.approx(once, rel=1e-6)
     singles = [metrics.information_gain(pool, query, sigma2, subset) for query in queries]
     assert again >= max(singles) * (1 - 1e-9)
+
+
+def test_rows_named_twice_count_once_and_a_mask_names_rows():
+    pool, query = Pool(FEATURES), QUERIES[0]
+    mask = np.isin(np.arange(len(FEATURES)), (0, 1))
+    for measure in (metrics.information_gain, metrics.information_loss):
+        once = measure(pool, query, 1.0, [0, 1])
+        assert measure(pool, query, 1.0, [0, 0, 1]) == once
+        assert measure(pool, query, 1.0, mask) == once
+
+
+@pytest.mark.parametrize("measure", [metrics.information_gain, metrics.information_loss])
+def test_what_is_no_row_query_or_variance_is_refused(measure):
+    pool, query = Pool(FEATURES), QUERIES[0]
+    for rows in ([-1], [len(FEATURES)], [1.5], 3):
+        with pytest.raises(ValueError, match=r"Rows of this pool are whole numbers from 0 to"):
+            measure(pool, query, 1.0, rows)
+    for sigma2 in (0.0, -1.0, np.inf, np.nan, "1"):
+        with pytest.raises(ValueError, match="must be a positive number"):
+            measure(pool, query, sigma2, [0])
+    for wrong in (query[:-1], np.zeros((0, len(query)))):
+        with pytest.raises(ValueError, match="Queries need"):
+            measure(pool, wrong, 1.0, [0])
+    with pytest.raises(ValueError, match="not finite"):
+        measure(pool, query * np.nan, 1.0, [0])
+
+
+def test_rows_that_a_tiny_variance_cannot_tell_apart_are_one_sentence():
+    with pytest.raises(ValueError, match="sigma2 is too small"):
+        metrics.information_gain(Pool(np.ones((3, 1))), np.ones(1), 1e-300, [0, 1])

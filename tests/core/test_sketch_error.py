@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from natscope.core.sketch_error import trust
+from natscope.core import sketch_error
 from natscope.core.sketches import SketchSpec
 
 
@@ -19,7 +19,7 @@ def sample():
 
 def measure(sample, dim, layout, seed=0):
     model, inputs, targets = sample
-    return trust(model, SketchSpec("dense", dim, seed), inputs, targets, ntk=False, layout=layout)
+    return sketch_error.measure(model, SketchSpec("dense", dim, seed), inputs, targets, ntk=False, layout=layout)
 
 
 LAYOUT = ((40, 30), (5, 40))

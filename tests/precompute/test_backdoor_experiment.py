@@ -14,7 +14,6 @@ from natscope.app.figures.backdoor import sigma2_chosen
 from natscope.app.figures.experiments import charts, experiment_files
 from natscope.app.figures.tables import recall_table
 from natscope.app.paper import TABLE_1
-from natscope.app.results import load_result
 from natscope.app.theme import PALETTES
 from natscope.core.bundle.attributor import Attributor
 from natscope.core.bundle.candidates import CandidateSets
@@ -156,25 +155,6 @@ def test_features_of_a_query_are_computed_once_for_all_methods(poisoned_path, mo
     attributor.attribute(query, Request("info_gain", 10.0, 5, target=(query.predicted + 1) % 10))
     attributor.attribute(attributor.query("test", 1), Request("info_gain", 10.0, 5))
     assert len(computed) == 3
-
-
-@pytest.mark.parametrize("name", ["backdoor", "backdoor-cifar10"])
-def test_a_result_measured_at_the_oracles_sigma2_alone_says_so(name):
-    old = load_result(name)
-    rows = old["rows"]
-    for row in rows:
-        row.pop("oracle", None)
-        row["sigma2"] = 10.0 if METHODS[row["method"]].uses_sigma2 else None
-    head, *lines = recall_table(old).markdown().splitlines()
-    assert head.endswith("| σ², chosen by recall on poisoned queries |")
-    assert {line.count("|") for line in lines} == {head.count("|")}
-    assert next(line for line in lines if line.startswith("| InfoLoss |")).endswith("| 10 |")
-    assert "defender" in sigma2_chosen(old)
-    (chart,) = charts(old)
-    assert "chosen on poisoned" in chart.x.title
-    assert not any(chart.marks)
-    assert {kind for kind, _ in experiment_files(old)} == {"png", "svg", "md"}
-    assert experiment.oracle_of(rows[0])["recall"] == rows[0]["recall"]
 
 
 def test_the_papers_numbers_stand_beside_those_of_its_setting(result):
@@ -335,3 +315,27 @@ def test_two_who_keep_parts_in_one_file_lose_none(tmp_path):
     assert ResultCache(tmp_path / "part.json").parts() == first.parts() == {"a": [1], "b": [2], "c": [3]}
     first.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_files_of_ones_own_are_discarded(tmp_path):
+    for name in ("run.partial.txt", "run.partial.keep"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "run.partial.folder").mkdir()
+    cache = ResultCache(tmp_path / "run.partial.json")
+    cache.check_own()
+    cache.get("a", lambda: [1])
+    cache.beside("steps").write_text("work in progress")
+    cache.check_own()
+    cache.discard()
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "run.partial.folder",
+        "run.partial.keep",
+        "run.partial.txt",
+    ]
+
+
+@pytest.mark.parametrize("content", ['{"mine": 1}', '{"experiment": "coreset", "rows": []}', "[1]", "notes"])
+def test_a_file_that_holds_no_parts_is_not_overwritten(tmp_path, content):
+    (tmp_path / "run.partial.json").write_text(content)
+    with pytest.raises(QueryError, match="it holds something else"):
+        ResultCache(tmp_path / "run.partial.json").check_own()

@@ -73,7 +73,7 @@ def test_the_result_says_what_was_done(result, bundle_path):
     for row in result["rows"]:
         assert len(row["accuracy"]) == 3
         assert all(0.05 < value["mean"] < result["all_data"]["mean"] for value in row["accuracy"])
-    assert result["rows"][0]["sigma2"] == [10 * Bundle(bundle_path).scale("coreset")]
+    assert result["rows"][0]["sigma2"] == [0.1 * Bundle(bundle_path).scale("coreset")]
     assert result["rows"][3]["sigma2"] is None
     for row in result["rows"]:
         assert row["makeup"]["images"] == 24
@@ -143,17 +143,27 @@ def test_budgets_are_shares_of_the_training_images_up_to_the_largest():
 
 def test_the_finding_says_who_is_above_chance():
     def row(name, variant, *means):
-        return {"method": name, "variant": variant, "accuracy": [over_bundles([m]) for m in means]}
+        return {"method": name, "variant": variant, "accuracy": [over_bundles([m - off, m + off]) for m in means]}
 
+    off = 0.01
     rows = [row("info_gain", FREE, 0.3, 0.6), row("random", FREE, 0.2, 0.5), row("trak", FREE, 0.1, 0.7)]
     rows += [row("info_gain", PER_CLASS, 0.4, 0.6), row("random", PER_CLASS, 0.5, 0.5)]
     rows += [row("info_gain", QUOTAS, 0.1, 0.2), row("random", QUOTAS, 0.2, 0.2)]
     said = coreset.finding(rows, (10, 20), over_bundles([0.9]), {})
-    assert re.search(r"on 10 .* 50\.0% with random examples class by class.* on 20 .* 70\.0% when TRAK .* 50\.0%", said)
+    assert re.search(
+        r"on 10 .* 50\.0% with random ones class by class;.* 70\.0% with those that TRAK chooses, 50\.0% with random",
+        said,
+    )
     assert re.search(
         r"freely: InfoGain at 2 .*TRAK at 1 of 2 .*; with class quotas: none; class by class: InfoGain at 1 of 2 ",
         said,
     )
+    off = 0.2
+    assert "chosen freely: none" in coreset.finding(
+        [row("trak", FREE, 0.6), row("random", FREE, 0.5)], (10,), over_bundles([0.9]), {}
+    )
+    once = {"method": "random", "variant": FREE, "accuracy": [over_bundles([0.5])]}
+    assert "trained on once" in coreset.finding([once, once | {"method": "trak"}], (10,), over_bundles([0.9]), {})
     for name, classes, wrong in (("info_gain", 0.2, 0.0), ("random", 0.2, 0.1), ("trak", 0.6, 0.5)):
         next(row for row in rows if row["method"] == name)["makeup"] = {
             "images": 20,
@@ -199,21 +209,6 @@ def test_the_figures_and_the_table_show_every_row(result):
         rows = [row for row in result["rows"] if row["variant"] == variant]
         assert [line.name for line in chart.series] == [METHODS[row["method"]].title for row in rows]
         assert [line.y[0] for line in chart.series] == [100 * row["accuracy"][0]["mean"] for row in rows]
-
-
-def test_a_result_from_before_there_were_quotas_is_still_drawn():
-    rows = [
-        {"method": "random", "balanced": balanced, "sigma2": None, "accuracy": [over_bundles([value])]}
-        for balanced, value in ((False, 0.2), (True, 0.3))
-    ]
-    old = {"experiment": "coreset", "setting": {"grid": [9]}, "all_data": over_bundles([0.9]), "rows": rows}
-    assert [(chart.title[:8], chart.series[0].y) for chart in charts(old)] == [
-        ("Figure 5", [20.0]),
-        ("Ours: ea", [30.0]),
-    ]
-    assert {kind for kind, _ in experiment_files(old)} == {"png", "svg", "md"}
-    assert "| Random, class by class |  | 30.0% |" in coreset_table(old).markdown()
-    assert "30.0% with random examples class by class;" in coreset.finding(rows, (9,), over_bundles([0.9]), {})
 
 
 def test_what_cannot_be_done_is_refused_in_a_sentence(bundle_path, tmp_path):
