@@ -103,8 +103,9 @@ def test_the_shipped_result_says_how_it_was_made_and_can_be_drawn_again():
     from pathlib import Path
 
     result = json.loads((Path(assets.__file__).parent / "results" / "relative-information.json").read_text("utf-8"))
-    assert result["command"].startswith("natscope precompute --classes 0,1")
-    assert {"versions", "bundle", "date", "finding"} <= set(result)
+    assert result["bundles"][0]["command"].startswith("natscope precompute --classes 0,1")
+    assert result["command"].startswith("natscope evaluate relative-information")
+    assert {"versions", "date", "finding"} <= set(result)
     assert len(result["setting"]["query_indices"]) == result["setting"]["queries"]
     upper, lower = (chart.series for chart in relative_charts(result))
     assert [line.name for line in upper] == [f"σ² = {value}" for value in ("1", "10", "100", "10³", "10⁴", "10⁵")]
