@@ -64,7 +64,7 @@ def test_without_a_recorded_sigma2_the_default_ratio_is_measured(result, poisone
         assert row["sigma2"] == ([poisoned.bundle.scale() * method.ratio] if method.uses_sigma2 else None)
         assert row["ratio"] == ([method.ratio] if method.uses_sigma2 else None)
         assert row["tuned"] == ([None] if method.uses_sigma2 else None)
-    assert "without a look at the poison" in result["finding"]
+    assert "without using poisoned images" in result["finding"]
 
 
 def test_the_oracle_is_the_best_of_the_grid_on_the_queries_that_tune(result, poisoned):
