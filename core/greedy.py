@@ -84,8 +84,7 @@ def info_gain(
         >>> selection.nats.round(2)  # cumulative
         array([0.28, 0.44, 0.6 ])
     """
-    pool, queries = _pool_and_queries(features, queries, sigma2, budget)
-    exclude = pool.rows(exclude).tolist()
+    pool, queries, exclude = _checked(features, queries, sigma2, budget, exclude)
     return _gain(pool, queries, sigma2, budget, exclude, quotas, divide=True)
 
 
@@ -126,8 +125,7 @@ def info_gain_approx(
         >>> bool(approximate.nats[-1] > 0.99 * exact.nats[-1])  # at a large sigma2 they agree
         True
     """
-    pool, queries = _pool_and_queries(features, queries, sigma2, budget)
-    exclude = pool.rows(exclude).tolist()
+    pool, queries, exclude = _checked(features, queries, sigma2, budget, exclude)
     if index is None:
         return _gain(pool, queries, sigma2, budget, exclude, quotas, divide=False)
     if len(queries) != 1:
@@ -173,8 +171,7 @@ def info_loss(
         >>> bool(lost.nats[-1] > natscope.information_loss(pool, query, 1.0, other.indices))
         True
     """
-    pool, queries = _pool_and_queries(features, queries, sigma2, budget)
-    exclude = pool.rows(exclude).tolist()
+    pool, queries, exclude = _checked(features, queries, sigma2, budget, exclude)
     posterior = (conditioning or pool).posterior(queries, sigma2)
     # With no other examples x has precision 1 / (sigma2 + k_xx): rounding must not take it lower.
     floor = 1 / (sigma2 + pool.diagonal)
@@ -271,7 +268,7 @@ def _gain_by_index(
     directions: list[tuple[np.ndarray, float]] = []  # S_A^-1 phi_i and sigma2 + v_i of each pick, given those before it
     picks: list[int] = []
     scores, signs, nats = [], [], []
-    for _ in range(min(budget, len(pool) - len(set(exclude)))):
+    for _ in range(min(budget, len(pool) - len(exclude))):
         best, phi, covariance = next_best(residual)
         direction = phi - sum((d * (d @ phi) / noise for d, noise in directions), start=np.zeros_like(phi))
         noise = max(float(phi @ direction), 0.0) + sigma2
@@ -301,10 +298,10 @@ def _exact_search(
     return next_best
 
 
-def _pool_and_queries(
-    features: np.ndarray | Pool, queries: np.ndarray, sigma2: float, budget: int
-) -> tuple[Pool, np.ndarray]:
+def _checked(
+    features: np.ndarray | Pool, queries: np.ndarray, sigma2: float, budget: int, exclude: Sequence[int]
+) -> tuple[Pool, np.ndarray, list[int]]:
     pool = features if isinstance(features, Pool) else Pool(np.asarray(features))
     if not isinstance(budget, (int, np.integer)) or budget < 1:
         raise ValueError(f"The budget M must be a whole number of at least 1, not {budget!r}.")
-    return pool, pool.checked(queries, sigma2)
+    return pool, pool.checked(queries, sigma2), pool.rows(exclude).tolist()

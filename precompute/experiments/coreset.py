@@ -214,16 +214,11 @@ def finding(
     """Return sentences on the best choice and the best random one at the smallest and the largest budget."""
     parts = []
     for position in sorted({0, len(grid) - 1}):
-
-        def right(row: dict[str, Any], position: int = position) -> float:
-            return float(row["accuracy"][position]["mean"])
-
-        best = max(rows, key=right)
-        at_random = max((row for row in rows if row["method"] == RANDOM), key=right, default=best)
-        than = f", {right(at_random):.1%} with {_way(at_random)}" if best is not at_random else ""
-        parts.append(
-            f"trained on {grid[position]:,} examples the network is right on {right(best):.1%} with {_way(best)}{than}"
-        )
+        ranked = sorted(rows, key=lambda row: -row["accuracy"][position]["mean"])
+        told_of = [ranked[0], *[row for row in ranked if row["method"] == RANDOM][:1]]
+        shares = [f"{row['accuracy'][position]['mean']:.1%} with {_way(row)}" for row in told_of]
+        said = ", ".join(dict.fromkeys(shares))  # once where random ones are the best
+        parts.append(f"trained on {grid[position]:,} examples the network is right on {said}")
     told = "; ".join(parts)
     said = f"{told[0].upper()}{told[1:]}; with {whole_title(setting)}, on {whole['mean']:.1%}."
     return " ".join(part for part in (said, _above_random(rows), _why(rows)) if part)

@@ -286,13 +286,12 @@ def _tried(result: dict[str, Any], name: str, sigma2: float) -> bool:
 
 def _of_backdoor(result: dict[str, Any]) -> dict[str, Any]:
     setting = result["setting"]
+    oracles = {row["method"]: row["oracle"] for row in result["rows"]}
     return {
         "for": "backdoor",
         "score": f"recall@{setting['recall_at']} of planted examples, mean of {setting['tuned_on']} fooled test "
         "examples",
-        "sigma2": {
-            row["method"]: row["oracle"]["sigma2"][0] for row in result["rows"] if row["oracle"]
-        },  # the first bundle's
+        "sigma2": {name: oracle["sigma2"][0] for name, oracle in oracles.items() if oracle},  # the first bundle's
     }
 
 

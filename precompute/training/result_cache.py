@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from natscope.core.bundle.format import write_atomically
-from natscope.core.errors import FileError, NatscopeError, QueryError
+from natscope.core.errors import NatscopeError, QueryError
 from natscope.core.files import read_regular
 
 _LARGEST = 10**9  # bytes
@@ -22,7 +22,8 @@ class ResultCache:
     def __init__(self, path: Path) -> None:
         """Read what is there; a file that cannot be read counts as empty, and a part that was edited as missing."""
         self.path = path
-        self._artifacts = _read(path)
+        content = _content(path)
+        self._artifacts, self._foreign = _whole(content), not _are_parts(content)
         self._beside: set[Path] = set()
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -40,7 +41,7 @@ class ResultCache:
         """Write a part, along with those that other processes have written meanwhile."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.beside("lock")):
-            self._artifacts = _read(self.path) | self._artifacts | {name: part}
+            self._artifacts = _whole(_content(self.path)) | self._artifacts | {name: part}
             kept = {name: [_checksum(name, value), value] for name, value in self._artifacts.items()}
             write_atomically(self.path, json.dumps(kept).encode())
 
@@ -70,29 +71,36 @@ class ResultCache:
 
     def check_own(self) -> None:
         """Raise QueryError if the file holds something else, which the first part would overwrite."""
-        try:
-            found = json.loads(read_regular(self.path, _LARGEST, links=True) or b"{}")
-        except FileError:
-            if not os.path.lexists(self.path):
-                return
-            found = None
-        except (NatscopeError, ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict) or not all(isinstance(kept, list) and len(kept) == 2 for kept in found.values()):
+        if self._foreign:
             raise QueryError(
                 f"{self.path} is in the way: finished parts are kept under this name, and it holds something else. "
                 "Move it, or choose another --out."
             )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_regular(path, _LARGEST, links=True))
-    except (NatscopeError, ValueError, RecursionError):
+def _content(path: Path) -> Any:
+    """Return what a file holds: nothing if it is missing or empty, None if it cannot be read."""
+    if not os.path.lexists(path):
         return {}
-    pairs = found.items() if isinstance(found, dict) else ()
-    whole = ((name, kept) for name, kept in pairs if isinstance(kept, list) and len(kept) == 2)
-    return {name: value for name, (checksum, value) in whole if checksum == _checksum(name, value)}
+    try:
+        return json.loads(read_regular(path, _LARGEST, links=True) or b"{}")
+    except (NatscopeError, ValueError, RecursionError):
+        return None
+
+
+def _is_part(kept: Any) -> bool:
+    return isinstance(kept, list) and len(kept) == 2
+
+
+def _are_parts(content: Any) -> bool:
+    return isinstance(content, dict) and all(map(_is_part, content.values()))
+
+
+def _whole(content: Any) -> dict[str, Any]:
+    """Return the parts whose checksums are right."""
+    pairs = content.items() if isinstance(content, dict) else ()
+    kept = ((name, part) for name, part in pairs if _is_part(part))
+    return {name: value for name, (checksum, value) in kept if checksum == _checksum(name, value)}
 
 
 def _checksum(name: str, value: Any) -> str:
